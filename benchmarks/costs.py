@@ -65,11 +65,9 @@ def main() -> None:
         plan = plan_study(config)
         splits = [split for both in plan.splits.values() for split in both]
         memory = Footprint.of(clip, splits).memory(config.run) / 2**30
-        total = plan.total
-        hours = [f"{total.steps / rate / 3600:,.1f}" for rate in args.rates]
-        rows.append(
-            (name, len(splits[0].classnames), total.runs, f"{total.steps:,}", f"{memory:.1f}", *hours)
-        )
+        runs, _, steps = plan.stages["At most"]
+        hours = [f"{steps / rate / 3600:,.1f}" for rate in args.rates]
+        rows.append((name, len(splits[0].classnames), runs, f"{steps:,}", f"{memory:.1f}", *hours))
     head = (
         "dataset",
         "base classes",

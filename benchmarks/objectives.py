@@ -12,7 +12,6 @@ command resumes from the records in --out. `--show` prints the tables of a file 
 import argparse
 import json
 import multiprocessing
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import optuna
 import torch
 from common import DEVELOPMENT, WORSE, describe, parser_of, publish, table
 from numpy.typing import NDArray
@@ -42,27 +42,6 @@ SEEN = ("base", "zero_shot", "divergence")
 BUDGET = 24
 """Settings that a search compares."""
 RESAMPLED = 400
-
-
-@dataclass(frozen=True)
-class RandomDraws:
-    """Random values that depend on the trial and the setting only."""
-
-    trial: int
-
-    def _rng(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([0, self.trial, zlib.crc32(name.encode())])
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        if log:
-            return float(np.exp(self._rng(name).uniform(np.log(low), np.log(high))))
-        return float(self._rng(name).uniform(low, high))
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        return round(self.suggest_float(name, low, high, log=log))
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return choices[self._rng(name).integers(len(choices))]
 
 
 @dataclass(frozen=True)
@@ -97,7 +76,9 @@ def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
 
 def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) -> Config:
     """Return a configuration. Number 0 is the default settings."""
-    settings = load_space(args.space).sample(RandomDraws(number)) if number else {}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(number)).ask()
+    settings = load_space(args.space).sample(sampled) if number else {}
     where = {"data.name": dataset, "data.root": args.data_root, "backbone.name": "mini"}
     return configure("prometar", {**settings, **where, "train.epochs": args.epochs, "train.seed": seed})
 

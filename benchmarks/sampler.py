@@ -34,6 +34,7 @@ from optuna.storages import InMemoryStorage
 
 from prometar.io.files import write_atomically
 from tune.config import StudyConfig
+from tune.records.schema import EpochReport, RunScore
 from tune.space.ranges import Choice, FloatRange, IntRange
 from tune.space.space import EPOCHS, Space, load_space
 from tune.store.trial_store import TrialStore
@@ -142,16 +143,15 @@ def search(cell: Mapping[str, Any]) -> dict[str, Any]:
     config = StudyConfig.of(
         space=space, trials=cell["budget"], sampler=cell["sampler"], pruner="none", seed=seed, epochs=10
     )
-    store = TrialStore(config, InMemoryStorage(), slots)
-    store.claim(Path("nowhere"), {})
+    store = TrialStore(config, InMemoryStorage(), Path("nowhere"), {}, concurrency=slots)
     running: list[tuple[float, int, dict[str, Any]]] = []
     scores: dict[int, tuple[float, float]] = {}
     now = 0.0
     while True:
         while len(running) < slots and (trial := store.ask()) is not None:
             rng = random.Random(f"{seed} {trial.number}")
-            duration = rng.uniform(0.7, 1.3) * trial.settings.get(EPOCHS, 10) / 10
-            heapq.heappush(running, (now + duration, trial.number, trial.settings))
+            duration = rng.uniform(0.7, 1.3) * trial.params.get(EPOCHS, 10) / 10
+            heapq.heappush(running, (now + duration, trial.number, trial.params))
         if not running:
             best = max(scores.values())
             return {**cell, "regret": round(best[1], 3), "wall": round(now, 3)}
@@ -159,7 +159,8 @@ def search(cell: Mapping[str, Any]) -> dict[str, Any]:
         true = regret(settings)
         score = random.Random(f"{seed} {number} noise").gauss(100 - true, NOISE)
         scores[number] = score, true
-        store.report(number, {"epoch": 1, "objective": score, "finished": True})
+        run = RunScore("textures", seed, objective=score)
+        store.report(number, EpochReport(1, (run,), finished=True))
 
 
 def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ import ray
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 
 from prometar.config.settings import configure
-from tune.execution.jobs import Job, RunSpec
+from tune.execution.jobs import Job
 from tune.execution.local_ray import start_ray
 from tune.execution.resources import ResourcePlan
 from tune.execution.worker import Task, TrialWorker
@@ -80,11 +80,11 @@ def tasks(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
     config = configure("prometar", {"train.seed": 0, "train.epochs": 5})
     found = []
     for k in range(count):
-        tree = config.override({"regularizer.text_weight": 10.0 + k}).model_dump(mode="json")
         run_dir = Path(folder) / f"{k:04d}"
         run_dir.mkdir()
-        job = Job(f"trial {k}", (RunSpec(tree, str(run_dir)),), "drift", 20, k)
-        found.append({"task": Task(job, plan, plan.bundles(), None, "benchmark")})
+        run = config.override({"regularizer.text_weight": 10.0 + k})
+        job = Job(f"trial {k}", {run_dir: run}, "drift", 20, k)
+        found.append({"task": Task(job, plan, plan.bundles())})
     return found
 
 

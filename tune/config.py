@@ -4,12 +4,11 @@ The command line (`OPTIONS`), `Study(...)` in Python and study.yaml are three vi
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 from prometar.bundled.suite import DEFAULT, SUITE, default_backbone
 from prometar.config.settings import (
@@ -18,13 +17,14 @@ from prometar.config.settings import (
     absolute_paths,
     absolute_root,
     configure,
+    differences,
     flatten,
     parse_assignments,
 )
 from prometar.data.datasets.catalog import default_root, file_name
-from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData
+from tune.space.ranges import Settings, Value
 from tune.space.space import EPOCHS, Space, known_spaces, load_enqueued, load_space
 
 EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
@@ -59,7 +59,7 @@ class SearchConfig(PlainData):
         1, ge=1, le=1000, description="Runs per trial and dataset, each with its own seed."
     )
     val_per_class: int = Field(20, ge=1, le=1_000_000, description="Validation images per class, at most.")
-    enqueue: tuple[dict[str, Any], ...] = Field((), description="YAML files of settings to run first.")
+    enqueue: tuple[dict[str, Value], ...] = Field((), description="YAML files of settings to run first.")
 
     @field_validator("datasets")
     @classmethod
@@ -76,6 +76,12 @@ class SearchConfig(PlainData):
         if len(goals) == 1 and goals[0] != "objective":
             raise ValueError("a single goal must be the objective. Add a second goal for a Pareto front")
         return goals
+
+    @model_validator(mode="after")
+    def _possible_seeds(self) -> Self:
+        if self.seeds[-1] >= 2**32:
+            raise ValueError(f"--seed: seeds must be below {2**32}, the last one is {self.seeds[-1]}")
+        return self
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -103,15 +109,14 @@ class FinalTestConfig(PlainData):
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _from_text(cls, given: Any) -> Any:
-        if not isinstance(given, str) or given.strip() == "auto":
-            return given.strip() if isinstance(given, str) else given
-        return given.replace(",", " ").split()
+    def _from_text(cls, given: object) -> object:
+        words = given.replace(",", " ").split() if isinstance(given, str) else given
+        return "auto" if words == ["auto"] else words
 
     @field_validator("seeds")
     @classmethod
-    def _different_seeds(cls, seeds: Any) -> Any:
-        if len(set(seeds)) < len(seeds) and seeds != "auto":
+    def _different_seeds(cls, seeds: tuple[int, ...] | str) -> tuple[int, ...] | str:
+        if seeds != "auto" and len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must differ, got {seeds}")
         return seeds
 
@@ -170,22 +175,6 @@ class StudyConfig(PlainData):
     resources: ResourcesConfig = ResourcesConfig()
     location: LocationConfig = LocationConfig()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        search, objective = self.search, objective_of(self.search.objective, SEARCH_OBJECTIVES)
-        if not objective.searches:
-            raise ValueError(
-                f"--objective must be one of {', '.join(SEARCH_OBJECTIVES)}, got {search.objective}"
-            )
-        if "new" in search.goals and not objective.scores_new:
-            raise ValueError(f"--goals new: the objective {search.objective} does not score new classes")
-        fixed = {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys()
-        if fixed:
-            raise ValueError(
-                f"--space {search.space.name} must not search {min(fixed)}, which the study sets"
-            )
-        return self
-
     @classmethod
     def of(cls, **options: Any) -> Self:
         """Build a configuration from options as `tune/search.py` and `Study` take them.
@@ -201,14 +190,13 @@ class StudyConfig(PlainData):
             >>> StudyConfig.of(dataset="textures", trials=3).search.trials
             3
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        unknown = given.keys() - {name.replace("-", "_") for name in OPTIONS} - {"settings"}
-        if unknown:
-            raise UserError(f"Unknown option '{min(unknown)}'. See tune/search.py --help.")
+        given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
         settings = given.pop("settings", {})
+        if unknown := given.keys() - OPTIONS.keys():
+            raise UserError(f"Unknown option '{min(unknown)}'. See tune/search.py --help.")
         if not isinstance(settings, Mapping):
             settings = parse_assignments(list(_several(settings)))
-        flat = {OPTIONS[name.replace("_", "-")].path: _plain(value) for name, value in given.items()}
+        flat = {OPTIONS[name]: value for name, value in given.items()}
         for key, value in settings.items():
             path = key if key.partition(".")[0] in cls.model_fields else f"run.{key}"
             if path in flat:
@@ -216,57 +204,70 @@ class StudyConfig(PlainData):
             if path in _NOT_SET:
                 raise UserError(f"--set {key} is not allowed in a study. Use {_NOT_SET[path]}.")
             flat[path] = value
-        return cls._from_flat(flat)
-
-    @classmethod
-    def _from_flat(cls, flat: dict[str, Any]) -> Self:
-        datasets = tuple(_several(flat.pop("search.datasets", DEFAULT)))
-        own_run = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
-        space = flat.pop("search.space", "default")
-        enqueue = flat.pop("search.enqueue", ())
-        embedded = SUITE.keys() >= set(datasets)
-        backbone, pretrained = default_backbone(
-            datasets, own_run.pop("backbone.name", None), own_run.pop("backbone.pretrained", None)
-        )
-        root = own_run.pop("data.root", None) or default_root(*datasets)
-        method = own_run.pop("method", "prometar")
-        own_run |= {
-            "backbone.name": backbone,
-            "backbone.pretrained": pretrained,
-            "data.name": datasets[0] if datasets else DEFAULT,
-            "data.root": absolute_root(str(root)) if root else None,
-            "train.seed": flat.get("search.seed", 0),
-        }
-        published = configure(method).train.epochs
-        if embedded:
-            own_run.setdefault("train.epochs", EMBEDDED_EPOCHS)
-            flat.setdefault("search.trials", EMBEDDED_TRIALS)
-        flat.setdefault("test.epochs", published)
-        run = absolute_paths(configure(method, own_run))
-        if not isinstance(space, Space):
-            shipped = space in known_spaces()
-            space = load_space(str(space))
-            if shipped:
-                space = space.fitted(run, fixed={EPOCHS} & own_run.keys())
-        if EPOCHS in space.ranges or len(_several(flat.get("search.goals", ("objective",)))) > 1:
-            flat.setdefault("search.pruner", "none")
-        flat["search.enqueue"] = tuple(
-            settings for file in _several(enqueue) for settings in load_enqueued(Path(file), space)
-        )
-        tree: dict[str, Any] = {"run": run, "search": {"datasets": datasets, "space": space}}
+        run, flat = cls._with_defaults(flat)
+        tree: dict[str, Any] = {}
         for path, value in flat.items():
             section, _, name = path.partition(".")
             tree.setdefault(section, {})[name] = value
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate({**tree, "run": run})
         except ValidationError as error:
-            raise UserError("; ".join(_problems(error))) from None
+            raise UserError(" ".join(_problems(error))) from None
 
-    def identity(self) -> dict[str, Any]:
-        """Return what determines results, as a flat mapping. It must not change when a study resumes."""
+    @staticmethod
+    def _with_defaults(flat: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+        """Return the baseline, and `flat` with the defaults that depend on datasets, method and space."""
+        own = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
+        datasets = tuple(_several(flat.get("search.datasets", DEFAULT)))
+        method = own.pop("method", "prometar")
+        flat.setdefault("test.epochs", configure(method).train.epochs)
+        if SUITE.keys() >= set(datasets):
+            own.setdefault(EPOCHS, EMBEDDED_EPOCHS)
+            flat.setdefault("search.trials", EMBEDDED_TRIALS)
+        backbone, pretrained = default_backbone(
+            datasets, own.get("backbone.name"), own.get("backbone.pretrained")
+        )
+        root = own.pop("data.root", None) or default_root(*datasets)
+        own |= {
+            "backbone.name": backbone,
+            "backbone.pretrained": pretrained,
+            "data.name": next(iter(datasets), DEFAULT),
+            "data.root": absolute_root(str(root)) if root else None,
+            "train.seed": flat.get("search.seed", 0),
+        }
+        run = absolute_paths(configure(method, own))
+        space = flat.get("search.space", "default")
+        if not isinstance(space, Space):
+            loaded = load_space(str(space))
+            fits = space in known_spaces()
+            space = loaded.fitted(run, fixed={EPOCHS} & own.keys()) if fits else loaded
+        if EPOCHS in space.ranges or len(_several(flat.get("search.goals", "objective"))) > 1:
+            flat.setdefault("search.pruner", "none")
+        enqueued = [load_enqueued(Path(file), space) for file in _several(flat.get("search.enqueue", ()))]
+        searched = {"datasets": datasets, "space": space, "enqueue": tuple(chain.from_iterable(enqueued))}
+        return run, flat | {f"search.{name}": value for name, value in searched.items()}
+
+    def identity(self, contents: Mapping[str, str] = {}) -> dict[str, Any]:
+        """Return what determines results, as a flat mapping. It must not change when a study resumes.
+
+        Args:
+            contents: Digests of what determines results beside the configuration, by name.
+        """
         search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
         space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
-        return flatten(search) | space | {k: v for k, v in self.run.flat().items() if k != "data.root"}
+        run = {key: value for key, value in self.run.flat().items() if key != "data.root"}
+        return {**flatten(search), **space, **run, **contents}
+
+    def require_same(self, before: Mapping[str, Any], contents: Mapping[str, str]) -> None:
+        """
+        Raises:
+            UserError: the study was started with another `identity`. The message shows the differences.
+        """
+        if changed := differences(before, self.identity(contents)):
+            raise UserError(
+                f"The study {self.name} was started with other settings ({changed}). Use these again, or "
+                "start another study with --study NAME."
+            )
 
     @property
     def name(self) -> str:
@@ -279,7 +280,7 @@ class StudyConfig(PlainData):
         return self.location.storage or f"sqlite:///{(self.location.out / self.name).absolute() / 'study.db'}"
 
     @property
-    def baseline(self) -> dict[str, Any]:
+    def baseline(self) -> dict[str, Value]:
         """Default values of the searched settings.
 
         Raises:
@@ -306,9 +307,7 @@ class StudyConfig(PlainData):
         used = (*self.search.seeds, *self.final_seeds)
         return _fresh(CONFIRMATION_SEEDS_FROM, self.confirm.seeds, used=used)
 
-    def configured(
-        self, settings: Mapping[str, Any], *, dataset: str, seed: int, epochs: int | None = None
-    ) -> Config:
+    def configured(self, settings: Settings, *, dataset: str, seed: int, epochs: int | None = None) -> Config:
         """Return the configuration of one run.
 
         Args:
@@ -319,76 +318,33 @@ class StudyConfig(PlainData):
         return self.run.override({**length, **settings, "data.name": dataset, "train.seed": seed})
 
 
-class Option(NamedTuple):
-    """A field of `StudyConfig` with an option of its own."""
-
-    path: str
-    group: str
-    help: str = ""
-
-    @property
-    def description(self) -> str:
-        """Text for `--help`. Default: the field's own description."""
-        return self.help or str(self._field.description)
-
-    @property
-    def metavar(self) -> str:
-        """Kind of value for `--help`."""
-        kinds = {*get_args(self._field.annotation), self._field.annotation}
-        return "NUMBER" if kinds & {int, float} else "DIR" if Path in kinds else "VALUE"
-
-    @property
-    def several(self) -> bool:
-        """True if the option takes several values."""
-        return get_origin(self._field.annotation) is tuple
-
-    @property
-    def _field(self) -> FieldInfo:
-        kind: Any = StudyConfig
-        for name in self.path.split("."):
-            field = kind.model_fields[name]
-            kind = field.annotation
-        return field
-
-
-_FIRST, _SEARCH, _JUDGE, _TRAIN, _PLACE = "Basics", "Search", "Selection and test", "Training", "Resources"
-OPTIONS: dict[str, Option] = {
-    "dataset": Option("search.datasets", _FIRST),
-    "data-root": Option(
-        "run.data.root", _FIRST, "Folder that contains the datasets. Default: PROMETAR_DATA, or data."
-    ),
-    "trials": Option("search.trials", _FIRST),
-    "epochs": Option("run.train.epochs", _FIRST, "Epochs per trial. Default: 5 embedded, else the method's."),
-    "space": Option("search.space", _FIRST),
-    "out": Option("location.out", _FIRST),
-    "study": Option("location.study", _FIRST),
-    "method": Option("run.method", _TRAIN, "Method or recipe file (YAML)."),
-    "backbone": Option(
-        "run.backbone.name",
-        _TRAIN,
-        "mini or an open_clip model. Default: mini for embedded datasets, else ViT-B-16-quickgelu.",
-    ),
-    "pretrained": Option(
-        "run.backbone.pretrained", _TRAIN, "open_clip tag or .safetensors file. Default: openai."
-    ),
-    "sampler": Option("search.sampler", _SEARCH),
-    "pruner": Option("search.pruner", _SEARCH),
-    "seed": Option("search.seed", _SEARCH),
-    "seeds-per-trial": Option("search.seeds_per_trial", _SEARCH),
-    "enqueue": Option("search.enqueue", _SEARCH),
-    "max-hours": Option("resources.max_hours", _SEARCH),
-    "objective": Option("search.objective", _JUDGE),
-    "goals": Option("search.goals", _JUDGE),
-    "top": Option("confirm.top", _JUDGE),
-    "final-seeds": Option("test.seeds", _JUDGE),
-    "final-epochs": Option("test.epochs", _JUDGE),
-    "max-concurrent": Option("resources.max_concurrent", _PLACE),
-    "cpus-per-trial": Option("resources.cpus_per_trial", _PLACE),
-    "gpus-per-trial": Option("resources.gpus_per_trial", _PLACE),
-    "storage": Option("location.storage", _PLACE),
-    "address": Option("location.address", _PLACE),
-}
-"""Options of `tune/search.py` by name. Every other field is reached by `--set`."""
+GROUPS: dict[str, dict[str, str]] = {
+    "Basics": {
+        "dataset": "search.datasets", "data-root": "run.data.root", "trials": "search.trials",
+        "epochs": "run.train.epochs", "space": "search.space", "out": "location.out",
+        "study": "location.study",
+    },
+    "Training": {
+        "method": "run.method", "backbone": "run.backbone.name", "pretrained": "run.backbone.pretrained",
+    },
+    "Search": {
+        "sampler": "search.sampler", "pruner": "search.pruner", "seed": "search.seed",
+        "seeds-per-trial": "search.seeds_per_trial", "enqueue": "search.enqueue",
+        "max-hours": "resources.max_hours",
+    },
+    "Selection and test": {
+        "objective": "search.objective", "goals": "search.goals", "top": "confirm.top",
+        "final-seeds": "test.seeds", "final-epochs": "test.epochs",
+    },
+    "Resources": {
+        "max-concurrent": "resources.max_concurrent", "cpus-per-trial": "resources.cpus_per_trial",
+        "gpus-per-trial": "resources.gpus_per_trial", "storage": "location.storage",
+        "address": "location.address",
+    },
+}  # fmt: skip
+"""Options of `tune/search.py` by group of `--help`, with the field that each sets."""
+OPTIONS = {name: path for options in GROUPS.values() for name, path in options.items()}
+"""Fields by option. Every other field is reached by `--set`."""
 
 _NOT_SET = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
 _EXPECTED = {
@@ -400,7 +356,7 @@ _EXPECTED = {
 
 def _problems(error: ValidationError) -> Iterator[str]:
     """Each wrong field with its option, the problem and the value."""
-    names = {option.path: f"--{name}" for name, option in OPTIONS.items()}
+    names = {path: f"--{name}" for name, path in OPTIONS.items()}
     first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}  # of a union
     for path, each in reversed(first.items()):
         name = names.get(path, f"--set {path.rstrip('.')}")
@@ -409,18 +365,13 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{name} must be {expected}, got {each['input']}."
         elif each["type"] == "value_error":
             text = str(each["ctx"]["error"])
-            yield f"{text}." if text.startswith("--") or not path else f"{name}: {text}."
+            yield f"{text}." if text.startswith("--") else f"{name}: {text}."
         else:
             yield f"{name}: {each['msg']}, got {each['input']!r}."
 
 
 def _several(given: Any) -> tuple[Any, ...]:
     return (given,) if isinstance(given, str | Path | Space) else tuple(given)
-
-
-def _plain(given: Any) -> Any:
-    """Arrays as lists."""
-    return given.tolist() if hasattr(given, "tolist") else given
 
 
 def _fresh(start: int, number: int, *, used: tuple[int, ...]) -> tuple[int, ...]:

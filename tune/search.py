@@ -15,36 +15,64 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Iterator
 from inspect import Parameter, Signature
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from prometar.cli.console import run_cli
 from prometar.cli.options import PLAIN, Command
-from tune.config import OPTIONS, StudyConfig
+from tune.config import GROUPS, StudyConfig
 
 app = typer.Typer(help=__doc__, **PLAIN)
 
 
+_OF_RUNS = {
+    "data-root": "Folder that contains the datasets. Default: PROMETAR_DATA, or data.",
+    "epochs": "Epochs per trial. Default: 5 embedded, else the method's.",
+    "method": "Method or recipe file (YAML).",
+    "backbone": "mini or an open_clip model. Default: mini for embedded datasets, else ViT-B-16-quickgelu.",
+    "pretrained": "open_clip tag or .safetensors file. Default: openai.",
+}
+"""Descriptions of options whose fields belong to runs."""
+
+
 def _parameters() -> Iterator[Parameter]:
-    """Parameters of the command for typer, generated from `OPTIONS`. `StudyConfig` validates the values."""
-    for name, option in OPTIONS.items():
-        kind = list[str] | None if option.several else str | None
-        described = typer.Option(
-            f"--{name}", help=option.description, rich_help_panel=option.group, metavar=option.metavar
-        )
-        yield Parameter(
-            name.replace("-", "_"),
-            Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[kind, described],
-        )
-    assign = typer.Option("--set", help="Any setting.", rich_help_panel="Training", metavar="KEY=VALUE")
-    yield Parameter(
-        "settings", Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str] | None, assign]
-    )
-    plan = typer.Option("--plan", help="Check the study and show what it costs. Run nothing.")
-    yield Parameter("plan", Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, plan])
+    """Parameters of the command for typer, generated from `GROUPS`. `StudyConfig` validates the values."""
+
+    def parameter(flag: str, kind: object, name: str, default: object = None, **described: Any) -> Parameter:
+        annotation = Annotated[kind, typer.Option(flag, **described)]  # type: ignore[valid-type]
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    for group, options in GROUPS.items():
+        for name, path in options.items():
+            field = _field(path)
+            kinds = {field.annotation, *get_args(field.annotation)}
+            metavar = "NUMBER" if kinds & {int, float} else "DIR" if Path in kinds else "VALUE"
+            yield parameter(
+                f"--{name}",
+                list[str] | None if get_origin(field.annotation) is tuple else str | None,
+                name.replace("-", "_"),
+                help=_OF_RUNS.get(name, field.description),
+                rich_help_panel=group,
+                metavar=metavar,
+            )
+    yield parameter(
+        "--set", list[str] | None, "settings", help="Any setting.", rich_help_panel="Training",
+        metavar="KEY=VALUE",
+    )  # fmt: skip
+    plan = "Check the study and show what it costs. Run nothing."
+    yield parameter("--plan", bool, "plan", default=False, help=plan)
+
+
+def _field(path: str) -> FieldInfo:
+    *sections, name = path.split(".")
+    model: Any = StudyConfig
+    for section in sections:
+        model = model.model_fields[section].annotation
+    field: FieldInfo = model.model_fields[name]
+    return field
 
 
 @app.command(cls=Command)

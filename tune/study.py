@@ -6,25 +6,27 @@ Each stage reads its records, runs what is missing and writes its records. Runni
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
 
-from prometar.config.settings import differences
 from prometar.errors import UserError, WorkError
+from prometar.io.lock import locked
 from tune.config import StudyConfig
 from tune.execution.local_ray import configure_ray
 from tune.records.folder import Records, StudyFolder, read_records
-from tune.records.schema import Confirmation, FinalTest, SettingsUnderTest, StudyRecord, by_score
+from tune.records.schema import Confirmation, FinalTest, by_score
 from tune.stages.plan import StudyPlan, load_contents, plan_study
 
 if TYPE_CHECKING:
     from tune.execution.executor import ExecutionContext
-    from tune.execution.jobs import Job, JobSource, Observer
+    from tune.execution.jobs import Job, Observer
     from tune.report.page import Report
 
+_Opened: TypeAlias = tuple[StudyPlan, Mapping[str, str], "ExecutionContext"]
+"""Plan, digests of contents and terms of execution of a study that is held by this process."""
 RESUME = "Fix the cause, then rerun this command to resume."
 
 
@@ -78,24 +80,6 @@ class Study:
             )
         return test
 
-    def plan(self) -> StudyPlan:
-        """Check the study and count what it trains. Nothing is run or written."""
-        return plan_study(self.config)
-
-    def describe_plan(self) -> str:
-        """Describe the plan for `--plan`: what is searched and what it costs."""
-        plan, ranges = self.plan(), self.config.search.space.describe()
-        searched = [f"  {key}: {values}" for key, values in ranges.items()]
-        return "\n".join(
-            [
-                f"Study {self.folder.path}: {self.headline}",
-                str(plan),
-                "Searched settings:",
-                *searched,
-                *plan.notes,
-            ]
-        )
-
     def search(self) -> None:
         """Sample, train and score trials until the budget is used.
 
@@ -103,30 +87,28 @@ class Study:
             WorkError: many trials failed and none finished.
         """
         from tune.stages.search import SearchJobs
-        from tune.store.trial_store import TrialStore
+        from tune.store.trial_store import open_trials
         from tune.tracking import trackers
 
-        config = self.config
-        with self._open() as opened:
-            concurrency = opened.context.plan.max_concurrent
-            store = TrialStore.open(config, self.folder.path, opened.contents, concurrency=concurrency)
-            with store, trackers(config, self.folder.path, self.console) as observers:
-                self._begin(opened.contents, store.seconds_searched)
-                counts = store.counts
-                if counts.done or counts.interrupted:
-                    self.console.print(
-                        f"Resuming: {counts.done} trials finished, {counts.interrupted} interrupted"
-                    )
-                jobs = SearchJobs(config, self.folder, store)
-                try:
-                    self._run(jobs, "Search", config.search.trials, counts.done, observers)
-                finally:
-                    jobs.close()
-                self._begin(opened.contents, store.seconds_searched)
-                for line in jobs.notices():
-                    self.console.print(line)
-                if reason := store.hopeless():
-                    raise WorkError(f"Stopped: trials fail and none finished ({reason}). {RESUME}")
+        config, folder = self.config, self.folder.path
+        with (
+            self._open() as (_, contents, context),
+            open_trials(config, folder, contents, concurrency=context.plan.max_concurrent) as store,
+            trackers(config, folder, self.console) as tracking,
+        ):
+            self.folder.write_study(config, contents)
+            done, interrupted = len(store.finished), len(store.interrupted)
+            if done or interrupted:
+                self.console.print(f"Resuming: {done} trials finished, {interrupted} interrupted")
+            jobs = SearchJobs(config, self.folder, store)
+            try:
+                self._run(jobs, "Search", config.search.trials, done, [jobs, tracking])
+            finally:
+                jobs.close()
+            for line in jobs.notices():
+                self.console.print(line)
+            if reason := store.hopeless():
+                raise WorkError(f"Stopped: trials fail and none finished ({reason}). {RESUME}")
         records = self.records
         if not records.completed:
             reason = next((trial.reason for trial in records.trials if trial.reason), "all were pruned")
@@ -138,44 +120,45 @@ class Study:
 
         config = self.config
         with self._open():
-            trials = self.folder.read_trials()
-            rerun = candidates(trials, config.confirm.top)
+            rerun = candidates(self.folder.read_trials(), config.confirm.top)
+            if not rerun:
+                raise WorkError(f"{self.folder.path} has no finished trial. Run the search first.")
             if len(rerun) > 1:
                 self.console.print(
                     f"Confirming the {len(rerun)} best trials, with the default settings among them, with "
                     f"{config.confirm.seeds} fresh seeds"
                 )
-            confirmation = confirm(config, self.folder, trials, self._run_missing)
-            self.folder.write_confirmation(confirmation)
-            settings = next(trial.settings for trial in trials if trial.number == confirmation.selected)
+            confirmation = confirm(config, self.folder, rerun, partial(self._run_missing, "Confirmation"))
+            self.folder.write(confirmation)
+            settings = confirmation.selected_candidate.settings
+            dataset, seed = config.search.datasets[0], (*config.final_seeds, config.search.seed)[0]
             self.folder.write_best(
-                config.configured(
-                    settings,
-                    dataset=config.search.datasets[0],
-                    seed=(*config.final_seeds, config.search.seed)[0],
-                    epochs=config.test.epochs,
-                )
+                config.configured(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
             )
         return confirmation
 
     def test(self) -> FinalTest:
         """Compare the selected settings with the baseline on test images, seed pair by seed pair."""
         from tune.reproduce.published import published
-        from tune.stages.final_test import FinalTestJobs
+        from tune.stages.final_test import run_final_test
 
-        with self._open() as opened:
-            selected = self.records.selected
-            if selected is None:
-                raise WorkError(f"{self.folder.path} has no finished trial. Run the search first.")
-            number = 0 if selected.baseline else selected.number
-            under_test = SettingsUnderTest(number=number, settings=selected.settings)
-            jobs = FinalTestJobs(self.config, self.folder, under_test)
-            what = f"trial {number} against the default settings" if number else "the default settings"
+        with self._open() as (plan, *_):
+            confirmation = self.folder.read_confirmation()
+            if confirmation is None:
+                raise WorkError(f"{self.folder.path} has no confirmation. Run the search first.")
+            selected = confirmation.selected_candidate
+            trial = f"trial {selected.number} against the default settings"
+            what = "the default settings" if selected.baseline else trial
             self.console.print(f"Final test on the test images: {what}")
-            self._run(jobs, "Final test", jobs.total)
-            cited = {dataset.name: published(dataset, self.config.run) for dataset in opened.plan.datasets}
-            test = jobs.record(cited, self.folder.read_final_test())
-            self.folder.write_final_test(test)
+            test = run_final_test(
+                self.config,
+                self.folder,
+                selected,
+                partial(self._run_missing, "Final test"),
+                published={dataset.name: published(dataset, self.config.run) for dataset in plan.datasets},
+                before=self.folder.read_final_test(),
+            )
+            self.folder.write(test)
         return test
 
     def report(self) -> "Report":
@@ -196,55 +179,61 @@ class Study:
         """
         return read_records(self.folder.path)
 
+    def describe_plan(self) -> str:
+        """Describe the plan for `--plan`: what is searched and what it costs. Nothing is run or written."""
+        plan, ranges = plan_study(self.config), self.config.search.space.describe()
+        searched = [f"  {key}: {values}" for key, values in ranges.items()]
+        return "\n".join([self._headline, str(plan), "Searched settings:", *searched, *plan.notes])
+
+    @property
+    def _headline(self) -> str:
+        """The study in one line."""
+        config, search = self.config, self.config.search
+        return (
+            f"Study {self.folder.path}: {search.trials} trials of up to {config.max_epochs} epochs, "
+            f"{config.run.method} on {' + '.join(search.datasets)} with {config.run.backbone.name}, "
+            f"objective {search.objective}, space {search.space.name}"
+        )
+
     @contextmanager
-    def _open(self) -> "Iterator[_Opened]":
-        """Hold the study: check it, lock the folder, start Ray. Stages within a run share it."""
+    def _open(self) -> Iterator[_Opened]:
+        """Check the study, lock its folder and start Ray. Stages within a run share it."""
         if self._opened is not None:
             yield self._opened
             return
-        config = self.config
-        plan = self.plan()
+        config, plan = self.config, plan_study(self.config)
         contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
         from tune.execution.executor import ExecutionContext
         from tune.execution.local_ray import start_ray
         from tune.execution.resources import study_plan
 
-        with self.folder.lock():
-            _require_same(self.folder.read_study(), config, contents)
+        if before := self.folder.read_study():
+            config.require_same(before.config.identity(before.contents), contents)
+        with locked(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
             on_gpu = config.resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
             memory = footprint.memory(config.run, on_gpu=on_gpu)
             resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
-            self.console.print(f"Study {self.folder.path}: {self.headline}\n{plan}\n{reason}")
-            for note in plan.notes:
-                self.console.print(note)
-            context = ExecutionContext(
-                resources, self.console, timeout_seconds=config.resources.trial_timeout
-            )
-            self._opened = _Opened(plan, contents, context)
+            for line in (self._headline, str(plan), reason, *plan.notes):
+                self.console.print(line)
+            timeout = config.resources.trial_timeout
+            context = ExecutionContext(resources, self.console, timeout_seconds=timeout)
+            self._opened = plan, contents, context
             try:
                 yield self._opened
             finally:
                 self._opened = None
 
-    @property
-    def headline(self) -> str:
-        """The study in one line."""
-        config, search = self.config, self.config.search
-        return (
-            f"{search.trials} trials of up to {config.max_epochs} epochs, {config.run.method} on "
-            f"{' + '.join(search.datasets)} with {config.run.backbone.name}, objective {search.objective}, "
-            f"space {search.space.name}"
-        )
-
-    def _begin(self, contents: Mapping[str, str], seconds_searched: float) -> None:
-        self.folder.write_study(self.config, contents, seconds_searched)
-
     def _run(
-        self, jobs: "JobSource", stage: str, total: int, done: int = 0, observers: "Sequence[Observer]" = ()
-    ) -> None:
-        """Run the jobs of a stage under a live view."""
+        self,
+        jobs: "Iterator[Job]",
+        stage: str,
+        total: int,
+        done: int = 0,
+        observers: "Sequence[Observer]" = (),
+    ) -> Mapping[str, str]:
+        """Run the jobs of a stage under a live view. Return the reasons of those that failed, by name."""
         from tune.execution.executor import run_jobs
         from tune.execution.live import LiveView
 
@@ -252,16 +241,14 @@ class Study:
         leader = next(iter(by_score(self.folder.read_trials())), None) if stage == "Search" else None
         best = (leader.score, f"trial {leader.number}") if leader and leader.score is not None else None
         with LiveView(self.console, stage, total, done, best=best, compared=stage == "Search") as view:
-            run_jobs(jobs, self._opened.context, [view, *observers])
+            return run_jobs(jobs, self._opened[2], [*observers, view])
 
-    def _run_missing(self, jobs: "Sequence[Job]") -> Mapping[str, str]:
-        """Run a list of jobs. Return the error messages of those that failed, by name."""
-        from tune.execution.jobs import ListedJobs
+    def _run_missing(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
+        """Run the jobs that lack a result."""
+        from tune.stages.jobs import missing
 
-        listed = ListedJobs(jobs)
-        if jobs:
-            self._run(listed, "Confirmation", len(jobs))
-        return listed.failures
+        lacking = missing(jobs)
+        return self._run(iter(lacking), stage, len(lacking)) if lacking else {}
 
 
 def _console() -> Console:
@@ -272,15 +259,6 @@ def _console() -> Console:
     )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A study that is held by this process."""
-
-    plan: StudyPlan
-    contents: Mapping[str, str]
-    context: "ExecutionContext"
-
-
 def _configured(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
     """Configuration from options, or from the study in a folder."""
     if folder is None:
@@ -289,20 +267,5 @@ def _configured(folder: str | Path | None, options: dict[str, Any]) -> StudyConf
     if set(options) & {"out", "study"}:
         raise UserError("Study takes the folder OUT/STUDY as its first argument, without out and study.")
     if not options and (record := StudyFolder(path).read_study()):
-        return StudyConfig.model_validate(record.config)
+        return record.config
     return StudyConfig.of(**options, out=path.parent, study=path.name)
-
-
-def _require_same(record: StudyRecord | None, config: StudyConfig, contents: Mapping[str, str]) -> None:
-    """
-    Raises:
-        UserError: the study was started with other settings. The message shows the differences.
-    """
-    if record is None:
-        return
-    before = {**StudyConfig.model_validate(record.config).identity(), **record.contents}
-    if changed := differences(before, {**config.identity(), **contents}):
-        raise UserError(
-            f"The study {config.location.out / config.name} was started with other settings ({changed}). "
-            "Use these again, or start another study with --study NAME."
-        )

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from prometar.config.settings import flatten
 from prometar.errors import first_line
 from tune.config import StudyConfig
-from tune.execution.jobs import EpochReport, Job
+from tune.execution.jobs import Job
+from tune.records.schema import EpochReport
 
 Run = tuple[Callable[[int, dict[str, float]], object], Callable[[str], object]]
 """Functions that log an epoch and finish a run, with its failure or ""."""
@@ -27,7 +27,7 @@ QUIET = {
 def start(name: str, folder: Path, job: Job, settings: dict[str, Any]) -> Run:
     """Start or resume a job's run: in the study's folder, at MLFLOW_TRACKING_URI, or in WANDB_PROJECT."""
     os.environ.update({**QUIET, **os.environ})
-    key = sha256(job.runs[0].folder.encode()).hexdigest()[:16]
+    key = sha256(str(job.folder).encode()).hexdigest()[:16]
     if name == "tensorboard":
         create = import_module("torch.utils.tensorboard").SummaryWriter
         writer = create(str(folder / name / job.name), flush_secs=5)
@@ -65,14 +65,14 @@ class Trackers:
         self._runs: dict[str, dict[str, Run]] = {name: {} for name in names}
 
     def started(self, job: Job) -> None:
-        flat = flatten(job.runs[0].config)
-        settings = {k: value for k, value in flat.items() if isinstance(value, bool | int | float | str)}
+        flat = job.config.flat()
+        settings = {key: value for key, value in flat.items() if isinstance(value, bool | int | float | str)}
         self._each(lambda name, runs: runs.update({job.name: start(name, self._folder, job, settings)}))
 
     def reported(self, job: Job, report: EpochReport) -> None:
-        names = ("objective", "base", "new", "loss", "seconds")
-        figures: dict[str, Any] = {k: v for k, v in report.items() if k in names and v is not None}
-        self._each(lambda _, runs: runs[job.name][0](report["epoch"], figures) if figures else None)
+        found = {name: getattr(report, name) for name in ("objective", "base", "new", "loss", "seconds")}
+        figures = {name: value for name, value in found.items() if value is not None}
+        self._each(lambda _, runs: runs[job.name][0](report.epoch, figures) if report.runs else None)
 
     def finished(self, job: Job, failure: str) -> None:
         self._each(lambda _, runs: runs.pop(job.name)[1](failure))
@@ -90,10 +90,10 @@ class Trackers:
 
 
 @contextmanager
-def trackers(config: StudyConfig, folder: Path, console: Console) -> Iterator[list[Trackers]]:
-    """Observers of a study's search. Runs of interrupted jobs end with the search."""
+def trackers(config: StudyConfig, folder: Path, console: Console) -> Iterator[Trackers]:
+    """Observer of a study's search. Runs of interrupted jobs end with the search."""
     observer = Trackers(config.location.trackers, folder, console)
     try:
-        yield [observer]
+        yield observer
     finally:
         observer.close()

@@ -14,10 +14,6 @@ _ADVICE = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
     errno.EISDIR: "move that folder away",
 }
-_REFUSED = (
-    StorageError.__name__, "No space left on device", "Disk quota exceeded", "Read-only file system",
-    "No usable temporary directory", "local object store is full",
-)  # fmt: skip
 _OWN = os.urandom(4).hex()  # containers that share a folder may have equal process numbers
 
 
@@ -131,18 +127,6 @@ def refused(path: Path, error: OSError) -> StorageError:
     """
     problem = f"cannot write {path}: {error.strerror or error}"
     return StorageError(f"{problem}: {_ADVICE[error.errno]}" if error.errno in _ADVICE else problem)
-
-
-def is_refused_write(reason: str) -> bool:
-    """Return True if a worker's error is that its machine cannot store anything.
-
-    Ray passes errors of other processes as text: ours, the system's, or that of its full object store.
-
-    Example:
-        >>> is_refused_write("OSError: [Errno 28] No space left on device: '/tmp/ray'")
-        True
-    """
-    return any(sign in reason for sign in _REFUSED)
 
 
 def beside(name: str) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.storages import RDBStorage
 
 from prometar.errors import PrometarError, StorageError
 from tests.support.databases import NAME, open_store
 from tests.support.processes import ROOT
-from tune.store.storage import open_storage
+from tune.store.storage import open_storage, storage_errors
 
 PASSWORD = "never-to-be-shown"
 
@@ -84,11 +86,19 @@ def url(server: Server, request: pytest.FixtureRequest) -> str:
     return server.url.replace("/postgres", f"/{name}")
 
 
+def opened(url: str) -> tuple[RDBStorage, int]:
+    """The storage, and the ID of its study."""
+    storage = open_storage(url)
+    study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
+    return storage, storage.get_study_id_from_name(study.study_name)
+
+
 def stored(url: str) -> list[tuple[str, dict[str, Any]]]:
     """State and settings of all trials."""
-    storage = open_storage(url, NAME, ["maximize"])
-    storage.close()  # the server must be free to stop
-    return [(trial.state.name, trial.params) for trial in storage.trials]
+    storage, study = opened(url)
+    trials = storage.get_all_trials(study)
+    storage.engine.dispose()  # the server must be free to stop
+    return [(trial.state.name, trial.params) for trial in trials]
 
 
 def drive(out: Path, url: str, *hanging: int) -> "subprocess.Popen[str]":
@@ -114,7 +124,10 @@ def test_a_killed_process_and_a_lost_server_lose_no_trial(server: Server, url: s
         _, errors = lost.communicate(timeout=120)
         assert lost.returncode == 1
     try:
-        with pytest.raises(StorageError, match=r"The study storage postgresql.* failed") as down:
+        with (
+            pytest.raises(StorageError, match=r"The study storage postgresql.* failed") as down,
+            storage_errors(url),
+        ):
             open_store(tmp_path, url=url)
     finally:
         server.start()
@@ -129,27 +142,25 @@ def test_a_killed_process_and_a_lost_server_lose_no_trial(server: Server, url: s
 
 
 def test_a_connection_that_was_closed_while_idle_is_opened_again(url: str) -> None:
-    storage = open_storage(url, NAME, ["maximize"])
+    storage, study = opened(url)
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity "
             "where datname = current_database() and pid != pg_backend_pid()"
         )
-    storage.set_study_user_attr(0, "key", 1)
-    storage.close()
-    storage = open_storage(url, NAME, ["maximize"])
-    assert storage.get_study_user_attrs(0) == {"key": 1}
-    storage.close()
+    storage.set_study_user_attr(study, "key", 1)
+    assert storage.get_study_user_attrs(study) == {"key": 1}
+    storage.engine.dispose()
 
 
 def test_no_statement_is_prepared_on_a_connection_that_a_pooler_may_share(url: str) -> None:
     """psycopg would prepare the sixth."""
-    storage = open_storage(url, NAME, ["maximize"])
+    storage, study = opened(url)
     for value in range(12):
-        storage.set_study_user_attr(0, "key", value)
-    with storage._backend.engine.connect() as connection:  # type: ignore[attr-defined]
+        storage.set_study_user_attr(study, "key", value)
+    with storage.engine.connect() as connection:
         assert connection.exec_driver_sql("select name from pg_prepared_statements").all() == []
-    storage.close()
+    storage.engine.dispose()
 
 
 @pytest.mark.parametrize(
@@ -163,8 +174,9 @@ def test_no_statement_is_prepared_on_a_connection_that_a_pooler_may_share(url: s
 def test_a_wrong_url_is_one_line_without_the_password(
     url: str, tmp_path: Path, change: tuple[str, str], message: str, status: int
 ) -> None:
-    with pytest.raises(PrometarError, match=message) as caught:
-        open_store(tmp_path, url=url.replace(*change))
+    wrong = url.replace(*change)
+    with pytest.raises(PrometarError, match=message) as caught, storage_errors(wrong):
+        open_store(tmp_path, url=wrong)
     assert caught.value.exit_code == status
     assert "\n" not in str(caught.value)
     assert "study:***@" in str(caught.value)

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +18,57 @@ from sqlalchemy.exc import OperationalError
 from prometar.errors import StorageError
 from tests.support.fake_trial import HANGS, FakeTrial, fake_job, misbehave
 from tune.execution.executor import ExecutionContext, run_jobs
-from tune.execution.jobs import EpochReport, Job, ListedJobs
+from tune.execution.jobs import Job
 from tune.execution.resources import ResourcePlan
 from tune.execution.worker import Task
+from tune.records.schema import EpochReport
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-class Source(ListedJobs):
-    """A list of jobs that notes everything it is told. `worst`: a job with a lower objective is stopped."""
+class Source:
+    """Observer that notes everything it is told. `worst`: a job with a lower objective is stopped."""
 
     def __init__(self, *jobs: Job, worst: float = 0.0) -> None:
-        super().__init__(jobs)
-        self.worst = worst
+        self.jobs, self.worst = jobs, worst
         self.reports: dict[int, list[EpochReport]] = {job.number: [] for job in jobs}
-        self.resources: dict[int, Mapping[str, float]] = {}
         self.ends: list[tuple[int, str]] = []
 
-    def report(self, job: Job, report: EpochReport, resources: Mapping[str, float]) -> bool:
-        self.reports[job.number].append(report)
-        self.resources[job.number] = dict(resources)
-        return report.get("objective", 100.0) >= self.worst
+    def started(self, job: Job) -> None:
+        """Nothing to note."""
 
-    def finish(self, job: Job, failure: str) -> None:
-        super().finish(job, failure)
+    def reported(self, job: Job, report: EpochReport) -> bool:
+        self.reports[job.number].append(report)
+        return report.objective is None or report.objective >= self.worst
+
+    def finished(self, job: Job, failure: str) -> None:
         self.ends.append((job.number, failure))
 
     def epochs(self, number: int) -> list[int]:
-        return [report["epoch"] for report in self.reports[number]]
+        return [report.epoch for report in self.reports[number]]
+
+
+class Notes:
+    """An observer that notes what happens, in order."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def started(self, job: Job) -> None:
+        self.seen.append(f"{job.name} started")
+
+    def reported(self, job: Job, report: EpochReport) -> None:
+        self.seen.append(f"{job.name} epoch {report.epoch}")
+
+    def finished(self, job: Job, failure: str) -> None:
+        self.seen.append(f"{job.name} finished{failure and ': '}{failure}")
 
 
 def run(
     folder: Path,
-    source: Any,
+    source: Source,
     behaviour: dict[str, str],
+    *observers: Notes,
     cpus: float = 1.0,
     concurrent: int = 1,
     timeout: float | None = None,
@@ -64,7 +81,7 @@ def run(
         ResourcePlan(concurrent, cpus, 0.0, most_cpus=2.0), Console(file=text, width=200),
         timeout_seconds=timeout, trainable=trainable,
     )  # fmt: skip
-    run_jobs(source, context)
+    run_jobs(iter(source.jobs), context, [source, *observers])
     return text.getvalue()
 
 
@@ -73,43 +90,70 @@ def steps(folder: Path, number: int) -> list[int]:
     return [int(line) for line in (folder / f"trials/{number:04d}/steps.log").read_text().split()]
 
 
+def pids(folder: Path) -> set[str]:
+    return {file.read_text() for file in folder.glob("trials/*/pid")}
+
+
 def test_every_job_ends_once_and_one_worker_serves_them(tmp_path: Path) -> None:
     jobs = [fake_job(tmp_path, number) for number in range(4)]
-    source = Source(*jobs, worst=30.0)
-    run(tmp_path, source, {"1": "fail", "2": "bad"})
+    source, notes = Source(*jobs, worst=30.0), Notes()
+    run(tmp_path, source, {"1": "fail", "2": "bad"}, notes)
     assert sorted(source.ends) == [(0, ""), (1, "loss is nan in step 7"), (2, ""), (3, "")]
-    assert source.failures == {"trial 1": "loss is nan in step 7"}
     assert [source.epochs(number) for number in range(4)] == [[1, 2, 3], [1], [1], [1, 2, 3]]
-    assert source.reports[0][-1]["finished"]
-    assert source.resources[0] == {"cpus": 1.0, "gpus": 0.0}
-    assert len({file.read_text() for file in tmp_path.glob("trials/*/pid")}) == 1
+    assert source.reports[0][-1].finished
+    assert (source.reports[0][-1].runs[0].cpus, source.reports[0][-1].runs[0].gpus) == (1.0, 0.0)
+    assert notes.seen[:5] == [
+        "trial 0 started",
+        *(f"trial 0 epoch {k}" for k in (1, 2, 3)),
+        "trial 0 finished",
+    ]
+    assert notes.seen[5:8] == [
+        "trial 1 started",
+        "trial 1 epoch 1",
+        "trial 1 finished: loss is nan in step 7",
+    ]
+    assert len(pids(tmp_path)) == 1
+
+    again = Source(*jobs)
+    run(tmp_path, again, {"all": "raise"})
+    assert again.epochs(0) == [1, 2, 3], "epochs that are kept are reported again"
+    assert steps(tmp_path, 0) == [1, 2, 3], "and not trained again"
+
+
+def test_dead_workers_are_replaced_and_not_for_ever(tmp_path: Path) -> None:
+    source = Source(*(fake_job(tmp_path, number) for number in range(4)))
+    run(tmp_path, source, {"0": "crash", "1": "crash-always", "2": "raise", "3": "hang"}, timeout=2.0)
+    reasons = dict(source.ends)
+    assert reasons[0] == ""
+    assert steps(tmp_path, 0) == [1, 2, 3], "it resumed from its own checkpoint"
+    assert source.epochs(0) == [1, 1, 2, 3]
+    assert reasons[1]
+    assert source.epochs(1) == [1, 1, 1], "two retries"
+    assert reasons[2] == "RuntimeError: the disk is made of cheese"
+    assert reasons[3].startswith("Its workers hung: no result within 2 s.")
+    assert "fake_trial.py" in (tmp_path / "trials/0003/hung.txt").read_text()
+    assert steps(tmp_path, 3) == [1]
 
 
 class DiesWhenHandedOver(FakeTrial):
-    """A worker that is killed once while it gets ready for job 1."""
+    """A worker that is killed while it gets ready for a job, once each or always."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         task: Task = new_config["task"]
-        if task.job.number == 1 and not (task.folder / "died").exists():
-            (task.folder / "died").touch()
+        folder = task.job.folder
+        if task.job.number == 2 or (task.job.number == 1 and not (folder / "died").exists()):
+            (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().reset_config(new_config)
 
 
-def test_dead_workers_are_replaced_and_not_for_ever(tmp_path: Path) -> None:
-    """One dies in an epoch, one between two jobs, and two hang."""
-    source = Source(*(fake_job(tmp_path, number) for number in range(3)))
-    run(tmp_path, source, {"0": "crash", "2": "hang"}, timeout=2.0, trainable=DiesWhenHandedOver)
-    reasons = dict(source.ends)
-    assert (reasons[0], reasons[1]) == ("", "")
-    assert steps(tmp_path, 0) == steps(tmp_path, 1) == [1, 2, 3], "it resumed from its own checkpoint"
-    assert source.epochs(0) == [1, 1, 2, 3], "epochs that are kept are reported again"
+def test_a_worker_killed_between_two_jobs_costs_none(tmp_path: Path) -> None:
+    source = Source(*(fake_job(tmp_path, number) for number in range(4)))
+    run(tmp_path, source, {}, trainable=DiesWhenHandedOver)
+    assert sorted(source.ends) == [(0, ""), (1, ""), (2, ""), (3, "")], "a new worker is not handed over"
     assert (tmp_path / "trials/0001/died").exists()
-    assert reasons[2].startswith("2 workers hung: no result within 2 s. Their stacks are in ")
-    stacks = [file.read_text() for file in (tmp_path / "trials/0002").glob("hung-*.txt")]
-    assert ["fake_trial.py" in stack for stack in stacks if stack] == [True, True]
-    assert steps(tmp_path, 2) == [1]
-    assert source.failures == {"trial 2": reasons[2]}
+    assert (tmp_path / "trials/0002/died").exists()
+    assert [steps(tmp_path, number) for number in range(4)] == [[1, 2, 3]] * 4
 
 
 def test_out_of_memory_is_retried_with_a_larger_share(
@@ -119,20 +163,23 @@ def test_out_of_memory_is_retried_with_a_larger_share(
     told, epochs = RayActorManager._actor_task_resolved, list[int]()
 
     def kill_one(manager: RayActorManager, tracked_actor_task: Any, result: Any) -> None:
-        epochs.append(result.get("epoch", 0) if isinstance(result, dict) else 0)
-        if epochs[-1] != 2 or epochs.count(2) != 1:  # the first job's
+        epochs.append(result["report"].epoch if isinstance(result, dict) else 0)
+        if epochs[-1] != 2 or epochs.count(2) != 2:  # the second job's
             told(manager, tracked_actor_task, result)
         else:
             error = OutOfMemoryError("Task was killed: low on memory.\nMore.")
             manager._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
 
     monkeypatch.setattr(RayActorManager, "_actor_task_resolved", kill_one)
-    source = Source(*(fake_job(tmp_path, number) for number in range(2)))
-    run(tmp_path, source, {"1": "needs0.5"}, cpus=0.5)
-    assert source.ends == [(0, ""), (1, "")]
-    assert steps(tmp_path, 0) == [1, 2, 3]
-    assert (tmp_path / "trials/0001/shares.log").read_text().split() == ["0.25"]
-    assert [source.resources[n]["cpus"] for n in range(2)] == [0.75, 0.75]
+    source = Source(*(fake_job(tmp_path, number) for number in range(4)))
+    run(tmp_path, source, {"2": "needs0.5", "3": "needs9"}, cpus=0.5)
+    reasons = dict(source.ends)
+    assert [reasons[number] for number in range(3)] == ["", "", ""]
+    assert steps(tmp_path, 1) == [1, 2, 3]
+    assert "CUDA out of memory" in reasons[3]
+    shares = [(tmp_path / f"trials/{n:04d}/shares.log").read_text().split() for n in (2, 3)]
+    assert shares == [["0.25"], ["0.25", "0.5", "1", "1.75"]], "as far as the largest machine has room"
+    assert [source.reports[n][-1].runs[0].cpus for n in range(3)] == [0.5, 0.75, 0.75]
 
 
 def test_a_full_disk_stops_the_study_and_blames_no_job(tmp_path: Path) -> None:
@@ -144,22 +191,38 @@ def test_a_full_disk_stops_the_study_and_blames_no_job(tmp_path: Path) -> None:
         f"Stopped: cannot write {folder}: No space left on device. Rerun the same command to resume."
     )
     assert source.ends == [(0, "")]
+    (tmp_path / "trials/0003").touch()
+    with pytest.raises(StorageError, match=r"Stopped: cannot write .*/trials/0003: File exists"):
+        run(tmp_path, Source(fake_job(tmp_path, 3)), {})
 
 
-@pytest.mark.parametrize("where", ["next", "report"])
-def test_an_error_of_the_source_comes_out_as_one_line(
+class Unshared(FakeTrial):
+    """A worker on a machine that does not see the driver's folders."""
+
+    def step(self) -> Any:
+        folder = self._task.job.folder
+        if folder.exists():
+            folder.rename(folder.with_name("elsewhere"))
+        return super().step()
+
+
+def test_machines_must_share_the_folder(tmp_path: Path) -> None:
+    source = Source(fake_job(tmp_path, 0))
+    with pytest.raises(StorageError, match=r"does not see .*/trials/0000\. Set --out to a folder that all"):
+        run(tmp_path, source, {}, trainable=Unshared)
+    assert source.ends == []
+
+
+@pytest.mark.parametrize("where", ["started", "reported", "finished"])
+def test_an_error_of_the_source_stops_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def lose(*_: object) -> None:
-        try:
-            raise OperationalError("UPDATE trials", {}, Exception("database is locked"))
-        except OperationalError as error:
-            raise RuntimeError("the commit failed") from error
+        raise OperationalError("UPDATE trials", {}, Exception("database is locked"))
 
     monkeypatch.setattr(Source, where, lose)
-    with pytest.raises(StorageError, match=r"^Stopped: .*database is locked.*Rerun the same") as caught:
+    with pytest.raises(OperationalError):
         run(tmp_path, Source(fake_job(tmp_path, 0), fake_job(tmp_path, 1)), {})
-    assert "\n" not in str(caught.value)
 
 
 def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
@@ -176,8 +239,8 @@ def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading
     return thread
 
 
-def test_a_signal_lets_the_running_epoch_end_and_a_second_one_waits_for_nothing(tmp_path: Path) -> None:
-    jobs = [fake_job(tmp_path, 0), fake_job(tmp_path, 1)]
+def test_a_signal_lets_the_running_epoch_end(tmp_path: Path) -> None:
+    source = Source(fake_job(tmp_path, 0), fake_job(tmp_path, 1))
 
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -186,21 +249,24 @@ def test_a_signal_lets_the_running_epoch_end_and_a_second_one_waits_for_nothing(
 
     thread = when((tmp_path / "trials/0000" / HANGS).exists, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, source := Source(*jobs), {"0": "hang"})
+        run(tmp_path, source, {"0": "hang"})
     thread.join()
     assert steps(tmp_path, 0) == source.epochs(0) == [1, 2]
     assert source.ends == [], "it is resumed by the next command"
     assert not (tmp_path / "trials/0001").exists()
+    run(tmp_path, again := Source(fake_job(tmp_path, 0)), {})
+    assert steps(tmp_path, 0) == again.epochs(0) == [1, 2, 3]
 
-    def interrupt_twice() -> None:
+
+def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
+    def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = when((tmp_path / "trials/0001" / HANGS).exists, interrupt_twice)
+    thread = when((tmp_path / "trials/0000" / HANGS).exists, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, again := Source(*jobs), {"1": "hang"})
+        run(tmp_path, source := Source(fake_job(tmp_path, 0)), {"0": "hang"})
     thread.join()
     misbehave(tmp_path, {})
-    assert steps(tmp_path, 0) == again.epochs(0) == [1, 2, 3]
-    assert again.epochs(1) == [1]
+    assert source.epochs(0) == [1]

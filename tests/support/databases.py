@@ -1,6 +1,6 @@
 """Databases of studies, and stores on them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,11 +8,15 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial
 
 from prometar.io.yamltext import parse_yaml
 from tune.config import StudyConfig
+from tune.records.schema import EpochReport, RunScore
+from tune.space.ranges import Settings
 from tune.space.space import Space, space_of
-from tune.store.trial_store import PendingTrial, TrialStore
+from tune.store.storage import open_storage
+from tune.store.trial_store import TrialStore
 
 NAME = "s"
 PLAIN = """
@@ -61,30 +65,38 @@ def open_store(
     out: Path, *, url: str = "", storage: BaseStorage | None = None, concurrency: int = 1, **options: Any
 ) -> TrialStore:
     """Store of a study in OUT/s, in a database there, at a URL, or in a storage."""
-    config = study_config(out, **options)
-    store = TrialStore(config, storage or url or new_database(out / NAME), concurrency)
-    store.claim(out / NAME, {"weights": "abc"})
-    return store
+    config, folder = study_config(out, **options), out / NAME
+    storage = storage or open_storage(url or new_database(folder))
+    return TrialStore(config, storage, folder, {"weights": "abc"}, concurrency=concurrency)
 
 
-def score(settings: Mapping[str, Any]) -> float:
+def score(settings: Settings) -> float:
     """Objective of settings of `PLAIN`: best at text_weight 10 and jitter 0."""
-    return 60.0 - abs(settings["regularizer.text_weight"] - 10) / 10 - 10 * settings["augment.jitter"]
+    weight, jitter = (float(settings[key]) for key in BASELINE)
+    return 60.0 - abs(weight - 10) / 10 - 10 * jitter
 
 
-def report(trial: PendingTrial, epoch: int = 1, *, of: int = 1, **changes: Any) -> dict[str, Any]:
+def report(trial: FrozenTrial, epoch: int = 1, *, of: int = 1, objective: float | None = None) -> EpochReport:
     """What a worker reports after an epoch."""
-    value = changes.pop("objective", None) or score(trial.settings) + epoch
-    figures = {"objective": value, "base": value, "new": 100 - value, "seconds": 1.0 * epoch}
-    return {"epoch": epoch, **figures, "finished": epoch == of, **changes}
+    value = score(trial.params) + epoch if objective is None else objective
+    run = RunScore("textures", 3, value, 100 - value, value, 1.0 * epoch, cpus=2.0, gpus=0.5)
+    return EpochReport(epoch, (run,), finished=epoch == of)
 
 
-def run(
-    store: TrialStore, value: Callable[[Mapping[str, Any]], float] = score, most: int = 10**6
-) -> list[PendingTrial]:
+Samples = list[tuple[int, dict[str, Any]]]
+"""Numbers and settings of trials."""
+
+
+def sample(trial: FrozenTrial | None) -> tuple[int, dict[str, Any]]:
+    """Number and settings of a trial."""
+    assert trial is not None
+    return trial.number, trial.params
+
+
+def run(store: TrialStore, value: Callable[[Any], float] = score, most: int = 10**6) -> Samples:
     """Run trials one after the other, until there is none, or `most`."""
-    done = list[PendingTrial]()
+    done = Samples()
     while len(done) < most and (trial := store.ask()) is not None:
-        assert not store.report(trial.number, report(trial, objective=value(trial.settings)))
-        done.append(trial)
+        assert not store.report(trial.number, report(trial, objective=value(trial.params)))
+        done.append(sample(trial))
     return done

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from unittest import mock
 
-import optuna.storages._in_memory as in_memory
+import optuna.storages._rdb.storage as rdb
 from rich.console import Console
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -230,7 +230,9 @@ def _parse(options: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}")
     parser.add_argument("--final-seeds", type=int, nargs="*")
     parser.add_argument("--flaky", type=int, default=None, help="one statement in fifty fails; a seed")
-    parser.add_argument("--set-back", action="store_true", default=False, help="the clock, after three looks")
+    parser.add_argument(
+        "--set-back", action="store_true", default=False, help="the clock, in the second trial"
+    )
     return parser.parse_args(options)
 
 
@@ -250,7 +252,7 @@ def main(options: Sequence[str]) -> int:
     if given.flaky is not None:
         fail_one_in_fifty(random.Random(given.flaky))
     if given.set_back:
-        in_memory.datetime = Back  # type: ignore[attr-defined]
+        rdb.datetime = Back  # type: ignore[attr-defined]
     try:
         _run(small_config(given.out, **options_of(*options[1:])), sys.stdout)
     except KeyboardInterrupt:
@@ -273,14 +275,14 @@ def fail_one_in_fifty(draw: random.Random) -> Callable[..., None]:
 
 
 class Back(datetime):
-    """The moments of trials, by a clock that is set back by an hour after three looks at it."""
+    """The moments at which trials end, by a clock that is set back by an hour in the second one."""
 
     looks = 0
 
     @classmethod
     def now(cls, tz: Any = None) -> datetime:
         cls.looks += 1
-        return datetime.now(tz) - timedelta(hours=cls.looks > 3)  # amid the second trial
+        return datetime.now(tz) - timedelta(hours=cls.looks > 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A worker that does not train: `TrialWorker` over a formula, in milliseconds.
 
-The study's folder may hold behaviour.json, {"3": "nan", "5": "crash", "all": {...}}, which makes the job in
+The study's folder may hold behaviour.json, {"3": "fail", "5": "crash", "all": {...}}, which makes the job in
 folder 0003 or 0005 misbehave. So tests in other processes and Ray's workers are steered by plain data.
 """
 
@@ -10,16 +10,16 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from prometar.config.settings import Config, dump_config
 from prometar.errors import StorageError
 from prometar.io.files import write_atomically
 from prometar.training.run_result import RunResult
-from tune.execution.jobs import EpochReport, Job, RunSpec
+from tune.execution.jobs import Job
 from tune.execution.worker import Task, TrialWorker
+from tune.records.schema import REPORT, EpochReport, RunScore
 
 BEHAVIOUR = "behaviour.json"
 HANGS = "hangs"
@@ -32,17 +32,17 @@ def curve(text: float, image: float, epoch: int) -> float:
     return 70.0 - 10.0 * loss - 5.0 / epoch
 
 
-def value_of(run: RunSpec, epoch: int) -> float:
+def value_of(run: Config, epoch: int) -> float:
     """The objective of a run. It differs by seed, and better settings are better with every seed."""
-    settings = run.config.get("regularizer", {})
-    text, image = (float(settings.get(key, 10.0)) for key in ("text_weight", "image_weight"))
-    return curve(text, image, epoch) + run.seed % 7 * 0.25
+    settings = run.flat()
+    text, image = (float(settings.get(f"regularizer.{key}_weight", 10.0)) for key in ("text", "image"))
+    return curve(text, image, epoch) + run.train.seed % 7 * 0.25
 
 
 class FakeTrial(TrialWorker):
     """The study's worker, with jobs that do not train."""
 
-    def open_training(self, task: Task) -> "FakeTraining":
+    def open_training(self, task: Task) -> "FakeTraining":  # type: ignore[override]
         return FakeTraining(task)
 
 
@@ -50,11 +50,12 @@ class FakeTraining:
     """One step is one epoch. Its state lies in the job's folder, as a checkpoint does."""
 
     def __init__(self, task: Task) -> None:
-        self._task, self._job, self._folder = task, task.job, task.folder
+        self._task, self._job, self._folder = task, task.job, task.job.folder
         state = self._folder / "state.json"
         found = json.loads(state.read_text()) if state.exists() else {}
-        self._owner = [run.config for run in self._job.runs]  # else it is another configuration's
-        self._done: list[EpochReport] = found["done"] if found.get("owner") == self._owner else []
+        self._owner = [run.model_dump(mode="json") for run in self._job.runs.values()]
+        done = found["done"] if found.get("owner") == self._owner else []  # not another configuration's
+        self._done = [REPORT.validate_python(each, strict=False) for each in done]
         self._epoch = 0
 
     def close(self) -> None:
@@ -87,26 +88,32 @@ class FakeTraining:
             with (self._folder / "shares.log").open("a") as log:
                 log.write(f"{self._share:g}\n")
             # A driver goes by the words; torch itself would take longer to load than all else here.
-            raise RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.")
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         if behaviour == "raise":
             raise RuntimeError("the disk is made of cheese")
         if behaviour == "full":
             raise StorageError(f"cannot write {self._folder}: No space left on device")
         if behaviour == "fail":
             return EpochReport(epoch=epoch, failed="loss is nan in step 7", finished=True)
-        report = self._report(epoch)
-        if behaviour == "nan":
-            report["objective"] = math.nan
-        if behaviour == "missing":
-            del report["objective"]
-        if behaviour == "bad":
-            report["objective"] = 1.0 + epoch
+        report = EpochReport(
+            epoch=epoch,
+            runs=tuple(self._score(run, epoch, behaviour) for run in self._job.runs.values()),
+            loss=1.0 / epoch,
+            finished=epoch == self._job.epochs,
+        )
         self._done.append(report)
-        state = {"owner": self._owner, "done": self._done}
+        state = {"owner": self._owner, "done": [REPORT.dump_python(each, mode="json") for each in self._done]}
         write_atomically(self._folder / "state.json", json.dumps(state).encode())
         with (self._folder / "steps.log").open("a") as log:
             log.write(f"{epoch}\n")
         return self._reported(report)
+
+    def _score(self, run: Config, epoch: int, behaviour: str) -> RunScore:
+        value = 1.0 + epoch if behaviour == "bad" else value_of(run, epoch)
+        score = RunScore(
+            run.data.name, run.train.seed, value + 2, value - 2, value, 0.5 * epoch, **self._task.resources
+        )
+        return replace(score, objective=None) if behaviour == "missing" else score
 
     @property
     def _share(self) -> float:
@@ -124,36 +131,18 @@ class FakeTraining:
 
     def _reported(self, report: EpochReport) -> EpochReport:
         # As in real training: a worker killed after its last checkpoint may not have written the result.
-        if report["finished"]:
-            for run in self._job.runs:
-                records = [
-                    {k: v for k, v in done.items() if isinstance(v, float) and math.isfinite(v)}
-                    for done in self._done
-                ]
-                records.append(records.pop() | {"objective": value_of(run, self._job.epochs)})
-                write_result(run, self._job.objective, *records, **self._task.resources)
+        if report.finished:
+            for folder, run in self._job.runs.items():
+                last = {"objective": value_of(run, self._job.epochs), "base": 1.0, "new": 1.0}
+                write_result(
+                    folder, run, self._job.objective, {**last, "seconds": 1.5}, **self._task.resources
+                )
         return report
 
-    def _report(self, epoch: int) -> EpochReport:
-        values = [value_of(run, epoch) for run in self._job.runs]
-        value = sum(values) / len(values)
-        return EpochReport(
-            epoch=epoch,
-            objective=value,
-            base=value + 2,
-            new=value - 2,
-            loss=1.0 / epoch,
-            seconds=0.5 * epoch,
-            runs=[
-                {"dataset": run.dataset, "seed": run.seed, "objective": each, "base": each + 2,
-                 "new": each - 2, "seconds": 0.5 * epoch}
-                for run, each in zip(self._job.runs, values, strict=True)
-            ],
-            finished=epoch == self._job.epochs,
-        )  # fmt: skip
 
-
-def write_result(run: RunSpec, objective: str, *records: dict[str, Any], **resources: float) -> None:
+def write_result(
+    folder: Path, run: Config, objective: str, *records: dict[str, float], **resources: float
+) -> None:
     """Write what a finished run leaves in its folder.
 
     Args:
@@ -164,17 +153,14 @@ def write_result(run: RunSpec, objective: str, *records: dict[str, Any], **resou
         objective=objective, classnames=(), template="", run="", data="", weights="", environment={},
         **resources,
     )  # fmt: skip
-    write_atomically(Path(run.folder) / "config.yaml", yaml.safe_dump(run.config).encode())
-    result.write(Path(run.folder))
+    write_atomically(folder / "config.yaml", dump_config(run).encode())
+    result.write(folder)
 
 
-def fake_job(folder: Path, number: int, *, epochs: int = 3, **settings: Any) -> Job:
+def fake_job(folder: Path, number: int, *, epochs: int = 3) -> Job:
     """A job of one run in FOLDER/trials/NNNN."""
-    config = {
-        "data": {"name": "textures"}, "train": {"seed": 0, "epochs": epochs}, "regularizer": settings
-    }  # fmt: skip
-    run = RunSpec(config, str(folder / f"trials/{number:04d}"))
-    return Job(f"trial {number}", (run,), "drift", 20, number)
+    run = Config().override({"train.epochs": epochs, "train.seed": 0})
+    return Job(f"trial {number}", {folder / f"trials/{number:04d}": run}, "drift", 20, number)
 
 
 def misbehave(folder: Path, behaviour: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prometar.comparison.runs import FinishedRun
-from prometar.config.settings import Config, configure, parse
+from prometar.config.settings import Config, configure
 from prometar.training.run_result import RunResult
 from tune.execution.jobs import Job
 from tune.reproduce.grid import PROTOCOLS, Grid
@@ -29,22 +29,18 @@ def ask(
     )  # fmt: skip
 
 
-def config_of(job: Job) -> Config:
-    return parse(job.runs[0].config, where=job.name)
-
-
 def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:
     """A finished run of a job; `value(configuration, set of classes or target)` in percent."""
-    config, (spec,) = config_of(job), job.runs
+    config = job.config
     sets = ("base", "new") if job.objective == "final" else ("all",)
     result = RunResult(
         result={"epoch": 1} if config.method in UNTRAINED else {"epoch": 1, "direct_ce": 0.5},
         accuracies={name: value(config, name) for name in sets}, images={}, history=(), classnames=(),
         objective=job.objective, template="", run="", data=f"of {config.data.name}", weights="",
         environment={},
-        tests={name: (value(config, name), f"of {name}") for name in spec.targets},
+        tests={name: (value(config, name), f"of {name}") for name in job.targets},
     )  # fmt: skip
-    return FinishedRun(Path(spec.folder), config, result)
+    return FinishedRun(job.folder, config, result)
 
 
 def fill(grid: Grid, value: Callable[[Config, str], float]) -> list[FinishedRun]:

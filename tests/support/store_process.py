@@ -7,14 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
 from prometar.errors import PrometarError
 from tests.support.databases import open_store, report
-from tune.store.trial_store import PendingTrial
+from tune.store.storage import storage_errors
 
 
 def drive(out: Path, url: str, hanging: set[int]) -> None:
-    with open_store(out, url=url, trials=4) as store:
-        running: list[PendingTrial] = []
+    with storage_errors(url):
+        store = open_store(out, url=url, trials=4)
+        running: list[FrozenTrial] = []
         while True:
             while len(running) < 2 and (trial := store.ask()) is not None:
                 running.append(trial)

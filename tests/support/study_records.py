@@ -6,24 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from prometar.metrics import over_all, t_interval
 from tune.config import StudyConfig
-from tune.records.folder import Records, StudyFolder, paired, read_records
+from tune.records.folder import Records, StudyFolder, paired
 from tune.records.schema import (
     Candidate,
     Confirmation,
     DatasetTest,
-    Epoch,
     FinalTest,
     RunScore,
-    SettingsUnderTest,
     StudyRecord,
     TrialRecord,
     by_score,
-    write_record,
+    mean_of,
 )
 from tune.space.space import space_of
 
@@ -48,7 +45,7 @@ def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
     """study.yaml of a study with these options."""
     config = StudyConfig.of(**{"dataset": ["dtd"], "trials": 60, "space": space_of(ranges), **options})
     return StudyRecord(
-        config=config.model_dump(mode="json"),
+        config=config,
         score="base accuracy" if config.search.objective == "base_val" else "H",
         leaks=config.search.objective == "oracle_test",
         contents={"weights": "4b1d"},
@@ -93,26 +90,22 @@ def trial(
     settings = changes.pop("settings", settings_of(number))
     epochs = {"COMPLETE": 5, "PRUNED": 2, "FAIL": 0}[state]
     runs = tuple(run(name, seed, settings) for name in datasets for seed in (0, 1)) if epochs else ()
-    figures: dict[str, Any] = {
-        name: mean(getattr(each, name) for each in runs) if runs else None
-        for name in ("objective", "base", "new")
-    }
+    objective = mean_of(runs)
     start = datetime(2026, 1, 1) + timedelta(minutes=7 * number)
     record = TrialRecord(
         number=number,
         state=state,
-        baseline=number == 0,
         origin="baseline" if number == 0 else "sampled",
         settings=settings,
+        objective=objective,
+        base=mean_of(runs, "base"),
+        new=mean_of(runs, "new"),
         epoch=epochs,
-        epochs=tuple(Epoch(e, figures["objective"] - 8 * 0.5**e) for e in range(1, epochs + 1)),
+        epochs={e: (objective or 0.0) - 8 * 0.5**e for e in range(1, epochs + 1)},
         runs=runs,
         seconds=120.0 * epochs + number,
-        cpus=2.0,
-        gpus=0.5,
         started=start,
         ended=start + timedelta(seconds=55),
-        **figures,
     )
     return replace(record, **changes)
 
@@ -134,18 +127,23 @@ def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
     return Confirmation((1000, 1001), rows, max(rows, key=lambda row: row.mean or 0.0).number)
 
 
+def candidate(number: int) -> Candidate:
+    """Settings of a trial as those under test."""
+    return Candidate(number, number == 0, settings_of(number), ())
+
+
 def final_test(
-    selected: SettingsUnderTest,
+    selected: Candidate,
     shifts: Mapping[str, tuple[float, float]],
     seeds: Sequence[int] = (11, 12, 13, 14, 15),
     **changes: Any,
 ) -> FinalTest:
     """Final test in which the selected settings gain so much base and new accuracy, by dataset."""
-    default, same, datasets = SettingsUnderTest(0, DEFAULT), selected.number == 0, dict[str, DatasetTest]()
+    same, datasets = selected.baseline, dict[str, DatasetTest]()
     for name, shift in shifts.items():
-        ours = tuple(run(name, seed, default.settings, *shift) for seed in seeds)
+        ours = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
         ours = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in ours)
-        theirs = tuple(run(name, seed, default.settings) for seed in seeds)
+        theirs = tuple(run(name, seed, DEFAULT) for seed in seeds)
         both = ours if not same else theirs, theirs
         figures: Any = ("objective", "base", "new")
         found: Any = [
@@ -159,20 +157,15 @@ def final_test(
         verdict = "baseline"
     elif shown:
         verdict = "selected"
-    test = FinalTest(tuple(seeds), 10, selected, default, same, datasets, difference, verdict)
+    test = FinalTest(tuple(seeds), 10, selected, datasets, difference, verdict)
     return replace(test, **changes)
 
 
 def write(folder: Path, records: Records) -> Path:
     """Write all records into a folder."""
-    target = StudyFolder(folder)
-    write_record(target / "study.yaml", records.study)
-    for each in records.trials:
-        target.write_trial(each)
-    if records.confirmation:
-        target.write_confirmation(records.confirmation)
-    if records.final_test:
-        target.write_final_test(records.final_test)
+    for each in (records.study, *records.trials, records.confirmation, records.final_test):
+        if each:
+            StudyFolder(folder).write(each)
     return folder
 
 
@@ -180,14 +173,8 @@ def small(folder: Path, base: float = 3.0, new: float = 2.0, *, selected: int = 
     """Four trials on one dataset; trial `selected` gains so much base and new accuracy in the final test."""
     trials = (trial(0), trial(1), trial(2, "PRUNED"), trial(3, "FAIL", reason="the loss is nan"))
     rows = tuple(Candidate(t.number, t.baseline, t.settings, t.runs) for t in trials[:2])
-    tested = SettingsUnderTest(selected, settings_of(selected))
-    return Records(
-        folder,
-        study(**options),
-        trials,
-        Confirmation((1000,), rows, selected),
-        final_test(tested, {"dtd": (base, new)}),
-    )
+    test = final_test(candidate(selected), {"dtd": (base, new)})
+    return Records(folder, study(**options), trials, Confirmation((1000,), rows, selected), test)
 
 
 def rich(folder: Path, *, hostile: bool = False, **options: Any) -> Path:
@@ -212,16 +199,9 @@ def rich(folder: Path, *, hostile: bool = False, **options: Any) -> Path:
         trials.append(trial(number, state, datasets, settings=settings, **changes))
     trials[5] = replace(trials[5], notes=(f"out of memory: larger share {evil}",))
     again = confirmation(trials)
-    selected = SettingsUnderTest(again.selected, trials[again.selected].settings)
-    test = final_test(selected, {datasets[0]: (9.0, -6.0), datasets[1]: (2.0, 1.0)})
+    test = final_test(again.selected_candidate, {datasets[0]: (9.0, -6.0), datasets[1]: (2.0, 1.0)})
     described = study(ranges, **options)
-    config: Any = {**described.config}
-    config["search"] = {**config["search"], "datasets": datasets}
+    search = described.config.search.model_copy(update={"datasets": tuple(datasets)})
+    config = described.config.model_copy(update={"search": search})
     described = replace(described, config=config, command=f"python tune/search.py --study '{evil}{image}'")
-    records = Records(folder, described, tuple(trials), again, test)
-    return write(folder, records)
-
-
-def read(folder: Path) -> Records:
-    """Records of a folder that `write` filled."""
-    return read_records(folder)
+    return write(folder, Records(folder, described, tuple(trials), again, test))

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prometar.errors import one_line
-from tune.execution.jobs import EpochReport, Job
+from tune.execution.jobs import Job
+from tune.records.schema import EpochReport
 
 
 class LiveView:
@@ -41,7 +42,7 @@ class LiveView:
         self._best, self._compared, self._clock = best, compared, clock
         self._start = clock()
         self._running: dict[str, tuple[Job, EpochReport]] = {}  # a job and its last report
-        self._epochs = self._trained = self._finished = 0
+        self._finished = 0  # by this process
         terminal = console.is_terminal and not console.is_dumb_terminal
         self._live = (
             Live(console=console, refresh_per_second=2, get_renderable=self._view) if terminal else None
@@ -57,41 +58,29 @@ class LiveView:
             self._live.stop()
 
     def started(self, job: Job) -> None:
-        self._running[job.name] = job, {}
+        self._running[job.name] = job, EpochReport()
 
     def reported(self, job: Job, report: EpochReport) -> None:
-        _, before = self._running.get(job.name, (job, {}))
-        if report.get("epoch", 0) > before.get("epoch", 0):  # a new worker repeats earlier epochs
-            self._trained += 1
         self._running[job.name] = job, report
-        if report.get("epoch") == 1:
-            for note in report.get("notes", ()):
-                self._print(f"{job.name}: {note}")
+        for note in report.notes if report.epoch == 1 else ():
+            self._print(f"{job.name}: {note}")
 
     def finished(self, job: Job, failure: str) -> None:
-        _, report = self._running.pop(job.name, (job, {}))
+        _, report = self._running.pop(job.name, (job, EpochReport()))
         self.done += 1
         self._finished += 1
-        self._epochs += job.epochs
-        failure = failure or report.get("failed", "")
-        objective = report.get("objective")
-        complete = report.get("finished") and not failure
-        if objective is not None and complete and (self._best is None or objective > self._best[0]):
+        failure, objective = failure or report.failed, report.objective
+        complete = report.finished and not failure
+        if complete and objective is not None and (self._best is None or objective > self._best[0]):
             self._best = objective, job.name
         if failure or self._live is None:
-            self._print("; ".join(filter(None, (self._ending(job, report, failure), *self._state()))))
+            how = "finished" if report.finished else f"pruned at epoch {report.epoch}/{job.epochs}"
+            ending = f"failed: {one_line(failure)}" if failure else how + _objective(report)
+            self._print("; ".join((f"{job.name} {ending}", *self._state())))
 
     def _print(self, line: str) -> None:
         elapsed = duration(self._clock() - self._start)
         self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True)
-
-    def _ending(self, job: Job, report: EpochReport, failure: str) -> str:
-        if failure:
-            return f"{job.name} failed: {one_line(failure)}"
-        how = (
-            "finished" if report.get("finished") else f"pruned at epoch {report.get('epoch', 0)}/{job.epochs}"
-        )
-        return f"{job.name} {how}{_objective(report)}"
 
     def _state(self) -> list[str]:
         """Counts, best objective and time left."""
@@ -103,39 +92,33 @@ class LiveView:
         return state
 
     def _seconds_left(self) -> float | None:
-        """Elapsed time scaled from finished epochs to those that are left. None before the first epoch.
+        """Elapsed time scaled to the jobs that are left. None before the first epoch."""
+        running = self._fraction
+        done = self._finished + running
+        return (self.total - self.done - running) * (self._clock() - self._start) / done if done else None
 
-        Epochs of pruned jobs that were not trained count as finished, as the ones to come will be pruned too.
-        """
-        running = list(self._running.values())
-        epochs = self._epochs + sum(report.get("epoch", 0) for _, report in running)
-        if not self._trained or not epochs:
-            return None
-        per_job = (self._epochs + sum(job.epochs for job, _ in running)) / (self._finished + len(running))
-        left = (self.total - self.done) * per_job - sum(report.get("epoch", 0) for _, report in running)
-        return max(0.0, left) * (self._clock() - self._start) / epochs
-
-    def _view(self) -> Group:
-        line = Table.grid(padding=(0, 1))
-        bar = ProgressBar(self.total, self.done + self._fraction(), width=30)
-        line.add_row(self._stage, bar, Text(", ".join(self._state()), no_wrap=True, overflow="ellipsis"))
-        running = [
-            Text(
-                f"  {name}: epoch {report.get('epoch', 0)}/{job.epochs}{_objective(report)}",
-                no_wrap=True,
-                overflow="ellipsis",
-            )
-            for name, (job, report) in list(self._running.items())
-        ]
-        return Group(line, *running)
-
+    @property
     def _fraction(self) -> float:
         """Finished part of the running jobs."""
-        return sum(report.get("epoch", 0) / job.epochs for job, report in list(self._running.values()))
+        return sum(report.epoch / job.epochs for job, report in list(self._running.values()))
+
+    def _view(self) -> Group:
+        running = list(self._running.values())
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(self.total, self.done + self._fraction, width=30)
+        line.add_row(self._stage, bar, _one_line(", ".join(self._state())))
+        lines = (
+            f"  {job.name}: epoch {report.epoch}/{job.epochs}{_objective(report)}" for job, report in running
+        )
+        return Group(line, *map(_one_line, lines))
+
+
+def _one_line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _objective(report: EpochReport) -> str:
-    return f", objective {report['objective']:.1f}" if "objective" in report else ""
+    return "" if report.objective is None else f", objective {report.objective:.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Private names of Ray Tune. Without each of them something breaks, as its comment says."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -10,31 +10,28 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import class_cache
 
 
-@contextmanager
-def treat_oom_as_actor_death() -> Iterator[None]:
-    """Let Tune report a worker that Ray's memory monitor killed as dead.
+class OutOfMemoryDeath(RayActorError):
+    """Death of a worker that Ray's memory monitor killed."""
 
-    Ray raises another error for it than for all other deaths. Without this, Tune 2.60 ends the whole study.
+
+@contextmanager
+def patched() -> Iterator[None]:
+    """Patch Tune.
+
+    Ray raises another error for a worker that its memory monitor killed than for all other deaths. Without a
+    conversion, Tune 2.60 ends the whole study.
+
+    Tune sets a variable that only Lightning reads. Without its removal, Ray starts Python twice for each
+    worker, which takes a second per worker and stage.
     """
-    manager: Any = RayActorManager
-    handle = manager._actor_task_failed
+    handle = RayActorManager._actor_task_failed
 
     def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
-            reason = str(exception).splitlines()[0]
-            exception = RayActorError(error_msg=f"ray.exceptions.OutOfMemoryError: {reason}")
+            exception = OutOfMemoryDeath(error_msg=str(exception).splitlines()[0])
         handle(self, tracked_actor_task, exception)
 
-    with mock.patch.object(manager, "_actor_task_failed", failed):
-        yield
-
-
-@contextmanager
-def reuse_prestarted_workers() -> Iterator[None]:
-    """Start workers without an environment of their own.
-
-    Tune sets a variable that only Lightning reads. Without this, Ray starts Python twice for each worker,
-    which takes a second per worker and stage.
-    """
-    with mock.patch.object(class_cache, "DEFAULT_ENV_VARS", {}):
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(RayActorManager, "_actor_task_failed", failed))
+        patches.enter_context(mock.patch.object(class_cache, "DEFAULT_ENV_VARS", {}))
         yield

@@ -1,18 +1,12 @@
 """Folder of a study: file locations, records and what they tell together."""
 
-import os
-import platform
-import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
-
-from pydantic import ConfigDict, ValidationError
 
 from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import file_name
@@ -20,10 +14,8 @@ from prometar.data.splits.objective import objective_of
 from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.io.files import entries, resolved, write_atomically
-from prometar.io.lock import locked
-from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.stores import masked
-from tune.config import ConfirmConfig, FinalTestConfig, SearchConfig, StudyConfig
+from tune.config import SearchConfig, StudyConfig
 from tune.records.schema import (
     Confirmation,
     FinalTest,
@@ -37,6 +29,7 @@ from tune.records.schema import (
 )
 
 STATES: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
+_FILES = {StudyRecord: "study.yaml", Confirmation: "confirmation.json", FinalTest: "finals.json"}
 
 
 class StudyFolder:
@@ -50,19 +43,6 @@ class StudyFolder:
         """Folder of a study with this configuration."""
         return cls(config.location.out / config.name)
 
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the study exclusively.
-
-        Raises:
-            WorkError: another process holds it, or the folder cannot be written.
-        """
-        with locked(self.path, f"the study {self.path}"):
-            yield
-
     def trial(self, number: int) -> Path:
         """Folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
@@ -72,37 +52,39 @@ class StudyFolder:
         return self.path / "confirmation" / f"trial-{number:04d}-seed{seed}"
 
     def final(self, number: int, dataset: str, seed: int) -> Path:
-        """Folder of a final-test run of trial `number`'s settings."""
+        """Folder of a final-test run of trial `number`'s settings, 0 for the default settings."""
         return self.path / "finals" / f"trial-{number:04d}-{file_name(dataset)}-seed{seed}"
 
-    def write_study(
-        self, config: StudyConfig, contents: Mapping[str, str], seconds_searched: float = 0.0
-    ) -> StudyRecord:
+    def write(self, record: StudyRecord | TrialRecord | Confirmation | FinalTest) -> None:
+        """Write a record."""
+        if isinstance(record, TrialRecord):
+            write_record(self.trial(record.number) / "record.json", record)
+        else:
+            write_record(self.path / _FILES[type(record)], record)
+
+    def write_study(self, config: StudyConfig, contents: Mapping[str, str]) -> None:
         """Write study.yaml. Environments of earlier commands are kept if they differ."""
-        objective = objective_of(config.search.objective)
-        now, earlier = {**environment(), **_machine()}, list[Mapping[str, str]]()
-        if before := self.read_study():
-            earlier = [each for each in (*before.earlier_environments, before.environment) if each != now]
-        record = StudyRecord(
-            config=config.model_dump(mode="json"),
-            score=objective.title,
-            leaks=objective.leaks,
-            contents=dict(contents),
-            command=masked(_command(sys.argv)),
-            environment=now,
-            earlier_environments=tuple(earlier),
-            seconds_searched=seconds_searched,
+        objective, now, before = objective_of(config.search.objective), environment(), self.read_study()
+        earlier = (*before.earlier_environments, before.environment) if before else ()
+        self.write(
+            StudyRecord(
+                config=config,
+                score=objective.title,
+                leaks=objective.leaks,
+                contents=contents,
+                command=masked(_command(sys.argv)),
+                environment=now,
+                earlier_environments=tuple(each for each in earlier if each != now),
+            )
         )
-        write_record(self / "study.yaml", record)
-        return record
+
+    def write_best(self, config: Config) -> None:
+        """Write best.yaml, the complete configuration of the selected settings."""
+        write_atomically(self.path / "best.yaml", dump_config(config).encode())
 
     def read_study(self) -> StudyRecord | None:
         """study.yaml, None if it does not exist."""
-        return read_record(self / "study.yaml", StudyRecord)
-
-    def write_trial(self, trial: TrialRecord) -> None:
-        """Write the record of a finished trial."""
-        write_record(self.trial(trial.number) / "record.json", trial)
+        return read_record(self.path / _FILES[StudyRecord], StudyRecord)
 
     def read_trials(self) -> tuple[TrialRecord, ...]:
         """Records of the finished trials, by number.
@@ -120,38 +102,13 @@ class StudyFolder:
             found.append(trial)
         return tuple(sorted(found, key=lambda trial: trial.number))
 
-    def write_confirmation(self, confirmation: Confirmation) -> None:
-        """Write confirmation.json."""
-        write_record(self / "confirmation.json", confirmation)
-
     def read_confirmation(self) -> Confirmation | None:
         """confirmation.json, None if it does not exist."""
-        return read_record(self / "confirmation.json", Confirmation)
-
-    def write_final_test(self, test: FinalTest) -> None:
-        """Write finals.json."""
-        write_record(self / "finals.json", test)
+        return read_record(self.path / _FILES[Confirmation], Confirmation)
 
     def read_final_test(self) -> FinalTest | None:
         """finals.json, None if it does not exist."""
-        return read_record(self / "finals.json", FinalTest)
-
-    def write_best(self, config: Config) -> Path:
-        """Write best.yaml, the complete configuration of the selected settings. Return its path."""
-        path = self / "best.yaml"
-        write_atomically(path, dump_config(config).encode())
-        return path
-
-
-class StudySections(PlainData):
-    """Parts of a `StudyConfig` that can be read if its custom components are missing."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    run: Config
-    search: SearchConfig
-    confirm: ConfirmConfig
-    test: FinalTestConfig
+        return read_record(self.path / _FILES[FinalTest], FinalTest)
 
 
 @dataclass(frozen=True)
@@ -165,21 +122,9 @@ class Records:
     final_test: FinalTest | None
 
     @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @cached_property
-    def config(self) -> StudySections:
-        """Configuration of the study.
-
-        Raises:
-            UserError: it is corrupt.
-        """
-        try:
-            return StudySections.model_validate(self.study.config)
-        except ValidationError as error:
-            path = self.folder / "study.yaml"
-            raise UserError(f"{path} is corrupt ({problems_of(error)}). Restore it from a backup.") from None
+    def config(self) -> StudyConfig:
+        """Configuration of the study."""
+        return self.study.config
 
     @property
     def search(self) -> SearchConfig:
@@ -217,8 +162,8 @@ class Records:
         """True if the final test compared settings that are no longer selected."""
         if self.final_test is None or self.selected is None:
             return False
-        tested = self.final_test.selected.number
-        return tested != self.selected.number and not (self.final_test.same and self.selected.baseline)
+        tested = self.final_test.selected
+        return tested.number != self.selected.number and not (tested.baseline and self.selected.baseline)
 
 
 def read_records(folder: Path) -> Records:
@@ -232,9 +177,7 @@ def read_records(folder: Path) -> Records:
     if study is None:
         raise UserError(f"{folder} does not contain a study. Pass a folder OUT/STUDY of tune/search.py.")
     trials = source.read_trials()
-    records = Records(source.path, study, trials, source.read_confirmation(), source.read_final_test())
-    _ = records.config
-    return records
+    return Records(source.path, study, trials, source.read_confirmation(), source.read_final_test())
 
 
 def paired(
@@ -259,11 +202,3 @@ def _command(words: Sequence[str]) -> str:
     if path.is_absolute() and not path.suffix:
         return shlex.join([path.name, *words[1:]])
     return shlex.join(["python", *words])
-
-
-def _machine() -> dict[str, str]:
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        cpu = (re.findall(r"model name\s*: (.*)", info.read_text()) or [cpu])[0]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": cpu, "cores": str(os.cpu_count()), "memory": f"{memory:.0f} GiB"}

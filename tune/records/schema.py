@@ -5,31 +5,21 @@ file of another version is one line that names the file and the field.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
-from math import isfinite
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    NaiveDatetime,
-    NonNegativeInt,
-    PlainValidator,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import ConfigDict, Field, NaiveDatetime, NonNegativeInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.metrics import Interval
+from tune.config import StudyConfig
+from tune.space.ranges import Settings
 
 VERSION: Literal[3] = 3
 """Version of all files. It grows if a field is removed, changes meaning, or is added without a default."""
@@ -41,17 +31,6 @@ Verdict = Literal["selected", "either", "baseline"]
 Figure = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Percent, or the unit of a custom objective."""
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
-
-
-def _setting(value: Any) -> Any:
-    if isinstance(value, list | dict) or (isinstance(value, float) and not isfinite(value)):
-        raise ValueError("must be a finite number, a text, true, false or null")
-    return value
-
-
-Setting = Annotated[bool | int | float | str | None, PlainValidator(_setting)]
-Settings = Mapping[str, Setting]
-"""Values by dotted key."""
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -84,33 +63,62 @@ class RunScore:
         return self.objective is not None
 
 
+Runs = tuple[RunScore, ...]
+
+
 def seed_means(runs: Iterable[RunScore], figure: FigureName = "objective") -> dict[int, float]:
     """Return the mean over datasets of one figure by seed, for seeds whose runs all have it."""
-    groups: dict[int, list[float | None]] = {}
+    groups: dict[int, list[RunScore]] = {}
     for run in runs:
-        groups.setdefault(run.seed, []).append(getattr(run, figure))
-    known = {seed: [each for each in values if each is not None] for seed, values in groups.items()}
-    return {seed: mean(known[seed]) for seed in sorted(groups) if len(known[seed]) == len(groups[seed])}
+        groups.setdefault(run.seed, []).append(run)
+    means = {seed: mean_of(group, figure) for seed, group in sorted(groups.items())}
+    return {seed: value for seed, value in means.items() if value is not None}
 
 
-def _unique(key: Callable[[Any], object]) -> AfterValidator:
-    def check(found: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(map(key, found))) < len(found):
-            raise ValueError("duplicate entry")
-        return found
-
-    return AfterValidator(check)
-
-
-Runs = Annotated[tuple[RunScore, ...], _unique(lambda run: (run.dataset, run.seed))]
+def mean_of(runs: Iterable[RunScore], figure: FigureName = "objective") -> float | None:
+    """Return the mean of one figure over runs, None if there are none or one lacks it."""
+    values = [getattr(run, figure) for run in runs]
+    return mean(values) if values and None not in values else None
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Epoch:
-    """Objective of a trial after an epoch, counted from 1."""
+class EpochReport:
+    """Result of one epoch of a job, as its worker reports it.
 
-    epoch: NonNegativeInt
-    objective: Figure
+    Args:
+        epoch: Counted from 1.
+        runs: Figures of each run. Those of the job are means over them, and the sum of their seconds.
+        loss: Mean training loss.
+        finished: True in the last report of a job.
+        failed: Error message, "" if the job did not fail.
+        notes: Notices for the user, e.g. "started over: the checkpoint is corrupt".
+    """
+
+    epoch: NonNegativeInt = 0
+    runs: Runs = ()
+    loss: float | None = None
+    finished: bool = False
+    failed: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def objective(self) -> float | None:
+        return mean_of(self.runs)
+
+    @property
+    def base(self) -> float | None:
+        return mean_of(self.runs, "base")
+
+    @property
+    def new(self) -> float | None:
+        return mean_of(self.runs, "new")
+
+    @property
+    def seconds(self) -> float:
+        return sum(run.seconds or 0.0 for run in self.runs)
+
+
+REPORT = TypeAdapter(EpochReport)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -118,32 +126,33 @@ class TrialRecord:
     """trials/NNNN/record.json: a finished trial of the search.
 
     Args:
-        baseline: True if its settings are the default settings.
+        origin: Origin of its settings. The baseline has the default settings.
         objective, base, new: Percent after the last epoch, means over the runs.
-        epoch: Last epoch. epochs: Objective by epoch.
+        epoch: Last epoch. epochs: Objective by epoch, counted from 1.
         seconds: Training time of all runs together.
         notes: Notices for the user. reason: Error message if it failed.
     """
 
     number: NonNegativeInt
     state: State
-    baseline: bool
     origin: Literal["baseline", "enqueued", "sampled"]
     settings: Settings
     objective: Figure | None
     base: Figure | None
     new: Figure | None
     epoch: NonNegativeInt
-    epochs: tuple[Epoch, ...]
+    epochs: Mapping[NonNegativeInt, Figure]
     runs: Runs
     seconds: Seconds
-    cpus: Seconds = 0.0
-    gpus: Seconds = 0.0
     notes: tuple[str, ...] = ()
     reason: str = ""
     started: NaiveDatetime | None = None
     ended: NaiveDatetime | None = None
     version: Literal[3] = VERSION
+
+    @property
+    def baseline(self) -> bool:
+        return self.origin == "baseline"
 
     @property
     def score(self) -> float | None:
@@ -153,13 +162,13 @@ class TrialRecord:
 
 def by_score(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the completed trials, highest objective first. Of equal trials, the earlier comes first."""
-    scored = [(-t.score, t.number, t) for t in trials if t.score is not None]
-    return [t for _, _, t in sorted(scored, key=lambda each: each[:2])]
+    completed = [trial for trial in trials if trial.score is not None]
+    return sorted(completed, key=lambda trial: (-(trial.score or 0.0), trial.number))
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Candidate:
-    """Settings that were confirmed. `runs` are those of the search and those with fresh seeds."""
+    """Settings that may be selected. `runs` are those of the search and those with fresh seeds."""
 
     number: NonNegativeInt
     baseline: bool
@@ -174,12 +183,7 @@ class Candidate:
     @property
     def mean(self) -> float | None:
         """Mean objective over all seeds, None if a run failed."""
-        return mean(self.by_seed.values()) if self.runs and all(run.finished for run in self.runs) else None
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over seeds, None with fewer than two."""
-        return stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+        return mean_of(self.runs)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -192,17 +196,13 @@ class Confirmation:
     """
 
     seeds: tuple[int, ...]
-    candidates: Annotated[tuple[Candidate, ...], _unique(lambda candidate: candidate.number)]
+    candidates: tuple[Candidate, ...]
     selected: NonNegativeInt
     version: Literal[3] = VERSION
 
-
-@dataclass(frozen=True, config=_STRICT)
-class SettingsUnderTest:
-    """One side of the final test: a trial's settings."""
-
-    number: NonNegativeInt
-    settings: Settings
+    @property
+    def selected_candidate(self) -> Candidate:
+        return next(each for each in self.candidates if each.number == self.selected)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -230,39 +230,40 @@ class FinalTest:
 
     Args:
         epochs: Epochs of each run. Searched epochs take precedence for the selected settings.
-        same: True if the baseline was selected, so that there is nothing to compare.
+        selected: The settings under test, with the runs that selected them.
         difference: Selected minus baseline in H. With several datasets, the interval over their means.
-        alpha: Error probability of `difference`.
-        dataset_alpha: Error probability of a dataset's interval at the last interim analysis.
+        alpha: Error probability of a dataset's interval at the last interim analysis.
         matters: Smallest difference in H that matters, if seed pairs were added until it was decided.
         detectable: Smallest true difference that four of five such tests would show.
-        earlier_tests: (trial, seed pairs) of earlier final tests of this study.
+        earlier_tests: Trials of earlier final tests of this study.
     """
 
     seeds: tuple[int, ...]
     epochs: int
-    selected: SettingsUnderTest
-    baseline: SettingsUnderTest
-    same: bool
+    selected: Candidate
     datasets: Mapping[str, DatasetTest]
     difference: Interval | None
     verdict: Verdict
     alpha: float = 0.05
-    dataset_alpha: float = 0.05
     matters: Figure | None = None
     detectable: Figure | None = None
-    earlier_tests: tuple[tuple[int, int], ...] = ()
+    earlier_tests: tuple[int, ...] = ()
     version: Literal[3] = VERSION
+
+    @property
+    def same(self) -> bool:
+        """True if the baseline was selected, so that there is nothing to compare."""
+        return self.selected.baseline
 
     @property
     def level(self) -> str:
         """Confidence level of `difference` in percent."""
-        return f"{100 * (1 - self.alpha):g}"
+        return "95" if len(self.datasets) > 1 else self.dataset_level
 
     @property
     def dataset_level(self) -> str:
         """Confidence level of a dataset's intervals in percent."""
-        return f"{100 * (1 - self.dataset_alpha):g}"
+        return f"{100 * (1 - self.alpha):g}"
 
     @property
     def failures(self) -> list[str]:
@@ -276,23 +277,20 @@ class StudyRecord:
     """study.yaml.
 
     Args:
-        config: The `StudyConfig` as a plain tree.
         score: Name of the objective's figure. leaks: True if the objective reads the test images.
         contents: Digests of splits, weights and custom components by name.
         command: Command that ran the study last.
         environment: Versions and machine of the last command.
         earlier_environments: Those of earlier commands that differ.
-        seconds_searched: Duration of the search in earlier commands.
     """
 
-    config: Mapping[str, JsonValue]
+    config: StudyConfig
     score: str
     leaks: bool
     contents: Mapping[str, str]
     command: str
     environment: Mapping[str, str]
-    earlier_environments: tuple[Mapping[str, str], ...] = field(default=())
-    seconds_searched: Seconds = 0.0
+    earlier_environments: tuple[Mapping[str, str], ...] = ()
     version: Literal[3] = VERSION
 
 
@@ -333,7 +331,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
     raise UserError(f"{path} is corrupt ({problem}). {fix}.")
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: StudyRecord | TrialRecord | Confirmation | FinalTest) -> None:
     """Write a record as JSON or YAML.
 
     Raises:

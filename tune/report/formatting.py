@@ -57,21 +57,6 @@ def interval(difference: Interval, unit: str, level: str) -> str:
     return f"{middle} {unit} ({level}% CI {bounds}, n = {difference.n})"
 
 
-def duration(seconds: float) -> str:
-    """Duration in its two largest units.
-
-    Example:
-        >>> duration(75), duration(3725), duration(4.2)
-        ('1 min 15 s', '1 h 2 min', '4.2 s')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    return (
-        f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
-    )
-
-
 def listed(names: Iterable[object]) -> str:
     """Enumeration of names.
 

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -17,47 +16,46 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune.config import GOALS, Goal
 from tune.records.folder import Records
 from tune.records.schema import TrialRecord
-from tune.space.ranges import Choice, FloatRange, Range
+from tune.space.ranges import Choice, FloatRange, Range, Value
 
 MIN_COMPLETED = 8
 """Completed trials below which importances are noise."""
 
 
-def label(text: Any) -> Any:
-    """Escape a text, because Plotly reads labels as HTML. Other values stay."""
-    return html.escape(text, quote=False) if isinstance(text, str) else text
+def label(text: str) -> str:
+    """Escape a text, because Plotly reads labels as HTML."""
+    return html.escape(text, quote=False)
+
+
+def _escaped(value: Value) -> Value:
+    return label(value) if isinstance(value, str) else value
 
 
 def rebuild(records: Records, goals: Sequence[Goal]) -> optuna.Study:
     """Build an in-memory study with the same trials. Trials that lack a goal are failed trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[GOALS[goal] for goal in goals])
-    numbers = {trial.number: trial for trial in records.trials}
-    study.add_trials(
-        _trial(numbers.get(number), records, goals) for number in range(max(numbers, default=-1) + 1)
-    )
+    study.add_trials(_trial(trial, records, goals) for trial in records.trials)
     return study
 
 
-def _trial(trial: TrialRecord | None, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
-    ranges = records.search.space.ranges
-    found = [getattr(trial, goal) for goal in goals] if trial else []
-    values = [value for value in found if value is not None]
-    fits = trial and all(key in ranges and ranges[key].contains(x) for key, x in trial.settings.items())
-    if not trial or not fits or trial.state == "FAIL" or len(values) < len(goals):
+def _trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
+    ranges, values = records.search.space.ranges, [getattr(trial, goal) for goal in goals]
+    fits = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
+    if not fits or trial.state == "FAIL" or None in values:
         return create_trial(state=TrialState.FAIL)
     return create_trial(
         state=TrialState[trial.state],
         values=values if trial.state == "COMPLETE" else None,
-        params={label(key): label(value) for key, value in trial.settings.items()},
+        params={label(key): _escaped(value) for key, value in trial.settings.items()},
         distributions={label(key): _distribution(ranges[key]) for key in trial.settings},
-        intermediate_values={each.epoch: each.objective for each in trial.epochs},
+        intermediate_values=dict(trial.epochs),
     )
 
 
 def _distribution(entry: Range) -> BaseDistribution:
     if isinstance(entry, Choice):
-        return CategoricalDistribution([label(choice) for choice in entry.choices])
+        return CategoricalDistribution([_escaped(choice) for choice in entry.choices])
     if isinstance(entry, FloatRange):
         return FloatDistribution(entry.low, entry.high, log=entry.log)
     return IntDistribution(entry.low, entry.high, log=entry.log)

@@ -31,9 +31,6 @@ class Report:
     def _repr_html_(self) -> str:
         return _filled("summary.html.jinja", self.records, path=self.path)
 
-    def __repr__(self) -> str:
-        return f"{statements.verdict(self.records)} Report: {self.path}"
-
 
 def write_report(records: Records) -> Report:
     """Write report.html into the study's folder.
@@ -56,7 +53,7 @@ def render(records: Records) -> str:
         plots=plots(records),
         more_tables=all_tables(records),
         min_completed=MIN_COMPLETED,
-        config=masked(yaml.safe_dump(dict(study.config), sort_keys=False)),
+        config=masked(yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False)),
         environments=[study.environment, *study.earlier_environments],
     )
 

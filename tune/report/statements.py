@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import mean
 from typing import Literal
 
@@ -11,21 +10,14 @@ from prometar.data.splits.objective import OBJECTIVES
 from prometar.metrics import Interval, over_all
 from tune.config import EPOCHS
 from tune.records.folder import Records
-from tune.records.schema import FigureName, FinalTest, RunScore, Verdict, seed_means
+from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
 from tune.report.formatting import interval, listed, number, spread
 
 MOST_CAVEATS = 5
 NAMES = {"selected": "selected settings", "baseline": "default settings"}
 
+Side = Literal["selected", "baseline"]
 Status = Verdict | Literal["unfinished", "leaking"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A next step. `command` may be empty."""
-
-    text: str
-    command: str = ""
 
 
 def status(records: Records) -> Status:
@@ -47,25 +39,21 @@ def verdict(records: Records) -> str:
             )
         case "unfinished":
             return f"No verdict yet. {_unfinished(records)}"
-        case "selected":
-            return (
-                f"Use the selected settings (trial {_number(test)}). They are better than the default ones."
-            )
+        case "selected" if test:
+            trial = f"trial {test.selected.number}"
+            return f"Use the selected settings ({trial}). They are better than the default ones."
         case "baseline" if test and test.same:
             return f"Keep the default settings. {_why_kept(records)}"
-        case "baseline":
-            return f"Keep the default settings. The selected settings (trial {_number(test)}) are worse."
+        case "baseline" if test:
+            return (
+                f"Keep the default settings. The selected settings (trial {test.selected.number}) are worse."
+            )
         case _ if test and test.difference:
             shown = "The final test shows no difference between the selected and the default settings."
             return f"Use either. {shown}"
         case _ if test and not test.seeds:
             return "Use either. No final test was requested, so nothing was compared on test images."
     return "Use either. Fewer than two seed pairs finished, so no difference can be shown."
-
-
-def _number(test: FinalTest | None) -> int:
-    assert test is not None
-    return test.selected.number
 
 
 def _unfinished(records: Records) -> str:
@@ -141,24 +129,20 @@ def _detectable(test: FinalTest) -> str:
     return line
 
 
-def side_runs(test: FinalTest, side: Literal["selected", "baseline"]) -> list[RunScore]:
-    """Runs of one side of the final test, on all datasets."""
-    return [run for each in test.datasets.values() for run in getattr(each, side)]
+def side_runs(test: FinalTest, side: Side | None = None) -> list[RunScore]:
+    """Runs of one side of the final test, or of both, on all datasets."""
+    sides = [side] if side else ["baseline"] if test.same else ["baseline", "selected"]
+    return [run for side in sides for each in test.datasets.values() for run in getattr(each, side)]
 
 
 def _new_accuracy(test: FinalTest) -> str:
-    found = {"baseline": _means(test, "baseline", "new")}
-    if not test.same:
-        found = {"selected": _means(test, "selected", "new"), **found}
+    sides: list[Side] = ["baseline"] if test.same else ["selected", "baseline"]
+    found = {side: seed_means(side_runs(test, side), "new").values() for side in sides}
     shown = [f"{spread(values)} with the {NAMES[side]}" for side, values in found.items() if values]
     seeds = max(map(len, found.values()))
     return (
         f"New accuracy: {', '.join(shown)} (mean ± standard deviation over {seeds} seeds)." if shown else ""
     )
-
-
-def _means(test: FinalTest, side: Literal["selected", "baseline"], figure: FigureName) -> list[float]:
-    return list(seed_means(side_runs(test, side), figure).values())
 
 
 def _epochs(records: Records) -> str:
@@ -177,14 +161,10 @@ def caveats(records: Records) -> list[str]:
 
 
 def _caveats(records: Records) -> Iterator[str]:
-    test, again = records.final_test, "Rerun the same command to resume."
-    baseline, best = records.baseline, records.completed[:1]
+    test, baseline = records.final_test, records.baseline
     if records.completed and baseline and baseline.score is None:
-        yield f"The default settings failed in the search: {baseline.reason[:80]}. {again}"
-    if records.confirmation and best and len(records.search.goals) == 1:
-        confirmed = {candidate.number for candidate in records.confirmation.candidates}
-        if confirmed and best[0].number not in confirmed:
-            yield f"Trial {best[0].number} leads the search but was not confirmed. {again}"
+        reason = baseline.reason[:80]
+        yield f"The default settings failed in the search: {reason}. Rerun the same command to resume."
     if test and not records.outdated:
         yield from _about_the_test(records, test)
     objective = OBJECTIVES.get(records.search.objective)
@@ -207,11 +187,11 @@ def _caveats(records: Records) -> Iterator[str]:
 
 
 def _about_the_test(records: Records, test: FinalTest) -> Iterator[str]:
-    runs = side_runs(test, "baseline") + ([] if test.same else side_runs(test, "selected"))
+    runs = side_runs(test)
     if failed := [run.failed for run in runs if run.failed]:
         reason = failed[0][:80]
         yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their pairs are missing."
-    if earlier := sorted({number for number, _ in test.earlier_tests}):
+    if earlier := sorted(test.earlier_tests):
         trials = f"{'trial' if len(earlier) == 1 else 'trials'} {listed(earlier)}"
         yield (
             f"The test images were used before, to test {trials}. "
@@ -236,27 +216,26 @@ def _about_the_test(records: Records, test: FinalTest) -> Iterator[str]:
         )
 
 
-def next_steps(records: Records) -> list[Step]:
-    """Next steps that follow from the verdict."""
-    resume = records.study.command
+def next_steps(records: Records) -> list[tuple[str, str]]:
+    """Next steps that follow from the verdict, with their commands or ""."""
     match status(records):
         case "leaking":
-            return [Step("Search with an objective that does not read test images: --objective drift.")]
+            return [("Search with an objective that does not read test images: --objective drift.", "")]
         case "unfinished":
-            return [Step("Rerun the same command to resume:", resume)]
+            return [("Rerun the same command to resume:", records.study.command)]
         case "selected":
-            return [Step("Train with the selected settings:", _train(records, "selected"))]
+            return [("Train with the selected settings:", _train(records, "selected"))]
         case "baseline":
-            steps = [Step("Train with the default settings:", _train(records, "baseline"))]
+            steps = [("Train with the default settings:", _train(records, "baseline"))]
         case _ if records.final_test and not records.final_test.seeds:
-            return [Step("Compare both on test images: rerun the same command with --final-seeds auto.")]
+            return [("Compare both on test images: rerun the same command with --final-seeds auto.", "")]
         case _:
             steps = [
-                Step("Train with the selected settings:", _train(records, "selected")),
-                Step("Or train with the default settings:", _train(records, "baseline")),
+                ("Train with the selected settings:", _train(records, "selected")),
+                ("Or train with the default settings:", _train(records, "baseline")),
             ]
     more = f"--trials {2 * records.search.trials}"
-    return [*steps, Step(f"To search longer, rerun the same command with more trials, such as {more}.")]
+    return [*steps, (f"To search longer, rerun the same command with more trials, such as {more}.", "")]
 
 
 def _train(records: Records, side: Verdict) -> str:

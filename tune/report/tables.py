@@ -1,13 +1,15 @@
 """Tables of a report as rows of texts. Page, terminal and notebook show the same ones."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from tune.execution.live import duration
 from tune.records.folder import STATES, Records
-from tune.records.schema import RunScore, Settings, TrialRecord, seed_means
-from tune.report.formatting import NONE, duration, listed, number, points, setting, spread
+from tune.records.schema import RunScore, TrialRecord, seed_means
+from tune.report.formatting import NONE, listed, number, points, setting, spread
 from tune.report.statements import NAMES, side_runs
+from tune.space.ranges import Settings
 
 SHOWN_SETTINGS = 8
 """Changed settings that a row lists, at most."""
@@ -163,23 +165,17 @@ def _kind(trial: TrialRecord, records: Records) -> str:
 def _costs(records: Records) -> Table:
     """Training time and allocated resources by stage."""
     confirmation, test = records.confirmation, records.final_test
-    fresh = [
-        run
-        for each in (confirmation.candidates if confirmation else ())
-        for run in each.runs
-        if confirmation and run.seed in confirmation.seeds
-    ]
-    final = [run for side in ("baseline", "selected") for run in side_runs(test, side)] if test else []
-    if test and test.same:
-        final = side_runs(test, "baseline")
-    stages: dict[str, list[TrialRecord] | list[RunScore]] = {
-        "search": list(records.trials), "confirmation": fresh, "final test": final
-    }  # fmt: skip
+    confirmed = [run for each in confirmation.candidates for run in each.runs] if confirmation else []
+    stages = {
+        "search": [run for trial in records.trials for run in trial.runs],
+        "confirmation": [run for run in confirmed if confirmation and run.seed in confirmation.seeds],
+        "final test": side_runs(test) if test else [],
+    }
     rows = tuple(_cost(name, runs) for name, runs in stages.items() if runs)
-    return Table("Cost", ("stage", "jobs", "training time", "CPU hours", "GPU hours"), rows)
+    return Table("Cost", ("stage", "runs", "training time", "CPU hours", "GPU hours"), rows)
 
 
-def _cost(name: str, runs: Iterable[TrialRecord | RunScore]) -> tuple[str, ...]:
+def _cost(name: str, runs: Sequence[RunScore]) -> tuple[str, ...]:
     timed = [(run.seconds or 0.0, run.cpus or 0.0, run.gpus or 0.0) for run in runs]
     cpu, gpu = (sum(row[0] * row[place] for row in timed) / 3600 for place in (1, 2))
     return name, str(len(timed)), duration(sum(row[0] for row in timed)), f"{cpu:.2f}", f"{gpu:.2f}"

@@ -28,10 +28,10 @@ def print_summary(console: Console, records: Records) -> None:
         for line in lines:
             say(f"- {line}")
     say("\nNext steps", "bold")
-    for step in statements.next_steps(records):
-        say(f"- {step.text}")
-        if step.command:
-            console.print(Text(f"  {step.command}"), soft_wrap=True)  # to be copied
+    for text, command in statements.next_steps(records):
+        say(f"- {text}")
+        if command:
+            console.print(Text(f"  {command}"), soft_wrap=True)  # to be copied
     console.print(Text(f"\nReport: {records.folder / 'report.html'}"), soft_wrap=True)
 
 

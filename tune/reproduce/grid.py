@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from prometar.comparison.runs import FinishedRun
-from prometar.config.settings import Config, differences, load_config, parse
+from prometar.config.settings import Config, differences, load_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
@@ -14,7 +14,7 @@ from prometar.errors import PrometarError, UserError
 from prometar.io.files import size_of
 from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
-from tune.execution.jobs import Job, RunSpec
+from tune.execution.jobs import Job
 
 ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant)
 VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant)
@@ -117,8 +117,8 @@ class Grid:
                 continue
             one = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
             name = f"{objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
-            spec = RunSpec(one.completed().model_dump(mode="json"), str(folder / name), targets)
-            jobs.append(Job(f"{dataset}, {method}, {shots_column(shots)}, seed {seed}", (spec,), objective))
+            title = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
+            jobs.append(Job(title, {folder / name: one.completed()}, objective, targets=targets))
         return jobs
 
 
@@ -141,8 +141,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     Raises:
         UserError: the run in the job's folder has other settings, or was tested on another split.
     """
-    (spec,) = job.runs
-    folder, config = Path(spec.folder), parse(spec.config, where=job.name)
+    folder, config = job.folder, job.config
     if size_of(folder / "config.yaml") is None:
         return None
     if changed := differences(load_config(folder / "config.yaml").flat(), config.flat()):

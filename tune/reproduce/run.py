@@ -19,7 +19,7 @@ from prometar.methods.smoke_test import smoke_test
 from prometar.training.memory import Footprint
 from tune.config import ResourcesConfig
 from tune.execution.executor import ExecutionContext, run_jobs
-from tune.execution.jobs import Job, ListedJobs
+from tune.execution.jobs import Job
 from tune.execution.live import LiveView
 from tune.execution.local_ray import start_ray
 from tune.execution.resources import plan_resources
@@ -48,7 +48,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
     digests = {name: dataset.digest for name, dataset in datasets.items()}
     with locked(out, f"the grid {out}"):
         left = [job for job in jobs if not _is_done(job, digests)]
-        listed = ListedJobs(left)
+        failures: Mapping[str, str] = {}
         if left:
             nodes = start_ray(address=address)
             on_gpu = resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
@@ -61,10 +61,10 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         if left:
             console.print(planned)
             with LiveView(console, grid.name, len(jobs), len(jobs) - len(left), compared=False) as view:
-                run_jobs(listed, ExecutionContext(plan, console), [view])
+                failures = run_jobs(iter(left), ExecutionContext(plan, console), [view])
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was left out: {reason}" for name, reason in missing.items()]
-        problems += [f"{name} failed: {reason}" for name, reason in listed.failures.items()]
+        problems += [f"{name} failed: {reason}" for name, reason in failures.items()]
         uncited = {name: why for name, dataset in datasets.items() if (why := unlike_published(dataset))}
         rows, notes = build_table(grid, results, uncited=uncited)
         notes += problems
@@ -84,7 +84,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
 
 def _is_done(job: Job, digests: Mapping[str, str]) -> bool:
     run = read_run(job, digests)
-    return run is not None and set(job.runs[0].targets) <= run.result.tests.keys()
+    return run is not None and set(job.targets) <= run.result.tests.keys()
 
 
 def _open(grid: Grid) -> tuple[dict[str, Dataset], list[Problem], dict[str, str]]:

@@ -2,23 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, Field, StrictBool, field_validator, model_validator
 
 from prometar.io.plain_data import PlainData, no_truth
 
+if TYPE_CHECKING:
+    from optuna import Trial
+
 Value = bool | int | float | str
-
-
-class Suggests(Protocol):
-    """Source of values: the part of `optuna.Trial` that a space uses."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+Settings = Mapping[str, Value]
+"""Values by dotted key."""
 
 
 class _Range(BaseModel):
@@ -36,12 +31,18 @@ class _Range(BaseModel):
 
     @field_validator("when", mode="before")
     @classmethod
-    def _as_lists(cls, when: Any) -> Any:
+    def _as_lists(cls, when: object) -> object:
         if not isinstance(when, Mapping):
             return when
         return {key: values if isinstance(values, list | tuple) else [values] for key, values in when.items()}
 
-    def active(self, settings: Mapping[str, Any]) -> bool:
+    @property
+    def condition(self) -> str:
+        """`when` as text, "" if there is none."""
+        texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in self.when.items()]
+        return f" if {' and '.join(texts)}" if texts else ""
+
+    def active(self, settings: Settings) -> bool:
         """Return True if the setting is sampled beside `settings`."""
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
@@ -64,9 +65,10 @@ class _Numbers(_Range):
         """Values that show if a setting has an effect."""
         return self.low, self.high
 
-    def contains(self, value: Any) -> bool:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and self.low <= value <= self.high
+    def contains(self, value: object) -> bool:
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+        )
 
     def describe(self) -> str:
         return f"{self.low:.12g} .. {self.high:.12g}{' (log)' if self.log else ''}"
@@ -82,7 +84,7 @@ class FloatRange(_Numbers):
         """Values that show if a setting has an effect. The last one is refused by a setting of integers."""
         return self.low, self.high, self.low + (self.high - self.low) / math.pi
 
-    def suggest(self, name: str, trial: Suggests) -> float:
+    def suggest(self, name: str, trial: "Trial") -> float:
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
 
@@ -93,10 +95,10 @@ class IntRange(_Numbers):
     low: int
     high: int
 
-    def contains(self, value: Any) -> bool:
+    def contains(self, value: object) -> bool:
         return isinstance(value, int) and super().contains(value)
 
-    def suggest(self, name: str, trial: Suggests) -> int:
+    def suggest(self, name: str, trial: "Trial") -> int:
         return trial.suggest_int(name, self.low, self.high, log=self.log)
 
 
@@ -118,14 +120,14 @@ class Choice(_Range):
         """Values that show if a setting has an effect."""
         return self.choices
 
-    def contains(self, value: Any) -> bool:
+    def contains(self, value: object) -> bool:
         return value in self.choices
 
     def describe(self) -> str:
         return " | ".join(map(str, self.choices))
 
-    def suggest(self, name: str, trial: Suggests) -> Any:
-        return trial.suggest_categorical(name, self.choices)
+    def suggest(self, name: str, trial: "Trial") -> Value:
+        return cast(Value, trial.suggest_categorical(name, self.choices))
 
 
 Range = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]

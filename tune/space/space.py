@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Set
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -12,7 +12,10 @@ from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
-from tune.space.ranges import FloatRange, IntRange, Range, Suggests
+from tune.space.ranges import FloatRange, IntRange, Range, Settings, Value
+
+if TYPE_CHECKING:
+    from optuna import Trial
 
 EPOCHS = "train.epochs"
 """Setting that determines how long a trial is."""
@@ -36,7 +39,7 @@ class Space(PlainData):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _load(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Any:
+    def _load(cls, given: object, validate: ModelWrapValidatorHandler[Self]) -> "Space":
         return load_space(str(given)) if isinstance(given, str | Path) else validate(given)
 
     @model_validator(mode="after")
@@ -51,22 +54,17 @@ class Space(PlainData):
             above[key] = entry
         return self
 
-    def sample(self, trial: Suggests) -> dict[str, Any]:
+    def sample(self, trial: "Trial") -> dict[str, Value]:
         """Sample every setting whose conditions hold."""
-        settings: dict[str, Any] = {}
+        settings: dict[str, Value] = {}
         for key, entry in self.ranges.items():
             if entry.active(settings):
                 settings[key] = entry.suggest(key, trial)
         return settings
 
-    @property
-    def conditional(self) -> bool:
-        """True if some settings are sampled only beside certain values of others."""
-        return any(entry.when for entry in self.ranges.values())
-
-    def combinations(self) -> list[dict[str, Any]] | None:
+    def combinations(self) -> list[dict[str, Value]] | None:
         """All settings of the space, None if they are too many to enumerate."""
-        found: list[dict[str, Any]] = [{}]
+        found: list[dict[str, Value]] = [{}]
         for key, entry in self.ranges.items():
             if isinstance(entry, FloatRange):
                 return None
@@ -80,13 +78,13 @@ class Space(PlainData):
             ]
         return found
 
-    def values_of(self, config: Config) -> dict[str, Any]:
+    def values_of(self, config: Config) -> dict[str, Value]:
         """Return a configuration's values of the searched settings.
 
         Raises:
             UserError: a setting does not exist, or its value lies outside its range.
         """
-        defaults, given = config.flat(), dict[str, Any]()
+        defaults, given = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
             exists = is_setting(key) or ".args." in key
             if key not in defaults and (entry.active(given) or not exists):
@@ -95,7 +93,7 @@ class Space(PlainData):
                 given[key] = defaults[key]
         return self.checked(given, what="the default settings")
 
-    def checked(self, given: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    def checked(self, given: Settings, *, what: str) -> dict[str, Value]:
         """Return the given values that are sampled together. Missing ones remain open.
 
         Raises:
@@ -104,7 +102,7 @@ class Space(PlainData):
         unknown = sorted(given.keys() - self.ranges.keys())
         if unknown:
             raise UserError(f"{what}: {unknown[0]} is not searched by the space {self.name}. Remove it.")
-        values: dict[str, Any] = {}
+        values: dict[str, Value] = {}
         inactive: set[str] = set()
         for key, entry in self.ranges.items():
             if any(o in inactive or (o in values and values[o] not in v) for o, v in entry.when.items()):
@@ -133,43 +131,31 @@ class Space(PlainData):
                 continue
             when = {other: values for other, values in whole.when.items() if other in kept}
             entry = whole.model_copy(update={"when": when})
-            outside = entry.active(defaults) and key in defaults and not entry.contains(defaults[key])
-            if not outside and _has_effect(key, entry, kept, config):
+            if entry.active(defaults) and key in defaults and not entry.contains(defaults[key]):
+                continue
+            beside = _context(entry, kept)
+            first, *others = (_run(config.override({**beside, key: value})) for value in entry.tried)
+            if any(other != first for other in others):
                 kept[key] = entry
         return self.model_copy(update={"ranges": kept})
 
     def describe(self) -> dict[str, str]:
         """Ranges as text, by setting."""
-        return {key: entry.describe() + _conditions(entry) for key, entry in self.ranges.items()}
+        return {key: entry.describe() + entry.condition for key, entry in self.ranges.items()}
 
 
-def _conditions(entry: Range) -> str:
-    texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in entry.when.items()]
-    return f" if {' and '.join(texts)}" if texts else ""
-
-
-def _has_effect(key: str, entry: Range, ranges: Mapping[str, Range], config: Config) -> bool:
-    """Return True if values of a setting make different runs where its conditions hold."""
-    for context in _contexts(entry, ranges):
-        first, *others = (_run(config.override({**context, key: value})) for value in entry.tried)
-        if not others or any(other != first for other in others):
-            return True
-    return False
-
-
-def _contexts(entry: Range, ranges: Mapping[str, Range]) -> list[dict[str, Any]]:
+def _context(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Value]:
     """Values of other settings beside which one is sampled."""
-    found: list[dict[str, Any]] = [{}]
+    context: dict[str, Value] = {}
     for other, values in entry.when.items():
-        outer = _contexts(ranges[other], ranges)
-        found = [{**each, **more, other: value} for each in found for more in outer for value in values]
-    return found
+        context |= {**_context(ranges[other], ranges), other: values[0]}
+    return context
 
 
 _PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 
 
-def _run(config: Config) -> tuple[object, dict[str, Any]]:
+def _run(config: Config) -> tuple[object, dict[str, object]]:
     """Return what determines a run: its method, and the settings that no part of a method reads."""
     from prometar.methods.composition import build  # loads torch, which --help does not need
 
@@ -200,7 +186,7 @@ def load_space(name: str) -> Space:
     return space_of(read_yaml(Path(name)), name=name)
 
 
-def space_of(ranges: Any, *, name: str = "custom") -> Space:
+def space_of(ranges: object, *, name: str = "custom") -> Space:
     """Build a space from plain data, as a YAML file holds it.
 
     Raises:
@@ -219,7 +205,7 @@ def space_of(ranges: Any, *, name: str = "custom") -> Space:
 _EXAMPLE = "optim.lr: {type: float, low: 0.001, high: 0.1, log: true}"
 
 
-def load_enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
+def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
     """Load the settings of a YAML file: one mapping, or a list of them.
 
     A mapping holds settings of the space, dotted or nested. Missing ones are sampled. Of a complete
@@ -238,7 +224,7 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Any]]:
     return [_enqueued(entry, space, f"--enqueue {path}, entry {n}") for n, entry in enumerate(entries, 1)]
 
 
-def _enqueued(entry: dict[str, Any], space: Space, where: str) -> dict[str, Any]:
+def _enqueued(entry: dict[str, Any], space: Space, where: str) -> dict[str, Value]:
     given = flatten(entry)
     if {"method", "data.name"} <= given.keys():  # a complete configuration
         given = {key: value for key, value in given.items() if key in space.ranges}

@@ -4,17 +4,13 @@ The best of many noisy scores is too high. Runs with fresh seeds, equal for all 
 this.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from prometar.errors import WorkError
 from tune.config import StudyConfig
-from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, Confirmation, TrialRecord, by_score
-from tune.stages.jobs import confirmation_job, missing, scores
-
-RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Runs jobs and returns the reasons of those that failed, by name."""
+from tune.stages.jobs import RunJobs, confirmation_job, scores
 
 
 def candidates(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
@@ -25,30 +21,25 @@ def candidates(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
     return [*baseline, *others[:top]] if top else ranked[:1]
 
 
-def candidates_at_most(trials: int, top: int) -> int:
-    """Return how many candidates are rerun at most; 0 if there is nothing to select from."""
-    number = min(top + 1, trials) if top else 1
-    return number if number > 1 else 0
-
-
 def confirm(
-    config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: RunJobs
+    config: StudyConfig, folder: StudyFolder, chosen: Sequence[TrialRecord], run_jobs: RunJobs
 ) -> Confirmation:
     """Rerun the candidates and select the highest mean over all their seeds; the baseline wins ties.
 
     Raises:
         WorkError: no candidate finished with every fresh seed, or the baseline did not.
     """
-    chosen = candidates(trials, config.confirm.top)
     seeds = config.confirmation_seeds if len(chosen) > 1 else ()
-    jobs = {(t.number, seed): confirmation_job(config, folder, t, seed) for t in chosen for seed in seeds}
-    failures = run_jobs(missing(list(jobs.values())))
+    jobs = {
+        trial.number: [confirmation_job(config, folder, trial, seed) for seed in seeds] for trial in chosen
+    }
+    failures = run_jobs([job for each in jobs.values() for job in each])
     rows = tuple(
         Candidate(
             number=trial.number,
             baseline=trial.baseline,
             settings=trial.settings,
-            runs=(*trial.runs, *(s for seed in seeds for s in scores(jobs[trial.number, seed], failures))),
+            runs=(*trial.runs, *(run for job in jobs[trial.number] for run in scores(job, failures))),
         )
         for trial in chosen
     )

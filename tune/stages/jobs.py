@@ -1,18 +1,22 @@
 """Jobs of the three stages, and the results that they leave in their folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from prometar.analysis.alignment import mean_cosine
-from prometar.config.settings import load_config, parse
+from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError
 from prometar.training.run_result import FILE, read_result
 from tune.config import StudyConfig
-from tune.execution.jobs import Job, RunSpec
+from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
-from tune.records.schema import RunScore, Settings, TrialRecord
+from tune.records.schema import Runs, RunScore, TrialRecord
+from tune.space.ranges import Settings
+
+RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
+"""Runs the jobs that lack a result, and returns the reasons of those that failed, by name."""
 
 
 def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: Settings) -> Job:
@@ -31,65 +35,54 @@ def confirmation_job(config: StudyConfig, folder: StudyFolder, trial: TrialRecor
 def final_job(
     config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, dataset: str, seed: int
 ) -> Job:
-    """Job of the final test: one run on all base classes, tested on the test images."""
-    run = RunSpec(
-        _plain(config, settings, dataset, seed, epochs=config.test.epochs),
-        str(folder.final(number, dataset, seed)),
-    )
-    who = "the default settings" if number == 0 else f"trial {number}"
-    return Job(
-        f"final test of {who}, {dataset}, seed {seed}",
-        (run,),
-        FINAL,
-        config.search.val_per_class,
-        number,
-        alignment=True,
-    )
+    """Job of the final test: one run on all base classes, tested on the test images.
+
+    Args:
+        number: Number of the trial, 0 for the default settings.
+    """
+    run = config.configured(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
+    runs = {folder.final(number, dataset, seed): run}
+    who = f"trial {number}" if number else "the default settings"
+    name = f"final test of {who}, {dataset}, seed {seed}"
+    return Job(name, runs, FINAL, config.search.val_per_class, number, alignment=True)
 
 
-def _runs(config: StudyConfig, settings: Settings, seeds: Sequence[int], folder: Path) -> tuple[RunSpec, ...]:
+def _runs(
+    config: StudyConfig, settings: Settings, seeds: Sequence[int], folder: Path
+) -> Mapping[Path, Config]:
     """A run for each dataset and seed. A single run lies in the folder itself."""
     keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
-    return tuple(
-        RunSpec(
-            _plain(config, settings, dataset, seed),
-            str(folder / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else "")),
+    return {
+        folder / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.configured(
+            settings, dataset=dataset, seed=seed
         )
         for dataset, seed in keys
-    )
+    }
 
 
 def missing(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs that lack the result of a run."""
-    return [job for job in jobs if not all(_has_result(job, run) for run in job.runs)]
+    return [job for job in jobs if not all(_has_result(job, *run) for run in job.runs.items())]
 
 
-def scores(job: Job, failures: Mapping[str, str]) -> tuple[RunScore, ...]:
+def scores(job: Job, failures: Mapping[str, str]) -> Runs:
     """Return the figures of a job's runs, or why they are missing.
 
     Args:
         failures: Reasons by name of the job.
     """
-    return tuple(_score(job, run, failures.get(job.name, "no result")) for run in job.runs)
+    return tuple(_score(job, *run, failures.get(job.name, "no result")) for run in job.runs.items())
 
 
-def _plain(
-    config: StudyConfig, settings: Settings, dataset: str, seed: int, epochs: int | None = None
-) -> dict[str, object]:
-    return config.configured(settings, dataset=dataset, seed=seed, epochs=epochs).model_dump(mode="json")
-
-
-def _has_result(job: Job, run: RunSpec) -> bool:
+def _has_result(job: Job, folder: Path, config: Config) -> bool:
     """True if the folder holds the result of this very run.
 
     A corrupt result, or one of another objective or configuration, is removed: the run is repeated.
     """
-    folder = Path(run.folder)
     if not (folder / FILE).exists():
         return False
     try:
-        own = load_config(folder / "config.yaml") == parse(run.config, where=job.name)
-        if own and read_result(folder).objective == job.objective:
+        if load_config(folder / "config.yaml") == config and read_result(folder).objective == job.objective:
             return True
     except PrometarError:
         pass
@@ -97,24 +90,20 @@ def _has_result(job: Job, run: RunSpec) -> bool:
     return False
 
 
-def _score(job: Job, run: RunSpec, failure: str) -> RunScore:
-    folder = Path(run.folder)
+def _score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
+    dataset, seed = config.data.name, config.train.seed
     if not (folder / FILE).exists():
-        return RunScore(dataset=run.dataset, seed=run.seed, failed=failure)
+        return RunScore(dataset=dataset, seed=seed, failed=failure)
     result = read_result(folder)
     figures = result.result
     return RunScore(
-        dataset=run.dataset,
-        seed=run.seed,
-        objective=_float(figures.get("objective")),
-        base=_float(figures.get("base")),
-        new=_float(figures.get("new")),
-        seconds=float(result.result["seconds"]),
+        dataset=dataset,
+        seed=seed,
+        objective=figures.get("objective"),
+        base=figures.get("base"),
+        new=figures.get("new"),
+        seconds=figures["seconds"],
         cpus=result.cpus,
         gpus=result.gpus,
-        alignment=mean_cosine(folder) if job.objective == FINAL else None,
+        alignment=mean_cosine(folder) if job.alignment else None,
     )
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)

@@ -5,16 +5,17 @@ Dataset lists are read. No image is opened, and no weights are loaded unless `lo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from pathlib import Path
 
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
-from prometar.data.splits.objective import FINAL, Problem, problem
+from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, Problem, objective_of, problem
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 from prometar.io.custom import digest_of, failing, is_reference
+from prometar.io.files import size_of
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
@@ -22,7 +23,6 @@ from prometar.training.drift import drift_identity, foreign_to
 from prometar.training.memory import Footprint
 from tune.config import StudyConfig
 from tune.space.space import EPOCHS
-from tune.stages.confirmation import candidates_at_most
 from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
@@ -31,51 +31,27 @@ BATCH = "train.batch_size"
 
 
 @dataclass(frozen=True)
-class StageCost:
-    """Training of a stage, at most.
-
-    Args:
-        fewer: When it is less.
-    """
-
-    name: str
-    runs: int
-    epochs: int
-    steps: int
-    fewer: str = ""
-
-    def __str__(self) -> str:
-        counts = f"{self.runs:,} runs, {self.epochs:,} epochs, {self.steps:,} steps"
-        return f"{self.name}: {counts}{f' ({self.fewer})' if self.fewer else ''}"
-
-
-@dataclass(frozen=True)
 class StudyPlan:
     """Plan of a study.
 
     Args:
-        stages: Search, confirmation, final test.
+        stages: Runs, epochs and steps of each stage, at most, and their sums. fewer: When they are less.
         splits: Images of the search and of the final test, by dataset.
         notes: What a user must know about the images.
     """
 
-    stages: tuple[StageCost, ...]
+    stages: Mapping[str, tuple[int, int, int]]
+    fewer: Mapping[str, str]
     splits: Mapping[str, tuple[Problem, Problem]]
     datasets: tuple[Dataset, ...]
     notes: tuple[str, ...]
 
-    @property
-    def total(self) -> StageCost:
-        """Sum of all stages."""
-        sums = (sum(getattr(stage, key) for stage in self.stages) for key in ("runs", "epochs", "steps"))
-        return StageCost("At most", *sums)
-
-    def waves(self, concurrent: int) -> float:
-        """Return the steps that pass one after the other with so many concurrent runs."""
-        return sum(s.steps / s.runs * ceil(s.runs / concurrent) for s in self.stages if s.runs)
-
     def __str__(self) -> str:
-        return "\n".join(str(stage) for stage in (*self.stages, self.total) if stage.runs)
+        lines = []
+        for name, (runs, epochs, steps) in self.stages.items():
+            fewer = f" ({self.fewer[name]})" if name in self.fewer else ""
+            lines += [f"{name}: {runs:,} runs, {epochs:,} epochs, {steps:,} steps{fewer}"] if runs else []
+        return "\n".join(lines)
 
 
 def plan_study(config: StudyConfig) -> StudyPlan:
@@ -87,29 +63,38 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     """
     if isinstance(build(config.run).prompts, NoPrompts):
         raise UserError(f"--method {config.run.method} trains nothing. Choose a method with prompts.")
-    if not config.search.space.ranges:
+    search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
+    if not objective.searches:
+        known = ", ".join(SEARCH_OBJECTIVES)
+        raise UserError(f"--objective must be one of {known}, got {search.objective}.")
+    if "new" in search.goals and not objective.scores_new:
+        raise UserError(f"--goals new: the objective {search.objective} does not score new classes.")
+    if not search.space.ranges:
         raise UserError(
-            f"--space {config.search.space.name} contains no setting of {config.run.method}. Choose another."
+            f"--space {search.space.name} contains no setting of {config.run.method}. Choose another."
         )
+    if fixed := {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys():
+        raise UserError(f"--space {search.space.name} must not search {min(fixed)}, which the study sets.")
     _require_values(config)
-    with failing(config.search.sampler):
-        make_sampler(config.search.sampler, config.search.space, 1, 1)
-    with failing(config.search.pruner):
-        make_pruner(config.search, config.max_epochs, 1)
-    require_backbone(config.run.backbone.name, config.run.backbone.pretrained)
+    with failing(search.sampler):
+        make_sampler(search.sampler, search.space, 1, 1)
+    with failing(search.pruner):
+        make_pruner(search, config.max_epochs, 1)
+    weights = config.run.backbone.pretrained
+    require_backbone(config.run.backbone.name, weights)
+    if weights and weights.endswith(".safetensors") and size_of(Path(weights)) is None:
+        raise UserError(f"--pretrained {weights} does not exist.")
     datasets, splits, notes = list[Dataset](), dict[str, tuple[Problem, Problem]](), list[str]()
-    for name in config.search.datasets:
+    for name in search.datasets:
         require_outside(config.location.out / config.name, name, config.run.data.root)
         args = config.run.data.args if name == config.run.data.name else {}
         dataset = open_dataset(name, config.run.data.root, args)
-        splits[name] = (
-            _problem(config, dataset, config.search.objective),
-            _problem(config, dataset, FINAL),
-        )
+        splits[name] = _problem(config, dataset, search.objective), _problem(config, dataset, FINAL)
         datasets.append(dataset)
         if note := splits[name][0].note:
             notes.append(note)
-    return StudyPlan(_stages(config, splits), splits, tuple(datasets), tuple(dict.fromkeys(notes)))
+    stages, fewer = _stages(config, splits)
+    return StudyPlan(stages, fewer, splits, tuple(datasets), tuple(dict.fromkeys(notes)))
 
 
 def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str], Footprint]:
@@ -162,31 +147,30 @@ def _problem(config: StudyConfig, dataset: Dataset, objective: str) -> Problem:
 
 def _stages(
     config: StudyConfig, splits: Mapping[str, tuple[Problem, Problem]]
-) -> tuple[StageCost, StageCost, StageCost]:
-    search, confirm = config.search, config.confirm
-    num_sets, num_seeds = len(splits), len(search.seeds)
+) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
+    """Return runs, epochs and steps of each stage, at most, and when they are less."""
+    search, confirm, num_sets = config.search, config.confirm, len(splits)
     batch = min([config.run.train.batch_size, *_searched(config, BATCH)])
     searched = sum(_steps_per_epoch(each, batch) for each, _ in splits.values())
     final = sum(_steps_per_epoch(each, batch) for _, each in splits.values())
-    again = candidates_at_most(search.trials, confirm.top) * confirm.seeds
-    pairs, fewer = len(config.final_seeds), ""
-    if config.test.seeds == "auto":
-        least = 2 * num_sets * INTERIM_ANALYSES[0].pairs
-        fewer = (
-            f"{least} if that is decisive, {BASELINE_RUNS * num_sets} if the default settings are selected"
-        )
-    pruned = "" if search.pruner == "none" else "pruned trials end earlier"
+    candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
     final_epochs = max([config.test.epochs, *_searched(config, EPOCHS)])
-
-    def cost(name: str, times: int, epochs: int, steps: int, fewer: str = "") -> StageCost:
-        runs = times * num_sets
-        return StageCost(name, runs, runs * epochs, times * epochs * steps, fewer)
-
-    return (
-        cost("Search", search.trials * num_seeds, config.max_epochs, searched, pruned),
-        cost("Confirmation", again, config.max_epochs, searched),
-        cost("Final test", 2 * pairs, final_epochs, final, fewer),
-    )
+    times = {  # seeds in all, epochs, and steps per epoch of all datasets
+        "Search": (search.trials * len(search.seeds), config.max_epochs, searched),
+        "Confirmation": (candidates * confirm.seeds if candidates > 1 else 0, config.max_epochs, searched),
+        "Final test": (2 * len(config.final_seeds), final_epochs, final),
+    }
+    fewer = {} if search.pruner == "none" else {"Search": "pruned trials end earlier"}
+    if config.test.seeds == "auto":
+        least = 2 * num_sets * min(INTERIM_ANALYSES)
+        same = BASELINE_RUNS * num_sets
+        fewer["Final test"] = f"{least} if that is decisive, {same} if the default settings are selected"
+    stages = {
+        name: (seeds * num_sets, seeds * num_sets * epochs, seeds * epochs * steps)
+        for name, (seeds, epochs, steps) in times.items()
+    }
+    runs, epochs, steps = map(sum, zip(*stages.values(), strict=True))
+    return {**stages, "At most": (runs, epochs, steps)}, fewer
 
 
 def _searched(config: StudyConfig, key: str) -> tuple[int, ...]:

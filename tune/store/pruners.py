@@ -35,7 +35,7 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
     Raises:
         UserError: there is no such pruner, or it does not fit the search.
     """
-    patience = max(PATIENCE, concurrency)
+    name, patience = search.pruner, max(PATIENCE, concurrency)
     pruners: dict[str, Callable[[int], BasePruner]] = {
         # The worst quarter, so that a trial that learns slowly and finishes well is kept.
         "percentile": lambda epochs: PercentilePruner(75.0, n_startup_trials=patience, n_warmup_steps=WARMUP),
@@ -44,18 +44,12 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
         "hyperband": lambda epochs: HyperbandPruner(2, max(2, epochs), 3),
         "none": lambda epochs: NopPruner(),
     }
-    make = pruners.get(search.pruner) or component("pruner", search.pruner, pruners)
-    pruner = make(epochs)
+    pruner = (pruners.get(name) or component("pruner", name, pruners))(epochs)
     if not isinstance(pruner, BasePruner):
+        raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
+    if not isinstance(pruner, NopPruner) and (EPOCHS in search.space.ranges or len(search.goals) > 1):
         raise UserError(
-            f"--pruner {search.pruner} must return an Optuna pruner, got {type(pruner).__name__}."
+            f"--pruner {name} compares one goal at the same epoch of trials of equal length, but the search "
+            f"has several goals or searches {EPOCHS}. Use --pruner none."
         )
-    if not isinstance(pruner, NopPruner):
-        if EPOCHS in search.space.ranges:
-            raise UserError(
-                f"--pruner {search.pruner} compares trials at the same epoch, but the space "
-                f"{search.space.name} searches {EPOCHS}. Use --pruner none."
-            )
-        if len(search.goals) > 1:
-            raise UserError(f"--pruner {search.pruner} requires a single goal. Use --pruner none.")
     return pruner

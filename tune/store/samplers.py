@@ -18,9 +18,9 @@ STARTUP_TRIALS = 6
 """Results that a model needs, at least."""
 
 
-def seed_of(seed: int, number: int) -> int:
-    """Seed of trial `number` in a study with this seed."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) or 1  # 0: no seed
+def seed_of(*numbers: int) -> int:
+    """Seed of a trial from the study's seed, the trial's number and the attempt to sample it."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) or 1  # 0: no seed
 
 
 def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSampler:
@@ -30,7 +30,6 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.
-        seed: Seed of the trial.
         concurrency: Concurrent trials.
 
     Raises:
@@ -41,7 +40,7 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
         "tpe": lambda space, seed: TPESampler(
             seed=seed,
             multivariate=True,
-            group=space.conditional,
+            group=any(entry.when for entry in space.ranges.values()),
             constant_liar=True,
             n_startup_trials=startup,
         ),

@@ -1,24 +1,22 @@
 """Ask-and-tell wrapper around an Optuna study. Its storage is the only state, so any process may crash."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import cast
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from prometar.config.settings import differences
 from prometar.errors import UserError
 from prometar.io.custom import failing
 from tune.config import GOALS, StudyConfig
-from tune.records.schema import Epoch, RunScore, State, TrialRecord
+from tune.records.schema import REPORT, EpochReport, State, TrialRecord
+from tune.space.ranges import Settings, Value
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler, seed_of
-from tune.store.storage import open_storage
+from tune.store.storage import another_writer, open_storage, storage_errors
 
 HOPELESS = 5
 """Failed trials in one process, and none finished, after which a study stops."""
@@ -26,141 +24,110 @@ REDRAWS = 20
 """Consecutive repetitions, after which a finite space is enumerated, and an infinite one sampled randomly."""
 
 IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0: created with it, at once
-BASELINE, ORIGIN, REASON, RESULT, REPEAT = "baseline", "origin", "reason", "result", "repeat_of"  # of trials
+ORIGIN, REASON, RESULT = "origin", "reason", "result"  # of trials
 SECONDS = "seconds_searched"  # of the study
-ENQUEUED = "fixed_params"  # Optuna's key of the settings that a trial was enqueued with
-FIGURES = ("epoch", "objective", "base", "new", "seconds", "runs", "notes", "cpus", "gpus")
-"""Entries of a trial's last report that are stored."""
+GIVEN = "fixed_params"  # Optuna's key of the settings that a trial was enqueued with
 
 
-@dataclass(frozen=True)
-class PendingTrial:
-    """Trial to run: its number and its settings."""
+@contextmanager
+def open_trials(
+    config: StudyConfig, folder: Path, contents: Mapping[str, str], *, concurrency: int = 1
+) -> Iterator["TrialStore"]:
+    """Open the storage of a study, and create it if there is none.
 
-    number: int
-    settings: dict[str, Any]
+    Args:
+        folder: Folder of the study.
+        contents: Digests of what determines results beside the configuration, by name.
+        concurrency: Concurrent trials. Samplers and pruners wait for the first wave.
 
-
-class TrialCounts(NamedTuple):
-    """Numbers of trials. `waiting`: enqueued and not started."""
-
-    done: int
-    running: int
-    interrupted: int
-    waiting: int
+    Raises:
+        UserError: the storage holds this study with other settings, or of another folder; the URL is invalid.
+        StorageError: the storage cannot be reached, also later.
+    """
+    with storage_errors(config.storage), ExitStack() as ends:
+        storage = open_storage(config.storage)
+        ends.callback(storage.engine.dispose)
+        store = TrialStore(config, storage, folder, contents, concurrency=concurrency)
+        ends.callback(store.release)
+        yield store
 
 
 class TrialStore:
     """Trials of one study.
 
-    Args:
-        storage: URL of the Optuna storage, or a storage.
-        concurrency: Concurrent trials. Samplers and pruners wait for the first wave.
-
     Attributes:
         exhausted: True if all settings of the space have been tried.
-        seconds_searched: Duration of the search in earlier commands.
+        seconds_searched: Duration of the search so far, of all commands.
     """
 
-    def __init__(self, config: StudyConfig, storage: str | BaseStorage, concurrency: int = 1) -> None:
-        search = config.search
-        self._config, self._search, self._space = config, search, search.space
-        self._concurrency = concurrency
-        with _custom(search.pruner):
-            pruner = make_pruner(search, config.max_epochs, concurrency)
-        with _custom(search.sampler):
-            make_sampler(search.sampler, self._space, 1, concurrency)  # refuses an unknown one
-        self._storage = open_storage(storage, config.name, [GOALS[goal] for goal in search.goals])
-        self._study = optuna.load_study(storage=self._storage, study_name=config.name, pruner=pruner)
-        self._running: dict[int, tuple[Trial, Mapping[str, Any]]] = {}  # with the last report
+    def __init__(
+        self,
+        config: StudyConfig,
+        storage: BaseStorage,
+        folder: Path,
+        contents: Mapping[str, str],
+        *,
+        concurrency: int = 1,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._config, self._search, self._space = config, config.search, config.search.space
+        self._storage, self._concurrency = storage, concurrency
+        with _custom(self._search.pruner):
+            pruner = make_pruner(self._search, config.max_epochs, concurrency)
+        self._study = optuna.create_study(
+            storage=storage, study_name=config.name, pruner=pruner, load_if_exists=True,
+            directions=[GOALS[goal] for goal in self._search.goals],
+        )  # fmt: skip
+        self._id = storage.get_study_id_from_name(config.name)
+        self._running: dict[int, tuple[int, EpochReport]] = {}  # ID in the storage, and last report
         self._failures, self._successes = list[str](), 0  # in this process
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
+        self._claim = self._checked(folder, contents)
+        # A failed baseline is run again, once per process.
+        self._baseline_missing = all(t.state is TrialState.FAIL for t in self._trials if _is_baseline(t))
 
-    @classmethod
-    def open(
-        cls, config: StudyConfig, folder: Path, contents: Mapping[str, str], *, concurrency: int = 1
-    ) -> Self:
-        """Open the storage of a study, and create it if there is none.
+    @property
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
 
-        Args:
-            folder: Folder of the study.
-            contents: Digests of what determines results beside the configuration, by name.
-
-        Raises:
-            UserError: the storage holds this study with other settings, or a sampler, pruner or URL is
-                invalid. StorageError: the storage cannot be reached.
-        """
-        store = cls(config, config.storage, concurrency)
-        store.claim(folder, contents)
-        return store
-
-    def claim(self, folder: Path, contents: Mapping[str, str]) -> None:
-        """Start or resume the study. Enqueue what is missing: the baseline and given settings.
+    def _checked(self, folder: Path, contents: Mapping[str, str]) -> dict[str, object]:
+        """Return what trial 0 states about the study.
 
         Raises:
-            UserError: the storage holds this study with other settings or of another folder.
+            UserError: the storage holds this study with other settings or of another folder, or lost it.
         """
-        trials, name, owner = self._storage.trials, self._config.name, str(folder.absolute())
-        digests = {f"contents.{key}": digest for key, digest in contents.items()}
-        identity = {**self._config.identity(), **digests}
-        if trials:
+        config, owner = self._config, str(folder.absolute())
+        if trials := self._trials:
             first = trials[0].user_attrs
-            if changed := differences(first.get(IDENTITY, {}), identity):
-                raise UserError(
-                    f"The study {name} was started with other settings ({changed}). "
-                    "Use these again, or start another study with --study NAME."
-                )
+            config.require_same(first.get(IDENTITY, {}), contents)
             if first[OWNER] != owner:
-                raise UserError(f"The study {name} belongs to {first[OWNER]}. Choose another --study NAME.")
+                raise UserError(
+                    f"The study {config.name} belongs to {first[OWNER]}. Choose another --study NAME."
+                )
         elif any((folder / "trials").glob("*/record.json")):
             raise UserError(
                 f"{folder} contains trials, but the study's database does not. Restore it, or start another "
                 "study with --study NAME."
             )
-        if all(trial.state is TrialState.FAIL for trial in trials if BASELINE in trial.user_attrs):
-            claim = {} if trials else {IDENTITY: identity, OWNER: owner}
-            self._enqueue(self._config.baseline, {BASELINE: True, ORIGIN: "baseline", **claim})
-        known = [trial.system_attrs.get(ENQUEUED) for trial in trials]
-        for settings in self._search.enqueue:
-            if settings not in known:
-                self._enqueue(settings, {ORIGIN: "enqueued"})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _enqueue(self, settings: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-        self._study.enqueue_trial(dict(settings), user_attrs=dict(attributes))
+        return {} if trials else {IDENTITY: config.identity(contents), OWNER: owner}
 
     @property
-    def _counted(self) -> list[FrozenTrial]:
-        """All trials but repetitions."""
-        return [trial for trial in self._storage.trials if REPEAT not in trial.user_attrs]
-
-    @property
-    def counts(self) -> TrialCounts:
-        """Trials by state."""
-        trials = self._counted
-        return TrialCounts(
-            sum(trial.state.is_finished() for trial in trials),
-            len(self._running),
-            sum(map(self._is_interrupted, self._storage.trials)),
-            sum(map(_is_waiting, trials)),
-        )
-
-    def trials(self) -> list[TrialRecord]:
+    def finished(self) -> list[TrialRecord]:
         """Finished trials, by number."""
-        return [record_of(trial) for trial in self._counted if trial.state.is_finished()]
+        return [record_of(trial) for trial in self._trials if trial.state.is_finished()]
+
+    @property
+    def interrupted(self) -> list[FrozenTrial]:
+        """Trials that another process started and nobody finished."""
+        return [t for t in self._trials if not t.state.is_finished() and t.number not in self._running]
 
     def trial(self, number: int) -> TrialRecord | None:
         """A trial, None if it has not finished."""
-        trial = self._storage.get_trial(number)
+        trial = self._trials[number]
         return record_of(trial) if trial.state.is_finished() else None
 
-    def ask(self, *, new: bool = True) -> PendingTrial | None:
+    def ask(self, *, new: bool = True) -> FrozenTrial | None:
         """Start a trial: an interrupted one first, then the baseline, enqueued and sampled ones.
 
         Args:
@@ -169,142 +136,129 @@ class TrialStore:
         Returns:
             None if the budget is used, the space is exhausted, or the study is hopeless.
         """
-        while (trial := self._resume() or (self._start() if new else None)) is not None:
-            if (pending := self._complete(trial)) is not None:
-                return pending
-        return None
-
-    def _resume(self) -> Trial | None:
-        number = next((t.number for t in self._storage.trials if self._is_interrupted(t)), None)
-        return None if number is None else self._begin(number)
-
-    def _is_interrupted(self, trial: FrozenTrial) -> bool:
-        """Return True for a trial that another process started and nobody finished."""
-        started = trial.state is TrialState.RUNNING or (trial.state is TrialState.WAITING and trial.params)
-        return bool(started) and trial.number not in self._running
-
-    def _start(self) -> Trial | None:
-        """Start a waiting or a sampled trial. The baseline always has one slot of the budget."""
-        if self.hopeless() is not None:
-            return None
-        trials = self._counted
-        waiting = [trial for trial in trials if _is_waiting(trial)]
-        baseline = next((trial for trial in waiting if BASELINE in trial.user_attrs), None)
-        if baseline is not None:
-            return self._begin(baseline.number)
-        others = sum(BASELINE not in trial.user_attrs for trial in trials) - len(waiting)
-        if 1 + others >= self._search.trials:
-            return None
-        return self._begin(waiting[0].number) if waiting else self._sample()
-
-    def _begin(self, number: int) -> Trial:
-        """Start a stored trial. Settings that are stored already stay the same."""
-        with self._sampling(number):
-            if self._storage.get_trial(number).state is TrialState.WAITING:
+        for trial in self.interrupted:
+            number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+            if trial.state is TrialState.WAITING:
                 self._storage.set_trial_state_values(number, TrialState.RUNNING)
-            return Trial(self._study, number)
+            self._running[trial.number] = number, EpochReport()
+            return trial
+        if not new or self.hopeless() is not None:
+            return None
+        sampled = self._next(self._trials)
+        return None if sampled is None else self._create(sampled)
 
-    def _sample(self) -> Trial | None:
-        trials, counted = self._storage.trials, self._counted
-        number = len(trials)
-        repeating = number - 1 - counted[-1].number >= REDRAWS
-        combinations = self._space.combinations() if repeating else None
+    def _next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
+        """Sample the next trial. The baseline always has one slot of the budget."""
+        if self._baseline_missing:
+            return self._sample(trials, self._config.baseline, "baseline")
+        if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
+            return None
+        # Failed trials count: they would fail again with the same seeds.
+        tried = {self._key(trial.params) for trial in trials}
+        given = [trial.system_attrs.get(GIVEN) for trial in trials]
+        for settings in self._search.enqueue:
+            if settings not in given:
+                trial = self._sample(trials, settings, "enqueued")
+                if self._key(trial.params) not in tried:
+                    return trial
+        for attempt in range(REDRAWS):
+            trial = self._sample(trials, attempt=attempt)
+            if self._key(trial.params) not in tried:
+                return trial
+        combinations = self._space.combinations()
         if combinations is None:
-            with self._sampling(number, "random" if repeating else self._search.sampler):
-                return self._study.ask()
-        tried = self._tried()
+            return self._sample(trials, sampler="random")
         untried = next((each for each in combinations if self._key(each) not in tried), None)
-        if untried is None:
-            self.exhausted = True
-            return None
-        self._enqueue(untried, {ORIGIN: "sampled"})
-        return self._begin(number)
+        self.exhausted = untried is None
+        return None if untried is None else self._sample(trials, untried)
 
-    @contextmanager
-    def _sampling(self, number: int, sampler: str = "") -> Iterator[None]:
-        """Use the sampler of trial `number`. Errors of a custom one become one line."""
-        sampler = sampler or self._search.sampler
-        with _custom(sampler):
-            self._study.sampler = make_sampler(
-                sampler, self._space, seed_of(self._search.seed, number), self._concurrency
-            )
-            yield
-
-    def _complete(self, trial: Trial) -> PendingTrial | None:
-        """Sample a trial's settings and store them. None if they repeat an earlier trial's."""
-        with _custom(self._search.sampler):
-            settings = self._space.sample(trial)
-        for key, value in settings.items():
-            if not (allowed := self._space.ranges[key]).contains(value):
-                raise UserError(
-                    f"--sampler {self._search.sampler} sampled {key} = {value}, outside {allowed.describe()}."
-                )
-        first = self._tried().get(self._key(settings), trial.number)
-        if first < trial.number and BASELINE not in trial.user_attrs:
-            # It stays in the storage, so that the next number is sampled with another seed.
-            trial.set_user_attr(REPEAT, first)
-            trial.set_user_attr(REASON, f"the settings of trial {first}")
-            self._study.tell(trial, state=TrialState.FAIL)
-            return None
-        self._storage.store(trial.number)
-        self._running[trial.number] = trial, {}
-        return PendingTrial(trial.number, settings)
-
-    def _key(self, settings: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(settings.get(name) for name in self._space.ranges)
-
-    def _tried(self) -> dict[tuple[Any, ...], int]:
-        """The earliest trial by settings. Failed ones count: they would fail again with the same seeds."""
-        return {self._key(trial.params): trial.number for trial in reversed(self._counted) if trial.params}
-
-    def report(
-        self, number: int, report: Mapping[str, Any], resources: Mapping[str, float] | None = None
-    ) -> bool:
-        """Store an epoch's figures. It is safe to report an epoch twice.
-
-        A report that failed, lacks a figure, or is not finite ends the trial as failed.
+    def _sample(
+        self,
+        trials: list[FrozenTrial],
+        given: Settings | None = None,
+        origin: str = "sampled",
+        *,
+        attempt: int = 0,
+        sampler: str = "",
+    ) -> FrozenTrial:
+        """Sample a trial beside a copy of the study in memory, so that the storage gets it as a whole.
 
         Args:
-            resources: Allocated `cpus` and `gpus`.
+            given: Settings that are not sampled.
+            sampler: Default: the search's.
+        """
+        number, sampler = len(trials), sampler or self._search.sampler
+        with _custom(sampler):
+            copy = optuna.create_study(
+                sampler=make_sampler(
+                    sampler, self._space, seed_of(self._search.seed, number, attempt), self._concurrency
+                ),
+                pruner=self._study.pruner,
+                directions=self._study.directions,
+            )
+            copy.add_trials(trials)
+            if given is not None:
+                copy.enqueue_trial(dict(given))
+            settings = self._space.sample(copy.ask())
+        for key, value in settings.items():
+            if not (allowed := self._space.ranges[key]).contains(value):
+                raise UserError(f"--sampler {sampler} sampled {key} = {value}, outside {allowed.describe()}.")
+        trial = copy.get_trials()[-1]
+        trial.set_user_attr(ORIGIN, origin)
+        return trial
+
+    def _create(self, trial: FrozenTrial) -> FrozenTrial:
+        for key, value in self._claim.items():
+            trial.set_user_attr(key, value)
+        stored = self._storage.create_new_trial(self._id, trial)
+        if self._storage.get_trial(stored).number != trial.number:
+            raise another_writer(self._config.storage)
+        self._running[trial.number] = stored, EpochReport()
+        self._claim, self._baseline_missing = {}, False
+        return trial
+
+    def _key(self, settings: Settings) -> tuple[Value | None, ...]:
+        return tuple(settings.get(name) for name in self._space.ranges)
+
+    def report(self, number: int, report: EpochReport) -> bool:
+        """Store an epoch's figures. It is safe to report an epoch twice.
+
+        A report that failed or lacks a figure ends the trial as failed.
 
         Returns:
             False if the trial is over.
         """
         if number not in self._running:
             return False
-        trial, last = self._running[number]
-        if reason := failure(report, self._search.goals):
-            self.fail(number, reason)
+        stored, _ = self._running[number]
+        values = {goal: getattr(report, goal) for goal in ("objective", *self._search.goals)}
+        missing = [goal for goal, value in values.items() if value is None]
+        if report.failed or missing:
+            self.fail(number, report.failed or f"the trial did not report {', '.join(missing)}")
             return False
-        epoch = int(report["epoch"])
-        if epoch not in self._storage.get_trial(number).intermediate_values:
-            # Not `trial.report`, which refuses several goals.
-            self._storage.set_trial_intermediate_value(number, epoch, float(report["objective"]))
-        if epoch >= last.get("epoch", 0):
-            self._running[number] = trial, {**report, **(resources or {})}
-        if report.get("finished"):
-            self._tell(number, TrialState.COMPLETE, [float(report[goal]) for goal in self._search.goals])
+        self._running[number] = stored, report
+        self._storage.set_trial_intermediate_value(stored, report.epoch, values["objective"])
+        if report.finished:
+            self._tell(number, TrialState.COMPLETE, [values[goal] for goal in self._search.goals])
             return False
-        if BASELINE not in trial.user_attrs and self._prunes(number):
-            self._tell(number, TrialState.PRUNED)
-            return False
-        return True
-
-    def _prunes(self, number: int) -> bool:
+        trial = self._storage.get_trial(stored)
         with _custom(self._search.pruner):
-            return self._study.pruner.prune(self._study, self._storage.get_trial(number))
+            prunes = not _is_baseline(trial) and self._study.pruner.prune(self._study, trial)
+        if prunes:
+            self._tell(number, TrialState.PRUNED)
+        return not prunes
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial as failed. Does nothing if it is over."""
         if number in self._running:
-            self._running[number][0].set_user_attr(REASON, reason)
+            self._storage.set_trial_user_attr(self._running[number][0], REASON, reason)
             self._tell(number, TrialState.FAIL)
             self._failures.append(reason)
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
-        trial, last = self._running[number]
-        trial.set_user_attr(RESULT, {key: last[key] for key in FIGURES if key in last})
-        self._study.tell(trial, values, state=state)
+        stored, report = self._running[number]
+        self._storage.set_trial_user_attr(stored, RESULT, REPORT.dump_python(report, mode="json"))
+        self._study.tell(number, values, state=state)
         del self._running[number]
         self._successes += state is not TrialState.FAIL
 
@@ -314,19 +268,18 @@ class TrialStore:
 
     def add_seconds(self, seconds: float) -> None:
         """Add to the duration of the search."""
-        self._study.set_user_attr(SECONDS, self.seconds_searched + seconds)
         self.seconds_searched += seconds
+        self._study.set_user_attr(SECONDS, self.seconds_searched)
 
-    def close(self) -> None:
-        """Release the trials that are running, so that the next process resumes them."""
-        for number in sorted(self._running):
-            self._storage.set_trial_state_values(number, TrialState.WAITING)
+    def release(self) -> None:
+        """Let the running trials wait for the next process."""
+        for stored, _ in self._running.values():
+            self._storage.set_trial_state_values(stored, TrialState.WAITING)
         self._running.clear()
-        self._storage.close()
 
 
-def _is_waiting(trial: FrozenTrial) -> bool:
-    return trial.state is TrialState.WAITING and not trial.params
+def _is_baseline(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(ORIGIN) == "baseline"
 
 
 def _custom(name: str) -> AbstractContextManager[None]:
@@ -334,39 +287,23 @@ def _custom(name: str) -> AbstractContextManager[None]:
     return failing(name) if ":" in name else nullcontext()
 
 
-def failure(report: Mapping[str, Any], goals: Sequence[str]) -> str:
-    """Why a report counts as a failure, or ""."""
-    if report.get("failed"):
-        return str(report["failed"])
-    needed = ["epoch", *dict.fromkeys(["objective", *(goals if report.get("finished") else ())])]
-    if missing := [key for key in needed if report.get(key) is None]:
-        return f"the trial did not report {', '.join(missing)}"
-    for key in needed:
-        if not math.isfinite(float(report[key])):
-            return f"{key} is {report[key]} in epoch {report['epoch']}"
-    return ""
-
-
 def record_of(trial: FrozenTrial) -> TrialRecord:
     """A finished trial as its record."""
-    marks, curve = trial.user_attrs, sorted(trial.intermediate_values.items())
-    last = marks.get(RESULT, {})
+    marks = trial.user_attrs
+    last = REPORT.validate_python(marks.get(RESULT, {}), strict=False)
     return TrialRecord(
         number=trial.number,
         state=cast(State, trial.state.name),
-        baseline=BASELINE in marks,
-        origin=marks.get(ORIGIN, "sampled"),
+        origin=marks[ORIGIN],
         settings=dict(trial.params),
-        objective=last.get("objective"),
-        base=last.get("base"),
-        new=last.get("new"),
-        epoch=last.get("epoch", 0),
-        epochs=tuple(Epoch(epoch, value) for epoch, value in curve),
-        runs=tuple(RunScore(**run) for run in last.get("runs", ())),
-        seconds=float(last.get("seconds", 0.0)),
-        cpus=float(last.get("cpus", 0.0)),
-        gpus=float(last.get("gpus", 0.0)),
-        notes=tuple(last.get("notes", ())),
+        objective=last.objective,
+        base=last.base,
+        new=last.new,
+        epoch=last.epoch,
+        epochs=dict(sorted(trial.intermediate_values.items())),
+        runs=last.runs,
+        seconds=last.seconds or 0.0,
+        notes=last.notes,
         reason=marks.get(REASON, ""),
         started=trial.datetime_start and trial.datetime_start.replace(microsecond=0),
         ended=trial.datetime_complete and trial.datetime_complete.replace(microsecond=0),

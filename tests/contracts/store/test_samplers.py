@@ -58,11 +58,11 @@ def run(
     while True:
         while len(running) < concurrent and (trial := store.ask()) is not None:
             running.append(trial)
-            sampled[trial.number] = trial.settings
+            sampled[trial.number] = trial.params
         if not running:
             return [sampled[number] for number in sorted(sampled)]
         ended = running.pop(order.randrange(len(running)) if order else 0)
-        store.report(ended.number, report(ended, objective=value_of(ended.settings)))
+        store.report(ended.number, report(ended, objective=value_of(ended.params)))
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -94,15 +94,6 @@ def test_concurrent_trials_are_sampled_as_reproducibly(tmp_path: Path, sampler: 
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_model_is_better_than_chance(tmp_path: Path, sampler: str) -> None:
-    def best(sampler: str) -> float:
-        stores = [store_of(tmp_path, sampler, "conditional", seed=seed, trials=12) for seed in (5, 6)]
-        return sum(max(map(value_of, run(store))) for store in stores)
-
-    assert best(sampler) > best("random")
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_model_waits_for_the_first_wave(tmp_path: Path, sampler: str) -> None:
     chance = run(store_of(tmp_path, "random", "plain", trials=12))
 
@@ -111,15 +102,6 @@ def test_a_model_waits_for_the_first_wave(tmp_path: Path, sampler: str) -> None:
         return next(number for number in range(12) if sampled[number] != chance[number])
 
     assert [modelled(1), modelled(10)] == [STARTUP_TRIALS, 10]
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_several_goals(tmp_path: Path, sampler: str) -> None:
-    store = store_of(tmp_path, sampler, "plain", goals=("base", "new"))
-    sampled = run(store)
-    values = [[value_of(each), 100 - value_of(each)] for each in sampled]
-    assert [trial.values for trial in store._storage.trials] == values
-    assert [[trial.base, trial.new] for trial in store.trials()] == values
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
@@ -208,7 +190,7 @@ def test_custom_samplers_and_pruners_that_fail_are_named(tmp_path: Path) -> None
     with pytest.raises(
         UserError, match=r"--sampler own_choices:nothing must return an Optuna sampler, got None"
     ):
-        store_of(tmp_path, "own_choices:nothing", "plain")
+        store_of(tmp_path, "own_choices:nothing", "plain").ask()
 
 
 @pytest.mark.usefixtures("custom")

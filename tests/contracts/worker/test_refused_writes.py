@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,11 @@ from tests.support.refusals import FAULTS, Fault, RefusingDisk
 from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
 from tune.execution import training
-from tune.execution.jobs import Job, RunSpec
+from tune.execution.jobs import Job
 from tune.execution.resources import ResourcePlan
 from tune.execution.training import JobTraining
 from tune.execution.worker import Task, TrialWorker
+from tune.records.schema import EpochReport
 
 CONFIG = (
     Config().override({**BACKBONE, "train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0}).completed()
@@ -58,22 +59,21 @@ class Worker(TrialWorker):
 
 def trial(folder: Path) -> list[dict[str, Any]]:
     """What a worker reports of a trial, from its start to its end."""
-    run = RunSpec(CONFIG.model_dump(mode="json"), str(folder / "trial"))
     try:
         (folder / "trial").mkdir(parents=True, exist_ok=True)
     except OSError as error:  # as the driver, which creates it
         raise refused(folder / "trial", error) from None
     plan = ResourcePlan(1, 1.0, 0.0)
-    job = Job("trial 0", (run,), runs.FINAL, alignment=True)
-    worker = Worker(Task(job, plan, plan.bundles(), 600, "session"))
-    told: list[dict[str, Any]] = []
+    job = Job("trial 0", {folder / "trial": CONFIG}, runs.FINAL, alignment=True)
+    worker = Worker(Task(job, plan, plan.bundles(), 600))
+    told: list[EpochReport] = []
     try:
-        while not told or not told[-1]["done"]:
-            told.append(dict(worker.step()))
+        while not told or not told[-1].finished:
+            told.append(worker.step()["report"])
     finally:
         worker.cleanup()
-    assert not any(each.get("failed") for each in told), "no trial is to blame"
-    return told
+    assert not any(each.failed for each in told), "no trial is to blame"
+    return [asdict(each) for each in told]
 
 
 def damaged(folder: Path) -> list[dict[str, Any]]:

@@ -14,10 +14,11 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
 from tests.support.small import BACKBONE
 from tune.execution import training
-from tune.execution.jobs import EpochReport, Job, RunSpec
+from tune.execution.jobs import Job
 from tune.execution.resources import ResourcePlan
-from tune.execution.training import JobTraining, TrainingRun
+from tune.execution.training import JobTraining
 from tune.execution.worker import Task
+from tune.records.schema import EpochReport
 
 BASE: dict[str, Any] = {**BACKBONE, "train.epochs": 3, "data.shots": 2, "optim.warmup_epochs": 0}
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
@@ -34,35 +35,29 @@ def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def job(folder: Path, *changes: dict[str, Any]) -> Job:
     """A job of a run for each of these settings."""
-    runs = tuple(
-        RunSpec(
-            Config().override({**BASE, **each}).model_dump(mode="json"),
-            str(folder / (f"run{k}" if len(changes) > 1 else "")),
-        )
+    runs = {
+        folder / (f"run{k}" if len(changes) > 1 else ""): Config().override({**BASE, **each})
         for k, each in enumerate(changes)
-    )
+    }
     return Job("trial 3", runs, "base_val", 2)
 
 
 def opened(job: Job) -> JobTraining:
-    return JobTraining(Task(job, PLAN, PLAN.bundles(), None, ""))
+    return JobTraining(Task(job, PLAN, PLAN.bundles()))
 
 
 def finish(job: Job) -> list[EpochReport]:
     """All reports of a job."""
     started, reports = opened(job), list[EpochReport]()
-    while not reports or not reports[-1]["finished"]:
+    while not reports or not reports[-1].finished:
         reports.append(started.advance())
     started.close()
     return reports
 
 
-def figures(reports: list[EpochReport]) -> list[dict[str, Any]]:
+def figures(reports: list[EpochReport]) -> list[tuple[object, ...]]:
     """Reports without times and notes."""
-    return [
-        {key: report[key] for key in ("epoch", "objective", "base", "loss", "finished") if key in report}  # type: ignore[literal-required]
-        for report in reports
-    ]
+    return [(each.epoch, each.objective, each.base, each.loss, each.finished) for each in reports]
 
 
 Alone = Callable[[dict[str, Any]], list[EpochReport]]
@@ -84,40 +79,41 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
 def test_figures_of_several_runs_are_their_means(tmp_path: Path, alone: Alone) -> None:
     seeds: tuple[dict[str, Any], ...] = ({"train.seed": 0}, {"train.seed": 1})
     reports = finish(job(tmp_path, *seeds))
-    assert [report["epoch"] for report in reports] == [1, 2, 3]
-    assert [report["finished"] for report in reports] == [False, False, True]
+    assert [(report.epoch, report.finished) for report in reports] == [(1, False), (2, False), (3, True)]
     for both, a, b in zip(reports, alone(seeds[0]), alone(seeds[1]), strict=True):
         for key in ("objective", "base", "loss"):
-            assert both[key] == pytest.approx((a[key] + b[key]) / 2, abs=1e-9)  # type: ignore[literal-required]
-        assert [(r["dataset"], r["seed"]) for r in both["runs"]] == [("textures", 0), ("textures", 1)]
-        assert [r["objective"] for r in both["runs"]] == [a["objective"], b["objective"]]
+            expected = (getattr(a, key) + getattr(b, key)) / 2
+            assert getattr(both, key) == pytest.approx(expected, abs=1e-9)
+        assert [(run.dataset, run.seed, run.objective) for run in both.runs] == [
+            ("textures", 0, a.objective), ("textures", 1, b.objective)
+        ]  # fmt: skip
     assert all((tmp_path / f"run{k}" / "result.json").exists() for k in (0, 1))
 
 
 def test_a_run_that_is_ahead_waits_for_the_others(tmp_path: Path, alone: Alone) -> None:
     seeds: tuple[dict[str, Any], ...] = ({"train.seed": 0}, {"train.seed": 1})
     own = job(tmp_path, *seeds)
-    ahead = TrainingRun(own, own.runs[0], PLAN.stream_cpus)
-    ahead.session.epoch()
-    ahead.session.close()
+    ahead = opened(own)._open(*next(iter(own.runs.items())))
+    ahead.epoch()
+    ahead.close()
     reports = finish(own)
-    assert [r["runs"][0]["objective"] for r in reports] == [r["objective"] for r in alone(seeds[0])]
+    assert [report.runs[0].objective for report in reports] == [each.objective for each in alone(seeds[0])]
 
 
 def test_a_job_that_cannot_succeed_is_a_failed_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (diverged,) = finish(job(tmp_path / "a", {"optim.lr": 1e30}))
-    assert "finite" in diverged["failed"] or "nan" in diverged["failed"]
+    assert "finite" in diverged.failed or "nan" in diverged.failed
     (unknown,) = finish(job(tmp_path / "b", {"data.name": "nowhere"}))
-    assert "nowhere" in unknown["failed"]
+    assert "nowhere" in unknown.failed
 
     def broken(*_: object, options: object) -> Any:
         raise WorkError("broken image a.jpg")
 
     monkeypatch.setattr(training, "stream", broken)
     (image,) = finish(job(tmp_path / "c", GENTLE))
-    assert (image["failed"], image["epoch"]) == ("broken image a.jpg", 1)
+    assert (image.failed, image.epoch) == ("broken image a.jpg", 1)
 
 
 @pytest.mark.parametrize("damage", ["none", "short", "empty", "foreign"])
@@ -139,7 +135,7 @@ def test_a_job_resumes_or_starts_over(tmp_path: Path, damage: str, alone: Alone)
     if damage == "none":
         assert reports[0] == report, "reported again: perhaps nobody has received it"
     else:
-        assert "started over: " in reports[-1]["notes"][0]
+        assert "started over: " in reports[-1].notes[0]
         assert (tmp_path / "own/checkpoint.set-aside.safetensors").read_bytes() == content
 
 
@@ -161,6 +157,6 @@ def test_gpu_memory_is_returned_when_a_job_ends(tmp_path: Path, monkeypatch: pyt
     started = opened(job(tmp_path, {"train.epochs": 1}))
     started.advance()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(not started._runs))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(not started._sessions))
     started.close()
     assert released == [True]

@@ -7,26 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import OutOfDiskError
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
-from tune.execution.executor import (
-    _OUT_OF_MEMORY,
-    MAX_RETRIES,
-    ExecutionContext,
-    _Abort,
-    _Dispatcher,
-    _Scheduler,
-    _Searcher,
-)
-from tune.execution.jobs import ListedJobs
+from tune.execution.executor import MAX_RETRIES, ExecutionContext, _Dispatcher, _Scheduler
+from tune.execution.patching import OutOfMemoryDeath
 from tune.execution.resources import ResourcePlan
 from tune.execution.stopping import Stopping
-from tune.execution.worker import Task
+from tune.execution.worker import STACKS, Task
+from tune.records.schema import EpochReport
 
 GPU = ResourcePlan(1, 2.0, 0.25, most_cpus=4.0, most_gpus=1.0)
 
@@ -34,27 +28,32 @@ GPU = ResourcePlan(1, 2.0, 0.25, most_cpus=4.0, most_gpus=1.0)
 class Tune:
     """Tune's side of a dispatcher of some jobs."""
 
-    def __init__(self, folder: Path, number: int = 1, plan: ResourcePlan = GPU) -> None:
+    def __init__(self, folder: Path, number: int = 1) -> None:
         console = Console(file=io.StringIO())
         self.folder, self.stopping = folder, Stopping(console)
-        self.source = ListedJobs(fake_job(folder, k) for k in range(number))
-        context = ExecutionContext(plan, console)
-        self.dispatcher = _Dispatcher(self.source, context, [], self.stopping)
-        self.searcher, self.scheduler = _Searcher(self.dispatcher), _Scheduler(self.dispatcher)
+        jobs = (fake_job(folder, k) for k in range(number))
+        context = ExecutionContext(GPU, console, timeout_seconds=9.0)
+        self.dispatcher = _Dispatcher(jobs, context, [], self.stopping)
+        self.scheduler = _Scheduler(self.dispatcher)
 
     def begin(self, trial: str) -> Task | Any:
-        found = self.searcher.suggest(trial)
+        found = self.dispatcher.suggest(trial)
         return found["task"] if isinstance(found, dict) else found
 
     def report(self, trial: str, epoch: int) -> str:
-        result = {"epoch": epoch, "objective": 50.0, "finished": False, "done": False, "pid": 1}
+        result = {"report": EpochReport(epoch), "done": False, "pid": 1}
         return self.scheduler.on_trial_result(None, SimpleNamespace(trial_id=trial), result)  # type: ignore[arg-type]
 
-    def die(self, trial: str, text: str) -> None:
-        file = self.folder / f"{trial}.txt"
-        file.write_text(f"Failure # 1 (occurred at noon)\n{text}\n")
-        self.scheduler.on_trial_error(None, SimpleNamespace(trial_id=trial, error_file=str(file)))  # type: ignore[arg-type]
-        self.searcher.on_trial_complete(trial, error=True)
+    def die(self, trial: str, error: Exception) -> None:
+        file = self.folder / f"{trial}.pkl"
+        file.write_bytes(cloudpickle.dumps(error))
+        self.scheduler.on_trial_error(None, SimpleNamespace(trial_id=trial, pickled_error_file=str(file)))  # type: ignore[arg-type]
+        self.dispatcher.on_trial_complete(trial, error=True)
+
+
+def raised(error: Exception) -> Exception:
+    """An error of a worker as Ray passes it on."""
+    return RayTaskError("step", f"Traceback\n{error}", error, "it", 1, "127.0.0.1").as_instanceof_cause()
 
 
 def test_retries_are_counted_by_epoch(tmp_path: Path) -> None:
@@ -62,48 +61,47 @@ def test_retries_are_counted_by_epoch(tmp_path: Path) -> None:
     first = tune.begin("a")
     assert tune.begin("b") is None, "the running job may need a retry"
     for trial, following in (("a", "b"), ("b", "c")):
-        tune.die(trial, "The actor died.")
+        tune.die(trial, ActorDiedError())
         assert tune.begin(following) == first
     assert tune.report("c", 1) == TrialScheduler.CONTINUE
     assert tune.report("c", 1) == TrialScheduler.CONTINUE
     for k in range(MAX_RETRIES):
-        tune.die("cdefg"[k], "The actor died.")
+        tune.die("cdefg"[k], ActorDiedError())
         assert tune.begin("cdefg"[k + 1]) == first, "a new epoch starts a new count"
-    tune.die("cdefg"[MAX_RETRIES], "Traceback\nRuntimeError: cheese")
-    assert tune.source.failures == {"trial 0": "RuntimeError: cheese"}
+    tune.die("cdefg"[MAX_RETRIES], raised(RuntimeError("cheese")))
+    assert tune.dispatcher.failures == {"trial 0": "RuntimeError: cheese"}
     assert tune.begin("h") == Searcher.FINISHED
 
 
-@pytest.mark.parametrize("sign", _OUT_OF_MEMORY)
-def test_out_of_memory_doubles_the_share(tmp_path: Path, sign: str) -> None:
+@pytest.mark.parametrize("error", [raised(MemoryError("of 8 GiB")), OutOfMemoryDeath(error_msg="of 8 GiB")])
+def test_out_of_memory_doubles_the_share(tmp_path: Path, error: Exception) -> None:
     tune, shares, trial = Tune(tmp_path), [], 0
     while isinstance(task := tune.begin(str(trial)), Task):
         shares.append((task.bundles[0]["GPU"], task.resources["gpus"]))
         assert task.plan.threads == GPU.threads
-        tune.die(str(trial), f"RuntimeError: {sign} (of 8 GiB)\nFor debugging consider passing A=1")
+        tune.die(str(trial), error)
         trial += 1
     assert shares == [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0)], "up to a whole GPU"
-    assert sign in tune.source.failures["trial 0"]
+    assert "of 8 GiB" in tune.dispatcher.failures["trial 0"]
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("ray::step()\nprometar.errors.StorageError: cannot write a: full", "cannot write a: full"),
-        ("ray::step()\nOSError: [Errno 28] No space left on device: 'b'",
-         "[Errno 28] No space left on device: 'b'"),
-        (f"ray::step()\n{OutOfDiskError()}", "The object cannot be created because"),
-    ],
-)  # fmt: skip
-def test_a_worker_that_cannot_write_stops_the_study(tmp_path: Path, text: str, said: str) -> None:
+def test_a_worker_that_hung_is_named(tmp_path: Path) -> None:
+    tune = Tune(tmp_path)
+    for trial in range(MAX_RETRIES + 1):
+        task = tune.begin(str(trial))
+        (task.job.folder / STACKS).write_text("a stack")
+        tune.die(str(trial), ActorDiedError())
+    assert tune.dispatcher.failures["trial 0"].startswith("Its workers hung: no result within 9 s.")
+
+
+def test_a_worker_that_cannot_write_stops_the_study(tmp_path: Path) -> None:
     tune = Tune(tmp_path, 2)
     tune.begin("a")
-    with pytest.raises(StorageError) as caught:
-        tune.die("a", text)
-    assert str(caught.value).startswith(said)
+    with pytest.raises(StorageError, match="cannot write a: full") as caught:
+        tune.die("a", raised(StorageError("cannot write a: full")))
     assert tune.dispatcher.error is caught.value
-    assert _Abort(tune.dispatcher).stop_all()
-    assert not tune.source.failures, "no job is to blame"
+    assert tune.dispatcher.stop_all()
+    assert not tune.dispatcher.failures, "no job is to blame"
 
 
 def test_after_a_stop_nothing_starts_and_nothing_ends(tmp_path: Path) -> None:
@@ -111,12 +109,12 @@ def test_after_a_stop_nothing_starts_and_nothing_ends(tmp_path: Path) -> None:
     tune.begin("a")
     tune.stopping.requested = True
     assert tune.report("a", 1) == TrialScheduler.STOP
-    tune.searcher.on_trial_complete("a", {})
+    tune.dispatcher.on_trial_complete("a", {})
     assert tune.begin("b") == Searcher.FINISHED
-    assert not tune.source.failures
+    assert not tune.dispatcher.failures
 
 
 def test_connections_and_terminals_are_not_pickled(tmp_path: Path) -> None:
     tune = Tune(tmp_path)
-    for each in (tune.searcher, tune.scheduler, _Abort(tune.dispatcher)):
-        assert vars(pickle.loads(pickle.dumps(each))) == {}
+    assert vars(pickle.loads(pickle.dumps(tune.dispatcher))) == {}
+    assert pickle.loads(pickle.dumps(tune.scheduler))

@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from tests.support.fake_trial import fake_job
-from tune.execution.jobs import EpochReport, Job
+from tune.execution.jobs import Job
 from tune.execution.live import LiveView
+from tune.records.schema import EpochReport, RunScore
 
 
 class Stage:
@@ -28,8 +29,8 @@ class Stage:
 
     def epochs(self, number: int, *objectives: float, first: int = 1, **more: Any) -> None:
         for epoch, objective in enumerate(objectives, start=first):
-            report = EpochReport(epoch=epoch, objective=objective, finished=epoch == 5)
-            self.view.reported(self.job(number), report | more)  # type: ignore[typeddict-item]
+            runs = (RunScore("textures", 0, objective=objective),)
+            self.view.reported(self.job(number), EpochReport(epoch, runs, finished=epoch == 5, **more))
 
     def end(self, number: int, now: float, failure: str = "") -> None:
         self.now = now
@@ -99,5 +100,5 @@ def test_a_new_worker_is_announced_and_its_repetitions_count_once() -> None:
     stage = Stage(total=2)
     stage.start(0)
     stage.epochs(0, 60, 61)
-    stage.epochs(0, 60, notes=["started over: the checkpoint is corrupt"])
+    stage.epochs(0, 60, notes=("started over: the checkpoint is corrupt",))
     assert stage.lines == ["[0:00] trial 0: started over: the checkpoint is corrupt"]

@@ -8,21 +8,16 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.tune.execution import class_cache
 
 from tests.support.fake_trial import FakeTrial
-from tune.execution.patching import reuse_prestarted_workers, treat_oom_as_actor_death
+from tune.execution.patching import patched
 
 
 def test_workers_need_no_environment_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in class_cache.ENV_VARS_TO_PROPAGATE:
         monkeypatch.delenv(name, raising=False)
-    before = dict(class_cache.DEFAULT_ENV_VARS)
-    with reuse_prestarted_workers():
+    before, handle = dict(class_cache.DEFAULT_ENV_VARS), RayActorManager._actor_task_failed
+    with patched():
         made: Any = class_cache._ActorClassCache().get(FakeTrial)
         assert not made._default_options["runtime_env"].get("env_vars"), f"ray {ray.__version__}"
-    assert before == class_cache.DEFAULT_ENV_VARS
-
-
-def test_patches_end() -> None:
-    handle = RayActorManager._actor_task_failed
-    with treat_oom_as_actor_death():
         assert RayActorManager._actor_task_failed is not handle
+    assert before == class_cache.DEFAULT_ENV_VARS
     assert RayActorManager._actor_task_failed is handle

@@ -1,55 +1,59 @@
 """The worker as Ray calls it, without Ray."""
 
+import errno
 import os
 import pickle
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import OutOfDiskError
 from ray.tune import PlacementGroupFactory
 
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
-from tune.execution.jobs import EpochReport
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import MAX_HUNG, Task, TrialWorker, _use_given_gpus
+from tune.execution.worker import _OUT_OF_MEMORY, Task, TrialWorker, _use_given_gpus
+from tune.records.schema import EpochReport
 
 PLAN = ResourcePlan(1, 1.0, 0.5)
+ONE = EpochReport(epoch=1, finished=True)
 
 
-def task(folder: Path, number: int, *, timeout: float | None = None, session: str = "b") -> Task:
+def task(folder: Path, number: int) -> Task:
     job = fake_job(folder, number)
-    Path(job.runs[0].folder).mkdir(parents=True, exist_ok=True)
-    return Task(job, PLAN, PLAN.bundles(), timeout, session)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    return Task(job, PLAN, PLAN.bundles(), timeout_seconds=60.0)
 
 
-class OneEpoch:
-    """A training of one epoch."""
+class Worker(TrialWorker):
+    """A worker whose jobs have one epoch, or raise an error."""
+
+    def __init__(self, task: Task, *, error: Exception | None = None) -> None:
+        self.opened: list[int] = []
+        self.error = error
+        self.setup({"task": task})
+
+    def open_training(self, task: Task) -> "Worker":  # type: ignore[override]
+        self.opened.append(task.job.number)
+        if task.job.number == 1:
+            raise MemoryError
+        return self
 
     def close(self) -> None:
         """Nothing is open."""
 
     def advance(self) -> EpochReport:
-        return EpochReport(epoch=1, finished=True)
-
-
-class Worker(TrialWorker):
-    def __init__(self, task: Task) -> None:
-        self.opened: list[int] = []
-        self.setup({"task": task})
-
-    def open_training(self, task: Task) -> OneEpoch:
-        self.opened.append(task.job.number)
-        if task.job.number == 1:
-            raise MemoryError
-        return OneEpoch()
+        if self.error is not None:
+            raise self.error
+        return ONE
 
 
 def test_a_worker_opens_its_next_job_in_that_ones_first_step(tmp_path: Path) -> None:
     """Tune loses the errors of a reset."""
     worker = Worker(task(tmp_path, 0))
-    assert worker.step() == {"epoch": 1, "finished": True, "done": True}
+    assert worker.step() == {"report": ONE, "done": True}
     assert worker.reset_config({"task": task(tmp_path, 1)})
     assert worker.opened == [0]
     with pytest.raises(MemoryError):
@@ -57,6 +61,7 @@ def test_a_worker_opens_its_next_job_in_that_ones_first_step(tmp_path: Path) -> 
     assert worker.reset_config({"task": task(tmp_path, 2)})
     assert worker.step()["done"]
     assert worker.opened == [0, 1, 2]
+    assert not list(tmp_path.rglob("hung*")), "a watch that is over leaves nothing"
 
 
 def test_a_task_travels_and_names_its_resources(tmp_path: Path) -> None:
@@ -67,26 +72,29 @@ def test_a_task_travels_and_names_its_resources(tmp_path: Path) -> None:
     assert TrialWorker.default_resource_request({"task": own}) == expected
 
 
-def test_only_workers_that_hung_in_the_same_call_count(tmp_path: Path) -> None:
-    own = task(tmp_path, 0, timeout=60.0)
-    for number in range(MAX_HUNG):
-        assert not Worker(own).step().get("failed")
-        (own.folder / f"hung-a-here-{number}.txt").write_text("a stack")
-        (own.folder / f"hung-b-here-{number + 10}.txt").touch()  # in use
-        (own.folder / f"hung-b-here-{number}.txt").write_text("a stack")
-    report = Worker(own).step()
-    assert report["failed"].startswith("2 workers hung: no result within 60 s.")
-    assert report["done"]
-    for other in (replace(own, session="c"), replace(own, timeout_seconds=None)):
-        assert not Worker(other).step().get("failed"), "the next command tries again"
-    assert not list(own.folder.glob("hung-c-*")), "a watch that is over leaves nothing"
-
-
 def test_a_machine_must_see_the_drivers_folder(tmp_path: Path) -> None:
     own = task(tmp_path, 0)
-    own.folder.rmdir()
+    own.job.folder.rmdir()
     with pytest.raises(StorageError, match=r"does not see .*/trials/0000\. Set --out to a folder"):
         Worker(own).step()
+
+
+FULL: list[Callable[[], Exception]] = [
+    lambda: OSError(errno.ENOSPC, "No space left on device", "/tmp/ray"), OutOfDiskError
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_a_full_disk_is_no_job_s_fault(error: Callable[[], Exception], tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        Worker(task(tmp_path, 0), error=error()).step()
+
+
+@pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY, "something else"])
+def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None:
+    error = RuntimeError(f"{sign} (of 8 GiB)\nFor debugging consider passing A=1")
+    with pytest.raises(RuntimeError if sign == "something else" else MemoryError, match="of 8 GiB"):
+        Worker(task(tmp_path, 0), error=error).step()
 
 
 def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

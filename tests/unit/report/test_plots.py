@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from tests.support.study_records import RANGES, SCRIPT, run, settings_of, small, trial
+from tests.support.study_records import RANGES, run, settings_of, small, trial
 from tune.config import Goal
 from tune.records.folder import Records
 from tune.report.optuna_study import MIN_COMPLETED, importances, rebuild
@@ -23,14 +23,14 @@ def searched(folder: Path, number: int, **options: Any) -> Records:
 def test_a_rebuilt_study_has_the_same_trials(tmp_path: Path) -> None:
     records = small(tmp_path)
     records = replace(
-        records, trials=(*records.trials, trial(6), replace(trial(7), settings={"optim.lr": "fast"}))
+        records, trials=(*records.trials, trial(4), replace(trial(5), settings={"optim.lr": "fast"}))
     )
     study = rebuild(records, ["objective"])
     by_number = {each.number: each for each in study.trials}
     done = {number for number, each in by_number.items() if each.state is TrialState.COMPLETE}
-    assert done == {0, 1, 6}
+    assert done == {0, 1, 4}
     assert by_number[2].state is TrialState.PRUNED
-    assert {n for n, each in by_number.items() if each.state is TrialState.FAIL} == {3, 4, 5, 7}
+    assert {n for n, each in by_number.items() if each.state is TrialState.FAIL} == {3, 5}
     for number in done:
         assert by_number[number].params == settings_of(number)
         assert by_number[number].value == trial(number).objective
@@ -41,7 +41,7 @@ def test_a_rebuilt_study_has_the_same_trials(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("goal", "setting"), [("objective", "optim.lr"), ("seconds", "prompts.text_depth")])
 def test_importance_finds_the_setting_that_matters(goal: Goal, setting: str, tmp_path: Path) -> None:
     records = searched(tmp_path, 60)
-    seconds = [120.0 + 60 * float(str(each.settings["prompts.text_depth"])) for each in records.trials]
+    seconds = [120.0 + 60 * float(each.settings["prompts.text_depth"]) for each in records.trials]
     slow = tuple(replace(t, seconds=s) for t, s in zip(records.trials, seconds, strict=True))
     ranked = importances(rebuild(replace(records, trials=slow), [goal]))
     assert next(iter(ranked)) == setting
@@ -65,18 +65,6 @@ def test_trials_that_do_not_fit_the_space_are_not_drawn(
     assert plots(records) == {}
     optuna_logger.removeHandler(caplog.handler)
     assert not caplog.records
-
-
-def test_names_are_escaped_for_plotly(tmp_path: Path) -> None:
-    ranges = {**RANGES, "regularizer.kind": {"type": "choice", "choices": ["l1", SCRIPT]}}
-    del ranges["regularizer.text_weight"]
-    settings = {key: value for key, value in settings_of(0).items() if key in ranges}
-    records = replace(
-        small(tmp_path, ranges=ranges), trials=(trial(0, settings={**settings, "regularizer.kind": "l1"}),)
-    )
-    hostile = replace(records.trials[0], number=1, settings={**settings, "regularizer.kind": SCRIPT})
-    study = rebuild(replace(records, trials=(*records.trials, hostile)), ["objective"])
-    assert study.trials[1].params["regularizer.kind"] == "&lt;script&gt;alert(1)&lt;/script&gt;"
 
 
 def test_pairs_whose_interval_contains_0_are_gray(tmp_path: Path) -> None:

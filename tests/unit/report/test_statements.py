@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from prometar.metrics import Interval
-from tests.support.study_records import final_test, settings_of, small, trial
+from tests.support.study_records import candidate, final_test, small, trial
 from tune.records.folder import Records
-from tune.records.schema import DatasetTest, RunScore, SettingsUnderTest
+from tune.records.schema import DatasetTest, RunScore
 from tune.report.statements import caveats, evidence, next_steps, verdict
 from tune.report.terminal import print_summary
 
@@ -45,7 +45,7 @@ def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
 ) -> None:
     records = small(tmp_path, *gains, selected=selected)
     assert verdict(records) == says
-    commands = [step.command for step in next_steps(records) if step.command]
+    commands = [command for _, command in next_steps(records) if command]
     assert commands == [f"prometar train --config {tmp_path / name}" for name in trains]
     lines = printed(records, 200).strip().splitlines()
     assert lines[0] == says
@@ -70,7 +70,7 @@ def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
 def test_searched_epochs(tmp_path: Path) -> None:
     ranges = {"train.epochs": {"type": "int", "low": 3, "high": 20}}
     records = small(tmp_path, ranges=ranges)
-    records = with_test(records, selected=SettingsUnderTest(1, {"train.epochs": 17}))
+    records = with_test(records, selected=replace(candidate(1), settings={"train.epochs": 17}))
     assert evidence(records)[-1] == (
         "Epochs: searched in trials. In the final test 17 for the selected and 10 for the default settings."
     )
@@ -119,9 +119,7 @@ def test_what_the_test_could_have_shown(
 
 
 def test_several_datasets_are_judged_over_their_means(tmp_path: Path) -> None:
-    test = final_test(
-        SettingsUnderTest(1, settings_of(1)), {"dtd": (2, 1), "eurosat": (2, 1), "pets": (2, 2)}
-    )
+    test = final_test(candidate(1), {"dtd": (2, 1), "eurosat": (2, 1), "pets": (2, 2)})
     records = replace(small(tmp_path), final_test=test)
     assert verdict(records).startswith("Use the selected settings")
     assert evidence(records)[0].startswith("Mean difference over datasets")
@@ -135,7 +133,7 @@ def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
     records = replace(whole, final_test=None)
     assert verdict(records) == "No verdict yet. The final test has not finished."
     assert evidence(records)[0].startswith("Trial 1 is selected, with H 69.56 on validation images")
-    assert [step.command for step in next_steps(records)] == [records.study.command]
+    assert next_steps(records) == [("Rerun the same command to resume:", records.study.command)]
     nothing = replace(records, trials=(), confirmation=None)
     assert verdict(nothing) == "No verdict yet. No trial has finished."
     assert printed(nothing)
@@ -151,11 +149,11 @@ def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
     [((), "No final test was requested"), ((1,), "Fewer than two seed pairs finished")],
 )
 def test_nothing_was_compared(seeds: tuple[int, ...], says: str, tmp_path: Path) -> None:
-    test = final_test(SettingsUnderTest(1, settings_of(1)), {"dtd": (3, 2)}, seeds)
+    test = final_test(candidate(1), {"dtd": (3, 2)}, seeds)
     records = replace(small(tmp_path), final_test=test)
     assert verdict(records).startswith(f"Use either. {says}")
     assert printed(records)
-    assert any("--final-seeds auto" in step.text for step in next_steps(records)) == (not seeds)
+    assert any("--final-seeds auto" in text for text, _ in next_steps(records)) == (not seeds)
 
 
 def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
@@ -166,14 +164,14 @@ def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
         assert verdict(records).startswith(
             "Do not use these results. The objective oracle_test reads the test"
         )
-        assert not any(step.command for step in next_steps(records))
+        assert not any(command for _, command in next_steps(records))
         assert "on test images" in printed(records)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"earlier_tests": ((3, 5), (2, 5))}, "The test images were used before, to test trials 2 and 3."),
+        ({"earlier_tests": (3, 2)}, "The test images were used before, to test trials 2 and 3."),
         ({"seeds": (0, 11)}, "The search used seed 0 of the final test"),
     ],
 )
@@ -188,11 +186,10 @@ def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:
     found = records.final_test.datasets["dtd"]
     failed = (*found.baseline[:4], RunScore("dtd", 15, failed="out of memory"))
     records = with_test(records, datasets={"dtd": DatasetTest(found.selected, failed, found.difference)})
-    records = replace(records, trials=(trial(0, "FAIL", reason="killed"), trial(1), trial(9, objective=99.0)))
+    records = replace(records, trials=(trial(0, "FAIL", reason="killed"), trial(1), trial(9)))
     lines = caveats(records)
     assert lines[0] == "The default settings failed in the search: killed. Rerun the same command to resume."
-    assert lines[1].startswith("Trial 9 leads the search but was not confirmed.")
-    assert lines[2].startswith("1 of 10 final-test runs failed (out of memory).")
+    assert lines[1].startswith("1 of 10 final-test runs failed (out of memory).")
     assert len(lines) == 5, "more are left out"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometar.config.settings import dump_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError
-from tests.support.reproductions import RUNS, UNTRAINED, ask, config_of, finished
+from tests.support.reproductions import RUNS, UNTRAINED, ask, finished
 from tune.execution.jobs import Job
 from tune.reproduce.grid import PROTOCOLS, read_run
 
@@ -27,12 +27,12 @@ def test_every_combination_is_one_run(
     grid = ask(protocol, tuple(methods), seeds=tuple(seeds))
     missing = grid.datasets[:num_missing]
     jobs = grid.jobs(RUNS, UNTRAINED, missing)
-    assert len({job.name for job in jobs}) == len({job.runs[0].folder for job in jobs}) == len(jobs)
+    assert len({job.name for job in jobs}) == len({job.folder for job in jobs}) == len(jobs)
     trained_on = [name for name in grid.trained_on if name not in missing]
     per_method = {method: 1 if method in UNTRAINED else len(seeds) * len(grid.shots) for method in methods}
     assert len(jobs) == len(trained_on) * sum(per_method.values())
     targets = set(grid.datasets) - set(missing) if grid.source else set()
-    assert all(set(job.runs[0].targets) == targets for job in jobs)
+    assert all(set(job.targets) == targets for job in jobs)
 
 
 def test_the_protocols_are_those_of_the_field() -> None:
@@ -49,8 +49,8 @@ def test_protocols_with_one_source_share_its_runs() -> None:
     methods = ("zero-shot", "coop", "maple", "promptsrc", "prometar")
     grids = (ask(protocol, methods) for protocol in ("cross-dataset", "domain-generalisation"))
     cross, domain = (grid.jobs(RUNS, UNTRAINED) for grid in grids)
-    assert [job.runs[0].folder for job in cross] == [job.runs[0].folder for job in domain]
-    assert [job.runs[0].config for job in cross] == [job.runs[0].config for job in domain]
+    assert [job.folder for job in cross] == [job.folder for job in domain]
+    assert [job.config for job in cross] == [job.config for job in domain]
 
 
 def job_of(folder: Path, **settings: Any) -> Job:
@@ -64,7 +64,7 @@ def written(tmp_path: Path) -> Job:
     job = job_of(tmp_path)
     run = finished(job, lambda config, name: 50.0)
     run.folder.mkdir()
-    (run.folder / "config.yaml").write_text(dump_config(config_of(job)))
+    (run.folder / "config.yaml").write_text(dump_config(job.config))
     run.result.write(run.folder)
     return job
 
@@ -72,7 +72,7 @@ def written(tmp_path: Path) -> Job:
 @pytest.mark.parametrize("text", ["", "[1]", "[" * 100_000])
 def test_a_corrupt_result_counts_as_missing(text: str, written: Job) -> None:
     assert read_run(written, {}) == finished(written, lambda config, name: 50.0)
-    Path(written.runs[0].folder, "result.json").write_text(text)
+    Path(written.folder, "result.json").write_text(text)
     assert read_run(written, {}) is None
 
 

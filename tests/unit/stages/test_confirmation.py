@@ -15,7 +15,8 @@ from tune import StudyConfig
 from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import Confirmation, RunScore, TrialRecord
-from tune.stages.confirmation import candidates, candidates_at_most, confirm
+from tune.stages.confirmation import candidates, confirm
+from tune.stages.jobs import missing
 
 Results = Mapping[tuple[int, int], float | str]
 """Objective, or the reason of a failure, by (trial, seed)."""
@@ -43,16 +44,18 @@ def confirmed(
 
     def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
         failures = {}
-        for job in jobs:
+        for job in missing(jobs):
             run.append(job.name)
-            found = results[job.number, job.runs[0].seed]
+            found = results[job.number, job.config.train.seed]
             if isinstance(found, str):
                 failures[job.name] = found
             else:
-                write_result(job.runs[0], job.objective, {"objective": found, "seconds": 1.0})
+                figures = {"objective": found, "seconds": 1.0}
+                write_result(job.folder, job.config, job.objective, figures)
         return failures
 
-    return confirm(config, folder, trials_of(config, scores), run_jobs), run
+    chosen = candidates(trials_of(config, scores), config.confirm.top)
+    return confirm(config, folder, chosen, run_jobs), run
 
 
 def test_the_baseline_and_the_best_are_candidates() -> None:
@@ -60,7 +63,6 @@ def test_the_baseline_and_the_best_are_candidates() -> None:
     assert [t.number for t in candidates(ranked, 2)] == [0, 3, 2]
     assert [t.number for t in candidates(ranked, 0)] == [3]
     assert [t.number for t in candidates([trial(0, "FAIL"), *ranked[1:]], 2)] == [3, 2]
-    assert [candidates_at_most(*each) for each in ((5, 3), (2, 3), (1, 3), (5, 0))] == [4, 2, 0, 0]
 
 
 def test_the_highest_mean_over_all_seeds_is_selected(tmp_path: Path) -> None:

@@ -1,30 +1,32 @@
 """Final test: how many seed pairs it takes, and what it concludes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prometar.config.settings import Config
 from tests.support.driver import small_config
 from tests.support.fake_trial import write_result
 from tune import StudyConfig
-from tune.execution.jobs import WAIT, Job, RunSpec
+from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
-from tune.records.schema import FinalTest, SettingsUnderTest
-from tune.stages.final_test import FinalTestJobs
+from tune.records.schema import Candidate, FinalTest
+from tune.stages.final_test import run_final_test
+from tune.stages.jobs import missing
 
-Score = Callable[[int, RunSpec], float | str]
+Score = Callable[[int, Config], float | str]
 """Objective, or the reason of a failure, of a run with the settings of a trial."""
 
 
 def gains(points: float, spread: float = 0.1) -> Score:
     """Trial 7 is better than the baseline by points + spread and points - spread, in turn."""
 
-    def score(number: int, run: RunSpec) -> float:
-        turn = run.seed - (run.seed > 3)  # the search uses seed 3
-        return 60.0 + run.seed + (points + (spread if turn % 2 else -spread) if number else 0.0)
+    def score(number: int, run: Config) -> float:
+        turn = run.train.seed - (run.train.seed > 3)  # the search uses seed 3
+        return 60.0 + turn + (points + (spread if turn % 2 else -spread) if number else 0.0)
 
     return score
 
@@ -33,37 +35,29 @@ def config_of(tmp_path: Path, **options: Any) -> StudyConfig:
     return small_config(tmp_path, **{"dataset": "textures", "final_seeds": "auto", **options})
 
 
-def jobs_of(config: StudyConfig, number: int = 7) -> FinalTestJobs:
-    settings = {**config.baseline, **({"regularizer.text_weight": 1.5} if number else {})}
-    return FinalTestJobs(config, StudyFolder.of(config), SettingsUnderTest(number, settings))
-
-
-def run_all(source: FinalTestJobs, score: Score) -> list[str]:
-    """Run all jobs, two at a time. Returns their names in order."""
-    names, running = list[str](), list[Job]()
-    while True:
-        job = source.next()
-        if isinstance(job, Job):
-            names.append(job.name)
-            running.append(job)
-        if len(running) == 2 or (running and not isinstance(job, Job)):
-            done = running.pop(0)
-            found = score(done.number, done.runs[0])
-            if not isinstance(found, str):
-                figures = {"objective": found, "base": found + 3, "new": found - 3, "seconds": 1.0}
-                write_result(done.runs[0], done.objective, figures)
-            source.finish(done, found if isinstance(found, str) else "")
-        elif not isinstance(job, Job):
-            assert job is not WAIT
-            return names
-
-
 def finish(
     config: StudyConfig, score: Score, number: int = 7, before: FinalTest | None = None
 ) -> tuple[FinalTest, list[str]]:
-    source = jobs_of(config, number)
-    names = run_all(source, score)
-    return source.record({"textures": 65.0}, before), names
+    """The final test of a trial's settings, and the names of its jobs in order."""
+    names = list[str]()
+
+    def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
+        failures = {}
+        for job in missing(jobs):
+            names.append(job.name)
+            run = job.config
+            found = score(job.number, run)
+            if isinstance(found, str):
+                failures[job.name] = found
+            else:
+                figures = {"objective": found, "base": found + 3, "new": found - 3, "seconds": 1.0}
+                write_result(job.folder, run, job.objective, figures)
+        return failures
+
+    settings = {**config.baseline, **({"regularizer.text_weight": 1.5} if number else {})}
+    selected = Candidate(number, number == 0, settings, ())
+    folder, published = StudyFolder.of(config), {"textures": 65.0}
+    return run_final_test(config, folder, selected, run_jobs, published=published, before=before), names
 
 
 @pytest.mark.parametrize(
@@ -81,10 +75,7 @@ def finish(
 def test_pairs_are_added_until_an_analysis_decides(
     points: float, spread: float, pairs: int, verdict: str, tmp_path: Path
 ) -> None:
-    config = config_of(tmp_path)
-    source = jobs_of(config)
-    assert source.total == 2 * 15
-    test, names = finish(config, gains(points, spread))
+    test, names = finish(config_of(tmp_path), gains(points, spread))
     assert len(names) == len(set(names)) == 2 * pairs
     assert (len(test.seeds), test.verdict) == (pairs, verdict)
     assert test.alpha == {5: 0.005, 8: 0.01, 11: 0.015, 15: 0.02}[pairs]
@@ -113,8 +104,8 @@ def test_selected_default_settings_are_run_three_times(tmp_path: Path) -> None:
 def test_several_datasets_are_compared_over_their_means(tmp_path: Path) -> None:
     config = config_of(tmp_path, dataset=["textures", "cells"], final_seeds=(1, 2, 3))
 
-    def score(number: int, run: RunSpec) -> float:
-        return gains(2.0 if run.dataset == "textures" else 1.0)(number, run)
+    def score(number: int, run: Config) -> float | str:
+        return gains(2.0 if run.data.name == "textures" else 1.0)(number, run)
 
     test, names = finish(config, score)
     assert len(names) == 2 * 2 * 3
@@ -127,8 +118,8 @@ def test_several_datasets_are_compared_over_their_means(tmp_path: Path) -> None:
 def test_a_test_resumes_with_its_results(tmp_path: Path) -> None:
     config = config_of(tmp_path, final_seeds=(1, 2, 3))
 
-    def fails(number: int, run: RunSpec) -> float | str:
-        return "its worker died" if number and run.seed == 2 else gains(2.0)(number, run)
+    def fails(number: int, run: Config) -> float | str:
+        return "its worker died" if number and run.train.seed == 2 else gains(2.0)(number, run)
 
     test, _ = finish(config, fails)
     assert test.failures == ["its worker died"]
@@ -162,5 +153,5 @@ def test_earlier_tests_are_remembered(tmp_path: Path) -> None:
     more = config_of(tmp_path, final_seeds=(1, 2, 3))
     second, names = finish(more, gains(0.5), before=first)
     assert len(names) == 2
-    assert second.earlier_tests == ((7, 2),)
-    assert finish(more, gains(0.5), before=second)[0].earlier_tests == ((7, 2),)
+    assert second.earlier_tests == (7,)
+    assert finish(more, gains(0.5), before=second)[0].earlier_tests == (7,)

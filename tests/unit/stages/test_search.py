@@ -8,14 +8,18 @@ from optuna.storages import InMemoryStorage
 
 from tests.support.driver import small_config
 from tune import Space
-from tune.execution.jobs import WAIT, Job
+from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
+from tune.records.schema import EpochReport, RunScore
 from tune.stages import search
 from tune.stages.search import SearchJobs
 from tune.store.trial_store import TrialStore
 
 SPACE = {"name": "kinds", "ranges": {"regularizer.kind": {"type": "choice", "choices": ["l1", "l2"]}}}
-FREE = {"cpus": 1.0, "gpus": 0.0}
+
+
+def score(objective: float) -> RunScore:
+    return RunScore("textures", 3, objective, objective, objective, 1.0)
 
 
 class Search:
@@ -24,19 +28,15 @@ class Search:
     def __init__(self, out: Path, storage: InMemoryStorage, **options: Any) -> None:
         config = small_config(out, **options)
         self.folder = StudyFolder.of(config)
-        self.store = TrialStore(config, storage)
-        self.store.claim(self.folder.path, {})
+        self.store = TrialStore(config, storage, self.folder.path, {})
         self.jobs = SearchJobs(config, self.folder, self.store)
 
     def start(self) -> Job:
-        job = self.jobs.next()
-        assert isinstance(job, Job)
-        return job
+        return next(self.jobs)
 
     def finish(self, job: Job, objective: float = 60.0) -> None:
-        figures = {"objective": objective, "base": objective, "new": objective, "seconds": 1.0}
-        assert not self.jobs.report(job, {"epoch": 3, "finished": True, **figures}, FREE)  # type: ignore[typeddict-item]
-        self.jobs.finish(job, "")
+        assert not self.jobs.reported(job, EpochReport(3, (score(objective),), finished=True))
+        self.jobs.finished(job, "")
 
     @property
     def states(self) -> list[str]:
@@ -48,7 +48,7 @@ def test_records_follow_the_storage(tmp_path: Path) -> None:
     run = Search(tmp_path, InMemoryStorage(), trials=3)
     first, second = run.start(), run.start()
     assert [first.name, second.name] == ["trial 0", "trial 1"]
-    assert run.jobs.report(first, {"epoch": 1, "objective": 50.0}, FREE)
+    assert run.jobs.reported(first, EpochReport(1, (score(50.0),)))
     assert run.states == []
     folder = run.folder.trial(0)
     folder.mkdir(parents=True)
@@ -56,27 +56,18 @@ def test_records_follow_the_storage(tmp_path: Path) -> None:
     run.finish(first)
     assert run.states == ["COMPLETE"]
     assert not (folder / "checkpoint.safetensors").exists()
-    run.jobs.finish(second, "its worker died")
+    run.jobs.finished(second, "its worker died")
     run.finish(run.start())
-    assert run.jobs.next() is None
+    assert next(run.jobs, None) is None
     assert run.states == ["COMPLETE", "FAIL", "COMPLETE"]
     assert run.folder.read_trials()[1].reason == "its worker died"
-
-
-def test_it_waits_for_trials_that_run(tmp_path: Path) -> None:
-    run = Search(tmp_path, InMemoryStorage(), trials=1)
-    job = run.start()
-    assert run.jobs.next() is WAIT
-    run.finish(job)
-    assert run.jobs.next() is None
 
 
 def test_a_record_that_a_kill_prevented_is_written_by_the_next_process(tmp_path: Path) -> None:
     storage = InMemoryStorage()
     killed = Search(tmp_path, storage, trials=2)
     job = killed.start()
-    figures = {"objective": 60.0, "base": 60.0, "new": 60.0, "seconds": 1.0}
-    killed.store.report(job.number, {"epoch": 3, "finished": True, **figures}, FREE)
+    killed.store.report(job.number, EpochReport(3, (score(60.0),), finished=True))
     assert killed.states == []
     running = killed.start()
     resumed = Search(tmp_path, storage, trials=2)
@@ -94,22 +85,22 @@ def test_max_hours_ends_the_search_and_counts_earlier_commands(
     now[0] += 2000
     run.jobs.close()
     now[0] += 1601
-    assert run.jobs.next() is WAIT
+    assert next(run.jobs, None) is None
     run.finish(job)
-    assert run.jobs.next() is None
+    assert next(run.jobs, None) is None
     assert list(run.jobs.notices()) == ["Time limit reached (--max-hours): no new trials will be started."]
     assert run.store.seconds_searched == 3601
-    assert Search(tmp_path, storage, trials=9, max_hours=1).jobs.next() is None
-    assert isinstance(Search(tmp_path, storage, trials=9, max_hours=2).jobs.next(), Job)
+    assert next(Search(tmp_path, storage, trials=9, max_hours=1).jobs, None) is None
+    assert next(Search(tmp_path, storage, trials=9, max_hours=2).jobs)
 
 
 def test_notices(tmp_path: Path) -> None:
     storage = InMemoryStorage()
     run = Search(tmp_path, storage, trials=9, space=Space.model_validate(SPACE))
-    while isinstance(job := run.jobs.next(), Job):
+    for job in run.jobs:
         run.finish(job)
     assert run.states == ["COMPLETE"] * 2
     assert list(run.jobs.notices()) == ["Search space exhausted: every combination has been tried."]
     fewer = Search(tmp_path, storage, trials=1, space=Space.model_validate(SPACE))
-    assert fewer.jobs.next() is None
+    assert next(fewer.jobs, None) is None
     assert list(fewer.jobs.notices()) == ["--trials 1 is below the 2 finished trials. All of them count."]

@@ -4,23 +4,22 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from tune.stages.statistics import INTERIM_ANALYSES, decide, detectable
+from prometar.metrics import t_interval
+from tune.stages.statistics import INTERIM_ANALYSES, detectable, is_decided
 
 
 def run_test(rng: np.random.Generator, difference: float, spread: float = 1.1) -> tuple[int, bool]:
     """Number of seed pairs of a final test, and if it shows a difference."""
-    differences = rng.normal(difference, spread, INTERIM_ANALYSES[-1].pairs).tolist()
-    for analysis in INTERIM_ANALYSES:
-        decision = decide(differences[: analysis.pairs], analysis.alpha, matters=1.0)
-        assert decision is not None
-        if decision.final:
+    differences = rng.normal(difference, spread, max(INTERIM_ANALYSES)).tolist()
+    for pairs, alpha in INTERIM_ANALYSES.items():
+        if is_decided(differences[:pairs], alpha, matters=1.0):
             break
-    return analysis.pairs, decision.shown
+    interval = t_interval(differences[:pairs], level=1 - alpha)
+    return pairs, interval is not None and interval.excludes_zero
 
 
 def test_all_analyses_have_an_error_of_five_percent() -> None:
-    assert [analysis.pairs for analysis in INTERIM_ANALYSES] == [5, 8, 11, 15]
-    assert sum(analysis.alpha for analysis in INTERIM_ANALYSES) == pytest.approx(0.05)
+    assert sum(INTERIM_ANALYSES.values()) == pytest.approx(0.05)
     rng = np.random.default_rng(0)
     assert np.mean([run_test(rng, 0.0)[1] for _ in range(2000)]) < 0.05
 
@@ -35,16 +34,11 @@ def test_one_point_is_shown_in_most_tests_and_two_points_early() -> None:
 
 
 def test_a_test_ends_when_differences_that_matter_are_excluded() -> None:
-    decision = decide([0.1, -0.1, 0.0, 0.1, -0.1], 0.005, matters=1.0)
-    assert decision is not None
-    assert decision.final
-    assert decision.excluded
-    assert not decision.shown
-    assert decision.detectable < 0.5
-
-
-def test_a_single_pair_shows_nothing() -> None:
-    assert decide([3.0], 0.05, matters=1.0) is None
+    differences = [0.1, -0.1, 0.0, 0.1, -0.1]
+    assert is_decided(differences, 0.005, matters=1.0)
+    assert not is_decided(differences, 0.005, matters=0.1)
+    assert not is_decided(differences[:1], 0.005, matters=1.0), "a single pair shows nothing"
+    assert detectable(differences[:1], 0.005) is None
 
 
 @pytest.mark.parametrize(("pairs", "alpha"), [(3, 0.05), (5, 0.005), (15, 0.02)])
@@ -52,6 +46,7 @@ def test_detectable_differences_are_shown_in_four_of_five_tests(pairs: int, alph
     unit = np.random.default_rng(0).normal(size=pairs)
     unit = unit / np.std(unit, ddof=1)
     true = detectable(list(unit), alpha)
+    assert true is not None
     drawn = true + np.random.default_rng(1).normal(size=(20_000, pairs))
     half = stdtrit(pairs - 1, 1 - alpha / 2) * drawn.std(axis=1, ddof=1) / pairs**0.5
     assert np.mean(drawn.mean(axis=1) > half) == pytest.approx(0.8, abs=0.01)

@@ -1,190 +1,109 @@
-"""What a driver sees is what the next one reads, whatever was written or has failed."""
+"""The database of a study: what goes wrong with it is one line."""
 
 import sqlite3
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import StorageError, UserError
-from tests.support.databases import new_database, open_study
-from tune.store.storage import WriteThrough, open_storage
-
-SPACE = {
-    "weight": FloatDistribution(0.1, 10.0, log=True),
-    "depth": IntDistribution(1, 12),
-    "kind": CategoricalDistribution(("l1", "l2", None)),
-}
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-1, 1) | st.text("ab", max_size=2),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=2),
-    max_leaves=3,
-)
-DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-WRITES = st.lists(
-    st.one_of(
-        st.tuples(st.just("ask")),
-        st.tuples(st.just("enqueue"), st.floats(0.1, 10.0)),
-        st.tuples(st.just("report"), st.integers(0, 3), st.integers(1, 5), st.floats(allow_nan=False)),
-        st.tuples(st.just("attr"), st.integers(0, 3), st.sampled_from("pq"), JSON),
-        st.tuples(st.just("study attr"), st.sampled_from("pq"), JSON),
-        st.tuples(st.just("wait"), st.integers(0, 3)),
-        st.tuples(st.just("tell"), st.integers(0, 3), st.sampled_from(DONE), st.floats(-1e9, 1e9)),
-    ),
-    max_size=12,
-)
+from prometar.errors import PrometarError, StorageError, UserError
+from tests.support.databases import NAME, new_database, open_store, open_study, report, study_config
+from tune.store.storage import open_storage, storage_errors
+from tune.store.trial_store import open_trials
 
 
-def driven(url: str, name: str = "s") -> tuple[optuna.Study, WriteThrough]:
-    storage = open_storage(url, name, ["maximize"])
-    return optuna.load_study(storage=storage, study_name=name), storage
-
-
-def content(trials: list[FrozenTrial]) -> list[dict[str, Any]]:
-    """All there is of trials, except IDs, and times, which either side takes by itself."""
-    left_out = ("_trial_id", "_datetime_start", "datetime_complete")
-    return [{key: value for key, value in vars(t).items() if key not in left_out} for t in trials]
-
-
-def write(study: optuna.Study, storage: WriteThrough, what: str, *given: Any) -> None:
-    """One write. It does nothing if it does not fit the trial's state."""
-    running = [t.number for t in study.trials if t.state is TrialState.RUNNING]
-    if what == "ask":
-        storage.store(study.ask(SPACE).number)
-    elif what == "enqueue":
-        study.enqueue_trial({"weight": given[0]}, user_attrs={"origin": "given"})
-    elif what == "study attr":
-        study.set_user_attr(*given)
-    elif running:
-        number = running[given[0] % len(running)]
-        if what == "report":
-            storage.set_trial_intermediate_value(number, *given[1:])
-        elif what == "attr":
-            storage.set_trial_user_attr(number, *given[1:])
-        elif what == "wait":
-            storage.set_trial_state_values(number, TrialState.WAITING)
-        else:
-            state, value = given[1:]
-            study.tell(number, value if state is TrialState.COMPLETE else None, state=state)
-
-
-@settings(max_examples=10, deadline=None)
-@given(writes=WRITES)
-def test_a_driver_sees_what_others_read(writes: list[tuple[Any, ...]]) -> None:
-    with TemporaryDirectory() as folder:
-        url = new_database(Path(folder))
-        driven(url, "another")[0].enqueue_trial({})  # so that IDs are not numbers
-        study, storage = driven(url)
-        for what, *given in writes:
-            write(study, storage, what, *given)
-        read, (again, _) = open_study(url), driven(url)
-        assert content(study.trials) == content(read.trials) == content(again.trials)
-        assert study.user_attrs == read.user_attrs == again.user_attrs
-        assert [t.number for t in study.trials] == [t._trial_id for t in study.trials]
-        assert len(open_study(url, "another").trials) == 1
-
-
-def test_what_could_not_be_written_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, storage = driven(new_database(tmp_path))
-    trial = study.ask(SPACE)
-    storage.store(0)
-    before = content(study.trials)
-
-    def lost(*_: object, **__: object) -> None:
-        raise OperationalError("UPDATE", {}, Exception("disk I/O error"))
-
-    for name in ("create_new_trial", "set_trial_intermediate_value", "set_trial_user_attr",
-                 "set_trial_state_values", "set_study_user_attr"):  # fmt: skip
-        monkeypatch.setattr(storage._backend, name, lost)
-    for change in (
-        lambda: study.enqueue_trial({}),
-        lambda: trial.report(1.0, 1),
-        lambda: trial.set_user_attr("key", 1),
-        lambda: study.set_user_attr("key", 1),
-        lambda: study.tell(trial, 1.0),
-    ):
-        with pytest.raises(StorageError, match=r"failed: .*disk I/O error.* to resume") as caught:
-            change()
-        assert "\n" not in str(caught.value)
-    assert content(study.trials) == before
-    assert study.user_attrs == {}
-
-
-def test_a_trial_is_stored_with_all_its_settings_or_not_at_all(tmp_path: Path) -> None:
-    url = new_database(tmp_path)
-    study, storage = driven(url)
-    trial = study.ask(SPACE)
-    trial.set_user_attr("origin", "given")
-    assert open_study(url).trials == []
-    storage.store(0)
-    (read,) = open_study(url).trials
-    assert (read.params, read.user_attrs) == (trial.params, {"origin": "given"})
+def opened(url: str) -> None:
+    with storage_errors(url):
+        optuna.create_study(storage=open_storage(url))
 
 
 def test_a_trial_is_not_created_twice_if_the_first_answer_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = new_database(tmp_path)
-    study, storage = driven(url)
-    dialect = storage._backend.engine.dialect  # type: ignore[attr-defined]
-    commit = dialect.do_commit
+    url = new_database(tmp_path / NAME)
 
-    def lose_the_answer(connection: Any) -> None:
-        commit(connection)
-        monkeypatch.setattr(dialect, "do_commit", commit)
-        raise sqlite3.OperationalError("server closed the connection")
+    def create() -> None:
+        with open_trials(study_config(tmp_path), tmp_path / NAME, {}) as store:
+            sampled = store._next([])
+            assert sampled is not None
+            dialect = store._storage.engine.dialect  # type: ignore[attr-defined]
+            commit = dialect.do_commit
 
-    monkeypatch.setattr(dialect, "do_commit", lose_the_answer)
-    monkeypatch.setattr(dialect, "is_disconnect", lambda *_: True)
-    with pytest.raises(StorageError, match=rf"{url} failed: .*server closed.* to resume"):
-        study.enqueue_trial({"depth": 2})
-    assert [t.system_attrs["fixed_params"] for t in open_study(url).trials] == [{"depth": 2}]
+            def lose_the_answer(connection: Any) -> None:
+                commit(connection)
+                monkeypatch.setattr(dialect, "do_commit", commit)
+                raise sqlite3.OperationalError("server closed the connection")
+
+            monkeypatch.setattr(dialect, "do_commit", lose_the_answer)
+            monkeypatch.setattr(dialect, "is_disconnect", lambda *_: True)
+            store._create(sampled)
+
+    with pytest.raises(StorageError, match=rf"{url} failed: .*server closed.* to resume") as caught:
+        create()
+    assert "\n" not in str(caught.value)
+    assert [trial.state for trial in open_study(url).trials] == [TrialState.RUNNING]
 
 
-def test_a_trial_that_another_process_ended_is_one_line(tmp_path: Path) -> None:
-    url = new_database(tmp_path)
-    study, storage = driven(url)
-    study.ask(SPACE)
-    storage.store(0)
+def test_a_second_writer_is_one_line(tmp_path: Path) -> None:
+    url = new_database(tmp_path / NAME)
+    first, second = open_store(tmp_path, url=url), open_store(tmp_path, url=url)
+    sampled, trial = second._next([]), first.ask()
+    assert sampled is not None
+    assert trial is not None
+    with pytest.raises(StorageError, match=r"Another process writes this study in sqlite.* to resume"):
+        second._create(sampled)
     open_study(url).tell(0, 1.0)
-    with pytest.raises(StorageError, match=f"Another process writes this study in {url}"):
-        storage.set_trial_state_values(0, TrialState.WAITING)
+    with (
+        pytest.raises(StorageError, match=f"Another process writes this study in {url}"),
+        storage_errors(url),
+    ):
+        first.report(0, report(trial))
 
 
 def test_a_lost_file_is_one_line(tmp_path: Path) -> None:
-    url = new_database(tmp_path)
-    study, _ = driven(url)
-    (tmp_path / "study.db").rename(tmp_path / "elsewhere")
+    def lose() -> None:
+        with open_trials(study_config(tmp_path), tmp_path / NAME, {}) as store:
+            (tmp_path / NAME / "study.db").rename(tmp_path / "elsewhere")
+            store.ask()
+
     with pytest.raises(StorageError, match=r"study.db failed: .* to resume"):
-        study.set_user_attr("key", 1)
+        lose()
 
 
-def test_a_corrupt_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "study.db").write_bytes(b"not a database" * 1000)
-    with pytest.raises(StorageError, match=r"is corrupt\. Restore a backup"):
-        driven(f"sqlite:///{tmp_path}/study.db")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda file: file.write_bytes(b"not a database" * 1000), r"is corrupt\. Restore a backup"),
+        (lambda file: file.mkdir(), "failed: "),
+        (lambda file: sqlite3.connect(file).execute("create table songs (name)"), "another program"),
+    ],
+)
+def test_a_file_of_something_else_is_one_line_and_stays(tmp_path: Path, make: Any, message: str) -> None:
+    file = tmp_path / "study.db"
+    make(file)
+    before = file.read_bytes() if file.is_file() else b""
+    with pytest.raises(PrometarError, match=message) as caught:
+        opened(f"sqlite:///{file}")
+    assert "\n" not in str(caught.value)
+    assert before == (file.read_bytes() if file.is_file() else b"")
 
 
 @pytest.mark.parametrize("url", ["nonsense", "no_such_kind://host/db", "redis://host/db"])
 def test_a_wrong_url_is_one_line(url: str) -> None:
     with pytest.raises(UserError, match=f"--storage {url}") as caught:
-        driven(url)
+        opened(url)
     assert caught.value.exit_code == 2
 
 
 def test_an_unreachable_database_is_one_line() -> None:
     with pytest.raises(StorageError, match=r"storage sqlite:////no/such/folder/.* failed: "):
-        driven("sqlite:////no/such/folder/study.db")
+        opened("sqlite:////no/such/folder/study.db")
 
 
 def test_tables_of_another_version_of_optuna_are_one_line(tmp_path: Path) -> None:
@@ -192,7 +111,7 @@ def test_tables_of_another_version_of_optuna_are_one_line(tmp_path: Path) -> Non
     with sqlite3.connect(tmp_path / "study.db") as database:
         database.execute("update alembic_version set version_num = 'v3.0.0.d'")
     with pytest.raises(UserError, match=rf"Cannot open --storage {url}: .*optuna storage upgrade"):
-        driven(url)
+        opened(url)
 
 
 def test_the_cause_is_the_database_s_own_text(tmp_path: Path) -> None:
@@ -204,7 +123,7 @@ def test_the_cause_is_the_database_s_own_text(tmp_path: Path) -> None:
     event.listen(Engine, "before_cursor_execute", fail)
     try:
         with pytest.raises(StorageError, match=r"server closed the connection"):
-            driven(url)
+            opened(url)
     finally:
         event.remove(Engine, "before_cursor_execute", fail)
 
@@ -214,5 +133,5 @@ def test_a_missing_driver_and_no_password(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(
         UserError, match=r"Cannot open .*psycopg.* Run pip install '\.\[postgresql\]'"
     ) as caught:
-        driven("postgresql+psycopg://me:secret@localhost/d")
+        opened("postgresql+psycopg://me:secret@localhost/d")
     assert "secret" not in str(caught.value)
