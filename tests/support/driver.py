@@ -99,9 +99,9 @@ def _without_ray() -> Iterator[None]:
             if not isinstance(found, dict):
                 return
             training = FakeTraining(found["task"])
-            while dispatcher.report(str(number), dict(training.advance())):
+            while dispatcher.report(str(number), training.advance()):
                 pass
-            dispatcher.end(str(number), error=False)
+            dispatcher.on_trial_complete(str(number))
 
     with (
         mock.patch.object(local_ray, "start_ray", return_value=[{"CPU": 2.0}]),
