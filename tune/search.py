@@ -62,7 +62,7 @@ def _parameters() -> Iterator[Parameter]:
         "--set", list[str] | None, "settings", help="Any setting.", rich_help_panel="Training",
         metavar="KEY=VALUE",
     )  # fmt: skip
-    plan = "Check the study and show what it costs. Run nothing."
+    plan = "Check data, weights, memory and settings, and show what the study costs. Run nothing."
     yield parameter("--plan", bool, "plan", default=False, help=plan)
 
 
@@ -83,7 +83,8 @@ def search(*, plan: bool = False, **options: Any) -> None:
 
     study = Study(config=config)
     if plan:
-        print(study.describe_plan())
+        print(study.describe_plan(), flush=True)
+        print(study.estimate())
     else:
         study.run()
 

@@ -185,6 +185,17 @@ class Study:
         searched = [f"  {key}: {values}" for key, values in ranges.items()]
         return "\n".join([self._headline, str(plan), "Searched settings:", *searched, *plan.notes])
 
+    def estimate(self) -> str:
+        """Load the weights, time a few training steps, and describe how long the study takes here at most.
+
+        Raises:
+            UserError: the weights are missing, or a trial does not fit on this machine.
+        """
+        from tune.stages.estimate import estimate
+
+        plan = plan_study(self.config)
+        return estimate(self.config, plan, load_contents(self.config, plan)[1])
+
     @property
     def _headline(self) -> str:
         """The study in one line."""
