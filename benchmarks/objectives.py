@@ -152,9 +152,9 @@ def drift(t: Table, loss: float) -> Floats:
 
 SCORES: dict[str, Callable[[Table], Floats]] = {
     "base validation accuracy": lambda t: t.signals["base"],
-    f"drift, {LOSS_PER_NAT} a nat": lambda t: drift(t, LOSS_PER_NAT),
-    "drift, 0.02 a nat": lambda t: drift(t, 0.02),
-    "drift, 0.2 a nat": lambda t: drift(t, 0.2),
+    f"drift, {LOSS_PER_NAT} per nat": lambda t: drift(t, LOSS_PER_NAT),
+    "drift, 0.02 per nat": lambda t: drift(t, 0.02),
+    "drift, 0.2 per nat": lambda t: drift(t, 0.2),
     "the test itself, another seed": lambda t: t.tests,
 }
 

@@ -159,8 +159,8 @@ def main() -> None:
         everything += rounds
         rows += [row(classes, rounds[0], rounds[k], dtype) for k, (_, dtype) in enumerate(sides) if k]
     print(f"{args.backbone}, batch 4, {describe(args.threads, 'the released procedure in fp32')}")
-    head = ("classes", "ours in", "released s", "ours s", "ratio", "released GB", "ours GB", "ratio",
-            "ours TFLOP", "share of product rate")  # fmt: skip
+    head = ("classes", "dtype", "released s", "ours s", "ratio", "released GB", "ours GB", "ratio",
+            "ours TFLOP", "share of matmul rate")  # fmt: skip
     print(table(head, rows))
     return write_json(args, everything)
 

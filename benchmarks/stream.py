@@ -171,7 +171,8 @@ def show(kinds: list[tuple[str, int]], rounds: list[list[Figures]], args: argpar
          firsts["loader", n], firsts["ray", n])
         for n in args.workers
     ]  # fmt: skip
-    head = ("workers", "DataLoader images/s", "Ray Data images/s", "ratio", "its first batch s", "ours s")
+    head = ("workers", "DataLoader images/s", "Ray Data images/s", "ratio", "DataLoader first batch s",
+            "Ray Data first batch s")  # fmt: skip
     print(table(head, rows))
     print("pixels of all sides are " + ("equal" if len(digests) == 1 else "NOT EQUAL"))
 

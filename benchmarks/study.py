@@ -71,7 +71,7 @@ def main() -> None:
     for what, training in (("search", "training"), ("command", "training with finals")):
         wall, sums = median_of(rounds, what), median_of(rounds, training)
         rows.append((what, args.trials, args.slots, wall, sums, wall * args.slots / sums))
-    print(table(("of the", "trials", "slots", "wall clock s", "sum of training s", "overhead"), rows))
+    print(table(("part", "trials", "slots", "wall clock s", "sum of training s", "overhead"), rows))
     return write_json(args, [rounds])
 
 

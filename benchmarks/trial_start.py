@@ -131,7 +131,7 @@ def main() -> None:
         (kind, *(median_of(side, name) for name in (*PARTS, "total")))
         for kind, side in zip(kinds, rounds, strict=True)
     ]
-    print(table(("a trial in a", *(f"{name} s" for name in PARTS), "to its first step s"), rows))
+    print(table(("trial in", *(f"{name} s" for name in PARTS), "to first step s"), rows))
     write_json(args, rounds)
     return None
 
