@@ -36,10 +36,12 @@ def print_summary(console: Console, records: Records) -> None:
 
 
 def _table(table: Table) -> RichTable:
-    shown = RichTable(title=Text(table.title), title_justify="left", box=None, min_width=len(table.title))
+    shown = RichTable(
+        title=Text(table.title), title_justify="left", box=None, min_width=len(table.title), pad_edge=False
+    )
     for place, column in enumerate(table.columns):
         if place < table.texts:
-            shown.add_column(Text(column), overflow="fold", no_wrap=place == 0)
+            shown.add_column(Text(column), overflow="fold")
         else:
             shown.add_column(Text(column), justify="right", no_wrap=True)
     for row in table.rows:
