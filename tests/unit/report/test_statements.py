@@ -50,6 +50,7 @@ def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
     lines = printed(records, 200).strip().splitlines()
     assert lines[0] == says
     assert lines[-1] == f"Report: {tmp_path / 'report.html'}"
+    assert "…" not in printed(records, 80), "numbers are not cut"
 
 
 def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
