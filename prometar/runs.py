@@ -43,6 +43,7 @@ def train_run(
         objective: Images and scores (`prometar.data.splits.objective`).
         on_epoch: Receives each epoch's record.
         watch: Receives the state and the batch before each step.
+
     Raises:
         UserError: an error in the configuration, the data or the weights.
         WorkError: the folder contains another run, or the loss is not finite.
@@ -62,7 +63,8 @@ def train_run(
 
 
 def _require_free(folder: Path, described: bytes, objective: str) -> None:
-    """
+    """Refuse a folder of other results.
+
     Raises:
         UserError: the folder contains a study, or files of a run that cannot be resumed.
     """
@@ -114,6 +116,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
 
     Args:
         trust_parts: Import modules that the folder's files name (default: such folders are rejected).
+
     Raises:
         UserError: the folder does not contain a finished run.
     """

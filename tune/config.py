@@ -259,7 +259,8 @@ class StudyConfig(PlainData):
         return {**flatten(search), **space, **run, **contents}
 
     def require_same(self, before: Mapping[str, Any], contents: Mapping[str, str]) -> None:
-        """
+        """Refuse to resume a study with other settings.
+
         Raises:
             UserError: the study was started with another `identity`. The message shows the differences.
         """

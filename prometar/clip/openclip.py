@@ -184,6 +184,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         name: `mini`, or an open_clip model of a supported family (`ViT-B-16-quickgelu`; docs/data.md).
         pretrained: an open_clip tag (`openai`), a local .safetensors file, or `random` (for speed
             measurements only). None: the weights that come with `mini`.
+
     Raises:
         UserError: unknown name or tag, missing file, weights that do not fit the model (says in what).
         WorkError: the tag's weights could not be fetched.

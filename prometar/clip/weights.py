@@ -40,6 +40,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
     Args:
         fix: Advice for the message.
+
     Raises:
         UserError: there is no such file, or it is not a safetensors file.
     """

@@ -50,6 +50,7 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> tuple[list[
 
     Args:
         to: Label of the reference. Default: the default method, or the first one.
+
     Raises:
         UserError: nothing to compare, a corrupt record, or runs that are not comparable.
     """

@@ -375,6 +375,7 @@ def configure(method: str, overrides: Mapping[str, object] | None = None) -> Con
     Args:
         method: A name, or a recipe of one's own, FILE.yaml.
         overrides: Settings by dotted key.
+
     Raises:
         UserError: an unknown method, key or part, or a value that its field refuses.
 

@@ -92,6 +92,7 @@ class Classifier:
             images: Pillow images, paths, or uint8 arrays (H, W, 3); one, or a sequence.
             classnames: Other classes than those of the training (default: those).
             batch_size: Images at a time (default 64).
+
         Raises:
             UserError: no images; no, repeated or blank class names; a missing file.
             WorkError: a broken image.
@@ -130,6 +131,7 @@ def load(
         pretrained: Weights of the backbone (default: as in the card). Required if they are a local file.
         device: Such as "cpu" or "cuda" (default: a GPU if there is one).
         trust_parts: Import modules that the file names (default: such files are rejected).
+
     Raises:
         UserError: the file is missing or not an export, the weights are missing or differ from those of the
             training, a module is not trusted, or the device does not exist.
@@ -158,7 +160,8 @@ def load(
 
 
 def require_prompts(path: Path, clip: Clip, prompts: Prompts, leaves: Mapping[str, Tensor]) -> None:
-    """
+    """Refuse prompts that are not those of the method.
+
     Raises:
         UserError: the leaves of the file at `path` are not the method's on this CLIP, or not finite.
     """

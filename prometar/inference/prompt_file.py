@@ -79,7 +79,8 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
 
 
 def require_prompts_target(path: Path) -> None:
-    """
+    """Refuse a path that prompts must not be written to.
+
     Raises:
         UserError: another suffix than .safetensors, or a file that exists.
     """

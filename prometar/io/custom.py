@@ -128,6 +128,7 @@ def component(axis: str, name: str, known: Iterable[str]) -> Any:
 
     Args:
         axis: What it is, for the message. known: The built-in names, for the message.
+
     Raises:
         UserError: it is not a reference, or cannot be made.
     """

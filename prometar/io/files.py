@@ -56,7 +56,8 @@ def is_utf8(path: Path | str) -> bool:
 
 
 def require_utf8(path: Path | str) -> None:
-    """
+    """Refuse a path that records cannot contain.
+
     Raises:
         UserError: the path is not `is_utf8`.
     """

@@ -25,6 +25,7 @@ def fetching(what: str, otherwise: str) -> Iterator[None]:
     Args:
         what: Object of the download, for the message.
         otherwise: Advice if it fails.
+
     Raises:
         WorkError: the download failed.
     """

@@ -18,6 +18,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     Args:
         what: Name of the folder in messages ("the study out/dtd").
+
     Raises:
         WorkError: another process has locked it.
         StorageError: the folder is not writable, or its file system has no locks.

@@ -64,7 +64,8 @@ class Gate(Modulator):
     reduction: int = Field(default=8, ge=1)
 
     def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:
-        """
+        """Return the random matrices of a new gate.
+
         Raises:
             UserError: the size of a prompt is not a multiple of `reduction`.
         """

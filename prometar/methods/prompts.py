@@ -170,9 +170,10 @@ class IndependentPrompts(_Context, _FrozenText):
 
 
 class CoupledPrompts(_Context):
-    """v_l = t_l W_l^T + b_l in each of the first `text_depth` layers: leaves `text.l`, `vision.l.weight`
-    (D_vision, D_text) and `vision.l.bias`.
+    """Image prompts that are linear maps of the text prompts: v_l = t_l W_l^T + b_l.
 
+    In each of the first `text_depth` layers: leaves `text.l`, `vision.l.weight` (D_vision, D_text) and
+    `vision.l.bias`.
     The maps start as torch.nn.Linear does: the first layer's as one, all deeper ones' as copies of another.
     The depth stops at the shallower tower's last layer.
 

@@ -65,7 +65,8 @@ def corrupt(path: Path, reason: str) -> WorkError:
 
 
 def require_state(path: Path, found: State, like: State) -> None:
-    """
+    """Refuse the state of another run.
+
     Raises:
         WorkError: the tensors of the checkpoint at `path` are not finite, or not those of `like`.
     """

@@ -104,6 +104,7 @@ class Foreign:
         Args:
             model: Prompted CLIP of the base classes. leaves: Trained prompts.
             batches: Validation images of the base classes.
+
         Raises:
             WorkError: a value is not finite.
         """

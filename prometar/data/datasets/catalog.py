@@ -47,7 +47,8 @@ def file_name(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """
+    """Refuse an unknown dataset.
+
     Raises:
         UserError: neither a known dataset nor a reference to a custom one. Nothing is imported.
     """
@@ -89,7 +90,8 @@ def lies_in(folder: Path, name: str, root: Path | str | None) -> bool:
 
 
 def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
-    """
+    """Refuse a folder inside the images of the dataset `folder`.
+
     Raises:
         UserError: results in `folder` would be a class of the user's own images.
     """

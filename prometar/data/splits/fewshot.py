@@ -55,6 +55,7 @@ def val_of_train(train: Sequence[Item]) -> tuple[Items, Items, str]:
 
     Returns:
         `train` without the images held out, those images, and a line that says what was done.
+
     Raises:
         UserError: a class with one image.
 

@@ -54,7 +54,8 @@ class Problem:
 
 
 def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what: str) -> None:
-    """
+    """Refuse classes without images.
+
     Raises:
         UserError: some of the classes have no such images.
     """
@@ -147,6 +148,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
 
     Args:
         known: Names in the message about an unknown one (default: all).
+
     Raises:
         UserError: unknown, or not an objective.
     """
@@ -188,6 +190,7 @@ def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class
     Args:
         shots: Training images per class. seed: Seed of the few-shot draw.
         val_per_class: Largest number of validation images per class in a search's score.
+
     Raises:
         UserError: unknown objective, no validation split, too few classes, or a class without images.
     """

@@ -86,8 +86,10 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
     Args:
         seed: Decides the augmentation (unused if `spec.train` is false).
         path: Named in the message if the image is broken.
+
     Returns:
         uint8 array (size, size, 3).
+
     Raises:
         WorkError: the bytes are no readable image.
     """
