@@ -63,8 +63,11 @@ def _final_test(records: Records) -> Table | None:
         if not test.same:
             differences = (found.base_difference, found.new_difference, found.difference)
             pairs = str(found.difference.n) if found.difference else NONE
-            rows.append(("difference", *map(points, differences), pairs, NONE))
-            marked.append("")
+            middles, bounds = zip(
+                *(points(each).split(" ", 1) if each else (NONE, "") for each in differences), strict=True
+            )
+            rows += [("difference", *middles, pairs, NONE), (f"{test.dataset_level}% CI", *bounds, "", NONE)]
+            marked += ["", ""]
         if found.published is not None:
             rows.append(("published", NONE, NONE, number(found.published), NONE, "cited"))
             marked.append("")

@@ -206,3 +206,15 @@ def test_the_search_has_caveats(options: dict[str, Any], says: str, tmp_path: Pa
     lines = caveats(small(tmp_path, **options))
     assert any(line.startswith(says) for line in lines)
     assert all(len(line) <= 200 for line in lines), "two lines each"
+
+
+def test_a_narrow_terminal_shows_whole_intervals(tmp_path: Path) -> None:
+    wide = Interval(-10.0, -126.3, +106.3, 2)
+    records = small(tmp_path, 1, 2)
+    assert records.final_test
+    found = records.final_test.datasets["dtd"]
+    found = replace(found, difference=wide, base_difference=wide, new_difference=wide)
+    shown = printed(with_test(records, datasets={"dtd": found}), width=80)
+    assert shown.count("[-126.3, +106.3]") >= 3
+    assert "default settings" in shown
+    assert max(len(line) for line in shown.splitlines() if "126.3" in line) <= 80
