@@ -8,9 +8,8 @@ import zlib
 
 import numpy as np
 
-from prometar.bundled.canvas import make_canvas, noise
+from prometar.bundled.canvas import Stance, make_canvas, noise, place
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Stance, place
 from prometar.bundled.paint import Pixels, blend, lit, near
 from prometar.bundled.textures import TEXTURES
 from prometar.bundled.weights import MINI_VOCABULARY

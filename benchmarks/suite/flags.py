@@ -6,9 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, Frame, centred, noise
+from prometar.bundled.canvas import Canvas, Field, Stance, centred, noise, place
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Stance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 _DARK = ((0.75, 0.08, 0.12), (0.05, 0.15, 0.5), (0.0, 0.42, 0.2), (0.1, 0.1, 0.1), (0.4, 0.1, 0.4))
@@ -19,28 +18,28 @@ def _band(value: Field, half: float) -> Field:
     return half - np.abs(value)
 
 
-def _chequy(f: Frame) -> Field:
+def _chequy(f: Canvas) -> Field:
     count = f.rng.integers(2, 4)
     return np.sin(np.pi * f.x * count) * np.sin(np.pi * f.y * count) * 0.2
 
 
-def _cross(f: Frame) -> Field:
+def _cross(f: Canvas) -> Field:
     half = f.rng.uniform(0.12, 0.25)
     return np.maximum(_band(f.x + f.rng.uniform(0.0, 0.3), half), _band(f.y, half))
 
 
-def _lozengy(f: Frame) -> Field:
+def _lozengy(f: Canvas) -> Field:
     count = f.rng.integers(2, 4)
     return np.sin(np.pi * (f.x + f.y * 0.6) * count) * np.sin(np.pi * (f.x - f.y * 0.6) * count) * 0.2
 
 
-def _pall(f: Frame) -> Field:
+def _pall(f: Canvas) -> Field:
     half = f.rng.uniform(0.1, 0.2)
     arms = _band((np.abs(f.y) + f.x) * 0.7, half)
     return np.maximum(np.minimum(arms, 0.1 - f.x), np.minimum(_band(f.y, half), f.x))
 
 
-def _saltire(f: Frame) -> Field:
+def _saltire(f: Canvas) -> Field:
     half = f.rng.uniform(0.1, 0.2)
     return np.maximum(_band((f.x - f.y) * 0.7, half), _band((f.x + f.y) * 0.7, half))
 
@@ -49,7 +48,7 @@ _OWN = Stance(reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
 _WILD = Stance(reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
 
 
-def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
+def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
     frame = place(rng, size, stance)
     dark, light = near(rng, _DARK[rng.integers(5)]), near(rng, _LIGHT[rng.integers(4)], 0.05)
     ground, colour = (dark, light) if rng.random() < 0.5 else (light, dark)

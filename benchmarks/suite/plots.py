@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, Frame, centred, edge
+from prometar.bundled.canvas import Canvas, Field, Stance, centred, distance, edge, place
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 Curve = Callable[[np.random.Generator, Field], Field]
@@ -15,8 +14,8 @@ Curve = Callable[[np.random.Generator, Field], Field]
 _STEPS = np.linspace(0.0, 1.0, 25)
 
 
-def _graph(curve: Curve) -> Callable[[Frame], Field]:
-    def depth(f: Frame) -> Field:
+def _graph(curve: Curve) -> Callable[[Canvas], Field]:
+    def depth(f: Canvas) -> Field:
         height = np.clip(curve(f.rng, _STEPS), -0.1, 1.1)
         points = np.stack([_STEPS * 1.7 - 0.85, 0.8 - 1.6 * height], axis=1)
         return f.rng.uniform(0.04, 0.07) - distance(f, points[:-1], points[1:])
@@ -58,7 +57,7 @@ def _staircase(rng: np.random.Generator, t: Field) -> Field:
     return up if rng.random() < 0.5 else 1.0 - up
 
 
-def _bars(f: Frame) -> Field:
+def _bars(f: Canvas) -> Field:
     count = f.rng.integers(4, 8)
     heights = f.rng.uniform(0.3, 1.5, count)
     place_ = (f.x + 0.85) / 1.7 * count
@@ -67,14 +66,14 @@ def _bars(f: Frame) -> Field:
     return np.minimum(inside * 1.7 / count, np.minimum(f.y - (0.8 - heights[column]), 0.8 - f.y))
 
 
-def _pie(f: Frame) -> Field:
+def _pie(f: Canvas) -> Field:
     cuts = np.sort(f.rng.uniform(-np.pi, np.pi, f.rng.integers(3, 6)))
     angle, radius = np.arctan2(f.y, f.x), np.hypot(f.x, f.y)
     slit = np.min([np.abs(centred((angle - cut) / (2 * np.pi))) for cut in cuts], axis=0) * 2 * np.pi * radius
     return np.minimum(0.75 - radius, slit - 0.035)
 
 
-def _scatter(f: Frame) -> Field:
+def _scatter(f: Canvas) -> Field:
     count = f.rng.integers(12, 24)
     px = f.rng.uniform(-0.75, 0.75, count)
     py = -px * f.rng.uniform(-0.9, 0.9) + f.rng.normal(0.0, 0.25, count)
@@ -85,7 +84,7 @@ def _scatter(f: Frame) -> Field:
 _STANCE = Stance(reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
 
 
-def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int) -> Pixels:
+def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int) -> Pixels:
     f = place(rng, size, _STANCE)
     paper, ink = near(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
     axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))

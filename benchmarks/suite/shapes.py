@@ -6,13 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, Frame, edge, fractal
+from prometar.bundled.canvas import Canvas, Field, Stance, distance, edge, fractal, place
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, contrasting, lit
 
 
-def polygon(frame: Frame, corners: Field) -> Field:
+def polygon(frame: Canvas, corners: Field) -> Field:
     """(H, W) depth in the polygon of `corners` (N, 2): the distance to its edge, negative outside."""
     ends = np.roll(corners, -1, axis=0)
     rest = distance(frame, corners, ends)
@@ -28,7 +27,7 @@ def regular(corners: int, turn: float = 0.0) -> Field:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def _corners(points: Field) -> Callable[[Frame], Field]:
+def _corners(points: Field) -> Callable[[Canvas], Field]:
     return lambda f: polygon(f, points)
 
 
@@ -36,16 +35,16 @@ def _box(wide: float, high: float) -> Field:
     return np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)])
 
 
-def _ellipse(f: Frame) -> Field:
+def _ellipse(f: Canvas) -> Field:
     flat = f.rng.uniform(0.45, 0.65)
     return (1.0 - np.hypot(f.x, f.y / flat)) * flat
 
 
-def _crescent(f: Frame) -> Field:
+def _crescent(f: Canvas) -> Field:
     return np.minimum(0.95 - np.hypot(f.x, f.y), np.hypot(f.x - f.rng.uniform(0.35, 0.5), f.y) - 0.75)
 
 
-def _heart(f: Frame) -> Field:
+def _heart(f: Canvas) -> Field:
     x, y = np.abs(f.x), -f.y + 0.1
     lobe = 0.5 - np.hypot(x - 0.42, y - 0.35)
     tip = np.minimum(0.92 - (x + np.abs(y - 0.1)) * 0.95, 0.35 - y)
@@ -62,7 +61,7 @@ _OWN = Stance(reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02, clutter=0.2)
 _WILD = Stance(reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
 
 
-def _draw(depth: Callable[[Frame], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
+def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
     frame = place(rng, size, stance)
     inside = depth(frame)
     ground, colour = contrasting(rng)

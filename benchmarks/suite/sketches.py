@@ -6,9 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, noise
+from prometar.bundled.canvas import Field, Stance, distance, noise, place
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 # On a grid of 20 by 20, y downwards. A stroke is a polyline "x y x y ...", a circle "o x y radius", or an arc

@@ -1,7 +1,7 @@
-"""Drawing primitives of the embedded textures: coordinates, edges, noise and cells (numpy, Pillow).
+"""Drawing primitives of rendered images: canvases, noise, cells and strokes (numpy, Pillow).
 
 Everything is float64 with soft edges: a last-digit difference of a machine's sine does not flip a pixel.
-Shape legend: H, W = image side in pixels; N = points. Coordinates are in pattern cells (see `Canvas`).
+Shape legend: H, W = image side in pixels; N = points or segments.
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,21 @@ Field = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Colors of a drawing.
+class Canvas:
+    """Coordinates of an image, from `make_canvas` or `place`.
 
     Attributes:
         rng: The image's own generator.
-        x, y: (H, W) coordinates, y downwards: of a figure, about -1..1 across it.
+        x, y: (H, W) coordinates, y downwards, in pattern cells or about -1..1 across a figure.
         pixel: Width of one pixel in them.
+        cells: Pattern cells across the image; 0 for a figure.
     """
 
     rng: np.random.Generator
     x: Field
     y: Field
     pixel: float
+    cells: float = 0.0
 
     @property
     def size(self) -> int:
@@ -36,17 +38,6 @@ class Frame:
     def ink(self, depth: Field, softness: float = 1.5) -> Field:
         """1 where `depth` is above 0, with an edge of `softness` pixels."""
         return edge(depth, softness * self.pixel)
-
-
-@dataclass(frozen=True)
-class Canvas(Frame):
-    """Canvas of a pattern: rotated, shifted and slightly warped coordinates, in pattern cells.
-
-    Attributes:
-        cells: Pattern cells across the image.
-    """
-
-    cells: float
 
 
 def make_canvas(rng: np.random.Generator, size: int, cells: float, *, turn: float, warp: float) -> Canvas:
@@ -121,3 +112,46 @@ def cells(
         first = np.where(nearer, squared, first)
         owner[nearer] = index
     return np.sqrt(first), np.sqrt(second), owner
+
+
+@dataclass(frozen=True)
+class Stance:
+    """Pose of a figure in an image.
+
+    Attributes:
+        reach: Its unit, as a share of half the image (low, high).
+        turn, shift: It is turned by up to `turn` radians and moved by up to `shift` of half the image.
+        warp: Bending, in its units.
+        clutter: How much of what disturbs (clouds, rough ground, weak strokes) there is; 1 is all.
+    """
+
+    reach: tuple[float, float]
+    turn: float
+    shift: float
+    warp: float
+    clutter: float = 1.0
+
+
+def place(rng: np.random.Generator, size: int, stance: Stance) -> Canvas:
+    """A canvas for one figure."""
+    turn, shift, warp = stance.turn, stance.shift, stance.warp
+    unit, angle = rng.uniform(*stance.reach), rng.uniform(-turn, turn)
+    stretch = np.exp(rng.uniform(-0.1, 0.1))
+    left, top = rng.uniform(-shift, shift, 2)
+    axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0
+    u, v = (axis[None, :] - left) / unit, (axis[:, None] - top) / unit
+    x = (u * np.cos(angle) + v * np.sin(angle)) * stretch
+    y = (v * np.cos(angle) - u * np.sin(angle)) / stretch
+    if warp > 0.0:
+        x = x + warp * noise(rng, size, 2.0)
+        y = y + warp * noise(rng, size, 2.0)
+    return Canvas(rng, x, y, 2.0 / size / unit)
+
+
+def distance(canvas: Canvas, starts: Field, ends: Field) -> Field:
+    """(H, W) distance to the nearest of the segments `starts` (N, 2) to `ends` (N, 2)."""
+    along = ends - starts
+    ax, ay, bx, by = (part[:, None, None] for part in (*starts.T, *along.T))
+    dx, dy = canvas.x - ax, canvas.y - ay
+    t = np.clip((dx * bx + dy * by) / (bx * bx + by * by + 1e-12), 0.0, 1.0)
+    return np.sqrt(((dx - t * bx) ** 2 + (dy - t * by) ** 2).min(0))

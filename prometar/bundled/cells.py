@@ -4,16 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, Frame, fractal, noise
+from prometar.bundled.canvas import Canvas, Field, Stance, distance, fractal, noise, place
 from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.figures import Stance, distance, place
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
 Stain = tuple[Field, Field]
 """(H, W) depth in the body, and in what is dark in it (nucleus, walls)."""
 
 
-def _at(f: Frame, count: int, spread: float = 0.85) -> Field:
+def _at(f: Canvas, count: int, spread: float = 0.85) -> Field:
     """(N, 2) places, kept apart by a coarse grid."""
     side = int(np.ceil(np.sqrt(count)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
@@ -21,23 +20,23 @@ def _at(f: Frame, count: int, spread: float = 0.85) -> Field:
     return spread * f.rng.permutation(places)[:count]
 
 
-def _discs(f: Frame, places: Field, radius: Field) -> Field:
+def _discs(f: Canvas, places: Field, radius: Field) -> Field:
     rest = radius[:, None, None] - np.hypot(f.x - places[:, 0, None, None], f.y - places[:, 1, None, None])
     return rest.max(0)
 
 
-def _lumpy(f: Frame, radius: float, waves: int, depth: float) -> Field:
+def _lumpy(f: Canvas, radius: float, waves: int, depth: float) -> Field:
     angle, phase = np.arctan2(f.y, f.x), f.rng.uniform(0, 2 * np.pi, 2)
     edge_ = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
     return radius + depth * edge_ - np.hypot(f.x, f.y)
 
 
-def _amoeba(f: Frame) -> Stain:
+def _amoeba(f: Canvas) -> Stain:
     body = _lumpy(f, 0.6, 3, 0.17)
     return body, _discs(f, f.rng.uniform(-0.25, 0.25, (1, 2)), f.rng.uniform(0.15, 0.2, 1))
 
 
-def _bacillus(f: Frame) -> Stain:
+def _bacillus(f: Canvas) -> Stain:
     width, count = f.rng.uniform(0.07, 0.1), int(f.rng.integers(6, 13))
     places, angle = _at(f, count), f.rng.uniform(0, np.pi, count)
     half = 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -45,7 +44,7 @@ def _bacillus(f: Frame) -> Stain:
     return body, body - 0.04
 
 
-def _coccus(f: Frame) -> Stain:
+def _coccus(f: Canvas) -> Stain:
     count = int(f.rng.integers(8, 15))
     steps = np.cumsum(f.rng.normal(0, 0.5, count)) + f.rng.uniform(0, 6)
     chain = np.cumsum(np.stack([np.cos(steps), np.sin(steps)], axis=1) * 0.19, axis=0)
@@ -53,30 +52,30 @@ def _coccus(f: Frame) -> Stain:
     return body, body - 0.05
 
 
-def _diatom(f: Frame) -> Stain:
+def _diatom(f: Canvas) -> Stain:
     body = 0.32 * np.sqrt(np.clip(1.0 - (f.x / 0.95) ** 2, 0, 1)) - np.abs(f.y) - 0.01
     ribs = np.maximum(0.1 * np.cos(f.x * f.rng.uniform(22, 32)) - 0.02, 0.03 - np.abs(f.y))
     return body, np.minimum(body, np.maximum(ribs, 0.05 - np.abs(body)))
 
 
-def _erythrocyte(f: Frame) -> Stain:
+def _erythrocyte(f: Canvas) -> Stain:
     places = _at(f, int(f.rng.integers(5, 9)), 0.9)
     radius = f.rng.uniform(0.25, 0.3, len(places))
     body = _discs(f, places, radius)
     return body, 0.07 - np.abs(body - 0.06)
 
 
-def _lymphocyte(f: Frame) -> Stain:
+def _lymphocyte(f: Canvas) -> Stain:
     return _lumpy(f, 0.68, 2, 0.03), _lumpy(f, 0.54, 2, 0.03)
 
 
-def _neutrophil(f: Frame) -> Stain:
+def _neutrophil(f: Canvas) -> Stain:
     angle = f.rng.uniform(0, 2 * np.pi) + np.arange(4) * f.rng.uniform(1.0, 1.5)
     lobes = 0.3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)[: f.rng.integers(3, 5)]
     return _lumpy(f, 0.72, 2, 0.03), _discs(f, lobes, f.rng.uniform(0.17, 0.23, len(lobes)))
 
 
-def _neuron(f: Frame) -> Stain:
+def _neuron(f: Canvas) -> Stain:
     count = int(f.rng.integers(5, 8))
     angle = np.arange(count) * 2 * np.pi / count + f.rng.uniform(-0.3, 0.3, count)
     middle = 0.55 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -88,7 +87,7 @@ def _neuron(f: Frame) -> Stain:
     return np.maximum(arms, 0.26 - np.hypot(f.x, f.y)), 0.13 - np.hypot(f.x, f.y)
 
 
-def _spirillum(f: Frame) -> Stain:
+def _spirillum(f: Canvas) -> Stain:
     waves, swing = f.rng.uniform(9, 13), f.rng.uniform(0.09, 0.14)
     body = np.full(f.x.shape, -1.0)
     for shift in (-0.55, 0.0, 0.55)[: f.rng.integers(2, 4)]:
@@ -97,7 +96,7 @@ def _spirillum(f: Frame) -> Stain:
     return body, body - 0.03
 
 
-def _yeast(f: Frame) -> Stain:
+def _yeast(f: Canvas) -> Stain:
     places = _at(f, int(f.rng.integers(3, 6)), 0.8)
     radius, angle = f.rng.uniform(0.2, 0.28, len(places)), f.rng.uniform(0, 2 * np.pi, len(places))
     buds = places + (radius + 0.07)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -109,7 +108,7 @@ _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5
 _STANCE = Stance(reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
 
 
-def _draw(depth: Callable[[Frame], Stain], rng: np.random.Generator, size: int) -> Pixels:
+def _draw(depth: Callable[[Canvas], Stain], rng: np.random.Generator, size: int) -> Pixels:
     frame = place(rng, size, _STANCE)
     stain = near(rng, _STAINS[rng.integers(4)], 0.1)
     field = near(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]

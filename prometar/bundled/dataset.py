@@ -1,7 +1,6 @@
 """Datasets that are rendered on demand. Equal arguments give equal pixels."""
 
 import io
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pret
 
 T = TypeVar("T")
 """Description of a class that `RenderedSet.draw` understands, such as a function."""
-
-_PATH = re.compile(r"(?P<name>[a-z-]+)/(?P<split>[a-z]+)_(?P<index>\d{4,6})\.png")
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,23 @@ class RenderedSet(Generic[T]):
         numbers = range(self.counts[split])
         return tuple(item_path(name, split, index) for name in self.classnames for index in numbers)
 
+    @cached_property
+    def _seeds(self) -> dict[str, int]:
+        """Seeds of all images by path."""
+        return {
+            path: FIRST_SEED[split] + number % count
+            for split, count in self.counts.items()
+            for number, path in enumerate(self.paths(split))
+        }
+
     def locate(self, path: str) -> tuple[str, int]:
         """Return the class and the seed of a path.
 
         Raises:
             UserError: no image has this path.
         """
-        match = _PATH.fullmatch(path)
-        if match:
-            name, split, index = match["name"], match["split"], int(match["index"])
-            known = name in self.drawings and index < self.counts.get(split, 0)
-            if known and path == item_path(name, split, index):
-                return name, FIRST_SEED[split] + index
+        if path in self._seeds:
+            return path.partition("/")[0], self._seeds[path]
         raise UserError(f"{self.name} has no image {path!r}. Paths look like {self.paths('train')[0]!r}.")
 
     def encode(self, path: str) -> bytes:

@@ -251,8 +251,7 @@ def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     low, high = pattern.scale
     across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     ink = pattern.draw(make_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp))
-    ground, colour = contrasting(rng)
-    return lit(rng, blend(ground, colour, ink))
+    return lit(rng, blend(*contrasting(rng), ink))
 
 
 TEXTURES = RenderedSet(
