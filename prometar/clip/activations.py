@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +10,6 @@ from torch import Tensor
 
 QUICK = 1.702
 """QuickGELU is x sigmoid(1.702 x)."""
-
-
-class Function(NamedTuple):
-    """a(x); g a'(x); and r a'(x) + w a''(x)."""
-
-    value: Callable[[Tensor], Tensor]
-    first: Callable[[Tensor, Tensor], Tensor]
-    second: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _silu_first(g: Tensor, x: Tensor) -> Tensor:
@@ -59,47 +50,52 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(QUICK * x)
 
 
-ACTIVATIONS: dict[str, Function] = {
-    "silu": Function(F.silu, _silu_first, _silu_second),
-    "gelu": Function(F.gelu, _gelu_first, _gelu_second),
-    "gelu_tanh": Function(
-        partial(F.gelu, approximate="tanh"), partial(_gelu_first, approximate="tanh"), _gelu_tanh_second
+Derivatives = tuple[Callable[[Tensor], Tensor], Callable[..., Tensor], Callable[..., Tensor]]
+
+ACTIVATIONS: dict[str, Derivatives] = {
+    "silu": (F.silu, _silu_first, _silu_second),
+    "gelu": (F.gelu, _gelu_first, _gelu_second),
+    "gelu_tanh": (
+        partial(F.gelu, approximate="tanh"),
+        partial(_gelu_first, approximate="tanh"),
+        _gelu_tanh_second,
     ),
-    "quick_gelu": Function(
+    "quick_gelu": (
         quick_gelu,
         lambda g, x: _silu_first(g, QUICK * x),
         lambda r, w, x: _silu_second(r, QUICK * w, QUICK * x),
     ),
 }
+"""a(x); g a'(x) of g and x; and r a'(x) + w a''(x) of r, w and x."""
 
 
 class Activation:
     """a(x) with its derivatives: the gradient of sum_k <g_k, a'(x) t_k> is a''(x) sum_k g_k t_k."""
 
     def __init__(self, name: str) -> None:
-        self._function = ACTIVATIONS[name]
+        self._value, self._first, self._second = ACTIVATIONS[name]
 
     def value(self, x: Tensor) -> Tensor:
         """Return the value without storing anything for derivatives."""
-        return self._function.value(x)
+        return self._value(x)
 
     def forward(self, x: Tensor) -> Tensor:
         self._x = x
-        return self._function.value(x)
+        return self._value(x)
 
     def vjp(self, g_K: Tensor) -> Tensor:
-        return self._function.first(g_K, self._x)
+        return self._first(g_K, self._x)
 
     def differentiable_vjp(self, g_K: Tensor) -> Tensor:
         self._g_K = g_K
-        return self._function.first(g_K, self._x)
+        return self._first(g_K, self._x)
 
     def jvp(self, t_K: Tensor) -> Tensor:
         self._t_K = t_K
-        return self._function.first(t_K, self._x)
+        return self._first(t_K, self._x)
 
     def hvp(self, r: Tensor) -> Tensor:
         w = self._g_K[0] * self._t_K[0]
         for g, t in zip(self._g_K[1:], self._t_K[1:], strict=True):
             w = torch.addcmul(w, g, t)
-        return self._function.second(r, w, self._x)
+        return self._second(r, w, self._x)

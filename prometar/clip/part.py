@@ -31,20 +31,6 @@ Reverse = Callable[[Part, Tensor], Tensor]
 """One of the reverse passes through a part: `vjp`, `differentiable_vjp` or `hvp`."""
 
 
-class Rows(Part):
-    """(..., B, T, D) to (..., B T, D): the remaining tokens are the features."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._size = x.shape[:-1]
-        return x.flatten(0, -2)
-
-    def jvp(self, t_K: Tensor) -> Tensor:
-        return t_K.flatten(1, -2)
-
-    def hvp(self, r: Tensor) -> Tensor:
-        return r.unflatten(-2, self._size)
-
-
 class Projection(Part):
     """x W + b."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from prometar.clip.block import Layer
 from prometar.clip.model import Clip
 from prometar.clip.norm import Norm
-from prometar.clip.part import Part, Projection, Rows
+from prometar.clip.part import Part, Projection
 from prometar.clip.text_packing import pack
 from prometar.clip.tower import Appended, Pass, Prompts, Replaced, appending_layers
 from prometar.errors import UserError
@@ -64,14 +64,11 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
         embedded_CTD = clip.token_embedding[tokens_CT.to(clip.device)[:, order]] + clip.text_positions[order]
         return TextInput(embedded_CTD, None, None, num_start, num_context)
     rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
-    rows = pack(tokens[0][:start], rests)
-    seen = rows.sees
-    if len(seen) == 1:
-        seen[:, :, start : 2 * start] |= seen[:, :, :start]
-        seen = seen[:, :, start:]
-    ids, depth, sees, end = (
-        torch.from_numpy(a).to(clip.device) for a in (rows.ids, rows.depth, seen, rows.end)
-    )
+    packed = pack(tokens[0][:start], rests)
+    ids, depth, sees, end = (torch.from_numpy(array).to(clip.device) for array in packed)
+    if len(ids) == 1:
+        sees[:, :, start : 2 * start] |= sees[:, :, :start]
+        sees = sees[:, :, start:]
     mask = torch.zeros(sees.shape, dtype=clip.dtype, device=clip.device).masked_fill_(~sees, float("-inf"))
     embedded_RTD = clip.token_embedding[ids] + clip.text_positions[depth]
     return TextInput(embedded_RTD, mask[:, None], end, num_start, num_context)
@@ -121,7 +118,7 @@ def _pass(clip: Clip, text: TextInput, prompts: Prompts, mask: Tensor | None) ->
             Layer(tower, block, mask=mask, num_shared=num_keys, ends=ends)
             for block, ends in zip(tower.blocks, [*[None] * (len(tower.blocks) - 1), text.end_C], strict=True)
         ]
-    end: list[Part] = [Rows(), Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
+    end: list[Part] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
     if clip.text_projection is not None:
         end.append(Projection(clip.text_projection, clip.text_projection_bias))
     return Pass(layers, slots, end=end)

@@ -6,7 +6,6 @@ A row has branches of different texts, which do not attend to each other. Nothin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +17,22 @@ ROW_LENGTH = 96
 """Desired slots per row. Long rows waste attention between branches, and short ones make small products."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """R rows of T slots. The first `num_shared` of row 0 are the tokens that all texts start with.
+Packed = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]
+"""The ids, depth, sees and end of R rows of T slots. P tokens that all texts start with are in row 0.
 
-    ids, depth: (R, T), the token of each slot, and its position in its text; 0 at empty slots.
-    sees: (R, T, num_shared + T), if a slot attends to a shared token, or to a slot of its own row. An empty
-        slot attends to itself.
-    end: (N,), the last slot of each text, as r * T + slot.
-    """
-
-    ids: NDArray[np.int64]
-    depth: NDArray[np.int64]
-    sees: NDArray[np.bool_]
-    end: NDArray[np.int64]
-    num_shared: int
+ids, depth: (R, T), the token of each slot, and its position in its text; 0 at empty slots.
+sees: (R, T, P + T), if a slot attends to a shared token, or to a slot of its own row. An empty slot attends
+    to itself.
+end: (N,), the last slot of each text, as r * T + slot.
+"""
 
 
-def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Rows:
+def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Packed:
     """Pack texts that are `shared` (not empty) followed by one of `rests` (none empty).
 
     Example:
-        >>> rows = pack([7], [[1, 2], [1, 3]])
-        >>> rows.ids.tolist(), rows.end.tolist()
+        >>> ids, _, _, end = pack([7], [[1, 2], [1, 3]])
+        >>> ids.tolist(), end.tolist()
         ([[7, 1, 2, 3]], [2, 3])
     """
     starts = [tuple(rest) for rest in rests]
@@ -62,7 +54,7 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Rows:
             if len(start) > 1:
                 own[r, slot] |= own[r, slots[start[:-1]]]
             places[start] = r * length + slot
-    return Rows(ids, depth, sees, np.array([places[start] for start in starts]), len(shared))
+    return ids, depth, sees, np.array([places[start] for start in starts])
 
 
 def _cut(starts: Sequence[Start], num_shared: int) -> list[list[Start]]:

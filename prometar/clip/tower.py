@@ -105,6 +105,8 @@ class Pass:
                 x = self._slots.put(x, prompt)
             # Nothing flows back below the first prompt.
             x = layer.value(x) if number < first else through(layer, x)
+        self._last = x.shape[:-1]
+        x = x.flatten(0, -2)
         for part in self._end:
             x = part.forward(x)
         return x
@@ -128,6 +130,7 @@ class Pass:
                     prompt = self._first.jvp(prompt)
                 t = self._slots.put(t, prompt)
             t = layer.jvp(t)
+        t = t.flatten(1, -2)
         for part in self._end:
             t = part.jvp(t)
         return t
@@ -138,6 +141,7 @@ class Pass:
     def _reverse(self, g: Tensor, through: Reverse, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
         for part in reversed(self._end):
             g = through(part, g)
+        g = g.unflatten(-2, self._last)
         found: dict[int, Tensor] = {}
         for number in reversed(range(self._prompted[0], len(self._layers))):
             g, rest = layer_at(number).reverse(g, through)

@@ -13,7 +13,7 @@ from torch import Tensor
 from prometar.clip.block import Layer
 from prometar.clip.model import Clip
 from prometar.clip.norm import Norm
-from prometar.clip.part import Part, Projection, Rows
+from prometar.clip.part import Part, Projection
 from prometar.clip.tower import Appended, Pass, Prompts, appending_layers
 
 
@@ -75,7 +75,7 @@ def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
     first = None
     if clip.ln_pre_weight is not None:
         first = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps)
-    end: list[Part] = [Rows()]
+    end: list[Part] = []
     if clip.ln_post_weight is not None:
         end.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
     if clip.vision_projection is not None:

@@ -16,14 +16,12 @@ from torch.func import grad, vjp
 from prometar.clip import text_packing
 from prometar.clip.activations import ACTIVATIONS, Activation
 from prometar.clip.attention import Attention
-from prometar.clip.block import Layer
 from prometar.clip.norm import EPS, Norm
 from prometar.clip.openclip import tokenize
-from prometar.clip.part import Projection, Rows
+from prometar.clip.part import Projection
 from prometar.clip.text import text_input, text_pass
 from prometar.clip.tower import Pass, Prompts
 from prometar.clip.vision import embed_images, image_pass
-from tests.parity.released import attend
 from tests.support.tiny import backbone
 from tests.unit.clip.test_towers import TEXTS
 
@@ -71,10 +69,9 @@ def masked(num_keys: int) -> Tensor:
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
     "norm": (lambda: Norm(None, None), norm, WIDTH),
     "norm with weights": (lambda: Norm(WEIGHT, BIAS), weighted_norm, WIDTH),
-    "rows": (Rows, lambda x: x.flatten(0, -2), WIDTH),
     "projection": (lambda: Projection(MATRIX, None), lambda x: x @ MATRIX, WIDTH),
     "projection with a bias": (lambda: Projection(MATRIX, BIAS[:3]), lambda x: x @ MATRIX + BIAS[:3], WIDTH),
-    **{name: (partial(Activation, name), each.value, WIDTH) for name, each in ACTIVATIONS.items()},
+    **{name: (partial(Activation, name), value, WIDTH) for name, (value, _, _) in ACTIVATIONS.items()},
 }
 for name, mask, shared, queries in (
     ("plain", None, 0, None),
@@ -123,30 +120,6 @@ def test_activations_are_differentiated_in_float32_too(name: str, count: int) ->
     wide.forward(x), narrow.forward(x.float())
     expected, found = (one.differentiable_vjp(each) for one, each in ((wide, g), (narrow, g.float())))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kept", [{}, {"num_out": 3}, {"ends": torch.tensor([1, 4, 4, 7])}], ids=str)
-@pytest.mark.parametrize("folded", [False, True])
-def test_a_block_is_the_plain_one_to_its_second_derivative(folded: bool, kept: dict[str, Any]) -> None:
-    clip = backbone(torch.float64).clip
-    tower = clip.folded().text if folded else clip.text
-    x = random(ROWS, LENGTH, tower.width)
-
-    def plain(x: Tensor) -> Tensor:
-        y = attend(clip.text, clip.text.blocks[0], x, None)
-        return y.flatten(0, 1)[kept["ends"]] if "ends" in kept else y[:, : kept.get("num_out")]
-
-    expected, pullback = vjp(plain, x)
-    g, t, r = random(2, *expected.shape), random(2, *x.shape) + 0.1, random(*expected.shape)
-    layer = Layer(tower, tower.blocks[0], **kept)
-    torch.testing.assert_close(layer.value(x), expected, **EXACT)
-    torch.testing.assert_close(layer.forward(x), expected, **EXACT)
-    pulled = torch.cat(layer.reverse(g, lambda part, g: part.differentiable_vjp(g)), dim=-2)
-    torch.testing.assert_close(pulled, torch.stack([pullback(each)[0] for each in g]), **EXACT)
-    torch.testing.assert_close(layer.jvp(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
-    torch.testing.assert_close(
-        torch.cat(layer.reverse(r, lambda part, r: part.hvp(r)), dim=-2), second(plain, x, g, t, r), **EXACT
-    )
 
 
 def text_tower(layers: set[int]) -> tuple[Callable[[Prompts], tuple[Tensor, Pass]], Prompts]:

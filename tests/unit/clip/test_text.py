@@ -1,19 +1,15 @@
-"""Packed texts: rows hold every text exactly, and the tower over them equals the plain one."""
+"""Packed texts: the tower over them equals the plain one."""
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from prometar.clip import text_packing
 from prometar.clip.features import frozen_text, mean_text
 from prometar.clip.openclip import TEMPLATES, tokenize
 from prometar.clip.text import encode_text, text_input
-from prometar.clip.text_packing import Rows, pack
 from prometar.clip.wording import filled
 from prometar.errors import UserError
 from tests.support.plain_towers import plain_text
@@ -26,39 +22,11 @@ NAMES = [
 ]  # fmt: skip
 TEXTS = [f"a photo of a {name}." for name in NAMES]
 
-tokens = st.integers(1, 4)  # few different ones, so that starts are often shared
-texts = st.lists(st.lists(tokens, min_size=1, max_size=7), min_size=1, max_size=30)
-
 
 @pytest.fixture(params=[9, 96], ids=["rows of 9", "rows of 96"])
 def row_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(text_packing, "ROW_LENGTH", request.param)
     return request.param
-
-
-def read_back(rows: Rows, end: int) -> list[int]:
-    """The tokens that the slot at `end` sees, by depth: its text, if rows are right."""
-    row, slot = divmod(end, rows.ids.shape[1])
-    sees = rows.sees[row, slot]
-    shared = rows.ids[0, : rows.num_shared][sees[: rows.num_shared]]
-    own = np.nonzero(sees[rows.num_shared :])[0]
-    assert (rows.depth[row, own] == rows.num_shared + np.arange(len(own))).all()
-    return [*shared.tolist(), *rows.ids[row, own].tolist()]
-
-
-@settings(max_examples=100, deadline=None)
-@given(shared=st.lists(tokens, min_size=1, max_size=4), rests=texts, row_length=st.integers(3, 40))
-def test_rows_hold_each_text_once_and_little_else(
-    shared: list[int], rests: list[list[int]], row_length: int
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_packing, "ROW_LENGTH", row_length)
-        rows = pack(shared, rests)
-    assert [read_back(rows, int(end)) for end in rows.end] == [shared + rest for rest in rests]
-    assert rows.sees.any(-1).all()  # nothing attends to nothing, which would be NaN
-    num_nodes = len(shared) + len({tuple(r[: k + 1]) for r in rests for k in range(len(r))})
-    assert rows.ids.shape[1] <= num_nodes
-    assert rows.ids.size == num_nodes or len(rows.ids) > 1
 
 
 @pytest.mark.parametrize("layers", [set(), {0}, {0, 1}, {1}, {0, 1, 2}])
