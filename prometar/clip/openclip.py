@@ -10,12 +10,12 @@ from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prometar.bundled.weights import MINI_VOCABULARY, load_mini
+from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
 from prometar.clip.architecture import (
     Architecture,
     ModelConfig,
@@ -111,13 +111,11 @@ def tokenizer_of(name: str) -> Tokenize:
     """Return a model's tokenizer; SigLIP's need `transformers`, and a network the first time.
 
     Raises:
-        UserError: as `load_clip`, or `transformers` is missing.
         WorkError: the tokenizer could not be fetched.
     """
-    text = _described(name).config["text_cfg"]
+    text = _config(name)["text_cfg"]
     if not text.get("hf_tokenizer_name"):
         return partial(tokenize, context_length=text.get("context_length", 77))
-    _require_transformers(name)
     return _hub_tokenizer(name)
 
 
@@ -127,15 +125,6 @@ def _hub_tokenizer(name: str) -> Tokenize:
     with fetching(f"the tokenizer of {name}", otherwise):
         read = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: read(list(texts))
-
-
-def _require_transformers(name: str) -> None:
-    tokenizer = _described(name).config["text_cfg"].get("hf_tokenizer_name")
-    if tokenizer and find_spec("transformers") is None:
-        raise UserError(
-            f"backbone {name} reads texts with {tokenizer}, which needs transformers: "
-            "pip install '.[transformers]'"
-        )
 
 
 def _num_start(read: Tokenize) -> int:
@@ -202,7 +191,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         otherwise = "download them on a machine with a network and pass the file with --pretrained FILE"
         with fetching(f"the weights '{pretrained}' of {name}", otherwise):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
-    require_tensors(_described(name).tensors, state, where=str(pretrained))
+    require_tensors(_described(name)[1], state, where=str(pretrained))
     return _arranged(name, state)
 
 
@@ -212,8 +201,14 @@ def require_backbone(name: str, pretrained: str | None) -> None:
     Raises:
         UserError: as `load_clip`: an unknown name or tag, an unsupported model, or no weights named.
     """
-    config = _described(name).config
-    _require_transformers(name)
+    _described(name)
+    config = _config(name)
+    tokenizer = config["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer and find_spec("transformers") is None:
+        raise UserError(
+            f"backbone {name} reads texts with {tokenizer}, which needs transformers: "
+            "pip install '.[transformers]'"
+        )
     if pretrained is None and name != "mini":
         raise UserError(
             f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
@@ -244,40 +239,31 @@ def outline(name: str) -> Clip:
     Raises:
         UserError: as `load_clip`.
     """
-    return _arranged(name, _described(name).tensors)
+    return _arranged(name, _described(name)[1])
 
 
 def _arranged(name: str, state: Mapping[str, Tensor]) -> Clip:
-    architecture = _described(name).architecture
+    architecture, _ = _described(name)
     if not architecture.causal:
         architecture = replace(architecture, num_start=_num_start(tokenizer_of(name)))
     return from_state_dict(state, architecture)
 
 
-class _Description(NamedTuple):
-    """A model's open_clip configuration, its architecture, and its tensors on the device `meta`."""
-
-    config: ModelConfig
-    architecture: Architecture
-    tensors: Mapping[str, Tensor]
-
-
 @lru_cache(maxsize=8)
-def _described(name: str) -> _Description:
-    """Describe a model without its weights.
+def _described(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
+    """Return a model's architecture, and its tensors on the device `meta`.
 
     Raises:
         UserError: there is no such model, or its family is not supported.
     """
-    if name == "mini":  # without open_clip, which takes seconds to import
-        mini, state = load_mini()
-        return _Description(mini, clip_architecture(mini), _outlined(state))
     config = _config(name)
+    if name == "mini":  # without open_clip, which takes seconds to import
+        return clip_architecture(config), _outlined(load_mini()[1])
     siglip = is_siglip(name, config)
     with torch.device("meta"), unlogged():
         model = _open_clip().create_model(name, device="meta")
     architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
-    return _Description(config, architecture, _outlined(model.state_dict()))
+    return architecture, _outlined(model.state_dict())
 
 
 def _outlined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -285,6 +271,8 @@ def _outlined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _config(name: str) -> ModelConfig:
+    if name == "mini":
+        return load_config()
     if ":" in name:  # open_clip would read the model from wherever such a name says
         raise UserError(f"unknown backbone '{name}': names of hubs and folders are not supported")
     config: ModelConfig | None = _open_clip().get_model_config(name)
