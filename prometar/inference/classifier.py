@@ -107,8 +107,8 @@ class Classifier:
         logits, clip = classify(self.backbone, self.model(names), self.leaves), self.backbone.clip
         spec, parts = TransformSpec(size=clip.image_size, train=False), []
         for number, start in enumerate(range(0, len(pictures), batch_size)):
-            chunk = pictures[start : start + batch_size]
-            pixels = np.stack([apply(spec, _encoded(picture), 0, path=_name(picture)) for picture in chunk])
+            chunk = map(_encoded, pictures[start : start + batch_size])
+            pixels = np.stack([apply(spec, content, 0, path=path) for content, path in chunk])
             found = logits(send(torch.from_numpy(pixels), clip.device), number)
             parts.append(fetch(found.float().softmax(dim=-1)).numpy())
         probabilities = np.concatenate(parts)
@@ -190,11 +190,14 @@ def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
     return list(images)
 
 
-def _encoded(picture: Picture) -> bytes:
-    """Return an encoded image. Pixels get a lossless format, so that all images are decoded alike."""
+def _encoded(picture: Picture) -> tuple[bytes, str]:
+    """Return an encoded image, and its path for messages.
+
+    Pixels get a lossless format, so that all images are decoded alike.
+    """
     if isinstance(picture, str | Path):
         try:
-            return read_bytes(Path(picture))
+            return read_bytes(Path(picture)), str(picture)
         except OSError as error:
             raise UserError(f"cannot read image {picture}: {error.strerror}") from None
     file = io.BytesIO()
@@ -204,8 +207,4 @@ def _encoded(picture: Picture) -> bytes:
     except Exception as error:  # Pillow reads the file only now, and raises errors of many kinds
         where = getattr(picture, "filename", "") or "given as pixels"
         raise WorkError(f"broken image {where}: {first_line(error)}") from None
-    return file.getvalue()
-
-
-def _name(picture: Picture) -> str:
-    return str(picture) if isinstance(picture, str | Path) else "given as pixels"
+    return file.getvalue(), "given as pixels"

@@ -118,8 +118,12 @@ def test_files_pictures_and_arrays_are_the_same_images(exported: Path, tmp_path:
         assert np.array_equal(
             classifier.predict(alone).probabilities, classifier.predict([path]).probabilities
         )
-    grey = classifier.predict([picture.convert("L"), picture.convert("P"), picture.convert("RGBA")])
-    assert grey.probabilities.shape == (3, 3)
+    grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    eight_bits, sixteen_bits = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)
+    found = [classifier.predict(each).probabilities for each in (eight_bits, sixteen_bits)]
+    assert np.array_equal(*found)
+    others = classifier.predict([picture.convert("L"), picture.convert("P"), picture.convert("RGBA")])
+    assert others.probabilities.shape == (3, 3)
 
 
 def test_other_classes(exported: Path, root: Path) -> None:
@@ -229,22 +233,7 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     refused(rf"{name} is float \(4, 3\)")
 
 
-def test_wrong_usage_of_export(
-    run: tuple[Path, RunResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails(*args: str) -> str:
-        assert main(["export", *args]) == 2
-        return capsys.readouterr().err
-
-    to = str(tmp_path / "x.safetensors")
-    assert "does not contain a run" in fails("nowhere", "--to", to)
-    assert "expected a name that ends in .safetensors" in fails(str(run[0]), "--to", str(tmp_path / "x.pt"))
-    assert "Missing option '--to'" in fails(str(run[0]))
-    assert main(["export", str(run[0]), "--to", to]) == 0
-    assert "x.json" in capsys.readouterr().out
-
-
-def test_an_export_overwrites_nothing(
+def test_wrong_usage_of_export_overwrites_nothing(
     run: tuple[Path, RunResult], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -252,11 +241,20 @@ def test_an_export_overwrites_nothing(
     (tmp_path / "plain.json").write_text("{}")
     (tmp_path / "dangling.safetensors").symlink_to(tmp_path / "nothing")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fails(message: str, *args: object) -> None:
+        assert main(["export", *map(str, args)]) == 2
+        assert message in capsys.readouterr().err
+
+    fails("does not contain a run", "nowhere", "--to", tmp_path / "x.safetensors")
+    fails("expected a name that ends in .safetensors", folder, "--to", tmp_path / "x.pt")
+    fails("Missing option '--to'", folder)
     names = ("run/checkpoint", "run/result", "plain", "dangling")
     for to in (exported, *(tmp_path / f"{name}.safetensors" for name in names)):
-        assert main(["export", str(folder), "--to", str(to)]) == 2
-        assert "exists. Choose another name." in capsys.readouterr().err
+        fails("exists. Choose another name.", folder, "--to", to)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert main(["export", str(folder), "--to", str(tmp_path / "x.safetensors")]) == 0
+    assert "x.json" in capsys.readouterr().out
 
 
 def test_a_pushed_file_is_loaded_from_the_hub(
@@ -336,11 +334,3 @@ def test_a_run_with_wrong_prompts_is_used_for_nothing(
         assert main(command) in (1, 2)
         assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "x.safetensors").exists()
-
-
-def test_pictures_of_sixteen_bits_are_classified_as_those_of_eight(exported: Path) -> None:
-    classifier = prometar.load(exported)
-    grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    narrow, wide = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)
-    one, other = (classifier.predict(picture).probabilities for picture in (narrow, wide))
-    assert np.array_equal(one, other)
