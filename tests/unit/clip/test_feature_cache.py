@@ -89,12 +89,3 @@ def test_a_corrupt_entry_is_computed_again_and_replaced(folder: Path, damage: st
     assert computed == 1
     assert torch.equal(features, expected)
     assert get(clip)[1] == (damage == "a folder")  # which nothing can replace
-
-
-def test_where_nothing_can_be_written_features_are_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "file"))
-    clip = backbone().clip
-    assert get(clip)[1] == get(clip)[1] == 1

@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import prometar
-from prometar.clip.features import cached_text
-from prometar.clip.openclip import TEMPLATES, load_backbone, tokenize
+from prometar.clip.openclip import load_backbone, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
-from prometar.clip.weights import weights_digest
 from prometar.data.streaming.stream import stream_local
 from prometar.runs import export_run, train_run
 from prometar.training.run import DTYPES
@@ -104,15 +102,3 @@ def test_an_exported_run_comes_back_in_its_precision(precision: str, small_dtd: 
     assert predicted.probabilities.dtype == np.float32
     hits = predicted.probabilities.argmax(axis=1) == batch.labels
     assert 100 * hits.mean() == pytest.approx(read_result(tmp_path).accuracies["base"])
-
-
-def test_each_precision_has_frozen_texts_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path))
-    clips = [load_backbone("mini", None, dtype=dtype).clip for dtype in DTYPES.values()]
-    digests = [weights_digest(clip) for clip in clips]
-    features = [
-        cached_text(clip, digest, tokenize, NAMES, TEMPLATES[:2])
-        for clip, digest in zip(clips, digests, strict=True)
-    ]
-    assert len(list(tmp_path.glob("text-features/*"))) == len(DTYPES)
-    assert [x.dtype for x in features] == [clip.working_dtype for clip in clips]

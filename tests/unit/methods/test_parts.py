@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.methods.augmentations import CutMix, FeatureMixup, InputMixup, Mix, NoAugmentation
@@ -182,8 +181,3 @@ def test_task_draws_depend_on_seed_and_step_alone() -> None:
     assert task_rng(1, 5).random(3).tolist() == task_rng(1, 5).random(3).tolist()
     assert task_rng(1, 5).random() != task_rng(1, 6).random()
     assert task_rng(1, 5).random() != task_rng(2, 5).random()
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_are_values(name: str) -> None:
-    assert build(Config(method=name)) == build(Config(method=name))
