@@ -73,15 +73,6 @@ def test_a_context_longer_than_its_words_starts_at_random_or_padded(kind: str) -
     assert torch.equal(short["text.0"], embedded[:1])
 
 
-def views(text: Tensor, frozen: Tensor, images: Tensor, frozen_images: Tensor) -> Views:
-    weights = torch.tensor([0.5, 0.5, 0, 0, 0])
-    return Views(text, frozen, images, frozen_images, weights, torch.tensor(10.0))
-
-
-def normalised(generator: torch.Generator) -> Tensor:
-    return nn.functional.normalize(torch.randn(5, 7, generator=generator), dim=-1)
-
-
 DISTANCES = {
     "l1": nn.functional.l1_loss,
     "l2": nn.functional.mse_loss,
@@ -91,13 +82,13 @@ DISTANCES = {
 
 @pytest.mark.parametrize("kind", DISTANCES)
 def test_distances_are_zero_at_the_frozen_features_and_weighted(kind: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = normalised(generator), normalised(generator)
+    a, b = nn.functional.normalize(torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)), dim=-1)
+    weighted = torch.tensor([0.5, 0.5, 0, 0, 0]), torch.tensor(10.0)
     values = {"regularizer.kind": kind, "regularizer.text_weight": 3, "regularizer.image_weight": 2}
     part = build(Config().override(values)).regularizer
-    zero, _ = part(views(a, a, b, b))
+    zero, _ = part(Views(a, a, b, b, *weighted))
     assert float(zero) == pytest.approx(0, abs=1e-6)  # type: ignore[arg-type]
-    total, terms = part(views(a, b, a, b))
+    total, terms = part(Views(a, b, a, b, *weighted))
     expected = DISTANCES[kind](a, b), DISTANCES[kind](a[:2], b[:2])
     torch.testing.assert_close((terms["text"], terms["image"]), expected)
     torch.testing.assert_close(total, 3 * expected[0] + 2 * expected[1])
