@@ -251,7 +251,8 @@ def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     low, high = pattern.scale
     across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     ink = pattern.draw(make_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp))
-    return lit(rng, blend(*contrasting(rng), ink))
+    ground, color = contrasting(rng)
+    return lit(rng, blend(ground, color, ink))
 
 
 TEXTURES = RenderedSet(
