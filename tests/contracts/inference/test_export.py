@@ -150,7 +150,7 @@ def test_other_classes(exported: Path, root: Path) -> None:
         ("broken.png", WorkError, r"broken\.png"),
         (Image.open(io.BytesIO(bmp(64)[:900])), WorkError, "truncated"),
     ],
-    ids=str,
+    ids=["none", "no image", "missing", "floats", "a number", "mode F", "broken", "truncated"],
 )
 def test_what_is_no_image_is_refused(
     images: Any,
