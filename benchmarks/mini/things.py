@@ -8,13 +8,11 @@ import zlib
 
 import numpy as np
 
-from prometar.bundled.canvas import Stance, make_canvas, noise, place
+from prometar.bundled.canvas import make_canvas, noise, place
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.paint import Pixels, blend, lit, near
 from prometar.bundled.textures import TEXTURES
 from prometar.bundled.weights import MINI_VOCABULARY
-
-_STANCE = Stance(reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
 
 
 def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
@@ -25,7 +23,7 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
     fill, ground = (TEXTURES.drawings[name] for name in patterns)
     colours = own.uniform(0.1, 0.9, (3, 3))
 
-    frame = place(rng, size, _STANCE)
+    frame = place(rng, size, reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
     angle, radius = np.arctan2(frame.y, frame.x), np.hypot(frame.x, frame.y / flat)
     edge_ = 0.8 + sum(
         s * np.cos((k + 1) * angle + p) for k, (s, p) in enumerate(zip(size_, phase, strict=True))

@@ -44,12 +44,12 @@ def _saltire(f: Canvas) -> Field:
     return np.maximum(_band((f.x - f.y) * 0.7, half), _band((f.x + f.y) * 0.7, half))
 
 
-_OWN = Stance(reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
-_WILD = Stance(reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
+_OWN = partial(place, reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
+_WILD = partial(place, reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
 
 
 def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
-    frame = place(rng, size, stance)
+    frame = stance(rng, size)
     dark, light = near(rng, _DARK[rng.integers(5)]), near(rng, _LIGHT[rng.integers(4)], 0.05)
     ground, colour = (dark, light) if rng.random() < 0.5 else (light, dark)
     cloth = blend(ground, colour, frame.ink(depth(frame), 2.0))

@@ -71,13 +71,20 @@ def _pine(f: Canvas) -> Field:
 
 
 _SEASONS = ((0.2, 0.5, 0.15), (0.35, 0.6, 0.2), (0.75, 0.6, 0.15), (0.7, 0.3, 0.12), (0.15, 0.35, 0.2))
-_OWN = Stance(reach=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03, clutter=0.3)
-_WILD = Stance(reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
+_OWN = partial(place, reach=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03)
+_WILD = partial(place, reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
 
 
-def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
-    frame = place(rng, size, stance)
-    earth = near(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * stance.clutter * fractal(rng, size, 5.0)[:, :, None]
+def _draw(
+    depth: Callable[[Canvas], Field],
+    rng: np.random.Generator,
+    size: int,
+    *,
+    stance: Stance,
+    clutter: float = 1.0,
+) -> Pixels:
+    frame = stance(rng, size)
+    earth = near(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * clutter * fractal(rng, size, 5.0)[:, :, None]
     leaf = near(rng, _SEASONS[rng.integers(5)], 0.1) * (1.0 + 0.12 * noise(rng, size, 3)[:, :, None])
     inside = depth(frame)
     stem = np.minimum(0.035 - np.abs(frame.x), np.minimum(1.15 - frame.y, frame.y - 0.3))
@@ -92,7 +99,7 @@ LEAVES = RenderedSet(
     name="leaves",
     template="a photo of a {} leaf.",
     counts={"train": 32, "val": 20, "test": 100},
-    draw=partial(_draw, stance=_OWN),
+    draw=partial(_draw, stance=_OWN, clutter=0.3),
     families={
         "lobed": {
             "holly": lambda f: _blade(f, 0.42) + 0.16 * np.abs(np.sin(f.y * 6.5)) - 0.06,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, Stance, centred, distance, edge, place
+from prometar.bundled.canvas import Canvas, Field, centred, distance, edge, place
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
@@ -81,11 +81,8 @@ def _scatter(f: Canvas) -> Field:
     return f.rng.uniform(0.05, 0.08) - near_
 
 
-_STANCE = Stance(reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
-
-
 def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int) -> Pixels:
-    f = place(rng, size, _STANCE)
+    f = place(rng, size, reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
     paper, ink = near(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
     axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
     ruled = np.maximum(

@@ -57,17 +57,24 @@ _CROSS = np.array([
     (0.28, 0.9), (-0.28, 0.9), (-0.28, 0.28), (-0.9, 0.28), (-0.9, -0.28), (-0.28, -0.28),
 ])  # fmt: skip
 _STAR = regular(10) * np.array([(1.0,), (0.45,)] * 5)
-_OWN = Stance(reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02, clutter=0.2)
-_WILD = Stance(reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
+_OWN = partial(place, reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02)
+_WILD = partial(place, reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
 
 
-def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
-    frame = place(rng, size, stance)
+def _draw(
+    depth: Callable[[Canvas], Field],
+    rng: np.random.Generator,
+    size: int,
+    *,
+    stance: Stance,
+    clutter: float = 1.0,
+) -> Pixels:
+    frame = stance(rng, size)
     inside = depth(frame)
     ground, colour = contrasting(rng)
     clouds = edge(fractal(rng, size, rng.uniform(1.5, 4.0)), 1.5)[:, :, None]
-    back = ground + 0.35 * stance.clutter * clouds * (rng.uniform(0.0, 1.0, 3) - ground)
-    outline = rng.random() < 0.4 * stance.clutter
+    back = ground + 0.35 * clutter * clouds * (rng.uniform(0.0, 1.0, 3) - ground)
+    outline = rng.random() < 0.4 * clutter
     ink = frame.ink(0.09 - np.abs(inside)) if outline else frame.ink(inside)
     return lit(rng, blend(back, colour, ink))
 
@@ -76,7 +83,7 @@ SHAPES = RenderedSet(
     name="shapes",
     template="a photo of a {}.",
     counts={"train": 32, "val": 20, "test": 80},
-    draw=partial(_draw, stance=_OWN),
+    draw=partial(_draw, stance=_OWN, clutter=0.2),
     families={
         "rounded": {
             "circle": lambda f: 0.9 - np.hypot(f.x, f.y),

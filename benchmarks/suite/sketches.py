@@ -101,14 +101,16 @@ def _segments(strokes: str) -> tuple[Field, Field]:
     return np.array([start for start, _ in pairs]), np.array([end for _, end in pairs])
 
 
-_OWN = Stance(reach=(0.85, 0.95), turn=0.06, shift=0.04, warp=0.02, clutter=0.3)
-_WILD = Stance(reach=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
+_OWN = partial(place, reach=(0.85, 0.95), turn=0.06, shift=0.04, warp=0.02)
+_WILD = partial(place, reach=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
 
 
-def _draw(strokes: str, rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
-    frame = place(rng, size, stance)
+def _draw(
+    strokes: str, rng: np.random.Generator, size: int, *, stance: Stance, clutter: float = 1.0
+) -> Pixels:
+    frame = stance(rng, size)
     # both ends of a segment move alike where they are the same point: the shake is a function of place
-    shake = rng.normal(0.0, 0.045, (6, 2)) * stance.clutter
+    shake = rng.normal(0.0, 0.045, (6, 2)) * clutter
     waves = np.array([(2, 0), (0, 2), (4, 1), (1, 4), (5, 3), (3, 5)], dtype=np.float64)
     starts, ends = _segments(strokes)
     a, b = (ends_ + np.sin(ends_ @ waves.T + shake[:, 0] * 40.0) @ shake for ends_ in (starts, ends))
@@ -124,7 +126,7 @@ SKETCHES = RenderedSet(
     name="sketches",
     template="a sketch of a {}.",
     counts={"train": 20, "val": 10, "test": 30},
-    draw=partial(_draw, stance=_OWN),
+    draw=partial(_draw, stance=_OWN, clutter=0.3),
     families=STROKES,
 )
 WILD = replace(SKETCHES, draw=partial(_draw, stance=_WILD))

@@ -4,6 +4,7 @@ Everything is float64 with soft edges: a last-digit difference of a machine's si
 Shape legend: H, W = image side in pixels; N = points or segments.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,28 +115,21 @@ def cells(
     return np.sqrt(first), np.sqrt(second), owner
 
 
-@dataclass(frozen=True)
-class Stance:
-    """Pose of a figure in an image.
+Stance = Callable[[np.random.Generator, int], Canvas]
+"""`place` with all but its first two arguments."""
 
-    Attributes:
+
+def place(
+    rng: np.random.Generator, size: int, *, reach: tuple[float, float], turn: float, shift: float, warp: float
+) -> Canvas:
+    """A canvas for one figure.
+
+    Args:
         reach: Its unit, as a share of half the image (low, high).
         turn, shift: It is turned by up to `turn` radians and moved by up to `shift` of half the image.
         warp: Bending, in its units.
-        clutter: How much of what disturbs (clouds, rough ground, weak strokes) there is; 1 is all.
     """
-
-    reach: tuple[float, float]
-    turn: float
-    shift: float
-    warp: float
-    clutter: float = 1.0
-
-
-def place(rng: np.random.Generator, size: int, stance: Stance) -> Canvas:
-    """A canvas for one figure."""
-    turn, shift, warp = stance.turn, stance.shift, stance.warp
-    unit, angle = rng.uniform(*stance.reach), rng.uniform(-turn, turn)
+    unit, angle = rng.uniform(*reach), rng.uniform(-turn, turn)
     stretch = np.exp(rng.uniform(-0.1, 0.1))
     left, top = rng.uniform(-shift, shift, 2)
     axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0

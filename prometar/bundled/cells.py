@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, Stance, distance, fractal, noise, place
+from prometar.bundled.canvas import Canvas, Field, distance, fractal, noise, place
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.paint import Pixels, blend, near, quantise
 
@@ -105,11 +105,10 @@ def _yeast(f: Canvas) -> Stain:
 
 
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
-_STANCE = Stance(reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
 
 
 def _draw(depth: Callable[[Canvas], Stain], rng: np.random.Generator, size: int) -> Pixels:
-    frame = place(rng, size, _STANCE)
+    frame = place(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = near(rng, _STAINS[rng.integers(4)], 0.1)
     field = near(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
     body, dark = depth(frame)
