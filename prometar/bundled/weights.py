@@ -43,16 +43,11 @@ def unpack(stored: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
     return state
 
 
-def load_mini() -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config of `mini` and its full float32 state dict (open_clip's names; fits strictly).
-
-    Whoever asks again gets the same tensors: write into copies.
-    """
-    return load_config(), dict(_mini_tensors())
-
-
 @cache
-def _mini_tensors() -> dict[str, Tensor]:
-    """A quarter of a second the first time; a backbone in float32 holds these very tensors."""
+def load_mini() -> dict[str, Tensor]:
+    """Return the full float32 state dict of `mini` (open_clip's names; fits strictly).
+
+    It takes a quarter of a second the first time. Later calls return the same tensors: write into copies.
+    """
     stored = safetensors.torch.load((_FILES / "mini.safetensors").read_bytes())
     return unpack(stored, load_config()["text_cfg"]["vocab_size"])

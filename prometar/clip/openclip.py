@@ -180,7 +180,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     """
     require_backbone(name, pretrained)
     if name == "mini" and pretrained in (None, "random"):
-        return _arranged(name, load_mini()[1])
+        return _arranged(name, load_mini())
     if pretrained == "random":
         with torch.random.fork_rng(devices=[]), unlogged():
             torch.manual_seed(0)
@@ -258,7 +258,7 @@ def _described(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
     """
     config = _config(name)
     if name == "mini":  # without open_clip, which takes seconds to import
-        return clip_architecture(config), _outlined(load_mini()[1])
+        return clip_architecture(config), _outlined(load_mini())
     siglip = is_siglip(name, config)
     with torch.device("meta"), unlogged():
         model = _open_clip().create_model(name, device="meta")

@@ -71,20 +71,17 @@ def mismatch(expected: State, found: State) -> str:
         wanted, kind = (_kind(each.get(name)) for each in (expected, found))
         if kind != wanted:
             return f"{name} is {kind}, expected {wanted}"
-    return next((f"{name} is not finite" for name, tensor in found.items() if not all_finite(tensor)), "")
+    for name, tensor in found.items():
+        # Allocates no mask of the tensor's size.
+        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all():
+            return f"{name} is not finite"
+    return ""
 
 
 def _kind(tensor: Tensor | None) -> str:
     if tensor is None:
         return "missing"
     return f"{'float' if tensor.is_floating_point() else tensor.dtype} {tuple(tensor.shape)}"
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Return True if a tensor has neither NaN nor infinity. Allocates no mask of its size."""
-    if tensor.numel() == 0:
-        return True
-    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
 
 
 def weights_digest(clip: Clip) -> str:

@@ -182,5 +182,5 @@ def _trained(folder: Path) -> None:
 
 def _weights(folder: Path) -> None:
     """Mini's weights, but for most of the token table: what is read of a file does not depend on its size."""
-    state = {name: tensor.contiguous() for name, tensor in load_mini()[1].items()}
+    state = {name: tensor.contiguous() for name, tensor in load_mini().items()}
     save_file(state, folder / "weights.safetensors", {"activation": "quick_gelu"})

@@ -204,7 +204,7 @@ def test_a_broken_image_stops_the_training_and_is_named(
 def test_weights_that_do_not_fit_say_in_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from prometar.bundled.weights import load_mini
 
-    _, state = load_mini()
+    state = load_mini()
     out = str(tmp_path / "out")
     path = tmp_path / "weights.safetensors"
     save_file({k: v.contiguous() for k, v in state.items()}, path)

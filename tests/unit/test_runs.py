@@ -76,7 +76,7 @@ def test_the_code_of_a_custom_component_is_recorded(
 
 
 def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_path: Path) -> None:
-    weights, state = tmp_path / "weights.safetensors", load_mini()[1]
+    weights, state = tmp_path / "weights.safetensors", load_mini()
     save_file(state, weights)
     config = config.override({"backbone.pretrained": str(weights)})
     runs.train_run(config, tmp_path / "run")

@@ -22,9 +22,8 @@ DIGEST = "f31d1fecf601e742663e6a3fb58acf84c45c3a22a511b58087c6f82c0da2a50e"
 @pytest.fixture(scope="module")
 def mini() -> Any:
     torch.set_num_threads(1)
-    config, state = weights.load_mini()
-    model = open_clip.CLIP(**config)
-    model.load_state_dict(state, strict=True)
+    model = open_clip.CLIP(**weights.load_config())
+    model.load_state_dict(weights.load_mini(), strict=True)
     return model.eval()
 
 
@@ -32,7 +31,7 @@ def test_stored_weights_are_the_recorded_ones() -> None:
     """Rows of the token table that were not trained are the seeded initial ones, the same everywhere."""
     data = WEIGHTS.read_bytes()
     assert hashlib.sha256(data).hexdigest() == DIGEST
-    table = weights.load_mini()[1][weights.TOKEN_TABLE]
+    table = weights.load_mini()[weights.TOKEN_TABLE]
     trained = set(safetensors.torch.load(data)[weights.ROW_IDS].tolist())
     untrained = next(row for row in range(len(table)) if row not in trained)
     rng = np.random.Generator(np.random.PCG64(0))

@@ -179,7 +179,7 @@ def test_the_card_describes_the_prompts(run: tuple[Path, RunResult], exported: P
 
 
 def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path: Path) -> None:
-    _, state = load_mini()
+    state = load_mini()
     weights, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
     save_file({k: v.contiguous() for k, v in state.items()}, weights)
     changed = {k: v.clone() for k, v in state.items()}

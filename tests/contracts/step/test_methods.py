@@ -32,7 +32,6 @@ from tests.support.plain_conditional import PlainConditional
 from tests.support.plain_meta import PlainMeta
 from tests.support.tiny import backbone
 
-LEARNING = tuple(name for name in METHODS if not name.startswith("zero-shot"))
 META = tuple(name for name in METHODS if name.startswith("prometar"))
 
 

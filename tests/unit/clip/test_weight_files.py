@@ -17,7 +17,7 @@ from prometar.errors import UserError, WorkError
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    return load_mini()[1]
+    return load_mini()
 
 
 def test_a_corrupt_file_is_one_line(tmp_path: Path) -> None:
