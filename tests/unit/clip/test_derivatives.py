@@ -43,14 +43,6 @@ def tangent_of(function: Callable[[Any], Tensor], x: Any, t: Any) -> Tensor:
 WEIGHT, BIAS, MATRIX = random(WIDTH), random(WIDTH, 1)[:, 0], random(WIDTH, 3)
 
 
-def norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
-
-
-def weighted_norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], WEIGHT, BIAS, eps=EPS)
-
-
 def plain_attention(qkv: Tensor, mask: Tensor | None, num_shared: int, num_queries: int | None) -> Tensor:
     q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).movedim(2, 0).transpose(2, 3)
     if num_shared:
@@ -67,8 +59,12 @@ def masked(num_keys: int) -> Tensor:
 
 
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
-    "norm": (lambda: Norm(None, None), norm, WIDTH),
-    "norm with weights": (lambda: Norm(WEIGHT, BIAS), weighted_norm, WIDTH),
+    "norm": (lambda: Norm(None, None), partial(F.layer_norm, normalized_shape=(WIDTH,), eps=EPS), WIDTH),
+    "norm with weights": (
+        lambda: Norm(WEIGHT, BIAS),
+        partial(F.layer_norm, normalized_shape=(WIDTH,), weight=WEIGHT, bias=BIAS, eps=EPS),
+        WIDTH,
+    ),
     "projection": (lambda: Projection(MATRIX, None), lambda x: x @ MATRIX, WIDTH),
     "projection with a bias": (lambda: Projection(MATRIX, BIAS[:3]), lambda x: x @ MATRIX + BIAS[:3], WIDTH),
     **{name: (partial(Activation, name), value, WIDTH) for name, (value, _, _) in ACTIVATIONS.items()},

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,16 +20,6 @@ NAMES = ("banded", "polka-dotted", "sports_car")
 TEMPLATES = ("a photo of a {}.", "{} texture.")
 
 
-class Counted:
-    """A tokenizer that counts its calls: features are computed exactly as often."""
-
-    calls = 0
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        self.calls += 1
-        return tokenize(texts)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "cache"))
@@ -37,8 +28,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def get(clip: Clip, names: Sequence[str] = NAMES, templates: Sequence[str] = TEMPLATES) -> tuple[Tensor, int]:
     """Features, and whether (1 or 0) they were computed."""
-    counted = Counted()
-    return cached_text(clip, weights_digest(clip), counted, names, templates), counted.calls
+    counted = Mock(side_effect=tokenize)
+    return cached_text(clip, weights_digest(clip), counted, names, templates), counted.call_count
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
