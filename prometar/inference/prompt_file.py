@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import save
 from torch import Tensor
 
@@ -49,28 +49,21 @@ class Card(BaseModel):
     environment: dict[str, str]
     code: dict[str, str] = {}
 
-    @field_validator("classnames")
-    @classmethod
-    def _are_readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if flaws := [flaw for flaw in map(flaw_of, names) if flaw]:
+    @model_validator(mode="after")
+    def _is_readable(self) -> "Card":
+        if flaws := [flaw for flaw in map(flaw_of, self.classnames) if flaw]:
             raise ValueError(flaws[0])
-        return names
-
-    @field_validator("template")
-    @classmethod
-    def _has_one_place(cls, template: str) -> str:
-        if not is_template(template):
+        if not is_template(self.template):
             raise ValueError("a template contains {} once")
-        return template
+        return self
 
 
 def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
     """Write FILE.safetensors and FILE.json. Returns the path of the latter.
 
     Raises:
-        UserError: see `require_prompts_target`. WorkError: the folder is not writable.
+        WorkError: the folder is not writable.
     """
-    require_prompts_target(path)
     tensors = {name: leaf.contiguous() for name, leaf in fetch(dict(leaves)).items()}
     write_atomically(path, save(tensors, {"format": FORMAT, "card": card.model_dump_json()}))
     readable = path.with_suffix(".json")
