@@ -1,4 +1,4 @@
-"""Towers in 16 bits: near float32's features, trained, resumed, exported and cached like any others."""
+"""Towers in 16 bits: near float32's features, trained and resumed like any others."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import prometar
 from prometar.clip.openclip import load_backbone, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
-from prometar.data.streaming.stream import stream_local
-from prometar.runs import export_run, train_run
 from prometar.training.run import DTYPES
-from prometar.training.run_result import read_result
 from prometar.training.session import Session
 from tests.support import tiny
 from tests.support.small import small_run, train
@@ -26,9 +22,9 @@ LOW = ["bf16", "fp16"]
 NAMES = ("banded", "polka-dotted", "sports_car")
 
 
-def session(folder: Path, precision: str, objective: str = "drift", **values: Any) -> Session:
+def session(folder: Path, precision: str) -> Session:
     small = {"train.epochs": 2, "data.shots": 1, "inner.lr": 0.01, "inner.outer_weight": 0.1}
-    return Session(small_run("prometar", objective, backbone__precision=precision, **small, **values), folder)
+    return Session(small_run("prometar", "drift", backbone__precision=precision, **small), folder)
 
 
 def test_convolutions_are_in_float32_as_such_and_the_caller_s_choice_comes_back(
@@ -86,19 +82,3 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_learns_in_float32(
         assert torch.equal(tensor, parts.state.tensors()[name]), name
         assert tensor.dtype == torch.float32
         assert not name.startswith("prompts") or (tensor != start[name]).any()
-
-
-@pytest.mark.parametrize("precision", LOW)
-def test_an_exported_run_comes_back_in_its_precision(precision: str, small_dtd: Path, tmp_path: Path) -> None:
-    data = {"data__name": "dtd", "data__root": str(small_dtd)}
-    train_run(session(tmp_path, precision, "final", **data).run.config, tmp_path)
-    export_run(tmp_path, tmp_path / "prompts.safetensors")
-    run = session(tmp_path, precision, "final", **data)
-    classifier = prometar.load(tmp_path / "prompts.safetensors")
-    assert classifier.backbone.clip.dtype == DTYPES[precision]
-    assert all(torch.equal(leaf, run.state.tested[name]) for name, leaf in classifier.leaves.items())
-    (batch,) = stream_local(run.run.evaluations["base"].plan, run.run.dataset.source)
-    predicted = classifier.predict(list(batch.images))
-    assert predicted.probabilities.dtype == np.float32
-    hits = predicted.probabilities.argmax(axis=1) == batch.labels
-    assert 100 * hits.mean() == pytest.approx(read_result(tmp_path).accuracies["base"])
