@@ -91,6 +91,7 @@ def group_of(item: pytest.Item) -> str:
     return next((group for group, begins in GROUPS.items() if name.startswith(begins)), name)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort tests by group, the long ones first. Tests with processes of their own are marked `slow`."""
     places = {}

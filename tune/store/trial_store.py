@@ -258,8 +258,8 @@ class TrialStore:
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
         stored, report = self._running[number]
         self._storage.set_trial_user_attr(stored, RESULT, REPORT.dump_python(report, mode="json"))
+        del self._running[number]  # even if only the answer is lost, it is over
         self._study.tell(number, values, state=state)
-        del self._running[number]
         self._successes += state is not TrialState.FAIL
 
     def hopeless(self) -> str | None:
