@@ -48,11 +48,11 @@ $(COMPILED): $(STAMP)-dev
 # Three groups of tests/conftest.py at a time, since tests that start clusters mostly wait. One thread each, since
 # threads that share a core wait for each other.
 suite: install $(COMPILED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 # Unit tests and recorded trajectories, without Ray.
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/unit tests/parity
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/parity
 
 # The newest version of everything, whatever constraints pip is configured with.
 test-newest:

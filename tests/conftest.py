@@ -21,6 +21,7 @@ from hypothesis import settings
 from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from xdist.scheduler import LoadScopeScheduling
 
 from tune.execution.local_ray import own_signal_handlers
 
@@ -71,8 +72,6 @@ typer.main.get_command = cache(typer.main.get_command)
 
 gc.disable()  # until all modules are there: a fifth of what that takes
 
-TESTS = Path(__file__).parent
-
 # Files of a group run in one process, one after the other. What takes minutes starts first. Files that need a
 # Ray of this process share it, because its start takes as long as many a test.
 GROUPS = {
@@ -85,19 +84,29 @@ GROUPS = {
 LONG = (*GROUPS, "cluster", "ray")
 
 
-def group_of(item: pytest.Item) -> str:
+def group_of(nodeid: str) -> str:
     """Name of a test's group. Most files are one of their own."""
-    name = item.path.relative_to(TESTS).as_posix()
+    name = nodeid.partition("::")[0].removeprefix("tests/")
     return next((group for group, begins in GROUPS.items() if name.startswith(begins)), name)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+class GroupScheduling(LoadScopeScheduling):
+    """xdist's `--dist loadgroup` changes names of tests, which this pytest does not read."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort tests by group, the long ones first. Tests with processes of their own are marked `slow`."""
     places = {}
     for item in items:
-        group = group_of(item)
-        item.add_marker(pytest.mark.xdist_group(group))
+        group = group_of(item.nodeid)
         if item.path.parent.name == "cluster":
             item.add_marker(pytest.mark.slow)
         places[item] = next((k for k, long in enumerate(LONG) if group.startswith(long)), len(LONG))
@@ -107,7 +116,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """End Ray with the groups that share it: idle, it takes a twentieth of a core."""
-    over = nextitem is not None and group_of(item) in GROUPS and group_of(nextitem) not in GROUPS
+    over = (
+        nextitem is not None and group_of(item.nodeid) in GROUPS and group_of(nextitem.nodeid) not in GROUPS
+    )
     if over and "ray" in sys.modules:
         sys.modules["ray"].shutdown()
 
