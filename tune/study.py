@@ -217,14 +217,13 @@ class Study:
         configure_ray(local=config.location.address is None)  # before ray is imported
         from tune.execution.executor import ExecutionContext
         from tune.execution.local_ray import start_ray
-        from tune.execution.resources import study_plan
+        from tune.execution.resources import on_gpus, study_plan
 
         if before := self.folder.read_study():
             config.require_same(before.config.identity(before.contents), contents)
         with locked(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
-            on_gpu = config.resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
-            memory = footprint.memory(config.run, on_gpu=on_gpu)
+            memory = footprint.memory(config.run, on_gpu=on_gpus(nodes, config.resources))
             resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), reason, *plan.notes):
                 self.console.print(line)

@@ -69,6 +69,16 @@ class ResourcePlan:
         return [{**trainer, kind: share}, stream] if share > trainer[kind] else None
 
 
+def on_gpus(nodes: Sequence[Node], resources: ResourcesConfig) -> bool:
+    """Return True if jobs train on GPUs.
+
+    Example:
+        >>> on_gpus([{"CPU": 8.0, "GPU": 1.0}], ResourcesConfig(gpus_per_trial=0))
+        False
+    """
+    return resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
+
+
 def study_plan(
     nodes: Sequence[Node], resources: ResourcesConfig, trials: int, memory: float = 0
 ) -> tuple[ResourcePlan, str]:

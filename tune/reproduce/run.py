@@ -22,7 +22,7 @@ from tune.execution.executor import ExecutionContext, run_jobs
 from tune.execution.jobs import Job
 from tune.execution.live import LiveView
 from tune.execution.local_ray import start_ray
-from tune.execution.resources import plan_resources
+from tune.execution.resources import on_gpus, plan_resources
 from tune.reproduce.figures import build_table, collect, pair_methods
 from tune.reproduce.grid import Grid, read_run
 from tune.reproduce.published import unlike_published
@@ -51,7 +51,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         failures: Mapping[str, str] = {}
         if left:
             nodes = start_ray(address=address)
-            on_gpu = resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
+            on_gpu = on_gpus(nodes, resources)
             footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, planned = plan_resources(nodes, resources, len(left), "all that are left", memory, "run")

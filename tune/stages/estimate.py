@@ -13,7 +13,7 @@ from prometar.training.epoch import rates, train_step
 from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
-from tune.execution.resources import study_plan
+from tune.execution.resources import on_gpus, study_plan
 from tune.stages.plan import StudyPlan
 
 TIMED = 3
@@ -28,11 +28,11 @@ def estimate(config: StudyConfig, plan: StudyPlan, footprint: Footprint) -> str:
     Raises:
         UserError: a trial does not fit on this machine, or its data or weights are unusable.
     """
-    gpus = float(torch.cuda.device_count())
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    node = {"CPU": float(num_cpus()), "GPU": gpus, "memory": float(machine)}
-    memory = footprint.memory(config.run, on_gpu=gpus > 0)
-    resources, reason = study_plan([node], config.resources, config.search.trials, memory)
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = torch.cuda.device_count()
+    nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(installed)}]
+    memory = footprint.memory(config.run, on_gpu=on_gpus(nodes, config.resources))
+    resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = seconds_per_step(config)
     _, _, steps = plan.stages["At most"]
