@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+unexport PYTHONDONTWRITEBYTECODE # else each process compiles torch and Ray anew
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test suite test-fast test-newest fuzz check bench gpu chaos docs constraints dist release-check smoke clean
@@ -42,20 +43,19 @@ check: install
 
 test: check suite
 
-# Compile once what tests import, instead of in three processes at once.
-COMPILED := $(VENV)/.compiled
-$(COMPILED): $(STAMP)-dev
-	$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 || true
-	touch $@
+# Each folder of tests in a process of its own, which imports only what it needs. Four at a time on two cores,
+# since tests that start clusters mostly wait. One thread each: threads that share a core wait for each other.
+SUITES := cluster studies ray contracts unit parity tools fuzz
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+suite: install
+	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compiled once, not by four at a time
+	@$(MAKE) --no-print-directory --keep-going --jobs 4 $(SYNC) $(addprefix test-,$(SUITES))
 
-# Three groups of tests/conftest.py at a time, since tests that start clusters mostly wait. One thread each, since
-# threads that share a core wait for each other.
-suite: install $(COMPILED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+test-%: install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$*
 
 # Unit tests and recorded trajectories, without Ray.
-test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope tests/unit tests/parity
+test-fast: test-unit test-parity
 
 # The newest version of everything, whatever constraints pip is configured with.
 test-newest:

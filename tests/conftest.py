@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -21,9 +20,6 @@ from hypothesis import settings
 from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from xdist.scheduler import LoadScopeScheduling
-
-from tune.execution.local_ray import own_signal_handlers
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -72,56 +68,6 @@ typer.main.get_command = cache(typer.main.get_command)
 
 gc.disable()  # until all modules are there: a fifth of what that takes
 
-# Files of a group run in one process, one after the other. What takes minutes starts first. Files that need a
-# Ray of this process share it, because its start takes as long as many a test.
-GROUPS = {
-    "studies": ("cluster/test_end_to_end", "ray/test_examples", "ray/test_raystream", "ray/test_s3"),
-    "processes": (
-        "cluster/test_kills", "cluster/test_disk", "ray/test_executor", "ray/test_reproduce",
-        "ray/test_wrong_usage", "ray/test_own_images",
-    ),
-}  # fmt: skip
-LONG = (*GROUPS, "cluster", "ray")
-
-
-def group_of(nodeid: str) -> str:
-    """Name of a test's group. Most files are one of their own."""
-    name = nodeid.partition("::")[0].removeprefix("tests/")
-    return next((group for group, begins in GROUPS.items() if name.startswith(begins)), name)
-
-
-class GroupScheduling(LoadScopeScheduling):
-    """xdist's `--dist loadgroup` changes names of tests, which this pytest does not read."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return group_of(nodeid)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
-    return GroupScheduling(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort tests by group, the long ones first. Tests with processes of their own are marked `slow`."""
-    places = {}
-    for item in items:
-        group = group_of(item.nodeid)
-        if item.path.parent.name == "cluster":
-            item.add_marker(pytest.mark.slow)
-        places[item] = next((k for k, long in enumerate(LONG) if group.startswith(long)), len(LONG))
-    items.sort(key=places.__getitem__)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End Ray with the groups that share it: idle, it takes a twentieth of a core."""
-    over = (
-        nextitem is not None and group_of(item.nodeid) in GROUPS and group_of(nextitem.nodeid) not in GROUPS
-    )
-    if over and "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
-
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What has been loaded by now is looked through by no later collection."""
@@ -147,6 +93,8 @@ def ray_local() -> Iterator[str]:
     Its address: drivers of their own may join it where nothing hangs on how they start theirs.
     """
     import ray
+
+    from tune.execution.local_ray import own_signal_handlers
 
     for attempt in range(3):
         ray.shutdown()  # what a test has left running, or a start that broke off half-way

@@ -67,3 +67,10 @@ def test_workflows_run_targets_of_the_makefile(path: Path) -> None:
 def test_both_packages_are_typed() -> None:
     assert (ROOT / "prometar" / "py.typed").exists()
     assert (ROOT / "tune" / "py.typed").exists()
+
+
+def test_make_runs_every_folder_of_tests() -> None:
+    suites = (ROOT / "Makefile").read_text("utf-8").partition("\nSUITES := ")[2].splitlines()[0].split()
+    assert sorted(suites) == sorted(
+        {path.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/**/test_*.py")}
+    )

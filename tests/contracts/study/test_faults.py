@@ -207,7 +207,7 @@ def test_a_clock_that_is_set_back_by_an_hour(
 
 
 def test_every_file_is_refused_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Found) -> None:
-    """Permissions do not bind root, so the refusals are made up. tests/cluster/test_disk.py has real ones."""
+    """Permissions do not bind root, so the refusals are made up. tests/studies/test_disk.py has real ones."""
     reasons, refused, opened = cycle((errno.EACCES, errno.EROFS, errno.ENOSPC)), list[str](), Path.open
     armed = True
 
