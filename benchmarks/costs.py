@@ -14,8 +14,7 @@ from common import BACKBONE, parser_of, publish, table
 
 from prometar.clip.openclip import load_backbone
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.dataset import Dataset, Item
-from prometar.data.datasets.sources import RenderedSource
+from prometar.data.datasets.dataset import Dataset, Item, RenderedSource
 from prometar.training.memory import Footprint
 from tune.config import StudyConfig
 from tune.stages.plan import plan_study

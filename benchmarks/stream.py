@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.datasets.dataset import Item, Source
-from prometar.data.datasets.sources import FolderSource
+from prometar.data.datasets.dataset import FolderSource, Item, Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.raystream import stream
-from prometar.data.streaming.stream import StreamOptions, stream_local
+from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec, apply
 from tune.execution.local_ray import start_ray
 
@@ -67,8 +66,8 @@ class PlanRows(torch.utils.data.Dataset[Images]):
         self._plan, self._files = plan, source.read_many([item.path for item in plan.items])
 
     def __getitem__(self, row: int) -> Images:
-        rows = self._plan.rows(row, row + 1)
-        return apply(self._plan.transform, self._files[rows.image[0]], int(rows.seed[0]))
+        [image], [seed] = self._plan.rows(row, row + 1)
+        return apply(self._plan.transform, self._files[image], int(seed))
 
 
 def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:
@@ -81,8 +80,7 @@ def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:
 
 
 def stream_pass(plan: Plan, source: Source, workers: int) -> Pass:
-    options = StreamOptions.in_bundle(float(workers))
-    return lambda: (batch.images for batch in stream(plan, source, options=options))
+    return lambda: (batch.images for batch in stream(plan, source, cpus=workers))
 
 
 def local_pass(plan: Plan, source: Source, workers: int) -> Pass:

@@ -2,13 +2,7 @@
 
 import sys
 
-
-def main() -> int:
-    """The entry point. Return the exit status."""
-    from prometar.cli.app import main as run
-
-    return run()
-
+from prometar.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

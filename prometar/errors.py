@@ -53,10 +53,11 @@ def is_of_accelerator(error: BaseException) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Return a message in one line without control characters from names of classes or files.
+    """Return text in one line in which names of files or classes cannot control the terminal.
 
     Example:
-        >>> one_line("a\\nb\\x1b[2J")
-        'a b [2J'
+        >>> print(one_line("a\\nb\\x1b[2J"))
+        a b\\x1b[2J
     """
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = text.replace("\n", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -11,13 +11,14 @@ from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select
-from prometar.data.splits.objective import FINAL, own_objective
+from prometar.data.splits.objective import FINAL
 from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import Stream, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
 from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.prompt_file import Card, require_prompts_target, write_prompts
+from prometar.io.custom import is_reference
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.io.lock import locked
 from prometar.methods.composition import build_prompts
@@ -121,22 +122,10 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
         UserError: the folder does not contain a finished run.
     """
     config, _, result = _finished(folder, trust_parts)
-    objective = own_objective(result.objective)
-    if objective and not trust_parts:
-        raise UserError(
-            f"{folder} names the custom objective {objective[0]}. Read it, then pass --trust-parts."
-        )
-    run = build_run(config, result.objective)
-    return Session(run, folder).score()
-
-
-def evaluate_run_on(folder: Path, name: str, root: str | None, *, trust_parts: bool = False) -> float:
-    """Return a finished run's accuracy in percent on another dataset.
-
-    Raises:
-        UserError: the folder does not contain a finished run, or the dataset is unknown or missing.
-    """
-    return evaluate_on(trained(folder, trust_parts=trust_parts), open_dataset(name, root))
+    objective = result.objective
+    if is_reference(objective) and not trust_parts:
+        raise UserError(f"{folder} names the custom objective {objective}. Read it, then pass --trust-parts.")
+    return Session(build_run(config, objective), folder).score()
 
 
 def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:

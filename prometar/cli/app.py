@@ -103,7 +103,8 @@ def evaluate(
     trust_parts: TrustOption = False,
 ) -> None:
     """Test a finished run's prompts again, or on another dataset."""
-    from prometar.runs import evaluate_run, evaluate_run_on
+    from prometar.data.datasets.catalog import open_dataset
+    from prometar.runs import evaluate_on, evaluate_run, trained
     from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
@@ -112,7 +113,8 @@ def evaluate(
         _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
     else:
         root = data_root or default_root(dataset)
-        accuracy = evaluate_run_on(run, dataset, root and absolute_root(root), trust_parts=trust_parts)
+        classifier = trained(run, trust_parts=trust_parts)
+        accuracy = evaluate_on(classifier, open_dataset(dataset, root and absolute_root(root)))
         print(f"{run} on {dataset}: {accuracy:.2f} %")
 
 

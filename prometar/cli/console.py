@@ -8,11 +8,10 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from unicodedata import category
 
 import typer
 
-from prometar.errors import PrometarError, first_line, is_of_accelerator
+from prometar.errors import PrometarError, first_line, is_of_accelerator, one_line
 
 INTERRUPTED = 130
 MESSAGE = "interrupted. Rerun the same command to resume."
@@ -89,11 +88,5 @@ def _report(error: Exception) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    print(f"error: {printable(message)}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return status
-
-
-def printable(message: str) -> str:
-    """Return one line in which names of files can neither move the cursor nor colour the terminal."""
-    line = " ".join(message.encode("utf-8", "backslashreplace").decode().split("\n"))
-    return "".join(c if category(c) != "Cc" else c.encode("unicode_escape").decode() for c in line)

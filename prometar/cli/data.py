@@ -12,11 +12,10 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from prometar.cli.console import printable
 from prometar.cli.options import PLAIN, RootOption, at_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import default_root
-from prometar.errors import WorkError
+from prometar.errors import WorkError, one_line
 from prometar.io.stores import masked
 
 app = typer.Typer(
@@ -57,7 +56,7 @@ def data_list(data_root: RootOption = None) -> None:
     if data_root is None:
         print("sizes are the published ones; --data-root DIR shows what is in DIR")
     for remark in remarks:
-        print(printable(remark))
+        print(one_line(remark))
 
 
 @app.command("check")
@@ -73,10 +72,10 @@ def data_check(
 
     found = check(name, data_root or default_root(name))
     for line in (*found.problems, *found.broken):
-        print(printable(line), file=sys.stderr)
-    print(printable(found.summary))
+        print(one_line(line), file=sys.stderr)
+    print(one_line(found.summary))
     for note in found.notes:
-        print(f"  {printable(note)}")
+        print(f"  {one_line(note)}")
     wrong = [f"{len(found.broken)} images are missing or broken"] if found.broken else []
     wrong += [f"{len(found.problems)} entries of the list are wrong"] if found.problems else []
     if wrong:

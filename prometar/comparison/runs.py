@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometar.bundled.suite import SUITE
 from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare
 from prometar.config.settings import Config, load_config
-from prometar.data.datasets.catalog import place_beside
+from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError, one_line
 from prometar.io.files import resolved
 from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean
@@ -32,9 +33,12 @@ class FinishedRun:
 
     @property
     def dataset(self) -> str:
-        """Its dataset. The folder is part of the name if several datasets share the name."""
+        """Its dataset. For custom images, root and arguments are part of the name."""
         data = self.config.data
-        return one_line(f"{data.name} {place_beside(data.name, data.root, data.args)}".strip())
+        if data.name in BENCHMARKS or data.name in SUITE:
+            return data.name
+        arguments = (f"{key}={value}" for key, value in sorted(data.args.items()))
+        return one_line(" ".join(filter(None, (data.name, data.root, *arguments))))
 
     @property
     def figures(self) -> dict[str, float]:

@@ -16,11 +16,11 @@ from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.objective import own_objective, problem
+from prometar.data.splits.objective import problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
-from prometar.io.custom import digest_of
+from prometar.io.custom import digest_of, is_reference
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.methods.smoke_test import smoke_test
@@ -208,7 +208,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         split.every_epoch,
         _seen(clip, plan, *source),
         foreign,
-        {name: digest_of(name) for name in [*config.own.values(), *own_objective(objective)]},
+        {name: digest_of(name) for name in (*config.own.values(), objective) if is_reference(name)},
     )
 
 

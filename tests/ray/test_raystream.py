@@ -12,7 +12,7 @@ from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming import raystream
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.raystream import stream
-from prometar.data.streaming.stream import Batch, StreamOptions, stream_local
+from prometar.data.streaming.stream import Batch, stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import StorageError, UserError, WorkError
 
@@ -32,13 +32,12 @@ def check_equal(got: list[Batch], want: list[Batch]) -> None:
         assert one.images.flags.writeable
 
 
-@pytest.mark.parametrize(("block_rows", "max_tasks", "start_step"), [(16, 1, 0), (64, 2, 0), (7, 2, 13)])
+@pytest.mark.parametrize(("block_rows", "cpus", "start_step"), [(16, 0.5, 0), (64, 1.5, 0), (7, 2, 13)])
 def test_pixels_equal_those_of_the_local_stream(
-    small_dtd: Path, block_rows: int, max_tasks: int, start_step: int, capfd: pytest.CaptureFixture[str]
+    small_dtd: Path, block_rows: int, cpus: float, start_step: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan, source = training_plan(small_dtd), open_dataset("dtd", small_dtd).source
-    options = StreamOptions(block_rows=block_rows, max_tasks=max_tasks)
-    got = stream(plan, source, start_step=start_step, options=options)
+    got = stream(plan, source, start_step=start_step, cpus=cpus, block_rows=block_rows)
     check_equal(list(got), list(stream_local(plan, source, start_step=start_step)))
     assert list(stream(plan, source, start_step=plan.num_steps)) == []
     assert capfd.readouterr() == ("", "")
@@ -60,7 +59,7 @@ def test_a_corrupt_or_missing_image_stops_the_stream_and_is_named(
     image.unlink() if damage == "missing" else image.write_bytes(b"\xff\xd8 not a photograph")
     plan = eval_plan(dataset.test, size=16, batch_size=2)
     with pytest.raises(error, match=path) as caught:
-        list(stream(plan, dataset.source, options=StreamOptions(block_rows=2)))
+        list(stream(plan, dataset.source, block_rows=2))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -102,7 +101,7 @@ def test_closing_a_stream_frees_the_object_store(small_dtd: Path) -> None:
 def test_a_slow_consumer_is_not_flooded(small_dtd: Path) -> None:
     plan, source = training_plan(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
     before = store_bytes()
-    batches = stream(plan, source, options=StreamOptions(memory_bytes=10**6))
+    batches = stream(plan, source, memory_bytes=10**6)
     next(batches)
     time.sleep(1)
     assert store_bytes() - before < 3e6  # of 14 MB

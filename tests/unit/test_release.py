@@ -21,7 +21,7 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Blocked())
-from prometar.__main__ import main
+from prometar.cli.app import main
 sys.exit(main())
 """
 

@@ -8,7 +8,6 @@ from typing import Any
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import Config, dump_config
 from prometar.data.streaming.raystream import stream
-from prometar.data.streaming.stream import StreamOptions
 from prometar.device import give_back
 from prometar.errors import PrometarError, StorageError
 from prometar.io.files import refused, write_atomically
@@ -29,7 +28,7 @@ class JobTraining:
 
     def __init__(self, task: Task) -> None:
         self._task, self._epoch = task, 0
-        self._stream = partial(stream, options=StreamOptions.in_bundle(task.plan.stream_cpus))
+        self._stream = partial(stream, cpus=task.plan.stream_cpus)
         self._sessions: dict[Path, Session] = {}
         self._notes: list[str] = []
 

@@ -13,17 +13,23 @@ from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.suite import SUITE
 from prometar.clip.wording import is_template
 from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE
-from prometar.data.datasets.dataset import SPLITS, Dataset, Item, Items, Source, flaw_of
-from prometar.data.datasets.imagetree import read_tree
+from prometar.data.datasets.dataset import (
+    SPLITS,
+    Dataset,
+    FolderSource,
+    Item,
+    Items,
+    RenderedSource,
+    Source,
+    flaw_of,
+)
+from prometar.data.datasets.imagetree import FOLDER, TITLE, read_tree
 from prometar.data.datasets.layouts import read_benchmark
 from prometar.data.datasets.prepared import MANIFEST, find_manifest, open_prepared
-from prometar.data.datasets.sources import FolderSource, RenderedSource
 from prometar.errors import UserError
 from prometar.io.custom import failing, is_reference, make
 from prometar.io.files import is_utf8, resolved
 from prometar.io.stores import join, masked
-
-FOLDER = "folder"
 
 
 def known() -> tuple[str, ...]:
@@ -33,7 +39,7 @@ def known() -> tuple[str, ...]:
 
 def title_of(name: str) -> str:
     """Return the name of a built-in dataset in tables."""
-    return "your own images" if name == FOLDER else (BENCHMARKS.get(name) or SUITE[name]).title
+    return TITLE if name == FOLDER else (BENCHMARKS.get(name) or SUITE[name]).title
 
 
 def file_name(name: str) -> str:
@@ -66,13 +72,6 @@ def default_root(*names: str) -> str | None:
         (None, 'data')
     """
     return (os.environ.get("PROMETAR_DATA") or "data") if set(names) & BENCHMARKS.keys() else None
-
-
-def place_beside(name: str, root: str | None, args: Mapping[str, object]) -> str:
-    """Return what distinguishes datasets with one name; "" for a benchmark, whose copies are equal."""
-    if name in BENCHMARKS or name in SUITE:
-        return ""
-    return " ".join([root or "", *(f"{key}={value}" for key, value in sorted(args.items()))]).strip()
 
 
 def place_of(name: str, root: Path | str) -> str:
@@ -174,10 +173,7 @@ def _open(name: str, root: Path | str | None) -> Dataset:
         raise UserError(
             f"there is no prepared copy at {masked(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
         )
-    listing = read_tree(Path(uri)) if name == FOLDER else read_benchmark(BENCHMARKS[name], Path(uri))
-    train, val, test = (listing.splits.get(split, ()) for split in SPLITS)
-    source = FolderSource(str(listing.images))
-    return Dataset(name, title_of(name), train, val, test, source, template, listing.origin, listing.note)
+    return read_tree(Path(uri)) if name == FOLDER else read_benchmark(BENCHMARKS[name], Path(uri))
 
 
 def problems_of(dataset: Dataset) -> Iterator[str]:

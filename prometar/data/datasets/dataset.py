@@ -1,14 +1,18 @@
-"""Dataset: items (path, label, class name) in three splits, and a source of the bytes."""
+"""Dataset: items (path, label, class name) in three splits, and a source of their bytes."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Protocol
 from unicodedata import category
 
+from prometar.bundled.suite import SUITE
 from prometar.clip.wording import readable
+from prometar.errors import UserError
+from prometar.io.files import read_bytes
 
 SPLITS = ("train", "val", "test")
 
@@ -35,6 +39,41 @@ class Source(Protocol):
             UserError: an image is missing or unreadable. The message names it.
         """
         ...
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files below a folder, as a benchmark is unpacked."""
+
+    folder: str
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        return [self._read(Path(self.folder, path)) for path in paths]
+
+    def _read(self, file: Path) -> bytes:
+        try:
+            return read_bytes(file)
+        except OSError as error:
+            raise UserError(
+                f"cannot read image {file} ({error.strerror}): "
+                "restore it, or pass --data-root with a complete copy"
+            ) from None
+
+
+@dataclass(frozen=True)
+class RenderedSource:
+    """The rendered dataset `name`. Images are rendered as PNG files when they are read."""
+
+    name: str
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        return [_rendered(self.name, path) for path in paths]
+
+
+@lru_cache(maxsize=1024)
+def _rendered(name: str, path: str) -> bytes:
+    """Render an image once per process (about 10 KiB each), since every epoch reads it again."""
+    return SUITE[name].encode(path)
 
 
 @dataclass(frozen=True)

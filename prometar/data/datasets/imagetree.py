@@ -2,20 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from prometar.data.datasets.dataset import SPLITS, Item, same_class
-from prometar.data.datasets.listing import (
-    ENDINGS,
-    Listing,
-    class_folders,
-    entries,
-    image_files,
-    labelled_images,
-)
+from prometar.data.datasets.benchmarks import TEMPLATE
+from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, same_class
 from prometar.errors import UserError
 
+FOLDER, TITLE = "folder", "your own images"
+# those that transforms.FORMATS can read
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
 MIN_TO_SPLIT = 3  # one image per split
 SPLIT_NOTE = (
@@ -25,7 +21,7 @@ SPLIT_NOTE = (
 ALLOWED = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
-def read_tree(folder: Path) -> Listing:
+def read_tree(folder: Path) -> Dataset:
     """Return the images of DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. Folders name classes.
 
     With split folders, `val` may be missing (a search then holds out images of `train`), and `test` alone is
@@ -46,16 +42,19 @@ def read_tree(folder: Path) -> Listing:
         raise UserError(f"{folder} has one class folder ({names[0]}): at least two are needed")
     if same := same_class(names):
         raise UserError(f"{folder}: the folders '{same[0]}' and '{same[1]}' name the same class: rename one")
+    note = _left_out(folder)
     if splits:
         items = {
             split: labelled_images(folder, [f"{split}/{name}" for name in names], names) for split in splits
         }
-        return Listing(folder, items, f"folder {folder}", _left_out(folder))
-    note = "; ".join(filter(None, (SPLIT_NOTE, _left_out(folder))))
-    return Listing(folder, _split(folder, names), f"folder {folder}", note)
+    else:
+        items, note = _split(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
+    train, val, test = (items.get(split, ()) for split in SPLITS)
+    source, origin = FolderSource(str(folder)), f"folder {folder}"
+    return Dataset(FOLDER, TITLE, train, val, test, source, TEMPLATE, origin, note)
 
 
-def _split(folder: Path, names: Sequence[str]) -> dict[str, tuple[Item, ...]]:
+def _split(folder: Path, names: Sequence[str]) -> dict[str, Items]:
     split: dict[str, list[Item]] = {name: [] for name in SPLITS}
     for label, name in enumerate(names):
         paths = [f"{name}/{file}" for file in image_files(folder / name)]
@@ -96,3 +95,63 @@ def _left_out(folder: Path) -> str:
     )
     found = sorted(file for file in files if "/." not in f"/{file}")  # hidden files and folders
     return f"{len(found)} files are no images and are left out, such as {found[0]}" if found else ""
+
+
+def entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the folders and of the files in `folder`, without hidden ones.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as found:
+            visible = sorted((entry.name, entry.is_dir()) for entry in found if entry.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"cannot list {folder} ({error.strerror})") from None
+    return [name for name, is_dir in visible if is_dir], [name for name, is_dir in visible if not is_dir]
+
+
+def class_folders(*folders: Path) -> list[str]:
+    """Return the sorted names of the class folders, which all `folders` must share.
+
+    Raises:
+        UserError: there are none, or a folder has other ones.
+    """
+    names = [entries(folder)[0] for folder in folders]
+    for folder, found in zip(folders, names, strict=True):
+        if not found:
+            raise UserError(f"{folder} has no class folders: expected a folder of images per class")
+        if differing := sorted(set(found) ^ set(names[0])):
+            raise UserError(
+                f"{folders[0]} and {folder} hold different classes, such as '{differing[0]}': every split "
+                "needs a folder for every class"
+            )
+    return names[0]
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the sorted names of the images in a class folder, selected by their ending.
+
+    Raises:
+        UserError: it has none, or contains folders.
+    """
+    folders, files = entries(folder)
+    if folders:
+        raise UserError(f"{folder / folders[0]} is a folder in a class folder: images must lie right in it")
+    images = [file for file in files if file.lower().endswith(ENDINGS)]
+    if not images:
+        raise UserError(f"class folder {folder} has no images ({', '.join(ENDINGS)})")
+    return images
+
+
+def labelled_images(images: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
+    """Return the images of class folders below `images`: the k-th folder has the label k and the k-th name.
+
+    Raises:
+        UserError: see `image_files`.
+    """
+    return tuple(
+        Item(f"{folder}/{file}", label, name)
+        for label, (folder, name) in enumerate(zip(folders, names, strict=True))
+        for file in image_files(images / folder)
+    )

@@ -1,13 +1,14 @@
 """Lists of images of the benchmarks, read from their folders."""
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prometar.data.datasets.benchmarks import CLASSNAMES, VARIANTS, Benchmark, how_to_get
-from prometar.data.datasets.dataset import SPLITS, Item, Items
-from prometar.data.datasets.listing import Listing, class_folders, labelled_images, read_lines
+from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items
+from prometar.data.datasets.imagetree import class_folders, labelled_images
 from prometar.errors import UserError
 from prometar.io.files import read_text
 from prometar.io.plain_data import problems_of
@@ -26,7 +27,7 @@ class SplitFile(BaseModel):
     test: list[Entry]
 
 
-def read_benchmark(row: Benchmark, folder: Path) -> Listing:
+def read_benchmark(row: Benchmark, folder: Path) -> Dataset:
     """Return the images of a benchmark's folder.
 
     Raises:
@@ -42,12 +43,13 @@ def read_benchmark(row: Benchmark, folder: Path) -> Listing:
             raise UserError(f"{folder / part} is missing: {how_to_get(row, part)}")
     images = folder / row.images
     if row.split_file:
-        return Listing(
-            images, read_split_file(folder / row.split_file), f"split file {folder / row.split_file}"
-        )
-    if row.splits:
-        return Listing(images, _read_class_folders(row, folder), f"folder {images}")
-    return Listing(images, _read_variants(folder), f"{folder / 'images_variant_*.txt'}")
+        splits, origin = read_split_file(folder / row.split_file), f"split file {folder / row.split_file}"
+    elif row.splits:
+        splits, origin = _read_class_folders(row, folder), f"folder {images}"
+    else:
+        splits, origin = _read_variants(folder), f"{folder / 'images_variant_*.txt'}"
+    train, val, test = (splits.get(split, ()) for split in SPLITS)
+    return Dataset(row.name, row.title, train, val, test, FolderSource(str(images)), row.template, origin)
 
 
 def read_split_file(file: Path) -> dict[str, Items]:
@@ -115,3 +117,14 @@ def read_classnames(file: Path) -> dict[str, str]:
             )
         names[wnid] = name
     return names
+
+
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, text) of the lines that are not blank.
+
+    Raises:
+        UserError: the file cannot be read, or is not text.
+    """
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()

@@ -54,15 +54,15 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
 
 
 def _listed(name: str, root: Path | str | None) -> Dataset | str | None:
+    place = place_of(name, root or "")
     try:
-        return open_dataset(name, root) if name in SUITE or _is_there(name, root) else None
+        if "://" in place:
+            there = find_manifest(place) is not None
+        else:
+            there = root is not None and Path(place).is_dir()
+        return open_dataset(name, root) if there or name in SUITE else None
     except PrometarError as error:
         return str(error)
-
-
-def _is_there(name: str, root: Path | str | None) -> bool:
-    place = place_of(name, root or "")
-    return root is not None and (find_manifest(place) is not None if "://" in place else Path(place).is_dir())
 
 
 def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
@@ -150,12 +150,11 @@ def _decoded_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, s
         if len(items) > 1:
             return [found for item in items for found in _decoded_group([item], source)]
         return [(b"", str(error) if items[0].path in str(error) else f"{items[0].path}: {error}")]
-    return [(file, _flaw(file, item.path)) for item, file in zip(items, files, strict=True)]
-
-
-def _flaw(file: bytes, path: str) -> str:
-    try:
-        decode(file, path)
-    except PrometarError as error:
-        return str(error)
-    return ""
+    found = []
+    for file, item in zip(files, items, strict=True):
+        try:
+            decode(file, item.path)
+            found.append((file, ""))
+        except PrometarError as error:
+            found.append((file, str(error)))
+    return found

@@ -179,11 +179,6 @@ def _figure(objective: Objective, name: str, accuracies: Mapping[str, float]) ->
     return float(value)
 
 
-def own_objective(name: str) -> list[str]:
-    """Return the reference of a custom objective in a list; an empty one for a built-in objective."""
-    return [name] if is_reference(name) else []
-
-
 def problem(name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20) -> Problem:
     """Return the images that the objective `name` trains and scores on.
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +21,6 @@ FORMAT = 1  # raise it when the same plan would give other pixels or another ord
 EVAL_BATCH_SIZE = 64
 
 Ints = NDArray[np.int64]
-
-
-class Rows(NamedTuple):
-    """Arrays of equal length: the index into `items`, and the image's seed."""
-
-    image: Ints
-    seed: Ints
 
 
 @lru_cache(maxsize=8)
@@ -94,8 +86,8 @@ class Plan:
         """Number of rows of all epochs."""
         return self.epochs * self.rows_per_epoch
 
-    def rows(self, start: int, stop: int) -> Rows:
-        """Return the rows start .. stop-1, numbered over all epochs."""
+    def rows(self, start: int, stop: int) -> tuple[Ints, Ints]:
+        """Return the rows start .. stop-1, numbered over all epochs: indices into `items`, and seeds."""
         images, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
@@ -105,7 +97,7 @@ class Plan:
             images.append(image)
             seeds.append(seed_of[image])
             start += last - first
-        return Rows(np.concatenate(images), np.concatenate(seeds))
+        return np.concatenate(images), np.concatenate(seeds)
 
     def step_rows(self, step: int) -> tuple[int, int]:
         """Return the first row of a step, and the row after its last."""

@@ -7,6 +7,7 @@ no task. Ray Data waits silently for ever if one of its tasks cannot be placed.
 
 import gc
 import logging
+import math
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, StreamOptions, steps
+from prometar.data.streaming.stream import Batch, steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import PrometarError, StorageError, WorkError, last_line
 
@@ -34,12 +35,23 @@ MAX_STORED_IMAGES = 10_000  # about 1 GB of photographs
 
 
 def stream(
-    plan: Plan, source: Source, start_step: int = 0, *, options: StreamOptions = StreamOptions()
+    plan: Plan,
+    source: Source,
+    start_step: int = 0,
+    *,
+    cpus: float = 0.5,
+    block_rows: int = 64,
+    memory_bytes: int = 2**27,
 ) -> Iterator[Batch]:
     """Yield the batches of `stream_local`, made by Ray Data in one execution for all epochs.
 
     Ray must be running. Close the iterator (or drop it) to stop the tasks early. In a placement group, the
-    tasks run in its bundles.
+    tasks run in its bundles. The options change neither pixels nor order.
+
+    Args:
+        cpus: Logical CPUs, such as those of a bundle. There is a task for each whole CPU, at least one.
+        block_rows: Rows that a task makes, in whole steps.
+        memory_bytes: Bound on finished blocks that wait for a slow consumer.
 
     Raises:
         WorkError: a broken image (the message names it), or a worker was lost for good.
@@ -48,13 +60,14 @@ def stream(
     """
     if start_step == plan.num_steps:
         return
-    blocks = _blocks(_dataset(plan, source, start_step, options))
+    with _context(memory_bytes):
+        blocks = _blocks(_dataset(plan, source, start_step, cpus, block_rows))
     images = np.empty(0, np.uint8)
     try:
-        for step, rows, labels in steps(plan, start_step):
+        for step, _, _, labels in steps(plan, start_step):
             if not len(images):
                 images = _next(blocks, step)
-            size = len(rows.image)
+            size = len(labels)
             yield Batch(step, images[:size].copy(), labels)  # a block is a read-only view of shared memory
             images = images[size:]
     except GeneratorExit:
@@ -82,32 +95,30 @@ def _next(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.uint8]:
         raise WorkError(f"the data stream failed at step {step}: {last_line(str(error))}") from error
 
 
-def _dataset(plan: Plan, source: Source, start_step: int, options: StreamOptions) -> ray.data.Dataset:
+def _dataset(plan: Plan, source: Source, start_step: int, cpus: float, block_rows: int) -> ray.data.Dataset:
     """One block for a few steps and one task per block.
 
     A task that makes several blocks holds its CPU until the consumer takes them. An evaluation between two
     epochs would then wait for the training stream, which waits for the evaluation.
     """
-    size = max(1, options.block_rows // plan.batch_size)
+    size, tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
     starts = range(start_step, plan.num_steps, size)
     items = [_described(plan, start, min(start + size, plan.num_steps)) for start in starts]
-    inputs = {"spec": plan.transform, "source": source, "files": _stored(plan, source)}
-    with _context(options):
-        return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            cast(Any, make_block),
-            fn_kwargs=inputs,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=options.num_cpus,
-            compute=TaskPoolStrategy(size=min(options.max_tasks, len(items))),
-        )
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        cast(Any, make_block),
+        fn_kwargs={"spec": plan.transform, "source": source, "files": _stored(plan, source)},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=cpus / tasks,
+        compute=TaskPoolStrategy(size=min(tasks, len(items))),
+    )
 
 
 def _described(plan: Plan, start: int, stop: int) -> dict[str, list[int] | list[str]]:
     """Images, augmentation seeds and paths of the steps start .. stop-1."""
-    rows = plan.rows(plan.step_rows(start)[0], plan.step_rows(stop - 1)[1])
-    paths = [plan.items[k].path for k in rows.image]
-    return {"image": rows.image.tolist(), "seed": rows.seed.tolist(), "path": paths}
+    images, seeds = plan.rows(plan.step_rows(start)[0], plan.step_rows(stop - 1)[1])
+    paths = [plan.items[k].path for k in images]
+    return {"image": images.tolist(), "seed": seeds.tolist(), "path": paths}
 
 
 def make_block(
@@ -130,7 +141,7 @@ def _stored(plan: Plan, source: Source) -> ray.ObjectRef | None:
 
 
 @contextmanager
-def _context(options: StreamOptions) -> Iterator[None]:
+def _context(memory_bytes: int) -> Iterator[None]:
     """Ray Data's settings for one stream. A dataset keeps the settings that it was made under."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the consumer raises what it would log
     context = DataContext.get_current().copy()
@@ -142,7 +153,7 @@ def _context(options: StreamOptions) -> Iterator[None]:
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=options.memory_bytes
+        object_store_memory=memory_bytes
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # no other setting reaches the bundle

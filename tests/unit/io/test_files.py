@@ -7,7 +7,7 @@ import pytest
 
 from prometar.clip.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.datasets.sources import FolderSource
+from prometar.data.datasets.dataset import FolderSource
 from prometar.errors import UserError
 from prometar.inference.prompt_file import read_prompts
 from prometar.io.files import read_bytes, resolved, size_of, write_atomically

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from prometar.comparison.runs import FinishedRun
 from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.dataset import Dataset, Item
-from prometar.data.datasets.sources import FolderSource
+from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.metrics import harmonic_mean, t_interval
 from tests.support.reproductions import PUBLISHED, ask, fill
 from tune.reproduce import figures

@@ -11,8 +11,7 @@ from PIL import Image
 
 from prometar.data.datasets import catalog
 from prometar.data.datasets.catalog import known, open_dataset
-from prometar.data.datasets.dataset import Dataset, Item
-from prometar.data.datasets.sources import FolderSource
+from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming.transforms import TransformSpec, apply

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prometar.data.datasets.dataset import Dataset, Item
-from prometar.data.datasets.sources import FolderSource
+from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.data.splits.objective import figure_of, objective_of, problem
 from prometar.errors import UserError
 

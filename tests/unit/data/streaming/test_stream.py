@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import Plan, eval_plan
-from prometar.data.streaming.stream import Batch, StreamOptions, stream_local
+from prometar.data.streaming.stream import Batch, stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import WorkError
 
@@ -57,7 +57,7 @@ def test_batches_are_writable_uint8_with_the_items_labels(small_dtd: Path) -> No
         assert batch.images.dtype == np.uint8
         assert batch.images.flags.writeable
         assert batch.images.shape == (4, 32, 32, 3)
-        want = [plan.items[k].label for k in plan.rows(*plan.step_rows(batch.step)).image]
+        want = [plan.items[k].label for k in plan.rows(*plan.step_rows(batch.step))[0]]
         assert batch.labels.tolist() == want
         assert batch.labels.dtype == np.int64
 
@@ -77,10 +77,3 @@ def test_a_broken_image_stops_the_stream_and_is_named(own_dtd: Path) -> None:
     assert next(batches).step == 0
     with pytest.raises(WorkError, match=path):
         next(batches)
-
-
-@pytest.mark.parametrize(("cpus", "tasks"), [(0.25, 1), (1, 1), (1.5, 1), (4, 4), (4.5, 4)])
-def test_a_bundle_is_used_up_and_not_exceeded(cpus: float, tasks: int) -> None:
-    options = StreamOptions.in_bundle(cpus)
-    assert options.max_tasks == tasks
-    assert options.num_cpus * tasks == pytest.approx(cpus)
