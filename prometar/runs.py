@@ -19,8 +19,7 @@ from prometar.errors import PrometarError, UserError
 from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.prompt_file import Card, require_prompts_target, write_prompts
 from prometar.io.custom import is_reference
-from prometar.io.files import read_bytes, size_of, write_atomically
-from prometar.io.lock import locked
+from prometar.io.files import locked, read_bytes, size_of, write_atomically
 from prometar.methods.composition import build_prompts
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch

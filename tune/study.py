@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.console import Console
 
 from prometar.errors import UserError, WorkError
-from prometar.io.lock import locked
+from prometar.io.files import locked
 from tune.config import StudyConfig
 from tune.execution.local_ray import configure_ray
 from tune.records.folder import Records, StudyFolder, read_records

@@ -70,14 +70,12 @@ def data_check(
     """
     from prometar.data.preparation.check import check
 
-    found = check(name, data_root or default_root(name))
-    for line in (*found.problems, *found.broken):
+    problems, broken, remarks = check(name, data_root or default_root(name))
+    for line in (*problems, *broken):
         print(one_line(line), file=sys.stderr)
-    print(one_line(found.summary))
-    for note in found.notes:
-        print(f"  {one_line(note)}")
-    wrong = [f"{len(found.broken)} images are missing or broken"] if found.broken else []
-    wrong += [f"{len(found.problems)} entries of the list are wrong"] if found.problems else []
+    print("\n  ".join(map(one_line, remarks)))
+    wrong = [f"{len(broken)} images are missing or broken"] if broken else []
+    wrong += [f"{len(problems)} entries of the list are wrong"] if problems else []
     if wrong:
         raise WorkError(f"{name}: {' and '.join(wrong)}: fix what is listed above")
 

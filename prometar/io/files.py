@@ -1,13 +1,16 @@
-"""Files that are complete or absent."""
+"""Files that are complete or absent, and folders that one process uses."""
 
 import errno
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prometar.errors import StorageError, UserError
+from filelock import FileLock, Timeout
+
+from prometar.errors import StorageError, UserError, WorkError
 
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
@@ -153,3 +156,38 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise refused(path, error) from None
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Lock `folder`. The lock ends with the process, however it ends.
+
+    Folders that were created for it are removed if an error leaves them empty.
+
+    Args:
+        what: Name of the folder in messages ("the study out/dtd").
+
+    Raises:
+        WorkError: another process has locked it.
+        StorageError: the folder is not writable, or its file system has no locks.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise WorkError(f"{what} is in use by another process. Wait until it ends, or stop it.") from None
+    except OSError as error:
+        raise refused(Path(error.filename or folder), error) from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if created and [path.name for path in folder.iterdir()] == ["lock"]:
+                (folder / "lock").unlink()
+                for path in created:
+                    path.rmdir()
+        raise
+    finally:
+        lock.release()

@@ -1,5 +1,7 @@
-"""The guides describe recipes, settings, commands and files as they are."""
+"""Guides describe recipes, settings, commands and files as they are; examples in docstrings work."""
 
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -121,3 +123,17 @@ def test_one_version_everywhere() -> None:
     )
     assert latest
     assert latest[1] == __version__
+
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("prometar", "tune")
+    for path in (ROOT / package).rglob("*.py")
+    if ">>> " in path.read_text()
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_do_what_they_say(module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not doctest.testmod(importlib.import_module(module)).failed

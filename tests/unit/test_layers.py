@@ -1,4 +1,4 @@
-"""Imports between packages go one way, and few files import each external library."""
+"""Imports go one way. Few files import each external library, and one uses its private names."""
 
 import ast
 import sys
@@ -124,3 +124,24 @@ def test_scripts_in_tune_do_not_shadow_other_modules() -> None:
     }
     installed = {name for names in (packages_distributions(), sys.stdlib_module_names) for name in names}
     assert not ours - {"__init__"} & installed - {"tune"}
+
+
+def _private_uses(source: str) -> set[str]:
+    """Private modules that are imported, and private names of anything but `self`, `cls` and `super()`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = ast.unparse(node.value)
+            if owner not in {"self", "cls", "super()"}:
+                found.add(f"{owner}.{node.attr}")
+        elif isinstance(node, ast.ImportFrom):
+            words = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+            if words[0] in {"ray", "optuna"} and any(word.startswith("_") for word in words):
+                found.add(str(node.module))
+    return found
+
+
+def test_one_file_uses_private_names() -> None:
+    users = [path for path in FILES if {name.split(".")[0] for name in imports_of(path)} & {"ray", "optuna"}]
+    found = {str(path.relative_to(ROOT)): _private_uses(path.read_text("utf-8")) for path in users}
+    assert {file for file, uses in found.items() if uses} == {"tune/execution/patching.py"}

@@ -10,7 +10,7 @@ from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config, configure, dump_config
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.custom import digest_of
-from prometar.io.lock import locked
+from prometar.io.files import locked
 from prometar.training.run import forget
 from prometar.training.run_result import read_result
 from tests.support.own import write_parts

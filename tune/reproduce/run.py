@@ -12,8 +12,7 @@ from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import Problem, problem
 from prometar.errors import PrometarError, UserError, WorkError, one_line
-from prometar.io.files import resolved, write_atomically
-from prometar.io.lock import locked
+from prometar.io.files import locked, resolved, write_atomically
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
 from prometar.training.memory import Footprint

@@ -132,8 +132,6 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     require_name(name)
     if is_reference(name):
         return _open_custom(name, None if root is None else str(root), args)
-    if args:
-        raise UserError(f"data.args are settings of a custom loader, and {name} is built in")
     dataset = _open(name, root)
     return replace(dataset, wordings=BENCHMARKS[name].wordings) if name in BENCHMARKS else dataset
 

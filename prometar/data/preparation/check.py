@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from prometar.bundled.suite import SUITE
@@ -17,23 +16,6 @@ from prometar.errors import PrometarError, UserError
 
 READ_AT_ONCE = 16  # images
 SHOWN_NAMES = 12
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Result of `check`.
-
-    Attributes:
-        summary: One line.
-        broken: A message per image that is missing, in a corrupt shard, or cannot be decoded.
-        problems: Errors of the list: images listed twice, labels with two names.
-        notes: Other sizes or another split file than published, a split made here, the class names.
-    """
-
-    summary: str
-    broken: tuple[str, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
@@ -74,23 +56,28 @@ def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, .
     return tuple(f"{what} {found[what]} of {size}" for what, size in published.items() if found[what] != size)
 
 
-def check(name: str, root: Path | str | None = None) -> CheckResult:
+def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[str], list[str]]:
     """Check the list and decode every image of a dataset.
 
     Args:
         name, root: As for `open_dataset`.
 
+    Returns:
+        Errors of the list, such as labels with two names. A message per image that is missing, in a corrupt
+        shard, or cannot be decoded. A summary, followed by notes: other sizes or another split file than
+        published, a split made here, the class names.
+
     Raises:
-        UserError: the dataset cannot be opened. Broken images and wrong lists are in the result, not raised.
+        UserError: the dataset cannot be opened.
     """
     dataset = open_unverified(name, root)
     items = list({item.path: item for item in dataset.items}.values())
-    broken = tuple(message for _, message in decoded(items, dataset.source) if message)
+    broken = [message for _, message in decoded(items, dataset.source) if message]
     names = {item.label: item.classname for item in items}
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
     state = f"{len(broken)} broken" if broken else "all whole"
     summary = f"{name}: {len(names)} classes, {sizes} images, {state}"
-    return CheckResult(summary, broken, tuple(problems_of(dataset)), tuple(_notes(dataset, names, root)))
+    return list(problems_of(dataset)), broken, [summary, *_notes(dataset, names, root)]
 
 
 def _notes(dataset: Dataset, names: dict[int, str], root: Path | str | None) -> Iterator[str]:

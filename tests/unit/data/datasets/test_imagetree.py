@@ -73,7 +73,7 @@ def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
     (tmp_path / "train/cat/.DS_Store").write_text("")
     note = open_dataset("folder", tmp_path).note
     assert note == "2 files are no images and are left out, such as labels.csv"
-    assert note in check("folder", tmp_path).notes
+    assert note in check("folder", tmp_path)[2]
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

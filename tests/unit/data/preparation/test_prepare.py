@@ -17,8 +17,6 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import StorageError, UserError, WorkError
-from prometar.io.stores import masked
-from tests.support.copies import write_tree
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -78,18 +76,6 @@ def test_never_writes_into_the_users_data(own_dtd: Path) -> None:
     assert tree(own_dtd) == before
 
 
-def test_a_copy_of_other_images_under_the_same_name_stays(tmp_path: Path) -> None:
-    for tree_name, classes in (("one", ("oak", "yew")), ("other", ("cat", "dog"))):
-        write_tree(tmp_path / tree_name, [f"{name}/{k}.png" for name in classes for k in range(6)])
-    copy = tmp_path / "copy"
-    prepare("folder", tmp_path / "one", copy)
-    before = tree(copy)
-    with pytest.raises(UserError, match="holds another copy of 'folder'"):
-        prepare("folder", tmp_path / "other", copy)
-    assert tree(copy) == before
-    assert prepare("folder", tmp_path / "one", copy)[1] == 1, "the same again is no other"
-
-
 @pytest.mark.parametrize("change", ["bytes", "name", "split"])
 def test_a_copy_that_differs_in_one_image_stays(own_dtd: Path, tmp_path: Path, change: str) -> None:
     """Its counts and class names are the same."""
@@ -129,12 +115,12 @@ def test_a_damaged_shard_is_named_and_written_again(
     with pytest.raises(StorageError, match=r"cannot read shard .*delete this copy and prepare it again"):
         dataset.source.read_many([item.path for item in dataset.items])
     if damage is lose_a_bit:
-        broken = check("dtd", tmp_path).broken
+        _, broken, _ = check("dtd", tmp_path)
         assert broken
         assert all(f"cannot read shard {shard}" in message for message in broken)
     assert prepare("dtd", own_dtd, tmp_path, shard_rows=10)[1] == 3
     assert tree(tmp_path) == before
-    assert check("dtd", tmp_path).broken == ()
+    assert check("dtd", tmp_path)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -162,7 +148,6 @@ def test_a_wrong_manifest_says_what_is_wrong(
 
 
 def test_credentials_in_a_uri_are_not_shown() -> None:
-    assert masked("s3://key:se%2Fcret@bucket/a@b?region=x") == "s3://key:***@bucket/a@b?region=x"
     with pytest.raises(UserError) as caught:
         open_dataset("dtd", "nowhere://key:se/cret@bucket")
     assert "cret" not in str(caught.value)

@@ -62,13 +62,6 @@ def test_batches_are_writable_uint8_with_the_items_labels(small_dtd: Path) -> No
         assert batch.labels.dtype == np.int64
 
 
-def test_evaluation_reads_every_image_once_in_order(small_dtd: Path) -> None:
-    dataset = open_dataset("dtd", small_dtd)
-    plan = eval_plan(dataset.test, size=32, batch_size=7)
-    labels = np.concatenate([b.labels for b in stream_local(plan, dataset.source)])
-    assert labels.tolist() == [item.label for item in dataset.test]
-
-
 def test_a_broken_image_stops_the_stream_and_is_named(own_dtd: Path) -> None:
     dataset = open_dataset("dtd", own_dtd)
     path = dataset.test[3].path
