@@ -7,14 +7,26 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark
+from prometar.data.datasets.catalog import open_dataset
+from prometar.errors import UserError
 from tests.support.fileserver import Served
 
 CLASSES = 5
 COUNTS = {"train": 4, "val": 3, "test": 2}  # images a class
 NAMES = ("tench", "great white shark", "F/A-18", "flat-coated retriever", "crème brûlée")
+
+
+def fails(name: str, root: Path | None) -> str:
+    """The message with which a dataset cannot be opened, in one line."""
+    with pytest.raises(UserError) as caught:
+        open_dataset(name, root)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @lru_cache

@@ -64,11 +64,6 @@ def test_workflows_run_targets_of_the_makefile(path: Path) -> None:
             assert f"\n{target}:" in makefile, command
 
 
-def test_both_packages_are_typed() -> None:
-    assert (ROOT / "prometar" / "py.typed").exists()
-    assert (ROOT / "tune" / "py.typed").exists()
-
-
 def test_make_runs_every_folder_of_tests() -> None:
     suites = (ROOT / "Makefile").read_text("utf-8").partition("\nSUITES := ")[2].splitlines()[0].split()
     assert sorted(suites) == sorted(

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from prometar import runs
 from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config, configure, dump_config
+from prometar.environment import environment
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.custom import digest_of
 from prometar.io.files import locked
@@ -104,3 +106,16 @@ def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     said = f"^cannot write {tmp_path}/lock: Is a directory: move that folder away$"
     with pytest.raises(StorageError, match=said), locked(tmp_path, "the run"):
         pytest.fail("the lock was taken")
+
+
+def test_the_gpu_that_a_process_has_computed_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "gpu" not in environment()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A Card")
+    assert environment()["gpu"] == "A Card"
+
+    def failed() -> str:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", failed)
+    assert "gpu" not in environment()

@@ -74,13 +74,10 @@ class Benchmark(PlainData):
         return (self.images, VARIANTS, *(f"images_variant_{split}.txt" for split in self.sizes))
 
 
-def _rows() -> dict[str, Benchmark]:
-    text = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")
-    rows = parse_yaml(text, where="benchmarks.yaml")
-    return {name: Benchmark(name=name, **row) for name, row in rows.items()}
-
-
-BENCHMARKS: dict[str, Benchmark] = _rows()
+_TABLE = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")
+BENCHMARKS: dict[str, Benchmark] = {
+    name: Benchmark(name=name, **row) for name, row in parse_yaml(_TABLE, where="benchmarks.yaml").items()
+}
 """Benchmarks by name."""
 
 _COOP = "the release of CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"

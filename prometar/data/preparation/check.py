@@ -8,7 +8,7 @@ from pathlib import Path
 from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import FOLDER, known, open_dataset, open_unverified, place_of, problems_of
-from prometar.data.datasets.dataset import Dataset, Item, Source
+from prometar.data.datasets.dataset import Dataset, FolderSource, Item, Source
 from prometar.data.datasets.prepared import find_manifest
 from prometar.data.streaming.transforms import decode
 from prometar.environment import num_cpus
@@ -81,10 +81,13 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
 
 
 def _notes(dataset: Dataset, names: dict[int, str], root: Path | str | None) -> Iterator[str]:
+    row = BENCHMARKS.get(dataset.name)
     if found := differences(dataset.name, len(names), dataset.counts):
         yield f"not the published sizes: {', '.join(found)}"
-    elif note := _other_split(dataset.name, root):
-        yield note
+    elif row and row.split_digest and isinstance(dataset.source, FolderSource):
+        file = Path(place_of(row.name, str(root)), row.split_file)
+        if digest_of(file, "sha256") != row.split_digest:
+            yield f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
     if dataset.note:
         yield dataset.note
     for split in ("train", "test"):
@@ -95,17 +98,6 @@ def _notes(dataset: Dataset, names: dict[int, str], root: Path | str | None) -> 
     ordered = [names[label] for label in sorted(names)]
     shown = ordered if len(ordered) <= SHOWN_NAMES else [*ordered[: SHOWN_NAMES - 1], "...", ordered[-1]]
     yield f"class names: {', '.join(shown)}"
-
-
-def _other_split(name: str, root: Path | str | None) -> str:
-    """Return a note if the split file in a benchmark's folder is not CoOp's."""
-    row = BENCHMARKS.get(name)
-    if row is None or not row.split_digest or "://" in str(root):
-        return ""
-    file = Path(place_of(name, str(root)), row.split_file)
-    if not file.exists() or digest_of(file, "sha256") == row.split_digest:
-        return ""
-    return f"{file.name} is not CoOp's, byte for byte: figures may not compare with published ones"
 
 
 def digest_of(file: Path, kind: str) -> str:

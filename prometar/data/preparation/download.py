@@ -31,11 +31,7 @@ Progress = Callable[[int, int], None]
 """Called with the finished and the total number of bytes or shards. The total is 0 if it is unknown."""
 
 
-def unwatched(done: int, total: int) -> None:
-    """Progress that nobody follows."""
-
-
-def download(name: str, to: Path | str, *, progress: Progress = unwatched) -> tuple[list[Path], str]:
+def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Path], str]:
     """Download, verify and unpack a benchmark's images and its split file to `<to>/<folder>`.
 
     A folder or file that exists is never touched. New ones appear whole or not at all.
@@ -114,7 +110,7 @@ def _get_split(row: Benchmark, folder: Path, work: Path, progress: Progress) -> 
     os.replace(file, folder / file.name)
 
 
-def fetch(url: str, file: Path, *, digest: str = "", progress: Progress = unwatched) -> None:
+def fetch(url: str, file: Path, *, digest: str = "", progress: Progress = lambda done, total: None) -> None:
     """Download `url` to `file`.
 
     Args:

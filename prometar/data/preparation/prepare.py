@@ -15,7 +15,7 @@ from prometar.data.datasets.catalog import FOLDER, lies_in, open_dataset, place_
 from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, Shard, find_manifest
 from prometar.data.preparation.check import decoded
-from prometar.data.preparation.download import Progress, unwatched
+from prometar.data.preparation.download import Progress
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.files import resolved
 from prometar.io.stores import masked, read_file, write_file
@@ -30,7 +30,7 @@ def prepare(
     to: Path | str,
     *,
     shard_rows: int = SHARD_ROWS,
-    progress: Progress = unwatched,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[Manifest, int]:
     """Write `<to>/<folder>/manifest.json` and shards. Then `--data-root <to>` opens the copy.
 
@@ -50,8 +50,17 @@ def prepare(
         UserError: the dataset cannot be opened, or `to` lies in the user's data or contains another copy.
         WorkError: broken images, all named; or the target cannot be written.
     """
-    target = _target_of(name, root, to)
-    dataset, earlier = open_dataset(name, root), find_manifest(target)
+    known = (*BENCHMARKS, FOLDER)
+    if name not in known:
+        raise UserError(f"dataset '{name}' cannot be prepared: choose one of {', '.join(known)}")
+    target = place_of(name, to if "://" in str(to) else resolved(to))
+    local = target.removeprefix("file://")
+    if "://" not in local and lies_in(Path(local), name, root):
+        raise UserError(f"{target} lies in the dataset's own folder: choose another --to")
+    earlier = find_manifest(target)
+    if earlier is not None and earlier.name != name:
+        raise UserError(f"{masked(target)} holds a prepared copy of '{earlier.name}': choose another folder")
+    dataset = open_dataset(name, root)
     rows = [(item, split) for split, items in dataset.splits.items() for item in items]
     parts = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
     shards, broken, kept = list[Shard](), list[str](), 0
@@ -74,25 +83,6 @@ def prepare(
     manifest = Manifest(name=name, counts=dataset.counts, note=dataset.note, shards=tuple(shards))
     _keep(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest, kept
-
-
-def _target_of(name: str, root: Path | str | None, to: Path | str) -> str:
-    """Return the target of the copy.
-
-    Raises:
-        UserError: an unknown name, or a target in the user's data or with a copy of another dataset.
-    """
-    known = (*BENCHMARKS, FOLDER)
-    if name not in known:
-        raise UserError(f"dataset '{name}' cannot be prepared: choose one of {', '.join(known)}")
-    target = place_of(name, to if "://" in str(to) else resolved(to))
-    local = target.removeprefix("file://")
-    if "://" not in local and lies_in(Path(local), name, root):
-        raise UserError(f"{target} lies in the dataset's own folder: choose another --to")
-    earlier = find_manifest(target)
-    if earlier is not None and earlier.name != name:
-        raise UserError(f"{masked(target)} holds a prepared copy of '{earlier.name}': choose another folder")
-    return target
 
 
 def _encode(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:

@@ -44,12 +44,6 @@ def test_the_defaults_are_prometars() -> None:
     assert Config() == Config(method="prometar") == configure("prometar")
 
 
-def test_what_is_asked_overrides_the_recipe() -> None:
-    config = configure("coop", {"train.epochs": 3, "regularizer.kind": "l2"})
-    assert (config.train.epochs, config.train.batch_size) == (3, 32)
-    assert config.regularizer.kind == "l2"
-
-
 def test_another_method_brings_its_own_settings_and_leaves_data_and_seed() -> None:
     start = configure("coop", {"data.shots": 2, "train.seed": 7, "optim.lr": 1.0, "backbone.name": "b"})
     other = start.override({"train.epochs": 4, "method": "maple"})

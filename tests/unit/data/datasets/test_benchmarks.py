@@ -10,8 +10,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
 from prometar.data.splits.fewshot import labels_of
-from prometar.errors import UserError
-from tests.support.copies import CLASSES, COUNTS, NAMES, wnid, write_copy
+from tests.support.copies import CLASSES, COUNTS, NAMES, fails, wnid, write_copy
 
 ALL = sorted(BENCHMARKS)
 FOLDERS = [name for name in ALL if BENCHMARKS[name].splits]
@@ -25,14 +24,6 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ALL:
         write_copy(name, root)
     return root
-
-
-def fails(name: str, root: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        open_dataset(name, root)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_table_has_fifteen_rows() -> None:

@@ -14,16 +14,9 @@ from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming.transforms import TransformSpec, apply
 from prometar.errors import UserError
+from tests.support.copies import fails
 
 SPLIT = "split_zhou_DescribableTextures.json"
-
-
-def fails(name: str, root: Path | None) -> str:
-    with pytest.raises(UserError) as caught:
-        open_dataset(name, root)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_dtd_keeps_the_split_files_order(small_dtd: Path) -> None:

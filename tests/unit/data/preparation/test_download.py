@@ -55,13 +55,6 @@ def test_a_failed_transfer_is_one_line(server: Served, tmp_path: Path, status: i
     assert "\n" not in str(caught.value)
 
 
-def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
-    with serve({}) as served:
-        url = served.url
-    with pytest.raises(WorkError, match=r"cannot download .*refused.*Rerun this command"):
-        fetch(f"{url}/file.bin", tmp_path / "file")
-
-
 def tar_of(folder: Path, top: str) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
