@@ -20,7 +20,6 @@ from prometar.inference.classifier import Classifier, require_prompts
 from prometar.inference.prompt_file import Card, require_prompts_target, write_prompts
 from prometar.io.custom import is_reference
 from prometar.io.files import locked, read_bytes, size_of, write_atomically
-from prometar.methods.composition import build_prompts
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch
 from prometar.training.run import backbone_of, build_run
@@ -168,7 +167,7 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"{folder} was trained with other weights than {pretrained} contains now.")
     state = checkpoint.state.to(backbone.clip.device)
-    prompts = build_prompts(config)
+    prompts = config.prompts.component()
     require_prompts(folder / "checkpoint.safetensors", backbone.clip, prompts, state.tested)
     return Classifier(backbone, prompts, state.tested, config, result.classnames, result.template)
 

@@ -1,4 +1,4 @@
-"""Trained prompts as a classifier, as a file and as a program; nothing of studies is imported."""
+"""Trained prompts as a classifier and as a file; nothing of studies is imported."""
 
 from prometar.inference.classifier import Classifier, Predictions, load
 

@@ -24,7 +24,6 @@ from prometar.errors import UserError, WorkError, first_line
 from prometar.inference import hub
 from prometar.inference.prompt_file import Card, read_prompts
 from prometar.io.files import read_bytes
-from prometar.methods.composition import build_prompts
 from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.run import DTYPES
@@ -152,7 +151,7 @@ def load(
             "Pass the original ones as pretrained=FILE."
         )
     clip = clip.folded().to(device=there, dtype=DTYPES[config.backbone.precision])
-    prompts = build_prompts(config)
+    prompts = config.prompts.component()
     require_prompts(path, clip, prompts, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
     backbone = ready(name, pretrained or known, clip)

@@ -5,14 +5,12 @@ downstream tests a name, so any part can be combined with any other: an ablation
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from prometar.io.plain_data import PlainData
 from prometar.methods.augmentations import AnyAugmentation, Augmentation, FeatureMixup, NoAugmentation
 from prometar.methods.averagers import AnyAverager, Averager, Last
-from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD, NoInnerLoop
+from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
 from prometar.methods.modulators import AnyModulator, Gate, Modulator
-from prometar.methods.part import Custom, Part
 from prometar.methods.prompts import AnyPrompts, IndependentPrompts, Prompts
 from prometar.methods.regularizers import AnyRegularizer, Distances, Regularizer
 
@@ -60,23 +58,12 @@ def build(config: Sections) -> Method:
         >>> build(Config()).modulator
         Gate(kind='gate', reduction=8)
     """
-    prompts = build_prompts(config)
-    inner = None if isinstance(config.inner, NoInnerLoop) else _made(config.inner)
+    prompts, inner = config.prompts.component(), config.inner.component()
     return Method(
         prompts,
         config.regularizer.regularizer(prompts),
-        _made(config.modulator),
+        config.modulator.component(),
         inner,
-        NoAugmentation() if inner is None else _made(config.task),  # without tasks nothing is augmented
-        _made(config.averager),
+        NoAugmentation() if inner is None else config.task.component(),  # without tasks nothing is augmented
+        config.averager.component(),
     )
-
-
-def build_prompts(config: Sections) -> Prompts:
-    """Return only the prompts of a configuration, which is all that inference needs."""
-    prompts: Prompts = _made(config.prompts)
-    return prompts
-
-
-def _made(part: Part) -> Any:
-    return part.component() if isinstance(part, Custom) else part

@@ -13,6 +13,9 @@ class NoInnerLoop(Part):
 
     kind: Literal["none"] = "none"
 
+    def component(self) -> None:
+        return None
+
 
 class InnerSGD(Part):
     """theta' = theta - lr * modulated gradient g on the support images.

@@ -18,6 +18,10 @@ class Part(BaseModel):
     model_config = PlainData.model_config
     CHOOSER: ClassVar[str] = "kind"
 
+    def component(self) -> Any:
+        """Return what the method is composed of: the part itself."""
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, tree: Any) -> Any:

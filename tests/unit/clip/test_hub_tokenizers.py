@@ -9,7 +9,6 @@ from open_clip import factory
 from prometar.clip import openclip
 from prometar.config.settings import configure
 from prometar.errors import UserError, WorkError
-from prometar.methods.composition import build_prompts
 from prometar.step.prompted_clip import build_model, prompt_texts
 from tests.support import families
 
@@ -63,7 +62,7 @@ def test_a_context_that_is_too_few_tokens_is_refused(monkeypatch: pytest.MonkeyP
     families.register(monkeypatch)
     backbone = openclip.load_backbone("tiny-siglip", "random")
     config = configure("coop")
-    prompts = build_prompts(config)
+    prompts = config.prompts.component()
     texts = prompt_texts(["cat", "dog"], prompts, init="a photo of a", template="{}")
     build_model(backbone.clip, prompts, backbone.tokenize(texts))
     with pytest.raises(UserError, match="makes fewer than"):
