@@ -13,12 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prometar.clip.features import Seen
+from prometar.clip.model import tensors_of
 from prometar.clip.openclip import outline, tokenizer_of
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import Batch, Images, Query, make_batch
+from prometar.step.meta_batch import Batch, Images, make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.step.task_selection import Mixing
@@ -58,7 +59,7 @@ def _with_task(whole: Images, num_support: int) -> Batch:
     labels, share = whole.labels[num_support:], whole.weights[num_support:]
     frozen = None if whole.frozen is None else whole.frozen[num_support:]
     mixing, tokens = Mixing(share, share, labels, labels, None), whole.tokens[num_support - 1 :]
-    return Batch(whole, support, Query(tokens, labels, share, mixing, labels, frozen))
+    return Batch(whole, support, Images(tokens, labels, share, frozen, mixing, labels))
 
 
 def rehearse(
@@ -155,7 +156,7 @@ def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.fl
     rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, num_query=1)
     inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
     with rehearsal.mode, _Live() as live:
-        before = live.note([*rehearsal.state.tensors().values(), *inputs, *rehearsal.model.clip.tensors()])
+        before = live.note([*rehearsal.state.tensors().values(), *inputs, *tensors_of(rehearsal.model.clip)])
         rehearsal()
     return Memory(before, live.peak)
 

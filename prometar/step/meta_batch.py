@@ -15,27 +15,18 @@ from prometar.step.task_selection import Mixing, Selection, TaskDraw, select
 
 
 class Images(NamedTuple):
-    """Embedded images (B, T, D), labels (B,), weights (B,) that sum to 1, frozen features (B, E) if used."""
+    """Embedded images (B, T, D), labels (B,), weights (B,) that sum to 1, frozen features (B, E) if used.
 
-    tokens: Tensor
-    labels: Tensor
-    weights: Tensor
-    frozen: Tensor | None
-
-
-class Query(NamedTuple):
-    """Embedded images (R, T, D) whose first Q are the query, its labels (Q,), weights (Q,) and mixture.
-
-    partner_labels: (Q,), if there is a mixture.
-    frozen: (Q, E), mixed as the images are; only if the text depends on the images.
+    mixing, partner_labels: The mixture of a query, and the partners' labels (B,). Embedded images after the
+        first B are only mixed in. Frozen features are mixed as the images are.
     """
 
     tokens: Tensor
     labels: Tensor
     weights: Tensor
+    frozen: Tensor | None
     mixing: Mixing | None = None
     partner_labels: Tensor | None = None
-    frozen: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -43,7 +34,7 @@ class Batch(NamedTuple):
 
     images: Images
     support: Images | None = None
-    query: Query | None = None
+    query: Images | None = None
 
 
 def make_batch(
@@ -79,7 +70,7 @@ def make_batch(
     return Batch(whole, support, _query(clip, method, images_B3HW, whole, task))
 
 
-def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Query:
+def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Images:
     """Return the selected images, embedded, and what is mixed into them."""
     rows, mixing = selection.query_rows, selection.mixing
     own, partner_labels, frozen = rows[: len(selection.query_weights)], None, None
@@ -97,4 +88,4 @@ def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selec
         if frozen is not None and whole.frozen is not None:
             frozen = mixing.own[:, None] * frozen + mixing.rest[:, None] * whole.frozen[mixing.partner]
             frozen = F.normalize(frozen, dim=-1)
-    return Query(tokens, whole.labels[own], selection.query_weights, mixing, partner_labels, frozen)
+    return Images(tokens, whole.labels[own], selection.query_weights, frozen, mixing, partner_labels)

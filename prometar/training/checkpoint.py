@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, InstanceOf, Json, ValidationError
 from safetensors.torch import save
 
-from prometar.clip.weights import mismatch, read_tensors
+from prometar.clip.weights import read_tensors
 from prometar.device import fetch
 from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import size_of, write_atomically
@@ -62,16 +62,3 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
 def corrupt(path: Path, reason: str) -> WorkError:
     """Return the error of a checkpoint that cannot be used."""
     return WorkError(f"The checkpoint {path} is corrupt ({reason}). Remove it to start this run over.")
-
-
-def require_state(path: Path, found: State, like: State) -> None:
-    """Refuse the state of another run.
-
-    Raises:
-        WorkError: the tensors of the checkpoint at `path` are not finite, or not those of `like`.
-    """
-    wanted = like.tensors()
-    if found.average:
-        wanted |= {f"average/{name}": leaf for name, leaf in like.prompts.items()}
-    if problem := mismatch(wanted, found.tensors()):
-        raise corrupt(path, problem)

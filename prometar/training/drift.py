@@ -7,7 +7,6 @@ the frozen CLIP on names outside the training lose its knowledge of new classes 
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -80,56 +79,49 @@ def foreign_to(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """Out-of-domain names of a run, which predict its accuracy on new classes.
+@torch.no_grad()
+def drift_scores(
+    backbone: Backbone,
+    base: Model,
+    foreign: Model,
+    leaves: Mapping[str, Tensor],
+    batches: Iterable[Batch],
+    seen: Seen,
+) -> dict[str, float]:
+    """Return the accuracy on base images, the predicted one on new classes, and what predicts it.
 
     Args:
-        model: Prompted CLIP of the names. frozen_text_VE: Their frozen features.
-        frozen_base_CE: Frozen features of the base names, for the zero-shot accuracy.
-        seen: Cached features of the base images.
+        base, foreign: Prompted CLIP of the base classes and of out-of-domain names, with frozen features.
+        leaves: Trained prompts.
+        batches: Validation images of the base classes. seen: Their cached features.
+
+    Raises:
+        WorkError: a value is not finite.
     """
-
-    model: Model
-    frozen_text_VE: Tensor
-    frozen_base_CE: Tensor
-    seen: Seen
-
-    @torch.no_grad()
-    def score(
-        self, backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], batches: Iterable[Batch]
-    ) -> dict[str, float]:
-        """Return the accuracy on base images, the predicted one on new classes, and what predicts it.
-
-        Args:
-            model: Prompted CLIP of the base classes. leaves: Trained prompts.
-            batches: Validation images of the base classes.
-
-        Raises:
-            WorkError: a value is not finite.
-        """
-        prompts = model.prompts.tokens(dict(leaves))
-        images, frozen, labels = [], [], []
-        for batch in batches:
-            pixels = backbone.normalise(send(torch.from_numpy(batch.images), backbone.clip.device))
-            tokens = self.seen.embed(backbone.clip, batch.step, pixels)
-            frozen.append(self.seen.frozen(backbone.clip, batch.step, tokens))
-            images.append(F.normalize(model.image_features(prompts, tokens), dim=-1))
-            labels.append(torch.from_numpy(batch.labels))
-        image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
-        drift = divergence(
-            image_NE,
-            self.model.text_features(prompts, frozen_NE),
-            frozen_image_NE=frozen_NE,
-            frozen_text_VE=self.frozen_text_VE,
-            scale=backbone.clip.logit_scale,
-        )
-        prompted_NC = similarity(image_NE, model.text_features(prompts, frozen_NE))
-        if not (math.isfinite(drift) and bool(prompted_NC.isfinite().all())):
-            raise not_finite(backbone)
-        base, zero_shot = (
-            100 * int((found_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
-            for found_NC in (prompted_NC, similarity(frozen_NE, self.frozen_base_CE))
-        )
-        new = zero_shot * math.exp(-LOSS_PER_NAT * drift)
-        return {"base": base, "new": new, "zero_shot": zero_shot, "divergence": drift}
+    assert base.frozen_text_CE is not None
+    assert foreign.frozen_text_CE is not None
+    prompts = base.prompts.tokens(dict(leaves))
+    images, frozen, labels = [], [], []
+    for batch in batches:
+        pixels = backbone.normalise(send(torch.from_numpy(batch.images), backbone.clip.device))
+        tokens = seen.embed(backbone.clip, batch.step, pixels)
+        frozen.append(seen.frozen(backbone.clip, batch.step, tokens))
+        images.append(F.normalize(base.image_features(prompts, tokens), dim=-1))
+        labels.append(torch.from_numpy(batch.labels))
+    image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
+    drift = divergence(
+        image_NE,
+        foreign.text_features(prompts, frozen_NE),
+        frozen_image_NE=frozen_NE,
+        frozen_text_VE=foreign.frozen_text_CE,
+        scale=backbone.clip.logit_scale,
+    )
+    prompted_NC = similarity(image_NE, base.text_features(prompts, frozen_NE))
+    if not (math.isfinite(drift) and bool(prompted_NC.isfinite().all())):
+        raise not_finite(backbone)
+    accuracy, zero_shot = (
+        100 * int((found_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
+        for found_NC in (prompted_NC, similarity(frozen_NE, base.frozen_text_CE))
+    )
+    new = zero_shot * math.exp(-LOSS_PER_NAT * drift)
+    return {"base": accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}

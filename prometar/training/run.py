@@ -26,7 +26,7 @@ from prometar.methods.prompts import enters_images
 from prometar.methods.smoke_test import smoke_test
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.training.drift import TEMPLATE, Foreign, foreign_to
+from prometar.training.drift import TEMPLATE, foreign_to
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,13 +37,11 @@ class Evaluation:
 
     Args:
         model: Prompted CLIP of the classes. seen: Cached features of the images.
-        source: Distinguishes the images from those of other datasets.
     """
 
     plan: Plan
     model: Model
     seen: Seen
-    source: tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,8 @@ class Run:
     Args:
         every_epoch: Whether each epoch is scored, not only the last one.
         seen: Cached features of the training images.
-        foreign: Out-of-domain names, if the objective predicts the accuracy on new classes.
+        source: Distinguishes the images and the backbone from those of other runs.
+        foreign: Prompted CLIP of out-of-domain names, if the objective predicts the accuracy on new classes.
         code: sha256 of the source files of custom components, by reference.
     """
 
@@ -67,7 +66,8 @@ class Run:
     evaluations: Mapping[str, Evaluation]
     every_epoch: bool
     seen: Seen
-    foreign: Foreign | None
+    source: tuple[Hashable, ...]
+    foreign: Model | None
     code: dict[str, str]
 
     @cached_property
@@ -154,13 +154,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     if not enters_images(method.prompts):
         backbone = _for_text_prompts(config.backbone)
     clip, source = backbone.clip, (config.backbone, *data, repr(dataset.source))
-    split = problem(
-        objective,
-        dataset,
-        shots=config.data.shots,
-        seed=config.train.seed,
-        val_per_class=val_per_class,
-    )
+    augment, train = config.augment, config.train
+    split = problem(objective, dataset, shots=config.data.shots, seed=train.seed, val_per_class=val_per_class)
 
     def model_of(names: Sequence[str], frozen: Tensor | None = None) -> Model:
         """Return the prompted CLIP of these classes with the dataset's template."""
@@ -169,18 +164,12 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
 
     plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
-        name: Evaluation(
-            each,
-            model_of(classnames(each.items)),
-            _seen(clip, each, *source),
-            source,
-        )
+        name: Evaluation(each, model_of(classnames(each.items)), _seen(clip, each, *source))
         for name, each in plans.items()
     }
     templates = method.regularizer.templates or (dataset.wording(method.regularizer.wording),)
     uses_text = method.regularizer.uses_text
     frozen = _frozen_text(config.backbone, split.classnames, templates) if uses_text else None
-    augment, train = config.augment, config.train
     transform = TransformSpec(
         size=clip.image_size,
         crop_scale=(augment.crop_scale_min, augment.crop_scale_max),
@@ -195,7 +184,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         frozen_names, frozen_base = (
             _frozen_text(config.backbone, each, (TEMPLATE,)) for each in (names, split.classnames)
         )
-        foreign = Foreign(model_of(names), frozen_names, frozen_base, evaluations["base"].seen)
+        foreign, base = model_of(names, frozen_names), evaluations["base"]
+        evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))
     return Run(
         config,
         objective,
@@ -207,6 +197,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         evaluations,
         split.every_epoch,
         _seen(clip, plan, *source),
+        source,
         foreign,
         {name: digest_of(name) for name in (*config.own.values(), objective) if is_reference(name)},
     )

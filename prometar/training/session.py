@@ -7,11 +7,13 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
+from prometar.clip.weights import mismatch
 from prometar.data.splits.objective import figure_of
 from prometar.data.streaming.stream import Batch, Stream, stream_local, without_pixels
 from prometar.errors import WorkError
 from prometar.io.files import refused
-from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, require_state, save_checkpoint
+from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, save_checkpoint
+from prometar.training.drift import drift_scores
 from prometar.training.epoch import Watch, train_epoch
 from prometar.training.run import Evaluation, Run, initial_state
 from prometar.training.run_result import EpochRecord
@@ -81,7 +83,11 @@ class Session:
             if digest != self._owner[what]:
                 different = "weights" if what == "weights" else "settings or data"
                 raise WorkError(f"{self._path} belongs to a run with other {different}. Use another folder.")
-        require_state(self._path, found.state, self.state)
+        wanted = self.state.tensors()
+        if found.state.average:
+            wanted |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
+        if problem := mismatch(wanted, found.state.tensors()):
+            raise corrupt(self._path, problem)
         if len(found.history) > self.run.config.train.epochs:
             raise corrupt(self._path, f"it contains {len(found.history)} epochs")
         self.state, self.history = found.state.to(self.run.backbone.clip.device), list(found.history)
@@ -123,15 +129,15 @@ class Session:
 
     def score(self) -> dict[str, float]:
         """Return accuracies in percent by set, and `objective`: usually their harmonic mean."""
-        foreign, leaves, sets = self.run.foreign, self.state.tested, self.run.evaluations
-        if foreign is not None:
+        backbone, leaves, sets = self.run.backbone, self.state.tested, self.run.evaluations
+        if self.run.foreign is not None:
             base = sets["base"]
-            figures = foreign.score(self.run.backbone, base.model, leaves, self._images(base))
+            images = self._images(base)
+            figures = drift_scores(backbone, base.model, self.run.foreign, leaves, images, base.seen)
             scored = {"base": figures["base"], "new": figures["new"]}
             return {**figures, "objective": figure_of(self.run.objective, scored)}
         accuracies = {
-            name: accuracy(self.run.backbone, e.model, leaves, self._images(e), e.seen)
-            for name, e in sets.items()
+            name: accuracy(backbone, e.model, leaves, self._images(e), e.seen) for name, e in sets.items()
         }
         return {**accuracies, "objective": figure_of(self.run.objective, accuracies)}
 
@@ -148,7 +154,7 @@ class Session:
         if seen.suffices(clip, range(plan.num_steps)):
             yield from without_pixels(plan, self.run.dataset.source)
             return
-        key = (plan.digest, *scored.source)
+        key = (plan.digest, *self.run.source)
         if key in _IMAGES:
             yield from _IMAGES[key]
             return

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prometar.clip.model import tensors_of
 from prometar.clip.openclip import Backbone, tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
@@ -80,7 +81,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(("name", "values"), CASES.values(), ids=CASES)
 def test_a_step_moves_all_leaves_and_nothing_else(name: str, values: dict[str, Any]) -> None:
     _, method, model, start = make(values, name)
-    fixed = [*model.clip.tensors(), *start.tensors().values()]
+    fixed = [*tensors_of(model.clip), *start.tensors().values()]
     fixed += [each for each in (model.text, model.frozen_text_CE) if isinstance(each, Tensor)]
     copies = [tensor.clone() for tensor in fixed]
     # Without weight decay only a gradient moves a leaf.

@@ -181,7 +181,7 @@ def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pyt
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("prometar.clip.features.frozen_image", never)
+    monkeypatch.setattr("prometar.clip.features.encode_image", never)
     state, _ = train_epoch(second, initial_state(second), stream_local(second.plan, second.dataset.source))
     for name, tensor in alone.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name
