@@ -73,15 +73,11 @@ class Activation:
     """a(x) with its derivatives: the gradient of sum_k <g_k, a'(x) t_k> is a''(x) sum_k g_k t_k."""
 
     def __init__(self, name: str) -> None:
-        self._value, self._first, self._second = ACTIVATIONS[name]
-
-    def value(self, x: Tensor) -> Tensor:
-        """Return the value without storing anything for derivatives."""
-        return self._value(x)
+        self.value, self._first, self._second = ACTIVATIONS[name]
 
     def forward(self, x: Tensor) -> Tensor:
         self._x = x
-        return self._value(x)
+        return self.value(x)
 
     def vjp(self, g_K: Tensor) -> Tensor:
         return self._first(g_K, self._x)

@@ -23,7 +23,6 @@ class Architecture:
 
     causal: If true, OpenAI's CLIP: a token attends to earlier ones, and a text's feature is its end token.
         Otherwise SigLIP: a token attends to all others, and a text's feature is the last of them.
-    num_start: Tokens that the tokenizer puts before a text.
     """
 
     vision_heads: int
@@ -32,7 +31,6 @@ class Architecture:
     text_activation: str
     image_size: int
     causal: bool = True
-    num_start: int = 1
 
     @property
     def eps(self) -> float:

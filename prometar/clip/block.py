@@ -9,8 +9,7 @@ from torch import Tensor
 from prometar.clip.activations import Activation
 from prometar.clip.attention import Attention
 from prometar.clip.model import Block, Tower
-from prometar.clip.norm import Norm
-from prometar.clip.part import Reverse
+from prometar.clip.part import Norm, Through
 
 
 class Layer:
@@ -39,21 +38,15 @@ class Layer:
         self._norm_2 = Norm(block.ln_2_weight, block.ln_2_bias, tower.eps)
         self._activation = Activation(tower.activation)
 
-    def value(self, x_BTD: Tensor) -> Tensor:
-        """Return the value by torch's fused attention, without storing anything for derivatives."""
-        block = self._block
-        h = F.linear(self._norm_1.value(x_BTD), block.in_proj_weight, block.in_proj_bias)
-        x = self._attended(x_BTD, self._attention.value(h))
-        h = F.linear(self._norm_2.value(x), block.c_fc_weight, block.c_fc_bias)
-        return x + F.linear(self._activation.value(h), block.c_proj_weight, block.c_proj_bias)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, through: Through) -> Tensor:
+        """Run a forward pass through the block's parts, by `Part.forward` or `Part.value`."""
         block = self._block
         self._rows = x_BTD.shape[:-1]
-        h = F.linear(self._norm_1.forward(x_BTD), block.in_proj_weight, block.in_proj_bias)
-        x = self._attended(x_BTD, self._attention.forward(h))
-        h = F.linear(self._norm_2.forward(x), block.c_fc_weight, block.c_fc_bias)
-        return x + F.linear(self._activation.forward(h), block.c_proj_weight, block.c_proj_bias)
+        h = F.linear(through(self._norm_1, x_BTD), block.in_proj_weight, block.in_proj_bias)
+        h = F.linear(self._at_ends(through(self._attention, h)), block.out_proj_weight, block.out_proj_bias)
+        x = self._at_ends(x_BTD[:, : self._num_out]) + h if self._residual else h
+        h = F.linear(through(self._norm_2, x), block.c_fc_weight, block.c_fc_bias)
+        return x + F.linear(through(self._activation, h), block.c_proj_weight, block.c_proj_bias)
 
     def jvp(self, t: Tensor) -> Tensor:
         block = self._block
@@ -63,8 +56,8 @@ class Layer:
         h = self._activation.jvp(F.linear(self._norm_2.jvp(t), block.c_fc_weight))
         return t + F.linear(h, block.c_proj_weight)
 
-    def reverse(self, g: Tensor, through: Reverse) -> tuple[Tensor, Tensor]:
-        """Run a reverse pass through the block's parts."""
+    def reverse(self, g: Tensor, through: Through) -> tuple[Tensor, Tensor]:
+        """Run a reverse pass through the block's parts, by `vjp`, `differentiable_vjp` or `hvp`."""
         block = self._block
         h = through(self._activation, g @ block.c_proj_weight)
         g = g + through(self._norm_2, h @ block.c_fc_weight)
@@ -73,10 +66,6 @@ class Layer:
         num_out = whole.shape[-2] if self._num_out is None else self._num_out
         own, rest = whole[..., :num_out, :], whole[..., num_out:, :]
         return own + self._spread(g) if self._residual else own, rest
-
-    def _attended(self, x_BTD: Tensor, h: Tensor) -> Tensor:
-        h = F.linear(self._at_ends(h), self._block.out_proj_weight, self._block.out_proj_bias)
-        return self._at_ends(x_BTD[:, : self._num_out]) + h if self._residual else h
 
     def _at_ends(self, x: Tensor) -> Tensor:
         return x if self._ends is None else x.flatten(-3, -2).index_select(-2, self._ends)

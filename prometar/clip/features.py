@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from prometar.clip.model import Clip
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
+from prometar.clip.weights import read_tensors
 from prometar.clip.wording import filled
-from prometar.errors import StorageError
+from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
 
 Tokenize = Callable[[Sequence[str]], Tensor]
@@ -59,12 +59,6 @@ def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: 
     return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
 
-@torch.no_grad()
-def frozen_image(clip: Clip, tokens_BTD: Tensor) -> Tensor:
-    """Return normalized frozen image features (B, E) of embedded images."""
-    return F.normalize(encode_image(clip, tokens_BTD).to(clip.working_dtype), dim=-1)
-
-
 @dataclass(frozen=True)
 class Seen:
     """The frozen features of a plan's images by batch, shared by the runs of one plan.
@@ -81,18 +75,19 @@ class Seen:
 
     def embed(self, clip: Clip, number: int, images_B3HW: Tensor) -> Tensor:
         """Return `embed_images` of a batch, stored if these are features."""
-        if clip.image_prompts:
-            return embed_images(clip, images_B3HW)
-        return self._once(number, lambda: embed_images(clip, images_B3HW))
+        return self._once(not clip.image_prompts, number, lambda: embed_images(clip, images_B3HW))
 
+    @torch.no_grad()
     def frozen(self, clip: Clip, number: int, tokens_BTD: Tensor) -> Tensor:
-        """Return `frozen_image` of a batch, stored."""
-        if not clip.image_prompts:
-            return frozen_image(clip, tokens_BTD)
-        return self._once(number, lambda: frozen_image(clip, tokens_BTD))
+        """Return the normalized features (B, E) of a batch's embedded images, stored."""
 
-    def _once(self, number: int, compute: Callable[[], Tensor]) -> Tensor:
-        if self.features is None:
+        def compute() -> Tensor:
+            return F.normalize(encode_image(clip, tokens_BTD).to(clip.working_dtype), dim=-1)
+
+        return self._once(clip.image_prompts, number, compute)
+
+    def _once(self, stored: bool, number: int, compute: Callable[[], Tensor]) -> Tensor:
+        if self.features is None or not stored:
             return compute()
         if number not in self.features:
             self.features[number] = compute()
@@ -108,11 +103,10 @@ def cached_text(
     folder = Path(os.environ.get("PROMETAR_CACHE") or Path.home() / ".cache" / "prometar")
     path = folder / "text-features" / f"{name}.safetensors"
     # If an entry is missing or corrupt, or the folder cannot be written, the features are computed.
-    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
-        # Cloned into torch's own alignment: kernels sum in another order over unaligned memory.
-        features: Tensor = file.get_tensor("features").clone()
-        if features.shape == (len(classnames), clip.embed_dim):
-            return features.to(clip.device)
+    with suppress(UserError):
+        stored = read_tensors(path, "it is computed again")[0].get("features")
+        if stored is not None and stored.shape == (len(classnames), clip.embed_dim):
+            return stored.to(clip.device)
     features = frozen_text(clip, tokenize, classnames, templates)
     with suppress(StorageError):
         write_atomically(path, save({"features": features.cpu().contiguous()}))

@@ -5,14 +5,15 @@ H heads, K width of a head, E width of the joint embedding, L layers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_dataclass, tree_leaves, tree_map_only
 
 from prometar.clip.activations import QUICK
-from prometar.clip.norm import EPS
+from prometar.clip.part import EPS
 
 
 class Block(NamedTuple):
@@ -52,13 +53,6 @@ class Tower:
     def width(self) -> int:
         return self.blocks[0].out_proj_bias.shape[0]
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Tower":
-        """Return a copy with every tensor changed."""
-        blocks = (
-            Block._make(None if part is None else change(part) for part in block) for block in self.blocks
-        )
-        return replace(self, blocks=tuple(blocks))
-
     def folded(self) -> "Tower":
         """Return the same tower with fewer operations.
 
@@ -66,8 +60,6 @@ class Tower:
         layers. SiLU replaces QuickGELU, as x sigmoid(a x) = silu(a x) / a.
         """
         quick = QUICK if self.activation == "quick_gelu" else 1.0
-        if quick == self.scale == 1:
-            return self
         activation = "silu" if self.activation == "quick_gelu" else self.activation
         blocks = tuple(_folded(block, self.scale, quick) for block in self.blocks)
         return replace(self, blocks=blocks, activation=activation, scale=1.0)
@@ -115,7 +107,8 @@ class Clip:
     LayerNorm and no projection of images, and its text projection may be missing.
 
     pool: SigLIP's attention pool with the last LayerNorm, as a block that makes a feature of all tokens.
-    causal, num_start: As in `prometar.clip.architecture.Architecture`.
+    causal: As in `prometar.clip.architecture.Architecture`.
+    num_start: Tokens that the tokenizer puts before a text.
     image_prompts: If false, no prompt enters the image tower, and an image is embedded as its feature.
     """
 
@@ -159,16 +152,10 @@ class Clip:
     def device(self) -> torch.device:
         return self.token_embedding.device
 
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors."""
-        found = list[Tensor]()
-        self.map(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-        return found
-
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors())
+        return sum(tensor.nbytes for tensor in tensors_of(self))
 
     def folded(self) -> "Clip":
         """Return the same CLIP with folded towers, as `Tower.folded`."""
@@ -177,16 +164,20 @@ class Clip:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Clip":
         """Return a copy with every tensor changed."""
-        changed: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tower):
-                value = value.map(change)
-            changed[field.name] = change(value) if isinstance(value, Tensor) else value
-        return Clip(**changed)
+        changed: Clip = tree_map_only(Tensor, change, self)
+        return changed
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Clip":
         """Return a copy with every tensor moved as by `Tensor.to`. The logit scale stays wide."""
         clip = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
         # Losses are in the working precision, and the scale is a part of them.
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
+
+
+register_dataclass(Tower)
+register_dataclass(Clip)
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """Return the tensors of a CLIP, or of one of its fields, in the order of the fields."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -243,10 +243,8 @@ def outline(name: str) -> Clip:
 
 
 def _arranged(name: str, state: Mapping[str, Tensor]) -> Clip:
-    architecture, _ = _described(name)
-    if not architecture.causal:
-        architecture = replace(architecture, num_start=_num_start(tokenizer_of(name)))
-    return from_state_dict(state, architecture)
+    clip = from_state_dict(state, _described(name)[0])
+    return clip if clip.causal else replace(clip, num_start=_num_start(tokenizer_of(name)))
 
 
 @lru_cache(maxsize=8)
@@ -258,16 +256,14 @@ def _described(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
     """
     config = _config(name)
     if name == "mini":  # without open_clip, which takes seconds to import
-        return clip_architecture(config), _outlined(load_mini())
-    siglip = is_siglip(name, config)
-    with torch.device("meta"), unlogged():
-        model = _open_clip().create_model(name, device="meta")
-    architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
-    return architecture, _outlined(model.state_dict())
-
-
-def _outlined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to("meta") for name, tensor in state.items() if name != "logit_bias"}
+        architecture, state = clip_architecture(config), load_mini()
+    else:
+        siglip = is_siglip(name, config)
+        with torch.device("meta"), unlogged():
+            model = _open_clip().create_model(name, device="meta")
+        architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
+        state = model.state_dict()
+    return architecture, {key: tensor.to("meta") for key, tensor in state.items() if key != "logit_bias"}
 
 
 def _config(name: str) -> ModelConfig:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from prometar.clip.block import Layer
 from prometar.clip.model import Tower
-from prometar.clip.norm import Norm
-from prometar.clip.part import Part, Reverse
+from prometar.clip.part import Norm, Part, Through
 
 Prompts = Mapping[int, Tensor]
 """Learnable tokens by layer, each (P, D), or K cotangents or tangents of such, (K, P, D).
@@ -89,26 +88,26 @@ class Pass:
 
     def value(self, x_BTD: Tensor, prompts: Prompts) -> Tensor:
         """Return the features by torch's fused attention; no derivatives can follow."""
-        return self._forward(x_BTD, prompts, Layer.value)
+        return self._forward(x_BTD, prompts, _value)
 
     def forward(self, x_BTD: Tensor, prompts: Prompts) -> Tensor:
         self._size, self._prompted = x_BTD.shape, sorted(prompts)
-        return self._forward(x_BTD, prompts, Layer.forward)
+        return self._forward(x_BTD, prompts, lambda part, x: part.forward(x))
 
-    def _forward(self, x: Tensor, prompts: Prompts, through: Callable[[Layer, Tensor], Tensor]) -> Tensor:
+    def _forward(self, x: Tensor, prompts: Prompts, through: Through) -> Tensor:
         first = min(prompts, default=len(self._layers))
         for number, layer in enumerate(self._layers):
             if number in prompts:
                 prompt = prompts[number]
                 if number == 0 and self._first is not None:
-                    prompt = self._first.forward(prompt)
+                    prompt = through(self._first, prompt)
                 x = self._slots.put(x, prompt)
             # Nothing flows back below the first prompt.
-            x = layer.value(x) if number < first else through(layer, x)
+            x = layer.forward(x, _value if number < first else through)
         self._last = x.shape[:-1]
         x = x.flatten(0, -2)
         for part in self._end:
-            x = part.forward(x)
+            x = through(part, x)
         return x
 
     def vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
@@ -138,7 +137,7 @@ class Pass:
     def hvp(self, r_NE: Tensor) -> dict[int, Tensor]:
         return self._reverse(r_NE, lambda part, r: part.hvp(r), self._layers.pop)
 
-    def _reverse(self, g: Tensor, through: Reverse, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
+    def _reverse(self, g: Tensor, through: Through, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
         for part in reversed(self._end):
             g = through(part, g)
         g = g.unflatten(-2, self._last)
@@ -153,3 +152,7 @@ class Pass:
             elif rest.shape[-2]:
                 g = torch.cat([g, rest], dim=-2)
         return found
+
+
+def _value(part: Part, x: Tensor) -> Tensor:
+    return part.value(x)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from prometar.clip.block import Layer
 from prometar.clip.model import Clip
-from prometar.clip.norm import Norm
-from prometar.clip.part import Part, Projection
+from prometar.clip.part import Norm, Part, Projection
 from prometar.clip.tower import Appended, Pass, Prompts, appending_layers
 
 

@@ -1,7 +1,7 @@
 """Frozen weights: safetensors files, the checks of their tensors, and the `Clip` made of them."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prometar.clip.architecture import Architecture
-from prometar.clip.model import Block, Clip, Tower
-from prometar.clip.norm import EPS
+from prometar.clip.model import Block, Clip, Tower, tensors_of
+from prometar.clip.part import EPS
 from prometar.errors import UserError, first_line
 from prometar.io.files import size_of
 
@@ -87,24 +87,16 @@ def _kind(tensor: Tensor | None) -> str:
 def weights_digest(clip: Clip) -> str:
     """Return the sha256 (hex) of a backbone's weights in float32, in the order of its fields."""
     digest = hashlib.sha256()
-
-    def add(tensor: Tensor) -> None:
-        array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
-        digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array, dtype="<f4").data)
-
     for field in fields(clip):
         value = getattr(clip, field.name)
         if isinstance(value, Tower):
             digest.update(f"{value.num_heads} {value.activation}".encode())
             if value.eps != EPS:
                 digest.update(f" {value.eps}".encode())
-            for block in value.blocks:
-                for tensor in block:
-                    if tensor is not None:
-                        add(tensor)
-        elif isinstance(value, Tensor):
-            add(value)
+        for tensor in tensors_of(value):
+            array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array, dtype="<f4").data)
     return digest.hexdigest()
 
 
@@ -137,11 +129,11 @@ def from_state_dict(state: State, arch: Architecture) -> Clip:
         ln_post_weight=get("visual.ln_post.weight") if arch.causal else None,
         ln_post_bias=get("visual.ln_post.bias") if arch.causal else None,
         vision_projection=get("visual.proj"),
-        logit_scale=_in_double(torch.exp, state["logit_scale"]).reshape(()),
+        # In float64, so that the last bit, and with it the digest, is the same on every CPU.
+        logit_scale=state["logit_scale"].double().exp().to(dtype).reshape(()),
         text_projection_bias=get("text_projection.bias"),
         pool=None if arch.causal else _attention_pool(state, arch),
         causal=arch.causal,
-        num_start=arch.num_start,
         image_size=arch.image_size,
     )
 
@@ -170,11 +162,6 @@ def _openai_names(state: State) -> dict[str, Tensor]:
     return renamed
 
 
-def _in_double(function: Callable[..., Tensor], tensor: Tensor, *others: Tensor) -> Tensor:
-    """Compute in float64, so that the last bit, and with it the digest, is the same on every CPU."""
-    return function(tensor.double(), *(other.double() for other in others)).to(tensor.dtype)
-
-
 _BLOCK_KEYS = (
     "ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
     "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
@@ -193,21 +180,17 @@ def _tower(state: State, prefix: str, num_heads: int, activation: str, eps: floa
 def _attention_pool(state: State, arch: Architecture) -> Tower:
     """SigLIP's pool as a block whose query is constant: its weight is zero, and its bias is the query."""
     part = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
-    query = _in_double(F.linear, part["latent"].flatten(0, -2), part["q.weight"], part["q.bias"])[0]
     keys = part["kv.weight"]
+    # In float64, as the logit scale.
+    wide = (part[name].double() for name in ("latent", "q.weight", "q.bias"))
+    query = F.linear(*wide).flatten(0, -2)[0].to(keys.dtype)
+    layers = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")
     block = Block(
-        ln_1_weight=state["visual.ln_post.weight"],
-        ln_1_bias=state["visual.ln_post.bias"],
-        in_proj_weight=torch.cat([torch.zeros_like(keys[: len(query)]), keys]),
-        in_proj_bias=torch.cat([query, part["kv.bias"]]),
-        out_proj_weight=part["proj.weight"],
-        out_proj_bias=part["proj.bias"],
-        ln_2_weight=part["norm.weight"],
-        ln_2_bias=part["norm.bias"],
-        c_fc_weight=part["mlp.c_fc.weight"],
-        c_fc_bias=part["mlp.c_fc.bias"],
-        c_proj_weight=part["mlp.c_proj.weight"],
-        c_proj_bias=part["mlp.c_proj.bias"],
+        state["visual.ln_post.weight"],
+        state["visual.ln_post.bias"],
+        torch.cat([torch.zeros_like(keys[: len(query)]), keys]),
+        torch.cat([query, part["kv.bias"]]),
+        *(part[f"{layer}.{kind}"] for layer in layers for kind in ("weight", "bias")),
     )
     scale = (len(query) // arch.vision_heads) ** -0.5
     return Tower((block,), arch.vision_heads, arch.vision_activation, scale, arch.eps, residual=False)

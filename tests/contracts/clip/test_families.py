@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prometar.clip.model import Clip
+from prometar.clip.model import Clip, tensors_of
 from prometar.clip.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
 from prometar.clip.text import encode_text, text_input, text_pass
 from prometar.clip.vision import embed_images, encode_image, image_pass
@@ -109,7 +109,7 @@ def drawn(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> None:
     whole = load_clip(name, str(families.write_weights(name, tmp_path)))
-    assert [x.shape for x in outline(name).tensors()] == [x.shape for x in whole.tensors()]
+    assert [x.shape for x in tensors_of(outline(name))] == [x.shape for x in tensors_of(whole)]
 
 
 def test_words_are_a_texts_own_tokens() -> None:

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vjp
 
-from prometar.clip import text_packing
+from prometar.clip import text as text_module
 from prometar.clip.activations import ACTIVATIONS, Activation
 from prometar.clip.attention import Attention
-from prometar.clip.norm import EPS, Norm
 from prometar.clip.openclip import tokenize
-from prometar.clip.part import Projection
+from prometar.clip.part import EPS, Norm, Projection
 from prometar.clip.text import text_input, text_pass
 from prometar.clip.tower import Pass, Prompts
 from prometar.clip.vision import embed_images, image_pass
@@ -137,7 +136,7 @@ def test_a_tower_is_the_plain_one_to_its_second_derivative(
     tower: Any, layers: set[int], row_length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain is torch's differentiation of the same forward pass, which other tests hold to open_clip's."""
-    monkeypatch.setattr(text_packing, "ROW_LENGTH", row_length)
+    monkeypatch.setattr(text_module, "ROW_LENGTH", row_length)
     require_derivatives(*tower(layers))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prometar.clip import text_packing
+from prometar.clip import text as text_module
 from prometar.clip.features import frozen_text, mean_text
 from prometar.clip.openclip import TEMPLATES, tokenize
 from prometar.clip.text import encode_text, text_input
@@ -25,7 +25,7 @@ TEXTS = [f"a photo of a {name}." for name in NAMES]
 
 @pytest.fixture(params=[9, 96], ids=["rows of 9", "rows of 96"])
 def row_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(text_packing, "ROW_LENGTH", request.param)
+    monkeypatch.setattr(text_module, "ROW_LENGTH", request.param)
     return request.param
 
 
