@@ -1,9 +1,8 @@
-"""Methods without a meta phase, written as their papers do: modules, one loss, torch.optim.SGD, whole towers.
+"""Methods written as their papers do: modules, one loss, torch.optim.SGD, whole towers.
 
 Each takes the leaves it starts from, so that the composed method can be held to it step by step.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prometar.clip.model import Clip
-from tests.parity.released import image_features, text_features
-
-Leaves = Mapping[str, Tensor]
+from prometar.step.task_selection import TaskDraw
+from tests.parity.released import Leaves, Released, image_features, text_features
 
 
 @dataclass
 class Plain:
-    """A method's loss on a batch, minimised by SGD.
+    """The loss on a batch of a method without a meta phase, minimised by SGD.
 
     Args:
         tokens_CT: Token ids of the classes' texts. frozen_text_CE: What a regularizer holds the text to.
@@ -93,3 +91,86 @@ def without_conflict(gradient: Tensor | None, direction: Tensor) -> Tensor:
     unit = direction / direction.norm()
     along = torch.dot(gradient.flatten(), unit.flatten())
     return gradient - along * unit if along < 0 else gradient
+
+
+@dataclass
+class PlainConditional:
+    """CoCoOp: a net of the image shifts the context, and each image has texts of its own.
+
+    Cross-entropy on a batch, one image after the other, minimised by SGD.
+    """
+
+    clip: Clip
+    tokens_CT: Tensor
+
+    def start(self, leaves: dict[str, Tensor], lr: float) -> None:
+        self.context = nn.Parameter(leaves["text.0"].clone())
+        hidden, width = leaves["shift.in.weight"].shape
+        self.net = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, self.context.shape[1])
+        ).double()
+        named = {name.removeprefix("shift."): leaf for name, leaf in leaves.items() if "shift" in name}
+        layer = {"in": "0", "out": "2"}
+        self.net.load_state_dict(
+            {f"{layer[name.split('.')[0]]}.{name.split('.')[1]}": leaf for name, leaf in named.items()}
+        )
+        parameters = [self.context, *self.net.parameters()]
+        self.optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
+
+    def leaves(self) -> dict[str, Tensor]:
+        kinds = ("in.weight", "in.bias", "out.weight", "out.bias")
+        net = {f"shift.{kind}": p.detach() for kind, p in zip(kinds, self.net.parameters(), strict=True)}
+        return {"text.0": self.context.detach(), **net}
+
+    def logits(self, images: Tensor) -> Tensor:
+        image_BE = F.normalize(image_features(self.clip, images, {}), dim=-1)
+        rows = []
+        for image in image_BE:
+            text = text_features(self.clip, self.tokens_CT, {"text.0": self.context + self.net(image)})
+            rows.append(self.clip.logit_scale * text @ image)
+        return torch.stack(rows)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.logits(images), labels).backward()
+        self.optimizer.step()
+
+
+@dataclass
+class PlainMeta(Released):
+    """ProMetaR's step on any prompts: the released procedure where tokens may be made of others.
+
+    The gate sees the gradients at the towers' tokens.
+    """
+
+    @staticmethod
+    def made(leaves: Leaves) -> Leaves:
+        """Each a variable of its own: what a text token does through a coupled one is not its gradient."""
+        tokens = {name: leaf.view_as(leaf) for name, leaf in leaves.items() if name.count(".") == 1}
+        for name in [name for name in leaves if name.endswith(".weight")]:
+            layer = name.removesuffix(".weight")
+            text = leaves[layer.replace("vision", "text")]
+            tokens[layer] = F.linear(text, leaves[name], leaves[f"{layer}.bias"])
+        return tokens
+
+    def gradient(self, images: Tensor, labels: Tensor) -> Leaves:
+        tokens = self.made(self.prompts)
+        text = text_features(self.clip, self.tokens, tokens)
+        image = F.normalize(image_features(self.clip, images, tokens), dim=-1)
+        frozen = F.normalize(image_features(self.clip, images, {}), dim=-1)
+        task = F.cross_entropy(self.clip.logit_scale * image @ text.T, labels)
+        held = self.text_weight * F.l1_loss(text, self.teacher)
+        held = held + self.image_weight * F.l1_loss(image, frozen)
+        options = {"create_graph": True, "materialize_grads": True}
+        g_task, g_reg = (torch.autograd.grad(x, list(tokens.values()), **options) for x in (task, held))
+        joined = [self.gated(name, a, b) for name, a, b in zip(tokens, g_task, g_reg, strict=True)]
+        pulled = torch.autograd.grad(list(tokens.values()), list(self.prompts.values()), joined, **options)
+        return dict(zip(self.prompts, pulled, strict=True))
+
+    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: TaskDraw) -> Tensor:
+        return super().query_loss(self.made(adapted), images, labels, task)
+
+    def train(self, images: Tensor, labels: Tensor, task: TaskDraw) -> None:
+        self.direct(self.gradient(images, labels))
+        support = self.gradient(images[~task.is_query], labels[~task.is_query])
+        self.meta(self.query_loss(self.inner(support), images, labels, task))

@@ -18,7 +18,6 @@ from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
 from prometar.methods.composition import build
 from prometar.methods.regularizers import ImageDistance, TextDistance
-from prometar.step import prompted_clip
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
@@ -27,9 +26,7 @@ from prometar.step.task_selection import TaskDraw
 from prometar.training.run import build_run
 from prometar.training.scoring import classify
 from tests.contracts.step.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
-from tests.support.plain import Plain
-from tests.support.plain_conditional import PlainConditional
-from tests.support.plain_meta import PlainMeta
+from tests.support.plain import Plain, PlainConditional, PlainMeta
 from tests.support.tiny import backbone
 
 META = tuple(name for name in METHODS if name.startswith("prometar"))
@@ -113,18 +110,6 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
     expected = reference.logits(clip.normalise(pixels)).detach()
     torch.testing.assert_close(classify(clip, model, state.prompts)(pixels, 0), expected, rtol=0, atol=1e-9)
     assert (expected.softmax(-1).std(dim=0) > 1e-6).all()
-
-
-def test_many_images_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, model, state = make({}, "cocoop")
-    frozen = F.normalize(torch.randn(5, 24, dtype=torch.float64), dim=-1)
-    whole = model.text_features(state.prompts, frozen)
-    monkeypatch.setattr(prompted_clip, "_MOST_ROWS", 2)
-    parts = model.text_features(state.prompts, frozen)
-    assert whole.shape == (5, 3, 24)
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
-    for image, text in zip(frozen, whole, strict=True):
-        torch.testing.assert_close(model.text_features(state.prompts, image[None])[0], text)
 
 
 @pytest.mark.parametrize("name", META)

@@ -1,13 +1,12 @@
 """Kernels and bytes of an iteration are held to exact counts: where they fall, these fall with them."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.counting import Kernels, Memory, _Live, kernels_of, memory_of, rehearse
+from benchmarks.counting import Kernels, _Live, kernels_of, memory_of, rehearse
 from prometar.clip.features import Seen
 from prometar.clip.openclip import outline
 from prometar.config.settings import Config, configure
@@ -58,18 +57,6 @@ def test_the_peak_is_what_lives_at_one_time() -> None:
         del view
         torch.empty(6400)
     assert live.peak == 4 * 6500
-
-
-def test_memory_grows_with_classes_and_the_meta_phase_and_falls_with_precision() -> None:
-    def of(num_classes: int = 12, method: str = "coop", **settings: object) -> Memory:
-        return memory_of(config(method=method), num_classes=num_classes, **settings)  # type: ignore[arg-type]
-
-    one = of()
-    assert 0 < one.before < one.peak
-    assert of(48).peak > one.peak
-    assert of(dtype=torch.bfloat16).peak < one.peak
-    meta = partial(of, method="prometar-coop")
-    assert meta().peak > max(meta(dtype=torch.bfloat16).peak, one.peak)
 
 
 @pytest.mark.parametrize(

@@ -48,17 +48,6 @@ def test_prompts_of_images_and_their_gradients_equal_open_clip(layers: set[int],
     compare(fast, plain_image(model, images, prompts), prompts)
 
 
-@pytest.mark.parametrize("quick_gelu", [True, False])
-def test_unprompted_towers_equal_open_clip(quick_gelu: bool) -> None:
-    model = open_clip_model(quick_gelu=quick_gelu)
-    clip, tokens, images = towers(model, quick_gelu=quick_gelu), tokenize(TEXTS), random_images(3)
-    for num_context in (0, 2, 4):
-        ours = encode_text(clip, text_input(clip, tokens, num_context=num_context))
-        torch.testing.assert_close(ours, model.encode_text(tokens), **EXACT)
-    ours = encode_image(clip, embed_images(clip, images))
-    torch.testing.assert_close(ours, model.encode_image(images), **EXACT)
-
-
 def test_a_folded_clip_is_the_same_clip() -> None:
     clip, images, tokens = backbone(torch.float64).clip, random_images(2), tokenize(TEXTS)
     folded = clip.folded()

@@ -44,13 +44,8 @@ def test_a_pt_file_is_rejected_with_a_conversion_that_works(
     assert load_backbone("mini", "mini.safetensors").digest == load_backbone("mini", None).digest
 
 
-def _changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
-    merged = {**state, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
-    return {name: tensor.contiguous() for name, tensor in merged.items() if tensor is not None}
-
-
-CONV = "visual__conv1__weight"
-WRONG = {
+CONV = "visual.conv1.weight"
+WRONG: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "NaN": ({CONV: torch.full((128, 3, 8, 8), torch.nan)}, "visual.conv1.weight is not finite"),
     "int8": ({CONV: torch.ones(128, 3, 8, 8, dtype=torch.int8)}, r"visual.conv1.weight is torch.int8 \(128"),
     "one channel": (
@@ -61,9 +56,9 @@ WRONG = {
         {"logit_scale": torch.ones(2)},
         r"logit_scale is float \(2,\), expected float \(\)",
     ),
-    "no projection": ({"visual__proj": None}, "visual.proj is missing"),
+    "no projection": ({"visual.proj": None}, "visual.proj is missing"),
     "a deeper model": (
-        {"visual__transformer__resblocks__4__ln_1__weight": torch.ones(128)},
+        {"visual.transformer.resblocks.4.ln_1.weight": torch.ones(128)},
         r"visual\.transformer\.resblocks\.4\.ln_1\.weight is float \(128,\), expected missing",
     ),
 }
@@ -72,7 +67,8 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_tensors_are_checked_where_they_enter(kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
     changes, message = WRONG[kind]
-    save_file(_changed(state, **changes), tmp_path / "weights.safetensors")
+    changed = {name: tensor for name, tensor in {**state, **changes}.items() if tensor is not None}
+    save_file(changed, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match=message) as caught:
         load_backbone("mini", str(tmp_path / "weights.safetensors"))
     assert str(caught.value).startswith(str(tmp_path / "weights.safetensors"))

@@ -15,11 +15,8 @@ from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import build
 from prometar.methods.modulators import Add, Constant, Gate, Projection
 from prometar.methods.prompts import IndependentPrompts
-from prometar.methods.regularizers import (
-    Regularizer,
-    Views,
-)
-from prometar.step.task_selection import one_class_out, task_rng
+from prometar.methods.regularizers import Regularizer, Views
+from prometar.step.task_selection import one_class_out
 from tests.support.tiny import backbone
 
 
@@ -166,9 +163,3 @@ def test_the_query_class_is_drawn_uniformly_over_classes_not_images() -> None:
     tasks = [one_class_out(labels, NoAugmentation(), generator) for _ in range(400)]
     share = np.mean([int(task.is_query.sum()) == 1 for task in tasks if task])
     assert 0.4 < share < 0.6
-
-
-def test_task_draws_depend_on_seed_and_step_alone() -> None:
-    assert task_rng(1, 5).random(3).tolist() == task_rng(1, 5).random(3).tolist()
-    assert task_rng(1, 5).random() != task_rng(1, 6).random()
-    assert task_rng(1, 5).random() != task_rng(2, 5).random()
