@@ -143,9 +143,9 @@ def push(
 
     `prometar.load("hf://owner/name")` loads it from there.
     """
-    from prometar.inference import hub
+    from prometar.inference.prompt_file import push as push_prompts
 
-    print(f"written: {hub.push(prompts, repository, public=public)}")
+    print(f"written: {push_prompts(prompts, repository, public=public)}")
 
 
 @app.command()

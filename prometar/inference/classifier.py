@@ -21,8 +21,7 @@ from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, named_device, send
 from prometar.errors import UserError, WorkError, first_line
-from prometar.inference import hub
-from prometar.inference.prompt_file import Card, read_prompts
+from prometar.inference.prompt_file import HUB, Card, download, read_prompts
 from prometar.io.files import read_bytes
 from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
@@ -137,7 +136,7 @@ def load(
         WorkError: the Hub does not provide the file.
     """
     there = default_device() if device is None else named_device(device)
-    path = hub.download(path) if isinstance(path, str) and path.startswith(hub.SCHEME) else Path(path)
+    path = download(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
     leaves, card = read_prompts(path)
     config = card.config.refuse_own(str(path), trusted=trust_parts)
     name, known = config.backbone.name, config.backbone.pretrained

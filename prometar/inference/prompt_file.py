@@ -1,6 +1,7 @@
 """Prompt files: the learned tensors as safetensors, with a JSON card that describes them.
 
-The card is stored in the file's metadata and, for readers, beside the file.
+The card is stored in the file's metadata and, for readers, beside the file. `hf://owner/name` and
+`hf://owner/name@revision` are files on the Hugging Face Hub.
 """
 
 import os
@@ -16,12 +17,15 @@ from prometar.clip.wording import is_template
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import flaw_of
 from prometar.device import fetch
-from prometar.errors import UserError
+from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import resolved, write_atomically
+from prometar.io.hub import fetching
 from prometar.io.plain_data import problems_of
 from prometar.methods.prompts import Leaves
 
 FORMAT = "prometar-prompts-2"
+HUB, HUB_FILE = "hf://", "prompts.safetensors"
+_HUB_ADVICE = "check the name, the network and `hf auth login`"
 
 
 class Card(BaseModel):
@@ -98,3 +102,37 @@ def read_prompts(path: Path) -> tuple[Leaves, Card]:
         return leaves, Card.model_validate_json(metadata.get("card", ""))
     except ValidationError as error:
         raise UserError(f"{path}: corrupt card: {problems_of(error)}. Export the run again.") from None
+
+
+def download(name: str) -> Path:
+    """Return the path of a repository's prompt file in the local cache.
+
+    Raises:
+        WorkError: the Hub does not provide it.
+    """
+    from huggingface_hub import hf_hub_download  # slow to import
+
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    with fetching(name, _HUB_ADVICE):
+        return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
+
+
+def push(path: Path, repository: str, *, public: bool = False) -> str:
+    """Upload a prompt file and its card as one commit. Returns the address of the repository.
+
+    A new repository is private unless `public`. An existing one keeps its visibility.
+
+    Raises:
+        UserError: the file is not a prompt file. WorkError: the Hub refuses the upload.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    _, card = read_prompts(path)
+    files = {HUB_FILE: path.read_bytes(), "card.json": card.model_dump_json(indent=1).encode()}
+    try:
+        address = HfApi().create_repo(repository, private=not public, exist_ok=True)
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        HfApi().create_commit(repository, added, commit_message="Prompts and card")
+    except Exception as error:  # the client raises errors of several libraries
+        raise WorkError(f"cannot upload to {repository} ({first_line(error)}): {_HUB_ADVICE}") from None
+    return str(address)

@@ -45,7 +45,7 @@ PACKAGES = (
 ENTRANCES = {
     "open_clip": {"prometar/clip/openclip.py"},
     "transformers": set(),
-    "huggingface_hub": {"prometar/inference/hub.py"},
+    "huggingface_hub": {"prometar/inference/prompt_file.py"},
     "optuna": {"tune/space/", "tune/store/", "tune/report/optuna_study.py", "tune/report/plots.py"},
     "ray": {"prometar/data/streaming/raystream.py", "tune/execution/"},
     "pyarrow": {
