@@ -40,7 +40,7 @@ class Rehearsal:
     pixels_B3HW: Tensor
     labels_B: Tensor
     num_query: int
-    seen: Seen = field(default_factory=Seen)
+    seen: Seen = None
 
     def __call__(self) -> object:
         model, method = self.model, self.method

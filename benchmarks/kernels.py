@@ -20,7 +20,6 @@ from common import BACKBONE, ROOT, machine, parser_of, table
 from counting import Kernels, Rehearsal, kernels_of, operator_name, rehearse
 from torch.utils.flop_counter import FlopCounterMode
 
-from prometar.clip.features import Seen
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config, configure
 from prometar.training.run import DTYPES
@@ -51,7 +50,7 @@ def of_methods(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]
             continue
         first = rehearse(config, **settings)
         new, flops = count(first)
-        later = replace(first, seen=Seen({}))
+        later = replace(first, seen={})
         with later.mode:
             later()
         known, fewer = count(later)

@@ -32,11 +32,6 @@ class Architecture:
     image_size: int
     causal: bool = True
 
-    @property
-    def eps(self) -> float:
-        """The epsilon of every LayerNorm."""
-        return 1e-5 if self.causal else 1e-6
-
 
 def clip_architecture(config: ModelConfig) -> Architecture:
     """Describe a CLIP with OpenAI's vision and text transformers."""

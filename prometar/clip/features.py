@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,9 @@ from prometar.io.files import write_atomically
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context length)."""
+
+Seen = dict[int, Tensor] | None
+"""Frozen features of a plan's images by batch, shared by its runs. None if they are too many to store."""
 
 FORMAT = "prometar-text-features-1"
 """Changes whenever the same weights, names and templates would give other features."""
@@ -59,39 +61,32 @@ def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: 
     return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """The frozen features of a plan's images by batch, shared by the runs of one plan.
+def embedded(clip: Clip, images_B3HW: Tensor, seen: Seen, number: int) -> Tensor:
+    """Return `embed_images` of a batch, stored if these are features."""
+    return _once(None if clip.image_prompts else seen, number, lambda: embed_images(clip, images_B3HW))
 
-    features: None if they are too many to store.
-    """
 
-    features: dict[int, Tensor] | None = None
+@torch.no_grad()
+def frozen_image(clip: Clip, tokens_BTD: Tensor, seen: Seen, number: int) -> Tensor:
+    """Return the normalized frozen features (B, E) of a batch's embedded images, stored."""
 
-    def suffices(self, clip: Clip, numbers: Iterable[int] = ()) -> bool:
-        """Return True if the stored features replace these batches' images."""
-        known = self.features
-        return not clip.image_prompts and known is not None and all(number in known for number in numbers)
+    def compute() -> Tensor:
+        return F.normalize(encode_image(clip, tokens_BTD).to(clip.working_dtype), dim=-1)
 
-    def embed(self, clip: Clip, number: int, images_B3HW: Tensor) -> Tensor:
-        """Return `embed_images` of a batch, stored if these are features."""
-        return self._once(not clip.image_prompts, number, lambda: embed_images(clip, images_B3HW))
+    return _once(seen if clip.image_prompts else None, number, compute)
 
-    @torch.no_grad()
-    def frozen(self, clip: Clip, number: int, tokens_BTD: Tensor) -> Tensor:
-        """Return the normalized features (B, E) of a batch's embedded images, stored."""
 
-        def compute() -> Tensor:
-            return F.normalize(encode_image(clip, tokens_BTD).to(clip.working_dtype), dim=-1)
+def suffices(clip: Clip, seen: Seen, numbers: Iterable[int] = ()) -> bool:
+    """Return True if the stored features replace these batches' images."""
+    return not clip.image_prompts and seen is not None and all(number in seen for number in numbers)
 
-        return self._once(clip.image_prompts, number, compute)
 
-    def _once(self, stored: bool, number: int, compute: Callable[[], Tensor]) -> Tensor:
-        if self.features is None or not stored:
-            return compute()
-        if number not in self.features:
-            self.features[number] = compute()
-        return self.features[number]
+def _once(seen: Seen, number: int, compute: Callable[[], Tensor]) -> Tensor:
+    if seen is None:
+        return compute()
+    if number not in seen:
+        seen[number] = compute()
+    return seen[number]
 
 
 def cached_text(

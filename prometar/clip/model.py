@@ -152,11 +152,6 @@ class Clip:
     def device(self) -> torch.device:
         return self.token_embedding.device
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in tensors_of(self))
-
     def folded(self) -> "Clip":
         """Return the same CLIP with folded towers, as `Tower.folded`."""
         pool = None if self.pool is None else self.pool.folded()

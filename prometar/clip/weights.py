@@ -110,12 +110,13 @@ def from_state_dict(state: State, arch: Architecture) -> Clip:
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
     if not arch.causal:
         state = _openai_names(state)
+    eps = EPS if arch.causal else 1e-6
     get, positions = state.get, state["visual.positional_embedding"]
     if (bias := get("visual.conv1.bias")) is not None:  # of every patch, as its position is
         positions = positions + bias
     return Clip(
-        text=_tower(state, "transformer", arch.text_heads, arch.text_activation, arch.eps),
-        vision=_tower(state, "visual.transformer", arch.vision_heads, arch.vision_activation, arch.eps),
+        text=_tower(state, "transformer", arch.text_heads, arch.text_activation, eps),
+        vision=_tower(state, "visual.transformer", arch.vision_heads, arch.vision_activation, eps),
         token_embedding=state["token_embedding.weight"],
         text_positions=state["positional_embedding"],
         ln_final_weight=state["ln_final.weight"],
@@ -132,7 +133,7 @@ def from_state_dict(state: State, arch: Architecture) -> Clip:
         # In float64, so that the last bit, and with it the digest, is the same on every CPU.
         logit_scale=state["logit_scale"].double().exp().to(dtype).reshape(()),
         text_projection_bias=get("text_projection.bias"),
-        pool=None if arch.causal else _attention_pool(state, arch),
+        pool=None if arch.causal else _attention_pool(state, arch, eps),
         causal=arch.causal,
         image_size=arch.image_size,
     )
@@ -177,7 +178,7 @@ def _tower(state: State, prefix: str, num_heads: int, activation: str, eps: floa
     return Tower(blocks, num_heads, activation, scale, eps)
 
 
-def _attention_pool(state: State, arch: Architecture) -> Tower:
+def _attention_pool(state: State, arch: Architecture, eps: float) -> Tower:
     """SigLIP's pool as a block whose query is constant: its weight is zero, and its bias is the query."""
     part = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     keys = part["kv.weight"]
@@ -193,4 +194,4 @@ def _attention_pool(state: State, arch: Architecture) -> Tower:
         *(part[f"{layer}.{kind}"] for layer in layers for kind in ("weight", "bias")),
     )
     scale = (len(query) // arch.vision_heads) ** -0.5
-    return Tower((block,), arch.vision_heads, arch.vision_activation, scale, arch.eps, residual=False)
+    return Tower((block,), arch.vision_heads, arch.vision_activation, scale, eps, residual=False)

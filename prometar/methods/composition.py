@@ -4,7 +4,7 @@ A method's name selects its recipe (`prometar.config.recipes`), which sets the s
 downstream tests a name, so any part can be combined with any other: an ablation is a setting.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prometar.io.plain_data import PlainData
 from prometar.methods.augmentations import AnyAugmentation, Augmentation, FeatureMixup, NoAugmentation
@@ -27,7 +27,7 @@ class Method:
     modulator: Modulator
     inner: InnerSGD | None
     augmentation: Augmentation
-    averager: Averager = field(default_factory=Last)
+    averager: Averager
 
     @property
     def uses_images(self) -> bool:

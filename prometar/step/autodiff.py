@@ -15,25 +15,20 @@ Vjp = Callable[[Leaves], Leaves]
 """Cotangents by value name (a value without one has zero) to gradients by leaf name."""
 
 
-def vjp(function: Function, leaves: Leaves) -> tuple[Leaves, Leaves, Vjp]:
+def vjp(function: Function, leaves: Leaves, *, differentiable: bool = False) -> tuple[Leaves, Leaves, Vjp]:
     """Return the values, the auxiliary values and the vector-Jacobian product of a function at `leaves`.
 
-    Outside of the function the leaves are constants, and its gradients cannot be differentiated.
+    Outside of the function the leaves are constants, and its gradients cannot be differentiated. If
+    `differentiable`, they can: gradients depend on the leaves, on the cotangents, and on everything else that
+    the function depends on.
     """
-    leaves = detached(leaves)
+    if differentiable:
+        # A leaf may be a function of another leaf (coupled tokens). Views make each an independent variable.
+        leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
+    else:
+        leaves = detached(leaves)
     values, auxiliary = function(leaves)
-    return values, auxiliary, partial(_gradient, values, leaves, create_graph=False)
-
-
-def differentiable_vjp(function: Function, leaves: Leaves) -> tuple[Leaves, Leaves, Vjp]:
-    """Return the same as `vjp`, whose gradients can be differentiated again.
-
-    They depend on the leaves, on the cotangents, and on everything else that the function depends on.
-    """
-    # A leaf may be a function of another leaf (coupled tokens). Views make each an independent variable.
-    leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
-    values, auxiliary = function(leaves)
-    return values, auxiliary, partial(_gradient, values, leaves, create_graph=True)
+    return values, auxiliary, partial(_gradient, values, leaves, create_graph=differentiable)
 
 
 def detached(leaves: Leaves) -> Leaves:

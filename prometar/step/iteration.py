@@ -19,7 +19,7 @@ from prometar.methods.composition import Method
 from prometar.methods.inner_loop import InnerSGD
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
-from prometar.step.autodiff import Vjp, detached, differentiable_vjp, vjp
+from prometar.step.autodiff import Vjp, detached, vjp
 from prometar.step.loss_scaling import ROOM, factor
 from prometar.step.meta_batch import Batch, Images
 from prometar.step.prompted_clip import Model
@@ -102,7 +102,7 @@ def _outer(
         # Gradients are modulated at the tokens, then pulled back to the leaves that the tokens are made
         # of. For independent prompts both are the same.
         at = prompts if inner.second_order else detached(prompts)
-        _, _, to_leaves = differentiable_vjp(partial(_tokens, method), at)
+        _, _, to_leaves = vjp(partial(_tokens, method), at, differentiable=True)
         gradient = to_leaves(_modulated(method, gate, each))
         return _tokens(method, inner(prompts, gradient))
 
@@ -151,7 +151,7 @@ def _gradients_and_hvp(
 
     def at_features(features: Leaves) -> tuple[Leaves, Scalars]:
         losses_of = partial(_losses, model, method, towers, images)
-        values, losses, to_features = differentiable_vjp(losses_of, features)
+        values, losses, to_features = vjp(losses_of, features, differentiable=True)
         return _at_features(method, values, to_features), losses
 
     cotangents, losses, bend = vjp(at_features, towers.features)

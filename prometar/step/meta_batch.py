@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import Seen
+from prometar.clip.features import Seen, embedded, frozen_image
 from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
 from prometar.device import send
@@ -44,7 +44,7 @@ def make_batch(
     labels: Tensor,
     task: TaskDraw | Selection | None,
     *,
-    seen: Seen = Seen(),
+    seen: Seen = None,
     step: int = 0,
 ) -> Batch:
     """Embed a batch of normalised images once for all passes of a step.
@@ -58,8 +58,8 @@ def make_batch(
     device = images_B3HW.device
     if isinstance(task, TaskDraw):
         task = send(select(task, method.augmentation, dtype=clip.working_dtype), device)
-    tokens, labels = seen.embed(clip, step, images_B3HW), labels.to(device)
-    frozen = seen.frozen(clip, step, tokens) if method.uses_images else None
+    tokens, labels = embedded(clip, images_B3HW, seen, step), labels.to(device)
+    frozen = frozen_image(clip, tokens, seen, step) if method.uses_images else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
     whole = Images(tokens, labels, weights, frozen)
     if task is None:

@@ -76,12 +76,10 @@ class Towers:
         assert image_BE is not None
         return text_CE, image_BE
 
-    @torch.no_grad()
     def vjp(self, cotangents: Leaves) -> Leaves:
         """Map K cotangents of the features, each (K, N, E), to those of the tokens, each (K, P, D)."""
         return self._at_tokens(cotangents, lambda run, g: run.vjp(g))
 
-    @torch.no_grad()
     def differentiable_vjp(self, cotangents: Leaves) -> Leaves:
         """Return the same as `vjp`; `jvp` and then `hvp` can follow."""
         return self._at_tokens(cotangents, lambda run, g: run.differentiable_vjp(g))
@@ -99,11 +97,11 @@ class Towers:
             pushed[tower] = features.to(self.features[tower].dtype)
         return pushed
 
-    @torch.no_grad()
     def hvp(self, cotangents: Leaves) -> Leaves:
         """Gradients at the tokens, (P, D), of <r, features> + sum_k <g_k, J t_k>; r (N, E) by tower."""
         return self._at_tokens(cotangents, lambda run, r: run.hvp(r))
 
+    @torch.no_grad()
     def _at_tokens(
         self, cotangents: Leaves, through: Callable[[Run, Tensor], Mapping[Any, Tensor]]
     ) -> Leaves:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import Seen
+from prometar.clip.features import Seen, embedded, frozen_image
 from prometar.clip.openclip import Backbone
 from prometar.clip.wording import readable
 from prometar.data.datasets.dataset import Dataset
@@ -104,8 +104,8 @@ def drift_scores(
     images, frozen, labels = [], [], []
     for batch in batches:
         pixels = backbone.normalise(send(torch.from_numpy(batch.images), backbone.clip.device))
-        tokens = seen.embed(backbone.clip, batch.step, pixels)
-        frozen.append(seen.frozen(backbone.clip, batch.step, tokens))
+        tokens = embedded(backbone.clip, pixels, seen, batch.step)
+        frozen.append(frozen_image(backbone.clip, tokens, seen, batch.step))
         images.append(F.normalize(base.image_features(prompts, tokens), dim=-1))
         labels.append(torch.from_numpy(batch.labels))
     image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prometar.clip.model import Clip
+from prometar.clip.model import Clip, tensors_of
 from prometar.config.settings import Config
 from prometar.data.splits.objective import Problem
 from prometar.methods.composition import build
@@ -47,7 +47,8 @@ class Footprint:
         tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
         image = tokens * clip.vision.width * len(clip.vision.blocks)
         text = 77 * clip.text.width * len(clip.text.blocks)
-        return cls(clip.num_bytes, image, text, max(len(split.classnames) for split in splits), images)
+        weights = sum(tensor.nbytes for tensor in tensors_of(clip))
+        return cls(weights, image, text, max(len(split.classnames) for split in splits), images)
 
     def memory(self, config: Config, *, on_gpu: bool = False) -> int:
         """Return the bytes of a machine's memory that a run takes.

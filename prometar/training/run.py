@@ -124,11 +124,11 @@ def _seen(clip: Clip, plan: Plan, *source: Hashable) -> Seen:
     """
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _FEATURES.maxsize // 4:
-        return Seen()
+        return None
     key = (plan.digest, clip.image_prompts, *source)
     if key not in _FEATURES:
         _FEATURES[key] = (num_bytes, {})
-    return Seen(_FEATURES[key][1])
+    return _FEATURES[key][1]
 
 
 def forget() -> None:

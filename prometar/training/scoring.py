@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from prometar.clip.features import Seen
+from prometar.clip.features import Seen, embedded, frozen_image
 from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
@@ -14,7 +14,7 @@ from prometar.step.prompted_clip import Model
 
 
 def classify(
-    backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], seen: Seen = Seen()
+    backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], seen: Seen = None
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function from uint8 images (B, H, W, 3) and their batch's number to logits (B, C).
 
@@ -29,10 +29,10 @@ def classify(
 
     @torch.no_grad()
     def logits(images: Tensor, number: int) -> Tensor:
-        tokens = seen.embed(backbone.clip, number, backbone.normalise(images))
+        tokens = embedded(backbone.clip, backbone.normalise(images), seen, number)
         image_BE, known_CE = model.image_features(prompts, tokens), text_CE
         if known_CE is None:
-            known_CE = model.text_features(prompts, seen.frozen(backbone.clip, number, tokens))
+            known_CE = model.text_features(prompts, frozen_image(backbone.clip, tokens, seen, number))
         return model.logits(image_BE, known_CE)
 
     return logits
@@ -43,7 +43,7 @@ def accuracy(
     model: Model,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
-    seen: Seen = Seen(),
+    seen: Seen = None,
 ) -> float:
     """Return the accuracy in percent on the batches' images among the classes of `model`.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
+from prometar.clip.features import suffices
 from prometar.clip.weights import mismatch
 from prometar.data.splits.objective import figure_of
 from prometar.data.streaming.stream import Batch, Stream, stream_local, without_pixels
@@ -120,9 +121,8 @@ class Session:
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._watch is not None or run.method.augmentation.of_images
-            known = not reads_pixels and run.seen.suffices(
-                run.backbone.clip, range(start, run.plan.num_steps)
-            )
+            rest = range(start, run.plan.num_steps)
+            known = not reads_pixels and suffices(run.backbone.clip, run.seen, rest)
             self._source = (without_pixels if known else self._stream)(run.plan, run.dataset.source, start)
             self._batches = chain([*islice(self._source, 1)], self._source)
         return self._batches
@@ -151,7 +151,7 @@ class Session:
     def _images(self, scored: Evaluation) -> Iterator[Batch]:
         """Return the batches of an evaluation set, from the cache if they are there."""
         plan, seen, clip = scored.plan, scored.seen, self.run.backbone.clip
-        if seen.suffices(clip, range(plan.num_steps)):
+        if suffices(clip, seen, range(plan.num_steps)):
             yield from without_pixels(plan, self.run.dataset.source)
             return
         key = (plan.digest, *self.run.source)
@@ -159,7 +159,7 @@ class Session:
             yield from _IMAGES[key]
             return
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
-        cache = num_bytes <= _IMAGES.maxsize // 4 and not seen.suffices(clip)
+        cache = num_bytes <= _IMAGES.maxsize // 4 and not suffices(clip, seen)
         batches: list[Batch] = []
         for batch in self._stream(plan, self.run.dataset.source, 0):
             if cache:

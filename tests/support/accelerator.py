@@ -66,20 +66,11 @@ class MixedDevices(RuntimeError):
     """An operation on tensors of the host and of the accelerator."""
 
 
-@dataclass(frozen=True)
-class Copy:
-    """To the accelerator: its bytes, whether the host need not wait for it, and where it was made."""
-
-    num_bytes: int
-    unwaited: bool
-    place: str
-
-
 @dataclass
 class Traffic:
     """What has passed since it was watched; `made`: tensors that were made on the host, if asked for."""
 
-    copies: list[Copy] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
 
@@ -202,8 +193,9 @@ def _note_copy(source: Tensor, to_there: bool, non_blocking: bool) -> None:
     if from_there and not to_there:
         _watched[-1].waits.append(f"a copy to the host at {_place()}")
     elif to_there and not from_there:
-        unwaited = non_blocking and source.untyped_storage().data_ptr() in _pinned
-        _watched[-1].copies.append(Copy(source.numel() * source.element_size(), unwaited, _place()))
+        _watched[-1].copies.append(_place())
+        if not (non_blocking and source.untyped_storage().data_ptr() in _pinned):
+            _watched[-1].waits.append(f"a copy from pageable memory at {_place()}")
 
 
 def _by_mask(indices: Any) -> bool:

@@ -71,11 +71,10 @@ def quiet(function: Callable[..., Any], seen: Traffic) -> Callable[..., Any]:
 
 
 def count(work: Callable[[], object], seen: Traffic, *, copies: int, waits: int) -> None:
-    """So many copies to the accelerator, none of them waited for, and so many waits."""
+    """So many copies to the accelerator, and so many waits."""
     seen.clear()
     work()
     assert len(seen.copies) == copies, seen.copies
-    assert all(copy.unwaited for copy in seen.copies), seen.copies
     assert len(seen.waits) == waits, seen.waits
 
 

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counting import Kernels, _Live, kernels_of, memory_of, rehearse
-from prometar.clip.features import Seen
+from prometar.clip.model import tensors_of
 from prometar.clip.openclip import outline
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import Item
@@ -70,13 +70,14 @@ def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int
     estimated = Footprint.of(clip, [classes]).memory(asked) - PROCESSES
     counted = memory_of(asked, num_classes=num_classes).peak
     assert 0.95 * counted < estimated < 1.2 * counted
-    assert Footprint.of(clip, [classes]).memory(asked, on_gpu=True) == PROCESSES + clip.num_bytes
+    weights = sum(tensor.nbytes for tensor in tensors_of(clip))
+    assert Footprint.of(clip, [classes]).memory(asked, on_gpu=True) == PROCESSES + weights
 
 
 @pytest.mark.parametrize("method", ["coop", "prometar-coop"])
 def test_known_images_cost_nothing_where_no_prompt_enters_their_tower(method: str) -> None:
     first = rehearse(config(method=method), num_classes=3)
-    later = replace(first, seen=Seen({}))
+    later = replace(first, seen={})
     with later.mode:
         later()
     every, known = kernels_of(first), kernels_of(later)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from prometar.clip.features import Seen
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
@@ -54,10 +53,10 @@ def as_if_prompts_came(run: Run) -> Run:
         return replace(model, clip=replace(model.clip, image_prompts=True))
 
     evaluations = {
-        name: replace(each, model=plain(each.model), seen=Seen()) for name, each in run.evaluations.items()
+        name: replace(each, model=plain(each.model), seen=None) for name, each in run.evaluations.items()
     }
     backbone = replace(run.backbone, clip=plain(run.model).clip)
-    return replace(run, backbone=backbone, model=plain(run.model), evaluations=evaluations, seen=Seen())
+    return replace(run, backbone=backbone, model=plain(run.model), evaluations=evaluations, seen=None)
 
 
 @pytest.mark.parametrize("name", TEXT_ALONE)
