@@ -30,15 +30,6 @@ ROW_LENGTH = 96
 Start = tuple[int, ...]
 """The first tokens of a text, which identify a node."""
 
-Packed = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]
-"""The ids, depth, sees and end of R rows of T slots. P tokens that all texts start with are in row 0.
-
-ids, depth: (R, T), the token of each slot, and its position in its text; 0 at empty slots.
-sees: (R, T, P + T), if a slot attends to a shared token, or to a slot of its own row. An empty slot attends
-    to itself.
-end: (N,), the last slot of each text, as r * T + slot.
-"""
-
 
 @dataclass(frozen=True)
 class TextInput:
@@ -142,8 +133,17 @@ def _pass(clip: Clip, text: TextInput, prompts: Prompts, mask: Tensor | None) ->
     return Pass(layers, slots, end=end)
 
 
-def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> Packed:
+def pack(
+    shared: Sequence[int], rests: Sequence[Sequence[int]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """Pack texts that are `shared` (not empty) followed by one of `rests` (none empty).
+
+    Returns:
+        The ids, depth, sees and end of R rows of T slots. The P shared tokens are in row 0.
+        ids, depth: (R, T), the token of each slot, and its position in its text; 0 at empty slots.
+        sees: (R, T, P + T), if a slot attends to a shared token, or to a slot of its own row. An empty slot
+            attends to itself.
+        end: (N,), the last slot of each text, as r * T + slot.
 
     Example:
         >>> ids, _, _, end = pack([7], [[1, 2], [1, 3]])

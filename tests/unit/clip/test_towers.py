@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prometar.clip.openclip import tokenize
-from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
 from tests.support.plain_towers import plain_image
-from tests.support.tiny import backbone, open_clip_model, towers
+from tests.support.tiny import open_clip_model, towers
 
 TEXTS = ["a photo of a cat.", "a photo of a polka-dotted annual crop land.", "a photo of a woven."]
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -46,13 +44,3 @@ def test_prompts_of_images_and_their_gradients_equal_open_clip(layers: set[int],
     clip = towers(model)
     fast = encode_image(clip, embed_images(clip, images), prompts)
     compare(fast, plain_image(model, images, prompts), prompts)
-
-
-def test_a_folded_clip_is_the_same_clip() -> None:
-    clip, images, tokens = backbone(torch.float64).clip, random_images(2), tokenize(TEXTS)
-    folded = clip.folded()
-    assert (clip.vision.activation, folded.vision.activation) == ("quick_gelu", "silu")
-    features = [encode_image(c, embed_images(c, images)) for c in (clip, folded)]
-    torch.testing.assert_close(*features, rtol=0, atol=1e-12)
-    texts = [encode_text(c, text_input(c, tokens)) for c in (clip, folded)]
-    torch.testing.assert_close(*texts, rtol=0, atol=1e-12)
