@@ -8,11 +8,13 @@ Source: ProMetaR (CVPR 2024), its analysis; there as an argument, here as a meas
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from html import escape
+from itertools import groupby
 from pathlib import Path
-from statistics import mean
+from statistics import fmean, mean
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -49,9 +51,7 @@ class Alignment:
 
     folder: Path
     every: int = 20
-
-    def __post_init__(self) -> None:
-        self._next: int | None = None
+    _next: int | None = field(default=None, init=False)
 
     def __call__(self, run: Run, state: State, pictures: Pictures) -> None:
         if self._next != state.step:
@@ -167,3 +167,33 @@ def summary(records: Sequence[Record]) -> str:
         f"{len(cosines)} steps, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "
         f"{mean(cosine > 0 for cosine in cosines):.0%}"
     )
+
+
+def page(runs: Mapping[str, Sequence[Record]]) -> str:
+    """Return an HTML page: each run's cosines by step, and their means by epoch."""
+    import plotly.graph_objects as go  # slow to import, and part of an extra
+    from plotly.colors import qualitative
+
+    figure = go.Figure()
+    colours = qualitative.Plotly
+    for number, (name, records) in enumerate(runs.items()):
+        colour = colours[number % len(colours)]
+        steps, cosines = [r["step"] for r in records], [r["cosine"] for r in records]
+        points = {"color": colour, "size": 4, "opacity": 0.4}
+        figure.add_scatter(x=steps, y=cosines, mode="markers", marker=points, showlegend=False)
+        line = _by_epoch(records)
+        figure.add_scatter(**line, mode="lines+markers", line={"color": colour}, name=escape(name))
+    figure.update_layout(
+        template="plotly_white",
+        title="Gradient alignment: cosine of the modulated support gradient and the query gradient",
+        xaxis_title="step",
+        yaxis={"title": "cosine", "range": [-1, 1], "zeroline": True},
+        legend={"orientation": "h", "y": -0.2},
+    )
+    return str(figure.to_html(include_plotlyjs=True, full_html=True))
+
+
+def _by_epoch(records: Sequence[Record]) -> dict[str, list[float]]:
+    epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]
+    axes = {"x": "step", "y": "cosine"}
+    return {axis: [fmean(r[name] for r in epoch) for epoch in epochs] for axis, name in axes.items()}

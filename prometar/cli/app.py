@@ -159,8 +159,7 @@ def alignment(
 
     Their figure is the cosine of support and query gradients, measured as the runs trained.
     """
-    from prometar.analysis.alignment import FILE, read, summary
-    from prometar.analysis.plot import page
+    from prometar.analysis.alignment import FILE, page, read, summary
     from prometar.io.files import write_atomically
 
     records = {str(run): read(run / FILE) for run in runs}

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.analysis.alignment import FILE, Alignment, measure, read
-from prometar.analysis.plot import page
+from prometar.analysis.alignment import FILE, Alignment, measure, page, read
 from prometar.cli.app import main
 from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS

@@ -1,15 +1,19 @@
-"""Each supported family against open_clip's own modules: features, and gradients of prompts put in."""
+"""Each supported family against open_clip's own modules; trained with the command, exported and loaded."""
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import prometar
+from prometar.cli.app import main
 from prometar.clip.model import Clip, tensors_of
 from prometar.clip.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
 from prometar.clip.text import encode_text, text_input, text_pass
@@ -147,3 +151,23 @@ def test_a_file_in_float16_is_the_backbone_of_the_same_numbers_in_float32(name: 
         save_file(state, path)
         digests.add(weights_digest(load_clip(name, str(path))))
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("tiny-siglip", "prometar"), ("tiny-siglip", "cocoop"), ("tiny-siglip2", "maple")]
+)
+def test_exported_prompts_classify(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
+    settings = {
+        "backbone.name": name, "backbone.pretrained": "random", "train.epochs": 1, "data.shots": 1,
+        "train.batch_size": 6,
+    }  # fmt: skip
+    assigned = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    run, file = tmp_path / "run", tmp_path / "prompts.safetensors"
+    data = ["--dataset", "dtd", "--data-root", str(small_dtd)]
+    assert main(["train", "--method", method, "--out", str(run), *data, *assigned]) == 0
+    assert len(json.loads((run / "result.json").read_text())["history"]) == 1
+    assert main(["export", str(run), "--to", str(file)]) == 0
+    classifier = prometar.load(file, device="cpu")
+    size = classifier.backbone.clip.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    np.testing.assert_allclose(classifier.predict(list(pixels)).probabilities.sum(axis=1), 1, rtol=1e-5)
