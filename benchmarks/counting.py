@@ -59,7 +59,7 @@ def _with_task(whole: Images, num_support: int) -> Batch:
     labels, share = whole.labels[num_support:], whole.weights[num_support:]
     frozen = None if whole.frozen is None else whole.frozen[num_support:]
     mixing, tokens = Mixing(share, share, labels, labels, None), whole.tokens[num_support - 1 :]
-    return Batch(whole, support, Images(tokens, labels, share, frozen, mixing, labels))
+    return Batch(whole, (support, Images(tokens, labels, share, frozen, mixing, labels)))
 
 
 def rehearse(

@@ -16,7 +16,7 @@ from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import Stream, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
-from prometar.inference.classifier import Classifier, require_prompts
+from prometar.inference.classifier import Classifier, prompts_of
 from prometar.inference.prompt_file import Card, require_prompts_target, write_prompts
 from prometar.io.custom import is_reference
 from prometar.io.files import locked, read_bytes, size_of, write_atomically
@@ -167,8 +167,7 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"{folder} was trained with other weights than {pretrained} contains now.")
     state = checkpoint.state.to(backbone.clip.device)
-    prompts = config.prompts.component()
-    require_prompts(folder / "checkpoint.safetensors", backbone.clip, prompts, state.tested)
+    prompts = prompts_of(folder / "checkpoint.safetensors", config, backbone.clip, state.tested)
     return Classifier(backbone, prompts, state.tested, config, result.classnames, result.template)
 
 

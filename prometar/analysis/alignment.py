@@ -85,9 +85,9 @@ def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
     if draw is None or not state.prompts:
         return None
     with_task = replace(method, inner=InnerSGD(), augmentation=NoAugmentation())
-    _, support, query = make_batch(run.backbone.clip, with_task, images, labels, draw)
-    assert support is not None
-    assert query is not None
+    task = make_batch(run.backbone.clip, with_task, images, labels, draw).task
+    assert task is not None
+    support, query = task
     plain = replace(method, regularizer=Regularizer(), modulator=Add())
     return _cosines(_gradient(run, method, state, support), _gradient(run, plain, state, query))
 

@@ -150,23 +150,23 @@ def load(
             "Pass the original ones as pretrained=FILE."
         )
     clip = clip.folded().to(device=there, dtype=DTYPES[config.backbone.precision])
-    prompts = config.prompts.component()
-    require_prompts(path, clip, prompts, leaves)
+    prompts = prompts_of(path, config, clip, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
     backbone = ready(name, pretrained or known, clip)
     return Classifier(backbone, prompts, leaves, config, card.classnames, card.template, card)
 
 
-def require_prompts(path: Path, clip: Clip, prompts: Prompts, leaves: Mapping[str, Tensor]) -> None:
-    """Refuse prompts that are not those of the method.
+def prompts_of(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor]) -> Prompts:
+    """Return the structure of trained prompts.
 
     Raises:
         UserError: the leaves of the file at `path` are not the method's on this CLIP, or not finite.
     """
-    nothing = torch.zeros(0, dtype=torch.long)
+    prompts, nothing = config.prompts.component(), torch.zeros(0, dtype=torch.long)
     expected = prompts.initialize(clip, nothing, torch.Generator().manual_seed(0))
     if problem := mismatch(expected, leaves):
         raise UserError(f"{path} does not contain prompts of its method: {problem}")
+    return prompts
 
 
 def _names(classnames: Sequence[str]) -> tuple[str, ...]:

@@ -52,9 +52,8 @@ def step(model: Model, method: Method, state: State, batch: Batch, rates: Rates)
     gradient, losses = _direct(model, method, state, batch.images)
     scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, rates)
-    support, query = batch.support, batch.query
-    if method.inner is not None and support is not None and query is not None and state.prompts:
-        prompts, gate, meta = _outer(model, method, method.inner, state, support, query)
+    if method.inner is not None and batch.task is not None and state.prompts:
+        prompts, gate, meta = _outer(model, method, method.inner, state, *batch.task)
         state = _update(state, prompts, gate, rates)
         scalars |= {name: loss.detach() for name, loss in meta.items()}
     return replace(state, step=state.step + 1), scalars

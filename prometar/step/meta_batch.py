@@ -30,11 +30,10 @@ class Images(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """All images for the direct phase, and those of the meta phase if there is one."""
+    """All images for the direct phase, and support and query of the meta phase if there is one."""
 
     images: Images
-    support: Images | None = None
-    query: Images | None = None
+    task: tuple[Images, Images] | None = None
 
 
 def make_batch(
@@ -67,7 +66,7 @@ def make_batch(
     rows = task.support_rows
     frozen = None if frozen is None else frozen[rows]
     support = Images(tokens[rows], labels[rows], task.support_weights, frozen)
-    return Batch(whole, support, _query(clip, method, images_B3HW, whole, task))
+    return Batch(whole, (support, _query(clip, method, images_B3HW, whole, task)))
 
 
 def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Images:

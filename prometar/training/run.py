@@ -90,15 +90,6 @@ def backbone_of(config: BackboneConfig) -> Backbone:
 _loaded = lru_cache(maxsize=2)(backbone_of)
 
 
-@lru_cache(maxsize=2)
-def _for_text_prompts(config: BackboneConfig) -> Backbone:
-    """Return a backbone for prompts that leave the image tower alone, with the same weights."""
-    whole = _loaded(config)
-    backbone = replace(whole, clip=replace(whole.clip, image_prompts=False))
-    vars(backbone)["digest"] = whole.digest  # takes a second to compute
-    return backbone
-
-
 @lru_cache(maxsize=16)
 def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
     return open_dataset(name, root, json.loads(args))
@@ -133,7 +124,7 @@ def _seen(clip: Clip, plan: Plan, *source: Hashable) -> Seen:
 
 def forget() -> None:
     """Drop the cached backbones, datasets and features of this process."""
-    for cached in (_loaded, _for_text_prompts, _dataset, _frozen_text):
+    for cached in (_loaded, _dataset, _frozen_text):
         cached.cache_clear()
     _FEATURES.clear()
 
@@ -152,7 +143,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     if config.own:
         smoke_test(config, backbone.clip)
     if not enters_images(method.prompts):
-        backbone = _for_text_prompts(config.backbone)
+        digest = backbone.digest
+        backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
+        vars(backbone)["digest"] = digest  # takes a second to compute
     clip, source = backbone.clip, (config.backbone, *data, repr(dataset.source))
     augment, train = config.augment, config.train
     split = problem(objective, dataset, shots=config.data.shots, seed=train.seed, val_per_class=val_per_class)
