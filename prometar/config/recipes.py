@@ -72,21 +72,11 @@ def recipe(name: str) -> Recipe:
         >>> recipe("coop").settings["train"]
         {'epochs': 200, 'batch_size': 32}
     """
-    if is_file(name):
-        return _own(Path(name))
-    if name not in NAMES:
+    if name in NAMES:
+        return _published(name)
+    if not is_file(name):
         raise UserError(f"unknown method '{name}': choose one of {', '.join(NAMES)}, or a recipe FILE.yaml")
-    return _published(name)
-
-
-@cache
-def _published(name: str) -> Recipe:
-    text = files("prometar.config").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
-    return Recipe(name=name, **parse_yaml(text, where=f"recipe {name}"))
-
-
-def _own(path: Path) -> Recipe:
-    """Return the recipe of a user's file: `settings`, and as much of the rest as there is to say."""
+    path = Path(name)
     tree = read_yaml(path)
     try:
         return Recipe.model_validate(
@@ -94,3 +84,9 @@ def _own(path: Path) -> Recipe:
         )
     except ValidationError as error:
         raise UserError(f"{path} is not a recipe: {problems_of(error)}") from None
+
+
+@cache
+def _published(name: str) -> Recipe:
+    text = files("prometar.config").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
+    return Recipe(name=name, **parse_yaml(text, where=f"recipe {name}"))

@@ -6,7 +6,7 @@ method starts from that method's recipe.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -161,7 +161,7 @@ class Config(Sections):
         for section, changes in _by_section(values).items():
             args = {key[5:]: value for key, value in changes.items() if key.startswith("args.")}
             chosen = changes.get(_chooser(section), tree[section].get(_chooser(section)))
-            fields = _model(section, chosen).model_fields
+            fields = _fields(section, chosen)
             tree[section] = _merged(section, tree[section], {k: v for k, v in changes.items() if k in fields})
             if args:
                 tree[section]["args"] = {**tree[section].get("args", {}), **args}
@@ -229,7 +229,7 @@ def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object
     """Return `given` over `base`, of which only the settings remain that the chosen kind has."""
     chooser = _chooser(section)
     chosen = given.get(chooser, base.get(chooser))
-    fields, same = _model(section, chosen).model_fields, chosen == base.get(chooser)
+    fields, same = _fields(section, chosen), chosen == base.get(chooser)
     kept = {key: value for key, value in base.items() if key in fields and (same or key != "args")}
     return {**kept, **given}
 
@@ -246,7 +246,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, Settings]:
         if section not in Config.model_fields:
             raise UserError(f"unknown setting '{key}': the sections are {', '.join(Config.model_fields)}")
         if not (is_setting(key) or name.startswith("args.")):
-            known = dict.fromkeys(field for each in _models(section) for field in each.model_fields)
+            known = dict.fromkeys(field for each in _models(section).values() for field in each.model_fields)
             raise UserError(f"unknown setting '{key}': {section} has {', '.join(known)}")
         grouped.setdefault(section, {})[name] = value
     return grouped
@@ -261,7 +261,7 @@ def _chooser(section: str) -> str:
 @cache
 def _tags() -> frozenset[str]:
     """Return the names that pydantic puts into the place of an error for the halves and kinds of a union."""
-    return TAGS.union(*(_kinds(name, each) for name in Config.model_fields for each in _models(name)))
+    return TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
 
 
 def is_setting(key: str) -> bool:
@@ -272,26 +272,27 @@ def is_setting(key: str) -> bool:
         [True, False]
     """
     section, _, name = key.partition(".")
-    return section in Config.model_fields and any(name in each.model_fields for each in _models(section))
+    return section in Config.model_fields and any(
+        name in each.model_fields for each in _models(section).values()
+    )
 
 
 @cache
-def _models(section: str) -> tuple[type[BaseModel], ...]:
-    """Return the models of a section: one per kind of a part."""
-    found = dict.fromkeys(leaf_types(Config.model_fields[section].annotation))
-    return tuple(each for each in found if isinstance(each, type) and issubclass(each, BaseModel))
+def _models(section: str) -> dict[str | None, type[BaseModel]]:
+    """Return the models of a section by the kind of its part. None: custom components, and other sections."""
+    found: dict[str | None, type[BaseModel]] = {}
+    for model in leaf_types(Config.model_fields[section].annotation):
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            chooser = model.model_fields.get(_chooser(section))
+            kinds = get_args(chooser.annotation) if chooser else ()
+            found |= dict.fromkeys(kinds or (None,), model)
+    return found
 
 
-def _model(section: str, chosen: object) -> type[BaseModel]:
-    """Return the model of a kind; the last one, of custom components, for an unknown kind."""
+def _fields(section: str, chosen: object) -> Collection[str]:
+    """Return the settings of a kind, or of custom components for an unknown kind."""
     models = _models(section)
-    return next((each for each in models if chosen in _kinds(section, each)), models[-1])
-
-
-def _kinds(section: str, model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the kinds of a part that a model describes; none for custom components."""
-    chooser = model.model_fields.get(_chooser(section))
-    return () if chooser is None else get_args(chooser.annotation)
+    return models.get(chosen if isinstance(chosen, str) else None, models[None]).model_fields
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> Settings:

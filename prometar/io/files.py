@@ -133,18 +133,13 @@ def refused(path: Path, error: OSError) -> StorageError:
     return StorageError(f"{problem}: {_ADVICE[error.errno]}" if error.errno in _ADVICE else problem)
 
 
-def beside(name: str) -> str:
-    """Return the hidden name under which this process writes a file before it replaces the old one."""
-    return f".{name}.{os.getpid()}-{_OWN}"
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old or the new one, complete, also after a crash.
 
     Raises:
         StorageError: the disk is full or the folder is not writable.
     """
-    temporary = path.with_name(beside(path.name))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_OWN}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

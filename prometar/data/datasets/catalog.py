@@ -4,7 +4,7 @@ Nothing here writes. Splits are the published ones. Only a custom folder without
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from prometar.data.datasets.dataset import (
     Dataset,
     FolderSource,
     Item,
-    Items,
     RenderedSource,
     Source,
     flaw_of,
@@ -31,10 +30,8 @@ from prometar.io.custom import failing, is_reference, make
 from prometar.io.files import is_utf8, resolved
 from prometar.io.stores import join, masked
 
-
-def known() -> tuple[str, ...]:
-    """Return the names of all built-in datasets."""
-    return (*BENCHMARKS, *SUITE, FOLDER)
+KNOWN = (*BENCHMARKS, *SUITE, FOLDER)
+"""Names of all built-in datasets."""
 
 
 def title_of(name: str) -> str:
@@ -58,9 +55,9 @@ def require_name(name: str) -> None:
     Raises:
         UserError: neither a known dataset nor a reference to a custom one. Nothing is imported.
     """
-    if name not in known() and not is_reference(name):
+    if name not in KNOWN and not is_reference(name):
         raise UserError(
-            f"unknown dataset '{name}': known are {', '.join(known())}, and package.module:Name of your own"
+            f"unknown dataset '{name}': known are {', '.join(KNOWN)}, and package.module:Name of your own"
         )
 
 
@@ -102,7 +99,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
     """Open a dataset, ready to draw from.
 
     Args:
-        name: One of `known()`, or `package.module:Name` of a custom loader: called with the root, it returns
+        name: One of `KNOWN`, or `package.module:Name` of a custom loader: called with the root, it returns
             a `Dataset`.
         root: Folder (or URI of prepared copies) that contains the dataset's folder, `--data-root`; for
             `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
@@ -209,15 +206,16 @@ def rendered_dataset(row: RenderedSet[Any], source: Source) -> Dataset:
     """Return a rendered dataset whose images are read from `source`."""
     label = {name: k for k, name in enumerate(row.classnames)}
 
-    def items(split: str) -> Items:
-        names = ((path, path.split("/")[0]) for path in row.paths(split))
-        return tuple(Item(path, label[name], name) for path, name in names)
+    def items(split: str) -> Iterator[Item]:
+        for path in row.paths(split):
+            name = path.split("/")[0]
+            yield Item(path, label[name], name)
 
-    train, val, test = map(items, SPLITS)
+    train, val, test = (tuple(items(split)) for split in SPLITS)
     return Dataset(row.name, row.title, train, val, test, source, row.template, "the renderer")
 
 
-def _missing(images: Path, items: Items) -> list[Path]:
+def _missing(images: Path, items: Sequence[Item]) -> list[Path]:
     """Return the images of `items` that are missing. Each folder is listed once, which takes milliseconds."""
     listed: dict[str, set[str]] = {}
     missing = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.catalog import FOLDER, known, open_dataset, open_unverified, place_of, problems_of
+from prometar.data.datasets.catalog import FOLDER, KNOWN, open_dataset, open_unverified, place_of, problems_of
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item, Source
 from prometar.data.datasets.prepared import find_manifest
 from prometar.data.streaming.transforms import decode
@@ -29,7 +29,7 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
         find_manifest(str(root))  # wait for a store that does not answer once, not for each dataset
     elif root is not None and not Path(root).is_dir():
         raise UserError(f"data root {root} is not a folder: pass --data-root DIR")
-    found = {name: _listed(name, root) for name in known()}
+    found = {name: _listed(name, root) for name in KNOWN}
     if isinstance(found[FOLDER], str) and any(found[name] is not None for name in BENCHMARKS):
         found[FOLDER] = None  # a data root is not a tree of class folders
     return found
@@ -110,7 +110,7 @@ def decoded(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, str]
     """Read and decode `items` on all CPUs.
 
     Yields:
-        Encoded image and why it is broken ("" if it is not), per item and in order.
+        Encoded image and "", or no bytes and why it is broken, per item and in order.
     """
     workers = num_cpus()
     step = READ_AT_ONCE * workers * 4  # `map` would read the whole dataset ahead of a slow consumer
@@ -125,15 +125,10 @@ def decoded(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, str]
 def _decoded_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, str]]:
     try:
         files = source.read_many([item.path for item in items])
+        for file, item in zip(files, items, strict=True):
+            decode(file, item.path)
     except PrometarError as error:
-        if len(items) > 1:
+        if len(items) > 1:  # each broken image has its own message
             return [found for item in items for found in _decoded_group([item], source)]
         return [(b"", str(error) if items[0].path in str(error) else f"{items[0].path}: {error}")]
-    found = []
-    for file, item in zip(files, items, strict=True):
-        try:
-            decode(file, item.path)
-            found.append((file, ""))
-        except PrometarError as error:
-            found.append((file, str(error)))
-    return found
+    return [(file, "") for file in files]

@@ -102,8 +102,12 @@ def _dataset(plan: Plan, source: Source, start_step: int, cpus: float, block_row
     epochs would then wait for the training stream, which waits for the evaluation.
     """
     size, tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
-    starts = range(start_step, plan.num_steps, size)
-    items = [_described(plan, start, min(start + size, plan.num_steps)) for start in starts]
+    items = []
+    for start in range(start_step, plan.num_steps, size):
+        last = min(start + size, plan.num_steps) - 1
+        images, seeds = plan.rows(plan.step_rows(start)[0], plan.step_rows(last)[1])
+        paths = [plan.items[k].path for k in images]
+        items.append({"image": images.tolist(), "seed": seeds.tolist(), "path": paths})
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         cast(Any, make_block),
         fn_kwargs={"spec": plan.transform, "source": source, "files": _stored(plan, source)},
@@ -112,13 +116,6 @@ def _dataset(plan: Plan, source: Source, start_step: int, cpus: float, block_row
         num_cpus=cpus / tasks,
         compute=TaskPoolStrategy(size=min(tasks, len(items))),
     )
-
-
-def _described(plan: Plan, start: int, stop: int) -> dict[str, list[int] | list[str]]:
-    """Images, augmentation seeds and paths of the steps start .. stop-1."""
-    images, seeds = plan.rows(plan.step_rows(start)[0], plan.step_rows(stop - 1)[1])
-    paths = [plan.items[k].path for k in images]
-    return {"image": images.tolist(), "seed": seeds.tolist(), "path": paths}
 
 
 def make_block(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prometar.data.datasets import catalog
-from prometar.data.datasets.catalog import known, open_dataset
+from prometar.data.datasets.catalog import KNOWN, open_dataset
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
@@ -42,7 +42,7 @@ def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
 
 def test_unknown_name_lists_the_known_ones() -> None:
     message = fails("dtt", None)
-    assert all(name in message for name in ("'dtt'", *known()))
+    assert all(name in message for name in ("'dtt'", *KNOWN))
 
 
 def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> None:
