@@ -86,29 +86,7 @@ def _read_class_folders(row: Benchmark, folder: Path) -> dict[str, Items]:
     classified among their own classes. Images are sorted by name. The field's code takes the order of the
     file system, so its draws differ from disk to disk.
     """
-    names = read_classnames(folder / CLASSNAMES)
-    if row.numbered:
-        names = {str(k): name for k, name in enumerate(names.values())}
-    images = folder / row.images
-    folders = class_folders(*(images / below for below in row.splits.values()))
-    if strange := sorted(set(folders) - set(names)):
-        raise UserError(f"{images}: folder {strange[0]} is no class of {folder / CLASSNAMES}")
-    folders.sort(key=int if row.numbered else str)
-    return {
-        split: labelled_images(
-            images, [f"{PurePosixPath(below, each)}" for each in folders], [names[each] for each in folders]
-        )
-        for split, below in row.splits.items()
-    }
-
-
-def read_classnames(file: Path) -> dict[str, str]:
-    """Return wnid -> class name, in the order of the file's '<wnid> <name>' lines.
-
-    Raises:
-        UserError: unreadable, a line without a name, or a wnid twice.
-    """
-    names: dict[str, str] = {}
+    file, names = folder / CLASSNAMES, dict[str, str]()
     for number, line in read_lines(file):
         wnid, _, name = line.partition(" ")
         if not name or wnid in names:
@@ -116,7 +94,19 @@ def read_classnames(file: Path) -> dict[str, str]:
                 f"{file}, line {number}: expected '<wnid> <name>', each wnid once, found '{line}'"
             )
         names[wnid] = name
-    return names
+    if row.numbered:
+        names = {str(k): name for k, name in enumerate(names.values())}
+    images = folder / row.images
+    folders = class_folders(*(images / below for below in row.splits.values()))
+    if strange := sorted(set(folders) - set(names)):
+        raise UserError(f"{images}: folder {strange[0]} is no class of {file}")
+    folders.sort(key=int if row.numbered else str)
+    return {
+        split: labelled_images(
+            images, [f"{PurePosixPath(below, each)}" for each in folders], [names[each] for each in folders]
+        )
+        for split, below in row.splits.items()
+    }
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -73,15 +73,15 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
     dataset = open_unverified(name, root)
     items = list({item.path: item for item in dataset.items}.values())
     broken = [message for _, message in decoded(items, dataset.source) if message]
-    names = {item.label: item.classname for item in items}
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
     state = f"{len(broken)} broken" if broken else "all whole"
-    summary = f"{name}: {len(names)} classes, {sizes} images, {state}"
-    return list(problems_of(dataset)), broken, [summary, *_notes(dataset, names, root)]
+    summary = f"{name}: {len(dataset.classnames)} classes, {sizes} images, {state}"
+    return list(problems_of(dataset)), broken, [summary, *_notes(dataset, root)]
 
 
-def _notes(dataset: Dataset, names: dict[int, str], root: Path | str | None) -> Iterator[str]:
-    row = BENCHMARKS.get(dataset.name)
+def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
+    row, shown = BENCHMARKS.get(dataset.name), list(dataset.classnames)
+    names = {item.label: item.classname for item in dataset.items}
     if found := differences(dataset.name, len(names), dataset.counts):
         yield f"not the published sizes: {', '.join(found)}"
     elif row and row.split_digest and isinstance(dataset.source, FolderSource):
@@ -95,8 +95,8 @@ def _notes(dataset: Dataset, names: dict[int, str], root: Path | str | None) -> 
         without = [name for label, name in names.items() if label not in there]
         if there and without:
             yield f"no {split} images of {len(without)} classes: {', '.join(without[:SHOWN_NAMES])}"
-    ordered = [names[label] for label in sorted(names)]
-    shown = ordered if len(ordered) <= SHOWN_NAMES else [*ordered[: SHOWN_NAMES - 1], "...", ordered[-1]]
+    if len(shown) > SHOWN_NAMES:
+        shown[SHOWN_NAMES - 1 : -1] = ["..."]
     yield f"class names: {', '.join(shown)}"
 
 
