@@ -1,7 +1,6 @@
 """The few-shot draw replays the field's draws; class splits follow its rule."""
 
 import json
-import os
 import random
 import re
 from pathlib import Path
@@ -13,16 +12,12 @@ from hypothesis import strategies as st
 from prometar.data.datasets.dataset import Item
 from prometar.data.splits.fewshot import base_new, draw, labels_of, val_of_train
 from prometar.errors import UserError
+from tests.parity.golden import golden_files
+
+GOLDEN = golden_files("fewshot_*.json")
 
 
-def _golden() -> list[Path]:
-    folders = [Path(__file__).parents[3] / "golden"]
-    if os.environ.get("PROMETAR_GOLDEN"):
-        folders.append(Path(os.environ["PROMETAR_GOLDEN"]))
-    return sorted({file.resolve() for folder in folders for file in folder.glob("fewshot_*.json")})
-
-
-@pytest.mark.parametrize("file", _golden(), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.name)
 def test_fewshot_draws_equal_the_golden_file(file: Path) -> None:
     tree = json.loads(file.read_text())
     train, val = (tuple(Item(*row) for row in tree["split"][name]) for name in ("train", "val"))
@@ -36,7 +31,7 @@ def test_fewshot_draws_equal_the_golden_file(file: Path) -> None:
 
 
 def test_fewshot_the_repository_holds_a_golden_file() -> None:
-    assert any(file.name == "fewshot_dtd10.json" for file in _golden())
+    assert any(file.name == "fewshot_dtd10.json" for file in GOLDEN)
 
 
 def _items(labels: list[int]) -> tuple[Item, ...]:
