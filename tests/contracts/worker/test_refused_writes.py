@@ -124,7 +124,7 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (training, runs):
         monkeypatch.setattr(module, "build_run", lambda *_, **__: run)
         monkeypatch.setattr(module, "dump_config", described)
-    monkeypatch.setattr(training, "stream", lambda *_, options: iter(()))
+    monkeypatch.setattr(training, "stream", lambda *_, cpus: iter(()))
     monkeypatch.setattr(runs, "environment", dict)  # slow, and not to be compared
     monkeypatch.setattr(training, "Alignment", partial(Alignment, every=2))
     monkeypatch.setattr(alignment, "measure", lambda run, state, pictures: {"cosine": state.step / 8})

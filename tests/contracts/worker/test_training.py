@@ -27,7 +27,7 @@ PLAN = ResourcePlan(1, 1.0, 0.0)
 
 @pytest.fixture(autouse=True)
 def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    def local(plan: Plan, source: Source, step: int, options: object) -> Iterator[Batch]:
+    def local(plan: Plan, source: Source, step: int, cpus: float) -> Iterator[Batch]:
         return stream_local(plan, source, step)
 
     monkeypatch.setattr(training, "stream", local)
@@ -108,7 +108,7 @@ def test_a_job_that_cannot_succeed_is_a_failed_report(
     (unknown,) = finish(job(tmp_path / "b", {"data.name": "nowhere"}))
     assert "nowhere" in unknown.failed
 
-    def broken(*_: object, options: object) -> Any:
+    def broken(*_: object, cpus: float) -> Any:
         raise WorkError("broken image a.jpg")
 
     monkeypatch.setattr(training, "stream", broken)
