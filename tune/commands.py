@@ -1,5 +1,6 @@
 """Commands of studies and grids for `prometar`, found through the entry points of `prometar.commands`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,15 +29,14 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of a study, OUT/ST
 
     Prints the summary too.
     """
-    from rich.console import Console
-
+    from tune.execution.live import plain_console
     from tune.records.folder import read_records
     from tune.report.page import write_report
     from tune.report.terminal import print_summary
 
     records = read_records(study)
     write_report(records)
-    print_summary(Console(highlight=False), records)
+    print_summary(plain_console(), records)
 
 
 def reproduce(
@@ -89,7 +89,7 @@ def reproduce(
     """Run methods under a protocol of the field, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None)  # before ray is imported
     from prometar.data.datasets.catalog import default_root, require_name
-    from tune.reproduce.grid import PROTOCOLS, Grid
+    from tune.reproduce.grid import PROTOCOLS
     from tune.reproduce.published import settings_of
     from tune.reproduce.run import reproduce
 
@@ -114,8 +114,8 @@ def reproduce(
         **({} if epochs is None else {"train.epochs": epochs}),
         **values,
     }
-    grid = Grid(
-        name=protocol,
+    grid = replace(
+        chosen,
         datasets=names,
         configs={
             name: absolute_paths(configure(method, {**settings_of(protocol, name), **shared}))

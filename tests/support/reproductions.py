@@ -1,6 +1,7 @@
 """Results without runs: a grid, and figures for each of its runs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ def ask(
     chosen = PROTOCOLS[protocol]
     values = {**PUBLISHED, **(settings or {})}
     configs = {method: configure(method, {**settings_of(protocol, method), **values}) for method in methods}
-    return Grid(
-        protocol, datasets or chosen.datasets, configs, seeds, shots or chosen.shots, chosen.source
-    )  # fmt: skip
+    return replace(
+        chosen,
+        datasets=datasets or chosen.datasets,
+        configs=configs,
+        seeds=seeds,
+        shots=shots or chosen.shots,
+    )
 
 
 def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:

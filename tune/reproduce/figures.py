@@ -8,7 +8,7 @@ from prometar.comparison.paired import EVERY_SEED, Difference, Results, Scores, 
 from prometar.comparison.runs import FinishedRun
 from prometar.config.settings import Config
 from prometar.metrics import ACCURACY, HARMONIC, Interval, harmonic_mean, t_interval
-from tune.reproduce.grid import Grid, shots_column
+from tune.reproduce.grid import PROTOCOLS, Grid, shots_column
 from tune.reproduce.published import AVERAGE, beside, changes
 
 
@@ -40,7 +40,7 @@ def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
     found = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
     for run in runs:
         by_dataset, data, figures = found[run.config.method], run.config.data, run.figures
-        if len(grid.protocol.shots) > 1:
+        if grid.shots_are_columns:
             shots = grid.shots if run.seed == EVERY_SEED else (data.shots,)
             figures = {shots_column(each): figures[ACCURACY] for each in shots}
         for column, value in figures.items():
@@ -61,8 +61,8 @@ def build_table(grid: Grid, results: Results, *, uncited: Mapping[str, str]) -> 
     series = {method: beside(grid.name, config.override(shots)) for method, config in grid.configs.items()}
 
     def row(label: str, method: str, scores: Scores, *, comparable: bool) -> Row:
-        found = series[method]
-        return label, method, _figures(scores, grid.columns, found.at(label) if found and comparable else {})
+        published = series[method][0].get(label, {}) if comparable else {}
+        return label, method, _figures(scores, grid.columns, published)
 
     rows = [
         row(name, method, results[method][name], comparable=name not in uncited)
@@ -72,15 +72,15 @@ def build_table(grid: Grid, results: Results, *, uncited: Mapping[str, str]) -> 
     averaged = [name for name in grid.datasets if any(results[method][name] for method in grid.configs)]
     if len(averaged) > 1:
         label = AVERAGE if len(averaged) == len(grid.datasets) else f"{AVERAGE} of {len(averaged)}"
-        same = set(averaged) == set(grid.protocol.datasets) and not uncited
+        same = set(averaged) == set(PROTOCOLS[grid.name].datasets) and not uncited
         averages = {method: _average([results[method][name] for name in averaged]) for method in grid.configs}
         rows += [row(label, method, scores, comparable=same) for method, scores in averages.items()]
     shown = {method for _, method, found in rows if any(figure.published for figure in found.values())}
     notes = list(_notes(grid, results))
     if shown:
-        papers = ", ".join(found.cited for method, found in series.items() if found and method in shown)
+        papers = ", ".join(cited for method, (_, cited) in series.items() if method in shown)
         notes.append(f"Published figures are cited, not run here: {papers}. Difference: ours - published.")
-    if any(series.values()):
+    if any(figures for figures, _ in series.values()):
         notes += [f"Not comparable with published figures: {name} ({why})." for name, why in uncited.items()]
     return rows, notes
 

@@ -1,7 +1,7 @@
 """Protocols of the field, the jobs that a request needs, and their results in their folders."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -21,53 +21,30 @@ VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant)
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """Protocol to compare methods.
+class Grid:
+    """Request of `prometar reproduce`, or with the defaults of a protocol.
 
     Args:
+        name: Of the protocol.
         objective: What a run trains and tests on (`prometar.data.splits.objective`).
-        datasets: Default datasets. With a source, they are tested on only.
+        datasets: Datasets to train on. With a source, they are tested on only.
         source: Dataset that all runs train on; None: each dataset is trained on by itself.
-        shots: Default training images per class. Several numbers make one column each.
+        shots: Training images per class. A protocol with several has one column for each.
+        configs: One configuration per method, complete except for dataset, shots and seed.
+        seeds: Seeds of the few-shot split, the prompts and the order of the images.
     """
 
+    name: str
     objective: str
     datasets: tuple[str, ...]
     source: str | None = None
     shots: tuple[int, ...] = (16,)
-
-
-PROTOCOLS = {
-    "base-to-new": Protocol(FINAL, ELEVEN),
-    "cross-dataset": Protocol("all_classes", tuple(n for n in ELEVEN if n != "imagenet"), source="imagenet"),
-    "domain-generalisation": Protocol("all_classes", VARIANTS, source="imagenet"),
-    "few-shot": Protocol("all_classes", ELEVEN, shots=(1, 2, 4, 8, 16)),
-}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Request of `prometar reproduce`.
-
-    Args:
-        name: Of the protocol.
-        datasets: Datasets to train on. With a source, they are tested on only.
-        configs: One configuration per method, complete except for dataset, shots and seed.
-        seeds: Seeds of the few-shot split, the prompts and the order of the images.
-        shots: Training images per class.
-        source: Dataset that all runs train on, if the protocol has one.
-    """
-
-    name: str
-    datasets: tuple[str, ...]
-    configs: Mapping[str, Config]
-    seeds: tuple[int, ...]
-    shots: tuple[int, ...]
-    source: str | None = None
+    configs: Mapping[str, Config] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
 
     @property
-    def protocol(self) -> Protocol:
-        return PROTOCOLS[self.name]
+    def shots_are_columns(self) -> bool:
+        return len(PROTOCOLS[self.name].shots) > 1
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -82,15 +59,15 @@ class Grid:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the table."""
-        if len(self.protocol.shots) > 1:
+        if self.shots_are_columns:
             return tuple(map(shots_column, self.shots))
-        return ("base", "new", HARMONIC) if self.protocol.objective == FINAL else (ACCURACY,)
+        return ("base", "new", HARMONIC) if self.objective == FINAL else (ACCURACY,)
 
     @property
     def title(self) -> str:
         """Title of the table."""
         backbone = " ".join(filter(None, (self.config.backbone.name, self.config.backbone.pretrained)))
-        shots = "" if len(self.protocol.shots) > 1 else f"{shots_column(self.shots[0])}, "
+        shots = "" if self.shots_are_columns else f"{shots_column(self.shots[0])}, "
         source = f"trained on {self.source}, " if self.source else ""
         seeds = ", ".join(map(str, self.seeds))
         return f"{self.name}: {source}{shots}{backbone}, seeds {seeds}, test accuracy in percent"
@@ -108,7 +85,6 @@ class Grid:
             untrained: Methods that train nothing. They run once.
             missing: Datasets that cannot be opened.
         """
-        objective = self.protocol.objective
         targets = tuple(name for name in self.datasets if name not in missing) if self.source else ()
         once, jobs = (self.shots[0], self.seeds[0]), list[Job]()
         grid = product(self.trained_on, self.shots, self.configs.items(), self.seeds)
@@ -116,10 +92,22 @@ class Grid:
             if dataset in missing or (method in untrained and (shots, seed) != once):
                 continue
             one = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
-            name = f"{objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
+            name = f"{self.objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
             title = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
-            jobs.append(Job(title, {folder / name: one.completed()}, objective, targets=targets))
+            jobs.append(Job(title, {folder / name: one.completed()}, self.objective, targets=targets))
         return jobs
+
+
+PROTOCOLS = {
+    grid.name: grid
+    for grid in (
+        Grid("base-to-new", FINAL, ELEVEN),
+        Grid("cross-dataset", "all_classes", tuple(n for n in ELEVEN if n != "imagenet"), "imagenet"),
+        Grid("domain-generalisation", "all_classes", VARIANTS, "imagenet"),
+        Grid("few-shot", "all_classes", ELEVEN, shots=(1, 2, 4, 8, 16)),
+    )
+}
+"""Protocols of the field, without methods."""
 
 
 def shots_column(shots: int) -> str:

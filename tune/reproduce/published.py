@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -20,40 +19,14 @@ _FREE = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pret
          "train.seed"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Series:
-    """Published accuracies of one method under one protocol.
-
-    Args:
-        title: Name in the paper.
-        paper: Paper of the method.
-        settings: Settings of the series, if the method was published with several.
-        figures: Percent by dataset (or "average") and column, {"dtd": {"base": 83.37, "new": 62.97}}.
-        configuration: File of the settings, if the paper is not the source of the figures.
-    """
-
-    method: str
-    title: str
-    paper: str
-    settings: Mapping[str, Any]
-    figures: Mapping[str, Mapping[str, float]]
-    configuration: str = ""
-
-    @property
-    def cited(self) -> str:
-        """Citation."""
-        return f"{self.title} ({'; '.join(filter(None, (self.paper, self.configuration)))})"
-
-    def at(self, dataset: str) -> dict[str, float]:
-        """Return the figures of a dataset (or "average"), with the H of base and new accuracy."""
-        found = dict(self.figures.get(dataset, {}))
-        if {"base", "new"} <= found.keys():
-            found.setdefault(HARMONIC, round(harmonic_mean({key: found[key] for key in ("base", "new")}), 2))
-        return found
-
-
 @cache
 def _file() -> dict[str, Any]:
+    """Settings by protocol and method, and series of figures by protocol.
+
+    A series has a `method`, its `title` in the `paper`, the `settings` if the method was published with
+    several, the `configuration` file if the paper is not the source, and `figures`: percent by dataset (or
+    "average") and column, such as {"dtd": {"base": 83.37, "new": 62.97}}.
+    """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
 
@@ -67,20 +40,32 @@ def settings_of(protocol: str, method: str) -> Mapping[str, Any]:
     return _file()["settings"].get(protocol, {}).get(method, {})
 
 
-def beside(protocol: str, config: Config) -> Series | None:
-    """Return the series that is comparable with runs of `config`, if there is one.
+def beside(protocol: str, config: Config) -> tuple[Mapping[str, Mapping[str, float]], str]:
+    """Return the published figures that are comparable with runs of `config`, and their citation.
 
     Only ViT-B/16 with OpenAI's weights and 16 shots compares, and only settings of the protocol and of the
     series may differ from the method's.
+
+    Returns:
+        Percent by dataset (or "average") and column, with the H of base and new accuracy. Empty if no series
+        is comparable.
     """
     setting = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
     if _file()["setting"] != {**setting, "shots": config.data.shots}:
-        return None
+        return {}, ""
     own = settings_of(protocol, config.method)
-    for series in (Series(**row) for row in _file()["series"].get(protocol, ())):
-        if series.method == config.method and not changes(config, {**own, **series.settings}):
-            return series
-    return None
+    for series in _file()["series"].get(protocol, ()):
+        if series["method"] == config.method and not changes(config, {**own, **series["settings"]}):
+            sources = filter(None, (series["paper"], series.get("configuration")))
+            figures = {dataset: _with_mean(found) for dataset, found in series["figures"].items()}
+            return figures, f"{series['title']} ({'; '.join(sources)})"
+    return {}, ""
+
+
+def _with_mean(figures: Mapping[str, float]) -> Mapping[str, float]:
+    if not {"base", "new"} <= figures.keys():
+        return figures
+    return {HARMONIC: round(harmonic_mean({key: figures[key] for key in ("base", "new")}), 2), **figures}
 
 
 def changes(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -113,5 +98,5 @@ def published(dataset: Dataset, config: Config) -> float | None:
     if is_file(config.method) or unlike_published(dataset):
         return None
     same = {"backbone": config.backbone, "data": config.data}
-    series = beside("base-to-new", Config(method=config.method, **same))
-    return series.at(dataset.name).get(HARMONIC) if series else None
+    figures, _ = beside("base-to-new", Config(method=config.method, **same))
+    return figures.get(dataset.name, {}).get(HARMONIC)
