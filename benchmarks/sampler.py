@@ -35,7 +35,7 @@ from optuna.storages import InMemoryStorage
 from prometar.io.files import write_atomically
 from tune.config import StudyConfig
 from tune.records.schema import EpochReport, RunScore
-from tune.space.ranges import Choice, FloatRange, IntRange
+from tune.space.ranges import Choice, Range
 from tune.space.space import EPOCHS, Space, load_space
 from tune.store.trial_store import TrialStore
 
@@ -49,7 +49,7 @@ RECORDED = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8")
 Objective = Callable[[Mapping[str, Any]], float]
 
 
-def unit(entry: FloatRange | IntRange | Choice, value: Any) -> float:
+def unit(entry: Range, value: Any) -> float:
     """Position of a value in its range, from 0 to 1."""
     if isinstance(entry, Choice):
         return entry.choices.index(value) / max(1, len(entry.choices) - 1)
@@ -104,7 +104,7 @@ def recorded(space: Space, seed: int) -> tuple[Objective, float]:
     return value, max(trial["objective"][-1] for trial in RECORDED)
 
 
-def _apart(entry: FloatRange | IntRange | Choice, one: Any, other: Any) -> float:
+def _apart(entry: Range, one: Any, other: Any) -> float:
     if one is None or other is None or isinstance(entry, Choice):
         return float(one != other)
     return (unit(entry, one) - unit(entry, other)) ** 2

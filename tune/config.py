@@ -24,7 +24,7 @@ from prometar.config.settings import (
 from prometar.data.datasets.catalog import default_root, file_name
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData
-from tune.space.ranges import Settings, Value
+from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS, Space, known_spaces, load_enqueued, load_space
 
 EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
@@ -43,13 +43,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class SearchConfig(PlainData):
     """Sampling and scoring of settings. A trial is the mean over its datasets and seeds."""
 
-    datasets: tuple[str, ...] = Field((DEFAULT,), min_length=1, description="Datasets. One setting for all.")
+    datasets: Annotated[tuple[str, ...], Distinct] = Field(
+        (DEFAULT,), min_length=1, description="Datasets. One setting for all."
+    )
     space: Space = Field(description="Search space: a name or a YAML file.")
     trials: int = Field(40, ge=1, le=1_000_000, description="Trials in total. Default: 24 embedded, else 40.")
     objective: str = Field(
         DEFAULT_OBJECTIVE, description="Score of a trial: drift, base_val, oracle_test (leaks), module:Name."
     )
-    goals: tuple[Goal, ...] = Field(
+    goals: Annotated[tuple[Goal, ...], Distinct] = Field(
         ("objective",), min_length=1, description="Figures to optimize. Several: a Pareto front."
     )
     sampler: str = Field("tpe", description="tpe, random, gp or module:Name.")
@@ -61,18 +63,9 @@ class SearchConfig(PlainData):
     val_per_class: int = Field(20, ge=1, le=1_000_000, description="Validation images per class, at most.")
     enqueue: tuple[dict[str, Value], ...] = Field((), description="YAML files of settings to run first.")
 
-    @field_validator("datasets")
-    @classmethod
-    def _different_datasets(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(datasets)) < len(datasets):
-            raise UserError(f"--dataset names one twice: {' '.join(datasets)}")
-        return datasets
-
     @field_validator("goals")
     @classmethod
     def _useful_goals(cls, goals: tuple[Goal, ...]) -> tuple[Goal, ...]:
-        if len(set(goals)) < len(goals):
-            raise ValueError(f"each goal must be given once, got {' '.join(goals)}")
         if len(goals) == 1 and goals[0] != "objective":
             raise ValueError("a single goal must be the objective. Add a second goal for a Pareto front")
         return goals
@@ -103,7 +96,9 @@ class FinalTestConfig(PlainData):
     `MOST_PAIRS` pairs are done.
     """
 
-    seeds: tuple[Seed, ...] | Literal["auto"] = Field("auto", description="auto, or seeds such as '1 2 3'.")
+    seeds: Annotated[tuple[Seed, ...], Distinct] | Literal["auto"] = Field(
+        "auto", description="auto, or seeds such as '1 2 3'."
+    )
     epochs: int = Field(10, ge=1, le=100_000, description="Epochs of the final test. Default: the method's.")
     matters: float = Field(1.0, gt=0, le=100, description="Smallest difference in H that matters, in points.")
 
@@ -112,13 +107,6 @@ class FinalTestConfig(PlainData):
     def _from_text(cls, given: object) -> object:
         words = given.replace(",", " ").split() if isinstance(given, str) else given
         return "auto" if words == ["auto"] else words
-
-    @field_validator("seeds")
-    @classmethod
-    def _different_seeds(cls, seeds: tuple[int, ...] | str) -> tuple[int, ...] | str:
-        if seeds != "auto" and len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must differ, got {seeds}")
-        return seeds
 
 
 class ResourcesConfig(PlainData):
@@ -292,8 +280,7 @@ class StudyConfig(PlainData):
     @property
     def max_epochs(self) -> int:
         """Epochs of the longest trial."""
-        searched = self.search.space.ranges.get(EPOCHS)
-        return max([self.run.train.epochs, *(map(int, searched.tried) if searched else ())])
+        return max([self.run.train.epochs, *map(int, self.search.space.tried(EPOCHS))])
 
     @property
     def final_seeds(self) -> tuple[int, ...]:

@@ -72,6 +72,8 @@ def test_a_study_without_options_is_the_one_in_the_folder(tmp_path: Path) -> Non
     StudyFolder(folder).write_study(config, {"weights": "abc"})
     assert Study(folder).config == config
     assert Study(folder, trials=9).config.search.datasets == (DEFAULT,), "options start from the defaults"
+    moved = folder.rename(tmp_path / "moved")
+    assert Study(moved).folder.path == moved
 
 
 def test_defaults_of_embedded_and_other_datasets() -> None:
@@ -137,7 +139,7 @@ def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
     [
         ({"trails": 4}, "Unknown option 'trails'"),
         ({"gpus_per_trial": "x"}, "--gpus-per-trial: Input should be a valid number"),
-        ({"final_seeds": [1, 1]}, "--final-seeds: seeds must differ"),
+        ({"final_seeds": [1, 1]}, "--final-seeds: each value must be given once"),
         ({"settings": {"train.epochs": 3}, "epochs": 2}, "--set train.epochs is also given as an option"),
         ({"settings": {"confirm": 3}}, "--set confirm must be a known setting"),
         ({"dataset": []}, "--dataset"),

@@ -46,7 +46,7 @@ ENTRANCES = {
     "open_clip": {"prometar/clip/openclip.py"},
     "transformers": set(),
     "huggingface_hub": {"prometar/inference/prompt_file.py"},
-    "optuna": {"tune/space/", "tune/store/", "tune/report/optuna_study.py", "tune/report/plots.py"},
+    "optuna": {"tune/space/", "tune/store/", "tune/report/plots.py"},
     "ray": {"prometar/data/streaming/raystream.py", "tune/execution/"},
     "pyarrow": {
         "prometar/io/stores.py", "prometar/data/datasets/prepared.py",

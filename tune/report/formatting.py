@@ -1,6 +1,6 @@
 """Formats of numbers, settings, times and intervals."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from statistics import mean, stdev
 
 from prometar.metrics import Interval
@@ -57,12 +57,13 @@ def interval(difference: Interval, unit: str, level: str) -> str:
     return f"{middle} {unit} ({level}% CI {bounds}, n = {difference.n})"
 
 
-def listed(names: Iterable[object]) -> str:
-    """Enumeration of names.
+def listed(names: Collection[object], noun: str = "") -> str:
+    """Enumeration of names, after their noun if there is one.
 
     Example:
-        >>> listed(["a"]), listed(["a", "b", "c"])
-        ('a', 'a, b and c')
+        >>> listed(["a"]), listed(["a", "b", "c"]), listed([3], "seed"), listed([3, 4], "seed")
+        ('a', 'a, b and c', 'seed 3', 'seeds 3 and 4')
     """
-    texts = [str(name) for name in names]
-    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+    *first, last = map(str, names)
+    text = f"{', '.join(first)} and {last}" if first else last
+    return f"{noun}{'s' if first else ''} {text}" if noun else text

@@ -12,8 +12,7 @@ from prometar.io.files import write_atomically
 from prometar.io.stores import masked
 from tune.records.folder import STATES, Records
 from tune.report import statements
-from tune.report.optuna_study import MIN_COMPLETED
-from tune.report.plots import library, plots
+from tune.report.plots import MIN_COMPLETED, library, plots
 from tune.report.tables import all_tables, summary_tables
 
 

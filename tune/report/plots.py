@@ -1,24 +1,37 @@
 """Plots of a report. Optuna draws the search; the final test and accuracies by class have own plots."""
 
+import html
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import optuna
 import optuna.visualization as visualization
 import plotly.graph_objects as go
 from markupsafe import Markup
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import TrialState
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
+from tune.config import GOALS, Goal
 from tune.records.folder import Records, paired
 from tune.records.schema import FinalTest, RunScore, TrialRecord
 from tune.report.formatting import points
-from tune.report.optuna_study import evaluator, importances, label, rebuild
 from tune.report.statements import NAMES, side_runs
+from tune.space.ranges import Choice, Range
 
 SELECTED, BASELINE, TRIALS, GREY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
 MOST_SLICES = 6
+MIN_COMPLETED = 8
+"""Completed trials below which importances are noise."""
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
 _MARKERS = {
@@ -35,10 +48,11 @@ def library() -> Markup:
 
 def plots(records: Records) -> dict[str, Markup]:
     """All plots of a report by name, without those that have nothing to show."""
-    return {**_search(records), **_final_test(records)}
+    figures = {**_search(records), **_final_test(records)}
+    return {name: embedded(figure, name) for name, figure in figures.items()}
 
 
-def _search(records: Records) -> dict[str, Markup]:
+def _search(records: Records) -> dict[str, go.Figure]:
     """Optuna's plots of the search, with the accuracies of its trials."""
     goals, found = records.search.goals, dict[str, go.Figure]()
     study = rebuild(records, goals[:1])
@@ -53,7 +67,7 @@ def _search(records: Records) -> dict[str, Markup]:
             )
         if ranked := importances(study):
             found["importance"] = visualization.plot_param_importances(
-                study, evaluator=evaluator()
+                study, evaluator=_evaluator()
             ).update_layout(xaxis_title="importance", yaxis_title=None)
             found["slice"] = visualization.plot_slice(
                 study, params=list(ranked)[:MOST_SLICES], target_name=title
@@ -69,10 +83,58 @@ def _search(records: Records) -> dict[str, Markup]:
                 NAMES["selected"]: [t for t in both if t is records.selected and not t.baseline],
             }
         )
-    return {name: embedded(figure, name) for name, figure in found.items()}
+    return found
 
 
-def _final_test(records: Records) -> dict[str, Markup]:
+def rebuild(records: Records, goals: Sequence[Goal]) -> optuna.Study:
+    """Build an in-memory study with the same trials. Trials that lack a goal are failed trials."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=[GOALS[goal] for goal in goals])
+    study.add_trials(_trial(trial, records, goals) for trial in records.trials)
+    return study
+
+
+def _trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
+    ranges, values = records.search.space.ranges, [getattr(trial, goal) for goal in goals]
+    fits = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
+    if not fits or trial.state == "FAIL" or None in values:
+        return create_trial(state=TrialState.FAIL)
+    return create_trial(
+        state=TrialState[trial.state],
+        values=values if trial.state == "COMPLETE" else None,
+        params={label(key): label(value) for key, value in trial.settings.items()},
+        distributions={label(key): _distribution(ranges[key]) for key in trial.settings},
+        intermediate_values=dict(trial.epochs),
+    )
+
+
+def _distribution(entry: Range) -> BaseDistribution:
+    if isinstance(entry, Choice):
+        return CategoricalDistribution([label(choice) for choice in entry.choices])
+    if entry.type == "int":
+        return IntDistribution(int(entry.low), int(entry.high), log=entry.log)
+    return FloatDistribution(entry.low, entry.high, log=entry.log)
+
+
+def label(value: Any) -> Any:
+    """Escape a text, because Plotly reads labels as HTML. Other values are returned as they are."""
+    return html.escape(value, quote=False) if isinstance(value, str) else value
+
+
+def _evaluator() -> PedAnovaImportanceEvaluator:
+    """Evaluator that compares the best quarter of the trials with all of them."""
+    return PedAnovaImportanceEvaluator(target_quantile=0.25)
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Return the importances of settings for a single goal, highest first. Empty with too few trials."""
+    completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
+        return {}
+    return get_param_importances(study, evaluator=_evaluator())
+
+
+def _final_test(records: Records) -> dict[str, go.Figure]:
     test = records.final_test
     if test is None or not test.seeds:
         return {}
@@ -82,7 +144,7 @@ def _final_test(records: Records) -> dict[str, Markup]:
     figures = {"tested": accuracies(sides)}
     if any(each.difference for each in test.datasets.values()):
         figures["pairs"] = seed_pairs(test)
-    return {name: embedded(figure, name) for name, figure in figures.items()}
+    return figures
 
 
 def accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Figure:

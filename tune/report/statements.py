@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from statistics import mean
 from typing import Literal
 
-from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import OBJECTIVES
 from prometar.metrics import Interval, over_all
 from tune.config import EPOCHS
-from tune.records.folder import Records
+from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
 from tune.report.formatting import interval, listed, number, spread
 
@@ -31,29 +30,22 @@ def status(records: Records) -> Status:
 
 def verdict(records: Records) -> str:
     """Settings to use and why, in two sentences."""
-    test = records.final_test
-    match status(records):
-        case "leaking":
-            return (
-                f"Do not use these results. The objective {records.search.objective} reads the test images."
-            )
-        case "unfinished":
-            return f"No verdict yet. {_unfinished(records)}"
-        case "selected" if test:
-            trial = f"trial {test.selected.number}"
-            return f"Use the selected settings ({trial}). They are better than the default ones."
-        case "baseline" if test and test.same:
-            return f"Keep the default settings. {_why_kept(records)}"
-        case "baseline" if test:
-            return (
-                f"Keep the default settings. The selected settings (trial {test.selected.number}) are worse."
-            )
-        case _ if test and test.difference:
-            shown = "The final test shows no difference between the selected and the default settings."
-            return f"Use either. {shown}"
-        case _ if test and not test.seeds:
-            return "Use either. No final test was requested, so nothing was compared on test images."
-    return "Use either. Fewer than two seed pairs finished, so no difference can be shown."
+    test, kind = records.final_test, status(records)
+    if kind == "leaking":
+        return f"Do not use these results. The objective {records.search.objective} reads the test images."
+    if test is None or kind == "unfinished":
+        return f"No verdict yet. {_unfinished(records)}"
+    trial = f"(trial {test.selected.number})"
+    if kind == "selected":
+        return f"Use the selected settings {trial}. They are better than the default ones."
+    if kind == "baseline":
+        worse = f"The selected settings {trial} are worse."
+        return f"Keep the default settings. {_why_kept(records) if test.same else worse}"
+    if not test.seeds:
+        return "Use either. No final test was requested, so nothing was compared on test images."
+    if test.difference is None:
+        return "Use either. Fewer than two seed pairs finished, so no difference can be shown."
+    return "Use either. The final test shows no difference between the selected and the default settings."
 
 
 def _unfinished(records: Records) -> str:
@@ -129,15 +121,18 @@ def _detectable(test: FinalTest) -> str:
     return line
 
 
+def _sides(test: FinalTest) -> list[Side]:
+    return ["baseline"] if test.same else ["selected", "baseline"]
+
+
 def side_runs(test: FinalTest, side: Side | None = None) -> list[RunScore]:
     """Runs of one side of the final test, or of both, on all datasets."""
-    sides = [side] if side else ["baseline"] if test.same else ["baseline", "selected"]
+    sides = [side] if side else _sides(test)
     return [run for side in sides for each in test.datasets.values() for run in getattr(each, side)]
 
 
 def _new_accuracy(test: FinalTest) -> str:
-    sides: list[Side] = ["baseline"] if test.same else ["selected", "baseline"]
-    found = {side: seed_means(side_runs(test, side), "new").values() for side in sides}
+    found = {side: seed_means(side_runs(test, side), "new").values() for side in _sides(test)}
     shown = [f"{spread(values)} with the {NAMES[side]}" for side, values in found.items() if values]
     seeds = max(map(len, found.values()))
     return (
@@ -192,15 +187,14 @@ def _about_the_test(records: Records, test: FinalTest) -> Iterator[str]:
         reason = failed[0][:80]
         yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their pairs are missing."
     if earlier := sorted(test.earlier_tests):
-        trials = f"{'trial' if len(earlier) == 1 else 'trials'} {listed(earlier)}"
         yield (
-            f"The test images were used before, to test {trials}. "
+            f"The test images were used before, to test {listed(earlier, 'trial')}. "
             "Choices made after seeing that result are not reflected in the interval."
         )
     if shared := sorted(set(records.search.seeds) & set(test.seeds)):
         yield (
-            f"The search used {'seed' if len(shared) == 1 else 'seeds'} {listed(shared)} of the final test, "
-            "so the same training images selected the settings."
+            f"The search used {listed(shared, 'seed')} of the final test, so the same training images "
+            "selected the settings."
         )
     if test.difference is None:
         return
@@ -242,15 +236,15 @@ def _train(records: Records, side: Verdict) -> str:
     """Command that trains one side. Every baseline run of the final test holds the default configuration."""
     test, config = records.final_test, records.folder / "best.yaml"
     if side == "baseline" and test and test.seeds and not test.same:
-        run = f"trial-{0:04d}-{file_name(next(iter(test.datasets)))}-seed{test.seeds[0]}"
-        config = records.folder / "finals" / run / "config.yaml"
+        tested = StudyFolder(records.folder).final(0, next(iter(test.datasets)), test.seeds[0])
+        config = tested / "config.yaml"
     return f"prometar train --config {shlex.quote(str(config))}"
 
 
 def alignment(test: FinalTest) -> str:
     """Gradient alignment of the final runs, "" if it was not measured."""
     means = []
-    for side in ("selected", "baseline") if not test.same else ("baseline",):
+    for side in _sides(test):
         found = [run.alignment for run in side_runs(test, side) if run.alignment is not None]
         means += [f"{mean(found):+.2f} with the {NAMES[side]}"] if found else []
     return f"Mean cosine of inner and outer gradients: {listed(means)}." if means else ""

@@ -20,14 +20,13 @@ class Table:
     """A table. The first `texts` columns are texts, the others are numbers.
 
     Args:
-        marked: Kinds of rows by place: "selected" or "baseline".
+        rows: Cells of each row, with its kind: "selected", "baseline" or "".
     """
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: Sequence[tuple[str, tuple[str, ...]]]
     texts: int = 1
-    marked: tuple[str, ...] = ()
 
 
 def summary_tables(records: Records) -> list[Table]:
@@ -53,29 +52,27 @@ def _final_test(records: Records) -> Table | None:
     test = records.final_test
     if test is None or not test.seeds:
         return None
-    rows, marked = list[tuple[str, ...]](), list[str]()
+    rows = list[tuple[str, tuple[str, ...]]]()
     for dataset, found in test.datasets.items():
         sides = {"baseline": found.baseline} | ({} if test.same else {"selected": found.selected})
         for side, runs in sides.items():
             name = NAMES[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
-            rows.append((name, *_figures(runs), str(sum(run.finished for run in runs)), NONE))
-            marked.append(side)
+            rows.append((side, (name, *_figures(runs), str(sum(run.finished for run in runs)), NONE)))
         if not test.same:
             differences = (found.base_difference, found.new_difference, found.difference)
             pairs = str(found.difference.n) if found.difference else NONE
             middles, bounds = zip(
                 *(points(each).split(" ", 1) if each else (NONE, "") for each in differences), strict=True
             )
-            rows += [("difference", *middles, pairs, NONE), (f"{test.dataset_level}% CI", *bounds, "", NONE)]
-            marked += ["", ""]
+            rows.append(("", ("difference", *middles, pairs, NONE)))
+            rows.append(("", (f"{test.dataset_level}% CI", *bounds, "", NONE)))
         if found.published is not None:
-            rows.append(("published", NONE, NONE, number(found.published), NONE, "cited"))
-            marked.append("")
+            rows.append(("", ("published", NONE, NONE, number(found.published), NONE, "cited")))
     title = f"Final test: {test.epochs} epochs, test images, mean ± standard deviation over seeds"
     columns: tuple[str, ...] = ("", "base (%)", "new (%)", "H (%)", "runs")
-    if any(row[-1] != NONE for row in rows):
-        return Table(title, (*columns, ""), tuple(rows), marked=tuple(marked))
-    return Table(title, columns, tuple(row[:-1] for row in rows), marked=tuple(marked))
+    if any(cells[-1] != NONE for _, cells in rows):
+        return Table(title, (*columns, ""), rows)
+    return Table(title, columns, [(kind, cells[:-1]) for kind, cells in rows])
 
 
 def _figures(runs: Iterable[RunScore]) -> Iterator[str]:
@@ -90,24 +87,24 @@ def _confirmation(records: Records) -> Table | None:
         return None
     ranked = sorted(confirmation.candidates, key=lambda c: -c.mean if c.mean is not None else 1.0)
     by_number = {trial.number: trial for trial in records.trials}
-    rows, marked = [], []
+    rows = list[tuple[str, tuple[str, ...]]]()
     for each in ranked:
-        tags = ["default settings"] * each.baseline + ["selected"] * (each.number == confirmation.selected)
+        kind = "selected" if each.number == confirmation.selected else ""
+        tags = ["default settings"] * each.baseline + [kind] * bool(kind)
         trial = by_number.get(each.number)
         fresh = [value for seed, value in each.by_seed.items() if seed in confirmation.seeds]
-        rows.append(
-            (
-                f"trial {each.number}" + (f" ({', '.join(tags)})" if tags else ""),
-                number(trial.score if trial else None),
-                number(mean(fresh)) if fresh else NONE,
-                spread(each.by_seed.values()) if each.mean is not None else "failed",
-            )
+        cells = (
+            f"trial {each.number}" + (f" ({', '.join(tags)})" if tags else ""),
+            number(trial.score if trial else None),
+            number(mean(fresh)) if fresh else NONE,
+            spread(each.by_seed.values()) if each.mean is not None else "failed",
         )
-        marked.append("selected" if each.number == confirmation.selected else "")
+        rows.append((kind, cells))
     images = "test" if records.study.leaks else "validation"
-    seeds = f"{'seed' if len(confirmation.seeds) == 1 else 'seeds'} {listed(confirmation.seeds)}"
-    title = f"Confirmation: {records.study.score} on {images} images, fresh {seeds}"
-    return Table(title, ("", "search", "fresh seeds", "all seeds"), tuple(rows), marked=tuple(marked))
+    title = (
+        f"Confirmation: {records.study.score} on {images} images, fresh {listed(confirmation.seeds, 'seed')}"
+    )
+    return Table(title, ("", "search", "fresh seeds", "all seeds"), rows)
 
 
 def _settings(records: Records) -> Table:
@@ -116,12 +113,14 @@ def _settings(records: Records) -> Table:
     selected = records.selected.settings if records.selected else {}
     ranges = records.search.space.describe()
     changed = {key: key in selected and selected[key] != default.get(key) for key in ranges}
-    rows = tuple(
-        (key, setting(default.get(key)), setting(selected.get(key)), ranges[key])
+    rows = [
+        (
+            "selected" if changed[key] else "",
+            (key, setting(default.get(key)), setting(selected.get(key)), ranges[key]),
+        )
         for key in sorted(ranges, key=lambda key: not changed[key])
-    )
-    marked = tuple("selected" if changed[row[0]] else "" for row in rows)
-    return Table("Settings", ("setting", "default", "selected", "range"), rows, texts=4, marked=marked)
+    ]
+    return Table("Settings", ("setting", "default", "selected", "range"), rows, texts=4)
 
 
 def _trials(records: Records) -> Table:
@@ -131,32 +130,20 @@ def _trials(records: Records) -> Table:
         records.trials,
         key=lambda t: (order.index(t.state), -(t.score or 0.0), -t.epoch, t.number),
     )
-    rows = tuple(
-        (
-            f"{t.number}",
-            STATES[t.state] + (" (default settings)" if t.baseline else ""),
-            changes(t.settings, records) or NONE,
-            "; ".join([*([t.reason] if t.reason else []), *t.notes]) or NONE,
-            number(t.objective),
-            number(t.base),
-            number(t.new),
-            str(t.epoch),
-            duration(t.seconds),
-        )
-        for t in ranked
-    )
-    columns = (
-        "trial",
-        "state",
-        "changed settings",
-        "notes",
-        records.study.score,
-        "base",
-        "new",
-        "epochs",
-        "time",
-    )
-    return Table("Trials", columns, rows, texts=4, marked=tuple(_kind(t, records) for t in ranked))
+    rows = [(_kind(trial, records), tuple(_cells(trial, records))) for trial in ranked]
+    score = records.study.score
+    columns = ("trial", "state", "changed settings", "notes", score, "base", "new", "epochs", "time")
+    return Table("Trials", columns, rows, texts=4)
+
+
+def _cells(trial: TrialRecord, records: Records) -> Iterator[str]:
+    yield str(trial.number)
+    yield STATES[trial.state] + (" (default settings)" if trial.baseline else "")
+    yield changes(trial.settings, records) or NONE
+    yield "; ".join(filter(None, (trial.reason, *trial.notes))) or NONE
+    yield from map(number, (trial.objective, trial.base, trial.new))
+    yield str(trial.epoch)
+    yield duration(trial.seconds)
 
 
 def _kind(trial: TrialRecord, records: Records) -> str:
@@ -174,7 +161,7 @@ def _costs(records: Records) -> Table:
         "confirmation": [run for run in confirmed if confirmation and run.seed in confirmation.seeds],
         "final test": side_runs(test) if test else [],
     }
-    rows = tuple(_cost(name, runs) for name, runs in stages.items() if runs)
+    rows = [("", _cost(name, runs)) for name, runs in stages.items() if runs]
     return Table("Cost", ("stage", "runs", "training time", "CPU hours", "GPU hours"), rows)
 
 

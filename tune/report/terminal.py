@@ -22,7 +22,7 @@ def print_summary(console: Console, records: Records) -> None:
     say(f"Search: {len(records.trials)} of {records.search.trials} trials ({counts}).")
     for table in summary_tables(records):
         console.print()
-        console.print(_table(table))
+        console.print(_table(table), soft_wrap=False)
     if lines := statements.caveats(records):
         say("\nCaveats", "bold")
         for line in lines:
@@ -44,6 +44,6 @@ def _table(table: Table) -> RichTable:
             shown.add_column(Text(column), overflow="fold")
         else:
             shown.add_column(Text(column), justify="right", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
+    for _, cells in table.rows:
+        shown.add_row(*map(Text, cells))
     return shown

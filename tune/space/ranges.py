@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
 
-from pydantic import BaseModel, Field, StrictBool, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, StrictBool, field_validator, model_validator
 
 from prometar.io.plain_data import PlainData, no_truth
 
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 Value = bool | int | float | str
 Settings = Mapping[str, Value]
 """Values by dotted key."""
+
+
+def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"each value must be given once, got {' '.join(map(str, values))}")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
 
 
 class _Range(BaseModel):
@@ -47,9 +56,15 @@ class _Range(BaseModel):
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
-class _Numbers(_Range):
-    low: float
-    high: float
+_Number = Annotated[float, AfterValidator(lambda x: int(x) if x.is_integer() else x)]
+
+
+class Numbers(_Range):
+    """Floats or integers low <= value <= high, sampled uniformly or uniformly in the logarithm."""
+
+    type: Literal["float", "int"]
+    low: _Number
+    high: _Number
     log: StrictBool = Field(default=False, exclude_if=lambda log: not log)
 
     _no_truth = field_validator("low", "high", mode="before")(no_truth)
@@ -58,62 +73,34 @@ class _Numbers(_Range):
     def _ordered(self) -> Self:
         if self.low >= self.high or (self.log and self.low <= 0):
             raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 with log")
+        if self.type == "int" and not (isinstance(self.low, int) and isinstance(self.high, int)):
+            raise ValueError(f"low and high must be integers, got {self.low} and {self.high}")
         return self
 
     @property
     def tried(self) -> tuple[float, ...]:
-        """Values that show if a setting has an effect."""
-        return self.low, self.high
+        """Values that show if a setting has an effect. A setting of integers rejects the last of a float."""
+        inside = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
+        return self.low, self.high, *inside
 
     def contains(self, value: object) -> bool:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
-        )
+        kinds = (int,) if self.type == "int" else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
 
     def describe(self) -> str:
         return f"{self.low:.12g} .. {self.high:.12g}{' (log)' if self.log else ''}"
 
-
-class FloatRange(_Numbers):
-    """low <= value <= high, sampled uniformly or uniformly in the logarithm."""
-
-    type: Literal["float"]
-
-    @property
-    def tried(self) -> tuple[float, ...]:
-        """Values that show if a setting has an effect. The last one is refused by a setting of integers."""
-        return self.low, self.high, self.low + (self.high - self.low) / math.pi
-
     def suggest(self, name: str, trial: "Trial") -> float:
+        if self.type == "int":
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
-
-
-class IntRange(_Numbers):
-    """Integers low .. high."""
-
-    type: Literal["int"]
-    low: int
-    high: int
-
-    def contains(self, value: object) -> bool:
-        return isinstance(value, int) and super().contains(value)
-
-    def suggest(self, name: str, trial: "Trial") -> int:
-        return trial.suggest_int(name, self.low, self.high, log=self.log)
 
 
 class Choice(_Range):
     """One of several values."""
 
     type: Literal["choice"]
-    choices: tuple[Value, ...] = Field(min_length=1)
-
-    @field_validator("choices")
-    @classmethod
-    def _different(cls, choices: tuple[Value, ...]) -> tuple[Value, ...]:
-        if len(set(choices)) < len(choices):
-            raise ValueError("choices must differ")
-        return choices
+    choices: Annotated[tuple[Value, ...], Distinct] = Field(min_length=1)
 
     @property
     def tried(self) -> tuple[Value, ...]:
@@ -130,4 +117,4 @@ class Choice(_Range):
         return cast(Value, trial.suggest_categorical(name, self.choices))
 
 
-Range = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
+Range = Annotated[Numbers | Choice, Field(discriminator="type")]

@@ -5,14 +5,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from prometar.config.settings import Config, flatten, is_setting
 from prometar.errors import UserError
 from prometar.io.files import size_of
 from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
-from tune.space.ranges import FloatRange, IntRange, Range, Settings, Value
+from tune.space.ranges import Choice, Range, Settings, Value
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -26,8 +26,6 @@ MOST_COMBINATIONS = 1000
 class Space(PlainData):
     """Ranges by dotted setting, in the order in which they are sampled.
 
-    A field of this type accepts a name or a file as well as plain data.
-
     Example:
         >>> lr = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
         >>> Space(name="mine", ranges={"optim.lr": lr}).describe()
@@ -36,11 +34,6 @@ class Space(PlainData):
 
     name: str
     ranges: Mapping[str, Range]
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _load(cls, given: object, validate: ModelWrapValidatorHandler[Self]) -> "Space":
-        return load_space(str(given)) if isinstance(given, str | Path) else validate(given)
 
     @model_validator(mode="after")
     def _possible_conditions(self) -> Self:
@@ -66,9 +59,11 @@ class Space(PlainData):
         """All settings of the space, None if they are too many to enumerate."""
         found: list[dict[str, Value]] = [{}]
         for key, entry in self.ranges.items():
-            if isinstance(entry, FloatRange):
+            if entry.type == "float":
                 return None
-            values = range(entry.low, entry.high + 1) if isinstance(entry, IntRange) else entry.choices
+            values = (
+                entry.choices if isinstance(entry, Choice) else range(int(entry.low), int(entry.high) + 1)
+            )
             if len(found) * len(values) > MOST_COMBINATIONS:
                 return None
             found = [
@@ -86,10 +81,10 @@ class Space(PlainData):
         """
         defaults, given = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
-            exists = is_setting(key) or ".args." in key
-            if key not in defaults and (entry.active(given) or not exists):
+            active = entry.active(given)  # each kind of a part has its own settings
+            if key not in defaults and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
-            if entry.active(given):  # each kind of a part has its own settings
+            if active:
                 given[key] = defaults[key]
         return self.checked(given, what="the default settings")
 
@@ -138,6 +133,10 @@ class Space(PlainData):
             if any(other != first for other in others):
                 kept[key] = entry
         return self.model_copy(update={"ranges": kept})
+
+    def tried(self, key: str) -> tuple[Value, ...]:
+        """Return values of a setting that show if it has an effect. Empty if it is not searched."""
+        return self.ranges[key].tried if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
         """Ranges as text, by setting."""

@@ -1,6 +1,5 @@
 """Plots: Optuna's study from records, importance, and own plots."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,10 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from tests.support.study_records import RANGES, run, settings_of, small, trial
+from tests.support.study_records import run, settings_of, small, trial
 from tune.config import Goal
 from tune.records.folder import Records
-from tune.report.optuna_study import MIN_COMPLETED, importances, rebuild
-from tune.report.plots import accuracies, embedded, plots, seed_pairs
+from tune.report.plots import MIN_COMPLETED, accuracies, embedded, importances, rebuild, seed_pairs
 
 
 def searched(folder: Path, number: int, **options: Any) -> Records:
@@ -53,18 +51,6 @@ def test_no_importance_without_enough_different_trials(tmp_path: Path) -> None:
     assert importances(rebuild(records, ["objective"]))
     equal = tuple(replace(each, objective=60.0) for each in records.trials)
     assert importances(rebuild(replace(records, trials=equal), ["objective"])) == {}
-
-
-def test_trials_that_do_not_fit_the_space_are_not_drawn(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    records = searched(tmp_path, 2, ranges={"optim.lr": RANGES["optim.lr"]})
-    assert records.completed
-    optuna_logger = logging.getLogger("optuna")
-    optuna_logger.addHandler(caplog.handler)
-    assert plots(records) == {}
-    optuna_logger.removeHandler(caplog.handler)
-    assert not caplog.records
 
 
 def test_pairs_whose_interval_contains_0_are_gray(tmp_path: Path) -> None:
