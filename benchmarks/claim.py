@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from common import CLAIM, ROOT, WORSE, describe, machine, mean_and_interval, parser_of, publish, table
 
 from tune.records.folder import StudyFolder, paired
+from tune.records.schema import FinalTest
 
 RECORDS = Path(__file__).with_suffix(".jsonl")
 
@@ -71,7 +72,7 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stdout[-2000:]}")
-    finals = StudyFolder(out / name).read_final_test()
+    finals = StudyFolder(out / name).read(FinalTest)
     assert finals is not None
     runs = finals.datasets[dataset]
     gains, spread = dict.fromkeys(FIGURES, 0.0), {}

@@ -3,30 +3,28 @@
 Each stage reads its records, runs what is missing and writes its records. Running a study again resumes it.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import closing, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from prometar.errors import UserError, WorkError
 from prometar.io.files import locked
 from tune.config import StudyConfig
+from tune.execution.live import LiveView, plain_console
 from tune.execution.local_ray import configure_ray
 from tune.records.folder import Records, StudyFolder, read_records
-from tune.records.schema import Confirmation, FinalTest, by_score
-from tune.stages.plan import StudyPlan, load_contents, plan_study
+from tune.records.schema import Confirmation, FinalTest, StudyRecord, by_score
+from tune.stages.plan import StudyPlan, estimate, load_contents, plan_study
 
 if TYPE_CHECKING:
-    from tune.execution.executor import ExecutionContext
     from tune.execution.jobs import Job, Observer
+    from tune.execution.resources import ResourcePlan
     from tune.report.page import Report
 
-_Opened: TypeAlias = tuple[StudyPlan, Mapping[str, str], "ExecutionContext"]
-"""Plan, digests of contents and terms of execution of a study that is held by this process."""
 RESUME = "Fix the cause, then rerun this command to resume."
 
 
@@ -58,8 +56,9 @@ class Study:
     ) -> None:
         self.config = config or _configured(folder, options)
         self.folder = StudyFolder.of(self.config)
-        self.console = console or _console()
-        self._opened: _Opened | None = None
+        self.console = console or plain_console()
+        self._opened: tuple[Mapping[str, str], ResourcePlan] | None = None
+        """Digests of contents, and resources per trial, while this process holds the study."""
 
     def run(self) -> FinalTest:
         """Run all stages. A study that was interrupted resumes; a finished one is summarized again.
@@ -88,13 +87,13 @@ class Study:
         """
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trials
-        from tune.tracking import trackers
+        from tune.tracking import Trackers
 
         config, folder = self.config, self.folder.path
         with (
-            self._open() as (_, contents, context),
-            open_trials(config, folder, contents, concurrency=context.plan.max_concurrent) as store,
-            trackers(config, folder, self.console) as tracking,
+            self._open() as (contents, resources),
+            open_trials(config, folder, contents, concurrency=resources.max_concurrent) as store,
+            closing(Trackers(config.location.trackers, folder, self.console)) as tracking,
         ):
             self.folder.write_study(config, contents)
             done, interrupted = len(store.finished), len(store.interrupted)
@@ -142,8 +141,8 @@ class Study:
         from tune.reproduce.published import published
         from tune.stages.final_test import run_final_test
 
-        with self._open() as (plan, *_):
-            confirmation = self.folder.read_confirmation()
+        with self._open():
+            confirmation = self.folder.read(Confirmation)
             if confirmation is None:
                 raise WorkError(f"{self.folder.path} has no confirmation. Run the search first.")
             selected = confirmation.selected_candidate
@@ -155,8 +154,10 @@ class Study:
                 self.folder,
                 selected,
                 partial(self._run_missing, "Final test"),
-                published={dataset.name: published(dataset, self.config.run) for dataset in plan.datasets},
-                before=self.folder.read_final_test(),
+                published={
+                    dataset.name: published(dataset, self.config.run) for dataset in self.plan.datasets
+                },
+                before=self.folder.read(FinalTest),
             )
             self.folder.write(test)
         return test
@@ -179,11 +180,20 @@ class Study:
         """
         return read_records(self.folder.path)
 
+    @cached_property
+    def plan(self) -> StudyPlan:
+        """What the study trains.
+
+        Raises:
+            UserError: something that the study needs is missing or does not fit.
+        """
+        return plan_study(self.config)
+
     def describe_plan(self) -> str:
         """Describe the plan for `--plan`: what is searched and what it costs. Nothing is run or written."""
-        plan, ranges = plan_study(self.config), self.config.search.space.describe()
+        ranges = self.config.search.space.describe()
         searched = [f"  {key}: {values}" for key, values in ranges.items()]
-        return "\n".join([self._headline, str(plan), "Searched settings:", *searched, *plan.notes])
+        return "\n".join([self._headline, str(self.plan), "Searched settings:", *searched, *self.plan.notes])
 
     def estimate(self) -> str:
         """Load the weights, time a few training steps, and describe how long the study takes here at most.
@@ -191,10 +201,7 @@ class Study:
         Raises:
             UserError: the weights are missing, or a trial does not fit on this machine.
         """
-        from tune.stages.estimate import estimate
-
-        plan = plan_study(self.config)
-        return estimate(self.config, plan, load_contents(self.config, plan)[1])
+        return estimate(self.config, self.plan)
 
     @property
     def _headline(self) -> str:
@@ -207,19 +214,18 @@ class Study:
         )
 
     @contextmanager
-    def _open(self) -> Iterator[_Opened]:
+    def _open(self) -> "Iterator[tuple[Mapping[str, str], ResourcePlan]]":
         """Check the study, lock its folder and start Ray. Stages within a run share it."""
         if self._opened is not None:
             yield self._opened
             return
-        config, plan = self.config, plan_study(self.config)
+        config, plan = self.config, self.plan
         contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
-        from tune.execution.executor import ExecutionContext
         from tune.execution.local_ray import start_ray
         from tune.execution.resources import on_gpus, study_plan
 
-        if before := self.folder.read_study():
+        if before := self.folder.read(StudyRecord):
             config.require_same(before.config.identity(before.contents), contents)
         with locked(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
@@ -227,9 +233,7 @@ class Study:
             resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), reason, *plan.notes):
                 self.console.print(line)
-            timeout = config.resources.trial_timeout
-            context = ExecutionContext(resources, self.console, timeout_seconds=timeout)
-            self._opened = plan, contents, context
+            self._opened = contents, resources
             try:
                 yield self._opened
             finally:
@@ -245,13 +249,18 @@ class Study:
     ) -> Mapping[str, str]:
         """Run the jobs of a stage under a live view. Return the reasons of those that failed, by name."""
         from tune.execution.executor import run_jobs
-        from tune.execution.live import LiveView
 
         assert self._opened is not None
         leader = next(iter(by_score(self.folder.read_trials())), None) if stage == "Search" else None
         best = (leader.score, f"trial {leader.number}") if leader and leader.score is not None else None
         with LiveView(self.console, stage, total, done, best=best, compared=stage == "Search") as view:
-            return run_jobs(jobs, self._opened[2], [*observers, view])
+            return run_jobs(
+                jobs,
+                self._opened[1],
+                [*observers, view],
+                console=self.console,
+                timeout_seconds=self.config.resources.trial_timeout,
+            )
 
     def _run_missing(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs that lack a result."""
@@ -261,14 +270,6 @@ class Study:
         return self._run(iter(lacking), stage, len(lacking)) if lacking else {}
 
 
-def _console() -> Console:
-    """Console for standard output. A notebook's kernel asks for colors, but shows their codes as text."""
-    terminal = None if sys.stdout is not None and sys.stdout.isatty() else False
-    return Console(
-        highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=terminal
-    )
-
-
 def _configured(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
     """Configuration from options, or from the study in a folder."""
     if folder is None:
@@ -276,6 +277,7 @@ def _configured(folder: str | Path | None, options: dict[str, Any]) -> StudyConf
     path = Path(folder).absolute()
     if set(options) & {"out", "study"}:
         raise UserError("Study takes the folder OUT/STUDY as its first argument, without out and study.")
-    if not options and (record := StudyFolder(path).read_study()):
-        return record.config
+    if not options and (record := StudyFolder(path).read(StudyRecord)):
+        place = record.config.location.model_copy(update={"out": path.parent, "study": path.name})
+        return record.config.model_copy(update={"location": place})
     return StudyConfig.of(**options, out=path.parent, study=path.name)

@@ -1,8 +1,7 @@
 """Experiment trackers: TensorBoard, MLflow and W&B. A resumed study may log an epoch twice."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from prometar.errors import first_line
-from tune.config import StudyConfig
 from tune.execution.jobs import Job
 from tune.records.schema import EpochReport
 
@@ -78,6 +76,7 @@ class Trackers:
         self._each(lambda _, runs: runs.pop(job.name)[1](failure))
 
     def close(self) -> None:
+        """End the runs of interrupted jobs."""
         self._each(lambda _, runs: [finish("interrupted") for _, finish in runs.values()])
 
     def _each(self, act: Callable[[str, dict[str, Run]], object]) -> None:
@@ -87,13 +86,3 @@ class Trackers:
             except Exception as error:  # whatever a tracker raises
                 del self._runs[name]
                 self._console.print(f"Tracker {name} failed and is off: {first_line(error)}", markup=False)
-
-
-@contextmanager
-def trackers(config: StudyConfig, folder: Path, console: Console) -> Iterator[Trackers]:
-    """Observer of a study's search. Runs of interrupted jobs end with the search."""
-    observer = Trackers(config.location.trackers, folder, console)
-    try:
-        yield observer
-    finally:
-        observer.close()

@@ -83,8 +83,7 @@ def run_fake(
 def _run(config: StudyConfig, shown: TextIO) -> None:
     from tune.execution import executor
 
-    fake = partial(executor.ExecutionContext, trainable=FakeTrial)
-    with mock.patch.object(executor, "ExecutionContext", fake):
+    with mock.patch.object(executor, "run_jobs", partial(executor.run_jobs, worker=FakeTrial)):
         Study(config=config, console=Console(file=shown, width=200, soft_wrap=True)).run()
 
 
@@ -93,13 +92,13 @@ def _without_ray() -> Iterator[None]:
     """Replace Tune, and nothing else of the executor."""
     from tune.execution import executor, local_ray
 
-    def fit(dispatcher: Any, context: Any) -> None:
+    def fit(dispatcher: Any, *_: Any) -> None:
         for number in itertools.count():
             found = dispatcher.suggest(str(number))
             if not isinstance(found, dict):
                 return
             training = FakeTraining(found["task"])
-            while dispatcher.report(str(number), training.advance()):
+            while not dispatcher(str(number), {"report": training.advance()}):
                 pass
             dispatcher.on_trial_complete(str(number))
 

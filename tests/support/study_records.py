@@ -2,15 +2,18 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from prometar.metrics import over_all, t_interval
+from prometar.config.settings import Config
+from prometar.metrics import over_all
+from tests.support.fake_trial import write_result
 from tune.config import StudyConfig
-from tune.records.folder import Records, StudyFolder, paired
+from tune.execution.jobs import Job
+from tune.records.folder import Records, StudyFolder
 from tune.records.schema import (
     Candidate,
     Confirmation,
@@ -23,6 +26,8 @@ from tune.records.schema import (
     mean_of,
 )
 from tune.space.space import space_of
+from tune.stages.final_test import _compared, _verdict
+from tune.stages.jobs import RunJobs, missing
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
@@ -141,23 +146,12 @@ def final_test(
     """Final test in which the selected settings gain so much base and new accuracy, by dataset."""
     same, datasets = selected.baseline, dict[str, DatasetTest]()
     for name, shift in shifts.items():
+        theirs = tuple(run(name, seed, DEFAULT) for seed in seeds)
         ours = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
         ours = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in ours)
-        theirs = tuple(run(name, seed, DEFAULT) for seed in seeds)
-        both = ours if not same else theirs, theirs
-        figures: Any = ("objective", "base", "new")
-        found: Any = [
-            None if same else t_interval(list(paired(*both, figure).values())) for figure in figures
-        ]
-        datasets[name] = DatasetTest(*both, *found)
+        datasets[name] = _compared(theirs if same else ours, theirs, None, None if same else 0.05)
     difference = over_all([each.difference for each in datasets.values()])
-    shown = difference and difference.excludes_zero
-    verdict: Any = "either"
-    if same or (shown and difference and difference.mean < 0):
-        verdict = "baseline"
-    elif shown:
-        verdict = "selected"
-    test = FinalTest(tuple(seeds), 10, selected, datasets, difference, verdict)
+    test = FinalTest(tuple(seeds), 10, selected, datasets, difference, _verdict(difference, same=same))
     return replace(test, **changes)
 
 
@@ -205,3 +199,26 @@ def rich(folder: Path, *, hostile: bool = False, **options: Any) -> Path:
     config = described.config.model_copy(update={"search": search})
     described = replace(described, config=config, command=f"python tune/search.py --study '{evil}{image}'")
     return write(folder, Records(folder, described, tuple(trials), again, test))
+
+
+Score = Callable[[int, Config], float | str]
+"""Objective of a run with the settings of a trial, or the reason of its failure."""
+
+
+def runner(score: Score) -> tuple[RunJobs, list[str]]:
+    """A function that runs the jobs of a stage by a formula, and the names of those that it ran."""
+    names = list[str]()
+
+    def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
+        failures = {}
+        for job in missing(jobs):
+            names.append(job.name)
+            found = score(job.number, job.config)
+            if isinstance(found, str):
+                failures[job.name] = found
+            else:
+                figures = {"objective": found, "base": found + 3, "new": found - 3, "seconds": 1.0}
+                write_result(job.folder, job.config, job.objective, figures)
+        return failures
+
+    return run_jobs, names

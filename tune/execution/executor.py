@@ -16,7 +16,7 @@ from typing import Any
 from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 from rich.console import Console
@@ -24,11 +24,10 @@ from rich.console import Console
 from prometar.errors import StorageError, WorkError, last_line
 from prometar.io.files import refused
 from tune.execution.jobs import Job, Observer
-from tune.execution.patching import OutOfMemoryDeath, patched
+from tune.execution.patching import patched
 from tune.execution.resources import ResourcePlan
 from tune.execution.stopping import RAY_DIED, RESUME, Stopping
 from tune.execution.worker import STACKS, Task, TrialWorker
-from tune.records.schema import EpochReport
 
 MAX_RETRIES = 2
 """Retries of a job in one epoch after its worker died. It resumes from its own checkpoint."""
@@ -36,37 +35,33 @@ MAX_RETRIES = 2
 _MAX_REASON = 1000  # characters, since messages may contain long URLs
 
 
-@dataclass(frozen=True)
-class ExecutionContext:
-    """Terms on which jobs are run. They do not influence results.
+def run_jobs(
+    jobs: Iterator[Job],
+    plan: ResourcePlan,
+    observers: Sequence[Observer] = (),
+    *,
+    console: Console,
+    timeout_seconds: float | None = None,
+    worker: type[TrialWorker] = TrialWorker,
+) -> Mapping[str, str]:
+    """Run jobs on Ray Tune until no more come. Return the reasons of those that failed, by name.
 
     Args:
         plan: Concurrency and the resources per job.
+        console: Where signals are acknowledged.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
-    """
-
-    plan: ResourcePlan
-    console: Console
-    timeout_seconds: float | None = None
-    trainable: type[TrialWorker] = TrialWorker
-
-
-def run_jobs(
-    jobs: Iterator[Job], context: ExecutionContext, observers: Sequence[Observer] = ()
-) -> Mapping[str, str]:
-    """Run jobs on Ray Tune until no more come. Return the reasons of those that failed, by name.
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The running ones resume when they are run again.
         StorageError: a disk is full, or a folder cannot be written.
         WorkError: Ray or Tune failed. Errors of `jobs` and of observers are raised as they are.
     """
-    stopping = Stopping(context.console)
-    dispatcher = _Dispatcher(jobs, context, observers, stopping)
+    stopping = Stopping(console)
+    dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, stopping)
     failure: Exception | None = None
     with stopping.listening():
         try:
-            _fit(dispatcher, context)
+            _fit(dispatcher, plan.max_concurrent, worker)
         except Exception as error:
             failure = error
     if stopping.ray_died:
@@ -82,19 +77,19 @@ def run_jobs(
     return dispatcher.failures
 
 
-def _fit(dispatcher: "_Dispatcher", context: ExecutionContext) -> None:
+def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[TrialWorker]) -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end the search, and the study would continue
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patched():
         tune.Tuner(
-            context.trainable,
+            worker,
             tune_config=tune.TuneConfig(
                 search_alg=dispatcher,
                 scheduler=_Scheduler(dispatcher),
                 num_samples=-1,
-                max_concurrent_trials=context.plan.max_concurrent,
+                max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -143,13 +138,14 @@ class _Dispatcher(Searcher, Stopper):
     def __init__(
         self,
         jobs: Iterator[Job],
-        context: ExecutionContext,
+        plan: ResourcePlan,
+        timeout_seconds: float | None,
         observers: Sequence[Observer],
         stopping: Stopping,
     ) -> None:
         super().__init__()
-        self._jobs, self._context, self._observers = jobs, context, observers
-        self._stopping = stopping
+        self._jobs, self._plan, self._timeout_seconds = jobs, plan, timeout_seconds
+        self._observers, self._stopping = observers, stopping
         self._running: dict[str, _Attempt] = {}  # by the id of Tune's trial
         self._retries: deque[_Attempt] = deque()
         self.error: Exception | None = None
@@ -161,10 +157,6 @@ class _Dispatcher(Searcher, Stopper):
 
     def save(self, checkpoint_path: str) -> None:
         """There is nothing to save."""
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return False: `report` stops single trials."""
-        return False
 
     def stop_all(self) -> bool:
         """Return True if nothing more can be run."""
@@ -190,7 +182,7 @@ class _Dispatcher(Searcher, Stopper):
             return {"task": attempt.task}
 
     def _next(self) -> _Attempt | None:
-        job, context = next(self._jobs, None), self._context
+        job = next(self._jobs, None)
         if job is None:
             self._jobs = iter(())  # asking again may be expensive
             return None
@@ -201,18 +193,18 @@ class _Dispatcher(Searcher, Stopper):
                 raise refused(folder, error) from None
         for observer in self._observers:
             observer.started(job)
-        return _Attempt(Task(job, context.plan, context.plan.bundles(), context.timeout_seconds))
+        return _Attempt(Task(job, self._plan, self._plan.bundles(), self._timeout_seconds))
 
-    def report(self, trial_id: str, report: EpochReport) -> bool:
-        """Report an epoch. Return False to stop the trial."""
-        attempt = self._running[trial_id]
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Report an epoch to the observers. Return True to stop the trial."""
+        attempt, report = self._running[trial_id], result["report"]
         if report.epoch > attempt.epoch:  # a new worker repeats what an earlier one reported
             attempt.epoch, attempt.deaths = report.epoch, 0
         with self._recorded():
             stops = False in [each.reported(attempt.task.job, report) for each in self._observers]
         attempt.ended = report.finished or stops
         attempt.failure = "" if stops else report.failed  # an observer that stops a job knows why
-        return not attempt.ended and not self._stopping.requested
+        return attempt.ended or self._stopping.requested
 
     def died(self, trial: Trial) -> None:
         """Record why a worker died. `Trial.get_pickled_error` looks where the error is copied later."""
@@ -238,8 +230,8 @@ class _Dispatcher(Searcher, Stopper):
 
     def _retry(self, attempt: _Attempt) -> bool:
         """Return True if a job whose worker died is retried. Out of memory, it needs a larger share."""
-        if isinstance(attempt.error, MemoryError | OutOfMemoryDeath):
-            larger = self._context.plan.larger(attempt.task.bundles)
+        if isinstance(attempt.error, MemoryError):
+            larger = self._plan.larger(attempt.task.bundles)
             attempt.task = replace(attempt.task, bundles=larger or attempt.task.bundles)
             return larger is not None
         attempt.deaths += 1
@@ -258,17 +250,11 @@ class _Dispatcher(Searcher, Stopper):
 
 
 class _Scheduler(FIFOScheduler):
+    """Tells the dispatcher why a worker died, which Tune does not tell a searcher."""
+
     def __init__(self, dispatcher: _Dispatcher) -> None:
         super().__init__()
         self._dispatcher = dispatcher
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        continues = self._dispatcher.report(trial.trial_id, result["report"])
-        return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        if result["report"].finished:  # else `on_trial_result` received it and stopped the trial
-            self._dispatcher.report(trial.trial_id, result["report"])
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         self._dispatcher.died(trial)

@@ -1,5 +1,6 @@
 """Live view of a stage: progress, best score and time left."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Self
@@ -83,19 +84,15 @@ class LiveView:
         self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True)
 
     def _state(self) -> list[str]:
-        """Counts, best objective and time left."""
+        """Counts, best objective, and the elapsed time scaled to the jobs that are left."""
         state = [f"{self.done} of {self.total} done"]
         if self._compared and self._best:
             state.append(f"best {self._best[0]:.1f} ({self._best[1]})")
-        if (seconds := self._seconds_left()) is not None:
+        running = self._fraction
+        if done := self._finished + running:
+            seconds = (self.total - self.done - running) * (self._clock() - self._start) / done
             state.append(f"{duration(seconds)} left")
         return state
-
-    def _seconds_left(self) -> float | None:
-        """Elapsed time scaled to the jobs that are left. None before the first epoch."""
-        running = self._fraction
-        done = self._finished + running
-        return (self.total - self.done - running) * (self._clock() - self._start) / done if done else None
 
     @property
     def _fraction(self) -> float:
@@ -130,3 +127,11 @@ def duration(seconds: float) -> str:
     """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def plain_console() -> Console:
+    """Console for standard output. A notebook's kernel asks for colors, but shows their codes as text."""
+    terminal = None if sys.stdout is not None and sys.stdout.isatty() else False
+    return Console(
+        highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=terminal
+    )

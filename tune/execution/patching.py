@@ -10,10 +10,6 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import class_cache
 
 
-class OutOfMemoryDeath(RayActorError):
-    """Death of a worker that Ray's memory monitor killed."""
-
-
 @contextmanager
 def patched() -> Iterator[None]:
     """Patch Tune.
@@ -28,7 +24,10 @@ def patched() -> Iterator[None]:
 
     def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
-            exception = OutOfMemoryDeath(error_msg=str(exception).splitlines()[0])
+            reason = MemoryError(str(exception).splitlines()[0])
+            death: Any = RayActorError(error_msg=str(reason))
+            death.cause = reason  # as errors that a worker raised have it
+            exception = death
         handle(self, tracked_actor_task, exception)
 
     with ExitStack() as patches:

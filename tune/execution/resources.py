@@ -13,8 +13,6 @@ from tune.config import ResourcesConfig
 
 Node = Mapping[str, float]
 """Resources of a machine as Ray reports them, e.g. {"CPU": 8.0, "GPU": 1.0, "memory": 2e10}."""
-STRATEGY = "STRICT_PACK"
-"""Placement strategy of a job's bundles: one machine."""
 PART = 5
 """At most this part of the budget runs at once: a sampler cannot learn from trials that are running."""
 _MOST_PER_GPU = 4
@@ -124,7 +122,9 @@ def plan_resources(
         return sum(_fit(node, cpus, gpus, memory) for node in nodes)
 
     cpus = resources.cpus_per_trial or 1.0
-    shares = [_part(count) for count in range(1, _MOST_PER_GPU + 1)] if most_gpus else [0.0]
+    shares = [0.0]
+    if most_gpus:  # Ray counts in ten-thousandths
+        shares = [math.floor(1e4 / count) / 1e4 for count in range(1, _MOST_PER_GPU + 1)]
     if resources.gpus_per_trial != "auto":
         shares = [resources.gpus_per_trial]
         if shares[0] > 1 and shares[0] % 1:
@@ -158,11 +158,6 @@ def _fit(node: Node, cpus: float, gpus: float, memory: float) -> int:
     if memory and "memory" in node:
         count = min(count, max(1, math.floor(node["memory"] / memory)))
     return count
-
-
-def _part(count: int) -> float:
-    """1 / count, rounded down: Ray counts in ten-thousandths."""
-    return math.floor(1e4 / count) / 1e4
 
 
 def _counted(number: float, noun: str) -> str:

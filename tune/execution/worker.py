@@ -17,7 +17,7 @@ from ray.exceptions import OutOfDiskError
 from prometar.errors import StorageError, first_line
 from prometar.io.files import refused
 from tune.execution.jobs import Job
-from tune.execution.resources import STRATEGY, ResourcePlan
+from tune.execution.resources import ResourcePlan
 
 if TYPE_CHECKING:
     from tune.execution.training import JobTraining
@@ -70,7 +70,7 @@ class TrialWorker(tune.Trainable):
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         task: Task = config["task"]
-        return tune.PlacementGroupFactory(task.bundles, strategy=STRATEGY)
+        return tune.PlacementGroupFactory(task.bundles, strategy="STRICT_PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
         self._task = config["task"]  # started in the first step: errors of a reset are lost in Tune

@@ -19,6 +19,7 @@ from tune.config import SearchConfig, StudyConfig
 from tune.records.schema import (
     Confirmation,
     FinalTest,
+    Record,
     RunScore,
     State,
     StudyRecord,
@@ -29,7 +30,11 @@ from tune.records.schema import (
 )
 
 STATES: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
-_FILES = {StudyRecord: "study.yaml", Confirmation: "confirmation.json", FinalTest: "finals.json"}
+_FILES: dict[type, str] = {
+    StudyRecord: "study.yaml",
+    Confirmation: "confirmation.json",
+    FinalTest: "finals.json",
+}
 
 
 class StudyFolder:
@@ -55,7 +60,7 @@ class StudyFolder:
         """Folder of a final-test run of trial `number`'s settings, 0 for the default settings."""
         return self.path / "finals" / f"trial-{number:04d}-{file_name(dataset)}-seed{seed}"
 
-    def write(self, record: StudyRecord | TrialRecord | Confirmation | FinalTest) -> None:
+    def write(self, record: Record) -> None:
         """Write a record."""
         if isinstance(record, TrialRecord):
             write_record(self.trial(record.number) / "record.json", record)
@@ -64,7 +69,7 @@ class StudyFolder:
 
     def write_study(self, config: StudyConfig, contents: Mapping[str, str]) -> None:
         """Write study.yaml. Environments of earlier commands are kept if they differ."""
-        objective, now, before = objective_of(config.search.objective), environment(), self.read_study()
+        objective, now, before = objective_of(config.search.objective), environment(), self.read(StudyRecord)
         earlier = (*before.earlier_environments, before.environment) if before else ()
         self.write(
             StudyRecord(
@@ -82,9 +87,9 @@ class StudyFolder:
         """Write best.yaml, the complete configuration of the selected settings."""
         write_atomically(self.path / "best.yaml", dump_config(config).encode())
 
-    def read_study(self) -> StudyRecord | None:
-        """study.yaml, None if it does not exist."""
-        return read_record(self.path / _FILES[StudyRecord], StudyRecord)
+    def read(self, kind: type[Record]) -> Record | None:
+        """Return the record of a kind that a study has one of, or None if its file does not exist."""
+        return read_record(self.path / _FILES[kind], kind)
 
     def read_trials(self) -> tuple[TrialRecord, ...]:
         """Records of the finished trials, by number.
@@ -101,14 +106,6 @@ class StudyFolder:
                 raise UserError(f"{path} is the record of trial {trial.number}. Move it out of the study.")
             found.append(trial)
         return tuple(sorted(found, key=lambda trial: trial.number))
-
-    def read_confirmation(self) -> Confirmation | None:
-        """confirmation.json, None if it does not exist."""
-        return read_record(self.path / _FILES[Confirmation], Confirmation)
-
-    def read_final_test(self) -> FinalTest | None:
-        """finals.json, None if it does not exist."""
-        return read_record(self.path / _FILES[FinalTest], FinalTest)
 
 
 @dataclass(frozen=True)
@@ -173,11 +170,11 @@ def read_records(folder: Path) -> Records:
         UserError: the folder does not contain a study, or a record is corrupt or has another version.
     """
     source = StudyFolder(folder)
-    study = source.read_study()
+    study = source.read(StudyRecord)
     if study is None:
         raise UserError(f"{folder} does not contain a study. Pass a folder OUT/STUDY of tune/search.py.")
     trials = source.read_trials()
-    return Records(source.path, study, trials, source.read_confirmation(), source.read_final_test())
+    return Records(source.path, study, trials, source.read(Confirmation), source.read(FinalTest))
 
 
 def paired(

@@ -18,14 +18,13 @@ from prometar.errors import UserError
 from prometar.io.files import read_bytes, size_of, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.metrics import Interval
-from tune.config import StudyConfig
+from tune.config import Goal, StudyConfig
 from tune.space.ranges import Settings
 
 VERSION: Literal[3] = 3
 """Version of all files. It grows if a field is removed, changes meaning, or is added without a default."""
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
-FigureName = Literal["objective", "base", "new", "seconds"]
 Verdict = Literal["selected", "either", "baseline"]
 """Settings to use: the selected ones (shown better), either (no difference shown), the default settings."""
 Figure = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -66,7 +65,7 @@ class RunScore:
 Runs = tuple[RunScore, ...]
 
 
-def seed_means(runs: Iterable[RunScore], figure: FigureName = "objective") -> dict[int, float]:
+def seed_means(runs: Iterable[RunScore], figure: Goal = "objective") -> dict[int, float]:
     """Return the mean over datasets of one figure by seed, for seeds whose runs all have it."""
     groups: dict[int, list[RunScore]] = {}
     for run in runs:
@@ -75,7 +74,7 @@ def seed_means(runs: Iterable[RunScore], figure: FigureName = "objective") -> di
     return {seed: value for seed, value in means.items() if value is not None}
 
 
-def mean_of(runs: Iterable[RunScore], figure: FigureName = "objective") -> float | None:
+def mean_of(runs: Iterable[RunScore], figure: Goal = "objective") -> float | None:
     """Return the mean of one figure over runs, None if there are none or one lacks it."""
     values = [getattr(run, figure) for run in runs]
     return mean(values) if values and None not in values else None
@@ -331,7 +330,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
     raise UserError(f"{path} is corrupt ({problem}). {fix}.")
 
 
-def write_record(path: Path, record: StudyRecord | TrialRecord | Confirmation | FinalTest) -> None:
+def write_record(path: Path, record: Record) -> None:
     """Write a record as JSON or YAML.
 
     Raises:

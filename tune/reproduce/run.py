@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-
 from prometar.clip.openclip import load_backbone
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
@@ -17,9 +15,9 @@ from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
 from prometar.training.memory import Footprint
 from tune.config import ResourcesConfig
-from tune.execution.executor import ExecutionContext, run_jobs
+from tune.execution.executor import run_jobs
 from tune.execution.jobs import Job
-from tune.execution.live import LiveView
+from tune.execution.live import LiveView, plain_console
 from tune.execution.local_ray import start_ray
 from tune.execution.resources import on_gpus, plan_resources
 from tune.reproduce.figures import build_table, collect, pair_methods
@@ -35,7 +33,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         UserError: the request is wrong, or runs in the folder were made with other settings.
         WorkError: something could not be run. The tables contain the rest.
     """
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = plain_console()
     out = resolved(out)
     for name in grid.all_datasets:
         require_outside(out, name, grid.config.data.root)
@@ -60,7 +58,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         if left:
             console.print(planned)
             with LiveView(console, grid.name, len(jobs), len(jobs) - len(left), compared=False) as view:
-                failures = run_jobs(iter(left), ExecutionContext(plan, console), [view])
+                failures = run_jobs(iter(left), plan, [view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was left out: {reason}" for name, reason in missing.items()]
         problems += [f"{name} failed: {reason}" for name, reason in failures.items()]
@@ -98,7 +96,7 @@ def _open(grid: Grid) -> tuple[dict[str, Dataset], list[Problem], dict[str, str]
             dataset = open_dataset(name, grid.config.data.root)
             if name in grid.trained_on:
                 shots, seed = max(grid.shots), grid.seeds[0]
-                problems.append(problem(grid.protocol.objective, dataset, shots=shots, seed=seed))
+                problems.append(problem(grid.objective, dataset, shots=shots, seed=seed))
             elif not dataset.test:
                 raise UserError(f"{name} has no test images")
             datasets[name] = dataset

@@ -10,7 +10,7 @@ from prometar.errors import WorkError
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, Confirmation, TrialRecord, by_score
-from tune.stages.jobs import RunJobs, confirmation_job, scores
+from tune.stages.jobs import RunJobs, scores, search_job
 
 
 def candidates(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
@@ -31,7 +31,8 @@ def confirm(
     """
     seeds = config.confirmation_seeds if len(chosen) > 1 else ()
     jobs = {
-        trial.number: [confirmation_job(config, folder, trial, seed) for seed in seeds] for trial in chosen
+        trial.number: [search_job(config, folder, trial.number, trial.settings, seed) for seed in seeds]
+        for trial in chosen
     }
     failures = run_jobs([job for each in jobs.values() for job in each])
     rows = tuple(

@@ -12,24 +12,32 @@ from prometar.training.run_result import FILE, read_result
 from tune.config import StudyConfig
 from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
-from tune.records.schema import Runs, RunScore, TrialRecord
+from tune.records.schema import Runs, RunScore
 from tune.space.ranges import Settings
 
 RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
 """Runs the jobs that lack a result, and returns the reasons of those that failed, by name."""
 
 
-def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: Settings) -> Job:
-    """Job of a trial: a run for each dataset and seed, scored by the search's objective."""
-    runs = _runs(config, settings, config.search.seeds, folder.trial(number))
-    return Job(f"trial {number}", runs, config.search.objective, config.search.val_per_class, number)
+def search_job(
+    config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, fresh_seed: int | None = None
+) -> Job:
+    """Job of a trial, or of its confirmation with a fresh seed, scored by the search's objective.
 
-
-def confirmation_job(config: StudyConfig, folder: StudyFolder, trial: TrialRecord, seed: int) -> Job:
-    """Job of a trial's settings with a fresh seed, scored by the search's objective."""
-    runs = _runs(config, trial.settings, [seed], folder.confirmation(trial.number, seed))
-    name = f"confirmation of trial {trial.number}, seed {seed}"
-    return Job(name, runs, config.search.objective, config.search.val_per_class, trial.number)
+    A trial has a run for each dataset and seed. A single run lies in the job's folder itself.
+    """
+    name, seeds, where = f"trial {number}", config.search.seeds, folder.trial(number)
+    if fresh_seed is not None:
+        name, seeds = f"confirmation of trial {number}, seed {fresh_seed}", (fresh_seed,)
+        where = folder.confirmation(number, fresh_seed)
+    keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
+    runs = {
+        where / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.configured(
+            settings, dataset=dataset, seed=seed
+        )
+        for dataset, seed in keys
+    }
+    return Job(name, runs, config.search.objective, config.search.val_per_class, number)
 
 
 def final_job(
@@ -45,19 +53,6 @@ def final_job(
     who = f"trial {number}" if number else "the default settings"
     name = f"final test of {who}, {dataset}, seed {seed}"
     return Job(name, runs, FINAL, config.search.val_per_class, number, alignment=True)
-
-
-def _runs(
-    config: StudyConfig, settings: Settings, seeds: Sequence[int], folder: Path
-) -> Mapping[Path, Config]:
-    """A run for each dataset and seed. A single run lies in the folder itself."""
-    keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
-    return {
-        folder / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.configured(
-            settings, dataset=dataset, seed=seed
-        )
-        for dataset, seed in keys
-    }
 
 
 def missing(jobs: Sequence[Job]) -> list[Job]:

@@ -1,18 +1,26 @@
-"""Plan of a study: what would stop it, what determines its results, and how much it trains.
+"""Plan of a study: what would stop it, what determines its results, how much it trains and for how long.
 
-Dataset lists are read. No image is opened, and no weights are loaded unless `load_contents` is called.
+`plan_study` reads lists of datasets. It opens no image and loads no weights.
 """
 
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+
+import torch
 
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, Problem, objective_of, problem
 from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
+from prometar.device import fetch
+from prometar.environment import num_cpus
 from prometar.errors import UserError
 from prometar.io.custom import digest_of, failing, is_reference
 from prometar.io.files import size_of
@@ -20,14 +28,19 @@ from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
 from prometar.training.drift import drift_identity, foreign_to
+from prometar.training.epoch import rates, train_step
 from prometar.training.memory import Footprint
+from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
+from tune.execution.resources import on_gpus, study_plan
 from tune.space.space import EPOCHS
 from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
 BATCH = "train.batch_size"
+TIMED = 3
+"""Timed steps of an estimate, after one that is not timed."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +50,17 @@ class StudyPlan:
     Args:
         stages: Runs, epochs and steps of each stage, at most, and their sums. fewer: When they are less.
         splits: Images of the search and of the final test, by dataset.
-        notes: What a user must know about the images.
     """
 
     stages: Mapping[str, tuple[int, int, int]]
     fewer: Mapping[str, str]
     splits: Mapping[str, tuple[Problem, Problem]]
     datasets: tuple[Dataset, ...]
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user must know about the images."""
+        return list(dict.fromkeys(search.note for search, _ in self.splits.values() if search.note))
 
     def __str__(self) -> str:
         lines = []
@@ -75,7 +91,11 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         )
     if fixed := {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys():
         raise UserError(f"--space {search.space.name} must not search {min(fixed)}, which the study sets.")
-    _require_values(config)
+    defaults = config.baseline
+    for key, entry in search.space.ranges.items():
+        conditions = {other: values[0] for other, values in entry.when.items()}
+        for value in entry.tried:  # raises an error that names the setting
+            build(config.run.override({**defaults, **conditions, key: value}))
     with failing(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
     with failing(search.pruner):
@@ -84,17 +104,16 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     require_backbone(config.run.backbone.name, weights)
     if weights and weights.endswith(".safetensors") and size_of(Path(weights)) is None:
         raise UserError(f"--pretrained {weights} does not exist.")
-    datasets, splits, notes = list[Dataset](), dict[str, tuple[Problem, Problem]](), list[str]()
+    run, datasets = config.run, list[Dataset]()
     for name in search.datasets:
-        require_outside(config.location.out / config.name, name, config.run.data.root)
-        args = config.run.data.args if name == config.run.data.name else {}
-        dataset = open_dataset(name, config.run.data.root, args)
-        splits[name] = _problem(config, dataset, search.objective), _problem(config, dataset, FINAL)
-        datasets.append(dataset)
-        if note := splits[name][0].note:
-            notes.append(note)
-    stages, fewer = _stages(config, splits)
-    return StudyPlan(stages, fewer, splits, tuple(datasets), tuple(dict.fromkeys(notes)))
+        require_outside(config.location.out / config.name, name, run.data.root)
+        datasets.append(open_dataset(name, run.data.root, run.data.args if name == run.data.name else {}))
+    options = {"shots": run.data.shots, "seed": run.train.seed, "val_per_class": search.val_per_class}
+    splits = {
+        name: (problem(search.objective, dataset, **options), problem(FINAL, dataset, **options))
+        for name, dataset in zip(search.datasets, datasets, strict=True)
+    }
+    return StudyPlan(*_stages(config, splits), splits, tuple(datasets))
 
 
 def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str], Footprint]:
@@ -122,39 +141,17 @@ def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str],
     return contents, Footprint.of(backbone.clip, splits)
 
 
-def _require_values(config: StudyConfig) -> None:
-    """Check that the baseline lies in the space and that a run accepts the ends of every range.
-
-    Raises:
-        UserError: with the setting.
-    """
-    known = config.baseline
-    for key, entry in config.search.space.ranges.items():
-        conditions = {other: values[0] for other, values in entry.when.items()}
-        for value in entry.tried:
-            build(config.run.override({**known, **conditions, key: value}))
-
-
-def _problem(config: StudyConfig, dataset: Dataset, objective: str) -> Problem:
-    return problem(
-        objective,
-        dataset,
-        shots=config.run.data.shots,
-        seed=config.run.train.seed,
-        val_per_class=config.search.val_per_class,
-    )
-
-
 def _stages(
     config: StudyConfig, splits: Mapping[str, tuple[Problem, Problem]]
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return runs, epochs and steps of each stage, at most, and when they are less."""
     search, confirm, num_sets = config.search, config.confirm, len(splits)
-    batch = min([config.run.train.batch_size, *_searched(config, BATCH)])
-    searched = sum(_steps_per_epoch(each, batch) for each, _ in splits.values())
-    final = sum(_steps_per_epoch(each, batch) for _, each in splits.values())
+    batch = min([config.run.train.batch_size, *map(int, search.space.tried(BATCH))])
+    searched, final = (
+        sum(_steps_per_epoch(both[stage], batch) for both in splits.values()) for stage in (0, 1)
+    )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
-    final_epochs = max([config.test.epochs, *_searched(config, EPOCHS)])
+    final_epochs = max([config.test.epochs, *map(int, search.space.tried(EPOCHS))])
     times = {  # seeds in all, epochs, and steps per epoch of all datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, searched),
         "Confirmation": (candidates * confirm.seeds if candidates > 1 else 0, config.max_epochs, searched),
@@ -173,11 +170,42 @@ def _stages(
     return {**stages, "At most": (runs, epochs, steps)}, fewer
 
 
-def _searched(config: StudyConfig, key: str) -> tuple[int, ...]:
-    entry = config.search.space.ranges.get(key)
-    return tuple(map(int, entry.tried)) if entry else ()
-
-
 def _steps_per_epoch(split: Problem, batch_size: int) -> int:
     transform = TransformSpec(size=1, train=True)  # images are only counted
     return Plan(split.train, transform, batch_size=batch_size).steps_per_epoch
+
+
+def estimate(config: StudyConfig, plan: StudyPlan) -> str:
+    """Load the weights, time a few steps, and describe the resources per trial and how long training takes.
+
+    Steps of concurrent trials are assumed to take no longer than those of one alone.
+
+    Raises:
+        UserError: a trial does not fit on this machine, or its data or weights are unusable.
+    """
+    _, footprint = load_contents(config, plan)
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = torch.cuda.device_count()
+    nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(installed)}]
+    memory = footprint.memory(config.run, on_gpu=on_gpus(nodes, config.resources))
+    resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
+    torch.set_num_threads(resources.threads)
+    seconds = _seconds_per_step(config)
+    _, _, steps = plan.stages["At most"]
+    whole = _duration(steps / resources.max_concurrent * seconds)
+    return f"{reason}\nTraining on this machine: at most {whole}, {seconds:.2g} s per step"
+
+
+def _seconds_per_step(config: StudyConfig) -> float:
+    """Return the mean duration of a training step of the baseline, with its images."""
+    run = build_run(config.run, config.search.objective, val_per_class=config.search.val_per_class)
+    state, now, started = initial_state(run), rates(run.config, 0), 0.0
+    for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED)):
+        state, scalars = train_step(run, state, batch, now)
+        fetch(scalars)  # waits for the device
+        started = started if number else time.perf_counter()
+    return (time.perf_counter() - started) / TIMED
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -8,7 +8,7 @@ from tune.config import StudyConfig
 from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, TrialRecord
-from tune.stages.jobs import trial_job
+from tune.stages.jobs import search_job
 from tune.store.trial_store import TrialStore
 
 CHECKPOINTS = "checkpoint*.safetensors"
@@ -37,7 +37,7 @@ class SearchJobs(Iterator[Job]):
     def __next__(self) -> Job:
         while trial := self._store.ask(new=not self.out_of_time):
             try:
-                return trial_job(self._config, self._folder, trial.number, trial.params)
+                return search_job(self._config, self._folder, trial.number, trial.params)
             except PrometarError as error:  # settings that exclude each other
                 self._fail(trial.number, str(error))
         raise StopIteration

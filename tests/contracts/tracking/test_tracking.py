@@ -4,6 +4,7 @@ import io
 import socket
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from rich.console import Console
 
 from prometar.config.settings import Config
 from tune import tracking
-from tune.config import StudyConfig
 from tune.execution.jobs import Job
 from tune.records.schema import EpochReport, RunScore
 
@@ -32,8 +32,7 @@ def report(epoch: int) -> EpochReport:
 
 def search(folder: Path, name: str, console: Console, first: int, last: int) -> None:
     """Trial 0 reports these epochs and finishes with epoch 3; trial 1 fails in its first epoch."""
-    config = StudyConfig.of(dataset="textures", settings={"location.trackers": (name,)})
-    with tracking.trackers(config, folder, console) as observer:
+    with closing(tracking.Trackers((name,), folder, console)) as observer:
         observer.started(job(folder, 0))
         for epoch in range(first, last + 1):
             observer.reported(job(folder, 0), report(epoch))

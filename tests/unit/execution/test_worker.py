@@ -2,14 +2,12 @@
 
 import errno
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
 from ray.exceptions import OutOfDiskError
-from ray.tune import PlacementGroupFactory
 
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
@@ -62,14 +60,6 @@ def test_a_worker_opens_its_next_job_in_that_ones_first_step(tmp_path: Path) -> 
     assert worker.step()["done"]
     assert worker.opened == [0, 1, 2]
     assert not list(tmp_path.rglob("hung*")), "a watch that is over leaves nothing"
-
-
-def test_a_task_travels_and_names_its_resources(tmp_path: Path) -> None:
-    own = task(tmp_path, 0)
-    assert pickle.loads(pickle.dumps(own)) == own
-    assert own.resources == {"cpus": 1.0, "gpus": 0.5}
-    expected = PlacementGroupFactory(PLAN.bundles(), strategy="STRICT_PACK")
-    assert TrialWorker.default_resource_request({"task": own}) == expected
 
 
 def test_a_machine_must_see_the_drivers_folder(tmp_path: Path) -> None:

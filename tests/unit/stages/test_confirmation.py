@@ -9,14 +9,11 @@ import pytest
 
 from prometar.errors import WorkError
 from tests.support.driver import small_config
-from tests.support.fake_trial import write_result
-from tests.support.study_records import trial
+from tests.support.study_records import runner, trial
 from tune import StudyConfig
-from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import Confirmation, RunScore, TrialRecord
 from tune.stages.confirmation import candidates, confirm
-from tune.stages.jobs import missing
 
 Results = Mapping[tuple[int, int], float | str]
 """Objective, or the reason of a failure, by (trial, seed)."""
@@ -40,22 +37,9 @@ def confirmed(
 ) -> tuple[Confirmation, list[str]]:
     """The confirmation, and the names of its jobs."""
     config = small_config(tmp_path, dataset="textures", **{"top": 2, **options})
-    folder, run = StudyFolder.of(config), list[str]()
-
-    def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
-        failures = {}
-        for job in missing(jobs):
-            run.append(job.name)
-            found = results[job.number, job.config.train.seed]
-            if isinstance(found, str):
-                failures[job.name] = found
-            else:
-                figures = {"objective": found, "seconds": 1.0}
-                write_result(job.folder, job.config, job.objective, figures)
-        return failures
-
+    run_jobs, run = runner(lambda number, config: results[number, config.train.seed])
     chosen = candidates(trials_of(config, scores), config.confirm.top)
-    return confirm(config, folder, chosen, run_jobs), run
+    return confirm(config, StudyFolder.of(config), chosen, run_jobs), run
 
 
 def test_the_baseline_and_the_best_are_candidates() -> None:

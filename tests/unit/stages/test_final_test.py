@@ -1,7 +1,6 @@
 """Final test: how many seed pairs it takes, and what it concludes."""
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,11 @@ import pytest
 
 from prometar.config.settings import Config
 from tests.support.driver import small_config
-from tests.support.fake_trial import write_result
+from tests.support.study_records import Score, runner
 from tune import StudyConfig
-from tune.execution.jobs import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, FinalTest
 from tune.stages.final_test import run_final_test
-from tune.stages.jobs import missing
-
-Score = Callable[[int, Config], float | str]
-"""Objective, or the reason of a failure, of a run with the settings of a trial."""
 
 
 def gains(points: float, spread: float = 0.1) -> Score:
@@ -39,21 +33,7 @@ def finish(
     config: StudyConfig, score: Score, number: int = 7, before: FinalTest | None = None
 ) -> tuple[FinalTest, list[str]]:
     """The final test of a trial's settings, and the names of its jobs in order."""
-    names = list[str]()
-
-    def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
-        failures = {}
-        for job in missing(jobs):
-            names.append(job.name)
-            run = job.config
-            found = score(job.number, run)
-            if isinstance(found, str):
-                failures[job.name] = found
-            else:
-                figures = {"objective": found, "base": found + 3, "new": found - 3, "seconds": 1.0}
-                write_result(job.folder, run, job.objective, figures)
-        return failures
-
+    run_jobs, names = runner(score)
     settings = {**config.baseline, **({"regularizer.text_weight": 1.5} if number else {})}
     selected = Candidate(number, number == 0, settings, ())
     folder, published = StudyFolder.of(config), {"textures": 65.0}

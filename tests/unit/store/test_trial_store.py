@@ -193,9 +193,3 @@ def test_a_lost_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s" / "trials" / "0000" / "record.json").write_text("{}")
     with pytest.raises(UserError, match="contains trials, but the study's database does not"):
         open_store(tmp_path)
-
-
-def test_the_duration_is_added_up(tmp_path: Path) -> None:
-    for seconds in (2.0, 3.0):
-        open_store(tmp_path).add_seconds(seconds)
-    assert open_store(tmp_path).seconds_searched == 5.0
