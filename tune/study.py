@@ -99,11 +99,8 @@ class Study:
             done, interrupted = len(store.finished), len(store.interrupted)
             if done or interrupted:
                 self.console.print(f"Resuming: {done} trials finished, {interrupted} interrupted")
-            jobs = SearchJobs(config, self.folder, store)
-            try:
+            with closing(SearchJobs(config, self.folder, store)) as jobs:
                 self._run(jobs, "Search", config.search.trials, done, [jobs, tracking])
-            finally:
-                jobs.close()
             for line in jobs.notices():
                 self.console.print(line)
             if reason := store.hopeless():

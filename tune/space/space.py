@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EPOCHS = "train.epochs"
 """Setting that determines how long a trial is."""
+_SPACES = files("tune.space") / "spaces"
 MOST_COMBINATIONS = 1000
 """Size up to which a space without floats is enumerated."""
 
@@ -166,9 +167,7 @@ def _run(config: Config) -> tuple[object, dict[str, object]]:
 
 def known_spaces() -> list[str]:
     """Names of the spaces in this package."""
-    return sorted(
-        file.name.removesuffix(".yaml") for file in files("tune.space").joinpath("spaces").iterdir()
-    )
+    return sorted(file.name.removesuffix(".yaml") for file in _SPACES.iterdir())
 
 
 def load_space(name: str) -> Space:
@@ -178,8 +177,8 @@ def load_space(name: str) -> Space:
         UserError: there is no such space or file, or an entry is not a range.
     """
     if name in known_spaces():
-        shipped = files("tune.space").joinpath("spaces", f"{name}.yaml")
-        return space_of(parse_yaml(shipped.read_text("utf-8"), where=f"space {name}"), name=name)
+        text = (_SPACES / f"{name}.yaml").read_text("utf-8")
+        return space_of(parse_yaml(text, where=f"space {name}"), name=name)
     if size_of(Path(name)) is None:
         raise UserError(f"--space {name} does not exist. Choose {', '.join(known_spaces())}, or a YAML file.")
     return space_of(read_yaml(Path(name)), name=name)
