@@ -57,8 +57,8 @@ class Study:
         self.config = config or _configured(folder, options)
         self.folder = StudyFolder.of(self.config)
         self.console = console or plain_console()
-        self._opened: tuple[Mapping[str, str], ResourcePlan] | None = None
-        """Digests of contents, and resources per trial, while this process holds the study."""
+        self._opened: tuple[StudyPlan, Mapping[str, str], ResourcePlan] | None = None
+        """Plan, digests of contents, and resources per trial, while this process holds the study."""
 
     def run(self) -> FinalTest:
         """Run all stages. A study that was interrupted resumes; a finished one is summarized again.
@@ -91,7 +91,7 @@ class Study:
 
         config, folder = self.config, self.folder.path
         with (
-            self._open() as (contents, resources),
+            self._open() as (_, contents, resources),
             open_trials(config, folder, contents, concurrency=resources.max_concurrent) as store,
             closing(Trackers(config.location.trackers, folder, self.console)) as tracking,
         ):
@@ -138,7 +138,7 @@ class Study:
         from tune.reproduce.published import published
         from tune.stages.final_test import run_final_test
 
-        with self._open():
+        with self._open() as (plan, *_):
             confirmation = self.folder.read(Confirmation)
             if confirmation is None:
                 raise WorkError(f"{self.folder.path} has no confirmation. Run the search first.")
@@ -151,9 +151,7 @@ class Study:
                 self.folder,
                 selected,
                 partial(self._run_missing, "Final test"),
-                published={
-                    dataset.name: published(dataset, self.config.run) for dataset in self.plan.datasets
-                },
+                published={dataset.name: published(dataset, self.config.run) for dataset in plan.datasets},
                 before=self.folder.read(FinalTest),
             )
             self.folder.write(test)
@@ -178,19 +176,16 @@ class Study:
         return read_records(self.folder.path)
 
     @cached_property
-    def plan(self) -> StudyPlan:
-        """What the study trains.
-
-        Raises:
-            UserError: something that the study needs is missing or does not fit.
-        """
+    def _described(self) -> StudyPlan:
+        """Plan for descriptions. A study that is run makes its own, because data may have changed."""
         return plan_study(self.config)
 
     def describe_plan(self) -> str:
         """Describe the plan for `--plan`: what is searched and what it costs. Nothing is run or written."""
         ranges = self.config.search.space.describe()
         searched = [f"  {key}: {values}" for key, values in ranges.items()]
-        return "\n".join([self._headline, str(self.plan), "Searched settings:", *searched, *self.plan.notes])
+        plan = self._described
+        return "\n".join([self._headline, str(plan), "Searched settings:", *searched, *plan.notes])
 
     def estimate(self) -> str:
         """Load the weights, time a few training steps, and describe how long the study takes here at most.
@@ -198,7 +193,7 @@ class Study:
         Raises:
             UserError: the weights are missing, or a trial does not fit on this machine.
         """
-        return estimate(self.config, self.plan)
+        return estimate(self.config, self._described)
 
     @property
     def _headline(self) -> str:
@@ -211,12 +206,12 @@ class Study:
         )
 
     @contextmanager
-    def _open(self) -> "Iterator[tuple[Mapping[str, str], ResourcePlan]]":
+    def _open(self) -> "Iterator[tuple[StudyPlan, Mapping[str, str], ResourcePlan]]":
         """Check the study, lock its folder and start Ray. Stages within a run share it."""
         if self._opened is not None:
             yield self._opened
             return
-        config, plan = self.config, self.plan
+        config, plan = self.config, plan_study(self.config)
         contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
         from tune.execution.local_ray import start_ray
@@ -230,7 +225,7 @@ class Study:
             resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), reason, *plan.notes):
                 self.console.print(line)
-            self._opened = contents, resources
+            self._opened = plan, contents, resources
             try:
                 yield self._opened
             finally:
@@ -253,7 +248,7 @@ class Study:
         with LiveView(self.console, stage, total, done, best=best, compared=stage == "Search") as view:
             return run_jobs(
                 jobs,
-                self._opened[1],
+                self._opened[2],
                 [*observers, view],
                 console=self.console,
                 timeout_seconds=self.config.resources.trial_timeout,
