@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,14 +14,17 @@ from prometar.cli.console import run_cli
 from prometar.errors import UserError
 
 
-def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
+def run(command: Callable[[], object]) -> int:
     app = typer.Typer()
+    app.command()(command)
+    return run_cli(app, [])
 
-    @app.command()
+
+def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
     def command() -> None:
         raise error
 
-    status = run_cli(app, [])
+    status = run(command)
     return status, capsys.readouterr().err
 
 
@@ -61,11 +64,10 @@ def test_every_error_is_one_line(
 
 
 def test_sigterm_is_an_interrupt_from_a_commands_first_moment_on(capsys: pytest.CaptureFixture[str]) -> None:
-    before, app = signal.getsignal(signal.SIGTERM), typer.Typer()
-    app.command()(lambda: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        assert run_cli(app, []) == 130
+        assert run(lambda: signal.raise_signal(signal.SIGTERM)) == 130
     finally:
         signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err == "error: interrupted. Rerun the same command to resume.\n"
@@ -91,25 +93,20 @@ def test_a_stream_that_an_error_has_left_open_is_closed_at_once(kind: type[Excep
         finally:
             closed.append(True)
 
-    app = typer.Typer()
-
-    @app.command()
     def command() -> None:
         for _ in stream():
             error = kind("broken")
             kept.append(error)  # as whoever looks at the last error later
             raise error
 
-    assert run_cli(app, []) in (1, 2)
+    assert run(command) in (1, 2)
     assert closed == [True]
 
 
 def test_names_are_printed_where_only_ascii_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    app = typer.Typer()
-    app.command()(lambda: print("Größe"))
-    assert run_cli(app, []) == 0
+    assert run(lambda: print("Größe")) == 0
     assert raw.getvalue() == b"Gr\\xf6\\xdfe\n"
 
 
@@ -118,9 +115,7 @@ def test_a_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     os.close(reading)
     with open(writing, "w") as gone:
         monkeypatch.setattr("sys.stdout", gone)
-        app = typer.Typer()
-        app.command()(lambda: print("x" * 100_000))
-        assert run_cli(app, []) == 1
+        assert run(lambda: print("x" * 100_000)) == 1
     assert capsys.readouterr().err == ""
 
 
@@ -129,9 +124,7 @@ def test_a_full_disk_behind_the_output(
 ) -> None:
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stdout", full)
-        app = typer.Typer()
-        app.command()(lambda: print("x"))
-        assert run_cli(app, []) == 1
+        assert run(lambda: print("x")) == 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert capsys.readouterr().err == "error: No space left on device\n"
 
