@@ -1,4 +1,4 @@
-"""Custom image folders: a folder per class, in train/, val/ and test/ or split by a fixed rule."""
+"""Class folders of images, and custom datasets of them: in train/, val/ and test/ or split by a rule."""
 
 import hashlib
 import os
