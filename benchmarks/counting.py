@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prometar.clip.features import Seen
 from prometar.clip.model import tensors_of
@@ -78,7 +78,7 @@ def rehearse(
     texts = prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}.")
     tokens = tokenizer_of(config.backbone.name)(texts)
     with (mode := FakeTensorMode()):
-        clip = clip.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).folded()
+        clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip).folded()
         clip = replace(clip, image_prompts=enters_images(method.prompts))
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
         if method.prompts.num_context:

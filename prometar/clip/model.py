@@ -4,7 +4,6 @@ Shape suffixes in this package: B images, C classes, T tokens, P shared (prefix 
 H heads, K width of a head, E width of the joint embedding, L layers.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -157,14 +156,9 @@ class Clip:
         pool = None if self.pool is None else self.pool.folded()
         return replace(self, text=self.text.folded(), vision=self.vision.folded(), pool=pool)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Clip":
-        """Return a copy with every tensor changed."""
-        changed: Clip = tree_map_only(Tensor, change, self)
-        return changed
-
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Clip":
         """Return a copy with every tensor moved as by `Tensor.to`. The logit scale stays wide."""
-        clip = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        clip: Clip = tree_map_only(Tensor, lambda tensor: tensor.to(device=device, dtype=dtype), self)
         # Losses are in the working precision, and the scale is a part of them.
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
 

@@ -100,11 +100,10 @@ class Backbone:
         return weights_digest(self.clip)
 
     @cached_property
-    def _constants(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (3, 1, 1) on the images' device."""
+    def _constants(self) -> Tensor:
+        """Mean and standard deviation (2, 3, 1, 1) on the images' device."""
         both = torch.tensor([self.mean, self.std], dtype=self.clip.working_dtype, device=self.clip.device)
-        mean, std = both[..., None, None]
-        return mean, std
+        return both[..., None, None]
 
 
 def tokenizer_of(name: str) -> Tokenize:

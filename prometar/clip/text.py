@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from prometar.clip.block import Layer
@@ -133,9 +132,7 @@ def _pass(clip: Clip, text: TextInput, prompts: Prompts, mask: Tensor | None) ->
     return Pass(layers, slots, end=end)
 
 
-def pack(
-    shared: Sequence[int], rests: Sequence[Sequence[int]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
     """Pack texts that are `shared` (not empty) followed by one of `rests` (none empty).
 
     Returns:

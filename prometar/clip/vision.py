@@ -36,10 +36,9 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
 
 def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     patches = F.conv2d(images_B3HW, clip.patch_weight, stride=clip.patch_weight.shape[-1])
-    patches = patches.flatten(2).transpose(1, 2)
-    tokens = patches
+    tokens = patches.flatten(2).transpose(1, 2)
     if clip.class_embedding is not None:
-        tokens = torch.cat([clip.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
+        tokens = torch.cat([clip.class_embedding.expand(len(tokens), 1, -1), tokens], dim=1)
     tokens = tokens + clip.vision_positions
     if clip.ln_pre_weight is None:
         return tokens
