@@ -43,13 +43,13 @@ check: install
 
 test: check suite
 
-# Each folder of tests in a process of its own, which imports only what it needs. Four at a time on two cores,
+# Each folder of tests in a process of its own, which imports only what it needs. Three at a time on two cores,
 # since tests that start clusters mostly wait. One thread each: threads that share a core wait for each other.
-SUITES := cluster studies ray contracts unit parity tools fuzz
+SUITES := cluster unit studies contracts ray parity tools fuzz
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 suite: install
-	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compiled once, not by four at a time
-	@$(MAKE) --no-print-directory --keep-going --jobs 4 $(SYNC) $(addprefix test-,$(SUITES))
+	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compiled once, not by three at a time
+	@$(MAKE) --no-print-directory --keep-going --jobs 3 $(SYNC) $(addprefix test-,$(SUITES))
 
 test-%: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$*

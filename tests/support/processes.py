@@ -10,8 +10,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def without_ray() -> dict[str, str]:
-    """The environment for a Ray that knows nothing of this one."""
-    return {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
+    """The environment for a Ray that knows nothing of this one. Its workers do not give way to other tests."""
+    own = {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
+    return {**own, "RAY_worker_niceness": "0"}
 
 
 def as_elsewhere(name: str) -> ModuleType:
