@@ -97,7 +97,7 @@ def _difference(test: FinalTest) -> str:
 def accuracy_difference(test: FinalTest, figure: Literal["base", "new"]) -> Interval | None:
     """Selected minus default settings in base or new accuracy, over all datasets."""
     found = [getattr(each, f"{figure}_difference") for each in test.datasets.values()]
-    return over_all(found, level=1 - test.alpha)
+    return over_all(found)
 
 
 def _trade_off(test: FinalTest) -> Iterator[str]:

@@ -121,10 +121,11 @@ def test_what_the_test_could_have_shown(
 
 def test_several_datasets_are_judged_over_their_means(tmp_path: Path) -> None:
     test = final_test(candidate(1), {"dtd": (2, 1), "eurosat": (2, 1), "pets": (2, 2)})
-    records = replace(small(tmp_path), final_test=test)
+    records = replace(small(tmp_path), final_test=replace(test, alpha=0.005))
     assert verdict(records).startswith("Use the selected settings")
     assert evidence(records)[0].startswith("Mean difference over datasets")
     assert "n = 3)" in evidence(records)[0]
+    assert "+1.3 new (95% CI [-0.1, +2.8], n = 3)" in evidence(records)[1]
     assert caveats(records)[0].startswith("The interval covers datasets like these 3")
     assert "selected settings, eurosat" in printed(records)
 
