@@ -90,7 +90,7 @@ def reproduce(
     configure_ray(local=address is None)  # before ray is imported
     from prometar.data.datasets.catalog import default_root, require_name
     from tune.reproduce.grid import PROTOCOLS
-    from tune.reproduce.published import settings_of
+    from tune.reproduce.published import protocol_settings
     from tune.reproduce.run import reproduce
 
     chosen, values = PROTOCOLS[protocol], parse_assignments(settings or [])
@@ -118,7 +118,7 @@ def reproduce(
         chosen,
         datasets=names,
         configs={
-            name: absolute_paths(configure(method, {**settings_of(protocol, name), **shared}))
+            name: absolute_paths(configure(method, {**protocol_settings(protocol, name), **shared}))
             for name, method in {recipe(method).name: method for method in methods}.items()
         },
         seeds=tuple(dict.fromkeys(seeds)),

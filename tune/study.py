@@ -135,7 +135,7 @@ class Study:
 
     def test(self) -> FinalTest:
         """Compare the selected settings with the baseline on test images, seed pair by seed pair."""
-        from tune.reproduce.published import published
+        from tune.reproduce.published import published_h
         from tune.stages.final_test import run_final_test
 
         with self._open() as (plan, *_):
@@ -151,7 +151,7 @@ class Study:
                 self.folder,
                 selected,
                 partial(self._run_missing, "Final test"),
-                published={dataset.name: published(dataset, self.config.run) for dataset in plan.datasets},
+                published={dataset.name: published_h(dataset, self.config.run) for dataset in plan.datasets},
                 before=self.folder.read(FinalTest),
             )
             self.folder.write(test)

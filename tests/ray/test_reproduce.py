@@ -46,26 +46,26 @@ RUNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("protocol", "args", "num_runs", "figures"), RUNS, ids=[run[0] for run in RUNS])
+@pytest.mark.parametrize(("protocol", "args", "num_runs", "counts"), RUNS, ids=[run[0] for run in RUNS])
 def test_a_protocol_from_end_to_end(
-    protocol: str, args: list[str], num_runs: int, figures: dict[tuple[str, str], int],
+    protocol: str, args: list[str], num_runs: int, counts: dict[tuple[str, str], int],
     copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None,
 ) -> None:  # fmt: skip
     before = sorted(copies.rglob("*"))
     args = [*args, "--methods", "zero-shot", "coop"]
     assert reproduce(protocol, copies, tmp_path, *args) == 0
     first = capsys.readouterr()
-    assert f"{num_runs} runs, 0 are done" in first.out
+    assert f"0 of {num_runs} runs done" in first.out
     assert f"{num_runs} of {num_runs} done" in first.out
     assert len(list(tmp_path.glob("runs/*/result.json"))) == num_runs
     found = table(tmp_path, protocol)
-    for (dataset, column), n in figures.items():
+    for (dataset, column), n in counts.items():
         assert found[dataset, "coop", column]["n"] == str(n)
         assert found[dataset, "zero-shot", column]["n"] == "1"
         assert 0 <= float(found[dataset, "coop", column]["mean"]) <= 100
     assert reproduce(protocol, copies, tmp_path, *args) == 0
     again = capsys.readouterr().out
-    assert f"{num_runs} runs, {num_runs} are done" in again
+    assert f"{num_runs} of {num_runs} runs done" in again
     assert first.out.endswith("".join(again.splitlines(keepends=True)[1:])), "the same table"
     assert table(tmp_path, protocol) == found
     if protocol == "base-to-new":
@@ -85,16 +85,16 @@ def test_problems_are_named_and_the_rest_is_run(
     assert reproduce("base-to-new", root, out, *args) == 1
     text = capsys.readouterr()
     assert text.err.startswith("error: Some runs are missing, see above.")
-    assert f"left out: dataset folder {root / 'ucf101'} is missing" in text.out
+    assert f"Skipping ucf101: dataset folder {root / 'ucf101'} is missing" in text.out
     assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out
     assert "tests/0_0.jpg" in text.out
     rows = table(out, "base-to-new")
     assert [dataset for dataset, _, column in rows if column == "H"] == ["eurosat"]
-    assert "ucf101 was left out" in (out / "base-to-new" / "table.md").read_text().replace("\\", "")
+    assert "ucf101 was skipped" in (out / "base-to-new" / "table.md").read_text().replace("\\", "")
     write_copy("ucf101", root)
     assert reproduce("base-to-new", root, out, *args) == 1
     text = capsys.readouterr()
-    assert "3 runs, 1 are done" in text.out
+    assert "1 of 3 runs done" in text.out
     assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out, "it is tried again"
     assert table(out, "base-to-new")["ucf101", "zero-shot", "H"]["n"] == "1"
 
@@ -112,7 +112,7 @@ def test_further_targets_are_tested_without_training_again(
     (folder,) = out.glob("runs/*")
     trained = (folder / "checkpoint.safetensors").read_bytes()
     assert reproduce("cross-dataset", root, out, *args, "eurosat") == 0
-    assert "1 runs, 0 are done" in capsys.readouterr().out
+    assert "0 of 1 runs done" in capsys.readouterr().out
     assert (folder / "checkpoint.safetensors").read_bytes() == trained
     accuracy = table(out, "cross-dataset")["eurosat", "coop", "accuracy"]["mean"]
     assert main(["evaluate", str(folder), "--dataset", "eurosat", "--data-root", str(root)]) == 0

@@ -1,4 +1,4 @@
-"""Results without runs: a grid, and figures for each of its runs."""
+"""Results without runs: a grid, and accuracies for each of its runs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from prometar.config.settings import Config, configure
 from prometar.training.run_result import RunResult
 from tune.execution.jobs import Job
 from tune.reproduce.grid import PROTOCOLS, Grid
-from tune.reproduce.published import settings_of
+from tune.reproduce.published import protocol_settings
 
 PUBLISHED = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
 UNTRAINED = frozenset({"zero-shot", "zero-shot-ensemble"})
@@ -24,7 +24,9 @@ def ask(
     """A grid with the published setting, and with `settings` on top."""
     chosen = PROTOCOLS[protocol]
     values = {**PUBLISHED, **(settings or {})}
-    configs = {method: configure(method, {**settings_of(protocol, method), **values}) for method in methods}
+    configs = {
+        method: configure(method, {**protocol_settings(protocol, method), **values}) for method in methods
+    }
     return replace(
         chosen,
         datasets=datasets or chosen.datasets,

@@ -1,1 +1,1 @@
-"""Protocols of the field as grids of runs, and tables of their results beside published ones."""
+"""Benchmark protocols as grids of runs, and tables that compare their results with published ones."""

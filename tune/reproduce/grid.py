@@ -1,4 +1,4 @@
-"""Protocols of the field, the jobs that a request needs, and their results in their folders."""
+"""Benchmark protocols, the jobs that `prometar reproduce` runs for them, and their stored results."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,20 +16,20 @@ from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
 from tune.execution.jobs import Job
 
-ELEVEN = tuple(name for name, row in BENCHMARKS.items() if not row.variant)
-VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant)
+MAIN_BENCHMARKS = tuple(name for name, row in BENCHMARKS.items() if not row.variant)
+IMAGENET_VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Request of `prometar reproduce`, or with the defaults of a protocol.
+    """Grid of runs: each method with each dataset, number of shots and seed.
 
     Args:
-        name: Of the protocol.
-        objective: What a run trains and tests on (`prometar.data.splits.objective`).
-        datasets: Datasets to train on. With a source, they are tested on only.
-        source: Dataset that all runs train on; None: each dataset is trained on by itself.
-        shots: Training images per class. A protocol with several has one column for each.
+        name: Name of the protocol.
+        objective: Objective of all runs (`prometar.data.splits.objective`).
+        datasets: Datasets to train and test on, or only to test on if there is a source.
+        source: Dataset that all runs train on, or None to train on each dataset separately.
+        shots: Training images per class. If the protocol has several numbers of shots, each is a column.
         configs: One configuration per method, complete except for dataset, shots and seed.
         seeds: Seeds of the few-shot split, the prompts and the order of the images.
     """
@@ -44,21 +44,22 @@ class Grid:
 
     @property
     def shots_are_columns(self) -> bool:
+        """True if the protocol has several numbers of shots."""
         return len(PROTOCOLS[self.name].shots) > 1
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """Datasets that runs train on."""
+        """Datasets to train on."""
         return (self.source,) if self.source else self.datasets
 
     @property
     def all_datasets(self) -> tuple[str, ...]:
-        """Datasets in the order of the table."""
+        """Datasets to train or test on, in the order of the table."""
         return tuple(dict.fromkeys((*self.trained_on, *self.datasets)))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the table."""
+        """Names of the columns of the table that contain accuracies."""
         if self.shots_are_columns:
             return tuple(map(shots_column, self.shots))
         return ("base", "new", HARMONIC) if self.objective == FINAL else (ACCURACY,)
@@ -70,48 +71,53 @@ class Grid:
         shots = "" if self.shots_are_columns else f"{shots_column(self.shots[0])}, "
         source = f"trained on {self.source}, " if self.source else ""
         seeds = ", ".join(map(str, self.seeds))
-        return f"{self.name}: {source}{shots}{backbone}, seeds {seeds}, test accuracy in percent"
+        return f"{self.name}: test accuracy (%), {source}{shots}{backbone}, seeds {seeds}"
 
     @property
     def config(self) -> Config:
         """Configuration of the first method. All methods share backbone and data."""
         return next(iter(self.configs.values()))
 
-    def jobs(self, folder: Path, untrained: Collection[str], missing: Collection[str] = ()) -> list[Job]:
-        """Return the jobs of one run each, dataset by dataset.
+    def jobs(self, folder: Path, untrained: Collection[str], unavailable: Collection[str] = ()) -> list[Job]:
+        """Return one job per run, ordered by dataset.
 
         Args:
-            folder: Folder of the runs. Equal runs of several protocols share one folder in it.
-            untrained: Methods that train nothing. They run once.
-            missing: Datasets that cannot be opened.
+            folder: Folder of all runs. Protocols with equal runs share their subfolders.
+            untrained: Methods that train nothing. They run once per dataset.
+            unavailable: Datasets that cannot be opened.
         """
-        targets = tuple(name for name in self.datasets if name not in missing) if self.source else ()
-        once, jobs = (self.shots[0], self.seeds[0]), list[Job]()
+        targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
+        first, jobs = (self.shots[0], self.seeds[0]), list[Job]()
         grid = product(self.trained_on, self.shots, self.configs.items(), self.seeds)
         for dataset, shots, (method, config), seed in grid:
-            if dataset in missing or (method in untrained and (shots, seed) != once):
+            if dataset in unavailable or (method in untrained and (shots, seed) != first):
                 continue
-            one = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
+            run = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
             name = f"{self.objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
             title = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
-            jobs.append(Job(title, {folder / name: one.completed()}, self.objective, targets=targets))
+            jobs.append(Job(title, {folder / name: run.completed()}, self.objective, targets=targets))
         return jobs
 
 
 PROTOCOLS = {
     grid.name: grid
     for grid in (
-        Grid("base-to-new", FINAL, ELEVEN),
-        Grid("cross-dataset", "all_classes", tuple(n for n in ELEVEN if n != "imagenet"), "imagenet"),
-        Grid("domain-generalisation", "all_classes", VARIANTS, "imagenet"),
-        Grid("few-shot", "all_classes", ELEVEN, shots=(1, 2, 4, 8, 16)),
+        Grid("base-to-new", FINAL, MAIN_BENCHMARKS),
+        Grid(
+            "cross-dataset",
+            "all_classes",
+            tuple(name for name in MAIN_BENCHMARKS if name != "imagenet"),
+            "imagenet",
+        ),
+        Grid("domain-generalisation", "all_classes", IMAGENET_VARIANTS, "imagenet"),
+        Grid("few-shot", "all_classes", MAIN_BENCHMARKS, shots=(1, 2, 4, 8, 16)),
     )
 }
-"""Protocols of the field, without methods."""
+"""Benchmark protocols by name, without methods and seeds."""
 
 
 def shots_column(shots: int) -> str:
-    """Return the column of a number of shots.
+    """Return the column name for a number of shots.
 
     Example:
         >>> shots_column(1), shots_column(16)
@@ -121,25 +127,29 @@ def shots_column(shots: int) -> str:
 
 
 def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
-    """Return the result of a job, or None if it is missing or corrupt: then the job is run again.
+    """Return the finished run of a job, or None if its result is missing or corrupt.
 
     Args:
-        digests: Digests of the splits, by dataset.
+        digests: Digests of the dataset splits, by dataset.
 
     Raises:
-        UserError: the run in the job's folder has other settings, or was tested on another split.
+        UserError: the run in the job's folder has other settings, or used another split of a dataset.
     """
     folder, config = job.folder, job.config
     if size_of(folder / "config.yaml") is None:
         return None
     if changed := differences(load_config(folder / "config.yaml").flat(), config.flat()):
-        raise UserError(f"{folder} has other settings ({changed}). Repeat them, or pass another --out.")
+        raise UserError(
+            f"The run {folder} has other settings ({changed}). Pass its settings or another --out."
+        )
     try:
         result = read_result(folder)
     except PrometarError:
         return None
-    splits = {config.data.name: result.data, **{name: digest for name, (_, digest) in result.tests.items()}}
-    for name, digest in splits.items():
+    tested = {name: digest for name, (_, digest) in result.tests.items()}
+    for name, digest in {config.data.name: result.data, **tested}.items():
         if digests.get(name, digest) != digest:
-            raise UserError(f"{folder} has another split of {name}. Restore it, or pass another --out.")
+            raise UserError(
+                f"The run {folder} used another split of {name}. Restore that split or pass another --out."
+            )
     return FinishedRun(folder, config, result)

@@ -1,4 +1,4 @@
-"""Published accuracies (published.json). They are cited and never mixed with ours."""
+"""Published accuracies and their settings (published.json). They are cited and never mixed with ours."""
 
 import json
 from collections.abc import Mapping
@@ -14,89 +14,93 @@ from prometar.data.preparation.check import differences
 from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
-# Settings that may differ from a published run: images, seeds, and the precision.
-_FREE = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained", "backbone.precision",
-         "train.seed"}  # fmt: skip
+# Comparability does not depend on these settings, or they are checked separately.
+_IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained",
+            "backbone.precision", "train.seed"}  # fmt: skip
 
 
 @cache
-def _file() -> dict[str, Any]:
-    """Settings by protocol and method, and series of figures by protocol.
+def _read_file() -> dict[str, Any]:
+    """Read settings by protocol and method, and series of accuracies by protocol.
 
-    A series has a `method`, its `title` in the `paper`, the `settings` if the method was published with
-    several, the `configuration` file if the paper is not the source, and `figures`: percent by dataset (or
-    "average") and column, such as {"dtd": {"base": 83.37, "new": 62.97}}.
+    A series has a `method`, its `title`, the `paper`, the `settings` if the method was published with
+    several, the `configuration` file if the accuracies are from the authors' repository, and `accuracies`
+    by dataset (or "average") and column, such as {"dtd": {"base": 83.37, "new": 62.97}}.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
 
-def settings_of(protocol: str, method: str) -> Mapping[str, Any]:
+def protocol_settings(protocol: str, method: str) -> Mapping[str, Any]:
     """Return the settings that a method's authors used under a protocol in addition to its recipe.
 
     Example:
-        >>> settings_of("cross-dataset", "maple")["train.epochs"]
+        >>> protocol_settings("cross-dataset", "maple")["train.epochs"]
         2
     """
-    return _file()["settings"].get(protocol, {}).get(method, {})
+    return _read_file()["settings"].get(protocol, {}).get(method, {})
 
 
-def beside(protocol: str, config: Config) -> tuple[Mapping[str, Mapping[str, float]], str]:
-    """Return the published figures that are comparable with runs of `config`, and their citation.
+def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Mapping[str, float]], str]:
+    """Return the published accuracies that are comparable with runs of `config`, and their citation.
 
-    Only ViT-B/16 with OpenAI's weights and 16 shots compares, and only settings of the protocol and of the
-    series may differ from the method's.
+    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. They may differ from the method's
+    defaults only in the settings that the authors changed for the protocol or for the series.
 
     Returns:
-        Percent by dataset (or "average") and column, with the H of base and new accuracy. Empty if no series
-        is comparable.
+        Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
+        Empty if no series is comparable.
     """
-    setting = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
-    if _file()["setting"] != {**setting, "shots": config.data.shots}:
+    data = _read_file()
+    setup = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
+    if data["setting"] != {**setup, "shots": config.data.shots}:
         return {}, ""
-    own = settings_of(protocol, config.method)
-    for series in _file()["series"].get(protocol, ()):
-        if series["method"] == config.method and not changes(config, {**own, **series["settings"]}):
+    protocol_changes = protocol_settings(protocol, config.method)
+    for series in data["series"].get(protocol, ()):
+        settings = {**protocol_changes, **series["settings"]}
+        if series["method"] == config.method and not changed_settings(config, settings):
             sources = filter(None, (series["paper"], series.get("configuration")))
-            figures = {dataset: _with_mean(found) for dataset, found in series["figures"].items()}
-            return figures, f"{series['title']} ({'; '.join(sources)})"
+            accuracies = {dataset: _with_h(values) for dataset, values in series["accuracies"].items()}
+            return accuracies, f"{series['title']} ({'; '.join(sources)})"
     return {}, ""
 
 
-def _with_mean(figures: Mapping[str, float]) -> Mapping[str, float]:
-    if not {"base", "new"} <= figures.keys():
-        return figures
-    return {HARMONIC: round(harmonic_mean({key: figures[key] for key in ("base", "new")}), 2), **figures}
+def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
+    if not {"base", "new"} <= accuracies.keys():
+        return accuracies
+    h = harmonic_mean({key: accuracies[key] for key in ("base", "new")})
+    return {HARMONIC: round(h, 2), **accuracies}
 
 
-def changes(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings that differ from the method's own, with `settings` on top.
+def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the settings that differ from the method's defaults, updated with `settings`.
 
-    Images, seeds, backbone and precision are left out, and so are custom recipes.
+    Images, seeds, backbone and precision are ignored. The result is empty for custom recipes.
 
     Example:
-        >>> changes(Config().override({"train.epochs": 2, "train.seed": 7}))
+        >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))
         {'train.epochs': 2}
     """
     if is_file(config.method):
         return {}
-    own = Config(method=config.method).override(settings or {}).flat()
-    return {key: value for key, value in config.flat().items() if key not in _FREE and value != own.get(key)}
+    expected = Config(method=config.method).override(settings or {}).flat()
+    values = config.flat()
+    return {key: values[key] for key in values if key not in _IGNORED and values[key] != expected.get(key)}
 
 
-def unlike_published(dataset: Dataset) -> str:
-    """Return why figures on this dataset do not compare with published ones; empty if they do."""
+def incomparable_reason(dataset: Dataset) -> str:
+    """Return why results on a dataset are not comparable with published ones, or "" if they are."""
     if dataset.name not in BENCHMARKS:
         return "not a benchmark"
     return ", ".join(differences(dataset.name, len(dataset.classnames), dataset.counts))
 
 
-def published(dataset: Dataset, config: Config) -> float | None:
-    """Return the published H of a configuration's method on a dataset, if it is comparable.
+def published_h(dataset: Dataset, config: Config) -> float | None:
+    """Return the published H of a configuration's method on a dataset, or None if none is comparable.
 
-    Only its backbone and shots have to be the published ones.
+    Only backbone and shots must be as published. Other settings are replaced by the method's defaults.
     """
-    if is_file(config.method) or unlike_published(dataset):
+    if is_file(config.method) or incomparable_reason(dataset):
         return None
-    same = {"backbone": config.backbone, "data": config.data}
-    figures, _ = beside("base-to-new", Config(method=config.method, **same))
-    return figures.get(dataset.name, {}).get(HARMONIC)
+    defaults = Config(method=config.method, backbone=config.backbone, data=config.data)
+    accuracies, _ = published_accuracies("base-to-new", defaults)
+    return accuracies.get(dataset.name, {}).get(HARMONIC)

@@ -1,4 +1,4 @@
-"""A grid's table for the terminal, as CSV and as Markdown."""
+"""Result tables of `prometar reproduce` for the terminal, as CSV and as Markdown."""
 
 import io
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from prometar.comparison.render import csv_text, decimal
-from tune.reproduce.figures import Figure, Row
 from tune.reproduce.grid import Grid
+from tune.reproduce.results import AccuracySummary, Row
 
-_ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_ESCAPES = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def print_table(grid: Grid, rows: Sequence[Row], notes: Sequence[str], console: Console) -> None:
@@ -23,54 +23,54 @@ def print_table(grid: Grid, rows: Sequence[Row], notes: Sequence[str], console: 
 
 
 def as_markdown(grid: Grid, rows: Sequence[Row], notes: Sequence[str]) -> str:
-    """Return a Markdown table with its notes below."""
+    """Return the table as Markdown, followed by its notes."""
     file = io.StringIO()
     console = Console(file=file, width=10_000, markup=False, highlight=False)
     console.print(_table(grid, rows, " ", MARKDOWN))
     table = "\n".join(line.strip() for line in file.getvalue().splitlines())
-    listed = "\n".join(f"- {_escaped(note)}" for note in notes)
-    return f"{_escaped(grid.title)}\n\n{table.strip()}\n\n{listed}\n"
+    bullets = "\n".join(f"- {_escape(note)}" for note in notes)
+    return f"{_escape(grid.title)}\n\n{table.strip()}\n\n{bullets}\n"
 
 
 def _table(grid: Grid, rows: Sequence[Row], separator: str, box: Box | None = None) -> Table:
-    shown = _escaped if box else str
+    convert = _escape if box else str
     table = Table("dataset", "method", box=box, pad_edge=box is not None)
     for name in ("n", *grid.columns):
         table.add_column(name, justify="right", no_wrap=True)
-    for dataset, method, figures in rows:
-        counts = sorted({figure.n for figure in figures.values()}) or [0]
+    for dataset, method, summaries in rows:
+        counts = sorted({summary.n for summary in summaries.values()}) or [0]
         n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        cells = [_cell(figures.get(column), separator) for column in grid.columns]
-        table.add_row(shown(dataset), shown(method), n, *map(shown, cells))
+        cells = [_cell(summaries.get(column), separator) for column in grid.columns]
+        table.add_row(convert(dataset), convert(method), n, *map(convert, cells))
     return table
 
 
-def _cell(figure: Figure | None, separator: str) -> str:
-    if figure is None:
+def _cell(summary: AccuracySummary | None, separator: str) -> str:
+    if summary is None:
         return "–"
-    lines = [f"{figure.mean:.2f}"]
-    if figure.interval is not None:
-        low, high = figure.interval.low, figure.interval.high
-        lines = [f"{figure.mean:.2f} ± {figure.sd:.2f}", f"[{low:.2f}, {high:.2f}]"]
-    if figure.published is not None:
-        lines.append(f"published {figure.published:.2f} ({figure.mean - figure.published:+.2f})")
+    lines = [f"{summary.mean:.2f}"]
+    if summary.interval is not None:
+        low, high = summary.interval.low, summary.interval.high
+        lines = [f"{summary.mean:.2f} ± {summary.sd:.2f}", f"[{low:.2f}, {high:.2f}]"]
+    if summary.published is not None:
+        lines.append(f"published {summary.published:.2f} ({summary.mean - summary.published:+.2f})")
     return separator.join(lines)
 
 
 def as_csv(grid: Grid, rows: Sequence[Row]) -> str:
-    """Return one line per figure that there is."""
-    fields = ("n", "mean", "sd", "low", "high", "published", "difference")
-    lines: list[tuple[object, ...]] = [("protocol", "dataset", "method", "column", *fields)]
-    for dataset, method, figures in rows:
+    """Return the table as CSV, with one line per dataset, method and column that has results."""
+    statistics = ("n", "mean", "sd", "low", "high", "published", "difference")
+    lines: list[tuple[object, ...]] = [("protocol", "dataset", "method", "column", *statistics)]
+    for dataset, method, summaries in rows:
         for column in grid.columns:
-            if (figure := figures.get(column)) is None:
+            if (cell := summaries.get(column)) is None:
                 continue
-            low, high = (figure.interval.low, figure.interval.high) if figure.interval else (None, None)
-            difference = None if figure.published is None else figure.mean - figure.published
-            numbers = (figure.mean, figure.sd, low, high, figure.published, difference)
-            lines.append((grid.name, dataset, method, column, figure.n, *map(decimal, numbers)))
+            low, high = (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
+            difference = None if cell.published is None else cell.mean - cell.published
+            numbers = (cell.mean, cell.sd, low, high, cell.published, difference)
+            lines.append((grid.name, dataset, method, column, cell.n, *map(decimal, numbers)))
     return csv_text(lines)
 
 
-def _escaped(text: str) -> str:
-    return " ".join(text.split()).translate(_ESCAPED)
+def _escape(text: str) -> str:
+    return " ".join(text.split()).translate(_ESCAPES)

@@ -1,4 +1,4 @@
-"""A grid from beginning to end: check it, run what is missing, make the tables."""
+"""Run or resume the grid of `prometar reproduce` and write its tables."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,50 +20,54 @@ from tune.execution.jobs import Job
 from tune.execution.live import LiveView, plain_console
 from tune.execution.local_ray import start_ray
 from tune.execution.resources import on_gpus, plan_resources
-from tune.reproduce.figures import build_table, collect, pair_methods
 from tune.reproduce.grid import Grid, read_run
-from tune.reproduce.published import unlike_published
+from tune.reproduce.published import incomparable_reason
 from tune.reproduce.render import as_csv, as_markdown, print_table
+from tune.reproduce.results import build_table, collect, pair_methods
 
 
 def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
     """Run or resume a grid, then print and write its table and the paired comparison.
 
     Raises:
-        UserError: the request is wrong, or runs in the folder were made with other settings.
-        WorkError: something could not be run. The tables contain the rest.
+        UserError: an argument is invalid, or runs in the folder have other settings or data.
+        WorkError: some runs failed or could not start. The tables contain the finished runs.
     """
     console = plain_console()
     out = resolved(out)
     for name in grid.all_datasets:
         require_outside(out, name, grid.config.data.root)
-    datasets, splits, missing = _open(grid)
+    datasets, splits, unavailable = _open(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
     methods = {name: smoke_test(config, clip) for name, config in grid.configs.items()}
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
-    jobs = grid.jobs(out / "runs", untrained, missing)
+    jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
-    with locked(out, f"the grid {out}"):
-        left = [job for job in jobs if not _is_done(job, digests)]
+    with locked(out, f"the output folder {out}"):
+        remaining = [job for job in jobs if not _is_done(job, digests)]
         failures: Mapping[str, str] = {}
-        if left:
+        if remaining:
             nodes = start_ray(address=address)
             on_gpu = on_gpus(nodes, resources)
             footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
-            plan, planned = plan_resources(nodes, resources, len(left), "all that are left", memory, "run")
-        console.print(f"{grid.name} in {out}: {len(jobs)} runs, {len(jobs) - len(left)} are done")
-        for reason in missing.values():
-            console.print(f"left out: {reason}")
-        if left:
-            console.print(planned)
-            with LiveView(console, grid.name, len(jobs), len(jobs) - len(left), compared=False) as view:
-                failures = run_jobs(iter(left), plan, [view], console=console)
+            plan, description = plan_resources(
+                nodes, resources, len(remaining), "all remaining runs", memory, "run"
+            )
+        done = len(jobs) - len(remaining)
+        console.print(f"{grid.name} in {out}: {done} of {len(jobs)} runs done")
+        for name, reason in unavailable.items():
+            console.print(f"Skipping {name}: {reason}")
+        if remaining:
+            console.print(description)
+            with LiveView(console, grid.name, len(jobs), done, compared=False) as view:
+                failures = run_jobs(iter(remaining), plan, [view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
-        problems = [f"{name} was left out: {reason}" for name, reason in missing.items()]
+        problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]
         problems += [f"{name} failed: {reason}" for name, reason in failures.items()]
-        uncited = {name: why for name, dataset in datasets.items() if (why := unlike_published(dataset))}
-        rows, notes = build_table(grid, results, uncited=uncited)
+        reasons = {name: incomparable_reason(dataset) for name, dataset in datasets.items()}
+        incomparable = {name: reason for name, reason in reasons.items() if reason}
+        rows, notes = build_table(grid, results, incomparable=incomparable)
         notes += problems
         pairs, unpaired = pair_methods(grid, results)
         print_table(grid, rows, notes, console)
@@ -72,7 +76,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         tables = {"table.csv": as_csv(grid, rows), "table.md": as_markdown(grid, rows, notes)}
         for name, text in {**tables, "pairs.csv": pairs_as_csv(pairs)}.items():
             write_atomically(out / grid.name / name, text.encode())
-    console.print(f"written: table.csv, table.md and pairs.csv in {out / grid.name}")
+    console.print(f"Wrote table.csv, table.md and pairs.csv to {out / grid.name}")
     if problems:
         raise WorkError(
             "Some runs are missing, see above. Fix the cause, then rerun the same command to resume."
@@ -85,12 +89,12 @@ def _is_done(job: Job, digests: Mapping[str, str]) -> bool:
 
 
 def _open(grid: Grid) -> tuple[dict[str, Dataset], list[Problem], dict[str, str]]:
-    """Return the datasets that can be used, the images to train on, and why other datasets cannot be used.
+    """Return the available datasets, the training problems, and the reason for each unavailable dataset.
 
     Raises:
-        UserError: no dataset can be trained on.
+        UserError: there is no dataset to train on.
     """
-    datasets, problems, missing = dict[str, Dataset](), list[Problem](), dict[str, str]()
+    datasets, problems, unavailable = dict[str, Dataset](), list[Problem](), dict[str, str]()
     for name in grid.all_datasets:
         try:
             dataset = open_dataset(name, grid.config.data.root)
@@ -98,10 +102,11 @@ def _open(grid: Grid) -> tuple[dict[str, Dataset], list[Problem], dict[str, str]
                 shots, seed = max(grid.shots), grid.seeds[0]
                 problems.append(problem(grid.objective, dataset, shots=shots, seed=seed))
             elif not dataset.test:
-                raise UserError(f"{name} has no test images")
+                raise UserError("it has no test images")
             datasets[name] = dataset
         except PrometarError as error:
-            missing[name] = one_line(str(error))
-    if missing.keys() >= set(grid.trained_on):
-        raise UserError(f"No dataset can be trained on. {next(iter(missing.values()))}")
-    return datasets, problems, missing
+            unavailable[name] = one_line(str(error))
+    if unavailable.keys() >= set(grid.trained_on):
+        name, reason = next(iter(unavailable.items()))
+        raise UserError(f"There is no dataset to train on. {name}: {reason}")
+    return datasets, problems, unavailable

@@ -9,7 +9,7 @@ from prometar.config.recipes import NAMES, recipe
 from prometar.config.settings import Config, configure, dump_config, load_config
 from prometar.errors import UserError
 from prometar.methods.composition import build
-from tune.reproduce.published import beside
+from tune.reproduce.published import published_accuracies
 
 PAPERS_SETTING = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai", "data.name": "dtd"}
 
@@ -23,7 +23,7 @@ def test_a_recipe_says_where_it_comes_from_and_is_a_configuration(name: str, tmp
     assert entry.source
     config = configure(name, PAPERS_SETTING)
     assert build(config) == build(Config(method=name))
-    published, _ = beside("base-to-new", config)
+    published, _ = published_accuracies("base-to-new", config)
     if name in {"zero-shot", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc", "prometar"}:
         assert {"base", "new", "H"} <= published["average"].keys()
     else:

@@ -11,9 +11,9 @@ from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
 from prometar.metrics import t_interval
 from tests.support.reproductions import ask, fill
-from tune.reproduce.figures import Figure, Row, build_table, collect, pair_methods
 from tune.reproduce.grid import PROTOCOLS, Grid
 from tune.reproduce.render import as_csv, as_markdown, print_table
+from tune.reproduce.results import AccuracySummary, Row, build_table, collect, pair_methods
 
 METHODS = ("zero-shot", "coop", "promptsrc", "prometar-maple")
 HOSTILE = "a|b & 100% #1_{x} <script>[c](d)*e*`f`"
@@ -30,23 +30,23 @@ def printed(grid: Grid, rows: list[Row], notes: list[str]) -> str:
 
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
-def test_every_figure_is_shown_and_written(protocol: str) -> None:
+def test_every_accuracy_is_shown_and_written(protocol: str) -> None:
     grid = ask(protocol, METHODS)
     results = collect(grid, fill(grid, lambda config, name: 50.0 + 7 * config.train.seed))
-    rows, notes = build_table(grid, results, uncited={})
+    rows, notes = build_table(grid, results, incomparable={})
     text, page = printed(grid, rows, notes), as_markdown(grid, rows, notes).replace("\\", "")
     assert "…" not in text
-    figures = [figure for _, _, found in rows for figure in found.values()]
+    summaries = [summary for _, _, found in rows for summary in found.values()]
     for pattern, count in (
-        (r"\d\d\.\d\d ± \d\.\d\d", sum(f.sd is not None for f in figures)),
-        (r"\[\d\d\.\d\d, \d\d\.\d\d\]", sum(f.interval is not None for f in figures)),
-        (r"\d\d\.\d\d \([+-]\d+\.\d\d\)", sum(f.published is not None for f in figures)),
+        (r"\d\d\.\d\d ± \d\.\d\d", sum(f.sd is not None for f in summaries)),
+        (r"\[\d\d\.\d\d, \d\d\.\d\d\]", sum(f.interval is not None for f in summaries)),
+        (r"\d\d\.\d\d \([+-]\d+\.\d\d\)", sum(f.published is not None for f in summaries)),
     ):
         assert len(re.findall(pattern, text)) == len(re.findall(pattern, page)) == count, pattern
     for name in (*grid.columns, *METHODS, *grid.all_datasets):
         assert name in text
     lines = list(csv.DictReader(io.StringIO(as_csv(grid, rows))))
-    assert len(lines) == len(figures)
+    assert len(lines) == len(summaries)
     for each in lines:
         if each["published"]:
             difference = float(each["mean"]) - float(each["published"])
@@ -69,9 +69,9 @@ def test_a_comparison_fits_a_terminal() -> None:
 
 
 def test_no_name_breaks_a_table() -> None:
-    figure = Figure(2, 50.0, 1.0, t_interval([49.0, 51.0]))
+    summary = AccuracySummary(2, 50.0, 1.0, t_interval([49.0, 51.0]))
     grid = ask("cross-dataset")
-    rows: list[Row] = [(HOSTILE, "coop", {"accuracy": figure}), ("dtd", HOSTILE, {})]
+    rows: list[Row] = [(HOSTILE, "coop", {"accuracy": summary}), ("dtd", HOSTILE, {})]
     notes = [f"left out: class {HOSTILE}\n[red]x"]
     text = as_markdown(grid, rows, notes)
     lines = [line for line in text.splitlines() if line.startswith("|")]

@@ -1,4 +1,4 @@
-"""The table's figures, its published ones and the paired comparison, from records alone."""
+"""Accuracies of the table, published accuracies and the paired comparison."""
 
 from dataclasses import replace
 from statistics import mean, stdev
@@ -14,20 +14,20 @@ from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.metrics import harmonic_mean, t_interval
 from tests.support.reproductions import PUBLISHED, ask, fill
-from tune.reproduce import figures
-from tune.reproduce.figures import Figure, Row, collect, pair_methods
+from tune.reproduce import results
 from tune.reproduce.grid import Grid
-from tune.reproduce.published import published, settings_of, unlike_published
+from tune.reproduce.published import incomparable_reason, protocol_settings, published_h
+from tune.reproduce.results import AccuracySummary, Row, collect, pair_methods
 
 Table = tuple[list[Row], list[str]]
 percents = st.floats(0.01, 100)
 
 
-def build_table(grid: Grid, runs: list[FinishedRun], **uncited: str) -> Table:
-    return figures.build_table(grid, collect(grid, runs), uncited=uncited)
+def build_table(grid: Grid, runs: list[FinishedRun], **incomparable: str) -> Table:
+    return results.build_table(grid, collect(grid, runs), incomparable=incomparable)
 
 
-def row(table: Table, dataset: str, method: str) -> dict[str, Figure]:
+def row(table: Table, dataset: str, method: str) -> dict[str, AccuracySummary]:
     (found,) = [found for name, label, found in table[0] if (name, label) == (dataset, method)]
     return dict(found)
 
@@ -95,7 +95,7 @@ def test_shots_are_columns_and_what_learns_nothing_is_in_all_of_them() -> None:
     assert [row(table, "dtd", "coop")[c].mean for c in grid.columns] == [16.0, 19.0]
     assert [row(table, "dtd", "zero-shot")[c].mean for c in grid.columns] == [11.0, 11.0]
     assert row(table, "dtd", "zero-shot")["4 shots"].sd is None
-    assert "Nothing is trained by zero-shot: one run for all seeds." in table[1]
+    assert "zero-shot is not trained, so a single run represents all seeds." in table[1]
 
 
 def whole(name: str) -> Dataset:
@@ -108,22 +108,22 @@ def whole(name: str) -> Dataset:
     return Dataset(name, name, train, val, test, FolderSource("nowhere"), "{}")
 
 
-def test_other_images_or_recipes_have_no_published_figure() -> None:
+def test_other_images_or_recipes_have_no_published_accuracy() -> None:
     config, dtd = Config().override({**PUBLISHED, "data.shots": 16}), whole("dtd")
-    assert published(dtd, config) is not None
-    assert published(dtd, config.model_copy(update={"method": "mine.yaml"})) is None
-    assert published(dtd, config.override({"data.shots": 4})) is None
+    assert published_h(dtd, config) is not None
+    assert published_h(dtd, config.model_copy(update={"method": "mine.yaml"})) is None
+    assert published_h(dtd, config.override({"data.shots": 4})) is None
     other, reason = replace(dtd, test=dtd.test[1:]), "test 1691 of 1692"
-    assert unlike_published(other) == reason
-    assert published(other, config) is None
+    assert incomparable_reason(other) == reason
+    assert published_h(other, config) is None
     grid = ask("base-to-new", ("coop",), datasets=("dtd", "eurosat"))
     table = build_table(grid, fill(grid, half), dtd=reason)
-    assert {figure.published for figure in row(table, "dtd", "coop").values()} == {None}
-    assert None not in {figure.published for figure in row(table, "eurosat", "coop").values()}
-    assert f"Not comparable with published figures: dtd ({reason})." in table[1]
+    assert {cell.published for cell in row(table, "dtd", "coop").values()} == {None}
+    assert None not in {cell.published for cell in row(table, "eurosat", "coop").values()}
+    assert f"Not comparable with published accuracies: dtd ({reason})." in table[1]
 
 
-def test_published_figures_stand_beside_the_same_setting_only() -> None:
+def test_only_comparable_accuracies_are_shown_as_published() -> None:
     methods = ("zero-shot", "coop", "vpt", "prometar")
     grid = ask("base-to-new", methods, datasets=("dtd",))
     table = build_table(grid, fill(grid, half))
@@ -132,14 +132,14 @@ def test_published_figures_stand_beside_the_same_setting_only() -> None:
     assert coop["H"].published == 54.24, "the harmonic mean of the published ones"
     assert row(table, "dtd", "prometar")["base"].published is None, "H alone was published by dataset"
     assert row(table, "dtd", "vpt")["base"].published is None
-    assert any("Published figures are cited, not run here: CLIP" in note for note in table[1])
+    assert any("Published accuracies are from the papers: CLIP" in note for note in table[1])
     for other in (
         ask("base-to-new", methods, datasets=("dtd",), shots=(4,)),
         ask("base-to-new", methods, datasets=("dtd",), settings={"train.epochs": 3}),
         ask("base-to-new", methods, datasets=("dtd",), settings={"backbone.pretrained": None}),
     ):
         table = build_table(other, fill(other, half))
-        assert all(figure.published is None for figure in row(table, "dtd", "coop").values())
+        assert all(cell.published is None for cell in row(table, "dtd", "coop").values())
 
 
 SHALLOW = {"prompts.text_length": 2, "prompts.vision_length": 2, "train.epochs": 5}
@@ -156,21 +156,23 @@ OF_MAPLES_README = {**SHALLOW, "prompts.text_depth": 12, "prompts.vision_depth":
         ("coop", {}, 71.66, "2109.01134"),
     ],
 )
-def test_a_published_figure_is_cited_with_its_configuration(
+def test_a_published_accuracy_is_cited_with_its_configuration(
     method: str, settings: dict[str, Any], published: float | None, file: str
 ) -> None:
     grid = ask("base-to-new", (method,), settings=settings)
     runs = fill(grid, half)
     table = build_table(grid, runs)
     assert row(table, "average", method)["H"].published == published
-    assert any(file in note for note in table[1] if "cited" in note) == bool(file)
+    assert any(file in note for note in table[1] if note.startswith("Published")) == bool(file)
     part = build_table(grid, [run for run in runs if run.config.data.name != "dtd"])
     assert row(part, "average of 10", method)["H"].published is None
 
 
 def test_a_protocols_own_settings_are_listed_and_compare() -> None:
     grid = ask("cross-dataset", ("maple", "promptsrc"))
-    assert grid.configs["maple"].train.epochs == settings_of("cross-dataset", "maple")["train.epochs"] == 2
+    assert (
+        grid.configs["maple"].train.epochs == protocol_settings("cross-dataset", "maple")["train.epochs"] == 2
+    )
     table = build_table(grid, fill(grid, half))
     assert row(table, "imagenet", "maple")["accuracy"].published == 70.72
     (note,) = [note for note in table[1] if note.startswith("Settings of maple")]

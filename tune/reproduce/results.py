@@ -1,0 +1,146 @@
+"""Results of `prometar reproduce`: a table with published accuracies, and paired differences."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from prometar.comparison.paired import EVERY_SEED, Difference, Results, Scores, compare
+from prometar.comparison.runs import FinishedRun
+from prometar.config.settings import Config
+from prometar.metrics import ACCURACY, HARMONIC, Interval, harmonic_mean, t_interval
+from tune.reproduce.grid import PROTOCOLS, Grid, shots_column
+from tune.reproduce.published import AVERAGE, changed_settings, published_accuracies
+
+
+@dataclass(frozen=True)
+class AccuracySummary:
+    """Accuracy over n seeds, in percent.
+
+    Args:
+        mean: Mean over seeds. H is the harmonic mean of the mean base and the mean new accuracy.
+        sd, interval: Standard deviation and 95% t-interval over seeds, or None for one seed. For H, both are
+            computed from the H of each seed.
+        published: Published accuracy, or None if no comparable one exists.
+    """
+
+    n: int
+    mean: float
+    sd: float | None = None
+    interval: Interval | None = None
+    published: float | None = None
+
+
+Row = tuple[str, str, Mapping[str, AccuracySummary]]
+"""Dataset or average, method, and accuracies by column."""
+
+
+def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
+    """Return accuracies by method, dataset, column and seed. Datasets without finished runs are empty."""
+    results: dict[str, dict[str, dict[str, dict[int, float]]]]
+    results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
+    for run in runs:
+        by_dataset, data, accuracies = results[run.config.method], run.config.data, run.figures
+        if grid.shots_are_columns:
+            shots = grid.shots if run.seed == EVERY_SEED else (data.shots,)
+            accuracies = {shots_column(each): accuracies[ACCURACY] for each in shots}
+        for column, value in accuracies.items():
+            by_dataset[data.name].setdefault(column, {})[run.seed] = value
+        for name, (accuracy, _) in run.result.tests.items():
+            if name in by_dataset:
+                by_dataset[name].setdefault(ACCURACY, {})[run.seed] = accuracy
+    return results
+
+
+def build_table(
+    grid: Grid, results: Results, *, incomparable: Mapping[str, str]
+) -> tuple[list[Row], list[str]]:
+    """Return the rows of the table and its notes.
+
+    Args:
+        incomparable: Reason by dataset whose results are not comparable with published ones.
+    """
+    shots = {"data.shots": grid.shots[0]}
+    citations = {
+        method: published_accuracies(grid.name, config.override(shots))
+        for method, config in grid.configs.items()
+    }
+
+    def row(label: str, method: str, scores: Scores, *, comparable: bool) -> Row:
+        published = citations[method][0].get(label, {}) if comparable else {}
+        return label, method, _summarize(scores, grid.columns, published)
+
+    rows = [
+        row(name, method, results[method][name], comparable=name not in incomparable)
+        for name in grid.all_datasets
+        for method in grid.configs
+    ]
+    averaged = [name for name in grid.datasets if any(results[method][name] for method in grid.configs)]
+    if len(averaged) > 1:
+        label = AVERAGE if len(averaged) == len(grid.datasets) else f"{AVERAGE} of {len(averaged)}"
+        same = set(averaged) == set(PROTOCOLS[grid.name].datasets) and not incomparable
+        averages = {method: _average([results[method][name] for name in averaged]) for method in grid.configs}
+        rows += [row(label, method, scores, comparable=same) for method, scores in averages.items()]
+    cited = {method for _, method, cells in rows if any(cell.published for cell in cells.values())}
+    notes = list(_notes(grid, results))
+    if cited:
+        papers = ", ".join(citation for method, (_, citation) in citations.items() if method in cited)
+        notes.append(f"Published accuracies are from the papers: {papers}. In parentheses: ours - published.")
+    if any(accuracies for accuracies, _ in citations.values()):
+        for name, reason in incomparable.items():
+            notes.append(f"Not comparable with published accuracies: {name} ({reason}).")
+    return rows, notes
+
+
+def _average(scores: Sequence[Scores]) -> Scores:
+    """Average over datasets for each seed. H is computed from the average base and new accuracy."""
+    averages: dict[str, dict[int, float]] = {}
+    for column in set.intersection(*(set(each) for each in scores)):
+        seeds = set.intersection(*(set(each[column]) for each in scores))
+        averages[column] = {seed: mean(each[column][seed] for each in scores) for seed in sorted(seeds)}
+    if HARMONIC in averages:
+        base, new = averages["base"], averages["new"]
+        averages[HARMONIC] = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in averages[HARMONIC]}
+    return averages
+
+
+def _summarize(
+    scores: Scores, columns: Sequence[str], published: Mapping[str, float]
+) -> dict[str, AccuracySummary]:
+    """Summarize each column that has values."""
+    summaries = {}
+    for column in columns:
+        if values := list(scores.get(column, {}).values()):
+            center = mean(values)
+            if column == HARMONIC:
+                center = harmonic_mean({key: mean(scores[key].values()) for key in ("base", "new")})
+            interval = t_interval(values)
+            sd = stdev(values) if interval else None
+            summaries[column] = AccuracySummary(len(values), center, sd, interval, published.get(column))
+    return summaries
+
+
+def pair_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
+    """Compare the methods on all datasets that the average covers. Return differences and notes."""
+    compared = {
+        method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
+        for method, by_dataset in results.items()
+    }
+    default = Config().method
+    reference = default if default in compared else next(iter(compared))
+    return compare(compared, reference=reference, columns=grid.columns)
+
+
+def _notes(grid: Grid, results: Results) -> Iterator[str]:
+    """Yield notes that explain the table."""
+    yield "Mean ± standard deviation [95% t-interval] over n seeds."
+    if HARMONIC in grid.columns:
+        yield "H is the harmonic mean of the mean base and the mean new accuracy."
+    if grid.source:
+        yield f"The average does not include the source dataset {grid.source}."
+    for method, by_dataset in results.items():
+        if any(EVERY_SEED in seeds for scores in by_dataset.values() for seeds in scores.values()):
+            yield f"{method} is not trained, so a single run represents all seeds."
+    for method, config in grid.configs.items():
+        if changed := changed_settings(config):
+            listed = ", ".join(f"{key}={value}" for key, value in changed.items())
+            yield f"Settings of {method} that differ from its defaults: {listed}."
