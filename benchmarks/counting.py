@@ -16,13 +16,13 @@ from prometar.clip.features import Seen
 from prometar.clip.model import tensors_of
 from prometar.clip.openclip import outline, tokenizer_of
 from prometar.config.settings import Config
+from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import Batch, Images, make_batch
+from prometar.step.meta_batch import Images, Mixing, Task, make_batch
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.step.task_selection import Mixing
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,22 @@ class Rehearsal:
 
     def __call__(self) -> object:
         model, method = self.model, self.method
-        batch = make_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, seen=self.seen)
+        whole, task = make_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, seen=self.seen)
         if not self.state.prompts:
-            return batch
+            return whole
         num_support = len(self.labels_B) - self.num_query
         if method.inner is not None and num_support:
-            batch = _with_task(batch.images, num_support)
-        return step(model, method, self.state, batch, Rates(2.5e-3, 1e-6))
+            task = _task(whole, num_support)
+        return step(model, method, self.state, whole, task, Rates(2.5e-3, 1e-6))
 
 
-def _with_task(whole: Images, num_support: int) -> Batch:
-    """Return a batch whose first images are the support, and whose others are the mixed query."""
+def _task(whole: Images, num_support: int) -> Task:
+    """Return the task whose support is the first images, and whose query is the others, mixed."""
     support = Images._make(None if part is None else part[:num_support] for part in whole)
     labels, share = whole.labels[num_support:], whole.weights[num_support:]
     frozen = None if whole.frozen is None else whole.frozen[num_support:]
-    mixing, tokens = Mixing(share, share, labels, labels, None), whole.tokens[num_support - 1 :]
-    return Batch(whole, (support, Images(tokens, labels, share, frozen, mixing, labels)))
+    mixing, tokens = Mixing(share, share, labels, labels, Mix(share, labels)), whole.tokens[num_support - 1 :]
+    return support, Images(tokens, labels, share, frozen, mixing, labels)
 
 
 def rehearse(

@@ -27,12 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from prometar.clip.model import Clip, Tower
 from prometar.clip.openclip import load_backbone, load_clip, tokenize
 from prometar.config.settings import Config
+from prometar.device import send
 from prometar.methods.composition import build
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import make_batch
+from prometar.step.meta_batch import make_batch, one_class_out
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
-from prometar.step.task_selection import one_class_out
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,7 +51,8 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
     state = State.start(prompts, method.modulator.initialize(prompts, generator))
     images = torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator).to(DEVICE, clip.dtype)
     labels = torch.tensor([0, 1, 2, 2])
-    task = one_class_out(labels, method.augmentation, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    task = one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     if side == "released":
         sys.path.insert(0, str(ROOT))
         from tests.parity.released import Released
@@ -64,8 +65,8 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
     model = build_model(clip, method.prompts, tokens, teacher)
 
     def run() -> object:
-        batch = make_batch(clip, method, images, labels, task)
-        return step(model, method, state, batch, Rates(0.0025, 1e-6))
+        batch = make_batch(clip, method, images, labels, send(task, images.device))
+        return step(model, method, state, *batch, Rates(0.0025, 1e-6))
 
     return run
 

@@ -10,9 +10,9 @@ Source: ProMetaR (CVPR 2024), its analysis; there as an argument, here as a meas
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from statistics import fmean, mean
 
@@ -20,19 +20,18 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from prometar.data.streaming.stream import Batch as Pictures
+from prometar.data.streaming.stream import Batch
+from prometar.device import send
 from prometar.errors import UserError
-from prometar.io.files import read_bytes, refused, write_atomically
+from prometar.io.files import read_bytes, write_atomically
 from prometar.methods.augmentations import NoAugmentation
 from prometar.methods.composition import Method
-from prometar.methods.inner_loop import InnerSGD
 from prometar.methods.modulators import Add
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Regularizer
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import Batch, Images, make_batch
+from prometar.step.meta_batch import Images, make_batch, one_class_out, task_rng
 from prometar.step.state import State
-from prometar.step.task_selection import one_class_out, task_rng
 from prometar.training.run import Run
 from prometar.training.run_result import STRICT
 
@@ -51,41 +50,32 @@ class Alignment:
 
     folder: Path
     every: int = 20
-    _next: int | None = field(default=None, init=False)
 
-    def __call__(self, run: Run, state: State, pictures: Pictures) -> None:
-        if self._next != state.step:
-            self._forget(state.step)
-        self._next = state.step + 1
+    def __call__(self, run: Run, state: State, pictures: Batch) -> None:
         if state.step % self.every:
             return
         found = measure(run, state, pictures)
         if found is not None:
-            epoch = state.step // run.plan.steps_per_epoch + 1
-            _append(self.folder / FILE, {"step": state.step, "epoch": epoch, **found})
-
-    def _forget(self, step: int) -> None:
-        """Drop records of steps that a resumed run repeats."""
-        path = self.folder / FILE
-        if path.exists():
-            kept = [json.dumps(record) + "\n" for record in read(path) if record["step"] < step]
-            write_atomically(path, "".join(kept).encode())
+            path, epoch = self.folder / FILE, state.step // run.plan.steps_per_epoch + 1
+            # A resumed run repeats steps.
+            earlier = [each for each in read(path) if each["step"] < state.step] if path.exists() else []
+            records = [*earlier, {"step": state.step, "epoch": epoch, **found}]
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
-def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
+def measure(run: Run, state: State, pictures: Batch) -> Record | None:
     """Return cosines of the modulated support gradient and the query's task gradient.
 
     The task is that of the step's meta phase, without augmentation of the query. Returns None if the batch
     contains one class only, or nothing is learned.
     """
-    method = run.method
-    images = run.backbone.normalise(torch.from_numpy(pictures.images))
-    labels = torch.from_numpy(pictures.labels)
-    draw = one_class_out(labels, NoAugmentation(), task_rng(run.config.train.seed, state.step))
-    if draw is None or not state.prompts:
+    method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(pictures.labels)
+    rng = task_rng(run.config.train.seed, state.step)
+    selection = one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
+    if selection is None or not state.prompts:
         return None
-    with_task = replace(method, inner=InnerSGD(), augmentation=NoAugmentation())
-    task = make_batch(run.backbone.clip, with_task, images, labels, draw).task
+    images = run.backbone.normalise(torch.from_numpy(pictures.images))
+    _, task = make_batch(clip, method, images, labels, send(selection, images.device))
     assert task is not None
     support, query = task
     plain = replace(method, regularizer=Regularizer(), modulator=Add())
@@ -94,7 +84,7 @@ def measure(run: Run, state: State, pictures: Pictures) -> Record | None:
 
 def _gradient(run: Run, method: Method, state: State, images: Images) -> Leaves:
     """Return the gradient of the direct phase: the momenta of a step with lr 0."""
-    after, _ = step(run.model, replace(method, inner=None), state, Batch(images), _STILL)
+    after, _ = step(run.model, replace(method, inner=None), state, images, None, _STILL)
     return after.prompt_momenta
 
 
@@ -115,15 +105,6 @@ def _cosine(a: Leaves, b: Leaves) -> float:
 
 def _flat(leaves: Leaves) -> Tensor:
     return torch.cat([leaf.flatten() for leaf in leaves.values()]).double()
-
-
-def _append(path: Path, record: Record) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise refused(path, error) from None
 
 
 _RECORD = TypeAdapter(Record, config=STRICT)
@@ -175,9 +156,7 @@ def page(runs: Mapping[str, Sequence[Record]]) -> str:
     from plotly.colors import qualitative
 
     figure = go.Figure()
-    colours = qualitative.Plotly
-    for number, (name, records) in enumerate(runs.items()):
-        colour = colours[number % len(colours)]
+    for colour, (name, records) in zip(cycle(qualitative.Plotly), runs.items(), strict=False):
         steps, cosines = [r["step"] for r in records], [r["cosine"] for r in records]
         points = {"color": colour, "size": 4, "opacity": 0.4}
         figure.add_scatter(x=steps, y=cosines, mode="markers", marker=points, showlegend=False)

@@ -134,23 +134,22 @@ class Regularizer:
     features are their mean; none: those of the dataset's own template, in the wording `wording`.
     """
 
-    terms: tuple[Term, ...] = ()
-    weights: tuple[float, ...] = ()
+    terms: tuple[tuple[Term, float], ...] = ()
     templates: tuple[str, ...] = ()
     wording: str = "template"
 
     @property
     def uses_text(self) -> bool:
-        return any(term.uses_text for term in self.terms)
+        return any(term.uses_text for term, _ in self.terms)
 
     @property
     def uses_images(self) -> bool:
-        return any(term.uses_images for term in self.terms)
+        return any(term.uses_images for term, _ in self.terms)
 
     def __call__(self, views: Views) -> "tuple[Tensor | None, dict[str, Tensor]]":
         """Return the weighted sum (None without terms), and the unweighted distances by name."""
-        distances = {term.name: term(views) for term in self.terms}
-        weighted = [w * d for w, d in zip(self.weights, distances.values(), strict=True)]
+        distances = {term.name: term(views) for term, _ in self.terms}
+        weighted = [weight * distances[term.name] for term, weight in self.terms]
         return (sum(weighted[1:], weighted[0]) if weighted else None), distances
 
 
@@ -193,11 +192,9 @@ class _Distances(Part):
                 terms.append((TextDistance(known), self.text_weight))
             if enters_images(prompts):
                 terms.append((ImageDistance(known), self.image_weight))
-        used = [(term, w) for term, w in (*terms, (LogitsDivergence(), self.logits_weight)) if w]
-        if not used:
-            return Regularizer()
-        kept, weights = zip(*used, strict=True)
-        return Regularizer(kept, weights, TEMPLATES if self.teacher == "ensemble" else (), self.teacher)
+        terms.append((LogitsDivergence(), self.logits_weight))
+        used = tuple((term, weight) for term, weight in terms if weight)
+        return Regularizer(used, TEMPLATES if self.teacher == "ensemble" else (), self.teacher)
 
 
 class Distances(_Distances):

@@ -81,7 +81,7 @@ def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves
     weights = torch.full((_QUERY,), 1 / _QUERY, dtype=clip.working_dtype, device=clip.device)
     text, images = (features(_CLASSES), features(_CLASSES)), (features(_QUERY), features(_QUERY))
     views, found, like = Views(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
-    for term in method.regularizer.terms:
+    for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
             rows = f"the distances of {_QUERY} features"
             found[rows], like[rows] = term.distance(*images), weights

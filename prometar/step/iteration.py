@@ -21,7 +21,7 @@ from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
 from prometar.step.autodiff import Vjp, detached, vjp
 from prometar.step.loss_scaling import ROOM, factor
-from prometar.step.meta_batch import Batch, Images
+from prometar.step.meta_batch import Images, Task
 from prometar.step.prompted_clip import Model
 from prometar.step.sgd import sgd
 from prometar.step.state import State
@@ -41,19 +41,21 @@ class Rates:
 Scalars = dict[str, Tensor]
 
 
-def step(model: Model, method: Method, state: State, batch: Batch, rates: Rates) -> tuple[State, Scalars]:
+def step(
+    model: Model, method: Method, state: State, images: Images, task: Task | None, rates: Rates
+) -> tuple[State, Scalars]:
     """Return the state after one batch, and named scalars (detached; `*_text`, `*_image` are unweighted).
 
     Direct phase: theta <- SGD(theta, g_task + m g_reg on the batch).
     Meta phase: theta' = theta - inner_lr (g_task + m g_reg on the support); theta and the gate <- SGD of
-    outer_weight * query loss(theta'). Both phases share the prompts' momentum. A batch without a task has no
+    outer_weight * query loss(theta'). Both phases share the prompts' momentum. Without a task there is no
     meta phase, and no scalars of one.
     """
-    gradient, losses = _direct(model, method, state, batch.images)
+    gradient, losses = _direct(model, method, state, images)
     scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, rates)
-    if method.inner is not None and batch.task is not None and state.prompts:
-        prompts, gate, meta = _outer(model, method, method.inner, state, *batch.task)
+    if method.inner is not None and task is not None and state.prompts:
+        prompts, gate, meta = _outer(model, method, method.inner, state, *task)
         state = _update(state, prompts, gate, rates)
         scalars |= {name: loss.detach() for name, loss in meta.items()}
     return replace(state, step=state.step + 1), scalars

@@ -41,14 +41,14 @@ class Model:
         if isinstance(text, Tensor):
             return text
         if self.prompts.conditional:
-            assert frozen_BE is not None, "conditional prompts see images"
             features = self._text_of_each(text, tokens, frozen_BE)
         else:
             features = encode_text(self.clip, text, self._layers(tokens, "text"))
         return F.normalize(features.to(self.clip.working_dtype), dim=-1)
 
-    def _text_of_each(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor) -> Tensor:
+    def _text_of_each(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor | None) -> Tensor:
         """Un-normalised text features (B, C, E) as each image's tokens make them."""
+        assert frozen_BE is not None, "conditional prompts see images"
         seen = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
         at_once = max(1, _MOST_ROWS // len(text.embedded_RTD))
         with torch.enable_grad():  # without, attention is a fused kernel, which cannot be mapped
@@ -66,7 +66,6 @@ class Model:
         features, text_CE, image_BE = Leaves(), None, None
         own, vision = self._layers(tokens, "text"), self._layers(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
-            assert frozen_BE is not None, "conditional prompts see images"
             each = Derived(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
             features["text"], runs["text"] = each.features, each
         elif isinstance(text, TextInput) and own:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from prometar.methods.prompts import Leaves
 
@@ -26,7 +27,7 @@ class State:
     @staticmethod
     def start(prompts: Leaves, gate: Leaves) -> "State":
         """Return the state at step 0, with zero momenta and no average."""
-        return State(prompts, _zeros(prompts), gate, _zeros(gate), {})
+        return State(prompts, tree_map(torch.zeros_like, prompts), gate, tree_map(torch.zeros_like, gate), {})
 
     @property
     def tested(self) -> Leaves:
@@ -53,7 +54,3 @@ class State:
 
 
 _GROUPS = ("prompts", "prompt_momenta", "gate", "gate_momenta", "average")
-
-
-def _zeros(leaves: Leaves) -> Leaves:
-    return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}

@@ -11,10 +11,9 @@ from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import make_batch
+from prometar.step.meta_batch import make_batch, one_class_out, task_rng
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
-from prometar.step.task_selection import one_class_out, select, task_rng
 from prometar.training.run import Run
 
 Watch = Callable[[Run, State, Batch], None]
@@ -71,10 +70,9 @@ def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State,
     clip, method, selection = run.backbone.clip, run.method, None
     labels = torch.from_numpy(batch.labels)
     if method.inner is not None:
-        draw = one_class_out(labels, method.augmentation, task_rng(run.config.train.seed, batch.step))
-        if draw is not None:
-            selection = select(draw, method.augmentation, dtype=clip.working_dtype)
+        rng = task_rng(run.config.train.seed, batch.step)
+        selection = one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalise(images)
     embedded = make_batch(clip, method, images, labels, selection, seen=run.seen, step=batch.step)
-    return step(run.model, method, state, embedded, now)
+    return step(run.model, method, state, *embedded, now)

@@ -20,9 +20,9 @@ from prometar.config.settings import Config
 from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
 from prometar.step.iteration import Rates
+from prometar.step.meta_batch import Selection, select
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.step.task_selection import TaskDraw
 
 HERE = Path(__file__).resolve().parent.parent / "golden"
 
@@ -64,7 +64,7 @@ class Golden:
     def tensor(self, key: str) -> Tensor:
         return torch.from_numpy(self.arrays[key]).to(self.dtype)
 
-    def steps(self) -> Iterator[tuple[int, Tensor, Tensor, TaskDraw | None]]:
+    def steps(self) -> Iterator[tuple[int, Tensor, Tensor, Selection | None]]:
         """Number, images, labels and meta task of every step."""
         for index in range(1, int(self.meta["steps"]) + 1):
             key = f"step{index}"
@@ -72,7 +72,8 @@ class Golden:
             task = None
             if f"{key}/query_label" in self.arrays:
                 lam, partner = (torch.from_numpy(self.arrays[f"{key}/{name}"]) for name in ("lam", "mix"))
-                task = TaskDraw(labels == int(self.arrays[f"{key}/query_label"]), Mix(lam, partner))
+                is_query = labels == int(self.arrays[f"{key}/query_label"])
+                task = select(is_query, Mix(lam, partner), of_images=False, dtype=self.dtype)
             yield index, self.tensor(f"{key}/images"), labels, task
 
 

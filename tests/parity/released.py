@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prometar.clip.activations import quick_gelu
 from prometar.clip.model import Block, Clip, Tower
-from prometar.step.task_selection import TaskDraw
+from prometar.step.meta_batch import Selection
 
 Leaves = dict[str, Tensor]
 
@@ -146,13 +146,13 @@ class Released:
         self.optimizer.step()
         self.gate_optimizer.step()
 
-    def step(self, images: Tensor, labels: Tensor, task: TaskDraw | None) -> dict[str, float]:
+    def step(self, images: Tensor, labels: Tensor, task: Selection | None) -> dict[str, float]:
         losses = self.losses(images, labels)
         log = {f"direct_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), losses, strict=True)}
         self.direct(self.modulated(losses))
         if task is None:
             return log
-        support = self.losses(images[~task.is_query], labels[~task.is_query])
+        support = self.losses(images[task.support_rows], labels[task.support_rows])
         log |= {
             f"support_{k}": float(v.detach()) for k, v in zip(("ce", "text", "image"), support, strict=True)
         }
@@ -161,15 +161,15 @@ class Released:
         self.meta(query_loss)
         return log
 
-    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: TaskDraw) -> Tensor:
-        assert task.mix is not None
-        lam, mix, _ = task.mix
+    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: Selection) -> Tensor:
+        assert task.mixing is not None
+        lam, mix, _ = task.mixing.drawn
         g = self.text(adapted)
-        query = self.image(images[task.is_query], adapted)
-        partners = self.image(images[~task.is_query], adapted)[mix]
+        query = self.image(images[task.query_rows], adapted)
+        partners = self.image(images[task.support_rows], adapted)[mix]
         lam, rest = lam.to(query), (1 - lam).to(query)
         mixed = F.normalize(lam[:, None] * query + rest[:, None] * partners, dim=-1)
         logits = self.clip.logit_scale * mixed @ g.T
-        own = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.is_query])
-        other = nn.CrossEntropyLoss(reduction="none")(logits, labels[~task.is_query][mix])
+        own = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.query_rows])
+        other = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.support_rows][mix])
         return (lam * own + rest * other).mean()

@@ -53,7 +53,7 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
         now = rates(run.config, epoch)
         assert now.prompt_lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
         batch = make_batch(model.clip, method, images, labels, None)
-        state, scalars = step(model, method, state, batch, now)
+        state, scalars = step(model, method, state, *batch, now)
         close(total(run, scalars), run.tensor(f"step{index}/loss"))
         close_leaves(state.prompts, run.leaves(f"step{index}/prompt/"))
         if place == run.meta["steps_per_epoch"] - 1:
@@ -68,8 +68,7 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
 
 def total(run: Official, scalars: Scalars) -> Tensor:
     """What is minimised, of the scalars that the step logs."""
-    terms, weights = run.method.regularizer.terms, run.method.regularizer.weights
-    held = [w * scalars[f"direct_{term.name}"] for term, w in zip(terms, weights, strict=True)]
+    held = [w * scalars[f"direct_{term.name}"] for term, w in run.method.regularizer.terms]
     return torch.stack([scalars["direct_ce"], *held]).sum()
 
 

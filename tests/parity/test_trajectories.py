@@ -32,7 +32,7 @@ def test_float64_trajectory(path: Path) -> None:
     state = golden.start
     for index, images, labels, draw in golden.steps():
         batch = make_batch(golden.model.clip, golden.method, images, labels, draw)
-        state, scalars = step(golden.model, golden.method, state, batch, golden.rates)
+        state, scalars = step(golden.model, golden.method, state, *batch, golden.rates)
         assert_scalars(golden, index, scalars, tolerance)
         for recorded, ours in ((golden.prompts(index), state.prompts), (golden.gate(index), state.gate)):
             for name, value in recorded.items():
@@ -49,7 +49,7 @@ def test_float32_first_step(path: Path) -> None:
     golden, tolerance = load(path, torch.float32), 1e-4
     index, *drawn = next(iter(golden.steps()))
     batch = make_batch(golden.model.clip, golden.method, *drawn)
-    state, scalars = step(golden.model, golden.method, golden.start, batch, golden.rates)
+    state, scalars = step(golden.model, golden.method, golden.start, *batch, golden.rates)
     assert_scalars(golden, index, scalars, tolerance)
     for name, value in golden.prompts(index).items():
         scale = max(1.0, float(value.abs().max()))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prometar.clip.model import Clip
-from prometar.step.task_selection import TaskDraw
+from prometar.step.meta_batch import Selection
 from tests.parity.released import Leaves, Released, image_features, text_features
 
 
@@ -167,10 +167,10 @@ class PlainMeta(Released):
         pulled = torch.autograd.grad(list(tokens.values()), list(self.prompts.values()), joined, **options)
         return dict(zip(self.prompts, pulled, strict=True))
 
-    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: TaskDraw) -> Tensor:
+    def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: Selection) -> Tensor:
         return super().query_loss(self.made(adapted), images, labels, task)
 
-    def train(self, images: Tensor, labels: Tensor, task: TaskDraw) -> None:
+    def train(self, images: Tensor, labels: Tensor, task: Selection) -> None:
         self.direct(self.gradient(images, labels))
-        support = self.gradient(images[~task.is_query], labels[~task.is_query])
+        support = self.gradient(images[task.support_rows], labels[task.support_rows])
         self.meta(self.query_loss(self.inner(support), images, labels, task))

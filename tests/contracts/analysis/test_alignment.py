@@ -18,9 +18,9 @@ from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.methods.augmentations import NoAugmentation
+from prometar.step.meta_batch import one_class_out, task_rng
 from prometar.step.prompted_clip import prompt_texts
 from prometar.step.state import State
-from prometar.step.task_selection import one_class_out, task_rng
 from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
 from tests.contracts.step.test_step import CLASSES, make
@@ -58,11 +58,12 @@ def test_it_is_the_cosine_of_plain_gradients() -> None:
         text_weight=50, image_weight=20, reduction=4, inner_lr=0, outer_weight=0, prompt_lr=0, gate_lr=0,
     )  # fmt: skip
     images, labels = backbone.normalise(torch.from_numpy(pixels)), torch.tensor([0, 1, 1, 2])
-    draw = one_class_out(labels, NoAugmentation(), task_rng(run.config.train.seed, 0))
-    assert draw is not None
-    losses = reference.losses(images[~draw.is_query], labels[~draw.is_query])
+    rng = task_rng(run.config.train.seed, 0)
+    task = one_class_out(labels, NoAugmentation(), rng, dtype=images.dtype)
+    assert task is not None
+    losses = reference.losses(images[task.support_rows], labels[task.support_rows])
     support = {name: leaf.detach() for name, leaf in reference.modulated(losses).items()}
-    ce, _, _ = reference.losses(images[draw.is_query], labels[draw.is_query])
+    ce, _, _ = reference.losses(images[task.query_rows], labels[task.query_rows])
     leaves = reference.prompts
     query = dict(zip(leaves, torch.autograd.grad(ce, list(leaves.values())), strict=True))
     assert found is not None

@@ -15,10 +15,9 @@ from prometar.methods.composition import build
 from prometar.step import iteration
 from prometar.step.iteration import Rates, step
 from prometar.step.loss_scaling import factor
-from prometar.step.meta_batch import make_batch
+from prometar.step.meta_batch import make_batch, one_class_out
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
-from prometar.step.task_selection import one_class_out
 from tests.contracts.step.test_step import RATES, batch_for, make
 
 LEARNING = [name for name in METHODS if not name.startswith("zero-shot")]
@@ -31,10 +30,10 @@ def test_in_float64_scaling_changes_nothing(name: str, monkeypatch: pytest.Monke
     plain, scaled = start, start
     batch = batch_for(model, method)
     for _ in range(2):
-        plain, _ = step(model, method, plain, batch, RATES)
+        plain, _ = step(model, method, plain, *batch, RATES)
     monkeypatch.setattr(iteration, "factor", lambda dtype, *numbers: factor(torch.float16, *numbers))
     for _ in range(2):
-        scaled, _ = step(model, method, scaled, batch, RATES)
+        scaled, _ = step(model, method, scaled, *batch, RATES)
     for key, value in plain.tensors().items():
         torch.testing.assert_close(scaled.tensors()[key], value, rtol=1e-11, atol=1e-13)
 
@@ -52,11 +51,11 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     state = State.start(prompts, method.modulator.initialize(prompts, generator))
     images = torch.randn(4, 3, 64, 64, generator=generator).to(dtype)
     labels = torch.tensor([0, 1, 2, 2])
-    task = one_class_out(labels, method.augmentation, np.random.default_rng(0))
+    task = one_class_out(labels, method.augmentation, np.random.default_rng(0), dtype=clip.working_dtype)
     model = build_model(clip, method.prompts, tokens, teacher)
     batch = make_batch(clip, method, images, labels, task)
     rates = Rates(1e-3, 1e-3, momentum, weight_decay=0.0)
-    after, _ = step(model, method, state, batch, rates)
+    after, _ = step(model, method, state, *batch, rates)
     groups = {"prompts": after.prompt_momenta, "gate": after.gate_momenta}
     return {name: torch.cat([x.flatten() for x in group.values()]) for name, group in groups.items()}
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,10 +21,9 @@ from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
-from prometar.step.task_selection import TaskDraw
 from prometar.training.run import build_run
 from prometar.training.scoring import classify
-from tests.contracts.step.test_step import CLASSES, IS_QUERY, RATES, batch_for, make
+from tests.contracts.step.test_step import CLASSES, RATES, batch_for, draw, make
 from tests.support.plain import Plain, PlainConditional, PlainMeta
 from tests.support.tiny import backbone
 
@@ -37,10 +35,10 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     clip, method, model, state = make({"task.augmentation": mix, "inner.lr": 0.0}, "prometar")
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([0, 1, 1, 2])
-    drawn = method.augmentation.draw(2, 2, np.random.default_rng(0))
-    assert drawn is not None
-    batch = make_batch(clip.clip, method, images, labels, TaskDraw(IS_QUERY, drawn))
-    _, scalars = step(model, method, state, batch, Rates(0.0, 0.0))
+    task = draw(method)
+    assert task.mixing is not None
+    drawn, batch = task.mixing.drawn, make_batch(clip.clip, method, images, labels, task)
+    _, scalars = step(model, method, state, *batch, Rates(0.0, 0.0))
     query, partners = images[1:3], images[[0, 3]][drawn.partner]
     lam = drawn.lam.double()
 
@@ -88,7 +86,7 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         reference.step(name, images, labels)
         batch = make_batch(clip.clip, method, images, labels, None)
-        state, _ = step(model, method, state, batch, Rates(0.05, 0.0))
+        state, _ = step(model, method, state, *batch, Rates(0.05, 0.0))
         torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
 
 
@@ -104,7 +102,7 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
         labels = torch.tensor([0, 1, 1, 2])[:batch_size]
         reference.step(images, labels)
         batch = make_batch(clip.clip, method, images, labels, None)
-        state, _ = step(model, method, state, batch, Rates(0.5, 0.0))
+        state, _ = step(model, method, state, *batch, Rates(0.5, 0.0))
         torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
     pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = reference.logits(clip.normalise(pixels)).detach()
@@ -117,9 +115,7 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
     clip, method, model, state = make({}, name)
     assert model.frozen_text_CE is not None
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
-    weights = {
-        type(term): w for term, w in zip(method.regularizer.terms, method.regularizer.weights, strict=True)
-    }
+    weights = {type(term): weight for term, weight in method.regularizer.terms}
     reference = PlainMeta(
         clip.clip, tokenize(texts), model.frozen_text_CE, state.prompts, state.gate,
         text_weight=weights.get(TextDistance, 0.0), image_weight=weights.get(ImageDistance, 0.0),
@@ -128,9 +124,9 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
     generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
     for number in range(2):
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
-        task = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(number)))
+        task = draw(method, number)
         reference.train(images, labels, task)
-        state, _ = step(model, method, state, make_batch(clip.clip, method, images, labels, task), RATES)
+        state, _ = step(model, method, state, *make_batch(clip.clip, method, images, labels, task), RATES)
         for ours, theirs in ((state.prompts, reference.prompts), (state.gate, reference.gate)):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
@@ -149,7 +145,7 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str)
     name, values = COMPOSED[case]
     _, method, model, start = make(values, name)
     still, batch = Rates(0.0, 0.0, momentum=0.0, weight_decay=0.0), batch_for(model, method)
-    state, _ = step(model, method, start, batch, still)  # at rate 0 the momenta are the last gradients
+    state, _ = step(model, method, start, *batch, still)  # at rate 0 the momenta are the last gradients
     gradient = {key: g for key, g in state.tensors().items() if "momenta" in key}
     for key, g in gradient.items():
         leaf = key.replace("prompt_momenta", "prompts").replace("gate_momenta", "gate")
@@ -158,7 +154,7 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str)
         def loss(moved: float, leaf: str = leaf, direction: Tensor = direction) -> float:
             tensors = dict(start.tensors())
             tensors[leaf] = tensors[leaf] + moved * direction
-            return float(step(model, method, State.from_tensors(tensors, 0), batch, still)[1]["query_loss"])
+            return float(step(model, method, State.from_tensors(tensors, 0), *batch, still)[1]["query_loss"])
 
         numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
         assert float((g * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-8), key

@@ -17,10 +17,9 @@ from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import Batch, make_batch
+from prometar.step.meta_batch import Images, Selection, Task, make_batch, select
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.step.task_selection import TaskDraw
 from tests.support.tiny import backbone
 
 CLASSES = ("banded", "polka-dotted", "woven")
@@ -64,12 +63,16 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
 IS_QUERY = torch.tensor([False, True, True, False])
 
 
-def batch_for(model: Model, method: Method) -> Batch:
+def draw(method: Method, seed: int = 0) -> Selection:
+    augmentation = method.augmentation
+    mix = augmentation.draw(2, 2, np.random.default_rng(seed))
+    return select(IS_QUERY, mix, of_images=augmentation.of_images, dtype=torch.float64)
+
+
+def batch_for(model: Model, method: Method) -> tuple[Images, Task | None]:
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    draw = None
-    if method.inner is not None:
-        draw = TaskDraw(IS_QUERY, method.augmentation.draw(2, 2, np.random.default_rng(0)))
-    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), draw)
+    task = draw(method) if method.inner is not None else None
+    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), task)
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -86,7 +89,7 @@ def test_a_step_moves_all_leaves_and_nothing_else(name: str, values: dict[str, A
     copies = [tensor.clone() for tensor in fixed]
     # Without weight decay only a gradient moves a leaf.
     still = replace(RATES, weight_decay=0.0)
-    state, scalars = step(model, method, start, batch_for(model, method), still)
+    state, scalars = step(model, method, start, *batch_for(model, method), still)
     assert all(value.isfinite() for value in [*scalars.values(), *map(torch.sum, state.tensors().values())])
     assert not any(tensor.requires_grad for tensor in (*fixed, *state.tensors().values()))
     assert all(torch.equal(*pair) for pair in zip(copies, fixed, strict=True))

@@ -15,8 +15,8 @@ from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import build
 from prometar.methods.modulators import Add, Constant, Gate, Projection
 from prometar.methods.prompts import IndependentPrompts
-from prometar.methods.regularizers import Regularizer, Views
-from prometar.step.task_selection import one_class_out
+from prometar.methods.regularizers import Views
+from prometar.step.meta_batch import one_class_out
 from tests.support.tiny import backbone
 
 
@@ -93,7 +93,7 @@ def test_distances_are_zero_at_the_frozen_features_and_weighted(kind: str) -> No
 
 def test_weights_of_zero_are_the_identity() -> None:
     config = Config().override({"regularizer.text_weight": 0, "regularizer.image_weight": 0})
-    assert build(config).regularizer == Regularizer()
+    assert build(config).regularizer.terms == ()
 
 
 def test_averages_far_from_their_mean_and_none_at_all() -> None:
@@ -143,23 +143,23 @@ def test_cutmix_labels_have_the_shares_of_the_pixels(seed: int, size: int) -> No
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=8), seed=st.integers(0, 10**6))
 def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> None:
-    task = one_class_out(torch.tensor(labels), FeatureMixup(), rng(seed))
+    task = one_class_out(torch.tensor(labels), FeatureMixup(), rng(seed), dtype=torch.float32)
     if len(set(labels)) == 1:
         assert task is None
         return
     assert task is not None
-    query = task.is_query.nonzero()[:, 0].tolist()
-    assert 0 < len(query) < len(labels)
+    query, support = task.query_rows.tolist(), task.support_rows.tolist()
+    assert sorted(query + support) == list(range(len(labels)))
     assert all((label == labels[query[0]]) == (i in query) for i, label in enumerate(labels))
-    assert task.mix is not None
-    assert len(task.mix.lam) == len(task.mix.partner) == len(query)
-    assert 0 <= float(task.mix.lam.min()) <= float(task.mix.lam.max()) <= 1
-    assert set(task.mix.partner.tolist()) <= set(range(len(labels) - len(query)))
+    assert task.mixing is not None
+    assert len(task.mixing.own) == len(task.mixing.partner) == len(query)
+    assert 0 <= float(task.mixing.own.min()) <= float(task.mixing.own.max()) <= 1
+    assert set(task.mixing.partner.tolist()) <= set(support)
 
 
 def test_the_query_class_is_drawn_uniformly_over_classes_not_images() -> None:
     labels = torch.tensor([0, 0, 0, 1])
     generator = rng()
-    tasks = [one_class_out(labels, NoAugmentation(), generator) for _ in range(400)]
-    share = np.mean([int(task.is_query.sum()) == 1 for task in tasks if task])
+    tasks = [one_class_out(labels, NoAugmentation(), generator, dtype=torch.float32) for _ in range(400)]
+    share = np.mean([len(task.query_rows) == 1 for task in tasks if task])
     assert 0.4 < share < 0.6
