@@ -187,15 +187,9 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         shared["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(shared),
-        objective=result.objective,
-        classnames=result.classnames,
-        template=result.template,
         digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),
         weights_file=local,
-        accuracies=result.accuracies,
-        images=result.images,
-        environment=result.environment,
-        code=result.code,
+        **result.model_dump(include=set(Card.model_fields)),
     )
     return write_prompts(to, classifier.leaves, card)
 

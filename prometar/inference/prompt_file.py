@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from prometar.device import fetch
 from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import resolved, write_atomically
 from prometar.io.hub import fetching
-from prometar.io.plain_data import problems_of
+from prometar.io.plain_data import PlainData, problems_of
 from prometar.methods.prompts import Leaves
 
 FORMAT = "prometar-prompts-2"
@@ -28,7 +28,7 @@ HUB, HUB_FILE = "hf://", "prompts.safetensors"
 _HUB_ADVICE = "check the name, the network and `hf auth login`"
 
 
-class Card(BaseModel):
+class Card(PlainData):
     """Description of trained prompts, without any path of the machine that trained them.
 
     Args:
@@ -40,8 +40,6 @@ class Card(BaseModel):
         environment: Versions and machine. code: Digests of custom components.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     config: Config
     objective: str
     classnames: tuple[str, ...] = Field(min_length=1)
@@ -51,7 +49,7 @@ class Card(BaseModel):
     accuracies: dict[str, float]
     images: dict[str, int]
     environment: dict[str, str]
-    code: dict[str, str] = {}
+    code: dict[str, str] = Field(default={})
 
     @model_validator(mode="after")
     def _is_readable(self) -> "Card":

@@ -2,11 +2,11 @@
 
 import re
 import reprlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 
@@ -22,22 +22,15 @@ class PlainData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")  # pydantic allows no validator of all fields in a discriminated union
     @classmethod
-    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        return no_truth(value) if _holds_numbers(cls, str(info.field_name)) else value
-
-
-def no_truth(value: object) -> object:
-    """Return a value or several, none of which is a boolean: Python counts True as 1.
-
-    Raises:
-        ValueError: one of them is a boolean.
-    """
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, bool):
-            raise ValueError(f"{str(each).lower()} is no number")
-    return value
+    def _no_truth_for_a_number(cls, tree: object) -> object:
+        """Python counts True as 1."""
+        for name, value in tree.items() if isinstance(tree, Mapping) else ():
+            for each in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(each, bool) and _holds_numbers(cls, name):
+                    raise ValueError(f"{name}: {str(each).lower()} is no number")
+        return tree
 
 
 def problems_of(
@@ -65,9 +58,10 @@ def _problem(error: ErrorDetails) -> str:
 
 
 @cache
-def _holds_numbers(model: type[BaseModel], field: str) -> bool:
-    kinds = list(leaf_types(model.model_fields[field].annotation))
-    return bool not in kinds and (int in kinds or float in kinds)
+def _holds_numbers(model: type[BaseModel], name: object) -> bool:
+    field = model.model_fields.get(str(name))
+    kinds = set(leaf_types(field.annotation)) if field else set()
+    return bool not in kinds and not kinds.isdisjoint({int, float})
 
 
 def leaf_types(annotation: object) -> Iterator[object]:

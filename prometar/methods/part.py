@@ -6,28 +6,20 @@ A configuration holds the parts themselves, so no file here imports torch when i
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag
 
 from prometar.io.custom import is_reference, make
-from prometar.io.plain_data import PlainData, no_truth
+from prometar.io.plain_data import PlainData
 
 
-class Part(BaseModel):
+class Part(PlainData):
     """A part of a method. The field `CHOOSER` holds the name of its kind."""
 
-    model_config = PlainData.model_config
     CHOOSER: ClassVar[str] = "kind"
 
     def component(self) -> Any:
         """Return what the method is composed of: the part itself."""
         return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, tree: Any) -> Any:
-        if isinstance(tree, Mapping):
-            no_truth([value for key, value in tree.items() if key != "args"])
-        return tree
 
 
 class Custom(Part):

@@ -49,7 +49,7 @@ SEARCHES = [
     (["--set", "optim.rate=1"], "unknown setting 'optim.rate': optim has lr, "),
     (["--set", "train.seed=3"], "--set train.seed is not allowed in a study. Use --seed."),
     (["--set", "optim.lr"], "--set optim.lr: expected key=value"),
-    (["--set", "optim.lr=true"], "optim.lr: true is no number"),
+    (["--set", "optim.lr=true"], "optim: lr: true is no number"),
     (["--set", "optim=1"], "unknown setting 'optim': optim has lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, base_val"),

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
 
-from pydantic import AfterValidator, BaseModel, Field, StrictBool, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
-from prometar.io.plain_data import PlainData, no_truth
+from prometar.io.plain_data import PlainData
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -25,16 +25,12 @@ def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
 Distinct = AfterValidator(_distinct)
 
 
-class _Range(BaseModel):
+class _Range(PlainData):
     """Base of all kinds.
-
-    Not a `PlainData`, because pydantic allows no validator of all fields in a discriminated union.
 
     Args:
         when: Values of other settings for which this one is sampled.
     """
-
-    model_config = PlainData.model_config
 
     when: Mapping[str, tuple[Value, ...]] = Field(default={}, exclude_if=lambda when: not when)
 
@@ -66,8 +62,6 @@ class Numbers(_Range):
     low: _Number
     high: _Number
     log: StrictBool = Field(default=False, exclude_if=lambda log: not log)
-
-    _no_truth = field_validator("low", "high", mode="before")(no_truth)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
