@@ -5,16 +5,15 @@ to the device from pageable memory. So a step's inputs are packed on the host an
 its results are packed on the device and fetched at once.
 """
 
-import warnings
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from prometar.errors import UserError, first_line, one_line
+from prometar.errors import UserError, first_line
 
 T = TypeVar("T")
 _ALIGNMENT = 16  # bytes: enough for every dtype, and for vectorized loads
@@ -43,17 +42,6 @@ def named_device(name: str) -> torch.device:
     return device
 
 
-def why_no_gpu() -> str:
-    """Return why torch cannot use a GPU in this process; empty if it can."""
-    with warnings.catch_warnings(record=True) as warned:  # such as of a driver that is too old
-        warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            return ""
-    built = torch.version.cuda
-    why = f"no GPU can be used (torch is built for CUDA {built})" if built else "torch is built without CUDA"
-    return why + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])
-
-
 def send(values: T, device: torch.device) -> T:
     """Copy nested tuples, lists and dicts of host tensors to a device, asynchronously.
 
@@ -65,15 +53,14 @@ def send(values: T, device: torch.device) -> T:
     """
     if device.type == "cpu":
         return values
-    leaves, spec = tree_flatten(values)
-    tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+    tensors = {id(leaf): leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
     packed, offsets = _packed(tensors.values(), pin_memory=True)
     there = packed.to(device, non_blocking=True)
     moved = {
         key: _part(there, tensor, offset)
         for (key, tensor), offset in zip(tensors.items(), offsets, strict=True)
     }
-    sent: T = tree_unflatten([moved.get(id(leaf), leaf) for leaf in leaves], spec)
+    sent: T = tree_map(lambda leaf: moved.get(id(leaf), leaf), values)
     return sent
 
 
@@ -84,16 +71,14 @@ def fetch(values: T) -> T:
         >>> float(fetch({"loss": torch.tensor(0.5)})["loss"])
         0.5
     """
-    leaves, spec = tree_flatten(values)
-    leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    away = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.device.type != "cpu"]
+    values = tree_map_only(Tensor, Tensor.detach, values)
+    away = [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.device.type != "cpu"]
     if away:
         packed, offsets = _packed(away, device=away[0].device)
         here = packed.cpu()
         found = {id(t): _part(here, t, offset).clone() for t, offset in zip(away, offsets, strict=True)}
-        leaves = [found.get(id(leaf), leaf) for leaf in leaves]
-    fetched: T = tree_unflatten(leaves, spec)
-    return fetched
+        values = tree_map(lambda leaf: found.get(id(leaf), leaf), values)
+    return values
 
 
 def give_back() -> None:

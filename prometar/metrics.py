@@ -47,13 +47,6 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | No
     return Interval(middle, middle - half, middle + half, n)
 
 
-def over_all(differences: Sequence[Interval | None]) -> Interval | None:
-    """Return the interval of one dataset, or the 95% t-interval over the means of several."""
-    if len(differences) == 1:
-        return differences[0]
-    return t_interval([each.mean for each in differences if each])
-
-
 def harmonic_mean(accuracies: Mapping[str, float]) -> float:
     """Return n / sum(1/a) of accuracies in percent; 0 if one of them is 0.
 

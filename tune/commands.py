@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from prometar.bundled.suite import default_backbone
-from prometar.cli.options import RootOption
+from prometar.cli.console import RootOption
 from prometar.config.recipes import recipe
 from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
 from prometar.errors import UserError

@@ -21,8 +21,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from prometar.cli.console import run_cli
-from prometar.cli.options import PLAIN, Command
+from prometar.cli.console import PLAIN, Command, run_cli
 from tune.config import GROUPS, StudyConfig
 
 app = typer.Typer(help=__doc__, **PLAIN)

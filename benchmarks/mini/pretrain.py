@@ -26,7 +26,7 @@ from open_clip.transformer import PatchDropout
 from suite import SETS
 from torch import Tensor
 
-from prometar.bundled.weights import ROW_IDS, ROW_VALUES, TOKEN_TABLE, initial_token_table, load_config
+from prometar.bundled.weights import ROW_IDS, ROW_VALUES, TOKEN_TABLE, initial_token_table, mini_config
 
 from .captions import CaptionSettings, Corpus, build_corpus
 from .pretrain_text import TextSettings, image_features, train_text
@@ -82,7 +82,7 @@ def pretrain(
     kept: Path | None = None,
 ) -> dict[str, torch.Tensor]:
     """Run all stages; returns the tensors to store. `kept` is where the trained vision tower is kept."""
-    model = build(load_config(), seed)
+    model = build(mini_config(), seed)
     images = render_images(vision.images)
     log(f"rendered {len(images.labels)} images")
     if kept is not None and kept.exists():

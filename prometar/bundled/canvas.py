@@ -92,9 +92,8 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Field, Field
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
     margin = 0.75 * spacing  # turned canvases have empty corners: drop the points that no pixel is near
     corner_x, corner_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
-    near = ((corner_x[:, None] - px) ** 2 + (corner_y[:, None] - py) ** 2).min(0) < (
-        margin + 7 * canvas.pixel
-    ) ** 2
+    squared = ((corner_x[:, None] - px) ** 2 + (corner_y[:, None] - py) ** 2).min(0)
+    near = squared < (margin + 7 * canvas.pixel) ** 2
     return px[near], py[near]
 
 

@@ -28,26 +28,19 @@ def initial_token_table(vocabulary: int, width: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal((vocabulary, width), dtype=np.float32) * np.float32(0.02))
 
 
-def load_config() -> dict[str, Any]:
+def mini_config() -> dict[str, Any]:
     """The open_clip model config of `mini`."""
     return json.loads((_FILES / "mini.json").read_text(encoding="utf-8"))
 
 
-def unpack(stored: dict[str, Tensor], vocabulary: int) -> dict[str, Tensor]:
-    """Convert stored weights (float16, few rows of the token table) to a float32 state dict of open_clip."""
-    state = {name: value.float() for name, value in stored.items() if name not in (ROW_IDS, ROW_VALUES)}
-    values = stored[ROW_VALUES].float()
-    table = initial_token_table(vocabulary, values.shape[1])
-    table[stored[ROW_IDS].long()] = values
-    state[TOKEN_TABLE] = table
-    return state
-
-
 @cache
 def load_mini() -> dict[str, Tensor]:
-    """Return the full float32 state dict of `mini` (open_clip's names; fits strictly).
+    """Return the full float32 state dict of `mini` (open_clip's names; fits strictly), stored as float16.
 
     It takes a quarter of a second the first time. Later calls return the same tensors: write into copies.
     """
     stored = safetensors.torch.load((_FILES / "mini.safetensors").read_bytes())
-    return unpack(stored, load_config()["text_cfg"]["vocab_size"])
+    ids, values = stored.pop(ROW_IDS), stored.pop(ROW_VALUES).float()
+    table = initial_token_table(mini_config()["text_cfg"]["vocab_size"], values.shape[1])
+    table[ids.long()] = values
+    return {name: value.float() for name, value in stored.items()} | {TOKEN_TABLE: table}

@@ -10,8 +10,7 @@ import typer
 
 from prometar.bundled.suite import DEFAULT, default_backbone
 from prometar.cli import data
-from prometar.cli.console import run_cli
-from prometar.cli.options import PLAIN, Command, RootOption, TrustOption
+from prometar.cli.console import PLAIN, Command, RootOption, TrustOption, run_cli
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name
 from prometar.errors import UserError

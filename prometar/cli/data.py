@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from prometar.cli.options import PLAIN, RootOption, at_home
+from prometar.cli.console import PLAIN, RootOption, at_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import default_root
 from prometar.errors import WorkError, one_line
@@ -30,7 +30,7 @@ def data_list(data_root: RootOption = None) -> None:
     """The datasets, and what of them is there. Sizes are compared with the published ones."""
     from prometar.bundled.suite import SUITE
     from prometar.data.datasets.catalog import title_of
-    from prometar.data.preparation.check import differences, list_datasets
+    from prometar.data.preparation.check import list_datasets, other_sizes
 
     table, remarks = Table(box=None), []
     for column in ("name", "title", "classes", "train", "val", "test", "state"):
@@ -45,7 +45,7 @@ def data_list(data_root: RootOption = None) -> None:
             remarks.append(f"{name}: {found}")
         elif found is not None:
             sizes = (len(found.classnames), *found.counts.values())
-            others = differences(name, sizes[0], found.counts)
+            others = other_sizes(name, sizes[0], found.counts)
             state = "rendered" if name in SUITE else "other sizes" if others else "complete"
             if others or found.note:
                 remarks.append(f"{name}: {'; '.join(filter(None, (*others, found.note)))}")
@@ -60,10 +60,7 @@ def data_list(data_root: RootOption = None) -> None:
 
 
 @app.command("check")
-def data_check(
-    name: NameArgument,
-    data_root: RootOption = None,
-) -> None:
+def data_check(name: NameArgument, data_root: RootOption = None) -> None:
     """Decode every image, and list what is missing or broken.
 
     Sizes are compared with the published ones.

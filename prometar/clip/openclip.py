@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prometar.bundled.weights import MINI_VOCABULARY, load_config, load_mini
+from prometar.bundled.weights import MINI_VOCABULARY, load_mini, mini_config
 from prometar.clip.architecture import (
     Architecture,
     ModelConfig,
@@ -267,7 +267,7 @@ def _described(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
 
 def _config(name: str) -> ModelConfig:
     if name == "mini":
-        return load_config()
+        return mini_config()
     if ":" in name:  # open_clip would read the model from wherever such a name says
         raise UserError(f"unknown backbone '{name}': names of hubs and folders are not supported")
     config: ModelConfig | None = _open_clip().get_model_config(name)

@@ -92,7 +92,7 @@ def _settings(reference: str, found: Any, args: Mapping[str, object]) -> BaseMod
             raise UserError(f"{reference}: {problems_of(error, unknown='it has no such setting')}") from None
 
 
-def digest_of(reference: str) -> str:
+def source_digest(reference: str) -> str:
     """Return the sha256 of the source file of a reference's module.
 
     Raises:

@@ -108,20 +108,6 @@ def size_of(path: Path) -> int | None:
     return found.st_size
 
 
-def entries(folder: Path) -> list[Path]:
-    """Return the content of a folder by name; nothing if it does not exist.
-
-    Raises:
-        UserError: it cannot be read (`Path.glob` would find nothing).
-    """
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from None
-
-
 def refused(path: Path, error: OSError) -> StorageError:
     """Return the error of a file that cannot be written, with advice if there is any.
 

@@ -20,7 +20,7 @@ from prometar.data.splits.objective import problem
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
-from prometar.io.custom import digest_of, is_reference
+from prometar.io.custom import is_reference, source_digest
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.methods.smoke_test import smoke_test
@@ -136,7 +136,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         UserError: an error in the configuration, the data or the weights.
     """
     method = build(config)
-    code = digest_of(config.data.reference) if config.data.reference else ""
+    code = source_digest(config.data.reference) if config.data.reference else ""
     data = (config.data.name, config.data.root, json.dumps(config.data.args), code)
     dataset = _dataset(*data)
     backbone = _loaded(config.backbone)
@@ -192,7 +192,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         _seen(clip, plan, *source),
         source,
         foreign,
-        {name: digest_of(name) for name in (*config.own.values(), objective) if is_reference(name)},
+        {name: source_digest(name) for name in (*config.own.values(), objective) if is_reference(name)},
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from prometar.config.settings import Config
-from prometar.metrics import over_all
 from tests.support.fake_trial import write_result
 from tune.config import StudyConfig
 from tune.execution.jobs import Job
@@ -28,6 +27,7 @@ from tune.records.schema import (
 from tune.space.space import space_of
 from tune.stages.final_test import _compared, _verdict
 from tune.stages.jobs import RunJobs, missing
+from tune.stages.statistics import over_all
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'

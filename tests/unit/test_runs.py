@@ -11,7 +11,7 @@ from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config, configure, dump_config
 from prometar.environment import environment
 from prometar.errors import StorageError, UserError, WorkError
-from prometar.io.custom import digest_of
+from prometar.io.custom import source_digest
 from prometar.io.files import locked
 from prometar.training.run import forget
 from prometar.training.run_result import read_result
@@ -74,7 +74,7 @@ def test_the_code_of_a_custom_component_is_recorded(
     monkeypatch.syspath_prepend(tmp_path)
     config = config.override({"regularizer.kind": "recorded:huber"})
     runs.train_run(config, tmp_path / "run")
-    assert read_result(tmp_path / "run").code == {"recorded:huber": digest_of("recorded:huber")}
+    assert read_result(tmp_path / "run").code == {"recorded:huber": source_digest("recorded:huber")}
 
 
 def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import faulthandler
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import ray
 from ray import tune
 from ray.exceptions import OutOfDiskError
 
-from prometar.errors import StorageError, first_line
+from prometar.errors import StorageError, first_line, one_line
 from prometar.io.files import refused
 from tune.execution.jobs import Job
 from tune.execution.resources import ResourcePlan
@@ -166,10 +167,21 @@ def _use_given_gpus() -> None:
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
-    from prometar.device import why_no_gpu
-
-    if why := why_no_gpu():
+    if why := _why_no_gpu():
         raise StorageError(
             f"torch cannot use the GPU of the machine {socket.gethostname()}: {why}. Fix its driver or its "
             "torch, or request no GPUs."
         )
+
+
+def _why_no_gpu() -> str:
+    """Return why torch cannot use a GPU in this process; empty if it can."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as warned:  # such as of a driver that is too old
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return ""
+    built = torch.version.cuda
+    why = f"no GPU can be used (torch is built for CUDA {built})" if built else "torch is built without CUDA"
+    return why + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])

@@ -13,7 +13,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import objective_of
 from prometar.environment import environment
 from prometar.errors import UserError
-from prometar.io.files import entries, resolved, write_atomically
+from prometar.io.files import resolved, write_atomically
 from prometar.io.stores import masked
 from tune.config import SearchConfig, StudyConfig
 from tune.records.schema import (
@@ -97,8 +97,8 @@ class StudyFolder:
         Raises:
             UserError: a record is corrupt, or lies in the folder of another trial.
         """
-        found = []
-        for folder in entries(self.path / "trials"):
+        found, trials = [], self.path / "trials"
+        for folder in sorted(trials.iterdir()) if trials.is_dir() else ():
             trial = read_record(path := folder / "record.json", TrialRecord)
             if trial is None:
                 continue

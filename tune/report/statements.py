@@ -6,11 +6,12 @@ from statistics import mean
 from typing import Literal
 
 from prometar.data.splits.objective import OBJECTIVES
-from prometar.metrics import Interval, over_all
+from prometar.metrics import Interval
 from tune.config import EPOCHS
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
 from tune.report.formatting import interval, listed, number, spread
+from tune.stages.statistics import over_all
 
 MOST_CAVEATS = 5
 NAMES = {"selected": "selected settings", "baseline": "default settings"}

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from statistics import mean
 
-from prometar.metrics import Interval, over_all, t_interval
+from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired
 from tune.records.schema import Candidate, DatasetTest, FinalTest, Runs, Verdict
 from tune.stages.jobs import RunJobs, final_job, scores
-from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES, detectable, is_decided
+from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES, detectable, is_decided, over_all
 
 
 def run_final_test(

@@ -22,7 +22,7 @@ from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import fetch
 from prometar.environment import num_cpus
 from prometar.errors import UserError
-from prometar.io.custom import digest_of, failing, is_reference
+from prometar.io.custom import failing, is_reference, source_digest
 from prometar.io.files import size_of
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
@@ -59,7 +59,7 @@ class StudyPlan:
 
     @property
     def notes(self) -> list[str]:
-        """What a user must know about the images."""
+        """Notes for the user about the images."""
         return list(dict.fromkeys(search.note for search, _ in self.splits.values() if search.note))
 
     def __str__(self) -> str:
@@ -132,7 +132,7 @@ def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str],
     contents = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     contents["weights"] = backbone.digest[:12]
     components = [search.objective, search.sampler, search.pruner, *config.run.own.values()]
-    contents |= {f"code of {name}": digest_of(name)[:12] for name in components if is_reference(name)}
+    contents |= {f"code of {name}": source_digest(name)[:12] for name in components if is_reference(name)}
     splits = [split for both in plan.splits.values() for split in both]
     if any(split.predicts_new for split in splits):
         contents["drift"] = drift_identity(backbone)

@@ -11,7 +11,7 @@ from statistics import stdev
 
 from scipy.special import nctdtrinc, stdtrit
 
-from prometar.metrics import t_interval
+from prometar.metrics import Interval, t_interval
 
 POWER = 0.8
 BASELINE_RUNS = 3
@@ -19,6 +19,13 @@ BASELINE_RUNS = 3
 INTERIM_ANALYSES: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, 15: 0.02}
 """Error probability of the analysis after so many seed pairs. Later analyses have more power, so most of the
 error is left to them."""
+
+
+def over_all(differences: Sequence[Interval | None]) -> Interval | None:
+    """Return the interval of one dataset, or the 95% t-interval over the means of several."""
+    if len(differences) == 1:
+        return differences[0]
+    return t_interval([each.mean for each in differences if each])
 
 
 def is_decided(differences: Sequence[float], alpha: float, *, matters: float) -> bool:

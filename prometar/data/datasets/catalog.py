@@ -110,7 +110,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
         UserError: unknown name; missing root, folder, list or image; a malformed list.
     """
     dataset = open_unverified(name, root, args)
-    for problem in problems_of(dataset):
+    for problem in wrong_items(dataset):
         raise UserError(f"{problem}: fix it (`prometar data check {name}` lists all)")
     if isinstance(dataset.source, FolderSource):
         missing = _missing(Path(dataset.source.folder), dataset.items)
@@ -171,7 +171,7 @@ def _open(name: str, root: Path | str | None) -> Dataset:
     return read_tree(Path(uri)) if name == FOLDER else read_benchmark(BENCHMARKS[name], Path(uri))
 
 
-def problems_of(dataset: Dataset) -> Iterator[str]:
+def wrong_items(dataset: Dataset) -> Iterator[str]:
     """Yield the flaws of a list: a wrong path, an image listed twice, a label with two names or a bad one."""
     seen: dict[str, str] = {}
     names: dict[int, str] = {}

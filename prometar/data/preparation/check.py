@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometar.bundled.suite import SUITE
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.catalog import FOLDER, KNOWN, open_dataset, open_unverified, place_of, problems_of
+from prometar.data.datasets.catalog import FOLDER, KNOWN, open_dataset, open_unverified, place_of, wrong_items
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item, Source
 from prometar.data.datasets.prepared import find_manifest
 from prometar.data.streaming.transforms import decode
@@ -47,7 +47,7 @@ def _listed(name: str, root: Path | str | None) -> Dataset | str | None:
         return str(error)
 
 
-def differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
+def other_sizes(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
     """Return differences from the published sizes of a benchmark, such as "train 600 of 2820"."""
     if name not in BENCHMARKS:
         return ()
@@ -76,13 +76,13 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
     state = f"{len(broken)} broken" if broken else "all whole"
     summary = f"{name}: {len(dataset.classnames)} classes, {sizes} images, {state}"
-    return list(problems_of(dataset)), broken, [summary, *_notes(dataset, root)]
+    return list(wrong_items(dataset)), broken, [summary, *_notes(dataset, root)]
 
 
 def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
     row, shown = BENCHMARKS.get(dataset.name), list(dataset.classnames)
     names = {item.label: item.classname for item in dataset.items}
-    if found := differences(dataset.name, len(names), dataset.counts):
+    if found := other_sizes(dataset.name, len(names), dataset.counts):
         yield f"not the published sizes: {', '.join(found)}"
     elif row and row.split_digest and isinstance(dataset.source, FolderSource):
         file = Path(place_of(row.name, str(root)), row.split_file)

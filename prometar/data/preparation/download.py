@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from prometar.data.datasets.benchmarks import BENCHMARKS, Archive, Benchmark
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.layouts import read_split_file
-from prometar.data.preparation.check import differences, digest_of
+from prometar.data.preparation.check import digest_of, other_sizes
 from prometar.errors import PrometarError, UserError, WorkError, first_line
 from prometar.io.files import resolved
 
@@ -104,7 +104,7 @@ def _get_split(row: Benchmark, folder: Path, work: Path, progress: Progress) -> 
     splits = read_split_file(file)
     labels = {item.label for items in splits.values() for item in items}
     counts = {split: len(items) for split, items in splits.items()}
-    if found := differences(row.name, len(labels), counts):
+    if found := other_sizes(row.name, len(labels), counts):
         raise WorkError(f"{file.name} is not the published split: it has {', '.join(found)}")
     folder.mkdir(exist_ok=True)
     os.replace(file, folder / file.name)

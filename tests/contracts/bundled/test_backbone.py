@@ -22,7 +22,7 @@ DIGEST = "f31d1fecf601e742663e6a3fb58acf84c45c3a22a511b58087c6f82c0da2a50e"
 @pytest.fixture(scope="module")
 def mini() -> Any:
     torch.set_num_threads(1)
-    model = open_clip.CLIP(**weights.load_config())
+    model = open_clip.CLIP(**weights.mini_config())
     model.load_state_dict(weights.load_mini(), strict=True)
     return model.eval()
 

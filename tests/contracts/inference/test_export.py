@@ -291,8 +291,8 @@ def test_inference_needs_nothing_of_studies(exported: Path) -> None:
     heavy = {"ray", "optuna", "pandas", "mlflow", "matplotlib", "plotly", "open_clip", "torchvision"}
     heavy |= {"huggingface_hub", "tune"}
     code = (
-        "import sys, numpy, prometar.inference\n"
-        "classifier = prometar.inference.load(sys.argv[1])\n"
+        "import sys, numpy, prometar\n"
+        "classifier = prometar.load(sys.argv[1])\n"
         "print(*classifier.predict(numpy.zeros((70, 80, 3), numpy.uint8)).names)\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
