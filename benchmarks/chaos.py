@@ -52,7 +52,7 @@ FULL, READ_ONLY, FLAKY, SET_BACK = "disk full", "disk read-only", "1 in 50 fails
 KINDS = (DRIVER, TERM, WORKER, NODE, DAMAGED, FULL, READ_ONLY, FLAKY, SET_BACK)
 NUM_NODES = 3
 MOST_RESTARTS = 2  # by one command: a trial whose workers die three times has failed
-NOT_STARTED = "Ray does not start"  # in two times the 30 s that it gives a node: the machine is busy
+NOT_STARTED = "Cannot start Ray"  # within two attempts of 30 s each, on a busy machine
 KILLED = (-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, INTERRUPTED)  # statuses of drivers that were hit
 
 

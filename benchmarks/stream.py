@@ -30,7 +30,7 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec, apply
-from tune.execution.local_ray import start_ray
+from tune.execution.ray_cluster import start_ray
 
 Images = NDArray[np.uint8]
 Pass = Callable[[], Iterator[Images]]

@@ -21,7 +21,7 @@ from common import Figures, arguments, describe, in_turn, median_of, table, tell
 
 from prometar.config.settings import configure
 from tune.execution.jobs import Job
-from tune.execution.local_ray import start_ray
+from tune.execution.ray_cluster import start_ray
 from tune.execution.resources import ResourcePlan
 from tune.execution.worker import Task, TrialWorker
 

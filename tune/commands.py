@@ -12,7 +12,7 @@ from prometar.config.recipes import recipe
 from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
-from tune.execution.local_ray import configure_ray
+from tune.execution.ray_cluster import configure_ray
 
 Protocol = Literal["base-to-new", "cross-dataset", "domain-generalisation", "few-shot"]
 METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]

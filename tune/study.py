@@ -15,7 +15,7 @@ from prometar.errors import UserError, WorkError
 from prometar.io.files import locked
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, plain_console
-from tune.execution.local_ray import configure_ray
+from tune.execution.ray_cluster import configure_ray
 from tune.records.folder import Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, by_score
 from tune.stages.plan import StudyPlan, estimate, load_contents, plan_study
@@ -214,7 +214,7 @@ class Study:
         config, plan = self.config, plan_study(self.config)
         contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
-        from tune.execution.local_ray import start_ray
+        from tune.execution.ray_cluster import start_ray
         from tune.execution.resources import on_gpus, study_plan
 
         if before := self.folder.read(StudyRecord):
@@ -245,7 +245,7 @@ class Study:
         assert self._opened is not None
         leader = next(iter(by_score(self.folder.read_trials())), None) if stage == "Search" else None
         best = (leader.score, f"trial {leader.number}") if leader and leader.score is not None else None
-        with LiveView(self.console, stage, total, done, best=best, compared=stage == "Search") as view:
+        with LiveView(self.console, stage, total, done, best=best, show_best=stage == "Search") as view:
             return run_jobs(
                 jobs,
                 self._opened[2],

@@ -151,3 +151,14 @@ def _report(error: Exception) -> int:
 def _say(message: str, status: int) -> int:
     print(f"error: {one_line(message)}", file=sys.stderr)
     return status
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as m:ss, or as h:mm:ss if it is at least one hour.
+
+    Example:
+        >>> format_duration(80), format_duration(3661)
+        ('1:20', '1:01:01')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

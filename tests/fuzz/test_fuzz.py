@@ -22,7 +22,7 @@ from prometar.training.session import Session
 from tests.fuzz.mutations import WORDS
 from tests.fuzz.targets import TARGETS, Target, furnish
 from tune.config import OPTIONS as STUDY_OPTIONS
-from tune.execution import local_ray
+from tune.execution import ray_cluster
 from tune.search import main as search_main
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
@@ -44,7 +44,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def stop(*_: object, **__: object) -> None:
         raise WorkError(STOPPED)
 
-    monkeypatch.setattr(local_ray, "_start", stop)
+    monkeypatch.setattr(ray_cluster, "_start", stop)
     monkeypatch.setattr(Session, "epoch", stop)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.chdir(tmp_path)

@@ -185,7 +185,7 @@ def test_what_ray_has_no_room_for(
     args = ["--datasets", "textures", "--out", str(tmp_path / "grid"), "--cpus-per-run", "64"]
     assert main(["reproduce", *args]) == 2
     said = capsys.readouterr()
-    assert "A run needs 64 CPU on one machine, Ray's machines have at most 2 CPU" in said.err
+    assert "A run needs 64 CPU on one machine, but Ray's machines have at most 2 CPU" in said.err
     assert not said.out
     assert not (tmp_path / "grid").exists()
 

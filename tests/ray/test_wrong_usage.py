@@ -270,7 +270,7 @@ def test_what_is_written_is_no_class_of_ones_own_images(
     [
         (
             ["--cpus-per-trial", "64"],
-            "A trial needs 64 CPU on one machine, Ray's machines have at most 2 CPU",
+            "A trial needs 64 CPU on one machine, but Ray's machines have at most 2 CPU",
         ),
         (["--storage", "nonsense"], "--storage nonsense is invalid: Could not parse SQLAlchemy URL"),
     ],

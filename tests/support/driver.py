@@ -90,7 +90,7 @@ def _run(config: StudyConfig, shown: TextIO) -> None:
 @contextlib.contextmanager
 def _without_ray() -> Iterator[None]:
     """Replace Tune, and nothing else of the executor."""
-    from tune.execution import executor, local_ray
+    from tune.execution import executor, ray_cluster
 
     def fit(dispatcher: Any, *_: Any) -> None:
         for number in itertools.count():
@@ -103,7 +103,7 @@ def _without_ray() -> Iterator[None]:
             dispatcher.on_trial_complete(str(number))
 
     with (
-        mock.patch.object(local_ray, "start_ray", return_value=[{"CPU": 2.0}]),
+        mock.patch.object(ray_cluster, "start_ray", return_value=[{"CPU": 2.0}]),
         mock.patch.object(executor, "_fit", fit),
     ):
         yield

@@ -1,6 +1,6 @@
 """Execution of jobs on Ray Tune: placement, concurrency, retries and reuse of workers.
 
-Nothing that Tune stores is ever read again.
+Files that Tune writes are temporary. Jobs resume from the folders of their runs.
 """
 
 import logging
@@ -30,7 +30,7 @@ from tune.execution.stopping import RAY_DIED, RESUME, Stopping
 from tune.execution.worker import STACKS, Task, TrialWorker
 
 MAX_RETRIES = 2
-"""Retries of a job in one epoch after its worker died. It resumes from its own checkpoint."""
+"""Maximum number of consecutive retries of a job whose worker dies before it completes another epoch."""
 
 _MAX_REASON = 1000  # characters, since messages may contain long URLs
 
@@ -44,22 +44,22 @@ def run_jobs(
     timeout_seconds: float | None = None,
     worker: type[TrialWorker] = TrialWorker,
 ) -> Mapping[str, str]:
-    """Run jobs on Ray Tune until no more come. Return the reasons of those that failed, by name.
+    """Run jobs on Ray Tune. Return the reasons of failed jobs, by name of the job.
 
     Args:
-        plan: Concurrency and the resources per job.
-        console: Where signals are acknowledged.
+        plan: Concurrency, and the resources per job.
+        console: Console on which signals are acknowledged.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
 
     Raises:
-        KeyboardInterrupt: a signal stopped the jobs. The running ones resume when they are run again.
+        KeyboardInterrupt: a signal stopped the jobs. Jobs that were running resume in the next call.
         StorageError: a disk is full, or a folder cannot be written.
-        WorkError: Ray or Tune failed. Errors of `jobs` and of observers are raised as they are.
+        WorkError: Ray or Tune failed. Errors of `jobs` and observers are raised unchanged.
     """
     stopping = Stopping(console)
     dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, stopping)
     failure: Exception | None = None
-    with stopping.listening():
+    with stopping.watching():
         try:
             _fit(dispatcher, plan.max_concurrent, worker)
         except Exception as error:
@@ -78,7 +78,7 @@ def run_jobs(
 
 
 def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[TrialWorker]) -> None:
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end the search, and the study would continue
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only this call
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -96,9 +96,9 @@ def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[TrialWorke
                 storage_path=scratch,
                 stop=dispatcher,
                 verbose=0,
-                # Tune's default in a notebook clears the output of the cell.
+                # The default reporter of a notebook clears the output of the cell.
                 progress_reporter=tune.CLIReporter(),
-                # The dispatcher retries: Tune counts a death during a reset twice, and then gives up.
+                # The dispatcher retries jobs, because Tune counts a worker's death during a reset twice.
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
@@ -106,15 +106,16 @@ def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[TrialWorke
 
 
 @dataclass
-class _Attempt:
-    """A job on its way through Tune. A retry is a new trial of Tune with the same attempt.
+class _Submission:
+    """State of a submitted job, across its retries. Each retry is a new Tune trial.
 
     Attributes:
-        task: Its worker's task.
-        deaths: Of its workers since the last new epoch.
-        epoch: Last one that was reported.
-        failure: Why it failed. ended: True after its last report, or if an observer stopped it.
-        error: Why its worker died.
+        task: Job, resources and timeout for the worker.
+        deaths: Number of workers that died since the last new epoch.
+        epoch: Last reported epoch.
+        failure: Why the job failed, "" if it did not fail.
+        ended: True after the last report, or if an observer stopped the job.
+        error: Why the last worker died.
     """
 
     task: Task
@@ -126,13 +127,14 @@ class _Attempt:
 
 
 class _Dispatcher(Searcher, Stopper):
-    """Passes jobs to Tune's trials, and their results to observers.
+    """Tune searcher that submits jobs, and Tune stopper that receives the report of every epoch.
 
-    It ends Tune's experiment after an error, because Tune takes some of them for errors of a trial.
+    Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
+    After an error, `stop_all` ends the experiment, because Tune would treat some errors as those of a trial.
 
     Attributes:
-        error: First error of the jobs, of an observer or of a disk. Nothing more is run.
-        failures: Reasons of jobs that failed, by name.
+        error: First error of `jobs`, an observer or a disk. No more jobs are run after an error.
+        failures: Reasons of failed jobs, by name of the job.
     """
 
     def __init__(
@@ -146,24 +148,24 @@ class _Dispatcher(Searcher, Stopper):
         super().__init__()
         self._jobs, self._plan, self._timeout_seconds = jobs, plan, timeout_seconds
         self._observers, self._stopping = observers, stopping
-        self._running: dict[str, _Attempt] = {}  # by the id of Tune's trial
-        self._retries: deque[_Attempt] = deque()
+        self._running: dict[str, _Submission] = {}  # by ID of the Tune trial
+        self._retries: deque[_Submission] = deque()
         self.error: Exception | None = None
         self.failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Tune pickles it, but it holds connections."""
+        """Return an empty state. Tune pickles its searcher, but connections cannot be pickled."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """There is nothing to save."""
+        """Do nothing. The dispatcher has no state to save."""
 
     def stop_all(self) -> bool:
-        """Return True if nothing more can be run."""
+        """Return True to end Tune's experiment, because no more jobs can be run."""
         return self.error is not None or self._stopping.ray_died
 
     @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def _record_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -171,86 +173,90 @@ class _Dispatcher(Searcher, Stopper):
             raise
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the configuration of a trial, None if one may follow, or `Searcher.FINISHED`."""
-        with self._recorded():
+        """Return the configuration of a trial, None to be called again later, or `Searcher.FINISHED`."""
+        with self._record_error():
             if self._stopping.requested:
                 return Searcher.FINISHED
-            attempt = self._retries.popleft() if self._retries else self._next()
-            if attempt is None:  # a running job may need a retry
+            submission = self._retries.popleft() if self._retries else self._next()
+            if submission is None:  # a running job may need a retry
                 return None if self._running else Searcher.FINISHED
-            self._running[trial_id] = attempt
-            return {"task": attempt.task}
+            self._running[trial_id] = submission
+            return {"task": submission.task}
 
-    def _next(self) -> _Attempt | None:
+    def _next(self) -> _Submission | None:
         job = next(self._jobs, None)
         if job is None:
-            self._jobs = iter(())  # asking again may be expensive
+            self._jobs = iter(())  # another `next` may be expensive
             return None
-        for folder in job.runs:  # a worker that does not see the folder is on another file system
+        for folder in job.runs:  # workers check that the folder exists, i.e. that the file system is shared
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise refused(folder, error) from None
         for observer in self._observers:
             observer.started(job)
-        return _Attempt(Task(job, self._plan, self._plan.bundles(), self._timeout_seconds))
+        return _Submission(Task(job, self._plan, self._plan.bundles(), self._timeout_seconds))
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Report an epoch to the observers. Return True to stop the trial."""
-        attempt, report = self._running[trial_id], result["report"]
-        if report.epoch > attempt.epoch:  # a new worker repeats what an earlier one reported
-            attempt.epoch, attempt.deaths = report.epoch, 0
-        with self._recorded():
-            stops = False in [each.reported(attempt.task.job, report) for each in self._observers]
-        attempt.ended = report.finished or stops
-        attempt.failure = "" if stops else report.failed  # an observer that stops a job knows why
-        return attempt.ended or self._stopping.requested
+        """Pass the report of an epoch to the observers. Return True to stop the trial."""
+        submission, report = self._running[trial_id], result["report"]
+        if report.epoch > submission.epoch:  # a new worker reports earlier epochs again
+            submission.epoch, submission.deaths = report.epoch, 0
+        with self._record_error():
+            stopped = False in [each.reported(submission.task.job, report) for each in self._observers]
+        submission.ended = report.finished or stopped
+        # The observer that stopped a job has recorded the reason.
+        submission.failure = "" if stopped else report.failed
+        return submission.ended or self._stopping.requested
 
     def died(self, trial: Trial) -> None:
-        """Record why a worker died. `Trial.get_pickled_error` looks where the error is copied later."""
+        """Record why a worker died. `Trial.get_pickled_error` would read a file that does not exist yet."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].error = getattr(error, "cause", None) or error
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Finish the job of a trial, retry it, or leave it as interrupted."""
-        attempt = self._running.pop(trial_id)
-        if self.stop_all() or (not error and not attempt.ended):
+        """Finish or retry the job of a Tune trial. Other jobs were interrupted by a signal."""
+        submission = self._running.pop(trial_id)
+        if self.stop_all() or (not error and not submission.ended):
             return
-        with self._recorded():
-            if error and isinstance(attempt.error, StorageError):
-                raise attempt.error
-            if error and self._retry(attempt):
-                self._retries.append(attempt)
+        with self._record_error():
+            if error and isinstance(submission.error, StorageError):
+                raise submission.error
+            if error and self._retry(submission):
+                self._retries.append(submission)
                 return
-            job, failure = attempt.task.job, self._reason(attempt) if error else attempt.failure
+            job, failure = submission.task.job, self._reason(submission) if error else submission.failure
             self.failures |= {job.name: failure} if failure else {}
             for observer in self._observers:
                 observer.finished(job, failure)
 
-    def _retry(self, attempt: _Attempt) -> bool:
-        """Return True if a job whose worker died is retried. Out of memory, it needs a larger share."""
-        if isinstance(attempt.error, MemoryError):
-            larger = self._plan.larger(attempt.task.bundles)
-            attempt.task = replace(attempt.task, bundles=larger or attempt.task.bundles)
-            return larger is not None
-        attempt.deaths += 1
-        return attempt.deaths <= MAX_RETRIES
+    def _retry(self, submission: _Submission) -> bool:
+        """Prepare a retry of a job whose worker died. Return False if the job cannot be retried.
 
-    def _reason(self, attempt: _Attempt) -> str:
-        stacks, seconds = attempt.task.job.folder / STACKS, attempt.task.timeout_seconds
+        After an out-of-memory error, the retry gets more resources.
+        """
+        if isinstance(submission.error, MemoryError):
+            larger = self._plan.larger(submission.task.bundles)
+            submission.task = replace(submission.task, bundles=larger or submission.task.bundles)
+            return larger is not None
+        submission.deaths += 1
+        return submission.deaths <= MAX_RETRIES
+
+    def _reason(self, submission: _Submission) -> str:
+        stacks, seconds = submission.task.job.folder / STACKS, submission.task.timeout_seconds
         if seconds and stacks.exists() and stacks.stat().st_size:
             return (
-                f"Its workers hung: no result within {seconds:g} s. {stacks} shows where. Fix the cause, or "
-                "set a longer resources.trial_timeout."
+                f"No result within {seconds:g} s. {stacks} contains the stacks of the worker. Fix the cause, "
+                "or set a longer resources.trial_timeout."
             )
-        error = attempt.error or WorkError("The worker died.")
+        error = submission.error or WorkError("The worker died.")
         kind = "" if isinstance(error, RayActorError | WorkError) else f"{type(error).__name__}: "
         return f"{kind}{last_line(str(error))}"[:_MAX_REASON]
 
 
 class _Scheduler(FIFOScheduler):
-    """Tells the dispatcher why a worker died, which Tune does not tell a searcher."""
+    """Scheduler that passes errors of workers to the dispatcher. Tune does not pass them to searchers."""
 
     def __init__(self, dispatcher: _Dispatcher) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Jobs: complete values that workers train and observers watch."""
+"""Jobs that workers train, and the interface of their observers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ class Job:
     """One trial, one confirmation run, one final-test run or one run of a grid.
 
     Args:
-        name: Shown to users, e.g. "trial 7". Unique among the jobs of a stage.
-        runs: Complete configuration of each training run by its folder, an absolute path.
+        name: Name in messages, e.g. "trial 7". It is unique among the jobs of a stage.
+        runs: Absolute path of each run's folder, mapped to the complete configuration of the run.
         objective: Name of the objective, `module:Name` of a custom one, or "final".
-        val_per_class: Validation images per class, at most.
-        number: Number of the trial.
-        targets: Other datasets that the prompts are tested on in the end.
-        alignment: True if gradient alignment is measured as the runs train.
+        val_per_class: Maximum number of validation images per class.
+        number: Number of the trial whose settings are trained.
+        targets: Other datasets on which the prompts are tested after training.
+        alignment: True to measure the gradient alignment during training.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Job:
 
 
 class Observer(Protocol):
-    """Watches the jobs of a `run_jobs` call, e.g. a live view or an experiment tracker."""
+    """Observer of the jobs of a `run_jobs` call, e.g. a live view or an experiment tracker."""
 
     def started(self, job: Job) -> None:
-        """A job was handed out. Retries are not announced."""
+        """Called when a job is submitted to Tune for the first time, but not for retries."""
 
     def reported(self, job: Job, report: EpochReport) -> bool | None:
-        """A worker reports an epoch. Return False to stop the job, e.g. if it is pruned."""
+        """Called when a worker reports an epoch. Return False to stop the job, e.g. to prune it."""
 
     def finished(self, job: Job, failure: str) -> None:
-        """A job ended. Jobs that a signal interrupts do not end.
+        """Called when a job finishes, fails or is stopped, but not if a signal interrupts the job.
 
         Args:
-            failure: Why the job failed or its worker died for good. "" if it finished, or was stopped.
+            failure: Why the job failed, or "" if it finished or an observer stopped it.
         """

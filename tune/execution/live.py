@@ -11,21 +11,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from prometar.cli.console import format_duration
 from prometar.errors import one_line
 from tune.execution.jobs import Job
 from tune.records.schema import EpochReport
 
 
 class LiveView:
-    """Progress of one stage: a bar on a terminal, otherwise one line per finished job.
+    """Progress of one stage: a progress bar on a terminal, otherwise one line per completed job.
 
-    Use it as a context manager around `run_jobs`, as one of its observers.
+    The view is both a context manager around `run_jobs` and one of its observers.
 
     Args:
-        stage: "Search", "Confirmation" or "Final test".
-        total: Jobs of the stage. done: Jobs that finished earlier. Both may be changed meanwhile.
+        stage: Title, e.g. "Search".
+        total: Number of jobs of the stage.
+        done: Number of jobs that were done before this process started.
         best: Best objective so far and the name of its job.
-        compared: True if the best objective is shown.
+        show_best: True if the objectives of the jobs are comparable, so that the best one is shown.
     """
 
     def __init__(
@@ -36,14 +38,14 @@ class LiveView:
         done: int = 0,
         *,
         best: tuple[float, str] | None = None,
-        compared: bool = True,
+        show_best: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console, self._stage, self.total, self.done = console, stage, total, done
-        self._best, self._compared, self._clock = best, compared, clock
+        self._best, self._show_best, self._clock = best, show_best, clock
         self._start = clock()
-        self._running: dict[str, tuple[Job, EpochReport]] = {}  # a job and its last report
-        self._finished = 0  # by this process
+        self._running: dict[str, tuple[Job, EpochReport]] = {}  # each job and its last report
+        self._done_here = 0  # jobs of this process
         terminal = console.is_terminal and not console.is_dumb_terminal
         self._live = (
             Live(console=console, refresh_per_second=2, get_renderable=self._view) if terminal else None
@@ -69,41 +71,41 @@ class LiveView:
     def finished(self, job: Job, failure: str) -> None:
         _, report = self._running.pop(job.name, (job, EpochReport()))
         self.done += 1
-        self._finished += 1
+        self._done_here += 1
         failure, objective = failure or report.failed, report.objective
         complete = report.finished and not failure
         if complete and objective is not None and (self._best is None or objective > self._best[0]):
             self._best = objective, job.name
         if failure or self._live is None:
-            how = "finished" if report.finished else f"pruned at epoch {report.epoch}/{job.epochs}"
-            ending = f"failed: {one_line(failure)}" if failure else how + _objective(report)
-            self._print("; ".join((f"{job.name} {ending}", *self._state())))
+            state = "finished" if report.finished else f"pruned at epoch {report.epoch}/{job.epochs}"
+            outcome = f"failed: {one_line(failure)}" if failure else state + _objective(report)
+            self._print("; ".join((f"{job.name} {outcome}", *self._summary())))
 
     def _print(self, line: str) -> None:
-        elapsed = duration(self._clock() - self._start)
+        elapsed = format_duration(self._clock() - self._start)
         self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True)
 
-    def _state(self) -> list[str]:
-        """Counts, best objective, and the elapsed time scaled to the jobs that are left."""
-        state = [f"{self.done} of {self.total} done"]
-        if self._compared and self._best:
-            state.append(f"best {self._best[0]:.1f} ({self._best[1]})")
-        running = self._fraction
-        if done := self._finished + running:
+    def _summary(self) -> list[str]:
+        """Return the counts, the best objective and the estimated time left."""
+        summary = [f"{self.done} of {self.total} done"]
+        if self._show_best and self._best:
+            summary.append(f"best {self._best[0]:.1f} ({self._best[1]})")
+        running = self._running_progress
+        if done := self._done_here + running:  # the remaining jobs are assumed to take as long as these
             seconds = (self.total - self.done - running) * (self._clock() - self._start) / done
-            state.append(f"{duration(seconds)} left")
-        return state
+            summary.append(f"{format_duration(seconds)} left")
+        return summary
 
     @property
-    def _fraction(self) -> float:
-        """Finished part of the running jobs."""
+    def _running_progress(self) -> float:
+        """Sum of the completed fractions of the running jobs, e.g. 1.5 for three half-finished jobs."""
         return sum(report.epoch / job.epochs for job, report in list(self._running.values()))
 
     def _view(self) -> Group:
         running = list(self._running.values())
         line = Table.grid(padding=(0, 1))
-        bar = ProgressBar(self.total, self.done + self._fraction, width=30)
-        line.add_row(self._stage, bar, _one_line(", ".join(self._state())))
+        bar = ProgressBar(self.total, self.done + self._running_progress, width=30)
+        line.add_row(self._stage, bar, _one_line(", ".join(self._summary())))
         lines = (
             f"  {job.name}: epoch {report.epoch}/{job.epochs}{_objective(report)}" for job, report in running
         )
@@ -118,19 +120,9 @@ def _objective(report: EpochReport) -> str:
     return "" if report.objective is None else f", objective {report.objective:.1f}"
 
 
-def duration(seconds: float) -> str:
-    """Format as m:ss, or as h:mm:ss from an hour on.
-
-    Example:
-        >>> duration(80), duration(3661)
-        ('1:20', '1:01:01')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
-
-
 def plain_console() -> Console:
-    """Console for standard output. A notebook's kernel asks for colors, but shows their codes as text."""
+    """Return a console for standard output. Colors are disabled unless standard output is a terminal."""
+    # In a notebook, rich would detect color support and print escape codes.
     terminal = None if sys.stdout is not None and sys.stdout.isatty() else False
     return Console(
         highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=terminal

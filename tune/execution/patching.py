@@ -1,4 +1,4 @@
-"""Private names of Ray Tune. Without each of them something breaks, as its comment says."""
+"""Patches of Ray Tune that need its private names."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,13 +12,13 @@ from ray.tune.execution import class_cache
 
 @contextmanager
 def patched() -> Iterator[None]:
-    """Patch Tune.
+    """Patch Tune in this context.
 
-    Ray raises another error for a worker that its memory monitor killed than for all other deaths. Without a
-    conversion, Tune 2.60 ends the whole study.
+    Ray raises OutOfMemoryError, not RayActorError, if its memory monitor kills a worker. Tune 2.60 does not
+    handle this error and would end the whole experiment.
 
-    Tune sets a variable that only Lightning reads. Without its removal, Ray starts Python twice for each
-    worker, which takes a second per worker and stage.
+    Tune sets an environment variable that only Lightning reads. Because of this variable, Ray would start
+    Python twice for each worker, which takes one second per worker and stage.
     """
     handle = RayActorManager._actor_task_failed
 
@@ -26,7 +26,7 @@ def patched() -> Iterator[None]:
         if isinstance(exception, OutOfMemoryError):
             reason = MemoryError(str(exception).splitlines()[0])
             death: Any = RayActorError(error_msg=str(reason))
-            death.cause = reason  # as errors that a worker raised have it
+            death.cause = reason  # the attribute that errors raised by a worker have
             exception = death
         handle(self, tracked_actor_task, exception)
 

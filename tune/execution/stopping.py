@@ -1,4 +1,4 @@
-"""Early end of a study: at a signal, or if Ray dies on this machine."""
+"""Early stop of a study: at a signal, or if Ray dies on this machine."""
 
 import os
 import signal
@@ -10,26 +10,26 @@ from types import FrameType
 from rich.console import Console
 
 from prometar.cli.console import handled
-from tune.execution.local_ray import head_is_gone, own_node_is_gone, started_here
+from tune.execution.ray_cluster import head_is_dead, local_node_is_dead, owns_cluster
 
 RESUME = "Rerun the same command to resume."
 RAY_DIED = f"Ray died on this machine. {RESUME}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HEAD_SECONDS, _NODE_SECONDS = 1.0, 10.0
-"""Seconds between two looks at Ray's head and at this machine's node."""
+"""Intervals at which Ray's head and this machine's node are checked."""
 _GRACE_SECONDS = 30.0
-"""Seconds that Tune gets to raise an error of its own after Ray died."""
+"""Seconds after the death of Ray in which Tune may raise an error, before the process exits."""
 
 
 class Stopping:
-    """State of an early end.
-
-    Attributes:
-        requested: True after the first signal. Running jobs end after their current epoch.
-        ray_died: True after Ray's head or node on this machine died.
+    """State of an early stop.
 
     Args:
-        console: Where signals are acknowledged.
+        console: Console on which signals are acknowledged.
+
+    Attributes:
+        requested: True after the first signal. Running jobs stop after their current epoch.
+        ray_died: True after Ray's head or node on this machine died.
     """
 
     def __init__(self, console: Console) -> None:
@@ -37,20 +37,20 @@ class Stopping:
         self.requested = self.ray_died = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Handle SIGINT and SIGTERM, and watch Ray.
 
-        The first signal requests a stop, the second raises KeyboardInterrupt. If Ray dies, its calls may
-        block for ever. Then the process exits.
+        The first signal requests a stop, the second raises KeyboardInterrupt. If Ray dies, the process exits,
+        because Ray's calls may block forever.
         """
-        over = threading.Event()
+        finished = threading.Event()
         with handled(_SIGNALS, self._handle):
             for watch in (self._watch_head, self._watch_node):
-                threading.Thread(target=watch, args=(over,), daemon=True).start()
+                threading.Thread(target=watch, args=(finished,), daemon=True).start()
             try:
                 yield
             finally:
-                over.set()
+                finished.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -60,27 +60,27 @@ class Stopping:
             "Stopping after the current epoch of each running trial. Send the signal again to stop now."
         )
 
-    def _watch_head(self, over: threading.Event) -> None:
-        """Without this, Ray waits a minute for its head and then aborts."""
-        while not over.wait(_HEAD_SECONDS):
-            # A stop of the whole process group ends Ray too. The head of a cluster may come back.
-            if head_is_gone() and (self.requested or started_here()) and not over.is_set():
-                self._end(over)
+    def _watch_head(self, finished: threading.Event) -> None:
+        """Exit soon after the head dies. Ray itself would wait for a minute and then abort."""
+        while not finished.wait(_HEAD_SECONDS):
+            # A signal to the whole process group stops a local Ray too. The head of a cluster may restart.
+            if head_is_dead() and (self.requested or owns_cluster()) and not finished.is_set():
+                self._exit(finished)
 
-    def _watch_node(self, over: threading.Event) -> None:
-        """A thread of its own, since the question may block if the head dies meanwhile."""
-        while not over.wait(_NODE_SECONDS):
-            if not head_is_gone() and own_node_is_gone():
-                self._end(over)
+    def _watch_node(self, finished: threading.Event) -> None:
+        """Run in a separate thread, because `ray.nodes` blocks if the head dies during the call."""
+        while not finished.wait(_NODE_SECONDS):
+            if not head_is_dead() and local_node_is_dead():
+                self._exit(finished)
 
-    def _end(self, over: threading.Event) -> None:
-        """Exit unless the main thread does so itself. Everything reported is already on disk."""
+    def _exit(self, finished: threading.Event) -> None:
+        """Exit unless the main thread returns by itself. All reported results are already on disk."""
         self.ray_died = True
         waited = 0.0
         while not self.requested and waited < _GRACE_SECONDS:
-            if over.wait(_HEAD_SECONDS):
+            if finished.wait(_HEAD_SECONDS):
                 return
             waited += _HEAD_SECONDS
         self._console.show_cursor()
-        self._console.print(f"Interrupted, and Ray has ended too. {RESUME}" if self.requested else RAY_DIED)
+        self._console.print(f"Interrupted. Ray has stopped too. {RESUME}" if self.requested else RAY_DIED)
         os._exit(128 + signal.SIGINT if self.requested else 1)

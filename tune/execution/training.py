@@ -1,4 +1,4 @@
-"""Training of one job: its runs advance together, epoch by epoch."""
+"""Training of one job, whose runs advance together, epoch by epoch."""
 
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,9 @@ from tune.records.schema import EpochReport, RunScore
 
 
 class JobTraining:
-    """Training of one job. Its epochs are reported in order, including those that checkpoints contain.
+    """Training of one job. Epochs are reported in order, including epochs in existing checkpoints.
 
-    Raises:
-        StorageError: from every method, if a folder cannot be written. The job is not to blame.
+    Every method raises StorageError if a folder cannot be written. The job itself has not failed then.
     """
 
     def __init__(self, task: Task) -> None:
@@ -35,7 +34,7 @@ class JobTraining:
     def advance(self) -> EpochReport:
         """Return the report of the next epoch. Train it unless the checkpoints contain it.
 
-        An error that would occur again, such as a loss that is not finite, is a failed report.
+        An error that a retry would repeat, e.g. a loss that is not finite, is returned as a failed report.
         """
         self._epoch += 1
         try:
@@ -64,23 +63,23 @@ class JobTraining:
             while len(session.history) < self._epoch:
                 session.epoch()
                 if len(self._sessions) > 1:
-                    session.close()  # only the run whose turn it is holds an open stream
+                    session.close()  # a job has CPUs for only one open stream
 
     def _open(self, folder: Path, config: Config) -> Session:
-        """Open a run, resumed from its folder's checkpoint."""
+        """Open the session of a run. Resume it if the folder contains a checkpoint."""
         job, path = self._task.job, folder / FILE
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         session, note = Session.or_anew(
             run, folder, self._stream, Alignment(folder) if job.alignment else None
         )
         self._notes += [note] if note else []
-        # Beside the new configuration, the result of another run would be mistaken for this one's.
+        # The folder may contain the result of another run, which the new config.yaml would not match.
         try:
-            same = read_result(folder).run == run.digest
-        except PrometarError:  # it is missing or corrupt
-            same = False
+            is_same_run = read_result(folder).run == run.digest
+        except PrometarError:  # the result is missing or corrupt
+            is_same_run = False
         try:
-            if not same:
+            if not is_same_run:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise refused(path, error) from None
@@ -108,7 +107,7 @@ class JobTraining:
         )
 
     def close(self) -> None:
-        """End the streams, and return cached GPU memory to other workers."""
+        """Close the data streams, and release cached GPU memory for other workers."""
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()

@@ -1,4 +1,4 @@
-"""Worker that trains jobs in a Ray actor."""
+"""Tune trainable that trains jobs in a Ray actor."""
 
 import errno
 import faulthandler
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from tune.execution.training import JobTraining
 
 STACKS = "hung.txt"
-"""In the folder of a job whose worker hung: the stack of every thread."""
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""File in a job's folder with the stack of every thread of a worker that hung."""
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _OUT_OF_MEMORY = (
     "CUDA out of memory",
-    "CUDA error: out of memory",  # of a context or a graph, not of torch's allocator
+    "CUDA error: out of memory",  # raised by a CUDA context or graph, not by torch's allocator
     "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
-    "_ALLOCATION_FAILED",  # cuDNN from 9.0 on
-    "NVML_SUCCESS == ",  # torch asks who uses the memory, which a MIG device does not tell
+    "_ALLOCATION_FAILED",  # cuDNN 9.0 or later
+    "NVML_SUCCESS == ",  # torch fails to list memory users of a MIG device
     "can't allocate memory",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job and the terms on which a worker trains it.
+    """A job with its resources and its timeout.
 
     Args:
-        bundles: Allocated resources. They grow if memory runs out, the plan's threads do not.
-        timeout_seconds: Seconds without a report after which a worker counts as hung. None: no limit.
+        bundles: Allocated resources. Unlike the threads of the plan, they grow after an out-of-memory error.
+        timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
     """
 
     job: Job
@@ -58,11 +58,11 @@ class Task:
 
 
 class TrialWorker(tune.Trainable):
-    """Trains one job after another. Each step returns the report of one epoch.
+    """Trainable that trains one job after another. Each step returns the report of one epoch.
 
-    The backbone, the datasets and the frozen features stay in memory between jobs. Tune's checkpoints are
-    not used: a run's folder contains its checkpoint, so a job resumes on any worker. Epochs that the
-    checkpoints contain are reported again, because the driver may have missed the last ones.
+    The backbone, the datasets and the frozen features stay in memory between jobs. Checkpoints are stored in
+    the folders of the runs, not by Tune, so that a job resumes on any worker. Epochs that the checkpoints
+    contain are reported again, because the driver may have missed the last reports.
     """
 
     _task: Task
@@ -74,7 +74,7 @@ class TrialWorker(tune.Trainable):
         return tune.PlacementGroupFactory(task.bundles, strategy="STRICT_PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._task = config["task"]  # started in the first step: errors of a reset are lost in Tune
+        self._task = config["task"]  # training is opened in `step`, because Tune hides errors of a reset
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -93,12 +93,12 @@ class TrialWorker(tune.Trainable):
         self._training = None
 
     def open_training(self, task: Task) -> "JobTraining":
-        """Open the training of a job. Tests replace it.
+        """Open the training of a job. Tests override this method.
 
         Raises:
-            StorageError: this machine cannot use its GPU.
+            StorageError: torch cannot use the GPU of this machine.
         """
-        _use_given_gpus()  # before torch is imported
+        _use_allocated_gpus()  # before torch is imported
         import torch
 
         from tune.execution.training import JobTraining
@@ -108,17 +108,18 @@ class TrialWorker(tune.Trainable):
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:
-        """Exit if the block takes longer than the timeout. The stack of every thread is then in a file.
+        """Exit the process if the block exceeds the timeout, and write the stack of every thread to a file.
 
-        The timer is not a Python thread, so it works while a library holds the interpreter's lock.
+        The timer is not a Python thread, so it works even if a library holds the GIL.
 
         Raises:
-            StorageError: this machine does not see the folder that the driver created.
+            StorageError: the job's folder, which the driver created, does not exist on this machine.
         """
         folder, seconds = self._task.job.folder, self._task.timeout_seconds
         if not folder.is_dir():
             raise StorageError(
-                f"{socket.gethostname()} does not see {folder}. Set --out to a folder that all machines share"
+                f"{folder} does not exist on {socket.gethostname()}. Set --out to a folder that all machines "
+                "share"
             )
         if seconds is None:
             yield
@@ -139,38 +140,38 @@ class TrialWorker(tune.Trainable):
 
 @contextmanager
 def _typed_errors() -> Iterator[None]:
-    """Convert errors of other libraries that are due to a full disk or memory.
+    """Convert errors of other libraries that report a lack of disk space or memory.
 
     Raises:
-        StorageError: nothing can be stored. MemoryError: memory has run out.
+        StorageError: the disk is full or read-only. MemoryError: memory is exhausted.
     """
     try:
         yield
     except OutOfDiskError as error:
         raise StorageError(first_line(error)) from None
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _STORAGE_ERRNOS:
             raise
         raise refused(Path(str(error.filename or "a file")), error) from None
-    except RuntimeError as error:  # torch has a class for its own allocator alone
-        if not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+    except RuntimeError as error:  # torch.OutOfMemoryError covers only torch's allocator
+        if not any(message in str(error) for message in _OUT_OF_MEMORY):
             raise
         raise MemoryError(first_line(error)) from error
 
 
-def _use_given_gpus() -> None:
-    """Hide all GPUs from a worker to which Ray allocated none.
+def _use_allocated_gpus() -> None:
+    """Hide all GPUs from a worker without an allocated GPU; otherwise, check that torch can use the GPU.
 
     Raises:
-        StorageError: torch cannot use the GPU that Ray allocated. The machine is to blame, not the job.
+        StorageError: torch cannot use the GPU. This is a problem of the machine, not of the job.
     """
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
     if why := _why_no_gpu():
         raise StorageError(
-            f"torch cannot use the GPU of the machine {socket.gethostname()}: {why}. Fix its driver or its "
-            "torch, or request no GPUs."
+            f"torch cannot use the GPU of {socket.gethostname()}: {why}. Fix the driver or the torch "
+            "installation, or request no GPUs."
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from tune.execution.live import duration
+from prometar.cli.console import format_duration
 from tune.records.folder import STATES, Records
 from tune.records.schema import RunScore, TrialRecord, seed_means
 from tune.report.formatting import NONE, listed, number, points, setting, spread
@@ -143,7 +143,7 @@ def _cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield "; ".join(filter(None, (trial.reason, *trial.notes))) or NONE
     yield from map(number, (trial.objective, trial.base, trial.new))
     yield str(trial.epoch)
-    yield duration(trial.seconds)
+    yield format_duration(trial.seconds)
 
 
 def _kind(trial: TrialRecord, records: Records) -> str:
@@ -168,4 +168,4 @@ def _costs(records: Records) -> Table:
 def _cost(name: str, runs: Sequence[RunScore]) -> tuple[str, ...]:
     timed = [(run.seconds or 0.0, run.cpus or 0.0, run.gpus or 0.0) for run in runs]
     cpu, gpu = (sum(row[0] * row[place] for row in timed) / 3600 for place in (1, 2))
-    return name, str(len(timed)), duration(sum(row[0] for row in timed)), f"{cpu:.2f}", f"{gpu:.2f}"
+    return name, str(len(timed)), format_duration(sum(row[0] for row in timed)), f"{cpu:.2f}", f"{gpu:.2f}"

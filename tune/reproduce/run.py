@@ -18,7 +18,7 @@ from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs
 from tune.execution.jobs import Job
 from tune.execution.live import LiveView, plain_console
-from tune.execution.local_ray import start_ray
+from tune.execution.ray_cluster import start_ray
 from tune.execution.resources import on_gpus, plan_resources
 from tune.reproduce.grid import Grid, read_run
 from tune.reproduce.published import incomparable_reason
@@ -60,7 +60,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             console.print(f"Skipping {name}: {reason}")
         if remaining:
             console.print(description)
-            with LiveView(console, grid.name, len(jobs), done, compared=False) as view:
+            with LiveView(console, grid.name, len(jobs), done, show_best=False) as view:
                 failures = run_jobs(iter(remaining), plan, [view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]

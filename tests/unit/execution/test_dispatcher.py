@@ -17,7 +17,7 @@ from tune.execution.stopping import Stopping
 from tune.execution.worker import Task
 from tune.records.schema import EpochReport
 
-GPU = ResourcePlan(1, 2.0, 0.25, most_cpus=4.0, most_gpus=1.0)
+GPU = ResourcePlan(1, 2.0, 0.25, max_cpus=4.0, max_gpus=1.0)
 
 
 class Tune:

@@ -70,7 +70,7 @@ def test_scores_are_compared_only_where_they_can_be() -> None:
     stage.epochs(0, 60, 61, 62, 63, 64)
     stage.end(0, 10.0)
     assert "3 of 4 done; best 70.0 (trial 9); 0:10 left" in stage.lines[0]
-    other = Stage(compared=False)
+    other = Stage(show_best=False)
     other.epochs(0, 60, 61, 62, 63, 64)
     other.end(0, 10.0)
     assert "best" not in other.lines[0]

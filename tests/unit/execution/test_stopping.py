@@ -21,7 +21,7 @@ def new() -> tuple[Stopping, io.StringIO]:
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("_HEAD_SECONDS", 0.05), ("_NODE_SECONDS", 0.05), ("_GRACE_SECONDS", 0.2)):
         monkeypatch.setattr(stopping, name, seconds)
-    for name in ("head_is_gone", "own_node_is_gone", "started_here"):
+    for name in ("head_is_dead", "local_node_is_dead", "owns_cluster"):
         monkeypatch.setattr(stopping, name, lambda: False)
 
 
@@ -37,7 +37,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> dict[int, threading.Event]:
 def test_the_first_signal_requests_a_stop_and_the_second_stops(number: signal.Signals) -> None:
     stop, said = new()
     before = signal.getsignal(number)
-    with stop.listening():
+    with stop.watching():
         os.kill(os.getpid(), number)
         assert stop.requested
         assert "Stopping after the current epoch of each running trial." in said.getvalue()
@@ -51,13 +51,13 @@ def test_a_study_whose_ray_died_exits(
     monkeypatch: pytest.MonkeyPatch, ended: dict[int, threading.Event], head: bool
 ) -> None:
     """Without a signal, and in any thread: no epoch would ever end."""
-    monkeypatch.setattr(stopping, "head_is_gone", lambda: head)
-    monkeypatch.setattr(stopping, "started_here", lambda: head)
-    monkeypatch.setattr(stopping, "own_node_is_gone", lambda: not head)
+    monkeypatch.setattr(stopping, "head_is_dead", lambda: head)
+    monkeypatch.setattr(stopping, "owns_cluster", lambda: head)
+    monkeypatch.setattr(stopping, "local_node_is_dead", lambda: not head)
     stop, said = new()
 
     def run() -> None:
-        with stop.listening():
+        with stop.watching():
             assert ended[1].wait(30)
 
     thread = threading.Thread(target=run)
@@ -74,9 +74,9 @@ def test_a_head_elsewhere_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None
         looked.set()
         return True
 
-    monkeypatch.setattr(stopping, "head_is_gone", gone)
+    monkeypatch.setattr(stopping, "head_is_dead", gone)
     stop, _ = new()
-    with stop.listening():
+    with stop.watching():
         assert looked.wait(30)
     assert not stop.ray_died
 
@@ -91,26 +91,26 @@ def test_a_signal_to_all_of_ray_ends_the_study_at_once(
         asking.set()
         return not answered.wait(30)
 
-    monkeypatch.setattr(stopping, "head_is_gone", asking.is_set)
-    monkeypatch.setattr(stopping, "own_node_is_gone", no_answer)
+    monkeypatch.setattr(stopping, "head_is_dead", asking.is_set)
+    monkeypatch.setattr(stopping, "local_node_is_dead", no_answer)
     monkeypatch.setattr(stopping, "_GRACE_SECONDS", 60.0)
     stop, said = new()
-    with stop.listening():
+    with stop.watching():
         assert asking.wait(30)
         stop.requested = True
         assert ended[130].wait(30)
         answered.set()
-    assert "Interrupted, and Ray has ended too." in said.getvalue()
+    assert "Interrupted. Ray has stopped too." in said.getvalue()
 
 
 def test_a_study_that_can_still_end_does_so_itself(
     monkeypatch: pytest.MonkeyPatch, ended: dict[int, threading.Event]
 ) -> None:
-    monkeypatch.setattr(stopping, "own_node_is_gone", lambda: True)
+    monkeypatch.setattr(stopping, "local_node_is_dead", lambda: True)
     monkeypatch.setattr(stopping, "_GRACE_SECONDS", 60.0)
     stop, _ = new()
     died = threading.Event()
-    with stop.listening():
+    with stop.watching():
         while not stop.ray_died:
             died.wait(0.01)
     assert not any(event.is_set() for event in ended.values())

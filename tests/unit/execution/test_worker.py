@@ -12,7 +12,7 @@ from ray.exceptions import OutOfDiskError
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import _OUT_OF_MEMORY, Task, TrialWorker, _use_given_gpus
+from tune.execution.worker import _OUT_OF_MEMORY, Task, TrialWorker, _use_allocated_gpus
 from tune.records.schema import EpochReport
 
 PLAN = ResourcePlan(1, 1.0, 0.5)
@@ -65,7 +65,7 @@ def test_a_worker_opens_its_next_job_in_that_ones_first_step(tmp_path: Path) -> 
 def test_a_machine_must_see_the_drivers_folder(tmp_path: Path) -> None:
     own = task(tmp_path, 0)
     own.job.folder.rmdir()
-    with pytest.raises(StorageError, match=r"does not see .*/trials/0000\. Set --out to a folder"):
+    with pytest.raises(StorageError, match=r"trials/0000 does not exist on .*\. Set --out to a folder"):
         Worker(own).step()
 
 
@@ -93,8 +93,8 @@ def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("socket.gethostname", lambda: "node3")
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     with pytest.raises(StorageError, match=r"node3: the driver is too old.*request no GPUs"):
-        _use_given_gpus()
+        _use_allocated_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     monkeypatch.setattr(ray, "get_gpu_ids", list)
-    _use_given_gpus()
+    _use_allocated_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

@@ -1,4 +1,4 @@
-"""Start Ray on this machine, or join a cluster by address."""
+"""Ray cluster of a study: a local one that this process starts, or an existing one."""
 
 import logging
 import os
@@ -14,44 +14,44 @@ from prometar.environment import num_cpus as own_cpus
 from prometar.errors import UserError, WorkError, first_line
 
 _ALWAYS = {
-    # A stream ends its workers' work between two epochs. Ray would then stop them after a second.
+    # Workers of a data stream are idle between two epochs. By default, Ray kills idle workers after 1 s.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A late call after `ray.shutdown`, such as closing a stream, would start another Ray that nobody ends.
+    # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a second local cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _LOCAL = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # servers listen on 127.0.0.1 only, as on a Mac
-    "RAY_prestart_worker_first_driver": "0",  # start workers on demand: each takes 80 MB and half a second
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, which is the default on macOS
+    "RAY_prestart_worker_first_driver": "0",  # an unused worker takes 80 MB and 0.5 s
 }
-# Ray does not name a wrong token. The head listens, so this is the likely cause.
-_TOKEN = " (if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH)"
-_started_here = False
+# Ray's error does not mention tokens. Because the head accepts connections, a token is the likely cause.
+_TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
+_owns_cluster = False
 
 
 def configure_ray(*, local: bool = True) -> None:
-    """Set the environment variables that Ray reads. Call it before anything imports ray."""
+    """Set defaults of Ray's environment variables. Call this function before the first import of ray."""
     for name, value in (_ALWAYS | (_LOCAL if local else {})).items():
         os.environ.setdefault(name, value)
 
 
 def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> list[dict[str, float]]:
-    """Start Ray on this machine, or join the cluster at `address`. Does nothing if Ray already runs.
+    """Connect to the cluster at `address`, or start a local one. Do nothing if Ray is already initialized.
 
-    Returns the resources of each machine, e.g. [{"CPU": 2.0}]. A Ray started here listens on 127.0.0.1 only.
+    Return the resources of each machine, e.g. [{"CPU": 2.0}]. A local cluster listens on 127.0.0.1 only.
 
     Raises:
-        UserError: `address` is not an address. WorkError: Ray does not start, or cannot be joined.
+        UserError: `address` is invalid. WorkError: Ray cannot be started, or the connection fails.
     """
     configure_ray(local=address is None)
     if address is not None:
         _require_server(address)
     import ray
 
-    if ray.is_initialized() and (head_is_gone() or own_node_is_gone()):
-        ray.shutdown()  # it died between two studies of a notebook
+    if ray.is_initialized() and (head_is_dead() or local_node_is_dead()):
+        ray.shutdown()  # the cluster died between two studies of a notebook
     if not ray.is_initialized():
         _start(address, num_cpus=num_cpus)
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
@@ -60,43 +60,44 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> lis
 def _start(address: str | None, *, num_cpus: int | None) -> None:
     import ray
 
-    global _started_here
+    global _owns_cluster
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"include_dashboard": False} | _own_resources(num_cpus)
-        if not os.access(os.path.expanduser("~"), os.W_OK):  # where Ray would store a token
+        if not os.access(os.path.expanduser("~"), os.W_OK):  # Ray stores its token there
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for attempts_left in (1, 0):
         try:
-            with own_signal_handlers():
+            with preserved_signal_handlers():
                 ray.init(address=address or "local", **options)
             break
         except Exception as error:
             reason = first_line(error)
             if address is not None:
-                hint = "" if "token" in reason else _TOKEN
-                raise WorkError(f"Ray cannot be joined at {address}: {reason}{hint}") from None
+                hint = "" if "token" in reason else _TOKEN_HINT
+                raise WorkError(f"Cannot connect to Ray at {address}: {reason}.{hint}") from None
             if not attempts_left:
-                raise WorkError(f"Ray does not start: {reason}") from None
-            ray.shutdown()  # on a busy machine, 30 s may be too short for its processes
-    _started_here = address is None
+                raise WorkError(f"Cannot start Ray: {reason}") from None
+            ray.shutdown()  # on a busy machine, Ray's processes may not start within its timeout of 30 s
+    _owns_cluster = address is None
 
 
 def _own_resources(num_cpus: int | None) -> dict[str, int]:
-    """Resources for `ray.init` that Ray would overestimate."""
+    """Return the resources for `ray.init` that Ray would overestimate."""
     import torch
 
-    found = {} if torch.cuda.is_available() else {"num_gpus": 0}  # Ray asks the driver, not torch
-    if num_cpus is None and own_cpus() < (os.cpu_count() or 1):  # a batch system shares the machine
+    found = {} if torch.cuda.is_available() else {"num_gpus": 0}  # Ray counts GPUs that torch cannot use
+    if num_cpus is None and own_cpus() < (os.cpu_count() or 1):  # e.g. in a Slurm job
         num_cpus = own_cpus()
     return found if num_cpus is None else {**found, "num_cpus": num_cpus}
 
 
 @contextmanager
-def own_signal_handlers() -> Iterator[None]:
-    """Restore this process's handlers afterwards, and do not let Ray's processes ignore SIGINT.
+def preserved_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers afterwards, and prevent Ray's processes from ignoring SIGINT.
 
-    A background job of a shell ignores it, and its children inherit that. Ray cancels tasks with SIGINT.
+    Shells start background jobs with SIGINT ignored, and child processes inherit this. Ray needs SIGINT to
+    cancel tasks.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -112,13 +113,13 @@ def own_signal_handlers() -> Iterator[None]:
             signal.signal(signal.SIGTERM, terminate)
 
 
-def started_here() -> bool:
-    """Return True if this process started the Ray that it uses."""
-    return _started_here
+def owns_cluster() -> bool:
+    """Return True if this process started the Ray cluster that it uses."""
+    return _owns_cluster
 
 
-def head_is_gone() -> bool:
-    """Return True if the head of the Ray that this process uses does not listen any more."""
+def head_is_dead() -> bool:
+    """Return True if the head of the Ray cluster refuses connections."""
     import ray
 
     try:
@@ -126,12 +127,12 @@ def head_is_gone() -> bool:
             _connect(ray.get_runtime_context().gcs_address)
     except ConnectionRefusedError:
         return True
-    except OSError:  # unknown: the network may be down
+    except OSError:  # the head may be alive, e.g. if the network is down
         pass
     return False
 
 
-def own_node_is_gone() -> bool:
+def local_node_is_dead() -> bool:
     """Return True if Ray's head considers this machine's node dead."""
     import ray
 
@@ -142,13 +143,13 @@ def own_node_is_gone() -> bool:
 
 
 def _connect(address: str) -> None:
-    """Raises OSError if nothing listens at `address`."""
+    """Check that a server accepts connections at `address`. Raises OSError otherwise."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _require_server(address: str) -> None:
-    """Without this, Ray tries for ten minutes to reach a server that does not exist."""
+    """Check that `address` is valid and its server is up. Ray itself would retry for ten minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "")
         if address in {"", "auto", "local"}:
@@ -156,12 +157,14 @@ def _require_server(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "://" in address:
         raise UserError(
-            f"--address {address}: Ray client addresses are not supported. Start the command on a machine of "
+            f"--address {address}: Ray Client is not supported. Run the command on a machine of "
             "the cluster (--address auto), or submit it (clusters/submit.py)."
         )
     if not (host and port.isdigit()):
-        raise UserError(f"--address {address}: expected auto, or HOST:PORT of the cluster's head.")
+        raise UserError(f"--address must be auto or HOST:PORT of the cluster's head, got {address}.")
     try:
         _connect(address)
     except (OSError, OverflowError) as error:
-        raise WorkError(f"Ray cannot be joined at {address}: {error}") from None
+        raise WorkError(
+            f"Cannot connect to Ray at {address}: {error}. Check that the cluster is up."
+        ) from None

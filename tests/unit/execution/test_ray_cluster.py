@@ -1,4 +1,4 @@
-"""Starting and joining Ray: options, addresses and errors of one line."""
+"""Start of and connection to Ray: options, addresses and one-line errors."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from prometar.errors import UserError, WorkError
-from tune.execution import local_ray
-from tune.execution.local_ray import own_node_is_gone, start_ray
+from tune.execution import ray_cluster
+from tune.execution.ray_cluster import local_node_is_dead, start_ray
 
 Init = Callable[[Callable[..., None]], None]
 
@@ -30,7 +30,7 @@ def test_a_batch_job_gets_its_own_cpus_only(
 ) -> None:
     started: dict[str, object] = {}
     init(lambda **options: started.update(options))
-    monkeypatch.setattr(local_ray, "own_cpus", lambda: 3)
+    monkeypatch.setattr(ray_cluster, "own_cpus", lambda: 3)
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     start_ray()
     assert (started.get("num_cpus"), started["num_gpus"], started["address"]) == (expected, 0, "local")
@@ -59,12 +59,12 @@ def test_signal_handlers_are_those_from_before(init: Init) -> None:
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("ray://head:10001", "Ray client addresses are not supported"),
-        ("head", "expected auto, or HOST:PORT"),
-        ("head:port", "expected auto, or HOST:PORT"),
+        ("ray://head:10001", "Ray Client is not supported"),
+        ("head", "--address must be auto or HOST:PORT"),
+        ("head:port", "--address must be auto or HOST:PORT"),
     ],
 )
-def test_addresses_that_cannot_be_joined(address: str, says: str) -> None:
+def test_invalid_addresses(address: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         start_ray(address=address)
 
@@ -72,7 +72,7 @@ def test_addresses_that_cannot_be_joined(address: str, says: str) -> None:
 def test_errors_of_ray_are_one_line(init: Init) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    with pytest.raises(WorkError, match=f"^Ray cannot be joined at {address}: .*refused$"):
+    with pytest.raises(WorkError, match=f"^Cannot connect to Ray at {address}: .*refused\\. Check"):
         start_ray(address=address)
     attempts = []
 
@@ -81,7 +81,7 @@ def test_errors_of_ray_are_one_line(init: Init) -> None:
         raise RuntimeError("Version mismatch: Ray 2.60 and 2.61.\nMore lines.")
 
     init(start)
-    with pytest.raises(WorkError, match=r"^Ray does not start: Version mismatch: Ray 2\.60 and 2\.61\.$"):
+    with pytest.raises(WorkError, match=r"^Cannot start Ray: Version mismatch: Ray 2\.60 and 2\.61\.$"):
         start_ray()
     assert len(attempts) == 2
 
@@ -92,4 +92,4 @@ def test_a_dead_node_of_this_machine(own: str, gone: bool, monkeypatch: pytest.M
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: own))
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert own_node_is_gone() is gone
+    assert local_node_is_dead() is gone
