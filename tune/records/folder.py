@@ -29,7 +29,7 @@ from tune.records.schema import (
     write_record,
 )
 
-STATES: dict[State, str] = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
+STATES: dict[State, str] = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
 _FILES: dict[type, str] = {
     StudyRecord: "study.yaml",
     Confirmation: "confirmation.json",

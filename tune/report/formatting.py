@@ -1,4 +1,4 @@
-"""Formats of numbers, settings, times and intervals."""
+"""Formatting of numbers, settings, intervals and lists of names."""
 
 from collections.abc import Collection
 from statistics import mean, stdev
@@ -6,22 +6,23 @@ from statistics import mean, stdev
 from prometar.metrics import Interval
 
 NONE = "-"
+"""Placeholder for missing values."""
 
 
 def number(value: float | None) -> str:
-    """Two decimals, a dash for None."""
+    """Format a number with two decimals, or None as a dash."""
     return NONE if value is None else f"{value:.2f}"
 
 
 def setting(value: object) -> str:
-    """Short form of a setting's value."""
+    """Format the value of a setting, floats with four significant digits."""
     if value is None:
         return NONE
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def spread(values: Collection[float]) -> str:
-    """Mean and standard deviation.
+    """Format the mean and, for several values, the standard deviation.
 
     Example:
         >>> spread([60.0, 62.0]), spread([60.0]), spread([])
@@ -33,7 +34,7 @@ def spread(values: Collection[float]) -> str:
 
 
 def points(difference: Interval | None) -> str:
-    """Mean difference with its interval. Bounds close to 0 get a second decimal.
+    """Format a mean difference with its interval. If a bound is close to 0, numbers get a second decimal.
 
     Example:
         >>> points(Interval(2.34, 1.1, 4.06, 5)), points(Interval(0.24, 0.03, 0.45, 5)), points(None)
@@ -47,7 +48,7 @@ def points(difference: Interval | None) -> str:
 
 
 def interval(difference: Interval, unit: str, level: str) -> str:
-    """Mean difference as a sentence states it.
+    """Format a mean difference with unit, interval and number of values, for use in a sentence.
 
     Example:
         >>> interval(Interval(2.34, 1.1, 4.06, 5), "H", "95")
@@ -58,7 +59,7 @@ def interval(difference: Interval, unit: str, level: str) -> str:
 
 
 def listed(names: Collection[object], noun: str = "") -> str:
-    """Enumeration of names, after their noun if there is one.
+    """Join names with commas and "and". A noun in front of them is put into the plural if necessary.
 
     Example:
         >>> listed(["a"]), listed(["a", "b", "c"]), listed([3], "seed"), listed([3, 4], "seed")

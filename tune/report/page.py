@@ -1,4 +1,4 @@
-"""report.html: one file that works offline, made from records alone."""
+"""report.html: a single file that works offline and is rendered from records only."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,30 +12,30 @@ from prometar.io.files import write_atomically
 from prometar.io.stores import masked
 from tune.records.folder import STATES, Records
 from tune.report import statements
-from tune.report.plots import MIN_COMPLETED, library, plots
-from tune.report.tables import all_tables, summary_tables
+from tune.report.plots import MIN_COMPLETED, plotly_script, plots
+from tune.report.tables import detail_tables, summary_tables
 
 
 @dataclass(frozen=True)
 class Report:
-    """Report of a study. A notebook shows its summary.
+    """Report of a study. Notebooks display the summary without plots.
 
     Args:
-        path: The page, report.html.
+        path: Path of report.html.
     """
 
     path: Path
     records: Records
 
     def _repr_html_(self) -> str:
-        return _filled("summary.html.jinja", self.records, path=self.path)
+        return _render_template("summary.html.jinja", self.records, path=self.path)
 
 
 def write_report(records: Records) -> Report:
     """Write report.html into the study's folder.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: the disk is full or the folder is not writable.
     """
     path = records.folder / "report.html"
     write_atomically(path, render(records).encode())
@@ -43,15 +43,16 @@ def write_report(records: Records) -> Report:
 
 
 def render(records: Records) -> str:
-    """The page as HTML."""
+    """Return the HTML of the page."""
     study = records.study
-    return _filled(
+    return _render_template(
         "report.html.jinja",
         records,
-        plotly=library(),
+        plotly=plotly_script(),
         plots=plots(records),
-        more_tables=all_tables(records),
+        detail_tables=detail_tables(records),
         min_completed=MIN_COMPLETED,
+        states=STATES,
         config=masked(yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False)),
         environments=[study.environment, *study.earlier_environments],
     )
@@ -61,13 +62,13 @@ def render(records: Records) -> str:
 def _templates() -> Environment:
     return Environment(
         loader=PackageLoader("tune.report"),
-        autoescape=True,  # names come from datasets, reasons from exceptions
+        autoescape=True,  # dataset names and error messages may contain HTML
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
 
-def _filled(template: str, records: Records, **content: Any) -> str:
-    values = {"records": records, "says": statements, "states": STATES, "tables": summary_tables(records)}
-    return _templates().get_template(template).render(**values, **content)
+def _render_template(name: str, records: Records, **values: Any) -> str:
+    shared = {"records": records, "statements": statements, "tables": summary_tables(records)}
+    return _templates().get_template(name).render(**shared, **values)

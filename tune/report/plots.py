@@ -1,4 +1,4 @@
-"""Plots of a report. Optuna draws the search; the final test and accuracies by class have own plots."""
+"""Plots of a report. Optuna plots the search. Accuracies and seed pairs are plotted here."""
 
 import html
 import warnings
@@ -28,66 +28,66 @@ from tune.report.formatting import points
 from tune.report.statements import NAMES, side_runs
 from tune.space.ranges import Choice, Range
 
-SELECTED, BASELINE, TRIALS, GREY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
-MOST_SLICES = 6
+SELECTED_COLOR, BASELINE_COLOR, TRIALS_COLOR, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
+MAX_SLICES = 6
 MIN_COMPLETED = 8
-"""Completed trials below which importances are noise."""
+"""Minimum number of completed trials for importances. With fewer trials, they are noise."""
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
 _MARKERS = {
-    "trials": {"color": TRIALS, "size": 8, "opacity": 0.6},
-    NAMES["baseline"]: {"color": BASELINE, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
-    NAMES["selected"]: {"color": SELECTED, "size": 12, "symbol": "star"},
+    "trials": {"color": TRIALS_COLOR, "size": 8, "opacity": 0.6},
+    NAMES["baseline"]: {"color": BASELINE_COLOR, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
+    NAMES["selected"]: {"color": SELECTED_COLOR, "size": 12, "symbol": "star"},
 }
 
 
-def library() -> Markup:
-    """plotly.js, included in a page once."""
+def plotly_script() -> Markup:
+    """Return plotly.js, which a page includes once."""
     return Markup(get_plotlyjs())
 
 
 def plots(records: Records) -> dict[str, Markup]:
-    """All plots of a report by name, without those that have nothing to show."""
+    """Return the plots of a report by name. Plots without data are omitted."""
     figures = {**_search(records), **_final_test(records)}
-    return {name: embedded(figure, name) for name, figure in figures.items()}
+    return {name: embed(figure, name) for name, figure in figures.items()}
 
 
 def _search(records: Records) -> dict[str, go.Figure]:
-    """Optuna's plots of the search, with the accuracies of its trials."""
-    goals, found = records.search.goals, dict[str, go.Figure]()
-    study = rebuild(records, goals[:1])
+    """Return Optuna's plots of the search, and a plot of the accuracies of the trials."""
+    goals, figures = records.search.goals, dict[str, go.Figure]()
+    study = rebuild_study(records, goals[:1])
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         return {}
-    title = label(records.study.score if goals[0] == "objective" else goals[0])
+    title = escape(records.study.score if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        found["history"] = visualization.plot_optimization_history(study, target_name=title)
+        figures["history"] = visualization.plot_optimization_history(study, target_name=title)
         if len(goals) in (2, 3):
-            found["pareto"] = visualization.plot_pareto_front(
-                rebuild(records, goals), target_names=list(goals)
+            figures["pareto"] = visualization.plot_pareto_front(
+                rebuild_study(records, goals), target_names=list(goals)
             )
         if ranked := importances(study):
-            found["importance"] = visualization.plot_param_importances(
+            figures["importance"] = visualization.plot_param_importances(
                 study, evaluator=_evaluator()
             ).update_layout(xaxis_title="importance", yaxis_title=None)
-            found["slice"] = visualization.plot_slice(
-                study, params=list(ranked)[:MOST_SLICES], target_name=title
+            figures["slice"] = visualization.plot_slice(
+                study, params=list(ranked)[:MAX_SLICES], target_name=title
             )
         if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
-            found["curves"] = visualization.plot_intermediate_values(study)
-            found["curves"].update_layout(xaxis_title="epoch", yaxis_title=label(records.study.score))
-    if both := [t for t in records.trials if t.base is not None and t.new is not None]:
-        found["accuracies"] = accuracies(
+            figures["curves"] = visualization.plot_intermediate_values(study)
+            figures["curves"].update_layout(xaxis_title="epoch", yaxis_title=escape(records.study.score))
+    if measured := [t for t in records.trials if t.base is not None and t.new is not None]:
+        figures["accuracies"] = plot_accuracies(
             {
-                "trials": [t for t in both if not t.baseline and t is not records.selected],
-                NAMES["baseline"]: [t for t in both if t.baseline],
-                NAMES["selected"]: [t for t in both if t is records.selected and not t.baseline],
+                "trials": [t for t in measured if not t.baseline and t is not records.selected],
+                NAMES["baseline"]: [t for t in measured if t.baseline],
+                NAMES["selected"]: [t for t in measured if t is records.selected and not t.baseline],
             }
         )
-    return found
+    return figures
 
 
-def rebuild(records: Records, goals: Sequence[Goal]) -> optuna.Study:
-    """Build an in-memory study with the same trials. Trials that lack a goal are failed trials."""
+def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
+    """Build an in-memory study with the same trials. Trials that lack the value of a goal count as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[GOALS[goal] for goal in goals])
     study.add_trials(_trial(trial, records, goals) for trial in records.trials)
@@ -96,38 +96,41 @@ def rebuild(records: Records, goals: Sequence[Goal]) -> optuna.Study:
 
 def _trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
     ranges, values = records.search.space.ranges, [getattr(trial, goal) for goal in goals]
-    fits = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
-    if not fits or trial.state == "FAIL" or None in values:
+    in_range = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
+    if not in_range or trial.state == "FAIL" or None in values:
         return create_trial(state=TrialState.FAIL)
     return create_trial(
         state=TrialState[trial.state],
         values=values if trial.state == "COMPLETE" else None,
-        params={label(key): label(value) for key, value in trial.settings.items()},
-        distributions={label(key): _distribution(ranges[key]) for key in trial.settings},
+        params={escape(key): escape(value) for key, value in trial.settings.items()},
+        distributions={escape(key): _distribution(ranges[key]) for key in trial.settings},
         intermediate_values=dict(trial.epochs),
     )
 
 
 def _distribution(entry: Range) -> BaseDistribution:
     if isinstance(entry, Choice):
-        return CategoricalDistribution([label(choice) for choice in entry.choices])
+        return CategoricalDistribution([escape(choice) for choice in entry.choices])
     if entry.type == "int":
         return IntDistribution(int(entry.low), int(entry.high), log=entry.log)
     return FloatDistribution(entry.low, entry.high, log=entry.log)
 
 
-def label(value: Any) -> Any:
-    """Escape a text, because Plotly reads labels as HTML. Other values are returned as they are."""
+def escape(value: Any) -> Any:
+    """Escape a string, because Plotly interprets labels as HTML. Return other values unchanged."""
     return html.escape(value, quote=False) if isinstance(value, str) else value
 
 
 def _evaluator() -> PedAnovaImportanceEvaluator:
-    """Evaluator that compares the best quarter of the trials with all of them."""
+    """Return an evaluator that compares the best quarter of the trials with all trials."""
     return PedAnovaImportanceEvaluator(target_quantile=0.25)
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the importances of settings for a single goal, highest first. Empty with too few trials."""
+    """Return the importance of each setting for the study's goal, highest first.
+
+    The result is empty if there are fewer than MIN_COMPLETED completed trials or all their values are equal.
+    """
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}
@@ -141,24 +144,24 @@ def _final_test(records: Records) -> dict[str, go.Figure]:
     sides = {NAMES["baseline"]: side_runs(test, "baseline")}
     if not test.same:
         sides[NAMES["selected"]] = side_runs(test, "selected")
-    figures = {"tested": accuracies(sides)}
+    figures = {"tested": plot_accuracies(sides)}
     if any(each.difference for each in test.datasets.values()):
-        figures["pairs"] = seed_pairs(test)
+        figures["pairs"] = plot_seed_pairs(test)
     return figures
 
 
-def accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Figure:
-    """New against base accuracy, with dotted lines of equal harmonic mean."""
+def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Figure:
+    """Plot new against base accuracy, with dotted lines of equal harmonic mean."""
     figure = go.Figure()
-    known = {
+    points_by_group = {
         name: [(each.base, each.new) for each in group if each.base is not None and each.new is not None]
         for name, group in groups.items()
     }
-    everything = [point for group in known.values() for point in group]
-    bases, news = zip(*everything, strict=True) if everything else ((50.0,), (50.0,))
+    all_points = [point for group in points_by_group.values() for point in group]
+    bases, news = zip(*all_points, strict=True) if all_points else ((50.0,), (50.0,))
     low, high = min(bases) - 1, max(bases) + 1
     steps = [low + (high - low) * i / 50 for i in range(51)]
-    means = [2 * base * new / (base + new) for base, new in everything if base + new]
+    means = [2 * base * new / (base + new) for base, new in all_points if base + new]
     for level in sorted({5 * round(mean / 5) for mean in means} - {0}):
         line = [(base, level * base / (2 * base - level)) for base in steps if 2 * base > level]
         figure.add_scatter(
@@ -169,7 +172,7 @@ def accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Fig
             hovertemplate=f"H = {level}<extra></extra>",
             showlegend=False,
         )
-    for name, group in known.items():
+    for name, group in points_by_group.items():
         figure.add_scatter(
             x=[base for base, _ in group],
             y=[new for _, new in group],
@@ -182,38 +185,42 @@ def accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Fig
     return figure.update_yaxes(title="new accuracy (%)", range=[min(news) - 1, max(news) + 1])
 
 
-def seed_pairs(test: FinalTest) -> go.Figure:
-    """Differences in H of all seed pairs, with the confidence interval of each dataset."""
+def plot_seed_pairs(test: FinalTest) -> go.Figure:
+    """Plot the difference in H of each seed pair and the confidence interval of each dataset."""
     figure = go.Figure().add_vline(x=0, line={"color": "#4a5568", "width": 1.5})
-    for place, (name, found) in enumerate(test.datasets.items()):
-        pairs = paired(found.selected, found.baseline)
+    for row, (name, dataset) in enumerate(test.datasets.items()):
+        pairs = paired(dataset.selected, dataset.baseline)
         figure.add_scatter(
             x=list(pairs.values()),
-            y=[place + 0.2] * len(pairs),
+            y=[row + 0.2] * len(pairs),
             mode="markers",
             text=[f"seed {seed}" for seed in pairs],
             hovertemplate="%{text}: %{x:+.2f} H<extra></extra>",
-            marker={"color": GREY, "size": 7, "opacity": 0.6},
+            marker={"color": GRAY, "size": 7, "opacity": 0.6},
         )
-        if mean := found.difference:
-            color = GREY if not mean.excludes_zero else TRIALS if mean.mean > 0 else SELECTED
+        if found := dataset.difference:
+            color = TRIALS_COLOR if found.mean > 0 else SELECTED_COLOR
             figure.add_scatter(
-                x=[mean.mean],
-                y=[place],
-                error_x={"array": [mean.high - mean.mean], "arrayminus": [mean.mean - mean.low], "width": 6},
+                x=[found.mean],
+                y=[row],
+                error_x={
+                    "array": [found.high - found.mean],
+                    "arrayminus": [found.mean - found.low],
+                    "width": 6,
+                },
                 mode="markers",
-                hovertext=label(f"{name}: {points(mean)} H"),
+                hovertext=escape(f"{name}: {points(found)} H"),
                 hoverinfo="text",
-                marker={"color": color, "size": 12, "symbol": "square"},
+                marker={"color": color if found.excludes_zero else GRAY, "size": 12, "symbol": "square"},
             )
-    ticks = [label(name if len(name) <= 24 else f"{name[:23]}…") for name in test.datasets]
+    ticks = [escape(name if len(name) <= 24 else f"{name[:23]}…") for name in test.datasets]
     figure.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.4, -0.6])
     figure.update_xaxes(title="difference (H)")
     return figure.update_layout(showlegend=False, height=120 + 50 * len(ticks))
 
 
-def embedded(figure: go.Figure, name: str) -> Markup:
-    """Part of a page that contains plotly.js already."""
+def embed(figure: go.Figure, name: str) -> Markup:
+    """Return the HTML of a figure, for a page that includes plotly.js."""
     figure.update_xaxes(**_AXIS)
     figure.update_yaxes(**_AXIS)
     figure.update_layout(

@@ -1,4 +1,4 @@
-"""Statements of a report: verdict, evidence, caveats and next steps. Page and terminal show the same ones."""
+"""Verdict, evidence, caveats and next steps: the sentences of the page, notebook and terminal."""
 
 import shlex
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
 from tune.report.formatting import interval, listed, number, spread
 from tune.stages.statistics import over_all
 
-MOST_CAVEATS = 5
+MAX_CAVEATS = 5
 NAMES = {"selected": "selected settings", "baseline": "default settings"}
 
 Side = Literal["selected", "baseline"]
@@ -21,7 +21,7 @@ Status = Verdict | Literal["unfinished", "leaking"]
 
 
 def status(records: Records) -> Status:
-    """Verdict of a study, or why there is none. Everything else follows from it."""
+    """Return the verdict of a study, "leaking" if its results are invalid, or "unfinished"."""
     if records.study.leaks:
         return "leaking"
     if records.final_test is None or records.selected is None or records.outdated:
@@ -30,7 +30,7 @@ def status(records: Records) -> Status:
 
 
 def verdict(records: Records) -> str:
-    """Settings to use and why, in two sentences."""
+    """State in two sentences which settings to use, and why."""
     test, kind = records.final_test, status(records)
     if kind == "leaking":
         return f"Do not use these results. The objective {records.search.objective} reads the test images."
@@ -38,10 +38,10 @@ def verdict(records: Records) -> str:
         return f"No verdict yet. {_unfinished(records)}"
     trial = f"(trial {test.selected.number})"
     if kind == "selected":
-        return f"Use the selected settings {trial}. They are better than the default ones."
+        return f"Use the selected settings {trial}. They are better than the default settings."
     if kind == "baseline":
         worse = f"The selected settings {trial} are worse."
-        return f"Keep the default settings. {_why_kept(records) if test.same else worse}"
+        return f"Keep the default settings. {_reason_for_default(records) if test.same else worse}"
     if not test.seeds:
         return "Use either. No final test was requested, so nothing was compared on test images."
     if test.difference is None:
@@ -57,7 +57,7 @@ def _unfinished(records: Records) -> str:
     return f"The final test compared trial {records.final_test.selected.number}, which is no longer selected."
 
 
-def _why_kept(records: Records) -> str:
+def _reason_for_default(records: Records) -> str:
     if all(trial.baseline for trial in records.completed):
         return "No other settings finished the search."
     stage = "confirmation" if records.confirmation and records.confirmation.seeds else "search"
@@ -65,7 +65,7 @@ def _why_kept(records: Records) -> str:
 
 
 def evidence(records: Records) -> list[str]:
-    """Numbers behind the verdict."""
+    """State the numbers behind the verdict, one sentence or paragraph per line."""
     test = records.final_test
     if test is None or records.outdated or not test.seeds:
         return [line for line in (_leader(records), _epochs(records)) if line]
@@ -79,12 +79,12 @@ def _leader(records: Records) -> str:
         return ""
     images = "test" if records.study.leaks else "validation"
     score = f"{records.study.score} {number(selected.score)}"
-    name = "The baseline" if selected.baseline else f"Trial {selected.number}"
+    name = "The trial with the default settings" if selected.baseline else f"Trial {selected.number}"
     leads = "is selected" if records.confirmation else "leads the search"
-    line = f"{name} {leads}, with {score} on {images} images"
+    line = f"{name} {leads}, with {score} on {images} images."
     if baseline is None or baseline.score is None or selected.baseline:
-        return f"{line}."
-    return f"{line}, the default settings have {number(baseline.score)}."
+        return line
+    return f"{line} The default settings have {number(baseline.score)}."
 
 
 def _difference(test: FinalTest) -> str:
@@ -95,18 +95,17 @@ def _difference(test: FinalTest) -> str:
     return f"Mean difference over {over} (selected minus default settings, test images): {measured}."
 
 
-def accuracy_difference(test: FinalTest, figure: Literal["base", "new"]) -> Interval | None:
-    """Selected minus default settings in base or new accuracy, over all datasets."""
-    found = [getattr(each, f"{figure}_difference") for each in test.datasets.values()]
-    return over_all(found)
+def accuracy_difference(test: FinalTest, name: Literal["base", "new"]) -> Interval | None:
+    """Return selected minus default settings in base or new accuracy, over all datasets."""
+    return over_all([getattr(each, f"{name}_difference") for each in test.datasets.values()])
 
 
 def _trade_off(test: FinalTest) -> Iterator[str]:
-    base, new = (accuracy_difference(test, figure) for figure in ("base", "new"))
+    base, new = (accuracy_difference(test, name) for name in ("base", "new"))
     if base is None or new is None:
         return
-    both = [interval(base, "base", test.level), interval(new, "new", test.level)]
-    yield f"By accuracy: {' and '.join(both)}."
+    base_text, new_text = (interval(each, "points", test.level) for each in (base, new))
+    yield f"Mean difference in base accuracy: {base_text}. In new accuracy: {new_text}."
     if base.mean > 0 and (new.high < 0 or new.mean <= -(test.matters or 1.0)):
         unclear = "" if new.high < 0 else " The interval of new accuracy contains 0."
         gained = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
@@ -118,7 +117,7 @@ def _detectable(test: FinalTest) -> str:
         return ""
     line = f"This test detects a true difference of {test.detectable:.1f} H with a power of 80%."
     if test.matters and test.difference and test.difference.within(test.matters):
-        line += f" It excludes differences of {test.matters:g} H or more."
+        line += f" The interval excludes differences of {test.matters:g} H or more."
     return line
 
 
@@ -127,95 +126,95 @@ def _sides(test: FinalTest) -> list[Side]:
 
 
 def side_runs(test: FinalTest, side: Side | None = None) -> list[RunScore]:
-    """Runs of one side of the final test, or of both, on all datasets."""
+    """Return the final-test runs on all datasets of one side, or of both sides."""
     sides = [side] if side else _sides(test)
     return [run for side in sides for each in test.datasets.values() for run in getattr(each, side)]
 
 
 def _new_accuracy(test: FinalTest) -> str:
-    found = {side: seed_means(side_runs(test, side), "new").values() for side in _sides(test)}
-    shown = [f"{spread(values)} with the {NAMES[side]}" for side, values in found.items() if values]
-    seeds = max(map(len, found.values()))
-    return (
-        f"New accuracy: {', '.join(shown)} (mean ± standard deviation over {seeds} seeds)." if shown else ""
-    )
+    by_side = {side: seed_means(side_runs(test, side), "new").values() for side in _sides(test)}
+    texts = [f"{spread(values)} with the {NAMES[side]}" for side, values in by_side.items() if values]
+    seeds = max(map(len, by_side.values()))
+    statistics = f"mean ± standard deviation over {seeds} seeds"
+    return f"New accuracy ({statistics}): {', '.join(texts)}." if texts else ""
 
 
 def _epochs(records: Records) -> str:
     test = records.final_test
     final = test.epochs if test else records.config.test.epochs
     if EPOCHS not in records.search.space.ranges:
-        return f"Epochs: {records.run[EPOCHS]} per trial, {final} in the final test for both sides."
-    own = test.selected.settings.get(EPOCHS) if test and not test.same else None
-    selected = f" {own} for the selected and" if own else ""
-    return f"Epochs: searched in trials. In the final test{selected} {final} for the default settings."
+        return f"Epochs: {records.run[EPOCHS]} per trial, {final} per run of the final test."
+    epochs = test.selected.settings.get(EPOCHS) if test and not test.same else None
+    selected = f"{epochs} with the selected settings, " if epochs else ""
+    return f"Epochs: searched in trials. Final test: {selected}{final} with the default settings."
 
 
 def caveats(records: Records) -> list[str]:
-    """Limits of the results, the most important first."""
-    return list(_caveats(records))[:MOST_CAVEATS]
+    """Return the most important caveats, at most MAX_CAVEATS of them."""
+    return list(_caveats(records))[:MAX_CAVEATS]
 
 
 def _caveats(records: Records) -> Iterator[str]:
+    """Yield all caveats, the most important first, because reports omit those after the first MAX_CAVEATS."""
     test, baseline = records.final_test, records.baseline
     if records.completed and baseline and baseline.score is None:
         reason = baseline.reason[:80]
         yield f"The default settings failed in the search: {reason}. Rerun the same command to resume."
     if test and not records.outdated:
-        yield from _about_the_test(records, test)
+        yield from _test_caveats(records, test)
     objective = OBJECTIVES.get(records.search.objective)
     if objective and objective.predicts:
         yield (
             "During the search, new accuracy is a prediction from drift on out-of-domain class names. "
-            "No image of a new class is used."
+            "The search uses no images of new classes."
         )
     elif records.study.score != "H":
         yield f"The search maximized {records.study.score}. The final test compares H."
     if len(records.completed) > 1:
         yield (
-            f"The best search score is the maximum of {len(records.completed)} noisy scores, therefore "
-            "biased upwards. Rely on the final test."
+            f"The best search score is the maximum of {len(records.completed)} noisy scores, so it is "
+            "biased upward. Rely on the final test."
         )
     if records.run.get("backbone.name") == "mini":
-        yield "The embedded backbone mini is a test bed. Do not compare its numbers with published ones."
+        yield "The embedded backbone mini is for testing. Do not compare its accuracies with published ones."
     elif test and any(each.published is not None for each in test.datasets.values()):
-        yield "Published numbers are cited. Their seeds, images and epochs may differ."
+        yield "Published numbers are cited from papers. Their seeds, images and epochs may differ."
 
 
-def _about_the_test(records: Records, test: FinalTest) -> Iterator[str]:
+def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
     runs = side_runs(test)
     if failed := [run.failed for run in runs if run.failed]:
         reason = failed[0][:80]
-        yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their pairs are missing."
+        yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their seed pairs are ignored."
     if earlier := sorted(test.earlier_tests):
         yield (
-            f"The test images were used before, to test {listed(earlier, 'trial')}. "
-            "Choices made after seeing that result are not reflected in the interval."
+            f"An earlier final test of {listed(earlier, 'trial')} used the same test images. "
+            "The interval does not account for choices made after seeing its result."
         )
     if shared := sorted(set(records.search.seeds) & set(test.seeds)):
         yield (
-            f"The search used {listed(shared, 'seed')} of the final test, so the same training images "
-            "selected the settings."
+            f"The search and the final test share {listed(shared, 'seed')}, so the settings were selected on "
+            "the same training images."
         )
     if test.difference is None:
         return
     if len(test.datasets) > 1:
         yield (
-            f"The interval covers datasets like these {test.difference.n}, which are not a random sample. "
-            "With so few, it is rough."
+            f"The interval is over {test.difference.n} datasets, which are not a random sample of datasets. "
+            "It is only approximate."
         )
     else:
         yield (
-            "The interval covers other training seeds on this dataset. "
-            "It does not cover other datasets, backbones, shots or repeated searches."
+            "The interval reflects variation between training seeds on this dataset. "
+            "It does not cover other datasets, backbones, shots or searches."
         )
 
 
 def next_steps(records: Records) -> list[tuple[str, str]]:
-    """Next steps that follow from the verdict, with their commands or ""."""
+    """Return the next steps that follow from the verdict, each with a command or ""."""
     match status(records):
         case "leaking":
-            return [("Search with an objective that does not read test images: --objective drift.", "")]
+            return [("Use an objective that does not read test images, such as --objective drift.", "")]
         case "unfinished":
             return [("Rerun the same command to resume:", records.study.command)]
         case "selected":
@@ -223,29 +222,32 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
         case "baseline":
             steps = [("Train with the default settings:", _train(records, "baseline"))]
         case _ if records.final_test and not records.final_test.seeds:
-            return [("Compare both on test images: rerun the same command with --final-seeds auto.", "")]
+            return [("To compare both on test images, rerun the same command with --final-seeds auto.", "")]
         case _:
             steps = [
                 ("Train with the selected settings:", _train(records, "selected")),
                 ("Or train with the default settings:", _train(records, "baseline")),
             ]
-    more = f"--trials {2 * records.search.trials}"
-    return [*steps, (f"To search longer, rerun the same command with more trials, such as {more}.", "")]
+    more = f"such as --trials {2 * records.search.trials}"
+    return [*steps, (f"To search longer, rerun the same command with more trials, {more}.", "")]
 
 
 def _train(records: Records, side: Verdict) -> str:
-    """Command that trains one side. Every baseline run of the final test holds the default configuration."""
+    """Return the command that trains with the settings of one side.
+
+    best.yaml has the selected settings. Any baseline run of the final test has the default settings.
+    """
     test, config = records.final_test, records.folder / "best.yaml"
     if side == "baseline" and test and test.seeds and not test.same:
-        tested = StudyFolder(records.folder).final(0, next(iter(test.datasets)), test.seeds[0])
-        config = tested / "config.yaml"
+        run = StudyFolder(records.folder).final(0, next(iter(test.datasets)), test.seeds[0])
+        config = run / "config.yaml"
     return f"prometar train --config {shlex.quote(str(config))}"
 
 
 def alignment(test: FinalTest) -> str:
-    """Gradient alignment of the final runs, "" if it was not measured."""
+    """State the gradient alignment of the final-test runs, or return "" if it was not measured."""
     means = []
     for side in _sides(test):
-        found = [run.alignment for run in side_runs(test, side) if run.alignment is not None]
-        means += [f"{mean(found):+.2f} with the {NAMES[side]}"] if found else []
-    return f"Mean cosine of inner and outer gradients: {listed(means)}." if means else ""
+        values = [run.alignment for run in side_runs(test, side) if run.alignment is not None]
+        means += [f"{mean(values):+.2f} with the {NAMES[side]}"] if values else []
+    return f"Mean cosine similarity of inner and outer gradients: {listed(means)}." if means else ""

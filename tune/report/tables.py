@@ -1,6 +1,6 @@
-"""Tables of a report as rows of texts. Page, terminal and notebook show the same ones."""
+"""Tables of a report as rows of strings. The terminal and notebooks show only the summary tables."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -11,41 +11,42 @@ from tune.report.formatting import NONE, listed, number, points, setting, spread
 from tune.report.statements import NAMES, side_runs
 from tune.space.ranges import Settings
 
-SHOWN_SETTINGS = 8
-"""Changed settings that a row lists, at most."""
+MAX_SHOWN_SETTINGS = 8
+"""Maximum number of changed settings in a row."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table. The first `texts` columns are texts, the others are numbers.
+    """Table with columns of text, followed by columns of numbers.
 
     Args:
-        rows: Cells of each row, with its kind: "selected", "baseline" or "".
+        rows: Kind ("selected", "baseline" or "") and cells of each row.
+        text_columns: Number of columns with text.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, tuple[str, ...]]]
-    texts: int = 1
+    text_columns: int = 1
 
 
 def summary_tables(records: Records) -> list[Table]:
-    """Tables that fit on a screen: final test and confirmation."""
+    """Return the tables of the final test and the confirmation that have rows."""
     return [table for table in (_final_test(records), _confirmation(records)) if table and table.rows]
 
 
-def all_tables(records: Records) -> dict[str, Table]:
-    """Tables of the page by name."""
-    found = {"settings": _settings(records), "trials": _trials(records), "costs": _costs(records)}
-    return {name: table for name, table in found.items() if table.rows}
+def detail_tables(records: Records) -> dict[str, Table]:
+    """Return the tables of settings, trials and costs that have rows. Only the page shows them."""
+    tables = {"settings": _settings(records), "trials": _trials(records), "costs": _costs(records)}
+    return {name: table for name, table in tables.items() if table.rows}
 
 
-def changes(settings: Settings, records: Records) -> str:
-    """Settings that differ from the default settings."""
+def describe_changes(settings: Settings, records: Records) -> str:
+    """List the settings that differ from the default settings, with their values."""
     default = records.baseline.settings if records.baseline else {}
-    found = [f"{key} {setting(value)}" for key, value in settings.items() if value != default.get(key)]
-    more = len(found) - SHOWN_SETTINGS
-    return ", ".join(found[:SHOWN_SETTINGS]) + (f" and {more} more" if more > 0 else "")
+    changed = [f"{key} = {setting(value)}" for key, value in settings.items() if value != default.get(key)]
+    more = len(changed) - MAX_SHOWN_SETTINGS
+    return ", ".join(changed[:MAX_SHOWN_SETTINGS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _final_test(records: Records) -> Table | None:
@@ -53,32 +54,31 @@ def _final_test(records: Records) -> Table | None:
     if test is None or not test.seeds:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
-    for dataset, found in test.datasets.items():
-        sides = {"baseline": found.baseline} | ({} if test.same else {"selected": found.selected})
+    for dataset, result in test.datasets.items():
+        sides = {"baseline": result.baseline} | ({} if test.same else {"selected": result.selected})
         for side, runs in sides.items():
             name = NAMES[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
-            rows.append((side, (name, *_figures(runs), str(sum(run.finished for run in runs)), NONE)))
+            rows.append((side, (name, *_accuracy_cells(runs), str(sum(run.finished for run in runs)), NONE)))
         if not test.same:
-            differences = (found.base_difference, found.new_difference, found.difference)
-            pairs = str(found.difference.n) if found.difference else NONE
-            middles, bounds = zip(
+            differences = (result.base_difference, result.new_difference, result.difference)
+            pairs = str(result.difference.n) if result.difference else NONE
+            means, bounds = zip(
                 *(points(each).split(" ", 1) if each else (NONE, "") for each in differences), strict=True
             )
-            rows.append(("", ("difference", *middles, pairs, NONE)))
+            rows.append(("", ("difference", *means, pairs, NONE)))
             rows.append(("", (f"{test.dataset_level}% CI", *bounds, "", NONE)))
-        if found.published is not None:
-            rows.append(("", ("published", NONE, NONE, number(found.published), NONE, "cited")))
+        if result.published is not None:
+            rows.append(("", ("published", NONE, NONE, number(result.published), NONE, "cited")))
     title = f"Final test: {test.epochs} epochs, test images, mean ± standard deviation over seeds"
-    columns: tuple[str, ...] = ("", "base (%)", "new (%)", "H (%)", "runs")
+    columns: tuple[str, ...] = ("", "base (%)", "new (%)", "H (%)", "n")
     if any(cells[-1] != NONE for _, cells in rows):
         return Table(title, (*columns, ""), rows)
     return Table(title, columns, [(kind, cells[:-1]) for kind, cells in rows])
 
 
-def _figures(runs: Iterable[RunScore]) -> Iterator[str]:
-    runs = list(runs)
-    for figure in ("base", "new", "objective"):
-        yield spread(seed_means(runs, figure).values())
+def _accuracy_cells(runs: Sequence[RunScore]) -> Iterator[str]:
+    for name in ("base", "new", "objective"):
+        yield spread(seed_means(runs, name).values())
 
 
 def _confirmation(records: Records) -> Table | None:
@@ -108,7 +108,7 @@ def _confirmation(records: Records) -> Table | None:
 
 
 def _settings(records: Records) -> Table:
-    """Searched settings, changed ones first."""
+    """Return the table of searched settings, changed settings first."""
     default = records.baseline.settings if records.baseline else {}
     selected = records.selected.settings if records.selected else {}
     ranges = records.search.space.describe()
@@ -120,26 +120,26 @@ def _settings(records: Records) -> Table:
         )
         for key in sorted(ranges, key=lambda key: not changed[key])
     ]
-    return Table("Settings", ("setting", "default", "selected", "range"), rows, texts=4)
+    return Table("Settings", ("setting", "default", "selected", "range"), rows, text_columns=4)
 
 
 def _trials(records: Records) -> Table:
-    """All trials: completed ones by score, then pruned and failed ones."""
+    """Return the table of all trials: completed trials by score, then pruned and failed trials."""
     order = list(STATES)
     ranked = sorted(
         records.trials,
         key=lambda t: (order.index(t.state), -(t.score or 0.0), -t.epoch, t.number),
     )
-    rows = [(_kind(trial, records), tuple(_cells(trial, records))) for trial in ranked]
+    rows = [(_kind(trial, records), tuple(_trial_cells(trial, records))) for trial in ranked]
     score = records.study.score
     columns = ("trial", "state", "changed settings", "notes", score, "base", "new", "epochs", "time")
-    return Table("Trials", columns, rows, texts=4)
+    return Table("Trials", columns, rows, text_columns=4)
 
 
-def _cells(trial: TrialRecord, records: Records) -> Iterator[str]:
+def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield str(trial.number)
     yield STATES[trial.state] + (" (default settings)" if trial.baseline else "")
-    yield changes(trial.settings, records) or NONE
+    yield describe_changes(trial.settings, records) or NONE
     yield "; ".join(filter(None, (trial.reason, *trial.notes))) or NONE
     yield from map(number, (trial.objective, trial.base, trial.new))
     yield str(trial.epoch)
@@ -153,7 +153,7 @@ def _kind(trial: TrialRecord, records: Records) -> str:
 
 
 def _costs(records: Records) -> Table:
-    """Training time and allocated resources by stage."""
+    """Return the table of training time and allocated resources by stage."""
     confirmation, test = records.confirmation, records.final_test
     confirmed = [run for each in confirmation.candidates for run in each.runs] if confirmation else []
     stages = {
@@ -161,11 +161,12 @@ def _costs(records: Records) -> Table:
         "confirmation": [run for run in confirmed if confirmation and run.seed in confirmation.seeds],
         "final test": side_runs(test) if test else [],
     }
-    rows = [("", _cost(name, runs)) for name, runs in stages.items() if runs]
+    rows = [("", _cost_cells(name, runs)) for name, runs in stages.items() if runs]
     return Table("Cost", ("stage", "runs", "training time", "CPU hours", "GPU hours"), rows)
 
 
-def _cost(name: str, runs: Sequence[RunScore]) -> tuple[str, ...]:
-    timed = [(run.seconds or 0.0, run.cpus or 0.0, run.gpus or 0.0) for run in runs]
-    cpu, gpu = (sum(row[0] * row[place] for row in timed) / 3600 for place in (1, 2))
-    return name, str(len(timed)), format_duration(sum(row[0] for row in timed)), f"{cpu:.2f}", f"{gpu:.2f}"
+def _cost_cells(name: str, runs: Sequence[RunScore]) -> tuple[str, ...]:
+    seconds = sum(run.seconds or 0.0 for run in runs)
+    cpu = sum((run.seconds or 0.0) * (run.cpus or 0.0) for run in runs) / 3600
+    gpu = sum((run.seconds or 0.0) * (run.gpus or 0.0) for run in runs) / 3600
+    return name, str(len(runs)), format_duration(seconds), f"{cpu:.2f}", f"{gpu:.2f}"

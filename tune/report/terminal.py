@@ -1,4 +1,4 @@
-"""Summary of a study in the terminal."""
+"""Terminal summary of a study."""
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -10,40 +10,40 @@ from tune.report.tables import Table, summary_tables
 
 
 def print_summary(console: Console, records: Records) -> None:
-    """Print verdict, numbers, caveats and next steps."""
+    """Print verdict, evidence, summary tables, caveats and next steps."""
 
-    def say(line: str, style: str = "") -> None:
+    def print_line(line: str, style: str = "") -> None:
         console.print(Text(line, style), soft_wrap=False)
 
-    say(f"\n{statements.verdict(records)}", "bold")
+    print_line(f"\n{statements.verdict(records)}", "bold")
     for line in statements.evidence(records):
-        say(line)
+        print_line(line)
     counts = ", ".join(f"{len(records.in_state(state))} {title}" for state, title in STATES.items())
-    say(f"Search: {len(records.trials)} of {records.search.trials} trials ({counts}).")
+    print_line(f"Search: {len(records.trials)} of {records.search.trials} trials ({counts}).")
     for table in summary_tables(records):
         console.print()
         console.print(_table(table), soft_wrap=False)
     if lines := statements.caveats(records):
-        say("\nCaveats", "bold")
+        print_line("\nCaveats", "bold")
         for line in lines:
-            say(f"- {line}")
-    say("\nNext steps", "bold")
+            print_line(f"- {line}")
+    print_line("\nNext steps", "bold")
     for text, command in statements.next_steps(records):
-        say(f"- {text}")
+        print_line(f"- {text}")
         if command:
-            console.print(Text(f"  {command}"), soft_wrap=True)  # to be copied
+            console.print(Text(f"  {command}"), soft_wrap=True)  # a wrapped command could not be copied
     console.print(Text(f"\nReport: {records.folder / 'report.html'}"), soft_wrap=True)
 
 
 def _table(table: Table) -> RichTable:
-    shown = RichTable(
+    rich_table = RichTable(
         title=Text(table.title), title_justify="left", box=None, min_width=len(table.title), pad_edge=False
     )
-    for place, column in enumerate(table.columns):
-        if place < table.texts:
-            shown.add_column(Text(column), overflow="fold")
+    for index, column in enumerate(table.columns):
+        if index < table.text_columns:
+            rich_table.add_column(Text(column), overflow="fold")
         else:
-            shown.add_column(Text(column), justify="right", no_wrap=True)
+            rich_table.add_column(Text(column), justify="right", no_wrap=True)
     for _, cells in table.rows:
-        shown.add_row(*map(Text, cells))
-    return shown
+        rich_table.add_row(*map(Text, cells))
+    return rich_table

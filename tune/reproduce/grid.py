@@ -16,8 +16,9 @@ from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
 from tune.execution.jobs import Job
 
-MAIN_BENCHMARKS = tuple(name for name, row in BENCHMARKS.items() if not row.variant)
-IMAGENET_VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant)
+_BENCHMARKS = tuple(name for name, row in BENCHMARKS.items() if not row.variant)
+_TARGETS = tuple(name for name in _BENCHMARKS if name != "imagenet")
+_VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant)
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,10 @@ class Grid:
 PROTOCOLS = {
     grid.name: grid
     for grid in (
-        Grid("base-to-new", FINAL, MAIN_BENCHMARKS),
-        Grid(
-            "cross-dataset",
-            "all_classes",
-            tuple(name for name in MAIN_BENCHMARKS if name != "imagenet"),
-            "imagenet",
-        ),
-        Grid("domain-generalisation", "all_classes", IMAGENET_VARIANTS, "imagenet"),
-        Grid("few-shot", "all_classes", MAIN_BENCHMARKS, shots=(1, 2, 4, 8, 16)),
+        Grid("base-to-new", FINAL, _BENCHMARKS),
+        Grid("cross-dataset", "all_classes", _TARGETS, "imagenet"),
+        Grid("domain-generalisation", "all_classes", _VARIANTS, "imagenet"),
+        Grid("few-shot", "all_classes", _BENCHMARKS, shots=(1, 2, 4, 8, 16)),
     )
 }
 """Benchmark protocols by name, without methods and seeds."""

@@ -18,7 +18,7 @@ from tune.report.statements import caveats, evidence, next_steps, verdict
 @pytest.fixture(autouse=True)
 def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the five megabytes of plotly.js."""
-    monkeypatch.setattr(page, "library", lambda: "")
+    monkeypatch.setattr(page, "plotly_script", lambda: "")
 
 
 class Tags(HTMLParser):
@@ -67,7 +67,7 @@ def test_sections_of_a_whole_study(goals: tuple[str, ...], tmp_path: Path) -> No
     shown = text(records)
     for title in ("Settings", "Trials", "Cost", "Configuration", "Confirmation: H on validation images"):
         assert title in shown
-    assert "43 finished, 15 pruned, 2 failed of 60 trials" in shown
+    assert "60 of 60 trials: 43 completed, 15 pruned, 2 failed." in shown
     assert "the loss is nan, class 'zig'" in shown
     assert "out of memory: larger share" in shown
     assert "0.5 .. 200 (log) if regularizer.kind = l1 or l2" in shown
@@ -112,7 +112,7 @@ def test_published_numbers(published: float | None, tmp_path: Path) -> None:
     found = replace(records.final_test.datasets["dtd"], published=published)
     records = replace(records, final_test=replace(records.final_test, datasets={"dtd": found}))
     assert ("70.40" in text(records)) == (published is not None)
-    assert ("Published numbers are cited." in text(records)) == (published is not None)
+    assert ("Published numbers are cited from papers." in text(records)) == (published is not None)
 
 
 def test_costs_add_up(tmp_path: Path) -> None:

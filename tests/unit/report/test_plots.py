@@ -10,7 +10,14 @@ from optuna.trial import TrialState
 from tests.support.study_records import run, settings_of, small, trial
 from tune.config import Goal
 from tune.records.folder import Records
-from tune.report.plots import MIN_COMPLETED, accuracies, embedded, importances, rebuild, seed_pairs
+from tune.report.plots import (
+    MIN_COMPLETED,
+    embed,
+    importances,
+    plot_accuracies,
+    plot_seed_pairs,
+    rebuild_study,
+)
 
 
 def searched(folder: Path, number: int, **options: Any) -> Records:
@@ -23,7 +30,7 @@ def test_a_rebuilt_study_has_the_same_trials(tmp_path: Path) -> None:
     records = replace(
         records, trials=(*records.trials, trial(4), replace(trial(5), settings={"optim.lr": "fast"}))
     )
-    study = rebuild(records, ["objective"])
+    study = rebuild_study(records, ["objective"])
     by_number = {each.number: each for each in study.trials}
     done = {number for number, each in by_number.items() if each.state is TrialState.COMPLETE}
     assert done == {0, 1, 4}
@@ -41,16 +48,16 @@ def test_importance_finds_the_setting_that_matters(goal: Goal, setting: str, tmp
     records = searched(tmp_path, 60)
     seconds = [120.0 + 60 * float(each.settings["prompts.text_depth"]) for each in records.trials]
     slow = tuple(replace(t, seconds=s) for t, s in zip(records.trials, seconds, strict=True))
-    ranked = importances(rebuild(replace(records, trials=slow), [goal]))
+    ranked = importances(rebuild_study(replace(records, trials=slow), [goal]))
     assert next(iter(ranked)) == setting
 
 
 def test_no_importance_without_enough_different_trials(tmp_path: Path) -> None:
-    assert importances(rebuild(searched(tmp_path, MIN_COMPLETED - 1), ["objective"])) == {}
+    assert importances(rebuild_study(searched(tmp_path, MIN_COMPLETED - 1), ["objective"])) == {}
     records = searched(tmp_path, MIN_COMPLETED)
-    assert importances(rebuild(records, ["objective"]))
+    assert importances(rebuild_study(records, ["objective"]))
     equal = tuple(replace(each, objective=60.0) for each in records.trials)
-    assert importances(rebuild(replace(records, trials=equal), ["objective"])) == {}
+    assert importances(rebuild_study(replace(records, trials=equal), ["objective"])) == {}
 
 
 def test_pairs_whose_interval_contains_0_are_gray(tmp_path: Path) -> None:
@@ -58,7 +65,7 @@ def test_pairs_whose_interval_contains_0_are_gray(tmp_path: Path) -> None:
     for name, gains in {"better": (3, 2), "worse": (-3, -2), "even": (0, 0)}.items():
         records = small(tmp_path, *gains)
         assert records.final_test is not None
-        singles, interval = seed_pairs(records.final_test).data
+        singles, interval = plot_seed_pairs(records.final_test).data
         assert len(singles.x) == 5
         colors[name] = interval.marker.color
         found = records.final_test.datasets["dtd"].difference
@@ -70,11 +77,13 @@ def test_pairs_whose_interval_contains_0_are_gray(tmp_path: Path) -> None:
 
 def test_accuracies_lie_on_lines_of_equal_h() -> None:
     settings = settings_of(0)
-    figure = accuracies({"default settings": [run("dtd", 1, settings), run("dtd", 2, settings, 20, -30)]})
+    figure = plot_accuracies(
+        {"default settings": [run("dtd", 1, settings), run("dtd", 2, settings, 20, -30)]}
+    )
     *lines, points = figure.data
     assert len(points.x) == 2
     for line in lines:
         means = [2 * base * new / (base + new) for base, new in zip(line.x, line.y, strict=True)]
         assert means == pytest.approx([means[0]] * len(means))
         assert means[0] % 5 == pytest.approx(0)
-    assert "plot-x" in embedded(accuracies({"trials": []}), "x"), "an empty plot"
+    assert "plot-x" in embed(plot_accuracies({"trials": []}), "x"), "an empty plot"

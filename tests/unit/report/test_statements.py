@@ -30,7 +30,7 @@ def printed(records: Records, width: int = 110) -> str:
 @pytest.mark.parametrize(
     ("gains", "selected", "says", "trains"),
     [
-        ((3, 2), 1, "Use the selected settings (trial 1). They are better than the default ones.",
+        ((3, 2), 1, "Use the selected settings (trial 1). They are better than the default settings.",
          ["best.yaml"]),
         ((0, 0), 1, "Use either. The final test shows no difference between the selected and the default "
          "settings.", ["best.yaml", "finals/trial-0000-dtd-seed11/config.yaml"]),
@@ -60,12 +60,12 @@ def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
         "Mean difference over seed pairs (selected minus default settings, test images): "
         "+2.3 H (99.5% CI [+1.1, +4.1], n = 5)."
     )
-    assert second.startswith("By accuracy: +3.3 base (99.5% CI [")
+    assert second.startswith("Mean difference in base accuracy: +3.3 points (99.5% CI [")
     assert new == (
-        "New accuracy: 66.6 ± 1.0 with the selected settings, 64.6 ± 1.0 with the default settings "
-        "(mean ± standard deviation over 5 seeds)."
+        "New accuracy (mean ± standard deviation over 5 seeds): "
+        "66.6 ± 1.0 with the selected settings, 64.6 ± 1.0 with the default settings."
     )
-    assert epochs == "Epochs: 5 per trial, 10 in the final test for both sides."
+    assert epochs == "Epochs: 5 per trial, 10 per run of the final test."
 
 
 def test_searched_epochs(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_searched_epochs(tmp_path: Path) -> None:
     records = small(tmp_path, ranges=ranges)
     records = with_test(records, selected=replace(candidate(1), settings={"train.epochs": 17}))
     assert evidence(records)[-1] == (
-        "Epochs: searched in trials. In the final test 17 for the selected and 10 for the default settings."
+        "Epochs: searched in trials. Final test: 17 with the selected settings, 10 with the default settings."
     )
 
 
@@ -106,7 +106,7 @@ def test_base_accuracy_gained_at_the_expense_of_new_accuracy_is_said(
     [
         (1.9, False, ["This test detects a true difference of 1.9 H with a power of 80%."]),
         (0.4, True, ["This test detects a true difference of 0.4 H with a power of 80%. "
-                     "It excludes differences of 1 H or more."]),
+                     "The interval excludes differences of 1 H or more."]),
         (150.0, False, []),
     ],
 )  # fmt: skip
@@ -125,8 +125,8 @@ def test_several_datasets_are_judged_over_their_means(tmp_path: Path) -> None:
     assert verdict(records).startswith("Use the selected settings")
     assert evidence(records)[0].startswith("Mean difference over datasets")
     assert "n = 3)" in evidence(records)[0]
-    assert "+1.3 new (95% CI [-0.1, +2.8], n = 3)" in evidence(records)[1]
-    assert caveats(records)[0].startswith("The interval covers datasets like these 3")
+    assert "+1.3 points (95% CI [-0.1, +2.8], n = 3)" in evidence(records)[1]
+    assert caveats(records)[0].startswith("The interval is over 3 datasets")
     assert "selected settings, eurosat" in printed(records)
 
 
@@ -134,7 +134,7 @@ def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
     whole = small(tmp_path)
     records = replace(whole, final_test=None)
     assert verdict(records) == "No verdict yet. The final test has not finished."
-    assert evidence(records)[0].startswith("Trial 1 is selected, with H 69.56 on validation images")
+    assert evidence(records)[0].startswith("Trial 1 is selected, with H 69.56 on validation images.")
     assert next_steps(records) == [("Rerun the same command to resume:", records.study.command)]
     nothing = replace(records, trials=(), confirmation=None)
     assert verdict(nothing) == "No verdict yet. No trial has finished."
@@ -173,8 +173,8 @@ def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"earlier_tests": (3, 2)}, "The test images were used before, to test trials 2 and 3."),
-        ({"seeds": (0, 11)}, "The search used seed 0 of the final test"),
+        ({"earlier_tests": (3, 2)}, "An earlier final test of trials 2 and 3 used the same test images."),
+        ({"seeds": (0, 11)}, "The search and the final test share seed 0"),
     ],
 )
 def test_the_test_has_caveats(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:
     [
         ({}, "During the search, new accuracy is a prediction"),
         ({"objective": "base_val"}, "The search maximized base accuracy. The final test compares H."),
-        ({"dataset": ["textures"]}, "The embedded backbone mini is a test bed."),
+        ({"dataset": ["textures"]}, "The embedded backbone mini is for testing."),
     ],
 )
 def test_the_search_has_caveats(options: dict[str, Any], says: str, tmp_path: Path) -> None:
