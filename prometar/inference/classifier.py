@@ -16,7 +16,7 @@ from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_clip, ready
 from prometar.clip.weights import mismatch, weights_digest
 from prometar.config.settings import Config
-from prometar.data.datasets.dataset import as_read, flaw_of
+from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, named_device, send
@@ -172,7 +172,8 @@ def prompts_of(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tens
 def _names(classnames: Sequence[str]) -> tuple[str, ...]:
     try:
         names = () if isinstance(classnames, str) else tuple(classnames)
-        usable = bool(names) and len(set(map(as_read, names))) == len(names) and not any(map(flaw_of, names))
+        different = len(set(map(normalize_name, names))) == len(names)
+        usable = bool(names) and different and not any(map(invalid_name_reason, names))
     except (TypeError, AttributeError):  # not a sequence of texts
         usable = False
     if not usable:

@@ -15,7 +15,7 @@ from torch import Tensor
 from prometar.clip.weights import read_tensors
 from prometar.clip.wording import is_template
 from prometar.config.settings import Config
-from prometar.data.datasets.dataset import flaw_of
+from prometar.data.datasets.dataset import invalid_name_reason
 from prometar.device import fetch
 from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import resolved, write_atomically
@@ -53,8 +53,8 @@ class Card(PlainData):
 
     @model_validator(mode="after")
     def _is_readable(self) -> "Card":
-        if flaws := [flaw for flaw in map(flaw_of, self.classnames) if flaw]:
-            raise ValueError(flaws[0])
+        if reasons := list(filter(None, map(invalid_name_reason, self.classnames))):
+            raise ValueError(f"a class name {reasons[0]}")
         if not is_template(self.template):
             raise ValueError("a template contains {} once")
         return self

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from prometar.clip.model import Clip, tensors_of
 from prometar.config.settings import Config
-from prometar.data.splits.objective import Problem
+from prometar.data.splits.objective import FewShotSplit
 from prometar.methods.composition import build
 from prometar.methods.modulators import Gate
 from prometar.methods.prompts import enters_images
@@ -40,7 +40,7 @@ class Footprint:
     images: int = 0
 
     @classmethod
-    def of(cls, clip: Clip, splits: Sequence[Problem]) -> "Footprint":
+    def of(cls, clip: Clip, splits: Sequence[FewShotSplit]) -> "Footprint":
         """Return the footprint of runs on any of these splits."""
         scored = {items for split in splits for items in split.evaluations.values()}
         images = min(sum(map(len, scored)) * 3 * clip.image_size**2, MOST_IMAGES)

@@ -16,7 +16,7 @@ from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.objective import problem
+from prometar.data.splits.objective import split_dataset
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
@@ -75,7 +75,7 @@ class Run:
         """sha256 of settings, objective, plans, texts and custom components. It identifies checkpoints."""
         plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
         parts = [self.config.model_dump_json(), self.objective, self.dataset.template]
-        parts += [f"{name} {wording}" for name, wording in sorted(self.dataset.wordings.items())]
+        parts += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
         parts += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
         parts += [f"{name} {code}" for name, code in self.code.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -148,7 +148,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         vars(backbone)["digest"] = digest  # takes a second to compute
     clip, source = backbone.clip, (config.backbone, *data, repr(dataset.source))
     augment, train = config.augment, config.train
-    split = problem(objective, dataset, shots=config.data.shots, seed=train.seed, val_per_class=val_per_class)
+    options = {"shots": config.data.shots, "seed": train.seed, "val_per_class": val_per_class}
+    split = split_dataset(objective, dataset, **options)
 
     def model_of(names: Sequence[str], frozen: Tensor | None = None) -> Model:
         """Return the prompted CLIP of these classes with the dataset's template."""
@@ -160,7 +161,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         name: Evaluation(each, model_of(classnames(each.items)), _seen(clip, each, *source))
         for name, each in plans.items()
     }
-    templates = method.regularizer.templates or (dataset.wording(method.regularizer.wording),)
+    templates = method.regularizer.templates or (dataset.template_named(method.regularizer.wording),)
     uses_text = method.regularizer.uses_text
     frozen = _frozen_text(config.backbone, split.classnames, templates) if uses_text else None
     transform = TransformSpec(

@@ -9,7 +9,7 @@ from cachetools import LRUCache
 
 from prometar.clip.features import suffices
 from prometar.clip.weights import mismatch
-from prometar.data.splits.objective import figure_of
+from prometar.data.splits.objective import score_accuracies
 from prometar.data.streaming.stream import Batch, Stream, stream_local, without_pixels
 from prometar.errors import WorkError
 from prometar.io.files import refused
@@ -135,11 +135,11 @@ class Session:
             images = self._images(base)
             figures = drift_scores(backbone, base.model, self.run.foreign, leaves, images, base.seen)
             scored = {"base": figures["base"], "new": figures["new"]}
-            return {**figures, "objective": figure_of(self.run.objective, scored)}
+            return {**figures, "objective": score_accuracies(self.run.objective, scored)}
         accuracies = {
             name: accuracy(backbone, e.model, leaves, self._images(e), e.seen) for name, e in sets.items()
         }
-        return {**accuracies, "objective": figure_of(self.run.objective, accuracies)}
+        return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
     def close(self) -> None:
         """Close the stream."""

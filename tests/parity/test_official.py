@@ -112,7 +112,7 @@ def test_what_a_regularizer_holds_to_is_the_official_one(path: Path) -> None:
     if run.meta["dataset"]:
         wording = run.method.regularizer.wording
         row = next(row for row in BENCHMARKS.values() if official_name(row) == run.meta["dataset"])
-        assert row.wordings.get(wording, row.template) == run.meta["template"]
+        assert row.templates.get(wording, row.template) == run.meta["template"]
 
 
 def official_name(row: Benchmark) -> str:

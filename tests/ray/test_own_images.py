@@ -16,6 +16,9 @@ def test_a_run_on_ones_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[
     settings = ["data.name=folder", "backbone.name=mini", "method=ivlp", "train.epochs=1", "data.shots=4"]
     args += [word for setting in settings for word in ("--set", setting)]
     assert main(args) == 2
-    assert "folder has too few classes, 3: base and new ones are two each at least" in capsys.readouterr().err
+    assert (
+        "folder has 3 classes, but the split into base and new classes needs at least 4"
+        in capsys.readouterr().err
+    )
     assert main([*args, "--objective", "all_classes"]) == 0
     assert "ivlp on folder, seed 1: all " in capsys.readouterr().out

@@ -75,7 +75,7 @@ def test_a_missing_shard_is_a_storage_error(
     next(batches)
     for shard in (tmp_path / "dtd").glob("*.parquet"):
         shard.unlink()
-    with pytest.raises(StorageError, match="cannot read shard"):
+    with pytest.raises(StorageError, match="Cannot read shard"):
         list(batches)
 
 

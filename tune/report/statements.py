@@ -163,7 +163,7 @@ def _caveats(records: Records) -> Iterator[str]:
     if test and not records.outdated:
         yield from _test_caveats(records, test)
     objective = OBJECTIVES.get(records.search.objective)
-    if objective and objective.predicts:
+    if objective and objective.predicts_new:
         yield (
             "During the search, new accuracy is a prediction from drift on out-of-domain class names. "
             "The search uses no images of new classes."

@@ -8,7 +8,7 @@ from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
-from prometar.data.splits.objective import Problem, problem
+from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import PrometarError, UserError, WorkError, one_line
 from prometar.io.files import locked, resolved, write_atomically
 from prometar.methods.prompts import NoPrompts
@@ -88,19 +88,19 @@ def _is_done(job: Job, digests: Mapping[str, str]) -> bool:
     return run is not None and set(job.targets) <= run.result.tests.keys()
 
 
-def _open(grid: Grid) -> tuple[dict[str, Dataset], list[Problem], dict[str, str]]:
-    """Return the available datasets, the training problems, and the reason for each unavailable dataset.
+def _open(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:
+    """Return the available datasets, the training splits, and the reason for each unavailable dataset.
 
     Raises:
         UserError: there is no dataset to train on.
     """
-    datasets, problems, unavailable = dict[str, Dataset](), list[Problem](), dict[str, str]()
+    datasets, splits, unavailable = dict[str, Dataset](), list[FewShotSplit](), dict[str, str]()
     for name in grid.all_datasets:
         try:
             dataset = open_dataset(name, grid.config.data.root)
             if name in grid.trained_on:
                 shots, seed = max(grid.shots), grid.seeds[0]
-                problems.append(problem(grid.objective, dataset, shots=shots, seed=seed))
+                splits.append(split_dataset(grid.objective, dataset, shots=shots, seed=seed))
             elif not dataset.test:
                 raise UserError("it has no test images")
             datasets[name] = dataset
@@ -109,4 +109,4 @@ def _open(grid: Grid) -> tuple[dict[str, Dataset], list[Problem], dict[str, str]
     if unavailable.keys() >= set(grid.trained_on):
         name, reason = next(iter(unavailable.items()))
         raise UserError(f"There is no dataset to train on. {name}: {reason}")
-    return datasets, problems, unavailable
+    return datasets, splits, unavailable

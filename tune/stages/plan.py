@@ -15,7 +15,7 @@ import torch
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
-from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, Problem, objective_of, problem
+from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
@@ -54,7 +54,7 @@ class StudyPlan:
 
     stages: Mapping[str, tuple[int, int, int]]
     fewer: Mapping[str, str]
-    splits: Mapping[str, tuple[Problem, Problem]]
+    splits: Mapping[str, tuple[FewShotSplit, FewShotSplit]]
     datasets: tuple[Dataset, ...]
 
     @property
@@ -80,7 +80,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     if isinstance(build(config.run).prompts, NoPrompts):
         raise UserError(f"--method {config.run.method} trains nothing. Choose a method with prompts.")
     search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
-    if not objective.searches:
+    if not objective.for_search:
         known = ", ".join(SEARCH_OBJECTIVES)
         raise UserError(f"--objective must be one of {known}, got {search.objective}.")
     if "new" in search.goals and not objective.scores_new:
@@ -110,7 +110,10 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         datasets.append(open_dataset(name, run.data.root, run.data.args if name == run.data.name else {}))
     options = {"shots": run.data.shots, "seed": run.train.seed, "val_per_class": search.val_per_class}
     splits = {
-        name: (problem(search.objective, dataset, **options), problem(FINAL, dataset, **options))
+        name: (
+            split_dataset(search.objective, dataset, **options),
+            split_dataset(FINAL, dataset, **options),
+        )
         for name, dataset in zip(search.datasets, datasets, strict=True)
     }
     return StudyPlan(*_stages(config, splits), splits, tuple(datasets))
@@ -142,7 +145,7 @@ def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str],
 
 
 def _stages(
-    config: StudyConfig, splits: Mapping[str, tuple[Problem, Problem]]
+    config: StudyConfig, splits: Mapping[str, tuple[FewShotSplit, FewShotSplit]]
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return runs, epochs and steps of each stage, at most, and when they are less."""
     search, confirm, num_sets = config.search, config.confirm, len(splits)
@@ -170,7 +173,7 @@ def _stages(
     return {**stages, "At most": (runs, epochs, steps)}, fewer
 
 
-def _steps_per_epoch(split: Problem, batch_size: int) -> int:
+def _steps_per_epoch(split: FewShotSplit, batch_size: int) -> int:
     transform = TransformSpec(size=1, train=True)  # images are only counted
     return Plan(split.train, transform, batch_size=batch_size).steps_per_epoch
 

@@ -1,4 +1,4 @@
-"""The fifteen benchmarks: location below a data root, published sizes, and sources (benchmarks.yaml)."""
+"""Locations, published sizes and download sources of the fifteen benchmarks (benchmarks.yaml)."""
 
 from importlib import resources
 
@@ -16,9 +16,9 @@ class Archive(PlainData):
     """Public archive of a benchmark's images.
 
     Args:
-        key: Folder in it, which is placed in the benchmark's folder with everything beside it.
+        key: Folder in the archive. The folder and its siblings are moved to the benchmark's folder.
         inside: Folder of the archive that contains `key`.
-        digest: Such as "md5:<hex>"; empty if it is not known.
+        digest: Expected digest, such as "md5:<hex>". Empty if unknown.
     """
 
     url: str
@@ -28,23 +28,24 @@ class Archive(PlainData):
 
 
 class Benchmark(PlainData):
-    """A row of benchmarks.yaml.
+    """Entry of benchmarks.yaml.
 
     Args:
         name: Name for `--dataset`.
         title: Name in tables.
         folder: Folder below the data root.
-        images: Folder of the images below it.
-        split_file: JSON file that lists the images. Without one, folders or the lists of FGVCAircraft do.
-        split_digest: sha256 of CoOp's split file; empty if it is not known.
-        splits: Folders of class folders, by split, below `images`.
-        numbered: True if class folders are line numbers of classnames.txt, not wnids.
-        classes, sizes: Published numbers of classes, and of images per split.
+        images: Image folder, relative to `folder`.
+        split_file: JSON file that lists the images. Empty for class folders and for FGVCAircraft's lists.
+        split_digest: sha256 of CoOp's split file. Empty if unknown.
+        splits: Parent of the class folders of each split, relative to `images`.
+        numbered: True if class folders are named by line numbers of classnames.txt instead of wnids.
+        classes: Published number of classes.
+        sizes: Published number of images per split.
         template: Zero-shot prompt.
-        wordings: Other templates that methods use (see `Dataset`).
+        templates: Other templates by name (see `Dataset`).
         archives: Public archives of the images.
-        by_hand: Instructions if there are none.
-        variant: True if it tests ImageNet's classes under another distribution.
+        instructions: How to obtain the images if `archives` is empty.
+        variant: True for test sets that apply ImageNet's classes to another distribution.
     """
 
     name: str
@@ -58,14 +59,14 @@ class Benchmark(PlainData):
     classes: int
     sizes: dict[str, int]
     template: str = TEMPLATE
-    wordings: dict[str, str] = Field(default={})
+    templates: dict[str, str] = Field(default={})
     archives: tuple[Archive, ...] = ()
-    by_hand: str = ""
+    instructions: str = ""
     variant: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Files and folders below the benchmark's folder that list its images."""
+        """Required files and folders, relative to `folder`."""
         if self.split_file:
             return (self.split_file,) if self.images == "." else (self.images, self.split_file)
         if self.splits:
@@ -80,13 +81,14 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 """Benchmarks by name."""
 
-_COOP = "the release of CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
+_COOP = "CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
 
 
 def how_to_get(row: Benchmark, part: str = "") -> str:
-    """Return instructions for obtaining a part of a benchmark, by default its images."""
+    """Return instructions for obtaining a part of a benchmark, or its images if `part` is empty."""
+    download = f"Run `prometar data download {row.name} --to DIR`"
     if part and part == row.split_file:
-        return f"`prometar data download {row.name} --to DIR` gets it, or get it from {_COOP}"
+        return f"{download}, or get the file from {_COOP}."
     if part == CLASSNAMES:
-        return "copy it from imagenet/classnames.txt" if row.variant else f"get it from {_COOP}"
-    return f"`prometar data download {row.name} --to DIR` gets it" if row.archives else row.by_hand
+        return "Copy imagenet/classnames.txt." if row.variant else f"Get the file from {_COOP}."
+    return f"{download}." if row.archives else row.instructions

@@ -20,7 +20,7 @@ from prometar.data.datasets.dataset import (
     Item,
     RenderedSource,
     Source,
-    flaw_of,
+    invalid_name_reason,
 )
 from prometar.data.datasets.imagetree import FOLDER, TITLE, read_tree
 from prometar.data.datasets.layouts import read_benchmark
@@ -115,11 +115,11 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
     if isinstance(dataset.source, FolderSource):
         missing = _missing(Path(dataset.source.folder), dataset.items)
         if missing:
-            by_hand = BENCHMARKS[name].by_hand if name in BENCHMARKS else ""
-            fix = by_hand or "unpack the archive again, or point --data-root to a complete copy"
+            instructions = BENCHMARKS[name].instructions if name in BENCHMARKS else ""
+            fix = instructions or "Unpack the archive again, or point --data-root to a complete copy."
             raise UserError(
-                f"{len(missing)} of {len(dataset.items)} images are missing, the first is {missing[0]}: "
-                f"{fix} (`prometar data check {name}` lists all)"
+                f"{len(missing)} of {len(dataset.items)} images are missing, the first is {missing[0]}. "
+                f"{fix} `prometar data check {name}` lists all missing images."
             )
     return dataset
 
@@ -130,7 +130,7 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     if is_reference(name):
         return _open_custom(name, None if root is None else str(root), args)
     dataset = _open(name, root)
-    return replace(dataset, wordings=BENCHMARKS[name].wordings) if name in BENCHMARKS else dataset
+    return replace(dataset, templates=BENCHMARKS[name].templates) if name in BENCHMARKS else dataset
 
 
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
@@ -144,7 +144,7 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
             raise UserError(
                 f"{name} must return items of a path, a label and a class name, found {item!a:.200}"
             )
-    for template in (found.template, *found.wordings.values()):
+    for template in (found.template, *found.templates.values()):
         if not is_template(template):
             raise UserError(
                 f"{name} must return a template with one {{}} for the class name: {template!a:.80}"
@@ -178,21 +178,21 @@ def wrong_items(dataset: Dataset) -> Iterator[str]:
     for split, items in dataset.splits.items():
         for item in items:
             if item.path in seen:
-                yield f"{dataset.origin} lists {item.path} twice ({seen[item.path]}, {split})"
+                yield f"{dataset.list_name} lists {item.path} twice ({seen[item.path]}, {split})"
             elif not is_utf8(item.path):
-                yield f"{dataset.origin} lists {item.path!a}, which is not UTF-8 or holds a null character"
+                yield f"{dataset.list_name} lists {item.path!a}, which is not UTF-8 or holds a null character"
             elif item.path.startswith("/") or ".." in item.path.split("/"):
-                yield f"{dataset.origin} lists {item.path}, which leaves the image folder"
+                yield f"{dataset.list_name} lists {item.path}, which leaves the image folder"
             seen[item.path] = split
             called = names.setdefault(item.label, item.classname)
             if called != item.classname:
                 yield (
-                    f"{dataset.origin} calls label {item.label} both '{called}' and '{item.classname}' "
+                    f"{dataset.list_name} calls label {item.label} both '{called}' and '{item.classname}' "
                     f"(at {item.path})"
                 )
     for label, name in names.items():
-        if flaw := flaw_of(name):
-            yield f"{dataset.origin} calls label {label} {name!a}, which {flaw}"
+        if reason := invalid_name_reason(name):
+            yield f"{dataset.list_name} calls label {label} {name!a}, which {reason}"
 
 
 def _expected(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Dataset: items (path, label, class name) in three splits, and a source of their bytes."""
+"""Datasets: images with their labels and class names in three splits, and the source of their files."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image: its path relative to the dataset's image folder (unique), its label, its class name."""
+    """Path of an image relative to the image folder (unique in a dataset), its label and its class name."""
 
     path: str
     label: int
@@ -30,20 +30,20 @@ Items = tuple[Item, ...]
 
 
 class Source(Protocol):
-    """Source of encoded images. Small and picklable: workers on other machines hold a copy."""
+    """Source of encoded images. It must be small and picklable, because each worker receives a copy."""
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """Return the encoded images (JPEG, PNG, ...) at `paths`, in their order.
+        """Return the encoded images (JPEG, PNG, ...) in the order of `paths`.
 
         Raises:
-            UserError: an image is missing or unreadable. The message names it.
+            UserError: an image is missing or unreadable. The message contains its path.
         """
         ...
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files below a folder, as a benchmark is unpacked."""
+    """Image files below a folder."""
 
     folder: str
 
@@ -55,14 +55,14 @@ class FolderSource:
             return read_bytes(file)
         except OSError as error:
             raise UserError(
-                f"cannot read image {file} ({error.strerror}): "
-                "restore it, or pass --data-root with a complete copy"
+                f"Cannot read image {file} ({error.strerror}). "
+                "Restore the file, or pass --data-root with a complete copy."
             ) from None
 
 
 @dataclass(frozen=True)
 class RenderedSource:
-    """The rendered dataset `name`. Images are rendered as PNG files when they are read."""
+    """Images of the rendered dataset `name`, rendered as PNG files when they are read."""
 
     name: str
 
@@ -72,23 +72,23 @@ class RenderedSource:
 
 @lru_cache(maxsize=1024)
 def _rendered(name: str, path: str) -> bytes:
-    """Render an image once per process (about 10 KiB each), since every epoch reads it again."""
+    """Return an image. The last 1024 (about 10 KiB each) are cached, because every epoch reads them again."""
     return SUITE[name].encode(path)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of items, and the source of their bytes.
+    """Three splits of images, and the source of their files.
 
     Args:
-        name, title: Name for `--dataset`, and the name in tables.
-        train, val, test: Some may be empty: ImageNet has no `val`, its variants have only `test`.
+        name, title: Name for `--dataset`, and name in tables.
+        train, val, test: Images of each split. ImageNet's `val` is empty. Its variants have only `test`.
         source: Source of the encoded images.
         template: Zero-shot prompt, such as "{} texture.".
-        wordings: Other templates by name: `photo` begins with "a photo of" (KgCoOp's), `name_last` ends with
-            the class name (ProGrad's).
-        origin: Source of the list (a split file, a folder), named in messages.
-        note: Remark for the user, such as a split that was made here.
+        templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
+            `name_last`, which ends with the class name.
+        list_name: Name of the image list in messages, such as "folder data/dtd/images".
+        note: Remark for the user, such as the rule of an automatic split.
     """
 
     name: str
@@ -98,13 +98,13 @@ class Dataset:
     test: Items
     source: Source
     template: str
-    origin: str = ""
+    list_name: str = ""
     note: str = ""
-    wordings: Mapping[str, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
 
-    def wording(self, name: str) -> str:
-        """Return the template of this name, by default the zero-shot prompt."""
-        return self.wordings.get(name, self.template)
+    def template_named(self, name: str) -> str:
+        """Return the template `name`, or the zero-shot prompt if the dataset has no such template."""
+        return self.templates.get(name, self.template)
 
     @property
     def splits(self) -> dict[str, Items]:
@@ -113,7 +113,7 @@ class Dataset:
 
     @property
     def items(self) -> Items:
-        """Items of all splits, in the same order."""
+        """Items of train, val and test, in this order."""
         return (*self.train, *self.val, *self.test)
 
     @property
@@ -123,12 +123,12 @@ class Dataset:
 
     @property
     def classnames(self) -> tuple[str, ...]:
-        """Class names in the order of their labels."""
+        """Class names of all splits, in the order of their labels."""
         return classnames(self.items)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of each split's paths, labels and class names. The images themselves are not read."""
+        """sha256 (hex) of the paths, labels and class names of all splits. Image files are not read."""
         state = hashlib.sha256()
         for split, items in self.splits.items():
             state.update(f"{split}\n".encode())
@@ -137,21 +137,21 @@ class Dataset:
         return state.hexdigest()
 
 
-def as_read(name: str) -> str:
-    """Return a class name as CLIP reads it: in lower case, with spaces for underscores."""
+def normalize_name(name: str) -> str:
+    """Return a class name as CLIP tokenizes it: in lower case, with single spaces and no underscores."""
     return " ".join(readable(name).lower().split())
 
 
-def same_class(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return the first two different names that CLIP cannot tell apart.
+def find_duplicate_names(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first two different names that CLIP cannot tell apart, or None if there are none.
 
     Example:
-        >>> same_class(["cat", "dog", "Cat"])
+        >>> find_duplicate_names(["cat", "dog", "Cat"])
         ('cat', 'Cat')
     """
     seen: dict[str, str] = {}
     for name in names:
-        if (other := seen.setdefault(as_read(name), name)) != name:
+        if (other := seen.setdefault(normalize_name(name), name)) != name:
             return other, name
     return None
 
@@ -162,19 +162,19 @@ def classnames(items: Iterable[Item]) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted(names))
 
 
-MAX_NAME = 1000  # characters; a text of CLIP has 77 tokens
+MAX_NAME_LENGTH = 1000  # characters, far more than CLIP's limit of 77 tokens
 
 
-def flaw_of(classname: str) -> str:
-    """Return why a prompt cannot contain a class name, or "" if it can.
+def invalid_name_reason(classname: str) -> str:
+    """Return the reason why a prompt cannot contain a class name, or "" if it can.
 
     Example:
-        >>> flaw_of("zigzagged"), flaw_of(" ")
-        ('', 'names nothing')
+        >>> invalid_name_reason("zigzagged"), invalid_name_reason(" ")
+        ('', 'has no visible character')
     """
-    if len(classname) > MAX_NAME:
-        return f"is longer than {MAX_NAME} characters"
-    kinds = [category(character) for character in classname.replace("_", " ")]  # as prompts read it
-    if {"Cc", "Cs"} & set(kinds):
-        return "holds control characters, or is not UTF-8"
-    return "" if any(kind[0] not in "CZ" for kind in kinds) else "names nothing"
+    if len(classname) > MAX_NAME_LENGTH:
+        return f"is longer than {MAX_NAME_LENGTH} characters"
+    categories = [category(character) for character in readable(classname)]
+    if {"Cc", "Cs"} & set(categories):
+        return "contains control characters or is not UTF-8"
+    return "" if any(kind[0] not in "CZ" for kind in categories) else "has no visible character"

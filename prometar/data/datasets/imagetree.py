@@ -1,4 +1,4 @@
-"""Class folders of images, and custom datasets of them: in train/, val/ and test/ or split by a rule."""
+"""Class folders of images. A custom tree has train/, val/ and test/, or is split automatically."""
 
 import hashlib
 import os
@@ -6,52 +6,53 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prometar.data.datasets.benchmarks import TEMPLATE
-from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, same_class
+from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, find_duplicate_names
 from prometar.errors import UserError
 
 FOLDER, TITLE = "folder", "your own images"
-# those that transforms.FORMATS can read
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# suffixes of the formats in transforms.FORMATS
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
 MIN_TO_SPLIT = 3  # one image per split
 SPLIT_NOTE = (
-    f"split here, as the folder has no train/ and test/: of each class {TEST_PERCENT} % test, "
-    f"{VAL_PERCENT} % val, the rest train (by hash of the path, seed {SPLIT_SEED})"
+    f"automatic split, because the folder has no train/ and test/: {TEST_PERCENT}% of each class are test "
+    f"images, {VAL_PERCENT}% val, the others train (by hash of the path, seed {SPLIT_SEED})"
 )
-ALLOWED = ({"train", "val", "test"}, {"train", "test"}, {"test"})
+ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
 def read_tree(folder: Path) -> Dataset:
-    """Return the images of DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. Folders name classes.
+    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. Class folders are class names.
 
-    With split folders, `val` may be missing (a search then holds out images of `train`), and `test` alone is
-    a dataset to evaluate on. All splits have the same classes.
+    `val` may be missing: a search then holds out images of `train`. A tree with only `test` can be used for
+    evaluation. All splits must have the same classes.
 
     Raises:
-        UserError: fewer than two classes, an empty class, or splits that do not belong together.
+        UserError: fewer than two classes, an empty class, unknown split folders, or splits with different
+            classes.
     """
     folders = class_folders(folder)
-    splits = [split for split in SPLITS if split in folders and entries(folder / split)[0]]
-    if splits and (set(splits) != set(folders) or set(splits) not in ALLOWED):
+    splits = [split for split in SPLITS if split in folders and list_visible(folder / split)[0]]
+    if splits and (set(splits) != set(folders) or set(splits) not in ALLOWED_SPLITS):
         raise UserError(
-            f"{folder} has the folders {', '.join(folders)}: expected train and test with or without val, "
-            "test alone, or class folders alone, each with images"
+            f"{folder} has the folders {', '.join(folders)}. Expected train and test (val is optional), "
+            "only test, or only class folders. None may be empty."
         )
     names = class_folders(*(folder / split for split in splits)) if splits else folders
     if len(names) < 2:
-        raise UserError(f"{folder} has one class folder ({names[0]}): at least two are needed")
-    if same := same_class(names):
-        raise UserError(f"{folder}: the folders '{same[0]}' and '{same[1]}' name the same class: rename one")
-    note = _left_out(folder)
+        raise UserError(f"{folder} has only one class folder ({names[0]}). Add at least one more.")
+    if same := find_duplicate_names(names):
+        raise UserError(f"{folder}: the folders '{same[0]}' and '{same[1]}' name the same class. Rename one.")
+    note = _skipped_note(folder)
     if splits:
         items = {
-            split: labelled_images(folder, [f"{split}/{name}" for name in names], names) for split in splits
+            split: labeled_images(folder, [f"{split}/{name}" for name in names], names) for split in splits
         }
     else:
         items, note = _split(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
     train, val, test = (items.get(split, ()) for split in SPLITS)
-    source, origin = FolderSource(str(folder)), f"folder {folder}"
-    return Dataset(FOLDER, TITLE, train, val, test, source, TEMPLATE, origin, note)
+    source, list_name = FolderSource(str(folder)), f"folder {folder}"
+    return Dataset(FOLDER, TITLE, train, val, test, source, TEMPLATE, list_name, note)
 
 
 def _split(folder: Path, names: Sequence[str]) -> dict[str, Items]:
@@ -60,8 +61,8 @@ def _split(folder: Path, names: Sequence[str]) -> dict[str, Items]:
         paths = [f"{name}/{file}" for file in image_files(folder / name)]
         if len(paths) < MIN_TO_SPLIT:
             raise UserError(
-                f"{folder / name} has {len(paths)} images: at least {MIN_TO_SPLIT} are needed to split "
-                "them into train, val and test. Add images, or make the splits yourself."
+                f"{folder / name} has {len(paths)} images. An automatic split into train, val and test needs "
+                f"at least {MIN_TO_SPLIT}. Add images, or make the split folders yourself."
             )
         for part, chosen in split_paths(paths).items():
             split[part] += [Item(path, label, name) for path in chosen]
@@ -69,10 +70,10 @@ def _split(folder: Path, names: Sequence[str]) -> dict[str, Items]:
 
 
 def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Split the images of one class (at least three) into three parts, whatever their order.
+    """Split at least three images of one class into train, val and test. Their order does not matter.
 
-    Ranked by the hash of their paths, the first floor(0.3 n) are `test`, the next floor(0.2 n) `val` (at
-    least one each), the rest `train`. An added image moves few others.
+    Images are ranked by the hash of their paths. The first floor(0.3 n) are `test`, the next floor(0.2 n)
+    are `val` (at least one each), and the others are `train`. An added image changes the split of few others.
     """
 
     def rank(path: str) -> bytes:
@@ -85,67 +86,71 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     return {split: sorted(part) for split, part in parts.items()}
 
 
-def _left_out(folder: Path) -> str:
-    """Return a note on the files that are not images by their ending."""
+def _skipped_note(folder: Path) -> str:
+    """Return a note on files that are skipped because of their suffix, or "" if there are none."""
     files = (
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder)
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, names in os.walk(folder)
         for name in names
-        if not name.lower().endswith(ENDINGS)
+        if not name.lower().endswith(SUFFIXES)
     )
-    found = sorted(file for file in files if "/." not in f"/{file}")  # hidden files and folders
-    return f"{len(found)} files are no images and are left out, such as {found[0]}" if found else ""
+    found = sorted(file for file in files if "/." not in f"/{file}")  # without hidden files and folders
+    return f"{len(found)} files are not images and are skipped, such as {found[0]}" if found else ""
 
 
-def entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the sorted names of the folders and of the files in `folder`, without hidden ones.
+def list_visible(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the folders, and those of the files in `folder`. Hidden entries are skipped.
 
     Raises:
-        UserError: it cannot be listed.
+        UserError: `folder` cannot be listed.
     """
     try:
         with os.scandir(folder) as found:
             visible = sorted((entry.name, entry.is_dir()) for entry in found if entry.name[0] != ".")
     except OSError as error:
-        raise UserError(f"cannot list {folder} ({error.strerror})") from None
+        raise UserError(f"Cannot list {folder} ({error.strerror}).") from None
     return [name for name, is_dir in visible if is_dir], [name for name, is_dir in visible if not is_dir]
 
 
 def class_folders(*folders: Path) -> list[str]:
-    """Return the sorted names of the class folders, which all `folders` must share.
+    """Return the sorted names of the class folders, which must be the same in all `folders`.
 
     Raises:
-        UserError: there are none, or a folder has other ones.
+        UserError: there are no class folders, or `folders` have different ones.
     """
-    names = [entries(folder)[0] for folder in folders]
+    names = [list_visible(folder)[0] for folder in folders]
     for folder, found in zip(folders, names, strict=True):
         if not found:
-            raise UserError(f"{folder} has no class folders: expected a folder of images per class")
+            raise UserError(
+                f"{folder} has no class folders. Put the images of each class into a folder of its own."
+            )
         if differing := sorted(set(found) ^ set(names[0])):
             raise UserError(
-                f"{folders[0]} and {folder} hold different classes, such as '{differing[0]}': every split "
-                "needs a folder for every class"
+                f"{folders[0]} and {folder} have different classes, such as '{differing[0]}'. Every split "
+                "needs a folder for every class."
             )
     return names[0]
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the sorted names of the images in a class folder, selected by their ending.
+    """Return the sorted names of the images in a class folder, selected by suffix.
 
     Raises:
-        UserError: it has none, or contains folders.
+        UserError: the folder has no images, or contains folders.
     """
-    folders, files = entries(folder)
+    folders, files = list_visible(folder)
     if folders:
-        raise UserError(f"{folder / folders[0]} is a folder in a class folder: images must lie right in it")
-    images = [file for file in files if file.lower().endswith(ENDINGS)]
+        raise UserError(
+            f"Class folder {folder} contains the folder {folders[0]}. Move its images one level up."
+        )
+    images = [file for file in files if file.lower().endswith(SUFFIXES)]
     if not images:
-        raise UserError(f"class folder {folder} has no images ({', '.join(ENDINGS)})")
+        raise UserError(f"Class folder {folder} has no images ({', '.join(SUFFIXES)}).")
     return images
 
 
-def labelled_images(images: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
-    """Return the images of class folders below `images`: the k-th folder has the label k and the k-th name.
+def labeled_images(images: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
+    """Return the images of `folders` below `images`. The k-th folder has the label k and the k-th name.
 
     Raises:
         UserError: see `image_files`.

@@ -1,4 +1,4 @@
-"""Prepared copies: manifest.json beside Parquet shards of (path, label, classname, split, image)."""
+"""Prepared copies: manifest.json and Parquet shards with one row per image."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,18 +28,18 @@ SCHEMA = pa.schema(
 )
 """Columns of a shard."""
 INDEX_COLUMNS = ["path", "label", "classname", "split"]
-AGAIN = "delete this copy and prepare it again"  # the fix for a corrupt copy
-READ_THREADS = 8  # an object store answers slowly but many at once
+_REBUILD = "Delete this copy and rerun `prometar data prepare`."
+_READ_THREADS = 8  # object stores have a high latency, but serve many requests in parallel
 
 
 class Shard(BaseModel):
-    """A Parquet file of a copy, named by a hash of its content."""
+    """Parquet file. Its name contains a hash of its content."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
 
 
 class Manifest(BaseModel):
-    """Content of manifest.json. It is written last, so a copy that has one is complete."""
+    """Content of manifest.json. The file is written last, so its presence marks a complete copy."""
 
     format: Literal[1] = 1
     name: str
@@ -52,25 +52,26 @@ def find_manifest(uri: str) -> Manifest | None:
     """Return the manifest of a prepared folder, or None if there is none.
 
     Raises:
-        UserError: it is malformed, or has another format.
-        StorageError: it cannot be read, such as from a store that does not answer.
+        UserError: the manifest is malformed, or has another format version.
+        StorageError: the store does not respond, or the manifest cannot be read.
     """
     content = read_file(uri, MANIFEST)
     try:
         return None if content is None else Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise UserError(f"cannot read {masked(join(uri, MANIFEST))}: {problems_of(error)}: {AGAIN}") from None
+        file = masked(join(uri, MANIFEST))
+        raise UserError(f"Cannot read {file} ({problems_of(error)}). {_REBUILD}") from None
 
 
 def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, template: str) -> Dataset:
-    """Return the dataset of a prepared folder. Its items have the order of the original list.
+    """Return the dataset of a prepared copy. Its items have the order of the original list.
 
     Raises:
-        UserError: the copy is of another dataset.
+        UserError: the copy contains another dataset, or other numbers of images than its manifest states.
         StorageError: a shard is missing or corrupt.
     """
     if manifest.name != name:
-        raise UserError(f"{masked(uri)} is a prepared copy of '{manifest.name}', not of '{name}'")
+        raise UserError(f"{masked(uri)} is a prepared copy of '{manifest.name}', not of '{name}'.")
     source = ParquetSource(uri, tuple(shard.file for shard in manifest.shards))
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for shard in source.shards:
@@ -80,65 +81,68 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
             splits.setdefault(split, []).append(Item(path, label, classname))
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.counts != counts:
-        raise UserError(f"{masked(uri)} holds {counts}, its {MANIFEST} says {manifest.counts}: {AGAIN}")
+        raise UserError(
+            f"{masked(uri)} contains {counts}, expected {manifest.counts} ({MANIFEST}). {_REBUILD}"
+        )
     train, val, test = (tuple(splits[split]) for split in SPLITS)
-    origin = f"prepared copy {masked(uri)}"
-    return Dataset(name, title, train, val, test, source, template, origin, manifest.note)
+    list_name = f"prepared copy {masked(uri)}"
+    return Dataset(name, title, train, val, test, source, template, list_name, manifest.note)
 
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Shards of a prepared copy. Only row groups that contain the requested images are read.
+    """Shards of a prepared copy. Reading an image reads its row group.
 
     Args:
-        uri: The prepared folder: a local path or a URI that pyarrow knows (s3://, gs://, ...).
-        shards: Names of the files in it.
+        uri: Folder of the copy: a local path or a URI that pyarrow supports (s3://, gs://, ...).
+        shards: File names of the shards.
     """
 
     uri: str
     shards: tuple[str, ...]
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """Return the stored bytes, equal to the original files'.
+        """Return the bytes of the original image files.
 
         Raises:
-            UserError: no shard contains a path.
+            UserError: an image is in no shard.
             StorageError: a shard cannot be read.
         """
         index = _path_index(self.uri, self.shards)
         wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for k, path in enumerate(paths):
             if path not in index:
-                raise UserError(f"{masked(self.uri)} holds no image '{path}': {AGAIN}")
+                raise UserError(f"{masked(self.uri)} does not contain the image '{path}'. {_REBUILD}")
             shard, group, row = index[path]
             wanted.setdefault((shard, group), []).append((row, k))
         found: list[bytes] = [b""] * len(paths)
 
-        def fetch(place: tuple[int, int]) -> None:
-            with _shard(self.uri, self.shards[place[0]]) as file:
-                column = file.read_row_group(place[1], columns=["image"]).column(0)
-                for row, k in wanted[place]:
+        def fetch(shard_and_group: tuple[int, int]) -> None:
+            shard, group = shard_and_group
+            with _open_shard(self.uri, self.shards[shard]) as file:
+                column = file.read_row_group(group, columns=["image"]).column(0)
+                for row, k in wanted[shard_and_group]:
                     found[k] = column[row].as_py()
 
-        with ThreadPoolExecutor(READ_THREADS) as pool:
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
             list(pool.map(fetch, sorted(wanted)))
         return found
 
 
 @lru_cache(maxsize=8)
 def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return path -> (shard, row group, row). It is read once per process."""
+    """Return the (shard, row group, row) of each path. The result is cached."""
     index: dict[str, tuple[int, int, int]] = {}
     for s, shard in enumerate(shards):
         table, sizes = _read_index(uri, shard, ["path"])
-        places = ((s, group, row) for group, size in enumerate(sizes) for row in range(size))
-        index.update(zip(table.column("path").to_pylist(), places, strict=True))
+        positions = ((s, group, row) for group, size in enumerate(sizes) for row in range(size))
+        index.update(zip(table.column("path").to_pylist(), positions, strict=True))
     return index
 
 
 def _read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
-    """Return the small columns of a shard, and the number of rows of each row group."""
-    with _shard(uri, shard) as file:
+    """Return `columns` of a shard, and the number of rows of each row group."""
+    with _open_shard(uri, shard) as file:
         meta = file.metadata
         groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         fields = [field for field in SCHEMA if field.name in columns]
@@ -146,26 +150,27 @@ def _read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, lis
 
 
 @contextmanager
-def _shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard.
+def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
+    """Open a shard, and convert errors of the `with` block.
 
     Raises:
-        StorageError: it is missing or corrupt, or has other columns.
+        StorageError: the shard is missing or corrupt, or has other columns.
     """
     system, folder = filesystem(uri)
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:
-            # Without checksums, a changed bit would be another image that nobody notices.
+            # Without checksums, a flipped bit would silently change an image.
             yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
     except (OSError, LookupError, ValueError, pa.ArrowException) as error:
         raise StorageError(
-            f"cannot read shard {masked(join(uri, shard))}: {reason(error)}; if it is corrupt, {AGAIN}"
+            f"Cannot read shard {masked(join(uri, shard))} ({reason(error)}). "
+            "If the file is corrupt, delete this copy and rerun `prometar data prepare`."
         ) from None
 
 
 @lru_cache(maxsize=4096)
 def _footer(uri: str, shard: str) -> pq.FileMetaData:
-    """Read a shard's footer once per process, since an object store answers slowly."""
+    """Return a shard's footer. The result is cached, because object stores have a high latency."""
     system, folder = filesystem(uri)
     with system.open_input_file(f"{folder}/{shard}") as stream:
         return pq.read_metadata(stream)

@@ -54,7 +54,8 @@ def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Pat
     folder = root / row.folder
     if not row.archives and not row.split_file:
         parts = ", ".join(row.parts)
-        raise UserError(f"{row.title} has no public archive: {row.by_hand}; {folder} must then hold {parts}")
+        fix = f"{row.instructions} {folder} must then contain {parts}."
+        raise UserError(f"{row.title} has no public archive. {fix}")
     placed = []
     for archive in row.archives:
         if not (folder / archive.key).exists():

@@ -1,4 +1,4 @@
-"""Few-shot draw and class splits, as the field's code computes them, so that results are comparable.
+"""Few-shot draws and class splits, equal to those of published code, so that results are comparable.
 
 Reference: CoOp / Dassl, as used by ProMetaR (mlvlab/ProMetaR, commit c907bdb).
 """
@@ -9,23 +9,23 @@ from collections.abc import Iterable, Sequence
 from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
 
-VAL_SHOTS = 4  # the field draws at most four validation images a class
-MIN_HALVED = 4  # classes: a half of one class would score 100 % whatever the method does
-HELD_OUT_PERCENT, HELD_OUT_MOST, HELD_OUT_SEED = 20, 50, 0  # of a class without validation images
+VAL_SHOTS = 4  # published code draws at most four validation images per class
+MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
+HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # training images per class
 
 
 def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
-    """Draw `shots` training images a class, then min(shots, 4) validation images from the same generator.
+    """Draw `shots` training images per class, then min(shots, 4) validation images per class.
 
-    Draw from the whole lists and select classes afterwards: the generator runs over all labels in the order
-    of their first appearance. A class with fewer images gives all of them.
+    Pass complete splits, and select classes after the draw. Both draws use one generator, which visits all
+    labels in the order of their first appearance. All images of a class are drawn if there are fewer.
 
     Raises:
-        UserError: an empty train list.
+        UserError: `train` is empty.
     """
     if not train:
         raise UserError(
-            "cannot draw few-shot images: the train split is empty (ImageNet's variants are for testing only)"
+            "Cannot draw few-shot images from an empty train split. Use a dataset with training images."
         )
     rng = random.Random(seed)
     return _sample(train, shots, rng), _sample(val, min(shots, VAL_SHOTS), rng)
@@ -33,78 +33,78 @@ def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -
 
 def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> Items:
     drawn: list[Item] = []
-    for group in by_label(items).values():
+    for group in group_by_label(items).values():
         drawn += rng.sample(group, shots) if len(group) >= shots else group
     return tuple(drawn)
 
 
-def by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
-    """The items of each label, in the order of its first appearance."""
+def group_by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
+    """Group items by label. Labels are in the order of their first appearance."""
     groups: dict[int, list[Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
     return groups
 
 
-def val_of_train(train: Sequence[Item]) -> tuple[Items, Items, str]:
-    """A validation split for a dataset that has none: images of `train`, which then go without them.
+def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
+    """Hold out training images as the validation split of a dataset that has none.
 
-    Of each class min(floor(n / 5), 50) images, at least one: the same for every run, whatever the order of
-    `train`. Draw few-shot images from the `train` that is returned, never from the whole one: then a search
-    is scored on no image that any of its runs learns from.
+    min(floor(n / 5), 50) images of each class are held out, at least one. They are the same for every run and
+    for every order of `train`. Draw few-shot images only from the remaining images, so that no run of a
+    search trains on an image that the search is scored on.
 
     Returns:
-        `train` without the images held out, those images, and a line that says what was done.
+        The remaining images, the held-out images, and a note for the user.
 
     Raises:
-        UserError: a class with one image.
+        UserError: a class has only one image.
 
     Example:
         >>> items = [Item(f"{k}.jpg", k % 2, f"class {k % 2}") for k in range(20)]
-        >>> rest, held_out, _ = val_of_train(items)
+        >>> rest, held_out, _ = hold_out_val(items)
         >>> len(rest), len(held_out)
         (16, 4)
     """
     chosen: set[Item] = set()
-    for label, group in by_label(sorted(train, key=lambda item: item.path)).items():
+    for label, group in group_by_label(sorted(train, key=lambda item: item.path)).items():
         if len(group) < 2:
             raise UserError(
-                f"class '{group[0].classname}' has one training image: there is no validation split, and "
-                "nothing can be held out to search on"
+                f"Class '{group[0].classname}' has only one training image, so none can be held out for "
+                "validation. Add a validation split or training images."
             )
-        count = min(max(1, len(group) * HELD_OUT_PERCENT // 100), HELD_OUT_MOST)
+        count = min(max(1, len(group) * HELD_OUT_PERCENT // 100), MAX_HELD_OUT)
         chosen.update(random.Random(f"{HELD_OUT_SEED} {label}").sample(group, count))
     val = tuple(item for item in train if item in chosen)
-    message = (
-        f"there is no validation split: the search is scored on {len(val)} of the {len(train)} training "
-        f"images ({HELD_OUT_PERCENT} % of each class, {HELD_OUT_MOST} at most, seed {HELD_OUT_SEED}) and "
-        "trains on others"
+    note = (
+        f"no validation split: {len(val)} of the {len(train)} training images are held out for the search "
+        f"({HELD_OUT_PERCENT}% of each class, at most {MAX_HELD_OUT}, seed {HELD_OUT_SEED})"
     )
-    return tuple(item for item in train if item not in chosen), val, message
+    return tuple(item for item in train if item not in chosen), val, note
 
 
 def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
-    """The labels that occur, sorted."""
+    """Return the sorted labels of `items`, each once."""
     return tuple(sorted({item.label for item in items}))
 
 
 def select(items: Iterable[Item], labels: Iterable[int]) -> Items:
-    """The items of `labels`, in their order, relabelled from 0 in the order of the sorted labels."""
+    """Return the items with these labels in their order, relabeled from 0 in the order of the labels."""
     rank = {label: i for i, label in enumerate(sorted(labels))}
     return tuple(Item(i.path, rank[i.label], i.classname) for i in items if i.label in rank)
 
 
 def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
-    """The first ceil(n/2) of the labels that occur."""
+    """Return the first ceil(n/2) of the sorted labels of `items`."""
     labels = labels_of(items)
     return labels[: (len(labels) + 1) // 2]
 
 
 def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
-    """Each split's base items, and each split's new items; both relabelled from 0.
+    """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
-    Base are the first ceil(n/2) of the labels of the *first* split (pass train first), new the rest.
+    Pass train first: the first ceil(n/2) labels of the first split are base classes, its other labels are
+    new classes. Labels that the first split does not contain are dropped, as in published code.
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)
-    return tuple(select(s, base) for s in splits), tuple(select(s, new) for s in splits)
+    return tuple(select(split, base) for split in splits), tuple(select(split, new) for split in splits)

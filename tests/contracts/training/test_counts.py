@@ -11,7 +11,7 @@ from prometar.clip.model import tensors_of
 from prometar.clip.openclip import outline
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import Item
-from prometar.data.splits.objective import Problem
+from prometar.data.splits.objective import FewShotSplit
 from prometar.training.memory import PROCESSES, Footprint
 from tests.support.small import NAME
 
@@ -65,7 +65,7 @@ def test_the_peak_is_what_lives_at_one_time() -> None:
 )
 def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int) -> None:
     clip = outline("ViT-B-16-quickgelu")
-    classes = Problem(tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {})
+    classes = FewShotSplit(tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {})
     asked = config("ViT-B-16-quickgelu", method)
     estimated = Footprint.of(clip, [classes]).memory(asked) - PROCESSES
     counted = memory_of(asked, num_classes=num_classes).peak

@@ -30,7 +30,7 @@ def test_the_table_has_fifteen_rows() -> None:
     assert len(BENCHMARKS) == 15
     assert [name for name in ALL if BENCHMARKS[name].variant] == VARIANTS
     for row in BENCHMARKS.values():
-        assert bool(row.archives) != bool(row.by_hand), row.name
+        assert bool(row.archives) != bool(row.instructions), row.name
         assert bool(row.split_digest) == (bool(row.split_file) and row.name not in ("food101", "sun397"))
 
 
@@ -40,10 +40,12 @@ def test_a_copy_opens_and_is_checked_and_prepared(copies: Path, tmp_path: Path, 
     assert (dataset.name, dataset.title, dataset.template) == (name, row.title, row.template)
     assert dataset.counts == {split: CLASSES * COUNTS[split] * bool(row.sizes[split]) for split in COUNTS}
     assert len(dataset.classnames) == CLASSES
-    assert dataset.wording("photo").startswith("a photo of" if name != "eurosat" else "a centered satellite")
-    assert dataset.wording("template") == dataset.template
-    assert dataset.wording("name_last").endswith(" {}.")
-    assert set(dataset.wordings) <= {"photo", "name_last"}
+    assert dataset.template_named("photo").startswith(
+        "a photo of" if name != "eurosat" else "a centered satellite"
+    )
+    assert dataset.template_named("template") == dataset.template
+    assert dataset.template_named("name_last").endswith(" {}.")
+    assert set(dataset.templates) <= {"photo", "name_last"}
     problems, broken, (_, sizes, *_, names) = check(name, copies)
     assert problems == broken == []
     assert f"classes {CLASSES} of {row.classes}" in sizes
@@ -51,7 +53,7 @@ def test_a_copy_opens_and_is_checked_and_prepared(copies: Path, tmp_path: Path, 
     assert "tench" in names
     prepare(name, copies, tmp_path)
     copy, paths = open_dataset(name, tmp_path), [item.path for item in dataset.items]
-    assert (copy.splits, copy.wordings) == (dataset.splits, dataset.wordings)
+    assert (copy.splits, copy.templates) == (dataset.splits, dataset.templates)
     assert copy.source.read_many(paths) == dataset.source.read_many(paths)
 
 
@@ -85,8 +87,8 @@ def test_a_missing_part_names_itself_and_how_to_get_it(tmp_path: Path, name: str
     folder = write_copy(name, tmp_path)
     (folder / part).rename(tmp_path / "gone")
     message = fails(name, tmp_path)
-    assert f"{folder / part} is missing: " in message
-    assert any(word in message for word in ("get ", "data download", "copy it"))
+    assert f"{folder / part} is missing. " in message
+    assert any(word in message for word in ("Get ", "data download", "Copy "))
 
 
 @pytest.mark.parametrize("name", ["dtd", "fgvc_aircraft"])
@@ -105,8 +107,8 @@ def test_missing_and_broken_images_are_all_listed(
     assert main(["data", "check", name, "--data-root", str(tmp_path)]) == 1
     *errors, last = capsys.readouterr().err.splitlines()
     assert errors[:3] == [
-        f"cannot read image {path} (No such file or directory): restore it, or pass --data-root with a "
-        "complete copy"
+        f"Cannot read image {path} (No such file or directory). Restore the file, or pass --data-root with a "
+        "complete copy."
         for path in images[3:6]
     ]
     for message, item in zip(errors[3:], dataset.items[10::4], strict=True):
@@ -115,9 +117,9 @@ def test_missing_and_broken_images_are_all_listed(
 
 
 LISTS = [
-    ("variants.txt", "", "is no class of variants.txt"),
-    ("images_variant_val.txt", "0000001 F/A-19\n", "line 1: 'F/A-19' is no class of variants.txt"),
-    ("images_variant_val.txt", "0000001\n", "line 1: '' is no class of variants.txt"),
+    ("variants.txt", "", "is not listed in variants.txt"),
+    ("images_variant_val.txt", "0000001 F/A-19\n", "line 1: 'F/A-19' is not listed in variants.txt"),
+    ("images_variant_val.txt", "0000001\n", "line 1: '' is not listed in variants.txt"),
     ("images_variant_test.txt", "../0000001 tench\n", "../0000001.jpg, which leaves the image folder"),
     ("images_variant_val.txt", "0000001 tench\n", "lists 0000001.jpg twice (train, val)"),
 ]
@@ -145,7 +147,7 @@ def test_wrong_class_names_and_folders(tmp_path: Path, name: str) -> None:
     names.write_text(text, "utf-8")
     for below in row.splits.values():
         (folder / row.images / below / "n99999999").mkdir()
-    assert f"folder n99999999 is no class of {names}" in fails(name, tmp_path)
+    assert f"folder n99999999 is not listed in {names}." in fails(name, tmp_path)
 
 
 def test_list_compares_with_the_published_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +156,7 @@ def test_list_compares_with_the_published_sizes(tmp_path: Path, capsys: pytest.C
     assert main(["data", "list", "--data-root", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "\neurosat: classes 5 of 10; train 20 of 13500; " in text
-    assert f"\ndtd: {tmp_path}/dtd/images is missing: " in text
+    assert f"\ndtd: {tmp_path}/dtd/images is missing. " in text
     states = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "missing" in states["sun397"]
     assert "rendered" in states["textures"]

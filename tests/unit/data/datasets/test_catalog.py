@@ -99,7 +99,7 @@ def test_a_class_name_that_no_prompt_can_hold(own_dtd: Path, tmp_path: Path, nam
     [
         {"train": (Item("a", 0, None),)},  # type: ignore[arg-type]
         {"train": (Item("a", "0", "a"),)},  # type: ignore[arg-type]
-        {"wordings": {"photo": "{} {}"}},
+        {"templates": {"photo": "{} {}"}},
         {"template": None},
     ],
     ids=str,

@@ -48,7 +48,7 @@ def test_class_folders_are_split_by_the_stated_rule(tmp_path: Path) -> None:
     assert {s: set(c.values()) for s, c in counts.items()} == {"train": {5}, "val": {2}, "test": {3}}
     assert sorted(i.path for items in dataset.splits.values() for i in items) == sorted(FLAT)
     assert dataset.note == SPLIT_NOTE
-    assert "30 % test, 20 % val, the rest train" in SPLIT_NOTE
+    assert "30% of each class are test images, 20% val, the others train" in SPLIT_NOTE
     # a golden draw: a change of the rule would change what users have measured
     assert [i.path for i in dataset.test][:3] == ["oak_tree/1.jpg", "oak_tree/8.jpg", "oak_tree/9.jpg"]
 
@@ -72,7 +72,7 @@ def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
     write_tree(tmp_path / ".git", ["notes.txt"])
     (tmp_path / "train/cat/.DS_Store").write_text("")
     note = open_dataset("folder", tmp_path).note
-    assert note == "2 files are no images and are left out, such as labels.csv"
+    assert note == "2 files are not images and are skipped, such as labels.csv"
     assert note in check("folder", tmp_path)[2]
 
 
@@ -84,21 +84,27 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 
 MISTAKES = {
-    "only images": (["1.jpg"], "{} has no class folders: expected a folder of images per class"),
-    "one class": (["cat/1.jpg"], "{} has one class folder (cat): at least two are needed"),
-    "few images": (["cat/1.jpg", "dog/1.jpg"], "{}/cat has 1 images: at least 3 are needed to split"),
-    "an empty class": ([*FLAT, "rose/notes.txt"], "class folder {}/rose has no images"),
-    "folders in classes": ([*FLAT, "yew/old/1.jpg"], "{}/yew/old is a folder in a class folder"),
-    "no test": ([p for p in TREE if p.startswith("train")], "{} has the folders train: expected train and"),
-    "no train": ([p for p in TREE if not p.startswith("train")], "{} has the folders test, val: expected"),
-    "a strange split": ([*TREE, "valid/cat/1.jpg"], "{} has the folders test, train, val, valid: expected"),
+    "only images": (
+        ["1.jpg"],
+        "{} has no class folders. Put the images of each class into a folder of its own.",
+    ),
+    "one class": (["cat/1.jpg"], "{} has only one class folder (cat). Add at least one more."),
+    "few images": (
+        ["cat/1.jpg", "dog/1.jpg"],
+        "{}/cat has 1 images. An automatic split into train, val and test needs at least 3",
+    ),
+    "an empty class": ([*FLAT, "rose/notes.txt"], "Class folder {}/rose has no images"),
+    "folders in classes": ([*FLAT, "yew/old/1.jpg"], "Class folder {}/yew contains the folder old."),
+    "no test": ([p for p in TREE if p.startswith("train")], "{} has the folders train. Expected train and"),
+    "no train": ([p for p in TREE if not p.startswith("train")], "{} has the folders test, val. Expected"),
+    "a strange split": ([*TREE, "valid/cat/1.jpg"], "{} has the folders test, train, val, valid. Expected"),
     "no classes in a split": (
         [p for p in TREE if p[0] != "v"] + ["val/1.jpg"],
-        "{} has the folders test, train, val: ",
+        "{} has the folders test, train, val. ",
     ),
-    "a class of test alone": ([*TREE, "test/eel/1.jpg"], "hold different classes, such as 'eel'"),
-    "a class of train alone": ([*TREE, "train/eel/1.jpg"], "hold different classes, such as 'eel'"),
-    "one class, split": ([p for p in TREE if "cat" in p], "{} has one class folder (cat)"),
+    "a class of test alone": ([*TREE, "test/eel/1.jpg"], "have different classes, such as 'eel'."),
+    "a class of train alone": ([*TREE, "train/eel/1.jpg"], "have different classes, such as 'eel'."),
+    "one class, split": ([p for p in TREE if "cat" in p], "{} has only one class folder (cat)"),
     "the same name": (
         [p for n in ("Red_Oak", "red oak") for p in (f"{n}/1.jpg", f"{n}/2.jpg", f"{n}/3.jpg")],
         "{}: the folders 'Red_Oak' and 'red oak' name the same class",

@@ -127,7 +127,7 @@ def test_a_split_comes_before_images_that_are_got_by_hand(
     out = capsys.readouterr().out
     assert f"placed: {tmp_path}/new/{row.folder}/split_zhou_" in out
     assert "still to get by hand: " in out
-    assert row.by_hand in out
+    assert row.instructions in out
     assert download(name, tmp_path / "origin") == 0
     assert "complete; check every image" in capsys.readouterr().out
 
@@ -143,7 +143,9 @@ def test_a_split_file_that_is_there_is_kept(
     own.write_text("{}")
     assert download("dtd", tmp_path / "origin") == 0
     assert own.read_text() == "{}"
-    assert f"still to get by hand: split file {own}: train: a value is needed" in capsys.readouterr().out
+    assert (
+        f"still to get by hand: Invalid split file {own}: train: a value is needed" in capsys.readouterr().out
+    )
 
 
 WRONG_SPLITS: dict[str, tuple[str, Callable[[Any], object]]] = {
@@ -260,7 +262,7 @@ def test_an_archive_of_something_else_is_told(
 
 WRONG = [
     (["nope", "--to", "x"], "'nope' is not a benchmark: known are imagenet, "),
-    (["imagenet", "--to", "x"], "ImageNet has no public archive: get ILSVRC 2012"),
+    (["imagenet", "--to", "x"], "ImageNet has no public archive. Get ILSVRC 2012"),
     (["dtd", "--to", "s3://bucket/x"], "'s3:/...' is no folder: "),
 ]
 

@@ -112,12 +112,12 @@ def test_a_damaged_shard_is_named_and_written_again(
     before, dataset = tree(tmp_path), open_dataset("dtd", tmp_path)
     shard = min(tmp_path.rglob("*.parquet"))
     damage(shard)
-    with pytest.raises(StorageError, match=r"cannot read shard .*delete this copy and prepare it again"):
+    with pytest.raises(StorageError, match=r"Cannot read shard .*delete this copy and rerun"):
         dataset.source.read_many([item.path for item in dataset.items])
     if damage is lose_a_bit:
         _, broken, _ = check("dtd", tmp_path)
         assert broken
-        assert all(f"cannot read shard {shard}" in message for message in broken)
+        assert all(f"Cannot read shard {shard}" in message for message in broken)
     assert prepare("dtd", own_dtd, tmp_path, shard_rows=10)[1] == 3
     assert tree(tmp_path) == before
     assert check("dtd", tmp_path)[1] == []
@@ -130,8 +130,8 @@ def test_a_damaged_shard_is_named_and_written_again(
         ({"name": "other"}, "copy of 'other'"),
         ({"shards": [{"file": "../x.parquet", "sha256": ""}]}, r"shards.0.file: String should match pattern"),
         ({"shards": 3}, "shards: Input should be a valid"),
-        ({"counts": {}}, "delete this copy and prepare it again"),
-        ("{", r"cannot read .*manifest.json: Invalid JSON"),
+        ({"counts": {}}, "Delete this copy and rerun"),
+        ("{", r"Cannot read .*manifest.json \(Invalid JSON"),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.splits.fewshot import base_new, draw, labels_of, val_of_train
+from prometar.data.splits.fewshot import base_new, draw, hold_out_val, labels_of
 from prometar.errors import UserError
 from tests.parity.golden import golden_files
 
@@ -59,7 +59,7 @@ def test_fewshot_draw_follows_first_appearance_not_label_order() -> None:
 
 
 def test_fewshot_draw_needs_training_images() -> None:
-    with pytest.raises(UserError, match="train split is empty"):
+    with pytest.raises(UserError, match="empty train split"):
         draw((), (), shots=1, seed=1)
 
 
@@ -68,7 +68,7 @@ def test_held_out_images_are_a_fifth_of_each_class_and_never_drawn(
     labels: list[int], shots: int, seed: int
 ) -> None:
     items = _items([*labels, *range(7), *range(7)])
-    train, val, message = val_of_train(items)
+    train, val, message = hold_out_val(items)
     assert sorted((*train, *val), key=lambda i: i.path) == sorted(items, key=lambda i: i.path)
     for label in range(7):
         count = sum(item.label == label for item in items)
@@ -77,19 +77,19 @@ def test_held_out_images_are_a_fifth_of_each_class_and_never_drawn(
     assert not {*drawn} & {*val}
     assert {*drawn_val} <= {*val}
     shuffled = random.Random(seed).sample(items, len(items))
-    assert {*val_of_train(shuffled)[1]} == {*val}
+    assert {*hold_out_val(shuffled)[1]} == {*val}
     assert f"{len(val)} of the {len(items)} training images" in message
 
 
 def test_at_most_fifty_images_of_a_class_are_held_out() -> None:
-    _, val, _ = val_of_train(_items([3] * 1300))
+    _, val, _ = hold_out_val(_items([3] * 1300))
     assert len(val) == 50
-    with pytest.raises(UserError, match="class 'class 1' has one training image"):
-        val_of_train(_items([0, 0, 1]))
+    with pytest.raises(UserError, match="Class 'class 1' has only one training image"):
+        hold_out_val(_items([0, 0, 1]))
 
 
 def test_held_out_images_are_the_same_for_ever() -> None:
-    _, val, _ = val_of_train(_items([0, 1] * 12))
+    _, val, _ = hold_out_val(_items([0, 1] * 12))
     assert [item.path for item in val] == ["1/13.jpg", "1/15.jpg", "0/16.jpg", "0/18.jpg"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item
-from prometar.data.splits.objective import figure_of, objective_of, problem
+from prometar.data.splits.objective import objective_of, score_accuracies, split_dataset
 from prometar.errors import UserError
 
 MINE = """
@@ -14,7 +14,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
-from prometar.data.splits.objective import Objective, problem
+from prometar.data.splits.objective import Objective, split_dataset
 
 def lower(accuracies):
     return min(accuracies.values())
@@ -26,13 +26,13 @@ def nothing(accuracies):
     return None
 
 def made(dataset, shots, seed, per_class, **changes):
-    return replace(problem("base_val", dataset, shots=shots, seed=seed), **changes)
+    return replace(split_dataset("base_val", dataset, shots=shots, seed=seed), **changes)
 
-blind = Objective(partial(made, evaluations={}), searches=True)
-baseless = Objective(partial(made, evaluations={"val": ()}), searches=True, predicts=True)
-newless = Objective(made, searches=True, figure=lambda accuracies: accuracies["new"])
-fewer = Objective(lambda *args: made(*args, train=made(*args).train[1:]), searches=True)
-right = Objective(made, searches=True)
+blind = Objective(partial(made, evaluations={}), for_search=True)
+baseless = Objective(partial(made, evaluations={"val": ()}), for_search=True, predicts_new=True)
+newless = Objective(made, for_search=True, score=lambda accuracies: accuracies["new"])
+fewer = Objective(lambda *args: made(*args, train=made(*args).train[1:]), for_search=True)
+right = Objective(made, for_search=True)
 """
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -58,35 +58,33 @@ def dataset(**without: str) -> Dataset:
 
 
 def test_the_number_is_the_functions() -> None:
-    assert figure_of("own_objective:lower", {"base": 40.0, "new": 30}) == 30.0
-    assert figure_of("final", {"base": 50.0, "new": 50.0}) == 50.0
+    assert score_accuracies("own_objective:lower", {"base": 40.0, "new": 30}) == 30.0
+    assert score_accuracies("final", {"base": 50.0, "new": 50.0}) == 50.0
 
 
 @pytest.mark.parametrize(("base", "found"), [(40.0, "nan"), (50.0, "'50'"), (60.0, "inf")])
 def test_anything_else_is_one_line(base: float, found: str) -> None:
-    with pytest.raises(
-        UserError, match=f"own_objective:later must make one finite number .*, found {found}$"
-    ):
-        figure_of("own_objective:later", {"base": base, "new": 30.0})
+    with pytest.raises(UserError, match=f"own_objective:later must return a finite number, got {found}.$"):
+        score_accuracies("own_objective:later", {"base": base, "new": 30.0})
     with pytest.raises(UserError, match=r"own_objective:later fails: KeyError: 70\.0 \(own_objective\.py, l"):
-        figure_of("own_objective:later", {"base": 70.0, "new": 30.0})
+        score_accuracies("own_objective:later", {"base": 70.0, "new": 30.0})
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("blind", r"its Problem needs evaluations, found \[\]"),
-        ("baseless", r"its Problem needs 'base' among its evaluations, found \['val'\]"),
+        ("blind", r"its FewShotSplit needs an evaluation set, found \[\]"),
+        ("baseless", r"its FewShotSplit needs the evaluation set 'base', found \['val'\]"),
         ("newless", "fails: KeyError: 'new'"),
         ("fewer", "its training images must have the labels 0 to n - 1 of all classes"),
     ],
 )
-def test_a_problem_that_cannot_be_scored_is_rejected_first(name: str, said: str) -> None:
-    with pytest.raises(UserError, match=r"own_objective:nothing must make one finite number .*, found None"):
+def test_a_split_that_cannot_be_scored_is_rejected_first(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=r"own_objective:nothing must return a finite number, got None"):
         objective_of("own_objective:nothing")
     with pytest.raises(UserError, match=f"^own_objective:{name}:? {said}"):
-        problem(f"own_objective:{name}", dataset(), shots=1, seed=1)
-    assert problem("own_objective:right", dataset(), shots=1, seed=1).every_epoch
+        split_dataset(f"own_objective:{name}", dataset(), shots=1, seed=1)
+    assert split_dataset("own_objective:right", dataset(), shots=1, seed=1).every_epoch
 
 
 @pytest.mark.parametrize(
@@ -101,19 +99,23 @@ def test_a_problem_that_cannot_be_scored_is_rejected_first(name: str, said: str)
 )
 def test_a_class_without_images_is_named(objective: str, split: str, name: str) -> None:
     what = {"train": "training", "val": "validation", "test": "test"}[split]
-    with pytest.raises(UserError, match=f"animals has no {what} images of '{name}': every class needs some"):
-        problem(objective, dataset(**{split: name}), shots=1, seed=1)
+    with pytest.raises(
+        UserError, match=f"animals has no {what} images of '{name}'. Every class needs images."
+    ):
+        split_dataset(objective, dataset(**{split: name}), shots=1, seed=1)
 
 
 def test_some_classes_need_no_images() -> None:
-    found = problem("final", dataset(train="eel"), shots=1, seed=1)
+    found = split_dataset("final", dataset(train="eel"), shots=1, seed=1)
     assert {item.classname for item in found.evaluations["new"]} == {"cat", "dog"}, "only tested: left out"
-    assert problem("drift", dataset(val="eel"), shots=1, seed=1).classnames == NAMES[:3]
+    assert split_dataset("drift", dataset(val="eel"), shots=1, seed=1).classnames == NAMES[:3]
 
 
 def test_halves_of_one_class_are_refused() -> None:
     """Among one name all is right: 100 % whatever was learned."""
     whole = dataset()
     few = {split: tuple(i for i in items if i.label < 3) for split, items in whole.splits.items()}
-    with pytest.raises(UserError, match="animals has too few classes, 3: base and new ones are two each"):
-        problem("final", replace(whole, **few), shots=1, seed=1)
+    with pytest.raises(
+        UserError, match="animals has 3 classes, but the split into base and new classes needs at least 4"
+    ):
+        split_dataset("final", replace(whole, **few), shots=1, seed=1)
