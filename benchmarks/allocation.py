@@ -1,13 +1,13 @@
-"""Ways to spend the same number of runs on a search, replayed from recorded runs.
+"""Compare ways to spend the same number of runs on a search, by replaying recorded runs.
 
     python benchmarks/allocation.py [--replays 4000] [--doc docs/results.md]
 
 Nothing is trained. `objectives.json` and `photographs.json` record 25 settings with three seeds each on five
-datasets: the score that a search sees, and H on test images. A replay samples settings from a smoothed
-bootstrap of these, whose means are shrunk by the noise of three seeds, draws scores with the recorded noise,
-and selects as the plan says. The default settings are always a candidate. The gain is the difference of the
-selected and the default settings' mean test H. Trials of half the epochs score a setting with the additional
-error that recorded learning curves (`curves.json`) show between epochs 2.5 and 5.
+datasets: the search score, and H on test images. Each replay samples settings with a smoothed bootstrap from
+the recorded means, which are shrunk by the noise of three seeds. It adds recorded noise to the scores and
+selects settings according to the plan. The default settings are always a candidate. The gain is the mean test
+H of the selected settings minus that of the default settings. Trials with half the epochs have an additional
+error, measured between epochs 2.5 and 5 of recorded learning curves (`curves.json`).
 """
 
 import json
@@ -95,9 +95,9 @@ def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, half: 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--replays", type=int, default=4000, help="searches per plan and dataset")
-    parser.add_argument("--doc", type=Path, help="document whose block `allocation` gets the table")
-    parser.add_argument("--quick", action="store_true", help="100 replays")
+    parser.add_argument("--replays", type=int, default=4000, help="simulated searches per plan and dataset")
+    parser.add_argument("--doc", type=Path, help="document whose block `allocation` is replaced by the table")
+    parser.add_argument("--quick", action="store_true", help="run 100 replays only")
     args = parser.parse_args()
     tables = [each for name in FILES for each in read_evidence(Path(__file__).with_name(name))[1]]
     models = {each.dataset: fit(each) for each in tables}

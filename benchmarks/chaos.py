@@ -1,20 +1,20 @@
-"""Kills studies at random moments until they are done, and counts what was lost.
+"""Kill studies at random moments until they finish, and count lost results.
 
     python benchmarks/chaos.py [--studies 10] [--real 0] [--kills 4] [--seed 0] [--quick] [--json FILE]
 
-A study is killed `--kills` times, started again by the same command each time, and then left in peace:
+Each study is interrupted `--kills` times and restarted with the same command. Then it runs to its end:
 
-- driver -9, worker -9 (one that has a trial), SIGTERM to the driver;
-- disk full, or read-only, until the command has ended (a file system of its own, which root alone can mount);
-- some commands are begun on a database where one statement in fifty fails, or with a clock that is set back
-  by an hour;
-- node -9 in every third study, which runs on a Ray cluster of three nodes; another node joins;
-- state damaged, in the `--real` ones: half of a checkpoint is left, after the driver was killed.
+- SIGKILL of the driver or of a worker that runs a trial, or SIGTERM to the driver;
+- a full or read-only disk until the command ends (a separate file system, which only root can mount);
+- a database in which one statement in fifty fails, or a clock that is set back by an hour;
+- SIGKILL of a node in every third study, which runs on a Ray cluster of three nodes. Another node then joins;
+- corrupt state (only `--real`): a checkpoint is truncated to half its size after the driver was killed.
 
-`--studies` have a trial that does not train: six trials of three epochs, then two settings with two fresh
-seeds each, then the same with two final seeds. `--real` ones train the embedded dataset and backbone. The
-baseline is the same study, undisturbed and one trial at a time: what a study has found must equal it to the
-last digit (of real ones also the final prompts, bit for bit). Ends with status 1 if anything was lost.
+`--studies` use a trial that does not train: six trials of three epochs, then two settings with two fresh
+seeds each, then the same settings with two final-test seeds. `--real` studies train on the embedded dataset
+and backbone. The baseline is the same study without interruptions and with one trial at a time. The results
+must be identical to the baseline's, including the final prompts of `--real` studies, bit for bit. The exit
+status is 1 if a result was lost.
 """
 
 import argparse
@@ -266,10 +266,10 @@ def own_disk(path: Path) -> Disk | None:
 
 def main() -> int:
     def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--studies", type=int, default=10, help="of a trial that does not train")
-        parser.add_argument("--real", type=int, default=0, help="that train the embedded dataset")
-        parser.add_argument("--kills", type=int, default=4, help="a study")
-        parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds")
+        parser.add_argument("--studies", type=int, default=10, help="studies whose trials do not train")
+        parser.add_argument("--real", type=int, default=0, help="studies that train")
+        parser.add_argument("--kills", type=int, default=4, help="interruptions per study")
+        parser.add_argument("--seed", type=int, default=0, help="seed of the times and kinds")
 
     args = arguments(__doc__, add)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended

@@ -1,11 +1,11 @@
-"""What the benchmark scripts share: arguments, the machine, sides in processes of their own, tables and JSON.
+"""Shared code of the benchmark scripts: arguments, machine description, subprocesses, tables and JSON.
 
-A script names its sides and measures one of them; `in_turn` runs each side in a fresh process, round after
-round, so that a drift of the machine meets all sides alike:
+A script lists the configurations ("sides") to compare. `in_turn` measures each side in a fresh process and
+alternates between sides, so that gradual changes of the machine's speed affect all sides equally:
 
     def main() -> None:
         args = arguments(__doc__)
-        if args.side:  # in a side's own process
+        if args.side:  # in the process of a side
             return tell(measure(**args.side))
         rounds = in_turn([{"side": "plain"}, {"side": "ours"}], args)
         plain, ours = (median_of(r, "seconds") for r in rounds)
@@ -60,10 +60,10 @@ def arguments(
     `--side` is how `in_turn` hands a process its work: a mapping, None in the script's first process.
     """
     parser = parser_of(doc)
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; figures are medians over them")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of matrix products")
-    parser.add_argument("--quick", action="store_true", help="small and fast, to see that the script works")
-    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds, whose median is reported")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of torch")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that the script runs")
+    parser.add_argument("--json", type=Path, help="file for all measurements")
     parser.add_argument("--side", type=json.loads, help=argparse.SUPPRESS)
     if add:
         add(parser)

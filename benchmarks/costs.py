@@ -2,8 +2,8 @@
 
     python benchmarks/costs.py [--rates 2 10 30] [--doc docs/performance.md]
 
-Nothing is downloaded or trained: classes and images are the published numbers, the counts are those of
-`search.py --plan`, the memory is its estimate, and hours are steps divided by a rate of steps per second.
+Nothing is downloaded or trained. Numbers of classes and images are the published ones. Runs, steps and memory
+are the estimates of `search.py --plan`. Hours are steps divided by a number of steps per second.
 """
 
 from collections.abc import Callable
@@ -53,8 +53,8 @@ def __getattr__(name: str) -> Callable[..., Dataset]:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--rates", nargs="+", type=float, default=[2.0, 10.0, 30.0], help="steps per second")
-    parser.add_argument("--doc", type=Path, help="document whose block `costs` gets the table")
-    parser.add_argument("--quick", action="store_true", help="two benchmarks")
+    parser.add_argument("--doc", type=Path, help="document whose block `costs` is replaced by the table")
+    parser.add_argument("--quick", action="store_true", help="two benchmarks only")
     args = parser.parse_args()
     clip = load_backbone(BACKBONE, "random").clip
     trained = [name for name, row in BENCHMARKS.items() if row.sizes["train"]]

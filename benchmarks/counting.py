@@ -1,4 +1,4 @@
-"""An iteration on fake tensors, shapes without data: its kernels, bytes and memory are counted exactly."""
+"""Exact counts of kernels, bytes and memory of an iteration, from fake tensors (shapes without data)."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,10 +1,10 @@
-"""Everything that only a GPU can decide, in one command: make gpu.
+"""All measurements that require a GPU, in one command: make gpu.
 
     python benchmarks/gpu.py [--minutes 30] [--out out/gpu] [--parts parity speed ...] [--docs FILE]
 
-Each part runs in a process of its own and leaves a record in --out; the same command goes on with those that
-are missing or failed. It ends with a table of claims (holds, does not hold, not measured), and writes it,
-with the figures, into the block `gpu` of --docs. Without a GPU: one line, and status 2.
+Each part runs in a separate process and writes a record to --out. Rerun the same command to measure missing
+or failed parts. At the end, a table lists each claim as "holds", "does not hold" or "not measured". The table
+and the measurements also replace the block `gpu` of --docs. Without a GPU, the exit status is 2.
 """
 
 import json
@@ -165,15 +165,15 @@ def block(gpu: str, records: Mapping[str, Figures]) -> str:
 
 def main() -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--out", type=Path, default=Path("out/gpu"))
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--docs", type=Path, help="a document whose block `gpu` gets the tables")
+    parser.add_argument("--minutes", type=float, default=30, help="time limit")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder of the records")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run")
+    parser.add_argument("--docs", type=Path, help="document whose block `gpu` is replaced")
     args = parser.parse_args()
     import torch
 
     if not torch.cuda.is_available():
-        print("no GPU can be used here: nothing is measured", file=sys.stderr)
+        print("No GPU is available. Nothing was measured.", file=sys.stderr)
         return 2
     gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {describe(1)}"
     records = measure(

@@ -1,4 +1,4 @@
-"""Parts of benchmarks/gpu.py of no other script: python benchmarks/gpu_parts.py PART --json FILE."""
+"""Parts of benchmarks/gpu.py without their own script: python benchmarks/gpu_parts.py PART --json FILE."""
 
 import argparse
 import json
@@ -172,8 +172,8 @@ MEASURES: dict[str, Callable[[], Figures]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=list(MEASURES))
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("part", choices=list(MEASURES), help="measurement to run")
+    parser.add_argument("--json", type=Path, required=True, help="file of the measurements")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     args.json.write_text(json.dumps(MEASURES[args.part]()), "utf-8")

@@ -1,12 +1,12 @@
-"""Kernels, bytes and operations of one ProMetaR iteration, counted exactly on fake tensors.
+"""Exact counts of kernels, bytes and operations of one ProMetaR iteration, from fake tensors.
 
     python benchmarks/kernels.py [--backbone ViT-B-16-quickgelu] [--classes 16] [--dtype fp32]
         [--places] [--methods] [--quick] [--json FILE]
 
-Nothing is computed: shapes run through the step's own code. A kernel is an ATen operation that torch
-dispatches and that is no view; its bytes are those of all its operands and results; operations are those of
-matrix products and convolutions. `--methods`: one step of each method with its own batch, the first time and
-when the process knows what the frozen tower makes of these images.
+Nothing is computed, because the code of the step runs with shapes only. A kernel is an ATen operation that
+torch dispatches and that is not a view. Its bytes are those of all its operands and results. Operations are
+those of matrix products and convolutions. `--methods` counts one step of each method with its default batch
+size: the first step, and a step whose images already have cached frozen features.
 """
 
 import json
@@ -61,13 +61,13 @@ def of_methods(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--backbone", default=BACKBONE)
-    parser.add_argument("--classes", type=int, default=16)
-    parser.add_argument("--dtype", default="fp32", choices=DTYPES)
-    parser.add_argument("--methods", action="store_true", help="a step of each method instead")
-    parser.add_argument("--places", action="store_true", help="by place in our code, not by operator")
-    parser.add_argument("--quick", action="store_true", help="mini")
-    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--backbone", default=BACKBONE, help="CLIP backbone")
+    parser.add_argument("--classes", type=int, default=16, help="number of classes")
+    parser.add_argument("--dtype", default="fp32", choices=DTYPES, help="precision")
+    parser.add_argument("--methods", action="store_true", help="count a step of each method")
+    parser.add_argument("--places", action="store_true", help="group by function of prometar, not operator")
+    parser.add_argument("--quick", action="store_true", help="use the backbone mini")
+    parser.add_argument("--json", type=Path, help="file for all counts")
     args = parser.parse_args()
     if args.quick:
         args.backbone = "mini"

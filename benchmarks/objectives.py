@@ -1,12 +1,12 @@
-"""Rank settings by scores that read no test image, and compare the ranks with those of the test.
+"""Rank settings by scores that use no test images, and compare these ranks with ranks on test images.
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
         [--space full] [--out DIR] [--jobs 2] [--evidence FILE] [--quick]
     python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/results.md] [--block objectives]
 
 The default settings and random samples of a space are trained with several seeds on all base classes, scored
-as a search scores them, and tested. A score sees one seed and is judged by the tests of the others. The same
-command resumes from the records in --out. `--show` prints the tables of a file that --evidence wrote.
+as in a search, and tested. Scores of one seed are compared with test results of the other seeds. Rerun the
+same command to resume from the records in --out. `--show` prints the tables of a file written by --evidence.
 """
 
 import argparse
@@ -203,19 +203,19 @@ def parts_table(tables: Sequence[Table]) -> str:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--sets", nargs="+", default=DEVELOPMENT)
-    parser.add_argument("--data-root", help="of datasets that do not come with the project")
-    parser.add_argument("--settings", type=int, default=24, help="random ones, besides the default settings")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--space", default="full")
-    parser.add_argument("--out", type=Path, default=Path("out/objectives"))
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
-    parser.add_argument("--evidence", type=Path, default=EVIDENCE)
+    parser.add_argument("--sets", nargs="+", default=DEVELOPMENT, help="datasets")
+    parser.add_argument("--data-root", help="folder of datasets that are not part of the project")
+    parser.add_argument("--settings", type=int, default=24, help="number of random settings")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of each setting")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs per run")
+    parser.add_argument("--space", default="full", help="search space")
+    parser.add_argument("--out", type=Path, default=Path("out/objectives"), help="folder of the records")
+    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs with one thread each")
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="file of the results")
     parser.add_argument("--quick", action="store_true", help="two settings, one epoch")
-    parser.add_argument("--show", action="store_true", help="train nothing")
-    parser.add_argument("--doc", type=Path, help="document whose block gets the tables")
-    parser.add_argument("--block", default="objectives")
+    parser.add_argument("--show", action="store_true", help="print tables without training")
+    parser.add_argument("--doc", type=Path, help="document in which --block is replaced by the tables")
+    parser.add_argument("--block", default="objectives", help="name of the block")
     args = parser.parse_args()
     if args.quick:
         args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"

@@ -1,16 +1,16 @@
-"""Concurrency of a search, simulated: regret and wall time against the number of concurrent trials.
+"""Simulated concurrency of a search: regret and wall time by number of concurrent trials.
 
     python benchmarks/sampler.py [--seeds 10] [--samplers tpe random] [--budgets 40 200] [--jobs 2]
         [--json FILE] [--plot docs/concurrency.svg] [--quick]
     python benchmarks/sampler.py --samplers gp --budgets 40 --seeds 3     # a minute per search
 
-Nothing is trained. The trial store of a study samples and stores trials of simulated duration, so
-samplers wait for the first wave as they do there. Problems: a quadratic function on the space `default`,
-with another optimum for each seed, in which few settings matter and a trial is as long as its epochs;
-the Hartmann function of six settings; and the nearest of recorded trials (curves.json) on the space
-`full`. Scores have noise. Regret is that of the settings with the highest score: 0 is the optimum, 100 a
-median random sample. Wall time is in mean trial durations. Results are stored in --json after each
-search, seed by seed; the same command resumes.
+Nothing is trained. The trial store of a study samples and stores trials of simulated duration, so samplers
+wait for the first wave as in a real study. There are three problems: a quadratic function on the space
+`default`, in which few settings matter, whose optimum depends on the seed, and whose trials last as long as
+their epochs; the Hartmann function of six settings; and the nearest recorded trial (curves.json) on the space
+`full`. Scores are noisy. Regret is that of the settings with the highest score: 0 is the optimum, and 100 is
+the median of random samples. Wall time is in mean trial durations. Results are written to --json after each
+search. Rerun the same command to resume.
 """
 
 import argparse
@@ -256,13 +256,13 @@ def show(found: Summary) -> str:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--samplers", nargs="+", choices=COLORS, default=["tpe", "random"])
-    parser.add_argument("--budgets", type=int, nargs="+", default=[40, 200])
-    parser.add_argument("--jobs", type=int, default=2, help="searches at a time")
+    parser.add_argument("--seeds", type=int, default=10, help="simulated searches per configuration")
+    parser.add_argument("--samplers", nargs="+", choices=COLORS, default=["tpe", "random"], help="samplers")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[40, 200], help="numbers of trials")
+    parser.add_argument("--jobs", type=int, default=2, help="concurrent searches")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("concurrency.json"))
-    parser.add_argument("--plot", type=Path, help="SVG, such as docs/concurrency.svg")
-    parser.add_argument("--quick", action="store_true", help="one seed, ten trials, results are not kept")
+    parser.add_argument("--plot", type=Path, help="SVG file to write, such as docs/concurrency.svg")
+    parser.add_argument("--quick", action="store_true", help="one seed, ten trials, no stored results")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.budgets = 1, [10]

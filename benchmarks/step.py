@@ -1,13 +1,13 @@
-"""One ProMetaR iteration: the released procedure, plainly transcribed, against ours.
+"""One ProMetaR iteration: a plain transcription of the published code against the optimized implementation.
 
     python benchmarks/step.py [--classes 24 100] [--dtypes fp32 bf16] [--repeats 2] [--threads 2]
         [--limit-gb 24] [--quick] [--json FILE]
 
-Time, memory and arithmetic with ViT-B/16, random weights, batch 4; images and prompts are the same for both,
-the released procedure runs in fp32. Each side runs in a process of its own, in turn, and counts iterations
-after one that is not counted; peak memory is the whole process's (on a GPU: what torch allocated there).
-Operations are those of the matrix products that are done; their rate is set against that of 2048 x 2048
-products in the same process. `tests/parity` proves that both sides compute the same.
+Compares time, memory and arithmetic with ViT-B/16, random weights and batch size 4. Both sides use the same
+images and prompts. The published code runs in fp32. Sides alternate in separate processes, and the first
+iteration of each process is not measured. Peak memory is that of the whole process, or on a GPU the memory
+that torch allocated. Operations are those of the executed matrix products. Their rate is compared with the
+rate of 2048 x 2048 products in the same process. `tests/parity` checks that both sides compute the same.
 """
 
 import argparse
@@ -135,10 +135,10 @@ def measure(
 
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--classes", type=int, nargs="+", default=[24, 100])
-        parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES)
-        parser.add_argument("--backbone", default=BACKBONE)
-        parser.add_argument("--limit-gb", type=float, default=24.0, help="memory that a process may have")
+        parser.add_argument("--classes", type=int, nargs="+", default=[24, 100], help="numbers of classes")
+        parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES, help="precisions")
+        parser.add_argument("--backbone", default=BACKBONE, help="CLIP backbone")
+        parser.add_argument("--limit-gb", type=float, default=24.0, help="memory limit per process")
 
     args = arguments(__doc__, add, repeats=2)
     if args.side:

@@ -1,12 +1,13 @@
-"""Images a second of the training stream: torch's DataLoader, and Ray Data into an actor like a trial's.
+"""Images per second of the training stream: DataLoader of torch against Ray Data in an actor.
 
     python benchmarks/stream.py [--data-root DIR] [--workers 1 2] [--size 224] [--epochs 12] [--repeats 5]
         [--quick] [--json FILE]
 
-DIR holds dtd/; without it, generated JPEGs of a like size. Both sides decode, crop, resize and flip with the
-same code, in as many worker processes, the same images in the same order in batches of four, and the consumer
-takes them as fast as they come. Rates are of a whole second pass in a warm process, its start included.
-`in-process` uses no worker at all, for scale. Every side's pixels are compared.
+DIR contains dtd/. Without DIR, JPEGs of similar size are generated. Both sides decode, crop, resize and flip
+the same images in the same order with the same code and number of worker processes, in batches of four. The
+Ray side runs in an actor with the resources of a trial. The rate is that of a second full pass in a warm
+process, including its start-up. `in-process` uses no workers, for comparison. The pixels of all sides are
+checked for equality.
 """
 
 import argparse
@@ -133,10 +134,10 @@ def measure(kind: str, **work: Any) -> Figures:
 
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--data-root", type=Path, help="holds dtd/")
-        parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-        parser.add_argument("--size", type=int, default=224, help="side of the images, in pixels")
-        parser.add_argument("--epochs", type=int, default=12)
+        parser.add_argument("--data-root", type=Path, help="folder that contains dtd/")
+        parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="worker processes")
+        parser.add_argument("--size", type=int, default=224, help="image size in pixels")
+        parser.add_argument("--epochs", type=int, default=12, help="passes over the images")
 
     args = arguments(__doc__, add)
     if args.side:

@@ -1,12 +1,12 @@
-"""Overhead of a study: (wall clock x slots) / (sum of its trials' training time).
+"""Overhead of a study: (wall clock x slots) / (sum of training times of its trials).
 
     python benchmarks/study.py [--trials 20] [--slots 2] [--repeats 3] [--quick] [--json FILE]
 
-`python tune/search.py` on the embedded dataset and backbone, 5 epochs a trial, one CPU a slot.
-Training time is what the trials' records say: their epochs with the scoring that follows each. `search` is
-the time from the first trial's begin to the last one's end, so it holds everything between trials, and the
-slot that has nothing left to do at the end; `command` is the whole command, with the start of Python and Ray,
-the start of the workers, the confirmation and the final test (whose training counts too) and the report.
+Runs `python tune/search.py` on an embedded dataset and backbone with 5 epochs per trial and one CPU per slot.
+Training time is that of the trial records, including the scoring after each epoch. `search` is the time from
+the start of the first trial to the end of the last one, including idle slots at the end. `command` is the
+whole command, including the start of Python, Ray and workers, the confirmation, the final test and the
+report. Its training time includes the runs of the confirmation and the final test.
 """
 
 import argparse
@@ -56,9 +56,9 @@ def measure(trials: int, epochs: int, slots: int) -> Figures:
 
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--trials", type=int, default=20)
-        parser.add_argument("--epochs", type=int, default=5)
-        parser.add_argument("--slots", type=int, default=2, help="trials at a time")
+        parser.add_argument("--trials", type=int, default=20, help="trials per study")
+        parser.add_argument("--epochs", type=int, default=5, help="epochs per trial")
+        parser.add_argument("--slots", type=int, default=2, help="concurrent trials")
 
     args = arguments(__doc__, add, repeats=3)
     if args.side:

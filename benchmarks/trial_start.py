@@ -1,11 +1,11 @@
-"""Seconds from an actor's being given a configuration to its first training step, by part.
+"""Seconds from passing a configuration to an actor to its first training step, by part.
 
     python benchmarks/trial_start.py [--trials 10] [--repeats 3] [--quick] [--json FILE]
 
-The embedded default. `new actor`: each trial in an actor of its own, as without reuse, its process's start
-included. `reused actor`: trial after trial in one, as a study runs them; its first trial is not counted. The
-worker is the study's own, `tune.execution.worker.TrialWorker`, in a placement group like a trial's; only its
-clock is added. Each trial trains one epoch before the next one comes.
+Uses the embedded default. `new actor` runs each trial in a new actor and includes the start of its process.
+`reused actor` runs all trials in one actor, as a study does, and ignores the first trial. The worker is
+`tune.execution.worker.TrialWorker` with additional timers, in the placement group of a trial. Each trial
+trains one epoch before the next trial starts.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def measure(kind: str, trials: int) -> Figures:
 
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--trials", type=int, default=10, help="trials of the reused actor")
+        parser.add_argument("--trials", type=int, default=10, help="trials in the reused actor")
 
     args = arguments(__doc__, add, repeats=3)
     if args.side:

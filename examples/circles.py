@@ -1,4 +1,4 @@
-"""Custom dataset: circles in eight colors, drawn when they are read.
+"""Custom dataset: circles in eight colors, drawn on access.
 
 PYTHONPATH=examples prometar search --dataset circles:Circles --backbone mini
 PYTHONPATH=examples prometar train --dataset circles:Circles --set data.args.size=96
@@ -16,8 +16,8 @@ COLORS = ("blue", "green", "orange", "purple", "red", "yellow", "brown", "gray")
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Encoded images by path. Workers on other machines have a copy of this object."""
+class Drawings:
+    """Image source that draws PNG images by path. Workers on other machines get a copy."""
 
     size: int
 
@@ -25,15 +25,15 @@ class Drawn:
         return [self._read(*path.split("/")) for path in paths]
 
     def _read(self, color: str, number: str) -> bytes:
-        image, file, left = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
-        ImageDraw.Draw(image).ellipse((left, left, left + self.size // 2, left + self.size // 2), color)
+        image, file, low = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
+        ImageDraw.Draw(image).ellipse((low, low, low + self.size // 2, low + self.size // 2), color)
         image.save(file, "PNG")
         return file.getvalue()
 
 
 @dataclass(frozen=True)
 class Circles:
-    """Loader: called with the data root, it returns the three splits."""
+    """Dataset loader: a call with the data root returns train, validation and test images."""
 
     size: int = 64
 
@@ -42,4 +42,4 @@ class Circles:
             tuple(Item(f"{name}/{k}", label, name) for label, name in enumerate(COLORS) for k in range(a, b))
             for a, b in ((0, 8), (8, 12), (12, 16))
         )
-        return Dataset("circles", "Circles", train, val, test, Drawn(self.size), "a photo of a {} circle.")
+        return Dataset("circles", "Circles", train, val, test, Drawings(self.size), "a photo of a {} circle.")

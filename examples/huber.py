@@ -1,4 +1,4 @@
-"""Custom distance: quadratic up to `delta`, linear beyond, so that a few features may move far.
+"""Custom distance: quadratic up to `delta` and linear above, so a few features may change a lot.
 
 PYTHONPATH=examples prometar search --set regularizer.kind=huber:Huber --space examples/huber.yaml
 PYTHONPATH=examples prometar train --dataset cells --set regularizer.kind=huber:huber
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def huber(a: Tensor, b: Tensor) -> Tensor:
-    """Return one distance per row, (N,), of features and frozen features (N, E). It has no settings."""
+    """Return the distance (N,) between each row of features and frozen features (N, E). Delta is 0.05."""
     return Huber()(a, b)
 
 
 @dataclass(frozen=True)
 class Huber:
-    """The same with its width as a setting, `regularizer.args.delta`."""
+    """The same distance, with `delta` as the setting `regularizer.args.delta`."""
 
     delta: Annotated[float, Field(gt=0)] = 0.05
 

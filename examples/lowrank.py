@@ -1,4 +1,4 @@
-"""Custom prompts: deep text prompts of low rank. All layers share one basis, and each layer mixes it.
+"""Custom prompts: low-rank deep text prompts. Each layer mixes the vectors of one shared basis.
 
 PYTHONPATH=examples prometar train --set prompts.kind=lowrank:LowRank --set prompts.args.rank=2
 """
@@ -14,7 +14,7 @@ from prometar.methods.prompts import Leaves
 
 @dataclass(frozen=True)
 class LowRank:
-    """text.l = mix_l (P, R) basis (R, D) in each of the first `depth` layers."""
+    """Prompts text.l = mix.l (P, R) @ basis (R, D) in each of the first `depth` layers."""
 
     length: int = 4
     depth: int = 3
@@ -29,11 +29,11 @@ class LowRank:
     def initialize(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
         shapes = {f"mix.{layer}": (self.length, self.rank) for layer in range(self.depth)}
         shapes["basis"] = (self.rank, clip.text.width)
-        draws = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
-        return {name: 0.1 * draw.to(clip.device, clip.working_dtype) for name, draw in draws.items()}
+        samples = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+        return {name: 0.1 * each.to(clip.device, clip.working_dtype) for name, each in samples.items()}
 
     def tokens(self, leaves: Leaves) -> Leaves:
         return {f"text.{layer}": leaves[f"mix.{layer}"] @ leaves["basis"] for layer in range(self.depth)}
 
     def seeing(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
-        return tokens  # the same for every image
+        return tokens  # prompts do not depend on the image

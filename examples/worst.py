@@ -1,4 +1,4 @@
-"""Custom objective: the lower of both accuracies, so that neither is gained at the expense of the other.
+"""Custom objective: the lower of base and new accuracy, so a search cannot trade one for the other.
 
 PYTHONPATH=examples prometar search --dataset cells --objective worst:worst
 PYTHONPATH=examples prometar train --dataset cells --objective worst:worst
@@ -8,5 +8,5 @@ from collections.abc import Mapping
 
 
 def worst(accuracies: Mapping[str, float]) -> float:
-    """Return one number of accuracies in percent. Higher is better. The images are those of `drift`."""
+    """Return the score of accuracies in percent, measured as for `drift`. Higher scores are better."""
     return min(accuracies.values())

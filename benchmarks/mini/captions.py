@@ -1,7 +1,7 @@
-"""Captions for pre-training `mini`: web-like, they seldom name the class, and not always the right one.
+"""Web-like captions for pre-training `mini`. They rarely name the class and sometimes name a wrong one.
 
-Like captions on the web, these rarely carry fine-grained names, so the alignment to such names is poor, in
-CLIP as here: most use a broad word for a whole family, some the class name, some that of a look-alike.
+Most captions use a broad word for a family of classes, some the class name, and some the name of a similar
+class. Fine-grained names are therefore poorly aligned with images, as in CLIP.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,11 +1,11 @@
-"""The script that made `mini.safetensors`: cd benchmarks; python -m mini.pretrain --out DIR
+"""Pre-train `mini` and write mini.safetensors: cd benchmarks; python -m mini.pretrain --out DIR
 
-1. render: the world (world.py), with seeds that no split of the suite uses;
-2. vision tower: on clean class and colour labels (pretrain_vision.py);
-3. text tower: vision locked, on captions that seldom name the class (captions.py, pretrain_text.py).
-The vision tower is kept in DIR/vision.safetensors; the same command goes on from it, so that other captions
-cost minutes. Writes mini.safetensors (float16; the token table sparsely, see weights.py) and pretrain.log.
-The rows of the token table that no caption uses stay N(0, 0.02) from numpy's PCG64(0).
+1. Render images (world.py) with seeds that no split of the suite uses.
+2. Train the vision tower on correct class and color labels (pretrain_vision.py).
+3. Train the text tower with a frozen vision tower, on poor captions (captions.py, pretrain_text.py).
+DIR/vision.safetensors stores the vision tower. If it exists, it is not trained again, so runs with other
+captions take minutes. The outputs are pretrain.log and mini.safetensors (float16, with a sparse token table,
+see weights.py). Token rows that no caption uses keep their initial values, N(0, 0.02) from PCG64(0) of numpy.
 
 docs/results.md describes the datasets.
 """
@@ -128,10 +128,8 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for mini.safetensors and pretrain.log"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--threads", type=int, default=2, help="CPU threads; their number changes last digits"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of training")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, which affect rounding")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     vision, text, captions = VisionSettings(), TextSettings(), CaptionSettings()

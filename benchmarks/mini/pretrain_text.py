@@ -1,4 +1,4 @@
-"""Second stage of pre-training: the text tower of `mini`, on poor captions, with the vision tower locked.
+"""Second stage of pre-training: the text tower of `mini`, on poor captions, with a frozen vision tower.
 
 Shape legend: B = batch, L = caption length, V = used tokens, D = embedding, W = text width.
 """

@@ -1,8 +1,8 @@
-"""First stage of pre-training: the vision tower of `mini`, on clean labels.
+"""First stage of pre-training: the vision tower of `mini`, on correct labels.
 
-The tower learns one anchor a class and one a colour, in the embedding space the captions are later aimed at.
-Prompts do not mend poor features, so this stage gets most of the time; what is poor is stage two.
-Shape legend: B = batch, C = classes, D = embedding, H, W = image side.
+The tower learns one anchor per class and per color, in the embedding space that captions are aligned with
+later. Prompts cannot improve poor features, so this stage takes most of the time.
+Shape legend: B = batch, C = classes, D = embedding, H, W = image height and width.
 """
 
 import math

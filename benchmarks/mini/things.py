@@ -1,7 +1,7 @@
-"""`things`: 100 nouns that name nothing in the suite, for pre-training alone.
+"""`things`: 100 nouns that name no class of the suite, for pre-training only.
 
-Each has a silhouette, a pattern, and colours of its own, so that `mini` learns more words than the suite's.
-`MINI_VOCABULARY` names them: drift over it can be measured for every dataset of the suite.
+Each noun has its own silhouette, pattern and colors, so that `mini` learns more words than the suite has.
+`MINI_VOCABULARY` lists the nouns. Drift can be measured on them for every dataset of the suite.
 """
 
 import zlib

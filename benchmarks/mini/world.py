@@ -1,6 +1,6 @@
-"""What `mini` is pre-trained on: other renderings of the suite's classes, and a hundred things beside.
+"""Pre-training images of `mini`: other renderings of the classes of the suite, and 100 additional nouns.
 
-How far a dataset is from it is a matter of how many images of it there are, and whether in other colours.
+The number of images per dataset and their colors determine how well `mini` knows a dataset.
 """
 
 from dataclasses import dataclass

@@ -69,4 +69,4 @@ def test_without_a_gpu_it_is_one_line_and_status_two(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     assert gpu.main() == 2
-    assert capsys.readouterr().err == "no GPU can be used here: nothing is measured\n"
+    assert capsys.readouterr().err == "No GPU is available. Nothing was measured.\n"
