@@ -1,4 +1,4 @@
-"""Commands of studies and grids for `prometar`, found through the entry points of `prometar.commands`."""
+"""Commands `prometar report` and `prometar reproduce`, registered as entry points of `prometar.commands`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +17,20 @@ from tune.execution.ray_cluster import configure_ray
 Protocol = Literal["base-to-new", "cross-dataset", "domain-generalisation", "few-shot"]
 METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 SEEDS = [1, 2, 3]
-_OPTIONS = {
+OUT = Path("out/reproduce")
+_OPTION_OF_SETTING = {
     "method": "--methods", "data.name": "--datasets", "data.root": "--data-root", "data.shots": "--shots",
     "train.seed": "--seeds", "train.epochs": "--epochs", "backbone.name": "--backbone",
     "backbone.pretrained": "--pretrained",
 }  # fmt: skip
 
 
-def report(study: Annotated[Path, typer.Argument(help="Folder of a study, OUT/STUDY.")]) -> None:
-    """Write report.html from a study's records.
+def _option(text: str, default: object, **limits: int) -> Any:
+    return typer.Option(help=f"{text} Default: {default}.", show_default=False, **limits)
 
-    Prints the summary too.
-    """
+
+def report(study: Annotated[Path, typer.Argument(help="Folder of a study: OUT/STUDY.")]) -> None:
+    """Rebuild the report of a study, and print its summary."""
     from tune.execution.live import plain_console
     from tune.records.folder import read_records
     from tune.report.page import write_report
@@ -40,53 +42,51 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of a study, OUT/ST
 
 
 def reproduce(
-    protocol: Annotated[Protocol, typer.Option(help="Protocol of the field.")] = "base-to-new",
+    protocol: Annotated[Protocol, _option("Benchmark protocol.", "base-to-new")] = "base-to-new",
     datasets: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Datasets [the protocol's own: ten or eleven benchmarks, or ImageNet's four variants]."
-        ),
+        typer.Option(help="Datasets. Default: those of --protocol."),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="Dataset that cross-dataset and domain-generalisation train on [imagenet]."),
+        typer.Option(help="Training dataset of cross-dataset and domain-generalisation. Default: imagenet."),
     ] = None,
     methods: Annotated[
-        list[str], typer.Option(help="Methods, each as its authors ran it, or custom recipes FILE.yaml.")
+        list[str], _option("Methods with their published settings, or recipes FILE.yaml.", " ".join(METHODS))
     ] = METHODS,
     seeds: Annotated[
-        list[int], typer.Option(min=0, max=2**32 - 1, help="Seeds of the images, the prompts and the order.")
+        list[int], _option("Seeds of images, prompts and image order.", "1 2 3", min=0, max=2**32 - 1)
     ] = SEEDS,
     shots: Annotated[
-        list[int] | None, typer.Option(min=1, help="Training images per class [16; few-shot: 1 2 4 8 16].")
+        list[int] | None, typer.Option(min=1, help="Training images per class. Default: from --protocol.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of runs and tables.")] = Path("out/reproduce"),
+    out: Annotated[Path, _option("Folder of runs and tables.", OUT)] = OUT,
     data_root: RootOption = None,
     backbone: Annotated[
         str | None,
-        typer.Option(
-            help="mini or an open_clip model [mini for rendered datasets, else ViT-B-16-quickgelu]."
-        ),
+        typer.Option(help="mini or an open_clip model. Default: as in `prometar search`."),
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="An open_clip tag, or a .safetensors file [openai].")
+        str | None, typer.Option(help="open_clip tag, or a .safetensors file. Default: openai.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of every method [each method's own].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every run. Default: from the method.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value of every run, e.g. optim.lr=0.01.")
+        list[str] | None, typer.Option("--set", help="key=value for every run, such as optim.lr=0.01.")
     ] = None,
     max_concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of concurrent runs [as many as fit].")
+        int | None, typer.Option(min=1, help="Maximum number of concurrent runs. Default: as many as fit.")
     ] = None,
     cpus_per_run: Annotated[
-        float | None, typer.Option(min=0.1, help="CPUs per run [an equal share of the machines].")
+        float | None, typer.Option(min=0.1, help="CPUs per run. Default: an equal share of the machines.")
     ] = None,
     gpus_per_run: Annotated[
-        float | None, typer.Option(min=0, help="GPUs per run [an equal share, at least a quarter].")
+        float | None, typer.Option(min=0, help="GPUs per run. Default: an equal share, at least a quarter.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Join a running Ray cluster.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster. Default: start Ray here.")
+    ] = None,
 ) -> None:
-    """Run methods under a protocol of the field, and compare them. Rerun the same command to resume."""
+    """Run methods under a benchmark protocol, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None)  # before ray is imported
     from prometar.data.datasets.catalog import default_root, require_name
     from tune.reproduce.grid import PROTOCOLS
@@ -94,12 +94,12 @@ def reproduce(
     from tune.reproduce.run import reproduce
 
     chosen, values = PROTOCOLS[protocol], parse_assignments(settings or [])
-    if wrong := values.keys() & _OPTIONS.keys():
-        raise UserError(f"--set {min(wrong)}: use {_OPTIONS[min(wrong)]}.")
+    if wrong := values.keys() & _OPTION_OF_SETTING.keys():
+        raise UserError(f"--set {min(wrong)} is not allowed. Use {_OPTION_OF_SETTING[min(wrong)]}.")
     if source and not chosen.source:
-        raise UserError(f"--source does not apply to the protocol {protocol}.")
+        raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")
     if shots and len(shots) > 1 and len(chosen.shots) == 1:
-        raise UserError(f"{protocol} takes one number of --shots, got {len(shots)}.")
+        raise UserError(f"--protocol {protocol} accepts one value of --shots, got {len(shots)}.")
     source = source or chosen.source
     names = tuple(name for name in dict.fromkeys(datasets or chosen.datasets) if name != source)
     used = [*names, source] if source else names

@@ -1,4 +1,4 @@
-"""Everything that a study can be asked, as one typed tree.
+"""Configuration of a study as one typed tree.
 
 The command line (`OPTIONS`), `Study(...)` in Python and study.yaml are three views of this tree.
 """
@@ -25,13 +25,13 @@ from prometar.data.datasets.catalog import default_root, file_name
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData
 from tune.space.ranges import Distinct, Settings, Value
-from tune.space.space import EPOCHS, Space, known_spaces, load_enqueued, load_space
+from tune.space.space import EPOCHS, Space, built_in_spaces, load_enqueued, load_space
 
 EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
-MOST_PAIRS = 15
-"""Seed pairs of a final test with `--final-seeds auto`, at most."""
-CONFIRMATION_SEEDS_FROM = 1000
-"""First seed of the confirmation, beyond those that users choose for searches and final tests."""
+MAX_SEED_PAIRS = 15
+"""Maximum number of seed pairs in a final test with `--final-seeds auto`."""
+FIRST_CONFIRMATION_SEED = 1000
+"""First seed of the confirmation. Seeds of the search and of the final test are skipped."""
 
 Goal = Literal["objective", "base", "new", "seconds"]
 GOALS: dict[str, Literal["minimize", "maximize"]] = {
@@ -41,37 +41,45 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class SearchConfig(PlainData):
-    """Sampling and scoring of settings. A trial is the mean over its datasets and seeds."""
+    """Sampling and scoring of settings. A trial's score is the mean over its datasets and seeds."""
 
     datasets: Annotated[tuple[str, ...], Distinct] = Field(
-        (DEFAULT,), min_length=1, description="Datasets. One setting for all."
+        (DEFAULT,), min_length=1, description="Datasets. All are trained with the same settings."
     )
-    space: Space = Field(description="Search space: a name or a YAML file.")
-    trials: int = Field(40, ge=1, le=1_000_000, description="Trials in total. Default: 24 embedded, else 40.")
+    space: Space = Field(description="Name of a search space, or a YAML file. Default: default.")
+    trials: int = Field(
+        40, ge=1, le=1_000_000, description="Number of trials. Default: 24 for embedded datasets, else 40."
+    )
     objective: str = Field(
-        DEFAULT_OBJECTIVE, description="Score of a trial: drift, base_val, oracle_test (leaks), module:Name."
+        DEFAULT_OBJECTIVE, description="drift, base_val, oracle_test (reads test images) or module:Name."
     )
     goals: Annotated[tuple[Goal, ...], Distinct] = Field(
-        ("objective",), min_length=1, description="Figures to optimize. Several: a Pareto front."
+        ("objective",),
+        min_length=1,
+        description="objective, or several of objective, base, new and seconds for a Pareto front.",
     )
     sampler: str = Field("tpe", description="tpe, random, gp or module:Name.")
-    pruner: str = Field("percentile", description="percentile, median, asha, hyperband, none or module:Name.")
-    seed: Seed = Field(0, description="Seed of the sampler and first seed of every trial.")
+    pruner: str = Field(
+        "percentile",
+        description="percentile, median, asha, hyperband, none or module:Name. Default: none if epochs are "
+        "searched or there are several goals, else percentile.",
+    )
+    seed: Seed = Field(0, description="Seed of the sampler, and first seed of every trial.")
     seeds_per_trial: int = Field(
         1, ge=1, le=1000, description="Runs per trial and dataset, each with its own seed."
     )
-    val_per_class: int = Field(20, ge=1, le=1_000_000, description="Validation images per class, at most.")
+    val_per_class: int = Field(20, ge=1, le=1_000_000, description="Maximum validation images per class.")
     enqueue: tuple[dict[str, Value], ...] = Field((), description="YAML files of settings to run first.")
 
     @field_validator("goals")
     @classmethod
-    def _useful_goals(cls, goals: tuple[Goal, ...]) -> tuple[Goal, ...]:
+    def _check_goals(cls, goals: tuple[Goal, ...]) -> tuple[Goal, ...]:
         if len(goals) == 1 and goals[0] != "objective":
             raise ValueError("a single goal must be the objective. Add a second goal for a Pareto front")
         return goals
 
     @model_validator(mode="after")
-    def _possible_seeds(self) -> Self:
+    def _check_seeds(self) -> Self:
         if self.seeds[-1] >= 2**32:
             raise ValueError(f"--seed: seeds must be below {2**32}, the last one is {self.seeds[-1]}")
         return self
@@ -83,23 +91,25 @@ class SearchConfig(PlainData):
 
 
 class ConfirmConfig(PlainData):
-    """Which trials are rerun before one is selected, and with how many fresh seeds."""
+    """Number of trials that are rerun before one is selected, and number of fresh seeds."""
 
-    top: int = Field(3, ge=0, le=1000, description="Best trials to rerun with fresh seeds. 0: none.")
-    seeds: int = Field(2, ge=1, le=1000, description="Fresh seeds per rerun.")
+    top: int = Field(
+        3, ge=0, le=1000, description="Best trials to rerun besides the baseline. 0 skips the confirmation."
+    )
+    seeds: int = Field(2, ge=1, le=1000, description="Fresh seeds per confirmed trial.")
 
 
 class FinalTestConfig(PlainData):
     """Comparison of the selected settings with the default settings on test images.
 
-    With `auto`, seed pairs are added until a difference is shown, one of `matters` points is excluded, or
-    `MOST_PAIRS` pairs are done.
+    With `auto`, seed pairs are added until a difference is shown, a difference of `matters` points is
+    excluded, or `MAX_SEED_PAIRS` pairs are finished.
     """
 
     seeds: Annotated[tuple[Seed, ...], Distinct] | Literal["auto"] = Field(
         "auto", description="auto, or seeds such as '1 2 3'."
     )
-    epochs: int = Field(10, ge=1, le=100_000, description="Epochs of the final test. Default: the method's.")
+    epochs: int = Field(10, ge=1, le=100_000, description="Epochs of the final test. Default: from --method.")
     matters: float = Field(1.0, gt=0, le=100, description="Smallest difference in H that matters, in points.")
 
     @field_validator("seeds", mode="before")
@@ -110,50 +120,48 @@ class FinalTestConfig(PlainData):
 
 
 class ResourcesConfig(PlainData):
-    """Resources of trials. They do not influence results."""
+    """Resources of trials. They do not change results of runs, but may change which settings are sampled."""
 
     max_concurrent: int | None = Field(
-        None, ge=1, description="Concurrent trials. Default: what fits, at most a fifth of --trials."
+        None, ge=1, description="Concurrent trials. Default: as many as fit, up to a fifth of --trials."
     )
     cpus_per_trial: float | None = Field(
-        None, ge=0.1, lt=1e6, description="CPUs per trial, half of them for its image stream."
+        None, ge=0.1, lt=1e6, description="CPUs per trial. Half of them load images. Default: an equal share."
     )
     gpus_per_trial: Annotated[float, Field(ge=0, lt=1e6)] | Literal["auto"] = Field(
-        "auto", description="GPUs per trial, or auto."
+        "auto", description="GPUs per trial. auto: an equal share, between 1/4 and 1."
     )
     trial_timeout: float | None = Field(
-        None,
-        gt=0,
-        le=1e6,
-        description="Seconds without a result before a trial is restarted. Default: no limit.",
+        None, gt=0, le=1e6, description="Restart a trial after this many seconds without a result."
     )
     max_hours: float | None = Field(
-        None, gt=0, le=1e6, description="Start no new trials after so many hours of searching."
+        None, gt=0, le=1e6, description="Start no new trials after this many hours. Default: no limit."
     )
 
 
 class LocationConfig(PlainData):
-    """Location and trackers of a study. They do not influence results."""
+    """Location of a study, and trackers to which each epoch is logged. They do not influence results."""
 
     out: Path = Field(Path("out"), description="Folder of studies.")
     study: str = Field(
-        "", pattern=r"^(\w[\w.-]*)?$", description="Name of the study. Default: the dataset's."
+        "", pattern=r"^(\w[\w.-]*)?$", description="Name of the study. Default: names of the datasets."
     )
     storage: str | None = Field(
         None, description="Optuna storage URL. Default: study.db in the study's folder."
     )
     address: str | None = Field(
-        None, description="Address of a running Ray cluster. Default: start Ray here."
+        None, description="Address of a running Ray cluster. Default: start Ray on this machine."
     )
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field((), description="Trackers.")
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
 
 
 class StudyConfig(PlainData):
     """A study: the baseline, the search, the confirmation and the final test.
 
     Args:
-        run: The baseline: default settings on the first dataset, with the epochs of a trial.
-        resources, location: Without influence on results.
+        run: Configuration of the baseline on the first dataset.
+        search, confirm, test: The stages.
+        resources, location: Machines and files.
     """
 
     run: Config
@@ -165,11 +173,12 @@ class StudyConfig(PlainData):
 
     @classmethod
     def of(cls, **options: Any) -> Self:
-        """Build a configuration from options as `tune/search.py` and `Study` take them.
+        """Build a configuration from the options of `tune/search.py` or `Study`.
 
         Args:
-            options: Names of `OPTIONS` with "_" for "-", and `settings`: `key=value` texts or a mapping by
-                dotted key, of the run (`optim.lr`) or of this tree (`confirm.seeds`). None is the default.
+            options: Values by name of an option, with "_" for "-". None is the default. `settings` are
+                `key=value` texts or a mapping by dotted key. A key belongs to the run (`optim.lr`) or to this
+                tree (`confirm.seeds`).
 
         Raises:
             UserError: an option does not exist, or a value is invalid.
@@ -181,16 +190,18 @@ class StudyConfig(PlainData):
         given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
         settings = given.pop("settings", {})
         if unknown := given.keys() - OPTIONS.keys():
-            raise UserError(f"Unknown option '{min(unknown)}'. See tune/search.py --help.")
+            raise UserError(
+                f"Unknown option '{min(unknown)}'. Use one of the options in `prometar search --help`."
+            )
         if not isinstance(settings, Mapping):
-            settings = parse_assignments(list(_several(settings)))
+            settings = parse_assignments(list(_as_tuple(settings)))
         flat = {OPTIONS[name]: value for name, value in given.items()}
         for key, value in settings.items():
             path = key if key.partition(".")[0] in cls.model_fields else f"run.{key}"
             if path in flat:
-                raise UserError(f"--set {key} is also given as an option. Give it once.")
-            if path in _NOT_SET:
-                raise UserError(f"--set {key} is not allowed in a study. Use {_NOT_SET[path]}.")
+                raise UserError(f"--set {key} is also given as an option. Pass one of them.")
+            if path in _ONLY_AS_OPTION:
+                raise UserError(f"--set {key} is not allowed in a study. Use {_ONLY_AS_OPTION[path]}.")
             flat[path] = value
         run, flat = cls._with_defaults(flat)
         tree: dict[str, Any] = {}
@@ -200,46 +211,46 @@ class StudyConfig(PlainData):
         try:
             return cls.model_validate({**tree, "run": run})
         except ValidationError as error:
-            raise UserError(" ".join(_problems(error))) from None
+            raise UserError(" ".join(_messages(error))) from None
 
     @staticmethod
     def _with_defaults(flat: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-        """Return the baseline, and `flat` with the defaults that depend on datasets, method and space."""
-        own = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
-        datasets = tuple(_several(flat.get("search.datasets", DEFAULT)))
-        method = own.pop("method", "prometar")
+        """Return the baseline, and `flat` with defaults that depend on datasets, method and space."""
+        run_flat = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
+        datasets = tuple(_as_tuple(flat.get("search.datasets", DEFAULT)))
+        method = run_flat.pop("method", "prometar")
         flat.setdefault("test.epochs", configure(method).train.epochs)
         if SUITE.keys() >= set(datasets):
-            own.setdefault(EPOCHS, EMBEDDED_EPOCHS)
+            run_flat.setdefault(EPOCHS, EMBEDDED_EPOCHS)
             flat.setdefault("search.trials", EMBEDDED_TRIALS)
         backbone, pretrained = default_backbone(
-            datasets, own.get("backbone.name"), own.get("backbone.pretrained")
+            datasets, run_flat.get("backbone.name"), run_flat.get("backbone.pretrained")
         )
-        root = own.pop("data.root", None) or default_root(*datasets)
-        own |= {
+        root = run_flat.pop("data.root", None) or default_root(*datasets)
+        run_flat |= {
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,
             "data.name": next(iter(datasets), DEFAULT),
             "data.root": absolute_root(str(root)) if root else None,
             "train.seed": flat.get("search.seed", 0),
         }
-        run = absolute_paths(configure(method, own))
+        run = absolute_paths(configure(method, run_flat))
         space = flat.get("search.space", "default")
         if not isinstance(space, Space):
             loaded = load_space(str(space))
-            fits = space in known_spaces()
-            space = loaded.fitted(run, fixed={EPOCHS} & own.keys()) if fits else loaded
-        if EPOCHS in space.ranges or len(_several(flat.get("search.goals", "objective"))) > 1:
+            is_built_in = space in built_in_spaces()
+            space = loaded.restrict(run, fixed={EPOCHS} & run_flat.keys()) if is_built_in else loaded
+        if EPOCHS in space.ranges or len(_as_tuple(flat.get("search.goals", "objective"))) > 1:
             flat.setdefault("search.pruner", "none")
-        enqueued = [load_enqueued(Path(file), space) for file in _several(flat.get("search.enqueue", ()))]
+        enqueued = [load_enqueued(Path(file), space) for file in _as_tuple(flat.get("search.enqueue", ()))]
         searched = {"datasets": datasets, "space": space, "enqueue": tuple(chain.from_iterable(enqueued))}
         return run, flat | {f"search.{name}": value for name, value in searched.items()}
 
     def identity(self, contents: Mapping[str, str] = {}) -> dict[str, Any]:
-        """Return what determines results, as a flat mapping. It must not change when a study resumes.
+        """Return all values that determine results. A study can resume only if they are equal.
 
         Args:
-            contents: Digests of what determines results beside the configuration, by name.
+            contents: Digests by name of files and code that determine results, such as weights.
         """
         search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
         space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
@@ -250,7 +261,7 @@ class StudyConfig(PlainData):
         """Refuse to resume a study with other settings.
 
         Raises:
-            UserError: the study was started with another `identity`. The message shows the differences.
+            UserError: the study was started with another `identity`. The message lists the differences.
         """
         if changed := differences(before, self.identity(contents)):
             raise UserError(
@@ -270,37 +281,37 @@ class StudyConfig(PlainData):
 
     @property
     def baseline(self) -> dict[str, Value]:
-        """Default values of the searched settings.
+        """Values of the searched settings in the baseline.
 
         Raises:
             UserError: a default value lies outside its range.
         """
-        return self.search.space.values_of(self.run)
+        return self.search.space.searched_values(self.run)
 
     @property
     def max_epochs(self) -> int:
         """Epochs of the longest trial."""
-        return max([self.run.train.epochs, *map(int, self.search.space.tried(EPOCHS))])
+        return max([self.run.train.epochs, *map(int, self.search.space.probes(EPOCHS))])
 
     @property
     def final_seeds(self) -> tuple[int, ...]:
-        """Seeds of the final test, in order; with `auto` the first ones that the search does not use."""
+        """Seeds of the final test, in order. With `auto`, the first ones that the search does not use."""
         if self.test.seeds != "auto":
             return self.test.seeds
-        return _fresh(1, MOST_PAIRS, used=self.search.seeds)
+        return _unused_seeds(1, MAX_SEED_PAIRS, used=self.search.seeds)
 
     @property
     def confirmation_seeds(self) -> tuple[int, ...]:
         """Seeds that neither the search nor the final test uses."""
         used = (*self.search.seeds, *self.final_seeds)
-        return _fresh(CONFIRMATION_SEEDS_FROM, self.confirm.seeds, used=used)
+        return _unused_seeds(FIRST_CONFIRMATION_SEED, self.confirm.seeds, used=used)
 
-    def configured(self, settings: Settings, *, dataset: str, seed: int, epochs: int | None = None) -> Config:
+    def run_config(self, settings: Settings, *, dataset: str, seed: int, epochs: int | None = None) -> Config:
         """Return the configuration of one run.
 
         Args:
             settings: Searched settings by dotted key.
-            epochs: Default: those of a trial. Searched epochs take precedence.
+            epochs: Epochs of the run, unless `settings` contains them. Default: epochs of the baseline.
         """
         length = {} if epochs is None else {EPOCHS: epochs}
         return self.run.override({**length, **settings, "data.name": dataset, "train.seed": seed})
@@ -332,9 +343,9 @@ GROUPS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """Options of `tune/search.py` by group of `--help`, with the field that each sets."""
 OPTIONS = {name: path for options in GROUPS.values() for name, path in options.items()}
-"""Fields by option. Every other field is reached by `--set`."""
+"""Fields by option. `--set` changes the other fields."""
 
-_NOT_SET = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
+_ONLY_AS_OPTION = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
 _EXPECTED = {
     "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
     "less_than": "below {lt}", "string_pattern_mismatch": "a name of letters, digits, '_', '-' and '.'",
@@ -342,8 +353,8 @@ _EXPECTED = {
 }  # fmt: skip
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
-    """Each wrong field with its option, the problem and the value."""
+def _messages(error: ValidationError) -> Iterator[str]:
+    """Yield a message for each invalid field: its option, the problem and the value."""
     names = {path: f"--{name}" for name, path in OPTIONS.items()}
     first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}  # of a union
     for path, each in reversed(first.items()):
@@ -358,9 +369,9 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{name}: {each['msg']}, got {each['input']!r}."
 
 
-def _several(given: Any) -> tuple[Any, ...]:
-    return (given,) if isinstance(given, str | Path | Space) else tuple(given)
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, str | Path | Space) else tuple(value)
 
 
-def _fresh(start: int, number: int, *, used: tuple[int, ...]) -> tuple[int, ...]:
+def _unused_seeds(start: int, number: int, *, used: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(islice((seed for seed in count(start) if seed not in used), number))

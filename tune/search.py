@@ -1,16 +1,16 @@
 """Search hyperparameters of a prompt-learning method: `python tune/search.py --dataset dtd --data-root DIR`.
 
-Without arguments a small study runs on the embedded dataset. Run the same command again to resume a study.
-A larger --trials extends it.
+Without arguments, run a small study on an embedded dataset. Rerun the same command to resume a study. A
+larger --trials extends it.
 """
 
 if __name__ == "__main__":
     import os
     import sys
 
-    # Python puts tune/ first, where a user's config.py would be ours.
+    # Python puts tune/ first on sys.path, so a user's config.py would be hidden by tune/config.py.
     _HERE = os.path.dirname(os.path.realpath(__file__))
-    sys.path[:] = [place for place in sys.path if os.path.realpath(place or ".") != _HERE]
+    sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder or ".") != _HERE]
 
 import sys
 from collections.abc import Iterator
@@ -21,48 +21,54 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from prometar.cli.console import PLAIN, Command, run_cli
+from prometar.cli.console import TYPER_OPTIONS, Command, run_cli
 from tune.config import GROUPS, StudyConfig
 
-app = typer.Typer(help=__doc__, **PLAIN)
+app = typer.Typer(help=__doc__, **TYPER_OPTIONS)
 
 
-_OF_RUNS = {
-    "data-root": "Folder that contains the datasets. Default: PROMETAR_DATA, or data.",
-    "epochs": "Epochs per trial. Default: 5 embedded, else the method's.",
-    "method": "Method or recipe file (YAML).",
+_RUN_HELP = {
+    "data-root": "Folder that contains the datasets. Default for benchmarks: $PROMETAR_DATA, or data.",
+    "epochs": "Epochs per trial. Default: 5 for embedded datasets, else from --space or --method.",
+    "method": "Name of a method, or a recipe FILE.yaml. Default: prometar.",
     "backbone": "mini or an open_clip model. Default: mini for embedded datasets, else ViT-B-16-quickgelu.",
-    "pretrained": "open_clip tag or .safetensors file. Default: openai.",
+    "pretrained": "open_clip tag, or a .safetensors file. Default: openai for open_clip models.",
 }
-"""Descriptions of options whose fields belong to runs."""
+"""Help of options that set a field of the run."""
 
 
 def _parameters() -> Iterator[Parameter]:
-    """Parameters of the command for typer, generated from `GROUPS`. `StudyConfig` validates the values."""
+    """Yield the command's parameters, generated from `GROUPS`. `StudyConfig` validates the values."""
 
-    def parameter(flag: str, kind: object, name: str, default: object = None, **described: Any) -> Parameter:
-        annotation = Annotated[kind, typer.Option(flag, **described)]  # type: ignore[valid-type]
+    def parameter(flag: str, kind: object, name: str, default: object = None, **attributes: Any) -> Parameter:
+        annotation = Annotated[kind, typer.Option(flag, **attributes)]  # type: ignore[valid-type]
         return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     for group, options in GROUPS.items():
         for name, path in options.items():
             field = _field(path)
-            kinds = {field.annotation, *get_args(field.annotation)}
-            metavar = "NUMBER" if kinds & {int, float} else "DIR" if Path in kinds else "VALUE"
+            types = {field.annotation, *get_args(field.annotation)}
+            metavar = "NUMBER" if types & {int, float} else "DIR" if Path in types else "VALUE"
             yield parameter(
                 f"--{name}",
                 list[str] | None if get_origin(field.annotation) is tuple else str | None,
                 name.replace("-", "_"),
-                help=_OF_RUNS.get(name, field.description),
+                help=_RUN_HELP.get(name) or f"{field.description}{_default(field)}",
                 rich_help_panel=group,
                 metavar=metavar,
             )
     yield parameter(
-        "--set", list[str] | None, "settings", help="Any setting.", rich_help_panel="Training",
+        "--set", list[str] | None, "settings", help="Change any setting.", rich_help_panel="Training",
         metavar="KEY=VALUE",
     )  # fmt: skip
-    plan = "Check data, weights, memory and settings, and show what the study costs. Run nothing."
+    plan = "Check data, weights, memory and settings, and estimate the duration. Start no trial."
     yield parameter("--plan", bool, "plan", default=False, help=plan)
+
+
+def _default(field: FieldInfo) -> str:
+    """Return a default value as a sentence, unless the description explains the default."""
+    simple = isinstance(field.default, str | int | Path) and field.default != ""
+    return f" Default: {field.default}." if simple and "Default" not in str(field.description) else ""
 
 
 def _field(path: str) -> FieldInfo:
@@ -76,9 +82,9 @@ def _field(path: str) -> FieldInfo:
 
 @app.command(cls=Command)
 def search(*, plan: bool = False, **options: Any) -> None:
-    """Search settings, confirm the best, and test them."""
+    """Search hyperparameters, then test the selected settings."""
     config = StudyConfig.of(**options)
-    from tune.study import Study  # loads torch and Ray, which --help does not need
+    from tune.study import Study  # loads torch and Ray, which are not needed for --help
 
     study = Study(config=config)
     if plan:

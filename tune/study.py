@@ -129,7 +129,7 @@ class Study:
             settings = confirmation.selected_candidate.settings
             dataset, seed = config.search.datasets[0], (*config.final_seeds, config.search.seed)[0]
             self.folder.write_best(
-                config.configured(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
+                config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
             )
         return confirmation
 

@@ -1,1 +1,1 @@
-"""`prometar ...`, a file a command."""
+"""Command line of `prometar`."""

@@ -1,4 +1,4 @@
-"""`prometar`: studies, datasets, single runs, and reports."""
+"""Hyperparameter studies, single runs and datasets for CLIP prompt learning."""
 
 import sys
 from functools import partial
@@ -10,13 +10,13 @@ import typer
 
 from prometar.bundled.suite import DEFAULT, default_backbone
 from prometar.cli import data
-from prometar.cli.console import PLAIN, Command, RootOption, TrustOption, run_cli
+from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption, run_cli
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name
 from prometar.errors import UserError
 from prometar.io.files import resolved
 
-app = typer.Typer(no_args_is_help=True, help=__doc__, **PLAIN)
+app = typer.Typer(no_args_is_help=True, help=__doc__, **TYPER_OPTIONS)
 app.add_typer(data.app, name="data")
 
 
@@ -28,30 +28,31 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Method, or a recipe FILE.yaml [prometar]. With a --config of another method, only its "
-            "data, backbone and seed are used."
+            help="Name of a method, or a recipe FILE.yaml. If --config is of another method, only its data, "
+            "backbone and seed are used. Default: prometar."
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help=f"Dataset [{DEFAULT}].")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"Dataset. Default: {DEFAULT}.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run [out/train/<method>-<data>-seed<seed>].")
+        Path | None, typer.Option(help="Folder of the run. Default: out/train/METHOD-DATASET-seedSEED.")
     ] = None,
     data_root: RootOption = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, e.g. optim.lr=0.01.")
+        list[str] | None, typer.Option("--set", help="key=value, such as optim.lr=0.01.")
     ] = None,
     objective: Annotated[
         str,
-        typer.Option(help="Images for training and scores: final, all_classes, or an objective of a search."),
+        typer.Option(
+            help="final: train on base classes, test on base and new ones. all_classes: use all classes. "
+            "Objectives of a search are allowed too. Default: final.",
+            show_default=False,
+        ),
     ] = "final",
     alignment_every: Annotated[
-        int | None, typer.Option(min=1, help="Measure gradient alignment every N steps.")
+        int | None, typer.Option(min=1, help="Measure gradient alignment every N steps. Default: never.")
     ] = None,
 ) -> None:
-    """Train one run on base classes, test it on base and new ones.
-
-    Rerun the same command to resume.
-    """
+    """Train one run and test it. Rerun the same command to resume."""
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
     options = (
@@ -59,11 +60,11 @@ def train(
         ("data.name", "--dataset", dataset),
         ("data.root", "--data-root", data_root and absolute_root(data_root)),
     )
-    for key, option, given in options:
-        if given is not None:
+    for key, option, value in options:
+        if value is not None:
             if key in values:
                 raise UserError(f"--set {key} conflicts with {option}. Pass one of them.")
-            values[key] = given
+            values[key] = value
     if config is None:
         values.setdefault("data.name", DEFAULT)
         keys = ("backbone.name", "backbone.pretrained")
@@ -72,7 +73,7 @@ def train(
     if chosen.data.root is None and (root := default_root(values.get("data.name", chosen.data.name))):
         values.setdefault("data.root", absolute_root(root))
     chosen = chosen.override(values).completed()
-    # Torch loads slowly, so the configuration is validated first.
+    # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import Alignment
     from prometar.data.splits.objective import objective_of
     from prometar.methods.composition import build
@@ -81,7 +82,7 @@ def train(
 
     prompts = build(chosen).prompts
     if alignment_every is not None and not (prompts.num_context or enters_images(prompts)):
-        raise UserError(f"--alignment-every: {chosen.method} learns nothing. Omit the option.")
+        raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
     objective_of(objective)
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = resolved(out) if out else Path("out/train") / name
@@ -89,25 +90,28 @@ def train(
     show = partial(_print_epoch, chosen.train.epochs)
     result = train_run(chosen, folder, objective=objective, on_epoch=show, watch=watch)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
-    print(f"prompts and records: {folder}")
+    print(f"Prompts and records: {folder}")
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that `prometar train` or `reproduce` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `prometar train` or `reproduce`.")],
     dataset: Annotated[
-        str | None, typer.Option(help="Another dataset: all its classes, its test images.")
+        str | None,
+        typer.Option(help="Test on all classes of this dataset. Default: on the run's own images."),
     ] = None,
     data_root: RootOption = None,
     trust_parts: TrustOption = False,
 ) -> None:
-    """Test a finished run's prompts again, or on another dataset."""
+    """Test a finished run again, or on another dataset."""
     from prometar.data.datasets.catalog import open_dataset
     from prometar.runs import evaluate_on, evaluate_run, trained
     from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
-        raise UserError("--data-root requires --dataset. Without it the run's own images are tested.")
+        raise UserError(
+            "--data-root requires --dataset. Pass both, or neither to test on the run's own images."
+        )
     if dataset is None:
         _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
     else:
@@ -119,32 +123,32 @@ def evaluate(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A folder that `prometar train` or `reproduce` wrote.")],
-    to: Annotated[Path, typer.Option(help="FILE.safetensors. The card is written beside it as FILE.json.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `prometar train` or `reproduce`.")],
+    to: Annotated[Path, typer.Option(help="FILE.safetensors. Its card is written to FILE.json.")],
     trust_parts: TrustOption = False,
 ) -> None:
-    """Write a finished run's prompts to one file.
+    """Export the prompts of a finished run to a file.
 
-    `prometar.load(FILE).predict(images)` uses them.
+    `prometar.load(FILE).predict(images)` uses the prompts.
     """
     from prometar.runs import export_run
 
-    print(f"written: {to} and {export_run(run, to, trust_parts=trust_parts)}")
+    print(f"Exported to {to} and {export_run(run, to, trust_parts=trust_parts)}")
 
 
 @app.command()
 def push(
-    prompts: Annotated[Path, typer.Argument(help="FILE.safetensors that `prometar export` wrote.")],
-    repository: Annotated[str, typer.Argument(help="owner/name. It is created if it does not exist.")],
-    public: Annotated[bool, typer.Option("--public", help="Create a public repository [private].")] = False,
+    prompts: Annotated[Path, typer.Argument(help="FILE.safetensors from `prometar export`.")],
+    repository: Annotated[str, typer.Argument(help="owner/name. Created if it does not exist.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Upload a prompt file to the Hugging Face Hub.
 
-    `prometar.load("hf://owner/name")` loads it from there.
+    `prometar.load("hf://owner/name")` loads the file.
     """
     from prometar.inference.prompt_file import push as push_prompts
 
-    print(f"written: {push_prompts(prompts, repository, public=public)}")
+    print(f"Uploaded to {push_prompts(prompts, repository, public=public)}")
 
 
 @app.command()
@@ -154,25 +158,22 @@ def alignment(
     ],
     to: Annotated[Path | None, typer.Option(help="Write a plot of all runs to this HTML file.")] = None,
 ) -> None:
-    """Show how gradients align along runs.
-
-    Their figure is the cosine of support and query gradients, measured as the runs trained.
-    """
+    """Show the cosine of support and query gradients."""
     from prometar.analysis.alignment import FILE, page, read, summary
     from prometar.io.files import write_atomically
 
     records = {str(run): read(run / FILE) for run in runs}
-    for name, found in records.items():
-        print(f"{name}: {summary(found)}")
+    for name, measured in records.items():
+        print(f"{name}: {summary(measured)}")
     if to is not None:
         write_atomically(to, page(records).encode())
-        print(f"written: {to}")
+        print(f"Plot written to {to}")
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that contain some.")],
-    to: Annotated[str | None, typer.Option(help="Reference method [prometar, or the first].")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs. Subfolders are searched too.")],
+    to: Annotated[str | None, typer.Option(help="Reference method. Default: prometar, or the first.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
     """Compare methods on shared datasets and seeds."""
@@ -186,16 +187,16 @@ def compare(
     print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False))
     if csv is not None:
         write_atomically(csv, as_csv(differences).encode())
-        print(f"written: {csv}")
+        print(f"Table written to {csv}")
 
 
-for _command in sorted(entry_points(group="prometar.commands"), key=lambda found: found.name):
+for _command in sorted(entry_points(group="prometar.commands"), key=lambda entry: entry.name):
     app.command(name=_command.name, cls=Command)(_command.load())
 
 
 def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
     loss = f", loss {record['direct_ce']:.3f}" if "direct_ce" in record else ""
-    print(f"epoch {record['epoch']}/{epochs}{loss}, {record['seconds']:.0f} s", flush=True)
+    print(f"epoch {record['epoch']}/{epochs}{loss}, {record['seconds']:.0f} s elapsed", flush=True)
 
 
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
@@ -204,8 +205,8 @@ def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> Non
     names = {"all": "all classes", "base": "base", "new": "new"}
     if "new" in result:
         names["objective"] = objective_of(objective).title
-    figures = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
-    print(f"{title}: {', '.join(figures)}")
+    values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
+    print(f"{title}: {', '.join(values)}")
 
 
 def main(args: list[str] | None = None) -> int:

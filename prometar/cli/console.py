@@ -1,4 +1,4 @@
-"""Options, exit status and errors of every command: a mistake is one line on stderr, never a traceback."""
+"""Shared options, exit status and error messages of all commands. An error is one line on stderr."""
 
 import os
 import signal
@@ -15,43 +15,45 @@ import typer
 from prometar.errors import PrometarError, first_line, is_of_accelerator, one_line
 
 INTERRUPTED = 130
-_OF_STUDIES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "sqlalchemy"}
-SHOW = "PROMETAR_TRACEBACK"
-"""Environment variable. If it is 1, an unexpected error is shown with its traceback."""
+_STUDY_PACKAGES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "sqlalchemy"}
+TRACEBACK_VARIABLE = "PROMETAR_TRACEBACK"
+"""Environment variable. If it is 1, the traceback of an unexpected error is shown."""
 
-PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-"""Options of every `typer.Typer`: errors of one line, plain texts."""
+TYPER_OPTIONS: dict[str, Any] = {
+    "add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None,
+}  # fmt: skip
+"""Arguments of every `typer.Typer`: one-line errors and plain text."""
 
 
-def at_home(given: str | None) -> str | None:
-    """Expand a leading ~ that the shell left, as in `--to=~/data`."""
-    return given and os.path.expanduser(given)
+def expand_home(path: str | None) -> str | None:
+    """Expand a leading ~, which shells do not expand in `--to=~/data`."""
+    return path and os.path.expanduser(path)
 
 
 RootOption = Annotated[
     str | None,
     typer.Option(
         "--data-root",
-        help="Folder that contains the datasets' folders [PROMETAR_DATA, or data].",
-        callback=lambda given: at_home(given) or None,  # "": an unset variable of a shell
+        help="Folder that contains the datasets. Default for benchmarks: $PROMETAR_DATA, or data.",
+        callback=lambda path: expand_home(path) or None,  # "" results from an unset shell variable
     ),
 ]
 
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-parts", help="Import modules that the files name [rejected]."),
+    typer.Option("--trust-parts", help="Import custom components named in the files. Default: refuse them."),
 ]
 
 
 class Command(typer.core.TyperCommand):
-    """Command whose list options take several values, such as `--seeds 1 2 3`.
+    """Command whose list options accept several values, such as `--seeds 1 2 3`.
 
-    Its plain `--help` has a section per `rich_help_panel` of its options.
+    `--help` has a section for each `rich_help_panel`.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        return super().parse_args(ctx, repeat(args, lists))
+        return super().parse_args(ctx, repeat_option_names(args, lists))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -63,34 +65,34 @@ class Command(typer.core.TyperCommand):
                 formatter.write_dl(rows)
 
 
-def repeat(args: Sequence[str], lists: set[str]) -> list[str]:
+def repeat_option_names(args: Sequence[str], lists: set[str]) -> list[str]:
     """Repeat an option's name before each of its values.
 
     Example:
-        >>> repeat(["--seeds", "1", "2", "--out", "x"], {"--seeds"})
+        >>> repeat_option_names(["--seeds", "1", "2", "--out", "x"], {"--seeds"})
         ['--seeds', '1', '--seeds', '2', '--out', 'x']
     """
-    given: list[str] = []
+    repeated: list[str] = []
     current = None
     for arg in args:
         if arg.startswith("--"):
             current = arg if arg in lists else None
-        elif current is not None and given[-1] != current:
-            given.append(current)
-        given.append(arg)
-    return given
+        elif current is not None and repeated[-1] != current:
+            repeated.append(current)
+        repeated.append(arg)
+    return repeated
 
 
 def run_cli(app: typer.Typer, args: list[str]) -> int:
-    """Run `app`. Return 0, the exit status of its error, 2 for wrong options, or 130 if interrupted."""
+    """Run `app`. Return the exit status: 0, that of an error, 2 for wrong options, or 130 if interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # class names on a terminal that shows only ASCII
+            stream.reconfigure(errors="backslashreplace")  # the terminal may be ASCII, class names may not
     try:
-        with handled([signal.SIGTERM], signal.default_int_handler):  # batch systems send it
+        with handle_signals([signal.SIGTERM], signal.default_int_handler):  # batch systems send SIGTERM
             status = int(typer.main.get_command(app).main(args, standalone_mode=False) or 0)
             sys.stdout.flush()
-    except SystemExit as error:  # typer's answer to a closed pipe
+    except SystemExit as error:  # raised by typer if the pipe is closed
         return int(error.code or 0)
     except typer.Exit as error:
         status = error.exit_code
@@ -98,57 +100,58 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
         status = INTERRUPTED
     except Exception as error:
         status = _report(error)
-        # A frame may hold a stream, which Ray must close before it ends itself.
+        # Frames may reference streams of Ray Data, which must be closed before Ray shuts down.
         traceback.clear_frames(error.__traceback__)
         return status
-    if status == INTERRUPTED:  # some versions of typer return it
-        return _say("interrupted. Rerun the same command to resume.", INTERRUPTED)
+    if status == INTERRUPTED:  # some versions of typer return this status
+        return _fail("Interrupted. Rerun the same command to resume.", INTERRUPTED)
     return status
 
 
 @contextmanager
-def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Handle these signals in the block. Only the main thread may set handlers."""
+def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Handle signals in a `with` block. Do nothing outside the main thread, where Python forbids it."""
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in numbers} if main else {}
+    previous = {number: signal.signal(number, handler) for number in signals} if main else {}
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+        for number, old in previous.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 def _report(error: Exception) -> int:
     """Print an error as one line. Return the exit status."""
     if isinstance(error, PrometarError):
-        return _say(str(error), error.exit_code)
-    if isinstance(error, BrokenPipeError):  # Python would write the rest at its end
+        return _fail(str(error), error.exit_code)
+    if isinstance(error, BrokenPipeError):  # otherwise Python flushes stdout at exit and fails again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, OSError) and error.strerror:
-        return _say(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 1)
-    if isinstance(error, ModuleNotFoundError) and error.name in _OF_STUDIES:
-        return _say(f"{error.name} is not installed. Install it with: pip install 'prometar[study]'", 1)
+        return _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 1)
+    if isinstance(error, ModuleNotFoundError) and error.name in _STUDY_PACKAGES:
+        return _fail(f"{error.name} is not installed. Run pip install 'prometar[study]'.", 1)
     if isinstance(error, MemoryError):
-        return _say("out of memory", 1)
+        return _fail("Out of memory.", 1)
     if is_of_accelerator(error):
-        return _say(first_line(error), 1)
-    if hasattr(error, "format_message"):  # the option parser's, in a module that depends on typer's version
+        return _fail(first_line(error), 1)
+    if hasattr(error, "format_message"):  # of the option parser, whose module depends on typer's version
         message = str(error.format_message())
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message, file=sys.stderr)
             return 2
         if "extra argument" in message:
             message += ". Quote values with spaces."
-        return _say(message, getattr(error, "exit_code", 2))
-    if os.environ.get(SHOW) == "1":
+        return _fail(message, getattr(error, "exit_code", 2))
+    if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)
-    kind, problem = type(error).__name__, first_line(error)
-    what = kind if problem == kind else f"{kind}: {problem}"
-    return _say(f"unexpected {what}. Please report it with the output of {SHOW}=1.", 1)
+    name, message = type(error).__name__, first_line(error)
+    described = name if message == name else f"{name}: {message}"
+    return _fail(f"Unexpected {described}. Please report it with the traceback ({TRACEBACK_VARIABLE}=1).", 1)
 
 
-def _say(message: str, status: int) -> int:
+def _fail(message: str, status: int) -> int:
+    """Print an error message. Return `status`."""
     print(f"error: {one_line(message)}", file=sys.stderr)
     return status
 

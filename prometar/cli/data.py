@@ -1,4 +1,4 @@
-"""`prometar data`: list, check, download and prepare datasets."""
+"""Commands of `prometar data`: list, check, download and prepare datasets."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -8,73 +8,73 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, ProgressColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
-from prometar.cli.console import PLAIN, RootOption, at_home
+from prometar.cli.console import TYPER_OPTIONS, RootOption, expand_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import default_root
 from prometar.errors import WorkError, one_line
 from prometar.io.stores import masked
 
 app = typer.Typer(
-    no_args_is_help=True, help="List datasets, check them, get them, copy them as Parquet.", **PLAIN
+    no_args_is_help=True, help="List, check and download datasets, or copy them to Parquet.", **TYPER_OPTIONS
 )
 
-NameArgument = Annotated[str, typer.Argument(help="A dataset. `prometar data list` shows them.")]
+NameArgument = Annotated[str, typer.Argument(help="Dataset. `prometar data list` lists all names.")]
 
 
 @app.command("list")
-def data_list(data_root: RootOption = None) -> None:
-    """The datasets, and what of them is there. Sizes are compared with the published ones."""
+def data_list(
+    data_root: Annotated[
+        str | None,
+        typer.Option(help="Folder whose datasets to compare. Default: none.", callback=expand_home),
+    ] = None,
+) -> None:
+    """List all known datasets. With --data-root, compare those in a folder with the published sizes."""
     from prometar.bundled.suite import SUITE
     from prometar.data.datasets.catalog import title_of
     from prometar.data.preparation.check import list_datasets, other_sizes
 
-    table, remarks = Table(box=None), []
+    table, notes = Table(box=None), []
     for column in ("name", "title", "classes", "train", "val", "test", "state"):
         table.add_column(column)
     for name, found in list_datasets(data_root).items():
-        row = BENCHMARKS.get(name)
-        how = "your own" if row is None else "download" if row.archives else "by hand"
+        benchmark = BENCHMARKS.get(name)
+        access = "custom" if benchmark is None else "download" if benchmark.archives else "manual download"
         sizes: tuple[int, ...] = (0, 0, 0, 0)
-        state = how if data_root is None else f"missing ({how})"
+        state = access if data_root is None else f"missing ({access})"
         if isinstance(found, str):
-            state = "not usable"
-            remarks.append(f"{name}: {found}")
+            state = "unusable"
+            notes.append(f"{name}: {found}")
         elif found is not None:
             sizes = (len(found.classnames), *found.counts.values())
-            others = other_sizes(name, sizes[0], found.counts)
-            state = "rendered" if name in SUITE else "other sizes" if others else "complete"
-            if others or found.note:
-                remarks.append(f"{name}: {'; '.join(filter(None, (*others, found.note)))}")
-        elif row and data_root is None:
-            sizes = (row.classes, *row.sizes.values())
+            deviations = other_sizes(name, sizes[0], found.counts)
+            state = "rendered" if name in SUITE else "other sizes" if deviations else "complete"
+            if deviations or found.note:
+                notes.append(f"{name}: {'; '.join(filter(None, (*deviations, found.note)))}")
+        elif benchmark and data_root is None:
+            sizes = (benchmark.classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
     Console(markup=False).print(table)
     if data_root is None:
-        print("sizes are the published ones; --data-root DIR shows what is in DIR")
-    for remark in remarks:
-        print(one_line(remark))
+        print("Sizes are the published ones. --data-root DIR shows the datasets in DIR.")
+    for note in notes:
+        print(one_line(note))
 
 
 @app.command("check")
 def data_check(name: NameArgument, data_root: RootOption = None) -> None:
-    """Decode every image, and list what is missing or broken.
-
-    Sizes are compared with the published ones.
-    """
+    """Decode every image, and list missing and corrupt ones. Compare sizes with the published ones."""
     from prometar.data.preparation.check import check
 
-    problems, broken, remarks = check(name, data_root or default_root(name))
-    for line in (*problems, *broken):
+    invalid, corrupt, summary = check(name, data_root or default_root(name))
+    for line in (*invalid, *corrupt):
         print(one_line(line), file=sys.stderr)
-    print("\n  ".join(map(one_line, remarks)))
-    wrong = [f"{len(broken)} images are missing or broken"] if broken else []
-    wrong += [f"{len(problems)} entries of the list are wrong"] if problems else []
-    if wrong:
-        raise WorkError(f"{name}: {' and '.join(wrong)}: fix what is listed above")
+    print("\n  ".join(map(one_line, summary)))
+    if invalid or corrupt:
+        counts = f"list errors: {len(invalid)}, missing or corrupt images: {len(corrupt)}"
+        raise WorkError(f"{name} is invalid ({counts}). Fix the problems listed above.")
 
 
 @app.command("download")
@@ -82,21 +82,21 @@ def data_download(
     name: NameArgument,
     to: Annotated[
         str | None,
-        typer.Option(help="The data root [PROMETAR_DATA, or data].", callback=at_home),
+        typer.Option(help="Data root to write to. Default: $PROMETAR_DATA, or data.", callback=expand_home),
     ] = None,
 ) -> None:
-    """Download a benchmark's images and split. Rerun the same command to resume."""
+    """Download the images and the split file of a benchmark. Rerun the same command to resume."""
     from prometar.data.preparation.download import download
 
     to = to or default_root(name) or "data"
-    with _bar(DownloadColumn()) as progress:
-        placed, missing = download(name, to, progress=progress)
-    for path in placed:
-        print(f"placed: {path}")
-    if missing:
-        print(f"still to get by hand: {missing}")
+    with _progress_bar(DownloadColumn()) as progress:
+        added, problem = download(name, to, progress=progress)
+    for path in added:
+        print(f"Downloaded {path}")
+    if problem:
+        print(f"The dataset is not usable yet: {problem}")
     else:
-        print(f"complete; check every image with `prometar data check {name} --data-root {quote(to)}`")
+        print(f"Complete. To check every image, run `prometar data check {name} --data-root {quote(to)}`.")
 
 
 @app.command("prepare")
@@ -104,24 +104,25 @@ def data_prepare(
     name: NameArgument,
     to: Annotated[
         str,
-        typer.Option(help="A data root to write to: a folder, s3://... or gs://...", callback=at_home),
+        typer.Option(help="Data root to write to: a folder, s3://... or gs://...", callback=expand_home),
     ],
     data_root: RootOption = None,
 ) -> None:
-    """Write a dataset as Parquet shards, after checking every image. Rerun the same command to resume."""
+    """Check every image of a dataset, and write Parquet shards. Rerun the same command to resume."""
     from prometar.data.preparation.prepare import prepare
 
-    with _bar(MofNCompleteColumn()) as progress:
-        manifest, kept = prepare(name, data_root or default_root(name), to, progress=progress)
+    with _progress_bar(MofNCompleteColumn()) as progress:
+        manifest, existing = prepare(name, data_root or default_root(name), to, progress=progress)
     images = sum(manifest.counts.values())
-    print(f"{name}: {images} images in {len(manifest.shards)} shards, of which {kept} existed")
-    print(f"use it with --data-root {masked(to)}")
+    print(f"{name}: {images} images in {len(manifest.shards)} shards ({existing} existed before)")
+    print(f"To use the copy, pass --data-root {masked(to)}")
 
 
 @contextmanager
-def _bar(numbers: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, drawn on a terminal only."""
+def _progress_bar(numbers: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
-    with Bar(TextColumn(""), BarColumn(), numbers, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+    columns = TextColumn(""), BarColumn(), numbers
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)

@@ -115,7 +115,7 @@ def test_a_run_on_a_bucket(
         args = ["train", "--data-root", root, "--out", str(tmp_path / f"run{len(results)}")]
         settings = ["data.name=dtd", "backbone.name=mini", "method=ivlp", "train.epochs=1", "data.shots=2"]
         assert main([*args, *(word for setting in settings for word in ("--set", setting))]) == 0
-        results.append(capsys.readouterr().out.split("prompts and records")[0].split("ivlp on")[1])
+        results.append(capsys.readouterr().out.split("Prompts and records")[0].split("ivlp on")[1])
     assert results[0] == results[1], "the same images, the same accuracies"
 
 

@@ -53,7 +53,7 @@ SEARCHES = [
     (["--set", "optim=1"], "unknown setting 'optim': optim has lr, "),
     (["--method", "promptx"], "unknown method 'promptx': choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, base_val"),
-    (["--space", "huge"], "--space huge does not exist. Choose augmentation, default, full, "),
+    (["--space", "huge"], "--space huge does not exist. Use augmentation, default, full, "),
     (["--pruner", "best"], "unknown pruner 'best': choose one of percentile, median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "unknown backbone 'ViT-B-17'"),
     (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "unknown backbone 'hf-hub:a/b': names of hubs"),
@@ -90,7 +90,9 @@ def test_a_home_is_known_where_the_shell_left_it(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert prometar_main(["data", "prepare", "dtd", "--data-root", str(small_dtd), "--to=~/copy"]) == 0
-    assert capsys.readouterr().out.endswith(f"use it with --data-root {tmp_path / 'home' / 'copy'}\n")
+    assert capsys.readouterr().out.endswith(
+        f"To use the copy, pass --data-root {tmp_path / 'home' / 'copy'}\n"
+    )
     assert prometar_main(["data", "check", "dtd", "--data-root=~/copy"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert str(tmp_path / "home" / "none") in fails(

@@ -14,7 +14,7 @@ from prometar.io.yamltext import parse_yaml
 from tune.config import StudyConfig
 from tune.records.schema import EpochReport, RunScore
 from tune.space.ranges import Settings
-from tune.space.space import Space, space_of
+from tune.space.space import Space, build_space
 from tune.store.storage import open_storage
 from tune.store.trial_store import TrialStore
 
@@ -52,7 +52,7 @@ def open_study(url: str, name: str = NAME) -> optuna.Study:
 
 def space_from(text: str, name: str = "mine") -> Space:
     """Space from YAML text."""
-    return space_of(parse_yaml(text, where=name), name=name)
+    return build_space(parse_yaml(text, where=name), name=name)
 
 
 def study_config(out: Path, *, space: str = PLAIN, **options: Any) -> StudyConfig:

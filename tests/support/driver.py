@@ -37,7 +37,7 @@ from tests.support.fake_trial import HANGS, FakeTraining, FakeTrial
 from tests.support.fake_trial import misbehave as _misbehave
 from tests.support.processes import ROOT, session
 from tune.config import StudyConfig
-from tune.space.space import space_of
+from tune.space.space import build_space
 from tune.study import Study
 
 INTERRUPTED = 130
@@ -56,7 +56,7 @@ SMALL: dict[str, Any] = {
 
 def small_config(out: Path, **options: Any) -> StudyConfig:
     """Configuration of a study of three settings in OUT/fake. Options are those of `StudyConfig.of`."""
-    space = space_of(parse_yaml(SPACE, where="small"), name="small")
+    space = build_space(parse_yaml(SPACE, where="small"), name="small")
     return StudyConfig.of(**{**SMALL, "space": space, "out": out, **options})
 
 

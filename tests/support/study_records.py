@@ -24,7 +24,7 @@ from tune.records.schema import (
     by_score,
     mean_of,
 )
-from tune.space.space import space_of
+from tune.space.space import build_space
 from tune.stages.final_test import _compared, _verdict
 from tune.stages.jobs import RunJobs, missing
 from tune.stages.statistics import over_all
@@ -48,7 +48,7 @@ DEFAULT: dict[str, Any] = {
 
 def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
     """study.yaml of a study with these options."""
-    config = StudyConfig.of(**{"dataset": ["dtd"], "trials": 60, "space": space_of(ranges), **options})
+    config = StudyConfig.of(**{"dataset": ["dtd"], "trials": 60, "space": build_space(ranges), **options})
     return StudyRecord(
         config=config,
         score="base accuracy" if config.search.objective == "base_val" else "H",

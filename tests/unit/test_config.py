@@ -130,7 +130,7 @@ def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
     assert main(["--dataset", "dtd", "eurosat", "--seeds-per-trial", "2", "--seed", "4"]) == 0
     (config,) = started
     assert config.name == "dtd-eurosat"
-    run = config.configured({"optim.lr": 0.5, "train.epochs": 2}, dataset="eurosat", seed=9, epochs=7)
+    run = config.run_config({"optim.lr": 0.5, "train.epochs": 2}, dataset="eurosat", seed=9, epochs=7)
     assert (run.data.name, run.train.seed, run.optim.lr, run.train.epochs) == ("eurosat", 9, 0.5, 2)
 
 
@@ -198,5 +198,5 @@ def test_help_and_records_load_little(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, tmp_path / "small"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.search(r"^  search +Search settings", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^  search +Search hyperparameters", done.stdout, flags=re.MULTILINE)
     assert done.stdout.splitlines()[-2:] == ["0 []", "4 []"]

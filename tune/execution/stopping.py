@@ -9,7 +9,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from prometar.cli.console import handled
+from prometar.cli.console import handle_signals
 from tune.execution.ray_cluster import head_is_dead, local_node_is_dead, owns_cluster
 
 RESUME = "Rerun the same command to resume."
@@ -44,7 +44,7 @@ class Stopping:
         because Ray's calls may block forever.
         """
         finished = threading.Event()
-        with handled(_SIGNALS, self._handle):
+        with handle_signals(_SIGNALS, self._handle):
             for watch in (self._watch_head, self._watch_node):
                 threading.Thread(target=watch, args=(finished,), daemon=True).start()
             try:

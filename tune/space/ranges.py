@@ -1,4 +1,4 @@
-"""Ranges of settings: floats, integers and choices, some of them conditional."""
+"""Ranges of settings: floats, integers and choices. A range may have a condition."""
 
 import math
 from collections.abc import Mapping
@@ -26,37 +26,37 @@ Distinct = AfterValidator(_distinct)
 
 
 class _Range(PlainData):
-    """Base of all kinds.
+    """Base class of ranges.
 
     Args:
-        when: Values of other settings for which this one is sampled.
+        when: Condition: this setting is sampled only if each of these other settings has one of the values.
     """
 
     when: Mapping[str, tuple[Value, ...]] = Field(default={}, exclude_if=lambda when: not when)
 
     @field_validator("when", mode="before")
     @classmethod
-    def _as_lists(cls, when: object) -> object:
+    def _wrap_single_values(cls, when: object) -> object:
         if not isinstance(when, Mapping):
             return when
         return {key: values if isinstance(values, list | tuple) else [values] for key, values in when.items()}
 
     @property
     def condition(self) -> str:
-        """`when` as text, "" if there is none."""
+        """`when` as text, or "" if it is empty."""
         texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in self.when.items()]
         return f" if {' and '.join(texts)}" if texts else ""
 
-    def active(self, settings: Settings) -> bool:
-        """Return True if the setting is sampled beside `settings`."""
+    def is_active(self, settings: Settings) -> bool:
+        """Return True if `settings` fulfill the condition."""
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
 _Number = Annotated[float, AfterValidator(lambda x: int(x) if x.is_integer() else x)]
 
 
-class Numbers(_Range):
-    """Floats or integers low <= value <= high, sampled uniformly or uniformly in the logarithm."""
+class NumberRange(_Range):
+    """Floats or integers from low to high, both included. With `log`, the logarithm is sampled uniformly."""
 
     type: Literal["float", "int"]
     low: _Number
@@ -64,18 +64,20 @@ class Numbers(_Range):
     log: StrictBool = Field(default=False, exclude_if=lambda log: not log)
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_bounds(self) -> Self:
         if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 with log")
+            raise ValueError(
+                f"low {self.low} must be below high {self.high}, and low must be above 0 with log"
+            )
         if self.type == "int" and not (isinstance(self.low, int) and isinstance(self.high, int)):
             raise ValueError(f"low and high must be integers, got {self.low} and {self.high}")
         return self
 
     @property
-    def tried(self) -> tuple[float, ...]:
-        """Values that show if a setting has an effect. A setting of integers rejects the last of a float."""
-        inside = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
-        return self.low, self.high, *inside
+    def probes(self) -> tuple[float, ...]:
+        """Values that show if a setting has an effect. An integer setting rejects the third one of floats."""
+        between = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
+        return self.low, self.high, *between
 
     def contains(self, value: object) -> bool:
         kinds = (int,) if self.type == "int" else (int, float)
@@ -97,7 +99,7 @@ class Choice(_Range):
     choices: Annotated[tuple[Value, ...], Distinct] = Field(min_length=1)
 
     @property
-    def tried(self) -> tuple[Value, ...]:
+    def probes(self) -> tuple[Value, ...]:
         """Values that show if a setting has an effect."""
         return self.choices
 
@@ -111,4 +113,4 @@ class Choice(_Range):
         return cast(Value, trial.suggest_categorical(name, self.choices))
 
 
-Range = Annotated[Numbers | Choice, Field(discriminator="type")]
+Range = Annotated[NumberRange | Choice, Field(discriminator="type")]

@@ -1,4 +1,4 @@
-"""Search spaces as data: a YAML file of settings and their ranges, some with conditions."""
+"""Search spaces: YAML files that map settings to ranges. A range may have a condition."""
 
 from collections.abc import Mapping, Set
 from importlib.resources import files
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 EPOCHS = "train.epochs"
-"""Setting that determines how long a trial is."""
+"""Setting that determines the length of a trial."""
 _SPACES = files("tune.space") / "spaces"
-MOST_COMBINATIONS = 1000
-"""Size up to which a space without floats is enumerated."""
+MAX_COMBINATIONS = 1000
+"""Maximum size of a space that is enumerated."""
 
 
 class Space(PlainData):
@@ -37,27 +37,27 @@ class Space(PlainData):
     ranges: Mapping[str, Range]
 
     @model_validator(mode="after")
-    def _possible_conditions(self) -> Self:
-        above: dict[str, Range] = {}
+    def _check_conditions(self) -> Self:
+        earlier: dict[str, Range] = {}
         for key, entry in self.ranges.items():
             for other, values in entry.when.items():
-                if other not in above:
+                if other not in earlier:
                     raise ValueError(f"{key}: its condition '{other}' must be a setting above it")
-                if not values or not all(map(above[other].contains, values)):
-                    raise ValueError(f"{key}: its condition requires {other} in {above[other].describe()}")
-            above[key] = entry
+                if not values or not all(map(earlier[other].contains, values)):
+                    raise ValueError(f"{key}: its condition requires {other} in {earlier[other].describe()}")
+            earlier[key] = entry
         return self
 
     def sample(self, trial: "Trial") -> dict[str, Value]:
-        """Sample every setting whose conditions hold."""
+        """Sample every setting whose condition holds."""
         settings: dict[str, Value] = {}
         for key, entry in self.ranges.items():
-            if entry.active(settings):
+            if entry.is_active(settings):
                 settings[key] = entry.suggest(key, trial)
         return settings
 
     def combinations(self) -> list[dict[str, Value]] | None:
-        """All settings of the space, None if they are too many to enumerate."""
+        """Return all settings of the space, or None if it contains floats or is too large to enumerate."""
         found: list[dict[str, Value]] = [{}]
         for key, entry in self.ranges.items():
             if entry.type == "float":
@@ -65,43 +65,45 @@ class Space(PlainData):
             values = (
                 entry.choices if isinstance(entry, Choice) else range(int(entry.low), int(entry.high) + 1)
             )
-            if len(found) * len(values) > MOST_COMBINATIONS:
+            if len(found) * len(values) > MAX_COMBINATIONS:
                 return None
             found = [
                 {**settings, **chosen}
                 for settings in found
-                for chosen in ([{key: value} for value in values] if entry.active(settings) else [{}])
+                for chosen in ([{key: value} for value in values] if entry.is_active(settings) else [{}])
             ]
         return found
 
-    def values_of(self, config: Config) -> dict[str, Value]:
+    def searched_values(self, config: Config) -> dict[str, Value]:
         """Return a configuration's values of the searched settings.
 
         Raises:
             UserError: a setting does not exist, or its value lies outside its range.
         """
-        defaults, given = config.flat(), dict[str, Value]()
+        values, searched = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
-            active = entry.active(given)  # each kind of a part has its own settings
-            if key not in defaults and (active or not (is_setting(key) or ".args." in key)):
+            active = entry.is_active(
+                searched
+            )  # an inactive setting may belong to another kind of a component
+            if key not in values and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:
-                given[key] = defaults[key]
-        return self.checked(given, what="the default settings")
+                searched[key] = values[key]
+        return self.check(searched, what="the default settings")
 
-    def checked(self, given: Settings, *, what: str) -> dict[str, Value]:
-        """Return the given values that are sampled together. Missing ones remain open.
+    def check(self, given: Settings, *, what: str) -> dict[str, Value]:
+        """Check values, described as `what` in messages. Return those whose conditions hold or may hold.
 
         Raises:
             UserError: a value lies outside its range, or a setting is not searched.
         """
         unknown = sorted(given.keys() - self.ranges.keys())
         if unknown:
-            raise UserError(f"{what}: {unknown[0]} is not searched by the space {self.name}. Remove it.")
+            raise UserError(f"{what}: {unknown[0]} is not in the space {self.name}. Remove it.")
         values: dict[str, Value] = {}
         inactive: set[str] = set()
         for key, entry in self.ranges.items():
-            if any(o in inactive or (o in values and values[o] not in v) for o, v in entry.when.items()):
+            if any(k in inactive or (k in values and values[k] not in v) for k, v in entry.when.items()):
                 inactive.add(key)
             elif key in given:
                 if not entry.contains(given[key]):
@@ -112,61 +114,61 @@ class Space(PlainData):
                 values[key] = given[key]
         return values
 
-    def fitted(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
+    def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
         """Return the space without settings that have no effect or whose default lies outside the range.
 
-        Conditions on settings that are left out are replaced by their default values.
+        Conditions on removed settings are evaluated with the default values.
 
         Args:
-            fixed: Settings that are left out anyway.
+            fixed: Further settings to remove.
         """
-        defaults, kept = config.flat(), dict[str, Range]()
-        for key, whole in self.ranges.items():
-            absent = whole.when.keys() - kept.keys()
-            if key in fixed or any(defaults.get(other) not in whole.when[other] for other in absent):
+        defaults, ranges = config.flat(), dict[str, Range]()
+        for key, original in self.ranges.items():
+            removed = original.when.keys() - ranges.keys()
+            if key in fixed or any(defaults.get(other) not in original.when[other] for other in removed):
                 continue
-            when = {other: values for other, values in whole.when.items() if other in kept}
-            entry = whole.model_copy(update={"when": when})
-            if entry.active(defaults) and key in defaults and not entry.contains(defaults[key]):
+            when = {other: values for other, values in original.when.items() if other in ranges}
+            entry = original.model_copy(update={"when": when})
+            if entry.is_active(defaults) and key in defaults and not entry.contains(defaults[key]):
                 continue
-            beside = _context(entry, kept)
-            first, *others = (_run(config.override({**beside, key: value})) for value in entry.tried)
+            required = _required_values(entry, ranges)
+            first, *others = (_used_settings(config.override({**required, key: v})) for v in entry.probes)
             if any(other != first for other in others):
-                kept[key] = entry
-        return self.model_copy(update={"ranges": kept})
+                ranges[key] = entry
+        return self.model_copy(update={"ranges": ranges})
 
-    def tried(self, key: str) -> tuple[Value, ...]:
+    def probes(self, key: str) -> tuple[Value, ...]:
         """Return values of a setting that show if it has an effect. Empty if it is not searched."""
-        return self.ranges[key].tried if key in self.ranges else ()
+        return self.ranges[key].probes if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
-        """Ranges as text, by setting."""
+        """Return ranges as text, by setting."""
         return {key: entry.describe() + entry.condition for key, entry in self.ranges.items()}
 
 
-def _context(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Value]:
-    """Values of other settings beside which one is sampled."""
-    context: dict[str, Value] = {}
+def _required_values(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Value]:
+    """Return values of other settings for which the condition of `entry` holds."""
+    required: dict[str, Value] = {}
     for other, values in entry.when.items():
-        context |= {**_context(ranges[other], ranges), other: values[0]}
-    return context
+        required |= {**_required_values(ranges[other], ranges), other: values[0]}
+    return required
 
 
-_PARTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
+_COMPONENTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
 
 
-def _run(config: Config) -> tuple[object, dict[str, object]]:
-    """Return what determines a run: its method, and the settings that no part of a method reads."""
+def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
+    """Return the method, which contains the settings of its components, and the other used settings."""
     from prometar.methods.composition import build  # loads torch, which --help does not need
 
     method = build(config)
-    unused = _PARTS if method.inner else {*_PARTS, "optim.gate_lr", "optim.gate_schedule"}
-    others = {k: v for k, v in config.flat().items() if not {k, k.partition(".")[0]} & unused}
+    excluded = _COMPONENTS if method.inner else {*_COMPONENTS, "optim.gate_lr", "optim.gate_schedule"}
+    others = {k: v for k, v in config.flat().items() if not {k, k.partition(".")[0]} & excluded}
     return method, others
 
 
-def known_spaces() -> list[str]:
-    """Names of the spaces in this package."""
+def built_in_spaces() -> list[str]:
+    """Return the names of the spaces in this package."""
     return sorted(file.name.removesuffix(".yaml") for file in _SPACES.iterdir())
 
 
@@ -174,18 +176,18 @@ def load_space(name: str) -> Space:
     """Load a space by name, or from a YAML file.
 
     Raises:
-        UserError: there is no such space or file, or an entry is not a range.
+        UserError: neither a space nor a file has this name, or an entry is not a range.
     """
-    if name in known_spaces():
+    if name in built_in_spaces():
         text = (_SPACES / f"{name}.yaml").read_text("utf-8")
-        return space_of(parse_yaml(text, where=f"space {name}"), name=name)
+        return build_space(parse_yaml(text, where=f"space {name}"), name=name)
     if size_of(Path(name)) is None:
-        raise UserError(f"--space {name} does not exist. Choose {', '.join(known_spaces())}, or a YAML file.")
-    return space_of(read_yaml(Path(name)), name=name)
+        raise UserError(f"--space {name} does not exist. Use {', '.join(built_in_spaces())}, or a YAML file.")
+    return build_space(read_yaml(Path(name)), name=name)
 
 
-def space_of(ranges: object, *, name: str = "custom") -> Space:
-    """Build a space from plain data, as a YAML file holds it.
+def build_space(ranges: object, *, name: str = "custom") -> Space:
+    """Build a space from the content of a YAML file.
 
     Raises:
         UserError: an entry is not a range.
@@ -206,11 +208,11 @@ _EXAMPLE = "optim.lr: {type: float, low: 0.001, high: 0.1, log: true}"
 def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
     """Load the settings of a YAML file: one mapping, or a list of them.
 
-    A mapping holds settings of the space, dotted or nested. Missing ones are sampled. Of a complete
-    configuration, such as another study's best.yaml, the searched settings are taken.
+    A mapping contains settings of the space, with dotted or nested keys. Missing settings are sampled. From a
+    complete configuration, such as another study's best.yaml, only the searched settings are read.
 
     Raises:
-        UserError: there is no such file, a setting is not searched, a value lies outside its range, or a
+        UserError: the file does not exist, a setting is not searched, a value lies outside its range, or a
             setting is given without the settings that its condition requires.
     """
     if size_of(path) is None:
@@ -218,7 +220,9 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
     tree = read_yaml(path)
     entries = tree if isinstance(tree, list) else [tree]
     if not entries or not all(isinstance(entry, dict) and entry for entry in entries):
-        raise UserError(f"--enqueue {path} must hold settings and their values, or a list of such mappings.")
+        raise UserError(
+            f"--enqueue {path} must contain a mapping from settings to values, or a list of them."
+        )
     return [_enqueued(entry, space, f"--enqueue {path}, entry {n}") for n, entry in enumerate(entries, 1)]
 
 
@@ -226,7 +230,7 @@ def _enqueued(entry: dict[str, Any], space: Space, where: str) -> dict[str, Valu
     given = flatten(entry)
     if {"method", "data.name"} <= given.keys():  # a complete configuration
         given = {key: value for key, value in given.items() if key in space.ranges}
-    settings = space.checked(given, what=where)
+    settings = space.check(given, what=where)
     if not settings:
         raise UserError(f"{where} contains no setting of the space {space.name}.")
     for key in settings:

@@ -32,7 +32,7 @@ def search_job(
         where = folder.confirmation(number, fresh_seed)
     keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
     runs = {
-        where / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.configured(
+        where / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.run_config(
             settings, dataset=dataset, seed=seed
         )
         for dataset, seed in keys
@@ -48,7 +48,7 @@ def final_job(
     Args:
         number: Number of the trial, 0 for the default settings.
     """
-    run = config.configured(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
+    run = config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
     runs = {folder.final(number, dataset, seed): run}
     who = f"trial {number}" if number else "the default settings"
     name = f"final test of {who}, {dataset}, seed {seed}"

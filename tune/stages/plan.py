@@ -94,7 +94,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     defaults = config.baseline
     for key, entry in search.space.ranges.items():
         conditions = {other: values[0] for other, values in entry.when.items()}
-        for value in entry.tried:  # raises an error that names the setting
+        for value in entry.probes:  # raises an error that names the setting
             build(config.run.override({**defaults, **conditions, key: value}))
     with failing(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
@@ -149,12 +149,12 @@ def _stages(
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return runs, epochs and steps of each stage, at most, and when they are less."""
     search, confirm, num_sets = config.search, config.confirm, len(splits)
-    batch = min([config.run.train.batch_size, *map(int, search.space.tried(BATCH))])
+    batch = min([config.run.train.batch_size, *map(int, search.space.probes(BATCH))])
     searched, final = (
         sum(_steps_per_epoch(both[stage], batch) for both in splits.values()) for stage in (0, 1)
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
-    final_epochs = max([config.test.epochs, *map(int, search.space.tried(EPOCHS))])
+    final_epochs = max([config.test.epochs, *map(int, search.space.probes(EPOCHS))])
     times = {  # seeds in all, epochs, and steps per epoch of all datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, searched),
         "Confirmation": (candidates * confirm.seeds if candidates > 1 else 0, config.max_epochs, searched),

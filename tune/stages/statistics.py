@@ -12,11 +12,12 @@ from statistics import stdev
 from scipy.special import nctdtrinc, stdtrit
 
 from prometar.metrics import Interval, t_interval
+from tune.config import MAX_SEED_PAIRS
 
 POWER = 0.8
 BASELINE_RUNS = 3
 """Runs of the baseline if it was selected itself, so that there is nothing to compare."""
-INTERIM_ANALYSES: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, 15: 0.02}
+INTERIM_ANALYSES: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
 """Error probability of the analysis after so many seed pairs. Later analyses have more power, so most of the
 error is left to them."""
 

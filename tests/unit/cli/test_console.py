@@ -33,7 +33,7 @@ def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int,
     [
         (UserError("wrong\nin two lines"), 2, "error: wrong in two lines\n"),
         (PermissionError(13, "Permission denied", "a/b"), 1, "error: Permission denied: a/b\n"),
-        (MemoryError(), 1, "error: out of memory\n"),
+        (MemoryError(), 1, "error: Out of memory.\n"),
         (torch.OutOfMemoryError("CUDA out of memory. More."), 1, "error: CUDA out of memory. More.\n"),
         (
             torch.AcceleratorError("CUDA error: device(s) busy or unavailable\nSearch for `cudaError'"), 1,
@@ -43,13 +43,13 @@ def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int,
             RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`"), 1,
             "error: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`\n",
         ),
-        (KeyboardInterrupt(), 130, "error: interrupted. Rerun the same command to resume.\n"),
+        (KeyboardInterrupt(), 130, "error: Interrupted. Rerun the same command to resume.\n"),
         (
             TypeError("an int\nmore"), 1,
-            "error: unexpected TypeError: an int. Please report it with the output of PROMETAR_TRACEBACK"
-            "=1.\n",
+            "error: Unexpected TypeError: an int. Please report it with the traceback "
+            "(PROMETAR_TRACEBACK=1).\n",
         ),
-        (RecursionError(), 1, "error: unexpected RecursionError. Please"),
+        (RecursionError(), 1, "error: Unexpected RecursionError. Please"),
         (UserError("name \ud800"), 2, "error: name \\ud800\n"),
         (UserError("red \x1b[31m\r"), 2, "error: red \\x1b[31m\\r\n"),
     ],
@@ -70,13 +70,13 @@ def test_sigterm_is_an_interrupt_from_a_commands_first_moment_on(capsys: pytest.
         assert run(lambda: signal.raise_signal(signal.SIGTERM)) == 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert capsys.readouterr().err == "error: interrupted. Rerun the same command to resume.\n"
+    assert capsys.readouterr().err == "error: Interrupted. Rerun the same command to resume.\n"
 
 
 def test_a_mistake_of_ours_shows_where_it_came_from(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(console.SHOW, "1")
+    monkeypatch.setenv(console.TRACEBACK_VARIABLE, "1")
     assert "Traceback" in said(capsys, TypeError("x"))[1]
 
 

@@ -8,7 +8,7 @@ import pytest
 from prometar.config.settings import Config, configure, dump_config
 from prometar.errors import UserError
 from tests.support.databases import space_from
-from tune.space.space import EPOCHS, known_spaces, load_enqueued, load_space
+from tune.space.space import EPOCHS, built_in_spaces, load_enqueued, load_space
 
 NESTED = """
 modulator.kind: {type: choice, choices: [gate, add]}
@@ -18,17 +18,17 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: [
 """
 
 
-@pytest.mark.parametrize("name", known_spaces())
+@pytest.mark.parametrize("name", built_in_spaces())
 def test_every_space_contains_the_default_settings(name: str) -> None:
     """All that have an effect beside each other."""
     space = load_space(name)
-    values = space.values_of(Config())
-    assert values.keys() == {key for key, entry in space.ranges.items() if entry.active(values)}
-    assert space.fitted(Config()) == space
+    values = space.searched_values(Config())
+    assert values.keys() == {key for key, entry in space.ranges.items() if entry.is_active(values)}
+    assert space.restrict(Config()) == space
 
 
 def test_unknown_spaces_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--space huge does not exist. Choose augmentation, def"):
+    with pytest.raises(UserError, match=r"--space huge does not exist. Use augmentation, def"):
         load_space("huge")
 
 
@@ -71,14 +71,14 @@ def test_a_wrong_space_is_one_line(text: str, message: str) -> None:
 def test_conditions() -> None:
     space = space_from(NESTED)
     given = {"modulator.kind": "gate", "regularizer.text_weight": 5.0, "inner.order": "first"}
-    assert space.checked({**given, "regularizer.kind": "none"}, what="x") == {
+    assert space.check({**given, "regularizer.kind": "none"}, what="x") == {
         "modulator.kind": "gate", "regularizer.kind": "none"
     }  # fmt: skip
     both = {**given, "regularizer.kind": "l1"}
-    assert space.checked(both, what="x") == both
-    assert set(space.checked({**both, "modulator.kind": "add"}, what="x")) == {*both} - {"inner.order"}
+    assert space.check(both, what="x") == both
+    assert set(space.check({**both, "modulator.kind": "add"}, what="x")) == {*both} - {"inner.order"}
     open_ = {"regularizer.text_weight": 5.0}
-    assert space.checked(open_, what="x") == open_, "kept in case that its condition holds"
+    assert space.check(open_, what="x") == open_, "its condition may hold later"
     assert space.describe()["inner.order"] == (
         "first | second if regularizer.kind = l1 and modulator.kind = gate"
     )
@@ -93,7 +93,7 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: l
     found = finite.combinations()
     assert found is not None
     assert len({repr(each) for each in found}) == len(found) == 2 * 3 + 3
-    assert all(finite.checked(each, what="x") == each for each in found)
+    assert all(finite.check(each, what="x") == each for each in found)
     assert space_from(NESTED).combinations() is None
     assert space_from("data.shots: {type: int, low: 1, high: 3000}").combinations() is None
 
@@ -110,7 +110,7 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: l
 )
 def test_defaults_outside_a_space_are_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        space_from(text).values_of(Config())
+        space_from(text).searched_values(Config())
 
 
 LACKS = {
@@ -124,15 +124,15 @@ LACKS = {
 @pytest.mark.parametrize("method", LACKS)
 def test_settings_that_a_method_lacks_are_left_out(method: str) -> None:
     """CoOp's 200 epochs lie outside the range."""
-    whole, found = load_space("default"), load_space("default").fitted(configure(method))
+    whole, found = load_space("default"), load_space("default").restrict(configure(method))
     assert whole.ranges.keys() - found.ranges.keys() == LACKS[method]
     assert list(found.ranges) == [key for key in whole.ranges if key in found.ranges]
-    assert found.values_of(configure(method))
+    assert found.searched_values(configure(method))
 
 
 def test_settings_of_the_meta_phase_are_left_out_without_one() -> None:
     for method, has_one in (("ivlp", False), ("prometar-coop", True)):
-        ranges = load_space("regularizer").fitted(configure(method)).ranges
+        ranges = load_space("regularizer").restrict(configure(method)).ranges
         for key in ("optim.gate_schedule", "optim.gate_lr", "inner.lr"):
             assert (key in ranges) == has_one
 
@@ -148,9 +148,9 @@ def test_settings_of_the_meta_phase_are_left_out_without_one() -> None:
 )
 def test_settings_whose_default_lies_outside_are_left_out(key: str, value: Any, gone: set[str]) -> None:
     config, whole = configure("prometar", {key: value}), load_space("full")
-    found = whole.fitted(config)
+    found = whole.restrict(config)
     assert whole.ranges.keys() - found.ranges.keys() == gone
-    assert found.values_of(config)
+    assert found.searched_values(config)
 
 
 START = space_from(
@@ -182,11 +182,11 @@ def test_enqueued_settings(tmp_path: Path, text: str, found: list[dict[str, Any]
     [
         ("optim.lr: 5", "start.yaml, entry 1: optim.lr = 5 lies outside the range 0.001 .. 1"),
         ("optim.lr: true", "optim.lr = True lies outside"),
-        ("- optim.lr: 0.1\n- optim.momentum: 0.5", "entry 2: optim.momentum is not searched"),
+        ("- optim.lr: 0.1\n- optim.momentum: 0.5", "entry 2: optim.momentum is not in the space"),
         ("optim: {momentum: 0.5}\nmethod: coop\ndata: {name: dtd}", "contains no setting of the space mine"),
         ("regularizer.text_weight: 5", "regularizer.text_weight requires regularizer.kind, which is missing"),
-        ("[]", "must hold settings and their values"),
-        ("just words", "must hold settings and their values"),
+        ("[]", "must contain a mapping from settings to values"),
+        ("just words", "must contain a mapping from settings to values"),
     ],
 )
 def test_wrong_enqueued_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:

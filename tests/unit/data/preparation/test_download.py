@@ -104,8 +104,8 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
     files = [archive.key for archive in row.archives] + [row.split_file] * bool(row.split_file)
     assert download(name, root) == 0
     text = capsys.readouterr().out
-    assert all(f"placed: {root / row.folder / file}\n" in text for file in files)
-    assert "complete; check every image" in text
+    assert all(f"Downloaded {root / row.folder / file}\n" in text for file in files)
+    assert "Complete. To check every image" in text
     assert main(["data", "check", name, "--data-root", str(root)]) == 0
     assert "not CoOp's" not in capsys.readouterr().out
     assert open_dataset(name, root).splits == open_dataset(name, tmp_path / "origin").splits
@@ -113,8 +113,8 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
     asked = len(mirror.requests)
     assert download(name, root) == 0
     text = capsys.readouterr().out
-    assert "placed: " not in text
-    assert "complete; check every image" in text
+    assert "Downloaded " not in text
+    assert "Complete. To check every image" in text
     assert len(mirror.requests) == asked
 
 
@@ -125,11 +125,11 @@ def test_a_split_comes_before_images_that_are_got_by_hand(
     row = BENCHMARKS[name]
     assert download(name, tmp_path / "new") == 0
     out = capsys.readouterr().out
-    assert f"placed: {tmp_path}/new/{row.folder}/split_zhou_" in out
-    assert "still to get by hand: " in out
+    assert f"Downloaded {tmp_path}/new/{row.folder}/split_zhou_" in out
+    assert "The dataset is not usable yet: " in out
     assert row.instructions in out
     assert download(name, tmp_path / "origin") == 0
-    assert "complete; check every image" in capsys.readouterr().out
+    assert "Complete. To check every image" in capsys.readouterr().out
 
 
 def test_a_split_file_that_is_there_is_kept(
@@ -144,7 +144,8 @@ def test_a_split_file_that_is_there_is_kept(
     assert download("dtd", tmp_path / "origin") == 0
     assert own.read_text() == "{}"
     assert (
-        f"still to get by hand: Invalid split file {own}: train: a value is needed" in capsys.readouterr().out
+        f"The dataset is not usable yet: Invalid split file {own}: train: a value is needed"
+        in capsys.readouterr().out
     )
 
 
