@@ -52,7 +52,6 @@ def render(records: Records) -> str:
         plots=plots(records),
         detail_tables=detail_tables(records),
         min_completed=MIN_COMPLETED,
-        states=STATES,
         config=masked(yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False)),
         environments=[study.environment, *study.earlier_environments],
     )
@@ -70,5 +69,5 @@ def _templates() -> Environment:
 
 
 def _render_template(name: str, records: Records, **values: Any) -> str:
-    shared = {"records": records, "statements": statements, "tables": summary_tables(records)}
-    return _templates().get_template(name).render(**shared, **values)
+    shared = {"records": records, "statements": statements, "states": STATES}
+    return _templates().get_template(name).render(**shared, tables=summary_tables(records), **values)

@@ -24,20 +24,20 @@ from plotly.offline import get_plotlyjs
 from tune.config import GOALS, Goal
 from tune.records.folder import Records, paired
 from tune.records.schema import FinalTest, RunScore, TrialRecord
-from tune.report.formatting import points
-from tune.report.statements import NAMES, side_runs
+from tune.report.formatting import format_difference
+from tune.report.statements import LABELS, side_runs
 from tune.space.ranges import Choice, Range
 
-SELECTED_COLOR, BASELINE_COLOR, TRIALS_COLOR, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
+ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
 MAX_SLICES = 6
 MIN_COMPLETED = 8
 """Minimum number of completed trials for importances. With fewer trials, they are noise."""
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
 _MARKERS = {
-    "trials": {"color": TRIALS_COLOR, "size": 8, "opacity": 0.6},
-    NAMES["baseline"]: {"color": BASELINE_COLOR, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
-    NAMES["selected"]: {"color": SELECTED_COLOR, "size": 12, "symbol": "star"},
+    "trials": {"color": BLUE, "size": 8, "opacity": 0.6},
+    LABELS["baseline"]: {"color": DARK, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
+    LABELS["selected"]: {"color": ORANGE, "size": 12, "symbol": "star"},
 }
 
 
@@ -48,11 +48,11 @@ def plotly_script() -> Markup:
 
 def plots(records: Records) -> dict[str, Markup]:
     """Return the plots of a report by name. Plots without data are omitted."""
-    figures = {**_search(records), **_final_test(records)}
+    figures = {**_search_plots(records), **_final_test_plots(records)}
     return {name: embed(figure, name) for name, figure in figures.items()}
 
 
-def _search(records: Records) -> dict[str, go.Figure]:
+def _search_plots(records: Records) -> dict[str, go.Figure]:
     """Return Optuna's plots of the search, and a plot of the accuracies of the trials."""
     goals, figures = records.search.goals, dict[str, go.Figure]()
     study = rebuild_study(records, goals[:1])
@@ -79,8 +79,8 @@ def _search(records: Records) -> dict[str, go.Figure]:
         figures["accuracies"] = plot_accuracies(
             {
                 "trials": [t for t in measured if not t.baseline and t is not records.selected],
-                NAMES["baseline"]: [t for t in measured if t.baseline],
-                NAMES["selected"]: [t for t in measured if t is records.selected and not t.baseline],
+                LABELS["baseline"]: [t for t in measured if t.baseline],
+                LABELS["selected"]: [t for t in measured if t is records.selected and not t.baseline],
             }
         )
     return figures
@@ -127,23 +127,20 @@ def _evaluator() -> PedAnovaImportanceEvaluator:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the importance of each setting for the study's goal, highest first.
-
-    The result is empty if there are fewer than MIN_COMPLETED completed trials or all their values are equal.
-    """
+    """Return the importance of each setting, highest first, or {} if trials are too few or all equal."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}
     return get_param_importances(study, evaluator=_evaluator())
 
 
-def _final_test(records: Records) -> dict[str, go.Figure]:
+def _final_test_plots(records: Records) -> dict[str, go.Figure]:
     test = records.final_test
     if test is None or not test.seeds:
         return {}
-    sides = {NAMES["baseline"]: side_runs(test, "baseline")}
+    sides = {LABELS["baseline"]: side_runs(test, "baseline")}
     if not test.same:
-        sides[NAMES["selected"]] = side_runs(test, "selected")
+        sides[LABELS["selected"]] = side_runs(test, "selected")
     figures = {"tested": plot_accuracies(sides)}
     if any(each.difference for each in test.datasets.values()):
         figures["pairs"] = plot_seed_pairs(test)
@@ -199,17 +196,14 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
             marker={"color": GRAY, "size": 7, "opacity": 0.6},
         )
         if found := dataset.difference:
-            color = TRIALS_COLOR if found.mean > 0 else SELECTED_COLOR
+            below, above = found.mean - found.low, found.high - found.mean
+            color = BLUE if found.mean > 0 else ORANGE
             figure.add_scatter(
                 x=[found.mean],
                 y=[row],
-                error_x={
-                    "array": [found.high - found.mean],
-                    "arrayminus": [found.mean - found.low],
-                    "width": 6,
-                },
+                error_x={"array": [above], "arrayminus": [below], "width": 6},
                 mode="markers",
-                hovertext=escape(f"{name}: {points(found)} H"),
+                hovertext=escape(f"{name}: {format_difference(found)} H"),
                 hoverinfo="text",
                 marker={"color": color if found.excludes_zero else GRAY, "size": 12, "symbol": "square"},
             )

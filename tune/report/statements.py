@@ -10,11 +10,11 @@ from prometar.metrics import Interval
 from tune.config import EPOCHS
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
-from tune.report.formatting import interval, listed, number, spread
+from tune.report.formatting import describe_difference, format_mean, format_number, join
 from tune.stages.statistics import over_all
 
 MAX_CAVEATS = 5
-NAMES = {"selected": "selected settings", "baseline": "default settings"}
+LABELS = {"selected": "selected settings", "baseline": "default settings"}
 
 Side = Literal["selected", "baseline"]
 Status = Verdict | Literal["unfinished", "leaking"]
@@ -30,16 +30,16 @@ def status(records: Records) -> Status:
 
 
 def verdict(records: Records) -> str:
-    """State in two sentences which settings to use, and why."""
-    test, kind = records.final_test, status(records)
-    if kind == "leaking":
+    """Return two sentences: which settings to use, and why."""
+    test, result = records.final_test, status(records)
+    if result == "leaking":
         return f"Do not use these results. The objective {records.search.objective} reads the test images."
-    if test is None or kind == "unfinished":
+    if test is None or result == "unfinished":
         return f"No verdict yet. {_unfinished(records)}"
     trial = f"(trial {test.selected.number})"
-    if kind == "selected":
+    if result == "selected":
         return f"Use the selected settings {trial}. They are better than the default settings."
-    if kind == "baseline":
+    if result == "baseline":
         worse = f"The selected settings {trial} are worse."
         return f"Keep the default settings. {_reason_for_default(records) if test.same else worse}"
     if not test.seeds:
@@ -65,7 +65,7 @@ def _reason_for_default(records: Records) -> str:
 
 
 def evidence(records: Records) -> list[str]:
-    """State the numbers behind the verdict, one sentence or paragraph per line."""
+    """Return the sentences with the numbers behind the verdict."""
     test = records.final_test
     if test is None or records.outdated or not test.seeds:
         return [line for line in (_leader(records), _epochs(records)) if line]
@@ -78,20 +78,20 @@ def _leader(records: Records) -> str:
     if selected is None:
         return ""
     images = "test" if records.study.leaks else "validation"
-    score = f"{records.study.score} {number(selected.score)}"
+    score = f"{records.study.score} {format_number(selected.score)}"
     name = "The trial with the default settings" if selected.baseline else f"Trial {selected.number}"
     leads = "is selected" if records.confirmation else "leads the search"
     line = f"{name} {leads}, with {score} on {images} images."
     if baseline is None or baseline.score is None or selected.baseline:
         return line
-    return f"{line} The default settings have {number(baseline.score)}."
+    return f"{line} The default settings have {format_number(baseline.score)}."
 
 
 def _difference(test: FinalTest) -> str:
     if test.difference is None:
         return ""
     over = "datasets" if len(test.datasets) > 1 else "seed pairs"
-    measured = interval(test.difference, "H", test.level)
+    measured = describe_difference(test.difference, "H", test.level)
     return f"Mean difference over {over} (selected minus default settings, test images): {measured}."
 
 
@@ -104,7 +104,7 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
     base, new = (accuracy_difference(test, name) for name in ("base", "new"))
     if base is None or new is None:
         return
-    base_text, new_text = (interval(each, "points", test.level) for each in (base, new))
+    base_text, new_text = (describe_difference(each, "points", test.level) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. In new accuracy: {new_text}."
     if base.mean > 0 and (new.high < 0 or new.mean <= -(test.matters or 1.0)):
         unclear = "" if new.high < 0 else " The interval of new accuracy contains 0."
@@ -133,7 +133,7 @@ def side_runs(test: FinalTest, side: Side | None = None) -> list[RunScore]:
 
 def _new_accuracy(test: FinalTest) -> str:
     by_side = {side: seed_means(side_runs(test, side), "new").values() for side in _sides(test)}
-    texts = [f"{spread(values)} with the {NAMES[side]}" for side, values in by_side.items() if values]
+    texts = [f"{format_mean(values)} with the {LABELS[side]}" for side, values in by_side.items() if values]
     seeds = max(map(len, by_side.values()))
     statistics = f"mean ± standard deviation over {seeds} seeds"
     return f"New accuracy ({statistics}): {', '.join(texts)}." if texts else ""
@@ -188,12 +188,12 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
         yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their seed pairs are ignored."
     if earlier := sorted(test.earlier_tests):
         yield (
-            f"An earlier final test of {listed(earlier, 'trial')} used the same test images. "
-            "The interval does not account for choices made after seeing its result."
+            f"The same test images were used earlier, to test {join(earlier, 'trial')}. "
+            "The interval does not account for choices made after seeing the results."
         )
     if shared := sorted(set(records.search.seeds) & set(test.seeds)):
         yield (
-            f"The search and the final test share {listed(shared, 'seed')}, so the settings were selected on "
+            f"The search and the final test share {join(shared, 'seed')}, so the settings were selected on "
             "the same training images."
         )
     if test.difference is None:
@@ -233,21 +233,18 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
 
 
 def _train(records: Records, side: Verdict) -> str:
-    """Return the command that trains with the settings of one side.
-
-    best.yaml has the selected settings. Any baseline run of the final test has the default settings.
-    """
+    """Return the command that trains with the settings of one side."""
     test, config = records.final_test, records.folder / "best.yaml"
     if side == "baseline" and test and test.seeds and not test.same:
         run = StudyFolder(records.folder).final(0, next(iter(test.datasets)), test.seeds[0])
-        config = run / "config.yaml"
+        config = run / "config.yaml"  # best.yaml has the selected settings
     return f"prometar train --config {shlex.quote(str(config))}"
 
 
 def alignment(test: FinalTest) -> str:
-    """State the gradient alignment of the final-test runs, or return "" if it was not measured."""
+    """Return a sentence on gradient alignment in the final test, or "" if it was not measured."""
     means = []
     for side in _sides(test):
         values = [run.alignment for run in side_runs(test, side) if run.alignment is not None]
-        means += [f"{mean(values):+.2f} with the {NAMES[side]}"] if values else []
-    return f"Mean cosine similarity of inner and outer gradients: {listed(means)}." if means else ""
+        means += [f"{mean(values):+.2f} with the {LABELS[side]}"] if values else []
+    return f"Mean cosine similarity of inner and outer gradients: {join(means)}." if means else ""

@@ -7,8 +7,8 @@ from statistics import mean
 from prometar.cli.console import format_duration
 from tune.records.folder import STATES, Records
 from tune.records.schema import RunScore, TrialRecord, seed_means
-from tune.report.formatting import NONE, listed, number, points, setting, spread
-from tune.report.statements import NAMES, side_runs
+from tune.report.formatting import NONE, format_difference, format_mean, format_number, format_setting, join
+from tune.report.statements import LABELS, side_runs
 from tune.space.ranges import Settings
 
 MAX_SHOWN_SETTINGS = 8
@@ -44,9 +44,10 @@ def detail_tables(records: Records) -> dict[str, Table]:
 def describe_changes(settings: Settings, records: Records) -> str:
     """List the settings that differ from the default settings, with their values."""
     default = records.baseline.settings if records.baseline else {}
-    changed = [f"{key} = {setting(value)}" for key, value in settings.items() if value != default.get(key)]
-    more = len(changed) - MAX_SHOWN_SETTINGS
-    return ", ".join(changed[:MAX_SHOWN_SETTINGS]) + (f" and {more} more" if more > 0 else "")
+    changed = {key: value for key, value in settings.items() if value != default.get(key)}
+    texts = [f"{key} = {format_setting(value)}" for key, value in changed.items()]
+    more = len(texts) - MAX_SHOWN_SETTINGS
+    return ", ".join(texts[:MAX_SHOWN_SETTINGS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _final_test(records: Records) -> Table | None:
@@ -57,18 +58,17 @@ def _final_test(records: Records) -> Table | None:
     for dataset, result in test.datasets.items():
         sides = {"baseline": result.baseline} | ({} if test.same else {"selected": result.selected})
         for side, runs in sides.items():
-            name = NAMES[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
+            name = LABELS[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
             rows.append((side, (name, *_accuracy_cells(runs), str(sum(run.finished for run in runs)), NONE)))
         if not test.same:
             differences = (result.base_difference, result.new_difference, result.difference)
             pairs = str(result.difference.n) if result.difference else NONE
-            means, bounds = zip(
-                *(points(each).split(" ", 1) if each else (NONE, "") for each in differences), strict=True
-            )
+            texts = [format_difference(each) if each else f"{NONE} " for each in differences]
+            means, bounds = zip(*(text.split(" ", 1) for text in texts), strict=True)
             rows.append(("", ("difference", *means, pairs, NONE)))
             rows.append(("", (f"{test.dataset_level}% CI", *bounds, "", NONE)))
         if result.published is not None:
-            rows.append(("", ("published", NONE, NONE, number(result.published), NONE, "cited")))
+            rows.append(("", ("published", NONE, NONE, format_number(result.published), NONE, "cited")))
     title = f"Final test: {test.epochs} epochs, test images, mean ± standard deviation over seeds"
     columns: tuple[str, ...] = ("", "base (%)", "new (%)", "H (%)", "n")
     if any(cells[-1] != NONE for _, cells in rows):
@@ -78,7 +78,7 @@ def _final_test(records: Records) -> Table | None:
 
 def _accuracy_cells(runs: Sequence[RunScore]) -> Iterator[str]:
     for name in ("base", "new", "objective"):
-        yield spread(seed_means(runs, name).values())
+        yield format_mean(seed_means(runs, name).values())
 
 
 def _confirmation(records: Records) -> Table | None:
@@ -95,15 +95,14 @@ def _confirmation(records: Records) -> Table | None:
         fresh = [value for seed, value in each.by_seed.items() if seed in confirmation.seeds]
         cells = (
             f"trial {each.number}" + (f" ({', '.join(tags)})" if tags else ""),
-            number(trial.score if trial else None),
-            number(mean(fresh)) if fresh else NONE,
-            spread(each.by_seed.values()) if each.mean is not None else "failed",
+            format_number(trial.score if trial else None),
+            format_number(mean(fresh)) if fresh else NONE,
+            format_mean(each.by_seed.values()) if each.mean is not None else "failed",
         )
         rows.append((kind, cells))
     images = "test" if records.study.leaks else "validation"
-    title = (
-        f"Confirmation: {records.study.score} on {images} images, fresh {listed(confirmation.seeds, 'seed')}"
-    )
+    seeds = join(confirmation.seeds, "seed")
+    title = f"Confirmation: {records.study.score} on {images} images, fresh {seeds}"
     return Table(title, ("", "search", "fresh seeds", "all seeds"), rows)
 
 
@@ -116,7 +115,7 @@ def _settings(records: Records) -> Table:
     rows = [
         (
             "selected" if changed[key] else "",
-            (key, setting(default.get(key)), setting(selected.get(key)), ranges[key]),
+            (key, format_setting(default.get(key)), format_setting(selected.get(key)), ranges[key]),
         )
         for key in sorted(ranges, key=lambda key: not changed[key])
     ]
@@ -141,7 +140,7 @@ def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield STATES[trial.state] + (" (default settings)" if trial.baseline else "")
     yield describe_changes(trial.settings, records) or NONE
     yield "; ".join(filter(None, (trial.reason, *trial.notes))) or NONE
-    yield from map(number, (trial.objective, trial.base, trial.new))
+    yield from map(format_number, (trial.objective, trial.base, trial.new))
     yield str(trial.epoch)
     yield format_duration(trial.seconds)
 

@@ -135,9 +135,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     if size_of(folder / "config.yaml") is None:
         return None
     if changed := differences(load_config(folder / "config.yaml").flat(), config.flat()):
-        raise UserError(
-            f"The run {folder} has other settings ({changed}). Pass its settings or another --out."
-        )
+        raise UserError(f"{folder} has other settings ({changed}). Pass the same ones or another --out.")
     try:
         result = read_result(folder)
     except PrometarError:
@@ -145,7 +143,5 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     tested = {name: digest for name, (_, digest) in result.tests.items()}
     for name, digest in {config.data.name: result.data, **tested}.items():
         if digests.get(name, digest) != digest:
-            raise UserError(
-                f"The run {folder} used another split of {name}. Restore that split or pass another --out."
-            )
+            raise UserError(f"{folder} used another split of {name}. Restore it or pass another --out.")
     return FinishedRun(folder, config, result)

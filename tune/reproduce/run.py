@@ -51,15 +51,13 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             on_gpu = on_gpus(nodes, resources)
             footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
-            plan, description = plan_resources(
-                nodes, resources, len(remaining), "all remaining runs", memory, "run"
-            )
+            plan, text = plan_resources(nodes, resources, len(remaining), "all remaining runs", memory, "run")
         done = len(jobs) - len(remaining)
         console.print(f"{grid.name} in {out}: {done} of {len(jobs)} runs done")
         for name, reason in unavailable.items():
             console.print(f"Skipping {name}: {reason}")
         if remaining:
-            console.print(description)
+            console.print(text)
             with LiveView(console, grid.name, len(jobs), done, show_best=False) as view:
                 failures = run_jobs(iter(remaining), plan, [view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
@@ -74,8 +72,8 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         if pairs:
             print_comparison(pairs, unpaired, console)
         tables = {"table.csv": as_csv(grid, rows), "table.md": as_markdown(grid, rows, notes)}
-        for name, text in {**tables, "pairs.csv": pairs_as_csv(pairs)}.items():
-            write_atomically(out / grid.name / name, text.encode())
+        for name, content in {**tables, "pairs.csv": pairs_as_csv(pairs)}.items():
+            write_atomically(out / grid.name / name, content.encode())
     console.print(f"Wrote table.csv, table.md and pairs.csv to {out / grid.name}")
     if problems:
         raise WorkError(

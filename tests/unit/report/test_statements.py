@@ -173,7 +173,7 @@ def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"earlier_tests": (3, 2)}, "An earlier final test of trials 2 and 3 used the same test images."),
+        ({"earlier_tests": (3, 2)}, "The same test images were used earlier, to test trials 2 and 3."),
         ({"seeds": (0, 11)}, "The search and the final test share seed 0"),
     ],
 )
