@@ -34,7 +34,7 @@ def data_list(
     """List all known datasets. With --data-root, compare those in a folder with the published sizes."""
     from prometar.bundled.suite import SUITE
     from prometar.data.datasets.catalog import title_of
-    from prometar.data.preparation.check import list_datasets, other_sizes
+    from prometar.data.preparation.check import list_datasets, size_differences
 
     table, notes = Table(box=None), []
     for column in ("name", "title", "classes", "train", "val", "test", "state"):
@@ -49,7 +49,7 @@ def data_list(
             notes.append(f"{name}: {found}")
         elif found is not None:
             sizes = (len(found.classnames), *found.counts.values())
-            deviations = other_sizes(name, sizes[0], found.counts)
+            deviations = size_differences(name, sizes[0], found.counts)
             state = "rendered" if name in SUITE else "other sizes" if deviations else "complete"
             if deviations or found.note:
                 notes.append(f"{name}: {'; '.join(filter(None, (*deviations, found.note)))}")

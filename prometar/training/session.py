@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from prometar.clip.features import suffices
 from prometar.clip.weights import mismatch
 from prometar.data.splits.objective import score_accuracies
-from prometar.data.streaming.stream import Batch, Stream, stream_local, without_pixels
+from prometar.data.streaming.stream import Batch, Stream, stream_labels, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import refused
 from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, save_checkpoint
@@ -123,7 +123,7 @@ class Session:
             reads_pixels = self._watch is not None or run.method.augmentation.of_images
             rest = range(start, run.plan.num_steps)
             known = not reads_pixels and suffices(run.backbone.clip, run.seen, rest)
-            self._source = (without_pixels if known else self._stream)(run.plan, run.dataset.source, start)
+            self._source = (stream_labels if known else self._stream)(run.plan, run.dataset.source, start)
             self._batches = chain([*islice(self._source, 1)], self._source)
         return self._batches
 
@@ -152,7 +152,7 @@ class Session:
         """Return the batches of an evaluation set, from the cache if they are there."""
         plan, seen, clip = scored.plan, scored.seen, self.run.backbone.clip
         if suffices(clip, seen, range(plan.num_steps)):
-            yield from without_pixels(plan, self.run.dataset.source)
+            yield from stream_labels(plan, self.run.dataset.source)
             return
         key = (plan.digest, *self.run.source)
         if key in _IMAGES:

@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on(small_dtd: Path, bucket: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare("dtd", small_dtd, bucket, shard_rows=40, progress=stop)
     assert len(files(bucket)) == 2
-    with pytest.raises(UserError, match="there is no prepared copy"):
+    with pytest.raises(UserError, match="has no prepared copy"):
         open_dataset("dtd", bucket)
     assert prepare("dtd", small_dtd, bucket, shard_rows=40)[1] == 2
     assert prepare("dtd", small_dtd, bucket, shard_rows=40)[1] == 3
@@ -123,9 +123,9 @@ def test_a_store_that_is_not_there_is_one_line(
     small_dtd: Path, endpoint: str, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere = join(bucket.replace("@bucket-", "@nothing-"), "")
-    with pytest.raises(UserError, match="there is no prepared copy"):
+    with pytest.raises(UserError, match="has no prepared copy"):
         open_dataset("dtd", nowhere)
-    with pytest.raises(WorkError, match=r"cannot write to s3://.*Rerun this command to resume") as caught:
+    with pytest.raises(WorkError, match=r"Cannot write to s3://.*Rerun this command to resume") as caught:
         prepare("dtd", small_dtd, nowhere)
     assert "\n" not in str(caught.value)
     gone = bucket.replace(endpoint, "127.0.0.1:9")

@@ -41,8 +41,8 @@ SEARCHES = [
     (["--set", "location.trackers=[diary]"], "--set location.trackers: Input should be 'tensorboard'"),
     (["--address", "ray://head:10001"], "--address ray://head:10001: Ray client addresses are not supported"),
     (["--address", "head"], "--address head: expected auto, or HOST:PORT of the cluster's head"),
-    (["--dataset", "imagenet21k"], "unknown dataset 'imagenet21k': known are imagenet, "),
-    (["--dataset", "dtd", "--backbone", "mini"], "data is not a folder: pass --data-root DIR"),
+    (["--dataset", "imagenet21k"], "Unknown dataset 'imagenet21k'. Use one of imagenet, "),
+    (["--dataset", "dtd", "--backbone", "mini"], "data is not a folder. Pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
     (["--trials", "-3"], "--trials must be at least 1, got -3"),
     (["--epochs", "0"], "train.epochs: Input should be greater than or equal to 1 (found '0')"),
@@ -147,7 +147,7 @@ PROMETAR = [
     (["data", "prepare", "dtd", "--to", "s3:/b"], "'s3:/...' is no folder: a URL begins with s3://"),
     (["evaluate", "nowhere"], "nowhere does not contain a run"),
     (["report", "nowhere"], "nowhere does not contain a study"),
-    (["data", "check", "nope"], "unknown dataset 'nope'"),
+    (["data", "check", "nope"], "Unknown dataset 'nope'"),
     (["data", "prepare", "dtd"], "Missing option '--to'"),
 ]
 
@@ -235,7 +235,7 @@ def test_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "tune/search.py", "--dataset", "nope", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown dataset 'nope': known are imagenet, ")
+    assert done.stderr.startswith("error: Unknown dataset 'nope'. Use one of imagenet, ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
@@ -263,7 +263,7 @@ def test_what_is_written_is_no_class_of_ones_own_images(
     dataset = "--datasets" if "reproduce" in words else "--dataset"
     mini = ["--set", "backbone.name=mini"] if "train" in words else ["--backbone", "mini"]
     line = fails(capsys, main, [*words, dataset, "folder", "--data-root", ".", *mini])
-    assert "lies in the dataset's own folder: choose another --out" in line
+    assert "lies in the dataset's own folder. Choose another --out" in line
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -10,7 +10,7 @@ from prometar.config.recipes import is_file
 from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset
-from prometar.data.preparation.check import other_sizes
+from prometar.data.preparation.check import size_differences
 from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
@@ -91,7 +91,7 @@ def incomparable_reason(dataset: Dataset) -> str:
     """Return why results on a dataset are not comparable with published ones, or "" if they are."""
     if dataset.name not in BENCHMARKS:
         return "not a benchmark"
-    return ", ".join(other_sizes(dataset.name, len(dataset.classnames), dataset.counts))
+    return ", ".join(size_differences(dataset.name, len(dataset.classnames), dataset.counts))
 
 
 def published_h(dataset: Dataset, config: Config) -> float | None:

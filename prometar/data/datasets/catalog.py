@@ -1,6 +1,6 @@
-"""Datasets by name: benchmarks, prepared copies, custom image folders and loaders, rendered datasets.
+"""Opening datasets by name: benchmarks, prepared copies, custom folders and loaders, rendered datasets.
 
-Nothing here writes. Splits are the published ones. Only a custom folder without splits is split here.
+Benchmarks have their published splits. Only a custom folder without split folders is split automatically.
 """
 
 import os
@@ -35,12 +35,12 @@ KNOWN = (*BENCHMARKS, *SUITE, FOLDER)
 
 
 def title_of(name: str) -> str:
-    """Return the name of a built-in dataset in tables."""
+    """Return the title of a built-in dataset for tables."""
     return TITLE if name == FOLDER else (BENCHMARKS.get(name) or SUITE[name]).title
 
 
 def file_name(name: str) -> str:
-    """Return a dataset's name as part of a file name.
+    """Return a dataset's name in a form that file names can contain.
 
     Example:
         >>> file_name("dtd"), file_name("mine:flowers")
@@ -50,19 +50,19 @@ def file_name(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """Refuse an unknown dataset.
+    """Require the name of a known dataset, or a reference to a custom one, which is not imported.
 
     Raises:
-        UserError: neither a known dataset nor a reference to a custom one. Nothing is imported.
+        UserError: the dataset is unknown.
     """
     if name not in KNOWN and not is_reference(name):
         raise UserError(
-            f"unknown dataset '{name}': known are {', '.join(KNOWN)}, and package.module:Name of your own"
+            f"Unknown dataset '{name}'. Use one of {', '.join(KNOWN)}, or a custom package.module:Name."
         )
 
 
 def default_root(*names: str) -> str | None:
-    """Return the data root if none is given: PROMETAR_DATA, or `data`; None without benchmarks.
+    """Return the default data root: PROMETAR_DATA or `data`, or None if no name is a benchmark.
 
     Example:
         >>> default_root("cells"), default_root("cells", "dtd")
@@ -71,49 +71,49 @@ def default_root(*names: str) -> str | None:
     return (os.environ.get("PROMETAR_DATA") or "data") if set(names) & BENCHMARKS.keys() else None
 
 
-def place_of(name: str, root: Path | str) -> str:
-    """Return the folder or URI of a dataset below a root. `folder` is the root itself."""
+def dataset_location(name: str, root: Path | str) -> str:
+    """Return the folder or URI of a dataset below a data root. For `folder`, return the root itself."""
     if name == FOLDER:
         return str(root)
     return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
 
 
-def lies_in(folder: Path, name: str, root: Path | str | None) -> bool:
-    """Return True if a folder lies in the dataset's own folder on this machine."""
+def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bool:
+    """Return True if `folder` is the local folder of a dataset, or lies in it."""
     if root is None or "://" in str(root):
         return False
-    return resolved(folder).is_relative_to(resolved(place_of(name, root)))
+    return resolved(folder).is_relative_to(resolved(dataset_location(name, root)))
 
 
 def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
-    """Refuse a folder inside the images of the dataset `folder`.
+    """Refuse a folder for results inside the image tree of the dataset `folder`.
 
     Raises:
-        UserError: results in `folder` would be a class of the user's own images.
+        UserError: `folder` lies in the tree, so its results would look like a class of images.
     """
-    if name == FOLDER and lies_in(folder, name, root) and find_manifest(str(root)) is None:
-        raise UserError(f"{resolved(folder)} lies in the dataset's own folder: choose another --out")
+    if name == FOLDER and is_in_dataset_folder(folder, name, root) and find_manifest(str(root)) is None:
+        raise UserError(f"{resolved(folder)} lies in the dataset's own folder. Choose another --out.")
 
 
 def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, object] = {}) -> Dataset:
-    """Open a dataset, ready to draw from.
+    """Open a dataset and check that its image list is valid and its images exist.
 
     Args:
-        name: One of `KNOWN`, or `package.module:Name` of a custom loader: called with the root, it returns
-            a `Dataset`.
-        root: Folder (or URI of prepared copies) that contains the dataset's folder, `--data-root`; for
-            `folder`, the tree of image folders itself. A folder with a manifest.json is a prepared copy.
-            Not used by rendered datasets.
-        args: Settings of a custom loader.
+        name: One of `KNOWN`, or `package.module:Name` of a custom loader, which takes the root and returns a
+            `Dataset`.
+        root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. For `folder`, the
+            tree of image folders. Not used by rendered datasets. A folder with a manifest.json is a prepared
+            copy.
+        args: Arguments of a custom loader.
 
     Raises:
-        UserError: unknown name; missing root, folder, list or image; a malformed list.
+        UserError: the name is unknown, the data root, a list or an image is missing, or a list is malformed.
     """
     dataset = open_unverified(name, root, args)
-    for problem in wrong_items(dataset):
-        raise UserError(f"{problem}: fix it (`prometar data check {name}` lists all)")
+    for problem in find_list_errors(dataset):
+        raise UserError(f"{problem}. Fix the list. `prometar data check {name}` lists all errors.")
     if isinstance(dataset.source, FolderSource):
-        missing = _missing(Path(dataset.source.folder), dataset.items)
+        missing = _missing_images(Path(dataset.source.folder), dataset.items)
         if missing:
             instructions = BENCHMARKS[name].instructions if name in BENCHMARKS else ""
             fix = instructions or "Unpack the archive again, or point --data-root to a complete copy."
@@ -125,7 +125,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
 
 
 def open_unverified(name: str, root: Path | str | None, args: Mapping[str, object] = {}) -> Dataset:
-    """Open as `open_dataset`, but images may be missing or listed twice, and labels may have two names."""
+    """Open a dataset like `open_dataset`, but check neither its image list nor that images exist."""
     require_name(name)
     if is_reference(name):
         return _open_custom(name, None if root is None else str(root), args)
@@ -138,16 +138,16 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
     with failing(name):
         found = loader(root)
     if not isinstance(found, Dataset):
-        raise UserError(f"{name} must return a Dataset, found {type(found).__name__} (docs/extending.md)")
+        raise UserError(f"{name} must return a Dataset, got {type(found).__name__}. See docs/extending.md.")
     for item in found.items:
         if [type(item), *map(type, (item.path, item.label, item.classname))] != [Item, str, int, str]:
             raise UserError(
-                f"{name} must return items of a path, a label and a class name, found {item!a:.200}"
+                f"{name} must return items of a path, a label and a class name, got {item!a:.200}."
             )
     for template in (found.template, *found.templates.values()):
         if not is_template(template):
             raise UserError(
-                f"{name} must return a template with one {{}} for the class name: {template!a:.80}"
+                f"{name} must return templates with one {{}} for the class name, got {template!a:.80}."
             )
     return replace(found, name=name)
 
@@ -156,23 +156,23 @@ def _open(name: str, root: Path | str | None) -> Dataset:
     if name in SUITE:
         return rendered_dataset(SUITE[name], RenderedSource(name))
     if root is None:
-        raise UserError(f"dataset '{name}' needs its files: pass --data-root DIR, {_expected(name)}")
+        raise UserError(f"The dataset '{name}' needs a data root. {_expected_folder(name)}")
     if "://" not in str(root) and not Path(root).is_dir():
-        raise UserError(f"data root {root} is not a folder: pass --data-root DIR, {_expected(name)}")
-    uri = place_of(name, root)
+        raise UserError(f"The data root {root} is not a folder. {_expected_folder(name)}")
+    uri = dataset_location(name, root)
     template = BENCHMARKS[name].template if name in BENCHMARKS else TEMPLATE
     manifest = find_manifest(uri)
     if manifest is not None:
         return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
     if "://" in uri:
         raise UserError(
-            f"there is no prepared copy at {masked(uri)} ({MANIFEST} is missing): run `prometar data prepare`"
+            f"{masked(uri)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
         )
     return read_tree(Path(uri)) if name == FOLDER else read_benchmark(BENCHMARKS[name], Path(uri))
 
 
-def wrong_items(dataset: Dataset) -> Iterator[str]:
-    """Yield the flaws of a list: a wrong path, an image listed twice, a label with two names or a bad one."""
+def find_list_errors(dataset: Dataset) -> Iterator[str]:
+    """Yield the errors of an image list: invalid or repeated paths, and labels with two or invalid names."""
     seen: dict[str, str] = {}
     names: dict[int, str] = {}
     for split, items in dataset.splits.items():
@@ -180,14 +180,14 @@ def wrong_items(dataset: Dataset) -> Iterator[str]:
             if item.path in seen:
                 yield f"{dataset.list_name} lists {item.path} twice ({seen[item.path]}, {split})"
             elif not is_utf8(item.path):
-                yield f"{dataset.list_name} lists {item.path!a}, which is not UTF-8 or holds a null character"
+                yield f"{dataset.list_name} lists {item.path!a}, which is not UTF-8 or contains a NUL"
             elif item.path.startswith("/") or ".." in item.path.split("/"):
                 yield f"{dataset.list_name} lists {item.path}, which leaves the image folder"
             seen[item.path] = split
-            called = names.setdefault(item.label, item.classname)
-            if called != item.classname:
+            classname = names.setdefault(item.label, item.classname)
+            if classname != item.classname:
                 yield (
-                    f"{dataset.list_name} calls label {item.label} both '{called}' and '{item.classname}' "
+                    f"{dataset.list_name} calls label {item.label} both '{classname}' and '{item.classname}' "
                     f"(at {item.path})"
                 )
     for label, name in names.items():
@@ -195,15 +195,15 @@ def wrong_items(dataset: Dataset) -> Iterator[str]:
             yield f"{dataset.list_name} calls label {label} {name!a}, which {reason}"
 
 
-def _expected(name: str) -> str:
+def _expected_folder(name: str) -> str:
     if name == FOLDER:
-        return "a folder with train/ and test/ folders of class folders, or of class folders"
-    where = f"the folder that holds {place_of(name, '')}/"
-    return f"{where}, or get it with `prometar data download {name}`" if name in BENCHMARKS else where
+        return "Pass --data-root DIR, a folder of class folders, or of train/ and test/ with class folders."
+    fix = f"Pass --data-root DIR, the folder that contains {dataset_location(name, '')}/"
+    return f"{fix}, or run `prometar data download {name}`." if name in BENCHMARKS else f"{fix}."
 
 
 def rendered_dataset(row: RenderedSet[Any], source: Source) -> Dataset:
-    """Return a rendered dataset whose images are read from `source`."""
+    """Return the dataset of a rendered set. `source` renders or reads the images."""
     label = {name: k for k, name in enumerate(row.classnames)}
 
     def items(split: str) -> Iterator[Item]:
@@ -215,15 +215,15 @@ def rendered_dataset(row: RenderedSet[Any], source: Source) -> Dataset:
     return Dataset(row.name, row.title, train, val, test, source, row.template, "the renderer")
 
 
-def _missing(images: Path, items: Sequence[Item]) -> list[Path]:
-    """Return the images of `items` that are missing. Each folder is listed once, which takes milliseconds."""
+def _missing_images(images: Path, items: Sequence[Item]) -> list[Path]:
+    """Return the files of `items` that are missing. Listing folders is faster than checking each file."""
     listed: dict[str, set[str]] = {}
     missing = []
     for item in items:
         folder, _, name = item.path.rpartition("/")
         if folder not in listed:
-            place = images / folder
-            listed[folder] = set(os.listdir(place)) if place.is_dir() else set()
+            path = images / folder
+            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()
         if name not in listed[folder]:
             missing.append(images / item.path)
     return missing

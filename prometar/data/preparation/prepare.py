@@ -1,7 +1,7 @@
-"""Write a dataset as Parquet shards and a manifest: one sequential copy for fast and remote reading.
+"""Write a dataset as Parquet shards and a manifest, for sequential and remote reading.
 
-The name of a shard contains a hash of its content, so an interrupted run resumes: finished shards are kept.
-The manifest is written last, so a folder with one is complete.
+The name of a shard contains a hash of its content, so an interrupted run resumes and skips finished shards.
+The manifest is written last, so its presence marks a complete copy.
 """
 
 import hashlib
@@ -11,17 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.catalog import FOLDER, lies_in, open_dataset, place_of
+from prometar.data.datasets.catalog import FOLDER, dataset_location, is_in_dataset_folder, open_dataset
 from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, Shard, find_manifest
-from prometar.data.preparation.check import decoded
+from prometar.data.preparation.check import decode_all
 from prometar.data.preparation.download import Progress
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.files import resolved
 from prometar.io.stores import masked, read_file, write_file
 
 SHARD_ROWS = 1024
-GROUP_ROWS = 16  # images read to get at one of them
+_GROUP_ROWS = 16  # images that are read to get one of them
 
 
 def prepare(
@@ -32,57 +32,59 @@ def prepare(
     shard_rows: int = SHARD_ROWS,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Manifest, int]:
-    """Write `<to>/<folder>/manifest.json` and shards. Then `--data-root <to>` opens the copy.
+    """Write shards and `<to>/<folder>/manifest.json`. Pass `--data-root <to>` to use the copy.
 
-    The dataset `folder` is its root, so its copy is written to `<to>` itself. Every image is decoded. If any
-    is broken, all are named, and there is no manifest.
+    The copy of the dataset `folder` is written to `<to>` itself. Every image is decoded first. No manifest is
+    written if an image is missing or corrupt.
 
     Args:
         name, root: As for `open_dataset`.
-        to: A folder or a URI that pyarrow knows (s3://bucket/path, gs://...); not the dataset's own folder.
+        to: Folder or URI that pyarrow supports (s3://bucket/path, gs://...), outside the dataset's folder.
         shard_rows: Images per shard.
-        progress: Called with (finished shards, all shards).
+        progress: Receives (finished shards, total shards).
 
     Returns:
-        The copy's manifest, and the number of shards that existed.
+        The manifest, and the number of shards that already existed.
 
     Raises:
-        UserError: the dataset cannot be opened, or `to` lies in the user's data or contains another copy.
-        WorkError: broken images, all named; or the target cannot be written.
+        UserError: the dataset cannot be opened, `to` lies in its folder, or `to` contains another copy.
+        WorkError: images are missing or corrupt (the message lists all), or `to` is not writable.
     """
     known = (*BENCHMARKS, FOLDER)
     if name not in known:
-        raise UserError(f"dataset '{name}' cannot be prepared: choose one of {', '.join(known)}")
-    target = place_of(name, to if "://" in str(to) else resolved(to))
+        raise UserError(f"The dataset '{name}' cannot be prepared. Use one of {', '.join(known)}.")
+    target = dataset_location(name, to if "://" in str(to) else resolved(to))
     local = target.removeprefix("file://")
-    if "://" not in local and lies_in(Path(local), name, root):
-        raise UserError(f"{target} lies in the dataset's own folder: choose another --to")
+    if "://" not in local and is_in_dataset_folder(Path(local), name, root):
+        raise UserError(f"{target} lies in the dataset's own folder. Choose another --to.")
     earlier = find_manifest(target)
     if earlier is not None and earlier.name != name:
-        raise UserError(f"{masked(target)} holds a prepared copy of '{earlier.name}': choose another folder")
+        raise UserError(
+            f"{masked(target)} contains a prepared copy of '{earlier.name}'. Choose another --to."
+        )
     dataset = open_dataset(name, root)
     rows = [(item, split) for split, items in dataset.splits.items() for item in items]
     parts = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
-    shards, broken, kept = list[Shard](), list[str](), 0
+    shards, errors, existing = list[Shard](), list[str](), 0
     for k, part in enumerate(parts):
-        found = list(decoded([item for item, _ in part], dataset.source))
-        broken += [message for _, message in found if message]
-        if not broken:
+        found = list(decode_all([item for item, _ in part], dataset.source))
+        errors += [message for _, message in found if message]
+        if not errors:
             data = _encode(part, [image for image, _ in found])
             shard = Shard(file=f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet")
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
-                    f"{masked(target)} holds another copy of '{name}': choose another --to, or remove it"
+                    f"{masked(target)} contains another copy of '{name}'. Delete it, or choose another --to."
                 )
-            kept += _keep(target, shard.file, data)
+            existing += _write_if_changed(target, shard.file, data)
             shards.append(shard)
         progress(k + 1, len(parts))
-    if broken:
-        count = f"{len(broken)} of {len(rows)} images of {name}"
-        raise WorkError(f"{count} are broken: {'; '.join(broken)}")
+    if errors:
+        count = f"{len(errors)} of {len(rows)} images of {name}"
+        raise WorkError(f"{count} are missing or corrupt. {' '.join(errors)}")
     manifest = Manifest(name=name, counts=dataset.counts, note=dataset.note, shards=tuple(shards))
-    _keep(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
-    return manifest, kept
+    _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
+    return manifest, existing
 
 
 def _encode(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
@@ -94,8 +96,8 @@ def _encode(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
     pq.write_table(
         pa.Table.from_pylist(rows, schema=SCHEMA),
         sink,
-        row_group_size=GROUP_ROWS,
-        # photographs are compressed already; statistics of their bytes would only swell the footer
+        row_group_size=_GROUP_ROWS,
+        # Images are already compressed, and statistics of their bytes would only enlarge the footer.
         compression={field.name: "NONE" if field.name == "image" else "ZSTD" for field in SCHEMA},
         use_dictionary=["classname", "split"],
         write_statistics=False,
@@ -104,12 +106,12 @@ def _encode(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _keep(target: str, file: str, data: bytes) -> bool:
-    """Write a file unless it exists with this content. Return True if it does."""
+def _write_if_changed(target: str, file: str, data: bytes) -> bool:
+    """Write a file unless it already has this content. Return True if it had."""
     try:
-        there = read_file(target, file) == data  # a corrupt shard has its name all the same
-        if not there:
+        exists = read_file(target, file) == data  # the name is not enough: the shard may be corrupt
+        if not exists:
             write_file(target, file, data)
     except StorageError as error:
-        raise WorkError(f"cannot write to {masked(target)}: {error}. Rerun this command to resume.") from None
-    return there
+        raise WorkError(f"Cannot write to {masked(target)}. {error} Rerun this command to resume.") from None
+    return exists

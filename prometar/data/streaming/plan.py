@@ -1,7 +1,7 @@
-"""Data plan: a value that determines every pixel and its order, on every machine.
+"""Data plan: determines the order and the pixels of all images, on every machine.
 
-A row is one image in one epoch. Rows are numbered 0 .. epochs * rows_per_epoch - 1; nothing about a row
-depends on the batch size (but for how many rows of an epoch are used), the block size, or the worker.
+A row is one image in one epoch. Rows are numbered from 0 to epochs * rows_per_epoch - 1. A row does not
+depend on the batch size, the block size or the worker. The batch size only determines the rows per epoch.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 
-FORMAT = 1  # raise it when the same plan would give other pixels or another order
+FORMAT = 1  # increase it if equal plans give other pixels or another order than before
 EVAL_BATCH_SIZE = 64
 
 Ints = NDArray[np.int64]
@@ -25,12 +25,12 @@ Ints = NDArray[np.int64]
 
 @lru_cache(maxsize=8)
 def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
-    """Return (N,) order of the images, and (N,) augmentation seeds, keyed by (seed, epoch, image)."""
+    """Return the order of the images, and the augmentation seed of each image, both (N,)."""
     order_bits, seed_bits = np.random.SeedSequence([seed, epoch]).spawn(2)
     order = np.arange(num_items)
     if shuffle:
         order = np.random.Generator(np.random.PCG64(order_bits)).permutation(num_items)
-    # Philox counts: the k-th raw number is a function of the key and k alone.
+    # Philox is counter-based, so the k-th number depends only on the key and k.
     seeds = (np.random.Philox(seed_bits).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
     order.flags.writeable = seeds.flags.writeable = False
     return order, seeds
@@ -38,19 +38,19 @@ def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, 
 
 @dataclass(frozen=True)
 class Plan:
-    """Images, their order, their transform, and their batches.
+    """Images, their order, their transform and their batches.
 
     Args:
-        items: The images, N of them.
-        batch_size: Rows of a step. Batches never cross an epoch's end.
-        epochs: Passes over the items.
-        seed: Determines the order and the augmentation.
-        shuffle: A new order each epoch.
-        drop_last: Drop an epoch's last, incomplete batch if it has a full one, as the field trains.
-            Evaluation keeps it.
+        items: Images of an epoch.
+        batch_size: Rows per step. A batch contains rows of one epoch only.
+        epochs: Number of passes over the items.
+        seed: Seed of the order and the augmentation.
+        shuffle: True for a new order in each epoch.
+        drop_last: True to drop an epoch's last batch if it is incomplete and not the only one, as published
+            code does in training.
 
     Raises:
-        UserError: There are no items.
+        UserError: `items` is empty.
     """
 
     items: tuple[Item, ...]
@@ -63,7 +63,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.items:
-            raise UserError("there are no images to plan: check the split, the classes and the shots")
+            raise UserError("There are no images. Check the split, the classes and the shots.")
 
     @property
     def rows_per_epoch(self) -> int:
@@ -87,7 +87,7 @@ class Plan:
         return self.epochs * self.rows_per_epoch
 
     def rows(self, start: int, stop: int) -> tuple[Ints, Ints]:
-        """Return the rows start .. stop-1, numbered over all epochs: indices into `items`, and seeds."""
+        """Return the indices into `items` and the augmentation seeds of the rows `start` to `stop` - 1."""
         images, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
@@ -100,14 +100,14 @@ class Plan:
         return np.concatenate(images), np.concatenate(seeds)
 
     def step_rows(self, step: int) -> tuple[int, int]:
-        """Return the first row of a step, and the row after its last."""
+        """Return the first row of a step, and the row after its last row."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = epoch * self.rows_per_epoch + batch * self.batch_size
         return start, min(start + self.batch_size, (epoch + 1) * self.rows_per_epoch)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of everything that decides pixels and order; equal digests mean equal batches."""
+        """sha256 (hex) of everything that determines the batches. Equal digests mean equal batches."""
         settings = {k: v for k, v in vars(self).items() if k not in ("items", "transform", "digest")}
         head = {"format": FORMAT, "transform": asdict(self.transform), **settings}
         state = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
@@ -117,6 +117,6 @@ class Plan:
 
 
 def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> Plan:
-    """Return the plan of an evaluation: one pass in the given order, centre crops, every image."""
+    """Return the plan of an evaluation: one pass over all items in their order, with center crops."""
     spec = TransformSpec(size=size, train=False)
     return Plan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

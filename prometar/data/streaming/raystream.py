@@ -1,8 +1,8 @@
-"""A data plan on Ray Data: one execution over the steps of all epochs, in order.
+"""Stream of a data plan's batches on Ray Data: one execution for all epochs.
 
-A trial's placement group has a bundle for the trainer and one for the stream. The tasks run in the second
-bundle, so they can start even if trials occupy every CPU. The plan enters through `from_items`, which needs
-no task. Ray Data waits silently for ever if one of its tasks cannot be placed.
+A trial's placement group has one bundle for the training process and one for the stream. The tasks of Ray
+Data run in the second bundle, so they can start even if trials occupy every CPU. The plan enters through
+`from_items`, which needs no task. Ray Data hangs silently if one of its tasks cannot be placed.
 """
 
 import gc
@@ -27,11 +27,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
-from prometar.data.streaming.stream import Batch, steps
+from prometar.data.streaming.stream import Batch, iter_steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import PrometarError, StorageError, WorkError, last_line
 
-MAX_STORED_IMAGES = 10_000  # about 1 GB of photographs
+MAX_STORED_IMAGES = 10_000  # about 1 GB of JPEG files
 
 
 def stream(
@@ -45,28 +45,28 @@ def stream(
 ) -> Iterator[Batch]:
     """Yield the batches of `stream_local`, made by Ray Data in one execution for all epochs.
 
-    Ray must be running. Close the iterator (or drop it) to stop the tasks early. In a placement group, the
-    tasks run in its bundles. The options change neither pixels nor order.
+    Ray must be running. To stop the tasks early, close the iterator or delete the last reference to it. In a
+    placement group, the tasks run in its bundles. The options change neither the pixels nor their order.
 
     Args:
-        cpus: Logical CPUs, such as those of a bundle. There is a task for each whole CPU, at least one.
-        block_rows: Rows that a task makes, in whole steps.
-        memory_bytes: Bound on finished blocks that wait for a slow consumer.
+        cpus: Logical CPUs for all tasks. One task runs per whole CPU, and at least one in total.
+        block_rows: Approximate number of rows per task. Each task makes whole steps.
+        memory_bytes: Maximum size of finished blocks that are not consumed yet.
 
     Raises:
-        WorkError: a broken image (the message names it), or a worker was lost for good.
+        WorkError: an image is corrupt (the message contains its path), or a task failed for another reason.
         UserError: an image is missing.
         StorageError: the object store and its disk are full.
     """
     if start_step == plan.num_steps:
         return
-    with _context(memory_bytes):
-        blocks = _blocks(_dataset(plan, source, start_step, cpus, block_rows))
+    with _data_context(memory_bytes):
+        blocks = _iter_blocks(_build_dataset(plan, source, start_step, cpus, block_rows))
     images = np.empty(0, np.uint8)
     try:
-        for step, _, _, labels in steps(plan, start_step):
+        for step, _, _, labels in iter_steps(plan, start_step):
             if not len(images):
-                images = _next(blocks, step)
+                images = _next_block(blocks, step)
             size = len(labels)
             yield Batch(step, images[:size].copy(), labels)  # a block is a read-only view of shared memory
             images = images[size:]
@@ -76,30 +76,32 @@ def stream(
         raise
 
 
-def _blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
-    """Images of each block. `iter_batches` leaks a thread and blocks if it is closed early (Ray 2.60)."""
+def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
+    """Yield the images of each block. Ray 2.60's `iter_batches` leaks a thread and blocks if closed early."""
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
             columns = BlockAccessor.for_block(ray.get(ref)).to_batch_format("numpy")
             yield cast(dict[str, NDArray[np.uint8]], columns)["image"]
 
 
-def _next(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.uint8]:
+def _next_block(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.uint8]:
     try:
         return next(blocks)
     except RayError as error:
         if isinstance(error, RayTaskError) and isinstance(error.cause, PrometarError):
-            raise type(error.cause)(str(error.cause).splitlines()[0]) from None  # Ray Data adds lines
+            raise type(error.cause)(str(error.cause).splitlines()[0]) from None  # Ray Data appends lines
         if isinstance(error, OutOfDiskError):
             raise StorageError("Ray's object store and its disk are full. Free disk space.") from None
-        raise WorkError(f"the data stream failed at step {step}: {last_line(str(error))}") from error
+        raise WorkError(f"The data stream failed at step {step}: {last_line(str(error))}") from error
 
 
-def _dataset(plan: Plan, source: Source, start_step: int, cpus: float, block_rows: int) -> ray.data.Dataset:
-    """One block for a few steps and one task per block.
+def _build_dataset(
+    plan: Plan, source: Source, start_step: int, cpus: float, block_rows: int
+) -> ray.data.Dataset:
+    """Build a Ray dataset with one block for a few steps, and one task per block.
 
-    A task that makes several blocks holds its CPU until the consumer takes them. An evaluation between two
-    epochs would then wait for the training stream, which waits for the evaluation.
+    A task that makes several blocks occupies its CPU until the consumer takes them. An evaluation between two
+    epochs and the training stream would then wait for each other forever.
     """
     size, tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
     items = []
@@ -110,7 +112,7 @@ def _dataset(plan: Plan, source: Source, start_step: int, cpus: float, block_row
         items.append({"image": images.tolist(), "seed": seeds.tolist(), "path": paths})
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         cast(Any, make_block),
-        fn_kwargs={"spec": plan.transform, "source": source, "files": _stored(plan, source)},
+        fn_kwargs={"spec": plan.transform, "source": source, "files": _store_images(plan, source)},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=cpus / tasks,
@@ -130,17 +132,19 @@ def make_block(
     return {"image": make_images(spec, encoded, rows["seed"], rows["path"])}
 
 
-def _stored(plan: Plan, source: Source) -> ray.ObjectRef | None:
-    """Put the encoded images into the object store if several epochs read them."""
+def _store_images(plan: Plan, source: Source) -> ray.ObjectRef | None:
+    """Put the encoded images into the object store, unless one epoch reads them or there are too many."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None
     return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))
 
 
 @contextmanager
-def _context(memory_bytes: int) -> Iterator[None]:
-    """Ray Data's settings for one stream. A dataset keeps the settings that it was made under."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the consumer raises what it would log
+def _data_context(memory_bytes: int) -> Iterator[None]:
+    """Set Ray Data's options for one stream. A dataset keeps the options under which it was created."""
+    logging.getLogger("ray.data").setLevel(
+        logging.CRITICAL
+    )  # the consumer raises the errors that Ray Data would log
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -153,7 +157,9 @@ def _context(memory_bytes: int) -> Iterator[None]:
         object_store_memory=memory_bytes
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # no other setting reaches the bundle
+        warnings.simplefilter(
+            "ignore", RayDeprecationWarning
+        )  # only the deprecated option places tasks in the bundle
         if group := get_current_placement_group():
             strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
             context.scheduling_strategy = context.scheduling_strategy_large_args = strategy

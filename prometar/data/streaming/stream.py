@@ -1,4 +1,4 @@
-"""Batches of a plan, made in threads of this process. `raystream` makes equal ones on Ray Data."""
+"""Batches of a data plan, made in threads of this process. `raystream` makes equal batches with Ray Data."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """Images of one step.
 
     Attributes:
-        step: Number in the plan, from 0.
+        step: Index of the step in the plan, from 0.
         images: uint8 (B, H, W, 3), writable.
         labels: int64 (B,).
     """
@@ -29,17 +29,17 @@ class Batch(NamedTuple):
 
 
 Stream = Callable[[Plan, Source, int], Iterator[Batch]]
-"""Streams a plan's batches from a step on: `stream_local`, or `raystream.stream` with its options."""
+"""Function that yields a plan's batches from a given step on: `stream_local` or `raystream.stream`."""
 
 
-def without_pixels(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """Yield the plan's batches from `start_step` on, with empty images: only labels are made."""
-    for step, _, _, labels in steps(plan, start_step):
+def stream_labels(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
+    """Yield the plan's batches from `start_step` on with labels and empty images. No image is read."""
+    for step, _, _, labels in iter_steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 
 
-def steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Ints, Ints, Ints]]:
-    """Yield each step's number, its images, their seeds and their labels, from `start_step` on."""
+def iter_steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Ints, Ints, Ints]]:
+    """Yield (step, indices into the plan's items, augmentation seeds, labels) from `start_step` on."""
     labels = np.array([item.label for item in plan.items], np.int64)
     for step in range(start_step, plan.num_steps):
         images, seeds = plan.rows(*plan.step_rows(step))
@@ -50,7 +50,7 @@ def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Ba
     """Yield the plan's batches from `start_step` on, made in threads of this process.
 
     Raises:
-        WorkError: a broken image. The message names it.
+        WorkError: an image is corrupt. The message contains its path.
         UserError: an image is missing.
     """
 
@@ -61,7 +61,7 @@ def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Ba
     threads = num_cpus()
     ahead = deque[Future[Batch]]()
     with ThreadPoolExecutor(threads) as pool:
-        for each in steps(plan, start_step):
+        for each in iter_steps(plan, start_step):
             ahead.append(pool.submit(make, *each))
             if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()

@@ -1,7 +1,7 @@
-"""From encoded bytes to uint8 pixels, decided by a spec and a seed (numpy and Pillow only).
+"""Decoding and transforms of images, determined by a spec and a seed (numpy and Pillow only).
 
-A Ray task that imported torch would start seconds later, so nothing here does. Crop and resize follow
-torchvision's RandomResizedCrop / Resize / CenterCrop on Pillow images, which CLIP and the field use.
+This module does not import torch, which would delay the start of every Ray task by seconds. Like CLIP and
+published code, it follows torchvision's RandomResizedCrop, Resize and CenterCrop of Pillow images.
 """
 
 import io
@@ -16,25 +16,25 @@ from PIL import Image, ImageEnhance
 
 from prometar.errors import WorkError
 
-# Formats that benchmarks use; others (EPS starts a PostScript interpreter) are refused unread.
+# Formats of the benchmarks. No other decoder may run: EPS would start a PostScript interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MOST_ELONGATED = 100  # times as long as wide: the shorter side is resized to the backbone's
-RATIO = (3 / 4, 4 / 3)
-# Pillow only warns of images from 89 million pixels on. Here they are refused, unread.
+MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
+CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
+# Pillow only warns about images of more than 89 million pixels. Here they raise an error before decoding.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class TransformSpec:
-    """Transform of an image.
+    """Transform from a decoded image to a square of pixels.
 
     Args:
-        size: Side of the square result, in pixels.
-        train: True: random resized crop, flip and jitter; False: resize the shorter side, centre crop.
-        crop_scale: Range of the crop's share of the image's area (default 0.08..1).
-        flip: Probability of a horizontal flip (default 0.5).
-        jitter: j: brightness, contrast and saturation are scaled by factors from 1-j..1+j (default 0: none).
+        size: Side of the square in pixels.
+        train: True for random resized crop, flip and jitter. False for resize and center crop.
+        crop_scale: Range of the ratio of the crop's area to the image's area.
+        flip: Probability of a horizontal flip.
+        jitter: j scales brightness, contrast and saturation by random factors from 1 - j to 1 + j.
     """
 
     size: int
@@ -45,70 +45,69 @@ class TransformSpec:
 
 
 def decode(encoded: bytes, path: str = "") -> Image.Image:
-    """A Pillow RGB image.
+    """Decode an image to 8-bit RGB.
 
     Raises:
-        WorkError: the bytes are no readable image; the message names `path`.
+        WorkError: the image is corrupt or has an unsupported format. The message contains `path`.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        if max(image.size) > MOST_ELONGATED * min(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_ELONGATED} : 1")
+        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels exceed {MAX_ASPECT_RATIO}:1")
         return to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
-        reason = "an empty file" if not encoded else " ".join(str(error).split()) or type(error).__name__
+        reason = "the file is empty" if not encoded else " ".join(str(error).split()) or type(error).__name__
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) and encoded else reason
-        raise WorkError(
-            f"broken image {path or '(unnamed)'}: {reason}; replace it (`prometar data check` lists all)"
-        ) from None
+        problem = f"Corrupt image {path or '(unnamed)'}: {reason.rstrip('.')}."
+        raise WorkError(f"{problem} Replace the file. `prometar data check` lists all.") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel; transparency is dropped. Grey levels of 16 bits are scaled to it.
+    """Convert an image to 8-bit RGB without transparency. 16-bit gray levels are scaled to 0..255.
 
     Raises:
-        ValueError: pixels of which nobody can say what is white (floating point, 32 bits).
+        ValueError: pixels are floating-point or 32-bit numbers, whose range is unknown.
     """
-    # Pillow's own way clips such pixels at 255, so that nearly all of them become white.
+    # Pillow clips 16-bit levels at 255 instead, so that almost all pixels become white.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = np.asarray(image).astype(np.float64) / (65535 / 255)
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+        gray = np.asarray(image).astype(np.float64) / (65535 / 255)
+        image = Image.fromarray(np.clip(np.rint(gray), 0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours; the direct way warns
+        image = image.convert("RGBA")  # Pillow warns if such an image is converted to RGB directly
     return image.convert("RGB")
 
 
 def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> NDArray[np.uint8]:
-    """Decode and transform one image; equal arguments give equal pixels.
+    """Decode and transform one image. Equal arguments give equal pixels.
 
     Args:
-        seed: Decides the augmentation (unused if `spec.train` is false).
-        path: Named in the message if the image is broken.
+        seed: Seed of the augmentation. Unused if `spec.train` is False.
+        path: Name of the image in the error message.
 
     Returns:
         uint8 array (size, size, 3).
 
     Raises:
-        WorkError: the bytes are no readable image.
+        WorkError: the image is corrupt or has an unsupported format.
     """
     image = decode(encoded, path)
-    result = _augment(spec, image, seed) if spec.train else _centre(image, spec.size)
+    result = _augment(spec, image, seed) if spec.train else _center_crop(image, spec.size)
     return np.asarray(result)
 
 
 def make_images(
     spec: TransformSpec, files: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """uint8 (N, H, W, 3) of N encoded `files`: `apply` to each, which both streams and every worker run."""
+    """Return uint8 (N, H, W, 3): `apply` for each of N encoded files. Both streams use this function."""
     images = np.empty((len(files), spec.size, spec.size, 3), np.uint8)
     for k, (file, seed, path) in enumerate(zip(files, seeds, paths, strict=True)):
         images[k] = apply(spec, file, int(seed), path=path)
     return images
 
 
-def _centre(image: Image.Image, size: int) -> Image.Image:
+def _center_crop(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     short, long = min(width, height), max(width, height)
     longer = int(size * long / short)
@@ -121,7 +120,7 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     rng = np.random.Generator(np.random.PCG64(seed))
-    # Fixed draws first: the crop draws a varying number, and flips should not depend on crop_scale.
+    # The crop is sampled last: its number of draws depends on crop_scale, and flips must not.
     flipped = rng.random() < spec.flip
     factors = rng.uniform(-1.0, 1.0, size=3)
     order = rng.permutation(3)
@@ -140,14 +139,14 @@ def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
 def _crop_box(
     rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """left, top, width, height of torchvision's RandomResizedCrop (its rule, not its generator)."""
+    """Sample (left, top, width, height) as torchvision's RandomResizedCrop does, with another generator."""
     width, height = size
     for _ in range(CROP_ATTEMPTS):
         area = width * height * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        ratio = math.exp(rng.uniform(math.log(CROP_ASPECT_RATIOS[0]), math.log(CROP_ASPECT_RATIOS[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-    ratio = min(max(width / height, RATIO[0]), RATIO[1])
+    ratio = min(max(width / height, CROP_ASPECT_RATIOS[0]), CROP_ASPECT_RATIOS[1])
     w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
     return (width - w) // 2, (height - h) // 2, w, h

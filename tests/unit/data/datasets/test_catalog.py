@@ -46,9 +46,9 @@ def test_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> None:
-    assert "--data-root DIR, the folder that holds dtd/" in fails("dtd", None)
+    assert "--data-root DIR, the folder that contains dtd/" in fails("dtd", None)
     assert str(tmp_path / "no") in fails("dtd", tmp_path / "no")
-    assert fails("dtd", Path("data")).endswith("or get it with `prometar data download dtd`")
+    assert fails("dtd", Path("data")).endswith("or run `prometar data download dtd`.")
     (own_dtd / "dtd").rename(own_dtd / "moved")
     assert str(own_dtd / "dtd") in fails("dtd", own_dtd)
 
@@ -69,7 +69,7 @@ def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> Non
         ([["a.jpg", "0", "a"]] * 9, "and 4 more"),
         ([["../a.jpg", 0, "a"]], "lists ../a.jpg, which leaves the image folder"),
         ([["/etc/passwd", 0, "a"]], "lists /etc/passwd, which leaves the image folder"),
-        ([["a\0b", 0, "a"]], "which is not UTF-8 or holds a null character"),
+        ([["a\0b", 0, "a"]], "which is not UTF-8 or contains a NUL"),
         ([["a.jpg", 0, "a"], ["a.jpg", 0, "a"]], "lists a.jpg twice"),
         ([["a.jpg", 0, "a"], ["b.jpg", 0, "b"]], "both 'a' and 'b'"),
     ],
@@ -112,4 +112,4 @@ def test_a_custom_loader_returns_items_and_templates(
     monkeypatch.setattr(catalog, "make", lambda *_: lambda root: found)
     assert "own:Loader must return " in fails("own:Loader", None)
     monkeypatch.setattr(catalog, "make", lambda *_: lambda root: None)
-    assert "own:Loader must return a Dataset, found NoneType" in fails("own:Loader", None)
+    assert "own:Loader must return a Dataset, got NoneType" in fails("own:Loader", None)

@@ -144,7 +144,7 @@ def test_no_result_lies_among_the_images(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", FLAT)
     (tmp_path / "link").symlink_to(tree)
     for folder in (tree, tree / "out", tree / "yew/out", tmp_path / "link/out"):
-        with pytest.raises(UserError, match=rf"^{tree}.* lies in the dataset's own folder: choose another "):
+        with pytest.raises(UserError, match=rf"^{tree}.* lies in the dataset's own folder\. Choose another "):
             require_outside(folder, "folder", str(tree))
     require_outside(tmp_path / "out", "folder", str(tree))
     require_outside(tmp_path / "tree-out", "folder", str(tree))

@@ -17,7 +17,7 @@ from prometar.cli.app import main
 from prometar.data.datasets.benchmarks import BENCHMARKS, Archive
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation import download as download_module
-from prometar.data.preparation.download import fetch, unpack
+from prometar.data.preparation.download import download_file, unpack
 from prometar.errors import WorkError
 from tests.support.copies import with_split, write_copy
 from tests.support.fileserver import Served, serve
@@ -38,20 +38,22 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 def test_fetch(server: Served, tmp_path: Path) -> None:
     seen = []
-    fetch(f"{server.url}/file.bin", tmp_path / "file", digest=DIGEST, progress=lambda *n: seen.append(n))
+    download_file(
+        f"{server.url}/file.bin", tmp_path / "file", digest=DIGEST, progress=lambda *n: seen.append(n)
+    )
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT))
     with pytest.raises(WorkError, match=f"has the digest {DIGEST}, expected md5:0+"):
-        fetch(f"{server.url}/file.bin", tmp_path / "file", digest=f"md5:{'0' * 32}")
+        download_file(f"{server.url}/file.bin", tmp_path / "file", digest=f"md5:{'0' * 32}")
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(404, "404: Not Found"), (0, "broke off at 1000 of"), (503, "503")]
+    ("status", "said"), [(404, "404: Not Found"), (0, "closed after 1000 of"), (503, "503")]
 )
 def test_a_failed_transfer_is_one_line(server: Served, tmp_path: Path, status: int, said: str) -> None:
     server.status, server.break_at = [status] if status else [], [1000]
-    with pytest.raises(WorkError, match=f"cannot download .*{said}.*Rerun this command") as caught:
-        fetch(f"{server.url}/file.bin", tmp_path / "file")
+    with pytest.raises(WorkError, match=f"Cannot download .*{said}.*Rerun this command") as caught:
+        download_file(f"{server.url}/file.bin", tmp_path / "file")
     assert "\n" not in str(caught.value)
 
 
@@ -139,7 +141,7 @@ def test_a_split_file_that_is_there_is_kept(
     own.write_bytes(own.read_bytes() + b" ")
     assert download("dtd", tmp_path / "origin") == 0
     assert main(["data", "check", "dtd", "--data-root", str(tmp_path / "origin")]) == 0
-    assert f"{SPLIT} is not CoOp's, byte for byte" in capsys.readouterr().out
+    assert f"{SPLIT} differs from CoOp's" in capsys.readouterr().out
     own.write_text("{}")
     assert download("dtd", tmp_path / "origin") == 0
     assert own.read_text() == "{}"
@@ -150,9 +152,9 @@ def test_a_split_file_that_is_there_is_kept(
 
 
 WRONG_SPLITS: dict[str, tuple[str, Callable[[Any], object]]] = {
-    "fewer images": ("is not the published split: it has train 19 of 20", lambda tree: tree["train"].pop()),
+    "fewer images": ("differs from the published split: train 19 of 20", lambda tree: tree["train"].pop()),
     "one class less": (
-        "it has classes 4 of 5",
+        "differs from the published split: classes 4 of 5",
         lambda tree: [row.__setitem__(1, min(row[1], 3)) for part in tree.values() for row in part],
     ),
     "no split file": ("train: a value is needed", lambda tree: tree.clear()),
@@ -217,7 +219,7 @@ def test_a_hostile_archive_is_refused(
     monkeypatch.setitem(BENCHMARKS, "dtd", BENCHMARKS["dtd"].model_copy(update={"archives": (archive,)}))
     assert download("dtd", tmp_path / "root") == 1
     error = capsys.readouterr().err
-    assert "cannot unpack" in error
+    assert "Cannot unpack" in error
     assert error.count("\n") == 1
     assert list(tmp_path.rglob("*")) == [tmp_path / "root"]
 
@@ -248,7 +250,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, kind: str) -> None:
         "empty": b"",
     }[kind]
     (tmp_path / "x").write_bytes(damaged)
-    with pytest.raises(WorkError, match=r"cannot unpack .*Rerun this command") as caught:
+    with pytest.raises(WorkError, match=r"Cannot unpack .*Rerun this command") as caught:
         unpack(tmp_path / "x", tmp_path / "out")
     assert "\n" not in str(caught.value)
 
@@ -258,11 +260,14 @@ def test_an_archive_of_something_else_is_told(
 ) -> None:
     mirror.files["/fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"] = tar_of(tmp_path / "origin/dtd", "dtd")
     assert download("fgvc_aircraft", tmp_path / "root") == 1
-    assert "has no folder fgvc-aircraft-2013b/data/images: it has changed" in capsys.readouterr().err
+    assert (
+        "has no folder fgvc-aircraft-2013b/data/images. Unpack the archive manually."
+        in capsys.readouterr().err
+    )
 
 
 WRONG = [
-    (["nope", "--to", "x"], "'nope' is not a benchmark: known are imagenet, "),
+    (["nope", "--to", "x"], "'nope' is not a benchmark. Use one of imagenet, "),
     (["imagenet", "--to", "x"], "ImageNet has no public archive. Get ILSVRC 2012"),
     (["dtd", "--to", "s3://bucket/x"], "'s3:/...' is no folder: "),
 ]
