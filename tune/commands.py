@@ -25,7 +25,7 @@ _OPTION_OF_SETTING = {
 }  # fmt: skip
 
 
-def _option(text: str, default: object, **limits: int) -> Any:
+def _option(text: str, default: object, **limits: Any) -> Any:
     return typer.Option(help=f"{text} Default: {default}.", show_default=False, **limits)
 
 

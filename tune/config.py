@@ -51,7 +51,7 @@ class SearchConfig(PlainData):
         40, ge=1, le=1_000_000, description="Number of trials. Default: 24 for embedded datasets, else 40."
     )
     objective: str = Field(
-        DEFAULT_OBJECTIVE, description="drift, base_val, oracle_test (reads test images) or module:Name."
+        DEFAULT_OBJECTIVE, description="Score: drift, base_val, oracle_test (reads test images), module:Name."
     )
     goals: Annotated[tuple[Goal, ...], Distinct] = Field(
         ("objective",),
@@ -64,7 +64,7 @@ class SearchConfig(PlainData):
         description="percentile, median, asha, hyperband, none or module:Name. Default: none if epochs are "
         "searched or there are several goals, else percentile.",
     )
-    seed: Seed = Field(0, description="Seed of the sampler, and first seed of every trial.")
+    seed: Seed = Field(0, description="Seed of the sampler, and first seed of every trial. Default: 0.")
     seeds_per_trial: int = Field(
         1, ge=1, le=1000, description="Runs per trial and dataset, each with its own seed."
     )
@@ -135,7 +135,7 @@ class ResourcesConfig(PlainData):
         None, gt=0, le=1e6, description="Restart a trial after this many seconds without a result."
     )
     max_hours: float | None = Field(
-        None, gt=0, le=1e6, description="Start no new trials after this many hours. Default: no limit."
+        None, gt=0, le=1e6, description="Start no trials after this many hours of search. Default: no limit."
     )
 
 
@@ -160,8 +160,6 @@ class StudyConfig(PlainData):
 
     Args:
         run: Configuration of the baseline on the first dataset.
-        search, confirm, test: The stages.
-        resources, location: Machines and files.
     """
 
     run: Config

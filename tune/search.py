@@ -67,8 +67,8 @@ def _parameters() -> Iterator[Parameter]:
 
 def _default(field: FieldInfo) -> str:
     """Return a default value as a sentence, unless the description explains the default."""
-    simple = isinstance(field.default, str | int | Path) and field.default != ""
-    return f" Default: {field.default}." if simple and "Default" not in str(field.description) else ""
+    default = " ".join(field.default) if isinstance(field.default, tuple) else str(field.default or "")
+    return f" Default: {default}." if default and "Default" not in str(field.description) else ""
 
 
 def _field(path: str) -> FieldInfo:

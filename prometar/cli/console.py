@@ -19,9 +19,7 @@ _STUDY_PACKAGES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "
 TRACEBACK_VARIABLE = "PROMETAR_TRACEBACK"
 """Environment variable. If it is 1, the traceback of an unexpected error is shown."""
 
-TYPER_OPTIONS: dict[str, Any] = {
-    "add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None,
-}  # fmt: skip
+TYPER_OPTIONS = dict[str, Any](add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 """Arguments of every `typer.Typer`: one-line errors and plain text."""
 
 
@@ -40,8 +38,7 @@ RootOption = Annotated[
 ]
 
 TrustOption = Annotated[
-    bool,
-    typer.Option("--trust-parts", help="Import custom components named in the files. Default: refuse them."),
+    bool, typer.Option("--trust-parts", help="Import custom components named in the files. Default: refuse.")
 ]
 
 
