@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from common import CLAIM, ROOT, WORSE, describe, machine, mean_and_interval, parser_of, publish, table
 
-from tune.records.folder import StudyFolder, paired
+from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import FinalTest
 
 RECORDS = Path(__file__).with_suffix(".jsonl")
@@ -77,13 +77,13 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
     assert finals is not None
     runs = finals.datasets[dataset]
     gains, spread = dict.fromkeys(FIGURES, 0.0), {}
-    if not finals.same:
+    if not finals.baseline_selected:
         gains = {
             key: mean(
                 getattr(a, key) - getattr(b, key) for a, b in zip(runs.selected, runs.baseline, strict=True)
             )
             for key in ("base", "new")
-        } | {"H": mean(paired(runs.selected, runs.baseline).values())}
+        } | {"H": mean(paired_differences(runs.selected, runs.baseline).values())}
         spread = {
             side: stdev(run.new for run in getattr(runs, side) if run.new is not None)
             for side in ("selected", "baseline")
@@ -92,7 +92,7 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
         "dataset": dataset,
         "arm": arm,
         "search": number,
-        "kept": finals.same,
+        "kept": finals.baseline_selected,
         **gains,
         "new_spread": spread,
         "settings": dict(finals.selected.settings),

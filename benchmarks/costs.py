@@ -17,7 +17,7 @@ from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset, Item, RenderedSource
 from prometar.training.memory import Footprint
 from tune.config import StudyConfig
-from tune.stages.plan import plan_study
+from tune.stages.plan import TOTAL, plan_study
 
 
 def outline(name: str, root: str | None = None) -> Dataset:
@@ -64,7 +64,7 @@ def main() -> None:
         plan = plan_study(config)
         splits = [split for both in plan.splits.values() for split in both]
         memory = Footprint.of(clip, splits).memory(config.run) / 2**30
-        runs, _, steps = plan.stages["At most"]
+        runs, _, steps = plan.stages[TOTAL]
         hours = [f"{steps / rate / 3600:,.1f}" for rate in args.rates]
         rows.append((name, len(splits[0].classnames), runs, f"{steps:,}", f"{memory:.1f}", *hours))
     head = (

@@ -1,6 +1,6 @@
 """A hyperparameter study: search, confirmation, final test, report.
 
-Each stage reads its records, runs what is missing and writes its records. Running a study again resumes it.
+Each stage reads its records, runs the missing jobs and writes its records. A rerun thus resumes a study.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +32,11 @@ class Study:
     """A study in a folder.
 
     Args:
-        folder: OUT/STUDY. Default: `out` and the datasets' names.
-        config: What the study is asked. Default: built from `options`; without options, that of the study in
-            `folder`.
-        console: Where progress is shown. Default: standard output.
-        options: Options of `tune/search.py` by name, with "_" for "-" (`StudyConfig.of`).
+        folder: OUT/STUDY. Default: a folder in `out`, named after the datasets.
+        config: Configuration. Default: the configuration of `options`, or that of the existing study in
+            `folder` if there are no options.
+        console: Console for progress. Default: standard output.
+        options: Options of `tune/search.py`, with "_" for "-" (`StudyConfig.of`).
 
     Raises:
         UserError: an option does not exist, or a value is invalid.
@@ -54,19 +54,19 @@ class Study:
         console: Console | None = None,
         **options: Any,
     ) -> None:
-        self.config = config or _configured(folder, options)
+        self.config = config or _build_config(folder, options)
         self.folder = StudyFolder.of(self.config)
         self.console = console or plain_console()
         self._opened: tuple[StudyPlan, Mapping[str, str], ResourcePlan] | None = None
-        """Plan, digests of contents, and resources per trial, while this process holds the study."""
+        """Plan, digests of inputs and resources per trial, while the folder is locked. None otherwise."""
 
     def run(self) -> FinalTest:
-        """Run all stages. A study that was interrupted resumes; a finished one is summarized again.
+        """Run all stages. An interrupted study resumes. A finished study is only summarized again.
 
         Raises:
-            UserError: the study was started with other settings, or something that it needs is missing.
-            WorkError: another process runs the study, or its trials fail.
-            KeyboardInterrupt: a signal stopped it.
+            UserError: the study was started with other settings, or data or weights are missing.
+            WorkError: another process runs the study, or too many jobs failed.
+            KeyboardInterrupt: a signal stopped the study.
         """
         with self._open():
             self.search()
@@ -83,7 +83,7 @@ class Study:
         """Sample, train and score trials until the budget is used.
 
         Raises:
-            WorkError: many trials failed and none finished.
+            WorkError: no trial was completed.
         """
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trials
@@ -96,33 +96,34 @@ class Study:
             closing(Trackers(config.location.trackers, folder, self.console)) as tracking,
         ):
             self.folder.write_study(config, contents)
-            done, interrupted = len(store.finished), len(store.interrupted)
+            done, interrupted = len(store.ended), len(store.interrupted)
             if done or interrupted:
-                self.console.print(f"Resuming: {done} trials finished, {interrupted} interrupted")
+                self.console.print(f"Resuming: {done} done, {interrupted} interrupted")
             with closing(SearchJobs(config, self.folder, store)) as jobs:
+                # `jobs` is also an observer: the results determine the settings of the next jobs.
                 self._run(jobs, "Search", config.search.trials, done, [jobs, tracking])
-            for line in jobs.notices():
-                self.console.print(line)
-            if reason := store.hopeless():
-                raise WorkError(f"Stopped: trials fail and none finished ({reason}). {RESUME}")
+            for notice in jobs.notices():
+                self.console.print(notice)
+            if reason := store.abort_reason():
+                raise WorkError(f"Stopped: all new trials failed (last error: {reason}). {RESUME}")
         records = self.records
         if not records.completed:
             reason = next((trial.reason for trial in records.trials if trial.reason), "all were pruned")
-            raise WorkError(f"No trial finished ({reason}). {RESUME}")
+            raise WorkError(f"No trial was completed ({reason}). {RESUME}")
 
     def confirm(self) -> Confirmation:
-        """Rerun the best trials and the baseline with fresh seeds; select the highest mean."""
-        from tune.stages.confirmation import candidates, confirm
+        """Rerun the best trials and the baseline with fresh seeds, and select the highest mean."""
+        from tune.stages.confirmation import choose_trials, confirm
 
         config = self.config
         with self._open():
-            rerun = candidates(self.folder.read_trials(), config.confirm.top)
+            rerun = choose_trials(self.folder.read_trials(), config.confirm.top)
             if not rerun:
-                raise WorkError(f"{self.folder.path} has no finished trial. Run the search first.")
+                raise WorkError(f"{self.folder.path} contains no completed trial. Run the search first.")
             if len(rerun) > 1:
                 self.console.print(
-                    f"Confirming the {len(rerun)} best trials, with the default settings among them, with "
-                    f"{config.confirm.seeds} fresh seeds"
+                    f"Confirming {len(rerun)} trials with {config.confirm.seeds} fresh seeds: "
+                    + ", ".join(str(trial.number) + " (default settings)" * trial.baseline for trial in rerun)
                 )
             confirmation = confirm(config, self.folder, rerun, partial(self._run_missing, "Confirmation"))
             self.folder.write(confirmation)
@@ -134,18 +135,18 @@ class Study:
         return confirmation
 
     def test(self) -> FinalTest:
-        """Compare the selected settings with the baseline on test images, seed pair by seed pair."""
+        """Compare the selected settings with the baseline on the test images, in seed pairs."""
         from tune.reproduce.published import published_h
         from tune.stages.final_test import run_final_test
 
         with self._open() as (plan, *_):
             confirmation = self.folder.read(Confirmation)
             if confirmation is None:
-                raise WorkError(f"{self.folder.path} has no confirmation. Run the search first.")
+                raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
             selected = confirmation.selected_candidate
             trial = f"trial {selected.number} against the default settings"
-            what = "the default settings" if selected.baseline else trial
-            self.console.print(f"Final test on the test images: {what}")
+            subject = "the default settings" if selected.baseline else trial
+            self.console.print(f"Final test on the test images: {subject}")
             test = run_final_test(
                 self.config,
                 self.folder,
@@ -168,27 +169,27 @@ class Study:
 
     @property
     def records(self) -> Records:
-        """Everything that the folder contains.
+        """All records in the study's folder.
 
         Raises:
-            UserError: the folder does not contain a study, or a corrupt one.
+            UserError: the folder does not contain a study, or a record is corrupt.
         """
         return read_records(self.folder.path)
 
     @cached_property
     def _described(self) -> StudyPlan:
-        """Plan for descriptions. A study that is run makes its own, because data may have changed."""
+        """Plan for descriptions. `run` makes another plan, because the data may have changed."""
         return plan_study(self.config)
 
     def describe_plan(self) -> str:
-        """Describe the plan for `--plan`: what is searched and what it costs. Nothing is run or written."""
+        """Describe the searched settings and the number of runs, without running or writing anything."""
         ranges = self.config.search.space.describe()
         searched = [f"  {key}: {values}" for key, values in ranges.items()]
         plan = self._described
         return "\n".join([self._headline, str(plan), "Searched settings:", *searched, *plan.notes])
 
     def estimate(self) -> str:
-        """Load the weights, time a few training steps, and describe how long the study takes here at most.
+        """Load the weights, time a few training steps, and describe the maximum duration on this machine.
 
         Raises:
             UserError: the weights are missing, or a trial does not fit on this machine.
@@ -197,7 +198,7 @@ class Study:
 
     @property
     def _headline(self) -> str:
-        """The study in one line."""
+        """One-line summary of the configuration."""
         config, search = self.config, self.config.search
         return (
             f"Study {self.folder.path}: {search.trials} trials of up to {config.max_epochs} epochs, "
@@ -207,7 +208,7 @@ class Study:
 
     @contextmanager
     def _open(self) -> "Iterator[tuple[StudyPlan, Mapping[str, str], ResourcePlan]]":
-        """Check the study, lock its folder and start Ray. Stages within a run share it."""
+        """Check the study, lock its folder and start Ray. Nested calls reuse the outermost context."""
         if self._opened is not None:
             yield self._opened
             return
@@ -239,7 +240,7 @@ class Study:
         done: int = 0,
         observers: "Sequence[Observer]" = (),
     ) -> Mapping[str, str]:
-        """Run the jobs of a stage under a live view. Return the reasons of those that failed, by name."""
+        """Run the jobs of a stage with a live view. Return the reasons of failed jobs, by name of the job."""
         from tune.execution.executor import run_jobs
 
         assert self._opened is not None
@@ -255,21 +256,21 @@ class Study:
             )
 
     def _run_missing(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
-        """Run the jobs that lack a result."""
-        from tune.stages.jobs import missing
+        """Run the jobs without a result."""
+        from tune.stages.jobs import unfinished
 
-        lacking = missing(jobs)
-        return self._run(iter(lacking), stage, len(lacking)) if lacking else {}
+        remaining = unfinished(jobs)
+        return self._run(iter(remaining), stage, len(remaining)) if remaining else {}
 
 
-def _configured(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
-    """Configuration from options, or from the study in a folder."""
+def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
+    """Return the configuration of options, or of an existing study in the folder if there are no options."""
     if folder is None:
         return StudyConfig.of(**options)
     path = Path(folder).absolute()
     if set(options) & {"out", "study"}:
-        raise UserError("Study takes the folder OUT/STUDY as its first argument, without out and study.")
+        raise UserError("Pass either folder or the options out and study, not both.")
     if not options and (record := StudyFolder(path).read(StudyRecord)):
-        place = record.config.location.model_copy(update={"out": path.parent, "study": path.name})
-        return record.config.model_copy(update={"location": place})
+        location = record.config.location.model_copy(update={"out": path.parent, "study": path.name})
+        return record.config.model_copy(update={"location": location})
     return StudyConfig.of(**options, out=path.parent, study=path.name)

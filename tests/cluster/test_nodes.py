@@ -49,6 +49,6 @@ def test_a_node_dies_another_joins_and_a_study_outlives_the_head(tmp_path: Path)
         assert "Failed to connect to GCS within 5 seconds" in line
         assert witness.look() == 1
     _, said = run_fake(out, behaviour={}, **options_of(*ASKED))
-    assert "Resuming: 1 trials finished, 2 interrupted" in said
+    assert "Resuming: 1 done, 2 interrupted" in said
     assert witness.losses(outcome(undisturbed)) == NO_LOSSES
     assert num_epochs(out) == num_epochs(undisturbed), "no epoch is run again once its state is kept"

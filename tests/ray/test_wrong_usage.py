@@ -66,7 +66,7 @@ SEARCHES = [
     (["--study", "../x"], "--study must be a name of letters, digits, '_', '-' and '.', got ../x"),
     (["--data-root", "x\udcff"], "x\\udcff' is not UTF-8"),
     (["--study", "a\x1b[31mb"], r"'-' and '.', got a\x1b[31mb"),
-    (["--method", "zero-shot"], "--method zero-shot trains nothing. Choose a method with prompts."),
+    (["--method", "zero-shot"], "--method zero-shot does not train. Choose a method with prompts."),
     (["--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
     (["--set", "confirm.sedes=2"], "--set confirm.sedes must be a known setting"),
     (["--pruner", "json:loads"], "json:loads fails: TypeError: the JSON object must be"),

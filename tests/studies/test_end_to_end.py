@@ -111,7 +111,7 @@ Whole = tuple[Path, Path, str]
 
 def test_no_trial_is_lost_sampled_twice_or_left_running(whole: Whole) -> None:
     study, _, text = whole
-    assert re.search(r"Resuming: \d trials finished, 1 interrupted\n", text)
+    assert re.search(r"Resuming: \d done, 1 interrupted\n", text)
     storage = optuna.load_study(study_name="dtd", storage=f"sqlite:///{study / 'study.db'}")
     assert [t.number for t in storage.trials] == [0, 1, 2]
     assert {t.state for t in storage.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
@@ -132,7 +132,7 @@ def test_the_highest_confirmed_mean_is_selected_and_tested(whole: Whole) -> None
     assert all([run.seed for run in each.runs] == [0, 1000] for each in confirmation.candidates)
     assert means[confirmation.selected] == max(means.values())
     assert test.selected.number == confirmation.selected
-    assert test.same == (confirmation.selected == 0)
+    assert test.baseline_selected == (confirmation.selected == 0)
     assert (test.seeds, test.epochs) == ((1,), 1)
     for runs in (test.datasets["dtd"].selected, test.datasets["dtd"].baseline):
         assert [run.seed for run in runs] == [1]

@@ -68,7 +68,7 @@ def test_a_study_that_is_disturbed_again_and_again(
     misbehave(tmp_path, {"2": "hang", "3": "hang"})
     with Driver(*driver_options, "--address", ray_local) as driver:
         driver.wait_until((trials / "0002" / HANGS).exists)
-        assert "Resuming: 1 trials finished, 1 interrupted" in driver.said()
+        assert "Resuming: 1 done, 1 interrupted" in driver.said()
         killed = int((trials / "0002/pid").read_text())
         misbehave(tmp_path, {"3": "hang"})
         os.kill(killed, signal.SIGKILL)

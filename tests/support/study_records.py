@@ -25,8 +25,8 @@ from tune.records.schema import (
     mean_of,
 )
 from tune.space.space import build_space
-from tune.stages.final_test import _compared, _verdict
-from tune.stages.jobs import RunJobs, missing
+from tune.stages.final_test import _compare, _verdict
+from tune.stages.jobs import RunJobs, unfinished
 from tune.stages.statistics import over_all
 
 SCRIPT = "<script>alert(1)</script>"
@@ -149,7 +149,7 @@ def final_test(
         theirs = tuple(run(name, seed, DEFAULT) for seed in seeds)
         ours = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
         ours = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in ours)
-        datasets[name] = _compared(theirs if same else ours, theirs, None, None if same else 0.05)
+        datasets[name] = _compare(theirs if same else ours, theirs, None, None if same else 0.05)
     difference = over_all([each.difference for each in datasets.values()])
     test = FinalTest(tuple(seeds), 10, selected, datasets, difference, _verdict(difference, same=same))
     return replace(test, **changes)
@@ -211,7 +211,7 @@ def runner(score: Score) -> tuple[RunJobs, list[str]]:
 
     def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
         failures = {}
-        for job in missing(jobs):
+        for job in unfinished(jobs):
             names.append(job.name)
             found = score(job.number, job.config)
             if isinstance(found, str):

@@ -1,1 +1,1 @@
-"""Typed records of a study and the folder that holds them."""
+"""Typed records of a study, and the folder that contains them."""

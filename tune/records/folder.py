@@ -1,4 +1,4 @@
-"""Folder of a study: file locations, records and what they tell together."""
+"""Folder of a study: file locations, records and values derived from several records."""
 
 import shlex
 import sys
@@ -45,30 +45,30 @@ class StudyFolder:
 
     @classmethod
     def of(cls, config: StudyConfig) -> Self:
-        """Folder of a study with this configuration."""
+        """Return the folder of a study with this configuration."""
         return cls(config.location.out / config.name)
 
     def trial(self, number: int) -> Path:
-        """Folder of a trial."""
+        """Return the folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
 
     def confirmation(self, number: int, seed: int) -> Path:
-        """Folder of a confirmation run of trial `number`'s settings."""
+        """Return the folder of a confirmation run with the settings of trial `number`."""
         return self.path / "confirmation" / f"trial-{number:04d}-seed{seed}"
 
     def final(self, number: int, dataset: str, seed: int) -> Path:
-        """Folder of a final-test run of trial `number`'s settings, 0 for the default settings."""
+        """Return the folder of a final-test run with the settings of trial `number` (0: default settings)."""
         return self.path / "finals" / f"trial-{number:04d}-{file_name(dataset)}-seed{seed}"
 
     def write(self, record: Record) -> None:
-        """Write a record."""
+        """Write a record to its file in this folder."""
         if isinstance(record, TrialRecord):
             write_record(self.trial(record.number) / "record.json", record)
         else:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, contents: Mapping[str, str]) -> None:
-        """Write study.yaml. Environments of earlier commands are kept if they differ."""
+        """Write study.yaml. Preserve the environments of earlier commands if they differ."""
         objective, now, before = objective_of(config.search.objective), environment(), self.read(StudyRecord)
         earlier = (*before.earlier_environments, before.environment) if before else ()
         self.write(
@@ -77,7 +77,7 @@ class StudyFolder:
                 score=objective.title,
                 leaks=objective.leaks,
                 contents=contents,
-                command=masked(_command(sys.argv)),
+                command=masked(_command_line(sys.argv)),
                 environment=now,
                 earlier_environments=tuple(each for each in earlier if each != now),
             )
@@ -88,14 +88,14 @@ class StudyFolder:
         write_atomically(self.path / "best.yaml", dump_config(config).encode())
 
     def read(self, kind: type[Record]) -> Record | None:
-        """Return the record of a kind that a study has one of, or None if its file does not exist."""
+        """Return the study's record of this type, or None if its file does not exist."""
         return read_record(self.path / _FILES[kind], kind)
 
     def read_trials(self) -> tuple[TrialRecord, ...]:
-        """Records of the finished trials, by number.
+        """Return the records of all trials, by number.
 
         Raises:
-            UserError: a record is corrupt, or lies in the folder of another trial.
+            UserError: a record is corrupt, or is in the folder of another trial.
         """
         found, trials = [], self.path / "trials"
         for folder in sorted(trials.iterdir()) if trials.is_dir() else ():
@@ -103,14 +103,16 @@ class StudyFolder:
             if trial is None:
                 continue
             if folder != self.trial(trial.number):
-                raise UserError(f"{path} is the record of trial {trial.number}. Move it out of the study.")
+                raise UserError(
+                    f"{path} is the record of trial {trial.number}. Move the file out of the study."
+                )
             found.append(trial)
         return tuple(sorted(found, key=lambda trial: trial.number))
 
 
 @dataclass(frozen=True)
 class Records:
-    """Records of a study. A study that has not finished lacks the later ones."""
+    """All records of a study. Records of stages that have not finished are None."""
 
     folder: Path
     study: StudyRecord
@@ -134,7 +136,7 @@ class Records:
         return self.config.run.flat()
 
     def in_state(self, state: State) -> list[TrialRecord]:
-        """Trials that finished in this state."""
+        """Return the trials with this state."""
         return [trial for trial in self.trials if trial.state == state]
 
     @cached_property
@@ -144,19 +146,19 @@ class Records:
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
-        """Trial of the default settings. If it was rerun after a failure, the completed one."""
+        """Trial of the default settings. If a failed trial was rerun, the completed trial."""
         return next((trial for trial in (*self.completed, *self.trials) if trial.baseline), None)
 
     @cached_property
     def selected(self) -> TrialRecord | None:
-        """Trial that the confirmation selected. Without a confirmation, the best one of the search."""
+        """Trial that the confirmation selected. Without a confirmation, the best trial of the search."""
         number = self.confirmation.selected if self.confirmation else None
         best = self.completed[0] if self.completed else None
         return next((trial for trial in self.trials if trial.number == number), best)
 
     @property
     def outdated(self) -> bool:
-        """True if the final test compared settings that are no longer selected."""
+        """True if the tested settings are no longer the selected settings."""
         if self.final_test is None or self.selected is None:
             return False
         tested = self.final_test.selected
@@ -177,25 +179,25 @@ def read_records(folder: Path) -> Records:
     return Records(source.path, study, trials, source.read(Confirmation), source.read(FinalTest))
 
 
-def paired(
-    ours: Sequence[RunScore], theirs: Sequence[RunScore], figure: str = "objective"
+def paired_differences(
+    ours: Sequence[RunScore], theirs: Sequence[RunScore], metric: str = "objective"
 ) -> dict[int, float]:
-    """Differences of a figure by seed, for seeds that have it on both sides."""
-    other = {run.seed: getattr(run, figure) for run in theirs}
-    pairs = {run.seed: (getattr(run, figure), other.get(run.seed)) for run in ours}
+    """Return ours minus theirs for a metric, by seed. Seeds with a missing value are left out."""
+    other = {run.seed: getattr(run, metric) for run in theirs}
+    pairs = {run.seed: (getattr(run, metric), other.get(run.seed)) for run in ours}
     return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
 
 
-def _command(words: Sequence[str]) -> str:
-    """This process's command line as a user types it.
+def _command_line(argv: Sequence[str]) -> str:
+    """Return the command that a user types to start a process with these arguments.
 
     Example:
-        >>> _command(["/opt/bin/prometar", "search", "--seed", "3"]), _command(["tune/search.py"])
-        ('prometar search --seed 3', 'python tune/search.py')
+        >>> _command_line(["/opt/bin/prometar", "train"]), _command_line(["tune/search.py"])
+        ('prometar train', 'python tune/search.py')
     """
-    path = Path(words[0])
+    path = Path(argv[0])
     if path.name == "__main__.py":
-        return shlex.join(["python", "-m", path.parent.name, *words[1:]])
+        return shlex.join(["python", "-m", path.parent.name, *argv[1:]])
     if path.is_absolute() and not path.suffix:
-        return shlex.join([path.name, *words[1:]])
-    return shlex.join(["python", *words])
+        return shlex.join([path.name, *argv[1:]])
+    return shlex.join(["python", *argv])

@@ -1,7 +1,7 @@
-"""Files of a study folder as typed records. Nothing else parses or writes them.
+"""Typed records of a study folder. Only this module reads and writes their files.
 
-Files are read strictly: a missing or unknown key, a value of another type, a number that is not finite, or a
-file of another version is one line that names the file and the field.
+Validation is strict. A missing or unknown key, a wrong type, a non-finite number or another version is a
+one-line error that names the file and the field.
 """
 
 import json
@@ -22,13 +22,13 @@ from tune.config import Goal, StudyConfig
 from tune.space.ranges import Settings
 
 VERSION: Literal[3] = 3
-"""Version of all files. It grows if a field is removed, changes meaning, or is added without a default."""
+"""Version of all files. It is incremented if a field is removed, changed, or added without a default."""
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 Verdict = Literal["selected", "either", "baseline"]
-"""Settings to use: the selected ones (shown better), either (no difference shown), the default settings."""
-Figure = Annotated[float, Field(ge=-1e6, le=1e6)]
-"""Percent, or the unit of a custom objective."""
+"""Settings to use: the selected settings, the default settings, or either if no difference was shown."""
+Score = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""Score in percent, or in the unit of a custom objective."""
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -36,21 +36,21 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 @dataclass(frozen=True, config=_STRICT)
 class RunScore:
-    """Result of one training run of a trial, of the confirmation or of the final test.
+    """Result of one training run of a trial, the confirmation or the final test.
 
     Args:
-        base, new, objective: Percent, None if not scored. All are None if the run failed.
+        base, new, objective: Scores in percent, None if not measured. All are None if the run failed.
         seconds: Training time.
-        failed: Error message, "" if the run finished.
+        failed: Error message, or "" if the run did not fail.
         cpus, gpus: Allocated resources, None if unknown.
         alignment: Mean cosine of the inner and outer gradients, None if not measured.
     """
 
     dataset: str
     seed: int
-    base: Figure | None = None
-    new: Figure | None = None
-    objective: Figure | None = None
+    base: Score | None = None
+    new: Score | None = None
+    objective: Score | None = None
     seconds: Seconds | None = None
     failed: str = ""
     cpus: Seconds | None = None
@@ -65,31 +65,31 @@ class RunScore:
 Runs = tuple[RunScore, ...]
 
 
-def seed_means(runs: Iterable[RunScore], figure: Goal = "objective") -> dict[int, float]:
-    """Return the mean over datasets of one figure by seed, for seeds whose runs all have it."""
+def seed_means(runs: Iterable[RunScore], metric: Goal = "objective") -> dict[int, float]:
+    """Return the mean of a metric over datasets by seed. Seeds with a missing value are left out."""
     groups: dict[int, list[RunScore]] = {}
     for run in runs:
         groups.setdefault(run.seed, []).append(run)
-    means = {seed: mean_of(group, figure) for seed, group in sorted(groups.items())}
+    means = {seed: mean_of(group, metric) for seed, group in sorted(groups.items())}
     return {seed: value for seed, value in means.items() if value is not None}
 
 
-def mean_of(runs: Iterable[RunScore], figure: Goal = "objective") -> float | None:
-    """Return the mean of one figure over runs, None if there are none or one lacks it."""
-    values = [getattr(run, figure) for run in runs]
+def mean_of(runs: Iterable[RunScore], metric: Goal = "objective") -> float | None:
+    """Return the mean of a metric over runs, or None if there are no runs or a value is missing."""
+    values = [getattr(run, metric) for run in runs]
     return mean(values) if values and None not in values else None
 
 
 @dataclass(frozen=True, config=_STRICT)
 class EpochReport:
-    """Result of one epoch of a job, as its worker reports it.
+    """Result of one epoch of a job, as reported by its worker.
 
     Args:
-        epoch: Counted from 1.
-        runs: Figures of each run. Those of the job are means over them, and the sum of their seconds.
+        epoch: Number of the epoch, counted from 1.
+        runs: Scores of each run. Properties of the report are means over runs. Seconds are summed.
         loss: Mean training loss.
-        finished: True in the last report of a job.
-        failed: Error message, "" if the job did not fail.
+        finished: True if this is the last report of the job.
+        failed: Error message, or "" if the job did not fail.
         notes: Notices for the user, e.g. "started over: the checkpoint is corrupt".
     """
 
@@ -122,25 +122,25 @@ REPORT = TypeAdapter(EpochReport)
 
 @dataclass(frozen=True, config=_STRICT)
 class TrialRecord:
-    """trials/NNNN/record.json: a finished trial of the search.
+    """trials/NNNN/record.json: a completed, pruned or failed trial of the search.
 
     Args:
-        origin: Origin of its settings. The baseline has the default settings.
-        objective, base, new: Percent after the last epoch, means over the runs.
-        epoch: Last epoch. epochs: Objective by epoch, counted from 1.
-        seconds: Training time of all runs together.
-        notes: Notices for the user. reason: Error message if it failed.
+        origin: Origin of the settings. The baseline has the default settings.
+        objective, base, new: Scores after the last epoch, means over the runs.
+        epoch: Number of the last epoch. epochs: Objective by epoch, counted from 1.
+        seconds: Training time, summed over the runs.
+        notes: Notices for the user. reason: Error message, or "" if the trial did not fail.
     """
 
     number: NonNegativeInt
     state: State
     origin: Literal["baseline", "enqueued", "sampled"]
     settings: Settings
-    objective: Figure | None
-    base: Figure | None
-    new: Figure | None
+    objective: Score | None
+    base: Score | None
+    new: Score | None
     epoch: NonNegativeInt
-    epochs: Mapping[NonNegativeInt, Figure]
+    epochs: Mapping[NonNegativeInt, Score]
     runs: Runs
     seconds: Seconds
     notes: tuple[str, ...] = ()
@@ -155,19 +155,19 @@ class TrialRecord:
 
     @property
     def score(self) -> float | None:
-        """Objective of a completed trial, None for others."""
+        """Objective of a completed trial, None for other trials."""
         return self.objective if self.state == "COMPLETE" else None
 
 
 def by_score(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Return the completed trials, highest objective first. Of equal trials, the earlier comes first."""
+    """Return the completed trials, highest objective first. Ties are ordered by number."""
     completed = [trial for trial in trials if trial.score is not None]
     return sorted(completed, key=lambda trial: (-(trial.score or 0.0), trial.number))
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Candidate:
-    """Settings that may be selected. `runs` are those of the search and those with fresh seeds."""
+    """Settings that may be selected. `runs` contains the runs of the search and the runs with fresh seeds."""
 
     number: NonNegativeInt
     baseline: bool
@@ -176,21 +176,21 @@ class Candidate:
 
     @property
     def by_seed(self) -> dict[int, float]:
-        """Objective by seed, a mean over the datasets."""
+        """Mean objective over the datasets, by seed."""
         return seed_means(self.runs)
 
     @property
     def mean(self) -> float | None:
-        """Mean objective over all seeds, None if a run failed."""
+        """Mean objective over all runs, None if a run failed."""
         return mean_of(self.runs)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Confirmation:
-    """confirmation.json: the best trials and the baseline, rerun with fresh seeds.
+    """confirmation.json: reruns of the best trials and the baseline with fresh seeds.
 
     Args:
-        seeds: The fresh seeds.
+        seeds: Fresh seeds. Empty if there is only one candidate, which is not rerun.
         selected: Number of the candidate with the highest mean over all its seeds.
     """
 
@@ -209,10 +209,10 @@ class DatasetTest:
     """Final test on one dataset.
 
     Args:
-        selected, baseline: Runs by seed. They are the same runs if the baseline was selected.
-        difference, base_difference, new_difference: Selected minus baseline in points of H, base and new
-            accuracy, paired by seed. None with fewer than two pairs.
-        published: Published H of the method, if known.
+        selected, baseline: One run per seed. Both are the same runs if the baseline was selected.
+        difference, base_difference, new_difference: Selected minus baseline, paired by seed, in points of H,
+            base accuracy and new accuracy. None if there are fewer than two pairs.
+        published: Published H of the method, None if unknown.
     """
 
     selected: Runs
@@ -220,21 +220,21 @@ class DatasetTest:
     difference: Interval | None
     base_difference: Interval | None = None
     new_difference: Interval | None = None
-    published: Figure | None = None
+    published: Score | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
 class FinalTest:
-    """finals.json: selected and default settings on the test images.
+    """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs of each run. Searched epochs take precedence for the selected settings.
-        selected: The settings under test, with the runs that selected them.
-        difference: Selected minus baseline in H. With several datasets, the interval over their means.
-        alpha: Error probability of a dataset's interval at the last interim analysis.
-        matters: Smallest difference in H that matters, if seed pairs were added until it was decided.
-        detectable: Smallest true difference that four of five such tests would show.
-        earlier_tests: Trials of earlier final tests of this study.
+        epochs: Epochs of each run. If the search varied the epochs, the selected settings use their own.
+        selected: Tested settings, with the runs on which their selection is based.
+        difference: Selected minus baseline in H. For several datasets, the interval over their means.
+        alpha: Error probability of each dataset's interval at the last interim analysis.
+        matters: Smallest relevant difference in H, None if the number of seed pairs was fixed.
+        detectable: True difference that such a test would show with a probability of 80%.
+        earlier_tests: Numbers of the trials that earlier final tests of this study selected.
     """
 
     seeds: tuple[int, ...]
@@ -244,13 +244,13 @@ class FinalTest:
     difference: Interval | None
     verdict: Verdict
     alpha: float = 0.05
-    matters: Figure | None = None
-    detectable: Figure | None = None
+    matters: Score | None = None
+    detectable: Score | None = None
     earlier_tests: tuple[int, ...] = ()
     version: Literal[3] = VERSION
 
     @property
-    def same(self) -> bool:
+    def baseline_selected(self) -> bool:
         """True if the baseline was selected, so that there is nothing to compare."""
         return self.selected.baseline
 
@@ -273,14 +273,14 @@ class FinalTest:
 
 @dataclass(frozen=True, config=_STRICT)
 class StudyRecord:
-    """study.yaml.
+    """study.yaml: configuration and environment of a study.
 
     Args:
-        score: Name of the objective's figure. leaks: True if the objective reads the test images.
-        contents: Digests of splits, weights and custom components by name.
-        command: Command that ran the study last.
+        score: Name of the score that the objective computes. leaks: True if the objective uses test images.
+        contents: Digests of splits, weights and custom components, by name.
+        command: Last command that ran the study.
         environment: Versions and machine of the last command.
-        earlier_environments: Those of earlier commands that differ.
+        earlier_environments: Different environments of earlier commands.
     """
 
     config: StudyConfig
@@ -322,9 +322,9 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "top level"
-        problem = f"{place}: {first['msg'].removeprefix('Value error, ')}"
-    except (TypeError, ValueError, RecursionError) as error:  # not JSON, nested too deeply, YAML with dates
+        field = ".".join(map(str, first["loc"])) or "top level"
+        problem = f"{field}: {first['msg'].removeprefix('Value error, ')}"
+    except (TypeError, ValueError, RecursionError) as error:  # invalid JSON, deep nesting, or YAML dates
         problem = str(error).splitlines()[0][:100]
     fix = "Restore it from a backup" if kind is StudyRecord else "Remove it, then rerun the command to resume"
     raise UserError(f"{path} is corrupt ({problem}). {fix}.")
@@ -334,7 +334,7 @@ def write_record(path: Path, record: Record) -> None:
     """Write a record as JSON or YAML.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written.
+        StorageError: the disk is full, or the folder is not writable.
     """
     adapter = _ADAPTERS[type(record)]
     if path.suffix == ".json":

@@ -22,7 +22,7 @@ from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from tune.config import GOALS, Goal
-from tune.records.folder import Records, paired
+from tune.records.folder import Records, paired_differences
 from tune.records.schema import FinalTest, RunScore, TrialRecord
 from tune.report.formatting import format_difference
 from tune.report.statements import LABELS, side_runs
@@ -139,7 +139,7 @@ def _final_test_plots(records: Records) -> dict[str, go.Figure]:
     if test is None or not test.seeds:
         return {}
     sides = {LABELS["baseline"]: side_runs(test, "baseline")}
-    if not test.same:
+    if not test.baseline_selected:
         sides[LABELS["selected"]] = side_runs(test, "selected")
     figures = {"tested": plot_accuracies(sides)}
     if any(each.difference for each in test.datasets.values()):
@@ -186,7 +186,7 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
     """Plot the difference in H of each seed pair and the confidence interval of each dataset."""
     figure = go.Figure().add_vline(x=0, line={"color": "#4a5568", "width": 1.5})
     for row, (name, dataset) in enumerate(test.datasets.items()):
-        pairs = paired(dataset.selected, dataset.baseline)
+        pairs = paired_differences(dataset.selected, dataset.baseline)
         figure.add_scatter(
             x=list(pairs.values()),
             y=[row + 0.2] * len(pairs),

@@ -41,7 +41,9 @@ def verdict(records: Records) -> str:
         return f"Use the selected settings {trial}. They are better than the default settings."
     if result == "baseline":
         worse = f"The selected settings {trial} are worse."
-        return f"Keep the default settings. {_reason_for_default(records) if test.same else worse}"
+        return (
+            f"Keep the default settings. {_reason_for_default(records) if test.baseline_selected else worse}"
+        )
     if not test.seeds:
         return "Use either. No final test was requested, so nothing was compared on test images."
     if test.difference is None:
@@ -122,7 +124,7 @@ def _detectable(test: FinalTest) -> str:
 
 
 def _sides(test: FinalTest) -> list[Side]:
-    return ["baseline"] if test.same else ["selected", "baseline"]
+    return ["baseline"] if test.baseline_selected else ["selected", "baseline"]
 
 
 def side_runs(test: FinalTest, side: Side | None = None) -> list[RunScore]:
@@ -144,7 +146,7 @@ def _epochs(records: Records) -> str:
     final = test.epochs if test else records.config.test.epochs
     if EPOCHS not in records.search.space.ranges:
         return f"Epochs: {records.run[EPOCHS]} per trial, {final} per run of the final test."
-    epochs = test.selected.settings.get(EPOCHS) if test and not test.same else None
+    epochs = test.selected.settings.get(EPOCHS) if test and not test.baseline_selected else None
     selected = f"{epochs} with the selected settings, " if epochs else ""
     return f"Epochs: searched in trials. Final test: {selected}{final} with the default settings."
 
@@ -235,7 +237,7 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
 def _train(records: Records, side: Verdict) -> str:
     """Return the command that trains with the settings of one side."""
     test, config = records.final_test, records.folder / "best.yaml"
-    if side == "baseline" and test and test.seeds and not test.same:
+    if side == "baseline" and test and test.seeds and not test.baseline_selected:
         run = StudyFolder(records.folder).final(0, next(iter(test.datasets)), test.seeds[0])
         config = run / "config.yaml"  # best.yaml has the selected settings
     return f"prometar train --config {shlex.quote(str(config))}"

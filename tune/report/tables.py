@@ -56,11 +56,13 @@ def _final_test(records: Records) -> Table | None:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
     for dataset, result in test.datasets.items():
-        sides = {"baseline": result.baseline} | ({} if test.same else {"selected": result.selected})
+        sides = {"baseline": result.baseline} | (
+            {} if test.baseline_selected else {"selected": result.selected}
+        )
         for side, runs in sides.items():
             name = LABELS[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
             rows.append((side, (name, *_accuracy_cells(runs), str(sum(run.finished for run in runs)), NONE)))
-        if not test.same:
+        if not test.baseline_selected:
             differences = (result.base_difference, result.new_difference, result.difference)
             pairs = str(result.difference.n) if result.difference else NONE
             texts = [format_difference(each) if each else f"{NONE} " for each in differences]

@@ -1,1 +1,1 @@
-"""Stages of a study: plan, search, confirmation, final test."""
+"""Plan and stages of a study: search, confirmation, final test."""

@@ -1,7 +1,7 @@
-"""Confirmation: the best trials and the baseline are rerun with fresh seeds, then one is selected.
+"""Confirmation: reruns of the best trials and the baseline with fresh seeds, and selection among them.
 
-The best of many noisy scores is too high. Runs with fresh seeds, equal for all candidates, correct most of
-this.
+The highest of many noisy scores is biased upward. Reruns with fresh seeds, the same for all candidates,
+correct most of this bias.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from tune.records.schema import Candidate, Confirmation, TrialRecord, by_score
 from tune.stages.jobs import RunJobs, scores, search_job
 
 
-def candidates(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """Return the baseline, if it finished, and the `top` best other trials."""
+def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
+    """Return the baseline, if completed, and the `top` best other trials, or the best trial if `top` is 0."""
     ranked = by_score(trials)
     baseline = [trial for trial in ranked if trial.baseline]
     others = [trial for trial in ranked if not trial.baseline]
@@ -22,35 +22,35 @@ def candidates(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 
 
 def confirm(
-    config: StudyConfig, folder: StudyFolder, chosen: Sequence[TrialRecord], run_jobs: RunJobs
+    config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: RunJobs
 ) -> Confirmation:
-    """Rerun the candidates and select the highest mean over all their seeds; the baseline wins ties.
+    """Rerun trials with fresh seeds. Select the highest mean over all seeds. The baseline wins ties.
 
     Raises:
-        WorkError: no candidate finished with every fresh seed, or the baseline did not.
+        WorkError: a run of the baseline failed, or each candidate has a failed run.
     """
-    seeds = config.confirmation_seeds if len(chosen) > 1 else ()
+    seeds = config.confirmation_seeds if len(trials) > 1 else ()
     jobs = {
         trial.number: [search_job(config, folder, trial.number, trial.settings, seed) for seed in seeds]
-        for trial in chosen
+        for trial in trials
     }
     failures = run_jobs([job for each in jobs.values() for job in each])
-    rows = tuple(
+    candidates = tuple(
         Candidate(
             number=trial.number,
             baseline=trial.baseline,
             settings=trial.settings,
             runs=(*trial.runs, *(run for job in jobs[trial.number] for run in scores(job, failures))),
         )
-        for trial in chosen
+        for trial in trials
     )
-    complete = [row for row in rows if row.mean is not None]
-    required = [row for row in rows if row.baseline] if complete else rows
-    reason = next((run.failed for row in required for run in row.runs if run.failed), "")
+    complete = [each for each in candidates if each.mean is not None]
+    required = [each for each in candidates if each.baseline] if complete else candidates
+    reason = next((run.failed for each in required for run in each.runs if run.failed), "")
     if reason:
-        who = "The default settings did not finish" if complete else "No candidate finished"
+        who = "the default settings" if complete else "all candidates"
         raise WorkError(
-            f"{who} the confirmation: {reason}. Fix the cause, then rerun this command to resume."
+            f"The confirmation of {who} failed: {reason}. Fix the cause, then rerun this command to resume."
         )
-    best = max(complete, key=lambda row: (row.mean, row.baseline))
-    return Confirmation(seeds=seeds, candidates=rows, selected=best.number)
+    best = max(complete, key=lambda each: (each.mean, each.baseline))
+    return Confirmation(seeds=seeds, candidates=candidates, selected=best.number)

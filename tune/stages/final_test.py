@@ -1,14 +1,20 @@
-"""Final test: selected settings against the baseline on test images, seed pair by seed pair."""
+"""Final test: comparison of the selected settings with the baseline on test images, in seed pairs."""
 
 from collections.abc import Mapping
 from statistics import mean
 
 from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
-from tune.records.folder import StudyFolder, paired
+from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, Runs, Verdict
 from tune.stages.jobs import RunJobs, final_job, scores
-from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES, detectable, is_decided, over_all
+from tune.stages.statistics import (
+    BASELINE_SEEDS,
+    INTERIM_ANALYSES,
+    detectable_difference,
+    is_decided,
+    over_all,
+)
 
 
 def run_final_test(
@@ -20,16 +26,16 @@ def run_final_test(
     published: Mapping[str, float | None],
     before: FinalTest | None,
 ) -> FinalTest:
-    """Run seed pairs until an interim analysis decides, and summarize them.
+    """Run seed pairs until an interim analysis decides. Return the summary of the test.
 
     Args:
-        published: Published harmonic mean by dataset.
-        before: Record of an earlier test of this study, which is remembered.
+        published: Published harmonic mean by dataset, None if unknown.
+        before: Record of an earlier final test of this study, if there is one.
     """
     seeds, names, same = config.final_seeds, config.search.datasets, selected.baseline
     analyses = INTERIM_ANALYSES
     if same or config.test.seeds != "auto":
-        analyses = {BASELINE_RUNS if config.test.seeds == "auto" else len(seeds): 0.05}
+        analyses = {BASELINE_SEEDS if config.test.seeds == "auto" else len(seeds): 0.05}
     sides = [(0, config.baseline), (0 if same else selected.number, selected.settings)]
     failures: dict[str, str] = {}
     for number, alpha in analyses.items():
@@ -44,17 +50,17 @@ def run_final_test(
             name: [tuple(run for job in side for run in scores(job, failures)) for side in both]
             for name, both in jobs.items()
         }
-        # Of the seeds whose runs all finished, the mean differences over the datasets.
-        pairs = [paired(ours, theirs) for theirs, ours in runs.values()]
-        complete = [seed for seed in seeds if all(seed in each for each in pairs)]
-        differences = [mean(each[seed] for each in pairs) for seed in complete]
-        if is_decided(differences, alpha, matters=config.test.matters):
+        # Mean differences over the datasets, for seeds with a result on each dataset.
+        pairs = [paired_differences(ours, theirs) for theirs, ours in runs.values()]
+        complete = [seed for seed in seeds if all(seed in by_seed for by_seed in pairs)]
+        differences = [mean(by_seed[seed] for by_seed in pairs) for seed in complete]
+        if is_decided(differences, alpha, min_relevant=config.test.matters):
             break
     datasets = {
-        name: _compared(ours, theirs, published.get(name), None if same else alpha)
+        name: _compare(ours, theirs, published.get(name), None if same else alpha)
         for name, (theirs, ours) in runs.items()
     }
-    # Pairs are added for what seeds show on these datasets. Over datasets there is one analysis.
+    # Interim analyses test the variation over seeds. The interval over datasets is computed only once.
     difference = over_all([each.difference for each in datasets.values()])
     return FinalTest(
         seeds=seeds,
@@ -65,18 +71,18 @@ def run_final_test(
         verdict=_verdict(difference, same=same),
         alpha=alpha,
         matters=config.test.matters if config.test.seeds == "auto" else None,
-        detectable=None if same or len(names) > 1 else detectable(differences, alpha),
+        detectable=None if same or len(names) > 1 else detectable_difference(differences, alpha),
         earlier_tests=_earlier(before, selected, seeds),
     )
 
 
-def _compared(ours: Runs, theirs: Runs, published: float | None, alpha: float | None) -> DatasetTest:
-    """Compare the runs on a dataset. Without `alpha`, there is nothing to compare."""
+def _compare(ours: Runs, theirs: Runs, published: float | None, alpha: float | None) -> DatasetTest:
+    """Compare the runs on a dataset. If `alpha` is None, `ours` and `theirs` are the same runs."""
 
-    def interval(figure: str) -> Interval | None:
+    def interval(metric: str) -> Interval | None:
         if alpha is None:
             return None
-        return t_interval(list(paired(ours, theirs, figure).values()), level=1 - alpha)
+        return t_interval(list(paired_differences(ours, theirs, metric).values()), level=1 - alpha)
 
     return DatasetTest(
         selected=ours,
@@ -95,9 +101,9 @@ def _verdict(difference: Interval | None, *, same: bool) -> Verdict:
 
 
 def _earlier(before: FinalTest | None, selected: Candidate, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Trials of earlier tests: whoever saw their result may have asked for more because of it."""
+    """Return the trials of earlier tests, whose results may have influenced later decisions of the user."""
     if before is None:
         return ()
-    again = (before.selected.number, before.seeds) == (selected.number, seeds)
-    new = () if again or before.same or not before.seeds else (before.selected.number,)
+    is_rerun = (before.selected.number, before.seeds) == (selected.number, seeds)
+    new = () if is_rerun or before.baseline_selected or not before.seeds else (before.selected.number,)
     return tuple(dict.fromkeys((*before.earlier_tests, *new)))

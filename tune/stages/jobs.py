@@ -1,4 +1,4 @@
-"""Jobs of the three stages, and the results that they leave in their folders."""
+"""Jobs of the three stages, and the results in their folders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,23 +16,23 @@ from tune.records.schema import Runs, RunScore
 from tune.space.ranges import Settings
 
 RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Runs the jobs that lack a result, and returns the reasons of those that failed, by name."""
+"""Function that runs the jobs without a result and returns the reasons of failed jobs, by job name."""
 
 
 def search_job(
     config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, fresh_seed: int | None = None
 ) -> Job:
-    """Job of a trial, or of its confirmation with a fresh seed, scored by the search's objective.
+    """Return the job of a trial, or of its confirmation with a fresh seed.
 
-    A trial has a run for each dataset and seed. A single run lies in the job's folder itself.
+    A job has one run per dataset and seed, each in a subfolder. A single run needs no subfolder.
     """
-    name, seeds, where = f"trial {number}", config.search.seeds, folder.trial(number)
+    name, seeds, path = f"trial {number}", config.search.seeds, folder.trial(number)
     if fresh_seed is not None:
         name, seeds = f"confirmation of trial {number}, seed {fresh_seed}", (fresh_seed,)
-        where = folder.confirmation(number, fresh_seed)
+        path = folder.confirmation(number, fresh_seed)
     keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
     runs = {
-        where / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.run_config(
+        path / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.run_config(
             settings, dataset=dataset, seed=seed
         )
         for dataset, seed in keys
@@ -43,10 +43,10 @@ def search_job(
 def final_job(
     config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, dataset: str, seed: int
 ) -> Job:
-    """Job of the final test: one run on all base classes, tested on the test images.
+    """Return a job of the final test: one run on all base classes, scored on the test images.
 
     Args:
-        number: Number of the trial, 0 for the default settings.
+        number: Number of the trial, or 0 for the default settings.
     """
     run = config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
     runs = {folder.final(number, dataset, seed): run}
@@ -55,25 +55,22 @@ def final_job(
     return Job(name, runs, FINAL, config.search.val_per_class, number, alignment=True)
 
 
-def missing(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs that lack the result of a run."""
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs of which at least one run has no result."""
     return [job for job in jobs if not all(_has_result(job, *run) for run in job.runs.items())]
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> Runs:
-    """Return the figures of a job's runs, or why they are missing.
+    """Return the scores of a job's runs. A run without a result contains the reason.
 
     Args:
-        failures: Reasons by name of the job.
+        failures: Reasons of failed jobs, by name of the job.
     """
     return tuple(_score(job, *run, failures.get(job.name, "no result")) for run in job.runs.items())
 
 
 def _has_result(job: Job, folder: Path, config: Config) -> bool:
-    """True if the folder holds the result of this very run.
-
-    A corrupt result, or one of another objective or configuration, is removed: the run is repeated.
-    """
+    """Return True if the folder contains a result of this configuration and objective. Delete any other."""
     if not (folder / FILE).exists():
         return False
     try:
@@ -90,14 +87,14 @@ def _score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
     if not (folder / FILE).exists():
         return RunScore(dataset=dataset, seed=seed, failed=failure)
     result = read_result(folder)
-    figures = result.result
+    metrics = result.result
     return RunScore(
         dataset=dataset,
         seed=seed,
-        objective=figures.get("objective"),
-        base=figures.get("base"),
-        new=figures.get("new"),
-        seconds=figures["seconds"],
+        objective=metrics.get("objective"),
+        base=metrics.get("base"),
+        new=metrics.get("new"),
+        seconds=metrics["seconds"],
         cpus=result.cpus,
         gpus=result.gpus,
         alignment=mean_cosine(folder) if job.alignment else None,

@@ -1,6 +1,6 @@
-"""Plan of a study: what would stop it, what determines its results, how much it trains and for how long.
+"""Plan of a study: checks, digests of its inputs, number of runs, and estimated duration.
 
-`plan_study` reads lists of datasets. It opens no image and loads no weights.
+`plan_study` reads the image lists of the datasets. It does not open images or load weights.
 """
 
 import os
@@ -34,13 +34,14 @@ from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
 from tune.execution.resources import on_gpus, study_plan
 from tune.space.space import EPOCHS
-from tune.stages.statistics import BASELINE_RUNS, INTERIM_ANALYSES
+from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
 BATCH = "train.batch_size"
-TIMED = 3
-"""Timed steps of an estimate, after one that is not timed."""
+TOTAL = "Maximum total"
+TIMED_STEPS = 3
+"""Number of timed steps of an estimate. They follow one untimed step."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ class StudyPlan:
     """Plan of a study.
 
     Args:
-        stages: Runs, epochs and steps of each stage, at most, and their sums. fewer: When they are less.
+        stages: Maximum number of runs, epochs and steps by stage, and their sums as `TOTAL`.
+        remarks: When a stage needs fewer runs or epochs, by stage.
         splits: Images of the search and of the final test, by dataset.
     """
 
     stages: Mapping[str, tuple[int, int, int]]
-    fewer: Mapping[str, str]
+    remarks: Mapping[str, str]
     splits: Mapping[str, tuple[FewShotSplit, FewShotSplit]]
     datasets: tuple[Dataset, ...]
 
@@ -65,36 +67,40 @@ class StudyPlan:
     def __str__(self) -> str:
         lines = []
         for name, (runs, epochs, steps) in self.stages.items():
-            fewer = f" ({self.fewer[name]})" if name in self.fewer else ""
-            lines += [f"{name}: {runs:,} runs, {epochs:,} epochs, {steps:,} steps{fewer}"] if runs else []
+            remark = f" ({self.remarks[name]})" if name in self.remarks else ""
+            lines += [f"{name}: {runs:,} runs, {epochs:,} epochs, {steps:,} steps{remark}"] if runs else []
         return "\n".join(lines)
 
 
 def plan_study(config: StudyConfig) -> StudyPlan:
-    """Check everything that needs no weights, and count what the study trains.
+    """Check everything that does not need weights, and count runs, epochs and steps.
 
     Raises:
-        UserError: a dataset is missing or too small, the backbone, sampler or pruner is unknown, or there is
-            nothing to search.
+        UserError: a dataset is missing or too small; the backbone, sampler or pruner is unknown; or the space
+            is empty.
     """
     if isinstance(build(config.run).prompts, NoPrompts):
-        raise UserError(f"--method {config.run.method} trains nothing. Choose a method with prompts.")
+        raise UserError(f"--method {config.run.method} does not train. Choose a method with prompts.")
     search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
     if not objective.for_search:
         known = ", ".join(SEARCH_OBJECTIVES)
         raise UserError(f"--objective must be one of {known}, got {search.objective}.")
     if "new" in search.goals and not objective.scores_new:
-        raise UserError(f"--goals new: the objective {search.objective} does not score new classes.")
+        raise UserError(
+            f"--objective {search.objective} does not score new classes. Remove new from --goals."
+        )
     if not search.space.ranges:
         raise UserError(
-            f"--space {search.space.name} contains no setting of {config.run.method}. Choose another."
+            f"--space {search.space.name} contains no setting of {config.run.method}. Choose another space."
         )
     if fixed := {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys():
-        raise UserError(f"--space {search.space.name} must not search {min(fixed)}, which the study sets.")
+        raise UserError(
+            f"--space {search.space.name} contains {min(fixed)}, which the study sets. Remove this setting."
+        )
     defaults = config.baseline
     for key, entry in search.space.ranges.items():
         conditions = {other: values[0] for other, values in entry.when.items()}
-        for value in entry.probes:  # raises an error that names the setting
+        for value in entry.probes:  # raises UserError if the value is invalid
             build(config.run.override({**defaults, **conditions, key: value}))
     with failing(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
@@ -120,14 +126,13 @@ def plan_study(config: StudyConfig) -> StudyPlan:
 
 
 def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str], Footprint]:
-    """Load the weights.
+    """Load the weights, and compute the digests of all inputs that determine results.
 
     Returns:
-        Digests of what determines results beside settings, by name, and sizes that determine the memory.
+        Digests of inputs other than settings, by name, and the sizes that determine memory use.
 
     Raises:
-        UserError: the weights are missing, the method does not fit them, or drift cannot be measured for a
-            dataset.
+        UserError: the weights are missing or do not fit the method, or drift cannot be measured on a dataset.
     """
     search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
@@ -147,7 +152,7 @@ def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str],
 def _stages(
     config: StudyConfig, splits: Mapping[str, tuple[FewShotSplit, FewShotSplit]]
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
-    """Return runs, epochs and steps of each stage, at most, and when they are less."""
+    """Return the stages and the remarks of a plan."""
     search, confirm, num_sets = config.search, config.confirm, len(splits)
     batch = min([config.run.train.batch_size, *map(int, search.space.probes(BATCH))])
     searched, final = (
@@ -155,36 +160,38 @@ def _stages(
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
     final_epochs = max([config.test.epochs, *map(int, search.space.probes(EPOCHS))])
-    times = {  # seeds in all, epochs, and steps per epoch of all datasets
+    amounts = {  # number of seeds over all trials, epochs, and steps per epoch summed over datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, searched),
         "Confirmation": (candidates * confirm.seeds if candidates > 1 else 0, config.max_epochs, searched),
         "Final test": (2 * len(config.final_seeds), final_epochs, final),
     }
-    fewer = {} if search.pruner == "none" else {"Search": "pruned trials end earlier"}
+    remarks = {} if search.pruner == "none" else {"Search": "pruned trials train fewer epochs"}
     if config.test.seeds == "auto":
-        least = 2 * num_sets * min(INTERIM_ANALYSES)
-        same = BASELINE_RUNS * num_sets
-        fewer["Final test"] = f"{least} if that is decisive, {same} if the default settings are selected"
+        fewest = 2 * num_sets * min(INTERIM_ANALYSES)
+        baseline = BASELINE_SEEDS * num_sets
+        remarks["Final test"] = (
+            f"{fewest} runs if they are decisive, {baseline} if the default settings are selected"
+        )
     stages = {
         name: (seeds * num_sets, seeds * num_sets * epochs, seeds * epochs * steps)
-        for name, (seeds, epochs, steps) in times.items()
+        for name, (seeds, epochs, steps) in amounts.items()
     }
     runs, epochs, steps = map(sum, zip(*stages.values(), strict=True))
-    return {**stages, "At most": (runs, epochs, steps)}, fewer
+    return {**stages, TOTAL: (runs, epochs, steps)}, remarks
 
 
 def _steps_per_epoch(split: FewShotSplit, batch_size: int) -> int:
-    transform = TransformSpec(size=1, train=True)  # images are only counted
+    transform = TransformSpec(size=1, train=True)  # any size, since images are only counted
     return Plan(split.train, transform, batch_size=batch_size).steps_per_epoch
 
 
 def estimate(config: StudyConfig, plan: StudyPlan) -> str:
-    """Load the weights, time a few steps, and describe the resources per trial and how long training takes.
+    """Load the weights, time a few steps, and describe the resources per trial and the training time.
 
-    Steps of concurrent trials are assumed to take no longer than those of one alone.
+    The estimate assumes that concurrent trials do not slow each other down.
 
     Raises:
-        UserError: a trial does not fit on this machine, or its data or weights are unusable.
+        UserError: a trial does not fit on this machine, or data or weights are missing or corrupt.
     """
     _, footprint = load_contents(config, plan)
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -194,21 +201,21 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = _seconds_per_step(config)
-    _, _, steps = plan.stages["At most"]
-    whole = _duration(steps / resources.max_concurrent * seconds)
-    return f"{reason}\nTraining on this machine: at most {whole}, {seconds:.2g} s per step"
+    _, _, steps = plan.stages[TOTAL]
+    longest = _format_duration(steps / resources.max_concurrent * seconds)
+    return f"{reason}\nTraining on this machine: at most {longest}, {seconds:.2g} s per step"
 
 
 def _seconds_per_step(config: StudyConfig) -> float:
-    """Return the mean duration of a training step of the baseline, with its images."""
+    """Return the mean duration of a training step of the baseline, including data loading."""
     run = build_run(config.run, config.search.objective, val_per_class=config.search.val_per_class)
     state, now, started = initial_state(run), rates(run.config, 0), 0.0
-    for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED)):
+    for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
         state, scalars = train_step(run, state, batch, now)
         fetch(scalars)  # waits for the device
         started = started if number else time.perf_counter()
-    return (time.perf_counter() - started) / TIMED
+    return (time.perf_counter() - started) / TIMED_STEPS
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

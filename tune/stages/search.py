@@ -1,4 +1,4 @@
-"""Search: trials are sampled, trained and scored until the budget is used."""
+"""Search stage: samples, trains and scores trials until the budget is used."""
 
 import time
 from collections.abc import Iterator
@@ -15,40 +15,39 @@ CHECKPOINTS = "checkpoint*.safetensors"
 
 
 class SearchJobs(Iterator[Job]):
-    """Jobs of the search, and their observer. Optuna's storage decides, records follow it.
+    """Iterator over the jobs of the search, and their observer, which stores the results.
 
-    Args:
-        store: Samples trials and stores their results.
+    The trial store is the source of truth. Trial records are written from its contents.
     """
 
     def __init__(self, config: StudyConfig, folder: StudyFolder, store: TrialStore) -> None:
         self._config, self._folder, self._store = config, folder, store
         self._started, hours = time.monotonic(), config.resources.max_hours
         self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._started
-        for trial in store.finished:  # killed between the end of a trial and its record
+        for trial in store.ended:  # an earlier process may have been killed before it wrote a record
             if not (folder.trial(trial.number) / "record.json").exists():
                 self._record(trial)
 
     @property
     def out_of_time(self) -> bool:
-        """True after `--max-hours`."""
+        """True if the time limit (`--max-hours`) is reached."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def __next__(self) -> Job:
         while trial := self._store.ask(new=not self.out_of_time):
             try:
                 return search_job(self._config, self._folder, trial.number, trial.params)
-            except PrometarError as error:  # settings that exclude each other
+            except PrometarError as error:  # incompatible settings
                 self._fail(trial.number, str(error))
         raise StopIteration
 
     def started(self, job: Job) -> None:
-        """The storage knows it already."""
+        """Do nothing. The trial store has already created the trial."""
 
     def reported(self, job: Job, report: EpochReport) -> bool:
         continues = self._store.report(job.number, report)
         if not continues:
-            self._ended(job.number)
+            self._finish(job.number)
         return continues
 
     def finished(self, job: Job, failure: str) -> None:
@@ -56,29 +55,29 @@ class SearchJobs(Iterator[Job]):
             self._fail(job.number, failure)
 
     def notices(self) -> Iterator[str]:
-        """Why fewer trials than asked for were started."""
-        done, trials = len(self._store.finished), self._config.search.trials
+        """Explain differences between the number of trials and the budget."""
+        done, trials = len(self._store.ended), self._config.search.trials
         if self._store.exhausted:
             yield "Search space exhausted: every combination has been tried."
         elif self.out_of_time and done < trials:
             yield "Time limit reached (--max-hours): no new trials will be started."
         if done > trials:
-            yield f"--trials {trials} is below the {done} finished trials. All of them count."
+            yield f"--trials {trials} is below the {done} existing trials. All of them are used."
 
     def close(self) -> None:
-        """Store how long the search took."""
+        """Add the time since the last call to the stored duration of the search."""
         now = time.monotonic()
         self._store.add_seconds(now - self._started)
         self._started = now
 
     def _fail(self, number: int, reason: str) -> None:
         self._store.fail(number, reason)
-        self._ended(number)
+        self._finish(number)
 
-    def _ended(self, number: int) -> None:
+    def _finish(self, number: int) -> None:
         if (trial := self._store.trial(number)) is not None:
             self._record(trial)
-            self.close()  # a study that is killed keeps its search time
+            self.close()  # so that the duration is stored even if the process is killed later
 
     def _record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""

@@ -1,8 +1,8 @@
-"""When the final test has seen enough seed pairs.
+"""Statistics of the final test: when it has enough seed pairs, and which difference it can detect.
 
-Stopping as soon as a repeated test shows something finds differences that do not exist. The 5 % error of the
-final test is therefore divided over four interim analyses (Bonferroni): their intervals contain the true
-difference together in at least 95 of 100 studies.
+Repeated tests with an error probability of 5% each would show differences that do not exist too often. The 5%
+are therefore divided among four interim analyses (Bonferroni). The intervals of all four contain the true
+difference in at least 95% of studies.
 """
 
 import math
@@ -15,11 +15,12 @@ from prometar.metrics import Interval, t_interval
 from tune.config import MAX_SEED_PAIRS
 
 POWER = 0.8
-BASELINE_RUNS = 3
-"""Runs of the baseline if it was selected itself, so that there is nothing to compare."""
+"""Probability with which a test shows a difference of the size that `detectable_difference` returns."""
+BASELINE_SEEDS = 3
+"""Number of seeds if the baseline was selected, so that there is nothing to compare."""
 INTERIM_ANALYSES: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
-"""Error probability of the analysis after so many seed pairs. Later analyses have more power, so most of the
-error is left to them."""
+"""Error probability of each interim analysis, by number of seed pairs. Later analyses have more power and get
+more of the error probability."""
 
 
 def over_all(differences: Sequence[Interval | None]) -> Interval | None:
@@ -29,30 +30,30 @@ def over_all(differences: Sequence[Interval | None]) -> Interval | None:
     return t_interval([each.mean for each in differences if each])
 
 
-def is_decided(differences: Sequence[float], alpha: float, *, matters: float) -> bool:
-    """Return True if more seed pairs cannot change the verdict.
+def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: float) -> bool:
+    """Return True if no more seed pairs are needed.
 
-    The interval of the mean difference excludes 0, or every difference that matters.
+    The confidence interval of the mean difference then excludes 0, or all relevant differences.
 
     Args:
         differences: Selected minus baseline by seed, in points.
-        alpha: Error of the interval.
-        matters: Smallest difference that matters, in points.
+        alpha: Error probability of the interval.
+        min_relevant: Smallest relevant difference, in points.
 
     Example:
-        >>> is_decided([2.0, 2.1, 1.9], 0.05, matters=1.0), is_decided([2.0], 0.05, matters=1.0)
+        >>> is_decided([2.0, 2.1, 1.9], 0.05, min_relevant=1.0), is_decided([2.0], 0.05, min_relevant=1.0)
         (True, False)
     """
     interval = t_interval(differences, level=1 - alpha)
-    return interval is not None and (interval.excludes_zero or interval.within(matters))
+    return interval is not None and (interval.excludes_zero or interval.within(min_relevant))
 
 
-def detectable(differences: Sequence[float], alpha: float) -> float | None:
+def detectable_difference(differences: Sequence[float], alpha: float) -> float | None:
     """Return the true difference that a two-sided paired t-test shows with probability `POWER`.
 
-    delta s / sqrt(n), where a noncentral t variable with n - 1 degrees of freedom and noncentrality delta
-    exceeds the critical value t_{1 - alpha/2} with probability `POWER`. s is taken for the true deviation.
-    None for fewer than two differences.
+    This is delta s / sqrt(n), where s is the sample standard deviation. A noncentral t variable with n - 1
+    degrees of freedom and noncentrality delta exceeds the critical value t_{1 - alpha/2} with probability
+    `POWER`. Return None for fewer than two differences.
     """
     n = len(differences)
     if n < 2:

@@ -1,4 +1,4 @@
-"""Pruners: they stop trials that are not promising."""
+"""Pruners, which stop unpromising trials early."""
 
 from collections.abc import Callable
 
@@ -16,30 +16,32 @@ from prometar.io.custom import component
 from tune.config import SearchConfig
 from tune.space.space import EPOCHS
 
-PATIENCE = 8
-"""Finished trials before a trial is pruned, at least."""
-WARMUP = 2
-"""Epochs after which no trial is pruned: the first one has only the warm-up rate."""
+STARTUP_TRIALS = 8
+"""Minimum number of completed trials before a trial is pruned."""
+MIN_EPOCHS = 2
+"""Minimum number of epochs before a trial is pruned. The first epoch uses only the warm-up learning rate."""
 
 
 def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePruner:
-    """Make the pruner of a search.
+    """Return the pruner of a search.
 
-    Pruners compare trials at the same epoch. If epochs are searched, trials follow different learning-rate
-    schedules: a long trial may be behind a short one in epoch 5 and finish ahead. So nothing is pruned then.
+    Pruners compare trials at the same epoch. If the number of epochs is searched, learning-rate schedules
+    differ: a long trial may be worse than a short one at epoch 5 and better in the end. Therefore, such
+    searches require the pruner `none`.
 
     Args:
-        epochs: Epochs of a trial.
-        concurrency: Concurrent trials. The first wave finishes before a trial is pruned.
+        epochs: Maximum number of epochs of a trial.
+        concurrency: Number of concurrent trials. At least as many trials complete before a trial is pruned.
 
     Raises:
-        UserError: there is no such pruner, or it does not fit the search.
+        UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.
     """
-    name, patience = search.pruner, max(PATIENCE, concurrency)
+    name = search.pruner
+    limits = {"n_startup_trials": max(STARTUP_TRIALS, concurrency), "n_warmup_steps": MIN_EPOCHS}
     pruners: dict[str, Callable[[int], BasePruner]] = {
-        # The worst quarter, so that a trial that learns slowly and finishes well is kept.
-        "percentile": lambda epochs: PercentilePruner(75.0, n_startup_trials=patience, n_warmup_steps=WARMUP),
-        "median": lambda epochs: MedianPruner(n_startup_trials=patience, n_warmup_steps=WARMUP),
+        # Only the worst quarter is pruned, because a trial may start slowly and end with a high score.
+        "percentile": lambda epochs: PercentilePruner(75.0, **limits),
+        "median": lambda epochs: MedianPruner(**limits),
         "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
         "hyperband": lambda epochs: HyperbandPruner(2, max(2, epochs), 3),
         "none": lambda epochs: NopPruner(),
@@ -49,7 +51,7 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
         raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
     if not isinstance(pruner, NopPruner) and (EPOCHS in search.space.ranges or len(search.goals) > 1):
         raise UserError(
-            f"--pruner {name} compares one goal at the same epoch of trials of equal length, but the search "
-            f"has several goals or searches {EPOCHS}. Use --pruner none."
+            f"--pruner {name} requires a single goal and trials with the same number of epochs, but the "
+            f"search has several goals or searches {EPOCHS}. Use --pruner none."
         )
     return pruner

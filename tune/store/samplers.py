@@ -1,6 +1,7 @@
-"""Samplers of settings. A trial's settings depend on (seed, number) and on the results in the storage.
+"""Samplers of settings.
 
-Samplers have no state of their own, so a resumed study samples what an undisturbed one would have sampled.
+Samplers have no state. A trial's settings depend only on the study's seed, the trial's number and the stored
+results, so a resumed study samples the same settings as an uninterrupted one.
 """
 
 import warnings
@@ -15,25 +16,26 @@ from prometar.io.custom import component
 from tune.space.space import Space
 
 STARTUP_TRIALS = 6
-"""Results that a model needs, at least."""
+"""Minimum number of results before a model-based sampler is used instead of random sampling."""
 
 
-def seed_of(*numbers: int) -> int:
-    """Seed of a trial from the study's seed, the trial's number and the attempt to sample it."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) or 1  # 0: no seed
+def derive_seed(*numbers: int) -> int:
+    """Derive a seed from the study's seed, the trial's number and the number of the attempt."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSampler:
-    """Make the sampler of one trial.
+    """Return the sampler of one trial.
 
-    A model waits for the results of the first wave: the fastest of them alone would favor short trials.
+    Models are used only after as many results as there are concurrent trials. Fewer results would be those of
+    the fastest trials, and favor settings of short trials.
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.
-        concurrency: Concurrent trials.
+        concurrency: Number of concurrent trials.
 
     Raises:
-        UserError: there is no such sampler.
+        UserError: the sampler is unknown, or is not an Optuna sampler.
     """
     startup = max(STARTUP_TRIALS, concurrency)
     samplers: dict[str, Callable[[Space, int], BaseSampler]] = {
@@ -45,7 +47,7 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
             n_startup_trials=startup,
         ),
         "random": lambda space, seed: RandomSampler(seed),
-        # Conditional settings are sampled at random.
+        # GPSampler samples conditional settings independently, and would warn about each of them.
         "gp": lambda space, seed: GPSampler(
             seed=seed, n_startup_trials=startup, warn_independent_sampling=False
         ),

@@ -1,4 +1,4 @@
-"""Optuna storage of a study, and its errors in one line each."""
+"""Optuna storage of a study, with one-line errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +18,16 @@ SQLITE = "sqlite:///"
 
 
 def open_storage(url: str) -> RDBStorage:
-    """Open a database. Create Optuna's tables if it is empty.
+    """Open a database. Create Optuna's tables if the database is empty.
 
     Raises:
-        UserError: the URL is invalid, a driver is missing, or another program or version made the tables.
+        UserError: the URL is invalid, the database driver is missing, or the tables are those of another
+            program or of another version of Optuna.
     """
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("postgresql+psycopg"):
-        # A server whose database has no encoding would return bytes. A statement that was prepared on one
-        # connection of a pooler is missing on the next.
+        # psycopg returns bytes if the encoding of the database is SQL_ASCII. Some connection poolers do not
+        # support prepared statements.
         engine["connect_args"] = {"client_encoding": "utf8", "prepare_threshold": None}
     try:
         if url.startswith(SQLITE):
@@ -41,8 +42,8 @@ def open_storage(url: str) -> RDBStorage:
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
     def disconnected(context: ExceptionContext) -> None:
-        """Prevent Optuna from creating a trial again, which it does if only the answer is lost."""
-        error = context.sqlalchemy_exception  # None if a signal interrupted a statement
+        """Raise StorageError, because Optuna would repeat a statement of which only the response is lost."""
+        error = context.sqlalchemy_exception  # None if a signal interrupted the statement
         if error is not None and context.is_disconnect and not context.is_pre_ping:
             raise _failed(url, error)
 
@@ -52,11 +53,11 @@ def open_storage(url: str) -> RDBStorage:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Convert errors of a database into one line.
+    """Convert database errors to one-line errors.
 
     Raises:
-        UserError: the URL is invalid. StorageError: the database is lost, locked, full or corrupt, or
-            another process writes the same study.
+        UserError: the URL is invalid. StorageError: the database is unreachable, locked, full or corrupt, or
+            another process writes to the same study.
     """
     try:
         yield
@@ -66,7 +67,7 @@ def storage_errors(url: str) -> Iterator[None]:
         raise UserError(masked(f"--storage {url} is invalid: {str(error).splitlines()[0]}.")) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
-        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # locked and full ones have other types
+        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # not OperationalError: locked, full
             raise StorageError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
         raise _failed(url, cause) from None
 
@@ -77,7 +78,7 @@ def _failed(url: str, error: BaseException) -> StorageError:
 
 
 def another_writer(url: str) -> StorageError:
-    """Return the error of a study that two processes write."""
+    """Return the error for a study to which two processes write."""
     return StorageError(
-        masked(f"Another process writes this study in {url}. Stop one of them, then {RESUME}.")
+        masked(f"Another process writes to this study in {url}. Stop one of the processes, then {RESUME}.")
     )

@@ -1,7 +1,7 @@
-"""Ask-and-tell wrapper around an Optuna study. Its storage is the only state, so any process may crash."""
+"""Ask-and-tell wrapper around an Optuna study. All state is in the storage, so any process may crash."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -15,40 +15,41 @@ from tune.config import GOALS, StudyConfig
 from tune.records.schema import REPORT, EpochReport, State, TrialRecord
 from tune.space.ranges import Settings, Value
 from tune.store.pruners import make_pruner
-from tune.store.samplers import make_sampler, seed_of
+from tune.store.samplers import derive_seed, make_sampler
 from tune.store.storage import another_writer, open_storage, storage_errors
 
-HOPELESS = 5
-"""Failed trials in one process, and none finished, after which a study stops."""
-REDRAWS = 20
-"""Consecutive repetitions, after which a finite space is enumerated, and an infinite one sampled randomly."""
+MAX_FAILURES = 5
+"""Number of failed trials after which a process stops the study, if none of its trials succeeded."""
+MAX_DUPLICATES = 20
+"""Consecutive duplicates after which an untried combination is chosen directly. Spaces with too many
+combinations are sampled at random instead."""
 
-IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0: created with it, at once
-ORIGIN, REASON, RESULT = "origin", "reason", "result"  # of trials
-SECONDS = "seconds_searched"  # of the study
-GIVEN = "fixed_params"  # Optuna's key of the settings that a trial was enqueued with
+IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0, which is created with them atomically
+ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of every trial
+SECONDS = "seconds_searched"  # user attribute of the study
+FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial
 
 
 @contextmanager
 def open_trials(
     config: StudyConfig, folder: Path, contents: Mapping[str, str], *, concurrency: int = 1
 ) -> Iterator["TrialStore"]:
-    """Open the storage of a study, and create it if there is none.
+    """Open the storage of a study in this context. Create the study if it does not exist.
 
     Args:
         folder: Folder of the study.
-        contents: Digests of what determines results beside the configuration, by name.
-        concurrency: Concurrent trials. Samplers and pruners wait for the first wave.
+        contents: Digests of inputs other than the configuration that determine results, by name.
+        concurrency: Number of concurrent trials. Samplers and pruners need at least as many results.
 
     Raises:
-        UserError: the storage holds this study with other settings, or of another folder; the URL is invalid.
-        StorageError: the storage cannot be reached, also later.
+        UserError: the URL is invalid, or the stored study has other settings or another folder.
+        StorageError: the storage fails, when it is opened or later in this context.
     """
-    with storage_errors(config.storage), ExitStack() as ends:
+    with storage_errors(config.storage), ExitStack() as stack:
         storage = open_storage(config.storage)
-        ends.callback(storage.engine.dispose)
+        stack.callback(storage.engine.dispose)
         store = TrialStore(config, storage, folder, contents, concurrency=concurrency)
-        ends.callback(store.release)
+        stack.callback(store.release)
         yield store
 
 
@@ -56,8 +57,8 @@ class TrialStore:
     """Trials of one study.
 
     Attributes:
-        exhausted: True if all settings of the space have been tried.
-        seconds_searched: Duration of the search so far, of all commands.
+        exhausted: True if every combination of the space has been tried.
+        seconds_searched: Duration of the search, summed over all commands.
     """
 
     def __init__(
@@ -72,30 +73,30 @@ class TrialStore:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._config, self._search, self._space = config, config.search, config.search.space
         self._storage, self._concurrency = storage, concurrency
-        with _custom(self._search.pruner):
+        with self._errors_of(self._search.pruner):
             pruner = make_pruner(self._search, config.max_epochs, concurrency)
         self._study = optuna.create_study(
             storage=storage, study_name=config.name, pruner=pruner, load_if_exists=True,
             directions=[GOALS[goal] for goal in self._search.goals],
         )  # fmt: skip
         self._id = storage.get_study_id_from_name(config.name)
-        self._running: dict[int, tuple[int, EpochReport]] = {}  # ID in the storage, and last report
-        self._failures, self._successes = list[str](), 0  # in this process
+        self._running: dict[int, tuple[int, EpochReport]] = {}  # trial ID and last report, by number
+        self._failures, self._num_successes = list[str](), 0  # of this process
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
-        self._claim = self._checked(folder, contents)
-        # A failed baseline is run again, once per process.
+        self._first_attrs = self._check_identity(folder, contents)
+        # The baseline is the first trial. If it fails, each later process reruns it once.
         self._baseline_missing = all(t.state is TrialState.FAIL for t in self._trials if _is_baseline(t))
 
     @property
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _checked(self, folder: Path, contents: Mapping[str, str]) -> dict[str, object]:
-        """Return what trial 0 states about the study.
+    def _check_identity(self, folder: Path, contents: Mapping[str, str]) -> dict[str, object]:
+        """Check that the storage contains this study. Return the attributes of trial 0 if it is missing.
 
         Raises:
-            UserError: the storage holds this study with other settings or of another folder, or lost it.
+            UserError: the stored study has other settings or another folder, or its trials are missing.
         """
         config, owner = self._config, str(folder.absolute())
         if trials := self._trials:
@@ -107,61 +108,61 @@ class TrialStore:
                 )
         elif any((folder / "trials").glob("*/record.json")):
             raise UserError(
-                f"{folder} contains trials, but the study's database does not. Restore it, or start another "
-                "study with --study NAME."
+                f"{folder} contains trials, but the study's database does not. Restore the database, or "
+                "start another study with --study NAME."
             )
         return {} if trials else {IDENTITY: config.identity(contents), OWNER: owner}
 
     @property
-    def finished(self) -> list[TrialRecord]:
-        """Finished trials, by number."""
+    def ended(self) -> list[TrialRecord]:
+        """Completed, pruned and failed trials, by number."""
         return [record_of(trial) for trial in self._trials if trial.state.is_finished()]
 
     @property
     def interrupted(self) -> list[FrozenTrial]:
-        """Trials that another process started and nobody finished."""
+        """Unfinished trials of earlier processes."""
         return [t for t in self._trials if not t.state.is_finished() and t.number not in self._running]
 
     def trial(self, number: int) -> TrialRecord | None:
-        """A trial, None if it has not finished."""
+        """Return the record of a trial, or None if the trial has not ended."""
         trial = self._trials[number]
         return record_of(trial) if trial.state.is_finished() else None
 
     def ask(self, *, new: bool = True) -> FrozenTrial | None:
-        """Start a trial: an interrupted one first, then the baseline, enqueued and sampled ones.
+        """Start a trial: interrupted trials first, then the baseline, enqueued and sampled settings.
 
         Args:
-            new: False: interrupted ones only.
+            new: True to start new trials, False to resume interrupted trials only.
 
         Returns:
-            None if the budget is used, the space is exhausted, or the study is hopeless.
+            The trial, or None if the budget is used, the space is exhausted or too many trials failed.
         """
         for trial in self.interrupted:
-            number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
             if trial.state is TrialState.WAITING:
-                self._storage.set_trial_state_values(number, TrialState.RUNNING)
-            self._running[trial.number] = number, EpochReport()
+                self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            self._running[trial.number] = trial_id, EpochReport()
             return trial
-        if not new or self.hopeless() is not None:
+        if not new or self.abort_reason() is not None:
             return None
-        sampled = self._next(self._trials)
+        sampled = self._sample_next(self._trials)
         return None if sampled is None else self._create(sampled)
 
-    def _next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """Sample the next trial. The baseline always has one slot of the budget."""
+    def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
+        """Sample the next trial. One trial of the budget is reserved for the baseline."""
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline, "baseline")
         if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
             return None
-        # Failed trials count: they would fail again with the same seeds.
+        # Failed settings are not retried, because they would fail again with the same seeds.
         tried = {self._key(trial.params) for trial in trials}
-        given = [trial.system_attrs.get(GIVEN) for trial in trials]
+        enqueued = [trial.system_attrs.get(FIXED) for trial in trials]
         for settings in self._search.enqueue:
-            if settings not in given:
+            if settings not in enqueued:
                 trial = self._sample(trials, settings, "enqueued")
                 if self._key(trial.params) not in tried:
                     return trial
-        for attempt in range(REDRAWS):
+        for attempt in range(MAX_DUPLICATES):
             trial = self._sample(trials, attempt=attempt)
             if self._key(trial.params) not in tried:
                 return trial
@@ -175,30 +176,31 @@ class TrialStore:
     def _sample(
         self,
         trials: list[FrozenTrial],
-        given: Settings | None = None,
+        fixed: Settings | None = None,
         origin: str = "sampled",
         *,
         attempt: int = 0,
         sampler: str = "",
     ) -> FrozenTrial:
-        """Sample a trial beside a copy of the study in memory, so that the storage gets it as a whole.
+        """Sample a trial with an in-memory copy of the study, so that it can be stored atomically.
 
         Args:
-            given: Settings that are not sampled.
-            sampler: Default: the search's.
+            fixed: Settings with fixed values. All other settings are sampled.
+            attempt: Number of preceding duplicates.
+            sampler: Name of the sampler. Default: the sampler of the search.
         """
         number, sampler = len(trials), sampler or self._search.sampler
-        with _custom(sampler):
+        with self._errors_of(sampler):
             copy = optuna.create_study(
                 sampler=make_sampler(
-                    sampler, self._space, seed_of(self._search.seed, number, attempt), self._concurrency
+                    sampler, self._space, derive_seed(self._search.seed, number, attempt), self._concurrency
                 ),
                 pruner=self._study.pruner,
                 directions=self._study.directions,
             )
             copy.add_trials(trials)
-            if given is not None:
-                copy.enqueue_trial(dict(given))
+            if fixed is not None:
+                copy.enqueue_trial(dict(fixed))
             settings = self._space.sample(copy.ask())
         for key, value in settings.items():
             if not (allowed := self._space.ranges[key]).contains(value):
@@ -208,63 +210,64 @@ class TrialStore:
         return trial
 
     def _create(self, trial: FrozenTrial) -> FrozenTrial:
-        for key, value in self._claim.items():
+        for key, value in self._first_attrs.items():
             trial.set_user_attr(key, value)
-        stored = self._storage.create_new_trial(self._id, trial)
-        if self._storage.get_trial(stored).number != trial.number:
+        trial_id = self._storage.create_new_trial(self._id, trial)
+        if self._storage.get_trial(trial_id).number != trial.number:
             raise another_writer(self._config.storage)
-        self._running[trial.number] = stored, EpochReport()
-        self._claim, self._baseline_missing = {}, False
+        self._running[trial.number] = trial_id, EpochReport()
+        self._first_attrs, self._baseline_missing = {}, False
         return trial
 
     def _key(self, settings: Settings) -> tuple[Value | None, ...]:
         return tuple(settings.get(name) for name in self._space.ranges)
 
     def report(self, number: int, report: EpochReport) -> bool:
-        """Store an epoch's figures. It is safe to report an epoch twice.
+        """Store the report of an epoch. An epoch may be reported more than once.
 
-        A report that failed or lacks a figure ends the trial as failed.
+        A failed report, or a report without one of the goals, ends the trial as failed.
 
         Returns:
-            False if the trial is over.
+            True if the trial continues.
         """
         if number not in self._running:
             return False
-        stored, _ = self._running[number]
+        trial_id, _ = self._running[number]
         values = {goal: getattr(report, goal) for goal in ("objective", *self._search.goals)}
         missing = [goal for goal, value in values.items() if value is None]
         if report.failed or missing:
             self.fail(number, report.failed or f"the trial did not report {', '.join(missing)}")
             return False
-        self._running[number] = stored, report
-        self._storage.set_trial_intermediate_value(stored, report.epoch, values["objective"])
+        self._running[number] = trial_id, report
+        self._storage.set_trial_intermediate_value(trial_id, report.epoch, values["objective"])
         if report.finished:
             self._tell(number, TrialState.COMPLETE, [values[goal] for goal in self._search.goals])
             return False
-        trial = self._storage.get_trial(stored)
-        with _custom(self._search.pruner):
-            prunes = not _is_baseline(trial) and self._study.pruner.prune(self._study, trial)
-        if prunes:
+        trial = self._storage.get_trial(trial_id)
+        with self._errors_of(self._search.pruner):
+            pruned = not _is_baseline(trial) and self._study.pruner.prune(self._study, trial)
+        if pruned:
             self._tell(number, TrialState.PRUNED)
-        return not prunes
+        return not pruned
 
     def fail(self, number: int, reason: str) -> None:
-        """End a trial as failed. Does nothing if it is over."""
+        """End a trial as failed. Do nothing if the trial has already ended."""
         if number in self._running:
             self._storage.set_trial_user_attr(self._running[number][0], REASON, reason)
             self._tell(number, TrialState.FAIL)
             self._failures.append(reason)
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
-        stored, report = self._running[number]
-        self._storage.set_trial_user_attr(stored, RESULT, REPORT.dump_python(report, mode="json"))
-        del self._running[number]  # even if only the answer is lost, it is over
+        trial_id, report = self._running[number]
+        self._storage.set_trial_user_attr(trial_id, RESULT, REPORT.dump_python(report, mode="json"))
+        del self._running[number]  # before `tell`, which may succeed although its response is lost
         self._study.tell(number, values, state=state)
-        self._successes += state is not TrialState.FAIL
+        self._num_successes += state is not TrialState.FAIL
 
-    def hopeless(self) -> str | None:
-        """The last error if many trials have failed and none has finished in this process."""
-        return self._failures[-1] if len(self._failures) >= HOPELESS and not self._successes else None
+    def abort_reason(self) -> str | None:
+        """Return the last error if the study must stop because of `MAX_FAILURES`, otherwise None."""
+        aborts = len(self._failures) >= MAX_FAILURES and not self._num_successes
+        return self._failures[-1] if aborts else None
 
     def add_seconds(self, seconds: float) -> None:
         """Add to the duration of the search."""
@@ -272,29 +275,30 @@ class TrialStore:
         self._study.set_user_attr(SECONDS, self.seconds_searched)
 
     def release(self) -> None:
-        """Let the running trials wait for the next process."""
-        for stored, _ in self._running.values():
-            self._storage.set_trial_state_values(stored, TrialState.WAITING)
+        """Set running trials to WAITING, so that the next process resumes them."""
+        for trial_id, _ in self._running.values():
+            self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
         self._running.clear()
+
+    @contextmanager
+    def _errors_of(self, name: str) -> Iterator[None]:
+        """Name a custom sampler or pruner in its errors, but not in errors of the storage that it reads."""
+        with failing(name) if ":" in name else nullcontext(), storage_errors(self._config.storage):
+            yield
 
 
 def _is_baseline(trial: FrozenTrial) -> bool:
     return trial.user_attrs.get(ORIGIN) == "baseline"
 
 
-def _custom(name: str) -> AbstractContextManager[None]:
-    """Convert errors of a custom sampler or pruner into one line."""
-    return failing(name) if ":" in name else nullcontext()
-
-
 def record_of(trial: FrozenTrial) -> TrialRecord:
-    """A finished trial as its record."""
-    marks = trial.user_attrs
-    last = REPORT.validate_python(marks.get(RESULT, {}), strict=False)
+    """Return the record of a completed, pruned or failed trial."""
+    attrs = trial.user_attrs
+    last = REPORT.validate_python(attrs.get(RESULT, {}), strict=False)
     return TrialRecord(
         number=trial.number,
         state=cast(State, trial.state.name),
-        origin=marks[ORIGIN],
+        origin=attrs[ORIGIN],
         settings=dict(trial.params),
         objective=last.objective,
         base=last.base,
@@ -304,7 +308,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         runs=last.runs,
         seconds=last.seconds or 0.0,
         notes=last.notes,
-        reason=marks.get(REASON, ""),
+        reason=attrs.get(REASON, ""),
         started=trial.datetime_start and trial.datetime_start.replace(microsecond=0),
         ended=trial.datetime_complete and trial.datetime_complete.replace(microsecond=0),
     )

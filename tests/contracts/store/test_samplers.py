@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 
-from prometar.errors import UserError
+from prometar.errors import StorageError, UserError
 from tests.support.databases import open_store, report, space_from
 from tune.store.samplers import STARTUP_TRIALS
 from tune.store.trial_store import TrialStore
@@ -130,6 +130,7 @@ def test_every_pruner_keeps_the_baseline_and_the_best(tmp_path: Path, pruner: st
 
 
 CUSTOM = """
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 
@@ -152,6 +153,11 @@ class Pruner(BasePruner):
         raise IndexError("no curve")
 
 
+class Lost(BasePruner):
+    def prune(self, study, trial):
+        raise StorageInternalError("the server is gone")
+
+
 def sampler(space, seed):
     return Sampler(seed)
 
@@ -166,6 +172,10 @@ def nothing(space, seed):
 
 def pruner(epochs):
     return Pruner()
+
+
+def lost(epochs):
+    return Lost()
 """
 
 
@@ -191,6 +201,16 @@ def test_custom_samplers_and_pruners_that_fail_are_named(tmp_path: Path) -> None
         UserError, match=r"--sampler own_choices:nothing must return an Optuna sampler, got None"
     ):
         store_of(tmp_path, "own_choices:nothing", "plain").ask()
+
+
+@pytest.mark.usefixtures("custom")
+def test_a_lost_storage_is_no_error_of_a_custom_pruner(tmp_path: Path) -> None:
+    store = store_of(tmp_path, "random", "plain", pruner="own_choices:lost")
+    store.ask()
+    trial = store.ask()
+    assert trial is not None
+    with pytest.raises(StorageError, match=r"The study storage .* failed: the server is gone"):
+        store.report(1, report(trial, of=2, objective=50.0))
 
 
 @pytest.mark.usefixtures("custom")

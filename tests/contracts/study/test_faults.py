@@ -21,7 +21,7 @@ from prometar.errors import PrometarError, StorageError, UserError, WorkError
 from tests.support.databases import open_study
 from tests.support.driver import NAME, Back, fail_one_in_fifty, records, run_fake
 from tests.support.fake_trial import curve
-from tune.store.trial_store import HOPELESS, TrialStore
+from tune.store.trial_store import MAX_FAILURES, TrialStore
 
 WHOLE: dict[str, Any] = {"trials": 3, "epochs": 2, "top": 1, "settings": {"confirm.seeds": 1}}
 WRITTEN = [
@@ -77,7 +77,7 @@ def test_more_trials_extend_a_study_and_other_settings_are_refused(tmp_path: Pat
     finals, text = run_fake(tmp_path, trials=5)
     assert records(tmp_path)[:3] == first
     assert states(tmp_path) == {"COMPLETE": 5}
-    assert "Resuming: 3 trials finished, 0 interrupted" in text
+    assert "Resuming: 3 done, 0 interrupted" in text
     assert finals["difference"] is None
     with pytest.raises(UserError, match=r"started with other settings \(.*train\.epochs"):
         run_fake(tmp_path, trials=5, epochs=4)
@@ -86,7 +86,7 @@ def test_more_trials_extend_a_study_and_other_settings_are_refused(tmp_path: Pat
 def test_a_study_where_everything_fails_ends_early_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"loss is nan in step 7"):
         run_fake(tmp_path, trials=12, behaviour={"all": "fail"})
-    assert len(records(tmp_path)) == HOPELESS
+    assert len(records(tmp_path)) == MAX_FAILURES
     run_fake(tmp_path, trials=12, behaviour={})
     assert [r["state"] for r in records(tmp_path) if r["origin"] == "baseline"] == ["FAIL", "COMPLETE"]
 

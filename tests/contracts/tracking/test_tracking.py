@@ -134,12 +134,12 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
     steps = ["start", "log", "finish"]
     assert [what for name, what in calls if name == "wandb"] == steps
     assert [what for name, what in calls if name == "mlflow"] == steps[: steps.index(fails)]
-    assert out.getvalue() == "Tracker mlflow failed and is off: connection lost\n"
+    assert out.getvalue() == "Tracker mlflow is disabled: connection lost\n"
 
 
 def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     out = io.StringIO()
     tracking.Trackers(("mlflow",), tmp_path, Console(file=out, width=200)).started(job(tmp_path, 0))
-    assert out.getvalue().startswith("Tracker mlflow failed and is off: ")
+    assert out.getvalue().startswith("Tracker mlflow is disabled: ")
     assert out.getvalue().count("\n") == 1

@@ -8,7 +8,7 @@ import pytest
 from prometar.errors import UserError
 from tests.support.study_records import DEFAULT, run, settings_of, small, trial, write
 from tune.config import StudyConfig
-from tune.records.folder import StudyFolder, paired, read_records
+from tune.records.folder import StudyFolder, paired_differences, read_records
 from tune.records.schema import Candidate, RunScore, by_score, seed_means
 
 
@@ -83,7 +83,7 @@ def test_pairs_and_means_need_both_runs() -> None:
         RunScore("a", 2, objective=2.0),
         RunScore("a", 3, objective=1.0),
     )
-    assert paired(ours, theirs) == {1: 2.0, 2: 3.0}
+    assert paired_differences(ours, theirs) == {1: 2.0, 2: 3.0}
     assert seed_means((*ours, RunScore("b", 1, objective=4.0))) == {1: 3.5, 2: 5.0}
     assert seed_means(ours, "new") == {}
 

@@ -13,7 +13,7 @@ from tests.support.study_records import runner, trial
 from tune import StudyConfig
 from tune.records.folder import StudyFolder
 from tune.records.schema import Confirmation, RunScore, TrialRecord
-from tune.stages.confirmation import candidates, confirm
+from tune.stages.confirmation import choose_trials, confirm
 
 Results = Mapping[tuple[int, int], float | str]
 """Objective, or the reason of a failure, by (trial, seed)."""
@@ -38,15 +38,15 @@ def confirmed(
     """The confirmation, and the names of its jobs."""
     config = small_config(tmp_path, dataset="textures", **{"top": 2, **options})
     run_jobs, run = runner(lambda number, config: results[number, config.train.seed])
-    chosen = candidates(trials_of(config, scores), config.confirm.top)
+    chosen = choose_trials(trials_of(config, scores), config.confirm.top)
     return confirm(config, StudyFolder.of(config), chosen, run_jobs), run
 
 
 def test_the_baseline_and_the_best_are_candidates() -> None:
     ranked = [trial(0, objective=1.0), *(trial(number, objective=float(number)) for number in (1, 2, 3))]
-    assert [t.number for t in candidates(ranked, 2)] == [0, 3, 2]
-    assert [t.number for t in candidates(ranked, 0)] == [3]
-    assert [t.number for t in candidates([trial(0, "FAIL"), *ranked[1:]], 2)] == [3, 2]
+    assert [t.number for t in choose_trials(ranked, 2)] == [0, 3, 2]
+    assert [t.number for t in choose_trials(ranked, 0)] == [3]
+    assert [t.number for t in choose_trials([trial(0, "FAIL"), *ranked[1:]], 2)] == [3, 2]
 
 
 def test_the_highest_mean_over_all_seeds_is_selected(tmp_path: Path) -> None:
@@ -75,7 +75,9 @@ def test_a_candidate_that_failed_is_not_selected(tmp_path: Path) -> None:
     assert run == ["confirmation of trial 1, seed 1001"], "it is repeated"
 
 
-@pytest.mark.parametrize(("failed", "message"), [((0,), "The default settings"), ((0, 1), "No candidate")])
+@pytest.mark.parametrize(
+    ("failed", "message"), [((0,), "of the default settings"), ((0, 1), "of all candidates")]
+)
 def test_a_confirmation_without_a_baseline_stops(
     failed: tuple[int, ...], message: str, tmp_path: Path
 ) -> None:

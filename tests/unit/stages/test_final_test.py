@@ -76,7 +76,7 @@ def test_given_seeds_are_analyzed_once(tmp_path: Path) -> None:
 def test_selected_default_settings_are_run_three_times(tmp_path: Path) -> None:
     test, names = finish(config_of(tmp_path), gains(2.0), number=0)
     assert len(names) == 3
-    assert (test.same, test.verdict, test.difference) == (True, "baseline", None)
+    assert (test.baseline_selected, test.verdict, test.difference) == (True, "baseline", None)
     (dataset,) = test.datasets.values()
     assert dataset.selected == dataset.baseline
 

@@ -103,4 +103,4 @@ def test_notices(tmp_path: Path) -> None:
     assert list(run.jobs.notices()) == ["Search space exhausted: every combination has been tried."]
     fewer = Search(tmp_path, storage, trials=1, space=Space.model_validate(SPACE))
     assert next(fewer.jobs, None) is None
-    assert list(fewer.jobs.notices()) == ["--trials 1 is below the 2 finished trials. All of them count."]
+    assert list(fewer.jobs.notices()) == ["--trials 1 is below the 2 existing trials. All of them are used."]

@@ -30,7 +30,7 @@ def test_a_trial_is_not_created_twice_if_the_first_answer_is_lost(
 
     def create() -> None:
         with open_trials(study_config(tmp_path), tmp_path / NAME, {}) as store:
-            sampled = store._next([])
+            sampled = store._sample_next([])
             assert sampled is not None
             dialect = store._storage.engine.dialect  # type: ignore[attr-defined]
             commit = dialect.do_commit
@@ -53,14 +53,14 @@ def test_a_trial_is_not_created_twice_if_the_first_answer_is_lost(
 def test_a_second_writer_is_one_line(tmp_path: Path) -> None:
     url = new_database(tmp_path / NAME)
     first, second = open_store(tmp_path, url=url), open_store(tmp_path, url=url)
-    sampled, trial = second._next([]), first.ask()
+    sampled, trial = second._sample_next([]), first.ask()
     assert sampled is not None
     assert trial is not None
-    with pytest.raises(StorageError, match=r"Another process writes this study in sqlite.* to resume"):
+    with pytest.raises(StorageError, match=r"Another process writes to this study in sqlite.* to resume"):
         second._create(sampled)
     open_study(url).tell(0, 1.0)
     with (
-        pytest.raises(StorageError, match=f"Another process writes this study in {url}"),
+        pytest.raises(StorageError, match=f"Another process writes to this study in {url}"),
         storage_errors(url),
     ):
         first.report(0, report(trial))

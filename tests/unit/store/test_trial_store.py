@@ -23,7 +23,7 @@ from tests.support.databases import (
 )
 from tune.records.schema import EpochReport, RunScore
 from tune.store.samplers import STARTUP_TRIALS
-from tune.store.trial_store import HOPELESS, TrialStore
+from tune.store.trial_store import MAX_FAILURES, TrialStore
 
 KINDS = "task.augmentation: {type: choice, choices: [none, feature_mixup, input_mixup]}"
 MINE = [{"regularizer.text_weight": float(weight), "augment.jitter": 0.1} for weight in (1, 2, 3)]
@@ -45,8 +45,8 @@ def test_the_baseline_is_trial_0_and_the_budget_holds(tmp_path: Path) -> None:
     done = run(store)
     assert [number for number, _ in done] == [0, 1, 2, 3, 4]
     assert done[0] == (0, BASELINE)
-    assert [t.origin for t in store.finished[:2]] == ["baseline", "sampled"]
-    assert [t.objective for t in store.finished] == [score(settings) for _, settings in done]
+    assert [t.origin for t in store.ended[:2]] == ["baseline", "sampled"]
+    assert [t.objective for t in store.ended] == [score(settings) for _, settings in done]
     assert [number for number, _ in run(open_store(tmp_path, trials=7))] == [5, 6]
 
 
@@ -105,7 +105,7 @@ def test_an_epoch_may_be_reported_again(tmp_path: Path) -> None:
     assert sample(again.ask()) == (0, BASELINE)
     for epoch in (1, 2, 3):
         again.report(0, report(trial, epoch, of=3))
-    (record,) = again.finished
+    (record,) = again.ended
     assert record.epochs == {epoch: score(BASELINE) + epoch for epoch in (1, 2, 3)}
 
 
@@ -123,7 +123,7 @@ def test_a_failed_report_ends_the_trial_with_its_reason(
     store = open_store(tmp_path, goals=("base", "new"))
     assert store.ask() is not None
     assert not store.report(0, told)
-    assert [(trial.state, trial.reason) for trial in store.finished] == [("FAIL", reason)]
+    assert [(trial.state, trial.reason) for trial in store.ended] == [("FAIL", reason)]
     assert store.ask() is not None
 
 
@@ -146,19 +146,19 @@ def test_settings_are_tried_once_also_if_they_failed_or_the_model_prefers_them(t
     assert not store.exhausted
 
 
-def test_a_hopeless_study_stops_and_resumes(tmp_path: Path) -> None:
+def test_a_study_with_too_many_failures_stops_and_resumes(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    for _ in range(HOPELESS):
-        assert store.hopeless() is None
+    for _ in range(MAX_FAILURES):
+        assert store.abort_reason() is None
         fail_next(store, "no such file: x.jpg")
     assert store.ask() is None
-    assert store.hopeless() == "no such file: x.jpg"
+    assert store.abort_reason() == "no such file: x.jpg"
     again = open_store(tmp_path)
     (_, first), *_ = run(again, most=2)
     assert first == BASELINE, "a failed baseline is run again"
-    for _ in range(HOPELESS + 1):
+    for _ in range(MAX_FAILURES + 1):
         fail_next(again, "bad luck")
-    assert again.hopeless() is None
+    assert again.abort_reason() is None
 
 
 def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> None:
@@ -168,10 +168,10 @@ def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> Non
     assert [settings for _, settings in run(store)] == MINE[:2]
     store = open_store(tmp_path, **given)
     assert [settings for _, settings in run(store)] == [BASELINE]
-    assert [trial.baseline for trial in store.finished] == [True, False, False, True]
+    assert [trial.baseline for trial in store.ended] == [True, False, False, True]
     store = open_store(tmp_path, **{**given, "trials": 5})
     assert [settings in MINE for _, settings in run(store)] == [True, False]
-    assert [t.origin for t in store.finished] == [
+    assert [t.origin for t in store.ended] == [
         "baseline", "enqueued", "enqueued", "baseline", "enqueued", "sampled"
     ]  # fmt: skip
 
