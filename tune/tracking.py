@@ -23,11 +23,7 @@ _ENVIRONMENT = {
 
 
 def start(name: str, folder: Path, job: Job, settings: dict[str, Any]) -> TrackedRun:
-    """Start or resume the run of a job.
-
-    TensorBoard writes to the study's folder, as does MLflow without MLFLOW_TRACKING_URI. W&B uses the project
-    WANDB_PROJECT.
-    """
+    """Start or resume the run of a job. Trackers write to `folder` unless the environment sets a server."""
     os.environ.update({**_ENVIRONMENT, **os.environ})
     tag = sha256(str(job.folder).encode()).hexdigest()[:16]
     if name == "tensorboard":
@@ -35,7 +31,7 @@ def start(name: str, folder: Path, job: Job, settings: dict[str, Any]) -> Tracke
         writer = create(str(folder / name / job.name), flush_secs=5)
         writer.add_hparams(settings, {}, run_name=".")
         return (
-            lambda epoch, metrics: [writer.add_scalar(key, value, epoch) for key, value in metrics.items()],
+            lambda epoch, metrics: [writer.add_scalar(*each, epoch) for each in metrics.items()],
             lambda failure: writer.close(),
         )
     if name == "mlflow":
@@ -58,10 +54,7 @@ def start(name: str, folder: Path, job: Job, settings: dict[str, Any]) -> Tracke
         project=os.environ.get("WANDB_PROJECT", "prometar"), group=folder.name, name=job.name, id=tag,
         resume="allow", reinit="create_new", config=settings, dir=folder, mode=mode, settings=options,
     )  # fmt: skip
-    return (
-        lambda epoch, metrics: run.log(metrics, step=epoch),
-        lambda failure: run.finish(exit_code=int(failure != "")),
-    )
+    return lambda epoch, metrics: run.log(metrics, step=epoch), lambda failure: run.finish(int(failure != ""))
 
 
 class Trackers:

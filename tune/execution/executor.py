@@ -1,7 +1,4 @@
-"""Execution of jobs on Ray Tune: placement, concurrency, retries and reuse of workers.
-
-Files that Tune writes are temporary. Jobs resume from the folders of their runs.
-"""
+"""Execution of jobs on Ray Tune: placement, concurrency, retries and reuse of workers."""
 
 import logging
 import os
@@ -216,7 +213,7 @@ class _Dispatcher(Searcher, Stopper):
             self._running[trial.trial_id].error = getattr(error, "cause", None) or error
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Finish or retry the job of a Tune trial. Other jobs were interrupted by a signal."""
+        """Finish or retry the job of a Tune trial, unless a signal interrupted the job."""
         submission = self._running.pop(trial_id)
         if self.stop_all() or (not error and not submission.ended):
             return
@@ -232,10 +229,7 @@ class _Dispatcher(Searcher, Stopper):
                 observer.finished(job, failure)
 
     def _retry(self, submission: _Submission) -> bool:
-        """Prepare a retry of a job whose worker died. Return False if the job cannot be retried.
-
-        After an out-of-memory error, the retry gets more resources.
-        """
+        """Prepare a retry, with more resources after an out-of-memory error. Return False if none is left."""
         if isinstance(submission.error, MemoryError):
             larger = self._plan.larger(submission.task.bundles)
             submission.task = replace(submission.task, bundles=larger or submission.task.bundles)

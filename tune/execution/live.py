@@ -24,8 +24,7 @@ class LiveView:
 
     Args:
         stage: Title, e.g. "Search".
-        total: Number of jobs of the stage.
-        done: Number of jobs that were done before this process started.
+        total: Number of jobs of the stage. done: Number of jobs that earlier processes completed.
         best: Best objective so far and the name of its job.
         show_best: True if the objectives of the jobs are comparable, so that the best one is shown.
     """

@@ -15,7 +15,7 @@ def patched() -> Iterator[None]:
     """Patch Tune in this context.
 
     Ray raises OutOfMemoryError, not RayActorError, if its memory monitor kills a worker. Tune 2.60 does not
-    handle this error and would end the whole experiment.
+    handle this error, and would end the whole experiment.
 
     Tune sets an environment variable that only Lightning reads. Because of this variable, Ray would start
     Python twice for each worker, which takes one second per worker and stage.

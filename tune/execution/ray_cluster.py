@@ -96,8 +96,7 @@ def _own_resources(num_cpus: int | None) -> dict[str, int]:
 def preserved_signal_handlers() -> Iterator[None]:
     """Restore the signal handlers afterwards, and prevent Ray's processes from ignoring SIGINT.
 
-    Shells start background jobs with SIGINT ignored, and child processes inherit this. Ray needs SIGINT to
-    cancel tasks.
+    Background jobs of a shell ignore SIGINT, as do their child processes. Ray cancels tasks with SIGINT.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

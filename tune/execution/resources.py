@@ -24,9 +24,7 @@ class ResourcePlan:
     """Concurrent jobs and the resources of each.
 
     Args:
-        max_concurrent: Maximum number of concurrent jobs.
-        cpus: CPUs per job, for trainer and stream together.
-        gpus: GPUs per job.
+        cpus: CPUs per job, for trainer and stream together. gpus: GPUs per job.
         max_cpus, max_gpus: Limits of a job that is retried with more resources: the maxima over the machines.
     """
 
@@ -102,7 +100,7 @@ def plan_resources(
     memory: float = 0,
     noun: str = "trial",
 ) -> tuple[ResourcePlan, str]:
-    """Plan up to `max_jobs` concurrent jobs with the largest possible shares.
+    """Plan up to `max_jobs` concurrent jobs with the largest possible shares. Return a description, too.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
@@ -110,9 +108,6 @@ def plan_resources(
         memory: Estimated bytes of machine memory per job, 0 if unknown. The estimate never prevents one job
             per machine, and is ignored if the user sets `max_concurrent`.
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
-
-    Returns:
-        The plan and a one-line description.
 
     Raises:
         UserError: a job does not fit on any machine.

@@ -118,8 +118,7 @@ class TrialWorker(tune.Trainable):
         folder, seconds = self._task.job.folder, self._task.timeout_seconds
         if not folder.is_dir():
             raise StorageError(
-                f"{folder} does not exist on {socket.gethostname()}. Set --out to a folder that all machines "
-                "share"
+                f"{folder} does not exist on {socket.gethostname()}. Set --out to a shared folder"
             )
         if seconds is None:
             yield

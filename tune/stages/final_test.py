@@ -8,13 +8,7 @@ from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, Runs, Verdict
 from tune.stages.jobs import RunJobs, final_job, scores
-from tune.stages.statistics import (
-    BASELINE_SEEDS,
-    INTERIM_ANALYSES,
-    detectable_difference,
-    is_decided,
-    over_all,
-)
+from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES, is_decided, min_detectable, over_all
 
 
 def run_final_test(
@@ -71,7 +65,7 @@ def run_final_test(
         verdict=_verdict(difference, same=same),
         alpha=alpha,
         matters=config.test.matters if config.test.seeds == "auto" else None,
-        detectable=None if same or len(names) > 1 else detectable_difference(differences, alpha),
+        detectable=None if same or len(names) > 1 else min_detectable(differences, alpha),
         earlier_tests=_earlier(before, selected, seeds),
     )
 

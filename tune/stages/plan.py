@@ -86,17 +86,13 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         known = ", ".join(SEARCH_OBJECTIVES)
         raise UserError(f"--objective must be one of {known}, got {search.objective}.")
     if "new" in search.goals and not objective.scores_new:
-        raise UserError(
-            f"--objective {search.objective} does not score new classes. Remove new from --goals."
-        )
+        raise UserError(f"--goals new requires an objective that scores new classes, got {search.objective}.")
     if not search.space.ranges:
         raise UserError(
             f"--space {search.space.name} contains no setting of {config.run.method}. Choose another space."
         )
     if fixed := {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys():
-        raise UserError(
-            f"--space {search.space.name} contains {min(fixed)}, which the study sets. Remove this setting."
-        )
+        raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
     defaults = config.baseline
     for key, entry in search.space.ranges.items():
         conditions = {other: values[0] for other, values in entry.when.items()}
@@ -169,9 +165,7 @@ def _stages(
     if config.test.seeds == "auto":
         fewest = 2 * num_sets * min(INTERIM_ANALYSES)
         baseline = BASELINE_SEEDS * num_sets
-        remarks["Final test"] = (
-            f"{fewest} runs if they are decisive, {baseline} if the default settings are selected"
-        )
+        remarks["Final test"] = f"{fewest} if decisive, {baseline} if the default settings are selected"
     stages = {
         name: (seeds * num_sets, seeds * num_sets * epochs, seeds * epochs * steps)
         for name, (seeds, epochs, steps) in amounts.items()

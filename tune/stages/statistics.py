@@ -15,7 +15,7 @@ from prometar.metrics import Interval, t_interval
 from tune.config import MAX_SEED_PAIRS
 
 POWER = 0.8
-"""Probability with which a test shows a difference of the size that `detectable_difference` returns."""
+"""Probability with which a test shows the difference that `min_detectable` returns."""
 BASELINE_SEEDS = 3
 """Number of seeds if the baseline was selected, so that there is nothing to compare."""
 INTERIM_ANALYSES: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
@@ -48,8 +48,8 @@ def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: floa
     return interval is not None and (interval.excludes_zero or interval.within(min_relevant))
 
 
-def detectable_difference(differences: Sequence[float], alpha: float) -> float | None:
-    """Return the true difference that a two-sided paired t-test shows with probability `POWER`.
+def min_detectable(differences: Sequence[float], alpha: float) -> float | None:
+    """Return the minimum true difference that a two-sided paired t-test shows with probability `POWER`.
 
     This is delta s / sqrt(n), where s is the sample standard deviation. A noncentral t variable with n - 1
     degrees of freedom and noncentrality delta exceeds the critical value t_{1 - alpha/2} with probability

@@ -25,9 +25,8 @@ MIN_EPOCHS = 2
 def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePruner:
     """Return the pruner of a search.
 
-    Pruners compare trials at the same epoch. If the number of epochs is searched, learning-rate schedules
-    differ: a long trial may be worse than a short one at epoch 5 and better in the end. Therefore, such
-    searches require the pruner `none`.
+    Pruners compare trials at the same epoch, so they require equal learning-rate schedules. If the number of
+    epochs is searched, a long trial may be worse than a short one at epoch 5, but better in the end.
 
     Args:
         epochs: Maximum number of epochs of a trial.

@@ -27,8 +27,7 @@ def derive_seed(*numbers: int) -> int:
 def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSampler:
     """Return the sampler of one trial.
 
-    Models are used only after as many results as there are concurrent trials. Fewer results would be those of
-    the fastest trials, and favor settings of short trials.
+    Models need at least one result per concurrent trial. Fewer results would favor settings of short trials.
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.

@@ -81,7 +81,7 @@ class TrialStore:
         )  # fmt: skip
         self._id = storage.get_study_id_from_name(config.name)
         self._running: dict[int, tuple[int, EpochReport]] = {}  # trial ID and last report, by number
-        self._failures, self._num_successes = list[str](), 0  # of this process
+        self._failures, self._successes = list[str](), 0  # of this process
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
         self._first_attrs = self._check_identity(folder, contents)
@@ -189,12 +189,10 @@ class TrialStore:
             attempt: Number of preceding duplicates.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
-        number, sampler = len(trials), sampler or self._search.sampler
+        sampler, seed = sampler or self._search.sampler, derive_seed(self._search.seed, len(trials), attempt)
         with self._errors_of(sampler):
             copy = optuna.create_study(
-                sampler=make_sampler(
-                    sampler, self._space, derive_seed(self._search.seed, number, attempt), self._concurrency
-                ),
+                sampler=make_sampler(sampler, self._space, seed, self._concurrency),
                 pruner=self._study.pruner,
                 directions=self._study.directions,
             )
@@ -262,12 +260,11 @@ class TrialStore:
         self._storage.set_trial_user_attr(trial_id, RESULT, REPORT.dump_python(report, mode="json"))
         del self._running[number]  # before `tell`, which may succeed although its response is lost
         self._study.tell(number, values, state=state)
-        self._num_successes += state is not TrialState.FAIL
+        self._successes += state is not TrialState.FAIL
 
     def abort_reason(self) -> str | None:
         """Return the last error if the study must stop because of `MAX_FAILURES`, otherwise None."""
-        aborts = len(self._failures) >= MAX_FAILURES and not self._num_successes
-        return self._failures[-1] if aborts else None
+        return self._failures[-1] if len(self._failures) >= MAX_FAILURES and not self._successes else None
 
     def add_seconds(self, seconds: float) -> None:
         """Add to the duration of the search."""

@@ -65,7 +65,9 @@ def test_a_worker_opens_its_next_job_in_that_ones_first_step(tmp_path: Path) -> 
 def test_a_machine_must_see_the_drivers_folder(tmp_path: Path) -> None:
     own = task(tmp_path, 0)
     own.job.folder.rmdir()
-    with pytest.raises(StorageError, match=r"trials/0000 does not exist on .*\. Set --out to a folder"):
+    with pytest.raises(
+        StorageError, match=r"trials/0000 does not exist on .*\. Set --out to a shared folder"
+    ):
         Worker(own).step()
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import stdtrit
 
 from prometar.metrics import t_interval
-from tune.stages.statistics import INTERIM_ANALYSES, detectable_difference, is_decided
+from tune.stages.statistics import INTERIM_ANALYSES, is_decided, min_detectable
 
 
 def run_test(rng: np.random.Generator, difference: float, spread: float = 1.1) -> tuple[int, bool]:
@@ -38,14 +38,14 @@ def test_a_test_ends_when_differences_that_matter_are_excluded() -> None:
     assert is_decided(differences, 0.005, min_relevant=1.0)
     assert not is_decided(differences, 0.005, min_relevant=0.1)
     assert not is_decided(differences[:1], 0.005, min_relevant=1.0), "a single pair shows nothing"
-    assert detectable_difference(differences[:1], 0.005) is None
+    assert min_detectable(differences[:1], 0.005) is None
 
 
 @pytest.mark.parametrize(("pairs", "alpha"), [(3, 0.05), (5, 0.005), (15, 0.02)])
 def test_detectable_differences_are_shown_in_four_of_five_tests(pairs: int, alpha: float) -> None:
     unit = np.random.default_rng(0).normal(size=pairs)
     unit = unit / np.std(unit, ddof=1)
-    true = detectable_difference(list(unit), alpha)
+    true = min_detectable(list(unit), alpha)
     assert true is not None
     drawn = true + np.random.default_rng(1).normal(size=(20_000, pairs))
     half = stdtrit(pairs - 1, 1 - alpha / 2) * drawn.std(axis=1, ddof=1) / pairs**0.5
