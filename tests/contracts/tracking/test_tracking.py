@@ -115,7 +115,7 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
 ) -> None:
     calls = []
 
-    def start(name: str, *args: Any) -> tracking.Run:
+    def start(name: str, *args: Any) -> tracking.TrackedRun:
         def call(what: str) -> None:
             if name == "mlflow" and what == fails:
                 raise OSError("connection lost\nat [bold] host")
