@@ -125,7 +125,7 @@ class Study:
                     f"Confirming {len(rerun)} trials with {config.confirm.seeds} fresh seeds: "
                     + ", ".join(str(trial.number) + " (default settings)" * trial.baseline for trial in rerun)
                 )
-            confirmation = confirm(config, self.folder, rerun, partial(self._run_missing, "Confirmation"))
+            confirmation = confirm(config, self.folder, rerun, partial(self._run_unfinished, "Confirmation"))
             self.folder.write(confirmation)
             settings = confirmation.selected_candidate.settings
             dataset, seed = config.search.datasets[0], (*config.final_seeds, config.search.seed)[0]
@@ -151,7 +151,7 @@ class Study:
                 self.config,
                 self.folder,
                 selected,
-                partial(self._run_missing, "Final test"),
+                partial(self._run_unfinished, "Final test"),
                 published={dataset.name: published_h(dataset, self.config.run) for dataset in plan.datasets},
                 before=self.folder.read(FinalTest),
             )
@@ -216,14 +216,14 @@ class Study:
         contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
         from tune.execution.ray_cluster import start_ray
-        from tune.execution.resources import on_gpus, study_plan
+        from tune.execution.resources import plan_trials, uses_gpus
 
         if before := self.folder.read(StudyRecord):
             config.require_same(before.config.identity(before.contents), contents)
         with locked(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
-            memory = footprint.memory(config.run, on_gpu=on_gpus(nodes, config.resources))
-            resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
+            memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
+            resources, reason = plan_trials(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), reason, *plan.notes):
                 self.console.print(line)
             self._opened = plan, contents, resources
@@ -255,7 +255,7 @@ class Study:
                 timeout_seconds=self.config.resources.trial_timeout,
             )
 
-    def _run_missing(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
+    def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs without a result."""
         from tune.stages.jobs import unfinished
 

@@ -206,7 +206,7 @@ class _Dispatcher(Searcher, Stopper):
         submission.failure = "" if stopped else report.failed
         return submission.ended or self._stopping.requested
 
-    def died(self, trial: Trial) -> None:
+    def record_death(self, trial: Trial) -> None:
         """Record why a worker died. `Trial.get_pickled_error` would read a file that does not exist yet."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
@@ -223,7 +223,8 @@ class _Dispatcher(Searcher, Stopper):
             if error and self._retry(submission):
                 self._retries.append(submission)
                 return
-            job, failure = submission.task.job, self._reason(submission) if error else submission.failure
+            job = submission.task.job
+            failure = self._failure_reason(submission) if error else submission.failure
             self.failures |= {job.name: failure} if failure else {}
             for observer in self._observers:
                 observer.finished(job, failure)
@@ -237,7 +238,7 @@ class _Dispatcher(Searcher, Stopper):
         submission.deaths += 1
         return submission.deaths <= MAX_RETRIES
 
-    def _reason(self, submission: _Submission) -> str:
+    def _failure_reason(self, submission: _Submission) -> str:
         stacks, seconds = submission.task.job.folder / STACKS, submission.task.timeout_seconds
         if seconds and stacks.exists() and stacks.stat().st_size:
             return (
@@ -257,4 +258,4 @@ class _Scheduler(FIFOScheduler):
         self._dispatcher = dispatcher
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._dispatcher.died(trial)
+        self._dispatcher.record_death(trial)

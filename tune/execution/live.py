@@ -40,7 +40,7 @@ class LiveView:
         show_best: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console, self._stage, self.total, self.done = console, stage, total, done
+        self._console, self._stage, self._total, self._done = console, stage, total, done
         self._best, self._show_best, self._clock = best, show_best, clock
         self._start = clock()
         self._running: dict[str, tuple[Job, EpochReport]] = {}  # each job and its last report
@@ -69,7 +69,7 @@ class LiveView:
 
     def finished(self, job: Job, failure: str) -> None:
         _, report = self._running.pop(job.name, (job, EpochReport()))
-        self.done += 1
+        self._done += 1
         self._done_here += 1
         failure, objective = failure or report.failed, report.objective
         complete = report.finished and not failure
@@ -86,12 +86,12 @@ class LiveView:
 
     def _summary(self) -> list[str]:
         """Return the counts, the best objective and the estimated time left."""
-        summary = [f"{self.done} of {self.total} done"]
+        summary = [f"{self._done} of {self._total} done"]
         if self._show_best and self._best:
             summary.append(f"best {self._best[0]:.1f} ({self._best[1]})")
         running = self._running_progress
         if done := self._done_here + running:  # the remaining jobs are assumed to take as long as these
-            seconds = (self.total - self.done - running) * (self._clock() - self._start) / done
+            seconds = (self._total - self._done - running) * (self._clock() - self._start) / done
             summary.append(f"{format_duration(seconds)} left")
         return summary
 
@@ -103,7 +103,7 @@ class LiveView:
     def _view(self) -> Group:
         running = list(self._running.values())
         line = Table.grid(padding=(0, 1))
-        bar = ProgressBar(self.total, self.done + self._running_progress, width=30)
+        bar = ProgressBar(self._total, self._done + self._running_progress, width=30)
         line.add_row(self._stage, bar, _one_line(", ".join(self._summary())))
         lines = (
             f"  {job.name}: epoch {report.epoch}/{job.epochs}{_objective(report)}" for job, report in running

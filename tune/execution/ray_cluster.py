@@ -63,7 +63,7 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     global _owns_cluster
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"include_dashboard": False} | _own_resources(num_cpus)
+        options |= {"include_dashboard": False} | _resource_options(num_cpus)
         if not os.access(os.path.expanduser("~"), os.W_OK):  # Ray stores its token there
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for attempts_left in (1, 0):
@@ -72,18 +72,18 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
                 ray.init(address=address or "local", **options)
             break
         except Exception as error:
-            reason = first_line(error)
+            reason = first_line(error).removesuffix(".")
             if address is not None:
                 hint = "" if "token" in reason else _TOKEN_HINT
                 raise WorkError(f"Cannot connect to Ray at {address}: {reason}.{hint}") from None
             if not attempts_left:
-                raise WorkError(f"Cannot start Ray: {reason}") from None
+                raise WorkError(f"Cannot start Ray: {reason}.") from None
             ray.shutdown()  # on a busy machine, Ray's processes may not start within its timeout of 30 s
     _owns_cluster = address is None
 
 
-def _own_resources(num_cpus: int | None) -> dict[str, int]:
-    """Return the resources for `ray.init` that Ray would overestimate."""
+def _resource_options(num_cpus: int | None) -> dict[str, int]:
+    """Return options of `ray.init` for resources that Ray would overestimate."""
     import torch
 
     found = {} if torch.cuda.is_available() else {"num_gpus": 0}  # Ray counts GPUs that torch cannot use
@@ -94,7 +94,7 @@ def _own_resources(num_cpus: int | None) -> dict[str, int]:
 
 @contextmanager
 def preserved_signal_handlers() -> Iterator[None]:
-    """Restore the signal handlers afterwards, and prevent Ray's processes from ignoring SIGINT.
+    """Preserve the signal handlers in this context, and prevent Ray's processes from ignoring SIGINT.
 
     Background jobs of a shell ignore SIGINT, as do their child processes. Ray cancels tasks with SIGINT.
     """
@@ -142,7 +142,7 @@ def local_node_is_dead() -> bool:
 
 
 def _connect(address: str) -> None:
-    """Check that a server accepts connections at `address`. Raises OSError otherwise."""
+    """Check that a server accepts connections at `address`. If not, raise OSError."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 

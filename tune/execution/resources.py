@@ -13,7 +13,7 @@ from tune.config import ResourcesConfig
 
 Node = Mapping[str, float]
 """Resources of a machine as Ray reports them, e.g. {"CPU": 8.0, "GPU": 1.0, "memory": 2e10}."""
-TRIALS_PER_CONCURRENT = 5
+TRIALS_PER_SLOT = 5
 """Trials of the budget per concurrent trial. With more concurrency, the sampler learns from fewer results."""
 _MAX_JOBS_PER_GPU = 4
 """Maximum number of jobs on one GPU, unless the user sets a share. More jobs would compete for its memory."""
@@ -67,17 +67,17 @@ class ResourcePlan:
         return [{**trainer, kind: share}, stream] if share > trainer[kind] else None
 
 
-def on_gpus(nodes: Sequence[Node], resources: ResourcesConfig) -> bool:
+def uses_gpus(nodes: Sequence[Node], resources: ResourcesConfig) -> bool:
     """Return True if jobs train on GPUs.
 
     Example:
-        >>> on_gpus([{"CPU": 8.0, "GPU": 1.0}], ResourcesConfig(gpus_per_trial=0))
+        >>> uses_gpus([{"CPU": 8.0, "GPU": 1.0}], ResourcesConfig(gpus_per_trial=0))
         False
     """
     return resources.gpus_per_trial != 0 and any(node.get("GPU") for node in nodes)
 
 
-def study_plan(
+def plan_trials(
     nodes: Sequence[Node], resources: ResourcesConfig, trials: int, memory: float = 0
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line description.
@@ -85,11 +85,11 @@ def study_plan(
     At most a fifth of the budget of `trials` runs at once. Fewer concurrent trials get larger shares.
 
     Example:
-        >>> print(study_plan([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
+        >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
         2 concurrent trials (all that fit), each with 1 CPU
     """
     reason = f"a fifth of {trials}, so that the search learns from results"
-    return plan_resources(nodes, resources, max(1, trials // TRIALS_PER_CONCURRENT), reason, memory)
+    return plan_resources(nodes, resources, max(1, trials // TRIALS_PER_SLOT), reason, memory)
 
 
 def plan_resources(
@@ -100,7 +100,7 @@ def plan_resources(
     memory: float = 0,
     noun: str = "trial",
 ) -> tuple[ResourcePlan, str]:
-    """Plan up to `max_jobs` concurrent jobs with the largest possible shares. Return a description, too.
+    """Plan up to `max_jobs` concurrent jobs with the largest shares. Return the plan and a description.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
@@ -144,8 +144,8 @@ def plan_resources(
     if number < max_jobs:
         reason = "all that fit" + (f" of --max-concurrent {max_jobs}" if resources.max_concurrent else "")
     plan = ResourcePlan(number, cpus, gpus, max_cpus, max_gpus)
-    resources_text = _counted(cpus, "CPU") + (f" and {_counted(gpus, 'GPU')}" if gpus else "")
-    return plan, f"{_counted(number, f'concurrent {noun}')} ({reason}), each with {resources_text}"
+    resources_text = _format_count(cpus, "CPU") + (f" and {_format_count(gpus, 'GPU')}" if gpus else "")
+    return plan, f"{_format_count(number, f'concurrent {noun}')} ({reason}), each with {resources_text}"
 
 
 def _fit(node: Node, cpus: float, gpus: float, memory: float) -> int:
@@ -160,5 +160,5 @@ def _fit(node: Node, cpus: float, gpus: float, memory: float) -> int:
     return count
 
 
-def _counted(number: float, noun: str) -> str:
+def _format_count(number: float, noun: str) -> str:
     return f"{round(number, 2):g} {noun}{'s' if number > 1 else ''}"

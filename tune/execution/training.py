@@ -22,7 +22,7 @@ from tune.records.schema import EpochReport, RunScore
 class JobTraining:
     """Training of one job. Epochs are reported in order, including epochs in existing checkpoints.
 
-    Every method raises StorageError if a folder cannot be written. The job itself has not failed then.
+    Every method raises StorageError if a folder cannot be written, which is not a failure of the job.
     """
 
     def __init__(self, task: Task) -> None:

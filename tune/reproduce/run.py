@@ -19,7 +19,7 @@ from tune.execution.executor import run_jobs
 from tune.execution.jobs import Job
 from tune.execution.live import LiveView, plain_console
 from tune.execution.ray_cluster import start_ray
-from tune.execution.resources import on_gpus, plan_resources
+from tune.execution.resources import plan_resources, uses_gpus
 from tune.reproduce.grid import Grid, read_run
 from tune.reproduce.published import incomparable_reason
 from tune.reproduce.render import as_csv, as_markdown, print_table
@@ -48,7 +48,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         failures: Mapping[str, str] = {}
         if remaining:
             nodes = start_ray(address=address)
-            on_gpu = on_gpus(nodes, resources)
+            on_gpu = uses_gpus(nodes, resources)
             footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, text = plan_resources(nodes, resources, len(remaining), "all remaining runs", memory, "run")

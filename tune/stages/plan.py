@@ -32,7 +32,7 @@ from prometar.training.epoch import rates, train_step
 from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
-from tune.execution.resources import on_gpus, study_plan
+from tune.execution.resources import plan_trials, uses_gpus
 from tune.space.space import EPOCHS
 from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES
 from tune.store.pruners import make_pruner
@@ -191,8 +191,8 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = torch.cuda.device_count()
     nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(installed)}]
-    memory = footprint.memory(config.run, on_gpu=on_gpus(nodes, config.resources))
-    resources, reason = study_plan(nodes, config.resources, config.search.trials, memory)
+    memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
+    resources, reason = plan_trials(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = _seconds_per_step(config)
     _, _, steps = plan.stages[TOTAL]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
-from tune.execution.resources import study_plan
+from tune.execution.resources import plan_trials
 
 FOUR_GPUS = [{"CPU": 32.0, "GPU": 4.0}]
 FIFTH = "a fifth of 40, so that the search learns from results"
@@ -41,14 +41,14 @@ def test_plan(
     expected: tuple[int, float, float],
     reason: str,
 ) -> None:
-    plan, shown = study_plan(nodes, ResourcesConfig.model_validate(asked), trials)
+    plan, shown = plan_trials(nodes, ResourcesConfig.model_validate(asked), trials)
     assert (plan.max_concurrent, plan.cpus, plan.gpus) == expected
     assert shown == reason
 
 
 @given(st.integers(1, 64), st.integers(0, 8), st.integers(1, 200), st.integers(1, 4))
 def test_a_plan_fits_on_the_machines(cpus: int, gpus: int, trials: int, machines: int) -> None:
-    plan, _ = study_plan([{"CPU": float(cpus), "GPU": float(gpus)}] * machines, ResourcesConfig(), trials)
+    plan, _ = plan_trials([{"CPU": float(cpus), "GPU": float(gpus)}] * machines, ResourcesConfig(), trials)
     assert 1 <= plan.max_concurrent <= max(1, trials // 5)
     assert plan.max_concurrent * plan.cpus <= cpus * machines
     assert plan.max_concurrent * plan.gpus <= gpus * machines
@@ -57,14 +57,14 @@ def test_a_plan_fits_on_the_machines(cpus: int, gpus: int, trials: int, machines
 
 def test_memory_bounds_the_plan() -> None:
     nodes = [{"CPU": 32.0, "memory": 10e9}]
-    plan, shown = study_plan(nodes, ResourcesConfig(), 40, memory=4e9)
+    plan, shown = plan_trials(nodes, ResourcesConfig(), 40, memory=4e9)
     assert plan.max_concurrent == 2
     assert plan.cpus == 16.0
     assert "2 concurrent trials (all that fit)" in shown
     small = [{"CPU": 8.0, "memory": 10e9}] * 3
-    assert study_plan(small, ResourcesConfig(), 40, memory=11e9)[0].max_concurrent == 3, "one per machine"
+    assert plan_trials(small, ResourcesConfig(), 40, memory=11e9)[0].max_concurrent == 3, "one per machine"
     asked = ResourcesConfig(max_concurrent=5)
-    assert study_plan(small, asked, 40, memory=11e9)[0].max_concurrent == 5, "a given number counts"
+    assert plan_trials(small, asked, 40, memory=11e9)[0].max_concurrent == 5, "a given number counts"
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_what_does_not_fit_is_refused(
     nodes: list[dict[str, float]], asked: dict[str, float], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        study_plan(nodes, ResourcesConfig.model_validate(asked), 40)
+        plan_trials(nodes, ResourcesConfig.model_validate(asked), 40)
 
 
 def test_a_larger_share_ends_at_a_whole_machine() -> None:
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 2.0}]
-    plan, _ = study_plan(nodes, ResourcesConfig(cpus_per_trial=1.0, gpus_per_trial=0.0), 40)
+    plan, _ = plan_trials(nodes, ResourcesConfig(cpus_per_trial=1.0, gpus_per_trial=0.0), 40)
     shares = [plan.bundles()]
     while (more := plan.larger(shares[-1])) is not None:
         shares.append(more)
