@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.prepare import prepare
@@ -98,11 +100,45 @@ def test_closing_a_stream_frees_the_object_store(small_dtd: Path) -> None:
         assert time.monotonic() < end, "the store still holds streamed blocks"
 
 
-def test_a_slow_consumer_is_not_flooded(small_dtd: Path) -> None:
+def test_a_slow_consumer_is_neither_flooded_nor_disturbed(
+    small_dtd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause, steps = raystream.Pause.on_execution_step, list[float]()
+
+    def counted(callback: raystream.Pause, executor: object) -> None:
+        steps.append(time.monotonic())
+        pause(callback, executor)
+
+    monkeypatch.setattr(raystream.Pause, "on_execution_step", counted)
     plan, source = training_plan(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
     before = store_bytes()
     batches = stream(plan, source, memory_bytes=10**6)
     next(batches)
     time.sleep(1)
     assert store_bytes() - before < 3e6  # of 14 MB
+    assert 1 < len(steps) <= 1 + (steps[-1] - steps[0]) / raystream.PAUSE
     batches.close()  # type: ignore[attr-defined]
+
+
+class Trainer:
+    """Takes one batch of a stream in a trial's placement group, and lets the stream go on."""
+
+    def start(self, root: Path) -> None:
+        plan, source = training_plan(root, epochs=100), open_dataset("dtd", root).source
+        self.batches = stream(plan, source, cpus=1)
+        next(self.batches)
+
+    def close(self) -> None:
+        self.batches.close()  # type: ignore[attr-defined]
+
+
+def test_blocks_are_made_ahead_of_a_trial(small_dtd: Path) -> None:
+    before, group = store_bytes(), placement_group([{"CPU": 1}, {"CPU": 1}])
+    place = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+    trainer = ray.remote(num_cpus=1)(Trainer).options(scheduling_strategy=place).remote()
+    ray.get(trainer.start.remote(small_dtd))
+    end = time.monotonic() + 60
+    while store_bytes() < before + 3e6:  # a block takes 0.2 MB
+        assert time.monotonic() < end, "the stream waits for its consumer"
+    ray.get(trainer.close.remote())
+    remove_placement_group(group)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def without_ray() -> dict[str, str]:
-    """The environment for a Ray that knows nothing of this one. Its workers do not give way to other tests."""
+    """Environment of a Ray that is independent of this one. Its workers do not give way to other tests."""
     own = {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
     return {**own, "RAY_worker_niceness": "0"}
 

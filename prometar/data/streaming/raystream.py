@@ -8,6 +8,7 @@ Data run in the second bundle, so they can start even if trials occupy every CPU
 import gc
 import logging
 import math
+import time
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockAccessor
 from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 from ray.util import get_current_placement_group
@@ -32,6 +34,7 @@ from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import PrometarError, StorageError, WorkError, last_line
 
 MAX_STORED_IMAGES = 10_000  # about 1 GB of JPEG files
+PAUSE = 0.02  # seconds
 
 
 def stream(
@@ -76,6 +79,18 @@ def stream(
         raise
 
 
+class Pause(ExecutionCallback):
+    """Pause after each step of Ray Data's scheduling loop, a thread of the training process.
+
+    While finished blocks wait for the training, the loop polls without a pause of its own (Ray 2.60), and
+    takes up to half of the interpreter's time.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        """Sleep."""
+        time.sleep(PAUSE)
+
+
 def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
     """Yield the images of each block. Ray 2.60's `iter_batches` leaks a thread and blocks if closed early."""
     for bundle in dataset.iter_internal_ref_bundles():
@@ -110,14 +125,26 @@ def _build_dataset(
         images, seeds = plan.rows(plan.step_rows(start)[0], plan.step_rows(last)[1])
         paths = [plan.items[k].path for k in images]
         items.append({"image": images.tolist(), "seed": seeds.tolist(), "path": paths})
-    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        cast(Any, make_block),
-        fn_kwargs={"spec": plan.transform, "source": source, "files": _store_images(plan, source)},
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=cpus / tasks,
-        compute=TaskPoolStrategy(size=min(tasks, len(items))),
+    group = get_current_placement_group()
+    strategy = (
+        PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        if group
+        else "DEFAULT"
     )
+    images = ray.data.from_items(items, override_num_blocks=len(items))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # no other argument reaches the bundle
+        # If the context has the strategy, Ray Data (2.60) limits resources to those of the bundles. They
+        # contain no object store memory, so a task starts only when the training waits.
+        return images.map_batches(
+            cast(Any, make_block),
+            fn_kwargs={"spec": plan.transform, "source": source, "files": _store_images(plan, source)},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=cpus / tasks,
+            compute=TaskPoolStrategy(size=min(tasks, len(items))),
+            scheduling_strategy=strategy,
+        )
 
 
 def make_block(
@@ -151,17 +178,11 @@ def _data_context(memory_bytes: int) -> Iterator[None]:
     context.enable_auto_log_stats = False
     context.raise_original_map_exception = True
     context.target_max_block_size = None  # never split a block
+    context.custom_execution_callback_classes = [Pause]
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=memory_bytes
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RayDeprecationWarning
-        )  # only the deprecated option places tasks in the bundle
-        if group := get_current_placement_group():
-            strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-            context.scheduling_strategy = context.scheduling_strategy_large_args = strategy
-        with DataContext.current(context):
-            yield
+    with DataContext.current(context):
+        yield
