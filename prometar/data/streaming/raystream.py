@@ -131,12 +131,12 @@ def _build_dataset(
         if group
         else "DEFAULT"
     )
-    images = ray.data.from_items(items, override_num_blocks=len(items))
+    described = ray.data.from_items(items, override_num_blocks=len(items))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # no other argument reaches the bundle
         # If the context has the strategy, Ray Data (2.60) limits resources to those of the bundles. They
         # contain no object store memory, so a task starts only when the training waits.
-        return images.map_batches(
+        return described.map_batches(
             cast(Any, make_block),
             fn_kwargs={"spec": plan.transform, "source": source, "files": _store_images(plan, source)},
             batch_size=None,
