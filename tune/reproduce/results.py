@@ -83,8 +83,8 @@ def build_table(
     cited = {method for _, method, cells in rows if any(cell.published for cell in cells.values())}
     notes = list(_notes(grid, results))
     if cited:
-        papers = ", ".join(citation for method, (_, citation) in citations.items() if method in cited)
-        notes.append(f"Published accuracies are from the papers: {papers}. In parentheses: ours - published.")
+        sources = ", ".join(citation for method, (_, citation) in citations.items() if method in cited)
+        notes.append(f"Sources of published accuracies: {sources}. In parentheses: ours - published.")
     if any(accuracies for accuracies, _ in citations.values()):
         for name, reason in incomparable.items():
             notes.append(f"Not comparable with published accuracies: {name} ({reason}).")

@@ -132,7 +132,7 @@ def test_only_comparable_accuracies_are_shown_as_published() -> None:
     assert coop["H"].published == 54.24, "the harmonic mean of the published ones"
     assert row(table, "dtd", "prometar")["base"].published is None, "H alone was published by dataset"
     assert row(table, "dtd", "vpt")["base"].published is None
-    assert any("Published accuracies are from the papers: CLIP" in note for note in table[1])
+    assert any("Sources of published accuracies: CLIP" in note for note in table[1])
     for other in (
         ask("base-to-new", methods, datasets=("dtd",), shots=(4,)),
         ask("base-to-new", methods, datasets=("dtd",), settings={"train.epochs": 3}),
@@ -163,7 +163,7 @@ def test_a_published_accuracy_is_cited_with_its_configuration(
     runs = fill(grid, half)
     table = build_table(grid, runs)
     assert row(table, "average", method)["H"].published == published
-    assert any(file in note for note in table[1] if note.startswith("Published")) == bool(file)
+    assert any(file in note for note in table[1] if note.startswith("Sources")) == bool(file)
     part = build_table(grid, [run for run in runs if run.config.data.name != "dtd"])
     assert row(part, "average of 10", method)["H"].published is None
 
