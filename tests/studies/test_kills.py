@@ -18,7 +18,7 @@ from tune.store.trial_store import SECONDS
 
 ASKED = ("--trials", 5, "--top", 1, "--final-seeds", 1)
 EPOCHS = 3 * (5 + 4 + 2)  # two settings are confirmed with two seeds each, and tested with one
-STOPPING = "Stopping after the current epoch of each running trial."
+STOPPING = "Stopping after the current epoch."
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 

@@ -56,9 +56,7 @@ class Stopping:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._console.print(
-            "Stopping after the current epoch of each running trial. Send the signal again to stop now."
-        )
+        self._console.print("Stopping after the current epoch. Send the signal again to stop now.")
 
     def _watch_head(self, finished: threading.Event) -> None:
         """Exit soon after the head dies. Ray itself would wait for a minute and then abort."""

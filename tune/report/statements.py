@@ -109,7 +109,7 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
     base_text, new_text = (describe_difference(each, "points", test.level) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. In new accuracy: {new_text}."
     if base.mean > 0 and (new.high < 0 or new.mean <= -(test.matters or 1.0)):
-        unclear = "" if new.high < 0 else " The interval of new accuracy contains 0."
+        unclear = "" if new.high < 0 else " The interval of the difference in new accuracy contains 0."
         gained = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
         yield f"Base accuracy was gained at the expense of new accuracy: {gained}.{unclear}"
 
@@ -117,7 +117,7 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
 def _detectable(test: FinalTest) -> str:
     if test.verdict != "either" or test.detectable is None or test.detectable >= 100:
         return ""
-    line = f"This test detects a true difference of {test.detectable:.1f} H with a power of 80%."
+    line = f"This test has a power of 80% to show a true difference of {test.detectable:.1f} H."
     if test.matters and test.difference and test.difference.within(test.matters):
         line += f" The interval excludes differences of {test.matters:g} H or more."
     return line
@@ -137,7 +137,7 @@ def _new_accuracy(test: FinalTest) -> str:
     by_side = {side: seed_means(side_runs(test, side), "new").values() for side in _sides(test)}
     texts = [f"{format_mean(values)} with the {LABELS[side]}" for side, values in by_side.items() if values]
     seeds = max(map(len, by_side.values()))
-    statistics = f"mean ± standard deviation over {seeds} seeds"
+    statistics = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
     return f"New accuracy ({statistics}): {', '.join(texts)}." if texts else ""
 
 

@@ -40,7 +40,7 @@ def test_the_first_signal_requests_a_stop_and_the_second_stops(number: signal.Si
     with stop.watching():
         os.kill(os.getpid(), number)
         assert stop.requested
-        assert "Stopping after the current epoch of each running trial." in said.getvalue()
+        assert "Stopping after the current epoch." in said.getvalue()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before

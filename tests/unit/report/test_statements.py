@@ -82,7 +82,7 @@ def test_searched_epochs(tmp_path: Path) -> None:
     [
         ((10.0, -7.0), None, "+10.3 base, -7.0 new."),
         ((10.0, -7.0), Interval(-3.0, -8.0, 2.0, 5),
-         "+10.3 base, -3.0 new. The interval of new accuracy contains 0."),
+         "+10.3 base, -3.0 new. The interval of the difference in new accuracy contains 0."),
         ((10.0, -7.0), Interval(-0.5, -8.0, 7.0, 5), ""),
         ((3.0, 2.0), None, ""),
         ((-3.0, -2.0), None, ""),
@@ -104,8 +104,8 @@ def test_base_accuracy_gained_at_the_expense_of_new_accuracy_is_said(
 @pytest.mark.parametrize(
     ("detectable", "within", "says"),
     [
-        (1.9, False, ["This test detects a true difference of 1.9 H with a power of 80%."]),
-        (0.4, True, ["This test detects a true difference of 0.4 H with a power of 80%. "
+        (1.9, False, ["This test has a power of 80% to show a true difference of 1.9 H."]),
+        (0.4, True, ["This test has a power of 80% to show a true difference of 0.4 H. "
                      "The interval excludes differences of 1 H or more."]),
         (150.0, False, []),
     ],
