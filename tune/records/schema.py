@@ -29,7 +29,7 @@ Verdict = Literal["selected", "either", "baseline"]
 """Settings to use: the selected settings, the default settings, or either if no difference was shown."""
 Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Score in percent, or in the unit of a custom objective."""
-Seconds = Annotated[float, Field(ge=0, le=1e10)]
+NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -51,10 +51,10 @@ class RunScore:
     base: Score | None = None
     new: Score | None = None
     objective: Score | None = None
-    seconds: Seconds | None = None
+    seconds: NonNegative | None = None
     failed: str = ""
-    cpus: Seconds | None = None
-    gpus: Seconds | None = None
+    cpus: NonNegative | None = None
+    gpus: NonNegative | None = None
     alignment: float | None = None
 
     @property
@@ -86,7 +86,7 @@ class EpochReport:
 
     Args:
         epoch: Number of the epoch, counted from 1.
-        runs: Scores of each run. Properties of the report are means over runs. Seconds are summed.
+        runs: Scores of each run. Properties of the report are means over runs, and the sum of `seconds`.
         loss: Mean training loss.
         finished: True if this is the last report of the job.
         failed: Error message, or "" if the job did not fail.
@@ -142,7 +142,7 @@ class TrialRecord:
     epoch: NonNegativeInt
     epochs: Mapping[NonNegativeInt, Score]
     runs: Runs
-    seconds: Seconds
+    seconds: NonNegative
     notes: tuple[str, ...] = ()
     reason: str = ""
     started: NaiveDatetime | None = None

@@ -17,7 +17,7 @@ from tune.config import SearchConfig
 from tune.space.space import EPOCHS
 
 STARTUP_TRIALS = 8
-"""Minimum number of completed trials before a trial is pruned."""
+"""Minimum number of completed trials before the percentile and median pruners prune a trial."""
 MIN_EPOCHS = 2
 """Minimum number of epochs before a trial is pruned. The first epoch uses only the warm-up learning rate."""
 
@@ -30,7 +30,7 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
 
     Args:
         epochs: Maximum number of epochs of a trial.
-        concurrency: Number of concurrent trials. At least as many trials complete before a trial is pruned.
+        concurrency: Number of concurrent trials, also a minimum of completed trials (see `STARTUP_TRIALS`).
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.
@@ -41,8 +41,8 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
         # Only the worst quarter is pruned, because a trial may start slowly and end with a high score.
         "percentile": lambda epochs: PercentilePruner(75.0, **limits),
         "median": lambda epochs: MedianPruner(**limits),
-        "asha": lambda epochs: SuccessiveHalvingPruner(min_resource=2, reduction_factor=3),
-        "hyperband": lambda epochs: HyperbandPruner(2, max(2, epochs), 3),
+        "asha": lambda epochs: SuccessiveHalvingPruner(MIN_EPOCHS, reduction_factor=3),
+        "hyperband": lambda epochs: HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, epochs), 3),
         "none": lambda epochs: NopPruner(),
     }
     pruner = (pruners.get(name) or component("pruner", name, pruners))(epochs)

@@ -41,13 +41,13 @@ def open_storage(url: str) -> RDBStorage:
         fix = " Run pip install '.[postgresql]'." if missing else ""
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
-    def disconnected(context: ExceptionContext) -> None:
+    def raise_if_disconnected(context: ExceptionContext) -> None:
         """Raise StorageError, because Optuna would repeat a statement of which only the response is lost."""
         error = context.sqlalchemy_exception  # None if a signal interrupted the statement
         if error is not None and context.is_disconnect and not context.is_pre_ping:
-            raise _failed(url, error)
+            raise _storage_error(url, error)
 
-    event.listen(storage.engine, "handle_error", disconnected)
+    event.listen(storage.engine, "handle_error", raise_if_disconnected)
     return storage
 
 
@@ -62,22 +62,22 @@ def storage_errors(url: str) -> Iterator[None]:
     try:
         yield
     except UpdateFinishedTrialError:
-        raise another_writer(url) from None
+        raise second_writer_error(url) from None
     except ArgumentError as error:
         raise UserError(masked(f"--storage {url} is invalid: {str(error).splitlines()[0]}.")) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
         if url.startswith(SQLITE) and type(cause) is DatabaseError:  # not OperationalError: locked, full
             raise StorageError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
-        raise _failed(url, cause) from None
+        raise _storage_error(url, cause) from None
 
 
-def _failed(url: str, error: BaseException) -> StorageError:
+def _storage_error(url: str, error: BaseException) -> StorageError:
     reason = str(error).splitlines()[0]
     return StorageError(masked(f"The study storage {url} failed: {reason}. Fix the cause, then {RESUME}."))
 
 
-def another_writer(url: str) -> StorageError:
+def second_writer_error(url: str) -> StorageError:
     """Return the error for a study to which two processes write."""
     return StorageError(
         masked(f"Another process writes to this study in {url}. Stop one of the processes, then {RESUME}.")

@@ -16,7 +16,7 @@ from tune.records.schema import REPORT, EpochReport, State, TrialRecord
 from tune.space.ranges import Settings, Value
 from tune.store.pruners import make_pruner
 from tune.store.samplers import derive_seed, make_sampler
-from tune.store.storage import another_writer, open_storage, storage_errors
+from tune.store.storage import open_storage, second_writer_error, storage_errors
 
 MAX_FAILURES = 5
 """Number of failed trials after which a process stops the study, if none of its trials succeeded."""
@@ -116,7 +116,7 @@ class TrialStore:
     @property
     def ended(self) -> list[TrialRecord]:
         """Completed, pruned and failed trials, by number."""
-        return [record_of(trial) for trial in self._trials if trial.state.is_finished()]
+        return [build_record(trial) for trial in self._trials if trial.state.is_finished()]
 
     @property
     def interrupted(self) -> list[FrozenTrial]:
@@ -126,7 +126,7 @@ class TrialStore:
     def trial(self, number: int) -> TrialRecord | None:
         """Return the record of a trial, or None if the trial has not ended."""
         trial = self._trials[number]
-        return record_of(trial) if trial.state.is_finished() else None
+        return build_record(trial) if trial.state.is_finished() else None
 
     def ask(self, *, new: bool = True) -> FrozenTrial | None:
         """Start a trial: interrupted trials first, then the baseline, enqueued and sampled settings.
@@ -212,7 +212,7 @@ class TrialStore:
             trial.set_user_attr(key, value)
         trial_id = self._storage.create_new_trial(self._id, trial)
         if self._storage.get_trial(trial_id).number != trial.number:
-            raise another_writer(self._config.storage)
+            raise second_writer_error(self._config.storage)
         self._running[trial.number] = trial_id, EpochReport()
         self._first_attrs, self._baseline_missing = {}, False
         return trial
@@ -288,7 +288,7 @@ def _is_baseline(trial: FrozenTrial) -> bool:
     return trial.user_attrs.get(ORIGIN) == "baseline"
 
 
-def record_of(trial: FrozenTrial) -> TrialRecord:
+def build_record(trial: FrozenTrial) -> TrialRecord:
     """Return the record of a completed, pruned or failed trial."""
     attrs = trial.user_attrs
     last = REPORT.validate_python(attrs.get(RESULT, {}), strict=False)
