@@ -13,9 +13,8 @@ Protocol, fixed before the first run:
   without its portfolio run once per closed set. (v0.1 is no longer an arm of this script.)
 - Selected and default settings are trained for the ten epochs of the published method with the same five
   seeds, which no other search uses. If the default settings were selected, the gain is 0.
-- Goal: a mean gain of at least 2 H with an interval over datasets above 0, a loss of more than 0.5 H in at
-  most one of ten searches, a mean change of new accuracy of at least -0.5, and no other arm that is more than
-  0.5 H better.
+- Goal: a mean gain of at least 2 H with an interval over datasets above 0, a loss above 0.5 H in at most one
+  of ten searches, a mean change of new accuracy of at least -0.5, and no other arm more than 0.5 H better.
 
 Rerun the same command to resume. Outcomes are stored in benchmarks/claim.jsonl, one line per search.
 """

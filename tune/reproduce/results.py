@@ -60,10 +60,8 @@ def build_table(
         incomparable: Reason by dataset whose results are not comparable with published ones.
     """
     shots = {"data.shots": grid.shots[0]}
-    citations = {
-        method: published_accuracies(grid.name, config.override(shots))
-        for method, config in grid.configs.items()
-    }
+    configs = {method: config.override(shots) for method, config in grid.configs.items()}
+    citations = {method: published_accuracies(grid.name, config) for method, config in configs.items()}
 
     def row(label: str, method: str, scores: Scores, *, comparable: bool) -> Row:
         published = citations[method][0].get(label, {}) if comparable else {}
