@@ -20,7 +20,6 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockAccessor
 from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 from ray.util import get_current_placement_group
@@ -79,8 +78,8 @@ def stream(
         raise
 
 
-class Pause(ExecutionCallback):
-    """Pause after each step of Ray Data's scheduling loop, a thread of the training process.
+class Pause:
+    """Callback of Ray Data: a pause after each step of its scheduling loop, a thread of the training process.
 
     While finished blocks wait for the training, the loop polls without a pause of its own (Ray 2.60), and
     takes up to half of the interpreter's time.
@@ -89,6 +88,10 @@ class Pause(ExecutionCallback):
     def on_execution_step(self, executor: object) -> None:
         """Sleep."""
         time.sleep(PAUSE)
+
+    def _do_nothing(self, executor: object, *error: object) -> None: ...
+
+    before_execution_starts = after_execution_succeeds = after_execution_fails = _do_nothing
 
 
 def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
