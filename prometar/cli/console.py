@@ -84,7 +84,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
     """Run `app`. Return the exit status: 0, that of an error, 2 for wrong options, or 130 if interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # the terminal may be ASCII, class names may not
+            stream.reconfigure(errors="backslashreplace")  # not every terminal shows all class names
     try:
         with handle_signals([signal.SIGTERM], signal.default_int_handler):  # batch systems send SIGTERM
             status = int(typer.main.get_command(app).main(args, standalone_mode=False) or 0)

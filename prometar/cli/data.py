@@ -27,11 +27,10 @@ NameArgument = Annotated[str, typer.Argument(help="Dataset. `prometar data list`
 @app.command("list")
 def data_list(
     data_root: Annotated[
-        str | None,
-        typer.Option(help="Folder whose datasets to compare. Default: none.", callback=expand_home),
+        str | None, typer.Option(help="Data root. Default: show the published sizes.", callback=expand_home)
     ] = None,
 ) -> None:
-    """List all known datasets. With --data-root, compare those in a folder with the published sizes."""
+    """List all known datasets. With --data-root, compare the datasets there with the published sizes."""
     from prometar.bundled.suite import SUITE
     from prometar.data.datasets.catalog import title_of
     from prometar.data.preparation.check import list_datasets, size_differences
