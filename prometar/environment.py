@@ -1,4 +1,4 @@
-"""Versions and machine, for records."""
+"""Software versions and hardware of the current process."""
 
 import os
 import platform
@@ -8,16 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def environment() -> dict[str, str]:
-    """Return versions and machine, and the GPU if this process computed on one."""
+    """Return package versions, the machine, and the GPU if this process has used one."""
     packages = ("prometar", "torch", "open_clip_torch", "ray", "optuna", "numpy")
     found = {}
     for name in packages:
-        with suppress(PackageNotFoundError):  # a single run needs neither Ray nor Optuna
+        with suppress(PackageNotFoundError):  # Ray and Optuna are optional
             found[name] = version(name)
     found |= {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
-    torch = sys.modules.get("torch")  # not imported for this
+    torch = sys.modules.get("torch")  # a process that has not imported torch has used no GPU
     if torch is not None and torch.cuda.is_initialized():
-        with suppress(RuntimeError):  # the GPU failed, which was reported before
+        with suppress(RuntimeError):  # a failed GPU was already reported
             found["gpu"] = torch.cuda.get_device_name()
     return found
 

@@ -1,4 +1,4 @@
-"""Errors that a user can cause or fix: one line each, the problem and the fix."""
+"""Errors that a user can fix. Each message is one line that states the problem, then the fix."""
 
 import re
 
@@ -9,7 +9,7 @@ _ADVICE = re.compile(
 
 
 class PrometarError(Exception):
-    """Base class. Commands print the message and exit with `exit_code`."""
+    """Base class. A command prints the message and exits with `exit_code`."""
 
     exit_code = 1
 
@@ -21,21 +21,21 @@ class UserError(PrometarError):
 
 
 class WorkError(PrometarError):
-    """Failed work: a corrupt image, a diverged run."""
+    """Failed operation: a corrupt image, a diverged run, an unreachable cluster, a study that is in use."""
 
 
 class StorageError(PrometarError):
-    """Storage that cannot be used: a full disk, an unreachable store. No run is to blame."""
+    """Unusable storage or GPU: a full disk, an unreachable store, a bad driver. The run did not fail."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the message of another library's error in one line of at most 160 characters."""
+    """Return the first line (at most 160 characters) of an error's message, or the error's class name."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a traceback without the advice that torch appends to GPU errors.
+    """Return the last line of a traceback. The advice that torch appends to GPU errors is skipped.
 
     Example:
         >>> last_line("Traceback:\\nAcceleratorError: CUDA error: some\\nFor debugging consider passing A=1")
@@ -45,15 +45,15 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(lines) if line and not _ADVICE.match(line)), "")
 
 
-def is_of_accelerator(error: BaseException) -> bool:
-    """Return True for errors of a GPU: out of memory, in use, or failed. Torch need not be imported."""
+def is_accelerator_error(error: BaseException) -> bool:
+    """Return True for CUDA and cuDNN errors, such as out of memory. Torch is not imported."""
     kind, libraries = type(error), ("CUDA error: ", "cuDNN error: ")
     of_torch = kind.__module__ == "torch" and kind.__name__ in {"AcceleratorError", "OutOfMemoryError"}
     return of_torch or (isinstance(error, RuntimeError) and str(error).startswith(libraries))
 
 
 def one_line(text: str) -> str:
-    """Return text in one line in which names of files or classes cannot control the terminal.
+    """Replace newlines by spaces, and escape characters that could control the terminal.
 
     Example:
         >>> print(one_line("a\\nb\\x1b[2J"))

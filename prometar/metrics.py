@@ -1,4 +1,4 @@
-"""Means and confidence intervals."""
+"""Harmonic means and confidence intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 ACCURACY, HARMONIC = "accuracy", "H"
-"""Columns of tables: accuracy on all classes, and the harmonic mean of base and new accuracy."""
+"""Table columns: accuracy on all classes, and harmonic mean of base and new accuracy."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of n values with its t-interval."""
+    """Mean of n values and its confidence interval."""
 
     mean: float
     low: float
@@ -20,24 +20,25 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
+        """True if the interval does not contain zero."""
         return self.low > 0 or self.high < 0
 
     def within(self, size: float) -> bool:
-        """Return True if the absolute value of every point of the interval is below `size`."""
+        """Return True if the interval lies between -size and size."""
         return -size < self.low and self.high < size
 
 
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | None:
-    """Return mean +- t s / sqrt(n) with the two-sided t-quantile of n - 1 degrees of freedom.
+    """Return the t-interval of the mean at a confidence level, or None if there are fewer than 2 values.
 
-    Returns None if n < 2. `level` is the confidence level (default 0.95).
+    The bounds are mean +- t s / sqrt(n), where t is the two-sided quantile for n - 1 degrees of freedom.
 
     Example:
         >>> interval = t_interval([1.0, 2.0, 3.0])
         >>> round(interval.low, 2), round(interval.high, 2)
         (-0.48, 4.48)
     """
-    from scipy.special import stdtrit  # takes a third of a second, which --help does not need
+    from scipy.special import stdtrit  # the import takes a third of a second, which --help must not spend
 
     n = len(values)
     if n < 2:

@@ -1,4 +1,4 @@
-"""Runs in folders: config.yaml, checkpoint.safetensors, and result.json at the end."""
+"""Runs in folders: config.yaml, checkpoint.safetensors, and result.json after the last epoch."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from prometar.errors import PrometarError, UserError
 from prometar.inference.classifier import Classifier, prompts_of
 from prometar.inference.prompt_file import Card, require_prompts_target, write_prompts
 from prometar.io.custom import is_reference
-from prometar.io.files import locked, read_bytes, size_of, write_atomically
+from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import Watch
 from prometar.training.run import backbone_of, build_run
@@ -36,24 +36,24 @@ def train_run(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     watch: Watch | None = None,
 ) -> EpochRecord:
-    """Train and test a run, from the folder's checkpoint if there is one. Return the last epoch's record.
+    """Train and test a run in a folder. Resume from its checkpoint if there is one. Return the last record.
 
     Args:
-        objective: Images and scores (`prometar.data.splits.objective`).
-        on_epoch: Receives each epoch's record.
+        objective: Images and score of the run (`prometar.data.splits.objective`).
+        on_epoch: Receives the record of each epoch.
         watch: Receives the state and the batch before each step.
 
     Raises:
-        UserError: an error in the configuration, the data or the weights.
-        WorkError: the folder contains another run, or the loss is not finite.
+        UserError: the settings, the data or the weights are invalid, or the folder has other results.
+        WorkError: the checkpoint belongs to another run, or the loss is not finite.
     """
     require_outside(folder, config.data.name, config.data.root)
-    described = dump_config(config).encode()
-    _require_free(folder, described, objective)  # before the data and the weights are loaded
+    config_text = dump_config(config).encode()
+    _require_same_run(folder, config_text, objective)  # before loading takes time
     run = build_run(config, objective)
-    with locked(folder, f"the run {folder}"):
+    with lock_folder(folder, f"the run {folder}"):
         session = Session(run, folder, watch=watch)
-        write_atomically(folder / "config.yaml", described)
+        write_atomically(folder / "config.yaml", config_text)
         with closing(session):
             while not session.finished:
                 on_epoch(session.epoch())
@@ -61,23 +61,23 @@ def train_run(
     return session.history[-1]
 
 
-def _require_free(folder: Path, described: bytes, objective: str) -> None:
-    """Refuse a folder of other results.
+def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
+    """Refuse a folder that contains results of another run.
 
     Raises:
         UserError: the folder contains a study, or files of a run that cannot be resumed.
     """
-    if size_of(folder / "study.yaml") is not None:
+    if file_size(folder / "study.yaml") is not None:
         raise UserError(f"{folder} contains a study. Choose another folder with --out.")
-    if size_of(folder / "checkpoint.safetensors") is not None:
-        return  # the session compares it
+    if file_size(folder / "checkpoint.safetensors") is not None:
+        return  # the session compares the checkpoint with the run
     config, result = folder / "config.yaml", folder / FILE
-    same = size_of(config) is not None and read_bytes(config) == described
-    if same and size_of(result) is not None:
-        with suppress(PrometarError):  # a corrupt one is written again
+    same = file_size(config) is not None and read_bytes(config) == config_text
+    if same and file_size(result) is not None:
+        with suppress(PrometarError):  # a corrupt result is replaced
             same = read_result(folder).objective == objective
     for file in (config, result):
-        if not same and size_of(file) is not None:
+        if not same and file_size(file) is not None:
             raise UserError(f"{file} belongs to another run. Choose another folder with --out.")
 
 
@@ -111,15 +111,15 @@ def write_result(
 
 
 def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
-    """Test a finished run's prompts again. Return accuracies in percent and their harmonic mean.
+    """Test a finished run again. Return the accuracies (in percent, by set) and the objective's score.
 
     Args:
-        trust_parts: Import modules that the folder's files name (default: such folders are rejected).
+        trust_parts: True to import custom components of the run. By default, such runs are rejected.
 
     Raises:
         UserError: the folder does not contain a finished run.
     """
-    config, _, result = _finished(folder, trust_parts)
+    config, _, result = _load_finished(folder, trust_parts)
     objective = result.objective
     if is_reference(objective) and not trust_parts:
         raise UserError(f"{folder} names the custom objective {objective}. Read it, then pass --trust-parts.")
@@ -127,7 +127,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
 
 
 def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
-    """Return the accuracy in percent on all test images of a dataset."""
+    """Return a classifier's accuracy (in percent) on all test images of a dataset."""
     items = select(dataset.test, labels_of(dataset.items))
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
@@ -138,13 +138,13 @@ def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = strea
 
 
 def evaluate_targets(folder: Path, names: Sequence[str], stream: Stream = stream_local) -> None:
-    """Test a finished run's prompts on other datasets, unless its result contains them already.
+    """Test a finished run on other datasets. Datasets that its result already contains are skipped.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
     """
     result = read_result(folder)
-    classifier = trained(folder, trust_parts=True)
+    classifier = load_trained(folder, trust_parts=True)
     for name in names:
         if name not in result.tests:
             dataset = open_dataset(name, classifier.config.data.root)
@@ -153,13 +153,13 @@ def evaluate_targets(folder: Path, names: Sequence[str], stream: Stream = stream
             result.write(folder)
 
 
-def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
-    """Return a finished run's prompts as a classifier. Its images are not needed.
+def load_trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
+    """Load the prompts of a finished run as a classifier. No images are read.
 
     Raises:
         UserError: the folder does not contain a finished run, or the weights are missing.
     """
-    config, checkpoint, result = _finished(folder, trust_parts)
+    config, checkpoint, result = _load_finished(folder, trust_parts)
     if checkpoint.run != result.run:
         raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
     backbone = backbone_of(config.backbone)
@@ -172,14 +172,14 @@ def trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
 
 
 def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
-    """Write a finished run's prompts and their card. Return the path of the readable card.
+    """Write the prompts of a finished run and their card. Return the path of the card (JSON).
 
     Raises:
-        UserError: no finished run, another suffix than .safetensors, or a file that exists.
+        UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
         WorkError: the folder is not writable.
     """
     require_prompts_target(to)
-    classifier, result = trained(folder, trust_parts=trust_parts), read_result(folder)
+    classifier, result = load_trained(folder, trust_parts=trust_parts), read_result(folder)
     backbone = classifier.config.backbone
     local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
     shared: dict[str, object] = {"data.root": None}
@@ -194,9 +194,9 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     return write_prompts(to, classifier.leaves, card)
 
 
-def _finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, RunResult]:
-    """Return the files of a finished run."""
-    if size_of(folder / "config.yaml") is None:
+def _load_finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, RunResult]:
+    """Load the configuration, the checkpoint and the result of a finished run."""
+    if file_size(folder / "config.yaml") is None:
         raise UserError(f"{folder} does not contain a run. Pass a folder that `prometar train --out` wrote.")
     config = load_config(folder / "config.yaml").refuse_own(str(folder), trusted=trust_parts)
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from prometar.errors import UserError, WorkError
-from prometar.io.files import locked
+from prometar.io.files import lock_folder
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, plain_console
 from tune.execution.ray_cluster import configure_ray
@@ -220,7 +220,7 @@ class Study:
 
         if before := self.folder.read(StudyRecord):
             config.require_same(before.config.identity(before.contents), contents)
-        with locked(self.folder.path, f"the study {self.folder.path}"):
+        with lock_folder(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
             memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
             resources, reason = plan_trials(nodes, config.resources, config.search.trials, memory)

@@ -14,7 +14,7 @@ from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name
 from prometar.errors import UserError
-from prometar.io.files import resolved
+from prometar.io.files import resolve_path
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **TYPER_OPTIONS)
 app.add_typer(data.app, name="data")
@@ -85,7 +85,7 @@ def train(
         raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
     objective_of(objective)
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
-    folder = resolved(out) if out else Path("out/train") / name
+    folder = resolve_path(out) if out else Path("out/train") / name
     watch = None if alignment_every is None else Alignment(folder, alignment_every)
     show = partial(_print_epoch, chosen.train.epochs)
     result = train_run(chosen, folder, objective=objective, on_epoch=show, watch=watch)
@@ -105,7 +105,7 @@ def evaluate(
 ) -> None:
     """Test a finished run again, or on another dataset."""
     from prometar.data.datasets.catalog import open_dataset
-    from prometar.runs import evaluate_on, evaluate_run, trained
+    from prometar.runs import evaluate_on, evaluate_run, load_trained
     from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
@@ -116,7 +116,7 @@ def evaluate(
         _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
     else:
         root = data_root or default_root(dataset)
-        classifier = trained(run, trust_parts=trust_parts)
+        classifier = load_trained(run, trust_parts=trust_parts)
         accuracy = evaluate_on(classifier, open_dataset(dataset, root and absolute_root(root)))
         print(f"{run} on {dataset}: {accuracy:.2f} %")
 

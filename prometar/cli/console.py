@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prometar.errors import PrometarError, first_line, is_of_accelerator, one_line
+from prometar.errors import PrometarError, first_line, is_accelerator_error, one_line
 
 INTERRUPTED = 130
 _STUDY_PACKAGES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "sqlalchemy"}
@@ -130,7 +130,7 @@ def _report(error: Exception) -> int:
         return _fail(f"{error.name} is not installed. Run pip install 'prometar[study]'.", 1)
     if isinstance(error, MemoryError):
         return _fail("Out of memory.", 1)
-    if is_of_accelerator(error):
+    if is_accelerator_error(error):
         return _fail(first_line(error), 1)
     if hasattr(error, "format_message"):  # of the option parser, whose module depends on typer's version
         message = str(error.format_message())

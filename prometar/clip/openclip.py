@@ -27,8 +27,8 @@ from prometar.clip.features import Tokenize
 from prometar.clip.model import Clip
 from prometar.clip.weights import from_state_dict, read_weights, require_tensors, weights_digest
 from prometar.errors import UserError
-from prometar.io.files import size_of
-from prometar.io.hub import fetching, unlogged
+from prometar.io.files import file_size
+from prometar.io.hub import download_errors, suppress_logs
 
 
 def _open_clip() -> ModuleType:
@@ -121,7 +121,7 @@ def tokenizer_of(name: str) -> Tokenize:
 @cache
 def _hub_tokenizer(name: str) -> Tokenize:
     otherwise = "run the command once on a machine with a network, and copy its Hugging Face cache"
-    with fetching(f"the tokenizer of {name}", otherwise):
+    with download_errors(f"the tokenizer of {name}", otherwise):
         read = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: read(list(texts))
 
@@ -181,14 +181,14 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     if name == "mini" and pretrained in (None, "random"):
         return _arranged(name, load_mini())
     if pretrained == "random":
-        with torch.random.fork_rng(devices=[]), unlogged():
+        with torch.random.fork_rng(devices=[]), suppress_logs():
             torch.manual_seed(0)
             return _arranged(name, _open_clip().create_model(name, pretrained=None).state_dict())
     if pretrained not in _tags(name):
         state = read_weights(Path(str(pretrained)))
     else:
         otherwise = "download them on a machine with a network and pass the file with --pretrained FILE"
-        with fetching(f"the weights '{pretrained}' of {name}", otherwise):
+        with download_errors(f"the weights '{pretrained}' of {name}", otherwise):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
     require_tensors(_described(name)[1], state, where=str(pretrained))
     return _arranged(name, state)
@@ -216,7 +216,7 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         return
     if pretrained not in (tags := _tags(name)):
         file = Path(str(pretrained))
-        if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or size_of(file) is not None:
+        if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or file_size(file) is not None:
             return
         raise UserError(
             f"no weights '{pretrained}' for {name}: it is neither a file nor a tag of open_clip "
@@ -258,7 +258,7 @@ def _described(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
         architecture, state = clip_architecture(config), load_mini()
     else:
         siglip = is_siglip(name, config)
-        with torch.device("meta"), unlogged():
+        with torch.device("meta"), suppress_logs():
             model = _open_clip().create_model(name, device="meta")
         architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
         state = model.state_dict()

@@ -16,7 +16,7 @@ from prometar.clip.architecture import Architecture
 from prometar.clip.model import Block, Clip, Tower, tensors_of
 from prometar.clip.part import EPS
 from prometar.errors import UserError, first_line
-from prometar.io.files import size_of
+from prometar.io.files import file_size
 
 State = Mapping[str, Tensor]
 
@@ -44,7 +44,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
     Raises:
         UserError: there is no such file, or it is not a safetensors file.
     """
-    if size_of(path) is None:
+    if file_size(path) is None:
         raise UserError(f"there is no file {path}: {fix}")
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,1 +1,1 @@
-"""Paired comparison of methods: the same dataset, the same seed."""
+"""Paired comparison of methods by dataset and seed."""

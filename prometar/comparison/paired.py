@@ -1,4 +1,4 @@
-"""Paired differences between methods, as a pure function of the runs' figures."""
+"""Paired differences between methods, as a pure function of their metrics."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from scipy.stats import wilcoxon
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""Seed of a method that trains nothing. Its figure is paired with each seed of the others."""
+"""Seed of a method that trains nothing. Its score is paired with every seed of the other methods."""
 Scores = Mapping[str, Mapping[int, float]]
-"""Percent by column and seed, of one method on one dataset."""
+"""Scores in percent of one method on one dataset, by column and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
 """Scores by method and dataset."""
 
-_DECIMALS = 9  # differences of percentages that are equal up to rounding count as ties
+_DECIMALS = 9  # rounding errors must not break ties
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between a method and the reference in one column, in points.
+    """Difference between a method and the reference in one column, in percentage points.
 
     Args:
         reference: Method that is subtracted.
-        by_dataset: Differences of each dataset, one per seed that both methods have.
-        p: Two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
-        p_holm: `p` with Holm's correction for all methods of the column.
+        by_dataset: Differences by dataset, one per seed that both methods share.
+        p: p-value of the two-sided Wilcoxon signed-rank test over datasets. None for a single dataset.
+        p_holm: `p` after Holm's correction for all methods of the column.
     """
 
     column: str
@@ -38,17 +38,17 @@ class Difference:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Values that the interval is over: the datasets' means, or the seeds of a single dataset."""
+        """Values of the interval: one mean per dataset, or one difference per seed of a single dataset."""
         return _means(self.by_dataset) if len(self.by_dataset) > 1 else next(iter(self.by_dataset.values()))
 
     @property
     def unit(self) -> str:
-        """Unit of `values`."""
+        """Sampling unit of `values`: "datasets" or "seeds"."""
         return "datasets" if len(self.by_dataset) > 1 else "seeds"
 
     @property
     def interval(self) -> Interval | None:
-        """95% t-interval, or None for a single value."""
+        """95% t-interval of `values`, or None for a single value."""
         return t_interval(self.values)
 
 
@@ -58,7 +58,7 @@ def compare(
     """Subtract the reference from each method on the same dataset and seed.
 
     Returns:
-        Differences by column, then by method, and notes on runs that could not be paired.
+        The differences, ordered by column and method, and notes on runs without a partner.
 
     Example:
         >>> results = {"a": {"dtd": {"H": {1: 60.0, 2: 64.0}}}, "b": {"dtd": {"H": {1: 61.0, 2: 66.0}}}}
@@ -91,7 +91,7 @@ def _pairs(
 
 
 def _means(by_dataset: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
-    """Means over seeds, one per dataset."""
+    """Return the mean over seeds of each dataset."""
     return tuple(round(mean(by_seed), _DECIMALS) for by_seed in by_dataset.values())
 
 
@@ -103,31 +103,31 @@ def _p(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Apply Holm's step-down correction to the p-values that there are.
+    """Apply Holm's step-down correction. None entries are skipped.
 
     Example:
         >>> [p and round(p, 3) for p in holm([0.01, 0.04, None, 0.03])]
         [0.03, 0.06, None, 0.06]
     """
     corrected, largest = list(p_values), 0.0
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    for rank, (p, place) in enumerate(known):
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    for rank, (p, index) in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * p))
-        corrected[place] = largest
+        corrected[index] = largest
     return corrected
 
 
 def _unpaired(results: Results) -> Iterator[str]:
-    """Name the runs that a method lacks and another one has."""
+    """Yield a note per method and dataset whose runs have no partner."""
     for dataset in dict.fromkeys(name for scores_of in results.values() for name in scores_of):
         seeds = {
             method: {seed for by_seed in scores_of.get(dataset, {}).values() for seed in by_seed}
             for method, scores_of in results.items()
         }
         wanted = set.union(*seeds.values()) - {EVERY_SEED}
-        for method, own in seeds.items():
-            if not own:
+        for method, present in seeds.items():
+            if not present:
                 yield f"Not paired: {method} has no run on {dataset}."
-            elif EVERY_SEED not in own and (missing := wanted - own):
+            elif EVERY_SEED not in present and (missing := wanted - present):
                 listed = ", ".join(map(str, sorted(missing)))
                 yield f"Not paired: {method} has no run on {dataset} with seed {listed}."

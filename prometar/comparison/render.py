@@ -1,4 +1,4 @@
-"""A comparison as a terminal table and as CSV."""
+"""Rendering of a comparison as a terminal table and as CSV."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _HEAD = (
 
 
 def print_comparison(differences: Sequence[Difference], notes: Sequence[str], console: Console) -> None:
-    """Print a table with one row per column and method, how to read it, and notes."""
+    """Print a table with one row per column and method, followed by explanations and notes."""
     table = Table("", "method", box=None, pad_edge=False)
     for name in ("difference", "95% CI", "n", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -45,29 +45,29 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
 
 
 def as_csv(differences: Sequence[Difference]) -> str:
-    """Return one line per column and method, followed by one per dataset."""
+    """Return CSV: a line per column and method, followed by a line per dataset."""
     rows: list[tuple[object, ...]] = [_HEAD]
     for each in differences:
         names = (each.column, each.method, each.reference)
-        rows.append((*names, "", each.unit, *_figures(each.values), decimal(each.p), decimal(each.p_holm)))
+        rows.append((*names, "", each.unit, *_summary(each.values), decimal(each.p), decimal(each.p_holm)))
         for dataset, by_seed in each.by_dataset.items():
-            rows.append((*names, dataset, "seeds", *_figures(by_seed), "", ""))
+            rows.append((*names, dataset, "seeds", *_summary(by_seed), "", ""))
     return csv_text(rows)
 
 
-def _figures(values: tuple[float, ...]) -> tuple[int, str, str, str]:
+def _summary(values: tuple[float, ...]) -> tuple[int, str, str, str]:
     interval = t_interval(values)
     low, high = (interval.low, interval.high) if interval else (None, None)
     return len(values), decimal(mean(values)), decimal(low), decimal(high)
 
 
 def decimal(value: float | None) -> str:
-    """Return four decimals, or "" for None."""
+    """Format a number with four decimals, or None as ""."""
     return "" if value is None else f"{value:.4f}"
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Return rows as CSV."""
+    """Format rows as CSV."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(rows)
     return file.getvalue()

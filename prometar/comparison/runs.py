@@ -1,4 +1,4 @@
-"""Comparison of finished runs, read from their folders."""
+"""Comparison of finished runs in folders."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError, one_line
-from prometar.io.files import resolved
+from prometar.io.files import resolve_path
 from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean
 from prometar.training.run_result import FILE, RunResult, read_result
 
 _SHARED = ("data.shots", "train.epochs", "train.batch_size", "backbone.name", "backbone.pretrained",
            "backbone.precision")  # fmt: skip
-"""Settings whose difference between methods is noted."""
+"""Settings that cause a note if they differ between methods."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run."""
+    """Configuration and result of a finished run."""
 
     folder: Path
     config: Config
@@ -28,12 +28,12 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
-        """Its seed, or EVERY_SEED if it trained nothing."""
+        """Seed of the run, or EVERY_SEED if it trained nothing."""
         return self.config.train.seed if "direct_ce" in self.result.result else EVERY_SEED
 
     @property
     def dataset(self) -> str:
-        """Its dataset. For custom images, root and arguments are part of the name."""
+        """Name of the dataset. For custom images, it includes the data root and the arguments."""
         data = self.config.data
         if data.name in BENCHMARKS or data.name in SUITE:
             return data.name
@@ -41,24 +41,25 @@ class FinishedRun:
         return one_line(" ".join(filter(None, (data.name, data.root, *arguments))))
 
     @property
-    def figures(self) -> dict[str, float]:
-        """Percent by column: base, new and H, or accuracy."""
-        figures = dict(self.result.accuracies)
-        if {"base", "new"} <= figures.keys():
-            return {**figures, HARMONIC: harmonic_mean({name: figures[name] for name in ("base", "new")})}
-        return {ACCURACY if name == "all" else name: value for name, value in figures.items()}
+    def scores(self) -> dict[str, float]:
+        """Scores in percent by column: base, new and H, or accuracy."""
+        scores = dict(self.result.accuracies)
+        if {"base", "new"} <= scores.keys():
+            return {**scores, HARMONIC: harmonic_mean({name: scores[name] for name in ("base", "new")})}
+        return {ACCURACY if name == "all" else name: value for name, value in scores.items()}
 
 
 def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> tuple[list[Difference], list[str]]:
-    """Compare the finished runs in folders or below them with one method. Return differences and notes.
+    """Compare finished runs with those of a reference method. Return the differences and notes.
 
     Args:
-        to: Label of the reference. Default: the default method, or the first one.
+        paths: Folders of runs, or folders that contain them.
+        to: Label of the reference. Default: the default method if present, otherwise the first method.
 
     Raises:
-        UserError: nothing to compare, a corrupt record, or runs that are not comparable.
+        UserError: there is nothing to compare, a record is corrupt, or runs are not comparable.
     """
-    folders = dict.fromkeys(resolved(file.parent) for path in paths for file in _results_below(path))
+    folders = dict.fromkeys(resolve_path(file.parent) for path in paths for file in _results_below(path))
     runs = [
         FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder)) for folder in folders
     ]
@@ -72,7 +73,7 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> tuple[list[
     reference = to or (Config().method if Config().method in methods else methods[0])
     if reference not in methods:
         raise UserError(f"--to must be one of {'; '.join(methods)}, got {reference}.")
-    columns = list(dict.fromkeys(column for run in runs for column in run.figures))
+    columns = list(dict.fromkeys(column for run in runs for column in run.scores))
     differences, notes = compare(_collect(names, runs), reference=reference, columns=columns)
     if not differences:
         raise UserError(f"No run shares dataset and seed with a run of {reference}. {' '.join(notes)}")
@@ -80,14 +81,14 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> tuple[list[
 
 
 def _results_below(path: Path) -> list[Path]:
-    studies = {file.parent for file in path.rglob("study.yaml")}  # trials are not runs to compare
+    studies = {file.parent for file in path.rglob("study.yaml")}  # trials of studies are skipped
     return [file for file in sorted(path.rglob(FILE)) if studies.isdisjoint(file.parents)]
 
 
 def labels(configs: Sequence[Config]) -> list[str]:
-    """Return a label per configuration, equal if only the images and the seed differ.
+    """Return a label per configuration. Labels are equal if only the images or the seed differ.
 
-    The label is the method, followed by the settings that differ between configurations of the method.
+    A label is the method, followed by the settings in which configurations of the method differ.
 
     Example:
         >>> coop, vpt = Config(method="coop"), Config(method="vpt")
@@ -111,13 +112,13 @@ def labels(configs: Sequence[Config]) -> list[str]:
 
 
 def _collect(names: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
-    """Return figures by label, dataset, column and seed.
+    """Return the scores by label, dataset, column and seed.
 
     Raises:
-        UserError: runs have the same name but other images, classes or weights, or are the same run.
+        UserError: runs have different objectives, images, classes or weights, or are the same run.
     """
     first = dict[tuple[str, object], tuple[FinishedRun, object]]()
-    figures: dict[str, dict[str, dict[str, dict[int, float]]]] = {name: {} for name in names}
+    scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {name: {} for name in names}
     for name, run in zip(names, runs, strict=True):
         result = run.result
         for what, key, value in (
@@ -131,13 +132,13 @@ def _collect(names: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
         other, _ = first.setdefault((name, (run.dataset, run.seed)), (run, None))
         if other is not run and run.seed != EVERY_SEED:
             raise UserError(f"{other.folder} and {run.folder} are the same run of {name}. Pass one of them.")
-        for column, percent in run.figures.items():
-            figures[name].setdefault(run.dataset, {}).setdefault(column, {})[run.seed] = percent
-    return figures
+        for column, percent in run.scores.items():
+            scores[name].setdefault(run.dataset, {}).setdefault(column, {})[run.seed] = percent
+    return scores
 
 
 def _differing(names: Sequence[str], runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """Note settings that differ between methods although they belong to no method."""
+    """Yield a note per setting of `_SHARED` that differs between methods."""
     for key in _SHARED:
         values = {name: run.config.flat()[key] for name, run in zip(names, runs, strict=True)}
         if len(set(values.values())) > 1:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 
 from prometar.config.recipes import is_file, recipe
 from prometar.errors import UserError
-from prometar.io.custom import completed, is_reference
-from prometar.io.files import require_utf8, resolved
+from prometar.io.custom import complete_args, is_reference
+from prometar.io.files import require_utf8, resolve_path
 from prometar.io.plain_data import PlainData, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.methods.composition import Sections
@@ -185,7 +185,7 @@ class Config(Sections):
             return self
         tree = self.model_dump(mode="json")
         for name, reference in self.own.items():
-            tree[name]["args"] = completed(reference, getattr(self, name).args)
+            tree[name]["args"] = complete_args(reference, getattr(self, name).args)
         return parse(tree, where="settings")
 
     def refuse_own(self, where: str, *, trusted: bool = False) -> "Config":
@@ -398,7 +398,7 @@ def absolute_root(root: str) -> str:
         's3://bucket/data'
     """
     require_utf8(root)
-    return root if "://" in root else str(resolved(root))
+    return root if "://" in root else str(resolve_path(root))
 
 
 def absolute_paths(config: Config) -> Config:
@@ -408,5 +408,5 @@ def absolute_paths(config: Config) -> Config:
         changes["data.root"] = absolute_root(config.data.root)
     weights = config.backbone.pretrained
     if weights is not None and os.path.isfile(weights):
-        changes["backbone.pretrained"] = str(resolved(weights))
+        changes["backbone.pretrained"] = str(resolve_path(weights))
     return config.override(changes) if changes else config

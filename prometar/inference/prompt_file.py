@@ -18,8 +18,8 @@ from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason
 from prometar.device import fetch
 from prometar.errors import UserError, WorkError, first_line
-from prometar.io.files import resolved, write_atomically
-from prometar.io.hub import fetching
+from prometar.io.files import resolve_path, write_atomically
+from prometar.io.hub import download_errors
 from prometar.io.plain_data import PlainData, problems_of
 from prometar.methods.prompts import Leaves
 
@@ -82,7 +82,7 @@ def require_prompts_target(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise UserError(f"--to {path}: expected a name that ends in .safetensors")
     for target in (path, path.with_suffix(".json")):
-        resolved(target.parent)
+        resolve_path(target.parent)
         if os.path.lexists(target):
             raise UserError(f"--to {path}: {target} exists. Choose another name.")
 
@@ -111,7 +111,7 @@ def download(name: str) -> Path:
     from huggingface_hub import hf_hub_download  # slow to import
 
     repository, _, revision = name.removeprefix(HUB).partition("@")
-    with fetching(name, _HUB_ADVICE):
+    with download_errors(name, _HUB_ADVICE):
         return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
 
 

@@ -1,1 +1,1 @@
-"""Files, locked folders, file systems by URL, YAML from users, custom components."""
+"""Files, folder locks, file systems by URL, YAML from users, custom components."""

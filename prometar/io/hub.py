@@ -1,4 +1,4 @@
-"""Downloads that other libraries make: without their log lines, and with errors of one line."""
+"""Downloads by other libraries, without their log messages and with one-line errors."""
 
 import logging
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from prometar.errors import WorkError, first_line
 
 
 @contextmanager
-def unlogged(highest: int = logging.WARNING) -> Iterator[None]:
+def suppress_logs(highest: int = logging.WARNING) -> Iterator[None]:
     """Suppress log records up to this level."""
     before = logging.root.manager.disable
     logging.disable(max(before, highest))
@@ -19,19 +19,19 @@ def unlogged(highest: int = logging.WARNING) -> Iterator[None]:
 
 
 @contextmanager
-def fetching(what: str, otherwise: str) -> Iterator[None]:
-    """Convert errors of a download to one line.
+def download_errors(what: str, fix: str) -> Iterator[None]:
+    """Convert errors of a download to one-line errors.
 
     Args:
-        what: Object of the download, for the message.
-        otherwise: Advice if it fails.
+        what: Name of the downloaded object in the message.
+        fix: Advice in the message.
 
     Raises:
         WorkError: the download failed.
     """
     try:
-        with unlogged(logging.ERROR):  # the client logs each attempt
+        with suppress_logs(logging.ERROR):  # the client logs each attempt
             yield
     except Exception as error:  # the client raises errors of several libraries
         reason = first_line(error.__cause__ or error)
-        raise WorkError(f"cannot fetch {what} ({reason}): {otherwise}") from None
+        raise WorkError(f"cannot fetch {what} ({reason}): {fix}") from None

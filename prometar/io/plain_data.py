@@ -1,4 +1,4 @@
-"""Plain data from files and command lines as pydantic models."""
+"""Pydantic models of data from files and command lines."""
 
 import re
 import reprlib
@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 
 class PlainData(BaseModel):
-    """Frozen fields. Unknown keys, infinite numbers, and booleans for numbers are rejected.
+    """Frozen model that rejects unknown keys, infinite numbers, and booleans in place of numbers.
 
     Example:
         >>> class Point(PlainData):
@@ -22,23 +22,23 @@ class PlainData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
-    @model_validator(mode="before")  # pydantic allows no validator of all fields in a discriminated union
+    @model_validator(mode="before")  # a field validator of "*" is not allowed in a discriminated union
     @classmethod
-    def _no_truth_for_a_number(cls, tree: object) -> object:
-        """Python counts True as 1."""
+    def _reject_booleans(cls, tree: object) -> object:
+        """Reject booleans in fields of numbers, where pydantic would convert True to 1."""
         for name, value in tree.items() if isinstance(tree, Mapping) else ():
             for each in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(each, bool) and _holds_numbers(cls, name):
-                    raise ValueError(f"{name}: {str(each).lower()} is no number")
+                    raise ValueError(f"{name}: {str(each).lower()} is not a number")
         return tree
 
 
 def problems_of(
     error: ValidationError, *, unknown: str = "unknown key", without: Collection[str] = ()
 ) -> str:
-    """Return wrong fields and why, at most five, in one line.
+    """Return at most five problems of a validation error in one line.
 
-    `unknown` describes a field that does not exist. Names in `without` are left out of a field's place.
+    `unknown` is the message for an unknown field. Names in `without` are omitted from the path of a field.
     """
     texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
     problems = [
@@ -53,7 +53,7 @@ def problems_of(
 def _problem(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    message = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", error["msg"])  # a limit of 1e30
+    message = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", error["msg"])  # such as 10**30
     return f"{message} (found {reprlib.repr(error['input'])})"
 
 
@@ -65,7 +65,7 @@ def _holds_numbers(model: type[BaseModel], name: object) -> bool:
 
 
 def leaf_types(annotation: object) -> Iterator[object]:
-    """Yield the types that an annotation is made of, in order."""
+    """Yield the types in a nested annotation, such as int and str of `list[int] | str`."""
     parts = get_args(annotation)
     if not parts:
         yield annotation

@@ -1,4 +1,4 @@
-"""Files below a local folder or a URL, through pyarrow's file systems."""
+"""Files below a local folder or a URL, accessed with pyarrow's file systems."""
 
 import re
 from collections.abc import Iterator
@@ -10,14 +10,15 @@ from pyarrow import fs
 from prometar.errors import StorageError, UserError
 from prometar.io.files import require_utf8, write_atomically
 
-_SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # names of options of a URL
+_SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # names of URL options
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the pyarrow file system of a local path or URI, and the path in it.
+    """Return the pyarrow file system of a local path or URI, and the path in this file system.
 
     Raises:
-        UserError: pyarrow does not understand the URI. StorageError: the store cannot be reached.
+        UserError: pyarrow does not support the URI.
+        StorageError: the store cannot be reached.
     """
     require_utf8(uri)
     if "://" not in uri:
@@ -26,18 +27,19 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         system, path = fs.FileSystem.from_uri(uri)
     except ValueError as error:
         raise UserError(
-            f"cannot open '{masked(uri)}': {reason(error)}; expected a folder, s3://... or gs://..."
+            f"Cannot open '{masked(uri)}': {reason(error)}. Pass a folder, s3://... or gs://..."
         ) from None
     except OSError as error:
-        raise StorageError(f"cannot open {masked(uri)}: {reason(error)}") from None
+        raise StorageError(f"Cannot open {masked(uri)}: {reason(error)}.") from None
     return system, path.rstrip("/")
 
 
 def read_file(folder: str, name: str) -> bytes | None:
-    """Return the content of a file in a local folder or URI, or None if there is none.
+    """Return the content of a file in a local folder or URI, or None if the file does not exist.
 
     Raises:
-        UserError: see `filesystem`. StorageError: the store failed.
+        UserError: pyarrow does not support the URI.
+        StorageError: the store failed.
     """
     system, path = filesystem(folder)
     with _one_line_errors("read", join(folder, name)):
@@ -49,10 +51,11 @@ def read_file(folder: str, name: str) -> bytes | None:
 
 
 def write_file(folder: str, name: str, content: bytes) -> None:
-    """Write a file in a local folder or URI. Object stores and local folders show it when it is complete.
+    """Write a file in a local folder or URI. Readers see only complete files, also in object stores.
 
     Raises:
-        UserError: see `filesystem`. StorageError: the store failed.
+        UserError: pyarrow does not support the URI.
+        StorageError: the store failed.
     """
     system, path = filesystem(folder)
     if isinstance(system, fs.LocalFileSystem):
@@ -68,12 +71,12 @@ def write_file(folder: str, name: str, content: bytes) -> None:
 def _one_line_errors(verb: str, uri: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # Arrow's errors are one of both
-        raise StorageError(f"cannot {verb} {masked(uri)}: {reason(error)}") from None
+    except (OSError, ValueError) as error:  # Arrow's errors derive from one of them
+        raise StorageError(f"cannot {verb} {masked(uri)}: {reason(error)}.") from None
 
 
 def join(root: str | Path, name: str) -> str:
-    """Return `name` below a local folder or a URI. Options of the URI stay at its end.
+    """Append `name` to a local folder or URI. Options of the URI remain at the end.
 
     Example:
         >>> join("s3://bucket/data?region=eu-west-1", "dtd")
@@ -87,12 +90,12 @@ def join(root: str | Path, name: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return the message of an error in one line, without passwords."""
-    return masked(" ".join(str(error).split())) or type(error).__name__
+    """Return the message of an error in one line, with passwords hidden and no final period."""
+    return masked(" ".join(str(error).split())).rstrip(".") or type(error).__name__
 
 
 def masked(text: str) -> str:
-    """Return text with the passwords and secret keys of its URLs hidden.
+    """Hide passwords and secret keys of the URLs in a text.
 
     Example:
         >>> masked("postgresql://me:secret@host/db"), masked("s3://key:se/cret@bucket/data")

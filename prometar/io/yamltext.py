@@ -1,4 +1,4 @@
-"""YAML from users: plain data, or an error of one line."""
+"""Safe reading of YAML from users: plain data, or a one-line error."""
 
 import re
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Any
 import yaml
 
 from prometar.errors import UserError
-from prometar.io.files import read_text, size_of
+from prometar.io.files import file_size, read_text
 
-_MOST_BYTES = 1_000_000
-_MOST_NODES = 500_000  # 1 MB without aliases contains no more
-_MOST_DIGITS = 300
+_MAX_BYTES = 1_000_000
+_MAX_NODES = 500_000  # a file of 1 MB without aliases has at most as many
+_MAX_DIGITS = 300
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, in which 1e-3 is a number."""
+    """YAML 1.1, but with numbers such as 1e-3, which PyYAML reads as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -31,8 +31,8 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UserError: the file cannot be read, is not YAML, or is larger than 1 MB.
     """
-    if (size_of(path) or 0) > _MOST_BYTES:
-        raise UserError(f"{path} is larger than 1 MB. It is not a configuration.")
+    if (file_size(path) or 0) > _MAX_BYTES:
+        raise UserError(f"{path} is larger than 1 MB. Pass a YAML configuration.")
     return parse_yaml(read_text(path), where=str(path))
 
 
@@ -40,7 +40,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """Return plain data from YAML text. `where` names the source in messages.
 
     Raises:
-        UserError: the text is not YAML, or too large or too deep if its aliases are expanded.
+        UserError: the text is not YAML, is nested too deep, or is too large after aliases are expanded.
     """
     try:
         loader = _Loader(text)
@@ -49,17 +49,17 @@ def parse_yaml(text: str, *, where: str) -> Any:
             return None
         _count(node, {}, set())
         return loader.construct_document(node)
-    except Exception as error:  # values that do not match their tags raise anything
+    except Exception as error:  # values that do not match their tags raise many kinds of errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         reason = "it is nested too deep" if isinstance(error, RecursionError) else reason
         raise UserError(f"{where} is not YAML: {reason}") from None
 
 
 def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
-    """Return the number of nodes with all aliases expanded.
+    """Count the nodes after all aliases are expanded.
 
     Raises:
-        ValueError: too many, a recursive alias, a key given twice, or a number with too many digits.
+        ValueError: too many nodes, a recursive alias, a repeated key, or a number with too many digits.
     """
     if id(node) in inside:
         raise ValueError("Recursive YAML alias.")
@@ -69,14 +69,14 @@ def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
     if isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        # YAML would take the last value of a key.
-        if twice := [value for tag, value in keys if tag != _MERGE and keys.count((tag, value)) > 1]:
-            raise ValueError(f"'{twice[0]}' is given twice")
-    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
+        # PyYAML would silently use the last value of a repeated key.
+        if repeated := [value for tag, value in keys if tag != _MERGE and keys.count((tag, value)) > 1]:
+            raise ValueError(f"'{repeated[0]}' is given twice")
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
         raise ValueError(f"a number has {len(node.value)} digits")
     inside.add(id(node))
     sizes[id(node)] = 1 + sum(_count(child, sizes, inside) for child in children)
     inside.discard(id(node))
-    if sizes[id(node)] > _MOST_NODES:
-        raise ValueError(f"aliases expand to more than {_MOST_NODES:,} values")
+    if sizes[id(node)] > _MAX_NODES:
+        raise ValueError(f"aliases expand to more than {_MAX_NODES:,} values")
     return sizes[id(node)]

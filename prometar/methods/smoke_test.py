@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prometar.clip.model import Clip
 from prometar.errors import UserError
-from prometar.io.custom import failing
+from prometar.io.custom import component_errors
 from prometar.methods.composition import Method, Sections, build
 from prometar.methods.part import Custom
 from prometar.methods.prompts import Leaves
@@ -31,7 +31,7 @@ def smoke_test(config: Sections, clip: Clip) -> Method:
         part = getattr(config, section)
         if not isinstance(part, Custom):
             return
-        with failing(part.reference):
+        with component_errors(part.reference):
             found, like = call()
             for key in found.keys() | like.keys():
                 shape, wanted = (_shape(each.get(key)) for each in (found, like))
@@ -40,11 +40,11 @@ def smoke_test(config: Sections, clip: Clip) -> Method:
                         f"{part.reference}: {key} must be a tensor of shape {wanted}, found {shape}"
                     )
 
-    with failing(getattr(config.prompts, "reference", "prompts")):
+    with component_errors(getattr(config.prompts, "reference", "prompts")):
         leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
         tokens = method.prompts.tokens(leaves)
     check("prompts", lambda: ({}, {}) if method.prompts.conditional else (tokens, _like(tokens, clip)))
-    with failing(getattr(config.modulator, "reference", "modulator")):
+    with component_errors(getattr(config.modulator, "reference", "modulator")):
         gate = method.modulator.initialize(tokens, generator)
     check("regularizer", lambda: _distances(method, clip))
     check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))

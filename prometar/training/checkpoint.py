@@ -11,7 +11,7 @@ from safetensors.torch import save
 from prometar.clip.weights import read_tensors
 from prometar.device import fetch
 from prometar.errors import UserError, WorkError, first_line
-from prometar.io.files import size_of, write_atomically
+from prometar.io.files import file_size, write_atomically
 from prometar.io.plain_data import problems_of
 from prometar.step.state import State
 from prometar.training.run_result import EpochRecord
@@ -47,7 +47,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     Raises:
         WorkError: the file is corrupt, or of another version.
     """
-    if size_of(path) is None:
+    if file_size(path) is None:
         return None
     try:
         tensors, metadata = read_tensors(path, "it is cut off")

@@ -12,7 +12,7 @@ from prometar.clip.weights import mismatch
 from prometar.data.splits.objective import score_accuracies
 from prometar.data.streaming.stream import Batch, Stream, stream_labels, stream_local
 from prometar.errors import WorkError
-from prometar.io.files import refused
+from prometar.io.files import write_error
 from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, save_checkpoint
 from prometar.training.drift import drift_scores
 from prometar.training.epoch import Watch, train_epoch
@@ -76,7 +76,7 @@ class Session:
             try:
                 (folder / _CHECKPOINT).replace(aside)
             except OSError as reason:
-                raise refused(aside, reason) from None
+                raise write_error(aside, reason) from None
             return cls(run, folder, stream, watch), f"started over: {error}"
 
     def _resume(self, found: Checkpoint) -> None:

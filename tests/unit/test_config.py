@@ -184,7 +184,7 @@ def test_a_users_module_may_have_the_name_of_one_in_tune(tmp_path: Path) -> None
         capture_output=True,
         text=True,
     )
-    assert done.stderr == f"error: config:hubber: {tmp_path / 'config.py'} has no 'hubber'\n"
+    assert done.stderr == f"error: config:hubber: {tmp_path / 'config.py'} does not define 'hubber'.\n"
 
 
 def test_help_and_records_load_little(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from prometar.config.settings import Config, configure, dump_config
 from prometar.environment import environment
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.custom import source_digest
-from prometar.io.files import locked
+from prometar.io.files import lock_folder
 from prometar.training.run import forget
 from prometar.training.run_result import read_result
 from tests.support.own import write_parts
@@ -89,12 +89,12 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     with pytest.raises(
         UserError, match=r"run was trained with other weights than .*weights\.safetensors contains now"
     ):
-        runs.trained(tmp_path / "run")
+        runs.load_trained(tmp_path / "run")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Path) -> None:
     with (
-        locked(tmp_path, "the first"),
+        lock_folder(tmp_path, "the first"),
         pytest.raises(WorkError, match=f"the run {tmp_path} is in use by another process"),
     ):
         runs.train_run(config, tmp_path)
@@ -103,8 +103,8 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
 
 def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
-    said = f"^cannot write {tmp_path}/lock: Is a directory: move that folder away$"
-    with pytest.raises(StorageError, match=said), locked(tmp_path, "the run"):
+    said = rf"^cannot write {tmp_path}/lock: Is a directory\. Move this folder away\.$"
+    with pytest.raises(StorageError, match=said), lock_folder(tmp_path, "the run"):
         pytest.fail("the lock was taken")
 
 

@@ -19,7 +19,7 @@ from ray.tune.stopper import Stopper
 from rich.console import Console
 
 from prometar.errors import StorageError, WorkError, last_line
-from prometar.io.files import refused
+from prometar.io.files import write_error
 from tune.execution.jobs import Job, Observer
 from tune.execution.patching import patched
 from tune.execution.resources import ResourcePlan
@@ -64,7 +64,7 @@ def run_jobs(
     if stopping.ray_died:
         raise WorkError(RAY_DIED)
     if isinstance(dispatcher.error, StorageError):
-        raise StorageError(f"Stopped: {dispatcher.error}. {RESUME}") from None
+        raise StorageError(f"Stopped: {str(dispatcher.error).rstrip('.')}. {RESUME}") from None
     if dispatcher.error is not None:
         raise dispatcher.error
     if failure is not None:
@@ -189,7 +189,7 @@ class _Dispatcher(Searcher, Stopper):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise refused(folder, error) from None
+                raise write_error(folder, error) from None
         for observer in self._observers:
             observer.started(job)
         return _Submission(Task(job, self._plan, self._plan.bundles(), self._timeout_seconds))

@@ -8,9 +8,9 @@ from typing import Any
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import Config, dump_config
 from prometar.data.streaming.raystream import stream
-from prometar.device import give_back
+from prometar.device import release_cached_memory
 from prometar.errors import PrometarError, StorageError
-from prometar.io.files import refused, write_atomically
+from prometar.io.files import write_atomically, write_error
 from prometar.runs import evaluate_targets, write_result
 from prometar.training.run import build_run
 from prometar.training.run_result import FILE, read_result
@@ -82,7 +82,7 @@ class JobTraining:
             if not is_same_run:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise refused(path, error) from None
+            raise write_error(path, error) from None
         write_atomically(folder / "config.yaml", dump_config(config).encode())
         return session
 
@@ -111,4 +111,4 @@ class JobTraining:
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
-        give_back()
+        release_cached_memory()

@@ -13,7 +13,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import objective_of
 from prometar.environment import environment
 from prometar.errors import UserError
-from prometar.io.files import resolved, write_atomically
+from prometar.io.files import resolve_path, write_atomically
 from prometar.io.stores import masked
 from tune.config import SearchConfig, StudyConfig
 from tune.records.schema import (
@@ -41,7 +41,7 @@ class StudyFolder:
     """OUT/STUDY: study.yaml, study.db, trials/, confirmation/, finals/, best.yaml, report.html."""
 
     def __init__(self, path: Path) -> None:
-        self.path = resolved(path)
+        self.path = resolve_path(path)
 
     @classmethod
     def of(cls, config: StudyConfig) -> Self:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, NaiveDatetime, NonNegativeInt, TypeAdapt
 from pydantic.dataclasses import dataclass
 
 from prometar.errors import UserError
-from prometar.io.files import read_bytes, size_of, write_atomically
+from prometar.io.files import file_size, read_bytes, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.metrics import Interval
 from tune.config import Goal, StudyConfig
@@ -306,7 +306,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
     Raises:
         UserError: the file cannot be read, is corrupt, or has another version.
     """
-    if size_of(path) is None:
+    if file_size(path) is None:
         return None
     try:
         text = read_bytes(path).decode() if path.suffix == ".json" else json.dumps(read_yaml(path))

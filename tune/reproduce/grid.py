@@ -11,7 +11,7 @@ from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError, UserError
-from prometar.io.files import size_of
+from prometar.io.files import file_size
 from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
 from tune.execution.jobs import Job
@@ -132,7 +132,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
         UserError: the run in the job's folder has other settings, or used another split of a dataset.
     """
     folder, config = job.folder, job.config
-    if size_of(folder / "config.yaml") is None:
+    if file_size(folder / "config.yaml") is None:
         return None
     if changed := differences(load_config(folder / "config.yaml").flat(), config.flat()):
         raise UserError(f"{folder} has other settings ({changed}). Pass the same ones or another --out.")

@@ -39,7 +39,7 @@ def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
     results: dict[str, dict[str, dict[str, dict[int, float]]]]
     results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
     for run in runs:
-        by_dataset, data, accuracies = results[run.config.method], run.config.data, run.figures
+        by_dataset, data, accuracies = results[run.config.method], run.config.data, run.scores
         if grid.shots_are_columns:
             shots = grid.shots if run.seed == EVERY_SEED else (data.shots,)
             accuracies = {shots_column(each): accuracies[ACCURACY] for each in shots}

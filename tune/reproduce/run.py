@@ -10,7 +10,7 @@ from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import PrometarError, UserError, WorkError, one_line
-from prometar.io.files import locked, resolved, write_atomically
+from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
 from prometar.training.memory import Footprint
@@ -34,7 +34,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         WorkError: some runs failed or could not start. The tables contain the finished runs.
     """
     console = plain_console()
-    out = resolved(out)
+    out = resolve_path(out)
     for name in grid.all_datasets:
         require_outside(out, name, grid.config.data.root)
     datasets, splits, unavailable = _open(grid)
@@ -43,7 +43,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
     jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
-    with locked(out, f"the output folder {out}"):
+    with lock_folder(out, f"the output folder {out}"):
         remaining = [job for job in jobs if not _is_done(job, digests)]
         failures: Mapping[str, str] = {}
         if remaining:

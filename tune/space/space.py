@@ -9,7 +9,7 @@ from pydantic import ValidationError, model_validator
 
 from prometar.config.settings import Config, flatten, is_setting
 from prometar.errors import UserError
-from prometar.io.files import size_of
+from prometar.io.files import file_size
 from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from tune.space.ranges import Choice, Range, Settings, Value
@@ -181,7 +181,7 @@ def load_space(name: str) -> Space:
     if name in built_in_spaces():
         text = (_SPACES / f"{name}.yaml").read_text("utf-8")
         return build_space(parse_yaml(text, where=f"space {name}"), name=name)
-    if size_of(Path(name)) is None:
+    if file_size(Path(name)) is None:
         raise UserError(f"--space {name} does not exist. Use {', '.join(built_in_spaces())}, or a YAML file.")
     return build_space(read_yaml(Path(name)), name=name)
 
@@ -215,7 +215,7 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
         UserError: the file does not exist, a setting is not searched, a value lies outside its range, or a
             setting is given without the settings that its condition requires.
     """
-    if size_of(path) is None:
+    if file_size(path) is None:
         raise UserError(f"--enqueue {path} does not exist.")
     tree = read_yaml(path)
     entries = tree if isinstance(tree, list) else [tree]

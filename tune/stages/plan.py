@@ -22,8 +22,8 @@ from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import fetch
 from prometar.environment import num_cpus
 from prometar.errors import UserError
-from prometar.io.custom import failing, is_reference, source_digest
-from prometar.io.files import size_of
+from prometar.io.custom import component_errors, is_reference, source_digest
+from prometar.io.files import file_size
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
@@ -98,13 +98,13 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         conditions = {other: values[0] for other, values in entry.when.items()}
         for value in entry.probes:  # raises UserError if the value is invalid
             build(config.run.override({**defaults, **conditions, key: value}))
-    with failing(search.sampler):
+    with component_errors(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
-    with failing(search.pruner):
+    with component_errors(search.pruner):
         make_pruner(search, config.max_epochs, 1)
     weights = config.run.backbone.pretrained
     require_backbone(config.run.backbone.name, weights)
-    if weights and weights.endswith(".safetensors") and size_of(Path(weights)) is None:
+    if weights and weights.endswith(".safetensors") and file_size(Path(weights)) is None:
         raise UserError(f"--pretrained {weights} does not exist.")
     run, datasets = config.run, list[Dataset]()
     for name in search.datasets:

@@ -12,7 +12,7 @@ from optuna.pruners import (
 )
 
 from prometar.errors import UserError
-from prometar.io.custom import component
+from prometar.io.custom import load_component
 from tune.config import SearchConfig
 from tune.space.space import EPOCHS
 
@@ -45,7 +45,7 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
         "hyperband": lambda epochs: HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, epochs), 3),
         "none": lambda epochs: NopPruner(),
     }
-    pruner = (pruners.get(name) or component("pruner", name, pruners))(epochs)
+    pruner = (pruners.get(name) or load_component("pruner", name, pruners))(epochs)
     if not isinstance(pruner, BasePruner):
         raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
     if not isinstance(pruner, NopPruner) and (EPOCHS in search.space.ranges or len(search.goals) > 1):

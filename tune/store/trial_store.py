@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
-from prometar.io.custom import failing
+from prometar.io.custom import component_errors
 from tune.config import GOALS, StudyConfig
 from tune.records.schema import REPORT, EpochReport, State, TrialRecord
 from tune.space.ranges import Settings, Value
@@ -280,7 +280,7 @@ class TrialStore:
     @contextmanager
     def _errors_of(self, name: str) -> Iterator[None]:
         """Name a custom sampler or pruner in its errors, but not in errors of the storage that it reads."""
-        with failing(name) if ":" in name else nullcontext(), storage_errors(self._config.storage):
+        with component_errors(name) if ":" in name else nullcontext(), storage_errors(self._config.storage):
             yield
 
 

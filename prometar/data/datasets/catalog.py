@@ -26,8 +26,8 @@ from prometar.data.datasets.imagetree import FOLDER, TITLE, read_tree
 from prometar.data.datasets.layouts import read_benchmark
 from prometar.data.datasets.prepared import MANIFEST, find_manifest, open_prepared
 from prometar.errors import UserError
-from prometar.io.custom import failing, is_reference, make
-from prometar.io.files import is_utf8, resolved
+from prometar.io.custom import component_errors, is_reference, make
+from prometar.io.files import is_utf8, resolve_path
 from prometar.io.stores import join, masked
 
 KNOWN = (*BENCHMARKS, *SUITE, FOLDER)
@@ -82,7 +82,7 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
     """Return True if `folder` is the local folder of a dataset, or lies in it."""
     if root is None or "://" in str(root):
         return False
-    return resolved(folder).is_relative_to(resolved(dataset_location(name, root)))
+    return resolve_path(folder).is_relative_to(resolve_path(dataset_location(name, root)))
 
 
 def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
@@ -92,7 +92,7 @@ def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
         UserError: `folder` lies in the tree, so its results would look like a class of images.
     """
     if name == FOLDER and is_in_dataset_folder(folder, name, root) and find_manifest(str(root)) is None:
-        raise UserError(f"{resolved(folder)} lies in the dataset's own folder. Choose another --out.")
+        raise UserError(f"{resolve_path(folder)} lies in the dataset's own folder. Choose another --out.")
 
 
 def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, object] = {}) -> Dataset:
@@ -135,7 +135,7 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
 
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
     loader = make(name, args)
-    with failing(name):
+    with component_errors(name):
         found = loader(root)
     if not isinstance(found, Dataset):
         raise UserError(f"{name} must return a Dataset, got {type(found).__name__}. See docs/extending.md.")

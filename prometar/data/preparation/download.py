@@ -17,7 +17,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.layouts import read_split_file
 from prometar.data.preparation.check import file_digest, size_differences
 from prometar.errors import PrometarError, UserError, WorkError, first_line
-from prometar.io.files import resolved
+from prometar.io.files import resolve_path
 
 # CoOp's files are on Google Drive, which requires a browser. The repository of a later paper has copies.
 PUBLIC_SPLITS = (
@@ -50,7 +50,7 @@ def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Pat
     """
     if name not in BENCHMARKS:
         raise UserError(f"'{name}' is not a benchmark. Use one of {', '.join(BENCHMARKS)}.")
-    row, root = BENCHMARKS[name], resolved(to)
+    row, root = BENCHMARKS[name], resolve_path(to)
     folder = root / row.folder
     if not row.archives and not row.split_file:
         parts = ", ".join(row.parts)

@@ -17,7 +17,7 @@ from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, Shard, f
 from prometar.data.preparation.check import decode_all
 from prometar.data.preparation.download import Progress
 from prometar.errors import StorageError, UserError, WorkError
-from prometar.io.files import resolved
+from prometar.io.files import resolve_path
 from prometar.io.stores import masked, read_file, write_file
 
 SHARD_ROWS = 1024
@@ -53,7 +53,7 @@ def prepare(
     known = (*BENCHMARKS, FOLDER)
     if name not in known:
         raise UserError(f"The dataset '{name}' cannot be prepared. Use one of {', '.join(known)}.")
-    target = dataset_location(name, to if "://" in str(to) else resolved(to))
+    target = dataset_location(name, to if "://" in str(to) else resolve_path(to))
     local = target.removeprefix("file://")
     if "://" not in local and is_in_dataset_folder(Path(local), name, root):
         raise UserError(f"{target} lies in the dataset's own folder. Choose another --to.")

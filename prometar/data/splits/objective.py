@@ -22,7 +22,7 @@ from prometar.data.splits.fewshot import (
     select,
 )
 from prometar.errors import UserError
-from prometar.io.custom import component, failing, is_reference
+from prometar.io.custom import component_errors, is_reference, load_component
 from prometar.metrics import harmonic_mean
 
 LEAK_NOTE = "objective oracle_test uses test images, so the scores of this search are not valid test results"
@@ -154,7 +154,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = component("objective", name, known)
+    found = load_component("objective", name, known)
     if isinstance(found, Objective):
         return found
     objective = replace(OBJECTIVES["drift"], score=found, title=name)
@@ -172,7 +172,7 @@ def score_accuracies(name: str, accuracies: Mapping[str, float]) -> float:
 
 
 def _checked_score(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
-    with failing(name):
+    with component_errors(name):
         value = objective.score(accuracies)
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{name} must return a finite number, got {value!a:.60}.")
@@ -193,7 +193,7 @@ def split_dataset(
         UserError: unknown objective, too few classes, a class without images, or an invalid custom split.
     """
     objective = objective_of(name)
-    with failing(name):
+    with component_errors(name):
         found = objective.make_split(dataset, shots, seed, val_per_class)
     if is_reference(name):
         _require_valid_split(name, objective, found)

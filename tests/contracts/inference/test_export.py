@@ -69,7 +69,7 @@ def bmp(size: int) -> bytes:
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
 def test_a_missing_device_is_rejected(exported: Path, device: str) -> None:
-    with pytest.raises(UserError, match=f"^device {device!r} cannot be used here: .+"):
+    with pytest.raises(UserError, match=rf"^Cannot use the device {device!r} \(.+"):
         prometar.load(exported, device=device)
 
 

@@ -66,15 +66,15 @@ def test_a_term_has_its_own_weight(mine: Path, clip: Clip) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"regularizer.kind": "mine:hubber"}, "mine.py has no 'hubber'"),
-    ({"regularizer.kind": "nothere:huber"}, "no module named 'nothere': add its folder to PYTHONPATH"),
+    ({"regularizer.kind": "mine:hubber"}, "mine.py does not define 'hubber'"),
+    ({"regularizer.kind": "nothere:huber"}, "no module named 'nothere'. Add its folder to PYTHONPATH"),
     ({"regularizer.kind": "l3"}, "l3"),
     ({"regularizer.kind": "mine:total"}, "mine:total"),
     ({"regularizer.kind": "mine:broken"}, "mine:broken"),
     ({"regularizer.kind": "mine:Mute"}, "mine:Mute"),
     ({"regularizer.kind": "mine:Spread"}, "mine:Spread: weight: a value is needed"),
     ({"regularizer.args.delta": 1}, "args"),
-    ({"regularizer.kind": "mine:huber", "regularizer.args.delta": 1}, "delta: it has no such setting"),
+    ({"regularizer.kind": "mine:huber", "regularizer.args.delta": 1}, "delta: unknown setting"),
     ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": "x"}, "delta: Input should be a valid"),
     ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": float("nan")}, "finite number"),
     ({"modulator.kind": "mine:Mute"}, "mine:Mute fails: AttributeError"),

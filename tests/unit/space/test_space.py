@@ -41,7 +41,7 @@ def test_unknown_spaces_are_refused() -> None:
         ("optim.lr: {type: float, low: 0, high: 1, log: true}", "above 0 with log"),
         ("train.epochs: {type: int, low: 1, high: 2.5}", "low and high must be integers, got 1 and 2.5"),
         ("optim.lr: {type: float, low: 0, high: 1, step: 2}", "step: unknown key"),
-        ("optim.lr: {type: float, low: false, high: 1}", "low: false is no number"),
+        ("optim.lr: {type: float, low: false, high: 1}", "low: false is not a number"),
         ("optim.lr: {type: float, low: 0, high: 1, log: 1}", "log: Input should be a valid boolean"),
         ("optim.lr: {type: real}", "optim.lr: Input tag 'real'"),
         ("a: {choices: [x]}", "a: Unable to extract tag using discriminator 'type'"),

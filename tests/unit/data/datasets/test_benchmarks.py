@@ -134,7 +134,7 @@ def test_wrong_aircraft_lists(tmp_path: Path, file: str, text: str, message: str
     assert message in found
     assert str(folder) in found
     (folder / file).write_bytes(b"\xff\xfe\xff")
-    assert f"{folder / file} is not text" in fails("fgvc_aircraft", tmp_path)
+    assert f"{folder / file} is not UTF-8 text" in fails("fgvc_aircraft", tmp_path)
 
 
 @pytest.mark.parametrize("name", FOLDERS)

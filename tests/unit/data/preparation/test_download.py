@@ -269,7 +269,7 @@ def test_an_archive_of_something_else_is_told(
 WRONG = [
     (["nope", "--to", "x"], "'nope' is not a benchmark. Use one of imagenet, "),
     (["imagenet", "--to", "x"], "ImageNet has no public archive. Get ILSVRC 2012"),
-    (["dtd", "--to", "s3://bucket/x"], "'s3:/...' is no folder: "),
+    (["dtd", "--to", "s3://bucket/x"], "'s3:/...' is not a local path. "),
 ]
 
 
