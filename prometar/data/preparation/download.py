@@ -92,9 +92,7 @@ def _install_archive(archive: Archive, folder: Path, work: Path, progress: Progr
     unpack(file, work / "unpacked")
     inside = work / "unpacked" / archive.inside
     if not (inside / archive.key).is_dir():
-        raise WorkError(
-            f"{archive.url} has no folder {archive.inside}/{archive.key}. Unpack the archive manually."
-        )
+        raise WorkError(f"{archive.url} has no folder {archive.inside}/{archive.key}. Unpack it manually.")
     folder.mkdir(exist_ok=True)
     # `key` is moved last, because its presence marks a complete folder.
     for entry in sorted(inside.iterdir(), key=lambda entry: entry.name == archive.key):
@@ -110,9 +108,7 @@ def _install_split_file(row: Benchmark, folder: Path, work: Path, progress: Prog
     labels = {item.label for items in splits.values() for item in items}
     counts = {split: len(items) for split, items in splits.items()}
     if found := size_differences(row.name, len(labels), counts):
-        raise WorkError(
-            f"{file.name} differs from the published split: {', '.join(found)}. Get the file from CoOp."
-        )
+        raise WorkError(f"{file.name} differs from the published split: {', '.join(found)}. Get CoOp's file.")
     folder.mkdir(exist_ok=True)
     os.replace(file, folder / file.name)
 

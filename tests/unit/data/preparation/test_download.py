@@ -260,10 +260,7 @@ def test_an_archive_of_something_else_is_told(
 ) -> None:
     mirror.files["/fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"] = tar_of(tmp_path / "origin/dtd", "dtd")
     assert download("fgvc_aircraft", tmp_path / "root") == 1
-    assert (
-        "has no folder fgvc-aircraft-2013b/data/images. Unpack the archive manually."
-        in capsys.readouterr().err
-    )
+    assert "has no folder fgvc-aircraft-2013b/data/images. Unpack it manually." in capsys.readouterr().err
 
 
 WRONG = [
