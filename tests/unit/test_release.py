@@ -46,7 +46,7 @@ def test_a_missing_package_is_named_with_its_extra(words: list[str], tmp_path: P
     done = run(tmp_path, *words)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "is not installed. Install it with: pip install 'prometar[study]'" in done.stderr
+    assert "is not installed. Run pip install 'prometar[study]'." in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda p: p.name)

@@ -172,16 +172,14 @@ def _store_images(plan: Plan, source: Source) -> ray.ObjectRef | None:
 @contextmanager
 def _data_context(memory_bytes: int) -> Iterator[None]:
     """Set Ray Data's options for one stream. A dataset keeps the options under which it was created."""
-    logging.getLogger("ray.data").setLevel(
-        logging.CRITICAL
-    )  # the consumer raises the errors that Ray Data would log
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the consumer raises what Ray Data would log
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.raise_original_map_exception = True
     context.target_max_block_size = None  # never split a block
-    context.custom_execution_callback_classes = [Pause]
+    context.custom_execution_callback_classes = cast(Any, [Pause])
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     context.execution_options.resource_limits = ExecutionResources.for_limits(
