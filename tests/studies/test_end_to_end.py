@@ -180,7 +180,7 @@ def test_the_report_says_what_was_found(whole: Whole) -> None:
     html = (study / "report.html").read_text()
     assert escape(verdict(read_records(study))) in html
     assert "Optimization history" in html
-    assert "Importances of settings require at least 8 completed trials" in html
+    assert "The importance of settings requires at least 8 completed trials" in html
     (study / "report.html").unlink()
     assert prometar_main(["report", str(study)]) == 0
     assert (study / "report.html").read_text() == html
