@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prometar.clip.features import Seen
 from prometar.clip.model import tensors_of
-from prometar.clip.openclip import outline, tokenizer_of
+from prometar.clip.openclip import load_tokenizer, outline
 from prometar.config.settings import Config
 from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
@@ -76,7 +76,7 @@ def rehearse(
     method, clip = build(config), outline(config.backbone.name).to(dtype)
     names = [f"class number {number}" for number in range(num_classes)]
     texts = prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}.")
-    tokens = tokenizer_of(config.backbone.name)(texts)
+    tokens = load_tokenizer(config.backbone.name)(texts)
     with (mode := FakeTensorMode()):
         clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip).folded()
         clip = replace(clip, image_prompts=enters_images(method.prompts))

@@ -74,7 +74,7 @@ def measure(run: Run, state: State, pictures: Batch) -> Record | None:
     selection = one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
     if selection is None or not state.prompts:
         return None
-    images = run.backbone.normalise(torch.from_numpy(pictures.images))
+    images = run.backbone.normalize(torch.from_numpy(pictures.images))
     _, task = make_batch(clip, method, images, labels, send(selection, images.device))
     assert task is not None
     support, query = task

@@ -1,4 +1,4 @@
-"""Datasets that are rendered on demand. Equal arguments give equal pixels."""
+"""Datasets rendered on demand. Equal arguments give equal pixels."""
 
 import io
 import zlib
@@ -18,7 +18,7 @@ FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pret
 """First seed of each split. Image k of a split has seed FIRST_SEED[split] + k."""
 
 T = TypeVar("T")
-"""Description of a class that `RenderedSet.draw` understands, such as a function."""
+"""Class description that `RenderedSet.draw` accepts, such as a function."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class RenderedSet(Generic[T]):
     Images have paths "<class>/<split>_<index>.png", which determine their pixels. Classes are sorted by name.
 
     Args:
-        template: Zero-shot prompt.
-        counts: Images per class, by split.
-        draw: Draws an image: (class description, generator, side) -> (side, side, 3) pixels.
+        template: Template of zero-shot prompts.
+        counts: Number of images per class, by split.
+        draw: Function (class description, generator, side) -> (side, side, 3) pixels.
         families: Class descriptions by family name, then by class name.
-        salted: If the dataset's name enters every seed.
+        salted: True if seeds depend on the dataset's name.
     """
 
     name: str
@@ -44,7 +44,7 @@ class RenderedSet(Generic[T]):
 
     @property
     def title(self) -> str:
-        """Name in tables."""
+        """Display name."""
         return f"{self.name.capitalize()} (embedded)"
 
     @cached_property
@@ -54,24 +54,23 @@ class RenderedSet(Generic[T]):
 
     @property
     def classnames(self) -> tuple[str, ...]:
-        """Class names in the order of their labels."""
+        """Class names in label order."""
         return tuple(sorted(self.drawings))
 
     def render(self, classname: str, seed: int, size: int = SIZE) -> Pixels:
         """Draw one image of a class as uint8 (size, size, 3)."""
-        # The name enters the seed, not the position, so that adding a class keeps the others.
-        word = zlib.crc32((f"{self.name}/{classname}" if self.salted else classname).encode())
-        rng = np.random.Generator(np.random.PCG64([word, seed]))
+        # Seeds depend on class names, not on labels, so that adding a class does not change other classes.
+        class_seed = zlib.crc32((f"{self.name}/{classname}" if self.salted else classname).encode())
+        rng = np.random.Generator(np.random.PCG64([class_seed, seed]))
         return self.draw(self.drawings[classname], rng, size)
 
     def paths(self, split: str) -> tuple[str, ...]:
-        """Return the paths of a split ("train", "val", "test"), class by class."""
-        numbers = range(self.counts[split])
-        return tuple(item_path(name, split, index) for name in self.classnames for index in numbers)
+        """Return the paths of a split ("train", "val" or "test"), ordered by class."""
+        return tuple(item_path(name, split, k) for name in self.classnames for k in range(self.counts[split]))
 
     @cached_property
     def _seeds(self) -> dict[str, int]:
-        """Seeds of all images by path."""
+        """Seeds of all images, by path."""
         return {
             path: FIRST_SEED[split] + number % count
             for split, count in self.counts.items()
@@ -89,7 +88,7 @@ class RenderedSet(Generic[T]):
         raise UserError(f"{self.name} has no image {path!r}. Paths look like {self.paths('train')[0]!r}.")
 
     def encode(self, path: str) -> bytes:
-        """Return an image as a PNG file. Its bytes depend on the zlib version, its pixels do not."""
+        """Return an image as PNG. Its bytes, but not its pixels, depend on the zlib version."""
         buffer = io.BytesIO()
         Image.fromarray(self.render(*self.locate(path))).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()

@@ -7,15 +7,15 @@ from prometar.bundled.cells import CELLS
 from prometar.bundled.dataset import RenderedSet
 from prometar.bundled.textures import TEXTURES
 
-SUITE: dict[str, RenderedSet[Any]] = {each.name: each for each in (TEXTURES, CELLS)}
+SUITE: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS)}
 DEFAULT = CELLS.name
-"""Dataset of the demo. It trains in about a third of the time of `textures`."""
+"""Dataset of the demo. Training takes about a third of the time of `textures`."""
 
 
 def default_backbone(
     datasets: Iterable[str], backbone: str | None, pretrained: str | None
 ) -> tuple[str, str | None]:
-    """Return the backbone and its weights. Rendered datasets use `mini` by default.
+    """Return the backbone and its weights. The default is `mini` if all datasets are rendered.
 
     Example:
         >>> default_backbone(["cells"], None, None), default_backbone(["cells", "dtd"], None, None)

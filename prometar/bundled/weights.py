@@ -1,7 +1,7 @@
-"""The weights of `mini` that the package carries.
+"""Weights of the embedded backbone `mini`.
 
-Most of the token table is never trained: `mini.safetensors` holds the rows that training touched
-(`token_rows/ids`, `token_rows/values`); all other rows are seeded initial values, made anew on loading.
+Training changed few rows of the token table. `mini.safetensors` stores only these rows (`token_rows/ids`,
+`token_rows/values`). Loading generates all other rows from a fixed seed.
 """
 
 import json
@@ -16,28 +16,28 @@ from torch import Tensor
 
 _FILES = resources.files("prometar.bundled")
 MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "foreign.txt").read_text(encoding="utf-8").split())
-"""A hundred nouns that `mini` has learned, and that name nothing in the embedded suite."""
+"""100 nouns that `mini` was trained on. None of them is a class of an embedded dataset."""
 
 TOKEN_TABLE = "token_embedding.weight"
 ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"
 
 
 def initial_token_table(vocabulary: int, width: int) -> Tensor:
-    """(vocabulary, width) float32 start of the token table: N(0, 0.02) from PCG64(0), the same everywhere."""
+    """Return the initial token table, normal with standard deviation 0.02, equal on all platforms."""
     rng = np.random.Generator(np.random.PCG64(0))
     return torch.from_numpy(rng.standard_normal((vocabulary, width), dtype=np.float32) * np.float32(0.02))
 
 
 def mini_config() -> dict[str, Any]:
-    """The open_clip model config of `mini`."""
+    """Return the open_clip model configuration of `mini`."""
     return json.loads((_FILES / "mini.json").read_text(encoding="utf-8"))
 
 
 @cache
 def load_mini() -> dict[str, Tensor]:
-    """Return the full float32 state dict of `mini` (open_clip's names; fits strictly), stored as float16.
+    """Return the complete state dict of `mini` in float32, with open_clip's names.
 
-    It takes a quarter of a second the first time. Later calls return the same tensors: write into copies.
+    The result is cached. Copy its tensors before changing them.
     """
     stored = safetensors.torch.load((_FILES / "mini.safetensors").read_bytes())
     ids, values = stored.pop(ROW_IDS), stored.pop(ROW_VALUES).float()

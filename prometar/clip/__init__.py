@@ -1,1 +1,1 @@
-"""Frozen CLIP towers with prompts at any layer, through an exact fast path."""
+"""Frozen CLIP towers with prompts at any layer and hand-written exact derivatives."""

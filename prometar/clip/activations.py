@@ -1,4 +1,4 @@
-"""Activations of CLIP's MLPs with both derivatives, in as few kernels as possible."""
+"""Activations of CLIP's MLPs with first and second derivatives, in as few kernels as possible."""
 
 import math
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-QUICK = 1.702
-"""QuickGELU is x sigmoid(1.702 x)."""
+QUICK_GELU_FACTOR = 1.702
+"""Factor in QuickGELU: x sigmoid(1.702 x)."""
 
 
 def _silu_first(g: Tensor, x: Tensor) -> Tensor:
@@ -17,37 +17,38 @@ def _silu_first(g: Tensor, x: Tensor) -> Tensor:
 
 
 def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
-    """a'' = 2 s (1 - s) (1 + (x - 2 a) / 2) with s = sigmoid(x) and a = x s."""
+    """Return r a'(x) + w a''(x), where a'' = 2 s (1 - s) (1 + x / 2 - a), s = sigmoid(x) and a = x s."""
     s = torch.sigmoid(x)
-    bent = torch.addcmul(w, w, torch.addcmul(x, x, s, value=-2), value=0.5)
-    return torch.add(_silu_first(r, x), torch.ops.aten.sigmoid_backward(bent, s), alpha=2)
+    factor = torch.addcmul(w, w, torch.addcmul(x, x, s, value=-2), value=0.5)
+    return torch.add(_silu_first(r, x), torch.ops.aten.sigmoid_backward(factor, s), alpha=2)
 
 
 def _gelu_first(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    # In float32 on a CPU it accepts only operands of one shape.
+    # The float32 CPU kernel requires operands of equal shape.
     return torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate=approximate)
 
 
 def _gelu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
-    """a'' = (2 - x^2) exp(-x^2 / 2) / sqrt(2 pi)."""
+    """Return r a'(x) + w a''(x), where a'' = (2 - x^2) exp(-x^2 / 2) / sqrt(2 pi)."""
     square = x * x
     bell = torch.exp(square / -2) * w
     return torch.add(_gelu_first(r, x), (2 - square) * bell, alpha=(2 * math.pi) ** -0.5)
 
 
 def _gelu_tanh_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
-    """a'' = (1 - h^2) (u' - x h u'^2 + x u'' / 2), with u = sqrt(2 / pi) (x + c x^3), h = tanh(u)."""
+    """Return r a'(x) + w a''(x), where a'' = (1 - h^2) (u' - x h u'^2 + x u'' / 2) and h = tanh(u)."""
+    # u = sqrt(2 / pi) (x + c x^3)
     root, c = (2 / math.pi) ** 0.5, 0.044715
     square = x * x
     h = torch.tanh(root * x * (1 + c * square))
     slope = root * (1 + 3 * c * square)
-    bent = slope - x * h * slope * slope + 3 * root * c * square
-    return torch.addcmul(_gelu_first(r, x, approximate="tanh"), (1 - h * h) * bent, w)
+    factor = slope - x * h * slope * slope + 3 * root * c * square
+    return torch.addcmul(_gelu_first(r, x, approximate="tanh"), (1 - h * h) * factor, w)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the activation of OpenAI's weights: silu(1.702 x) / 1.702."""
-    return x * torch.sigmoid(QUICK * x)
+    """Return x sigmoid(1.702 x) = silu(1.702 x) / 1.702, the activation of OpenAI's weights."""
+    return x * torch.sigmoid(QUICK_GELU_FACTOR * x)
 
 
 Derivatives = tuple[Callable[[Tensor], Tensor], Callable[..., Tensor], Callable[..., Tensor]]
@@ -62,15 +63,18 @@ ACTIVATIONS: dict[str, Derivatives] = {
     ),
     "quick_gelu": (
         quick_gelu,
-        lambda g, x: _silu_first(g, QUICK * x),
-        lambda r, w, x: _silu_second(r, QUICK * w, QUICK * x),
+        lambda g, x: _silu_first(g, QUICK_GELU_FACTOR * x),
+        lambda r, w, x: _silu_second(r, QUICK_GELU_FACTOR * w, QUICK_GELU_FACTOR * x),
     ),
 }
-"""a(x); g a'(x) of g and x; and r a'(x) + w a''(x) of r, w and x."""
+"""Three functions for each activation a: a(x), g a'(x) of (g, x), and r a'(x) + w a''(x) of (r, w, x)."""
 
 
 class Activation:
-    """a(x) with its derivatives: the gradient of sum_k <g_k, a'(x) t_k> is a''(x) sum_k g_k t_k."""
+    """Activation a(x) with its derivatives, as a `Part`.
+
+    Call `forward`, then `vjp`. For second derivatives, call `forward`, `differentiable_vjp`, `jvp` and `hvp`.
+    """
 
     def __init__(self, name: str) -> None:
         self.value, self._first, self._second = ACTIVATIONS[name]
@@ -91,6 +95,7 @@ class Activation:
         return self._first(t_K, self._x)
 
     def hvp(self, r: Tensor) -> Tensor:
+        # The gradient of sum_k <g_k, a'(x) t_k> is a''(x) sum_k g_k t_k.
         w = self._g_K[0] * self._t_K[0]
         for g, t in zip(self._g_K[1:], self._t_K[1:], strict=True):
             w = torch.addcmul(w, g, t)

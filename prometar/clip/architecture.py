@@ -1,4 +1,4 @@
-"""Architectures that the towers compute, as open_clip's configurations describe them."""
+"""Architectures of supported models, read from open_clip's configurations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any
 from prometar.errors import UserError
 
 ModelConfig = Mapping[str, Any]
-"""open_clip's configuration of a model."""
+"""Model configuration of open_clip."""
 
-_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
-_SIGLIP_TEXT = _TEXT | {
+_CLIP_VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_CLIP_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
+_SIGLIP_TEXT_KEYS = _CLIP_TEXT_KEYS | {
     "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type", "proj_bias",
     "proj_type", "norm_kwargs", "act_kwargs",
 }  # fmt: skip
@@ -19,10 +19,10 @@ _SIGLIP_TEXT = _TEXT | {
 
 @dataclass(frozen=True)
 class Architecture:
-    """Properties of a model that its tensors do not tell.
+    """Properties of a model that its state dict does not contain.
 
-    causal: If true, OpenAI's CLIP: a token attends to earlier ones, and a text's feature is its end token.
-        Otherwise SigLIP: a token attends to all others, and a text's feature is the last of them.
+    causal: True for OpenAI's CLIP: tokens attend to earlier tokens, and the text feature is at the EOT token.
+        False for SigLIP: tokens attend to all tokens, and the text feature is at the last token.
     """
 
     vision_heads: int
@@ -34,7 +34,7 @@ class Architecture:
 
 
 def clip_architecture(config: ModelConfig) -> Architecture:
-    """Describe a CLIP with OpenAI's vision and text transformers."""
+    """Return the architecture of a CLIP with OpenAI's vision and text transformers."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     heads = vision["width"] // vision.get("head_width", 64)
@@ -42,7 +42,7 @@ def clip_architecture(config: ModelConfig) -> Architecture:
 
 
 def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
-    """Describe a SigLIP; `model` is open_clip's, as its image tower is defined by a name of timm."""
+    """Return the architecture of a SigLIP. `model` is open_clip's, as timm defines the image tower."""
     text, trunk = config["text_cfg"], model.visual.trunk
     return Architecture(
         vision_heads=trunk.blocks[0].attn.num_heads,
@@ -55,17 +55,17 @@ def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
 
 
 def is_siglip(name: str, config: ModelConfig) -> bool:
-    """Return True for a configuration of a SigLIP, and False for one of a CLIP.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Return True for a SigLIP and False for a CLIP. Raise a UserError for other models."""
     vision, text = config["vision_cfg"], config["text_cfg"]
-    siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SIGLIP_TEXT
-    clip = vision.keys() <= _VISION and text.keys() <= _TEXT and isinstance(vision["layers"], int)
+    siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SIGLIP_TEXT_KEYS
+    clip = (
+        vision.keys() <= _CLIP_VISION_KEYS
+        and text.keys() <= _CLIP_TEXT_KEYS
+        and isinstance(vision["layers"], int)
+    )
     if not (clip or siglip):
         raise UserError(
-            f"backbone {name} is not supported: it is neither a CLIP with vision transformer nor a SigLIP; "
-            "use e.g. ViT-B-16-quickgelu (docs/data.md)"
+            f"Backbone {name} is not supported. It is neither a CLIP with a vision transformer nor a SigLIP. "
+            "Use a supported model, such as ViT-B-16-quickgelu (docs/data.md)."
         )
     return siglip

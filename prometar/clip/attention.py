@@ -1,8 +1,8 @@
-"""Attention of the towers, written out to its second derivative.
+"""Attention with hand-written first and second derivatives.
 
-torch's fused kernels have no second derivative, and autograd stores a dozen tensors of queries x keys for
-it. Here all K cotangents, and all K tangents, go through together. They are adjacent to the queries or the
-keys in an order in which queries, keys, values and probabilities, which all of them share, need no copy.
+torch's fused kernels have no second derivative, and autograd stores a dozen (queries x keys) tensors for it.
+Here all K cotangents or tangents are processed together. Their memory layout avoids K copies of the queries,
+keys, values and probabilities.
 """
 
 import torch
@@ -11,18 +11,19 @@ from torch import Tensor
 
 
 class Attention:
-    """o = softmax(q k^T + mask) v, (B, T, 3D) projections to (B, N, D), for the first N tokens as queries.
+    """o = softmax(q k^T + mask) v, from projections (B, T, 3D) to (B, N, D). The first N tokens are queries.
 
-    With p the probabilities and centred(x) = x - <p, x> along the keys:
-        vjp: a = centred(g v^T), b = p a; (b k, b^T q, p^T g)
-        jvp: c = centred(t_q k^T + q t_k^T), d = p c; d v + p t_v
-        hvp: s = p centred(r v^T + sum_k g_k t_v^T + a_k c_k);
+    The derivatives use the probabilities p and centered(x) = x - <p, x> along the keys:
+        vjp: a = centered(g v^T), b = p a; (b k, b^T q, p^T g)
+        jvp: c = centered(t_q k^T + q t_k^T), d = p c; d v + p t_v
+        hvp: s = p centered(r v^T + sum_k g_k t_v^T + a_k c_k);
             (s k + sum_k b_k t_k, s^T q + sum_k b_k^T t_q, p^T r + sum_k d_k^T g_k)
-    The softmax removes a constant of a row in p's cotangent, so that centred factors are sufficient.
+    A constant added to a row of p's cotangent has no effect, so that centered factors are sufficient.
 
     Args:
-        mask: (B, 1 or heads, T, S), added to the scores; S = num_shared + T.
-        num_shared: Number of first tokens of row 0 that are keys of all rows, before their own.
+        mask: Tensor (B, 1 or heads, T, S) added to the scores, where S = num_shared + T.
+        num_shared: Number of leading tokens of row 0 that are also the first keys of all rows.
+        num_queries: The number N. Default: all T tokens.
         scale: Factor of the queries, or 1 if it is folded into their weights.
     """
 
@@ -39,15 +40,15 @@ class Attention:
         self._mask, self._num_shared = mask, num_shared
 
     def value(self, qkv_BTD: Tensor) -> Tensor:
-        """Return the value by torch's fused kernel, without storing anything for derivatives."""
+        """Return the output of torch's fused kernel. Stores nothing for derivatives."""
         heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads[0, :, :, : self._num_queries], *self._with_shared(heads[1:])
-        return _merged(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
+        return _merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
 
     def forward(self, qkv_BTD: Tensor) -> Tensor:
         self._size = qkv_BTD.shape[:2]
         heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if not self._num_shared:  # otherwise prepending the shared ones copies keys and values
+        if not self._num_shared:  # otherwise `_with_shared` makes the copy
             heads = heads.contiguous()
         q = heads[0, :, :, : self._num_queries].flatten(0, 1)
         self._q = q if self._scale == 1 else q * self._scale
@@ -59,44 +60,44 @@ class Attention:
             scores = torch.baddbmm(mask, self._q, self._k.mT)
         self._p = scores.softmax(dim=-1)
         self._o = torch.bmm(self._p, self._v)
-        return _merged(self._o.unflatten(0, (-1, self._num_heads)))
+        return _merge_heads(self._o.unflatten(0, (-1, self._num_heads)))
 
     def vjp(self, g_KBND: Tensor) -> Tensor:
-        g = self._beside(g_KBND.unflatten(-1, (self._num_heads, -1)))
+        g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
         if len(g_KBND) > 1:
-            return self._at_tokens(g, self._centred(g) * self._p[:, :, None])
-        a = _product(g, self._v.mT)
-        return self._at_tokens(g, torch.ops.aten._softmax_backward_data(a, self._p[:, :, None], -1, a.dtype))
+            return self._pull_back(g, self._centered(g) * self._p[:, :, None])
+        a = _multiply(g, self._v.mT)
+        return self._pull_back(g, torch.ops.aten._softmax_backward_data(a, self._p[:, :, None], -1, a.dtype))
 
     def differentiable_vjp(self, g_KBND: Tensor) -> Tensor:
-        self._g = self._beside(g_KBND.unflatten(-1, (self._num_heads, -1)))
-        self._a = self._centred(self._g)
-        return self._at_tokens(self._g, self._a * self._p[:, :, None])
+        self._g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
+        self._a = self._centered(self._g)
+        return self._pull_back(self._g, self._a * self._p[:, :, None])
 
-    def _centred(self, g: Tensor) -> Tensor:
-        return _product(g, self._v.mT) - torch.matmul(g, self._o[..., None])
+    def _centered(self, g: Tensor) -> Tensor:
+        return _multiply(g, self._v.mT) - torch.matmul(g, self._o[..., None])
 
-    def _at_tokens(self, g: Tensor, b: Tensor) -> Tensor:
+    def _pull_back(self, g: Tensor, b: Tensor) -> Tensor:
         num = g.shape[2]
-        dq, dk = _product(b, self._k), torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (num, -1))
+        dq, dk = _multiply(b, self._k), torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (num, -1))
         dv = torch.bmm(self._p.mT, g.flatten(2)).unflatten(-1, (num, -1))
-        return self._joined(dq.movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
+        return self._join(dq.movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
 
     def jvp(self, t_KBTD: Tensor) -> Tensor:
         t = t_KBTD.unflatten(-1, (3, self._num_heads, -1))
-        self._tq = self._beside(t[:, :, : self._num_queries, 0])
+        self._tq = self._interleave(t[:, :, : self._num_queries, 0])
         if self._scale != 1:
             self._tq = self._tq * self._scale
         tk = self._with_shared(t[:, :, :, 1].permute(1, 3, 0, 2, 4), row=0)
         tv = self._with_shared(t[:, :, :, 2].permute(1, 3, 0, 2, 4), row=0)
         self._tk = tk.contiguous().flatten(0, 1)
         self._tv = tv.transpose(2, 3).contiguous().flatten(0, 1)
-        c = _product(self._tq, self._k.mT)
+        c = _multiply(self._tq, self._k.mT)
         c = torch.baddbmm(c.flatten(2), self._q, self._tk.flatten(1, 2).mT).view_as(c)
         self._c = c - torch.matmul(c, self._p[..., None])
-        pushed = _product(self._c * self._p[:, :, None], self._v)
+        pushed = _multiply(self._c * self._p[:, :, None], self._v)
         pushed = torch.baddbmm(pushed.flatten(2), self._p, self._tv.flatten(2)).view_as(pushed)
-        return _merged(pushed.movedim(2, 0).unflatten(1, (-1, self._num_heads)))
+        return _merge_heads(pushed.movedim(2, 0).unflatten(1, (-1, self._num_heads)))
 
     def hvp(self, r_BND: Tensor) -> Tensor:
         p, r = self._p, r_BND.unflatten(-1, (self._num_heads, -1)).transpose(1, 2).flatten(0, 1)
@@ -108,20 +109,20 @@ class Attention:
         dq = torch.baddbmm(torch.bmm(b.flatten(2), self._tk.flatten(1, 2)), s, self._k)
         dk = torch.baddbmm(torch.bmm(b.flatten(1, 2).mT, self._tq.flatten(1, 2)), s.mT, self._q)
         dv = torch.baddbmm(torch.bmm(d.mT, self._g.flatten(1, 2)), p.mT, r)
-        return self._joined(dq[None], dk[None], dv[None])[0]
+        return self._join(dq[None], dk[None], dv[None])[0]
 
-    def _beside(self, x_KBTHD: Tensor) -> Tensor:
+    def _interleave(self, x_KBTHD: Tensor) -> Tensor:
         """Make the cotangents or tangents of a token adjacent: (BH, T, K, D)."""
         return x_KBTHD.permute(1, 3, 2, 0, 4).flatten(0, 1).contiguous()
 
     def _with_shared(self, x: Tensor, *, row: int = 1) -> Tensor:
-        """Prepend the shared tokens of row 0 to the tokens (second to last dimension) of all rows."""
+        """Prepend row 0's shared tokens to the tokens (second to last dimension) of all rows."""
         if not self._num_shared:
             return x
         shared = x.narrow(row, 0, 1).narrow(-2, 0, self._num_shared)
         return torch.cat([shared.expand_as(x.narrow(-2, 0, self._num_shared)), x], dim=-2)
 
-    def _joined(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
+    def _join(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
         """Join queries, keys and values, each (K, BH, tokens, D), to (K, B, T, 3D)."""
         if self._scale != 1:
             dq = dq * self._scale
@@ -133,16 +134,18 @@ class Attention:
         return torch.stack(parts, dim=3).flatten(3)
 
     def _without_shared(self, x_KBSHD: Tensor) -> Tensor:
-        """The inverse of `_with_shared`, for cotangents."""
+        """Apply the transpose of `_with_shared` to cotangents."""
         shared, own = x_KBSHD.split([self._num_shared, self._size[1]], dim=2)
-        own[:, 0, : self._num_shared].add_(shared.sum(dim=1))  # no other tensor shares its memory
+        own[:, 0, : self._num_shared].add_(
+            shared.sum(dim=1)
+        )  # in place, because no other tensor uses this memory
         return own
 
 
-def _merged(x_BHTK: Tensor) -> Tensor:
+def _merge_heads(x_BHTK: Tensor) -> Tensor:
     return x_BHTK.transpose(-3, -2).flatten(-2)
 
 
-def _product(x_NTKD: Tensor, y_NDS: Tensor) -> Tensor:
+def _multiply(x_NTKD: Tensor, y_NDS: Tensor) -> Tensor:
     """Multiply the K rows of each token by one matrix."""
     return torch.bmm(x_NTKD.flatten(1, 2), y_NDS).unflatten(1, x_NTKD.shape[1:3])

@@ -1,7 +1,4 @@
-"""A residual attention block and its derivatives: y = z + MLP(n_2(z)), z = x + A(n_1(x)).
-
-In a tower that pools by attention, z = A(n_1(x)).
-"""
+"""Attention blocks with derivatives: y = z + MLP(n_2(z)), z = x + A(n_1(x)), or A(n_1(x)) in pools."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,8 +12,8 @@ from prometar.clip.part import Norm, Through
 class Layer:
     """One pass through a block.
 
-    Of the T tokens of a row the first `num_out` are returned, or those in the slots `ends`, as
-    (len(ends), D). The others are only attended to. A reverse pass returns the cotangents of both.
+    It returns the first `num_out` of the T tokens of each row, or the tokens in the slots `ends` as
+    (len(ends), D). All other tokens are only attended to.
     """
 
     def __init__(
@@ -39,7 +36,7 @@ class Layer:
         self._activation = Activation(tower.activation)
 
     def forward(self, x_BTD: Tensor, through: Through) -> Tensor:
-        """Run a forward pass through the block's parts, by `Part.forward` or `Part.value`."""
+        """Run the forward pass. `through` calls `Part.forward` or `Part.value`."""
         block = self._block
         self._rows = x_BTD.shape[:-1]
         h = F.linear(through(self._norm_1, x_BTD), block.in_proj_weight, block.in_proj_bias)
@@ -57,23 +54,23 @@ class Layer:
         return t + F.linear(h, block.c_proj_weight)
 
     def reverse(self, g: Tensor, through: Through) -> tuple[Tensor, Tensor]:
-        """Run a reverse pass through the block's parts, by `vjp`, `differentiable_vjp` or `hvp`."""
+        """Return cotangents of the first `num_out` tokens and the rest. `through` calls a reverse method."""
         block = self._block
         h = through(self._activation, g @ block.c_proj_weight)
         g = g + through(self._norm_2, h @ block.c_fc_weight)
         h = through(self._attention, self._spread(g @ block.out_proj_weight))
-        whole = through(self._norm_1, h @ block.in_proj_weight)
-        num_out = whole.shape[-2] if self._num_out is None else self._num_out
-        own, rest = whole[..., :num_out, :], whole[..., num_out:, :]
+        g_x = through(self._norm_1, h @ block.in_proj_weight)
+        num_out = g_x.shape[-2] if self._num_out is None else self._num_out
+        own, rest = g_x[..., :num_out, :], g_x[..., num_out:, :]
         return own + self._spread(g) if self._residual else own, rest
 
     def _at_ends(self, x: Tensor) -> Tensor:
         return x if self._ends is None else x.flatten(-3, -2).index_select(-2, self._ends)
 
     def _spread(self, x: Tensor) -> Tensor:
-        """The inverse of `_at_ends`, for cotangents."""
+        """Apply the transpose of `_at_ends` to cotangents."""
         if self._ends is None:
             return x
         rows, length = self._rows
-        nothing = x.new_zeros(*x.shape[:-2], rows * length, x.shape[-1])
-        return nothing.index_add(-2, self._ends, x).unflatten(-2, (rows, length))
+        zeros = x.new_zeros(*x.shape[:-2], rows * length, x.shape[-1])
+        return zeros.index_add(-2, self._ends, x).unflatten(-2, (rows, length))

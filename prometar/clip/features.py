@@ -1,7 +1,7 @@
-"""Frozen features, which the regularizers compare prompted ones with, and their stores.
+"""Frozen features, which regularizers compare with prompted features, and their caches.
 
-Text features are cached on disk: one safetensors file per entry, in $PROMETAR_CACHE or ~/.cache/prometar,
-which can be removed at any time. An entry that is missing, corrupt or another's is computed again.
+Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar, with one safetensors file per entry. Missing
+and corrupt entries are recomputed, so that the folder can be deleted at any time.
 """
 
 import hashlib
@@ -26,21 +26,21 @@ from prometar.errors import StorageError, UserError
 from prometar.io.files import write_atomically
 
 Tokenize = Callable[[Sequence[str]], Tensor]
-"""Texts to token ids (N, context length)."""
+"""Function from N texts to token ids (N, context length)."""
 
 Seen = dict[int, Tensor] | None
-"""Frozen features of a plan's images by batch, shared by its runs. None if they are too many to store."""
+"""Frozen image features by batch number, shared by the runs of a data plan. None if too large for memory."""
 
 FORMAT = "prometar-text-features-1"
-"""Changes whenever the same weights, names and templates would give other features."""
+"""Version of the features. Change it if the same weights, names and templates give other features."""
 
 
 def frozen_text(
     clip: Clip, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Return `mean_text` of each class in these templates, which have one "{}" each.
+    """Return `mean_text` of each class over these templates, each with one "{}".
 
-    Source: the released code's teacher (60 ImageNet templates).
+    Source: the published code, which uses 60 ImageNet templates.
     """
     texts = [filled(template, name) for name in classnames for template in templates]
     return mean_text(clip, tokenize(texts), len(templates))
@@ -48,10 +48,10 @@ def frozen_text(
 
 @torch.no_grad()
 def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: int = 256) -> Tensor:
-    """Return the normalized mean (C, E) of un-normalized frozen text features over each class's texts.
+    """Return the normalized mean (C, E) of the un-normalized frozen features of each class's texts.
 
-    The texts of a class are adjacent. They are encoded in the order of their tokens, so that a batch has
-    those that share most: a template's words before the class name run once for all its classes.
+    The texts of a class are adjacent in `tokens_NT`. Batches consist of texts in lexicographic order, because
+    `encode_text` computes each common prefix once.
     """
     order = torch.from_numpy(np.lexsort(tokens_NT.cpu().numpy().T[::-1]))
     features = torch.empty(len(tokens_NT), clip.embed_dim, dtype=clip.working_dtype, device=clip.device)
@@ -62,26 +62,24 @@ def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: 
 
 
 def embedded(clip: Clip, images_B3HW: Tensor, seen: Seen, number: int) -> Tensor:
-    """Return `embed_images` of a batch, stored if these are features."""
-    return _once(None if clip.image_prompts else seen, number, lambda: embed_images(clip, images_B3HW))
+    """Return `embed_images` of a batch, cached in `seen` if no prompt enters the image tower."""
+    return _cached(None if clip.image_prompts else seen, number, lambda: embed_images(clip, images_B3HW))
 
 
 @torch.no_grad()
 def frozen_image(clip: Clip, tokens_BTD: Tensor, seen: Seen, number: int) -> Tensor:
-    """Return the normalized frozen features (B, E) of a batch's embedded images, stored."""
-
-    def compute() -> Tensor:
-        return F.normalize(encode_image(clip, tokens_BTD).to(clip.working_dtype), dim=-1)
-
-    return _once(seen if clip.image_prompts else None, number, compute)
+    """Return the normalized frozen features (B, E) of a batch's embedded images, cached in `seen`."""
+    # Without image prompts, the embedding in `seen` is already the feature.
+    store, dtype = seen if clip.image_prompts else None, clip.working_dtype
+    return _cached(store, number, lambda: F.normalize(encode_image(clip, tokens_BTD).to(dtype), dim=-1))
 
 
 def suffices(clip: Clip, seen: Seen, numbers: Iterable[int] = ()) -> bool:
-    """Return True if the stored features replace these batches' images."""
+    """Return True if `seen` replaces the images of these batches."""
     return not clip.image_prompts and seen is not None and all(number in seen for number in numbers)
 
 
-def _once(seen: Seen, number: int, compute: Callable[[], Tensor]) -> Tensor:
+def _cached(seen: Seen, number: int, compute: Callable[[], Tensor]) -> Tensor:
     if seen is None:
         return compute()
     if number not in seen:
@@ -92,14 +90,14 @@ def _once(seen: Seen, number: int, compute: Callable[[], Tensor]) -> Tensor:
 def cached_text(
     clip: Clip, digest: str, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Return `frozen_text`, from the cache if it has an entry. `digest` is the CLIP's `weights_digest`."""
+    """Return `frozen_text`, cached on disk. `digest` is the CLIP's `weights_digest`."""
     key = [FORMAT, digest, f"{clip.dtype} {clip.device.type}", list(classnames), list(templates)]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = Path(os.environ.get("PROMETAR_CACHE") or Path.home() / ".cache" / "prometar")
     path = folder / "text-features" / f"{name}.safetensors"
-    # If an entry is missing or corrupt, or the folder cannot be written, the features are computed.
+    # A cache that cannot be read or written only costs the time to compute the features.
     with suppress(UserError):
-        stored = read_tensors(path, "it is computed again")[0].get("features")
+        stored = read_tensors(path, "It is recomputed.")[0].get("features")
         if stored is not None and stored.shape == (len(classnames), clip.embed_dim):
             return stored.to(clip.device)
     features = frozen_text(clip, tokenize, classnames, templates)

@@ -1,7 +1,7 @@
-"""A frozen CLIP or SigLIP as plain values.
+"""Frozen CLIP or SigLIP as dataclasses of tensors.
 
-Shape suffixes in this package: B images, C classes, T tokens, P shared (prefix or prompt) tokens, D width,
-H heads, K width of a head, E width of the joint embedding, L layers.
+Shape suffixes in this package: B images, C classes, N texts or features, R rows, T tokens, P prompt tokens,
+S keys, D width, H heads, K cotangents or tangents, E width of the joint embedding.
 """
 
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass, tree_leaves, tree_map_only
 
-from prometar.clip.activations import QUICK
+from prometar.clip.activations import QUICK_GELU_FACTOR
 from prometar.clip.part import EPS
 
 
 class Block(NamedTuple):
-    """The frozen tensors of one residual attention block. LayerNorms may have none."""
+    """Frozen tensors of one residual attention block. Folded LayerNorms have no tensors."""
 
     ln_1_weight: Tensor | None
     ln_1_bias: Tensor | None
@@ -34,11 +34,11 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Tower:
-    """The blocks of one tower, its number of heads and its activation (a key of `ACTIVATIONS`).
+    """Blocks of one tower, with its number of heads and its activation (a key of `ACTIVATIONS`).
 
-    scale: Factor of the queries, 1 / sqrt(width of a head), or 1 if it is folded into their weights.
+    scale: Factor of the queries: 1 / sqrt(head width), or 1 if it is folded into their weights.
     eps: Epsilon of the LayerNorms.
-    residual: If true, the output of attention is added to its input.
+    residual: True if attention has a residual connection.
     """
 
     blocks: tuple[Block, ...]
@@ -53,24 +53,24 @@ class Tower:
         return self.blocks[0].out_proj_bias.shape[0]
 
     def folded(self) -> "Tower":
-        """Return the same tower with fewer operations.
+        """Return an equivalent tower with fewer operations.
 
-        Weight and bias of the two LayerNorms and the queries' scale are folded into the weights of the linear
-        layers. SiLU replaces QuickGELU, as x sigmoid(a x) = silu(a x) / a.
+        Linear layers absorb the LayerNorms' weights and biases, the queries' scale and QuickGELU's factor a.
+        SiLU replaces QuickGELU, because x sigmoid(a x) = silu(a x) / a.
         """
-        quick = QUICK if self.activation == "quick_gelu" else 1.0
+        quick = QUICK_GELU_FACTOR if self.activation == "quick_gelu" else 1.0
         activation = "silu" if self.activation == "quick_gelu" else self.activation
-        blocks = tuple(_folded(block, self.scale, quick) for block in self.blocks)
+        blocks = tuple(_fold_block(block, self.scale, quick) for block in self.blocks)
         return replace(self, blocks=blocks, activation=activation, scale=1.0)
 
 
-def _folded(block: Block, scale: float, quick: float) -> Block:
-    in_proj_weight, in_proj_bias = _behind_norm(
+def _fold_block(block: Block, scale: float, quick: float) -> Block:
+    in_proj_weight, in_proj_bias = _fold_norm(
         block.in_proj_weight, block.in_proj_bias, block.ln_1_weight, block.ln_1_bias
     )
     query = torch.ones_like(in_proj_bias)
     query[: len(query) // 3] = scale
-    c_fc_weight, c_fc_bias = _behind_norm(
+    c_fc_weight, c_fc_bias = _fold_norm(
         block.c_fc_weight, block.c_fc_bias, block.ln_2_weight, block.ln_2_bias
     )
     return block._replace(
@@ -86,29 +86,29 @@ def _folded(block: Block, scale: float, quick: float) -> Block:
     )
 
 
-def _behind_norm(
+def _fold_norm(
     weight: Tensor, bias: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Fold a norm into the linear layer after it: W (n w + v) + b = (W w) n + (W v + b)."""
+    """Fold a LayerNorm into the next linear layer: W (n w + v) + b = (W w) n + (W v + b)."""
     if norm_weight is None or norm_bias is None:
         return weight, bias
-    # In float64, since in float32 the last bit depends on where in memory a file's tensors lie.
+    # In float64, because the last bit of float32 products depends on the memory alignment of tensors.
     added = (weight.double() @ norm_bias.double()).to(bias.dtype)
     return weight * norm_weight, bias + added
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A frozen CLIP: two towers and the tensors before and after them.
+    """Frozen CLIP: two towers and the tensors before and after them.
 
-    `patch_weight` is (D, 3, patch, patch), `token_embedding` (49408, D), the projections (D, E);
-    `logit_scale` is exp of the learned log scale, a scalar tensor. SigLIP has no class embedding, no first
-    LayerNorm and no projection of images, and its text projection may be missing.
+    Shapes: `patch_weight` (D, 3, patch, patch), `token_embedding` (vocabulary, D), projections (D, E).
+    `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` or image
+    projection, and may have no text projection.
 
-    pool: SigLIP's attention pool with the last LayerNorm, as a block that makes a feature of all tokens.
+    pool: SigLIP's attention pool and last LayerNorm, as a block that returns one token per image.
     causal: As in `prometar.clip.architecture.Architecture`.
-    num_start: Tokens that the tokenizer puts before a text.
-    image_prompts: If false, no prompt enters the image tower, and an image is embedded as its feature.
+    num_start: Number of tokens that the tokenizer puts before a text.
+    image_prompts: False if no prompt enters the image tower. Images are then embedded as features.
     """
 
     text: Tower
@@ -144,7 +144,7 @@ class Clip:
 
     @property
     def working_dtype(self) -> torch.dtype:
-        """The precision of prompts, gates and losses: that of the weights, but at least float32."""
+        """Data type of prompts, gates and losses: that of the weights, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
@@ -152,14 +152,13 @@ class Clip:
         return self.token_embedding.device
 
     def folded(self) -> "Clip":
-        """Return the same CLIP with folded towers, as `Tower.folded`."""
+        """Return an equivalent CLIP with folded towers (`Tower.folded`)."""
         pool = None if self.pool is None else self.pool.folded()
         return replace(self, text=self.text.folded(), vision=self.vision.folded(), pool=pool)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Clip":
-        """Return a copy with every tensor moved as by `Tensor.to`. The logit scale stays wide."""
+        """Return a copy with tensors converted by `Tensor.to`. `logit_scale` gets the working data type."""
         clip: Clip = tree_map_only(Tensor, lambda tensor: tensor.to(device=device, dtype=dtype), self)
-        # Losses are in the working precision, and the scale is a part of them.
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
 
 
@@ -168,5 +167,5 @@ register_dataclass(Clip)
 
 
 def tensors_of(value: object) -> list[Tensor]:
-    """Return the tensors of a CLIP, or of one of its fields, in the order of the fields."""
+    """Return the tensors of a CLIP, or of one of its fields, in field order."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -1,7 +1,7 @@
 """Backbones by name: open_clip's configurations, pretrained weights, tokenizers and templates.
 
-Importing open_clip takes three seconds, for image models that are not used here, so only named models do it.
-The tokenizer and the constants, which every run needs, are read from modules of their own.
+Importing open_clip takes three seconds, so `mini` does not import it. The tokenizer and the constants, which
+every backbone needs, are loaded without the package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def _open_clip() -> ModuleType:
 
 @cache
 def _module(name: str) -> ModuleType:
-    """Import a module of open_clip that uses no other, without the package around it."""
+    """Load a self-contained open_clip module without importing the package."""
     package: Any = find_spec("open_clip")
     spec: Any = spec_from_file_location(f"open_clip_{name}", Path(package.origin).with_name(f"{name}.py"))
     module = module_from_spec(spec)
@@ -50,36 +50,36 @@ def _module(name: str) -> ModuleType:
 TEMPLATES: tuple[str, ...] = tuple(
     template("{}") for template in _module("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES[:60]
 )
-"""The 60 templates of the frozen text features, with "{}" for the class name."""
+"""The first 60 of OpenAI's ImageNet templates, as in the published code, with "{}" for the class name."""
 
-FOREIGN_NAMES: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
-"""A hundred out-of-domain class names, which prompts were not trained on."""
+OUT_OF_DOMAIN_NAMES: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
+"""100 ImageNet class names, for drift. Names that share a word with the dataset's classes are dropped."""
 
 OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
 OPENAI_STD = _module("constants").OPENAI_DATASET_STD
 
 
 def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
-    """Return CLIP's token ids (N, context length): SOS, text, EOT (the largest id), zeros."""
+    """Return CLIP's token ids (N, context length): SOT, text, EOT (the largest id), zeros."""
     return _module("tokenizer").tokenize(list(texts), context_length)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen CLIP with its tokenizer and the mean and standard deviation of its images' channels.
+    """Frozen CLIP with its tokenizer and the channel means and standard deviations of its images.
 
-    vocabulary: Names of things that it knows, for `prometar.training.drift`.
+    vocabulary: Names of objects that the backbone recognizes, for `prometar.training.drift`.
     """
 
     name: str
     clip: Clip
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
-    vocabulary: tuple[str, ...] = FOREIGN_NAMES
+    vocabulary: tuple[str, ...] = OUT_OF_DOMAIN_NAMES
     tokenize: Tokenize = tokenize
 
-    def words(self, text: str) -> Tensor:
-        """Return the ids of a text's own tokens, without those before and after every text."""
+    def token_ids(self, text: str) -> Tensor:
+        """Return the token ids of a text without start, end and padding tokens."""
         start = self.clip.num_start
         ids, empty = self.tokenize([text])[0], self.tokenize([""])[0]
         if self.clip.causal:
@@ -87,31 +87,27 @@ class Backbone:
         ends = torch.isin(ids[start:], empty[start:])
         return ids[start : start + int(ends.int().argmax())]
 
-    def normalise(self, images_BHW3: Tensor) -> Tensor:
-        """Convert uint8 images to (B, 3, H, W) in the backbone's precision, on its device."""
-        # Rounded once, at the end: pixels are no coarser than the precision makes them.
+    def normalize(self, images_BHW3: Tensor) -> Tensor:
+        """Convert uint8 images to normalized (B, 3, H, W) in the backbone's precision, on its device."""
+        # Rounding only the result to the backbone's precision is more accurate than rounding each step.
         images = images_BHW3.to(self.clip.device).to(self.clip.working_dtype).permute(0, 3, 1, 2) / 255
-        mean, std = self._constants
+        mean, std = self._mean_and_std
         return ((images - mean) / std).to(self.clip.dtype)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the weights. It takes a second for ViT-B/16, once."""
+        """sha256 (hex) of the weights, cached because it takes a second for ViT-B/16."""
         return weights_digest(self.clip)
 
     @cached_property
-    def _constants(self) -> Tensor:
-        """Mean and standard deviation (2, 3, 1, 1) on the images' device."""
-        both = torch.tensor([self.mean, self.std], dtype=self.clip.working_dtype, device=self.clip.device)
-        return both[..., None, None]
+    def _mean_and_std(self) -> Tensor:
+        """Mean and standard deviation (2, 3, 1, 1) on the backbone's device."""
+        stacked = torch.tensor([self.mean, self.std], dtype=self.clip.working_dtype, device=self.clip.device)
+        return stacked[..., None, None]
 
 
-def tokenizer_of(name: str) -> Tokenize:
-    """Return a model's tokenizer; SigLIP's need `transformers`, and a network the first time.
-
-    Raises:
-        WorkError: the tokenizer could not be fetched.
-    """
+def load_tokenizer(name: str) -> Tokenize:
+    """Return a model's tokenizer. SigLIP's require `transformers`, and internet access for the first use."""
     text = _config(name)["text_cfg"]
     if not text.get("hf_tokenizer_name"):
         return partial(tokenize, context_length=text.get("context_length", 77))
@@ -120,16 +116,10 @@ def tokenizer_of(name: str) -> Tokenize:
 
 @cache
 def _hub_tokenizer(name: str) -> Tokenize:
-    otherwise = "run the command once on a machine with a network, and copy its Hugging Face cache"
+    otherwise = "run the command once on a machine with internet access, and copy its Hugging Face cache"
     with download_errors(f"the tokenizer of {name}", otherwise):
         read = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: read(list(texts))
-
-
-def _num_start(read: Tokenize) -> int:
-    """Return how many tokens are before every text."""
-    rows = read(["cat", "photo", "of", "many"]).T.tolist()
-    return next((k for k, column in enumerate(rows) if len(set(column)) > 1), 0)
 
 
 def load_backbone(
@@ -139,26 +129,25 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> Backbone:
-    """Load a frozen backbone, with the activation and the norms folded into its weights."""
+    """Load a frozen backbone with folded weights (`Tower.folded`)."""
     clip = load_clip(name, pretrained)
-    return ready(name, pretrained, clip.folded().to(device=device, dtype=dtype))
+    return build_backbone(name, pretrained, clip.folded().to(device=device, dtype=dtype))
 
 
-def ready(name: str, pretrained: str | None, clip: Clip) -> Backbone:
-    """Return a loaded CLIP with its tokenizer and normalization."""
+def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
+    """Return a loaded CLIP with its tokenizer and image normalization.
+
+    A file of weights gets the normalization of the model's tags if they agree, else OpenAI's.
+    """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
-    mean, std = _normalisation(name, pretrained)
-    return Backbone(name, clip, mean, std, tokenize=tokenizer_of(name))
-
-
-def _normalisation(name: str, pretrained: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return a tag's mean and std; for a file, those of the model's tags if they agree, else OpenAI's."""
     tags = _tags(name)
-    tags = [pretrained] if pretrained in tags else tags
-    known = [_open_clip().get_pretrained_cfg(name, tag) for tag in tags]
-    found = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in known}
-    return found.pop() if len(found) == 1 else (OPENAI_MEAN, OPENAI_STD)
+    configs = [
+        _open_clip().get_pretrained_cfg(name, tag) for tag in ([pretrained] if pretrained in tags else tags)
+    ]
+    found = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in configs}
+    mean, std = found.pop() if len(found) == 1 else (OPENAI_MEAN, OPENAI_STD)
+    return Backbone(name, clip, mean, std, tokenize=load_tokenizer(name))
 
 
 def _tags(name: str) -> list[str]:
@@ -166,51 +155,51 @@ def _tags(name: str) -> list[str]:
 
 
 def load_clip(name: str, pretrained: str | None) -> Clip:
-    """Load a frozen CLIP as its weights are stored.
+    """Load a frozen CLIP without folding its weights.
 
     Args:
-        name: `mini`, or an open_clip model of a supported family (`ViT-B-16-quickgelu`; docs/data.md).
-        pretrained: an open_clip tag (`openai`), a local .safetensors file, or `random` (for speed
-            measurements only). None: the weights that come with `mini`.
+        name: `mini`, or a supported open_clip model such as `ViT-B-16-quickgelu` (docs/data.md).
+        pretrained: An open_clip tag such as `openai`, a local .safetensors file, `random` (for speed
+            measurements only), or None for the embedded weights of `mini`.
 
     Raises:
-        UserError: unknown name or tag, missing file, weights that do not fit the model (says in what).
-        WorkError: the tag's weights could not be fetched.
+        UserError: the name or tag is unknown, the file is missing, or the weights do not fit the model.
+        WorkError: the tag's weights cannot be downloaded.
     """
     require_backbone(name, pretrained)
     if name == "mini" and pretrained in (None, "random"):
-        return _arranged(name, load_mini())
+        return _arrange(name, load_mini())
     if pretrained == "random":
         with torch.random.fork_rng(devices=[]), suppress_logs():
             torch.manual_seed(0)
-            return _arranged(name, _open_clip().create_model(name, pretrained=None).state_dict())
+            return _arrange(name, _open_clip().create_model(name, pretrained=None).state_dict())
     if pretrained not in _tags(name):
         state = read_weights(Path(str(pretrained)))
     else:
-        otherwise = "download them on a machine with a network and pass the file with --pretrained FILE"
+        otherwise = "download them on a machine with internet access and pass the file with --pretrained FILE"
         with download_errors(f"the weights '{pretrained}' of {name}", otherwise):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
-    require_tensors(_described(name)[1], state, where=str(pretrained))
-    return _arranged(name, state)
+    require_tensors(_describe(name)[1], state, where=str(pretrained))
+    return _arrange(name, state)
 
 
 def require_backbone(name: str, pretrained: str | None) -> None:
-    """Check a backbone as far as possible before anything of it is read or fetched.
+    """Check a backbone's name and weights without reading or downloading the weights.
 
     Raises:
-        UserError: as `load_clip`: an unknown name or tag, an unsupported model, or no weights named.
+        UserError: the name or tag is unknown, the model is not supported, or the weights are not specified.
     """
-    _described(name)
+    _describe(name)
     config = _config(name)
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")
     if tokenizer and find_spec("transformers") is None:
         raise UserError(
-            f"backbone {name} reads texts with {tokenizer}, which needs transformers: "
-            "pip install '.[transformers]'"
+            f"Backbone {name} uses the tokenizer {tokenizer}, which requires transformers. "
+            "Run pip install '.[transformers]'."
         )
     if pretrained is None and name != "mini":
         raise UserError(
-            f"backbone {name} needs weights: set backbone.pretrained (--pretrained) to openai, or to a file"
+            f"Backbone {name} needs weights. Set backbone.pretrained (--pretrained) to openai or to a file."
         )
     if pretrained in (None, "random"):
         return
@@ -219,42 +208,42 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or file_size(file) is not None:
             return
         raise UserError(
-            f"no weights '{pretrained}' for {name}: it is neither a file nor a tag of open_clip "
-            f"({', '.join(tags) or 'none'})"
+            f"'{pretrained}' is neither a file nor an open_clip tag of {name}. "
+            f"Use a .safetensors file or one of these tags: {', '.join(tags) or 'none'}."
         )
     weights_are_quick = bool(_open_clip().get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     if weights_are_quick != bool(config.get("quick_gelu")):
-        theirs = "quick_gelu" if weights_are_quick else "gelu"
+        activation = "quick_gelu" if weights_are_quick else "gelu"
         better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
         raise UserError(
-            f"weights '{pretrained}' were trained with activation {theirs}, which {name} does not "
-            f"use; use {better}"
+            f"Weights '{pretrained}' were trained with activation {activation}, which {name} does not use. "
+            f"Use {better}."
         )
 
 
 def outline(name: str) -> Clip:
-    """Return a CLIP of a model's shapes on the device `meta`, without weights.
+    """Return a CLIP with a model's shapes and without weights, on torch's `meta` device.
 
     Raises:
-        UserError: as `load_clip`.
+        UserError: the model is unknown or not supported.
     """
-    return _arranged(name, _described(name)[1])
+    return _arrange(name, _describe(name)[1])
 
 
-def _arranged(name: str, state: Mapping[str, Tensor]) -> Clip:
-    clip = from_state_dict(state, _described(name)[0])
-    return clip if clip.causal else replace(clip, num_start=_num_start(tokenizer_of(name)))
+def _arrange(name: str, state: Mapping[str, Tensor]) -> Clip:
+    clip = from_state_dict(state, _describe(name)[0])
+    if clip.causal:
+        return clip
+    # The tokens before each text are equal in all texts.
+    columns = load_tokenizer(name)(["cat", "photo", "of", "many"]).T.tolist()
+    return replace(clip, num_start=next((k for k, ids in enumerate(columns) if len(set(ids)) > 1), 0))
 
 
 @lru_cache(maxsize=8)
-def _described(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
-    """Return a model's architecture, and its tensors on the device `meta`.
-
-    Raises:
-        UserError: there is no such model, or its family is not supported.
-    """
+def _describe(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
+    """Return a model's architecture, and its state dict on torch's `meta` device."""
     config = _config(name)
-    if name == "mini":  # without open_clip, which takes seconds to import
+    if name == "mini":  # importing open_clip takes seconds
         architecture, state = clip_architecture(config), load_mini()
     else:
         siglip = is_siglip(name, config)
@@ -268,11 +257,11 @@ def _described(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
 def _config(name: str) -> ModelConfig:
     if name == "mini":
         return mini_config()
-    if ":" in name:  # open_clip would read the model from wherever such a name says
-        raise UserError(f"unknown backbone '{name}': names of hubs and folders are not supported")
+    if ":" in name:  # open_clip would download or read the model from this location
+        raise UserError(f"Unknown backbone '{name}'. Use mini or an open_clip model, not a hub or folder.")
     config: ModelConfig | None = _open_clip().get_model_config(name)
     if config is None:
         close = [m for m in _open_clip().list_models() if m.lower().startswith(name.lower()[:5])][:6]
-        hint = f"did you mean {', '.join(close)}?" if close else "known are mini and open_clip's models"
-        raise UserError(f"unknown backbone '{name}': {hint}")
+        hint = f"Did you mean {', '.join(close)}?" if close else "Use mini or an open_clip model."
+        raise UserError(f"Unknown backbone '{name}'. {hint}")
     return config

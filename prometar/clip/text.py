@@ -1,13 +1,11 @@
-"""The text tower.
+"""Text tower.
 
-CLIP's is causal: a state depends only on the tokens up to it. Texts with a common start share its states, so
-a batch of texts is a tree, packed into rows of about equal length. A node is a token after one particular
-start, and attends to its ancestors and itself. A row has branches of different texts, which do not attend to
-each other. SOS and the context, which all classes share, run once. Nothing is padded to the longest text.
+CLIP's text tower is causal, so that texts with a common prefix share its states. A batch of texts is a prefix
+tree, packed into rows of about equal length. A token attends to its ancestors and itself, and not to other
+branches in its row. SOT and the context, which all classes share, are computed once. Texts are not padded.
 
-In SigLIP's every token attends to all others, padding included, and each text has a row of its own. The
-order of its tokens matters only to the positions. The pooled token is first, so that the last layer has one
-query per text, and the context is last, as prompts of images are.
+SigLIP's text tower is not causal. Each text has its own row, padding included. Positions are added before the
+tokens are reordered: the last token, which is the feature, becomes the first, and the context the last.
 """
 
 from collections.abc import Sequence
@@ -24,21 +22,20 @@ from prometar.clip.tower import Appended, Pass, Prompts, Replaced, appending_lay
 from prometar.errors import UserError
 
 ROW_LENGTH = 96
-"""Desired slots per row. Long rows waste attention between branches, and short ones make small products."""
+"""Target slots per row. Long rows waste attention between branches. Short rows make matrices small."""
 
-Start = tuple[int, ...]
-"""The first tokens of a text, which identify a node."""
+Prefix = tuple[int, ...]
+"""First tokens of a text, which identify a node of the tree."""
 
 
 @dataclass(frozen=True)
 class TextInput:
     """Token sequences packed into R rows of T slots, for a set of classes.
 
-    embedded_RTD: Tokens with positions added. SOS and the context are first.
-    mask_R1TS: Added to the scores of the S keys, which are the slots of the row itself, and, before them if
-        there are several rows, SOS and the context, which are in the first row.
-    end_C: The slot of each EOT, counted row by row.
-    If each text has a row of its own, both are None, the first slot is its end, and the context is last.
+    embedded_RTD: Token embeddings plus position embeddings. SOT and the context are the first slots of row 0.
+    mask_R1TS: Added to the scores of S keys: SOT and the context if R > 1, then the slots of the row.
+    end_C: Slot of each EOT, counted over all rows.
+    For SigLIP, `mask_R1TS` and `end_C` are None, the pooled token is first, and the context is last.
     """
 
     embedded_RTD: Tensor
@@ -50,21 +47,20 @@ class TextInput:
 
 @torch.no_grad()
 def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextInput:
-    """Pack token ids (C, context length) with `num_context` tokens after SOS for prompts to replace.
+    """Pack token ids (C, context length). Prompts can replace the `num_context` tokens after SOT.
 
-    In a tree the context tokens are those of the first sequence. They must be the same in all if no prompt
-    replaces them.
+    CLIP reads the context of the first text only. Unless prompts replace it, all texts must share it.
 
     Raises:
-        UserError: the context leaves nothing of the class names.
+        UserError: the context leaves no room for class names.
     """
     num_start, tokens = clip.num_start, tokens_CT.tolist()
     start = num_start + num_context
     ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in tokens]
     if min(ends) < start + bool(num_context):
         raise UserError(
-            f"prompts.text_length {num_context} leaves no room for class names: the backbone reads "
-            f"{len(tokens[0])} tokens"
+            f"prompts.text_length {num_context} leaves no room for class names. "
+            f"The backbone reads {len(tokens[0])} tokens. Use a smaller value."
         )
     if not clip.causal:
         last = len(tokens[0]) - 1
@@ -85,7 +81,7 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
 def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> Tensor:
     """Return un-normalized text features (C, E), with `prompts` as the context tokens of their layers.
 
-    A layer-0 prompt gets position embeddings like any token. Deeper ones replace hidden states as they are.
+    Position embeddings are added to the prompt of layer 0, and not to deeper prompts.
     """
     prompts = prompts or {}
     if torch.is_grad_enabled():
@@ -95,9 +91,9 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
 
 
 def text_pass(clip: Clip, text: TextInput, prompts: Prompts) -> tuple[Tensor, Pass]:
-    """Return `encode_text`, and the pass that gives its derivatives."""
+    """Return the text features and the `Pass` that computes their derivatives."""
     mask, num_heads = text.mask_R1TS, clip.text.num_heads
-    if mask is not None:  # copied for all heads once, and not in every layer
+    if mask is not None:  # expanded to all heads once, instead of in every layer
         mask = mask.expand(-1, num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, num_heads))
     run = _pass(clip, text, prompts, mask)
     return run.forward(text.embedded_RTD, _positioned(clip, text, prompts)), run
@@ -133,22 +129,22 @@ def _pass(clip: Clip, text: TextInput, prompts: Prompts, mask: Tensor | None) ->
 
 
 def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
-    """Pack texts that are `shared` (not empty) followed by one of `rests` (none empty).
+    """Pack texts of `shared` tokens followed by one of `rests` (all not empty) into R rows of T slots.
 
     Returns:
-        The ids, depth, sees and end of R rows of T slots. The P shared tokens are in row 0.
-        ids, depth: (R, T), the token of each slot, and its position in its text; 0 at empty slots.
-        sees: (R, T, P + T), if a slot attends to a shared token, or to a slot of its own row. An empty slot
-            attends to itself.
-        end: (N,), the last slot of each text, as r * T + slot.
+        ids: Token of each slot (R, T), 0 in empty slots. The P shared tokens are in row 0.
+        depth: Position of each slot's token in its text (R, T), 0 in empty slots.
+        sees: True if a slot attends to a shared token or a slot of its row (R, T, P + T). Empty slots attend
+            to themselves.
+        end: Last slot of each text (N), as row * T + slot.
 
     Example:
         >>> ids, _, _, end = pack([7], [[1, 2], [1, 3]])
         >>> ids.tolist(), end.tolist()
         ([[7, 1, 2, 3]], [2, 3])
     """
-    starts = [tuple(rest) for rest in rests]
-    branches = _cut(starts, len(shared))
+    texts = [tuple(rest) for rest in rests]
+    branches = _split_into_rows(texts, len(shared))
     length = max(len(shared) * (r == 0) + len(branch) for r, branch in enumerate(branches))
     ids, depth = np.zeros((2, len(branches), length), np.int64)
     sees = np.zeros((len(branches), length, len(shared) + length), bool)
@@ -156,40 +152,40 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
     own[:] = np.eye(length, dtype=bool)
     ids[0, : len(shared)], depth[0, : len(shared)] = shared, np.arange(len(shared))
     sees[0, : len(shared)] = np.tri(len(shared), len(shared) + length, dtype=bool)
-    places: dict[Start, int] = {}
+    end_slots: dict[Prefix, int] = {}
     for r, branch in enumerate(branches):
         first = len(shared) * (r == 0)
-        slots = {start: first + k for k, start in enumerate(branch)}
-        for start, slot in slots.items():
-            ids[r, slot], depth[r, slot] = start[-1], len(shared) + len(start) - 1
+        slots = {prefix: first + k for k, prefix in enumerate(branch)}
+        for prefix, slot in slots.items():
+            ids[r, slot], depth[r, slot] = prefix[-1], len(shared) + len(prefix) - 1
             sees[r, slot, : len(shared)] = True
-            if len(start) > 1:
-                own[r, slot] |= own[r, slots[start[:-1]]]
-            places[start] = r * length + slot
-    return ids, depth, sees, np.array([places[start] for start in starts])
+            if len(prefix) > 1:
+                own[r, slot] |= own[r, slots[prefix[:-1]]]
+            end_slots[prefix] = r * length + slot
+    return ids, depth, sees, np.array([end_slots[text] for text in texts])
 
 
-def _cut(starts: Sequence[Start], num_shared: int) -> list[list[Start]]:
-    """Return the nodes of each row, parents first, with the shortest rows that give the desired number."""
-    texts = sorted(set(starts))
+def _split_into_rows(texts: Sequence[Prefix], num_shared: int) -> list[list[Prefix]]:
+    """Return the nodes of each row, parents first, with the smallest row length that needs no extra row."""
+    texts = sorted(set(texts))
     num_nodes = num_shared + len({text[: k + 1] for text in texts for k in range(len(text))})
     num_rows = max(1, round(num_nodes / ROW_LENGTH))
     length = -(-num_nodes // num_rows)
-    while len(rows := _fill(texts, num_shared, length)) > num_rows:
+    while len(rows := _fill_rows(texts, num_shared, length)) > num_rows:
         length += 1
     return rows
 
 
-def _fill(texts: Sequence[Start], num_shared: int, length: int) -> list[list[Start]]:
-    """Fill row after row of at most `length` slots, or more if one text alone is longer."""
-    rows: list[dict[Start, None]] = [{}]
+def _fill_rows(texts: Sequence[Prefix], num_shared: int, length: int) -> list[list[Prefix]]:
+    """Fill rows of at most `length` slots. A longer text gets a longer row."""
+    rows: list[dict[Prefix, None]] = [{}]
     free = length - num_shared
     for text in texts:
-        starts = [text[: k + 1] for k in range(len(text))]
-        new = [start for start in starts if start not in rows[-1]]
+        prefixes = [text[: k + 1] for k in range(len(text))]
+        new = [prefix for prefix in prefixes if prefix not in rows[-1]]
         if len(new) > free and rows[-1]:
             rows.append({})
-            new, free = starts, length
+            new, free = prefixes, length
         rows[-1].update(dict.fromkeys(new))
         free -= len(new)
     return [list(row) for row in rows]

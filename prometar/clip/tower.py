@@ -1,8 +1,7 @@
-"""A prompted tower as a function of its prompts, with both derivatives: what training calls.
+"""Prompted towers as functions of their prompts, with first and second derivatives.
 
-Frozen weights and few learnable tokens are a case that general automatic differentiation does not exploit. No
-gradient of a weight is needed, all cotangents and tangents of one pass go through together, and one more
-reverse pass gives the second derivative of all of them.
+These derivatives exploit that weights are frozen and prompts are few. Cotangents or tangents are processed
+together, and one more reverse pass gives all second derivatives.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,26 +15,26 @@ from prometar.clip.model import Tower
 from prometar.clip.part import Norm, Part, Through
 
 Prompts = Mapping[int, Tensor]
-"""Learnable tokens by layer, each (P, D), or K cotangents or tangents of such, (K, P, D).
+"""Prompts (P, D) by layer, or K cotangents or tangents of prompts (K, P, D).
 
-A layer without an entry keeps the tokens that reach it.
+A layer without an entry receives the output of the previous layer unchanged.
 """
 
 
 @dataclass(frozen=True)
 class Appended:
-    """Slots of all rows after their `num_own` own tokens."""
+    """Prompt slots after the first `num_own` tokens of every row."""
 
     num_own: int
 
     def put(self, x: Tensor, prompt: Tensor) -> Tensor:
-        """Return tokens (..., B, T, D) with a prompt (..., P, D) among them."""
+        """Return tokens (..., B, T, D) with a prompt (..., P, D) in its slots."""
         own = x[..., : self.num_own, :]
-        behind = prompt.unsqueeze(-3).expand(*own.shape[:-2], *prompt.shape[-2:])
-        return torch.cat([own, behind], dim=-2)
+        prompts = prompt.unsqueeze(-3).expand(*own.shape[:-2], *prompt.shape[-2:])
+        return torch.cat([own, prompts], dim=-2)
 
     def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cotangents of the tokens and of the prompt, given those of `Layer.reverse`."""
+        """Return cotangents of tokens and prompt, given the cotangents from `Layer.reverse`."""
         if own.shape[-2] != self.num_own:
             own, rest = torch.cat([own, rest], dim=-2).tensor_split([self.num_own], dim=-2)
         return own, rest.sum(dim=-3)
@@ -43,7 +42,7 @@ class Appended:
 
 @dataclass(frozen=True)
 class Replaced:
-    """Slots of row 0 after the `first` ones."""
+    """The `num` prompt slots of row 0 that follow its first `first` slots."""
 
     first: int
     num: int
@@ -61,8 +60,8 @@ class Replaced:
 
 
 def appending_layers(tower: Tower, num_own: int, prompts: Prompts, *, num_out: int) -> list[Layer]:
-    """Return the layers of a tower with `Appended` prompts, which returns `num_out` tokens."""
-    # The number of each block's tokens that the next one reads; None for all.
+    """Return the layers of a tower with `Appended` prompts and `num_out` output tokens."""
+    # The next layer reads `num` tokens of each layer, or all if `num` is None.
     nums = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
     return [
         Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*nums, num_out], strict=True)
@@ -70,9 +69,9 @@ def appending_layers(tower: Tower, num_own: int, prompts: Prompts, *, num_out: i
 
 
 class Pass:
-    """One run of a tower: features (N, E) of its prompts, and their derivatives as of a `Part`.
+    """One run of a tower, from prompts to features (N, E), with the derivatives of a `Part`.
 
-    first: Applied to prompts of layer 0. end: Makes features of the last tokens.
+    first: Normalizes the prompt of layer 0. end: Computes features from the last tokens.
     """
 
     def __init__(
@@ -83,11 +82,10 @@ class Pass:
         first: Norm | None = None,
         end: Sequence[Part],
     ) -> None:
-        self._layers, self._slots = layers, slots
-        self._first, self._end = first, end
+        self._layers, self._slots, self._first, self._end = layers, slots, first, end
 
     def value(self, x_BTD: Tensor, prompts: Prompts) -> Tensor:
-        """Return the features by torch's fused attention; no derivatives can follow."""
+        """Return the features with torch's fused attention. Stores nothing for derivatives."""
         return self._forward(x_BTD, prompts, _value)
 
     def forward(self, x_BTD: Tensor, prompts: Prompts) -> Tensor:
@@ -102,7 +100,7 @@ class Pass:
                 if number == 0 and self._first is not None:
                     prompt = through(self._first, prompt)
                 x = self._slots.put(x, prompt)
-            # Nothing flows back below the first prompt.
+            # Layers below the first prompt need no derivatives.
             x = layer.forward(x, _value if number < first else through)
         self._last = x.shape[:-1]
         x = x.flatten(0, -2)
@@ -111,17 +109,15 @@ class Pass:
         return x
 
     def vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
-        # The last use of each layer frees what it stores.
+        # Popping each layer frees the tensors that it stores.
         return self._reverse(g_KNE, lambda part, g: part.vjp(g), self._layers.pop)
 
     def differentiable_vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
-        at = self._layers.__getitem__
-        return self._reverse(g_KNE, lambda part, g: part.differentiable_vjp(g), at)
+        return self._reverse(g_KNE, lambda part, g: part.differentiable_vjp(g), self._layers.__getitem__)
 
     def jvp(self, prompts: Prompts) -> Tensor:
         first = self._prompted[0]
-        num_tangents = len(prompts[first])
-        t = prompts[first].new_zeros(num_tangents, *self._size)
+        t = prompts[first].new_zeros(len(prompts[first]), *self._size)
         for number, layer in enumerate(self._layers[first:], first):
             if number in prompts:
                 prompt = prompts[number]
@@ -141,17 +137,17 @@ class Pass:
         for part in reversed(self._end):
             g = through(part, g)
         g = g.unflatten(-2, self._last)
-        found: dict[int, Tensor] = {}
+        cotangents: dict[int, Tensor] = {}
         for number in reversed(range(self._prompted[0], len(self._layers))):
             g, rest = layer_at(number).reverse(g, through)
             if number in self._prompted:
                 g, prompt = self._slots.take(g, rest)
                 if number == 0 and self._first is not None:
                     prompt = through(self._first, prompt)
-                found[number] = prompt
+                cotangents[number] = prompt
             elif rest.shape[-2]:
                 g = torch.cat([g, rest], dim=-2)
-        return found
+        return cotangents
 
 
 def _value(part: Part, x: Tensor) -> Tensor:

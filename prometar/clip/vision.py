@@ -1,7 +1,7 @@
 """The vision tower.
 
-Prompts are appended after the patches and replaced at their layers. The feature is that of CLS, or is pooled
-from the image's own tokens. Prompts are attended to and not pooled.
+Each prompted layer appends its prompt after the patches, in place of the previous prompt. The feature is the
+output at CLS. In SigLIP, attention pools the outputs at the patches, but not those at prompts.
 """
 
 from typing import Any
@@ -18,19 +18,19 @@ from prometar.clip.tower import Appended, Pass, Prompts, appending_layers
 
 @torch.no_grad()
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
-    """Return CLS and patch tokens after `ln_pre`, (B, T, D), which are frozen and serve every pass.
+    """Return the tower's input tokens (B, T, D): CLS and patches after `ln_pre`, or SigLIP's patches.
 
-    Images are normalized with the backbone's mean and standard deviation. If no prompt enters the tower, the
-    only token is the un-normalized feature.
+    The images must already be normalized (`Backbone.normalize`). If no prompt enters the tower, the only
+    token is the un-normalized feature.
     """
     cudnn: Any = torch.backends.cudnn
     convolution = cudnn.conv
-    # On a GPU torch takes 10 bits of 23 of a float32 (TF32) for convolutions, though not for products.
-    before, convolution.fp32_precision = convolution.fp32_precision, "ieee"
+    # On GPUs, torch's default for convolutions is TF32, which has 10 instead of 23 mantissa bits.
+    previous, convolution.fp32_precision = convolution.fp32_precision, "ieee"
     try:
         tokens = _tokens(clip, images_B3HW)
     finally:
-        convolution.fp32_precision = before
+        convolution.fp32_precision = previous
     return tokens if clip.image_prompts else _pass(clip, tokens.shape[1], {}).value(tokens, {})[:, None]
 
 
@@ -46,10 +46,10 @@ def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None) -> Tensor:
-    """Return un-normalized image features (B, E) of the tokens of `embed_images`.
+    """Return un-normalized image features (B, E) of the tokens from `embed_images`.
 
-    A layer with an entry in `prompts` gets these tokens after the patches, and not those of the layer before.
-    A layer-0 prompt passes `ln_pre` like the patches. Outputs of prompts are computed only if used.
+    The prompt of a layer replaces the prompt tokens that the previous layer returns. `ln_pre` also applies to
+    the prompt of layer 0. Outputs at prompts are computed only if used.
     """
     if not clip.image_prompts:
         assert not prompts, "the image tower takes no prompts"
@@ -60,7 +60,7 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
 
 
 def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: Prompts) -> tuple[Tensor, Pass]:
-    """Return `encode_image`, and the pass that gives its derivatives."""
+    """Return the image features and the `Pass` that computes their derivatives."""
     run = _pass(clip, tokens_BTD.shape[1], prompts)
     return run.forward(tokens_BTD, prompts), run
 
@@ -70,9 +70,8 @@ def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
     layers = appending_layers(tower, num_own, prompts, num_out=num_own if clip.pool else 1)
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
-    first = None
-    if clip.ln_pre_weight is not None:
-        first = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps)
+    has_norm = clip.ln_pre_weight is not None
+    first = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps) if has_norm else None
     end: list[Part] = []
     if clip.ln_post_weight is not None:
         end.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))

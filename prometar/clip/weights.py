@@ -1,4 +1,4 @@
-"""Frozen weights: safetensors files, the checks of their tensors, and the `Clip` made of them."""
+"""Frozen weights: reading safetensors files, checking their tensors, and converting them to a `Clip`."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,70 +22,65 @@ State = Mapping[str, Tensor]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name.
-
-    Raises:
-        UserError: there is no such file, or it is not a safetensors file.
-    """
-    fix = "pass --pretrained with an existing .safetensors file"
+    """Return the tensors of a file by name. Raises as `read_tensors`."""
+    fix = "Pass --pretrained with an existing .safetensors file."
     if path.suffix != ".safetensors" and path.is_file():
         load = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
         save = f"safetensors.torch.save_file(state, {str(path.with_suffix('.safetensors'))!r})"
-        fix = f"convert it with `{load}` (torch.load for a file that holds a state dict) and `{save}`"
+        fix = f"Convert it with `{load}` (torch.load for a file that holds a state dict) and `{save}`."
     return read_tensors(path, fix)[0]
 
 
 def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file.
-
-    Args:
-        fix: Advice for the message.
+    """Return the tensors and the metadata of a safetensors file. Error messages end with the sentence `fix`.
 
     Raises:
-        UserError: there is no such file, or it is not a safetensors file.
+        UserError: the file does not exist, or is not a safetensors file.
     """
     if file_size(path) is None:
-        raise UserError(f"there is no file {path}: {fix}")
+        raise UserError(f"{path} does not exist. {fix}")
     try:
         with safe_open(path, framework="pt") as file:
-            # Cloned into torch's own alignment: kernels sum in another order over unaligned memory.
+            # Cloned for alignment, because kernels sum unaligned memory in a different order.
             tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a .safetensors file ({first_line(error)}): {fix}") from None
+        raise UserError(f"{path} is not a .safetensors file ({first_line(error)}). {fix}") from None
 
 
 def require_tensors(expected: State, state: State, *, where: str) -> None:
-    """Raise a UserError if a CLIP's tensor is missing, unexpected or unusable."""
-    # The first layers of a deeper model would fit. Other tensors, such as sizes, are ignored.
+    """Raise a UserError if a tensor of a CLIP is missing, unexpected or unusable."""
+    # Extra tensors are ignored, except those of blocks, because a deeper model would otherwise fit.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
-        found["logit_scale"] = scale.reshape(())  # some files store a vector of one
+        found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
     if problem := mismatch(expected, found):
-        raise UserError(f"{where} does not fit the backbone or is corrupt: {problem}")
+        raise UserError(
+            f"{where} does not fit the backbone or is corrupt: {problem}. Use weights of this backbone."
+        )
 
 
 def mismatch(expected: State, found: State) -> str:
-    """Return what is wrong with the first tensor that differs in its shape, is integral or not finite."""
+    """Describe the first tensor with a wrong shape or type or a value that is not finite, or return ""."""
     for name in sorted(expected.keys() | found.keys()):
-        wanted, kind = (_kind(each.get(name)) for each in (expected, found))
-        if kind != wanted:
-            return f"{name} is {kind}, expected {wanted}"
+        wanted, actual = (_describe(each.get(name)) for each in (expected, found))
+        if actual != wanted:
+            return f"{name} is {actual}, expected {wanted}"
     for name, tensor in found.items():
-        # Allocates no mask of the tensor's size.
+        # Unlike isfinite of the whole tensor, aminmax allocates no mask of its size.
         if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all():
             return f"{name} is not finite"
     return ""
 
 
-def _kind(tensor: Tensor | None) -> str:
+def _describe(tensor: Tensor | None) -> str:
     if tensor is None:
         return "missing"
     return f"{'float' if tensor.is_floating_point() else tensor.dtype} {tuple(tensor.shape)}"
 
 
 def weights_digest(clip: Clip) -> str:
-    """Return the sha256 (hex) of a backbone's weights in float32, in the order of its fields."""
+    """Return the sha256 (hex) of a CLIP's weights in float32, in field order."""
     digest = hashlib.sha256()
     for field in fields(clip):
         value = getattr(clip, field.name)
@@ -101,10 +96,7 @@ def weights_digest(clip: Clip) -> str:
 
 
 def from_state_dict(state: State, arch: Architecture) -> Clip:
-    """Arrange the tensors of open_clip's state dict as a `Clip`, in at least float32.
-
-    Tensors computed from float16 weights, such as the logit scale, are then nearly exact.
-    """
+    """Return open_clip's state dict as a `Clip`, in float32 or wider to keep derived tensors accurate."""
     floats = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     dtype = reduce(torch.promote_types, floats, torch.float32)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
@@ -112,7 +104,7 @@ def from_state_dict(state: State, arch: Architecture) -> Clip:
         state = _openai_names(state)
     eps = EPS if arch.causal else 1e-6
     get, positions = state.get, state["visual.positional_embedding"]
-    if (bias := get("visual.conv1.bias")) is not None:  # of every patch, as its position is
+    if (bias := get("visual.conv1.bias")) is not None:  # added to every patch, like its position
         positions = positions + bias
     return Clip(
         text=_tower(state, "transformer", arch.text_heads, arch.text_activation, eps),
@@ -130,7 +122,7 @@ def from_state_dict(state: State, arch: Architecture) -> Clip:
         ln_post_weight=get("visual.ln_post.weight") if arch.causal else None,
         ln_post_bias=get("visual.ln_post.bias") if arch.causal else None,
         vision_projection=get("visual.proj"),
-        # In float64, so that the last bit, and with it the digest, is the same on every CPU.
+        # In float64, so that the last bit, and therefore the digest, is equal on all CPUs.
         logit_scale=state["logit_scale"].double().exp().to(dtype).reshape(()),
         text_projection_bias=get("text_projection.bias"),
         pool=None if arch.causal else _attention_pool(state, arch, eps),
@@ -139,22 +131,22 @@ def from_state_dict(state: State, arch: Architecture) -> Clip:
     )
 
 
-_OF_TIMM = (
+_TIMM_NAMES = (
     (".trunk.patch_embed.proj", ".conv1"), (".trunk.pos_embed", ".positional_embedding"),
     (".trunk.blocks", ".transformer.resblocks"), (".trunk.attn_pool", ".attn_pool"),
     (".trunk.norm.", ".ln_post."), (".norm1.", ".ln_1."), (".norm2.", ".ln_2."),
     (".attn.qkv.", ".attn.in_proj_"), (".attn.proj.", ".attn.out_proj."), (".mlp.fc1.", ".mlp.c_fc."),
     (".mlp.fc2.", ".mlp.c_proj."),
 )  # fmt: skip
-"""Parts of timm's names, and what they are in OpenAI's."""
+"""Parts of timm's tensor names, and their replacements in OpenAI's names."""
 
 
 def _openai_names(state: State) -> dict[str, Tensor]:
-    """Rename SigLIP's tensors; the text's projection and the positions get OpenAI's shapes."""
+    """Convert SigLIP's tensors to OpenAI's names and shapes."""
     renamed = {}
     for name, tensor in state.items():
         name = name.removeprefix("text.")
-        for theirs, ours in _OF_TIMM:
+        for theirs, ours in _TIMM_NAMES:
             name = name.replace(theirs, ours)
         renamed[name] = tensor
     if "text_projection.weight" in renamed:
@@ -179,10 +171,10 @@ def _tower(state: State, prefix: str, num_heads: int, activation: str, eps: floa
 
 
 def _attention_pool(state: State, arch: Architecture, eps: float) -> Tower:
-    """SigLIP's pool as a block whose query is constant: its weight is zero, and its bias is the query."""
+    """Return SigLIP's pool as a block with a constant query: zero weight, and the query as bias."""
     part = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     keys = part["kv.weight"]
-    # In float64, as the logit scale.
+    # In float64 for the same reason as the logit scale.
     wide = (part[name].double() for name in ("latent", "q.weight", "q.bias"))
     query = F.linear(*wide).flatten(0, -2)[0].to(keys.dtype)
     layers = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")

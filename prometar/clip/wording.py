@@ -1,4 +1,4 @@
-"""Class names as text, and the templates around them."""
+"""Readable class names and prompt templates."""
 
 from prometar.errors import UserError
 
@@ -9,7 +9,7 @@ def readable(classname: str) -> str:
 
 
 def is_template(text: object) -> bool:
-    """Return True if a text has exactly one "{}".
+    """Return True if a value is a text with exactly one "{}".
 
     Example:
         >>> is_template("a photo of a {}."), is_template("{} and {}"), is_template(None)
@@ -19,15 +19,15 @@ def is_template(text: object) -> bool:
 
 
 def filled(template: str, classname: str) -> str:
-    """Return a template with the class name for its "{}"; other braces are text.
+    """Replace "{}" in a template by the class name. Other braces are unchanged.
 
     Raises:
-        UserError: the template has no "{}", or several.
+        UserError: the template does not have exactly one "{}".
 
     Example:
         >>> filled("a photo of a {}.", "polka_dotted")
         'a photo of a polka dotted.'
     """
     if not is_template(template):
-        raise UserError(f"the template {template[:80]!a} must have {{}} once, for the class name")
+        raise UserError(f"Template {template[:80]!a} must contain {{}} once, as the place of the class name.")
     return template.replace("{}", readable(classname))

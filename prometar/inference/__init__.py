@@ -1,1 +1,1 @@
-"""Trained prompts as a classifier and as a file; nothing of studies is imported."""
+"""Trained prompts as a classifier and as a file. Works without Ray and Optuna."""

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from prometar.clip.model import Clip
-from prometar.clip.openclip import Backbone, load_clip, ready
+from prometar.clip.openclip import Backbone, build_backbone, load_clip
 from prometar.clip.weights import mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
@@ -35,9 +35,9 @@ class Predictions(NamedTuple):
     """Predictions for N images and C classes.
 
     Attributes:
-        names: Most likely class of each image, N.
-        probabilities: softmax of the logits, float32 (N, C).
-        classnames: The columns of `probabilities`, C.
+        names: Most likely class of each of N images.
+        probabilities: Softmax of the logits, float32 (N, C).
+        classnames: Classes of the columns of `probabilities`.
     """
 
     names: tuple[str, ...]
@@ -47,14 +47,13 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Classifier:
-    """Frozen CLIP with trained prompts, for any classes.
+    """Frozen CLIP with trained prompts, for arbitrary classes.
 
     Args:
-        backbone: The frozen CLIP.
         prompts: Structure of the prompts. leaves: Trained tensors.
-        config: Settings of the run. classnames: Classes of the training, the default of `predict`.
-        template: Text of a class if the method learns no text context ("a photo of a {}.").
-        card: Description of exported prompts.
+        config: Settings of the run. classnames: Training classes, the default of `predict`.
+        template: Template of class texts if the method learns no text context ("a photo of a {}.").
+        card: Description of the prompt file, if loaded from one.
     """
 
     backbone: Backbone
@@ -66,9 +65,9 @@ class Classifier:
     card: Card | None = None
 
     def __repr__(self) -> str:
-        """Return one line instead of thousands of tensors."""
-        config, classes = self.config, len(self.classnames)
-        return f"<{config.method} on {config.data.name} with {config.backbone.name}, {classes} classes>"
+        """Return one line without tensors."""
+        config, num = self.config, len(self.classnames)
+        return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num} classes>"
 
     def model(self, classnames: Sequence[str], template: str | None = None) -> Model:
         """Return the prompted CLIP for these classes."""
@@ -87,25 +86,25 @@ class Classifier:
         """Classify images: p(c | x) = softmax_c(s f(x) . g_c).
 
         Args:
-            images: Pillow images, paths, or uint8 arrays (H, W, 3); one, or a sequence.
-            classnames: Other classes than those of the training (default: those).
-            batch_size: Images at a time (default 64).
+            images: One image or a sequence of images: Pillow images, paths, or uint8 arrays (H, W, 3).
+            classnames: Classes to choose from. Default: the training classes.
+            batch_size: Images per batch. Default: 64.
 
         Raises:
-            UserError: no images; no, repeated or blank class names; a missing file.
-            WorkError: a broken image.
+            UserError: there are no images, class names are invalid or repeated, or a file is missing.
+            WorkError: an image is corrupt.
 
         Example:
             >>> import prometar
             >>> prometar.load("prompts.safetensors").predict(["a.jpg", "b.png"]).names  # doctest: +SKIP
             ('striped', 'dotted')
         """
-        names = self.classnames if classnames is None else _names(classnames)
-        pictures = _several(images)
+        names = self.classnames if classnames is None else _check_classnames(classnames)
+        pictures = _to_sequence(images)
         logits, clip = classify(self.backbone, self.model(names), self.leaves), self.backbone.clip
         spec, parts = TransformSpec(size=clip.image_size, train=False), []
         for number, start in enumerate(range(0, len(pictures), batch_size)):
-            chunk = map(_encoded, pictures[start : start + batch_size])
+            chunk = map(_encode, pictures[start : start + batch_size])
             pixels = np.stack([apply(spec, content, 0, path=path) for content, path in chunk])
             found = logits(send(torch.from_numpy(pixels), clip.device), number)
             parts.append(fetch(found.float().softmax(dim=-1)).numpy())
@@ -116,43 +115,39 @@ class Classifier:
 
 
 def load(
-    path: str | Path,
-    *,
-    pretrained: str | None = None,
-    device: str | None = None,
-    trust_parts: bool = False,
+    path: str | Path, *, pretrained: str | None = None, device: str | None = None, trust_parts: bool = False
 ) -> Classifier:
-    """Load a classifier from a file of `prometar export`, or from the Hugging Face Hub.
+    """Load a classifier from a file written by `prometar export`, or from the Hugging Face Hub.
 
     Args:
-        path: The file, or hf://owner/name, optionally with @revision (a branch, a tag or a commit).
-        pretrained: Weights of the backbone (default: as in the card). Required if they are a local file.
-        device: Such as "cpu" or "cuda" (default: a GPU if there is one).
-        trust_parts: Import modules that the file names (default: such files are rejected).
+        path: A file, or hf://owner/name[@revision] with a branch, tag or commit as revision.
+        pretrained: Weights of the backbone. Default: as in training. Required if these are a local file.
+        device: Device such as "cpu" or "cuda". Default: a GPU if available.
+        trust_parts: True to import the file's custom components. By default, such files are rejected.
 
     Raises:
-        UserError: the file is missing or not an export, the weights are missing or differ from those of the
-            training, a module is not trusted, or the device does not exist.
+        UserError: the file is missing or was not exported, the weights are missing or not those of the
+            training, a custom component is not trusted, or the device does not exist.
         WorkError: the Hub does not provide the file.
     """
-    there = default_device() if device is None else named_device(device)
+    target = default_device() if device is None else named_device(device)
     path = download(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
     leaves, card = read_prompts(path)
     config = card.config.refuse_own(str(path), trusted=trust_parts)
     name, known = config.backbone.name, config.backbone.pretrained
     is_path = known is not None and (bool(Path(known).suffix) or Path(known).name != known)
     if pretrained is None and (card.weights_file or is_path):
-        raise UserError(f"{path} needs a file of weights: pass it as pretrained=FILE.")
+        raise UserError(f"{path} needs a file of weights. Pass the file as pretrained=FILE.")
     clip = load_clip(name, pretrained or known)
     if weights_digest(clip) != card.digest:
         raise UserError(
             f"{path} was trained with other weights of {name} than {pretrained or known or 'mini'}. "
-            "Pass the original ones as pretrained=FILE."
+            "Pass the original weights as pretrained=FILE."
         )
-    clip = clip.folded().to(device=there, dtype=DTYPES[config.backbone.precision])
+    clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
     prompts = prompts_of(path, config, clip, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
-    backbone = ready(name, pretrained or known, clip)
+    backbone = build_backbone(name, pretrained or known, clip)
     return Classifier(backbone, prompts, leaves, config, card.classnames, card.template, card)
 
 
@@ -160,50 +155,49 @@ def prompts_of(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tens
     """Return the structure of trained prompts.
 
     Raises:
-        UserError: the leaves of the file at `path` are not the method's on this CLIP, or not finite.
+        UserError: the leaves read from `path` do not fit the method and this CLIP, or are not finite.
     """
-    prompts, nothing = config.prompts.component(), torch.zeros(0, dtype=torch.long)
-    expected = prompts.initialize(clip, nothing, torch.Generator().manual_seed(0))
+    prompts, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
+    expected = prompts.initialize(clip, no_tokens, torch.Generator().manual_seed(0))
     if problem := mismatch(expected, leaves):
-        raise UserError(f"{path} does not contain prompts of its method: {problem}")
+        raise UserError(f"{path} does not contain prompts of its method ({problem}). Train and export again.")
     return prompts
 
 
-def _names(classnames: Sequence[str]) -> tuple[str, ...]:
+def _check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
     try:
         names = () if isinstance(classnames, str) else tuple(classnames)
-        different = len(set(map(normalize_name, names))) == len(names)
-        usable = bool(names) and different and not any(map(invalid_name_reason, names))
-    except (TypeError, AttributeError):  # not a sequence of texts
+        unique = len(set(map(normalize_name, names))) == len(names)
+        usable = bool(names) and unique and not any(map(invalid_name_reason, names))
+    except (TypeError, AttributeError):  # not a sequence of strings
         usable = False
     if not usable:
-        raise UserError(f"classnames must be different names as CLIP reads them, found {classnames!r:.200}")
+        raise UserError(f"classnames must be different names after normalization, found {classnames!r:.200}")
     return names
 
 
-def _several(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+def _to_sequence(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]
     if not isinstance(images, Sequence | np.ndarray) or not len(images):
-        raise UserError(f"images must be an image or a sequence of some, found {type(images).__name__}")
+        raise UserError(f"images must be an image or a sequence of images, found {type(images).__name__}")
     return list(images)
 
 
-def _encoded(picture: Picture) -> tuple[bytes, str]:
-    """Return an encoded image, and its path for messages.
-
-    Pixels get a lossless format, so that all images are decoded alike.
-    """
+def _encode(picture: Picture) -> tuple[bytes, str]:
+    """Return an encoded image, and its path for messages. Pixels get a lossless format."""
     if isinstance(picture, str | Path):
         try:
             return read_bytes(Path(picture)), str(picture)
         except OSError as error:
-            raise UserError(f"cannot read image {picture}: {error.strerror}") from None
+            raise UserError(f"Cannot read image {picture} ({error.strerror}). Check the path.") from None
     file = io.BytesIO()
     try:
         image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
         to_rgb(image).save(file, "PPM")
-    except Exception as error:  # Pillow reads the file only now, and raises errors of many kinds
+    except Exception as error:  # Pillow reads files lazily and raises errors of many types
         where = getattr(picture, "filename", "") or "given as pixels"
-        raise WorkError(f"broken image {where}: {first_line(error)}") from None
+        raise WorkError(
+            f"Corrupt image {where} ({first_line(error)}). Remove or replace the image."
+        ) from None
     return file.getvalue(), "given as pixels"

@@ -1,7 +1,7 @@
-"""Prompt files: the learned tensors as safetensors, with a JSON card that describes them.
+"""Prompt files: learned tensors as safetensors, with a JSON card that describes them.
 
-The card is stored in the file's metadata and, for readers, beside the file. `hf://owner/name` and
-`hf://owner/name@revision` are files on the Hugging Face Hub.
+The card is stored in the file's metadata and, for human readers, in a .json file next to it. Addresses
+`hf://owner/name[@revision]` refer to the Hugging Face Hub.
 """
 
 import os
@@ -25,18 +25,17 @@ from prometar.methods.prompts import Leaves
 
 FORMAT = "prometar-prompts-2"
 HUB, HUB_FILE = "hf://", "prompts.safetensors"
-_HUB_ADVICE = "check the name, the network and `hf auth login`"
 
 
 class Card(PlainData):
-    """Description of trained prompts, without any path of the machine that trained them.
+    """Description of trained prompts, without paths of the training machine.
 
     Args:
-        config: Settings of the run. objective: Images it was trained on and scores it was measured by.
-        classnames: Classes of the training, by label. template: Text around a class name.
-        digest: Digest of the backbone's stored weights.
-        weights_file: Whether the weights came from a local file.
-        accuracies: Percent by set of classes. images: Number of test images of each set.
+        config: Settings of the run. objective: Name of the objective, which selects images and scores.
+        classnames: Training classes in label order. template: Template of class texts.
+        digest: Digest of the backbone's unfolded weights.
+        weights_file: True if the weights are from a local file.
+        accuracies: Test accuracies in % by class set. images: Number of test images by class set.
         environment: Versions and machine. code: Digests of custom components.
     """
 
@@ -56,31 +55,27 @@ class Card(PlainData):
         if reasons := list(filter(None, map(invalid_name_reason, self.classnames))):
             raise ValueError(f"a class name {reasons[0]}")
         if not is_template(self.template):
-            raise ValueError("a template contains {} once")
+            raise ValueError("the template must contain {} exactly once")
         return self
 
 
 def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
-    """Write FILE.safetensors and FILE.json. Returns the path of the latter.
+    """Write a prompt file and its card, and return the path of the card.
 
     Raises:
         WorkError: the folder is not writable.
     """
     tensors = {name: leaf.contiguous() for name, leaf in fetch(dict(leaves)).items()}
     write_atomically(path, save(tensors, {"format": FORMAT, "card": card.model_dump_json()}))
-    readable = path.with_suffix(".json")
-    write_atomically(readable, (card.model_dump_json(indent=1) + "\n").encode())
-    return readable
+    card_path = path.with_suffix(".json")
+    write_atomically(card_path, (card.model_dump_json(indent=1) + "\n").encode())
+    return card_path
 
 
 def require_prompts_target(path: Path) -> None:
-    """Refuse a path that prompts must not be written to.
-
-    Raises:
-        UserError: another suffix than .safetensors, or a file that exists.
-    """
+    """Raise a UserError if a path does not end in .safetensors, or the prompt file or its card exists."""
     if path.suffix != ".safetensors":
-        raise UserError(f"--to {path}: expected a name that ends in .safetensors")
+        raise UserError(f"--to must end in .safetensors, got {path}.")
     for target in (path, path.with_suffix(".json")):
         resolve_path(target.parent)
         if os.path.lexists(target):
@@ -93,44 +88,47 @@ def read_prompts(path: Path) -> tuple[Leaves, Card]:
     Raises:
         UserError: the file is missing, corrupt, or was not written by `prometar export`.
     """
-    leaves, metadata = read_tensors(path, "write one with `prometar export RUN --to FILE`")
+    leaves, metadata = read_tensors(path, "Write one with `prometar export RUN --to FILE`.")
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by `prometar export` of this version.")
+        raise UserError(f"{path} was not written by `prometar export` of this version. Export the run again.")
     try:
         return leaves, Card.model_validate_json(metadata.get("card", ""))
     except ValidationError as error:
-        raise UserError(f"{path}: corrupt card: {problems_of(error)}. Export the run again.") from None
+        raise UserError(f"{path} has a corrupt card ({problems_of(error)}). Export the run again.") from None
 
 
 def download(name: str) -> Path:
-    """Return the path of a repository's prompt file in the local cache.
+    """Download the prompt file of a Hub repository, and return its path in the local cache.
 
     Raises:
-        WorkError: the Hub does not provide it.
+        WorkError: the Hub does not provide the file.
     """
     from huggingface_hub import hf_hub_download  # slow to import
 
     repository, _, revision = name.removeprefix(HUB).partition("@")
-    with download_errors(name, _HUB_ADVICE):
+    with download_errors(name, "check the name and the network, and run `hf auth login`"):
         return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
 
 
 def push(path: Path, repository: str, *, public: bool = False) -> str:
-    """Upload a prompt file and its card as one commit. Returns the address of the repository.
+    """Upload a prompt file and its card as one commit, and return the URL of the repository.
 
-    A new repository is private unless `public`. An existing one keeps its visibility.
+    A new repository is private unless `public` is True. An existing repository keeps its visibility.
 
     Raises:
-        UserError: the file is not a prompt file. WorkError: the Hub refuses the upload.
+        UserError: the file is not a prompt file.
+        WorkError: the upload failed.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     _, card = read_prompts(path)
     files = {HUB_FILE: path.read_bytes(), "card.json": card.model_dump_json(indent=1).encode()}
     try:
-        address = HfApi().create_repo(repository, private=not public, exist_ok=True)
+        url = HfApi().create_repo(repository, private=not public, exist_ok=True)
         added = [CommitOperationAdd(name, content) for name, content in files.items()]
         HfApi().create_commit(repository, added, commit_message="Prompts and card")
     except Exception as error:  # the client raises errors of several libraries
-        raise WorkError(f"cannot upload to {repository} ({first_line(error)}): {_HUB_ADVICE}") from None
-    return str(address)
+        raise WorkError(
+            f"Cannot upload to {repository} ({first_line(error)}). Check the name and run `hf auth login`."
+        ) from None
+    return str(url)

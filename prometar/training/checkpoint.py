@@ -50,7 +50,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     if file_size(path) is None:
         return None
     try:
-        tensors, metadata = read_tensors(path, "it is cut off")
+        tensors, metadata = read_tensors(path, "The file is truncated")
         state = State.from_tensors(tensors, int(metadata["step"]))
         return Checkpoint.model_validate({**metadata, "state": state})
     except ValidationError as error:

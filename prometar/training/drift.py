@@ -103,7 +103,7 @@ def drift_scores(
     prompts = base.prompts.tokens(dict(leaves))
     images, frozen, labels = [], [], []
     for batch in batches:
-        pixels = backbone.normalise(send(torch.from_numpy(batch.images), backbone.clip.device))
+        pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
         tokens = embedded(backbone.clip, pixels, seen, batch.step)
         frozen.append(frozen_image(backbone.clip, tokens, seen, batch.step))
         images.append(F.normalize(base.image_features(prompts, tokens), dim=-1))

@@ -73,6 +73,6 @@ def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State,
         rng = task_rng(run.config.train.seed, batch.step)
         selection = one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
-    images = run.backbone.normalise(images)
+    images = run.backbone.normalize(images)
     embedded = make_batch(clip, method, images, labels, selection, seen=run.seen, step=batch.step)
     return step(run.model, method, state, *embedded, now)

@@ -200,7 +200,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
 def initial_state(run: Run) -> State:
     """Return prompts and gate sampled with the run's seed."""
     generator = torch.Generator().manual_seed(run.config.train.seed)
-    init_tokens = run.backbone.words(run.config.prompts.init)
+    init_tokens = run.backbone.token_ids(run.config.prompts.init)
     prompts = run.method.prompts.initialize(run.backbone.clip, init_tokens, generator)
     tokens = run.method.prompts.tokens(prompts)
     return State.start(prompts, run.method.modulator.initialize(tokens, generator))

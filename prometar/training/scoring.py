@@ -29,7 +29,7 @@ def classify(
 
     @torch.no_grad()
     def logits(images: Tensor, number: int) -> Tensor:
-        tokens = embedded(backbone.clip, backbone.normalise(images), seen, number)
+        tokens = embedded(backbone.clip, backbone.normalize(images), seen, number)
         image_BE, known_CE = model.image_features(prompts, tokens), text_CE
         if known_CE is None:
             known_CE = model.text_features(prompts, frozen_image(backbone.clip, tokens, seen, number))

@@ -57,7 +57,7 @@ def test_it_is_the_cosine_of_plain_gradients() -> None:
         backbone.clip, tokenize(texts), model.frozen_text_CE, state.prompts, state.gate,
         text_weight=50, image_weight=20, reduction=4, inner_lr=0, outer_weight=0, prompt_lr=0, gate_lr=0,
     )  # fmt: skip
-    images, labels = backbone.normalise(torch.from_numpy(pixels)), torch.tensor([0, 1, 1, 2])
+    images, labels = backbone.normalize(torch.from_numpy(pixels)), torch.tensor([0, 1, 1, 2])
     rng = task_rng(run.config.train.seed, 0)
     task = one_class_out(labels, NoAugmentation(), rng, dtype=images.dtype)
     assert task is not None

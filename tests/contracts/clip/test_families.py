@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import prometar
 from prometar.cli.app import main
 from prometar.clip.model import Clip, tensors_of
-from prometar.clip.openclip import OPENAI_MEAN, Backbone, load_clip, outline, ready
+from prometar.clip.openclip import OPENAI_MEAN, Backbone, build_backbone, load_clip, outline
 from prometar.clip.text import encode_text, text_input, text_pass
 from prometar.clip.vision import embed_images, encode_image, image_pass
 from prometar.clip.weights import weights_digest
@@ -40,7 +40,7 @@ def loaded(name: str) -> tuple[Any, Backbone]:
         path = str(families.write_weights(name, Path(folder)))
         clip = load_clip(name, path)
         assert clip.dtype == torch.float64
-        return families.model_of(name), ready(name, path, clip.folded())
+        return families.model_of(name), build_backbone(name, path, clip.folded())
 
 
 def images(clip: Clip) -> Tensor:
@@ -114,18 +114,18 @@ def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> 
      "ViT-L-14-CLIPA", "ViT-H-14-worldwide", "ViT-M-16-alt", "MobileCLIP-B"],
 )  # fmt: skip
 def test_other_families_are_rejected_in_one_line(name: str) -> None:
-    with pytest.raises(UserError, match=f"^backbone {name} is not supported: .* use e.g. ViT-B-16-quickgelu"):
+    with pytest.raises(UserError, match=f"^Backbone {name} is not supported. .* such as ViT-B-16-quickgelu"):
         outline(name)
 
 
 def test_images_are_normalised_as_the_weights_tag_says() -> None:
     clip = outline("ViT-M-32")
-    assert {ready("ViT-B-16", tag, clip).mean for tag in ("openai", None)} == {OPENAI_MEAN}
-    assert ready("ViT-L-14", "laion2b_s32b_b82k", clip).mean == (0.5, 0.5, 0.5)
+    assert {build_backbone("ViT-B-16", tag, clip).mean for tag in ("openai", None)} == {OPENAI_MEAN}
+    assert build_backbone("ViT-L-14", "laion2b_s32b_b82k", clip).mean == (0.5, 0.5, 0.5)
     assert (
-        ready("ViT-L-14", "laion400m_e32", clip).mean
+        build_backbone("ViT-L-14", "laion400m_e32", clip).mean
         == OPENAI_MEAN
-        == ready("ViT-L-14", "a.safetensors", clip).mean
+        == build_backbone("ViT-L-14", "a.safetensors", clip).mean
     )
 
 

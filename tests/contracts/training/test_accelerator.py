@@ -35,7 +35,7 @@ def tiny(*args: object, dtype: torch.dtype, device: torch.device) -> Backbone:
 
 def warm(run: Run) -> Run:
     """The constants of its backbone are where that is, as after its first image."""
-    run.backbone.normalise(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=DEVICE))
+    run.backbone.normalize(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=DEVICE))
     return run
 
 

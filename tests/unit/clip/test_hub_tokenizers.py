@@ -15,7 +15,7 @@ from tests.support import families
 
 def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openclip, "find_spec", lambda name: None)
-    message = r"timm/ViT-B-16-SigLIP2, which needs transformers: pip install '\.\[transformers\]'"
+    message = r"timm/ViT-B-16-SigLIP2, which requires transformers\. Run pip install '\.\[transformers\]'"
     with pytest.raises(UserError, match=message):
         openclip.require_backbone("ViT-B-16-SigLIP2", "random")
 
@@ -54,7 +54,7 @@ def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytes
     backbone = openclip.load_backbone("tiny-real", "random")
     assert backbone.tokenize(["a photo of"]).tolist() == [[2, 4, 5, 6, *[0] * 8]]
     assert backbone.clip.num_start == 1
-    assert backbone.words("a photo of").tolist() == [4, 5, 6]
+    assert backbone.token_ids("a photo of").tolist() == [4, 5, 6]
     assert not (tmp_path / "ran").exists(), "code beside a tokenizer ran"
 
 

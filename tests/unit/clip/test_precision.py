@@ -56,7 +56,7 @@ def test_features_are_near_those_of_float32(precision: str) -> None:
         clip = backbone.clip
         tokens = tokenize([f"a photo of a {each}." for each in NAMES])
         with torch.no_grad():
-            images = encode_image(clip, embed_images(clip, backbone.normalise(pixels)))
+            images = encode_image(clip, embed_images(clip, backbone.normalize(pixels)))
             texts = encode_text(clip, text_input(clip, tokens))
         assert images.dtype == texts.dtype == DTYPES[name]
         features[name] = [F.normalize(x.float(), dim=-1) for x in (images, texts)]

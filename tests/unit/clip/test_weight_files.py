@@ -37,7 +37,9 @@ def test_a_pt_file_is_rejected_with_a_conversion_that_works(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the format
         torch.jit.save(torch.jit.script(module), "mini.pt")
-        with pytest.raises(UserError, match=r"mini\.pt is not a \.safetensors file .*: convert it") as caught:
+        with pytest.raises(
+            UserError, match=r"mini\.pt is not a \.safetensors file .*\. Convert it"
+        ) as caught:
             load_backbone("mini", "mini.pt")
         first, second = str(caught.value).split("`")[1::2]
         exec(f"import torch, safetensors.torch\n{first}\n{second}")
@@ -80,7 +82,7 @@ def test_names_of_hubs_and_folders_are_rejected_unread(name: str, monkeypatch: p
         raise AssertionError("open_clip was asked for it")
 
     monkeypatch.setattr("open_clip.get_model_config", read)
-    with pytest.raises(UserError, match="names of hubs and folders are not supported"):
+    with pytest.raises(UserError, match="Use mini or an open_clip model, not a hub or folder"):
         load_backbone(name, "openai")
 
 
