@@ -43,10 +43,10 @@ class TimedWorker(TrialWorker):
 
         entered = time.time()
         self._spent = {"process": entered - began}
-        build, session, step = training.build_run, Session.or_anew, epoch.train_step
+        build, session, step = training.build_run, Session.resume_or_restart, epoch.train_step
         with (
             patch.object(training, "build_run", self._clocked("build_run", build)),
-            patch.object(Session, "or_anew", self._clocked("session", session)),
+            patch.object(Session, "resume_or_restart", self._clocked("session", session)),
             patch.object(epoch, "train_step", self._first_step(step)),
         ):
             self.reset_config(config)

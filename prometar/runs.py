@@ -21,7 +21,7 @@ from prometar.inference.prompt_file import Card, require_prompts_target, write_p
 from prometar.io.custom import is_reference
 from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
-from prometar.training.epoch import Watch
+from prometar.training.epoch import StepCallback
 from prometar.training.run import backbone_of, build_run
 from prometar.training.run_result import FILE, EpochRecord, RunResult, read_result
 from prometar.training.scoring import accuracy
@@ -34,7 +34,7 @@ def train_run(
     *,
     objective: str = FINAL,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-    watch: Watch | None = None,
+    watch: StepCallback | None = None,
 ) -> EpochRecord:
     """Train and test a run in a folder. Resume from its checkpoint if there is one. Return the last record.
 

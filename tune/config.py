@@ -12,7 +12,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prometar.bundled.suite import DEFAULT, SUITE, default_backbone
 from prometar.config.settings import (
-    DEFAULT_OBJECTIVE,
     Config,
     absolute_paths,
     absolute_root,
@@ -51,7 +50,7 @@ class SearchConfig(PlainData):
         40, ge=1, le=1_000_000, description="Number of trials. Default: 24 for embedded datasets, else 40."
     )
     objective: str = Field(
-        DEFAULT_OBJECTIVE, description="Score: drift, base_val, oracle_test (reads test images), module:Name."
+        "drift", description="Score: drift, base_val, oracle_test (reads test images), module:Name."
     )
     goals: Annotated[tuple[Goal, ...], Distinct] = Field(
         ("objective",),

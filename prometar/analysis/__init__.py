@@ -1,1 +1,1 @@
-"""Measurements of training beside accuracy. They do not change it."""
+"""Measurements during training that do not affect it."""

@@ -1,10 +1,9 @@
-"""Gradient alignment: the cosine of support and query gradients along a run.
+"""Gradient alignment: the cosine of support and query gradients during training.
 
-The meta phase lowers the query loss at theta - lr g_support, to first order L_query - lr g_support .
-g_query: it asks for support and query gradients that agree. `Alignment` measures their cosine along a run,
-with or without a meta phase, on the same tasks.
+To first order, the meta phase minimizes L_query - lr * dot(g_support, g_query). It therefore favors gradients
+that agree. `Alignment` measures their cosine on the meta task of a step, even for runs without a meta phase.
 
-Source: ProMetaR (CVPR 2024), its analysis; there as an argument, here as a measurement.
+Source: the analysis in ProMetaR (CVPR 2024), which derives this effect but does not measure it.
 """
 
 import json
@@ -36,71 +35,71 @@ from prometar.training.run import Run
 from prometar.training.run_result import STRICT
 
 FILE = "alignment.jsonl"
-_STILL = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
+_ZERO_RATES = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
 Record = dict[str, int | float]
 
 
 @dataclass
 class Alignment:
-    """Watch that writes a record to FILE in the run's folder every `every` steps.
+    """Step callback that writes a record to FILE in the folder of the run every `every` steps.
 
-    A record contains `step` (0-based), `epoch` (1-based), `cosine` over all prompts, `text` and `vision` over
-    those of a tower (if it has any), and the norms of both gradients.
+    A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
+    tower with prompts (`text`, `vision`), and the norms of both gradients.
     """
 
     folder: Path
     every: int = 20
 
-    def __call__(self, run: Run, state: State, pictures: Batch) -> None:
+    def __call__(self, run: Run, state: State, batch: Batch) -> None:
         if state.step % self.every:
             return
-        found = measure(run, state, pictures)
-        if found is not None:
+        cosines = measure(run, state, batch)
+        if cosines is not None:
             path, epoch = self.folder / FILE, state.step // run.plan.steps_per_epoch + 1
-            # A resumed run repeats steps.
-            earlier = [each for each in read(path) if each["step"] < state.step] if path.exists() else []
-            records = [*earlier, {"step": state.step, "epoch": epoch, **found}]
+            # Resumed runs repeat steps, whose records are replaced.
+            records = (
+                [record for record in read(path) if record["step"] < state.step] if path.exists() else []
+            )
+            records.append({"step": state.step, "epoch": epoch, **cosines})
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
-def measure(run: Run, state: State, pictures: Batch) -> Record | None:
-    """Return cosines of the modulated support gradient and the query's task gradient.
+def measure(run: Run, state: State, batch: Batch) -> Record | None:
+    """Return cosines and norms of the modulated support gradient and the gradient of the query loss.
 
-    The task is that of the step's meta phase, without augmentation of the query. Returns None if the batch
-    contains one class only, or nothing is learned.
+    The meta task is the one sampled for this step, without augmentation. Returns None if the batch contains
+    only one class, or if the run has no prompts.
     """
-    method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(pictures.labels)
+    method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = task_rng(run.config.train.seed, state.step)
     selection = one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
     if selection is None or not state.prompts:
         return None
-    images = run.backbone.normalize(torch.from_numpy(pictures.images))
+    images = run.backbone.normalize(torch.from_numpy(batch.images))
     _, task = make_batch(clip, method, images, labels, send(selection, images.device))
     assert task is not None
     support, query = task
     plain = replace(method, regularizer=Regularizer(), modulator=Add())
-    return _cosines(_gradient(run, method, state, support), _gradient(run, plain, state, query))
+    g_support, g_query = _gradient(run, method, state, support), _gradient(run, plain, state, query)
+    record: Record = {"cosine": _cosine(g_support, g_query)}
+    for tower in ("text", "vision"):
+        prompts = {name: leaf for name, leaf in g_support.items() if name.startswith(f"{tower}.")}
+        if prompts:
+            record[tower] = _cosine(prompts, g_query)
+    norms = {"support_norm": float(_flat(g_support).norm()), "query_norm": float(_flat(g_query).norm())}
+    return record | norms
 
 
 def _gradient(run: Run, method: Method, state: State, images: Images) -> Leaves:
-    """Return the gradient of the direct phase: the momenta of a step with lr 0."""
-    after, _ = step(run.model, replace(method, inner=None), state, images, None, _STILL)
+    """Return the gradient of the direct phase, which is the momentum after a step with all rates 0."""
+    after, _ = step(run.model, replace(method, inner=None), state, images, None, _ZERO_RATES)
     return after.prompt_momenta
 
 
-def _cosines(support: Leaves, query: Leaves) -> Record:
-    found: Record = {"cosine": _cosine(support, query)}
-    for tower in ("text", "vision"):
-        own = {name: leaf for name, leaf in support.items() if name.startswith(f"{tower}.")}
-        if own:
-            found[tower] = _cosine(own, query)
-    return found | {"support_norm": float(_flat(support).norm()), "query_norm": float(_flat(query).norm())}
-
-
 def _cosine(a: Leaves, b: Leaves) -> float:
-    one, other = _flat(a), _flat({name: b[name] for name in a})
-    product = one.norm() * other.norm()
-    return float((one @ other / product).clamp(-1, 1)) if product > 0 else 0.0
+    x, y = _flat(a), _flat({name: b[name] for name in a})
+    norms = x.norm() * y.norm()
+    return float((x @ y / norms).clamp(-1, 1)) if norms > 0 else 0.0
 
 
 def _flat(leaves: Leaves) -> Tensor:
@@ -111,16 +110,16 @@ _RECORD = TypeAdapter(Record, config=STRICT)
 
 
 def read(path: Path) -> list[Record]:
-    """Read a run's records. Incomplete lines are ignored.
+    """Read the records of a run, ignoring incomplete lines.
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing or unreadable.
     """
     try:
         lines = read_bytes(path).decode(errors="replace").splitlines()
     except OSError:
-        fix = "train the run with `prometar train --alignment-every 20`"
-        raise UserError(f"there is no {path}: {fix}") from None
+        fix = "Train the run with `prometar train --alignment-every 20`."
+        raise UserError(f"Cannot read {path}. {fix}") from None
     records: list[Record] = []
     for line in lines:
         with suppress(ValidationError):
@@ -131,37 +130,38 @@ def read(path: Path) -> list[Record]:
 
 
 def mean_cosine(folder: Path) -> float | None:
-    """Return the mean cosine along a run; None if nothing was measured."""
+    """Return the mean cosine of a run, or None if it has no records."""
     cosines = [record["cosine"] for record in read(folder / FILE)] if (folder / FILE).is_file() else []
     return mean(cosines) if cosines else None
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Describe the cosines along a run, and in its first and last quarter."""
+    """Summarize the cosines of a run, and of its first and last quarter."""
     cosines = [record["cosine"] for record in records]
     if not cosines:
-        return "no batch contained two classes"
+        return "no records"
     quarter = max(1, len(cosines) // 4)
     first, last = mean(cosines[:quarter]), mean(cosines[-quarter:])
     return (
         f"gradient alignment (cosine of support and query gradient): mean {mean(cosines):.3f} over "
         f"{len(cosines)} steps, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "
-        f"{mean(cosine > 0 for cosine in cosines):.0%}"
+        f"{mean(cosine > 0 for cosine in cosines):.0%} of steps"
     )
 
 
 def page(runs: Mapping[str, Sequence[Record]]) -> str:
-    """Return an HTML page: each run's cosines by step, and their means by epoch."""
-    import plotly.graph_objects as go  # slow to import, and part of an extra
+    """Return an HTML page that plots the cosines of each run by step, and their means by epoch."""
+    import plotly.graph_objects as go  # optional dependency that is slow to import
     from plotly.colors import qualitative
 
     figure = go.Figure()
-    for colour, (name, records) in zip(cycle(qualitative.Plotly), runs.items(), strict=False):
+    for color, (name, records) in zip(cycle(qualitative.Plotly), runs.items(), strict=False):
         steps, cosines = [r["step"] for r in records], [r["cosine"] for r in records]
-        points = {"color": colour, "size": 4, "opacity": 0.4}
+        points = {"color": color, "size": 4, "opacity": 0.4}
         figure.add_scatter(x=steps, y=cosines, mode="markers", marker=points, showlegend=False)
-        line = _by_epoch(records)
-        figure.add_scatter(**line, mode="lines+markers", line={"color": colour}, name=escape(name))
+        epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]
+        x, y = ([fmean(r[key] for r in epoch) for epoch in epochs] for key in ("step", "cosine"))
+        figure.add_scatter(x=x, y=y, mode="lines+markers", line={"color": color}, name=escape(name))
     figure.update_layout(
         template="plotly_white",
         title="Gradient alignment: cosine of the modulated support gradient and the query gradient",
@@ -170,9 +170,3 @@ def page(runs: Mapping[str, Sequence[Record]]) -> str:
         legend={"orientation": "h", "y": -0.2},
     )
     return str(figure.to_html(include_plotlyjs=True, full_html=True))
-
-
-def _by_epoch(records: Sequence[Record]) -> dict[str, list[float]]:
-    epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]
-    axes = {"x": "step", "y": "cosine"}
-    return {axis: [fmean(r[name] for r in epoch) for epoch in epochs] for axis, name in axes.items()}

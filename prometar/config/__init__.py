@@ -1,1 +1,1 @@
-"""A run's typed settings, and each method's recipe."""
+"""Typed settings of runs, and the recipe of each method."""

@@ -1,7 +1,7 @@
-"""Recipes: each method's published settings as data, with where they come from.
+"""Recipes: the published settings of each method, and their sources.
 
-A recipe holds what a method sets apart from the defaults of `config`, which are ProMetaR's.
-`Config(method=NAME)` starts from it, so a method's name alone gives the settings it was published with.
+A recipe contains the settings of a method that differ from the defaults, which are the settings of ProMetaR.
+`Config(method=NAME)` starts from the recipe of the method.
 """
 
 from functools import cache
@@ -18,21 +18,21 @@ NAMES = (
     "zero-shot", "zero-shot-ensemble", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "prograd",
     "promptsrc", "prometar", "ivlp-regularized", "prometar-coop", "prometar-vpt", "prometar-maple",
 )  # fmt: skip
-"""The methods, in the order of tables. Each is a file in prometar/config/recipes/."""
+"""Built-in methods, in display order. Each is a file in prometar/config/recipes/."""
 
-
-_NO_METHODS = ("data", "backbone", "train.seed")
-"""Settings that a recipe does not contain: methods are compared on the same images and backbone."""
+_EXCLUDED = ("data", "backbone", "train.seed")
+"""Settings that recipes must not contain, so that methods are compared on the same images and backbone."""
 
 
 class Recipe(PlainData):
-    """One method as it was published.
+    """Published settings of one method.
 
     Args:
-        name: Name in this package. title: Name in its paper. about: Description in one line.
-        paper: Its publication. source: Source of its settings.
-        settings: Sections of a configuration, where they differ from the defaults.
-        unverified: What of all this could not be checked.
+        settings: Settings that differ from the defaults, by section.
+        name, title: Name in this package, and in the paper.
+        about: Description in one line.
+        paper, source: Publication, and source of the settings.
+        unverified: Details that could not be verified.
     """
 
     settings: dict[str, dict[str, JsonValue]]
@@ -45,28 +45,25 @@ class Recipe(PlainData):
 
     @field_validator("settings")
     @classmethod
-    def _of_a_method(cls, settings: dict[str, dict[str, JsonValue]]) -> dict[str, dict[str, JsonValue]]:
+    def _exclude_run_settings(
+        cls, settings: dict[str, dict[str, JsonValue]]
+    ) -> dict[str, dict[str, JsonValue]]:
         given = {*settings, *(f"{section}.{key}" for section, keys in settings.items() for key in keys)}
-        if beside := sorted(given & set(_NO_METHODS)):
-            raise ValueError(f"{beside[0]} is not a setting of a method. Pass it to the command.")
+        if excluded := sorted(given & set(_EXCLUDED)):
+            raise ValueError(f"{excluded[0]} is not allowed in recipes. Set it with a command-line option.")
         return settings
 
 
 def is_file(method: str) -> bool:
-    """Return True if a method is a recipe file (YAML). A configuration stores only the file's name.
-
-    Example:
-        >>> is_file("mine.yaml"), is_file("coop")
-        (True, False)
-    """
+    """Return True if a method is the name of a recipe file (YAML)."""
     return Path(method).suffix in {".yaml", ".yml"}
 
 
 def recipe(name: str) -> Recipe:
-    """Return the recipe of a method, by its name or from a user's file.
+    """Return the recipe of a built-in method, or load a recipe file.
 
     Raises:
-        UserError: an unknown method, or a file that holds no recipe.
+        UserError: the method is unknown, or the file is not a recipe.
 
     Example:
         >>> recipe("coop").settings["train"]
@@ -75,7 +72,7 @@ def recipe(name: str) -> Recipe:
     if name in NAMES:
         return _published(name)
     if not is_file(name):
-        raise UserError(f"unknown method '{name}': choose one of {', '.join(NAMES)}, or a recipe FILE.yaml")
+        raise UserError(f"Unknown method '{name}'. Choose one of {', '.join(NAMES)}, or a recipe FILE.yaml.")
     path = Path(name)
     tree = read_yaml(path)
     try:
@@ -83,7 +80,7 @@ def recipe(name: str) -> Recipe:
             {"title": path.stem, **tree, "name": path.name} if isinstance(tree, dict) else {}
         )
     except ValidationError as error:
-        raise UserError(f"{path} is not a recipe: {problems_of(error)}") from None
+        raise UserError(f"{path} is not a valid recipe: {problems_of(error)}") from None
 
 
 @cache

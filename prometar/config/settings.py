@@ -1,8 +1,7 @@
-"""Configuration of one run: frozen and typed, unknown keys are rejected.
+"""Configuration of one run, which is immutable and rejects unknown keys.
 
-The sections of a method are its parts themselves (`prometar.methods`), selected by `kind`. Defaults are the
-released settings of ProMetaR (CVPR 2024), the paper's code at c907bdb. A configuration that names another
-method starts from that method's recipe.
+The sections of a method are its components (`prometar.methods`), selected by `kind`. Defaults are those of
+the published code of ProMetaR (CVPR 2024, commit c907bdb). Other methods start from their recipes.
 """
 
 import os
@@ -26,12 +25,9 @@ from prometar.methods.part import TAGS, Custom, Part
 Settings = dict[str, Any]
 """Plain data of a configuration, by section or by dotted key."""
 
-DEFAULT_OBJECTIVE = "drift"
-"""Default objective of a search."""
-
 
 class DataConfig(PlainData):
-    """Training data: `shots` images per class, drawn with the run's seed. `args`: of a custom loader."""
+    """Training data: `shots` images per class, sampled with `train.seed`. `args`: for a custom loader."""
 
     name: str = "textures"
     root: str | None = None
@@ -41,17 +37,17 @@ class DataConfig(PlainData):
     @model_validator(mode="after")
     def _args_of_a_custom_loader(self) -> Self:
         if self.args and not self.reference:
-            raise ValueError(f"args are settings of a custom loader, and {self.name} is built in")
+            raise ValueError(f"args require a custom loader, but {self.name} is built in")
         return self
 
     @property
     def reference(self) -> str | None:
-        """`package.module:Name` of a custom loader, or None."""
+        """Reference to a custom loader, `package.module:Name`, or None."""
         return self.name if is_reference(self.name) else None
 
 
 class AugmentConfig(PlainData):
-    """Image augmentation of the training images (RandomResizedCrop, flip, colour jitter)."""
+    """Augmentation of training images (RandomResizedCrop, flip, color jitter)."""
 
     crop_scale_min: float = Field(default=0.08, gt=0, le=1)
     crop_scale_max: float = Field(default=1.0, gt=0, le=1)
@@ -61,14 +57,14 @@ class AugmentConfig(PlainData):
     @model_validator(mode="after")
     def _ordered(self) -> "AugmentConfig":
         if self.crop_scale_min > self.crop_scale_max:
-            raise ValueError(f"crop_scale_min {self.crop_scale_min} is above crop_scale_max")
+            raise ValueError(f"crop_scale_min {self.crop_scale_min} exceeds crop_scale_max")
         return self
 
 
 class BackboneConfig(PlainData):
-    """An open_clip model name (or `mini`) and its weights: an open_clip tag or a local .safetensors file.
+    """open_clip model name (or `mini`), and weights: an open_clip tag or a local .safetensors file.
 
-    `precision`: of the weights and the towers. Prompts, gate, losses and optimizers are in at least fp32.
+    `precision`: precision of the towers. Prompts, gate, losses and optimizers use at least fp32.
     """
 
     name: str = "mini"
@@ -77,10 +73,10 @@ class BackboneConfig(PlainData):
 
 
 class OptimConfig(PlainData):
-    """SGD with one constant warm-up epoch, then a cosine; the gate has its own rate and schedule.
+    """SGD with a constant warm-up lr and then a cosine schedule, with separate rates for the gate.
 
-    `gate_schedule`: `released` keeps the gate at its warm-up rate for the whole run, as the released code
-    does (its schedule is built but never stepped); `configured` is the schedule that its settings describe.
+    `gate_schedule`: `released` always uses `gate_warmup_lr`, because the published code never steps the
+    schedule of the gate. `configured` follows the schedule.
     """
 
     lr: float = Field(default=0.0025, ge=0, le=1e30)
@@ -102,12 +98,13 @@ class TrainConfig(PlainData):
 
 
 class Config(Sections):
-    """One run, complete. `Config()` is ProMetaR at its released settings on the embedded default.
+    """Complete configuration of one run.
 
-    `Config(method=NAME)` is that method at its published settings; what is given besides overrides them.
+    `Config()` is ProMetaR with its published settings, on embedded data. `Config(method=NAME)` is another
+    method with its published settings. Other arguments override these settings.
 
     Raises:
-        UserError: an unknown method.
+        UserError: the method is unknown.
 
     Example:
         >>> Config(method="coop").train.epochs
@@ -130,22 +127,22 @@ class Config(Sections):
             return tree
         if not is_file(method):
             return _completed(tree, method, recipe(method).settings)
-        # Its settings were filled in when the file was read, and are stored in the configuration.
+        # The configuration already contains the settings of a recipe file.
         missing = sorted(cls.model_fields.keys() - tree.keys())
         if missing:
             raise ValueError(
-                f"method {method} is a recipe file, and section {missing[0]} is missing: use --method"
+                f"Section {missing[0]} is missing. To start from recipe file {method}, use --method."
             )
         return tree
 
     def override(self, values: Mapping[str, object]) -> "Config":
         """Return a copy with dotted keys replaced.
 
-        Another `method` brings its own published settings; data, backbone and seed stay. Another kind of a
-        part keeps the settings that both kinds share. Settings that only other kinds have are dropped.
+        Another `method` resets all settings except data, backbone and seed. Another kind of a component keeps
+        the settings that both kinds have.
 
         Raises:
-            UserError: an unknown key, or a value that its field rejects.
+            UserError: a key is unknown, or a value is invalid.
 
         Example:
             >>> Config().override({"regularizer.text_weight": 10}).regularizer.text_weight
@@ -174,12 +171,12 @@ class Config(Sections):
         return found | ({"data": self.data.reference} if self.data.reference else {})
 
     def completed(self) -> "Config":
-        """Return a copy with all settings of custom components, with defaults for those not given.
+        """Return a copy with the default settings of custom components filled in.
 
-        This imports their modules. Call it only for what the user has requested.
+        This imports their modules, so only call it for components that the user requested.
 
         Raises:
-            UserError: a component cannot be loaded, or rejects its settings.
+            UserError: a component cannot be imported, or rejects its settings.
         """
         if not self.own:
             return self
@@ -189,44 +186,39 @@ class Config(Sections):
         return parse(tree, where="settings")
 
     def refuse_own(self, where: str, *, trusted: bool = False) -> "Config":
-        """Return this configuration, read from `where`, which somebody else may have made.
+        """Return this configuration from the source `where`.
 
         Raises:
-            UserError: it names a module, and the user has not said that it may be imported.
+            UserError: the configuration has custom components, and is not trusted.
         """
         if self.own and not trusted:
             raise UserError(
-                f"{where} names code that is not prometar's ({', '.join(self.own.values())}): read it, and "
-                "pass --trust-parts to have it run (in Python, trust_parts=True)"
+                f"{where} uses custom components ({', '.join(self.own.values())}). Review their code, then "
+                "pass --trust-parts (in Python, trust_parts=True)."
             )
         return self
 
     def flat(self) -> Settings:
-        """Every setting by its dotted key, as plain data.
-
-        Example:
-            >>> Config().flat()["train.epochs"]
-            10
-        """
+        """Return all settings as plain data by dotted key."""
         return flatten(self.model_dump(mode="json"))
 
 
 def _completed(
     tree: Mapping[str, object], method: str, settings: Mapping[str, Mapping[str, object]]
 ) -> Settings:
-    """Return a configuration's plain data with a recipe's settings where `tree` has none of its own."""
-    whole = {**settings, **tree, "method": method}
+    """Return a configuration as plain data, with the recipe's values for settings missing in `tree`."""
+    result = {**settings, **tree, "method": method}
     for section in Config.model_fields.keys() - {"method"}:
         given = tree.get(section, {})
         if isinstance(given, Mapping):
             default = getattr(Config.model_fields[section].default, _chooser(section), None)
             base = _merged(section, {_chooser(section): default}, settings.get(section, {}))
-            whole[section] = _merged(section, base, given)
-    return whole
+            result[section] = _merged(section, base, given)
+    return result
 
 
 def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> Settings:
-    """Return `given` over `base`, of which only the settings remain that the chosen kind has."""
+    """Return `given`, and the settings of `base` that the selected kind also has."""
     chooser = _chooser(section)
     chosen = given.get(chooser, base.get(chooser))
     fields, same = _fields(section, chosen), chosen == base.get(chooser)
@@ -235,37 +227,39 @@ def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object
 
 
 def _by_section(values: Mapping[str, object]) -> dict[str, Settings]:
-    """Return dotted settings by section.
+    """Group dotted settings by section.
 
     Raises:
-        UserError: an unknown setting, such as a whole section.
+        UserError: a setting is unknown.
     """
     grouped: dict[str, Settings] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")
         if section not in Config.model_fields:
-            raise UserError(f"unknown setting '{key}': the sections are {', '.join(Config.model_fields)}")
+            raise UserError(f"Unknown setting '{key}'. Sections: {', '.join(Config.model_fields)}.")
         if not (is_setting(key) or name.startswith("args.")):
-            known = dict.fromkeys(field for each in _models(section).values() for field in each.model_fields)
-            raise UserError(f"unknown setting '{key}': {section} has {', '.join(known)}")
+            known = dict.fromkeys(
+                field for model in _models(section).values() for field in model.model_fields
+            )
+            raise UserError(f"Unknown setting '{key}'. Settings of {section}: {', '.join(known)}.")
         grouped.setdefault(section, {})[name] = value
     return grouped
 
 
 def _chooser(section: str) -> str:
-    """Return the setting that selects a section's kind: of a part, or of a dataset's loader."""
+    """Return the name of the field that selects the kind of a section."""
     default = Config.model_fields[section].default
     return default.CHOOSER if isinstance(default, Part) else "name"
 
 
 @cache
 def _tags() -> frozenset[str]:
-    """Return the names that pydantic puts into the place of an error for the halves and kinds of a union."""
+    """Return the union tags and kinds that pydantic adds to the locations of errors."""
     return TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
 
 
 def is_setting(key: str) -> bool:
-    """Return whether a configuration may have the dotted setting: of any kind of a part.
+    """Return True if the dotted key is a setting of any kind of component.
 
     Example:
         >>> [is_setting(key) for key in ("averager.std", "averager.sdt")]
@@ -273,13 +267,13 @@ def is_setting(key: str) -> bool:
     """
     section, _, name = key.partition(".")
     return section in Config.model_fields and any(
-        name in each.model_fields for each in _models(section).values()
+        name in model.model_fields for model in _models(section).values()
     )
 
 
 @cache
 def _models(section: str) -> dict[str | None, type[BaseModel]]:
-    """Return the models of a section by the kind of its part. None: custom components, and other sections."""
+    """Return the models of a section by kind (None for custom components and sections without kinds)."""
     found: dict[str | None, type[BaseModel]] = {}
     for model in leaf_types(Config.model_fields[section].annotation):
         if isinstance(model, type) and issubclass(model, BaseModel):
@@ -290,18 +284,13 @@ def _models(section: str) -> dict[str | None, type[BaseModel]]:
 
 
 def _fields(section: str, chosen: object) -> Collection[str]:
-    """Return the settings of a kind, or of custom components for an unknown kind."""
+    """Return the settings of a kind. An unknown kind is a custom component."""
     models = _models(section)
     return models.get(chosen if isinstance(chosen, str) else None, models[None]).model_fields
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> Settings:
-    """Values by dotted key.
-
-    Example:
-        >>> flatten({"optim": {"lr": 0.1}, "method": "coop"})
-        {'optim.lr': 0.1, 'method': 'coop'}
-    """
+    """Return values by dotted key."""
     flat: Settings = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -312,7 +301,7 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> Settings:
 
 
 def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """The settings in which two flat mappings differ, six at most; "" where they are the same.
+    """Describe up to six differences between two flat mappings. Return "" if the mappings are equal.
 
     Example:
         >>> differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
@@ -328,15 +317,15 @@ def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 
 def parse(tree: object, *, where: str) -> Config:
-    """A configuration from plain data; `where` names the source in the message.
+    """Build a configuration from plain data. Messages name the source `where`.
 
     Raises:
-        UserError: not a mapping, an unknown key, or a refused value.
+        UserError: the data is not a mapping, a key is unknown, or a value is invalid.
     """
     try:
         return Config.model_validate(tree)
-    except UnicodeEncodeError:  # half a surrogate pair, which YAML can write as an escape
-        raise UserError(f"{where}: the text of a setting is not UTF-8") from None
+    except UnicodeEncodeError:  # YAML escapes can encode unpaired surrogates
+        raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
         raise UserError(f"{where}: {problems_of(error, without=_tags())}") from None
 
@@ -345,40 +334,40 @@ def load_config(path: Path) -> Config:
     """Read a YAML configuration.
 
     Raises:
-        UserError: the file is missing, is not YAML, or contains unknown keys or invalid values.
+        UserError: the file is missing or not YAML, a key is unknown, or a value is invalid.
     """
     return parse(read_yaml(path) or {}, where=str(path))
 
 
 def dump_config(config: Config) -> str:
-    """The configuration as YAML that `load_config` reads back to an equal value."""
+    """Return the configuration as YAML, which `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def parse_assignments(assignments: list[str]) -> Settings:
-    """`["optim.lr=0.01"]` as `{"optim.lr": 0.01}`; values are read as YAML scalars.
+    """Parse assignments such as "optim.lr=0.01". Values are YAML.
 
     Raises:
-        UserError: an entry without '=' or with a value that is not YAML.
+        UserError: an assignment has no '=' or no key, or its value is not YAML.
     """
     values: Settings = {}
     for text in assignments:
         key, equals, raw = text.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {text}: expected key=value, e.g. --set optim.lr=0.01")
+            raise UserError(f"--set requires key=value, got {text}. Example: --set optim.lr=0.01.")
         values[key.strip()] = parse_yaml(raw, where=f"--set {key}: the value")
     return values
 
 
 def configure(method: str, overrides: Mapping[str, object] | None = None) -> Config:
-    """A method at its published settings, with dotted keys replaced: what every command starts from.
+    """Return the published settings of a method, with overrides.
 
     Args:
-        method: A name, or a recipe of one's own, FILE.yaml.
+        method: Name of a method, or path of a recipe file (FILE.yaml).
         overrides: Settings by dotted key.
 
     Raises:
-        UserError: an unknown method, key or part, or a value that its field refuses.
+        UserError: the method, a key or a component is unknown, or a value is invalid.
 
     Example:
         >>> configure("maple", {"data.name": "dtd"}).optim.lr
@@ -388,21 +377,17 @@ def configure(method: str, overrides: Mapping[str, object] | None = None) -> Con
 
 
 def absolute_root(root: str) -> str:
-    """A data root that means the same from every folder; URIs (s3://...) are kept.
+    """Return the absolute path of a data root. URIs (s3://...) are returned unchanged.
 
     Raises:
-        UserError: it is not UTF-8, or a circle of links.
-
-    Example:
-        >>> absolute_root("s3://bucket/data")
-        's3://bucket/data'
+        UserError: the path is not UTF-8, or contains a loop of symbolic links.
     """
     require_utf8(root)
     return root if "://" in root else str(resolve_path(root))
 
 
 def absolute_paths(config: Config) -> Config:
-    """The configuration with paths of data and weights that mean the same from every folder."""
+    """Return the configuration with absolute paths of data and weights."""
     changes: Settings = {}
     if config.data.root is not None:
         changes["data.root"] = absolute_root(config.data.root)

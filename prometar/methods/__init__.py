@@ -1,1 +1,1 @@
-"""Parts of methods, and their composition."""
+"""Components of methods, and their composition."""

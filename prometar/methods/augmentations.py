@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 
 class Mix(NamedTuple):
-    """Per query image: its own share `lam` (Q,) and a partner (Q,), an index into the support.
+    """Mix of Q query images with support images.
 
-    box (Q, 4): for a mix of regions, top, bottom, left, right of the partner's, as shares of the image side.
+    Args:
+        lam: (Q,) share of the query image.
+        partner: (Q,) index of the partner in the support.
+        box: (Q, 4) top, bottom, left and right of the region to replace, as shares of the image side.
     """
 
     lam: "Tensor"
@@ -23,28 +26,28 @@ class Mix(NamedTuple):
 
 
 class Augmentation(Part):
-    """Base class of augmentations. `of_images`: pixels are mixed, by `mixed_images`, rather than features."""
+    """Base class of augmentations. `of_images`: True if pixels are mixed, False if features are."""
 
     CHOOSER: ClassVar[str] = "augmentation"
     of_images: ClassVar[bool] = False
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix | None:
-        """Draw the mix of each query image (default: none)."""
+        """Sample the mix of the query images (default: no mix)."""
         return None
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
-        """Return query images with their partners mixed in; called only if `of_images`."""
+        """Return query images with their partners mixed in. Only called if `of_images`."""
         raise NotImplementedError
 
 
 class NoAugmentation(Augmentation):
-    """Identity: the query images as they are."""
+    """No augmentation of the query images."""
 
     augmentation: Literal["none"] = "none"
 
 
 class _Mixup(Augmentation):
-    """lam ~ Beta(mixup_alpha, mixup_beta), and a partner drawn uniformly with replacement."""
+    """lam ~ Beta(mixup_alpha, mixup_beta), with partners sampled uniformly with replacement."""
 
     mixup_alpha: float = Field(default=0.5, gt=0)
     mixup_beta: float = Field(default=0.5, gt=0)
@@ -57,18 +60,18 @@ class _Mixup(Augmentation):
 
 
 class FeatureMixup(_Mixup):
-    """Mixed feature lam f(query) + (1 - lam) f(support), on un-normalised features.
+    """Mixed feature lam f(query) + (1 - lam) f(support) of unnormalized features f.
 
-    Source: ProMetaR (released: 0.5, 0.5), after MetaMix, ICML 2021.
+    Source: ProMetaR (published: 0.5, 0.5), after MetaMix, ICML 2021.
     """
 
     augmentation: Literal["feature_mixup"] = "feature_mixup"
 
 
 class InputMixup(_Mixup):
-    """x = lam x_query + (1 - lam) x_support.
+    """Mixed image lam x_query + (1 - lam) x_support, with the same random numbers as `FeatureMixup`.
 
-    Source: "mixup", ICLR 2018; here between query and support, and with the same draws as `FeatureMixup`.
+    Source: "mixup", ICLR 2018, applied to query and support.
     """
 
     augmentation: Literal["input_mixup"] = "input_mixup"
@@ -80,13 +83,12 @@ class InputMixup(_Mixup):
 
 
 class CutMix(_Mixup):
-    """A box of a support image in each query image; lam is the share of the image outside of the box.
+    """Query image with a box replaced by the same box of a support image.
 
-    The box's sides are sqrt(1 - l) of the image's, l ~ Beta(mixup_alpha, mixup_beta). Its centre is uniform,
-    and it is clipped at the image's edges. A pixel that the box's edge crosses is mixed by the covered share,
-    so lam is the exact share of the query for every image size.
-
-    Source: "CutMix", ICCV 2019; here between query and support.
+    The side of the box is sqrt(1 - l) of the image side, l ~ Beta(mixup_alpha, mixup_beta). The center is
+    uniform, and the box is clipped at the image border. Pixels on its edge are mixed by the covered share, so
+    lam, the share outside of the box, is exact for every image size.
+    Source: "CutMix", ICCV 2019, applied to query and support.
     """
 
     augmentation: Literal["cutmix"] = "cutmix"
@@ -112,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _covered(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return (Q, side): the share of each pixel between start and stop, which are shares of the side."""
+    """Return the share (Q, side) of each pixel between start and stop, given as shares of the side."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

@@ -1,4 +1,4 @@
-"""Averagers: select the prompts that a trained run is tested with, from those at the end of each epoch."""
+"""Averagers: combine the prompts of all epochs into the prompts for evaluation."""
 
 from math import exp
 from typing import Literal
@@ -10,21 +10,21 @@ from prometar.methods.prompts import Leaves
 
 
 class Last(Part):
-    """Identity: the last epoch's prompts, and no average."""
+    """No average: the prompts of the last epoch are evaluated."""
 
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Return the average after a 0-based epoch, from the previous one and the epoch's prompts."""
+        """Return the average after a 0-based epoch, given the previous average and the current prompts."""
         return {}
 
 
 class Gaussian(Part):
-    """sum_t w_t theta_t / sum_t w_t with w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
+    """Average sum_t w_t theta_t / sum_t w_t, w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
 
-    `mean` and `std` are shares of the run, so they hold for any number of epochs. The average is updated
-    after every epoch, so every epoch can be scored.
-    Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (released: epochs 15 and 1 of 20).
+    `mean` and `std` are relative to the number of epochs. The average is updated after every epoch, so every
+    epoch can be scored.
+    Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: 15 and 1 of 20 epochs).
     """
 
     kind: Literal["gaussian"] = "gaussian"

@@ -1,7 +1,7 @@
-"""The composition of a method from the parts in a configuration's sections.
+"""Composition of a method from the components in the sections of a configuration.
 
-A method's name selects its recipe (`prometar.config.recipes`), which sets the sections. Nothing here or
-downstream tests a name, so any part can be combined with any other: an ablation is a setting.
+A method's name only selects the recipe (`prometar.config.recipes`) that sets these sections. Components can
+be combined freely, so an ablation is a change of settings.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,7 @@ from prometar.methods.regularizers import AnyRegularizer, Distances, Regularizer
 
 @dataclass(frozen=True)
 class Method:
-    """Prompts x regularizer x modulator x inner loop x task augmentation x averager.
-
-    `inner` is None if there is no meta phase.
-    """
+    """Components of a method. `inner` is None if there is no meta phase."""
 
     prompts: Prompts
     regularizer: Regularizer
@@ -31,12 +28,12 @@ class Method:
 
     @property
     def uses_images(self) -> bool:
-        """True if the frozen CLIP's image features are needed."""
+        """True if the method uses the image features of the frozen CLIP."""
         return self.regularizer.uses_images or self.prompts.conditional
 
 
 class Sections(PlainData):
-    """The sections of a configuration that determine a method. The defaults are ProMetaR's."""
+    """Sections of a configuration that determine the method. The defaults are the settings of ProMetaR."""
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()
@@ -48,10 +45,10 @@ class Sections(PlainData):
 
 
 def build(config: Sections) -> Method:
-    """Return the composition that a configuration describes.
+    """Return the method that a configuration describes.
 
     Raises:
-        UserError: a custom component cannot be loaded or made.
+        UserError: a custom component cannot be imported or constructed.
 
     Example:
         >>> from prometar.config.settings import Config
@@ -64,6 +61,6 @@ def build(config: Sections) -> Method:
         config.regularizer.regularizer(prompts),
         config.modulator.component(),
         inner,
-        NoAugmentation() if inner is None else config.task.component(),  # without tasks nothing is augmented
+        NoAugmentation() if inner is None else config.task.component(),
         config.averager.component(),
     )

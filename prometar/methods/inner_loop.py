@@ -9,7 +9,7 @@ from prometar.methods.prompts import Leaves
 
 
 class NoInnerLoop(Part):
-    """Identity: there is no meta phase."""
+    """No inner loop, so no meta phase."""
 
     kind: Literal["none"] = "none"
 
@@ -18,11 +18,11 @@ class NoInnerLoop(Part):
 
 
 class InnerSGD(Part):
-    """theta' = theta - lr * modulated gradient g on the support images.
+    """One SGD step theta' = theta - lr * g, with the modulated gradient g of the support images.
 
-    `outer_weight`: weight of the query loss in the outer loss. `order`: whether the task's and the
-    regularizer's gradients are differentiated themselves. First order takes d theta' / d theta as the
-    identity, as in FOMAML (MAML, ICML 2017). The gate still learns, since theta' depends on it directly.
+    `outer_weight`: weight of the query loss. `order`: second order differentiates g with respect to theta.
+    First order takes d theta' / d theta as the identity, as in FOMAML (MAML, ICML 2017). The gate still
+    learns, because g depends on it directly.
     """
 
     kind: Literal["sgd"] = "sgd"

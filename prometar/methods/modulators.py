@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class Modulator(Part):
-    """g = g_task + m * g_reg, for every token that the prompts put into the towers."""
+    """Base class of modulators: g = g_task + m * g_reg for every prompt of the towers."""
 
     @property
     def constant(self) -> float | None:
-        """m if it is one known number, so that one pass gives the sum of both gradients. Otherwise None."""
+        """The number m, so that one backward pass computes g. None if m depends on the gradients."""
         return None
 
     def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:
-        """Return the modulator's own learnable leaves (default: none)."""
+        """Return the learnable leaves of the modulator (default: none)."""
         return {}
 
     def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
@@ -30,7 +30,7 @@ class Modulator(Part):
 
 
 class Add(Modulator):
-    """m = 1: the plain gradient of task + regularizer."""
+    """m = 1, the gradient of task loss + regularizer."""
 
     kind: Literal["add"] = "add"
 
@@ -40,7 +40,7 @@ class Add(Modulator):
 
 
 class Constant(Modulator):
-    """m = value for every scalar."""
+    """m = value."""
 
     kind: Literal["constant"] = "constant"
     value: float = Field(default=0.5, ge=0, le=1)
@@ -51,23 +51,21 @@ class Constant(Modulator):
 
 
 class Gate(Modulator):
-    """ProMetaR's meta-regularizer: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
+    """Gate of ProMetaR: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
 
-    One pair of matrices per layer's prompt (P x D scalars, row by row): W_in is (P*D/reduction, 2*P*D), W_out
-    square, without bias and without non-linearity between them. Each output is repeated for `reduction`
-    consecutive scalars.
-
-    Source: ProMetaR; the missing non-linearity is the released code's.
+    The prompt of each layer (P x D scalars, row-major) has its own W_in (P*D/reduction, 2*P*D) and square
+    W_out, without biases. Each output is repeated for `reduction` consecutive scalars.
+    Source: ProMetaR. As in its published code, there is no nonlinearity between W_in and W_out.
     """
 
     kind: Literal["gate"] = "gate"
     reduction: int = Field(default=8, ge=1)
 
     def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:
-        """Return the random matrices of a new gate.
+        """Return random initial matrices.
 
         Raises:
-            UserError: the size of a prompt is not a multiple of `reduction`.
+            UserError: `reduction` does not divide the size of a prompt.
         """
         gate: Leaves = {}
         for name, leaf in tokens.items():
@@ -88,19 +86,18 @@ class Gate(Modulator):
         for name, g_task in task.items():
             g_reg = regularizer[name]
             both = torch.cat([g_task.flatten(), g_reg.flatten()])
-            strength = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
+            m = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
             rows_task, rows_reg = (g.reshape(-1, self.reduction) for g in (g_task, g_reg))
-            modulated[name] = torch.addcmul(rows_task, strength[:, None], rows_reg).view_as(g_task)
+            modulated[name] = torch.addcmul(rows_task, m[:, None], rows_reg).view_as(g_task)
         return modulated
 
 
 class Projection(Modulator):
-    """ProGrad: g_task without `share` of its part along g_reg, if the two conflict.
+    """Projection of ProGrad: g_task without `share` of its component along g_reg if they conflict.
 
-    m = max(0, -share <g_task, g_reg> / |g_reg|^2), one number per layer's prompt. If the product is not
-    negative, the regularizer adds nothing. The length of g_reg does not matter.
-
-    Source: "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023 (released: share 1).
+    m = max(0, -share <g_task, g_reg> / |g_reg|^2), one number per prompt of a layer. Gradients conflict if
+    their dot product is negative. Otherwise g = g_task. The norm of g_reg does not matter.
+    Source: "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023 (published: share 1).
     """
 
     kind: Literal["projection"] = "projection"
@@ -112,10 +109,10 @@ class Projection(Modulator):
         modulated = {}
         for name, g_task in task.items():
             g_reg = regularizer[name]
-            along, square = (g_task * g_reg).sum(), g_reg.square().sum()
-            # A prompt that no term depends on has a zero gradient, and no conflict.
-            strength = -self.share * along.clamp(max=0) / torch.where(square > 0, square, 1)
-            modulated[name] = g_task + strength * g_reg
+            product, square = (g_task * g_reg).sum(), g_reg.square().sum()
+            # g_reg is 0 for a prompt that the regularizer does not depend on.
+            m = -self.share * product.clamp(max=0) / torch.where(square > 0, square, 1)
+            modulated[name] = g_task + m * g_reg
         return modulated
 
 

@@ -1,6 +1,6 @@
-"""Base classes of the parts of a method: one class per kind, whose fields are the kind's settings.
+"""Base classes of the components of methods. Each kind is a class whose fields are its settings.
 
-A configuration holds the parts themselves, so no file here imports torch when it is imported.
+Configurations contain these classes, so the modules that define them import torch only in functions.
 """
 
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from prometar.io.plain_data import PlainData
 
 
 class Part(PlainData):
-    """A part of a method. The field `CHOOSER` holds the name of its kind."""
+    """Component of a method. `CHOOSER` is the name of the field that selects its kind."""
 
     CHOOSER: ClassVar[str] = "kind"
 
     def component(self) -> Any:
-        """Return what the method is composed of: the part itself."""
+        """Return the component that the method uses, by default this object."""
         return self
 
 
 class Custom(Part):
-    """A custom component, `package.module:Name`, with its arguments."""
+    """Reference to a custom component, `package.module:Name`, and its arguments."""
 
     args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
 
@@ -35,13 +35,13 @@ class Custom(Part):
         """Import and return the component.
 
         Raises:
-            UserError: it cannot be loaded, or rejects its arguments.
+            UserError: the component cannot be imported, or rejects its arguments.
         """
         return make(self.reference, self.args)
 
 
 class CustomPart(Custom):
-    """A custom component of an axis whose kinds share no setting."""
+    """Custom component that is selected by `kind`."""
 
     kind: str
 
@@ -51,7 +51,7 @@ Own = TypeVar("Own")
 
 
 def _origin(value: Any) -> str:
-    """Return the tag of the union's half that a section belongs to."""
+    """Return the tag, built-in or custom, of a section."""
     tree = dict(value) if isinstance(value, Mapping | Part) else {}
     names = [tree.get(key) for key in ("kind", "augmentation")]
     return "custom" if any(isinstance(name, str) and is_reference(name) for name in names) else "built-in"
@@ -60,4 +60,4 @@ def _origin(value: Any) -> str:
 BUILT_IN, CUSTOM, ORIGIN = Tag("built-in"), Tag("custom"), Discriminator(_origin)
 TAGS = frozenset({"built-in", "custom"})
 Chosen = Annotated[Annotated[BuiltIn, Field(discriminator="kind"), BUILT_IN] | Annotated[Own, CUSTOM], ORIGIN]
-"""A section of a configuration: one of the built-in kinds, or a custom component."""
+"""Section of a configuration: a built-in or a custom component."""

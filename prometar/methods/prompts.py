@@ -1,4 +1,4 @@
-"""Prompts: the learnable tensors of a method, and the tokens they put into the towers."""
+"""Prompts: learnable tensors, and the tokens that enter the towers."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -12,50 +12,50 @@ if TYPE_CHECKING:
     from prometar.clip.model import Clip
 
 Leaves = dict[str, "Tensor"]
-"""Small learnable tensors by name; everything that training changes is of this kind."""
+"""Learnable tensors, gradients, or tokens by name."""
 
 
 class Prompts(Part):
-    """Makes leaves, and the towers' tokens of them. `init`: the words that a text context starts from."""
+    """Base class of prompts. `init`: words whose embeddings initialize a text context."""
 
     conditional: ClassVar[bool] = False
-    """True if the text's tokens, and so its features, differ from image to image."""
+    """True if text tokens, and thus text features, depend on the image."""
 
     init: str = "a photo of a"
 
     @property
     def num_context(self) -> int:
-        """Number of text tokens after SOS that layer-0 prompts replace (0: the text keeps its own)."""
+        """Number of text tokens after SOS that are learned in layer 0."""
         return 0
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Templates whose mean is a class's text if no context is learned (none: the dataset's own)."""
+        """Templates to average if no context is learned. If empty, the template of the dataset is used."""
         return ()
 
     @property
     def enters_images(self) -> bool:
-        """True if a prompt enters the image tower. Otherwise each image is encoded only once."""
+        """True if prompts enter the image tower. Otherwise each image is encoded only once."""
         return False
 
     def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
-        """Return the initial leaves; `init_tokens` are the token ids of the initial context's words."""
+        """Return the initial leaves, given the token ids of the words in `init`."""
         return {}
 
     def tokens(self, leaves: Leaves) -> Leaves:
         """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
 
-        If they are conditional, also what `seeing` makes the text's tokens of.
+        Conditional prompts also return the inputs of `seeing`.
         """
         return leaves
 
     def seeing(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
-        """Return the text's tokens for each image (B, P, D), by frozen features; only if `conditional`."""
+        """Return text tokens (B, P, D) per image, given frozen features. Only called if `conditional`."""
         return tokens
 
 
 def enters_images(prompts: Prompts) -> bool:
-    """Return whether a prompt may enter the image tower; True for custom prompts that do not say."""
+    """Return True if prompts enter the image tower, or are custom prompts without `enters_images`."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -65,28 +65,28 @@ def layers(tokens: Leaves, tower: str) -> dict[int, "Tensor"]:
 
 
 def linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "Generator") -> "Tensor":
-    """U(-1/sqrt(num_in), 1/sqrt(num_in)), the default of torch.nn.Linear for its weight and its bias.
+    """Sample from U(-1/sqrt(num_in), 1/sqrt(num_in)), the default initialization of torch.nn.Linear.
 
-    Drawn in float64 on the CPU, so that the start does not depend on the precision and device of `like`.
+    Samples are float64 on the CPU, so they do not depend on the precision and device of `like`.
     """
     import torch
 
-    draw = torch.rand(*shape, dtype=torch.float64, generator=generator) * 2 - 1
-    return (draw * num_in**-0.5).to(dtype=like.dtype, device=like.device)
+    sample = torch.rand(*shape, dtype=torch.float64, generator=generator) * 2 - 1
+    return (sample * num_in**-0.5).to(dtype=like.dtype, device=like.device)
 
 
 def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Generator") -> "Tensor":
-    """N(0, std^2), drawn in float64 on the CPU as in `linear`."""
+    """Sample from N(0, std^2), in float64 on the CPU like `linear`."""
     import torch
 
-    draw = torch.randn(length, width, dtype=torch.float64, generator=generator) * std
-    return draw.to(dtype=clip.working_dtype, device=clip.device)
+    sample = torch.randn(length, width, dtype=torch.float64, generator=generator) * std
+    return sample.to(dtype=clip.working_dtype, device=clip.device)
 
 
 class _FrozenText(Prompts):
-    """`frozen_text`: a class's text if no context is learned.
+    """Prompts with a setting for the text of classes if no context is learned.
 
-    It is the dataset's own template, "<init> <name>.", or the mean of 60 templates.
+    `frozen_text`: the template of the dataset, "<init> <name>.", or the mean of 60 templates.
     """
 
     frozen_text: Literal["template", "init", "ensemble"] = "template"
@@ -95,21 +95,21 @@ class _FrozenText(Prompts):
     def templates(self) -> tuple[str, ...]:
         from prometar.clip.openclip import TEMPLATES
 
-        known = {"template": (), "init": (f"{self.init} {{}}.",), "ensemble": TEMPLATES}
-        return () if self.num_context else known[self.frozen_text]
+        choices = {"template": (), "init": (f"{self.init} {{}}.",), "ensemble": TEMPLATES}
+        return () if self.num_context else choices[self.frozen_text]
 
 
 class NoPrompts(_FrozenText):
-    """Identity: the frozen CLIP itself."""
+    """No prompts: the frozen CLIP."""
 
     kind: Literal["none"] = "none"
 
 
 class _Context(Prompts):
-    """A learned text context of `text_length` tokens.
+    """Learned text context of `text_length` tokens.
 
-    In layer 0 it starts from the embeddings of the words in `init`, in other layers from N(0, init_std^2).
-    `init_padding`: a context longer than its words starts at random, or as zeros followed by the words.
+    Layer 0 is initialized with the embeddings of the words in `init`, other layers from N(0, init_std^2).
+    `init_padding`: a context longer than `init` is initialized at random, or with zeros before the words.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -121,7 +121,7 @@ class _Context(Prompts):
         return self.text_length
 
     def _text(self, clip: "Clip", words: "Tensor", depth: int, generator: "Generator") -> Leaves:
-        """Return `text.<layer>` of the first `depth` layers."""
+        """Return the initial `text.<layer>` of the first `depth` layers."""
         leaves: Leaves = {}
         for layer in range(min(depth, len(clip.text.blocks))):
             if layer == 0 and (self.init_padding == "zeros" or self.text_length <= len(words)):
@@ -137,9 +137,8 @@ class _Context(Prompts):
 class IndependentPrompts(_Context, _FrozenText):
     """Independent text and vision prompts (IVLP): leaves `text.<layer>` and `vision.<layer>`.
 
-    A depth of 0 leaves that tower alone; depths beyond a tower's layers stop at its last.
-
-    Source: "MaPLe", CVPR 2023 (its IVLP baseline); ProMetaR.
+    A tower of depth 0 has no prompts. Depths are limited to the number of layers.
+    Source: IVLP baseline in "MaPLe", CVPR 2023; ProMetaR.
     """
 
     kind: Literal["independent"] = "independent"
@@ -150,7 +149,7 @@ class IndependentPrompts(_Context, _FrozenText):
     @model_validator(mode="after")
     def _learns(self) -> Self:
         if self.text_depth == 0 and self.vision_depth == 0:
-            raise ValueError("text_depth and vision_depth are both 0: nothing would be learned")
+            raise ValueError("text_depth and vision_depth are both 0, so nothing would be learned")
         return self
 
     @property
@@ -170,14 +169,12 @@ class IndependentPrompts(_Context, _FrozenText):
 
 
 class CoupledPrompts(_Context):
-    """Image prompts that are linear maps of the text prompts: v_l = t_l W_l^T + b_l.
+    """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l that are linear maps of them.
 
-    In each of the first `text_depth` layers: leaves `text.l`, `vision.l.weight` (D_vision, D_text) and
-    `vision.l.bias`.
-    The maps start as torch.nn.Linear does: the first layer's as one, all deeper ones' as copies of another.
-    The depth stops at the shallower tower's last layer.
-
-    Source: "MaPLe", CVPR 2023 (released: 2 tokens, depth 9).
+    Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
+    Maps are initialized like torch.nn.Linear. Layers from 1 on start with the same map. The depth is limited
+    to the layers of the shallower tower.
+    Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """
 
     kind: Literal["coupled"] = "coupled"
@@ -210,13 +207,11 @@ class CoupledPrompts(_Context):
 
 
 class ConditionalPrompts(_Context):
-    """t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out for every token t of the context, in the first layer.
+    """Context tokens t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out in layer 0 for each image x.
 
-    f0(x) are the frozen CLIP's normalised features of the image. The hidden layer has E / `reduction` units.
-    Leaves: `text.0`, and `shift.in` and `shift.out` with `.weight` and `.bias`. The net starts as two
-    torch.nn.Linear.
-
-    Source: "Conditional Prompt Learning for Vision-Language Models" (CoCoOp), CVPR 2022 (released: 4 tokens,
+    f0(x): normalized features of the frozen CLIP. The hidden layer has E / `reduction` units. Leaves:
+    `text.0`, and `.weight` and `.bias` of `shift.in` and `shift.out`, initialized like torch.nn.Linear.
+    Source: "Conditional Prompt Learning for Vision-Language Models" (CoCoOp), CVPR 2022 (published: 4 tokens,
     reduction 16).
     """
 
@@ -241,7 +236,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomPart, Prompts):
-    """Custom prompts; `init` is given to the tokenizer as for built-in ones."""
+    """Custom prompts. As for built-in prompts, the token ids of `init` are passed to `initialize`."""
 
 
 AnyPrompts = Chosen[NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts, CustomPrompts]

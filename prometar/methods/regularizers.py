@@ -1,4 +1,4 @@
-"""Regularizers: weighted sums of distances between features of the prompted and the frozen CLIP."""
+"""Regularizers: weighted sums of distances between prompted and frozen features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 
 class Views(NamedTuple):
-    """Features of the prompted and the frozen CLIP of a batch. Frozen ones are given if they are used.
+    """Normalized prompted and frozen features of a batch. Frozen features are None if not used.
 
-    text_CE, image_BE: normalised features, the text's (B, C, E) where it sees the images; weights_B: of the
-    images, sum 1; scale: of the logits.
+    Args:
+        text_CE: Text features, (B, C, E) if they depend on the image.
+        weights_B: Weights of the images, with sum 1.
+        scale: Scale of the logits.
     """
 
     text_CE: "Tensor"
@@ -29,35 +31,34 @@ class Views(NamedTuple):
 
 
 def similarity(image_BE: "Tensor", text_CE: "Tensor") -> "Tensor":
-    """f . g_c, (B, C); of each image with its own text features where these are (B, C, E)."""
+    """Return dot products (B, C) of image features and text features, which may be (B, C, E)."""
     return image_BE @ text_CE.T if text_CE.ndim == 2 else (text_CE @ image_BE[:, :, None])[:, :, 0]
 
 
 Distance = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Rows of features (N, E) and the frozen ones to one distance a row (N,)."""
+"""Function of features (N, E) and frozen features (N, E) that returns a distance per row (N,)."""
 
 
 def l1(a: "Tensor", b: "Tensor") -> "Tensor":
-    """mean |a - b| over dimensions."""
+    """Return the mean of |a - b| over dimensions."""
     difference = a - b
-    # |x| = x sgn(x), whose sign has no derivative: torch would carry the zeros that it has for it through the
-    # second derivative, and import its compiler for them.
+    # For the second derivative of abs(), torch computes zeros and imports its compiler. x sgn(x) avoids this.
     return (difference * difference.detach().sgn()).mean(dim=-1)
 
 
 def l2(a: "Tensor", b: "Tensor") -> "Tensor":
-    """mean (a - b)^2 over dimensions."""
+    """Return the mean of (a - b)^2 over dimensions."""
     return (a - b).square().mean(dim=-1)
 
 
 def cosine(a: "Tensor", b: "Tensor") -> "Tensor":
-    """1 - a . b; the features are normalised."""
+    """Return 1 - a . b for normalized features."""
     return 1 - (a * b).sum(dim=-1)
 
 
 @runtime_checkable
 class Term(Protocol):
-    """One unweighted distance, by name, and which frozen features it needs."""
+    """Named, unweighted distance, and the frozen features that it uses."""
 
     @property
     def name(self) -> str: ...
@@ -73,7 +74,7 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class TextDistance:
-    """Mean over classes of d(g, g0); `distance` a row. Source: ProMetaR; KgCoOp (CVPR 2023)."""
+    """Mean distance of text features over classes. Source: ProMetaR; KgCoOp (CVPR 2023)."""
 
     distance: Distance = l1
     name: str = "text"
@@ -82,17 +83,17 @@ class TextDistance:
 
     def __call__(self, views: Views) -> "Tensor":
         assert views.frozen_text_CE is not None
-        ours, width = views.text_CE, views.text_CE.shape[-1]
-        if ours.ndim == 2:
-            return self.distance(ours, views.frozen_text_CE).mean()
-        rows = views.frozen_text_CE.expand_as(ours).reshape(-1, width)  # (B, C, E), where texts see images
-        distance = self.distance(ours.reshape(-1, width), rows).view(ours.shape[:-1]).mean(dim=-1)
+        text, width = views.text_CE, views.text_CE.shape[-1]
+        if text.ndim == 2:
+            return self.distance(text, views.frozen_text_CE).mean()
+        frozen = views.frozen_text_CE.expand_as(text).reshape(-1, width)
+        distance = self.distance(text.reshape(-1, width), frozen).view(text.shape[:-1]).mean(dim=-1)
         return (distance * views.weights_B).sum()
 
 
 @dataclass(frozen=True)
 class ImageDistance:
-    """Weighted mean over images of d(f, f0); `distance` a row. Source: ProMetaR."""
+    """Weighted mean distance of image features. Source: ProMetaR."""
 
     distance: Distance = l1
     name: str = "image"
@@ -106,9 +107,9 @@ class ImageDistance:
 
 @dataclass(frozen=True)
 class LogitsDivergence:
-    """Mean over images and classes of p log(p / q) of the frozen CLIP's probabilities p and ours q.
+    """Mean over images and classes of p log(p / q), for frozen probabilities p and prompted probabilities q.
 
-    Source: PromptSRC (ICCV 2023), whose released code divides by images times classes.
+    Source: PromptSRC (ICCV 2023), whose published code also divides by images times classes.
     """
 
     name: str = "logits"
@@ -120,18 +121,18 @@ class LogitsDivergence:
 
         assert views.frozen_text_CE is not None
         assert views.frozen_image_BE is not None
-        ours = (views.scale * similarity(views.image_BE, views.text_CE)).log_softmax(dim=-1)
+        prompted = (views.scale * similarity(views.image_BE, views.text_CE)).log_softmax(dim=-1)
         frozen = (views.scale * views.frozen_image_BE @ views.frozen_text_CE.T).log_softmax(dim=-1)
-        by_image = kl_div(ours, frozen, reduction="none", log_target=True).mean(dim=-1)
+        by_image = kl_div(prompted, frozen, reduction="none", log_target=True).mean(dim=-1)
         return (by_image * views.weights_B).sum()
 
 
 @dataclass(frozen=True)
 class Regularizer:
-    """sum of weight * term; without terms it is the identity: nothing is held to the frozen features.
+    """Weighted sum of terms.
 
-    Weights are in units of the loss (released: text l1 50, image l1 20). `templates`: the frozen text
-    features are their mean; none: those of the dataset's own template, in the wording `wording`.
+    The frozen text features are the mean over `templates`. If there are none, the template of the dataset is
+    used, in the wording `wording`.
     """
 
     terms: tuple[tuple[Term, float], ...] = ()
@@ -147,14 +148,14 @@ class Regularizer:
         return any(term.uses_images for term, _ in self.terms)
 
     def __call__(self, views: Views) -> "tuple[Tensor | None, dict[str, Tensor]]":
-        """Return the weighted sum (None without terms), and the unweighted distances by name."""
+        """Return the weighted sum (None if there are no terms), and the unweighted distances by name."""
         distances = {term.name: term(views) for term, _ in self.terms}
         weighted = [weight * distances[term.name] for term, weight in self.terms]
         return (sum(weighted[1:], weighted[0]) if weighted else None), distances
 
 
 class NoRegularizer(Part):
-    """Identity: nothing is held to the frozen features."""
+    """No regularizer."""
 
     kind: Literal["none"] = "none"
 
@@ -163,10 +164,10 @@ class NoRegularizer(Part):
 
 
 class _Distances(Part):
-    """Distances of prompted from frozen features; a weight of 0 switches a term off.
+    """Distances between prompted and frozen features. A weight of 0 disables a term.
 
-    `logits_weight`: of the divergence of the class probabilities. `teacher`: the frozen text features are
-    the mean of 60 templates, or those of the dataset's own template: as it is, as a sentence about a photo,
+    `logits_weight`: weight of the divergence of class probabilities. `teacher`: templates of the frozen text
+    features. They are 60 templates, or the template of the dataset: unchanged, as a sentence about a photo,
     or with the class name last.
     """
 
@@ -177,28 +178,28 @@ class _Distances(Part):
 
     @property
     def distance(self) -> "Distance | Term":
-        """Distance for both towers, or a term whose weight is one of its own settings."""
+        """Distance for both towers, or a custom term that contains its weight."""
         raise NotImplementedError
 
     def regularizer(self, prompts: Prompts) -> Regularizer:
-        """Return the weighted sum of the terms that can have a gradient with these prompts."""
+        """Return the weighted sum of the terms that depend on these prompts."""
         from prometar.clip.openclip import TEMPLATES
 
-        known, terms = self.distance, list[tuple[Term, float]]()
-        if isinstance(known, Term):
-            terms.append((known, 1.0))
-        else:  # the features of a tower without prompts are constant
+        distance, terms = self.distance, list[tuple[Term, float]]()
+        if isinstance(distance, Term):
+            terms.append((distance, 1.0))
+        else:  # features of a tower without prompts are constant
             if prompts.num_context > 0:
-                terms.append((TextDistance(known), self.text_weight))
+                terms.append((TextDistance(distance), self.text_weight))
             if enters_images(prompts):
-                terms.append((ImageDistance(known), self.image_weight))
+                terms.append((ImageDistance(distance), self.image_weight))
         terms.append((LogitsDivergence(), self.logits_weight))
         used = tuple((term, weight) for term, weight in terms if weight)
         return Regularizer(used, TEMPLATES if self.teacher == "ensemble" else (), self.teacher)
 
 
 class Distances(_Distances):
-    """mean |a - b| (ProMetaR), mean (a - b)^2, or 1 - cosine (KgCoOp, CVPR 2023)."""
+    """Built-in distances: l1 (ProMetaR), l2, or cosine (KgCoOp, CVPR 2023)."""
 
     kind: Literal["l1", "l2", "cosine"] = "l1"
 
@@ -208,7 +209,7 @@ class Distances(_Distances):
 
 
 class CustomRegularizer(CustomPart, _Distances):
-    """A custom distance, or a custom `Term`."""
+    """Custom distance or `Term`."""
 
     @property
     def distance(self) -> "Distance | Term":

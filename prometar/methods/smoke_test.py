@@ -1,4 +1,4 @@
-"""One small call of every custom component, so that a mistake is one line before any training."""
+"""Smoke test of custom components, so that errors are reported before training."""
 
 from collections.abc import Callable, Mapping
 
@@ -22,22 +22,22 @@ def smoke_test(config: Sections, clip: Clip) -> Method:
     """Build the method of a configuration, and call its custom components once.
 
     Raises:
-        UserError: a component fails, or returns another shape than it must.
+        UserError: a component fails, or returns a wrong shape.
     """
     method, generator = build(config), torch.Generator().manual_seed(0)
 
     def check(section: str, call: Callable[[], tuple[Mapping[str, object], Leaves]]) -> None:
-        """Call a custom component. It must return tensors of the same names and shapes as the second ones."""
-        part = getattr(config, section)
-        if not isinstance(part, Custom):
+        """Check that a custom component returns (result, expected) with equal names and shapes."""
+        component = getattr(config, section)
+        if not isinstance(component, Custom):
             return
-        with component_errors(part.reference):
+        with component_errors(component.reference):
             found, like = call()
             for key in found.keys() | like.keys():
-                shape, wanted = (_shape(each.get(key)) for each in (found, like))
-                if shape != wanted:
+                shape, expected = (_shape(tensors.get(key)) for tensors in (found, like))
+                if shape != expected:
                     raise UserError(
-                        f"{part.reference}: {key} must be a tensor of shape {wanted}, found {shape}"
+                        f"{component.reference}: {key} must be a tensor of shape {expected}, found {shape}"
                     )
 
     with component_errors(getattr(config.prompts, "reference", "prompts")):
@@ -59,7 +59,7 @@ def _shape(value: object) -> str:
 
 
 def _like(tokens: Leaves, clip: Clip) -> Leaves:
-    """Return tokens of a tower's width, by those names that are names of layers."""
+    """Return tensors of the expected token shapes, for all names of the form <tower>.<layer>."""
     widths = {"text": clip.text.width, "vision": clip.vision.width}
     names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
@@ -72,7 +72,7 @@ def _mix(method: Method) -> tuple[Mapping[str, object], Leaves]:
 
 
 def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves]:
-    """Return the terms of a regularizer at random features, as a step would show them."""
+    """Return the terms of a regularizer for random features, and tensors of the expected shapes."""
 
     def features(count: int) -> Tensor:
         rows = F.normalize(torch.randn(count, clip.embed_dim), dim=-1)

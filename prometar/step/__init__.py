@@ -1,1 +1,1 @@
-"""The pure step: (model, method, state, batch) -> state; no file, no dataset, no Ray."""
+"""Training step as a pure function (model, method, state, batch) -> state, without files, datasets or Ray."""

@@ -1,4 +1,4 @@
-"""Vector-Jacobian products of small functions of leaves, by torch.autograd."""
+"""Vector-Jacobian products of functions of leaves, computed by torch.autograd."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from prometar.methods.prompts import Leaves
 
 Vjp = Callable[[Leaves], Leaves]
-"""Cotangents by value name (a value without one has zero) to gradients by leaf name."""
+"""Cotangents by value name to gradients by leaf name. A missing cotangent counts as zero."""
 
 
 def vjp(
@@ -16,23 +16,21 @@ def vjp(
 ) -> tuple[Leaves, Leaves, Vjp]:
     """Return the values, the auxiliary values and the vector-Jacobian product of a function at `leaves`.
 
-    Auxiliary values are not differentiated.
-    Outside of the function the leaves are constants, and its gradients cannot be differentiated. If
-    `differentiable`, they can: gradients depend on the leaves, on the cotangents, and on everything else that
-    the function depends on.
+    Auxiliary values are not differentiated. If `differentiable`, the gradients can be differentiated with
+    respect to the leaves, the cotangents, and all other inputs. Otherwise the leaves are detached first.
     """
     if differentiable:
-        # A leaf may be a function of another leaf (coupled tokens). Views make each an independent variable.
+        # Leaves may be functions of each other (coupled tokens). Views make them independent variables.
         leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
     else:
         leaves = detached(leaves)
     values, auxiliary = function(leaves)
 
-    def gradient(cotangents: Leaves) -> Leaves:
+    def pull_back(cotangents: Leaves) -> Leaves:
         names = [name for name in cotangents if values[name].requires_grad]
         if not leaves or not names:
             return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        pulled: tuple[Tensor, ...] = torch.autograd.grad(
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(
             [values[name] for name in names],
             list(leaves.values()),
             [cotangents[name] for name in names],
@@ -41,11 +39,11 @@ def vjp(
             allow_unused=True,
             materialize_grads=True,
         )
-        return dict(zip(leaves, pulled, strict=True))
+        return dict(zip(leaves, gradients, strict=True))
 
-    return values, auxiliary, gradient
+    return values, auxiliary, pull_back
 
 
 def detached(leaves: Leaves) -> Leaves:
-    """Return the leaves as variables without a history."""
+    """Return copies of the leaves that are detached and require gradients."""
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}

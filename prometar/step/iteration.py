@@ -1,10 +1,9 @@
 """One iteration: the direct phase on the whole batch, then the meta phase on support and query.
 
-The towers' derivatives are hand-written (`prometar.clip.tower`). Everything small goes through autograd
-(`prometar.step.autodiff`): losses at the features, and what becomes of gradients at the tokens.
+The derivatives of the towers are hand-written (`prometar.clip.tower`). Autograd (`prometar.step.autodiff`)
+differentiates the losses at the features, the map from prompts to tokens, and the inner step.
 
-Source: ProMetaR (CVPR 2024), as its released code computes it; tests/parity holds recorded
-trajectories of that code.
+Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
 
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from prometar.step.towers import Towers
 
 @dataclass(frozen=True)
 class Rates:
-    """Hyperparameters of both optimizers at this step."""
+    """SGD hyperparameters of the prompts and of the gate at one step."""
 
     prompt_lr: float
     gate_lr: float
@@ -44,25 +43,27 @@ Scalars = dict[str, Tensor]
 def step(
     model: Model, method: Method, state: State, images: Images, task: Task | None, rates: Rates
 ) -> tuple[State, Scalars]:
-    """Return the state after one batch, and named scalars (detached; `*_text`, `*_image` are unweighted).
+    """Return the state after one iteration, and its detached losses by name. Distances are unweighted.
 
     Direct phase: theta <- SGD(theta, g_task + m g_reg on the batch).
     Meta phase: theta' = theta - inner_lr (g_task + m g_reg on the support); theta and the gate <- SGD of
-    outer_weight * query loss(theta'). Both phases share the prompts' momentum. Without a task there is no
-    meta phase, and no scalars of one.
+    outer_weight * query loss(theta'). Both phases share the prompts' momentum. If `task` is None, the meta
+    phase is skipped.
     """
-    gradient, losses = _direct(model, method, state, images)
+    tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
+    gradients, losses = _gradients(model, method, tokens, images)
+    gradient = tokens_vjp(_modulate(method, state.gate, gradients))
     scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, rates)
     if method.inner is not None and task is not None and state.prompts:
-        prompts, gate, meta = _outer(model, method, method.inner, state, *task)
+        prompts, gate, meta = _meta_gradients(model, method, method.inner, state, *task)
         state = _update(state, prompts, gate, rates)
         scalars |= {name: loss.detach() for name, loss in meta.items()}
     return replace(state, step=state.step + 1), scalars
 
 
 def _update(state: State, prompts: Leaves, gate: Leaves, rates: Rates) -> State:
-    """SGD of the prompts, and of the gate where it has a gradient."""
+    """Return the state after an SGD step of the prompts, and of the gate if it has gradients."""
     common = {"momentum": rates.momentum, "weight_decay": rates.weight_decay}
     leaves, momenta = sgd(state.prompts, state.prompt_momenta, prompts, lr=rates.prompt_lr, **common)
     state = replace(state, prompts=leaves, prompt_momenta=momenta)
@@ -73,103 +74,96 @@ def _update(state: State, prompts: Leaves, gate: Leaves, rates: Rates) -> State:
 
 
 Hvp = Callable[[Leaves], Leaves]
-"""Directions u_k (K, P, D) by token to the gradient of sum_k <u_k, g_k> at the tokens, for gradients g_k."""
+"""Directions u_k (K, P, D) by token to sum_k H_k u_k (P, D), for the Hessians H_k of K losses."""
 
 
-def _direct(model: Model, method: Method, state: State, images: Images) -> tuple[Leaves, Scalars]:
-    """Return the modulated gradient of the prompts on images, and the losses."""
-    tokens, _, to_leaves = vjp(partial(_tokens, method), state.prompts)
-    each, losses = _gradients(model, method, tokens, images)
-    return to_leaves(_modulated(method, state.gate, each)), losses
-
-
-def _outer(
+def _meta_gradients(
     model: Model, method: Method, inner: InnerSGD, state: State, support: Images, query: Images
 ) -> tuple[Leaves, Leaves, Scalars]:
     """Return gradients of outer_weight * query loss after the inner step, for the prompts and the gate.
 
-    With v the query's gradient at the adapted tokens, and u_k what the inner step makes of it at the
-    support's gradients, the prompts get v and sum_k H_k u_k.
+    The inner step maps the prompts, the gate and the support gradients g_k to adapted tokens. Its vjp maps
+    the query gradient at these tokens to gradients at the prompts and the gate, and cotangents u_k of g_k.
+    The second order adds sum_k H_k u_k to the gradient of the prompts.
     """
-    tokens, _, to_leaves = vjp(partial(_tokens, method), state.prompts)
-    hvp: Hvp | None = None
+    tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
+    support_hvp: Hvp | None = None
     if inner.second_order:
-        each, losses, hvp = _gradients_and_hvp(model, method, tokens, support)
+        support_gradients, losses, support_hvp = _gradients_and_hvp(model, method, tokens, support)
     else:
-        each, losses = _gradients(model, method, tokens, support)
+        support_gradients, losses = _gradients(model, method, tokens, support)
 
-    def adapt(values: Leaves) -> tuple[Leaves, Leaves]:
-        prompts, gate, each = (_group(values, name) for name in ("prompts", "gate", "gradient"))
-        # Gradients are modulated at the tokens, then pulled back to the leaves that the tokens are made
-        # of. For independent prompts both are the same.
-        at = prompts if inner.second_order else detached(prompts)
-        _, _, to_leaves = vjp(partial(_tokens, method), at, differentiable=True)
-        gradient = to_leaves(_modulated(method, gate, each))
-        return _tokens(method, inner(prompts, gradient))
+    def adapt(inputs: Leaves) -> tuple[Leaves, Leaves]:
+        prompts, gate, gradients = (_group(inputs, name) for name in ("prompts", "gate", "gradient"))
+        # First order treats the gradient of the inner step as independent of the prompts.
+        point = prompts if inner.second_order else detached(prompts)
+        _, _, point_vjp = vjp(partial(_tokens, method), point, differentiable=True)
+        return _tokens(method, inner(prompts, point_vjp(_modulate(method, gate, gradients))))
 
-    parts = {"prompts": state.prompts, "gate": state.gate, "gradient": each}
-    values = {f"{name}/{key}": leaf for name, part in parts.items() for key, leaf in part.items()}
-    adapted, _, back = vjp(adapt, values)
-    at_query, query_loss = _query(model, adapted, query, inner.outer_weight)
-    outer = back(at_query)
-    prompts = _group(outer, "prompts")
-    if hvp is not None:
-        rate = factor(model.clip.dtype, ROOM, inner.lr, inner.outer_weight)
-        bent = hvp(_times(_group(outer, "gradient"), rate))
-        bent = to_leaves(_times(bent, 1 / rate))
-        prompts = {name: leaf + bent[name] for name, leaf in prompts.items()}
+    groups = {"prompts": state.prompts, "gate": state.gate, "gradient": support_gradients}
+    inputs = {f"{name}/{key}": leaf for name, group in groups.items() for key, leaf in group.items()}
+    adapted, _, adapt_vjp = vjp(adapt, inputs)
+    query_gradient, query_loss = _query_gradient(model, adapted, query, inner.outer_weight)
+    pulled = adapt_vjp(query_gradient)
+    prompts = _group(pulled, "prompts")
+    if support_hvp is not None:
+        scale = factor(model.clip.dtype, ROOM, inner.lr, inner.outer_weight)
+        product = support_hvp(_scale(_group(pulled, "gradient"), scale))
+        second_order = tokens_vjp(_scale(product, 1 / scale))
+        prompts = {name: leaf + second_order[name] for name, leaf in prompts.items()}
     scalars = {f"support_{name}": loss for name, loss in losses.items()}
-    return prompts, _group(outer, "gate"), scalars | {"query_loss": query_loss}
+    return prompts, _group(pulled, "gate"), scalars | {"query_loss": query_loss}
 
 
 def _tokens(method: Method, leaves: Leaves) -> tuple[Leaves, Leaves]:
     return method.prompts.tokens(leaves), {}
 
 
-def _modulated(method: Method, gate: Leaves, each: Leaves) -> Leaves:
-    if any(len(gradients) == 1 for gradients in each.values()):
-        return {name: gradients[0] for name, gradients in each.items()}
-    pairs = {name: gradients.unbind() for name, gradients in each.items()}
+def _modulate(method: Method, gate: Leaves, gradients: Leaves) -> Leaves:
+    """Return the modulated gradient (P, D) at each token, given K gradients (K, P, D)."""
+    if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
+        return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
+    pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
     task, regularizer = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
     return method.modulator(gate, task, regularizer)
 
 
 def _gradients(model: Model, method: Method, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
-    """Return gradients (K, P, D) at each token, and the losses.
+    """Return K gradients (K, P, D) at each token, and the losses.
 
-    K is 2 for the gradients of the task and of the regularizer, or 1 for that of one sum.
+    K is 2 for the task loss and the regularizer, or 1 for their weighted sum.
     """
     towers = model.run(tokens, images.tokens, images.frozen)
-    values, losses, to_features = vjp(partial(_losses, model, method, towers, images), towers.features)
-    return towers.vjp(_at_features(method, values, to_features)), losses
+    values, losses, loss_vjp = vjp(partial(_losses, model, method, towers, images), towers.features)
+    return towers.vjp(_at_features(method, values, loss_vjp)), losses
 
 
 def _gradients_and_hvp(
     model: Model, method: Method, tokens: Leaves, images: Images
 ) -> tuple[Leaves, Scalars, Hvp]:
-    """Return the same as `_gradients`, and the product of a direction with the Hessians."""
+    """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the tokens."""
     towers = model.run(tokens, images.tokens, images.frozen)
 
     def at_features(features: Leaves) -> tuple[Leaves, Scalars]:
         losses_of = partial(_losses, model, method, towers, images)
-        values, losses, to_features = vjp(losses_of, features, differentiable=True)
-        return _at_features(method, values, to_features), losses
+        values, losses, loss_vjp = vjp(losses_of, features, differentiable=True)
+        return _at_features(method, values, loss_vjp), losses
 
-    cotangents, losses, bend = vjp(at_features, towers.features)
-    each = towers.differentiable_vjp(cotangents)
-    return each, losses, lambda u: towers.hvp(bend(towers.jvp(u)))
+    cotangents, losses, features_hvp = vjp(at_features, towers.features)
+    gradients = towers.differentiable_vjp(cotangents)
+    return gradients, losses, lambda u: towers.hvp(features_hvp(towers.jvp(u)))
 
 
-def _at_features(method: Method, values: Leaves, to_features: Vjp) -> Leaves:
+def _at_features(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
     """Return K gradients (K, N, E) of the losses at the features of each tower."""
-    one, strength = torch.ones_like(values["task"]), method.modulator.constant
+    one, constant = torch.ones_like(values["task"]), method.modulator.constant
     if "regularizer" not in values:
-        each = [to_features({"task": one})]
-    elif strength is not None:  # one pass: the modulated gradient is the gradient of one sum
-        each = [to_features({"task": one, "regularizer": strength * one})]
+        gradients = [loss_vjp({"task": one})]
+    elif constant is not None:  # with a constant m, the modulated gradient is the gradient of a weighted sum
+        gradients = [loss_vjp({"task": one, "regularizer": constant * one})]
     else:
-        each = [to_features({"task": one}), to_features({"regularizer": one})]
-    return {tower: torch.stack([g[tower] for g in each]) for tower in each[0]}
+        gradients = [loss_vjp({"task": one}), loss_vjp({"regularizer": one})]
+    return {tower: torch.stack([g[tower] for g in gradients]) for tower in gradients[0]}
 
 
 def _losses(
@@ -186,20 +180,22 @@ def _losses(
     return values, {"ce": task_loss, **distances}
 
 
-def _query(model: Model, tokens: Leaves, query: Images, outer_weight: float) -> tuple[Leaves, Tensor]:
-    """The gradient of outer_weight * query loss at the adapted tokens, and the loss."""
+def _query_gradient(
+    model: Model, tokens: Leaves, query: Images, outer_weight: float
+) -> tuple[Leaves, Tensor]:
+    """Return the gradient of outer_weight * query loss at the adapted tokens, and the unweighted loss."""
     towers = model.run(tokens, query.tokens, query.frozen)
-    values, _, to_features = vjp(
+    values, _, loss_vjp = vjp(
         lambda features: ({"query": _query_loss(model, towers, features, query)}, {}), towers.features
     )
-    weight = factor(model.clip.dtype, outer_weight)
-    one = torch.ones_like(values["query"]) * (outer_weight * weight)
-    pulled = towers.vjp({name: g[None] for name, g in to_features({"query": one}).items()})
-    return _times({name: g[0] for name, g in pulled.items()}, 1 / weight), values["query"]
+    scale = factor(model.clip.dtype, outer_weight)
+    weight = torch.ones_like(values["query"]) * (outer_weight * scale)
+    gradient = towers.vjp({name: g[None] for name, g in loss_vjp({"query": weight}).items()})
+    return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), values["query"]
 
 
 def _query_loss(model: Model, towers: Towers, features: Leaves, query: Images) -> Tensor:
-    """Cross-entropy of the query images under adapted prompts, with their partners mixed in."""
+    """Return the cross-entropy of the query images, with their partners mixed in."""
     text_CE, image_RE = towers.both(features)
     image_QE, mixing = image_RE[: len(query.labels)], query.mixing
     if mixing is not None and mixing.encoded is not None:
@@ -215,10 +211,10 @@ def _group(values: Leaves, name: str) -> Leaves:
     return {key.partition("/")[2]: leaf for key, leaf in values.items() if key.startswith(f"{name}/")}
 
 
-def _times(leaves: Leaves, number: float) -> Leaves:
+def _scale(leaves: Leaves, number: float) -> Leaves:
     return leaves if number == 1 else {name: leaf * number for name, leaf in leaves.items()}
 
 
 def cross_entropy(logits_BC: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """sum_i w_i CE_i; with equal weights that sum to 1, the mean."""
+    """Return sum_i w_i CE_i, the mean for equal weights that sum to 1."""
     return (F.cross_entropy(logits_BC, labels, reduction="none") * weights).sum()

@@ -1,10 +1,9 @@
-"""Scaling: keeps the cotangents of the meta phase within float16's range.
+"""Loss scaling: keeps the cotangents of the meta phase within the range of float16.
 
-float16 loses what is smaller than 6e-8 and rounds coarsely below 6e-5. The query loss has a weight (5e-4 in
-the released settings), and what it tells of the support gradient an inner rate (5e-4) besides. Both are
-taken out of a cotangent before it enters the towers, and put in when it has left them, where all is float32
-again. Factors are powers of two: but for float16's range, nothing changes. On the bundled backbone factors
-16 times larger or smaller give the same gradients.
+float16 underflows below 6e-8 and is imprecise below 6e-5. The outer weight (default 5e-4) and the inner lr
+(default 5e-4) make cotangents that small. Each cotangent is scaled up before the towers and scaled back in
+float32 after them. Factors are powers of two, so scaling is exact within the range of float16. On the bundled
+backbone, factors 16 times larger or smaller give the same gradients.
 """
 
 import math
@@ -12,13 +11,13 @@ import math
 import torch
 
 ROOM = 16.0
-"""Headroom of a tangent: its products with cotangents must not overflow float16 either."""
+"""Reduction of a tangent's factor, so that its products with cotangents do not overflow float16."""
 
 
 def factor(dtype: torch.dtype, *numbers: float) -> float:
-    """Return the factor of a cotangent that is too small by the product of `numbers` for towers in `dtype`.
+    """Return the factor for a cotangent that contains the product of `numbers`.
 
-    1 / product to the nearest power of two in float16, where zero counts as 2^-40; else 1.
+    In float16, the factor is 1 / product rounded to a power of two, and at most 2^40. Otherwise it is 1.
 
     Example:
         >>> factor(torch.float16, 0.1), factor(torch.float32, 0.1)

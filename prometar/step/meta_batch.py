@@ -1,6 +1,7 @@
-"""Inputs of a step: embedded images with weights, and the meta task as two smaller batches.
+"""Inputs of a step: the embedded images of a batch, and its meta task (support and query images).
 
-Support and query are selected on the host: on the device this would synchronize, as shapes depend on data.
+Support and query are selected on the CPU. Their sizes depend on the labels, so selecting them on a GPU would
+synchronize with it.
 """
 
 from typing import NamedTuple
@@ -18,10 +19,9 @@ from prometar.methods.composition import Method
 
 
 class Mixing(NamedTuple):
-    """Mixture of Q query images: shares of the own and of the partner's, and the partners.
+    """Mix of Q query images: shares of the images (`own`) and of their partners (`rest`), and the sampled mix.
 
-    partner: (Q,) rows of the batch. encoded: (Q,) rows of the query's tokens that hold the partners; None
-    where pixels are mixed. drawn: the mix that all of this is made of.
+    partner, encoded: (Q,) rows of the partners in the batch and in the query tokens (None for mixed pixels).
     """
 
     own: Tensor
@@ -32,9 +32,9 @@ class Mixing(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Rows of a batch for support and query, and their weights (sum 1).
+    """Rows of support and query in a batch, with weights that sum to 1.
 
-    encoded_rows: (R,), whose first Q are the query; the others are encoded to be mixed in.
+    encoded_rows: (R,) rows of the Q query images, then of the partners whose features are mixed in.
     """
 
     support_rows: Tensor
@@ -51,9 +51,9 @@ class Selection(NamedTuple):
 def one_class_out(
     labels: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, dtype: torch.dtype
 ) -> Selection | None:
-    """Draw one present class as the query; all other images are the support.
+    """Sample one class of the batch as the query. All other images are the support.
 
-    None if the batch holds only one class. `dtype` is that of weights and shares. Source: ProMetaR.
+    Returns None if the batch contains one class. `dtype` applies to weights and shares. Source: ProMetaR.
     """
     present = labels.unique().numpy(force=True)
     if len(present) < 2:
@@ -65,39 +65,39 @@ def one_class_out(
 
 
 def task_rng(seed: int, step: int) -> np.random.Generator:
-    """Return the generator of one step's draws, keyed by (seed, step): a resumed run draws the same."""
+    """Return the random generator of a meta task. It depends only on (seed, step), so runs can resume."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, step, 0x7A5C])))
 
 
 def select(is_query: Tensor, mix: Mix | None, *, of_images: bool, dtype: torch.dtype) -> Selection:
-    """Return the rows of a task in its batch of B images.
+    """Return the selection of a meta task from a batch of B images.
 
     Args:
-        is_query: Mask (B,).
-        mix: In the order of the query images in the batch. Its partners count support images in that order.
-        of_images: Pixels are mixed rather than features.
+        is_query: (B,) mask.
+        mix: Mix per query image, in batch order. Partners are indices into the support, in batch order.
+        of_images: True if pixels are mixed, False if features are.
     """
     query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]
     encoded, mixing = query, None
     if mix is not None:
-        partner, place = support[mix.partner], None
+        partner, partner_rows = support[mix.partner], None
         if not of_images:
-            others, place = partner.unique(return_inverse=True)
-            encoded, place = torch.cat([query, others]), len(query) + place
-        # 1 - lam is taken in the precision that lam was drawn in, as the released code does.
-        mixing = Mixing(mix.lam.to(dtype), (1 - mix.lam).to(dtype), partner, place, mix)
-    return Selection(support, _equal(len(support), dtype), encoded, _equal(len(query), dtype), mixing)
-
-
-def _equal(number: int, dtype: torch.dtype) -> Tensor:
-    return torch.ones(number, dtype=dtype) / number
+            others, inverse = partner.unique(return_inverse=True)
+            encoded, partner_rows = torch.cat([query, others]), len(query) + inverse
+        # The published code computes 1 - lam in the precision of lam.
+        mixing = Mixing(mix.lam.to(dtype), (1 - mix.lam).to(dtype), partner, partner_rows, mix)
+    support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
+    return Selection(support, support_weights, encoded, query_weights, mixing)
 
 
 class Images(NamedTuple):
-    """Embedded images (B, T, D), labels (B,), weights (B,) that sum to 1, frozen features (B, E) if used.
+    """Embedded images of a batch, the support, or the query.
 
-    mixing, partner_labels: The mixture of a query, and the partners' labels (B,). Embedded images after the
-        first B are only mixed in. Frozen features are mixed as the images are.
+    Args:
+        tokens: (R, T, D) embedded images. The first B have labels. The others are only mixed in.
+        labels, weights: (B,). Weights sum to 1.
+        frozen: (B, E) frozen features if used, mixed like the images.
+        mixing, partner_labels: Mix of the query images, and labels (B,) of their partners.
     """
 
     tokens: Tensor
@@ -109,7 +109,7 @@ class Images(NamedTuple):
 
 
 Task = tuple[Images, Images]
-"""Support and query."""
+"""Meta task: support and query."""
 
 
 def make_batch(
@@ -122,13 +122,12 @@ def make_batch(
     seen: Seen = None,
     step: int = 0,
 ) -> tuple[Images, Task | None]:
-    """Embed a batch of normalised images once for all passes of a step. Return all images, and the task.
+    """Embed a batch of normalized images once for all passes of a step. Return the batch and the meta task.
 
     Args:
-        images_B3HW: In the backbone's precision, on its device.
-        labels: (B,), on the CPU or there.
-        task: The meta task, on that device. None if the method or the batch has none.
-        seen: Cached features of the images of each `step`.
+        images_B3HW, labels: Images in the precision and on the device of the backbone, and labels (B,).
+        task: Selection of the meta task, on the device of the images. None if there is no meta task.
+        seen: Cached features by step.
     """
     tokens, labels = embedded(clip, images_B3HW, seen, step), labels.to(images_B3HW.device)
     frozen = frozen_image(clip, tokens, seen, step) if method.uses_images else None
@@ -143,7 +142,7 @@ def make_batch(
 
 
 def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Images:
-    """Return the selected images, embedded, and what is mixed into them."""
+    """Return the embedded query images with their mix."""
     own, mixing = selection.query_rows, selection.mixing
     partner_labels, frozen = None, None
     if mixing is None or mixing.encoded is not None:

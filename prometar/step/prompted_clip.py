@@ -1,4 +1,4 @@
-"""A frozen CLIP, a set of classes, and prompts: everything that is fixed while a method trains."""
+"""Prompted CLIP: a frozen CLIP, a set of classes, and the architecture of the prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from prometar.methods.prompts import Leaves, Prompts, layers
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import Derived, Run, Towers
 
-_MOST_ROWS = 256  # of text tokens that are encoded at once where each image has its own
+_MAX_TEXTS = 256  # texts that are encoded at once if each image has its own texts
 
 
 @dataclass(frozen=True)
 class Model:
-    """Feature maps of the prompted CLIP for fixed classes, and their frozen text features.
+    """Prompted CLIP for fixed classes, and their frozen text features.
 
-    text: Input of the text tower, or features (C, E) if it learns nothing.
+    text: Input of the text tower, or text features (C, E) if no context is learned.
     """
 
     clip: Clip
@@ -33,41 +33,41 @@ class Model:
     frozen_text_CE: Tensor | None = None
 
     def text_features(self, tokens: Leaves, frozen_BE: Tensor | None = None) -> Tensor:
-        """Normalised text features (C, E) with the tokens that `prompts.tokens` made.
+        """Return the normalized text features (C, E), given the tokens from `prompts.tokens`.
 
-        frozen_BE: images' frozen features; where prompts are conditional each has its own text, (B, C, E).
+        Conditional prompts require frozen image features, and return features per image, (B, C, E).
         """
         text = self.text
         if isinstance(text, Tensor):
             return text
         if self.prompts.conditional:
-            features = self._text_of_each(text, tokens, frozen_BE)
+            features = self._text_per_image(text, tokens, frozen_BE)
         else:
             features = encode_text(self.clip, text, self._layers(tokens, "text"))
         return F.normalize(features.to(self.clip.working_dtype), dim=-1)
 
-    def _text_of_each(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor | None) -> Tensor:
-        """Un-normalised text features (B, C, E) as each image's tokens make them."""
-        assert frozen_BE is not None, "conditional prompts see images"
-        seen = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
-        at_once = max(1, _MOST_ROWS // len(text.embedded_RTD))
-        with torch.enable_grad():  # without, attention is a fused kernel, which cannot be mapped
-            return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=at_once)(seen)
+    def _text_per_image(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor | None) -> Tensor:
+        """Return the unnormalized text features (B, C, E) of conditional prompts."""
+        assert frozen_BE is not None, "conditional prompts require frozen image features"
+        conditioned = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
+        chunk_size = max(1, _MAX_TEXTS // len(text.embedded_RTD))
+        with torch.enable_grad():  # vmap does not support the fused attention that runs without gradients
+            return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)
 
     def image_features(self, tokens: Leaves, images_BTD: Tensor) -> Tensor:
-        """Un-normalised image features (B, E) of embedded images (`backbone.vision.embed_images`)."""
+        """Return the unnormalized features (B, E) of images from `prometar.clip.vision.embed_images`."""
         features = encode_image(self.clip, images_BTD, self._layers(tokens, "vision"))
         return features.to(self.clip.working_dtype)
 
     @torch.no_grad()
     def run(self, tokens: Leaves, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> Towers:
-        """Features of both towers with what their derivatives need; no graph is recorded."""
+        """Run both towers, and save what their derivatives need. No autograd graph is recorded."""
         text, working, runs = self.text, self.clip.working_dtype, dict[str, Run]()
         features, text_CE, image_BE = Leaves(), None, None
         own, vision = self._layers(tokens, "text"), self._layers(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
-            each = Derived(lambda t: self._text_of_each(text, t, frozen_BE).to(working), tokens)
-            features["text"], runs["text"] = each.features, each
+            tower = Derived(lambda t: self._text_per_image(text, t, frozen_BE).to(working), tokens)
+            features["text"], runs["text"] = tower.features, tower
         elif isinstance(text, TextInput) and own:
             features["text"], runs["text"] = text_pass(self.clip, text, own)
         else:
@@ -76,29 +76,30 @@ class Model:
             features["vision"], runs["vision"] = image_pass(self.clip, images_BTD, vision)
         else:
             image_BE = self.image_features({}, images_BTD)
-        features = {tower: value.to(working) for tower, value in features.items()}
+        features = {name: value.to(working) for name, value in features.items()}
         return Towers(self.clip.dtype, runs, features, text_CE, image_BE)
 
     def _layers(self, tokens: Leaves, tower: str) -> dict[int, Tensor]:
-        """Towers run in the precision of their weights."""
+        """Return the tokens of a tower by layer, in the precision of its weights."""
         return {layer: token.to(self.clip.dtype) for layer, token in layers(tokens, tower).items()}
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
-        """s f . g_c of un-normalised image and normalised text features, (B, C)."""
+        """Return logits (B, C): scaled cosines of unnormalized image and normalized text features."""
         return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
-    """Return the texts of classes. Those of a class are adjacent.
+    """Return the texts of the classes, grouped by class.
 
-    With a learned context there is one text per class, "<init> <name>.". If it has more tokens than `init`
-    has words, each is a placeholder word, as in the released code. Otherwise there is one text per template.
+    With a learned context, each class has one text, "<init> <name>.". As in the published code, placeholder
+    words replace an `init` with fewer words than the context has tokens. Otherwise, each class has one text
+    per template.
 
     Raises:
-        UserError: a template does not hold {} once.
+        UserError: a template does not contain {} exactly once.
     """
     if not prompts.num_context:
-        return [filled(each, name) for name in classnames for each in prompts.templates or (template,)]
+        return [filled(text, name) for name in classnames for text in prompts.templates or (template,)]
     prefix = init if prompts.num_context <= len(init.split()) else " ".join(["X"] * prompts.num_context)
     return [f"{prefix} {readable(name)}." for name in classnames]
 
@@ -106,19 +107,17 @@ def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, temp
 def build_model(
     clip: Clip, prompts: Prompts, tokens_NT: Tensor, frozen_text_CE: Tensor | None = None
 ) -> Model:
-    """Return the model of classes whose `prompt_texts` have these token ids.
-
-    `frozen_text_CE`: frozen text features (C, E), if a regularizer uses them.
+    """Return the prompted CLIP of the classes, given the token ids of their `prompt_texts`.
 
     Raises:
-        UserError: the context's words are fewer tokens than are learned.
+        UserError: the words of the context have fewer tokens than the learned context.
     """
     if prompts.num_context:
         start = clip.num_start
         if len({tuple(ids[start : start + prompts.num_context]) for ids in tokens_NT.tolist()}) > 1:
             raise UserError(
-                f"the backbone's tokenizer makes fewer than {prompts.num_context} tokens of the context's "
-                "words, and prompts would stand for parts of names: take other words (prompts.init)"
+                f"The tokenizer makes fewer than {prompts.num_context} tokens of the context's words, so "
+                "prompts would replace parts of class names. Set prompts.init to other words."
             )
         text: TextInput | Tensor = text_input(clip, tokens_NT, num_context=prompts.num_context)
     else:

@@ -1,4 +1,4 @@
-"""SGD on leaves as a function, and the learning-rate schedule."""
+"""Functional SGD, and the learning-rate schedule."""
 
 import math
 
@@ -16,16 +16,16 @@ def sgd(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
 ) -> tuple[Leaves, Leaves]:
-    """v <- momentum v + (g + weight_decay theta); theta <- theta - lr v. Returns new (leaves, momenta).
+    """Return new (leaves, momenta): v <- momentum v + (g + weight_decay theta); theta <- theta - lr v.
 
-    With v = 0 at first this is torch.optim.SGD (dampening 0, no Nesterov). `gradient` is emptied, so that its
-    memory can be used again.
+    If v starts at 0, the updates equal those of torch.optim.SGD (dampening 0, no Nesterov). `gradient` is
+    emptied to release its memory early.
     """
     if not leaves:
         return {}, {}
     old = [leaf.detach() for leaf in leaves.values()]
-    # Autograd may hand out transposed layouts. A state has one layout, else a resumed run, whose state
-    # comes from a file, would sum in another order than one that never stopped.
+    # Autograd may return transposed layouts. Contiguous momenta give a resumed run, whose state is loaded
+    # from a file, the same summation order as an uninterrupted run.
     velocities = [gradient.pop(name).detach().contiguous() for name in leaves]
     velocities = list(torch._foreach_add(velocities, [momenta[name] for name in leaves], alpha=momentum))
     velocities = list(torch._foreach_add(velocities, old, alpha=weight_decay))
@@ -34,10 +34,10 @@ def sgd(
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
-    """Rate of a 0-based epoch: constant at first, then lr (1 + cos(pi (epoch - warmup) / epochs)) / 2.
+    """Return the lr of a 0-based epoch: `warmup_lr`, then lr (1 + cos(pi (epoch - warmup) / epochs)) / 2.
 
-    The cosine is as long as the whole run and starts after the warm-up, so that it never reaches zero: the
-    field's scheduler (Dassl's ConstantWarmupScheduler), whose published figures it is part of.
+    The cosine spans all epochs but starts after the warm-up, so it never reaches zero. Published accuracies
+    were measured with this schedule (ConstantWarmupScheduler of Dassl).
     """
     if epoch < warmup_epochs:
         return warmup_lr

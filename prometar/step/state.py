@@ -1,4 +1,4 @@
-"""State of a run: everything that a step changes and a checkpoint contains."""
+"""State of a run: all tensors that training changes and checkpoints contain."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from prometar.methods.prompts import Leaves
 
 @dataclass(frozen=True)
 class State:
-    """Leaves and momenta of the prompts and the gate, the prompts' average, and the number of steps done.
+    """Leaves and momenta of the prompts and the gate, the average of the prompts, and the finished steps.
 
-    Data order, augmentations and task draws are functions of (seed, step), so nothing else is needed to
-    continue exactly.
+    Data order, augmentations and meta tasks are functions of (seed, step), so a run resumes exactly from this
+    state.
     """
 
     prompts: Leaves
@@ -35,17 +35,17 @@ class State:
         return self.average or self.prompts
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by "<group>/<leaf>"."""
+        """Return all tensors, named "<group>/<leaf>"."""
         return {f"{group}/{name}": leaf for group in _GROUPS for name, leaf in getattr(self, group).items()}
 
     def to(self, device: torch.device) -> "State":
-        """Return the same state on a device."""
+        """Return a copy of the state on `device`."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return State.from_tensors(moved, self.step)
 
     @staticmethod
     def from_tensors(tensors: Leaves, step: int) -> "State":
-        """Return the state of `tensors`."""
+        """Return the state with these tensors, named as by `tensors`."""
         groups: dict[str, Leaves] = {group: {} for group in _GROUPS}
         for key, value in tensors.items():
             group, _, name = key.partition("/")

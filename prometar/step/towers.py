@@ -1,4 +1,4 @@
-"""One run of both towers, and its derivatives at the tokens: what the step needs of the backbone."""
+"""Forward pass of both towers, and its derivatives with respect to the tokens."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from prometar.methods.prompts import Leaves, layers
 
 
 class Derived:
-    """A text tower by torch's own derivatives: a `Pass` by token name.
+    """Text tower of conditional prompts, with features (B, C, E).
 
-    It sees the images: features (B, C, E).
+    It has the methods of `Pass`, by token name instead of layer. Its derivatives are computed by torch.func.
     """
 
     def __init__(self, function: Callable[[Leaves], Tensor], tokens: Leaves) -> None:
@@ -24,8 +24,8 @@ class Derived:
         self.features, self._pullback = vjp(function, self._tokens)  # type: ignore[misc]
 
     def vjp(self, g_KBCE: Tensor) -> Leaves:
-        pulled = [self._pullback(g)[0] for g in g_KBCE]
-        return {name: torch.stack([each[name] for each in pulled]) for name in self._tokens}
+        gradients = [self._pullback(g)[0] for g in g_KBCE]
+        return {name: torch.stack([gradient[name] for gradient in gradients]) for name in self._tokens}
 
     def differentiable_vjp(self, g_KBCE: Tensor) -> Leaves:
         self._g_K = g_KBCE
@@ -34,21 +34,22 @@ class Derived:
     def jvp(self, tangents: Leaves) -> Tensor:
         self._t_K = [{name: tangents[name][k] for name in self._tokens} for k in range(len(self._g_K))]
 
-        def transposed(g: Tensor) -> Leaves:
+        def token_vjp(g: Tensor) -> Leaves:
             return vjp(self._function, self._tokens)[1](g)[0]
 
-        _, push = vjp(transposed, torch.zeros_like(self.features))  # type: ignore[misc]
-        return torch.stack([push(t)[0] for t in self._t_K])
+        # The vjp of a vjp is the jvp.
+        _, push_forward = vjp(token_vjp, torch.zeros_like(self.features))  # type: ignore[misc]
+        return torch.stack([push_forward(t)[0] for t in self._t_K])
 
     def hvp(self, r_BCE: Tensor) -> Leaves:
-        def whole(tokens: Leaves) -> Tensor:
+        def scalar(tokens: Leaves) -> Tensor:
             features, pullback = vjp(self._function, tokens)  # type: ignore[misc]
             total = (r_BCE * features).sum()
             for g, t in zip(self._g_K, self._t_K, strict=True):
-                total = total + sum((t[name] * pulled).sum() for name, pulled in pullback(g)[0].items())
+                total = total + sum((t[name] * gradient).sum() for name, gradient in pullback(g)[0].items())
             return total
 
-        return grad(whole)(self._tokens)
+        return grad(scalar)(self._tokens)
 
 
 Run = Pass | Derived
@@ -56,9 +57,9 @@ Run = Pass | Derived
 
 @dataclass(frozen=True)
 class Towers:
-    """Un-normalised features by tower, `text` (C, E) and `vision` (B, E), and the runs that they come from.
+    """Unnormalized features by tower, `text` (C, E) and `vision` (B, E), and the passes that computed them.
 
-    A tower without prompts has none of both; then its features, the text's normalised, are fixed.
+    A tower without prompts has no entry in `features` and `runs`. Its features are fixed (text: normalized).
     """
 
     dtype: torch.dtype
@@ -68,7 +69,7 @@ class Towers:
     fixed_image_BE: Tensor | None
 
     def both(self, features: Leaves) -> tuple[Tensor, Tensor]:
-        """Normalised text features and un-normalised image features, given those that change."""
+        """Return normalized text and unnormalized image features, given the features that are not fixed."""
         text_CE, image_BE = self.fixed_text_CE, features.get("vision", self.fixed_image_BE)
         if "text" in features:
             text_CE = F.normalize(features["text"], dim=-1)
@@ -77,16 +78,16 @@ class Towers:
         return text_CE, image_BE
 
     def vjp(self, cotangents: Leaves) -> Leaves:
-        """Map K cotangents of the features, each (K, N, E), to those of the tokens, each (K, P, D)."""
-        return self._at_tokens(cotangents, lambda run, g: run.vjp(g))
+        """Map K cotangents (K, N, E) of the features to K cotangents (K, P, D) of the tokens."""
+        return self._pull_back(cotangents, lambda run, g: run.vjp(g))
 
     def differentiable_vjp(self, cotangents: Leaves) -> Leaves:
-        """Return the same as `vjp`; `jvp` and then `hvp` can follow."""
-        return self._at_tokens(cotangents, lambda run, g: run.differentiable_vjp(g))
+        """Return the result of `vjp`, and prepare the calls of `jvp` and then `hvp`."""
+        return self._pull_back(cotangents, lambda run, g: run.differentiable_vjp(g))
 
     @torch.no_grad()
     def jvp(self, tangents: Leaves) -> Leaves:
-        """Map K tangents of the tokens to those of the features; the inverse shapes of `vjp`."""
+        """Map K tangents (K, P, D) of the tokens to K tangents (K, N, E) of the features."""
         pushed = {}
         for tower, run in self.runs.items():
             if isinstance(run, Pass):
@@ -98,19 +99,19 @@ class Towers:
         return pushed
 
     def hvp(self, cotangents: Leaves) -> Leaves:
-        """Gradients at the tokens, (P, D), of <r, features> + sum_k <g_k, J t_k>; r (N, E) by tower."""
-        return self._at_tokens(cotangents, lambda run, r: run.hvp(r))
+        """Return gradients (P, D) of <r, features> + sum_k <g_k, J t_k> at the tokens; r is (N, E)."""
+        return self._pull_back(cotangents, lambda run, r: run.hvp(r))
 
     @torch.no_grad()
-    def _at_tokens(
-        self, cotangents: Leaves, through: Callable[[Run, Tensor], Mapping[Any, Tensor]]
+    def _pull_back(
+        self, cotangents: Leaves, pullback: Callable[[Run, Tensor], Mapping[Any, Tensor]]
     ) -> Leaves:
-        found: Leaves = {}
+        gradients: Leaves = {}
         for tower, run in self.runs.items():
             g = cotangents[tower]
             if isinstance(run, Pass):
-                for layer, tensor in through(run, g.to(self.dtype)).items():
-                    found[f"{tower}.{layer}"] = tensor.to(g.dtype)
+                for layer, tensor in pullback(run, g.to(self.dtype)).items():
+                    gradients[f"{tower}.{layer}"] = tensor.to(g.dtype)
             else:
-                found |= {str(name): tensor for name, tensor in through(run, g).items()}
-        return found
+                gradients |= {str(name): tensor for name, tensor in pullback(run, g).items()}
+        return gradients

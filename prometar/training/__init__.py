@@ -1,1 +1,1 @@
-"""One run: built, trained epoch by epoch, checkpointed and scored."""
+"""Training of one run, with checkpoints and scoring."""

@@ -1,4 +1,4 @@
-"""Checkpoints: a run's complete state in one safetensors file, replaced atomically."""
+"""Checkpoints: the complete state of a run in a safetensors file, replaced atomically."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from prometar.training.run_result import EpochRecord
 
 
 class Checkpoint(BaseModel):
-    """A state, the records of the epochs before it, and the digests of its run and of the weights."""
+    """State of a run, the records of finished epochs, and the digests of the run and of the weights."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,7 @@ class Checkpoint(BaseModel):
 def save_checkpoint(
     path: Path, state: State, history: Sequence[EpochRecord], *, run: str, weights: str
 ) -> None:
-    """Write the state, the epochs' records and the digests to `path`."""
+    """Write a checkpoint to `path`."""
     tensors = {name: tensor.contiguous() for name, tensor in fetch(state.tensors()).items()}
     metadata = {
         "format": "prometar-run-2", "run": run, "weights": weights, "step": str(state.step),
@@ -45,7 +45,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     """Return the checkpoint at `path`, or None if there is none.
 
     Raises:
-        WorkError: the file is corrupt, or of another version.
+        WorkError: the file is corrupt or has another format version.
     """
     if file_size(path) is None:
         return None
@@ -60,5 +60,5 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def corrupt(path: Path, reason: str) -> WorkError:
-    """Return the error of a checkpoint that cannot be used."""
+    """Return the error for a corrupt checkpoint."""
     return WorkError(f"The checkpoint {path} is corrupt ({reason}). Remove it to start this run over.")

@@ -1,7 +1,7 @@
-"""Drift of prompted features from frozen ones, measured on out-of-domain class names without labels.
+"""Drift of prompted from frozen predictions over out-of-domain class names.
 
-Accuracy on new classes cannot be measured without their images. But prompts that change the predictions of
-the frozen CLIP on names outside the training lose its knowledge of new classes too (docs/results.md).
+Accuracy on new classes cannot be measured without their images. Drift predicts it: prompts that change the
+predictions over out-of-domain names also lose accuracy on new classes (docs/results.md).
 """
 
 import hashlib
@@ -24,23 +24,23 @@ from prometar.step.prompted_clip import Model
 from prometar.training.scoring import not_finite
 
 TEMPLATE = "a photo of a {}."
-"""Template of the frozen texts. Most contexts start from it."""
+"""Template of the frozen texts. Most contexts are initialized with its words."""
 LOSS_PER_NAT = 0.05
-"""Relative loss of new accuracy per nat of divergence: new = zero_shot exp(-0.05 d) (docs/results.md)."""
-FEWEST = 20
-"""Smallest number of out-of-domain names."""
+"""Decay of accuracy on new classes per nat of divergence d: zero_shot exp(-0.05 d) (docs/results.md)."""
+_MIN_NAMES = 20
+"""Minimum number of out-of-domain names."""
 
 
 @torch.no_grad()
 def divergence(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
 ) -> float:
-    """Return KL(frozen || prompted) of an image's probabilities over names, in nats. Mean over images.
+    """Return KL(frozen || prompted) of the probabilities over names in nats, averaged over images.
 
     Args:
         image_NE: Normalized features of N images.
         text_VE: Normalized features of V names, or (N, V, E) if they depend on the images.
-        scale: Factor of cosines in logits.
+        scale: Scale of the logits.
 
     Example:
         >>> features = F.normalize(torch.eye(2))
@@ -54,27 +54,27 @@ def divergence(
 
 
 def drift_identity(backbone: Backbone) -> str:
-    """Return an identifier of the prediction rule. Scores of different rules do not compare."""
+    """Return an identifier of the drift score. Scores with different identifiers are not comparable."""
     names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{LOSS_PER_NAT} a nat, names {names}"
 
 
-def foreign_to(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of a vocabulary that share no word with the classes of a dataset.
+def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a vocabulary that share no word with the class names of a dataset.
 
     Raises:
-        UserError: they are too few, as for ImageNet, which contains most names of the vocabulary.
+        UserError: fewer than 20 names remain, as for ImageNet, whose classes cover most of the vocabulary.
     """
 
     def words(name: str) -> set[str]:
         return set(readable(name).lower().split())
 
-    known = set().union(*map(words, dataset.classnames))
-    names = tuple(name for name in vocabulary if known.isdisjoint(words(name)))
-    if len(names) < FEWEST:
+    class_words = set().union(*map(words, dataset.classnames))
+    names = tuple(name for name in vocabulary if class_words.isdisjoint(words(name)))
+    if len(names) < _MIN_NAMES:
         raise UserError(
-            f"drift cannot be measured for {dataset.name}: of {len(vocabulary)} foreign names, {len(names)} "
-            f"share no word with its classes, and {FEWEST} are needed: use --objective base_val"
+            f"Cannot measure drift for {dataset.name}: {len(names)} of {len(vocabulary)} out-of-domain names "
+            f"share no word with its classes, but {_MIN_NAMES} are required. Use --objective base_val."
         )
     return names
 
@@ -88,12 +88,12 @@ def drift_scores(
     batches: Iterable[Batch],
     seen: Seen,
 ) -> dict[str, float]:
-    """Return the accuracy on base images, the predicted one on new classes, and what predicts it.
+    """Return the base accuracy, the predicted accuracy on new classes, and the inputs of the prediction.
 
     Args:
-        base, foreign: Prompted CLIP of the base classes and of out-of-domain names, with frozen features.
+        base, foreign: Prompted CLIP of base classes and of out-of-domain names, with frozen text features.
         leaves: Trained prompts.
-        batches: Validation images of the base classes. seen: Their cached features.
+        batches, seen: Validation images of the base classes, and their cached features.
 
     Raises:
         WorkError: a value is not finite.
@@ -120,8 +120,8 @@ def drift_scores(
     if not (math.isfinite(drift) and bool(prompted_NC.isfinite().all())):
         raise not_finite(backbone)
     accuracy, zero_shot = (
-        100 * int((found_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
-        for found_NC in (prompted_NC, similarity(frozen_NE, base.frozen_text_CE))
+        100 * int((cosines_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
+        for cosines_NC in (prompted_NC, similarity(frozen_NE, base.frozen_text_CE))
     )
     new = zero_shot * math.exp(-LOSS_PER_NAT * drift)
     return {"base": accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}

@@ -1,4 +1,4 @@
-"""An epoch of a run: steps on streamed batches, with one synchronization at the end."""
+"""Training of one epoch on streamed batches, with one device synchronization at the end."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,56 +16,56 @@ from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.training.run import Run
 
-Watch = Callable[[Run, State, Batch], None]
-"""Receives a run's state and the next batch before each step."""
+StepCallback = Callable[[Run, State, Batch], None]
+"""Callback before each step. It receives the run, the state and the next batch."""
 
 
 def rates(config: Config, epoch: int) -> Rates:
-    """Return both optimizers' hyperparameters in a 0-based epoch."""
-    o = config.optim
-    schedule = {"epochs": config.train.epochs, "warmup_epochs": o.warmup_epochs}
-    gate_lr = o.gate_warmup_lr  # as released: the gate's schedule is never stepped
-    if o.gate_schedule == "configured":
-        gate_lr = warmup_cosine(epoch, lr=o.gate_lr, warmup_lr=o.gate_warmup_lr, **schedule)
-    prompt_lr = warmup_cosine(epoch, lr=o.lr, warmup_lr=o.warmup_lr, **schedule)
-    return Rates(prompt_lr, gate_lr, o.momentum, o.weight_decay)
+    """Return the SGD hyperparameters of a 0-based epoch."""
+    optim = config.optim
+    schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
+    gate_lr = optim.gate_warmup_lr  # the published code never steps the schedule of the gate
+    if optim.gate_schedule == "configured":
+        gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
+    prompt_lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
+    return Rates(prompt_lr, gate_lr, optim.momentum, optim.weight_decay)
 
 
 def train_epoch(
-    run: Run, state: State, batches: Iterator[Batch], watch: Watch | None = None
+    run: Run, state: State, batches: Iterator[Batch], watch: StepCallback | None = None
 ) -> tuple[State, dict[str, float]]:
-    """Return the state after the rest of the epoch, and the mean of each scalar over its steps.
+    """Train the remaining steps of an epoch. Return the state and the mean of each loss over these steps.
 
     Raises:
-        WorkError: a loss is not finite. The message names the step.
+        WorkError: a loss or a prompt is not finite.
     """
     per_epoch, first = run.plan.steps_per_epoch, state.step
-    epoch, scalars = first // per_epoch, list[dict[str, Tensor]]()
-    now = rates(run.config, epoch)
-    while not scalars or state.step % per_epoch:
+    epoch, history = first // per_epoch, list[dict[str, Tensor]]()
+    epoch_rates = rates(run.config, epoch)
+    while not history or state.step % per_epoch:
         batch = next(batches)
         if watch is not None:
             watch(run, state, batch)
-        state, each = train_step(run, state, batch, now)
-        scalars.append(each)
-    names = dict.fromkeys(name for each in scalars for name in each)
-    stacked = {name: torch.stack([each[name] for each in scalars if name in each]) for name in names}
-    # The only synchronization with the device during an epoch.
+        state, losses = train_step(run, state, batch, epoch_rates)
+        history.append(losses)
+    names = dict.fromkeys(name for losses in history for name in losses)
+    stacked = {name: torch.stack([losses[name] for losses in history if name in losses]) for name in names}
+    # The only synchronization with the device in an epoch.
     log, finite = fetch((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
-    losses = log["direct_ce"]
-    if len(bad := (~losses.isfinite()).nonzero()):
-        raise WorkError(f"the loss is {float(losses[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
+    task_loss = log["direct_ce"]
+    if len(bad := (~task_loss.isfinite()).nonzero()):
+        raise WorkError(f"the loss is {float(task_loss[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
     if not all(map(bool, finite)):
         raise WorkError(f"a prompt is not finite after step {state.step}")
     average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
-    # A custom one may return the prompts' tensors, and a checkpoint cannot contain those twice.
+    # A custom averager may return the prompts themselves, but checkpoints cannot contain shared tensors.
     if "averager" in run.config.own:
         average = {name: leaf.clone() for name, leaf in average.items()}
     return replace(state, average=average), {name: float(values.mean()) for name, values in log.items()}
 
 
-def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State, dict[str, Tensor]]:
-    """Train one step on a streamed batch; the meta task is drawn from (seed, step)."""
+def train_step(run: Run, state: State, batch: Batch, epoch_rates: Rates) -> tuple[State, dict[str, Tensor]]:
+    """Embed a streamed batch, sample its meta task, and train one step. Return the state and the losses."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     clip, method, selection = run.backbone.clip, run.method, None
     labels = torch.from_numpy(batch.labels)
@@ -74,5 +74,5 @@ def train_step(run: Run, state: State, batch: Batch, now: Rates) -> tuple[State,
         selection = one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalize(images)
-    embedded = make_batch(clip, method, images, labels, selection, seen=run.seen, step=batch.step)
-    return step(run.model, method, state, *embedded, now)
+    whole, task = make_batch(clip, method, images, labels, selection, seen=run.seen, step=batch.step)
+    return step(run.model, method, state, whole, task, epoch_rates)

@@ -1,4 +1,4 @@
-"""Estimated memory of a run, for the resource plan."""
+"""Memory estimates of runs, used to plan resources."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from prometar.data.splits.objective import FewShotSplit
 from prometar.methods.composition import build
 from prometar.methods.modulators import Gate
 from prometar.methods.prompts import enters_images
-from prometar.training.session import MOST_IMAGES
+from prometar.training.session import MAX_CACHED_BYTES
 
-PROCESSES = 950 * 2**20
-"""Bytes of a trainer and its stream's task before any tensor: Python, torch, Ray and open_clip."""
+PROCESS_BYTES = 950 * 2**20
+"""Bytes of a training process and its data stream without tensors: Python, torch, Ray and open_clip."""
 
-# Floats that a step holds per image or class, in multiples of tokens x width x layers of its tower, and a
-# gate with its momenta as a multiple of the weights. Fitted to counted peaks of ViT-B/32, ViT-B/16 and
-# ViT-L/14 with 1 to 500 classes and batches of 1 to 128 images.
+# Peak memory of a step as multiples of `Footprint.image` and `Footprint.text`, and of a gate with its momenta
+# as a multiple of `Footprint.weights`. Fitted to measured peaks of ViT-B/32, ViT-B/16 and ViT-L/14 with 1 to
+# 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
 _GATE = 0.45
@@ -27,10 +27,11 @@ class Footprint:
     """Sizes that determine the memory of a run.
 
     Args:
-        weights: Bytes of the backbone's weights.
-        image, text: Tokens x width x layers of an image, and of a class.
-        num_classes: Largest number of classes in training.
-        images: Bytes of scored images in the cache.
+        weights: Bytes of the weights of the backbone.
+        image: Floats per image in the vision tower: tokens x width x layers.
+        text: Floats per class in the text tower: tokens x width x layers.
+        num_classes: Maximum number of training classes.
+        images: Bytes of cached evaluation images.
     """
 
     weights: int
@@ -41,9 +42,9 @@ class Footprint:
 
     @classmethod
     def of(cls, clip: Clip, splits: Sequence[FewShotSplit]) -> "Footprint":
-        """Return the footprint of runs on any of these splits."""
-        scored = {items for split in splits for items in split.evaluations.values()}
-        images = min(sum(map(len, scored)) * 3 * clip.image_size**2, MOST_IMAGES)
+        """Return the footprint of a process that runs on all of these splits."""
+        evaluated = {items for split in splits for items in split.evaluations.values()}
+        images = min(sum(map(len, evaluated)) * 3 * clip.image_size**2, MAX_CACHED_BYTES)
         tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
         image = tokens * clip.vision.width * len(clip.vision.blocks)
         text = 77 * clip.text.width * len(clip.text.blocks)
@@ -51,17 +52,17 @@ class Footprint:
         return cls(weights, image, text, max(len(split.classnames) for split in splits), images)
 
     def memory(self, config: Config, *, on_gpu: bool = False) -> int:
-        """Return the bytes of a machine's memory that a run takes.
+        """Return the estimated main memory of a run, in bytes.
 
         Args:
-            on_gpu: The tensors of a step are in a GPU's memory.
+            on_gpu: True if the tensors of a step are in GPU memory, which is not counted.
 
         Example:
             >>> mini = Footprint(weights=3 * 2**20, image=50_000, text=50_000, num_classes=12)
             >>> mini.memory(Config()) / 2**30 < 1
             True
         """
-        process = PROCESSES + self.images + self.weights
+        process = PROCESS_BYTES + self.images + self.weights
         if on_gpu:
             return process
         method = build(config)

@@ -1,4 +1,4 @@
-"""Run: everything that is fixed during training, built from a configuration."""
+"""Run: the fixed inputs of one training run, built from a configuration."""
 
 import hashlib
 import json
@@ -26,17 +26,18 @@ from prometar.methods.prompts import enters_images
 from prometar.methods.smoke_test import smoke_test
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.training.drift import TEMPLATE, foreign_to
+from prometar.training.drift import TEMPLATE, out_of_domain_names
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Images and classes on which accuracy is measured.
+    """Evaluation images and classes.
 
     Args:
-        model: Prompted CLIP of the classes. seen: Cached features of the images.
+        plan, seen: Order and cached features of the images.
+        model: Prompted CLIP of the classes.
     """
 
     plan: Plan
@@ -46,12 +47,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that is fixed during the training of one configuration.
+    """Fixed inputs of one training run.
 
     Args:
-        every_epoch: Whether each epoch is scored, not only the last one.
+        every_epoch: True if every epoch is scored, False if only the last epoch is.
         seen: Cached features of the training images.
-        source: Distinguishes the images and the backbone from those of other runs.
+        source: Cache key of the dataset and the backbone.
         foreign: Prompted CLIP of out-of-domain names, if the objective predicts the accuracy on new classes.
         code: sha256 of the source files of custom components, by reference.
     """
@@ -72,7 +73,7 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of settings, objective, plans, texts and custom components. It identifies checkpoints."""
+        """sha256 of settings, objective, plans, texts and custom components, which checkpoints store."""
         plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
         parts = [self.config.model_dump_json(), self.objective, self.dataset.template]
         parts += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
@@ -82,7 +83,7 @@ class Run:
 
 
 def backbone_of(config: BackboneConfig) -> Backbone:
-    """Load a backbone in its precision on this process's device."""
+    """Load a backbone in its configured precision on the default device of this process."""
     dtype, device = DTYPES[config.precision], default_device()
     return load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
 
@@ -104,15 +105,11 @@ def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tu
 _FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda sized: sized[0]
 )
-"""Features of plans' images by batch, each with the bytes that all batches take."""
+"""Image features by batch, and the bytes of all batches, by data plan and source."""
 
 
 def _seen(clip: Clip, plan: Plan, *source: Hashable) -> Seen:
-    """Return the cached features of a plan's images.
-
-    Args:
-        source: Distinguishes the images and the backbone from those of equal plans.
-    """
+    """Return the cache of a data plan's image features, or None if they are too large for it."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _FEATURES.maxsize // 4:
         return None
@@ -123,17 +120,17 @@ def _seen(clip: Clip, plan: Plan, *source: Hashable) -> Seen:
 
 
 def forget() -> None:
-    """Drop the cached backbones, datasets and features of this process."""
+    """Clear the backbones, datasets and features cached in this process."""
     for cached in (_loaded, _dataset, _frozen_text):
         cached.cache_clear()
     _FEATURES.clear()
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
-    """Load the dataset and the backbone (once per process), and compose the method.
+    """Load the dataset and the backbone (cached per process), and build the method.
 
     Raises:
-        UserError: an error in the configuration, the data or the weights.
+        UserError: the configuration, the data or the weights are invalid.
     """
     method = build(config)
     code = source_digest(config.data.reference) if config.data.reference else ""
@@ -145,21 +142,21 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     if not enters_images(method.prompts):
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
-        vars(backbone)["digest"] = digest  # takes a second to compute
+        vars(backbone)["digest"] = digest  # computing it takes a second
     clip, source = backbone.clip, (config.backbone, *data, repr(dataset.source))
     augment, train = config.augment, config.train
     options = {"shots": config.data.shots, "seed": train.seed, "val_per_class": val_per_class}
     split = split_dataset(objective, dataset, **options)
 
     def model_of(names: Sequence[str], frozen: Tensor | None = None) -> Model:
-        """Return the prompted CLIP of these classes with the dataset's template."""
+        """Return the prompted CLIP of these classes with the template of the dataset."""
         texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
         return build_model(clip, method.prompts, backbone.tokenize(texts), frozen)
 
     plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
-        name: Evaluation(each, model_of(classnames(each.items)), _seen(clip, each, *source))
-        for name, each in plans.items()
+        name: Evaluation(plan, model_of(classnames(plan.items)), _seen(clip, plan, *source))
+        for name, plan in plans.items()
     }
     templates = method.regularizer.templates or (dataset.template_named(method.regularizer.wording),)
     uses_text = method.regularizer.uses_text
@@ -174,9 +171,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     plan = Plan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
     foreign = None
     if split.predicts_new:
-        names = foreign_to(dataset, backbone.vocabulary)
+        names = out_of_domain_names(dataset, backbone.vocabulary)
         frozen_names, frozen_base = (
-            _frozen_text(config.backbone, each, (TEMPLATE,)) for each in (names, split.classnames)
+            _frozen_text(config.backbone, classes, (TEMPLATE,)) for classes in (names, split.classnames)
         )
         foreign, base = model_of(names, frozen_names), evaluations["base"]
         evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))
@@ -198,7 +195,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
 
 
 def initial_state(run: Run) -> State:
-    """Return prompts and gate sampled with the run's seed."""
+    """Return the initial state, sampled with the seed of the run."""
     generator = torch.Generator().manual_seed(run.config.train.seed)
     init_tokens = run.backbone.token_ids(run.config.prompts.init)
     prompts = run.method.prompts.initialize(run.backbone.clip, init_tokens, generator)

@@ -1,4 +1,4 @@
-"""Result of a run: result.json in its folder."""
+"""Result of a run, stored as result.json in the folder of the run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,22 +13,22 @@ EpochRecord = dict[str, int | float]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 STRICT = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
-"""Configuration of records: no conversions, and only finite numbers."""
+"""Pydantic configuration of records: no type conversions, and only finite numbers."""
 
 
 class RunResult(BaseModel):
     """Result of a finished run.
 
     Args:
-        result: Record of the last epoch. history: Records of all epochs.
-        accuracies: Percent by set of classes. images: Number of test images of each set.
-        objective: Images it was trained on and scores it was measured by.
-        classnames: Classes of the training, by label. template: Text around a class name.
-        run: Digest of everything that determines the result. data, weights: Digests of the dataset's splits
-            and of the backbone in its precision.
-        environment: Versions and machine. code: sha256 of the source files of custom components.
-        cpus, gpus: Allocated resources; None if unknown.
-        tests: Percent on all classes of other datasets and the digests of their splits, by name.
+        result, history: Record of the last epoch, and records of all epochs.
+        accuracies, images: Accuracy in percent and number of images by evaluation set.
+        objective: Objective, which determines the training images and the score.
+        classnames, template: Training classes by label, and the template of their texts.
+        run, data, weights: Digests of the run, of the splits of the dataset, and of the backbone.
+        environment: Software versions and machine.
+        code: sha256 of the source files of custom components.
+        cpus, gpus: Allocated resources. None if unknown.
+        tests: Accuracy in percent on all classes of other datasets, and digests of their splits, by dataset.
     """
 
     model_config = STRICT
@@ -62,7 +62,7 @@ def read_result(folder: Path) -> RunResult:
     """Read result.json.
 
     Raises:
-        UserError: it is missing or corrupt.
+        UserError: the file is missing or corrupt.
     """
     path = folder / FILE
     try:

@@ -1,4 +1,4 @@
-"""Accuracy of trained prompts: classes are encoded once, images in large batches."""
+"""Accuracy of trained prompts."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -16,12 +16,9 @@ from prometar.step.prompted_clip import Model
 def classify(
     backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], seen: Seen = None
 ) -> Callable[[Tensor, int], Tensor]:
-    """Return a function from uint8 images (B, H, W, 3) and their batch's number to logits (B, C).
+    """Return a function from uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    Classes are encoded once, or once per image if the text depends on it.
-
-    Args:
-        seen: Cached features of the batches.
+    Classes are encoded once, or once per image if prompts are conditional.
     """
     with torch.no_grad():
         prompts = model.prompts.tokens(dict(leaves))
@@ -30,10 +27,10 @@ def classify(
     @torch.no_grad()
     def logits(images: Tensor, number: int) -> Tensor:
         tokens = embedded(backbone.clip, backbone.normalize(images), seen, number)
-        image_BE, known_CE = model.image_features(prompts, tokens), text_CE
-        if known_CE is None:
-            known_CE = model.text_features(prompts, frozen_image(backbone.clip, tokens, seen, number))
-        return model.logits(image_BE, known_CE)
+        image_BE, text = model.image_features(prompts, tokens), text_CE
+        if text is None:
+            text = model.text_features(prompts, frozen_image(backbone.clip, tokens, seen, number))
+        return model.logits(image_BE, text)
 
     return logits
 
@@ -45,30 +42,30 @@ def accuracy(
     batches: Iterable[Batch],
     seen: Seen = None,
 ) -> float:
-    """Return the accuracy in percent on the batches' images among the classes of `model`.
+    """Return the accuracy in percent on batches of images, given the classes of `model`.
 
     Raises:
-        WorkError: a logit is not finite. Such a model has no score.
+        WorkError: a logit is not finite.
     """
     logits, device, total = classify(backbone, model, leaves, seen), backbone.clip.device, 0
     correct = torch.zeros((), dtype=torch.long, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for batch in batches:
         images, labels = send((torch.from_numpy(batch.images), torch.from_numpy(batch.labels)), device)
-        found = logits(images, batch.step)
-        correct += (found.argmax(dim=-1) == labels).sum()
-        finite &= found.isfinite().all()
+        logits_BC = logits(images, batch.step)
+        correct += (logits_BC.argmax(dim=-1) == labels).sum()
+        finite &= logits_BC.isfinite().all()
         total += len(batch.labels)
-    # Read once: reading after each batch would synchronize with the GPU.
-    right, whole = fetch((correct, finite))
-    if not whole:
+    # Each fetch synchronizes with the GPU, so results are fetched once.
+    correct, finite = fetch((correct, finite))
+    if not finite:
         raise not_finite(backbone)
-    return 100 * int(right) / total
+    return 100 * int(correct) / total
 
 
 def not_finite(backbone: Backbone) -> WorkError:
-    """Return the error of a model with NaN or infinite logits."""
-    kind = str(backbone.clip.dtype).removeprefix("torch.")
+    """Return the error for NaN or infinite logits."""
+    dtype = str(backbone.clip.dtype).removeprefix("torch.")
     return WorkError(
-        f"logits of {backbone.name} in {kind} are not finite: its prompts or its precision overflow"
+        f"Logits of {backbone.name} in {dtype} are not finite. Reduce optim.lr, or use a wider precision."
     )

@@ -1,4 +1,4 @@
-"""Training session: one run that resumes from its checkpoint, trains an epoch, scores, and saves."""
+"""Training session: trains, scores and checkpoints a run epoch by epoch."""
 
 import time
 from collections.abc import Hashable, Iterator, Sequence
@@ -15,56 +15,56 @@ from prometar.errors import WorkError
 from prometar.io.files import write_error
 from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, save_checkpoint
 from prometar.training.drift import drift_scores
-from prometar.training.epoch import Watch, train_epoch
+from prometar.training.epoch import StepCallback, train_epoch
 from prometar.training.run import Evaluation, Run, initial_state
 from prometar.training.run_result import EpochRecord
 from prometar.training.scoring import accuracy
 
 _CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
 
-MOST_IMAGES = 2 * 2**30
-"""Bytes of evaluation images that a process caches."""
+MAX_CACHED_BYTES = 2 * 2**30
+"""Maximum bytes of cached evaluation images per process."""
 _IMAGES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
-    MOST_IMAGES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
+    MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
-"""Evaluation images by plan and source. Centre crops never change."""
+"""Evaluation images by data plan and source. They are center crops without random augmentation."""
 
 
 class Session:
-    """One run in training. It resumes from the checkpoint in `folder`, bit for bit.
+    """Training session of a run. Resumes exactly from the checkpoint in `folder`, if it exists.
 
     Attributes:
-        history: One record per epoch: epoch (1-based), seconds (so far), the mean of each loss, and after a
-            scored epoch the accuracies in percent and `objective`.
+        history: One record per epoch: epoch (1-based), cumulative seconds, the mean of each loss, and for
+            scored epochs the accuracies in percent and `objective`.
 
     Raises:
         WorkError: the checkpoint is corrupt, or belongs to another run.
     """
 
     def __init__(
-        self, run: Run, folder: Path, stream: Stream = stream_local, watch: Watch | None = None
+        self, run: Run, folder: Path, stream: Stream = stream_local, watch: StepCallback | None = None
     ) -> None:
         self.run = run
         self.state = initial_state(run)
         self.history: list[EpochRecord] = []
         self._watch = watch
         self._path = folder / _CHECKPOINT
-        self._owner = {"run": run.digest, "weights": run.backbone.digest}  # now, so that no step waits for it
+        self._owner = {"run": run.digest, "weights": run.backbone.digest}  # computed before the first step
         self._stream = stream
         self._source: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
-        found = load_checkpoint(self._path)
-        if found is not None:
-            self._resume(found)
+        checkpoint = load_checkpoint(self._path)
+        if checkpoint is not None:
+            self._resume(checkpoint)
 
     @classmethod
-    def or_anew(
-        cls, run: Run, folder: Path, stream: Stream, watch: Watch | None = None
+    def resume_or_restart(
+        cls, run: Run, folder: Path, stream: Stream, watch: StepCallback | None = None
     ) -> "tuple[Session, str]":
-        """Return the session in `folder`; if its checkpoint cannot be used, a new one and the reason.
+        """Resume the run in `folder`, or restart it if its checkpoint is unusable. Also return the reason.
 
-        The results are the same, since a run is a function of its settings and seeds. The checkpoint is
-        renamed.
+        An unusable checkpoint is renamed. A restarted run has the same results, because settings and seeds
+        determine them.
 
         Raises:
             StorageError: the folder is not writable.
@@ -79,29 +79,30 @@ class Session:
                 raise write_error(aside, reason) from None
             return cls(run, folder, stream, watch), f"started over: {error}"
 
-    def _resume(self, found: Checkpoint) -> None:
-        for digest, what in ((found.run, "run"), (found.weights, "weights")):
-            if digest != self._owner[what]:
-                different = "weights" if what == "weights" else "settings or data"
-                raise WorkError(f"{self._path} belongs to a run with other {different}. Use another folder.")
-        wanted = self.state.tensors()
-        if found.state.average:
-            wanted |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
-        if problem := mismatch(wanted, found.state.tensors()):
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        for key, other in (("run", "settings or data"), ("weights", "weights")):
+            if getattr(checkpoint, key) != self._owner[key]:
+                raise WorkError(f"{self._path} belongs to a run with other {other}. Use another folder.")
+        expected = self.state.tensors()
+        if checkpoint.state.average:
+            expected |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
+        if problem := mismatch(expected, checkpoint.state.tensors()):
             raise corrupt(self._path, problem)
-        if len(found.history) > self.run.config.train.epochs:
-            raise corrupt(self._path, f"it contains {len(found.history)} epochs")
-        self.state, self.history = found.state.to(self.run.backbone.clip.device), list(found.history)
+        if len(checkpoint.history) > self.run.config.train.epochs:
+            raise corrupt(self._path, f"it contains {len(checkpoint.history)} epochs")
+        self.state = checkpoint.state.to(self.run.backbone.clip.device)
+        self.history = list(checkpoint.history)
 
     @property
     def finished(self) -> bool:
         return len(self.history) == self.run.config.train.epochs
 
     def epoch(self) -> EpochRecord:
-        """Train one epoch, score it if the objective requires it, write the checkpoint. Return the record.
+        """Train one epoch, score it if required, and write the checkpoint. Return the record.
 
         Raises:
-            WorkError: the loss is not finite, or an image is corrupt. StorageError: a full disk.
+            WorkError: the loss is not finite, or an image is corrupt.
+            StorageError: the disk is full.
         """
         batches = self._open() if self.state.prompts else None
         started, losses = time.perf_counter(), dict[str, float]()
@@ -117,25 +118,25 @@ class Session:
         return record
 
     def _open(self) -> Iterator[Batch]:
-        """Return the batches from the state's step on. Prefetches one, so that start-up is not measured."""
+        """Return the remaining batches. Prefetch one batch, so that start-up time is not measured."""
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._watch is not None or run.method.augmentation.of_images
-            rest = range(start, run.plan.num_steps)
-            known = not reads_pixels and suffices(run.backbone.clip, run.seen, rest)
-            self._source = (stream_labels if known else self._stream)(run.plan, run.dataset.source, start)
+            cached = suffices(run.backbone.clip, run.seen, range(start, run.plan.num_steps))
+            stream = stream_labels if cached and not reads_pixels else self._stream
+            self._source = stream(run.plan, run.dataset.source, start)
             self._batches = chain([*islice(self._source, 1)], self._source)
         return self._batches
 
     def score(self) -> dict[str, float]:
-        """Return accuracies in percent by set, and `objective`: usually their harmonic mean."""
+        """Return the accuracy in percent by evaluation set, and their score as `objective`."""
         backbone, leaves, sets = self.run.backbone, self.state.tested, self.run.evaluations
         if self.run.foreign is not None:
             base = sets["base"]
             images = self._images(base)
-            figures = drift_scores(backbone, base.model, self.run.foreign, leaves, images, base.seen)
-            scored = {"base": figures["base"], "new": figures["new"]}
-            return {**figures, "objective": score_accuracies(self.run.objective, scored)}
+            scores = drift_scores(backbone, base.model, self.run.foreign, leaves, images, base.seen)
+            accuracies = {"base": scores["base"], "new": scores["new"]}
+            return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {
             name: accuracy(backbone, e.model, leaves, self._images(e), e.seen) for name, e in sets.items()
         }
@@ -148,9 +149,9 @@ class Session:
             close()
         self._source = self._batches = None
 
-    def _images(self, scored: Evaluation) -> Iterator[Batch]:
-        """Return the batches of an evaluation set, from the cache if they are there."""
-        plan, seen, clip = scored.plan, scored.seen, self.run.backbone.clip
+    def _images(self, evaluation: Evaluation) -> Iterator[Batch]:
+        """Yield the batches of an evaluation set, from the cache if possible."""
+        plan, seen, clip = evaluation.plan, evaluation.seen, self.run.backbone.clip
         if suffices(clip, seen, range(plan.num_steps)):
             yield from stream_labels(plan, self.run.dataset.source)
             return
@@ -159,11 +160,11 @@ class Session:
             yield from _IMAGES[key]
             return
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
-        cache = num_bytes <= _IMAGES.maxsize // 4 and not suffices(clip, seen)
+        should_cache = num_bytes <= _IMAGES.maxsize // 4 and not suffices(clip, seen)
         batches: list[Batch] = []
         for batch in self._stream(plan, self.run.dataset.source, 0):
-            if cache:
+            if should_cache:
                 batches.append(batch)
             yield batch
-        if cache:
+        if should_cache:
             _IMAGES[key] = batches

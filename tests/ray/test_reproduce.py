@@ -154,13 +154,13 @@ def test_a_killed_driver_is_resumed(
 
 WRONG = [
     (["--protocol", "zero"], "'zero' is not one of 'base-to-new', 'cross-dataset', "),
-    (["--methods", "nope"], "unknown method 'nope': choose one of zero-shot, "),
+    (["--methods", "nope"], "Unknown method 'nope'. Choose one of zero-shot, "),
     (["--datasets", "nope"], "Unknown dataset 'nope'. Use one of imagenet, "),
     (["--shots", "0"], "Invalid value for '--shots'"),
     (["--protocol", "few-shot", "--source", "imagenet"], "--source does not apply to --protocol few-shot"),
     (["--shots", "1", "2"], "--protocol base-to-new accepts one value of --shots, got 2"),
     (["--set", "train.seed=3"], "--set train.seed is not allowed. Use --seeds"),
-    (["--set", "optim.rate=1"], "unknown setting 'optim.rate'"),
+    (["--set", "optim.rate=1"], "Unknown setting 'optim.rate'"),
     (["--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
     ([], "is not a folder. Pass --data-root DIR, the folder that contains imagenet"),
     (["--datasets", "textures", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),

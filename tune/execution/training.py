@@ -69,7 +69,7 @@ class JobTraining:
         """Open the session of a run. Resume it if the folder contains a checkpoint."""
         job, path = self._task.job, folder / FILE
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
-        session, note = Session.or_anew(
+        session, note = Session.resume_or_restart(
             run, folder, self._stream, Alignment(folder) if job.alignment else None
         )
         self._notes += [note] if note else []

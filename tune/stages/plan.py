@@ -27,7 +27,7 @@ from prometar.io.files import file_size
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
-from prometar.training.drift import drift_identity, foreign_to
+from prometar.training.drift import drift_identity, out_of_domain_names
 from prometar.training.epoch import rates, train_step
 from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
@@ -141,7 +141,7 @@ def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str],
     if any(split.predicts_new for split in splits):
         contents["drift"] = drift_identity(backbone)
         for dataset in plan.datasets:
-            foreign_to(dataset, backbone.vocabulary)
+            out_of_domain_names(dataset, backbone.vocabulary)
     return contents, Footprint.of(backbone.clip, splits)
 
 

@@ -155,10 +155,10 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert error.count("\n") == 1
         return error
 
-    assert "train the run with `prometar train --alignment-every 20`" in fails(["alignment", "nowhere"])
+    assert "Train the run with `prometar train --alignment-every 20`" in fails(["alignment", "nowhere"])
     args = ["train", "--method", "zero-shot", "--alignment-every", "2", "--out", str(tmp_path / "run")]
     assert "--alignment-every requires learnable prompts. zero-shot has none" in fails(args)
     folder = write(tmp_path / "pipe", [0.1, 0.2])
     (folder / FILE).unlink()
     os.mkfifo(folder / FILE)  # to read it would wait for ever
-    assert f"there is no {folder / FILE}" in fails(["alignment", str(folder)])
+    assert f"Cannot read {folder / FILE}" in fails(["alignment", str(folder)])

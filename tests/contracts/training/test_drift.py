@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from prometar.config.settings import Config
 from prometar.errors import UserError, WorkError
-from prometar.training.drift import divergence, foreign_to
+from prometar.training.drift import divergence, out_of_domain_names
 from prometar.training.run import Run, build_run
 from prometar.training.session import Session
 
@@ -46,18 +46,18 @@ def test_new_accuracy_is_zero_shot_before_training_and_falls_with_drift(
 
 def test_foreign_names_share_no_word_with_the_classes(run: Run) -> None:
     known = {word for name in run.dataset.classnames for word in name.split()}
-    names = foreign_to(run.dataset, run.backbone.vocabulary)
+    names = out_of_domain_names(run.dataset, run.backbone.vocabulary)
     assert len(names) > 80
     assert not known & {word for name in names for word in name.lower().split()}
-    with pytest.raises(UserError, match=r"of \d+ foreign names, 1 share no word.*use --objective base_val"):
-        foreign_to(run.dataset, [*run.dataset.classnames, "owl"])
+    with pytest.raises(UserError, match=r"1 of \d+ out-of-domain names share .*Use --objective base_val"):
+        out_of_domain_names(run.dataset, [*run.dataset.classnames, "owl"])
 
 
 def test_figures_that_are_not_finite_are_no_score(run: Run, tmp_path: Path) -> None:
     session = Session(run, tmp_path)
     leaves = {name: torch.full_like(leaf, torch.nan) for name, leaf in session.state.prompts.items()}
     session.state = replace(session.state, prompts=leaves)
-    with pytest.raises(WorkError, match="logits of mini in float32 are not finite"):
+    with pytest.raises(WorkError, match="Logits of mini in float32 are not finite"):
         session.score()
 
 

@@ -219,5 +219,5 @@ def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     scale = replace(run.backbone.clip, logit_scale=torch.tensor(torch.inf))
     models = {name: replace(e, model=replace(e.model, clip=scale)) for name, e in run.evaluations.items()}
     session.run = replace(run, evaluations=models)
-    with pytest.raises(WorkError, match="logits of tiny-plain in float32 are not finite"):
+    with pytest.raises(WorkError, match="Logits of tiny-plain in float32 are not finite"):
         session.score()

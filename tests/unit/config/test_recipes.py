@@ -60,7 +60,7 @@ def test_a_file_that_names_a_method_starts_from_its_recipe(tmp_path: Path) -> No
     with pytest.raises(UserError, match="prompts: Input should be a valid dictionary"):
         load_config(path)
     path.write_text("method: maple2\n")
-    with pytest.raises(UserError, match="unknown method 'maple2': choose one of zero-shot, "):
+    with pytest.raises(UserError, match=r"Unknown method 'maple2'\. Choose one of zero-shot, "):
         load_config(path)
     path.write_text("method: [coop]\n")
     with pytest.raises(UserError, match="method: Input should be a valid string"):
@@ -74,5 +74,5 @@ OF_NO_METHOD = [("data", "shots: 4"), ("backbone", "name: ViT-B-32"), ("train.se
 def test_an_own_recipe_does_not_choose_images_backbone_or_seed(named: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"settings:\n  {named.partition('.')[0]}: {{{text}}}\n")
-    with pytest.raises(UserError, match=rf"mine\.yaml is not a recipe: settings: {named} is not"):
+    with pytest.raises(UserError, match=rf"mine\.yaml is not a valid recipe: settings: {named} is not"):
         recipe(str(path))

@@ -113,7 +113,7 @@ def test_reading_a_configuration_imports_nothing(mine: Path) -> None:
     config = parse({"regularizer": {"kind": "mine:huber", "args": {"delta": 1}}}, where="a file")
     assert config.own == {"regularizer": "mine:huber"}
     assert "mine" not in sys.modules
-    with pytest.raises(UserError, match=r"a file names code that is not prometar's \(mine:huber\)"):
+    with pytest.raises(UserError, match=r"a file uses custom components \(mine:huber\)"):
         config.refuse_own("a file")
     assert config.refuse_own("a file", trusted=True) is config
     assert Config().refuse_own("a file") == Config()
