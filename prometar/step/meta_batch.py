@@ -19,7 +19,7 @@ from prometar.methods.composition import Method
 
 
 class Mixing(NamedTuple):
-    """Mix of Q query images: shares of the images (`own`) and of their partners (`rest`), and the sampled mix.
+    """Mix of Q query images: shares of the images (`own`) and of their partners (`rest`).
 
     partner, encoded: (Q,) rows of the partners in the batch and in the query tokens (None for mixed pixels).
     """
