@@ -85,7 +85,7 @@ def test_problems_are_named_and_the_rest_is_run(
     assert reproduce("base-to-new", root, out, *args) == 1
     text = capsys.readouterr()
     assert text.err.startswith("error: Some runs are missing, see above.")
-    assert f"Skipping ucf101: dataset folder {root / 'ucf101'} is missing" in text.out
+    assert f"Skipping ucf101: Dataset folder {root / 'ucf101'} is missing" in text.out
     assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out
     assert "tests/0_0.jpg" in text.out
     rows = table(out, "base-to-new")
@@ -138,7 +138,7 @@ def test_a_killed_driver_is_resumed(
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGSTOP)  # two at once: while it is certainly there
     assert reproduce("base-to-new", copies, killed, *args) == 1
-    assert f"the grid {killed} is in use by another process" in capsys.readouterr().err
+    assert f"the output folder {killed} is in use by another process" in capsys.readouterr().err
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()
     assert reproduce("base-to-new", copies, killed, *args) == 0

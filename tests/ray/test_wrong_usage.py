@@ -39,8 +39,8 @@ SEARCHES = [
     (["--max-hours", "nan"], "--max-hours: Input should be a finite number, got 'nan'"),
     (["--set", "resources.trial_timeout=inf"], "--set resources.trial_timeout: Input should be a finite"),
     (["--set", "location.trackers=[diary]"], "--set location.trackers: Input should be 'tensorboard'"),
-    (["--address", "ray://head:10001"], "--address ray://head:10001: Ray client addresses are not supported"),
-    (["--address", "head"], "--address head: expected auto, or HOST:PORT of the cluster's head"),
+    (["--address", "ray://head:10001"], "--address ray://head:10001: Ray Client is not supported"),
+    (["--address", "head"], "--address must be auto or HOST:PORT of the cluster's head, got head"),
     (["--dataset", "imagenet21k"], "Unknown dataset 'imagenet21k'. Use one of imagenet, "),
     (["--dataset", "dtd", "--backbone", "mini"], "data is not a folder. Pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
@@ -297,4 +297,4 @@ def test_strangers_names_cannot_paint_the_terminal(
     assert prometar_main(["data", "list", "--data-root", str(tmp_path)]) == 0
     said = "".join(capsys.readouterr())
     assert "\x1b" not in said
-    assert "br\\x1b[2Joken .jpg: an empty file" in said
+    assert "br\\x1b[2Joken .jpg: the file is empty" in said

@@ -77,7 +77,7 @@ class LiveView:
             self._best = objective, job.name
         if failure or self._live is None:
             state = "finished" if report.finished else f"pruned at epoch {report.epoch}/{job.epochs}"
-            outcome = f"failed: {one_line(failure)}" if failure else state + _objective(report)
+            outcome = f"failed: {one_line(failure).rstrip('.')}" if failure else state + _objective(report)
             self._print("; ".join((f"{job.name} {outcome}", *self._summary())))
 
     def _print(self, line: str) -> None:
