@@ -105,7 +105,7 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
         state, _ = step(model, method, state, *batch, Rates(0.5, 0.0))
         torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
     pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
-    expected = reference.logits(clip.normalise(pixels)).detach()
+    expected = reference.logits(clip.normalize(pixels)).detach()
     torch.testing.assert_close(classify(clip, model, state.prompts)(pixels, 0), expected, rtol=0, atol=1e-9)
     assert (expected.softmax(-1).std(dim=0) > 1e-6).all()
 
