@@ -44,8 +44,9 @@ check: install
 test: check suite
 
 # Each folder of tests in a process of its own, which imports only what it needs. Three at a time on two cores,
-# since tests that start clusters mostly wait. One thread each: threads that share a core wait for each other.
-SUITES := cluster unit studies contracts ray parity tools fuzz
+# since tests that start clusters mostly wait, and the longest first. One thread each: threads that share a core
+# wait for each other.
+SUITES := contracts studies ray cluster unit tools fuzz parity
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 suite: install
 	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compiled once, not by three at a time
