@@ -7,7 +7,7 @@ Source: the analysis in ProMetaR (CVPR 2024), which derives this effect but does
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
@@ -22,7 +22,7 @@ from torch import Tensor
 from prometar.data.streaming.stream import Batch
 from prometar.device import send
 from prometar.errors import UserError
-from prometar.io.files import read_bytes, write_atomically
+from prometar.io.files import read_bytes, write_atomically, write_error
 from prometar.methods.augmentations import NoAugmentation
 from prometar.methods.composition import Method
 from prometar.methods.modulators import Add
@@ -50,18 +50,29 @@ class Alignment:
     folder: Path
     every: int = 20
 
+    def __post_init__(self) -> None:
+        self._next: int | None = None
+
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
+        path = self.folder / FILE
+        if self._next != state.step and path.exists():  # a resumed run repeats steps
+            write_atomically(path, _lines(r for r in read(path) if r["step"] < state.step).encode())
+        self._next = state.step + 1
         if state.step % self.every:
             return
         cosines = measure(run, state, batch)
         if cosines is not None:
-            path, epoch = self.folder / FILE, state.step // run.plan.steps_per_epoch + 1
-            # Resumed runs repeat steps, whose records are replaced.
-            records = (
-                [record for record in read(path) if record["step"] < state.step] if path.exists() else []
-            )
-            records.append({"step": state.step, "epoch": epoch, **cosines})
-            write_atomically(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+            epoch = state.step // run.plan.steps_per_epoch + 1
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(_lines([{"step": state.step, "epoch": epoch, **cosines}]))
+            except OSError as error:
+                raise write_error(path, error) from None
+
+
+def _lines(records: Iterable[Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def measure(run: Run, state: State, batch: Batch) -> Record | None:
