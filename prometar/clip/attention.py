@@ -136,9 +136,8 @@ class Attention:
     def _without_shared(self, x_KBSHD: Tensor) -> Tensor:
         """Apply the transpose of `_with_shared` to cotangents."""
         shared, own = x_KBSHD.split([self._num_shared, self._size[1]], dim=2)
-        own[:, 0, : self._num_shared].add_(
-            shared.sum(dim=1)
-        )  # in place, because no other tensor uses this memory
+        # In place, because no other tensor uses this memory.
+        own[:, 0, : self._num_shared].add_(shared.sum(dim=1))
         return own
 
 

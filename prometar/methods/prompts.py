@@ -25,7 +25,7 @@ class Prompts(Part):
 
     @property
     def num_context(self) -> int:
-        """Number of text tokens after SOS that are learned in layer 0."""
+        """Number of text tokens after SOT that are learned in layer 0."""
         return 0
 
     @property

@@ -131,13 +131,13 @@ class LogitsDivergence:
 class Regularizer:
     """Weighted sum of terms.
 
-    The frozen text features are the mean over `templates`. If there are none, the template of the dataset is
-    used, in the wording `wording`.
+    The frozen text features are the mean over `templates`. If there are none, the dataset's template named
+    `template_name` is used.
     """
 
     terms: tuple[tuple[Term, float], ...] = ()
     templates: tuple[str, ...] = ()
-    wording: str = "template"
+    template_name: str = "template"
 
     @property
     def uses_text(self) -> bool:

@@ -158,7 +158,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         name: Evaluation(plan, model_of(classnames(plan.items)), _seen(clip, plan, *source))
         for name, plan in plans.items()
     }
-    templates = method.regularizer.templates or (dataset.template_named(method.regularizer.wording),)
+    templates = method.regularizer.templates or (dataset.template_named(method.regularizer.template_name),)
     uses_text = method.regularizer.uses_text
     frozen = _frozen_text(config.backbone, split.classnames, templates) if uses_text else None
     transform = TransformSpec(

@@ -110,9 +110,9 @@ def test_what_a_regularizer_holds_to_is_the_official_one(path: Path) -> None:
     if run.teacher is not None:
         close(run.teacher, run.recorded_teacher)
     if run.meta["dataset"]:
-        wording = run.method.regularizer.wording
+        name = run.method.regularizer.template_name
         row = next(row for row in BENCHMARKS.values() if official_name(row) == run.meta["dataset"])
-        assert row.templates.get(wording, row.template) == run.meta["template"]
+        assert row.templates.get(name, row.template) == run.meta["template"]
 
 
 def official_name(row: Benchmark) -> str:

@@ -37,9 +37,7 @@ class Cluster:
     """
 
     def __init__(self, *cpus: int, head: int = 0) -> None:
-        self._folder = Path(
-            tempfile.mkdtemp(prefix="pm-", dir="/tmp")
-        )  # short: a socket's path has its limit
+        self._folder = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))  # a socket's path must be short
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(os.urandom(32).hex())

@@ -82,9 +82,8 @@ class Space(PlainData):
         """
         values, searched = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
-            active = entry.is_active(
-                searched
-            )  # an inactive setting may belong to another kind of a component
+            active = entry.is_active(searched)
+            # An inactive setting may belong to another kind of a component.
             if key not in values and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:

@@ -33,9 +33,7 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
         StorageError: the store of `root` does not respond.
     """
     if root is not None and "://" in str(root):
-        find_manifest(
-            str(root)
-        )  # fails early, so that a store that does not respond is not tried per dataset
+        find_manifest(str(root))  # otherwise every dataset would wait for a store that does not respond
     elif root is not None and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. Pass --data-root DIR.")
     found = {name: _open_if_present(name, root) for name in KNOWN}
