@@ -16,13 +16,13 @@ from prometar.io.files import lock_folder
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, plain_console
 from tune.execution.ray_cluster import configure_ray
+from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
 from tune.records.folder import Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, by_score
 from tune.stages.plan import StudyPlan, estimate, load_contents, plan_study
 
 if TYPE_CHECKING:
     from tune.execution.jobs import Job, Observer
-    from tune.execution.resources import ResourcePlan
     from tune.report.page import Report
 
 RESUME = "Fix the cause, then rerun this command to resume."
@@ -207,7 +207,7 @@ class Study:
         )
 
     @contextmanager
-    def _open(self) -> "Iterator[tuple[StudyPlan, Mapping[str, str], ResourcePlan]]":
+    def _open(self) -> Iterator[tuple[StudyPlan, Mapping[str, str], ResourcePlan]]:
         """Check the study, lock its folder and start Ray. Nested calls reuse the outermost context."""
         if self._opened is not None:
             yield self._opened
@@ -216,7 +216,6 @@ class Study:
         contents, footprint = load_contents(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
         from tune.execution.ray_cluster import start_ray
-        from tune.execution.resources import plan_trials, uses_gpus
 
         if before := self.folder.read(StudyRecord):
             config.require_same(before.config.identity(before.contents), contents)

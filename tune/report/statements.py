@@ -123,18 +123,19 @@ def _detectable(test: FinalTest) -> str:
     return line
 
 
-def _sides(test: FinalTest) -> list[Side]:
+def sides(test: FinalTest) -> list[Side]:
+    """Return the sides with runs of their own. If the baseline was selected, both sides are the same runs."""
     return ["baseline"] if test.baseline_selected else ["selected", "baseline"]
 
 
 def side_runs(test: FinalTest, side: Side | None = None) -> list[RunScore]:
     """Return the final-test runs on all datasets of one side, or of both sides."""
-    sides = [side] if side else _sides(test)
-    return [run for side in sides for each in test.datasets.values() for run in getattr(each, side)]
+    chosen = [side] if side else sides(test)
+    return [run for side in chosen for each in test.datasets.values() for run in getattr(each, side)]
 
 
 def _new_accuracy(test: FinalTest) -> str:
-    by_side = {side: seed_means(side_runs(test, side), "new").values() for side in _sides(test)}
+    by_side = {side: seed_means(side_runs(test, side), "new").values() for side in sides(test)}
     texts = [f"{format_mean(values)} with the {LABELS[side]}" for side, values in by_side.items() if values]
     seeds = max(map(len, by_side.values()))
     statistics = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
@@ -246,7 +247,7 @@ def _train(records: Records, side: Verdict) -> str:
 def alignment(test: FinalTest) -> str:
     """Return a sentence on gradient alignment in the final test, or "" if it was not measured."""
     means = []
-    for side in _sides(test):
+    for side in sides(test):
         values = [run.alignment for run in side_runs(test, side) if run.alignment is not None]
         means += [f"{mean(values):+.2f} with the {LABELS[side]}"] if values else []
     return f"Mean cosine similarity of inner and outer gradients: {join(means)}." if means else ""

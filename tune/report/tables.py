@@ -8,7 +8,7 @@ from prometar.cli.console import format_duration
 from tune.records.folder import STATES, Records
 from tune.records.schema import RunScore, TrialRecord, seed_means
 from tune.report.formatting import NONE, format_difference, format_mean, format_number, format_setting, join
-from tune.report.statements import LABELS, side_runs
+from tune.report.statements import LABELS, side_runs, sides
 from tune.space.ranges import Settings
 
 MAX_SHOWN_SETTINGS = 8
@@ -56,10 +56,8 @@ def _final_test(records: Records) -> Table | None:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
     for dataset, result in test.datasets.items():
-        sides = {"baseline": result.baseline} | (
-            {} if test.baseline_selected else {"selected": result.selected}
-        )
-        for side, runs in sides.items():
+        for side in reversed(sides(test)):
+            runs = result.baseline if side == "baseline" else result.selected
             name = LABELS[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
             rows.append((side, (name, *_accuracy_cells(runs), str(sum(run.finished for run in runs)), NONE)))
         if not test.baseline_selected:
