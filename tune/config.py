@@ -22,7 +22,7 @@ from prometar.config.settings import (
 )
 from prometar.data.datasets.catalog import default_root, file_name
 from prometar.errors import UserError
-from prometar.io.plain_data import PlainData
+from prometar.io.plain_data import PlainData, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS, Space, built_in_spaces, load_enqueued, load_space
 
@@ -343,11 +343,6 @@ OPTIONS = {name: path for options in GROUPS.values() for name, path in options.i
 """Fields by option. `--set` changes the other fields."""
 
 _ONLY_AS_OPTION = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
-_EXPECTED = {
-    "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
-    "less_than": "below {lt}", "string_pattern_mismatch": "a name of letters, digits, '_', '-' and '.'",
-    "extra_forbidden": "a known setting",
-}  # fmt: skip
 
 
 def _messages(error: ValidationError) -> Iterator[str]:
@@ -356,14 +351,15 @@ def _messages(error: ValidationError) -> Iterator[str]:
     first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}  # of a union
     for path, each in reversed(first.items()):
         name = names.get(path, f"--set {path.rstrip('.')}")
-        if each["type"] in _EXPECTED:
-            expected = _EXPECTED[each["type"]].format(**each.get("ctx", {}))
-            yield f"{name} must be {expected}, got {each['input']}."
-        elif each["type"] == "value_error":
-            text = str(each["ctx"]["error"])
-            yield f"{text}." if text.startswith("--") else f"{name}: {text}."
-        else:
-            yield f"{name}: {each['msg']}, got {each['input']!r}."
+        match each["type"]:
+            case "extra_forbidden":
+                yield f"{name} is not a setting."
+            case "string_pattern_mismatch":
+                yield f"{name} must be a name of letters, digits, '_', '-' and '.', got {each['input']}."
+            case "value_error" if (text := str(each["ctx"]["error"])).startswith("--"):
+                yield f"{text}."
+            case _:
+                yield f"{describe_problem(each, name)}."
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

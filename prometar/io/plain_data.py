@@ -41,20 +41,36 @@ def problems_of(
     `unknown` is the message for an unknown field. Names in `without` are omitted from the path of a field.
     """
     texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
-    problems = [
-        ": ".join(filter(None, (".".join(str(part) for part in each["loc"] if part not in without), problem)))
-        for each in error.errors()[:5]
-        if (problem := texts.get(each["type"]) or _problem(each))
-    ]
+    problems = []
+    for each in error.errors()[:5]:
+        name = ".".join(str(part) for part in each["loc"] if part not in without)
+        text = texts.get(each["type"])
+        problems.append(f"{name}: {text}" if text else describe_problem(each, name))
     more = error.error_count() - len(problems)
     return "; ".join([*problems, f"and {more} more"] if more else problems)
 
 
-def _problem(error: ErrorDetails) -> str:
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    message = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", error["msg"])  # such as 10**30
-    return f"{message} (found {reprlib.repr(error['input'])})"
+_EXPECTED = {
+    "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+}  # fmt: skip
+
+
+def describe_problem(error: ErrorDetails, name: str) -> str:
+    """Describe an error of the field `name`, such as "optim.lr must be at least 0, got -1"."""
+    kind, context, found = error["type"], error.get("ctx", {}), reprlib.repr(error["input"])
+    if kind == "value_error":
+        return f"{name}: {context['error']}".removeprefix(": ")
+    if kind == "union_tag_invalid":
+        name = f"{name}.{context['discriminator']}".replace("'", "").removeprefix(".")
+        return f"{name} must be one of {context['expected_tags']}, got {context['tag']}"
+    if kind in _EXPECTED:
+        bound = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", _EXPECTED[kind].format(**context))
+        found = found.strip("'")
+        return f"{name} must be {bound}, got {found}".lstrip()
+    message = error["msg"].replace("Input should be", "must be")
+    separator = " " if message.startswith("must be") else ": "
+    return f"{name}{separator}{message}, got {found}".removeprefix(separator)
 
 
 @cache

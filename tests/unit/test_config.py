@@ -138,10 +138,10 @@ def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
     ("options", "message"),
     [
         ({"trails": 4}, "Unknown option 'trails'"),
-        ({"gpus_per_trial": "x"}, "--gpus-per-trial: Input should be a valid number"),
+        ({"gpus_per_trial": "x"}, "--gpus-per-trial must be a valid number"),
         ({"final_seeds": [1, 1]}, "--final-seeds: each value must be given once"),
         ({"settings": {"train.epochs": 3}, "epochs": 2}, "--set train.epochs is also given as an option"),
-        ({"settings": {"confirm": 3}}, "--set confirm must be a known setting"),
+        ({"settings": {"confirm": 3}}, "--set confirm is not a setting"),
         ({"dataset": []}, "--dataset"),
         ({"seed": 2**32 - 1, "seeds_per_trial": 2}, "--seed: seeds must be below 4294967296"),
     ],

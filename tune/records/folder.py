@@ -174,7 +174,7 @@ def read_records(folder: Path) -> Records:
     source = StudyFolder(folder)
     study = source.read(StudyRecord)
     if study is None:
-        raise UserError(f"{folder} does not contain a study. Pass a folder OUT/STUDY of tune/search.py.")
+        raise UserError(f"{folder} does not contain a study. Pass the folder of a study, such as out/dtd.")
     trials = source.read_trials()
     return Records(source.path, study, trials, source.read(Confirmation), source.read(FinalTest))
 

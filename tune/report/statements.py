@@ -215,33 +215,33 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
 
 def next_steps(records: Records) -> list[tuple[str, str]]:
     """Return the next steps that follow from the verdict, each with a command or ""."""
+    test = records.final_test
     match status(records):
         case "leaking":
             return [("Use an objective that does not read test images, such as --objective drift.", "")]
         case "unfinished":
             return [("Rerun the same command to resume:", records.study.command)]
         case "selected":
-            return [("Train with the selected settings:", _train(records, "selected"))]
+            return [_train(records, "selected")]
         case "baseline":
-            steps = [("Train with the default settings:", _train(records, "baseline"))]
-        case _ if records.final_test and not records.final_test.seeds:
+            steps = [_train(records, "baseline")]
+        case _ if test is None or not test.seeds:
             return [("To compare both on test images, rerun the same command with --final-seeds auto.", "")]
         case _:
-            steps = [
-                ("Train with the selected settings:", _train(records, "selected")),
-                ("Or train with the default settings:", _train(records, "baseline")),
-            ]
+            steps = [_train(records, "selected"), _train(records, "baseline")]
+            if test.difference and test.difference.mean < 0:
+                steps.reverse()
     more = f"such as --trials {2 * records.search.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {more}.", "")]
 
 
-def _train(records: Records, side: Verdict) -> str:
-    """Return the command that trains with the settings of one side."""
+def _train(records: Records, side: Side) -> tuple[str, str]:
+    """Return the step that trains with the settings of one side."""
     test, config = records.final_test, records.folder / "best.yaml"
     if side == "baseline" and test and test.seeds and not test.baseline_selected:
         run = StudyFolder(records.folder).final(0, next(iter(test.datasets)), test.seeds[0])
         config = run / "config.yaml"  # best.yaml has the selected settings
-    return f"prometar train --config {shlex.quote(str(config))}"
+    return f"Train with the {LABELS[side]}:", f"prometar train --config {shlex.quote(str(config))}"
 
 
 def alignment(test: FinalTest) -> str:

@@ -185,7 +185,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "another shape": (lambda t, m: t.update({NAME: t[NAME][:, 1:]}), r"text\.0 is float \(4, \d+\)"),
     "whole numbers": (lambda t, m: t.update({NAME: t[NAME].int()}), r"text\.0 is torch.int32"),
     "no group": (lambda t, m: t.update({"x": torch.ones(1)}), "corrupt \\('x'\\)"),
-    "a history of numbers": (lambda t, m: m.update(history="[1]"), "history.0: Input should be"),
+    "a history of numbers": (lambda t, m: m.update(history="[1]"), "history.0 must be"),
     "deep history": (lambda t, m: m.update(history="[" * 100_000), "is corrupt"),
     "long history": (
         lambda t, m: m.update(history=json.dumps([{"epoch": k, "seconds": 1} for k in range(1, 9)])),

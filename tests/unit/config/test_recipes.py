@@ -57,13 +57,13 @@ def test_a_file_that_names_a_method_starts_from_its_recipe(tmp_path: Path) -> No
     path.write_text("method: vpt\nprompts: {vision_length: 3}\n")
     assert load_config(path) == configure("vpt", {"prompts.vision_length": 3})
     path.write_text("method: vpt\nprompts: 3\n")
-    with pytest.raises(UserError, match="prompts: Input should be a valid dictionary"):
+    with pytest.raises(UserError, match="prompts must be a valid dictionary"):
         load_config(path)
     path.write_text("method: maple2\n")
     with pytest.raises(UserError, match=r"Unknown method 'maple2'\. Choose one of zero-shot, "):
         load_config(path)
     path.write_text("method: [coop]\n")
-    with pytest.raises(UserError, match="method: Input should be a valid string"):
+    with pytest.raises(UserError, match="method must be a valid string"):
         load_config(path)
 
 

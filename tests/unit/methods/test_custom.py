@@ -75,7 +75,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"regularizer.kind": "mine:Spread"}, "mine:Spread: weight: a value is needed"),
     ({"regularizer.args.delta": 1}, "args"),
     ({"regularizer.kind": "mine:huber", "regularizer.args.delta": 1}, "delta: unknown setting"),
-    ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": "x"}, "delta: Input should be a valid"),
+    ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": "x"}, "delta must be a valid"),
     ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": float("nan")}, "finite number"),
     ({"modulator.kind": "mine:Mute"}, "mine:Mute fails: AttributeError"),
     ({"task.augmentation": "mine:Mute"}, "mine:Mute fails: AttributeError"),

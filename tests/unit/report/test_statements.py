@@ -53,6 +53,14 @@ def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
     assert "…" not in printed(records, 80), "numbers are not cut"
 
 
+def test_of_two_equal_sides_the_one_with_the_higher_mean_comes_first(tmp_path: Path) -> None:
+    records = with_test(small(tmp_path, 0, 0), difference=Interval(-3.0, -8.0, 2.0, 5))
+    assert verdict(records).startswith("Use either.")
+    assert [text for text, command in next_steps(records) if command] == [
+        "Train with the default settings:", "Train with the selected settings:"
+    ]  # fmt: skip
+
+
 def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
     records = with_test(small(tmp_path, epochs=5), difference=Interval(2.34, 1.1, 4.06, 5), alpha=0.005)
     first, second, new, epochs = evidence(records)

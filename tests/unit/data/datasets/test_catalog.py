@@ -57,13 +57,13 @@ def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> Non
     ("train", "part"),
     [
         ([], "train: List should have at least 1 item"),
-        (3, "train: Input should be a valid array"),
+        (3, "train must be a valid array"),
         (
             [["a.jpg", 9223372036854775808, "a"]],
-            "train.0.1: Input should be less than or equal to 1000",
+            "train.0.1 must be at most 1000",
         ),
-        ([["a.jpg", "0", "a"]], "train.0.1: Input should be a valid integer (found '0')"),
-        ([["a.jpg", True, "a"]], "train.0.1: Input should be a valid integer (found True)"),
+        ([["a.jpg", "0", "a"]], "train.0.1 must be a valid integer, got '0'"),
+        ([["a.jpg", True, "a"]], "train.0.1 must be a valid integer, got True"),
         ([["a.jpg", 0]], "train.0.2: a value is needed"),
         ([["a\ud800.jpg", 0, "a"]], "Invalid JSON"),
         ([["a.jpg", "0", "a"]] * 9, "and 4 more"),

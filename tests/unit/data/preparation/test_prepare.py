@@ -126,10 +126,10 @@ def test_a_damaged_shard_is_named_and_written_again(
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"format": 99}, "format: Input should be 1"),
+        ({"format": 99}, "format must be 1"),
         ({"name": "other"}, "copy of 'other'"),
         ({"shards": [{"file": "../x.parquet", "sha256": ""}]}, r"shards.0.file: String should match pattern"),
-        ({"shards": 3}, "shards: Input should be a valid"),
+        ({"shards": 3}, "shards must be a valid"),
         ({"counts": {}}, "Delete this copy and rerun"),
         ("{", r"Cannot read .*manifest.json \(Invalid JSON"),
     ],
