@@ -1,6 +1,9 @@
 """Errors that a user can fix. Each message is one line that states the problem, then the fix."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _ADVICE = re.compile(
     r"Search for `\w+' in http|\w+ kernel errors might be|For debugging consider passing|"
@@ -61,3 +64,33 @@ def one_line(text: str) -> str:
     """
     line = text.replace("\n", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+@contextmanager
+def suppress_logs() -> Iterator[None]:
+    """Suppress log records of other libraries, such as one per attempt to download a file."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def download_errors(what: str, fix: str) -> Iterator[None]:
+    """Convert errors of a download to one-line errors.
+
+    Args:
+        what: Name of the downloaded object in the message.
+        fix: Advice in the message.
+
+    Raises:
+        WorkError: the download failed.
+    """
+    try:
+        with suppress_logs():
+            yield
+    except Exception as error:  # the client raises errors of several libraries
+        reason = first_line(error.__cause__ or error)
+        raise WorkError(f"cannot fetch {what} ({reason}): {fix}") from None

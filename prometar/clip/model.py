@@ -106,7 +106,7 @@ class Clip:
     projection, and may have no text projection.
 
     pool: SigLIP's attention pool and last LayerNorm, as a block that returns one token per image.
-    causal: As in `prometar.clip.architecture.Architecture`.
+    causal: As in `prometar.clip.weights.Architecture`.
     num_start: Number of tokens that the tokenizer puts before a text.
     image_prompts: False if no prompt enters the image tower. Images are then embedded as features.
     """

@@ -16,19 +16,21 @@ import torch
 from torch import Tensor
 
 from prometar.bundled.weights import MINI_VOCABULARY, load_mini, mini_config
-from prometar.clip.architecture import (
-    Architecture,
-    ModelConfig,
-    clip_architecture,
-    is_siglip,
-    siglip_architecture,
-)
 from prometar.clip.features import Tokenize
 from prometar.clip.model import Clip
-from prometar.clip.weights import from_state_dict, read_weights, require_tensors, weights_digest
-from prometar.errors import UserError
+from prometar.clip.weights import Architecture, from_state_dict, read_weights, require_tensors, weights_digest
+from prometar.errors import UserError, download_errors, suppress_logs
 from prometar.io.files import file_size
-from prometar.io.hub import download_errors, suppress_logs
+
+ModelConfig = Mapping[str, Any]
+"""Model configuration of open_clip."""
+
+_CLIP_VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_CLIP_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
+_SIGLIP_TEXT_KEYS = _CLIP_TEXT_KEYS | {
+    "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type", "proj_bias",
+    "proj_type", "norm_kwargs", "act_kwargs",
+}  # fmt: skip
 
 
 def _open_clip() -> ModuleType:
@@ -252,6 +254,44 @@ def _describe(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
         architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
         state = model.state_dict()
     return architecture, {key: tensor.to("meta") for key, tensor in state.items() if key != "logit_bias"}
+
+
+def clip_architecture(config: ModelConfig) -> Architecture:
+    """Return the architecture of a CLIP with OpenAI's vision and text transformers."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    heads = vision["width"] // vision.get("head_width", 64)
+    return Architecture(heads, text["heads"], activation, activation, vision["image_size"])
+
+
+def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
+    """Return the architecture of a SigLIP. `model` is open_clip's, as timm defines the image tower."""
+    text, trunk = config["text_cfg"], model.visual.trunk
+    return Architecture(
+        vision_heads=trunk.blocks[0].attn.num_heads,
+        text_heads=text["heads"],
+        vision_activation="gelu_tanh" if "tanh" in repr(trunk.blocks[0].mlp.act).lower() else "gelu",
+        text_activation="gelu_tanh" if text.get("act_kwargs") else "gelu",
+        image_size=trunk.patch_embed.img_size[0],
+        causal=False,
+    )
+
+
+def is_siglip(name: str, config: ModelConfig) -> bool:
+    """Return True for a SigLIP and False for a CLIP. Raise a UserError for other models."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SIGLIP_TEXT_KEYS
+    clip = (
+        vision.keys() <= _CLIP_VISION_KEYS
+        and text.keys() <= _CLIP_TEXT_KEYS
+        and isinstance(vision["layers"], int)
+    )
+    if not (clip or siglip):
+        raise UserError(
+            f"Backbone {name} is not supported. It is neither a CLIP with a vision transformer nor a SigLIP. "
+            "Use a supported model, such as ViT-B-16-quickgelu (docs/data.md)."
+        )
+    return siglip
 
 
 def _config(name: str) -> ModelConfig:

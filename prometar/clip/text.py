@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prometar.clip.block import Layer
 from prometar.clip.model import Clip
 from prometar.clip.part import Norm, Part, Projection
-from prometar.clip.tower import Appended, Pass, Prompts, Replaced, appending_layers
+from prometar.clip.tower import Appended, Layer, Pass, Prompts, Replaced, appending_layers
 from prometar.errors import UserError
 
 ROW_LENGTH = 96

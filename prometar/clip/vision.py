@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.block import Layer
 from prometar.clip.model import Clip
 from prometar.clip.part import Norm, Part, Projection
-from prometar.clip.tower import Appended, Pass, Prompts, appending_layers
+from prometar.clip.tower import Appended, Layer, Pass, Prompts, appending_layers
 
 
 @torch.no_grad()

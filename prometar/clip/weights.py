@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prometar.clip.architecture import Architecture
 from prometar.clip.model import Block, Clip, Tower, tensors_of
 from prometar.clip.part import EPS
 from prometar.errors import UserError, first_line
@@ -93,6 +92,22 @@ def weights_digest(clip: Clip) -> str:
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array, dtype="<f4").data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Properties of a model that its state dict does not contain.
+
+    causal: True for OpenAI's CLIP: tokens attend to earlier tokens, and the text feature is at the EOT token.
+        False for SigLIP: tokens attend to all tokens, and the text feature is at the last token.
+    """
+
+    vision_heads: int
+    text_heads: int
+    vision_activation: str
+    text_activation: str
+    image_size: int
+    causal: bool = True
 
 
 def from_state_dict(state: State, arch: Architecture) -> Clip:

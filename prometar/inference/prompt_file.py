@@ -17,9 +17,8 @@ from prometar.clip.wording import is_template
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason
 from prometar.device import fetch
-from prometar.errors import UserError, WorkError, first_line
+from prometar.errors import UserError, WorkError, download_errors, first_line
 from prometar.io.files import resolve_path, write_atomically
-from prometar.io.hub import download_errors
 from prometar.io.plain_data import PlainData, problems_of
 from prometar.methods.prompts import Leaves
 

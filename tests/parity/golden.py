@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.architecture import clip_architecture
 from prometar.clip.model import Clip
-from prometar.clip.openclip import tokenize
+from prometar.clip.openclip import clip_architecture, tokenize
 from prometar.clip.weights import from_state_dict
 from prometar.config.settings import Config
 from prometar.methods.augmentations import Mix

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from open_clip.model import CLIP
 
-from prometar.clip.architecture import clip_architecture
 from prometar.clip.model import Clip
-from prometar.clip.openclip import Backbone
+from prometar.clip.openclip import Backbone, clip_architecture
 from prometar.clip.weights import from_state_dict
 
 
