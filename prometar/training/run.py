@@ -16,7 +16,7 @@ from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.objective import split_dataset
+from prometar.data.splits.objective import objective_of, split_dataset
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
@@ -50,7 +50,6 @@ class Run:
     """Fixed inputs of one training run.
 
     Args:
-        every_epoch: True if every epoch is scored, False if only the last epoch is.
         seen: Cached features of the training images.
         source: Cache key of the dataset and the backbone.
         foreign: Prompted CLIP of out-of-domain names, if the objective predicts the accuracy on new classes.
@@ -65,7 +64,6 @@ class Run:
     model: Model
     plan: Plan
     evaluations: Mapping[str, Evaluation]
-    every_epoch: bool
     seen: Seen
     source: tuple[Hashable, ...]
     foreign: Model | None
@@ -170,7 +168,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     )
     plan = Plan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
     foreign = None
-    if split.predicts_new:
+    if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
         frozen_names, frozen_base = (
             _frozen_text(config.backbone, classes, (TEMPLATE,)) for classes in (names, split.classnames)
@@ -186,7 +184,6 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         model_of(split.classnames, frozen),
         plan,
         evaluations,
-        split.every_epoch,
         _seen(clip, plan, *source),
         source,
         foreign,

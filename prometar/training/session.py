@@ -9,7 +9,7 @@ from cachetools import LRUCache
 
 from prometar.clip.features import suffices
 from prometar.clip.weights import mismatch
-from prometar.data.splits.objective import score_accuracies
+from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, Stream, stream_labels, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_error
@@ -109,7 +109,8 @@ class Session:
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._watch)
         record: EpochRecord = {"epoch": len(self.history) + 1, **losses}
-        if self.run.every_epoch or record["epoch"] == self.run.config.train.epochs:
+        every_epoch = objective_of(self.run.objective).for_search
+        if every_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()
         before = self.history[-1]["seconds"] if self.history else 0.0
         record["seconds"] = round(before + time.perf_counter() - started, 3)

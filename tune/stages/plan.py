@@ -138,7 +138,7 @@ def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str],
     components = [search.objective, search.sampler, search.pruner, *config.run.own.values()]
     contents |= {f"code of {name}": source_digest(name)[:12] for name in components if is_reference(name)}
     splits = [split for both in plan.splits.values() for split in both]
-    if any(split.predicts_new for split in splits):
+    if objective_of(search.objective).predicts_new:
         contents["drift"] = drift_identity(backbone)
         for dataset in plan.datasets:
             out_of_domain_names(dataset, backbone.vocabulary)

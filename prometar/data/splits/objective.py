@@ -36,17 +36,12 @@ class FewShotSplit:
     new images among new classes.
 
     Args:
-        every_epoch: True if every epoch is evaluated. Set by `split_dataset`.
         note: Remark on the split for the user.
-        predicts_new: True if accuracy on new classes is predicted from drift (`prometar.training.drift`),
-            not measured. Set by `split_dataset`.
     """
 
     train: Items
     evaluations: Mapping[str, Items]
-    every_epoch: bool = False
     note: str = ""
-    predicts_new: bool = False
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -54,11 +49,7 @@ class FewShotSplit:
 
 
 def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what: str) -> None:
-    """Require images of every class. `what` is the kind of images in the message.
-
-    Raises:
-        UserError: a class of `labels` has no images in `items`.
-    """
+    """Raise a UserError if a class of `labels` has no images in `items`. `what` is the kind of images."""
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
@@ -113,7 +104,8 @@ class Objective:
         make_split: Function of (dataset, shots, seed, val_per_class) that returns a `FewShotSplit`.
         for_search: True if a search may use the objective. Every epoch is then evaluated.
         leaks: True if `make_split` uses test images before the final test.
-        predicts_new: True if accuracy on new classes is predicted from base images and drift.
+        predicts_new: True if accuracy on new classes is predicted from base images and drift
+            (`prometar.training.drift`), not measured.
         scores_new: True if new classes have an accuracy of their own.
         score: Function of the accuracies (in percent, by evaluation set). Higher scores are better.
         title: Name of the score.
@@ -197,16 +189,11 @@ def split_dataset(
         found = objective.make_split(dataset, shots, seed, val_per_class)
     if is_reference(name):
         _require_valid_split(name, objective, found)
-    note = LEAK_NOTE if objective.leaks else found.note
-    return replace(found, note=note, every_epoch=objective.for_search, predicts_new=objective.predicts_new)
+    return replace(found, note=LEAK_NOTE) if objective.leaks else found
 
 
 def _require_valid_split(name: str, objective: Objective, found: FewShotSplit) -> None:
-    """Check the split of a custom objective before the first trial.
-
-    Raises:
-        UserError: the split cannot be evaluated and scored.
-    """
+    """Raise a UserError before the first trial if the split of a custom objective cannot be scored."""
     if not isinstance(found, FewShotSplit):
         kind = type(found).__name__
         raise UserError(f"{name} must return a FewShotSplit, got {kind}. See docs/extending.md.")

@@ -84,7 +84,7 @@ def test_a_split_that_cannot_be_scored_is_rejected_first(name: str, said: str) -
         objective_of("own_objective:nothing")
     with pytest.raises(UserError, match=f"^own_objective:{name}:? {said}"):
         split_dataset(f"own_objective:{name}", dataset(), shots=1, seed=1)
-    assert split_dataset("own_objective:right", dataset(), shots=1, seed=1).every_epoch
+    assert split_dataset("own_objective:right", dataset(), shots=1, seed=1).evaluations
 
 
 @pytest.mark.parametrize(
