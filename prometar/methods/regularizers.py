@@ -176,16 +176,14 @@ class _Distances(Part):
     logits_weight: float = Field(default=0.0, ge=0)
     teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
 
-    @property
-    def distance(self) -> "Distance | Term":
-        """Distance for both towers, or a custom term that contains its weight."""
-        raise NotImplementedError
-
     def regularizer(self, prompts: Prompts) -> Regularizer:
-        """Return the weighted sum of the terms that depend on these prompts."""
+        """Return the weighted sum of the terms that depend on these prompts.
+
+        The component is a `Distance` for both towers, or a custom `Term` that contains its weight.
+        """
         from prometar.clip.openclip import TEMPLATES
 
-        distance, terms = self.distance, list[tuple[Term, float]]()
+        distance, terms = self.component(), list[tuple[Term, float]]()
         if isinstance(distance, Term):
             terms.append((distance, 1.0))
         else:  # features of a tower without prompts are constant
@@ -203,18 +201,12 @@ class Distances(_Distances):
 
     kind: Literal["l1", "l2", "cosine"] = "l1"
 
-    @property
-    def distance(self) -> Distance:
+    def component(self) -> Distance:
         return {"l1": l1, "l2": l2, "cosine": cosine}[self.kind]
 
 
 class CustomRegularizer(CustomPart, _Distances):
     """Custom distance or `Term`."""
-
-    @property
-    def distance(self) -> "Distance | Term":
-        found: Distance | Term = self.component()
-        return found
 
 
 AnyRegularizer = Chosen[NoRegularizer | Distances, CustomRegularizer]
