@@ -59,11 +59,7 @@ def is_utf8(path: Path | str) -> bool:
 
 
 def require_utf8(path: Path | str) -> None:
-    """Require a path that records and databases can store (`is_utf8`).
-
-    Raises:
-        UserError: the path is not UTF-8, or contains a NUL.
-    """
+    """Raise a UserError if records and databases cannot store a path (`is_utf8`)."""
     if not is_utf8(path):
         raise UserError(f"The path {str(path)!a} is not UTF-8 or contains a NUL. Rename the file or folder.")
 

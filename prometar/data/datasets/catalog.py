@@ -86,11 +86,7 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
 
 
 def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
-    """Refuse a folder for results inside the image tree of the dataset `folder`.
-
-    Raises:
-        UserError: `folder` lies in the tree, so its results would look like a class of images.
-    """
+    """Raise a UserError for results in the tree of the dataset `folder`: they would look like a class."""
     if name == FOLDER and is_in_dataset_folder(folder, name, root) and find_manifest(str(root)) is None:
         raise UserError(f"{resolve_path(folder)} lies in the dataset's own folder. Choose another --out.")
 
@@ -129,7 +125,23 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     require_name(name)
     if is_reference(name):
         return _open_custom(name, None if root is None else str(root), args)
-    dataset = _open(name, root)
+    if name in SUITE:
+        return rendered_dataset(SUITE[name], RenderedSource(name))
+    if root is None:
+        raise UserError(f"The dataset '{name}' needs a data root. {_expected_folder(name)}")
+    if "://" not in str(root) and not Path(root).is_dir():
+        raise UserError(f"The data root {root} is not a folder. {_expected_folder(name)}")
+    uri = dataset_location(name, root)
+    template = BENCHMARKS[name].template if name in BENCHMARKS else TEMPLATE
+    manifest = find_manifest(uri)
+    if manifest is not None:
+        dataset = open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
+    elif "://" in uri:
+        raise UserError(
+            f"{masked(uri)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
+        )
+    else:
+        dataset = read_tree(Path(uri)) if name == FOLDER else read_benchmark(BENCHMARKS[name], Path(uri))
     return replace(dataset, templates=BENCHMARKS[name].templates) if name in BENCHMARKS else dataset
 
 
@@ -150,25 +162,6 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
                 f"{name} must return templates with one {{}} for the class name, got {template!a:.80}."
             )
     return replace(found, name=name)
-
-
-def _open(name: str, root: Path | str | None) -> Dataset:
-    if name in SUITE:
-        return rendered_dataset(SUITE[name], RenderedSource(name))
-    if root is None:
-        raise UserError(f"The dataset '{name}' needs a data root. {_expected_folder(name)}")
-    if "://" not in str(root) and not Path(root).is_dir():
-        raise UserError(f"The data root {root} is not a folder. {_expected_folder(name)}")
-    uri = dataset_location(name, root)
-    template = BENCHMARKS[name].template if name in BENCHMARKS else TEMPLATE
-    manifest = find_manifest(uri)
-    if manifest is not None:
-        return open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
-    if "://" in uri:
-        raise UserError(
-            f"{masked(uri)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
-        )
-    return read_tree(Path(uri)) if name == FOLDER else read_benchmark(BENCHMARKS[name], Path(uri))
 
 
 def find_list_errors(dataset: Dataset) -> Iterator[str]:

@@ -17,17 +17,10 @@ from prometar.io.plain_data import problems_of
 from prometar.io.stores import filesystem, join, masked, read_file, reason
 
 MANIFEST = "manifest.json"
-SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("classname", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-    ]
-)
+_INDEX = {"path": pa.string(), "label": pa.int64(), "classname": pa.string(), "split": pa.string()}
+_COLUMNS = {**_INDEX, "image": pa.binary()}
+SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 """Columns of a shard."""
-INDEX_COLUMNS = ["path", "label", "classname", "split"]
 _REBUILD = "Delete this copy and rerun `prometar data prepare`."
 _READ_THREADS = 8  # object stores have a high latency, but serve many requests in parallel
 
@@ -75,9 +68,8 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     source = ParquetSource(uri, tuple(shard.file for shard in manifest.shards))
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for shard in source.shards:
-        table, _ = _read_index(uri, shard, INDEX_COLUMNS)
-        columns = (table.column(column).to_pylist() for column in INDEX_COLUMNS)
-        for path, label, classname, split in zip(*columns, strict=True):
+        table, _ = _read_index(uri, shard, list(_INDEX))
+        for path, label, classname, split in zip(*table.to_pydict().values(), strict=True):
             splits.setdefault(split, []).append(Item(path, label, classname))
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.counts != counts:
@@ -151,11 +143,7 @@ def _read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, lis
 
 @contextmanager
 def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard, and convert errors of the `with` block.
-
-    Raises:
-        StorageError: the shard is missing or corrupt, or has other columns.
-    """
+    """Open a shard. Raise a StorageError if it is missing or corrupt, or has other columns."""
     system, folder = filesystem(uri)
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:

@@ -20,7 +20,6 @@ from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.files import resolve_path
 from prometar.io.stores import masked, read_file, write_file
 
-SHARD_ROWS = 1024
 _GROUP_ROWS = 16  # images that are read to get one of them
 
 
@@ -29,7 +28,7 @@ def prepare(
     root: Path | str | None,
     to: Path | str,
     *,
-    shard_rows: int = SHARD_ROWS,
+    shard_rows: int = 1024,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Manifest, int]:
     """Write shards and `<to>/<folder>/manifest.json`. Pass `--data-root <to>` to use the copy.
