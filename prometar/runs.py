@@ -62,11 +62,7 @@ def train_run(
 
 
 def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
-    """Refuse a folder that contains results of another run.
-
-    Raises:
-        UserError: the folder contains a study, or files of a run that cannot be resumed.
-    """
+    """Raise a UserError if a folder contains a study, or files of a run that cannot be resumed."""
     if file_size(folder / "study.yaml") is not None:
         raise UserError(f"{folder} contains a study. Choose another folder with --out.")
     if file_size(folder / "checkpoint.safetensors") is not None:

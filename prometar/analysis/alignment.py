@@ -9,7 +9,7 @@ Source: the analysis in ProMetaR (CVPR 2024), which derives this effect but does
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import cycle, groupby
 from pathlib import Path
@@ -49,9 +49,7 @@ class Alignment:
 
     folder: Path
     every: int = 20
-
-    def __post_init__(self) -> None:
-        self._next: int | None = None
+    _next: int | None = field(default=None, init=False)
 
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
         path = self.folder / FILE

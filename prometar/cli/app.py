@@ -12,9 +12,10 @@ from prometar.bundled.suite import DEFAULT, default_backbone
 from prometar.cli import data
 from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption, run_cli
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
-from prometar.data.datasets.catalog import default_root, file_name
+from prometar.data.datasets.catalog import default_root, file_name, open_dataset
+from prometar.data.splits.objective import objective_of
 from prometar.errors import UserError
-from prometar.io.files import resolve_path
+from prometar.io.files import resolve_path, write_atomically
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **TYPER_OPTIONS)
 app.add_typer(data.app, name="data")
@@ -75,7 +76,6 @@ def train(
     chosen = chosen.override(values).completed()
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import Alignment
-    from prometar.data.splits.objective import objective_of
     from prometar.methods.composition import build
     from prometar.methods.prompts import enters_images
     from prometar.runs import train_run
@@ -104,7 +104,6 @@ def evaluate(
     trust_parts: TrustOption = False,
 ) -> None:
     """Test a finished run again, or on another dataset."""
-    from prometar.data.datasets.catalog import open_dataset
     from prometar.runs import evaluate_on, evaluate_run, load_trained
     from prometar.training.run_result import read_result
 
@@ -160,7 +159,6 @@ def alignment(
 ) -> None:
     """Show the cosine of support and query gradients."""
     from prometar.analysis.alignment import FILE, page, read, summary
-    from prometar.io.files import write_atomically
 
     records = {str(run): read(run / FILE) for run in runs}
     for name, measured in records.items():
@@ -181,7 +179,6 @@ def compare(
 
     from prometar.comparison.render import as_csv, print_comparison
     from prometar.comparison.runs import compare_runs
-    from prometar.io.files import write_atomically
 
     differences, notes = compare_runs(runs, to=to)
     print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False))
@@ -200,8 +197,6 @@ def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
 
 
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
-    from prometar.data.splits.objective import objective_of
-
     names = {"all": "all classes", "base": "base", "new": "new"}
     if "new" in result:
         names["objective"] = objective_of(objective).title

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from prometar.cli.console import TYPER_OPTIONS, RootOption, expand_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.catalog import default_root
+from prometar.data.datasets.catalog import default_root, title_of
 from prometar.errors import WorkError, one_line
 from prometar.io.stores import masked
 
@@ -32,7 +32,6 @@ def data_list(
 ) -> None:
     """List all known datasets. With --data-root, compare the datasets there with the published sizes."""
     from prometar.bundled.suite import SUITE
-    from prometar.data.datasets.catalog import title_of
     from prometar.data.preparation.check import list_datasets, size_differences
 
     table, notes = Table(box=None), []

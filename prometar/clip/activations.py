@@ -12,8 +12,7 @@ QUICK_GELU_FACTOR = 1.702
 """Factor in QuickGELU: x sigmoid(1.702 x)."""
 
 
-def _silu_first(g: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten.silu_backward(g, x)
+_silu_first = torch.ops.aten.silu_backward
 
 
 def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
@@ -51,9 +50,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(QUICK_GELU_FACTOR * x)
 
 
-Derivatives = tuple[Callable[[Tensor], Tensor], Callable[..., Tensor], Callable[..., Tensor]]
-
-ACTIVATIONS: dict[str, Derivatives] = {
+ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]] = {
     "silu": (F.silu, _silu_first, _silu_second),
     "gelu": (F.gelu, _gelu_first, _gelu_second),
     "gelu_tanh": (

@@ -11,10 +11,6 @@ from rich.table import Table
 from prometar.comparison.paired import Difference
 from prometar.metrics import HARMONIC, t_interval
 
-_HEAD = (
-    "column", "method", "reference", "dataset", "unit", "n", "difference", "low", "high", "p", "p_holm"
-)  # fmt: skip
-
 
 def print_comparison(differences: Sequence[Difference], notes: Sequence[str], console: Console) -> None:
     """Print a table with one row per column and method, followed by explanations and notes."""
@@ -46,7 +42,8 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
 
 def as_csv(differences: Sequence[Difference]) -> str:
     """Return CSV: a line per column and method, followed by a line per dataset."""
-    rows: list[tuple[object, ...]] = [_HEAD]
+    head = "column method reference dataset unit n difference low high p p_holm"
+    rows: list[tuple[object, ...]] = [tuple(head.split())]
     for each in differences:
         names = (each.column, each.method, each.reference)
         rows.append((*names, "", each.unit, *_summary(each.values), decimal(each.p), decimal(each.p_holm)))

@@ -112,11 +112,7 @@ def labels(configs: Sequence[Config]) -> list[str]:
 
 
 def _collect(names: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
-    """Return the scores by label, dataset, column and seed.
-
-    Raises:
-        UserError: runs have different objectives, images, classes or weights, or are the same run.
-    """
+    """Return the scores by label, dataset, column and seed. Raise a UserError for incomparable runs."""
     first = dict[tuple[str, object], tuple[FinishedRun, object]]()
     scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {name: {} for name in names}
     for name, run in zip(names, runs, strict=True):

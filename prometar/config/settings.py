@@ -227,11 +227,7 @@ def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object
 
 
 def _by_section(values: Mapping[str, object]) -> dict[str, Settings]:
-    """Group dotted settings by section.
-
-    Raises:
-        UserError: a setting is unknown.
-    """
+    """Group dotted settings by section. Raise a UserError for an unknown setting."""
     grouped: dict[str, Settings] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")
@@ -250,12 +246,6 @@ def _chooser(section: str) -> str:
     """Return the name of the field that selects the kind of a section."""
     default = Config.model_fields[section].default
     return default.CHOOSER if isinstance(default, Part) else "name"
-
-
-@cache
-def _tags() -> frozenset[str]:
-    """Return the union tags and kinds that pydantic adds to the locations of errors."""
-    return TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
 
 
 def is_setting(key: str) -> bool:
@@ -327,7 +317,9 @@ def parse(tree: object, *, where: str) -> Config:
     except UnicodeEncodeError:  # YAML escapes can encode unpaired surrogates
         raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
-        raise UserError(f"{where}: {problems_of(error, without=_tags())}") from None
+        # Pydantic adds union tags and kinds to the locations of errors.
+        tags = TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
+        raise UserError(f"{where}: {problems_of(error, without=tags)}") from None
 
 
 def load_config(path: Path) -> Config:

@@ -8,13 +8,7 @@ from prometar.methods.prompts import Leaves
 
 
 def sgd(
-    leaves: Leaves,
-    momenta: Leaves,
-    gradient: Leaves,
-    *,
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    leaves: Leaves, momenta: Leaves, gradient: Leaves, *, lr: float, momentum: float, weight_decay: float
 ) -> tuple[Leaves, Leaves]:
     """Return new (leaves, momenta): v <- momentum v + (g + weight_decay theta); theta <- theta - lr v.
 
