@@ -135,9 +135,11 @@ class Records:
         """Default settings by dotted key."""
         return self.config.run.flat()
 
-    def in_state(self, state: State) -> list[TrialRecord]:
-        """Return the trials with this state."""
-        return [trial for trial in self.trials if trial.state == state]
+    @property
+    def counts(self) -> str:
+        """Number of trials in each state, as text."""
+        states = [trial.state for trial in self.trials]
+        return ", ".join(f"{states.count(state)} {title}" for state, title in STATES.items())
 
     @cached_property
     def completed(self) -> list[TrialRecord]:

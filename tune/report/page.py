@@ -1,19 +1,27 @@
 """report.html: a single file that works offline and is rendered from records only."""
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
 
 from prometar.io.files import write_atomically
 from prometar.io.stores import masked
-from tune.records.folder import STATES, Records
+from tune.records.folder import Records
 from tune.report import statements
-from tune.report.plots import MIN_COMPLETED, plotly_script, plots
+from tune.report.plots import MIN_COMPLETED, plots
 from tune.report.tables import detail_tables, summary_tables
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("tune.report"),
+    autoescape=True,  # dataset names and error messages may contain HTML
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ def render(records: Records) -> str:
     return _render_template(
         "report.html.jinja",
         records,
-        plotly=plotly_script(),
+        plotly=get_plotlyjs(),
         plots=plots(records),
         detail_tables=detail_tables(records),
         min_completed=MIN_COMPLETED,
@@ -57,17 +65,6 @@ def render(records: Records) -> str:
     )
 
 
-@cache
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("tune.report"),
-        autoescape=True,  # dataset names and error messages may contain HTML
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def _render_template(name: str, records: Records, **values: Any) -> str:
-    shared = {"records": records, "statements": statements, "states": STATES}
-    return _templates().get_template(name).render(**shared, tables=summary_tables(records), **values)
+    shared = {"records": records, "statements": statements, "tables": summary_tables(records)}
+    return _TEMPLATES.get_template(name).render(**shared, **values)

@@ -19,7 +19,6 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.io import to_html
-from plotly.offline import get_plotlyjs
 
 from tune.config import GOALS, Goal
 from tune.records.folder import Records, paired_differences
@@ -32,6 +31,8 @@ ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
 MAX_SLICES = 6
 MIN_COMPLETED = 8
 """Minimum number of completed trials for importances. With fewer trials, they are noise."""
+_EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)
+"""Evaluator of importances. It compares the best quarter of the trials with all trials."""
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
 _MARKERS = {
@@ -39,11 +40,6 @@ _MARKERS = {
     LABELS["baseline"]: {"color": DARK, "size": 12, "symbol": "diamond-open", "line": {"width": 2}},
     LABELS["selected"]: {"color": ORANGE, "size": 12, "symbol": "star"},
 }
-
-
-def plotly_script() -> Markup:
-    """Return plotly.js, which a page includes once."""
-    return Markup(get_plotlyjs())
 
 
 def plots(records: Records) -> dict[str, Markup]:
@@ -67,7 +63,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
             )
         if ranked := importances(study):
             figures["importance"] = visualization.plot_param_importances(
-                study, evaluator=_evaluator()
+                study, evaluator=_EVALUATOR
             ).update_layout(xaxis_title="importance", yaxis_title=None)
             figures["slice"] = visualization.plot_slice(
                 study, params=list(ranked)[:MAX_SLICES], target_name=title
@@ -121,17 +117,12 @@ def escape(value: Any) -> Any:
     return html.escape(value, quote=False) if isinstance(value, str) else value
 
 
-def _evaluator() -> PedAnovaImportanceEvaluator:
-    """Return an evaluator that compares the best quarter of the trials with all trials."""
-    return PedAnovaImportanceEvaluator(target_quantile=0.25)
-
-
 def importances(study: optuna.Study) -> dict[str, float]:
     """Return the importance of each setting, highest first, or {} if trials are too few or all equal."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}
-    return get_param_importances(study, evaluator=_evaluator())
+    return get_param_importances(study, evaluator=_EVALUATOR)
 
 
 def _final_test_plots(records: Records) -> dict[str, go.Figure]:

@@ -6,7 +6,7 @@ from statistics import mean
 
 from prometar.cli.console import format_duration
 from tune.records.folder import STATES, Records
-from tune.records.schema import RunScore, TrialRecord, seed_means
+from tune.records.schema import TrialRecord, seed_means
 from tune.report.formatting import NONE, format_difference, format_mean, format_number, format_setting, join
 from tune.report.statements import LABELS, side_runs, sides
 from tune.space.ranges import Settings
@@ -59,26 +59,19 @@ def _final_test(records: Records) -> Table | None:
         for side in reversed(sides(test)):
             runs = result.baseline if side == "baseline" else result.selected
             name = LABELS[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
-            rows.append((side, (name, *_accuracy_cells(runs), str(sum(run.finished for run in runs)), NONE)))
+            means = [format_mean(seed_means(runs, each).values()) for each in ("base", "new", "objective")]
+            rows.append((side, (name, *means, str(sum(run.objective is not None for run in runs)))))
         if not test.baseline_selected:
             differences = (result.base_difference, result.new_difference, result.difference)
             pairs = str(result.difference.n) if result.difference else NONE
             texts = [format_difference(each) if each else f"{NONE} " for each in differences]
-            means, bounds = zip(*(text.split(" ", 1) for text in texts), strict=True)
-            rows.append(("", ("difference", *means, pairs, NONE)))
-            rows.append(("", (f"{test.dataset_level}% CI", *bounds, "", NONE)))
+            centers, bounds = zip(*(text.split(" ", 1) for text in texts), strict=True)
+            rows.append(("", ("difference", *centers, pairs)))
+            rows.append(("", (f"{test.dataset_level}% CI", *bounds, "")))
         if result.published is not None:
-            rows.append(("", ("published", NONE, NONE, format_number(result.published), NONE, "cited")))
+            rows.append(("", ("published (cited)", NONE, NONE, format_number(result.published), NONE)))
     title = f"Final test: {test.epochs} epochs, test images, mean ± standard deviation over seeds"
-    columns: tuple[str, ...] = ("", "base (%)", "new (%)", "H (%)", "n")
-    if any(cells[-1] != NONE for _, cells in rows):
-        return Table(title, (*columns, ""), rows)
-    return Table(title, columns, [(kind, cells[:-1]) for kind, cells in rows])
-
-
-def _accuracy_cells(runs: Sequence[RunScore]) -> Iterator[str]:
-    for name in ("base", "new", "objective"):
-        yield format_mean(seed_means(runs, name).values())
+    return Table(title, ("", "base (%)", "new (%)", "H (%)", "n"), rows)
 
 
 def _confirmation(records: Records) -> Table | None:
@@ -160,12 +153,11 @@ def _costs(records: Records) -> Table:
         "confirmation": [run for run in confirmed if confirmation and run.seed in confirmation.seeds],
         "final test": side_runs(test) if test else [],
     }
-    rows = [("", _cost_cells(name, runs)) for name, runs in stages.items() if runs]
+    rows = []
+    for name, runs in stages.items():
+        seconds = sum(run.seconds or 0.0 for run in runs)
+        cpu = sum((run.seconds or 0.0) * (run.cpus or 0.0) for run in runs) / 3600
+        gpu = sum((run.seconds or 0.0) * (run.gpus or 0.0) for run in runs) / 3600
+        cells = (name, str(len(runs)), format_duration(seconds), f"{cpu:.2f}", f"{gpu:.2f}")
+        rows += [("", cells)] if runs else []
     return Table("Cost", ("stage", "runs", "training time", "CPU hours", "GPU hours"), rows)
-
-
-def _cost_cells(name: str, runs: Sequence[RunScore]) -> tuple[str, ...]:
-    seconds = sum(run.seconds or 0.0 for run in runs)
-    cpu = sum((run.seconds or 0.0) * (run.cpus or 0.0) for run in runs) / 3600
-    gpu = sum((run.seconds or 0.0) * (run.gpus or 0.0) for run in runs) / 3600
-    return name, str(len(runs)), format_duration(seconds), f"{cpu:.2f}", f"{gpu:.2f}"

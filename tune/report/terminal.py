@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tune.records.folder import STATES, Records
+from tune.records.folder import Records
 from tune.report import statements
 from tune.report.tables import Table, summary_tables
 
@@ -18,8 +18,7 @@ def print_summary(console: Console, records: Records) -> None:
     print_line(f"\n{statements.verdict(records)}", "bold")
     for line in statements.evidence(records):
         print_line(line)
-    counts = ", ".join(f"{len(records.in_state(state))} {title}" for state, title in STATES.items())
-    print_line(f"Search: {len(records.trials)} of {records.search.trials} trials ({counts}).")
+    print_line(f"Search: {len(records.trials)} of {records.search.trials} trials ({records.counts}).")
     for table in summary_tables(records):
         console.print()
         console.print(_table(table), soft_wrap=False)

@@ -89,7 +89,7 @@ def test_every_place_of_every_file(
     name: str, whole: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A damage is one line that names the file, or everything can be reported."""
-    monkeypatch.setattr(page, "plotly_script", lambda: "")
+    monkeypatch.setattr(page, "get_plotlyjs", lambda: "")
     tree, file = content(whole / name), tmp_path / f"copy{Path(name).suffix}"
     lines: list[str] = []
     accepted: list[tuple[Any, ...]] = []

@@ -18,7 +18,7 @@ from tune.report.statements import caveats, evidence, next_steps, verdict
 @pytest.fixture(autouse=True)
 def _no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the five megabytes of plotly.js."""
-    monkeypatch.setattr(page, "plotly_script", lambda: "")
+    monkeypatch.setattr(page, "get_plotlyjs", lambda: "")
 
 
 class Tags(HTMLParser):
