@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from prometar.analysis.alignment import Alignment
 from prometar.config.settings import Config, dump_config
@@ -48,9 +47,10 @@ class JobTraining:
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, failed=str(error), finished=True)
         epochs = [session.history[self._epoch - 1] for session in sessions]
+        runs = zip(self._task.job.runs.values(), epochs, strict=True)
         return EpochReport(
             epoch=self._epoch,
-            runs=tuple(self._score(*each) for each in zip(self._task.job.runs.values(), epochs, strict=True)),
+            runs=tuple(RunScore.of(config, epoch, **self._task.resources) for config, epoch in runs),
             loss=mean(each.get("direct_ce", 0.0) for each in epochs),
             finished=finished,
             notes=tuple(self._notes),
@@ -93,18 +93,6 @@ class JobTraining:
             write_result(folder, session, **self._task.resources)
         if self._task.job.targets:
             evaluate_targets(folder, self._task.job.targets, self._stream)
-
-    def _score(self, config: Config, epoch: dict[str, Any]) -> RunScore:
-        return RunScore(
-            dataset=config.data.name,
-            seed=config.train.seed,
-            base=epoch.get("base"),
-            new=epoch.get("new"),
-            objective=epoch.get("objective"),
-            seconds=epoch["seconds"],
-            cpus=self._task.resources["cpus"],
-            gpus=self._task.resources["gpus"],
-        )
 
     def close(self) -> None:
         """Close the data streams, and release cached GPU memory for other workers."""

@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, NaiveDatetime, NonNegativeInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.io.files import file_size, read_bytes, write_atomically
 from prometar.io.yamltext import read_yaml
@@ -57,9 +58,12 @@ class RunScore:
     gpus: NonNegative | None = None
     alignment: float | None = None
 
-    @property
-    def finished(self) -> bool:
-        return self.objective is not None
+    @classmethod
+    def of(cls, config: Config, metrics: Mapping[str, Any], **more: Any) -> Self:
+        """Return the score of a run with these metrics, such as those of its last epoch."""
+        names = ("base", "new", "objective", "seconds")
+        measured: dict[str, Any] = {name: metrics.get(name) for name in names}
+        return cls(dataset=config.data.name, seed=config.train.seed, **measured, **more)
 
 
 Runs = tuple[RunScore, ...]
@@ -86,7 +90,7 @@ class EpochReport:
 
     Args:
         epoch: Number of the epoch, counted from 1.
-        runs: Scores of each run. Properties of the report are means over runs, and the sum of `seconds`.
+        runs: Scores of each run.
         loss: Mean training loss.
         finished: True if this is the last report of the job.
         failed: Error message, or "" if the job did not fail.
@@ -102,19 +106,16 @@ class EpochReport:
 
     @property
     def objective(self) -> float | None:
+        """Mean objective over the runs."""
         return mean_of(self.runs)
 
     @property
-    def base(self) -> float | None:
-        return mean_of(self.runs, "base")
-
-    @property
-    def new(self) -> float | None:
-        return mean_of(self.runs, "new")
-
-    @property
-    def seconds(self) -> float:
-        return sum(run.seconds or 0.0 for run in self.runs)
+    def metrics(self) -> dict[str, float]:
+        """Measured values by name: means over runs, the sum of `seconds`, and the loss."""
+        means = {name: mean_of(self.runs, name) for name in ("objective", "base", "new")}
+        seconds = sum(run.seconds or 0.0 for run in self.runs) if self.runs else None
+        values = {**means, "loss": self.loss, "seconds": seconds}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 REPORT = TypeAdapter(EpochReport)

@@ -83,19 +83,7 @@ def _has_result(job: Job, folder: Path, config: Config) -> bool:
 
 
 def _score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
-    dataset, seed = config.data.name, config.train.seed
     if not (folder / FILE).exists():
-        return RunScore(dataset=dataset, seed=seed, failed=failure)
-    result = read_result(folder)
-    metrics = result.result
-    return RunScore(
-        dataset=dataset,
-        seed=seed,
-        objective=metrics.get("objective"),
-        base=metrics.get("base"),
-        new=metrics.get("new"),
-        seconds=metrics["seconds"],
-        cpus=result.cpus,
-        gpus=result.gpus,
-        alignment=mean_cosine(folder) if job.alignment else None,
-    )
+        return RunScore(config.data.name, config.train.seed, failed=failure)
+    result, alignment = read_result(folder), mean_cosine(folder) if job.alignment else None
+    return RunScore.of(config, result.result, cpus=result.cpus, gpus=result.gpus, alignment=alignment)

@@ -231,10 +231,10 @@ class TrialStore:
         if number not in self._running:
             return False
         trial_id, _ = self._running[number]
-        values = {goal: getattr(report, goal) for goal in ("objective", *self._search.goals)}
-        missing = [goal for goal, value in values.items() if value is None]
+        values, goals = report.metrics, dict.fromkeys(("objective", *self._search.goals))
+        missing = ", ".join(goal for goal in goals if goal not in values)
         if report.failed or missing:
-            self.fail(number, report.failed or f"the trial did not report {', '.join(missing)}")
+            self.fail(number, report.failed or f"the trial did not report {missing}")
             return False
         self._running[number] = trial_id, report
         self._storage.set_trial_intermediate_value(trial_id, report.epoch, values["objective"])
@@ -292,18 +292,19 @@ def build_record(trial: FrozenTrial) -> TrialRecord:
     """Return the record of a completed, pruned or failed trial."""
     attrs = trial.user_attrs
     last = REPORT.validate_python(attrs.get(RESULT, {}), strict=False)
+    metrics = last.metrics
     return TrialRecord(
         number=trial.number,
         state=cast(State, trial.state.name),
         origin=attrs[ORIGIN],
         settings=dict(trial.params),
-        objective=last.objective,
-        base=last.base,
-        new=last.new,
+        objective=metrics.get("objective"),
+        base=metrics.get("base"),
+        new=metrics.get("new"),
         epoch=last.epoch,
         epochs=dict(sorted(trial.intermediate_values.items())),
         runs=last.runs,
-        seconds=last.seconds or 0.0,
+        seconds=metrics.get("seconds", 0.0),
         notes=last.notes,
         reason=attrs.get(REASON, ""),
         started=trial.datetime_start and trial.datetime_start.replace(microsecond=0),

@@ -122,7 +122,7 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
             calls.append((name, what))
 
         call("start")
-        return lambda epoch, figures: call("log"), lambda failure: call("finish")
+        return lambda *metric: call("log"), lambda failure: call("finish")
 
     monkeypatch.setattr(tracking, "start", start)
     out = io.StringIO()
@@ -131,7 +131,7 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
     observer.reported(job(tmp_path, 0), report(1))
     observer.finished(job(tmp_path, 0), "")
     observer.close()
-    steps = ["start", "log", "finish"]
+    steps = ["start", *["log"] * len(report(1).metrics), "finish"]
     assert [what for name, what in calls if name == "wandb"] == steps
     assert [what for name, what in calls if name == "mlflow"] == steps[: steps.index(fails)]
     assert out.getvalue() == "Tracker mlflow is disabled: connection lost\n"

@@ -57,7 +57,9 @@ def finish(job: Job) -> list[EpochReport]:
 
 def figures(reports: list[EpochReport]) -> list[tuple[object, ...]]:
     """Reports without times and notes."""
-    return [(each.epoch, each.objective, each.base, each.loss, each.finished) for each in reports]
+    return [
+        (each.epoch, each.objective, each.metrics.get("base"), each.loss, each.finished) for each in reports
+    ]
 
 
 Alone = Callable[[dict[str, Any]], list[EpochReport]]
