@@ -10,6 +10,9 @@ _ADVICE = re.compile(
     "Compile with `TORCH_USE_|Device-side assert"
 )
 
+RESUME = "Rerun the same command to resume."
+FIX_AND_RESUME = "Fix the cause, then rerun the same command to resume."
+
 
 class PrometarError(Exception):
     """Base class. A command prints the message and exits with `exit_code`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from prometar.errors import UserError, WorkError
+from prometar.errors import FIX_AND_RESUME, UserError, WorkError
 from prometar.io.files import lock_folder
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, plain_console
@@ -24,8 +24,6 @@ from tune.stages.plan import StudyPlan, estimate, load_contents, plan_study
 if TYPE_CHECKING:
     from tune.execution.jobs import Job, Observer
     from tune.report.page import Report
-
-RESUME = "Fix the cause, then rerun this command to resume."
 
 
 class Study:
@@ -74,9 +72,8 @@ class Study:
             test = self.test()
             self.report()
         if test.failures:
-            raise WorkError(
-                f"{len(test.failures)} runs of the final test failed ({test.failures[0]}). {RESUME}"
-            )
+            failed = f"{len(test.failures)} runs of the final test failed"
+            raise WorkError(f"{failed} ({test.failures[0]}). {FIX_AND_RESUME}")
         return test
 
     def search(self) -> None:
@@ -105,11 +102,11 @@ class Study:
             for notice in jobs.notices():
                 self.console.print(notice)
             if reason := store.abort_reason():
-                raise WorkError(f"Stopped: all new trials failed (last error: {reason}). {RESUME}")
+                raise WorkError(f"Stopped: all new trials failed (last error: {reason}). {FIX_AND_RESUME}")
         records = self.records
         if not records.completed:
             reason = next((trial.reason for trial in records.trials if trial.reason), "all were pruned")
-            raise WorkError(f"No trial was completed ({reason}). {RESUME}")
+            raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
 
     def confirm(self) -> Confirmation:
         """Rerun the best trials and the baseline with fresh seeds, and select the highest mean."""

@@ -18,12 +18,12 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 from rich.console import Console
 
-from prometar.errors import StorageError, WorkError, last_line
+from prometar.errors import RESUME, StorageError, WorkError, last_line
 from prometar.io.files import write_error
 from tune.execution.jobs import Job, Observer
 from tune.execution.patching import patched
 from tune.execution.resources import ResourcePlan
-from tune.execution.stopping import RAY_DIED, RESUME, Stopping
+from tune.execution.stopping import RAY_DIED, Stopping
 from tune.execution.worker import STACKS, Task, TrialWorker
 
 MAX_RETRIES = 2

@@ -10,9 +10,9 @@ from types import FrameType
 from rich.console import Console
 
 from prometar.cli.console import handle_signals
+from prometar.errors import RESUME
 from tune.execution.ray_cluster import head_is_dead, local_node_is_dead, owns_cluster
 
-RESUME = "Rerun the same command to resume."
 RAY_DIED = f"Ray died on this machine. {RESUME}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HEAD_SECONDS, _NODE_SECONDS = 1.0, 10.0

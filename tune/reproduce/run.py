@@ -9,14 +9,13 @@ from prometar.comparison.render import print_comparison
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
-from prometar.errors import PrometarError, UserError, WorkError, one_line
+from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
 from prometar.training.memory import Footprint
 from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs
-from tune.execution.jobs import Job
 from tune.execution.live import LiveView, plain_console
 from tune.execution.ray_cluster import start_ray
 from tune.execution.resources import plan_resources, uses_gpus
@@ -44,7 +43,12 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
     jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
     with lock_folder(out, f"the output folder {out}"):
-        remaining = [job for job in jobs if not _is_done(job, digests)]
+        runs = [(job, read_run(job, digests)) for job in jobs]
+        remaining = [job for job, run in runs if not run or set(job.targets) - run.result.tests.keys()]
+        done = len(jobs) - len(remaining)
+        console.print(f"{grid.name} in {out}: {done} of {len(jobs)} runs done")
+        for name, reason in unavailable.items():
+            console.print(f"Skipping {name}: {reason}")
         failures: Mapping[str, str] = {}
         if remaining:
             nodes = start_ray(address=address)
@@ -52,19 +56,13 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, text = plan_resources(nodes, resources, len(remaining), "all remaining runs", memory, "run")
-        done = len(jobs) - len(remaining)
-        console.print(f"{grid.name} in {out}: {done} of {len(jobs)} runs done")
-        for name, reason in unavailable.items():
-            console.print(f"Skipping {name}: {reason}")
-        if remaining:
             console.print(text)
             with LiveView(console, grid.name, len(jobs), done, show_best=False) as view:
                 failures = run_jobs(iter(remaining), plan, [view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]
         problems += [f"{name} failed: {reason}" for name, reason in failures.items()]
-        reasons = {name: incomparable_reason(dataset) for name, dataset in datasets.items()}
-        incomparable = {name: reason for name, reason in reasons.items() if reason}
+        incomparable = {name: why for name, each in datasets.items() if (why := incomparable_reason(each))}
         rows, notes = build_table(grid, results, incomparable=incomparable)
         notes += problems
         pairs, unpaired = pair_methods(grid, results)
@@ -76,14 +74,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             write_atomically(out / grid.name / name, content.encode())
     console.print(f"Wrote table.csv, table.md and pairs.csv to {out / grid.name}")
     if problems:
-        raise WorkError(
-            "Some runs are missing, see above. Fix the cause, then rerun the same command to resume."
-        )
-
-
-def _is_done(job: Job, digests: Mapping[str, str]) -> bool:
-    run = read_run(job, digests)
-    return run is not None and set(job.targets) <= run.result.tests.keys()
+        raise WorkError(f"Some runs are missing, see above. {FIX_AND_RESUME}")
 
 
 def _open(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:

@@ -6,7 +6,7 @@ correct most of this bias.
 
 from collections.abc import Sequence
 
-from prometar.errors import WorkError
+from prometar.errors import FIX_AND_RESUME, WorkError
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, Confirmation, TrialRecord, by_score
@@ -49,8 +49,6 @@ def confirm(
     reason = next((run.failed for each in required for run in each.runs if run.failed), "")
     if reason:
         who = "the default settings" if complete else "all candidates"
-        raise WorkError(
-            f"The confirmation of {who} failed: {reason}. Fix the cause, then rerun this command to resume."
-        )
+        raise WorkError(f"The confirmation of {who} failed: {reason}. {FIX_AND_RESUME}")
     best = max(complete, key=lambda each: (each.mean, each.baseline))
     return Confirmation(seeds=seeds, candidates=candidates, selected=best.number)

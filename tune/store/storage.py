@@ -10,10 +10,9 @@ from sqlalchemy import create_engine, event, inspect
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
-from prometar.errors import StorageError, UserError
+from prometar.errors import FIX_AND_RESUME, StorageError, UserError
 from prometar.io.stores import masked
 
-RESUME = "rerun the same command to resume"
 SQLITE = "sqlite:///"
 
 
@@ -74,11 +73,10 @@ def storage_errors(url: str) -> Iterator[None]:
 
 def _storage_error(url: str, error: BaseException) -> StorageError:
     reason = str(error).splitlines()[0]
-    return StorageError(masked(f"The study storage {url} failed: {reason}. Fix the cause, then {RESUME}."))
+    return StorageError(masked(f"The study storage {url} failed: {reason}. {FIX_AND_RESUME}"))
 
 
 def second_writer_error(url: str) -> StorageError:
     """Return the error for a study to which two processes write."""
-    return StorageError(
-        masked(f"Another process writes to this study in {url}. Stop one of the processes, then {RESUME}.")
-    )
+    problem = masked(f"Another process writes to this study in {url}.")
+    return StorageError(f"{problem} Stop one of the processes, then rerun the same command to resume.")
