@@ -1,7 +1,7 @@
 """Patches of Ray Tune that need its private names."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -30,7 +30,8 @@ def patched() -> Iterator[None]:
             exception = death
         handle(self, tracked_actor_task, exception)
 
-    with ExitStack() as patches:
-        patches.enter_context(mock.patch.object(RayActorManager, "_actor_task_failed", failed))
-        patches.enter_context(mock.patch.object(class_cache, "DEFAULT_ENV_VARS", {}))
+    with (
+        mock.patch.object(RayActorManager, "_actor_task_failed", failed),
+        mock.patch.object(class_cache, "DEFAULT_ENV_VARS", {}),
+    ):
         yield

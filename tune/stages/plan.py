@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from prometar.cli.console import format_duration
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset
@@ -38,7 +39,6 @@ from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
-BATCH = "train.batch_size"
 TOTAL = "Maximum total"
 TIMED_STEPS = 3
 """Number of timed steps of an estimate. They follow one untimed step."""
@@ -150,9 +150,11 @@ def _stages(
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return the stages and the remarks of a plan."""
     search, confirm, num_sets = config.search, config.confirm, len(splits)
-    batch = min([config.run.train.batch_size, *map(int, search.space.probes(BATCH))])
+    batch = min([config.run.train.batch_size, *map(int, search.space.probes("train.batch_size"))])
+    transform = TransformSpec(size=1, train=True)  # any size, since images are only counted
     searched, final = (
-        sum(_steps_per_epoch(both[stage], batch) for both in splits.values()) for stage in (0, 1)
+        sum(Plan(both[stage].train, transform, batch_size=batch).steps_per_epoch for both in splits.values())
+        for stage in (0, 1)
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
     final_epochs = max([config.test.epochs, *map(int, search.space.probes(EPOCHS))])
@@ -174,11 +176,6 @@ def _stages(
     return {**stages, TOTAL: (runs, epochs, steps)}, remarks
 
 
-def _steps_per_epoch(split: FewShotSplit, batch_size: int) -> int:
-    transform = TransformSpec(size=1, train=True)  # any size, since images are only counted
-    return Plan(split.train, transform, batch_size=batch_size).steps_per_epoch
-
-
 def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     """Load the weights, time a few steps, and describe the resources per trial and the training time.
 
@@ -196,8 +193,8 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     torch.set_num_threads(resources.threads)
     seconds = _seconds_per_step(config)
     _, _, steps = plan.stages[TOTAL]
-    longest = _format_duration(steps / resources.max_concurrent * seconds)
-    return f"{reason}\nTraining on this machine: at most {longest}, {seconds:.2g} s per step"
+    longest = format_duration(steps / resources.max_concurrent * seconds)
+    return f"{reason}\nTraining on this machine: {seconds:.2g} s per step, at most {longest} in total"
 
 
 def _seconds_per_step(config: StudyConfig) -> float:
@@ -209,7 +206,3 @@ def _seconds_per_step(config: StudyConfig) -> float:
         fetch(scalars)  # waits for the device
         started = started if number else time.perf_counter()
     return (time.perf_counter() - started) / TIMED_STEPS
-
-
-def _format_duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
