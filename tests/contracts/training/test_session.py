@@ -20,14 +20,31 @@ from prometar.errors import WorkError
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
 from prometar.training.epoch import rates, train_epoch
-from prometar.training.run import initial_state
+from prometar.training.run import DTYPES, Run, initial_state
 from prometar.training.session import Session
 from tests.support.small import small_run, train, without_time
 
+Begun = tuple[Run, Path]
 
-@pytest.mark.parametrize("method", METHODS)
-def test_resumed_equals_never_stopped_bit_for_bit(method: str, tmp_path: Path) -> None:
-    run = small_run(method)
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    """A run, and its checkpoint after an epoch."""
+    run, folder = small_run(), tmp_path_factory.mktemp("begun")
+    Session(run, folder).epoch()
+    return run, folder / "checkpoint.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [*((method, "fp32") for method in METHODS), ("prometar", "bf16"), ("prometar", "fp16")],
+)
+def test_resumed_equals_never_stopped_bit_for_bit(method: str, precision: str, tmp_path: Path) -> None:
+    """Prompts are learned in float32, whatever the towers compute in."""
+    run = small_run(method, data__shots=1, backbone__precision=precision)
+    assert run.backbone.clip.dtype == DTYPES[precision]
+    assert run.backbone.clip.logit_scale.dtype == torch.float32
+    start = initial_state(run).prompts
     whole = Session(run, tmp_path / "whole")
     history = train(whole)
     for _ in range(3):  # each epoch by another session, as after a kill
@@ -36,6 +53,8 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, tmp_path: Path) -
     assert without_time(parts.history) == without_time(history)
     for name, tensor in whole.state.tensors().items():
         assert torch.equal(tensor, parts.state.tensors()[name]), name
+        assert tensor.dtype == torch.float32
+    assert all((whole.state.prompts[name] != leaf).any() for name, leaf in start.items())
     assert (
         whole.state.step == parts.state.step == (3 * run.plan.steps_per_epoch if whole.state.prompts else 0)
     )
@@ -106,8 +125,8 @@ def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:
         train(Session(run, tmp_path))
 
 
-def test_a_checkpoint_belongs_to_settings_class_names_and_words_around_them(tmp_path: Path) -> None:
-    run = small_run()
+def test_a_checkpoint_belongs_to_settings_class_names_and_words_around_them(begun: Begun) -> None:
+    run, checkpoint = begun
 
     def renamed(items: Sequence[Item]) -> tuple[Item, ...]:
         return tuple(replace(item, classname=f"my {item.classname}") for item in items)
@@ -117,18 +136,15 @@ def test_a_checkpoint_belongs_to_settings_class_names_and_words_around_them(tmp_
     others = [replace(run, plan=names), replace(run, dataset=words), small_run(optim__lr=0.01)]
     assert names.digest == run.plan.digest, "the same images"
     assert replace(run).digest == run.digest
-    Session(run, tmp_path).epoch()
     for other in others:
         with pytest.raises(WorkError, match="belongs to a run with other settings or data"):
-            Session(other, tmp_path)
+            Session(other, checkpoint.parent)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 500])
-def test_a_damaged_checkpoint_is_one_line(keep: int, tmp_path: Path) -> None:
-    run = small_run()
-    Session(run, tmp_path).epoch()
+def test_a_damaged_checkpoint_is_one_line(keep: int, begun: Begun, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
+    path.write_bytes(begun[1].read_bytes()[:keep])
     with pytest.raises(WorkError, match=r"is corrupt .* Remove it to start this run over"):
         load_checkpoint(path)
 
@@ -196,16 +212,15 @@ DAMAGES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_checkpoint_is_checked_where_it_enters(kind: str, tmp_path: Path) -> None:
+def test_a_checkpoint_is_checked_where_it_enters(kind: str, begun: Begun, tmp_path: Path) -> None:
     change, message = DAMAGES[kind]
-    run = small_run()
-    Session(run, tmp_path).epoch()
-    path = tmp_path / "checkpoint.safetensors"
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
+    run, checkpoint = begun
+    tensors = load_file(checkpoint)
+    with safe_open(checkpoint, framework="pt") as file:
         metadata = file.metadata()
     change(tensors, metadata)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / checkpoint.name, metadata)
     with pytest.raises(WorkError, match=message) as caught:
         Session(run, tmp_path)
     assert "Remove it to start this run over" in str(caught.value)
