@@ -109,7 +109,7 @@ def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> Non
 
 
 def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: Path) -> None:
-    run = small_run()
+    run = small_run(train__epochs=2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(Session(run, whole, watch=Alignment(whole, every=1)))
     watch = Alignment(parts, every=1)

@@ -20,7 +20,7 @@ from tune.execution.training import JobTraining
 from tune.execution.worker import Task
 from tune.records.schema import EpochReport
 
-BASE: dict[str, Any] = {**BACKBONE, "train.epochs": 3, "data.shots": 2, "optim.warmup_epochs": 0}
+BASE: dict[str, Any] = {**BACKBONE, "train.epochs": 2, "data.shots": 2, "optim.warmup_epochs": 0}
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
 PLAN = ResourcePlan(1, 1.0, 0.0)
 
@@ -81,7 +81,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
 def test_figures_of_several_runs_are_their_means(tmp_path: Path, alone: Alone) -> None:
     seeds: tuple[dict[str, Any], ...] = ({"train.seed": 0}, {"train.seed": 1})
     reports = finish(job(tmp_path, *seeds))
-    assert [(report.epoch, report.finished) for report in reports] == [(1, False), (2, False), (3, True)]
+    assert [(report.epoch, report.finished) for report in reports] == [(1, False), (2, True)]
     for both, a, b in zip(reports, alone(seeds[0]), alone(seeds[1]), strict=True):
         for key in ("objective", "base", "loss"):
             expected = (getattr(a, key) + getattr(b, key)) / 2
