@@ -18,25 +18,19 @@ from prometar.device import fetch, send
 from prometar.step import iteration
 from prometar.training import epoch
 from prometar.training import run as run_module
-from prometar.training.run import Run, forget
+from prometar.training.run import forget
 from prometar.training.session import Session
 from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
 from tests.support.small import small_run, without_time
 from tests.support.tiny import open_clip_model, towers
 
-SMALL: dict[str, Any] = {"train__epochs": 2, "data__shots": 1}
+SMALL: dict[str, Any] = {"train__epochs": 2, "train__batch_size": 6, "data__shots": 1}
 TINY = towers(open_clip_model(layers=2)).folded()
 USERS = ("prometar.training.run", "prometar.inference.classifier")
 
 
 def tiny(*args: object, dtype: torch.dtype, device: torch.device) -> Backbone:
     return Backbone("tiny", TINY.to(device=device, dtype=dtype))
-
-
-def warm(run: Run) -> Run:
-    """The constants of its backbone are where that is, as after its first image."""
-    run.backbone.normalize(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=DEVICE))
-    return run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,26 +64,6 @@ def quiet(function: Callable[..., Any], seen: Traffic) -> Callable[..., Any]:
     return call
 
 
-def count(work: Callable[[], object], seen: Traffic, *, copies: int, waits: int) -> None:
-    """So many copies to the accelerator, and so many waits."""
-    seen.clear()
-    work()
-    assert len(seen.copies) == copies, seen.copies
-    assert len(seen.waits) == waits, seen.waits
-
-
-def num_scored(run: Run) -> int:
-    return sum(each.plan.steps_per_epoch for each in run.evaluations.values())
-
-
-def count_epoch(session: Session, seen: Traffic) -> None:
-    """A copy for each batch; a wait for the losses, for each score, and for the checkpoint."""
-    run = session.run
-    steps = run.plan.steps_per_epoch if session.state.prompts else 0
-    waits = len(run.evaluations) + (2 if steps else 0)
-    count(session.epoch, seen, copies=steps + num_scored(run), waits=waits)
-
-
 @pytest.mark.parametrize(
     ("precision", "method"),
     [*(("fp32", method) for method in METHODS), *product(("fp64", "bf16", "fp16"), ("prometar", "cocoop"))],
@@ -97,11 +71,18 @@ def count_epoch(session: Session, seen: Traffic) -> None:
 def test_an_epoch_copies_once_a_batch_and_waits_once(
     method: str, precision: str, seen: Traffic, tmp_path: Path
 ) -> None:
-    settings = {"backbone__precision": precision, "train__batch_size": 6, **SMALL}
-    run = warm(small_run(method, objective="base_val", **settings))
+    """A copy for each batch; a wait for the losses, for each score, and for the checkpoint."""
+    run = small_run(method, objective="base_val", backbone__precision=precision, **SMALL)
     assert run.backbone.clip.device == DEVICE
+    # As after the first image: the constants of its backbone are where that is.
+    run.backbone.normalize(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=DEVICE))
     session = Session(run, tmp_path)
-    count_epoch(session, seen)
+    seen.clear()
+    session.epoch()
+    steps = run.plan.steps_per_epoch if session.state.prompts else 0
+    scored = [each.plan.steps_per_epoch for each in run.evaluations.values()]
+    assert len(seen.copies) == steps + sum(scored), seen.copies
+    assert len(seen.waits) == len(scored) + (2 if steps else 0), seen.waits
 
 
 @pytest.mark.parametrize("method", ["prometar", "promptsrc", "maple"])
