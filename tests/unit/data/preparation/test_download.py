@@ -72,11 +72,15 @@ def zip_of(folder: Path, top: str) -> bytes:
     return stream.getvalue()
 
 
+Offer = Callable[[str], None]
+
+
 @pytest.fixture
-def mirror(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
-    """A server with the archives and split files of all benchmarks that have any, made from small copies."""
+def offer(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
+    """Makes a small copy of a benchmark in origin/. The server offers its archives and its split file."""
     monkeypatch.setattr(download_module, "PUBLIC_SPLITS", f"{server.url}/splits")
-    for name in (*DOWNLOADED, *BY_HAND):
+
+    def of(name: str) -> None:
         row, folder = BENCHMARKS[name], write_copy(name, tmp_path / "origin")
         (folder / "annotations").mkdir(exist_ok=True)
         (folder / "annotations/list.txt").write_text("x")
@@ -91,7 +95,8 @@ def mirror(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
             archives.append(archive.model_copy(update={"url": server.url + path, "digest": digest}))
         row = with_split(server, row, folder) if row.split_file else row
         monkeypatch.setitem(BENCHMARKS, name, row.model_copy(update={"archives": tuple(archives)}))
-    return server
+
+    return of
 
 
 def download(name: str, root: Path) -> int:
@@ -100,8 +105,9 @@ def download(name: str, root: Path) -> int:
 
 @pytest.mark.parametrize("name", DOWNLOADED)
 def test_a_benchmark_is_placed_as_the_catalog_expects(
-    mirror: Served, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    server: Served, offer: Offer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    offer(name)
     row, root = BENCHMARKS[name], tmp_path / "root"
     files = [archive.key for archive in row.archives] + [row.split_file] * bool(row.split_file)
     assert download(name, root) == 0
@@ -112,18 +118,19 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
     assert "not CoOp's" not in capsys.readouterr().out
     assert open_dataset(name, root).splits == open_dataset(name, tmp_path / "origin").splits
     assert os.listdir(root) == [row.folder]
-    asked = len(mirror.requests)
+    asked = len(server.requests)
     assert download(name, root) == 0
     text = capsys.readouterr().out
     assert "Downloaded " not in text
     assert "Complete. To check every image" in text
-    assert len(mirror.requests) == asked
+    assert len(server.requests) == asked
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_a_split_comes_before_images_that_are_got_by_hand(
-    mirror: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
+    offer(name)
     row = BENCHMARKS[name]
     assert download(name, tmp_path / "new") == 0
     out = capsys.readouterr().out
@@ -135,8 +142,9 @@ def test_a_split_comes_before_images_that_are_got_by_hand(
 
 
 def test_a_split_file_that_is_there_is_kept(
-    mirror: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    offer("dtd")
     own = tmp_path / "origin/dtd" / SPLIT
     own.write_bytes(own.read_bytes() + b" ")
     assert download("dtd", tmp_path / "origin") == 0
@@ -163,12 +171,13 @@ WRONG_SPLITS: dict[str, tuple[str, Callable[[Any], object]]] = {
 
 @pytest.mark.parametrize("case", WRONG_SPLITS)
 def test_another_split_is_refused_and_not_kept(
-    mirror: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
+    offer("dtd")
     message, change = WRONG_SPLITS[case]
-    tree = json.loads(mirror.files[f"/splits/{SPLIT}"])
+    tree = json.loads(server.files[f"/splits/{SPLIT}"])
     change(tree)
-    mirror.files[f"/splits/{SPLIT}"] = json.dumps(tree).encode()
+    server.files[f"/splits/{SPLIT}"] = json.dumps(tree).encode()
     assert download("dtd", tmp_path) == 1
     assert "has the digest sha256:" in capsys.readouterr().err
     BENCHMARKS["dtd"] = BENCHMARKS["dtd"].model_copy(update={"split_digest": ""})
@@ -256,9 +265,11 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, kind: str) -> None:
 
 
 def test_an_archive_of_something_else_is_told(
-    mirror: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mirror.files["/fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"] = tar_of(tmp_path / "origin/dtd", "dtd")
+    offer("fgvc_aircraft")
+    folder = write_copy("dtd", tmp_path)
+    server.files["/fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"] = tar_of(folder, "dtd")
     assert download("fgvc_aircraft", tmp_path / "root") == 1
     assert "has no folder fgvc-aircraft-2013b/data/images. Unpack it manually." in capsys.readouterr().err
 
