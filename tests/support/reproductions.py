@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ UNTRAINED = frozenset({"zero-shot", "zero-shot-ensemble"})
 RUNS = Path("runs")
 
 
+@cache
+def configured(method: str, *settings: tuple[str, Any]) -> Config:
+    return configure(method, dict(settings))
+
+
 def ask(
     protocol: str, methods: tuple[str, ...] = ("zero-shot", "coop"), *, seeds: tuple[int, ...] = (1, 2, 3),
     datasets: tuple[str, ...] = (), shots: tuple[int, ...] = (), settings: dict[str, Any] | None = None,
@@ -25,7 +31,8 @@ def ask(
     chosen = PROTOCOLS[protocol]
     values = {**PUBLISHED, **(settings or {})}
     configs = {
-        method: configure(method, {**protocol_settings(protocol, method), **values}) for method in methods
+        method: configured(method, *{**protocol_settings(protocol, method), **values}.items())
+        for method in methods
     }
     return replace(
         chosen,

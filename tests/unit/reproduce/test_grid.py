@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prometar.config.settings import dump_config
@@ -15,6 +15,7 @@ from tune.execution.jobs import Job
 from tune.reproduce.grid import PROTOCOLS, read_run
 
 
+@settings(max_examples=30)
 @given(
     protocol=st.sampled_from(sorted(PROTOCOLS)),
     methods=st.lists(st.sampled_from(["zero-shot", "coop", "maple", "prometar"]), min_size=1, unique=True),
@@ -53,8 +54,8 @@ def test_protocols_with_one_source_share_its_runs() -> None:
     assert [job.config for job in cross] == [job.config for job in domain]
 
 
-def job_of(folder: Path, **settings: Any) -> Job:
-    grid = ask("cross-dataset", ("maple",), seeds=(1,), datasets=("dtd", "eurosat"), settings=settings)
+def job_of(folder: Path, **changes: Any) -> Job:
+    grid = ask("cross-dataset", ("maple",), seeds=(1,), datasets=("dtd", "eurosat"), settings=changes)
     return grid.jobs(folder, UNTRAINED)[0]
 
 
