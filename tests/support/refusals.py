@@ -40,15 +40,15 @@ FAULTS = {
 class RefusingDisk:
     """Counts the calls that write below `folder`, whoever makes them in Python, and refuses some.
 
-    A write that is refused leaves half of what was to be written, as a full disk does.
+    These are the call of number `first` (1-based) and, but for `once`, all after it. A write that is refused
+    leaves half of what was to be written, as a full disk does.
 
     Attributes:
         refused: The calls that were refused, as (kind, file's name).
     """
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self._folder = str(folder)
-        self._fault, self._first, self._num_calls = FAULTS["full"], 0, 0
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, fault: Fault, first: int) -> None:
+        self._folder, self._fault, self._first, self._num_calls = str(folder), fault, first, 0
         self.refused: list[tuple[str, str]] = []
         opened = io.open
 
@@ -70,14 +70,6 @@ class RefusingDisk:
 
         patch.setattr(os, "fsync", fsync)
 
-    def refuse(self, fault: Fault, first: int) -> None:
-        """From now on, refuse the call of number `first` (1-based) and, but for `once`, all after it."""
-        self._fault, self._first, self._num_calls, self.refused = fault, first, 0, []
-
-    def mend(self) -> None:
-        """Refuse nothing any more."""
-        self._first = 0
-
     def _is_here(self, file: Any) -> bool:
         return isinstance(file, str | Path) and str(file).startswith(self._folder)
 
@@ -90,7 +82,7 @@ class RefusingDisk:
         return checked
 
     def _check(self, kind: str, path: Any) -> None:
-        if not self._first or kind not in self._fault.kinds:
+        if kind not in self._fault.kinds:
             return
         self._num_calls += 1
         if self._num_calls == self._first or (self._num_calls > self._first and not self._fault.once):

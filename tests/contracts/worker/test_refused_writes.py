@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -169,12 +169,12 @@ def test_every_write_is_refused_in_turn(
         leave_half(tmp_path / "whole")
     told = without_times(command(tmp_path / "whole"))
     expected, names = contents(tmp_path / "whole"), set[str]()
-    for number, folder in numbered(tmp_path):
+    for number in range(1, 200):
+        folder = tmp_path / f"{number}"
         if command is damaged:
             leave_half(folder)
         with monkeypatch.context() as patch:
-            disk = RefusingDisk(tmp_path, patch)
-            disk.refuse(fault, number)
+            disk = RefusingDisk(tmp_path, patch, fault, number)
             try:
                 assert without_times(command(folder)) == told
             except StorageError as error:
@@ -199,11 +199,6 @@ def test_every_write_is_refused_in_turn(
         assert any(each.startswith(name) for each in names)
 
 
-def numbered(folder: Path) -> Iterator[tuple[int, Path]]:
-    for number in range(1, 200):
-        yield number, folder / f"{number}"
-
-
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_cache_that_cannot_be_written_changes_nothing(
     tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
@@ -212,11 +207,11 @@ def test_a_cache_that_cannot_be_written_changes_nothing(
     ask = partial(cached_text, clip, "digest", tokenize, ["cat", "dog"], ["a photo of a {}."])
     monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "whole"))
     whole = ask()
-    for number, folder in numbered(tmp_path):
+    for number in range(1, 200):
+        folder = tmp_path / f"{number}"
         monkeypatch.setenv("PROMETAR_CACHE", str(folder))
         with monkeypatch.context() as patch:
-            disk = RefusingDisk(folder, patch)
-            disk.refuse(fault, number)
+            disk = RefusingDisk(folder, patch, fault, number)
             assert torch.equal(ask(), whole)
         assert torch.equal(ask(), whole), "and nothing of it is taken for an entry"
         if not disk.refused:
