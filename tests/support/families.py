@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from prometar.clip import openclip
+from tests.support import tiny
 
 __all__: list[str] = []
 _TRUNK = {
@@ -41,10 +42,10 @@ def vit_test_siglip_edge(**settings: Any) -> Any:
     return _trunk(**{**settings, "img_size": 20})
 
 
-_TEXT: dict[str, Any] = {"width": 16, "heads": 2, "layers": 3}
 _SIGLIP: dict[str, Any] = {
-    **_TEXT, "context_length": 12, "vocab_size": 60, "hf_tokenizer_name": "words", "no_causal_mask": True,
-    "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6},
+    "width": 16, "heads": 2, "layers": 3, "context_length": 12, "vocab_size": 60,
+    "hf_tokenizer_name": "words", "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
+    "norm_kwargs": {"eps": 1e-6},
 }  # fmt: skip
 
 
@@ -57,11 +58,7 @@ def _siglip(trunk: str = "vit_test_siglip_16", **text: Any) -> dict[str, Any]:
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "tiny-clip": {
-        "embed_dim": 24,
-        "text_cfg": _TEXT,
-        "vision_cfg": {"layers": 3, "width": 32, "head_width": 8, "image_size": 16, "patch_size": 8},
-    },
+    "tiny-clip": tiny.config(quick_gelu=False),
     "tiny-siglip": _siglip(),
     "tiny-siglip2": _siglip("vit_test_siglip_edge", act_kwargs={"approximate": "tanh"}),
     "tiny-siglip-i18n": _siglip(width=24, heads=3, proj_type="none", proj_bias=False),

@@ -43,24 +43,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Half:
-    """A modulator."""
-
-    constant: float = 0.5
-
-    def initialize(self, tokens, generator):
-        return {}
-
-    def __call__(self, gate, task, regularizer):
-        return {name: task[name] + 0.5 * regularizer[name] for name in task}
-
-
-@dataclass(frozen=True)
 class Mute:
-    pass
-
-
-class Plain:
     pass
 
 
@@ -83,8 +66,8 @@ class Wide:
 '''
 
 
-def write_parts(folder: Path, name: str, text: str = PARTS) -> Path:
+def write_parts(folder: Path, name: str) -> Path:
     """FOLDER/NAME.py; returns its path."""
     path = folder / f"{name}.py"
-    path.write_text(text)
+    path.write_text(PARTS)
     return path

@@ -10,15 +10,11 @@ from open_clip import factory
 from prometar.config.settings import Config
 from prometar.training.run import Run, build_run
 from prometar.training.session import Session
+from tests.support import tiny
 
 NAME = "tiny-plain"
 
-factory._MODEL_CONFIGS[NAME] = {  # in this process alone
-    "embed_dim": 24,
-    "quick_gelu": True,
-    "text_cfg": {"width": 16, "heads": 2, "layers": 2},
-    "vision_cfg": {"layers": 2, "width": 32, "head_width": 8, "image_size": 16, "patch_size": 8},
-}
+factory._MODEL_CONFIGS[NAME] = tiny.config(layers=2)  # in this process alone
 
 BACKBONE: dict[str, Any] = {"backbone.name": NAME, "backbone.pretrained": "random"}
 """Settings that choose it."""

@@ -21,18 +21,18 @@ def config(*, layers: int = 3, quick_gelu: bool = True) -> dict[str, Any]:
     }
 
 
-def open_clip_model(*, layers: int = 3, quick_gelu: bool = True, seed: int = 0) -> CLIP:
+def open_clip_model(*, layers: int = 3) -> CLIP:
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = CLIP(**config(layers=layers, quick_gelu=quick_gelu))
+        torch.manual_seed(0)
+        model = CLIP(**config(layers=layers))
         with torch.no_grad():  # biases start at zero: give every weight something to do
             for parameter in model.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
     return model.double().eval().requires_grad_(False)
 
 
-def towers(model: CLIP, *, quick_gelu: bool = True) -> Clip:
-    return from_state_dict(model.state_dict(), clip_architecture(config(quick_gelu=quick_gelu)))
+def towers(model: CLIP) -> Clip:
+    return from_state_dict(model.state_dict(), clip_architecture(config()))
 
 
 @cache
