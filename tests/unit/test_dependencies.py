@@ -1,10 +1,10 @@
 """constraints.txt and THIRD_PARTY.md say of every dependency what pyproject.toml and its own metadata say."""
 
-import importlib.util
 import re
+import runpy
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -18,18 +18,7 @@ ROWS = [
     for line in (ROOT / "THIRD_PARTY.md").read_text("utf-8").splitlines()
     if line.startswith("| ")
 ][1:]
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dependencies", ROOT / ".ci" / "dependencies.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-DEPENDENCIES = script()
+DEPENDENCIES = SimpleNamespace(**runpy.run_path(str(ROOT / ".ci" / "dependencies.py")))
 DIRECT: list[Requirement] = [r for group in DEPENDENCIES.groups().values() for r in group]
 PINNED = {canonicalize_name(r.name): r for r in map(Requirement, LINES)}
 

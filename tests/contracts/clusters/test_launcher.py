@@ -74,10 +74,8 @@ def test_launcher_file(name: str) -> None:
     check_launcher(text_of(name))
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
+DAMAGES = [
+    *((name, *damage) for name in FILES for damage in (
         ("cluster_name:", "clustername:", "'clustername' was unexpected"),
         (IMAGE, "registry.example.com/prometar:latest", "another image"),
         ("--num-cpus=0", "", "head would run trials"),
@@ -86,26 +84,19 @@ def test_launcher_file(name: str) -> None:
         (f'"{TOKEN}": "{TOKEN}"', '"~/a": "~/b"', "no token"),
         ("/mnt/shared:/mnt/shared", "/tmp:/mnt/other", "nothing is shared"),
         ("head_start_ray_commands", "setup_commands: [pip install ray]\nhead_start_ray_commands", "install"),
-    ],
-)
+    )),
+    ("aws.yaml", "SecurityGroupIds: [YOUR_GROUP]", "", "open to the world"),
+    ("aws.yaml", "HttpTokens", "HttpToken", "HttpToken"),
+    ("aws.yaml", "MarketType: spot", "MarketType: capacity-block", "workers are spot"),
+    ("aws.yaml", "CPU: 0, GPU: 0", "CPU: 4, GPU: 0", "on workers with GPUs alone"),
+    ("gcp.yaml", "      scheduling:\n", "      schedule:\n", "workers are spot"),
+    ("gcp.yaml", "CPU: 8, GPU: 1", "CPU: 8, GPU: 0", "on workers with GPUs alone"),
+    ("onprem.yaml", "head_ip", "head_address", "head_ip"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "old", "new", "message"), DAMAGES)
 def test_damage_is_refused(name: str, old: str, new: str, message: str) -> None:
     text = damaged(name, old, new).replace("\nsetup_commands: []", "")
     with pytest.raises((jsonschema.ValidationError, click.ClickException, ValueError), match=message):
         check_launcher(text)
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new", "message"),
-    [
-        ("aws.yaml", "SecurityGroupIds: [YOUR_GROUP]", "", "open to the world"),
-        ("aws.yaml", "HttpTokens", "HttpToken", "HttpToken"),
-        ("aws.yaml", "MarketType: spot", "MarketType: capacity-block", "workers are spot"),
-        ("aws.yaml", "CPU: 0, GPU: 0", "CPU: 4, GPU: 0", "on workers with GPUs alone"),
-        ("gcp.yaml", "      scheduling:\n", "      schedule:\n", "workers are spot"),
-        ("gcp.yaml", "CPU: 8, GPU: 1", "CPU: 8, GPU: 0", "on workers with GPUs alone"),
-        ("onprem.yaml", "head_ip", "head_address", "head_ip"),
-    ],
-)
-def test_damage_of_one_is_refused(name: str, old: str, new: str, message: str) -> None:
-    with pytest.raises((jsonschema.ValidationError, click.ClickException, ValueError), match=message):
-        check_launcher(damaged(name, old, new))

@@ -57,10 +57,8 @@ def test_manifest(name: str) -> None:
     check_manifest(text_of(name))
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
+DAMAGES = [
+    *((name, *damage) for name in FILES for damage in (
         ("mode: token", "mode: disabled", "no token"),
         (IMAGE, "registry.example.com/prometar:latest", "another image"),
         ('num-cpus: "0"', 'num-cpus: "4"', "head would run trials"),
@@ -68,24 +66,19 @@ def test_manifest(name: str) -> None:
         ("claimName: prometar-shared", "claimName: another", "nothing is shared"),
         ("memory: 8Gi}", "memory: 9Gi}", "requests and limits differ"),
         ("runAsNonRoot: true", "runAsNonRoot: false", "become root"),
-    ],
-)
-def test_damage_is_refused(name: str, old: str, new: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_manifest(damaged(name, old, new))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
+    )),
+    *(("kuberay/rayjob.yaml", *damage) for damage in (
         ("valueFrom:\n                    secretKeyRef: {name: prometar-db, key: password}",
          "value: hunter2", "a secret in clear"),
         ("prometar@YOUR_DATABASE", "prometar:hunter2@YOUR_DATABASE", "shows a password"),
         ("--out /mnt/shared/out", "--out /home/ray/out", "--out /home/ray/out is lost with the cluster"),
         ("--address auto", "", "Ray of its own"),
         ("--dataset dtd", "--dataset dtd --trails 3", "No such option"),
-    ],
-)  # fmt: skip
-def test_damage_of_the_job_is_refused(old: str, new: str, message: str) -> None:
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "old", "new", "message"), DAMAGES)
+def test_damage_is_refused(name: str, old: str, new: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_manifest(damaged("kuberay/rayjob.yaml", old, new))
+        check_manifest(damaged(name, old, new))

@@ -9,20 +9,6 @@ from tests.support.shipped import script
 MISMATCH = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException) -> object:
-    """What wait.py ends with for a command, where its waiting raises so."""
-    module = script("wait")
-
-    def fail(*_: object) -> None:
-        raise raised
-
-    monkeypatch.setattr(module, "wait", fail)
-    monkeypatch.setattr(sys, "argv", ["wait.py", "--cpus", "1", "--", command])
-    with pytest.raises(SystemExit) as ended:
-        module.main()
-    return ended.value.code
-
-
 @pytest.mark.parametrize(
     ("command", "raised", "code"),
     [
@@ -36,7 +22,16 @@ def asked(monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException) 
 def test_waiting_in_vain(
     monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException, code: object
 ) -> None:
-    assert asked(monkeypatch, command, raised) == code
+    module = script("wait")
+
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(module, "wait", fail)
+    monkeypatch.setattr(sys, "argv", ["wait.py", "--cpus", "1", "--", command])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == code
 
 
 @pytest.mark.parametrize("option", ["--cpus=-1", "--gpus=-1", "--minutes=nan", "--minutes=inf"])
