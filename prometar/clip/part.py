@@ -18,20 +18,20 @@ class Part(Protocol):
     `value` returns the result of `forward` and stores nothing. The defaults assume that J is constant.
     """
 
-    def value(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor, /) -> Tensor:
         return self.forward(x)
 
-    def forward(self, x: Tensor) -> Tensor: ...
+    def forward(self, x: Tensor, /) -> Tensor: ...
 
-    def vjp(self, g_K: Tensor) -> Tensor:
+    def vjp(self, g_K: Tensor, /) -> Tensor:
         return self.hvp(g_K)
 
-    def differentiable_vjp(self, g_K: Tensor) -> Tensor:
+    def differentiable_vjp(self, g_K: Tensor, /) -> Tensor:
         return self.hvp(g_K)
 
-    def jvp(self, t_K: Tensor) -> Tensor: ...
+    def jvp(self, t_K: Tensor, /) -> Tensor: ...
 
-    def hvp(self, r: Tensor) -> Tensor: ...
+    def hvp(self, r: Tensor, /) -> Tensor: ...
 
 
 Through = Callable[[Part, Tensor], Tensor]

@@ -294,7 +294,7 @@ class StudyRecord:
     version: Literal[3] = VERSION
 
 
-Record = TypeVar("Record", StudyRecord, TrialRecord, Confirmation, FinalTest)
+Record = TypeVar("Record", bound=StudyRecord | TrialRecord | Confirmation | FinalTest)
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (StudyRecord, TrialRecord, Confirmation, FinalTest)

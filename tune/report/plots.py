@@ -212,7 +212,7 @@ def embed(figure: go.Figure, name: str) -> Markup:
         font={"family": "system-ui, sans-serif", "size": 13},
         margin={"l": 10, "r": 10, "t": 30, "b": 10},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        height=figure.layout.height or 400,
+        height=figure.layout["height"] or 400,
     )
     return Markup(
         to_html(

@@ -216,6 +216,7 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
 def next_steps(records: Records) -> list[tuple[str, str]]:
     """Return the next steps that follow from the verdict, each with a command or ""."""
     test = records.final_test
+    difference = test.difference if test else None
     match status(records):
         case "leaking":
             return [("Use an objective that does not read test images, such as --objective drift.", "")]
@@ -229,7 +230,7 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
             return [("To compare both on test images, rerun the same command with --final-seeds auto.", "")]
         case _:
             steps = [_train(records, "selected"), _train(records, "baseline")]
-            if test.difference and test.difference.mean < 0:
+            if difference and difference.mean < 0:
                 steps.reverse()
     more = f"such as --trials {2 * records.search.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {more}.", "")]

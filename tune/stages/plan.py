@@ -172,7 +172,7 @@ def _stages(
         name: (seeds * num_sets, seeds * num_sets * epochs, seeds * epochs * steps)
         for name, (seeds, epochs, steps) in amounts.items()
     }
-    runs, epochs, steps = map(sum, zip(*stages.values(), strict=True))
+    runs, epochs, steps = (sum(amounts) for amounts in zip(*stages.values(), strict=True))
     return {**stages, TOTAL: (runs, epochs, steps)}, remarks
 
 
