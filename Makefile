@@ -28,7 +28,7 @@ $(STAMP)-dev: pyproject.toml | $(BIN)/python
 	touch $(STAMP) $@
 
 # Smaller than the study without options, to fit into five minutes with the installation. Its cost comes first.
-DEMO := --study demo --trials 12 --top 2 --final-seeds "1 2 3 4 5"
+DEMO := --study demo --trials 12 --top 2 --set data.shots=8 --final-seeds "1 2 3 4 5"
 demo: $(STAMP)
 	@$(BIN)/python tune/search.py $(DEMO) --plan
 	@$(BIN)/python tune/search.py $(DEMO)

@@ -97,6 +97,8 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("name", "old", "new", "message"), DAMAGES)
 def test_damage_is_refused(name: str, old: str, new: str, message: str) -> None:
-    text = damaged(name, old, new).replace("\nsetup_commands: []", "")
+    text = damaged(name, old, new)
+    if new.startswith("setup_commands"):  # in place of the empty one
+        text = text.replace("\nsetup_commands: []", "")
     with pytest.raises((jsonschema.ValidationError, click.ClickException, ValueError), match=message):
         check_launcher(text)

@@ -84,8 +84,8 @@ def test_figures_of_several_runs_are_their_means(tmp_path: Path, alone: Alone) -
     assert [(report.epoch, report.finished) for report in reports] == [(1, False), (2, True)]
     for both, a, b in zip(reports, alone(seeds[0]), alone(seeds[1]), strict=True):
         for key in ("objective", "base", "loss"):
-            expected = (getattr(a, key) + getattr(b, key)) / 2
-            assert getattr(both, key) == pytest.approx(expected, abs=1e-9)
+            expected = (a.metrics[key] + b.metrics[key]) / 2
+            assert both.metrics[key] == pytest.approx(expected, abs=1e-9)
         assert [(run.dataset, run.seed, run.objective) for run in both.runs] == [
             ("textures", 0, a.objective), ("textures", 1, b.objective)
         ]  # fmt: skip
