@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_WHEEL = (
-    "prometar/py.typed", "tune/py.typed", "prometar/bundled/mini.safetensors",
+    "prometar/py.typed", "tune/py.typed", "prometar/embedded/mini.safetensors",
     "tune/space/spaces/default.yaml", "tune/report/templates/report.html.jinja",
 )  # fmt: skip
 

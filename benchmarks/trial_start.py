@@ -20,10 +20,10 @@ import ray
 from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
 
 from prometar.config.settings import configure
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.execution.ray_cluster import start_ray
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import Task, TrialWorker
+from tune.execution.worker import JobRequest, TrialWorker
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
 
@@ -84,7 +84,7 @@ def tasks(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
         run_dir.mkdir()
         run = config.override({"regularizer.text_weight": 10.0 + k})
         job = Job(f"trial {k}", {run_dir: run}, "drift", 20, k)
-        found.append({"task": Task(job, plan, plan.bundles())})
+        found.append({"request": JobRequest(job, plan, plan.bundles())})
     return found
 
 
@@ -102,10 +102,10 @@ def measure(kind: str, trials: int) -> Figures:
     actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
     rows, worker = list[dict[str, float]](), None
     with TemporaryDirectory() as folder:
-        for task in tasks(folder, plan, trials + (kind == "reused actor")):
+        for request in tasks(folder, plan, trials + (kind == "reused actor")):
             began = time.time()
             worker = worker or actor.remote()
-            rows.append(ray.get(worker.run.remote(task, began)))
+            rows.append(ray.get(worker.run.remote(request, began)))
             if kind == "new actor":
                 assert isinstance(worker, ActorHandle)
                 ray.kill(worker)

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prometar.bundled.suite import default_backbone
 from prometar.cli.console import RootOption
 from prometar.config.recipes import recipe
 from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
+from prometar.embedded.datasets import default_backbone
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
 from tune.execution.ray_cluster import configure_ray

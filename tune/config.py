@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from prometar.bundled.suite import DEFAULT, SUITE, default_backbone
 from prometar.config.settings import (
     Config,
     absolute_paths,
@@ -21,6 +20,7 @@ from prometar.config.settings import (
     parse_assignments,
 )
 from prometar.data.datasets.catalog import default_root, file_name
+from prometar.embedded.datasets import DEFAULT, EMBEDDED, default_backbone
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
@@ -217,7 +217,7 @@ class StudyConfig(PlainData):
         datasets = tuple(_as_tuple(flat.get("search.datasets", DEFAULT)))
         method = run_flat.pop("method", "prometar")
         flat.setdefault("test.epochs", configure(method).train.epochs)
-        if SUITE.keys() >= set(datasets):
+        if EMBEDDED.keys() >= set(datasets):
             run_flat.setdefault(EPOCHS, EMBEDDED_EPOCHS)
             flat.setdefault("search.trials", EMBEDDED_TRIALS)
         backbone, pretrained = default_backbone(

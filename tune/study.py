@@ -22,7 +22,7 @@ from tune.records.schema import Confirmation, FinalTest, StudyRecord, by_score
 from tune.stages.plan import StudyPlan, estimate, load_contents, plan_study
 
 if TYPE_CHECKING:
-    from tune.execution.jobs import Job, Observer
+    from tune.execution.job import Job, Observer
     from tune.report.page import Report
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prometar.errors import first_line
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.records.schema import EpochReport
 
 TrackedRun = tuple[Callable[[str, float, int], object], Callable[[str], object]]

@@ -26,7 +26,7 @@ from open_clip.transformer import PatchDropout
 from suite import SETS
 from torch import Tensor
 
-from prometar.bundled.weights import ROW_IDS, ROW_VALUES, TOKEN_TABLE, initial_token_table, mini_config
+from prometar.embedded.weights import ROW_IDS, ROW_VALUES, TOKEN_TABLE, initial_token_table, mini_config
 
 from .captions import CaptionSettings, Corpus, build_corpus
 from .pretrain_text import TextSettings, image_features, train_text

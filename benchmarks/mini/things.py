@@ -8,11 +8,11 @@ import zlib
 
 import numpy as np
 
-from prometar.bundled.canvas import make_canvas, noise, place
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, lit, near
-from prometar.bundled.textures import TEXTURES
-from prometar.bundled.weights import MINI_VOCABULARY
+from prometar.embedded.canvas import make_canvas, noise, place
+from prometar.embedded.paint import Pixels, blend, lit, near
+from prometar.embedded.rendered import RenderedSet
+from prometar.embedded.textures import TEXTURES
+from prometar.embedded.weights import MINI_VOCABULARY
 
 
 def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:

@@ -13,8 +13,8 @@ from suite.leaves import WILD as LEAVES
 from suite.shapes import WILD as SHAPES
 from suite.sketches import WILD as SKETCHES
 
-from prometar.bundled.dataset import FIRST_SEED, RenderedSet
-from prometar.bundled.paint import Pixels, quantise
+from prometar.embedded.paint import Pixels, quantise
+from prometar.embedded.rendered import FIRST_SEED, RenderedSet
 
 from .things import THINGS
 

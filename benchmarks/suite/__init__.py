@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from prometar.bundled.cells import CELLS
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.textures import TEXTURES
 from prometar.data.datasets.catalog import rendered_dataset
 from prometar.data.datasets.dataset import Dataset
+from prometar.embedded.cells import CELLS
+from prometar.embedded.rendered import RenderedSet
+from prometar.embedded.textures import TEXTURES
 
 from .fabrics import FABRICS
 from .flags import FLAGS

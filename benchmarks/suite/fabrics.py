@@ -5,10 +5,10 @@ from math import tau
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, centred, edge, make_canvas, noise
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, lit, near
-from prometar.bundled.textures import lines
+from prometar.embedded.canvas import Canvas, Field, centred, edge, make_canvas, noise
+from prometar.embedded.paint import Pixels, blend, lit, near
+from prometar.embedded.rendered import RenderedSet
+from prometar.embedded.textures import lines
 
 
 def _argyle(c: Canvas) -> Field:

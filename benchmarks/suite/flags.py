@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, Stance, centred, noise, place
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Canvas, Field, Stance, centred, noise, place
+from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.rendered import RenderedSet
 
 _DARK = ((0.75, 0.08, 0.12), (0.05, 0.15, 0.5), (0.0, 0.42, 0.2), (0.1, 0.1, 0.1), (0.4, 0.1, 0.4))
 _LIGHT = ((0.95, 0.95, 0.95), (0.98, 0.82, 0.1), (0.45, 0.7, 0.95), (0.98, 0.6, 0.2))

@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, Stance, distance, fractal, noise, place
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, lit, near
+from prometar.embedded.canvas import Canvas, Field, Stance, distance, fractal, noise, place
+from prometar.embedded.paint import Pixels, blend, lit, near
+from prometar.embedded.rendered import RenderedSet
 
 
 def _polar(f: Canvas, y: float = 0.0) -> tuple[Field, Field]:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, centred, distance, edge, place
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Canvas, Field, centred, distance, edge, place
+from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.rendered import RenderedSet
 
 Curve = Callable[[np.random.Generator, Field], Field]
 """Height 0..1 of a curve at 0..1."""

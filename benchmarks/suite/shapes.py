@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, Stance, distance, edge, fractal, place
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, contrasting, lit
+from prometar.embedded.canvas import Canvas, Field, Stance, distance, edge, fractal, place
+from prometar.embedded.paint import Pixels, blend, contrasting, lit
+from prometar.embedded.rendered import RenderedSet
 
 
 def polygon(frame: Canvas, corners: Field) -> Field:

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from prometar.bundled.canvas import Field, Stance, distance, noise, place
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Field, Stance, distance, noise, place
+from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.rendered import RenderedSet
 
 # On a grid of 20 by 20, y downwards. A stroke is a polyline "x y x y ...", a circle "o x y radius", or an arc
 # "a x y radius from to" in degrees, clockwise from the right.

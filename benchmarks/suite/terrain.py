@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, cells, centred, edge, fractal, make_canvas, noise
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Canvas, Field, cells, centred, edge, fractal, make_canvas, noise
+from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.rendered import RenderedSet
 
 _GRASS, _SOIL, _SAND, _WATER = (0.35, 0.45, 0.25), (0.5, 0.42, 0.32), (0.75, 0.66, 0.5), (0.12, 0.22, 0.3)
 _TREES, _ROAD, _ROOF = (0.13, 0.25, 0.14), (0.5, 0.5, 0.5), (0.72, 0.68, 0.66)

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from prometar.bundled.suite import DEFAULT, default_backbone
 from prometar.cli import data
 from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption, run_cli
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset
 from prometar.data.splits.objective import objective_of
+from prometar.embedded.datasets import DEFAULT, default_backbone
 from prometar.errors import UserError
 from prometar.io.files import resolve_path, write_atomically
 

@@ -68,7 +68,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Calla
 
 
 class Activation:
-    """Activation a(x) with its derivatives, as a `Part`.
+    """Activation a(x) with its derivatives, as a `TokenFunction`.
 
     Call `forward`, then `vjp`. For second derivatives, call `forward`, `differentiable_vjp`, `jvp` and `hvp`.
     """

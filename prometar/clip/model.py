@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import register_dataclass, tree_leaves, tree_map_only
 
 from prometar.clip.activations import QUICK_GELU_FACTOR
-from prometar.clip.part import EPS
+from prometar.clip.function import EPS
 
 
 class Block(NamedTuple):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prometar.bundled.weights import MINI_VOCABULARY, load_mini, mini_config
 from prometar.clip.features import Tokenize
 from prometar.clip.model import Clip
 from prometar.clip.weights import Architecture, from_state_dict, read_weights, require_tensors, weights_digest
+from prometar.embedded.weights import MINI_VOCABULARY, load_mini, mini_config
 from prometar.errors import UserError, download_errors, suppress_logs
 from prometar.io.files import file_size
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prometar.clip.function import Norm, Projection, TokenFunction
 from prometar.clip.model import Clip
-from prometar.clip.part import Norm, Part, Projection
 from prometar.clip.tower import Appended, Layer, Pass, Prompts, Replaced, appending_layers
 from prometar.errors import UserError
 
@@ -121,7 +121,7 @@ def _pass(clip: Clip, text: TextInput, prompts: Prompts, mask: Tensor | None) ->
             Layer(tower, block, mask=mask, num_shared=num_keys, ends=ends)
             for block, ends in zip(tower.blocks, [*[None] * (len(tower.blocks) - 1), text.end_C], strict=True)
         ]
-    end: list[Part] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
+    end: list[TokenFunction] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
     if clip.text_projection is not None:
         end.append(Projection(clip.text_projection, clip.text_projection_bias))
     return Pass(layers, slots, end=end)

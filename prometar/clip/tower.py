@@ -13,8 +13,8 @@ from torch import Tensor
 
 from prometar.clip.activations import Activation
 from prometar.clip.attention import Attention
+from prometar.clip.function import Norm, Through, TokenFunction
 from prometar.clip.model import Block, Tower
-from prometar.clip.part import Norm, Part, Through
 
 Prompts = Mapping[int, Tensor]
 """Prompts (P, D) by layer, or K cotangents or tangents of prompts (K, P, D).
@@ -50,7 +50,7 @@ class Layer:
         self._activation = Activation(tower.activation)
 
     def forward(self, x_BTD: Tensor, through: Through) -> Tensor:
-        """Run the forward pass. `through` calls `Part.forward` or `Part.value`."""
+        """Run the forward pass. `through` calls `TokenFunction.forward` or `TokenFunction.value`."""
         block = self._block
         self._rows = x_BTD.shape[:-1]
         h = F.linear(through(self._norm_1, x_BTD), block.in_proj_weight, block.in_proj_bias)
@@ -138,7 +138,7 @@ def appending_layers(tower: Tower, num_own: int, prompts: Prompts, *, num_out: i
 
 
 class Pass:
-    """One run of a tower, from prompts to features (N, E), with the derivatives of a `Part`.
+    """One run of a tower, from prompts to features (N, E), with the derivatives of a `TokenFunction`.
 
     first: Normalizes the prompt of layer 0. end: Computes features from the last tokens.
     """
@@ -149,7 +149,7 @@ class Pass:
         slots: Appended | Replaced,
         *,
         first: Norm | None = None,
-        end: Sequence[Part],
+        end: Sequence[TokenFunction],
     ) -> None:
         self._layers, self._slots, self._first, self._end = layers, slots, first, end
 
@@ -219,5 +219,5 @@ class Pass:
         return cotangents
 
 
-def _value(part: Part, x: Tensor) -> Tensor:
+def _value(part: TokenFunction, x: Tensor) -> Tensor:
     return part.value(x)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prometar.clip.function import Norm, Projection, TokenFunction
 from prometar.clip.model import Clip
-from prometar.clip.part import Norm, Part, Projection
 from prometar.clip.tower import Appended, Layer, Pass, Prompts, appending_layers
 
 
@@ -71,7 +71,7 @@ def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
     has_norm = clip.ln_pre_weight is not None
     first = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps) if has_norm else None
-    end: list[Part] = []
+    end: list[TokenFunction] = []
     if clip.ln_post_weight is not None:
         end.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
     if clip.vision_projection is not None:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from prometar.clip.function import EPS
 from prometar.clip.model import Block, Clip, Tower, tensors_of
-from prometar.clip.part import EPS
 from prometar.errors import UserError, first_line
 from prometar.io.files import file_size
 

@@ -2,8 +2,8 @@
 
 float16 underflows below 6e-8 and is imprecise below 6e-5. The outer weight (default 5e-4) and the inner lr
 (default 5e-4) make cotangents that small. Each cotangent is scaled up before the towers and scaled back in
-float32 after them. Factors are powers of two, so scaling is exact within the range of float16. On the bundled
-backbone, factors 16 times larger or smaller give the same gradients.
+float32 after them. Factors are powers of two, so scaling is exact within the range of float16. On `mini`,
+factors 16 times larger or smaller give the same gradients.
 """
 
 import math

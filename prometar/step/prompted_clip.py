@@ -15,7 +15,7 @@ from prometar.clip.wording import filled, readable
 from prometar.errors import UserError
 from prometar.methods.prompts import Leaves, Prompts, layers
 from prometar.methods.regularizers import similarity
-from prometar.step.towers import Derived, Run, Towers
+from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
 _MAX_TEXTS = 256  # texts that are encoded at once if each image has its own texts
 
@@ -62,22 +62,22 @@ class Model:
     @torch.no_grad()
     def run(self, tokens: Leaves, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> Towers:
         """Run both towers, and save what their derivatives need. No autograd graph is recorded."""
-        text, working, runs = self.text, self.clip.working_dtype, dict[str, Run]()
+        text, working, passes = self.text, self.clip.working_dtype, dict[str, TowerPass]()
         features, text_CE, image_BE = Leaves(), None, None
         own, vision = self._layers(tokens, "text"), self._layers(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
-            tower = Derived(lambda t: self._text_per_image(text, t, frozen_BE).to(working), tokens)
-            features["text"], runs["text"] = tower.features, tower
+            tower = AutodiffPass(lambda t: self._text_per_image(text, t, frozen_BE).to(working), tokens)
+            features["text"], passes["text"] = tower.features, tower
         elif isinstance(text, TextInput) and own:
-            features["text"], runs["text"] = text_pass(self.clip, text, own)
+            features["text"], passes["text"] = text_pass(self.clip, text, own)
         else:
             text_CE = self.text_features({})
         if vision:
-            features["vision"], runs["vision"] = image_pass(self.clip, images_BTD, vision)
+            features["vision"], passes["vision"] = image_pass(self.clip, images_BTD, vision)
         else:
             image_BE = self.image_features({}, images_BTD)
         features = {name: value.to(working) for name, value in features.items()}
-        return Towers(self.clip.dtype, runs, features, text_CE, image_BE)
+        return Towers(self.clip.dtype, passes, features, text_CE, image_BE)
 
     def _layers(self, tokens: Leaves, tower: str) -> dict[int, Tensor]:
         """Return the tokens of a tower by layer, in the precision of its weights."""

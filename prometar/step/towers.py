@@ -13,7 +13,7 @@ from prometar.clip.tower import Pass
 from prometar.methods.prompts import Leaves, layers
 
 
-class Derived:
+class AutodiffPass:
     """Text tower of conditional prompts, with features (B, C, E).
 
     It has the methods of `Pass`, by token name instead of layer. Its derivatives are computed by torch.func.
@@ -52,18 +52,18 @@ class Derived:
         return grad(scalar)(self._tokens)
 
 
-Run = Pass | Derived
+TowerPass = Pass | AutodiffPass
 
 
 @dataclass(frozen=True)
 class Towers:
     """Unnormalized features by tower, `text` (C, E) and `vision` (B, E), and the passes that computed them.
 
-    A tower without prompts has no entry in `features` and `runs`. Its features are fixed (text: normalized).
+    A tower without prompts has no entry in `features` and `passes`. Its features are constant.
     """
 
     dtype: torch.dtype
-    runs: Mapping[str, Run]
+    passes: Mapping[str, TowerPass]
     features: Leaves
     fixed_text_CE: Tensor | None
     fixed_image_BE: Tensor | None
@@ -79,39 +79,39 @@ class Towers:
 
     def vjp(self, cotangents: Leaves) -> Leaves:
         """Map K cotangents (K, N, E) of the features to K cotangents (K, P, D) of the tokens."""
-        return self._pull_back(cotangents, lambda run, g: run.vjp(g))
+        return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp(g))
 
     def differentiable_vjp(self, cotangents: Leaves) -> Leaves:
         """Return the result of `vjp`, and prepare the calls of `jvp` and then `hvp`."""
-        return self._pull_back(cotangents, lambda run, g: run.differentiable_vjp(g))
+        return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.differentiable_vjp(g))
 
     @torch.no_grad()
     def jvp(self, tangents: Leaves) -> Leaves:
         """Map K tangents (K, P, D) of the tokens to K tangents (K, N, E) of the features."""
         pushed = {}
-        for tower, run in self.runs.items():
-            if isinstance(run, Pass):
+        for tower, tower_pass in self.passes.items():
+            if isinstance(tower_pass, Pass):
                 own = layers(tangents, tower)
-                features = run.jvp({layer: tangent.to(self.dtype) for layer, tangent in own.items()})
+                features = tower_pass.jvp({layer: tangent.to(self.dtype) for layer, tangent in own.items()})
             else:
-                features = run.jvp(tangents)
+                features = tower_pass.jvp(tangents)
             pushed[tower] = features.to(self.features[tower].dtype)
         return pushed
 
     def hvp(self, cotangents: Leaves) -> Leaves:
         """Return gradients (P, D) of <r, features> + sum_k <g_k, J t_k> at the tokens; r is (N, E)."""
-        return self._pull_back(cotangents, lambda run, r: run.hvp(r))
+        return self._pull_back(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
 
     @torch.no_grad()
     def _pull_back(
-        self, cotangents: Leaves, pullback: Callable[[Run, Tensor], Mapping[Any, Tensor]]
+        self, cotangents: Leaves, pullback: Callable[[TowerPass, Tensor], Mapping[Any, Tensor]]
     ) -> Leaves:
         gradients: Leaves = {}
-        for tower, run in self.runs.items():
+        for tower, tower_pass in self.passes.items():
             g = cotangents[tower]
-            if isinstance(run, Pass):
-                for layer, tensor in pullback(run, g.to(self.dtype)).items():
+            if isinstance(tower_pass, Pass):
+                for layer, tensor in pullback(tower_pass, g.to(self.dtype)).items():
                     gradients[f"{tower}.{layer}"] = tensor.to(g.dtype)
             else:
-                gradients |= {str(name): tensor for name, tensor in pullback(run, g).items()}
+                gradients |= {str(name): tensor for name, tensor in pullback(tower_pass, g).items()}
         return gradients

@@ -14,13 +14,13 @@ import yaml
 from safetensors.torch import save_file
 
 import prometar
-from prometar.bundled.weights import load_mini
 from prometar.cli.app import main as prometar_main
 from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.prepared import _footer, _path_index
 from prometar.data.preparation.download import unpack
 from prometar.data.preparation.prepare import prepare
+from prometar.embedded.weights import load_mini
 from prometar.errors import PrometarError
 from prometar.runs import export_run, write_result
 from prometar.training.run import build_run

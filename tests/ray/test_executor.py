@@ -18,9 +18,9 @@ from sqlalchemy.exc import OperationalError
 from prometar.errors import StorageError
 from tests.support.fake_trial import HANGS, FakeTrial, fake_job, misbehave
 from tune.execution.executor import run_jobs
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import Task
+from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -123,9 +123,9 @@ class DiesWhenHandedOver(FakeTrial):
     """A worker that is killed while it gets ready for a job, once each or always."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        task: Task = new_config["task"]
-        folder = task.job.folder
-        if task.job.number == 2 or (task.job.number == 1 and not (folder / "died").exists()):
+        request: JobRequest = new_config["request"]
+        folder = request.job.folder
+        if request.job.number == 2 or (request.job.number == 1 and not (folder / "died").exists()):
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().reset_config(new_config)
@@ -151,7 +151,7 @@ def test_out_of_memory_is_retried_with_a_larger_share(
         if epochs[-1] != 2 or epochs.count(2) != 2:  # the second job's
             told(manager, tracked_actor_task, result)
         else:
-            error = OutOfMemoryError("Task was killed: low on memory.\nMore.")
+            error = OutOfMemoryError("JobRequest was killed: low on memory.\nMore.")
             manager._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
 
     monkeypatch.setattr(RayActorManager, "_actor_task_resolved", kill_one)

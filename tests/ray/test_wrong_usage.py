@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from prometar.bundled.suite import DEFAULT
 from prometar.cli.app import main as prometar_main
+from prometar.embedded.datasets import DEFAULT
 from tests.conftest import DTD_SPLIT
 from tests.support.copies import write_tree
 from tune.search import main as search_main
@@ -205,7 +205,7 @@ def test_a_broken_image_stops_the_training_and_is_named(
 
 
 def test_weights_that_do_not_fit_say_in_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from prometar.bundled.weights import load_mini
+    from prometar.embedded.weights import load_mini
 
     state = load_mini()
     out = str(tmp_path / "out")

@@ -17,8 +17,8 @@ from prometar.config.settings import Config, dump_config
 from prometar.errors import StorageError
 from prometar.io.files import write_atomically
 from prometar.training.run_result import RunResult
-from tune.execution.jobs import Job
-from tune.execution.worker import Task, TrialWorker
+from tune.execution.job import Job
+from tune.execution.worker import JobRequest, TrialWorker
 from tune.records.schema import REPORT, EpochReport, RunScore
 
 BEHAVIOUR = "behaviour.json"
@@ -42,15 +42,15 @@ def value_of(run: Config, epoch: int) -> float:
 class FakeTrial(TrialWorker):
     """The study's worker, with jobs that do not train."""
 
-    def open_training(self, task: Task) -> "FakeTraining":  # type: ignore[override]
-        return FakeTraining(task)
+    def open_training(self, request: JobRequest) -> "FakeTraining":  # type: ignore[override]
+        return FakeTraining(request)
 
 
 class FakeTraining:
     """One step is one epoch. Its state lies in the job's folder, as a checkpoint does."""
 
-    def __init__(self, task: Task) -> None:
-        self._task, self._job, self._folder = task, task.job, task.job.folder
+    def __init__(self, request: JobRequest) -> None:
+        self._request, self._job, self._folder = request, request.job, request.job.folder
         state = self._folder / "state.json"
         found = json.loads(state.read_text()) if state.exists() else {}
         self._owner = [run.model_dump(mode="json") for run in self._job.runs.values()]
@@ -111,7 +111,7 @@ class FakeTraining:
     def _score(self, run: Config, epoch: int, behaviour: str) -> RunScore:
         value = 1.0 + epoch if behaviour == "bad" else value_of(run, epoch)
         score = RunScore(
-            run.data.name, run.train.seed, value + 2, value - 2, value, 0.5 * epoch, **self._task.resources
+            run.data.name, run.train.seed, value + 2, value - 2, value, 0.5 * epoch, **self._request.resources
         )
         return replace(score, objective=None) if behaviour == "missing" else score
 
@@ -135,7 +135,7 @@ class FakeTraining:
             for folder, run in self._job.runs.items():
                 last = {"objective": value_of(run, self._job.epochs), "base": 1.0, "new": 1.0}
                 write_result(
-                    folder, run, self._job.objective, {**last, "seconds": 1.5}, **self._task.resources
+                    folder, run, self._job.objective, {**last, "seconds": 1.5}, **self._request.resources
                 )
         return report
 

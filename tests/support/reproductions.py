@@ -9,7 +9,7 @@ from typing import Any
 from prometar.comparison.runs import FinishedRun
 from prometar.config.settings import Config, configure
 from prometar.training.run_result import RunResult
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.reproduce.grid import PROTOCOLS, Grid
 from tune.reproduce.published import protocol_settings
 

@@ -11,7 +11,7 @@ from typing import Any
 from prometar.config.settings import Config
 from tests.support.fake_trial import write_result
 from tune.config import StudyConfig
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import (
     Candidate,

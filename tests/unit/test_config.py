@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from prometar.bundled.suite import DEFAULT
 from prometar.cli.app import main as prometar_main
 from prometar.config.settings import configure
+from prometar.embedded.datasets import DEFAULT
 from prometar.errors import UserError
 from tests.support import study_records
 from tune import Space, Study, StudyConfig

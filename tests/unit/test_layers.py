@@ -16,7 +16,7 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 PACKAGES = (
     "prometar.errors", "prometar.device", "prometar.environment", "prometar.metrics",
     "prometar.io",
-    "prometar.bundled",
+    "prometar.embedded",
     "prometar.clip",
     "prometar.methods",
     "prometar.config",

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from prometar import runs
-from prometar.bundled.weights import load_mini
 from prometar.config.settings import Config, configure, dump_config
+from prometar.embedded.weights import load_mini
 from prometar.environment import environment
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.custom import source_digest

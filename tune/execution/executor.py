@@ -20,11 +20,11 @@ from rich.console import Console
 
 from prometar.errors import RESUME, StorageError, WorkError, last_line
 from prometar.io.files import write_error
-from tune.execution.jobs import Job, Observer
+from tune.execution.job import Job, Observer
 from tune.execution.patching import patched
 from tune.execution.resources import ResourcePlan
 from tune.execution.stopping import RAY_DIED, Stopping
-from tune.execution.worker import STACKS, Task, TrialWorker
+from tune.execution.worker import STACKS, JobRequest, TrialWorker
 
 MAX_RETRIES = 2
 """Maximum number of consecutive retries of a job whose worker dies before it completes another epoch."""
@@ -107,7 +107,7 @@ class _Submission:
     """State of a submitted job, across its retries. Each retry is a new Tune trial.
 
     Attributes:
-        task: Job, resources and timeout for the worker.
+        request: Job, resources and timeout for the worker.
         deaths: Number of workers that died since the last new epoch.
         epoch: Last reported epoch.
         failure: Why the job failed, "" if it did not fail.
@@ -115,7 +115,7 @@ class _Submission:
         error: Why the last worker died.
     """
 
-    task: Task
+    request: JobRequest
     deaths: int = 0
     epoch: int = 0
     failure: str = ""
@@ -178,7 +178,7 @@ class _Dispatcher(Searcher, Stopper):
             if submission is None:  # a running job may need a retry
                 return None if self._running else Searcher.FINISHED
             self._running[trial_id] = submission
-            return {"task": submission.task}
+            return {"request": submission.request}
 
     def _next(self) -> _Submission | None:
         job = next(self._jobs, None)
@@ -192,7 +192,7 @@ class _Dispatcher(Searcher, Stopper):
                 raise write_error(folder, error) from None
         for observer in self._observers:
             observer.started(job)
-        return _Submission(Task(job, self._plan, self._plan.bundles(), self._timeout_seconds))
+        return _Submission(JobRequest(job, self._plan, self._plan.bundles(), self._timeout_seconds))
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Pass the report of an epoch to the observers. Return True to stop the trial."""
@@ -200,7 +200,7 @@ class _Dispatcher(Searcher, Stopper):
         if report.epoch > submission.epoch:  # a new worker reports earlier epochs again
             submission.epoch, submission.deaths = report.epoch, 0
         with self._record_error():
-            stopped = False in [each.reported(submission.task.job, report) for each in self._observers]
+            stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
         # The observer that stopped a job has recorded the reason.
         submission.failure = "" if stopped else report.failed
@@ -223,7 +223,7 @@ class _Dispatcher(Searcher, Stopper):
             if error and self._retry(submission):
                 self._retries.append(submission)
                 return
-            job = submission.task.job
+            job = submission.request.job
             failure = self._failure_reason(submission) if error else submission.failure
             self.failures |= {job.name: failure} if failure else {}
             for observer in self._observers:
@@ -232,14 +232,14 @@ class _Dispatcher(Searcher, Stopper):
     def _retry(self, submission: _Submission) -> bool:
         """Prepare a retry, with more resources after an out-of-memory error. Return False if none is left."""
         if isinstance(submission.error, MemoryError):
-            larger = self._plan.larger(submission.task.bundles)
-            submission.task = replace(submission.task, bundles=larger or submission.task.bundles)
+            larger = self._plan.larger(submission.request.bundles)
+            submission.request = replace(submission.request, bundles=larger or submission.request.bundles)
             return larger is not None
         submission.deaths += 1
         return submission.deaths <= MAX_RETRIES
 
     def _failure_reason(self, submission: _Submission) -> str:
-        stacks, seconds = submission.task.job.folder / STACKS, submission.task.timeout_seconds
+        stacks, seconds = submission.request.job.folder / STACKS, submission.request.timeout_seconds
         if seconds and stacks.exists() and stacks.stat().st_size:
             return (
                 f"No result within {seconds:g} s. {stacks} contains the stacks of the worker. Fix the cause, "

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prometar.cli.console import format_duration
 from prometar.errors import one_line
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.records.schema import EpochReport
 
 

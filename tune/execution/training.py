@@ -14,7 +14,7 @@ from prometar.runs import evaluate_targets, write_result
 from prometar.training.run import build_run
 from prometar.training.run_result import FILE, read_result
 from prometar.training.session import Session
-from tune.execution.worker import Task
+from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport, RunScore
 
 
@@ -24,9 +24,9 @@ class JobTraining:
     Every method raises StorageError if a folder cannot be written, which is not a failure of the job.
     """
 
-    def __init__(self, task: Task) -> None:
-        self._task, self._epoch = task, 0
-        self._stream = partial(stream, cpus=task.plan.stream_cpus)
+    def __init__(self, request: JobRequest) -> None:
+        self._request, self._epoch = request, 0
+        self._stream = partial(stream, cpus=request.plan.stream_cpus)
         self._sessions: dict[Path, Session] = {}
         self._notes: list[str] = []
 
@@ -47,10 +47,10 @@ class JobTraining:
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, failed=str(error), finished=True)
         epochs = [session.history[self._epoch - 1] for session in sessions]
-        runs = zip(self._task.job.runs.values(), epochs, strict=True)
+        runs = zip(self._request.job.runs.values(), epochs, strict=True)
         return EpochReport(
             epoch=self._epoch,
-            runs=tuple(RunScore.of(config, epoch, **self._task.resources) for config, epoch in runs),
+            runs=tuple(RunScore.of(config, epoch, **self._request.resources) for config, epoch in runs),
             loss=mean(each.get("direct_ce", 0.0) for each in epochs),
             finished=finished,
             notes=tuple(self._notes),
@@ -58,7 +58,9 @@ class JobTraining:
 
     def _train(self) -> None:
         if not self._sessions:
-            self._sessions = {folder: self._open(folder, run) for folder, run in self._task.job.runs.items()}
+            self._sessions = {
+                folder: self._open(folder, run) for folder, run in self._request.job.runs.items()
+            }
         for session in self._sessions.values():
             while len(session.history) < self._epoch:
                 session.epoch()
@@ -67,7 +69,7 @@ class JobTraining:
 
     def _open(self, folder: Path, config: Config) -> Session:
         """Open the session of a run. Resume it if the folder contains a checkpoint."""
-        job, path = self._task.job, folder / FILE
+        job, path = self._request.job, folder / FILE
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         session, note = Session.resume_or_restart(
             run, folder, self._stream, Alignment(folder) if job.alignment else None
@@ -90,9 +92,9 @@ class JobTraining:
         """Write result.json, then test the prompts on the targets."""
         session.close()
         if not (folder / FILE).exists():
-            write_result(folder, session, **self._task.resources)
-        if self._task.job.targets:
-            evaluate_targets(folder, self._task.job.targets, self._stream)
+            write_result(folder, session, **self._request.resources)
+        if self._request.job.targets:
+            evaluate_targets(folder, self._request.job.targets, self._stream)
 
     def close(self) -> None:
         """Close the data streams, and release cached GPU memory for other workers."""

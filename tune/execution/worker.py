@@ -17,7 +17,7 @@ from ray.exceptions import OutOfDiskError
 
 from prometar.errors import StorageError, first_line, one_line
 from prometar.io.files import write_error
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _OUT_OF_MEMORY = (
 
 
 @dataclass(frozen=True)
-class Task:
+class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
@@ -65,16 +65,16 @@ class TrialWorker(tune.Trainable):
     contain are reported again, because the driver may have missed the last reports.
     """
 
-    _task: Task
+    _request: JobRequest
     _training: "JobTraining | None" = None
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        task: Task = config["task"]
-        return tune.PlacementGroupFactory(task.bundles, strategy="STRICT_PACK")
+        request: JobRequest = config["request"]
+        return tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._task = config["task"]  # training is opened in `step`, because Tune hides errors of a reset
+        self._request = config["request"]  # opened in `step`, because Tune hides errors of a reset
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -83,7 +83,7 @@ class TrialWorker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         with _typed_errors(), self._watchdog():
-            self._training = self._training or self.open_training(self._task)
+            self._training = self._training or self.open_training(self._request)
             report = self._training.advance()
         return {"report": report, "done": report.finished}
 
@@ -92,7 +92,7 @@ class TrialWorker(tune.Trainable):
             self._training.close()
         self._training = None
 
-    def open_training(self, task: Task) -> "JobTraining":
+    def open_training(self, request: JobRequest) -> "JobTraining":
         """Open the training of a job. Tests override this method.
 
         Raises:
@@ -103,8 +103,8 @@ class TrialWorker(tune.Trainable):
 
         from tune.execution.training import JobTraining
 
-        torch.set_num_threads(task.plan.threads)
-        return JobTraining(task)
+        torch.set_num_threads(request.plan.threads)
+        return JobTraining(request)
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:
@@ -115,7 +115,7 @@ class TrialWorker(tune.Trainable):
         Raises:
             StorageError: the job's folder, which the driver created, does not exist on this machine.
         """
-        folder, seconds = self._task.job.folder, self._task.timeout_seconds
+        folder, seconds = self._request.job.folder, self._request.timeout_seconds
         if not folder.is_dir():
             raise StorageError(
                 f"{folder} does not exist on {socket.gethostname()}. Set --out to a shared folder"

@@ -14,7 +14,7 @@ from prometar.errors import PrometarError, UserError
 from prometar.io.files import file_size
 from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 
 _BENCHMARKS = tuple(name for name, row in BENCHMARKS.items() if not row.variant)
 _TARGETS = tuple(name for name in _BENCHMARKS if name != "imagenet")

@@ -10,7 +10,7 @@ from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError
 from prometar.training.run_result import FILE, read_result
 from tune.config import StudyConfig
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import Runs, RunScore
 from tune.space.ranges import Settings

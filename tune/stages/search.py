@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from prometar.errors import PrometarError
 from tune.config import StudyConfig
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, TrialRecord
 from tune.stages.jobs import search_job

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.suite import SUITE
 from prometar.clip.wording import is_template
 from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE
 from prometar.data.datasets.dataset import (
@@ -25,18 +23,20 @@ from prometar.data.datasets.dataset import (
 from prometar.data.datasets.imagetree import FOLDER, TITLE, read_tree
 from prometar.data.datasets.layouts import read_benchmark
 from prometar.data.datasets.prepared import MANIFEST, find_manifest, open_prepared
+from prometar.embedded.datasets import EMBEDDED
+from prometar.embedded.rendered import RenderedSet
 from prometar.errors import UserError
 from prometar.io.custom import component_errors, is_reference, make
 from prometar.io.files import is_utf8, resolve_path
 from prometar.io.stores import join, masked
 
-KNOWN = (*BENCHMARKS, *SUITE, FOLDER)
+KNOWN = (*BENCHMARKS, *EMBEDDED, FOLDER)
 """Names of all built-in datasets."""
 
 
 def title_of(name: str) -> str:
     """Return the title of a built-in dataset for tables."""
-    return TITLE if name == FOLDER else (BENCHMARKS.get(name) or SUITE[name]).title
+    return TITLE if name == FOLDER else (BENCHMARKS.get(name) or EMBEDDED[name]).title
 
 
 def file_name(name: str) -> str:
@@ -125,8 +125,8 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     require_name(name)
     if is_reference(name):
         return _open_custom(name, None if root is None else str(root), args)
-    if name in SUITE:
-        return rendered_dataset(SUITE[name], RenderedSource(name))
+    if name in EMBEDDED:
+        return rendered_dataset(EMBEDDED[name], RenderedSource(name))
     if root is None:
         raise UserError(f"The dataset '{name}' needs a data root. {_expected_folder(name)}")
     if "://" not in str(root) and not Path(root).is_dir():

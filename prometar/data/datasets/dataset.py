@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 from unicodedata import category
 
-from prometar.bundled.suite import SUITE
 from prometar.clip.wording import readable
+from prometar.embedded.datasets import EMBEDDED
 from prometar.errors import UserError
 from prometar.io.files import read_bytes
 
@@ -73,7 +73,7 @@ class RenderedSource:
 @lru_cache(maxsize=1024)
 def _rendered(name: str, path: str) -> bytes:
     """Return an image. The last 1024 (about 10 KiB each) are cached, because every epoch reads them again."""
-    return SUITE[name].encode(path)
+    return EMBEDDED[name].encode(path)
 
 
 @dataclass(frozen=True)

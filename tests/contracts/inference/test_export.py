@@ -18,13 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import prometar
-from prometar.bundled.weights import load_mini
 from prometar.cli.app import main
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import classnames
 from prometar.data.splits.fewshot import base_new
+from prometar.embedded.weights import load_mini
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
 from prometar.runs import export_run, train_run

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from prometar.config.settings import Config
 from tune import tracking
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.records.schema import EpochReport, RunScore
 
 SETTINGS = {"optim.lr": "0.0025", "regularizer.kind": "l1", "augment.flip": "0.5"}

@@ -33,10 +33,10 @@ from tests.support.refusals import FAULTS, Fault, RefusingDisk
 from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
 from tune.execution import training
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
 from tune.execution.training import JobTraining
-from tune.execution.worker import Task, TrialWorker
+from tune.execution.worker import JobRequest, TrialWorker
 from tune.records.schema import EpochReport
 
 CONFIG = (
@@ -50,11 +50,11 @@ HALF = b"half a checkpoint"
 class Worker(TrialWorker):
     """A trial's worker, without Ray around it."""
 
-    def __init__(self, task: Task) -> None:
-        self.setup({"task": task})
+    def __init__(self, request: JobRequest) -> None:
+        self.setup({"request": request})
 
-    def open_training(self, task: Task) -> JobTraining:
-        return JobTraining(task)
+    def open_training(self, request: JobRequest) -> JobTraining:
+        return JobTraining(request)
 
 
 def trial(folder: Path) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def trial(folder: Path) -> list[dict[str, Any]]:
         raise write_error(folder / "trial", error) from None
     plan = ResourcePlan(1, 1.0, 0.0)
     job = Job("trial 0", {folder / "trial": CONFIG}, runs.FINAL, alignment=True)
-    worker = Worker(Task(job, plan, plan.bundles(), 600))
+    worker = Worker(JobRequest(job, plan, plan.bundles(), 600))
     told: list[EpochReport] = []
     try:
         while not told or not told[-1].finished:

@@ -14,10 +14,10 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
 from tests.support.small import BACKBONE
 from tune.execution import training
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
 from tune.execution.training import JobTraining
-from tune.execution.worker import Task
+from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
 
 BASE: dict[str, Any] = {**BACKBONE, "train.epochs": 2, "data.shots": 2, "optim.warmup_epochs": 0}
@@ -43,7 +43,7 @@ def job(folder: Path, *changes: dict[str, Any]) -> Job:
 
 
 def opened(job: Job) -> JobTraining:
-    return JobTraining(Task(job, PLAN, PLAN.bundles()))
+    return JobTraining(JobRequest(job, PLAN, PLAN.bundles()))
 
 
 def finish(job: Job) -> list[EpochReport]:

@@ -16,8 +16,8 @@ from torch.func import grad, vjp
 from prometar.clip import text as text_module
 from prometar.clip.activations import ACTIVATIONS, Activation
 from prometar.clip.attention import Attention
+from prometar.clip.function import EPS, Norm, Projection
 from prometar.clip.openclip import tokenize
-from prometar.clip.part import EPS, Norm, Projection
 from prometar.clip.text import text_input, text_pass
 from prometar.clip.tower import Pass, Prompts
 from prometar.clip.vision import embed_images, image_pass

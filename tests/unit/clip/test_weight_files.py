@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prometar.bundled.weights import load_mini
 from prometar.clip.openclip import load_backbone
+from prometar.embedded.weights import load_mini
 from prometar.errors import UserError, WorkError
 
 

@@ -14,7 +14,7 @@ from tests.support.fake_trial import fake_job
 from tune.execution.executor import MAX_RETRIES, _Dispatcher, _Scheduler
 from tune.execution.resources import ResourcePlan
 from tune.execution.stopping import Stopping
-from tune.execution.worker import Task
+from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
 
 GPU = ResourcePlan(1, 2.0, 0.25, max_cpus=4.0, max_gpus=1.0)
@@ -29,9 +29,9 @@ class Tune:
         self.dispatcher = _Dispatcher(jobs, GPU, 9.0, [], self.stopping)
         self.scheduler = _Scheduler(self.dispatcher)
 
-    def begin(self, trial: str) -> Task | Any:
+    def begin(self, trial: str) -> JobRequest | Any:
         found = self.dispatcher.suggest(trial)
-        return found["task"] if isinstance(found, dict) else found
+        return found["request"] if isinstance(found, dict) else found
 
     def stops(self, trial: str, epoch: int) -> bool:
         return self.dispatcher(trial, {"report": EpochReport(epoch), "done": False, "pid": 1})
@@ -68,9 +68,9 @@ def test_retries_are_counted_by_epoch(tmp_path: Path) -> None:
 def test_out_of_memory_doubles_the_share(tmp_path: Path) -> None:
     error = raised(MemoryError("of 8 GiB"))
     tune, shares, trial = Tune(tmp_path), [], 0
-    while isinstance(task := tune.begin(str(trial)), Task):
-        shares.append((task.bundles[0]["GPU"], task.resources["gpus"]))
-        assert task.plan.threads == GPU.threads
+    while isinstance(request := tune.begin(str(trial)), JobRequest):
+        shares.append((request.bundles[0]["GPU"], request.resources["gpus"]))
+        assert request.plan.threads == GPU.threads
         tune.die(str(trial), error)
         trial += 1
     assert shares == [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0)], "up to a whole GPU"

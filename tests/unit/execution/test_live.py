@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from tests.support.fake_trial import fake_job
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.execution.live import LiveView
 from tune.records.schema import EpochReport, RunScore
 

@@ -12,30 +12,30 @@ from ray.exceptions import OutOfDiskError
 from prometar.errors import StorageError
 from tests.support.fake_trial import fake_job
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import _OUT_OF_MEMORY, Task, TrialWorker, _use_allocated_gpus
+from tune.execution.worker import _OUT_OF_MEMORY, JobRequest, TrialWorker, _use_allocated_gpus
 from tune.records.schema import EpochReport
 
 PLAN = ResourcePlan(1, 1.0, 0.5)
 ONE = EpochReport(epoch=1, finished=True)
 
 
-def task(folder: Path, number: int) -> Task:
+def request(folder: Path, number: int) -> JobRequest:
     job = fake_job(folder, number)
     job.folder.mkdir(parents=True, exist_ok=True)
-    return Task(job, PLAN, PLAN.bundles(), timeout_seconds=60.0)
+    return JobRequest(job, PLAN, PLAN.bundles(), timeout_seconds=60.0)
 
 
 class Worker(TrialWorker):
     """A worker whose jobs have one epoch, or raise an error."""
 
-    def __init__(self, task: Task, *, error: Exception | None = None) -> None:
+    def __init__(self, request: JobRequest, *, error: Exception | None = None) -> None:
         self.opened: list[int] = []
         self.error = error
-        self.setup({"task": task})
+        self.setup({"request": request})
 
-    def open_training(self, task: Task) -> "Worker":  # type: ignore[override]
-        self.opened.append(task.job.number)
-        if task.job.number == 1:
+    def open_training(self, request: JobRequest) -> "Worker":  # type: ignore[override]
+        self.opened.append(request.job.number)
+        if request.job.number == 1:
             raise MemoryError
         return self
 
@@ -50,20 +50,20 @@ class Worker(TrialWorker):
 
 def test_a_worker_opens_its_next_job_in_that_ones_first_step(tmp_path: Path) -> None:
     """Tune loses the errors of a reset."""
-    worker = Worker(task(tmp_path, 0))
+    worker = Worker(request(tmp_path, 0))
     assert worker.step() == {"report": ONE, "done": True}
-    assert worker.reset_config({"task": task(tmp_path, 1)})
+    assert worker.reset_config({"request": request(tmp_path, 1)})
     assert worker.opened == [0]
     with pytest.raises(MemoryError):
         worker.step()
-    assert worker.reset_config({"task": task(tmp_path, 2)})
+    assert worker.reset_config({"request": request(tmp_path, 2)})
     assert worker.step()["done"]
     assert worker.opened == [0, 1, 2]
     assert not list(tmp_path.rglob("hung*")), "a watch that is over leaves nothing"
 
 
 def test_a_machine_must_see_the_drivers_folder(tmp_path: Path) -> None:
-    own = task(tmp_path, 0)
+    own = request(tmp_path, 0)
     own.job.folder.rmdir()
     with pytest.raises(
         StorageError, match=r"trials/0000 does not exist on .*\. Set --out to a shared folder"
@@ -79,14 +79,14 @@ FULL: list[Callable[[], Exception]] = [
 @pytest.mark.parametrize("error", FULL)
 def test_a_full_disk_is_no_job_s_fault(error: Callable[[], Exception], tmp_path: Path) -> None:
     with pytest.raises(StorageError):
-        Worker(task(tmp_path, 0), error=error()).step()
+        Worker(request(tmp_path, 0), error=error()).step()
 
 
 @pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY, "something else"])
 def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None:
     error = RuntimeError(f"{sign} (of 8 GiB)\nFor debugging consider passing A=1")
     with pytest.raises(RuntimeError if sign == "something else" else MemoryError, match="of 8 GiB"):
-        Worker(task(tmp_path, 0), error=error).step()
+        Worker(request(tmp_path, 0), error=error).step()
 
 
 def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

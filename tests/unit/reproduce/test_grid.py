@@ -11,7 +11,7 @@ from prometar.config.settings import dump_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.errors import UserError
 from tests.support.reproductions import RUNS, UNTRAINED, ask, finished
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.reproduce.grid import PROTOCOLS, read_run
 
 

@@ -9,7 +9,7 @@ from prometar.errors import UserError
 from prometar.training.run import build_run
 from tests.support.driver import small_config
 from tune import Space, StudyConfig
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.stages.jobs import final_job, search_job
 from tune.stages.plan import plan_study

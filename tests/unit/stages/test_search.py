@@ -8,7 +8,7 @@ from optuna.storages import InMemoryStorage
 
 from tests.support.driver import small_config
 from tune import Space
-from tune.execution.jobs import Job
+from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, RunScore
 from tune.stages import search

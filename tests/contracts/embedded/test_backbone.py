@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from prometar.bundled import weights
-from prometar.bundled.dataset import item_path
-from prometar.bundled.suite import SUITE
+from prometar.embedded import weights
+from prometar.embedded.datasets import EMBEDDED
+from prometar.embedded.rendered import item_path
 
-WEIGHTS = resources.files("prometar.bundled") / "mini.safetensors"
+WEIGHTS = resources.files("prometar.embedded") / "mini.safetensors"
 DIGEST = "f31d1fecf601e742663e6a3fb58acf84c45c3a22a511b58087c6f82c0da2a50e"
 
 
@@ -40,9 +40,9 @@ def test_stored_weights_are_the_recorded_ones() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SUITE)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_zero_shot_is_clearly_above_chance(mini: Any, name: str) -> None:
-    rendered, per_class = SUITE[name], 5
+    rendered, per_class = EMBEDDED[name], 5
     classes, half = rendered.classnames, len(rendered.classnames) // 2
     right, expected = 0, 0.0
     for names in (classes[:half], classes[half:]):

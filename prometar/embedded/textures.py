@@ -10,9 +10,9 @@ from math import tau
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, cells, centred, edge, fractal, make_canvas, noise, scatter
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, contrasting, lit
+from prometar.embedded.canvas import Canvas, Field, cells, centred, edge, fractal, make_canvas, noise, scatter
+from prometar.embedded.paint import Pixels, blend, contrasting, lit
+from prometar.embedded.rendered import RenderedSet
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-from prometar.bundled.cells import CELLS
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.textures import TEXTURES
+from prometar.embedded.cells import CELLS
+from prometar.embedded.rendered import RenderedSet
+from prometar.embedded.textures import TEXTURES
 
-SUITE: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS)}
+EMBEDDED: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS)}
 DEFAULT = CELLS.name
 """Dataset of the demo. Training takes about a third of the time of `textures`."""
 
@@ -21,5 +21,5 @@ def default_backbone(
         >>> default_backbone(["cells"], None, None), default_backbone(["cells", "dtd"], None, None)
         (('mini', None), ('ViT-B-16-quickgelu', 'openai'))
     """
-    name = backbone or ("mini" if SUITE.keys() >= set(datasets) else "ViT-B-16-quickgelu")
+    name = backbone or ("mini" if EMBEDDED.keys() >= set(datasets) else "ViT-B-16-quickgelu")
     return name, pretrained or (None if name == "mini" else "openai")

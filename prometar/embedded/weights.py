@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-_FILES = resources.files("prometar.bundled")
+_FILES = resources.files("prometar.embedded")
 MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "foreign.txt").read_text(encoding="utf-8").split())
 """100 nouns that `mini` was trained on. None of them is a class of an embedded dataset."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 EPS = 1e-5
 
 
-class Part(Protocol):
+class TokenFunction(Protocol):
     """Differentiable function f of tokens x with constant weights.
 
     For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents. For second
@@ -34,11 +34,11 @@ class Part(Protocol):
     def hvp(self, r: Tensor, /) -> Tensor: ...
 
 
-Through = Callable[[Part, Tensor], Tensor]
-"""Function that calls one method of a part, such as `Part.vjp`."""
+Through = Callable[[TokenFunction, Tensor], Tensor]
+"""Function that calls one method of a part, such as `TokenFunction.vjp`."""
 
 
-class Projection(Part):
+class Projection(TokenFunction):
     """x W + b."""
 
     def __init__(self, weight_DE: Tensor, bias_E: Tensor | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from prometar.bundled.paint import Pixels
+from prometar.embedded.paint import Pixels
 from prometar.errors import UserError
 
 SIZE = 64  # pixels

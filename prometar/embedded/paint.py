@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from prometar.bundled.canvas import Field, fractal
+from prometar.embedded.canvas import Field, fractal
 
 Pixels = NDArray[np.uint8]
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.bundled.canvas import Canvas, Field, distance, fractal, noise, place
-from prometar.bundled.dataset import RenderedSet
-from prometar.bundled.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Canvas, Field, distance, fractal, noise, place
+from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.rendered import RenderedSet
 
 Stain = tuple[Field, Field]
 """(H, W) depth in the body, and in what is dark in it (nucleus, walls)."""
