@@ -243,24 +243,24 @@ class StudyConfig(PlainData):
         searched = {"datasets": datasets, "space": space, "enqueue": tuple(chain.from_iterable(enqueued))}
         return run, flat | {f"search.{name}": value for name, value in searched.items()}
 
-    def identity(self, contents: Mapping[str, str] = {}) -> dict[str, Any]:
+    def identity(self, digests: Mapping[str, str] = {}) -> dict[str, Any]:
         """Return all values that determine results. A study can resume only if they are equal.
 
         Args:
-            contents: Digests by name of files and code that determine results, such as weights.
+            digests: Digests by name of files and code that determine results, such as weights.
         """
         search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
         space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
         run = {key: value for key, value in self.run.flat().items() if key != "data.root"}
-        return {**flatten(search), **space, **run, **contents}
+        return {**flatten(search), **space, **run, **digests}
 
-    def require_same(self, before: Mapping[str, Any], contents: Mapping[str, str]) -> None:
+    def require_same(self, before: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         """Refuse to resume a study with other settings.
 
         Raises:
             UserError: the study was started with another `identity`. The message lists the differences.
         """
-        if changed := differences(before, self.identity(contents)):
+        if changed := differences(before, self.identity(digests)):
             raise UserError(
                 f"The study {self.name} was started with other settings ({changed}). Use these again, or "
                 "start another study with --study NAME."

@@ -19,7 +19,7 @@ from tune.execution.ray_cluster import configure_ray
 from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
 from tune.records.folder import Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, by_score
-from tune.stages.plan import StudyPlan, estimate, load_contents, plan_study
+from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study
 
 if TYPE_CHECKING:
     from tune.execution.job import Job, Observer
@@ -88,11 +88,11 @@ class Study:
 
         config, folder = self.config, self.folder.path
         with (
-            self._open() as (_, contents, resources),
-            open_trials(config, folder, contents, concurrency=resources.max_concurrent) as store,
+            self._open() as (_, digests, resources),
+            open_trials(config, folder, digests, concurrency=resources.max_concurrent) as store,
             closing(Trackers(config.location.trackers, folder, self.console)) as tracking,
         ):
-            self.folder.write_study(config, contents)
+            self.folder.write_study(config, digests)
             done, interrupted = len(store.ended), len(store.interrupted)
             if done or interrupted:
                 self.console.print(f"Resuming: {done} done, {interrupted} interrupted")
@@ -210,19 +210,19 @@ class Study:
             yield self._opened
             return
         config, plan = self.config, plan_study(self.config)
-        contents, footprint = load_contents(config, plan)
+        digests, footprint = inspect_inputs(config, plan)
         configure_ray(local=config.location.address is None)  # before ray is imported
         from tune.execution.ray_cluster import start_ray
 
         if before := self.folder.read(StudyRecord):
-            config.require_same(before.config.identity(before.contents), contents)
+            config.require_same(before.config.identity(before.digests), digests)
         with lock_folder(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
             memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
             resources, reason = plan_trials(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), reason, *plan.notes):
                 self.console.print(line)
-            self._opened = plan, contents, resources
+            self._opened = plan, digests, resources
             try:
                 yield self._opened
             finally:

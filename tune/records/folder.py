@@ -48,26 +48,26 @@ class StudyFolder:
         """Return the folder of a study with this configuration."""
         return cls(config.location.out / config.name)
 
-    def trial(self, number: int) -> Path:
+    def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
 
-    def confirmation(self, number: int, seed: int) -> Path:
+    def confirmation_folder(self, number: int, seed: int) -> Path:
         """Return the folder of a confirmation run with the settings of trial `number`."""
         return self.path / "confirmation" / f"trial-{number:04d}-seed{seed}"
 
-    def final(self, number: int, dataset: str, seed: int) -> Path:
+    def final_test_folder(self, number: int, dataset: str, seed: int) -> Path:
         """Return the folder of a final-test run with the settings of trial `number` (0: default settings)."""
         return self.path / "finals" / f"trial-{number:04d}-{file_name(dataset)}-seed{seed}"
 
     def write(self, record: Record) -> None:
         """Write a record to its file in this folder."""
         if isinstance(record, TrialRecord):
-            write_record(self.trial(record.number) / "record.json", record)
+            write_record(self.trial_folder(record.number) / "record.json", record)
         else:
             write_record(self.path / _FILES[type(record)], record)
 
-    def write_study(self, config: StudyConfig, contents: Mapping[str, str]) -> None:
+    def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
         """Write study.yaml. Preserve the environments of earlier commands if they differ."""
         objective, now, before = objective_of(config.search.objective), environment(), self.read(StudyRecord)
         earlier = (*before.earlier_environments, before.environment) if before else ()
@@ -76,7 +76,7 @@ class StudyFolder:
                 config=config,
                 score=objective.title,
                 leaks=objective.leaks,
-                contents=contents,
+                digests=digests,
                 command=masked(_command_line(sys.argv)),
                 environment=now,
                 earlier_environments=tuple(each for each in earlier if each != now),
@@ -102,7 +102,7 @@ class StudyFolder:
             trial = read_record(path := folder / "record.json", TrialRecord)
             if trial is None:
                 continue
-            if folder != self.trial(trial.number):
+            if folder != self.trial_folder(trial.number):
                 raise UserError(
                     f"{path} is the record of trial {trial.number}. Move the file out of the study."
                 )
@@ -126,12 +126,12 @@ class Records:
         return self.study.config
 
     @property
-    def search(self) -> SearchConfig:
+    def search_config(self) -> SearchConfig:
         """Configuration of the search."""
         return self.config.search
 
     @cached_property
-    def run(self) -> dict[str, Any]:
+    def default_settings(self) -> dict[str, Any]:
         """Default settings by dotted key."""
         return self.config.run.flat()
 

@@ -32,7 +32,7 @@ Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Score in percent, or in the unit of a custom objective."""
 NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -278,7 +278,7 @@ class StudyRecord:
 
     Args:
         score: Name of the score that the objective computes. leaks: True if the objective uses test images.
-        contents: Digests of splits, weights and custom components, by name.
+        digests: Digests of splits, weights and custom components, by name (`contents` in the file).
         command: Last command that ran the study.
         environment: Versions and machine of the last command.
         earlier_environments: Different environments of earlier commands.
@@ -287,7 +287,7 @@ class StudyRecord:
     config: StudyConfig
     score: str
     leaks: bool
-    contents: Mapping[str, str]
+    digests: Annotated[Mapping[str, str], Field(alias="contents")]
     command: str
     environment: Mapping[str, str]
     earlier_environments: tuple[Mapping[str, str], ...] = ()
@@ -317,7 +317,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
                 f"{path} has version {str(found.get('version'))[:20]}, but this prometar reads version "
                 f"{VERSION}. Use the prometar that wrote it, or start another study with --study NAME."
             )
-        record: Record = _ADAPTERS[kind].validate_json(text)
+        record: Record = _ADAPTERS[kind].validate_json(text, by_alias=True, by_name=False)
         return record
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
@@ -339,7 +339,9 @@ def write_record(path: Path, record: Record) -> None:
     """
     adapter = _ADAPTERS[type(record)]
     if path.suffix == ".json":
-        content = adapter.dump_json(record, indent=1)
+        content = adapter.dump_json(record, indent=1, by_alias=True)
     else:
-        content = yaml.safe_dump(adapter.dump_python(record, mode="json"), sort_keys=False).encode()
+        content = yaml.safe_dump(
+            adapter.dump_python(record, mode="json", by_alias=True), sort_keys=False
+        ).encode()
     write_atomically(path, content)

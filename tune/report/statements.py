@@ -31,9 +31,9 @@ def status(records: Records) -> Status:
 
 def verdict(records: Records) -> str:
     """Return two sentences: which settings to use, and why."""
-    test, result = records.final_test, status(records)
+    test, result, search = records.final_test, status(records), records.search_config
     if result == "leaking":
-        return f"Do not use these results. The objective {records.search.objective} reads the test images."
+        return f"Do not use these results. The objective {search.objective} reads the test images."
     if test is None or result == "unfinished":
         return f"No verdict yet. {_unfinished(records)}"
     trial = f"(trial {test.selected.number})"
@@ -145,8 +145,8 @@ def _new_accuracy(test: FinalTest) -> str:
 def _epochs(records: Records) -> str:
     test = records.final_test
     final = test.epochs if test else records.config.test.epochs
-    if EPOCHS not in records.search.space.ranges:
-        return f"Epochs: {records.run[EPOCHS]} per trial, {final} per run of the final test."
+    if EPOCHS not in records.search_config.space.ranges:
+        return f"Epochs: {records.default_settings[EPOCHS]} per trial, {final} per run of the final test."
     epochs = test.selected.settings.get(EPOCHS) if test and not test.baseline_selected else None
     selected = f"{epochs} with the selected settings, " if epochs else ""
     return f"Epochs: searched in trials. Final test: {selected}{final} with the default settings."
@@ -165,7 +165,7 @@ def _caveats(records: Records) -> Iterator[str]:
         yield f"The default settings failed in the search: {reason}. Rerun the same command to resume."
     if test and not records.outdated:
         yield from _test_caveats(records, test)
-    objective = OBJECTIVES.get(records.search.objective)
+    objective = OBJECTIVES.get(records.search_config.objective)
     if objective and objective.predicts_new:
         yield (
             "During the search, new accuracy is a prediction from drift on out-of-domain class names. "
@@ -178,7 +178,7 @@ def _caveats(records: Records) -> Iterator[str]:
             f"The best search score is the maximum of {len(records.completed)} noisy scores, so it is "
             "biased upward. Rely on the final test."
         )
-    if records.run.get("backbone.name") == "mini":
+    if records.default_settings.get("backbone.name") == "mini":
         yield "The embedded backbone mini is for testing. Do not compare its accuracies with published ones."
     elif test and any(each.published is not None for each in test.datasets.values()):
         yield "Published numbers are cited from papers. Their seeds, images and epochs may differ."
@@ -194,7 +194,7 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
             f"The same test images were used earlier, to test {join(earlier, 'trial')}. "
             "The interval does not account for choices made after seeing the results."
         )
-    if shared := sorted(set(records.search.seeds) & set(test.seeds)):
+    if shared := sorted(set(records.search_config.seeds) & set(test.seeds)):
         yield (
             f"The search and the final test share {join(shared, 'seed')}, so the settings were selected on "
             "the same training images."
@@ -232,7 +232,7 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
             steps = [_train(records, "selected"), _train(records, "baseline")]
             if difference and difference.mean < 0:
                 steps.reverse()
-    more = f"such as --trials {2 * records.search.trials}"
+    more = f"such as --trials {2 * records.search_config.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {more}.", "")]
 
 
@@ -240,7 +240,7 @@ def _train(records: Records, side: Side) -> tuple[str, str]:
     """Return the step that trains with the settings of one side."""
     test, config = records.final_test, records.folder / "best.yaml"
     if side == "baseline" and test and test.seeds and not test.baseline_selected:
-        run = StudyFolder(records.folder).final(0, next(iter(test.datasets)), test.seeds[0])
+        run = StudyFolder(records.folder).final_test_folder(0, next(iter(test.datasets)), test.seeds[0])
         config = run / "config.yaml"  # best.yaml has the selected settings
     return f"Train with the {LABELS[side]}:", f"prometar train --config {shlex.quote(str(config))}"
 

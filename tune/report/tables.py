@@ -103,7 +103,7 @@ def _settings(records: Records) -> Table:
     """Return the table of searched settings, changed settings first."""
     default = records.baseline.settings if records.baseline else {}
     selected = records.selected.settings if records.selected else {}
-    ranges = records.search.space.describe()
+    ranges = records.search_config.space.describe()
     changed = {key: key in selected and selected[key] != default.get(key) for key in ranges}
     rows = [
         (

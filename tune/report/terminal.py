@@ -18,7 +18,7 @@ def print_summary(console: Console, records: Records) -> None:
     print_line(f"\n{statements.verdict(records)}", "bold")
     for line in statements.evidence(records):
         print_line(line)
-    print_line(f"Search: {len(records.trials)} of {records.search.trials} trials ({records.counts}).")
+    print_line(f"Search: {len(records.trials)} of {records.search_config.trials} trials ({records.counts}).")
     for table in summary_tables(records):
         console.print()
         console.print(_table(table), soft_wrap=False)

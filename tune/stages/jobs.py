@@ -26,10 +26,10 @@ def search_job(
 
     A job has one run per dataset and seed, each in a subfolder. A single run needs no subfolder.
     """
-    name, seeds, path = f"trial {number}", config.search.seeds, folder.trial(number)
+    name, seeds, path = f"trial {number}", config.search.seeds, folder.trial_folder(number)
     if fresh_seed is not None:
         name, seeds = f"confirmation of trial {number}, seed {fresh_seed}", (fresh_seed,)
-        path = folder.confirmation(number, fresh_seed)
+        path = folder.confirmation_folder(number, fresh_seed)
     keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
     runs = {
         path / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.run_config(
@@ -49,7 +49,7 @@ def final_job(
         number: Number of the trial, or 0 for the default settings.
     """
     run = config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
-    runs = {folder.final(number, dataset, seed): run}
+    runs = {folder.final_test_folder(number, dataset, seed): run}
     who = f"trial {number}" if number else "the default settings"
     name = f"final test of {who}, {dataset}, seed {seed}"
     return Job(name, runs, FINAL, config.search.val_per_class, number, alignment=True)

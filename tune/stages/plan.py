@@ -121,7 +121,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     return StudyPlan(*_stages(config, splits), splits, tuple(datasets))
 
 
-def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str], Footprint]:
+def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str], Footprint]:
     """Load the weights, and compute the digests of all inputs that determine results.
 
     Returns:
@@ -133,16 +133,16 @@ def load_contents(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str],
     search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
     smoke_test(config.run, backbone.clip)
-    contents = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
-    contents["weights"] = backbone.digest[:12]
+    digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
+    digests["weights"] = backbone.digest[:12]
     components = [search.objective, search.sampler, search.pruner, *config.run.own.values()]
-    contents |= {f"code of {name}": source_digest(name)[:12] for name in components if is_reference(name)}
+    digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_reference(name)}
     splits = [split for both in plan.splits.values() for split in both]
     if objective_of(search.objective).predicts_new:
-        contents["drift"] = drift_identity(backbone)
+        digests["drift"] = drift_identity(backbone)
         for dataset in plan.datasets:
             out_of_domain_names(dataset, backbone.vocabulary)
-    return contents, Footprint.of(backbone.clip, splits)
+    return digests, Footprint.of(backbone.clip, splits)
 
 
 def _stages(
@@ -184,7 +184,7 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     Raises:
         UserError: a trial does not fit on this machine, or data or weights are missing or corrupt.
     """
-    _, footprint = load_contents(config, plan)
+    _, footprint = inspect_inputs(config, plan)
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = torch.cuda.device_count()
     nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(installed)}]

@@ -25,7 +25,7 @@ class SearchJobs(Iterator[Job]):
         self._started, hours = time.monotonic(), config.resources.max_hours
         self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._started
         for trial in store.ended:  # an earlier process may have been killed before it wrote a record
-            if not (folder.trial(trial.number) / "record.json").exists():
+            if not (folder.trial_folder(trial.number) / "record.json").exists():
                 self._record(trial)
 
     @property
@@ -82,5 +82,5 @@ class SearchJobs(Iterator[Job]):
     def _record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""
         self._folder.write(trial)
-        for checkpoint in self._folder.trial(trial.number).rglob(CHECKPOINTS):
+        for checkpoint in self._folder.trial_folder(trial.number).rglob(CHECKPOINTS):
             checkpoint.unlink(missing_ok=True)

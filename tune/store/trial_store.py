@@ -32,13 +32,13 @@ FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enque
 
 @contextmanager
 def open_trials(
-    config: StudyConfig, folder: Path, contents: Mapping[str, str], *, concurrency: int = 1
+    config: StudyConfig, folder: Path, digests: Mapping[str, str], *, concurrency: int = 1
 ) -> Iterator["TrialStore"]:
     """Open the storage of a study in this context. Create the study if it does not exist.
 
     Args:
         folder: Folder of the study.
-        contents: Digests of inputs other than the configuration that determine results, by name.
+        digests: Digests of inputs other than the configuration that determine results, by name.
         concurrency: Number of concurrent trials. Samplers and pruners need at least as many results.
 
     Raises:
@@ -48,7 +48,7 @@ def open_trials(
     with storage_errors(config.storage), ExitStack() as stack:
         storage = open_storage(config.storage)
         stack.callback(storage.engine.dispose)
-        store = TrialStore(config, storage, folder, contents, concurrency=concurrency)
+        store = TrialStore(config, storage, folder, digests, concurrency=concurrency)
         stack.callback(store.release)
         yield store
 
@@ -66,7 +66,7 @@ class TrialStore:
         config: StudyConfig,
         storage: BaseStorage,
         folder: Path,
-        contents: Mapping[str, str],
+        digests: Mapping[str, str],
         *,
         concurrency: int = 1,
     ) -> None:
@@ -84,7 +84,7 @@ class TrialStore:
         self._failures, self._successes = list[str](), 0  # of this process
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
-        self._first_attrs = self._check_identity(folder, contents)
+        self._first_attrs = self._check_identity(folder, digests)
         # The baseline is the first trial. If it fails, each later process reruns it once.
         self._baseline_missing = all(t.state is TrialState.FAIL for t in self._trials if _is_baseline(t))
 
@@ -92,7 +92,7 @@ class TrialStore:
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _check_identity(self, folder: Path, contents: Mapping[str, str]) -> dict[str, object]:
+    def _check_identity(self, folder: Path, digests: Mapping[str, str]) -> dict[str, object]:
         """Check that the storage contains this study. Return the attributes of trial 0 if it is missing.
 
         Raises:
@@ -101,7 +101,7 @@ class TrialStore:
         config, owner = self._config, str(folder.absolute())
         if trials := self._trials:
             first = trials[0].user_attrs
-            config.require_same(first.get(IDENTITY, {}), contents)
+            config.require_same(first.get(IDENTITY, {}), digests)
             if first[OWNER] != owner:
                 raise UserError(
                     f"The study {config.name} belongs to {first[OWNER]}. Choose another --study NAME."
@@ -111,7 +111,7 @@ class TrialStore:
                 f"{folder} contains trials, but the study's database does not. Restore the database, or "
                 "start another study with --study NAME."
             )
-        return {} if trials else {IDENTITY: config.identity(contents), OWNER: owner}
+        return {} if trials else {IDENTITY: config.identity(digests), OWNER: owner}
 
     @property
     def ended(self) -> list[TrialRecord]:

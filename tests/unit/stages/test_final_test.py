@@ -115,7 +115,7 @@ def test_a_test_resumes_with_its_results(tmp_path: Path) -> None:
 def test_a_result_of_another_run_is_replaced(change: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, final_seeds=(1, 2))
     first, _ = finish(config, gains(2.0))
-    folder = StudyFolder.of(config).final(7, "textures", 1)
+    folder = StudyFolder.of(config).final_test_folder(7, "textures", 1)
     if change == "config":
         text = (folder / "config.yaml").read_text()
         (folder / "config.yaml").write_text(text.replace("text_weight: 1.5", "text_weight: 9.5"))

@@ -50,7 +50,7 @@ def test_records_follow_the_storage(tmp_path: Path) -> None:
     assert [first.name, second.name] == ["trial 0", "trial 1"]
     assert run.jobs.reported(first, EpochReport(1, (score(50.0),)))
     assert run.states == []
-    folder = run.folder.trial(0)
+    folder = run.folder.trial_folder(0)
     folder.mkdir(parents=True)
     (folder / "checkpoint.safetensors").touch()
     run.finish(first)
