@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prometar.clip.features import Seen
+from prometar.clip.features import FeatureCache
 from prometar.clip.model import tensors_of
 from prometar.clip.openclip import load_tokenizer, outline
 from prometar.config.settings import Config
@@ -29,8 +29,8 @@ from prometar.step.state import State
 class Rehearsal:
     """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
 
-    Without learnable prompts there is no phase. `num_query`: images of the batch in the query. `seen`: cached
-    features of earlier calls. Enter `mode`, to which all tensors belong, around a call.
+    Without learnable prompts there is no phase. `num_query`: images of the batch in the query. `cache`:
+    features from earlier calls. Enter `mode`, to which all tensors belong, around a call.
     """
 
     mode: FakeTensorMode
@@ -40,11 +40,11 @@ class Rehearsal:
     pixels_B3HW: Tensor
     labels_B: Tensor
     num_query: int
-    seen: Seen = None
+    cache: FeatureCache = None
 
     def __call__(self) -> object:
         model, method = self.model, self.method
-        whole, task = make_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, seen=self.seen)
+        whole, task = make_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, cache=self.cache)
         if not self.state.prompts:
             return whole
         num_support = len(self.labels_B) - self.num_query

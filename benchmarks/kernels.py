@@ -50,7 +50,7 @@ def of_methods(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]
             continue
         first = rehearse(config, **settings)
         new, flops = count(first)
-        later = replace(first, seen={})
+        later = replace(first, cache={})
         with later.mode:
             later()
         known, fewer = count(later)

@@ -11,7 +11,6 @@ from torch import Tensor
 QUICK_GELU_FACTOR = 1.702
 """Factor in QuickGELU: x sigmoid(1.702 x)."""
 
-
 _silu_first = torch.ops.aten.silu_backward
 
 
@@ -35,8 +34,10 @@ def _gelu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
 
 
 def _gelu_tanh_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
-    """Return r a'(x) + w a''(x), where a'' = (1 - h^2) (u' - x h u'^2 + x u'' / 2) and h = tanh(u)."""
-    # u = sqrt(2 / pi) (x + c x^3)
+    """Return r a'(x) + w a''(x), where a'' = (1 - h^2) (u' - x h u'^2 + x u'' / 2).
+
+    Here h = tanh(u) and u = sqrt(2 / pi) (x + c x^3).
+    """
     root, c = (2 / math.pi) ** 0.5, 0.044715
     square = x * x
     h = torch.tanh(root * x * (1 + c * square))
@@ -64,7 +65,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Calla
         lambda r, w, x: _silu_second(r, QUICK_GELU_FACTOR * w, QUICK_GELU_FACTOR * x),
     ),
 }
-"""Three functions for each activation a: a(x), g a'(x) of (g, x), and r a'(x) + w a''(x) of (r, w, x)."""
+"""Functions (x) -> a(x), (g, x) -> g a'(x), and (r, w, x) -> r a'(x) + w a''(x) of each activation a."""
 
 
 class Activation:

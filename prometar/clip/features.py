@@ -1,7 +1,7 @@
 """Frozen features, which regularizers compare with prompted features, and their caches.
 
-Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar, with one safetensors file per entry. Missing
-and corrupt entries are recomputed, so that the folder can be deleted at any time.
+Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar, in one safetensors file per entry. Missing
+and corrupt entries are recomputed, so the folder can be deleted at any time.
 """
 
 import hashlib
@@ -28,19 +28,19 @@ from prometar.io.files import write_atomically
 Tokenize = Callable[[Sequence[str]], Tensor]
 """Function from N texts to token ids (N, context length)."""
 
-Seen = dict[int, Tensor] | None
-"""Frozen image features by batch number, shared by the runs of a data plan. None if too large for memory."""
+FeatureCache = dict[int, Tensor] | None
+"""Frozen image features by batch number, shared by all runs with the same data plan. None: do not cache."""
 
 FORMAT = "prometar-text-features-1"
-"""Version of the features. Change it if the same weights, names and templates give other features."""
+"""Version of the features. Bump it if code changes alter them for the same weights, names and templates."""
 
 
 def frozen_text(
     clip: Clip, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Return `mean_text` of each class over these templates, each with one "{}".
+    """Return the normalized mean feature (C, E) of each class over these templates, each with one "{}".
 
-    Source: the published code, which uses 60 ImageNet templates.
+    The published code does the same with 60 ImageNet templates.
     """
     texts = [filled(template, name) for name in classnames for template in templates]
     return mean_text(clip, tokenize(texts), len(templates))
@@ -48,10 +48,10 @@ def frozen_text(
 
 @torch.no_grad()
 def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: int = 256) -> Tensor:
-    """Return the normalized mean (C, E) of the un-normalized frozen features of each class's texts.
+    """Return the normalized mean feature (C, E) of each class. Features are not normalized before averaging.
 
-    The texts of a class are adjacent in `tokens_NT`. Batches consist of texts in lexicographic order, because
-    `encode_text` computes each common prefix once.
+    The texts of a class are adjacent in `tokens_NT`. They are encoded in lexicographic order, because
+    `encode_text` computes each prefix that texts of a batch share only once.
     """
     order = torch.from_numpy(np.lexsort(tokens_NT.cpu().numpy().T[::-1]))
     features = torch.empty(len(tokens_NT), clip.embed_dim, dtype=clip.working_dtype, device=clip.device)
@@ -61,41 +61,44 @@ def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: 
     return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
 
-def embedded(clip: Clip, images_B3HW: Tensor, seen: Seen, number: int) -> Tensor:
-    """Return `embed_images` of a batch, cached in `seen` if no prompt enters the image tower."""
-    return _cached(None if clip.image_prompts else seen, number, lambda: embed_images(clip, images_B3HW))
+def embedded(clip: Clip, images_B3HW: Tensor, cache: FeatureCache, number: int) -> Tensor:
+    """Return the embedded images of a batch. If no prompt enters the image tower, they are cached."""
+    return _cached(None if clip.image_prompts else cache, number, lambda: embed_images(clip, images_B3HW))
 
 
 @torch.no_grad()
-def frozen_image(clip: Clip, tokens_BTD: Tensor, seen: Seen, number: int) -> Tensor:
-    """Return the normalized frozen features (B, E) of a batch's embedded images, cached in `seen`."""
-    # Without image prompts, the embedding in `seen` is already the feature.
-    store, dtype = seen if clip.image_prompts else None, clip.working_dtype
+def frozen_image(clip: Clip, tokens_BTD: Tensor, cache: FeatureCache, number: int) -> Tensor:
+    """Return the normalized frozen features (B, E) of a batch of embedded images."""
+    # Without image prompts, the tokens are already the cached features, except for the normalization.
+    store, dtype = cache if clip.image_prompts else None, clip.working_dtype
     return _cached(store, number, lambda: F.normalize(encode_image(clip, tokens_BTD).to(dtype), dim=-1))
 
 
-def suffices(clip: Clip, seen: Seen, numbers: Iterable[int] = ()) -> bool:
-    """Return True if `seen` replaces the images of these batches."""
-    return not clip.image_prompts and seen is not None and all(number in seen for number in numbers)
+def can_skip_images(clip: Clip, cache: FeatureCache, numbers: Iterable[int] = ()) -> bool:
+    """Return True if the cached features of these batches replace their images.
+
+    Without `numbers`, return True if images are not needed again after their first use.
+    """
+    return not clip.image_prompts and cache is not None and all(number in cache for number in numbers)
 
 
-def _cached(seen: Seen, number: int, compute: Callable[[], Tensor]) -> Tensor:
-    if seen is None:
+def _cached(cache: FeatureCache, number: int, compute: Callable[[], Tensor]) -> Tensor:
+    if cache is None:
         return compute()
-    if number not in seen:
-        seen[number] = compute()
-    return seen[number]
+    if number not in cache:
+        cache[number] = compute()
+    return cache[number]
 
 
 def cached_text(
     clip: Clip, digest: str, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Return `frozen_text`, cached on disk. `digest` is the CLIP's `weights_digest`."""
+    """Return `frozen_text`, cached on disk. `digest`: digest of the weights of `clip`."""
     key = [FORMAT, digest, f"{clip.dtype} {clip.device.type}", list(classnames), list(templates)]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = Path(os.environ.get("PROMETAR_CACHE") or Path.home() / ".cache" / "prometar")
     path = folder / "text-features" / f"{name}.safetensors"
-    # A cache that cannot be read or written only costs the time to compute the features.
+    # A cache that cannot be read or written is ignored, because the features can be recomputed.
     with suppress(UserError):
         stored = read_tensors(path, "It is recomputed.")[0].get("features")
         if stored is not None and stored.shape == (len(classnames), clip.embed_dim):

@@ -4,12 +4,12 @@ from prometar.errors import UserError
 
 
 def readable(classname: str) -> str:
-    """Return a class name with spaces in place of underscores."""
+    """Return a class name with underscores replaced by spaces."""
     return classname.replace("_", " ")
 
 
 def is_template(text: object) -> bool:
-    """Return True if a value is a text with exactly one "{}".
+    """Return True if `text` is a string with exactly one "{}".
 
     Example:
         >>> is_template("a photo of a {}."), is_template("{} and {}"), is_template(None)
@@ -19,15 +19,15 @@ def is_template(text: object) -> bool:
 
 
 def filled(template: str, classname: str) -> str:
-    """Replace "{}" in a template by the class name. Other braces are unchanged.
+    """Replace "{}" in a template by the readable class name. Other braces are unchanged.
 
     Raises:
-        UserError: the template does not have exactly one "{}".
+        UserError: the template does not contain "{}" exactly once.
 
     Example:
         >>> filled("a photo of a {}.", "polka_dotted")
         'a photo of a polka dotted.'
     """
     if not is_template(template):
-        raise UserError(f"Template {template[:80]!a} must contain {{}} once, as the place of the class name.")
+        raise UserError(f"Template {template[:80]!a} must contain {{}} exactly once, for the class name.")
     return template.replace("{}", readable(classname))

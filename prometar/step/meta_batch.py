@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import Seen, embedded, frozen_image
+from prometar.clip.features import FeatureCache, embedded, frozen_image
 from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
 from prometar.methods.augmentations import Augmentation, Mix
@@ -119,7 +119,7 @@ def make_batch(
     labels: Tensor,
     task: Selection | None,
     *,
-    seen: Seen = None,
+    cache: FeatureCache = None,
     step: int = 0,
 ) -> tuple[Images, Task | None]:
     """Embed a batch of normalized images once for all passes of a step. Return the batch and the meta task.
@@ -127,10 +127,10 @@ def make_batch(
     Args:
         images_B3HW, labels: Images in the precision and on the device of the backbone, and labels (B,).
         task: Selection of the meta task, on the device of the images. None if there is no meta task.
-        seen: Cached features by step.
+        cache: Cached features by step.
     """
-    tokens, labels = embedded(clip, images_B3HW, seen, step), labels.to(images_B3HW.device)
-    frozen = frozen_image(clip, tokens, seen, step) if method.uses_images else None
+    tokens, labels = embedded(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
+    frozen = frozen_image(clip, tokens, cache, step) if method.uses_images else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
     whole = Images(tokens, labels, weights, frozen)
     if task is None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import Seen, embedded, frozen_image
+from prometar.clip.features import FeatureCache, embedded, frozen_image
 from prometar.clip.openclip import Backbone
 from prometar.clip.wording import readable
 from prometar.data.datasets.dataset import Dataset
@@ -86,14 +86,14 @@ def drift_scores(
     foreign: Model,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
-    seen: Seen,
+    cache: FeatureCache,
 ) -> dict[str, float]:
     """Return the base accuracy, the predicted accuracy on new classes, and the inputs of the prediction.
 
     Args:
         base, foreign: Prompted CLIP of base classes and of out-of-domain names, with frozen text features.
         leaves: Trained prompts.
-        batches, seen: Validation images of the base classes, and their cached features.
+        batches, cache: Validation images of the base classes, and their cached features.
 
     Raises:
         WorkError: a value is not finite.
@@ -104,8 +104,8 @@ def drift_scores(
     images, frozen, labels = [], [], []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
-        tokens = embedded(backbone.clip, pixels, seen, batch.step)
-        frozen.append(frozen_image(backbone.clip, tokens, seen, batch.step))
+        tokens = embedded(backbone.clip, pixels, cache, batch.step)
+        frozen.append(frozen_image(backbone.clip, tokens, cache, batch.step))
         images.append(F.normalize(base.image_features(prompts, tokens), dim=-1))
         labels.append(torch.from_numpy(batch.labels))
     image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)

@@ -74,5 +74,5 @@ def train_step(run: Run, state: State, batch: Batch, epoch_rates: Rates) -> tupl
         selection = one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalize(images)
-    whole, task = make_batch(clip, method, images, labels, selection, seen=run.seen, step=batch.step)
+    whole, task = make_batch(clip, method, images, labels, selection, cache=run.cache, step=batch.step)
     return step(run.model, method, state, whole, task, epoch_rates)

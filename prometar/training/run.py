@@ -10,7 +10,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from prometar.clip.features import Seen, cached_text
+from prometar.clip.features import FeatureCache, cached_text
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
@@ -36,13 +36,13 @@ class Evaluation:
     """Evaluation images and classes.
 
     Args:
-        plan, seen: Order and cached features of the images.
+        plan, cache: Images and their order, and their cached features.
         model: Prompted CLIP of the classes.
     """
 
     plan: Plan
     model: Model
-    seen: Seen
+    cache: FeatureCache
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
     """Fixed inputs of one training run.
 
     Args:
-        seen: Cached features of the training images.
+        cache: Cached features of the training images.
         source: Cache key of the dataset and the backbone.
         foreign: Prompted CLIP of out-of-domain names, if the objective predicts the accuracy on new classes.
         code: sha256 of the source files of custom components, by reference.
@@ -64,7 +64,7 @@ class Run:
     model: Model
     plan: Plan
     evaluations: Mapping[str, Evaluation]
-    seen: Seen
+    cache: FeatureCache
     source: tuple[Hashable, ...]
     foreign: Model | None
     code: dict[str, str]
@@ -106,7 +106,7 @@ _FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
 """Image features by batch, and the bytes of all batches, by data plan and source."""
 
 
-def _seen(clip: Clip, plan: Plan, *source: Hashable) -> Seen:
+def _feature_cache(clip: Clip, plan: Plan, *source: Hashable) -> FeatureCache:
     """Return the cache of a data plan's image features, or None if they are too large for it."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _FEATURES.maxsize // 4:
@@ -153,7 +153,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
 
     plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
-        name: Evaluation(plan, model_of(classnames(plan.items)), _seen(clip, plan, *source))
+        name: Evaluation(plan, model_of(classnames(plan.items)), _feature_cache(clip, plan, *source))
         for name, plan in plans.items()
     }
     templates = method.regularizer.templates or (dataset.template_named(method.regularizer.template_name),)
@@ -184,7 +184,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         model_of(split.classnames, frozen),
         plan,
         evaluations,
-        _seen(clip, plan, *source),
+        _feature_cache(clip, plan, *source),
         source,
         foreign,
         {name: source_digest(name) for name in (*config.own.values(), objective) if is_reference(name)},

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from prometar.clip.features import Seen, embedded, frozen_image
+from prometar.clip.features import FeatureCache, embedded, frozen_image
 from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
@@ -14,7 +14,7 @@ from prometar.step.prompted_clip import Model
 
 
 def classify(
-    backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], seen: Seen = None
+    backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], cache: FeatureCache = None
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function from uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
@@ -26,10 +26,10 @@ def classify(
 
     @torch.no_grad()
     def logits(images: Tensor, number: int) -> Tensor:
-        tokens = embedded(backbone.clip, backbone.normalize(images), seen, number)
+        tokens = embedded(backbone.clip, backbone.normalize(images), cache, number)
         image_BE, text = model.image_features(prompts, tokens), text_CE
         if text is None:
-            text = model.text_features(prompts, frozen_image(backbone.clip, tokens, seen, number))
+            text = model.text_features(prompts, frozen_image(backbone.clip, tokens, cache, number))
         return model.logits(image_BE, text)
 
     return logits
@@ -40,14 +40,14 @@ def accuracy(
     model: Model,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
-    seen: Seen = None,
+    cache: FeatureCache = None,
 ) -> float:
     """Return the accuracy in percent on batches of images, given the classes of `model`.
 
     Raises:
         WorkError: a logit is not finite.
     """
-    logits, device, total = classify(backbone, model, leaves, seen), backbone.clip.device, 0
+    logits, device, total = classify(backbone, model, leaves, cache), backbone.clip.device, 0
     correct = torch.zeros((), dtype=torch.long, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for batch in batches:

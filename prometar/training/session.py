@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from prometar.clip.features import suffices
+from prometar.clip.features import can_skip_images
 from prometar.clip.weights import mismatch
 from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, Stream, stream_labels, stream_local
@@ -123,7 +123,7 @@ class Session:
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._watch is not None or run.method.augmentation.of_images
-            cached = suffices(run.backbone.clip, run.seen, range(start, run.plan.num_steps))
+            cached = can_skip_images(run.backbone.clip, run.cache, range(start, run.plan.num_steps))
             stream = stream_labels if cached and not reads_pixels else self._stream
             self._source = stream(run.plan, run.dataset.source, start)
             self._batches = chain([*islice(self._source, 1)], self._source)
@@ -135,11 +135,11 @@ class Session:
         if self.run.foreign is not None:
             base = sets["base"]
             images = self._images(base)
-            scores = drift_scores(backbone, base.model, self.run.foreign, leaves, images, base.seen)
+            scores = drift_scores(backbone, base.model, self.run.foreign, leaves, images, base.cache)
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {
-            name: accuracy(backbone, e.model, leaves, self._images(e), e.seen) for name, e in sets.items()
+            name: accuracy(backbone, e.model, leaves, self._images(e), e.cache) for name, e in sets.items()
         }
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
@@ -152,8 +152,8 @@ class Session:
 
     def _images(self, evaluation: Evaluation) -> Iterator[Batch]:
         """Yield the batches of an evaluation set, from the cache if possible."""
-        plan, seen, clip = evaluation.plan, evaluation.seen, self.run.backbone.clip
-        if suffices(clip, seen, range(plan.num_steps)):
+        plan, cache, clip = evaluation.plan, evaluation.cache, self.run.backbone.clip
+        if can_skip_images(clip, cache, range(plan.num_steps)):
             yield from stream_labels(plan, self.run.dataset.source)
             return
         key = (plan.digest, *self.run.source)
@@ -161,7 +161,7 @@ class Session:
             yield from _IMAGES[key]
             return
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
-        should_cache = num_bytes <= _IMAGES.maxsize // 4 and not suffices(clip, seen)
+        should_cache = num_bytes <= _IMAGES.maxsize // 4 and not can_skip_images(clip, cache)
         batches: list[Batch] = []
         for batch in self._stream(plan, self.run.dataset.source, 0):
             if should_cache:

@@ -77,7 +77,7 @@ def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int
 @pytest.mark.parametrize("method", ["coop", "prometar-coop"])
 def test_known_images_cost_nothing_where_no_prompt_enters_their_tower(method: str) -> None:
     first = rehearse(config(method=method), num_classes=3)
-    later = replace(first, seen={})
+    later = replace(first, cache={})
     with later.mode:
         later()
     every, known = kernels_of(first), kernels_of(later)

@@ -53,10 +53,10 @@ def as_if_prompts_came(run: Run) -> Run:
         return replace(model, clip=replace(model.clip, image_prompts=True))
 
     evaluations = {
-        name: replace(each, model=plain(each.model), seen=None) for name, each in run.evaluations.items()
+        name: replace(each, model=plain(each.model), cache=None) for name, each in run.evaluations.items()
     }
     backbone = replace(run.backbone, clip=plain(run.model).clip)
-    return replace(run, backbone=backbone, model=plain(run.model), evaluations=evaluations, seen=None)
+    return replace(run, backbone=backbone, model=plain(run.model), evaluations=evaluations, cache=None)
 
 
 @pytest.mark.parametrize("name", TEXT_ALONE)

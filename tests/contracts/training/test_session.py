@@ -180,7 +180,7 @@ def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pyt
     first, second = small_run(data__shots=3), small_run(data__shots=3, inner__lr=0.02)
     train_epoch(first, initial_state(first), stream_local(first.plan, first.dataset.source))
     alone, _ = train_epoch(
-        replace(second, seen=None), initial_state(second), stream_local(second.plan, second.dataset.source)
+        replace(second, cache=None), initial_state(second), stream_local(second.plan, second.dataset.source)
     )
 
     def never(*_: object) -> None:
