@@ -33,6 +33,7 @@ Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
+_Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # key in study.yaml
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -287,7 +288,7 @@ class StudyRecord:
     config: StudyConfig
     score: str
     leaks: bool
-    digests: Annotated[Mapping[str, str], Field(alias="contents")]
+    digests: _Digests
     command: str
     environment: Mapping[str, str]
     earlier_environments: tuple[Mapping[str, str], ...] = ()
