@@ -20,7 +20,7 @@ from prometar.io.files import require_utf8, resolve_path
 from prometar.io.plain_data import PlainData, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.methods.composition import Sections
-from prometar.methods.part import TAGS, Custom, Part
+from prometar.methods.part import TAGS, CustomPart, Part
 
 Settings = dict[str, Any]
 """Plain data of a configuration, by section or by dotted key."""
@@ -167,7 +167,7 @@ class Config(Sections):
     @property
     def own(self) -> dict[str, str]:
         """References of custom components, `package.module:Name`, by section."""
-        found = {name: part.reference for name, part in self if isinstance(part, Custom)}
+        found = {name: part.reference for name, part in self if isinstance(part, CustomPart)}
         return found | ({"data": self.data.reference} if self.data.reference else {})
 
     def completed(self) -> "Config":

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from prometar.methods.part import BUILT_IN, CUSTOM, ORIGIN, Custom, Part
+from prometar.methods.part import BUILT_IN, CUSTOM, ORIGIN, CustomPart, Part
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -15,9 +15,9 @@ class Mix(NamedTuple):
     """Mix of Q query images with support images.
 
     Args:
-        lam: (Q,) share of the query image.
-        partner: (Q,) index of the partner in the support.
-        box: (Q, 4) top, bottom, left and right of the region to replace, as shares of the image side.
+        lam: (Q,) share of each query image.
+        partner: (Q,) index of each partner in the support.
+        box: (Q, 4) top, bottom, left and right of the region to replace, as fractions of the image side.
     """
 
     lam: "Tensor"
@@ -47,7 +47,7 @@ class NoAugmentation(Augmentation):
 
 
 class _Mixup(Augmentation):
-    """lam ~ Beta(mixup_alpha, mixup_beta), with partners sampled uniformly with replacement."""
+    """Shares lam ~ Beta(mixup_alpha, mixup_beta), and partners sampled uniformly with replacement."""
 
     mixup_alpha: float = Field(default=0.5, gt=0)
     mixup_beta: float = Field(default=0.5, gt=0)
@@ -86,8 +86,8 @@ class CutMix(_Mixup):
     """Query image with a box replaced by the same box of a support image.
 
     The side of the box is sqrt(1 - l) of the image side, l ~ Beta(mixup_alpha, mixup_beta). The center is
-    uniform, and the box is clipped at the image border. Pixels on its edge are mixed by the covered share, so
-    lam, the share outside of the box, is exact for every image size.
+    uniform, and the box is clipped at the image border. Pixels on the edge of the box are mixed in proportion
+    to the covered area. So lam, the area outside the box, is exact for every image size.
     Source: "CutMix", ICCV 2019, applied to query and support.
     """
 
@@ -114,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _covered(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the share (Q, side) of each pixel between start and stop, given as shares of the side."""
+    """Return the fraction (Q, side) of each pixel between start and stop, both as fractions of the side."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)
@@ -122,7 +122,7 @@ def _covered(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
     return (torch.minimum(stop_Q[:, None] * side, pixel + 1) - begin).clamp(min=0)
 
 
-class CustomAugmentation(Custom):
+class CustomAugmentation(CustomPart):
     """A custom augmentation."""
 
     CHOOSER: ClassVar[str] = "augmentation"

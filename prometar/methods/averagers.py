@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prometar.methods.part import Chosen, CustomPart, Part
+from prometar.methods.part import Chosen, CustomKind, Part
 from prometar.methods.prompts import Leaves
 
 
@@ -22,8 +22,8 @@ class Last(Part):
 class Gaussian(Part):
     """Average sum_t w_t theta_t / sum_t w_t, w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
 
-    `mean` and `std` are relative to the number of epochs. The average is updated after every epoch, so every
-    epoch can be scored.
+    `mean` and `std` are relative to the number of epochs. The average is updated after every epoch, so that
+    every epoch can be scored.
     Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: 15 and 1 of 20 epochs).
     """
 
@@ -41,4 +41,4 @@ class Gaussian(Part):
 
 
 Averager = Last | Gaussian
-AnyAverager = Chosen[Averager, CustomPart]
+AnyAverager = Chosen[Averager, CustomKind]

@@ -1,7 +1,7 @@
-"""Composition of a method from the components in the sections of a configuration.
+"""Composition of a method from the components that the sections of a configuration describe.
 
-A method's name only selects the recipe (`prometar.config.recipes`) that sets these sections. Components can
-be combined freely, so an ablation is a change of settings.
+The name of a method only selects the recipe (`prometar.config.recipes`) that sets these sections. Components
+can be combined freely, so an ablation is a change of settings.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prometar.errors import UserError
-from prometar.methods.part import Chosen, CustomPart, Part
+from prometar.methods.part import Chosen, CustomKind, Part
 from prometar.methods.prompts import Leaves, linear
 
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Modulator(Part):
-    """Base class of modulators: g = g_task + m * g_reg for every prompt of the towers."""
+    """Base class of modulators: g = g_task + m * g_reg for the prompt of each layer."""
 
     @property
     def constant(self) -> float | None:
-        """The number m, so that one backward pass computes g. None if m depends on the gradients."""
+        """The number m if one backward pass can compute g. None if m depends on the gradients."""
         return None
 
     def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:
@@ -30,7 +30,7 @@ class Modulator(Part):
 
 
 class Add(Modulator):
-    """m = 1, the gradient of task loss + regularizer."""
+    """m = 1, so g is the gradient of task loss + regularizer."""
 
     kind: Literal["add"] = "add"
 
@@ -53,8 +53,8 @@ class Constant(Modulator):
 class Gate(Modulator):
     """Gate of ProMetaR: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
 
-    The prompt of each layer (P x D scalars, row-major) has its own W_in (P*D/reduction, 2*P*D) and square
-    W_out, without biases. Each output is repeated for `reduction` consecutive scalars.
+    The prompt of each layer (P x D scalars, row-major) has its own W_in (P*D/reduction, 2*P*D) and a square
+    W_out, both without bias. Each output is repeated for `reduction` consecutive scalars.
     Source: ProMetaR. As in its published code, there is no nonlinearity between W_in and W_out.
     """
 
@@ -95,8 +95,8 @@ class Gate(Modulator):
 class Projection(Modulator):
     """Projection of ProGrad: g_task without `share` of its component along g_reg if they conflict.
 
-    m = max(0, -share <g_task, g_reg> / |g_reg|^2), one number per prompt of a layer. Gradients conflict if
-    their dot product is negative. Otherwise g = g_task. The norm of g_reg does not matter.
+    m = max(0, -share <g_task, g_reg> / |g_reg|^2) is one number per prompt of a layer. Gradients conflict if
+    their dot product is negative. Otherwise g = g_task. The norm of g_reg has no effect.
     Source: "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023 (published: share 1).
     """
 
@@ -116,4 +116,4 @@ class Projection(Modulator):
         return modulated
 
 
-AnyModulator = Chosen[Add | Constant | Gate | Projection, CustomPart]
+AnyModulator = Chosen[Add | Constant | Gate | Projection, CustomKind]

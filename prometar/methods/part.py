@@ -1,6 +1,7 @@
-"""Base classes of the components of methods. Each kind is a class whose fields are its settings.
+"""Base classes of the sections of a configuration that describe the components of a method.
 
-Configurations contain these classes, so the modules that define them import torch only in functions.
+Each kind of a component is a class whose fields are its settings. So that loading a configuration does not
+import torch, the modules that define these classes import it inside functions.
 """
 
 from collections.abc import Mapping
@@ -13,17 +14,17 @@ from prometar.io.plain_data import PlainData
 
 
 class Part(PlainData):
-    """Component of a method. `CHOOSER` is the name of the field that selects its kind."""
+    """Section that describes a component. `CHOOSER` is the name of the field that selects the kind."""
 
     CHOOSER: ClassVar[str] = "kind"
 
     def component(self) -> Any:
-        """Return the component that the method uses, by default this object."""
+        """Return the component that this section describes, by default the section itself."""
         return self
 
 
-class Custom(Part):
-    """Reference to a custom component, `package.module:Name`, and its arguments."""
+class CustomPart(Part):
+    """Section that names a custom component, `package.module:Name`, and its arguments."""
 
     args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
 
@@ -40,18 +41,18 @@ class Custom(Part):
         return make(self.reference, self.args)
 
 
-class CustomPart(Custom):
-    """Custom component that is selected by `kind`."""
+class CustomKind(CustomPart):
+    """Section that names a custom component in `kind`."""
 
     kind: str
 
 
-BuiltIn = TypeVar("BuiltIn")
-Own = TypeVar("Own")
+BuiltInT = TypeVar("BuiltInT")
+CustomT = TypeVar("CustomT")
 
 
 def _origin(value: Any) -> str:
-    """Return the tag, built-in or custom, of a section."""
+    """Return the tag of a section: built-in or custom."""
     tree = dict(value) if isinstance(value, Mapping | Part) else {}
     names = [tree.get(key) for key in ("kind", "augmentation")]
     return "custom" if any(isinstance(name, str) and is_reference(name) for name in names) else "built-in"
@@ -59,5 +60,7 @@ def _origin(value: Any) -> str:
 
 BUILT_IN, CUSTOM, ORIGIN = Tag("built-in"), Tag("custom"), Discriminator(_origin)
 TAGS = frozenset({"built-in", "custom"})
-Chosen = Annotated[Annotated[BuiltIn, Field(discriminator="kind"), BUILT_IN] | Annotated[Own, CUSTOM], ORIGIN]
-"""Section of a configuration: a built-in or a custom component."""
+Chosen = Annotated[
+    Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN] | Annotated[CustomT, CUSTOM], ORIGIN
+]
+"""Type of a section that describes either a built-in or a custom component."""

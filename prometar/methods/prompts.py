@@ -1,10 +1,10 @@
-"""Prompts: learnable tensors, and the tokens that enter the towers."""
+"""Prompts, which map learnable tensors (leaves) to the tokens that enter the towers."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prometar.methods.part import Chosen, CustomPart, Part
+from prometar.methods.part import Chosen, CustomKind, Part
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -16,7 +16,7 @@ Leaves = dict[str, "Tensor"]
 
 
 class Prompts(Part):
-    """Base class of prompts. `init`: words whose embeddings initialize a text context."""
+    """Base class of prompts. `init`: words whose embeddings initialize the learned text context."""
 
     conditional: ClassVar[bool] = False
     """True if text tokens, and thus text features, depend on the image."""
@@ -30,7 +30,7 @@ class Prompts(Part):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Templates to average if no context is learned. If empty, the template of the dataset is used."""
+        """Templates to average if no context is learned. If empty, the dataset's template is used."""
         return ()
 
     @property
@@ -84,7 +84,7 @@ def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Gener
 
 
 class _FrozenText(Prompts):
-    """Prompts with a setting for the text of classes if no context is learned.
+    """Prompts with a setting for the texts of the classes. It applies if no context is learned.
 
     `frozen_text`: the template of the dataset, "<init> <name>.", or the mean of 60 templates.
     """
@@ -109,7 +109,7 @@ class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
     Layer 0 is initialized with the embeddings of the words in `init`, other layers from N(0, init_std^2).
-    `init_padding`: a context longer than `init` is initialized at random, or with zeros before the words.
+    `init_padding`: initialization of a context longer than `init`: random, or zeros followed by the words.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -169,11 +169,11 @@ class IndependentPrompts(_Context, _FrozenText):
 
 
 class CoupledPrompts(_Context):
-    """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l that are linear maps of them.
+    """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l, which are linear maps of t_l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    Maps are initialized like torch.nn.Linear. Layers from 1 on start with the same map. The depth is limited
-    to the layers of the shallower tower.
+    Maps are initialized like torch.nn.Linear. All layers but layer 0 start with the same map. The depth is
+    limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """
 
@@ -235,8 +235,8 @@ class ConditionalPrompts(_Context):
         return {"text.0": tokens["text.0"] + shift_BD[:, None]}
 
 
-class CustomPrompts(CustomPart, Prompts):
-    """Custom prompts. As for built-in prompts, the token ids of `init` are passed to `initialize`."""
+class CustomPrompts(CustomKind, Prompts):
+    """Custom prompts. Like for built-in prompts, the token ids of `init` are passed to `initialize`."""
 
 
 AnyPrompts = Chosen[NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts, CustomPrompts]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 
 from pydantic import Field
 
-from prometar.methods.part import Chosen, CustomPart, Part
+from prometar.methods.part import Chosen, CustomKind, Part
 from prometar.methods.prompts import Prompts, enters_images
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Views(NamedTuple):
-    """Normalized prompted and frozen features of a batch. Frozen features are None if not used.
+    """Normalized prompted and frozen features of a batch. Frozen features that no term uses are None.
 
     Args:
         text_CE: Text features, (B, C, E) if they depend on the image.
@@ -42,7 +42,7 @@ Distance = Callable[["Tensor", "Tensor"], "Tensor"]
 def l1(a: "Tensor", b: "Tensor") -> "Tensor":
     """Return the mean of |a - b| over dimensions."""
     difference = a - b
-    # For the second derivative of abs(), torch computes zeros and imports its compiler. x sgn(x) avoids this.
+    # To compute the second derivative of abs(), which is 0, torch imports its compiler. x sgn(x) avoids this.
     return (difference * difference.detach().sgn()).mean(dim=-1)
 
 
@@ -58,7 +58,7 @@ def cosine(a: "Tensor", b: "Tensor") -> "Tensor":
 
 @runtime_checkable
 class Term(Protocol):
-    """Named, unweighted distance, and the frozen features that it uses."""
+    """Named, unweighted distance that declares which frozen features it uses."""
 
     @property
     def name(self) -> str: ...
@@ -167,8 +167,8 @@ class _Distances(Part):
     """Distances between prompted and frozen features. A weight of 0 disables a term.
 
     `logits_weight`: weight of the divergence of class probabilities. `teacher`: templates of the frozen text
-    features. They are 60 templates, or the template of the dataset: unchanged, as a sentence about a photo,
-    or with the class name last.
+    features, either 60 templates (`ensemble`), or the template of the dataset: unchanged (`template`), as a
+    sentence about a photo (`photo`), or with the class name last (`name_last`).
     """
 
     text_weight: float = Field(default=50.0, ge=0)
@@ -179,7 +179,7 @@ class _Distances(Part):
     def regularizer(self, prompts: Prompts) -> Regularizer:
         """Return the weighted sum of the terms that depend on these prompts.
 
-        The component is a `Distance` for both towers, or a custom `Term` that contains its weight.
+        The component is a `Distance` for both towers, or a custom `Term` whose result is not weighted.
         """
         from prometar.clip.openclip import TEMPLATES
 
@@ -205,7 +205,7 @@ class Distances(_Distances):
         return {"l1": l1, "l2": l2, "cosine": cosine}[self.kind]
 
 
-class CustomRegularizer(CustomPart, _Distances):
+class CustomRegularizer(CustomKind, _Distances):
     """Custom distance or `Term`."""
 
 

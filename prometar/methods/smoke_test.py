@@ -11,7 +11,7 @@ from prometar.clip.model import Clip
 from prometar.errors import UserError
 from prometar.io.custom import component_errors
 from prometar.methods.composition import Method, Sections, build
-from prometar.methods.part import Custom
+from prometar.methods.part import CustomPart
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import ImageDistance, TextDistance, Views
 
@@ -19,7 +19,7 @@ _QUERY, _SUPPORT, _CLASSES = 2, 3, 4
 
 
 def smoke_test(config: Sections, clip: Clip) -> Method:
-    """Build the method of a configuration, and call its custom components once.
+    """Build the method of a configuration, and call each of its custom components once.
 
     Raises:
         UserError: a component fails, or returns a wrong shape.
@@ -27,17 +27,17 @@ def smoke_test(config: Sections, clip: Clip) -> Method:
     method, generator = build(config), torch.Generator().manual_seed(0)
 
     def check(section: str, call: Callable[[], tuple[Mapping[str, object], Leaves]]) -> None:
-        """Check that a custom component returns (result, expected) with equal names and shapes."""
-        component = getattr(config, section)
-        if not isinstance(component, Custom):
+        """Check a custom component. `call` returns its results, and tensors of the expected shapes."""
+        part = getattr(config, section)
+        if not isinstance(part, CustomPart):
             return
-        with component_errors(component.reference):
+        with component_errors(part.reference):
             found, like = call()
             for key in found.keys() | like.keys():
                 shape, expected = (_shape(tensors.get(key)) for tensors in (found, like))
                 if shape != expected:
                     raise UserError(
-                        f"{component.reference}: {key} must be a tensor of shape {expected}, found {shape}"
+                        f"{part.reference}: {key} must be a tensor of shape {expected}, found {shape}"
                     )
 
     with component_errors(getattr(config.prompts, "reference", "prompts")):
@@ -72,7 +72,7 @@ def _mix(method: Method) -> tuple[Mapping[str, object], Leaves]:
 
 
 def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves]:
-    """Return the terms of a regularizer for random features, and tensors of the expected shapes."""
+    """Return the distances of a regularizer for random features, and tensors of the expected shapes."""
 
     def features(count: int) -> Tensor:
         rows = F.normalize(torch.randn(count, clip.embed_dim), dim=-1)

@@ -169,7 +169,7 @@ def _at_features(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
 def _losses(
     model: Model, method: Method, towers: Towers, images: Images, features: Leaves
 ) -> tuple[Leaves, Scalars]:
-    text_CE, image_BE = towers.both(features)
+    text_CE, image_BE = towers.text_and_image(features)
     task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
     views = Views(
         text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), images.frozen, images.weights,
@@ -196,7 +196,7 @@ def _query_gradient(
 
 def _query_loss(model: Model, towers: Towers, features: Leaves, query: Images) -> Tensor:
     """Return the cross-entropy of the query images, with their partners mixed in."""
-    text_CE, image_RE = towers.both(features)
+    text_CE, image_RE = towers.text_and_image(features)
     image_QE, mixing = image_RE[: len(query.labels)], query.mixing
     if mixing is not None and mixing.encoded is not None:
         image_QE = mixing.own[:, None] * image_QE + mixing.rest[:, None] * image_RE[mixing.encoded]

@@ -10,28 +10,28 @@ from prometar.methods.prompts import Leaves
 def sgd(
     leaves: Leaves, momenta: Leaves, gradient: Leaves, *, lr: float, momentum: float, weight_decay: float
 ) -> tuple[Leaves, Leaves]:
-    """Return new (leaves, momenta): v <- momentum v + (g + weight_decay theta); theta <- theta - lr v.
+    """Return new (leaves, momenta): m <- momentum m + (g + weight_decay theta); theta <- theta - lr m.
 
-    If v starts at 0, the updates equal those of torch.optim.SGD (dampening 0, no Nesterov). `gradient` is
+    If m starts at 0, the updates equal those of torch.optim.SGD (dampening 0, no Nesterov). `gradient` is
     emptied to release its memory early.
     """
     if not leaves:
         return {}, {}
     old = [leaf.detach() for leaf in leaves.values()]
-    # Autograd may return transposed layouts. Contiguous momenta give a resumed run, whose state is loaded
-    # from a file, the same summation order as an uninterrupted run.
-    velocities = [gradient.pop(name).detach().contiguous() for name in leaves]
-    velocities = list(torch._foreach_add(velocities, [momenta[name] for name in leaves], alpha=momentum))
-    velocities = list(torch._foreach_add(velocities, old, alpha=weight_decay))
-    new = list(torch._foreach_add(old, velocities, alpha=-lr))
-    return dict(zip(leaves, new, strict=True)), dict(zip(leaves, velocities, strict=True))
+    # Autograd may return transposed layouts, but tensors from a checkpoint are contiguous. With contiguous
+    # momenta, resumed and uninterrupted runs sum in the same order.
+    new_momenta = [gradient.pop(name).detach().contiguous() for name in leaves]
+    new_momenta = list(torch._foreach_add(new_momenta, [momenta[name] for name in leaves], alpha=momentum))
+    new_momenta = list(torch._foreach_add(new_momenta, old, alpha=weight_decay))
+    new_leaves = list(torch._foreach_add(old, new_momenta, alpha=-lr))
+    return dict(zip(leaves, new_leaves, strict=True)), dict(zip(leaves, new_momenta, strict=True))
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
     """Return the lr of a 0-based epoch: `warmup_lr`, then lr (1 + cos(pi (epoch - warmup) / epochs)) / 2.
 
-    The cosine spans all epochs but starts after the warm-up, so it never reaches zero. Published accuracies
-    were measured with this schedule (ConstantWarmupScheduler of Dassl).
+    The cosine starts after the warm-up but has a length of `epochs`, so it never reaches zero. Published
+    accuracies were measured with this schedule (ConstantWarmupScheduler of Dassl).
     """
     if epoch < warmup_epochs:
         return warmup_lr

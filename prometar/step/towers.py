@@ -16,7 +16,8 @@ from prometar.methods.prompts import Leaves, layers
 class AutodiffPass:
     """Text tower of conditional prompts, with features (B, C, E).
 
-    It has the methods of `Pass`, by token name instead of layer. Its derivatives are computed by torch.func.
+    It has the same methods as `Pass`, but its dictionaries are keyed by token name instead of layer number.
+    torch.func computes its derivatives.
     """
 
     def __init__(self, function: Callable[[Leaves], Tensor], tokens: Leaves) -> None:
@@ -57,9 +58,10 @@ TowerPass = Pass | AutodiffPass
 
 @dataclass(frozen=True)
 class Towers:
-    """Unnormalized features by tower, `text` (C, E) and `vision` (B, E), and the passes that computed them.
+    """Passes through the towers and their unnormalized features, by tower.
 
-    A tower without prompts has no entry in `features` and `passes`. Its features are constant.
+    Features of `text` are (C, E), or (B, C, E) if conditional. Features of `vision` are (B, E). A tower
+    without prompts has no entry. Its constant features are `fixed_text_CE` (normalized) or `fixed_image_BE`.
     """
 
     dtype: torch.dtype
@@ -68,8 +70,8 @@ class Towers:
     fixed_text_CE: Tensor | None
     fixed_image_BE: Tensor | None
 
-    def both(self, features: Leaves) -> tuple[Tensor, Tensor]:
-        """Return normalized text and unnormalized image features, given the features that are not fixed."""
+    def text_and_image(self, features: Leaves) -> tuple[Tensor, Tensor]:
+        """Return normalized text and unnormalized image features, given those of the prompted towers."""
         text_CE, image_BE = self.fixed_text_CE, features.get("vision", self.fixed_image_BE)
         if "text" in features:
             text_CE = F.normalize(features["text"], dim=-1)
@@ -78,16 +80,16 @@ class Towers:
         return text_CE, image_BE
 
     def vjp(self, cotangents: Leaves) -> Leaves:
-        """Map K cotangents (K, N, E) of the features to K cotangents (K, P, D) of the tokens."""
+        """Map K cotangents of the features (stacked, e.g. (K, B, E)) to those of the tokens (K, P, D)."""
         return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp(g))
 
     def differentiable_vjp(self, cotangents: Leaves) -> Leaves:
-        """Return the result of `vjp`, and prepare the calls of `jvp` and then `hvp`."""
+        """Return the result of `vjp`, and save what `jvp`, then `hvp`, need."""
         return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.differentiable_vjp(g))
 
     @torch.no_grad()
     def jvp(self, tangents: Leaves) -> Leaves:
-        """Map K tangents (K, P, D) of the tokens to K tangents (K, N, E) of the features."""
+        """Map K tangents (K, P, D) of the tokens to those of the features."""
         pushed = {}
         for tower, tower_pass in self.passes.items():
             if isinstance(tower_pass, Pass):
@@ -99,7 +101,10 @@ class Towers:
         return pushed
 
     def hvp(self, cotangents: Leaves) -> Leaves:
-        """Return gradients (P, D) of <r, features> + sum_k <g_k, J t_k> at the tokens; r is (N, E)."""
+        """Return the gradients (P, D) of <r, features> + sum_k <g_k, J t_k> at the tokens.
+
+        r: `cotangents`. g_k: cotangents from `differentiable_vjp`. t_k: tangents from `jvp`. J: Jacobian.
+        """
         return self._pull_back(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
 
     @torch.no_grad()

@@ -116,7 +116,7 @@ def test_a_slow_consumer_is_neither_flooded_nor_disturbed(
     next(batches)
     time.sleep(1)
     assert store_bytes() - before < 3e6  # of 14 MB
-    assert 1 < len(steps) <= 1 + (steps[-1] - steps[0]) / raystream.PAUSE
+    assert 1 < len(steps) <= 1 + (steps[-1] - steps[0]) / raystream.PAUSE_SECONDS
     batches.close()  # type: ignore[attr-defined]
 
 

@@ -1,7 +1,7 @@
-"""Data plan: determines the order and the pixels of all images, on every machine.
+"""Data plan, which determines the order and the pixels of all images on every machine.
 
-A row is one image in one epoch. Rows are numbered from 0 to epochs * rows_per_epoch - 1. A row does not
-depend on the batch size, the block size or the worker. The batch size only determines the rows per epoch.
+A row is one image in one epoch. Rows are numbered from 0 to epochs * rows_per_epoch - 1. The k-th row of an
+epoch does not depend on the batch size, the block size or the worker.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 
-FORMAT = 1  # increase it if equal plans give other pixels or another order than before
+FORMAT = 1  # bump it if a code change alters the pixels or their order for the same plan
 EVAL_BATCH_SIZE = 64
 
 Ints = NDArray[np.int64]
@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 
 @lru_cache(maxsize=8)
 def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
-    """Return the order of the images, and the augmentation seed of each image, both (N,)."""
+    """Return the order of the images (N,), and the augmentation seed of each image (N,)."""
     order_bits, seed_bits = np.random.SeedSequence([seed, epoch]).spawn(2)
     order = np.arange(num_items)
     if shuffle:
@@ -46,8 +46,8 @@ class Plan:
         epochs: Number of passes over the items.
         seed: Seed of the order and the augmentation.
         shuffle: True for a new order in each epoch.
-        drop_last: True to drop an epoch's last batch if it is incomplete and not the only one, as published
-            code does in training.
+        drop_last: True to drop the last batch of an epoch if it is incomplete and not the only one, like the
+            published code.
 
     Raises:
         UserError: `items` is empty.
@@ -88,19 +88,18 @@ class Plan:
 
     def rows(self, start: int, stop: int) -> tuple[Ints, Ints]:
         """Return the indices into `items` and the augmentation seeds of the rows `start` to `stop` - 1."""
-        images, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        indices, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
             last = min(first + stop - start, self.rows_per_epoch)
             order, seed_of = _epoch(len(self.items), self.seed, epoch, self.shuffle)
-            image = order[first:last]
-            images.append(image)
-            seeds.append(seed_of[image])
+            indices.append(order[first:last])
+            seeds.append(seed_of[order[first:last]])
             start += last - first
-        return np.concatenate(images), np.concatenate(seeds)
+        return np.concatenate(indices), np.concatenate(seeds)
 
     def step_rows(self, step: int) -> tuple[int, int]:
-        """Return the first row of a step, and the row after its last row."""
+        """Return the range of rows of a step: its first row, and the row after its last one."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = epoch * self.rows_per_epoch + batch * self.batch_size
         return start, min(start + self.batch_size, (epoch + 1) * self.rows_per_epoch)

@@ -1,8 +1,8 @@
 """Stream of a data plan's batches on Ray Data: one execution for all epochs.
 
 A trial's placement group has one bundle for the training process and one for the stream. The tasks of Ray
-Data run in the second bundle, so they can start even if trials occupy every CPU. The plan enters through
-`from_items`, which needs no task. Ray Data hangs silently if one of its tasks cannot be placed.
+Data run in the second bundle, so they can start even if trials occupy every CPU. The plan is passed to
+`from_items`, because a read task outside the bundle might never be placed, and Ray Data would hang silently.
 """
 
 import gc
@@ -33,7 +33,7 @@ from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import PrometarError, StorageError, WorkError, last_line
 
 MAX_STORED_IMAGES = 10_000  # about 1 GB of JPEG files
-PAUSE = 0.02  # seconds
+PAUSE_SECONDS = 0.02
 
 
 def stream(
@@ -45,14 +45,14 @@ def stream(
     block_rows: int = 64,
     memory_bytes: int = 2**27,
 ) -> Iterator[Batch]:
-    """Yield the batches of `stream_local`, made by Ray Data in one execution for all epochs.
+    """Yield the same batches as `stream_local`, made by Ray Data in one execution for all epochs.
 
     Ray must be running. To stop the tasks early, close the iterator or delete the last reference to it. In a
     placement group, the tasks run in its bundles. The options change neither the pixels nor their order.
 
     Args:
         cpus: Logical CPUs for all tasks. One task runs per whole CPU, and at least one in total.
-        block_rows: Approximate number of rows per task. Each task makes whole steps.
+        block_rows: Approximate number of rows per task. A task never splits the batch of a step.
         memory_bytes: Maximum size of finished blocks that are not consumed yet.
 
     Raises:
@@ -79,15 +79,15 @@ def stream(
 
 
 class Pause:
-    """Callback of Ray Data: a pause after each step of its scheduling loop, a thread of the training process.
+    """Callback of Ray Data that pauses its scheduling loop, a thread of the training process.
 
-    While finished blocks wait for the training, the loop polls without a pause of its own (Ray 2.60), and
-    takes up to half of the interpreter's time.
+    While finished blocks wait to be consumed, the loop polls without a pause (Ray 2.60) and takes up to half
+    of the interpreter's time.
     """
 
     def on_execution_step(self, executor: object) -> None:
-        """Sleep."""
-        time.sleep(PAUSE)
+        """Sleep after each iteration of the loop."""
+        time.sleep(PAUSE_SECONDS)
 
     def _do_nothing(self, executor: object, *error: object) -> None: ...
 
@@ -95,7 +95,7 @@ class Pause:
 
 
 def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
-    """Yield the images of each block. Ray 2.60's `iter_batches` leaks a thread and blocks if closed early."""
+    """Yield the images of each block. If closed early, Ray 2.60's `iter_batches` hangs and leaks a thread."""
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
             columns = BlockAccessor.for_block(ray.get(ref)).to_batch_format("numpy")
@@ -116,36 +116,37 @@ def _next_block(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.ui
 def _build_dataset(
     plan: Plan, source: Source, start_step: int, cpus: float, block_rows: int
 ) -> ray.data.Dataset:
-    """Build a Ray dataset with one block for a few steps, and one task per block.
+    """Build a Ray dataset with one block per group of consecutive steps, and one task per block.
 
-    A task that makes several blocks occupies its CPU until the consumer takes them. An evaluation between two
-    epochs and the training stream would then wait for each other forever.
+    A task that makes several blocks occupies its CPU until they are consumed. The training stream, and an
+    evaluation between two epochs, would then wait for each other forever.
     """
     size, tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
-    items = []
+    blocks = []
     for start in range(start_step, plan.num_steps, size):
         last = min(start + size, plan.num_steps) - 1
-        images, seeds = plan.rows(plan.step_rows(start)[0], plan.step_rows(last)[1])
-        paths = [plan.items[k].path for k in images]
-        items.append({"image": images.tolist(), "seed": seeds.tolist(), "path": paths})
+        indices, seeds = plan.rows(plan.step_rows(start)[0], plan.step_rows(last)[1])
+        paths = [plan.items[k].path for k in indices]
+        blocks.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
     group = get_current_placement_group()
     strategy = (
         PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
         if group
         else "DEFAULT"
     )
-    described = ray.data.from_items(items, override_num_blocks=len(items))
+    rows = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # no other argument reaches the bundle
-        # If the context has the strategy, Ray Data (2.60) limits resources to those of the bundles. They
-        # contain no object store memory, so a task starts only when the training waits.
-        return described.map_batches(
+        # `scheduling_strategy` is deprecated, but only this argument places the tasks in the bundle. With the
+        # strategy in the DataContext, Ray Data 2.60 caps its resources at those of the bundles, which have no
+        # object store memory. A task would then start only while the training waits.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return rows.map_batches(
             cast(Any, make_block),
             fn_kwargs={"spec": plan.transform, "source": source, "files": _store_images(plan, source)},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=cpus / tasks,
-            compute=TaskPoolStrategy(size=min(tasks, len(items))),
+            compute=TaskPoolStrategy(size=min(tasks, len(blocks))),
             scheduling_strategy=strategy,
         )
 
@@ -158,12 +159,12 @@ def make_block(
     if files is None:
         encoded = source.read_many(rows["path"])
     else:
-        encoded = ray.get(files).take(pa.array(rows["image"])).to_pylist()
+        encoded = ray.get(files).take(pa.array(rows["index"])).to_pylist()
     return {"image": make_images(spec, encoded, rows["seed"], rows["path"])}
 
 
 def _store_images(plan: Plan, source: Source) -> ray.ObjectRef | None:
-    """Put the encoded images into the object store, unless one epoch reads them or there are too many."""
+    """Put the encoded images into the object store, unless there is only one epoch or too many images."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None
     return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))
