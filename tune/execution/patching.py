@@ -1,4 +1,4 @@
-"""Patches of Ray Tune that need its private names."""
+"""Patches to Ray Tune that touch its private names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -68,9 +68,10 @@ class StudyFolder:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
-        """Write study.yaml. Preserve the environments of earlier commands if they differ."""
-        objective, now, before = objective_of(config.search.objective), environment(), self.read(StudyRecord)
-        earlier = (*before.earlier_environments, before.environment) if before else ()
+        """Write study.yaml. Keep different environments of earlier commands."""
+        objective = objective_of(config.search.objective)
+        current, previous = environment(), self.read(StudyRecord)
+        earlier = (*previous.earlier_environments, previous.environment) if previous else ()
         self.write(
             StudyRecord(
                 config=config,
@@ -78,8 +79,8 @@ class StudyFolder:
                 leaks=objective.leaks,
                 digests=digests,
                 command=masked(_command_line(sys.argv)),
-                environment=now,
-                earlier_environments=tuple(each for each in earlier if each != now),
+                environment=current,
+                earlier_environments=tuple(each for each in earlier if each != current),
             )
         )
 
@@ -132,7 +133,7 @@ class Records:
 
     @cached_property
     def default_settings(self) -> dict[str, Any]:
-        """Default settings by dotted key."""
+        """All settings of the baseline by dotted key, on the first dataset."""
         return self.config.run.flat()
 
     @property
@@ -148,7 +149,7 @@ class Records:
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
-        """Trial of the default settings. If a failed trial was rerun, the completed trial."""
+        """Trial of the default settings. If the baseline failed and was rerun, the completed rerun."""
         return next((trial for trial in (*self.completed, *self.trials) if trial.baseline), None)
 
     @cached_property
@@ -160,7 +161,7 @@ class Records:
 
     @property
     def outdated(self) -> bool:
-        """True if the tested settings are no longer the selected settings."""
+        """True if the final test compared settings that are no longer selected."""
         if self.final_test is None or self.selected is None:
             return False
         tested = self.final_test.selected

@@ -41,7 +41,7 @@ class RunScore:
     """Result of one training run of a trial, the confirmation or the final test.
 
     Args:
-        base, new, objective: Scores in percent, None if not measured. All are None if the run failed.
+        base, new, objective: Scores in percent, None if not measured or if the run failed.
         seconds: Training time.
         failed: Error message, or "" if the run did not fail.
         cpus, gpus: Allocated resources, None if unknown.
@@ -61,7 +61,7 @@ class RunScore:
 
     @classmethod
     def of(cls, config: Config, metrics: Mapping[str, Any], **more: Any) -> Self:
-        """Return the score of a run with these metrics, such as those of its last epoch."""
+        """Return the score of a run from metrics, such as those of its last epoch."""
         names = ("base", "new", "objective", "seconds")
         measured: dict[str, Any] = {name: metrics.get(name) for name in names}
         return cls(dataset=config.data.name, seed=config.train.seed, **measured, **more)
@@ -87,7 +87,7 @@ def mean_of(runs: Iterable[RunScore], metric: Goal = "objective") -> float | Non
 
 @dataclass(frozen=True, config=_STRICT)
 class EpochReport:
-    """Result of one epoch of a job, as reported by its worker.
+    """Result of one epoch of a job, sent by the worker.
 
     Args:
         epoch: Number of the epoch, counted from 1.
@@ -127,7 +127,7 @@ class TrialRecord:
     """trials/NNNN/record.json: a completed, pruned or failed trial of the search.
 
     Args:
-        origin: Origin of the settings. The baseline has the default settings.
+        origin: Source of the settings. The baseline has the default settings.
         objective, base, new: Scores after the last epoch, means over the runs.
         epoch: Number of the last epoch. epochs: Objective by epoch, counted from 1.
         seconds: Training time, summed over the runs.
@@ -169,7 +169,7 @@ def by_score(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 @dataclass(frozen=True, config=_STRICT)
 class Candidate:
-    """Settings that may be selected. `runs` contains the runs of the search and the runs with fresh seeds."""
+    """Settings that may be selected. `runs` contains runs of the search, then runs with fresh seeds."""
 
     number: NonNegativeInt
     baseline: bool
@@ -192,7 +192,7 @@ class Confirmation:
     """confirmation.json: reruns of the best trials and the baseline with fresh seeds.
 
     Args:
-        seeds: Fresh seeds. Empty if there is only one candidate, which is not rerun.
+        seeds: Fresh seeds. Empty for a single candidate, which is not rerun.
         selected: Number of the candidate with the highest mean over all its seeds.
     """
 
@@ -211,7 +211,7 @@ class DatasetTest:
     """Final test on one dataset.
 
     Args:
-        selected, baseline: One run per seed. Both are the same runs if the baseline was selected.
+        selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
         difference, base_difference, new_difference: Selected minus baseline, paired by seed, in points of H,
             base accuracy and new accuracy. None if there are fewer than two pairs.
         published: Published H of the method, None if unknown.
@@ -230,13 +230,13 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs of each run. If the search varied the epochs, the selected settings use their own.
+        epochs: Epochs per run. If epochs were searched, the selected settings use the selected number.
         selected: Tested settings, with the runs on which their selection is based.
         difference: Selected minus baseline in H. For several datasets, the interval over their means.
         alpha: Error probability of each dataset's interval at the last interim analysis.
         matters: Smallest relevant difference in H, None if the number of seed pairs was fixed.
-        detectable: True difference that such a test would show with a probability of 80%.
-        earlier_tests: Numbers of the trials that earlier final tests of this study selected.
+        detectable: Smallest true difference in H that this test shows with a power of 80%.
+        earlier_tests: Trials that earlier final tests of this study compared with the baseline, by number.
     """
 
     seeds: tuple[int, ...]
@@ -278,7 +278,7 @@ class StudyRecord:
     """study.yaml: configuration and environment of a study.
 
     Args:
-        score: Name of the score that the objective computes. leaks: True if the objective uses test images.
+        score: Name of the objective's score. leaks: True if the objective reads test images.
         digests: Digests of splits, weights and custom components, by name (`contents` in the file).
         command: Last command that ran the study.
         environment: Versions and machine of the last command.

@@ -48,7 +48,7 @@ def verdict(records: Records) -> str:
         return "Use either. No final test was requested, so nothing was compared on test images."
     if test.difference is None:
         return "Use either. Fewer than two seed pairs finished, so no difference can be shown."
-    return "Use either. The final test shows no difference between the selected and the default settings."
+    return "Use either. The final test could not show a difference between selected and default settings."
 
 
 def _unfinished(records: Records) -> str:
@@ -107,11 +107,12 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
     if base is None or new is None:
         return
     base_text, new_text = (describe_difference(each, "points", test.level) for each in (base, new))
-    yield f"Mean difference in base accuracy: {base_text}. In new accuracy: {new_text}."
+    yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
     if base.mean > 0 and (new.high < 0 or new.mean <= -(test.matters or 1.0)):
-        unclear = "" if new.high < 0 else " The interval of the difference in new accuracy contains 0."
-        gained = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
-        yield f"Base accuracy was gained at the expense of new accuracy: {gained}.{unclear}"
+        unclear = [name for name, each in (("base", base), ("new", new)) if not each.excludes_zero]
+        notes = [f" The interval of the difference in {name} accuracy contains 0." for name in unclear]
+        means = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
+        yield f"On average, base accuracy rose and new accuracy fell: {means}.{''.join(notes)}"
 
 
 def _detectable(test: FinalTest) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str
 Settings = Mapping[str, Value]
-"""Values by dotted key."""
+"""Values of settings by dotted key."""
 
 
 def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
@@ -29,7 +29,7 @@ class _Range(PlainData):
     """Base class of ranges.
 
     Args:
-        when: Condition: this setting is sampled only if each of these other settings has one of the values.
+        when: Condition. The setting is sampled only if each setting listed here has one of its listed values.
     """
 
     when: Mapping[str, tuple[Value, ...]] = Field(default={}, exclude_if=lambda when: not when)
@@ -48,7 +48,7 @@ class _Range(PlainData):
         return f" if {' and '.join(texts)}" if texts else ""
 
     def is_active(self, settings: Settings) -> bool:
-        """Return True if `settings` fulfill the condition."""
+        """Return True if `settings` meet the condition."""
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
@@ -75,7 +75,7 @@ class NumberRange(_Range):
 
     @property
     def probes(self) -> tuple[float, ...]:
-        """Values that show if a setting has an effect. An integer setting rejects the third one of floats."""
+        """Values to compare to find out if the setting has an effect. One of the floats is a fraction."""
         between = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *between
 
@@ -100,7 +100,7 @@ class Choice(_Range):
 
     @property
     def probes(self) -> tuple[Value, ...]:
-        """Values that show if a setting has an effect."""
+        """Values to compare to find out if the setting has an effect."""
         return self.choices
 
     def contains(self, value: object) -> bool:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 EPOCHS = "train.epochs"
-"""Setting that determines the length of a trial."""
+"""Key of the setting that determines the length of a trial."""
 _SPACES = files("tune.space") / "spaces"
 MAX_COMBINATIONS = 1000
-"""Maximum size of a space that is enumerated."""
+"""Spaces with more combinations are not enumerated."""
 
 
 class Space(PlainData):
-    """Ranges by dotted setting, in the order in which they are sampled.
+    """Ranges by dotted setting name (`optim.lr`), in the order in which they are sampled.
 
     Example:
         >>> lr = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
@@ -42,9 +42,12 @@ class Space(PlainData):
         for key, entry in self.ranges.items():
             for other, values in entry.when.items():
                 if other not in earlier:
-                    raise ValueError(f"{key}: its condition '{other}' must be a setting above it")
+                    raise ValueError(f"{key}: its condition refers to '{other}', which must be listed first")
                 if not values or not all(map(earlier[other].contains, values)):
-                    raise ValueError(f"{key}: its condition requires {other} in {earlier[other].describe()}")
+                    raise ValueError(
+                        f"{key}: the values for {other} in its condition must lie in "
+                        f"{earlier[other].describe()}"
+                    )
             earlier[key] = entry
         return self
 
@@ -57,7 +60,7 @@ class Space(PlainData):
         return settings
 
     def combinations(self) -> list[dict[str, Value]] | None:
-        """Return all settings of the space, or None if it contains floats or is too large to enumerate."""
+        """Return every combination of settings, or None if there are floats or too many combinations."""
         found: list[dict[str, Value]] = [{}]
         for key, entry in self.ranges.items():
             if entry.type == "float":
@@ -75,7 +78,7 @@ class Space(PlainData):
         return found
 
     def searched_values(self, config: Config) -> dict[str, Value]:
-        """Return a configuration's values of the searched settings.
+        """Return the values of the searched settings in a configuration.
 
         Raises:
             UserError: a setting does not exist, or its value lies outside its range.
@@ -83,7 +86,7 @@ class Space(PlainData):
         values, searched = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
             active = entry.is_active(searched)
-            # An inactive setting may belong to another kind of a component.
+            # An inactive setting may be missing: it may belong to a kind of component that is not used.
             if key not in values and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:
@@ -91,7 +94,9 @@ class Space(PlainData):
         return self.check(searched, what="the default settings")
 
     def check(self, given: Settings, *, what: str) -> dict[str, Value]:
-        """Check values, described as `what` in messages. Return those whose conditions hold or may hold.
+        """Check values, called `what` in messages. Drop values whose condition is certainly false.
+
+        A condition on a setting that is not given may still hold after sampling.
 
         Raises:
             UserError: a value lies outside its range, or a setting is not searched.
@@ -114,7 +119,7 @@ class Space(PlainData):
         return values
 
     def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
-        """Return the space without settings that have no effect or whose default lies outside the range.
+        """Return the space of settings that have an effect and whose range contains the default value.
 
         Conditions on removed settings are evaluated with the default values.
 
@@ -137,7 +142,7 @@ class Space(PlainData):
         return self.model_copy(update={"ranges": ranges})
 
     def probes(self, key: str) -> tuple[Value, ...]:
-        """Return values of a setting that show if it has an effect. Empty if it is not searched."""
+        """Return the probes of a setting, () if the setting is not searched."""
         return self.ranges[key].probes if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
@@ -157,7 +162,7 @@ _COMPONENTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager
 
 
 def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
-    """Return the method, which contains the settings of its components, and the other used settings."""
+    """Return the method with the settings of its components, and the other settings that have an effect."""
     from prometar.methods.composition import build  # loads torch, which --help does not need
 
     method = build(config)

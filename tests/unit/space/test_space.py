@@ -49,15 +49,15 @@ def test_unknown_spaces_are_refused() -> None:
         ("a: {type: choice, choices: [x, x]}", "each value must be given once, got x x"),
         (
             NESTED.replace("modulator.kind: {", "optim.x: {"),
-            "condition 'modulator.kind' must be a setting above",
+            "condition refers to 'modulator.kind', which must be listed first",
         ),
         (
             "a: {type: choice, choices: [x]}\nb: {type: int, low: 1, high: 2, when: {a: y}}",
-            "b: its condition requires a in x",
+            "b: the values for a in its condition must lie in x",
         ),
         (
             "a: {type: int, low: 1, high: 2}\nb: {type: int, low: 1, high: 2, when: {a: []}}",
-            "b: its condition requires a in 1 .. 2",
+            "b: the values for a in its condition must lie in 1 .. 2",
         ),
     ],
 )
