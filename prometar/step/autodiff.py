@@ -8,13 +8,13 @@ from torch import Tensor
 from prometar.methods.prompts import Leaves
 
 Vjp = Callable[[Leaves], Leaves]
-"""Cotangents by value name to gradients by leaf name. A missing cotangent counts as zero."""
+"""Function from cotangents by value name to gradients by leaf name. Missing cotangents are zero."""
 
 
 def vjp(
     function: Callable[[Leaves], tuple[Leaves, Leaves]], leaves: Leaves, *, differentiable: bool = False
 ) -> tuple[Leaves, Leaves, Vjp]:
-    """Return the values, the auxiliary values and the vector-Jacobian product of a function at `leaves`.
+    """Return the values of a function at `leaves`, its auxiliary values, and its vector-Jacobian product.
 
     Auxiliary values are not differentiated. If `differentiable`, the gradients can be differentiated with
     respect to the leaves, the cotangents, and all other inputs. Otherwise the leaves are detached first.

@@ -43,12 +43,12 @@ Scalars = dict[str, Tensor]
 def step(
     model: Model, method: Method, state: State, images: Images, task: Task | None, rates: Rates
 ) -> tuple[State, Scalars]:
-    """Return the state after one iteration, and its detached losses by name. Distances are unweighted.
+    """Return the state after one iteration, and its detached, unweighted losses by name.
 
-    Direct phase: theta <- SGD(theta, g_task + m g_reg on the batch).
-    Meta phase: theta' = theta - inner_lr (g_task + m g_reg on the support); theta and the gate <- SGD of
-    outer_weight * query loss(theta'). Both phases share the prompts' momentum. If `task` is None, the meta
-    phase is skipped.
+    Direct phase: update the prompts theta by SGD with g_task + m g_reg on the batch.
+    Meta phase: compute theta' = theta - inner_lr (g_task + m g_reg on the support), then update theta and the
+    gate by SGD on outer_weight * query loss(theta'). Both phases share the momenta of theta. If `task` is
+    None, the meta phase is skipped.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     gradients, losses = _gradients(model, method, tokens, images)
@@ -74,7 +74,7 @@ def _update(state: State, prompts: Leaves, gate: Leaves, rates: Rates) -> State:
 
 
 Hvp = Callable[[Leaves], Leaves]
-"""Directions u_k (K, P, D) by token to sum_k H_k u_k (P, D), for the Hessians H_k of K losses."""
+"""Function from directions u_k (K, P, D) at each token to sum_k H_k u_k, for the Hessians H_k of K losses."""
 
 
 def _meta_gradients(
@@ -83,8 +83,8 @@ def _meta_gradients(
     """Return gradients of outer_weight * query loss after the inner step, for the prompts and the gate.
 
     The inner step maps the prompts, the gate and the support gradients g_k to adapted tokens. Its vjp maps
-    the query gradient at these tokens to gradients at the prompts and the gate, and cotangents u_k of g_k.
-    The second order adds sum_k H_k u_k to the gradient of the prompts.
+    the query gradient at these tokens to gradients of the prompts and the gate, and to cotangents u_k of g_k.
+    Second order adds sum_k H_k u_k to the gradient of the prompts.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     support_hvp: Hvp | None = None
@@ -129,13 +129,13 @@ def _modulate(method: Method, gate: Leaves, gradients: Leaves) -> Leaves:
 
 
 def _gradients(model: Model, method: Method, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
-    """Return K gradients (K, P, D) at each token, and the losses.
+    """Return the gradients (K, P, D) of K losses at each token, and the losses by name.
 
     K is 2 for the task loss and the regularizer, or 1 for their weighted sum.
     """
     towers = model.run(tokens, images.tokens, images.frozen)
     values, losses, loss_vjp = vjp(partial(_losses, model, method, towers, images), towers.features)
-    return towers.vjp(_at_features(method, values, loss_vjp)), losses
+    return towers.vjp(_feature_gradients(method, values, loss_vjp)), losses
 
 
 def _gradients_and_hvp(
@@ -144,18 +144,18 @@ def _gradients_and_hvp(
     """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the tokens."""
     towers = model.run(tokens, images.tokens, images.frozen)
 
-    def at_features(features: Leaves) -> tuple[Leaves, Scalars]:
+    def feature_gradients(features: Leaves) -> tuple[Leaves, Scalars]:
         losses_of = partial(_losses, model, method, towers, images)
         values, losses, loss_vjp = vjp(losses_of, features, differentiable=True)
-        return _at_features(method, values, loss_vjp), losses
+        return _feature_gradients(method, values, loss_vjp), losses
 
-    cotangents, losses, features_hvp = vjp(at_features, towers.features)
+    cotangents, losses, features_hvp = vjp(feature_gradients, towers.features)
     gradients = towers.differentiable_vjp(cotangents)
     return gradients, losses, lambda u: towers.hvp(features_hvp(towers.jvp(u)))
 
 
-def _at_features(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
-    """Return K gradients (K, N, E) of the losses at the features of each tower."""
+def _feature_gradients(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
+    """Return the gradients (K, N, E) of K losses with respect to the features of each tower."""
     one, constant = torch.ones_like(values["task"]), method.modulator.constant
     if "regularizer" not in values:
         gradients = [loss_vjp({"task": one})]
@@ -198,13 +198,15 @@ def _query_loss(model: Model, towers: Towers, features: Leaves, query: Images) -
     """Return the cross-entropy of the query images, with their partners mixed in."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, mixing = image_RE[: len(query.labels)], query.mixing
-    if mixing is not None and mixing.encoded is not None:
-        image_QE = mixing.own[:, None] * image_QE + mixing.rest[:, None] * image_RE[mixing.encoded]
+    if mixing is not None and mixing.token_rows is not None:
+        image_QE = (
+            mixing.share[:, None] * image_QE + mixing.partner_share[:, None] * image_RE[mixing.token_rows]
+        )
     logits = model.logits(image_QE, text_CE)
     if mixing is None or query.partner_labels is None:
         return cross_entropy(logits, query.labels, query.weights)
-    own = cross_entropy(logits, query.labels, query.weights * mixing.own)
-    return own + cross_entropy(logits, query.partner_labels, query.weights * mixing.rest)
+    loss = cross_entropy(logits, query.labels, query.weights * mixing.share)
+    return loss + cross_entropy(logits, query.partner_labels, query.weights * mixing.partner_share)
 
 
 def _group(values: Leaves, name: str) -> Leaves:

@@ -1,9 +1,9 @@
 """Loss scaling: keeps the cotangents of the meta phase within the range of float16.
 
 float16 underflows below 6e-8 and is imprecise below 6e-5. The outer weight (default 5e-4) and the inner lr
-(default 5e-4) make cotangents that small. Each cotangent is scaled up before the towers and scaled back in
-float32 after them. Factors are powers of two, so scaling is exact within the range of float16. On `mini`,
-factors 16 times larger or smaller give the same gradients.
+(default 5e-4) make cotangents that small. Each cotangent is scaled up before it enters the towers, and the
+result is scaled back in float32. Factors are powers of two, so scaling is exact within the range of float16.
+On `mini`, factors 16 times larger or smaller give the same gradients.
 """
 
 import math
@@ -11,11 +11,11 @@ import math
 import torch
 
 ROOM = 16.0
-"""Reduction of a tangent's factor, so that its products with cotangents do not overflow float16."""
+"""Number by which a tangent's factor is reduced, so that products with cotangents do not overflow float16."""
 
 
 def factor(dtype: torch.dtype, *numbers: float) -> float:
-    """Return the factor for a cotangent that contains the product of `numbers`.
+    """Return the factor for a cotangent that is proportional to the product of `numbers`.
 
     In float16, the factor is 1 / product rounded to a power of two, and at most 2^40. Otherwise it is 1.
 

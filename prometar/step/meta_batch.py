@@ -19,20 +19,21 @@ from prometar.methods.composition import Method
 
 
 class Mixing(NamedTuple):
-    """Mix of Q query images: shares of the images (`own`) and of their partners (`rest`).
+    """Mix of Q query images with their partners. All tensors are (Q,).
 
-    partner, encoded: (Q,) rows of the partners in the batch and in the query tokens (None for mixed pixels).
+    share, partner_share: Shares of the query images and of their partners.
+    batch_rows, token_rows: Rows of the partners in the batch and in the query tokens (None for mixed pixels).
     """
 
-    own: Tensor
-    rest: Tensor
-    partner: Tensor
-    encoded: Tensor | None
-    drawn: Mix
+    share: Tensor
+    partner_share: Tensor
+    batch_rows: Tensor
+    token_rows: Tensor | None
+    mix: Mix
 
 
 class Selection(NamedTuple):
-    """Rows of support and query in a batch, with weights that sum to 1.
+    """Rows of support and query in a batch. The weights of each sum to 1.
 
     encoded_rows: (R,) rows of the Q query images, then of the partners whose features are mixed in.
     """
@@ -51,9 +52,9 @@ class Selection(NamedTuple):
 def one_class_out(
     labels: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, dtype: torch.dtype
 ) -> Selection | None:
-    """Sample one class of the batch as the query. All other images are the support.
+    """Sample one class of the batch. Its images are the query, all others the support. Source: ProMetaR.
 
-    Returns None if the batch contains one class. `dtype` applies to weights and shares. Source: ProMetaR.
+    Return None if the batch contains only one class. `dtype`: dtype of weights and shares.
     """
     present = labels.unique().numpy(force=True)
     if len(present) < 2:
@@ -74,29 +75,29 @@ def select(is_query: Tensor, mix: Mix | None, *, of_images: bool, dtype: torch.d
 
     Args:
         is_query: (B,) mask.
-        mix: Mix per query image, in batch order. Partners are indices into the support, in batch order.
+        mix: Mix of the query images. Query and support are in batch order.
         of_images: True if pixels are mixed, False if features are.
     """
     query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]
     encoded, mixing = query, None
     if mix is not None:
-        partner, partner_rows = support[mix.partner], None
+        partner, token_rows = support[mix.partner], None
         if not of_images:
             others, inverse = partner.unique(return_inverse=True)
-            encoded, partner_rows = torch.cat([query, others]), len(query) + inverse
+            encoded, token_rows = torch.cat([query, others]), len(query) + inverse
         # The published code computes 1 - lam in the precision of lam.
-        mixing = Mixing(mix.lam.to(dtype), (1 - mix.lam).to(dtype), partner, partner_rows, mix)
+        mixing = Mixing(mix.lam.to(dtype), (1 - mix.lam).to(dtype), partner, token_rows, mix)
     support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
     return Selection(support, support_weights, encoded, query_weights, mixing)
 
 
 class Images(NamedTuple):
-    """Embedded images of a batch, the support, or the query.
+    """Embedded images of a batch, of the support, or of the query.
 
     Args:
-        tokens: (R, T, D) embedded images. The first B have labels. The others are only mixed in.
+        tokens: (R, T, D) embedded images. The first B have labels. The others are partners to mix in.
         labels, weights: (B,). Weights sum to 1.
-        frozen: (B, E) frozen features if used, mixed like the images.
+        frozen: (B, E) frozen features, mixed like the images. None if not used.
         mixing, partner_labels: Mix of the query images, and labels (B,) of their partners.
     """
 
@@ -117,47 +118,48 @@ def make_batch(
     method: Method,
     images_B3HW: Tensor,
     labels: Tensor,
-    task: Selection | None,
+    selection: Selection | None,
     *,
     cache: FeatureCache = None,
     step: int = 0,
 ) -> tuple[Images, Task | None]:
-    """Embed a batch of normalized images once for all passes of a step. Return the batch and the meta task.
+    """Embed normalized images once for all passes of a step. Return the whole batch and the meta task.
 
     Args:
         images_B3HW, labels: Images in the precision and on the device of the backbone, and labels (B,).
-        task: Selection of the meta task, on the device of the images. None if there is no meta task.
-        cache: Cached features by step.
+        selection: Selection of the meta task, on the device of the images. None if there is no meta task.
+        cache: Cached image features, by step.
     """
     tokens, labels = embedded(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
     frozen = frozen_image(clip, tokens, cache, step) if method.uses_images else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
     whole = Images(tokens, labels, weights, frozen)
-    if task is None:
+    if selection is None:
         return whole, None
-    rows = task.support_rows
+    rows = selection.support_rows
     frozen = None if frozen is None else frozen[rows]
-    support = Images(tokens[rows], labels[rows], task.support_weights, frozen)
-    return whole, (support, _query(clip, method, images_B3HW, whole, task))
+    support = Images(tokens[rows], labels[rows], selection.support_weights, frozen)
+    return whole, (support, _query(clip, method, images_B3HW, whole, selection))
 
 
 def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Images:
-    """Return the embedded query images with their mix."""
-    own, mixing = selection.query_rows, selection.mixing
+    """Return the embedded query images, and how they are mixed."""
+    query_rows, mixing = selection.query_rows, selection.mixing
     partner_labels, frozen = None, None
-    if mixing is None or mixing.encoded is not None:
+    if mixing is None or mixing.token_rows is not None:
         tokens = whole.tokens[selection.encoded_rows]
     else:
-        partners = images_B3HW[mixing.partner]
+        partners = images_B3HW[mixing.batch_rows]
         tokens = embed_images(
-            clip, method.augmentation.mixed_images(images_B3HW[own], partners, mixing.drawn)
+            clip, method.augmentation.mixed_images(images_B3HW[query_rows], partners, mixing.mix)
         )
     if method.prompts.conditional:
         assert whole.frozen is not None
-        frozen = whole.frozen[own]
+        frozen = whole.frozen[query_rows]
     if mixing is not None:
-        partner_labels = whole.labels[mixing.partner]
+        partner_labels = whole.labels[mixing.batch_rows]
         if frozen is not None and whole.frozen is not None:
-            frozen = mixing.own[:, None] * frozen + mixing.rest[:, None] * whole.frozen[mixing.partner]
+            share, partner_share = mixing.share[:, None], mixing.partner_share[:, None]
+            frozen = share * frozen + partner_share * whole.frozen[mixing.batch_rows]
             frozen = F.normalize(frozen, dim=-1)
-    return Images(tokens, whole.labels[own], selection.query_weights, frozen, mixing, partner_labels)
+    return Images(tokens, whole.labels[query_rows], selection.query_weights, frozen, mixing, partner_labels)

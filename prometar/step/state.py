@@ -11,7 +11,7 @@ from prometar.methods.prompts import Leaves
 
 @dataclass(frozen=True)
 class State:
-    """Leaves and momenta of the prompts and the gate, the average of the prompts, and the finished steps.
+    """Leaves and momenta of prompts and gate, the average of the prompts, and the number of finished steps.
 
     Data order, augmentations and meta tasks are functions of (seed, step), so a run resumes exactly from this
     state.

@@ -163,7 +163,7 @@ class Released:
 
     def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: Selection) -> Tensor:
         assert task.mixing is not None
-        lam, mix, _ = task.mixing.drawn
+        lam, mix, _ = task.mixing.mix
         g = self.text(adapted)
         query = self.image(images[task.query_rows], adapted)
         partners = self.image(images[task.support_rows], adapted)[mix]

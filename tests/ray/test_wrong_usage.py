@@ -32,7 +32,7 @@ def fails(capsys: pytest.CaptureFixture[str], main: Main, args: list[str], *, st
 SEARCHES = [
     (["--final-seeds", "5000000000"], "--final-seeds must be below 4294967296, got 5000000000"),
     (["--goals", "base"], "--goals: a single goal must be the objective"),
-    (["--dataset", "textures", "textures"], "--dataset: each value must be given once"),
+    (["--dataset", "textures", "textures"], "--dataset: values must be distinct"),
     (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml does not exist"),
     (["--sampler", "grid"], "unknown sampler 'grid': choose one of tpe, random, gp, or"),
     (["--top", "-1"], "--top must be at least 0"),

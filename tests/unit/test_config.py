@@ -139,7 +139,7 @@ def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
     [
         ({"trails": 4}, "Unknown option 'trails'"),
         ({"gpus_per_trial": "x"}, "--gpus-per-trial must be a valid number"),
-        ({"final_seeds": [1, 1]}, "--final-seeds: each value must be given once"),
+        ({"final_seeds": [1, 1]}, "--final-seeds: values must be distinct"),
         ({"settings": {"train.epochs": 3}, "epochs": 2}, "--set train.epochs is also given as an option"),
         ({"settings": {"confirm": 3}}, "--set confirm is not a setting"),
         ({"dataset": []}, "--dataset"),

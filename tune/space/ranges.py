@@ -18,7 +18,7 @@ Settings = Mapping[str, Value]
 
 def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
     if len(set(values)) < len(values):
-        raise ValueError(f"each value must be given once, got {' '.join(map(str, values))}")
+        raise ValueError(f"values must be distinct, got {' '.join(map(str, values))}")
     return values
 
 
@@ -75,7 +75,7 @@ class NumberRange(_Range):
 
     @property
     def probes(self) -> tuple[float, ...]:
-        """Values to compare to find out if the setting has an effect. One of the floats is a fraction."""
+        """Values to compare to find out if a setting has an effect and, for floats, if it accepts fractions."""
         between = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *between
 

@@ -37,7 +37,7 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     labels = torch.tensor([0, 1, 1, 2])
     task = draw(method)
     assert task.mixing is not None
-    drawn, batch = task.mixing.drawn, make_batch(clip.clip, method, images, labels, task)
+    drawn, batch = task.mixing.mix, make_batch(clip.clip, method, images, labels, task)
     _, scalars = step(model, method, state, *batch, Rates(0.0, 0.0))
     query, partners = images[1:3], images[[0, 3]][drawn.partner]
     lam = drawn.lam.double()

@@ -152,9 +152,9 @@ def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> Non
     assert sorted(query + support) == list(range(len(labels)))
     assert all((label == labels[query[0]]) == (i in query) for i, label in enumerate(labels))
     assert task.mixing is not None
-    assert len(task.mixing.own) == len(task.mixing.partner) == len(query)
-    assert 0 <= float(task.mixing.own.min()) <= float(task.mixing.own.max()) <= 1
-    assert set(task.mixing.partner.tolist()) <= set(support)
+    assert len(task.mixing.share) == len(task.mixing.batch_rows) == len(query)
+    assert 0 <= float(task.mixing.share.min()) <= float(task.mixing.share.max()) <= 1
+    assert set(task.mixing.batch_rows.tolist()) <= set(support)
 
 
 def test_the_query_class_is_drawn_uniformly_over_classes_not_images() -> None:

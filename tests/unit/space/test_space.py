@@ -46,7 +46,7 @@ def test_unknown_spaces_are_refused() -> None:
         ("optim.lr: {type: real}", "optim.lr.type must be one of 'float', "),
         ("a: {choices: [x]}", "a: Unable to extract tag using discriminator 'type'"),
         ("a: 0.5", "A range is, for example, optim.lr: {type: float"),
-        ("a: {type: choice, choices: [x, x]}", "each value must be given once, got x x"),
+        ("a: {type: choice, choices: [x, x]}", "values must be distinct, got x x"),
         (
             NESTED.replace("modulator.kind: {", "optim.x: {"),
             "condition refers to 'modulator.kind', which must be listed first",
