@@ -194,7 +194,7 @@ def _load_finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint,
     """Load the configuration, the checkpoint and the result of a finished run."""
     if file_size(folder / "config.yaml") is None:
         raise UserError(f"{folder} does not contain a run. Pass a folder that `prometar train --out` wrote.")
-    config = load_config(folder / "config.yaml").refuse_own(str(folder), trusted=trust_parts)
+    config = load_config(folder / "config.yaml").require_trusted(str(folder), trusted=trust_parts)
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint.safetensors. Train its config.yaml in another folder.")

@@ -98,7 +98,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `prometar train` or `reproduce`.")],
     dataset: Annotated[
         str | None,
-        typer.Option(help="Test on all classes of this dataset. Default: on the run's own images."),
+        typer.Option(help="Test on all classes of this dataset. Default: the run's own evaluation images."),
     ] = None,
     data_root: RootOption = None,
     trust_parts: TrustOption = False,
@@ -108,9 +108,7 @@ def evaluate(
     from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
-        raise UserError(
-            "--data-root requires --dataset. Pass both, or neither to test on the run's own images."
-        )
+        raise UserError("--data-root requires --dataset. Pass both, or neither to repeat the run's own test.")
     if dataset is None:
         _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
     else:
@@ -157,7 +155,7 @@ def alignment(
     ],
     to: Annotated[Path | None, typer.Option(help="Write a plot of all runs to this HTML file.")] = None,
 ) -> None:
-    """Show the cosine of support and query gradients."""
+    """Show the cosine similarity of support and query gradients."""
     from prometar.analysis.alignment import FILE, page, read, summary
 
     records = {str(run): read(run / FILE) for run in runs}
@@ -171,7 +169,9 @@ def alignment(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs. Subfolders are searched too.")],
-    to: Annotated[str | None, typer.Option(help="Reference method. Default: prometar, or the first.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Reference method. Default: prometar, else the first.")
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
     """Compare methods on shared datasets and seeds."""

@@ -81,10 +81,10 @@ def repeat_option_names(args: Sequence[str], lists: set[str]) -> list[str]:
 
 
 def run_cli(app: typer.Typer, args: list[str]) -> int:
-    """Run `app`. Return the exit status: 0, that of an error, 2 for wrong options, or 130 if interrupted."""
+    """Run `app`. Return the exit status: 0, that of the error, 2 for wrong options, or 130 if interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # not every terminal shows all class names
+            stream.reconfigure(errors="backslashreplace")  # not every terminal can print all class names
     try:
         with handle_signals([signal.SIGTERM], signal.default_int_handler):  # batch systems send SIGTERM
             status = int(typer.main.get_command(app).main(args, standalone_mode=False) or 0)
@@ -118,7 +118,7 @@ def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | N
 
 
 def _report(error: Exception) -> int:
-    """Print an error as one line. Return the exit status."""
+    """Print an error as one line. Return its exit status."""
     if isinstance(error, PrometarError):
         return _fail(str(error), error.exit_code)
     if isinstance(error, BrokenPipeError):  # otherwise Python flushes stdout at exit and fails again
@@ -132,7 +132,7 @@ def _report(error: Exception) -> int:
         return _fail("Out of memory.", 1)
     if is_accelerator_error(error):
         return _fail(first_line(error), 1)
-    if hasattr(error, "format_message"):  # of the option parser, whose module depends on typer's version
+    if hasattr(error, "format_message"):  # raised by the option parser, whose module differs between versions
         message = str(error.format_message())
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message, file=sys.stderr)

@@ -56,7 +56,7 @@ def data_list(
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
     Console(markup=False).print(table)
     if data_root is None:
-        print("Sizes are the published ones. --data-root DIR shows the datasets in DIR.")
+        print("These are the published sizes. --data-root DIR shows the datasets in DIR.")
     for note in notes:
         print(one_line(note))
 

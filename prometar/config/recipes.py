@@ -29,9 +29,9 @@ class Recipe(PlainData):
 
     Args:
         settings: Settings that differ from the defaults, by section.
-        name, title: Name in this package, and in the paper.
+        name, title: Name in this package, and name in the paper.
         about: Description in one line.
-        paper, source: Publication, and source of the settings.
+        paper, source: Publication of the method, and source of the settings.
         unverified: Details that could not be verified.
     """
 
@@ -54,8 +54,8 @@ class Recipe(PlainData):
         return settings
 
 
-def is_file(method: str) -> bool:
-    """Return True if a method is the name of a recipe file (YAML)."""
+def is_recipe_file(method: str) -> bool:
+    """Return True if a method has the form of a path of a recipe file (FILE.yaml)."""
     return Path(method).suffix in {".yaml", ".yml"}
 
 
@@ -71,7 +71,7 @@ def recipe(name: str) -> Recipe:
     """
     if name in NAMES:
         return _published(name)
-    if not is_file(name):
+    if not is_recipe_file(name):
         raise UserError(f"Unknown method '{name}'. Choose one of {', '.join(NAMES)}, or a recipe FILE.yaml.")
     path = Path(name)
     tree = read_yaml(path)

@@ -1,4 +1,4 @@
-"""Configuration of one run, which is immutable and rejects unknown keys.
+"""Configuration of one run. Configurations are immutable and reject unknown keys.
 
 The sections of a method are its components (`prometar.methods`), selected by `kind`. Defaults are those of
 the published code of ProMetaR (CVPR 2024, commit c907bdb). Other methods start from their recipes.
@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
-from prometar.config.recipes import is_file, recipe
+from prometar.config.recipes import is_recipe_file, recipe
 from prometar.errors import UserError
 from prometar.io.custom import complete_args, is_reference
 from prometar.io.files import require_utf8, resolve_path
@@ -27,7 +27,7 @@ Settings = dict[str, Any]
 
 
 class DataConfig(PlainData):
-    """Training data: `shots` images per class, sampled with `train.seed`. `args`: for a custom loader."""
+    """Training data: `shots` images per class, drawn with `train.seed`. `args` configure a custom loader."""
 
     name: str = "textures"
     root: str | None = None
@@ -62,9 +62,9 @@ class AugmentConfig(PlainData):
 
 
 class BackboneConfig(PlainData):
-    """open_clip model name (or `mini`), and weights: an open_clip tag or a local .safetensors file.
+    """Name of an open_clip model (or `mini`), and its weights: an open_clip tag or a local .safetensors file.
 
-    `precision`: precision of the towers. Prompts, gate, losses and optimizers use at least fp32.
+    `precision` is that of the towers. Prompts, gate, losses and optimizers use at least fp32.
     """
 
     name: str = "mini"
@@ -73,7 +73,7 @@ class BackboneConfig(PlainData):
 
 
 class OptimConfig(PlainData):
-    """SGD with a constant warm-up lr and then a cosine schedule, with separate rates for the gate.
+    """SGD with a constant warm-up lr, then a cosine schedule. The gate has its own learning rates.
 
     `gate_schedule`: `released` always uses `gate_warmup_lr`, because the published code never steps the
     schedule of the gate. `configured` follows the schedule.
@@ -125,9 +125,9 @@ class Config(Sections):
         method = tree.get("method", cls.model_fields["method"].default)
         if not isinstance(method, str):
             return tree
-        if not is_file(method):
-            return _completed(tree, method, recipe(method).settings)
-        # The configuration already contains the settings of a recipe file.
+        if not is_recipe_file(method):
+            return _with_recipe(tree, method, recipe(method).settings)
+        # The recipe file is not read again: a saved configuration already contains its settings.
         missing = sorted(cls.model_fields.keys() - tree.keys())
         if missing:
             raise ValueError(
@@ -138,8 +138,8 @@ class Config(Sections):
     def override(self, values: Mapping[str, object]) -> "Config":
         """Return a copy with dotted keys replaced.
 
-        Another `method` resets all settings except data, backbone and seed. Another kind of a component keeps
-        the settings that both kinds have.
+        Another `method` resets all settings except data, backbone and seed. If the kind of a component
+        changes, the settings that both kinds have are preserved.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -152,8 +152,8 @@ class Config(Sections):
         method = str(values.pop("method", self.method))
         if method != self.method:
             kept = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
-            chosen = recipe(method)
-            start = parse(_completed(kept, chosen.name, chosen.settings), where=f"method {method}")
+            new = recipe(method)
+            start = parse(_with_recipe(kept, new.name, new.settings), where=f"method {method}")
         tree = start.model_dump(mode="json")
         for section, changes in _by_section(values).items():
             args = {key[5:]: value for key, value in changes.items() if key.startswith("args.")}
@@ -165,7 +165,7 @@ class Config(Sections):
         return parse(tree, where="settings")
 
     @property
-    def own(self) -> dict[str, str]:
+    def references(self) -> dict[str, str]:
         """References of custom components, `package.module:Name`, by section."""
         found = {name: part.reference for name, part in self if isinstance(part, CustomPart)}
         return found | ({"data": self.data.reference} if self.data.reference else {})
@@ -178,23 +178,23 @@ class Config(Sections):
         Raises:
             UserError: a component cannot be imported, or rejects its settings.
         """
-        if not self.own:
+        if not self.references:
             return self
         tree = self.model_dump(mode="json")
-        for name, reference in self.own.items():
+        for name, reference in self.references.items():
             tree[name]["args"] = complete_args(reference, getattr(self, name).args)
         return parse(tree, where="settings")
 
-    def refuse_own(self, where: str, *, trusted: bool = False) -> "Config":
-        """Return this configuration from the source `where`.
+    def require_trusted(self, where: str, *, trusted: bool = False) -> "Config":
+        """Return this configuration, which was read from `where`.
 
         Raises:
-            UserError: the configuration has custom components, and is not trusted.
+            UserError: the configuration has custom components and is not `trusted`.
         """
-        if self.own and not trusted:
+        if self.references and not trusted:
             raise UserError(
-                f"{where} uses custom components ({', '.join(self.own.values())}). Review their code, then "
-                "pass --trust-parts (in Python, trust_parts=True)."
+                f"{where} uses custom components ({', '.join(self.references.values())}). Review their code, "
+                "then pass --trust-parts (in Python, trust_parts=True)."
             )
         return self
 
@@ -203,10 +203,10 @@ class Config(Sections):
         return flatten(self.model_dump(mode="json"))
 
 
-def _completed(
+def _with_recipe(
     tree: Mapping[str, object], method: str, settings: Mapping[str, Mapping[str, object]]
 ) -> Settings:
-    """Return a configuration as plain data, with the recipe's values for settings missing in `tree`."""
+    """Return a configuration as plain data: `tree`, with missing settings from the recipe."""
     result = {**settings, **tree, "method": method}
     for section in Config.model_fields.keys() - {"method"}:
         given = tree.get(section, {})
@@ -218,7 +218,7 @@ def _completed(
 
 
 def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> Settings:
-    """Return `given`, and the settings of `base` that the selected kind also has."""
+    """Return `given`, and those other settings of `base` that the selected kind has."""
     chooser = _chooser(section)
     chosen = given.get(chooser, base.get(chooser))
     fields, same = _fields(section, chosen), chosen == base.get(chooser)
@@ -243,7 +243,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, Settings]:
 
 
 def _chooser(section: str) -> str:
-    """Return the name of the field that selects the kind of a section."""
+    """Return the name of the field that selects the kind of the section's component."""
     default = Config.model_fields[section].default
     return default.CHOOSER if isinstance(default, Part) else "name"
 
@@ -307,7 +307,7 @@ def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 
 def parse(tree: object, *, where: str) -> Config:
-    """Build a configuration from plain data. Messages name the source `where`.
+    """Build a configuration from plain data. Error messages start with the source `where`.
 
     Raises:
         UserError: the data is not a mapping, a key is unknown, or a value is invalid.
@@ -332,7 +332,7 @@ def load_config(path: Path) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Return the configuration as YAML, which `load_config` reads back."""
+    """Return the configuration as YAML for `load_config`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 

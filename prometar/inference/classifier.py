@@ -133,7 +133,7 @@ def load(
     target = default_device() if device is None else named_device(device)
     path = download(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
     leaves, card = read_prompts(path)
-    config = card.config.refuse_own(str(path), trusted=trust_parts)
+    config = card.config.require_trusted(str(path), trusted=trust_parts)
     name, known = config.backbone.name, config.backbone.pretrained
     is_path = known is not None and (bool(Path(known).suffix) or Path(known).name != known)
     if pretrained is None and (card.weights_file or is_path):

@@ -34,7 +34,7 @@ def is_reference(name: str) -> bool:
 
 
 def load(reference: str) -> Any:
-    """Import the module of a reference and return the named value.
+    """Import the module of a reference and return the component.
 
     Raises:
         UserError: the module is missing, its import fails, or it does not define the name.
@@ -48,16 +48,16 @@ def load(reference: str) -> Any:
         try:
             module = import_module(name)
         except ModuleNotFoundError as error:
-            own = f"{name}.".startswith(f"{error.name}.")  # the module or a parent package
-            fix = "Add its folder to PYTHONPATH." if own else f"Install it, because {name} imports it."
+            is_target = f"{name}.".startswith(f"{error.name}.")  # the module or a parent package
+            fix = "Add its folder to PYTHONPATH." if is_target else f"Install it, because {name} imports it."
             raise UserError(f"{reference}: no module named '{error.name}'. {fix}") from None
     if not hasattr(module, attribute):
         raise UserError(f"{reference}: {module.__file__ or name} does not define '{attribute}'.")
     return getattr(module, attribute)
 
 
-def make(reference: str, args: Mapping[str, object]) -> Any:
-    """Load a reference. A class is instantiated with `args`, which are validated by its fields.
+def instantiate(reference: str, args: Mapping[str, object]) -> Any:
+    """Load a component. If it is a class, validate `args` by its fields and return an instance.
 
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
@@ -106,10 +106,10 @@ def source_digest(reference: str) -> str:
 
 @contextmanager
 def component_errors(reference: str) -> Iterator[None]:
-    """Convert errors of custom code to one line with file and line number.
+    """Convert errors of custom code to a one-line UserError with file and line number.
 
     SystemExit is converted too, because importing a script may exit. Errors of an accelerator pass through,
-    because they may not occur with more memory or on another device.
+    because more memory or another device may avoid them.
     """
     try:
         yield
@@ -136,4 +136,4 @@ def load_component(kind: str, name: str, known: Iterable[str]) -> Any:
     """
     if not is_reference(name):
         raise UserError(f"unknown {kind} '{name}': choose one of {', '.join(known)}, or package.module:Name")
-    return make(name, {})
+    return instantiate(name, {})

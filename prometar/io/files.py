@@ -24,7 +24,7 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: the file cannot be read, or is a folder, a pipe or a device, which may have no end.
+        OSError: the file cannot be read, or is not a regular file. A pipe or a device may have no end.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
@@ -68,7 +68,7 @@ def resolve_path(path: Path | str) -> Path:
     """Return the absolute path, with symbolic links and a leading ~ resolved.
 
     Raises:
-        UserError: the path is not `is_utf8`, has a cycle of links, or is a URL.
+        UserError: records cannot store the path (`is_utf8`), its links form a cycle, or it is a URL.
     """
     require_utf8(path)
     if url := re.match(r"(s3|gs|gcs|abfss?|hdfs|hf|https?|file):/", str(path)):
@@ -139,10 +139,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 def lock_folder(folder: Path, name: str) -> Iterator[None]:
     """Lock `folder` until the block ends. If the process dies, the system releases the lock.
 
-    A missing folder is created. It is removed if the block fails before it writes files.
+    A missing folder is created. If the block fails before it writes files, the folder is removed.
 
     Args:
-        name: Name of the folder in messages ("the study out/dtd").
+        name: Name of the folder in messages, such as "the study out/dtd".
 
     Raises:
         WorkError: another process has locked the folder.

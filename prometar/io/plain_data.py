@@ -38,7 +38,7 @@ def problems_of(
 ) -> str:
     """Return at most five problems of a validation error in one line.
 
-    `unknown` is the message for an unknown field. Names in `without` are omitted from the path of a field.
+    `unknown` is the message for an unknown field. Names in `without` are omitted from the paths of fields.
     """
     texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
     problems = []

@@ -10,7 +10,7 @@ from prometar.errors import UserError
 from prometar.io.files import file_size, read_text
 
 _MAX_BYTES = 1_000_000
-_MAX_NODES = 500_000  # a file of 1 MB without aliases has at most as many
+_MAX_NODES = 500_000  # a file of 1 MB without aliases cannot have more
 _MAX_DIGITS = 300
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
@@ -40,7 +40,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """Return plain data from YAML text. `where` names the source in messages.
 
     Raises:
-        UserError: the text is not YAML, is nested too deep, or is too large after aliases are expanded.
+        UserError: the text is not YAML, is nested too deeply, or is too large after aliases are expanded.
     """
     try:
         loader = _Loader(text)
@@ -51,18 +51,18 @@ def parse_yaml(text: str, *, where: str) -> Any:
         return loader.construct_document(node)
     except Exception as error:  # values that do not match their tags raise many kinds of errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else reason
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else reason
         raise UserError(f"{where} is not YAML: {reason}") from None
 
 
-def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
-    """Count the nodes after all aliases are expanded.
+def _count(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) -> int:
+    """Count the nodes below and including `node`, with all aliases expanded.
 
     Raises:
         ValueError: too many nodes, a recursive alias, a repeated key, or a number with too many digits.
     """
-    if id(node) in inside:
-        raise ValueError("Recursive YAML alias.")
+    if id(node) in ancestors:
+        raise ValueError("an alias refers to a node that contains it")
     if id(node) in sizes:
         return sizes[id(node)]
     children = node.value if isinstance(node, yaml.SequenceNode) else []
@@ -74,9 +74,9 @@ def _count(node: yaml.Node, sizes: dict[int, int], inside: set[int]) -> int:
             raise ValueError(f"'{repeated[0]}' is given twice")
     elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
         raise ValueError(f"a number has {len(node.value)} digits")
-    inside.add(id(node))
-    sizes[id(node)] = 1 + sum(_count(child, sizes, inside) for child in children)
-    inside.discard(id(node))
+    ancestors.add(id(node))
+    sizes[id(node)] = 1 + sum(_count(child, sizes, ancestors) for child in children)
+    ancestors.discard(id(node))
     if sizes[id(node)] > _MAX_NODES:
         raise ValueError(f"aliases expand to more than {_MAX_NODES:,} values")
     return sizes[id(node)]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
-from prometar.io.custom import is_reference, make
+from prometar.io.custom import instantiate, is_reference
 from prometar.io.plain_data import PlainData
 
 
@@ -38,7 +38,7 @@ class CustomPart(Part):
         Raises:
             UserError: the component cannot be imported, or rejects its arguments.
         """
-        return make(self.reference, self.args)
+        return instantiate(self.reference, self.args)
 
 
 class CustomKind(CustomPart):

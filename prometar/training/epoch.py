@@ -59,7 +59,7 @@ def train_epoch(
         raise WorkError(f"a prompt is not finite after step {state.step}")
     average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
     # A custom averager may return the prompts themselves, but checkpoints cannot contain shared tensors.
-    if "averager" in run.config.own:
+    if "averager" in run.config.references:
         average = {name: leaf.clone() for name, leaf in average.items()}
     return replace(state, average=average), {name: float(values.mean()) for name, values in log.items()}
 

@@ -135,7 +135,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     data = (config.data.name, config.data.root, json.dumps(config.data.args), code)
     dataset = _dataset(*data)
     backbone = _loaded(config.backbone)
-    if config.own:
+    if config.references:
         smoke_test(config, backbone.clip)
     if not enters_images(method.prompts):
         digest = backbone.digest
@@ -187,7 +187,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         _feature_cache(clip, plan, *source),
         source,
         foreign,
-        {name: source_digest(name) for name in (*config.own.values(), objective) if is_reference(name)},
+        {ref: source_digest(ref) for ref in (*config.references.values(), objective) if is_reference(ref)},
     )
 
 

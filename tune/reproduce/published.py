@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from prometar.config.recipes import is_file
+from prometar.config.recipes import is_recipe_file
 from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset
@@ -80,7 +80,7 @@ def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) 
         >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))
         {'train.epochs': 2}
     """
-    if is_file(config.method):
+    if is_recipe_file(config.method):
         return {}
     expected = Config(method=config.method).override(settings or {}).flat()
     values = config.flat()
@@ -99,7 +99,7 @@ def published_h(dataset: Dataset, config: Config) -> float | None:
 
     Only backbone and shots must be as published. Other settings are replaced by the method's defaults.
     """
-    if is_file(config.method) or incomparable_reason(dataset):
+    if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None
     defaults = Config(method=config.method, backbone=config.backbone, data=config.data)
     accuracies, _ = published_accuracies("base-to-new", defaults)

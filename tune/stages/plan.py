@@ -135,7 +135,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     smoke_test(config.run, backbone.clip)
     digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     digests["weights"] = backbone.digest[:12]
-    components = [search.objective, search.sampler, search.pruner, *config.run.own.values()]
+    components = [search.objective, search.sampler, search.pruner, *config.run.references.values()]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_reference(name)}
     splits = [split for both in plan.splits.values() for split in both]
     if objective_of(search.objective).predicts_new:

@@ -9,21 +9,21 @@ from prometar.io.yamltext import parse_yaml
 
 TEMPLATE = "a photo of a {}."
 CLASSNAMES = "classnames.txt"
-VARIANTS = "variants.txt"
+AIRCRAFT_VARIANTS = "variants.txt"
 
 
 class Archive(PlainData):
     """Public archive of a benchmark's images.
 
     Args:
-        key: Folder in the archive. The folder and its siblings are moved to the benchmark's folder.
-        inside: Folder of the archive that contains `key`.
+        member: Folder in `parent`. Its presence in the benchmark's folder marks a complete download.
+        parent: Folder in the archive. Its content is moved to the benchmark's folder.
         digest: Expected digest, such as "md5:<hex>". Empty if unknown.
     """
 
     url: str
-    key: str
-    inside: str = "."
+    member: str
+    parent: str = "."
     digest: str = ""
 
 
@@ -38,14 +38,13 @@ class Benchmark(PlainData):
         split_file: JSON file that lists the images. Empty for class folders and for FGVCAircraft's lists.
         split_digest: sha256 of CoOp's split file. Empty if unknown.
         splits: Parent of the class folders of each split, relative to `images`.
-        numbered: True if class folders are named by line numbers of classnames.txt instead of wnids.
+        numbered: True if class folders are named by line numbers of classnames.txt instead of WordNet IDs.
         classes: Published number of classes.
         sizes: Published number of images per split.
-        template: Zero-shot prompt.
-        templates: Other templates by name (see `Dataset`).
+        template, templates: Zero-shot prompt, and other templates by name (see `Dataset`).
         archives: Public archives of the images.
         instructions: How to obtain the images if `archives` is empty.
-        variant: True for test sets that apply ImageNet's classes to another distribution.
+        variant: True for the ImageNet variants: test sets with ImageNet's classes but other kinds of images.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Benchmark(PlainData):
         if self.splits:
             folders = (f"{self.images}/{below}".removesuffix("/.") for below in self.splits.values())
             return (*folders, CLASSNAMES)
-        return (self.images, VARIANTS, *(f"images_variant_{split}.txt" for split in self.sizes))
+        return (self.images, AIRCRAFT_VARIANTS, *(f"images_variant_{split}.txt" for split in self.sizes))
 
 
 _TABLE = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")
@@ -84,11 +83,12 @@ BENCHMARKS: dict[str, Benchmark] = {
 _COOP = "CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
 
 
-def how_to_get(row: Benchmark, part: str = "") -> str:
+def how_to_get(benchmark: Benchmark, part: str = "") -> str:
     """Return instructions for obtaining a part of a benchmark, or its images if `part` is empty."""
-    download = f"Run `prometar data download {row.name} --to DIR`"
-    if part and part == row.split_file:
+    download = f"Run `prometar data download {benchmark.name} --to DIR`"
+    if part and part == benchmark.split_file:
         return f"{download}, or get the file from {_COOP}."
     if part == CLASSNAMES:
-        return "Copy imagenet/classnames.txt." if row.variant else f"Get the file from {_COOP}."
-    return f"{download}." if row.archives else row.instructions
+        copy = f"Copy {CLASSNAMES} from the folder imagenet/ to this folder."
+        return copy if benchmark.variant else f"Get the file from {_COOP}."
+    return f"{download}." if benchmark.archives else benchmark.instructions

@@ -20,27 +20,27 @@ from prometar.data.datasets.dataset import (
     Source,
     invalid_name_reason,
 )
-from prometar.data.datasets.imagetree import FOLDER, TITLE, read_tree
+from prometar.data.datasets.imagetree import FOLDER_NAME, FOLDER_TITLE, read_tree
 from prometar.data.datasets.layouts import read_benchmark
 from prometar.data.datasets.prepared import MANIFEST, find_manifest, open_prepared
 from prometar.embedded.datasets import EMBEDDED
 from prometar.embedded.rendered import RenderedSet
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, is_reference, make
+from prometar.io.custom import component_errors, instantiate, is_reference
 from prometar.io.files import is_utf8, resolve_path
 from prometar.io.stores import join, masked
 
-KNOWN = (*BENCHMARKS, *EMBEDDED, FOLDER)
-"""Names of all built-in datasets."""
+KNOWN = (*BENCHMARKS, *EMBEDDED, FOLDER_NAME)
+"""Names that `--dataset` accepts besides references."""
 
 
 def title_of(name: str) -> str:
     """Return the title of a built-in dataset for tables."""
-    return TITLE if name == FOLDER else (BENCHMARKS.get(name) or EMBEDDED[name]).title
+    return FOLDER_TITLE if name == FOLDER_NAME else (BENCHMARKS.get(name) or EMBEDDED[name]).title
 
 
 def file_name(name: str) -> str:
-    """Return a dataset's name in a form that file names can contain.
+    """Return a dataset's name in a form that a file name can contain.
 
     Example:
         >>> file_name("dtd"), file_name("mine:flowers")
@@ -50,10 +50,10 @@ def file_name(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """Require the name of a known dataset, or a reference to a custom one, which is not imported.
+    """Require a known name or the form of a reference. The module of the reference is not imported.
 
     Raises:
-        UserError: the dataset is unknown.
+        UserError: the name is neither.
     """
     if name not in KNOWN and not is_reference(name):
         raise UserError(
@@ -73,7 +73,7 @@ def default_root(*names: str) -> str | None:
 
 def dataset_location(name: str, root: Path | str) -> str:
     """Return the folder or URI of a dataset below a data root. For `folder`, return the root itself."""
-    if name == FOLDER:
+    if name == FOLDER_NAME:
         return str(root)
     return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
 
@@ -86,8 +86,8 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
 
 
 def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
-    """Raise a UserError for results in the tree of the dataset `folder`: they would look like a class."""
-    if name == FOLDER and is_in_dataset_folder(folder, name, root) and find_manifest(str(root)) is None:
+    """Raise a UserError for results in the images of `--dataset folder`: they would be read as a class."""
+    if name == FOLDER_NAME and is_in_dataset_folder(folder, name, root) and find_manifest(str(root)) is None:
         raise UserError(f"{resolve_path(folder)} lies in the dataset's own folder. Choose another --out.")
 
 
@@ -95,8 +95,8 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
     """Open a dataset and check that its image list is valid and its images exist.
 
     Args:
-        name: One of `KNOWN`, or `package.module:Name` of a custom loader, which takes the root and returns a
-            `Dataset`.
+        name: One of `KNOWN`, or `package.module:Name` of a custom loader: a function of the root that returns
+            a `Dataset`.
         root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. For `folder`, the
             tree of image folders. Not used by rendered datasets. A folder with a manifest.json is a prepared
             copy.
@@ -141,12 +141,12 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
             f"{masked(uri)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
         )
     else:
-        dataset = read_tree(Path(uri)) if name == FOLDER else read_benchmark(BENCHMARKS[name], Path(uri))
+        dataset = read_tree(Path(uri)) if name == FOLDER_NAME else read_benchmark(BENCHMARKS[name], Path(uri))
     return replace(dataset, templates=BENCHMARKS[name].templates) if name in BENCHMARKS else dataset
 
 
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
-    loader = make(name, args)
+    loader = instantiate(name, args)
     with component_errors(name):
         found = loader(root)
     if not isinstance(found, Dataset):
@@ -165,7 +165,7 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
 
 
 def find_list_errors(dataset: Dataset) -> Iterator[str]:
-    """Yield the errors of an image list: invalid or repeated paths, and labels with two or invalid names."""
+    """Yield errors of an image list: invalid or repeated paths, labels with several names, invalid names."""
     seen: dict[str, str] = {}
     names: dict[int, str] = {}
     for split, items in dataset.splits.items():
@@ -175,7 +175,7 @@ def find_list_errors(dataset: Dataset) -> Iterator[str]:
             elif not is_utf8(item.path):
                 yield f"{dataset.list_name} lists {item.path!a}, which is not UTF-8 or contains a NUL"
             elif item.path.startswith("/") or ".." in item.path.split("/"):
-                yield f"{dataset.list_name} lists {item.path}, which leaves the image folder"
+                yield f"{dataset.list_name} lists {item.path}, which points outside the image folder"
             seen[item.path] = split
             classname = names.setdefault(item.label, item.classname)
             if classname != item.classname:
@@ -189,34 +189,35 @@ def find_list_errors(dataset: Dataset) -> Iterator[str]:
 
 
 def _expected_folder(name: str) -> str:
-    if name == FOLDER:
-        return "Pass --data-root DIR, a folder of class folders, or of train/ and test/ with class folders."
+    if name == FOLDER_NAME:
+        return "Pass --data-root DIR, which contains one folder per class, or train/ and test/ that do."
     fix = f"Pass --data-root DIR, the folder that contains {dataset_location(name, '')}/"
     return f"{fix}, or run `prometar data download {name}`." if name in BENCHMARKS else f"{fix}."
 
 
-def rendered_dataset(row: RenderedSet[Any], source: Source) -> Dataset:
+def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
     """Return the dataset of a rendered set. `source` renders or reads the images."""
-    label = {name: k for k, name in enumerate(row.classnames)}
+    label = {name: k for k, name in enumerate(rendered.classnames)}
 
     def items(split: str) -> Iterator[Item]:
-        for path in row.paths(split):
+        for path in rendered.paths(split):
             name = path.split("/")[0]
             yield Item(path, label[name], name)
 
     train, val, test = (tuple(items(split)) for split in SPLITS)
-    return Dataset(row.name, row.title, train, val, test, source, row.template, "the renderer")
+    name, title, template = rendered.name, rendered.title, rendered.template
+    return Dataset(name, title, train, val, test, source, template, "the renderer")
 
 
-def _missing_images(images: Path, items: Sequence[Item]) -> list[Path]:
-    """Return the files of `items` that are missing. Listing folders is faster than checking each file."""
+def _missing_images(image_folder: Path, items: Sequence[Item]) -> list[Path]:
+    """Return the missing files of `items`. Listing folders is faster than checking each file."""
     listed: dict[str, set[str]] = {}
     missing = []
     for item in items:
         folder, _, name = item.path.rpartition("/")
         if folder not in listed:
-            path = images / folder
+            path = image_folder / folder
             listed[folder] = set(os.listdir(path)) if path.is_dir() else set()
         if name not in listed[folder]:
-            missing.append(images / item.path)
+            missing.append(image_folder / item.path)
     return missing

@@ -62,7 +62,7 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class RenderedSource:
-    """Images of the rendered dataset `name`, rendered as PNG files when they are read."""
+    """Images of the rendered dataset `name`. Each is rendered as a PNG file when it is read."""
 
     name: str
 
@@ -72,7 +72,7 @@ class RenderedSource:
 
 @lru_cache(maxsize=1024)
 def _rendered(name: str, path: str) -> bytes:
-    """Return an image. The last 1024 (about 10 KiB each) are cached, because every epoch reads them again."""
+    """Return an image. 1024 images (about 10 KiB each) are cached, because every epoch reads them again."""
     return EMBEDDED[name].encode(path)
 
 
@@ -87,7 +87,7 @@ class Dataset:
         template: Zero-shot prompt, such as "{} texture.".
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
-        list_name: Name of the image list in messages, such as "folder data/dtd/images".
+        list_name: Where the image list comes from, such as "folder data/dtd/images". Used in messages.
         note: Remark for the user, such as the rule of an automatic split.
     """
 

@@ -9,7 +9,7 @@ from prometar.data.datasets.benchmarks import TEMPLATE
 from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, find_duplicate_names
 from prometar.errors import UserError
 
-FOLDER, TITLE = "folder", "your own images"
+FOLDER_NAME, FOLDER_TITLE = "folder", "your own images"
 # suffixes of the formats in transforms.FORMATS
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
@@ -22,9 +22,9 @@ ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
 def read_tree(folder: Path) -> Dataset:
-    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. Class folders are class names.
+    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. Class folders are named after classes.
 
-    `val` may be missing: a search then holds out images of `train`. A tree with only `test` can be used for
+    `val` may be missing. A search then holds out images of `train`. A tree with only `test` can be used for
     evaluation. All splits must have the same classes.
 
     Raises:
@@ -52,7 +52,7 @@ def read_tree(folder: Path) -> Dataset:
         items, note = _split(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
     train, val, test = (items.get(split, ()) for split in SPLITS)
     source, list_name = FolderSource(str(folder)), f"folder {folder}"
-    return Dataset(FOLDER, TITLE, train, val, test, source, TEMPLATE, list_name, note)
+    return Dataset(FOLDER_NAME, FOLDER_TITLE, train, val, test, source, TEMPLATE, list_name, note)
 
 
 def _split(folder: Path, names: Sequence[str]) -> dict[str, Items]:
@@ -70,7 +70,7 @@ def _split(folder: Path, names: Sequence[str]) -> dict[str, Items]:
 
 
 def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Split at least three images of one class into train, val and test. Their order does not matter.
+    """Split at least three images of one class into train, val and test, independently of their order.
 
     Images are ranked by the hash of their paths. The first floor(0.3 n) are `test`, the next floor(0.2 n)
     are `val` (at least one each), and the others are `train`. An added image changes the split of few others.
@@ -94,12 +94,12 @@ def _skipped_note(folder: Path) -> str:
         for name in names
         if not name.lower().endswith(SUFFIXES)
     )
-    found = sorted(file for file in files if "/." not in f"/{file}")  # without hidden files and folders
+    found = sorted(file for file in files if "/." not in f"/{file}")  # hidden files and folders are ignored
     return f"{len(found)} files are not images and are skipped, such as {found[0]}" if found else ""
 
 
 def list_visible(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the sorted names of the folders, and those of the files in `folder`. Hidden entries are skipped.
+    """Return the sorted names of folders and of files in `folder`. Hidden entries are skipped.
 
     Raises:
         UserError: `folder` cannot be listed.
@@ -149,8 +149,8 @@ def image_files(folder: Path) -> list[str]:
     return images
 
 
-def labeled_images(images: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
-    """Return the images of `folders` below `images`. The k-th folder has the label k and the k-th name.
+def labeled_images(root: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
+    """Return the images of `folders` below `root`. The k-th folder has the label k and the k-th name.
 
     Raises:
         UserError: see `image_files`.
@@ -158,5 +158,5 @@ def labeled_images(images: Path, folders: Iterable[str], names: Iterable[str]) -
     return tuple(
         Item(f"{folder}/{file}", label, name)
         for label, (folder, name) in enumerate(zip(folders, names, strict=True))
-        for file in image_files(images / folder)
+        for file in image_files(root / folder)
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prometar.data.datasets.benchmarks import CLASSNAMES, VARIANTS, Benchmark, how_to_get
+from prometar.data.datasets.benchmarks import AIRCRAFT_VARIANTS, CLASSNAMES, Benchmark, how_to_get
 from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items
 from prometar.data.datasets.imagetree import class_folders, labeled_images
 from prometar.errors import UserError
@@ -27,7 +27,7 @@ class SplitFile(BaseModel):
     test: list[Entry]
 
 
-def read_benchmark(row: Benchmark, folder: Path) -> Dataset:
+def read_benchmark(benchmark: Benchmark, folder: Path) -> Dataset:
     """Read a benchmark's folder.
 
     Raises:
@@ -35,21 +35,23 @@ def read_benchmark(row: Benchmark, folder: Path) -> Dataset:
     """
     if not folder.is_dir():
         raise UserError(
-            f"Dataset folder {folder} is missing. --data-root must be the folder around {row.folder}/. "
-            f"{how_to_get(row)}"
+            f"Dataset folder {folder} is missing. --data-root must be the folder that contains "
+            f"{benchmark.folder}/. {how_to_get(benchmark)}"
         )
-    for part in row.parts:
+    for part in benchmark.parts:
         if not (folder / part).exists():
-            raise UserError(f"{folder / part} is missing. {how_to_get(row, part)}")
-    images = folder / row.images
-    if row.split_file:
-        splits, list_name = read_split_file(folder / row.split_file), f"split file {folder / row.split_file}"
-    elif row.splits:
-        splits, list_name = _read_class_folders(row, folder), f"folder {images}"
+            raise UserError(f"{folder / part} is missing. {how_to_get(benchmark, part)}")
+    image_folder = folder / benchmark.images
+    if benchmark.split_file:
+        split_file = folder / benchmark.split_file
+        splits, list_name = read_split_file(split_file), f"split file {split_file}"
+    elif benchmark.splits:
+        splits, list_name = _read_class_folders(benchmark, folder), f"folder {image_folder}"
     else:
-        splits, list_name = _read_variants(folder), f"{folder / 'images_variant_*.txt'}"
+        splits, list_name = _read_aircraft(folder), f"{folder / 'images_variant_*.txt'}"
     train, val, test = (splits.get(split, ()) for split in SPLITS)
-    return Dataset(row.name, row.title, train, val, test, FolderSource(str(images)), row.template, list_name)
+    name, title, template = benchmark.name, benchmark.title, benchmark.template
+    return Dataset(name, title, train, val, test, FolderSource(str(image_folder)), template, list_name)
 
 
 def read_split_file(file: Path) -> dict[str, Items]:
@@ -65,49 +67,50 @@ def read_split_file(file: Path) -> dict[str, Items]:
     return {split: tuple(Item(*entry) for entry in entries) for split, entries in found}
 
 
-def _read_variants(folder: Path) -> dict[str, Items]:
+def _read_aircraft(folder: Path) -> dict[str, Items]:
     """Read FGVC-Aircraft: labels are line numbers of variants.txt, and lists contain '<image> <variant>'."""
-    label = {name: k for k, (_, name) in enumerate(read_lines(folder / VARIANTS))}
+    label = {name: k for k, (_, name) in enumerate(read_lines(folder / AIRCRAFT_VARIANTS))}
     splits: dict[str, Items] = {}
     for split in SPLITS:
         file = folder / f"images_variant_{split}.txt"
         rows = [(number, *line.partition(" ")[::2]) for number, line in read_lines(file)]
         if unknown := [(number, name) for number, _, name in rows if name not in label]:
             number, name = unknown[0]
-            raise UserError(f"{file}, line {number}: '{name}' is not listed in {VARIANTS}.")
+            raise UserError(f"{file}, line {number}: '{name}' is not listed in {AIRCRAFT_VARIANTS}.")
         splits[split] = tuple(Item(f"{image}.jpg", label[name], name) for _, image, name in rows)
     return splits
 
 
-def _read_class_folders(row: Benchmark, folder: Path) -> dict[str, Items]:
-    """Read ImageNet or a variant.
+def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
+    """Read ImageNet or one of its variants.
 
-    Class folders are named by wnids, ImageNetV2's by line numbers (from 0) of classnames.txt.
+    Class folders are named by WordNet IDs (wnids), except ImageNetV2's: by line numbers of classnames.txt.
 
     The label is the rank of the folder, from 0 to 999 in ImageNet. The variants A and R contain 200 classes,
-    so their labels end at 199. Images are sorted by name. Published code uses the order of the file system,
-    so its few-shot draws differ between disks.
+    so their labels end at 199. Images are sorted by name. The published code uses the order of the file
+    system, so its few-shot draws differ between disks.
     """
     file, names = folder / CLASSNAMES, dict[str, str]()
     for number, line in read_lines(file):
         wnid, _, name = line.partition(" ")
         if not name or wnid in names:
             raise UserError(
-                f"{file}, line {number}: expected '<wnid> <name>' with a new wnid, found '{line}'."
+                f"{file}, line {number}: expected '<wnid> <name>' with a unique wnid, found '{line}'."
             )
         names[wnid] = name
-    if row.numbered:
+    if benchmark.numbered:
         names = {str(k): name for k, name in enumerate(names.values())}
-    images = folder / row.images
-    folders = class_folders(*(images / parent for parent in row.splits.values()))
+    image_folder = folder / benchmark.images
+    folders = class_folders(*(image_folder / parent for parent in benchmark.splits.values()))
     if unknown := sorted(set(folders) - set(names)):
-        raise UserError(f"{images}: folder {unknown[0]} is not listed in {file}.")
-    folders.sort(key=int if row.numbered else str)
+        raise UserError(f"{image_folder}: folder {unknown[0]} is not listed in {file}.")
+    folders.sort(key=int if benchmark.numbered else str)
+    classnames = [names[each] for each in folders]
     return {
         split: labeled_images(
-            images, [f"{PurePosixPath(parent, each)}" for each in folders], [names[each] for each in folders]
+            image_folder, [f"{PurePosixPath(parent, each)}" for each in folders], classnames
         )
-        for split, parent in row.splits.items()
+        for split, parent in benchmark.splits.items()
     }
 
 

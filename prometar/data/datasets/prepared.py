@@ -60,7 +60,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     """Return the dataset of a prepared copy. Its items have the order of the original list.
 
     Raises:
-        UserError: the copy contains another dataset, or other numbers of images than its manifest states.
+        UserError: the copy contains another dataset, or its numbers of images differ from the manifest.
         StorageError: a shard is missing or corrupt.
     """
     if manifest.name != name:
@@ -83,7 +83,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Shards of a prepared copy. Reading an image reads its row group.
+    """Images in the shards of a prepared copy. Reading one image reads its row group.
 
     Args:
         uri: Folder of the copy: a local path or a URI that pyarrow supports (s3://, gs://, ...).

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import (
-    FOLDER,
+    FOLDER_NAME,
     KNOWN,
     dataset_location,
     find_list_errors,
@@ -22,11 +22,11 @@ from prometar.environment import num_cpus
 from prometar.errors import PrometarError, UserError
 
 _GROUP_SIZE = 16  # images per task
-_MAX_NAMES = 12  # in a note
+_MAX_NAMES = 12  # class names in a note
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
-    """Return each built-in dataset, the reason why it cannot be opened, or None if it is missing.
+    """Return each built-in dataset by name, the reason why it cannot be opened, or None if it is missing.
 
     Raises:
         UserError: `root` is missing.
@@ -37,8 +37,8 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
     elif root is not None and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. Pass --data-root DIR.")
     found = {name: _open_if_present(name, root) for name in KNOWN}
-    if isinstance(found[FOLDER], str) and any(found[name] is not None for name in BENCHMARKS):
-        found[FOLDER] = None  # a data root is not a tree of class folders
+    if isinstance(found[FOLDER_NAME], str) and any(found[name] is not None for name in BENCHMARKS):
+        found[FOLDER_NAME] = None  # a data root is not a tree of class folders
     return found
 
 
@@ -70,9 +70,8 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         name, root: As for `open_dataset`.
 
     Returns:
-        Errors of the image list, such as labels with two names. Then one error per image that is missing or
-        corrupt. Then a summary, followed by notes, such as sizes that differ from the published ones, and by
-        the class names.
+        Three lists: errors of the image list, such as labels with two names; one error per missing or corrupt
+        image; and a summary with notes, such as sizes that differ from the published ones, and class names.
 
     Raises:
         UserError: the dataset cannot be opened.

@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 60
 CHUNK = 2**20  # bytes
 
 Progress = Callable[[int, int], None]
-"""Function of the finished and the total number of bytes or shards. The total is 0 if it is unknown."""
+"""Callback of the finished and total numbers of bytes or shards. The total is 0 if it is unknown."""
 
 
 def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Path], str]:
@@ -50,22 +50,22 @@ def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Pat
     """
     if name not in BENCHMARKS:
         raise UserError(f"'{name}' is not a benchmark. Use one of {', '.join(BENCHMARKS)}.")
-    row, root = BENCHMARKS[name], resolve_path(to)
-    folder = root / row.folder
-    if not row.archives and not row.split_file:
-        parts = ", ".join(row.parts)
-        fix = f"{row.instructions} {folder} must then contain {parts}."
-        raise UserError(f"{row.title} has no public archive. {fix}")
+    benchmark, root = BENCHMARKS[name], resolve_path(to)
+    folder = root / benchmark.folder
+    if not benchmark.archives and not benchmark.split_file:
+        parts = ", ".join(benchmark.parts)
+        fix = f"{benchmark.instructions} {folder} must then contain {parts}."
+        raise UserError(f"{benchmark.title} has no public archive. {fix}")
     added = []
-    for archive in row.archives:
-        if not (folder / archive.key).exists():
+    for archive in benchmark.archives:
+        if not (folder / archive.member).exists():
             with _temporary_folder(root) as work:
                 _install_archive(archive, folder, work, progress)
-            added.append(folder / archive.key)
-    if row.split_file and not (folder / row.split_file).exists():
+            added.append(folder / archive.member)
+    if benchmark.split_file and not (folder / benchmark.split_file).exists():
         with _temporary_folder(root) as work:
-            _install_split_file(row, folder, work, progress)
-        added.append(folder / row.split_file)
+            _install_split_file(benchmark, folder, work, progress)
+        added.append(folder / benchmark.split_file)
     try:
         open_dataset(name, root)
     except PrometarError as error:
@@ -75,7 +75,7 @@ def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Pat
 
 @contextmanager
 def _temporary_folder(root: Path) -> Iterator[Path]:
-    """Make a temporary folder below the data root, so that files can be renamed into place."""
+    """Make a temporary folder below the data root, so that its files can be renamed into place."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".download-", dir=root) as folder:
@@ -90,24 +90,24 @@ def _install_archive(archive: Archive, folder: Path, work: Path, progress: Progr
     file = work / archive.url.rsplit("/", 1)[-1]
     download_file(archive.url, file, digest=archive.digest, progress=progress)
     unpack(file, work / "unpacked")
-    inside = work / "unpacked" / archive.inside
-    if not (inside / archive.key).is_dir():
-        raise WorkError(f"{archive.url} has no folder {archive.inside}/{archive.key}. Unpack it manually.")
+    parent = work / "unpacked" / archive.parent
+    if not (parent / archive.member).is_dir():
+        raise WorkError(f"{archive.url} has no folder {archive.parent}/{archive.member}. Unpack it manually.")
     folder.mkdir(exist_ok=True)
-    # `key` is moved last, because its presence marks a complete folder.
-    for entry in sorted(inside.iterdir(), key=lambda entry: entry.name == archive.key):
+    # The member is moved last, because its presence marks a complete folder.
+    for entry in sorted(parent.iterdir(), key=lambda entry: entry.name == archive.member):
         if not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
 
 
-def _install_split_file(row: Benchmark, folder: Path, work: Path, progress: Progress) -> None:
+def _install_split_file(benchmark: Benchmark, folder: Path, work: Path, progress: Progress) -> None:
     """Download CoOp's split file, and require the published digest and sizes."""
-    file = work / row.split_file
-    download_file(f"{PUBLIC_SPLITS}/{file.name}", file, digest=row.split_digest, progress=progress)
+    file = work / benchmark.split_file
+    download_file(f"{PUBLIC_SPLITS}/{file.name}", file, digest=benchmark.split_digest, progress=progress)
     splits = read_split_file(file)
     labels = {item.label for items in splits.values() for item in items}
     counts = {split: len(items) for split, items in splits.items()}
-    if found := size_differences(row.name, len(labels), counts):
+    if found := size_differences(benchmark.name, len(labels), counts):
         raise WorkError(f"{file.name} differs from the published split: {', '.join(found)}. Get CoOp's file.")
     folder.mkdir(exist_ok=True)
     os.replace(file, folder / file.name)

@@ -1,7 +1,7 @@
 """Write a dataset as Parquet shards and a manifest, for sequential and remote reading.
 
-The name of a shard contains a hash of its content, so an interrupted run resumes and skips finished shards.
-The manifest is written last, so its presence marks a complete copy.
+The name of a shard contains a hash of its content. A rerun decodes every image again, but writes only missing
+and corrupt shards. The manifest is written last, so its presence marks a complete copy.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.catalog import FOLDER, dataset_location, is_in_dataset_folder, open_dataset
+from prometar.data.datasets.catalog import FOLDER_NAME, dataset_location, is_in_dataset_folder, open_dataset
 from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, Shard, find_manifest
 from prometar.data.preparation.check import decode_all
@@ -20,7 +20,7 @@ from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.files import resolve_path
 from prometar.io.stores import masked, read_file, write_file
 
-_GROUP_ROWS = 16  # images that are read to get one of them
+_GROUP_ROWS = 16  # rows per row group: reading one image reads its group
 
 
 def prepare(
@@ -31,10 +31,10 @@ def prepare(
     shard_rows: int = 1024,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Manifest, int]:
-    """Write shards and `<to>/<folder>/manifest.json`. Pass `--data-root <to>` to use the copy.
+    """Write shards and manifest.json to the dataset's folder below `to`, which is then a data root.
 
-    The copy of the dataset `folder` is written to `<to>` itself. Every image is decoded first. No manifest is
-    written if an image is missing or corrupt.
+    With the dataset `folder`, they are written to `to` itself. Each image is decoded before its shard is
+    written. No manifest is written if an image is missing or corrupt.
 
     Args:
         name, root: As for `open_dataset`.
@@ -47,9 +47,9 @@ def prepare(
 
     Raises:
         UserError: the dataset cannot be opened, `to` lies in its folder, or `to` contains another copy.
-        WorkError: images are missing or corrupt (the message lists all), or `to` is not writable.
+        WorkError: images are missing or corrupt (the message lists them), or `to` is not writable.
     """
-    known = (*BENCHMARKS, FOLDER)
+    known = (*BENCHMARKS, FOLDER_NAME)
     if name not in known:
         raise UserError(f"The dataset '{name}' cannot be prepared. Use one of {', '.join(known)}.")
     target = dataset_location(name, to if "://" in str(to) else resolve_path(to))
@@ -75,7 +75,7 @@ def prepare(
                 raise UserError(
                     f"{masked(target)} contains another copy of '{name}'. Delete it, or choose another --to."
                 )
-            existing += _write_if_changed(target, shard.file, data)
+            existing += not _write_if_changed(target, shard.file, data)
             shards.append(shard)
         progress(k + 1, len(parts))
     if errors:
@@ -106,11 +106,11 @@ def _encode(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
 
 
 def _write_if_changed(target: str, file: str, data: bytes) -> bool:
-    """Write a file unless it already has this content. Return True if it had."""
+    """Write a file unless it already has this content. Return True if it was written."""
     try:
-        exists = read_file(target, file) == data  # the name is not enough: the shard may be corrupt
-        if not exists:
+        changed = read_file(target, file) != data  # the name is not enough: the shard may be corrupt
+        if changed:
             write_file(target, file, data)
     except StorageError as error:
         raise WorkError(f"Cannot write to {masked(target)}. {error} Rerun this command to resume.") from None
-    return exists
+    return changed

@@ -1,4 +1,4 @@
-"""Few-shot draws and class splits, equal to those of published code, so that results are comparable.
+"""Few-shot draws and class splits, identical to those of the published code, so results are comparable.
 
 Reference: CoOp / Dassl, as used by ProMetaR (mlvlab/ProMetaR, commit c907bdb).
 """
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
 
-VAL_SHOTS = 4  # published code draws at most four validation images per class
+VAL_SHOTS = 4  # the published code draws at most four validation images per class
 MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
-HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # training images per class
+HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # of the training images of each class
 
 
 def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
@@ -88,7 +88,7 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
 
 
 def select(items: Iterable[Item], labels: Iterable[int]) -> Items:
-    """Return the items with these labels in their order, relabeled from 0 in the order of the labels."""
+    """Return the items with these labels in their original order. The sorted labels become 0, 1, ..."""
     rank = {label: i for i, label in enumerate(sorted(labels))}
     return tuple(Item(i.path, rank[i.label], i.classname) for i in items if i.label in rank)
 
@@ -102,8 +102,8 @@ def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
 def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
-    Pass train first: the first ceil(n/2) labels of the first split are base classes, its other labels are
-    new classes. Labels that the first split does not contain are dropped, as in published code.
+    The first split must be train. Its first ceil(n/2) labels are base classes, its other labels are new
+    classes. Labels that it does not contain are dropped, as in the published code.
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)

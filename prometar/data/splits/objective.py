@@ -48,14 +48,14 @@ class FewShotSplit:
         return classnames(self.train)
 
 
-def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], what: str) -> None:
-    """Raise a UserError if a class of `labels` has no images in `items`. `what` is the kind of images."""
+def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], kind: str) -> None:
+    """Raise a UserError if a class of `labels` has no images in `items`. `kind` describes the images."""
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{dataset.name} has no {what} images of '{names[missing[0]]}'{more}. Every class needs images."
+            f"{dataset.name} has no {kind} images of '{names[missing[0]]}'{more}. Every class needs images."
         )
 
 
@@ -67,7 +67,7 @@ def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> FewSho
     train, _ = draw(whole, val, shots=shots, seed=seed)
     _require_images(dataset, val, base_labels(whole), "validation")
     (train, val), _ = base_new(train, val)
-    # The same images for every seed of a run, so that scores are comparable.
+    # All training seeds are scored on the same images, so that scores are comparable.
     rng, groups = random.Random(0), group_by_label(val).values()
     chosen = {item for group in groups for item in rng.sample(group, min(per_class, len(group)))}
     val = tuple(item for item in val if item in chosen)
@@ -106,7 +106,7 @@ class Objective:
         leaks: True if `make_split` uses test images before the final test.
         predicts_new: True if accuracy on new classes is predicted from base images and drift
             (`prometar.training.drift`), not measured.
-        scores_new: True if new classes have an accuracy of their own.
+        scores_new: True if runs have an accuracy on new classes, measured or predicted.
         score: Function of the accuracies (in percent, by evaluation set). Higher scores are better.
         title: Name of the score.
     """
@@ -136,7 +136,7 @@ SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if obje
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """Return a built-in objective or a custom one (`package.module:Name`).
 
-    A custom function of the accuracies replaces the score of `drift`. It uses the same images.
+    A custom function of the accuracies replaces the score of `drift`. Images and accuracies stay the same.
 
     Args:
         known: Names that the error message suggests. Default: all built-in objectives.
@@ -193,7 +193,7 @@ def split_dataset(
 
 
 def _require_valid_split(name: str, objective: Objective, found: FewShotSplit) -> None:
-    """Raise a UserError before the first trial if the split of a custom objective cannot be scored."""
+    """Raise a UserError if the split of a custom objective cannot be scored, before the first trial runs."""
     if not isinstance(found, FewShotSplit):
         kind = type(found).__name__
         raise UserError(f"{name} must return a FewShotSplit, got {kind}. See docs/extending.md.")

@@ -1,4 +1,4 @@
-"""Batches of a data plan, made in threads of this process. `raystream` makes equal batches with Ray Data."""
+"""Batches of a data plan, made in local threads. `raystream` makes identical batches with Ray Data."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ Stream = Callable[[Plan, Source, int], Iterator[Batch]]
 
 
 def stream_labels(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """Yield the plan's batches from `start_step` on with labels and empty images. No image is read."""
+    """Yield the plan's batches from `start_step` on, with labels but without pixels. No image is read."""
     for step, _, _, labels in iter_steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 
@@ -42,8 +42,8 @@ def iter_steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Ints, Ints, I
     """Yield (step, indices into the plan's items, augmentation seeds, labels) from `start_step` on."""
     labels = np.array([item.label for item in plan.items], np.int64)
     for step in range(start_step, plan.num_steps):
-        images, seeds = plan.rows(*plan.step_rows(step))
-        yield step, images, seeds, labels[images]
+        indices, seeds = plan.rows(*plan.step_rows(step))
+        yield step, indices, seeds, labels[indices]
 
 
 def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
@@ -54,8 +54,8 @@ def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Ba
         UserError: an image is missing.
     """
 
-    def make(step: int, images: Ints, seeds: Ints, labels: Ints) -> Batch:
-        paths = [plan.items[k].path for k in images]
+    def make(step: int, indices: Ints, seeds: Ints, labels: Ints) -> Batch:
+        paths = [plan.items[k].path for k in indices]
         return Batch(step, make_images(plan.transform, source.read_many(paths), seeds, paths), labels)
 
     threads = num_cpus()

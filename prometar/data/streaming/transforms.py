@@ -1,7 +1,7 @@
 """Decoding and transforms of images, determined by a spec and a seed (numpy and Pillow only).
 
-This module does not import torch, which would delay the start of every Ray task by seconds. Like CLIP and
-published code, it follows torchvision's RandomResizedCrop, Resize and CenterCrop of Pillow images.
+Importing torch would delay the start of every Ray task by seconds. The transforms follow torchvision's
+RandomResizedCrop, Resize and CenterCrop of Pillow images, as used by CLIP and ProMetaR.
 """
 
 import io
@@ -20,7 +20,7 @@ from prometar.errors import WorkError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
-# Pillow only warns about images of more than 89 million pixels. Here they raise an error before decoding.
+# Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
 
@@ -53,13 +53,13 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels exceed {MAX_ASPECT_RATIO}:1")
+            raise ValueError(f"the aspect ratio {image.width}:{image.height} exceeds {MAX_ASPECT_RATIO}:1")
         return to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
         reason = "the file is empty" if not encoded else " ".join(str(error).split()) or type(error).__name__
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) and encoded else reason
         problem = f"Corrupt image {path or '(unnamed)'}: {reason.rstrip('.')}."
-        raise WorkError(f"{problem} Replace the file. `prometar data check` lists all.") from None
+        raise WorkError(f"{problem} Replace it. `prometar data check` lists all corrupt images.") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -68,7 +68,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: pixels are floating-point or 32-bit numbers, whose range is unknown.
     """
-    # Pillow clips 16-bit levels at 255 instead, so that almost all pixels become white.
+    # Pillow's own conversion would clip 16-bit levels at 255, so almost all pixels would become white.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         gray = np.asarray(image).astype(np.float64) / (65535 / 255)
         image = Image.fromarray(np.clip(np.rint(gray), 0, 255).astype(np.uint8))
@@ -100,7 +100,7 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
 def make_images(
     spec: TransformSpec, files: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return uint8 (N, H, W, 3): `apply` for each of N encoded files. Both streams use this function."""
+    """Return `apply` of N encoded files as uint8 (N, H, W, 3). Both streams call this function."""
     images = np.empty((len(files), spec.size, spec.size, 3), np.uint8)
     for k, (file, seed, path) in enumerate(zip(files, seeds, paths, strict=True)):
         images[k] = apply(spec, file, int(seed), path=path)
@@ -120,7 +120,7 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     rng = np.random.Generator(np.random.PCG64(seed))
-    # The crop is sampled last: its number of draws depends on crop_scale, and flips must not.
+    # The number of draws for a crop depends on crop_scale. The crop is sampled last, so flips do not.
     flipped = rng.random() < spec.flip
     factors = rng.uniform(-1.0, 1.0, size=3)
     order = rng.permutation(3)

@@ -18,8 +18,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "message"),
     [
         (BOMB, "aliases expand to more than 500,000 values"),
-        ("&a [*a]", "Recursive YAML alias"),
-        ("&a {b: {c: *a}}", "Recursive YAML alias"),
+        ("&a [*a]", "an alias refers to a node that contains it"),
+        ("&a {b: {c: *a}}", "an alias refers to a node that contains it"),
         ("x: " + "9" * 6000, "a number has 6000 digits"),
         ("x: 0x" + "f" * 6000, "a number has 6002 digits"),
         ("x: 1." + "9" * 6000, "a number has 6002 digits"),

@@ -111,12 +111,12 @@ def test_errors_of_a_gpu_are_raised(mine: Path, clip: Clip) -> None:
 def test_reading_a_configuration_imports_nothing(mine: Path) -> None:
     mine.write_text("raise SystemExit('imported')\n")
     config = parse({"regularizer": {"kind": "mine:huber", "args": {"delta": 1}}}, where="a file")
-    assert config.own == {"regularizer": "mine:huber"}
+    assert config.references == {"regularizer": "mine:huber"}
     assert "mine" not in sys.modules
     with pytest.raises(UserError, match=r"a file uses custom components \(mine:huber\)"):
-        config.refuse_own("a file")
-    assert config.refuse_own("a file", trusted=True) is config
-    assert Config().refuse_own("a file") == Config()
+        config.require_trusted("a file")
+    assert config.require_trusted("a file", trusted=True) is config
+    assert Config().require_trusted("a file") == Config()
 
 
 def test_the_digest_is_that_of_the_source_file(mine: Path) -> None:

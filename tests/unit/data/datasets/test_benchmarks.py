@@ -121,7 +121,7 @@ LISTS = [
     ("variants.txt", "", "is not listed in variants.txt"),
     ("images_variant_val.txt", "0000001 F/A-19\n", "line 1: 'F/A-19' is not listed in variants.txt"),
     ("images_variant_val.txt", "0000001\n", "line 1: '' is not listed in variants.txt"),
-    ("images_variant_test.txt", "../0000001 tench\n", "../0000001.jpg, which leaves the image folder"),
+    ("images_variant_test.txt", "../0000001 tench\n", "which points outside the image folder"),
     ("images_variant_val.txt", "0000001 tench\n", "lists 0000001.jpg twice (train, val)"),
 ]
 

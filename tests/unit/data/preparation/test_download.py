@@ -87,9 +87,9 @@ def offer(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Of
         archives = []
         for archive in row.archives:
             path = f"/{name}/{archive.url.rsplit('/', 1)[-1]}"
-            pack, flat = zip_of if path.endswith(".zip") else tar_of, archive.inside == "."
+            pack, flat = zip_of if path.endswith(".zip") else tar_of, archive.parent == "."
             server.files[path] = pack(
-                folder / archive.key if flat else folder, archive.key if flat else archive.inside
+                folder / archive.member if flat else folder, archive.member if flat else archive.parent
             )
             digest = archive.digest and f"md5:{hashlib.md5(server.files[path]).hexdigest()}"
             archives.append(archive.model_copy(update={"url": server.url + path, "digest": digest}))
@@ -109,7 +109,7 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
 ) -> None:
     offer(name)
     row, root = BENCHMARKS[name], tmp_path / "root"
-    files = [archive.key for archive in row.archives] + [row.split_file] * bool(row.split_file)
+    files = [archive.member for archive in row.archives] + [row.split_file] * bool(row.split_file)
     assert download(name, root) == 0
     text = capsys.readouterr().out
     assert all(f"Downloaded {root / row.folder / file}\n" in text for file in files)
@@ -224,7 +224,7 @@ def test_a_hostile_archive_is_refused(
         for info, content in [member("dtd/images/a.jpg", b"x"), *members]:
             tar.addfile(info, io.BytesIO(content))
     server.files["/dtd.tar.gz"] = stream.getvalue()
-    archive = Archive(url=f"{server.url}/dtd.tar.gz", key="images", inside="dtd")
+    archive = Archive(url=f"{server.url}/dtd.tar.gz", member="images", parent="dtd")
     monkeypatch.setitem(BENCHMARKS, "dtd", BENCHMARKS["dtd"].model_copy(update={"archives": (archive,)}))
     assert download("dtd", tmp_path / "root") == 1
     error = capsys.readouterr().err
