@@ -27,7 +27,7 @@ from tune.execution.stopping import RAY_DIED, Stopping
 from tune.execution.worker import STACKS, JobRequest, TrialWorker
 
 MAX_RETRIES = 2
-"""Maximum number of consecutive retries of a job whose worker dies before it completes another epoch."""
+"""Maximum number of consecutive retries of a job whose workers die before completing another epoch."""
 
 _MAX_REASON = 1000  # characters, since messages may contain long URLs
 
@@ -49,7 +49,7 @@ def run_jobs(
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
 
     Raises:
-        KeyboardInterrupt: a signal stopped the jobs. Jobs that were running resume in the next call.
+        KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
         StorageError: a disk is full, or a folder cannot be written.
         WorkError: Ray or Tune failed. Errors of `jobs` and observers are raised unchanged.
     """
@@ -110,9 +110,9 @@ class _Submission:
         request: Job, resources and timeout for the worker.
         deaths: Number of workers that died since the last new epoch.
         epoch: Last reported epoch.
-        failure: Why the job failed, "" if it did not fail.
+        failure: Reason of the job's failure, or "".
         ended: True after the last report, or if an observer stopped the job.
-        error: Why the last worker died.
+        error: Error of the last worker that died.
     """
 
     request: JobRequest
@@ -124,13 +124,13 @@ class _Submission:
 
 
 class _Dispatcher(Searcher, Stopper):
-    """Tune searcher that submits jobs, and Tune stopper that receives the report of every epoch.
+    """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    After an error, `stop_all` ends the experiment, because Tune would treat some errors as those of a trial.
+    After an error here, `stop_all` ends the experiment, because Tune would attribute some errors to a trial.
 
     Attributes:
-        error: First error of `jobs`, an observer or a disk. No more jobs are run after an error.
+        error: First error of `jobs`, an observer or a worker's disk. No more jobs are started after it.
         failures: Reasons of failed jobs, by name of the job.
     """
 
@@ -175,7 +175,7 @@ class _Dispatcher(Searcher, Stopper):
             if self._stopping.requested:
                 return Searcher.FINISHED
             submission = self._retries.popleft() if self._retries else self._next()
-            if submission is None:  # a running job may need a retry
+            if submission is None:  # a job that is still running may need a retry
                 return None if self._running else Searcher.FINISHED
             self._running[trial_id] = submission
             return {"request": submission.request}
@@ -183,7 +183,7 @@ class _Dispatcher(Searcher, Stopper):
     def _next(self) -> _Submission | None:
         job = next(self._jobs, None)
         if job is None:
-            self._jobs = iter(())  # another `next` may be expensive
+            self._jobs = iter(())  # another call of `next` may be expensive
             return None
         for folder in job.runs:  # workers check that the folder exists, i.e. that the file system is shared
             try:
@@ -202,7 +202,7 @@ class _Dispatcher(Searcher, Stopper):
         with self._record_error():
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
-        # The observer that stopped a job has recorded the reason.
+        # If an observer stopped the job, it has recorded the reason.
         submission.failure = "" if stopped else report.failed
         return submission.ended or self._stopping.requested
 
@@ -220,7 +220,7 @@ class _Dispatcher(Searcher, Stopper):
         with self._record_error():
             if error and isinstance(submission.error, StorageError):
                 raise submission.error
-            if error and self._retry(submission):
+            if error and self._prepare_retry(submission):
                 self._retries.append(submission)
                 return
             job = submission.request.job
@@ -229,8 +229,8 @@ class _Dispatcher(Searcher, Stopper):
             for observer in self._observers:
                 observer.finished(job, failure)
 
-    def _retry(self, submission: _Submission) -> bool:
-        """Prepare a retry, with more resources after an out-of-memory error. Return False if none is left."""
+    def _prepare_retry(self, submission: _Submission) -> bool:
+        """Return True if the job may be retried, with more resources after an out-of-memory error."""
         if isinstance(submission.error, MemoryError):
             larger = self._plan.larger(submission.request.bundles)
             submission.request = replace(submission.request, bundles=larger or submission.request.bundles)

@@ -14,12 +14,12 @@ class Job:
     """One trial, one confirmation run, one final-test run or one run of a grid.
 
     Args:
-        name: Name in messages, e.g. "trial 7". It is unique among the jobs of a stage.
-        runs: Absolute path of each run's folder, mapped to the complete configuration of the run.
+        name: Name in messages, e.g. "trial 7", which is unique within a stage.
+        runs: Complete configuration of each run, by absolute path of its folder.
         objective: Name of the objective, `module:Name` of a custom one, or "final".
         val_per_class: Maximum number of validation images per class.
-        number: Number of the trial whose settings are trained.
-        targets: Other datasets on which the prompts are tested after training.
+        number: Number of the trial whose settings the job uses.
+        targets: Other datasets on which to test the prompts after training.
         alignment: True to measure the gradient alignment during training.
     """
 
@@ -50,14 +50,14 @@ class Observer(Protocol):
     """Observer of the jobs of a `run_jobs` call, e.g. a live view or an experiment tracker."""
 
     def started(self, job: Job) -> None:
-        """Called when a job is submitted to Tune for the first time, but not for retries."""
+        """Called when a job is submitted to Tune for the first time. Not called for retries."""
 
     def reported(self, job: Job, report: EpochReport) -> bool | None:
         """Called when a worker reports an epoch. Return False to stop the job, e.g. to prune it."""
 
     def finished(self, job: Job, failure: str) -> None:
-        """Called when a job finishes, fails or is stopped, but not if a signal interrupts the job.
+        """Called when a job finishes, fails or is stopped. Not called if a signal interrupts the job.
 
         Args:
-            failure: Why the job failed, or "" if it finished or an observer stopped it.
+            failure: Reason of a failure, "" if the job finished or an observer stopped it.
         """

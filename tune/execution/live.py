@@ -18,15 +18,15 @@ from tune.records.schema import EpochReport
 
 
 class LiveView:
-    """Progress of one stage: a progress bar on a terminal, otherwise one line per completed job.
+    """Progress of one stage: a progress bar on a terminal, otherwise one line per finished job.
 
-    The view is both a context manager around `run_jobs` and one of its observers.
+    Use the view as a context manager around `run_jobs`, and pass it as one of the observers.
 
     Args:
         stage: Title, e.g. "Search".
         total: Number of jobs of the stage. done: Number of jobs that earlier processes completed.
-        best: Best objective so far and the name of its job.
-        show_best: True if the objectives of the jobs are comparable, so that the best one is shown.
+        best: Best objective so far, and the name of its job.
+        show_best: True to show the best objective. The objectives of the jobs must be comparable.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class LiveView:
         if self._show_best and self._best:
             summary.append(f"best {self._best[0]:.1f} ({self._best[1]})")
         running = self._running_progress
-        if done := self._done_here + running:  # the remaining jobs are assumed to take as long as these
+        if done := self._done_here + running:  # assume that the remaining jobs take as long
             seconds = (self._total - self._done - running) * (self._clock() - self._start) / done
             summary.append(f"{format_duration(seconds)} left")
         return summary
@@ -120,8 +120,8 @@ def _objective(report: EpochReport) -> str:
 
 
 def plain_console() -> Console:
-    """Return a console for standard output. Colors are disabled unless standard output is a terminal."""
-    # In a notebook, rich would detect color support and print escape codes.
+    """Return a console for standard output, with colors only on a terminal."""
+    # In a notebook, rich would detect support of colors and print escape codes.
     terminal = None if sys.stdout is not None and sys.stdout.isatty() else False
     return Console(
         highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=terminal

@@ -26,7 +26,7 @@ def patched() -> Iterator[None]:
         if isinstance(exception, OutOfMemoryError):
             reason = MemoryError(str(exception).splitlines()[0])
             death: Any = RayActorError(error_msg=str(reason))
-            death.cause = reason  # the attribute that errors raised by a worker have
+            death.cause = reason  # like errors that a worker raises
             exception = death
         handle(self, tracked_actor_task, exception)
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prometar.environment import num_cpus as own_cpus
+from prometar.environment import num_cpus as usable_cpus
 from prometar.errors import UserError, WorkError, first_line
 
 _ALWAYS = {
-    # Workers of a data stream are idle between two epochs. By default, Ray kills idle workers after 1 s.
+    # By default, Ray kills workers that are idle for 1 s, such as those of a data stream between two epochs.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a second local cluster.
@@ -26,7 +26,7 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, which is the default on macOS
     "RAY_prestart_worker_first_driver": "0",  # an unused worker takes 80 MB and 0.5 s
 }
-# Ray's error does not mention tokens. Because the head accepts connections, a token is the likely cause.
+# A missing token is the likely cause if the head accepts connections, but Ray's error does not mention it.
 _TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
 _owns_cluster = False
 
@@ -83,20 +83,20 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
 
 
 def _resource_options(num_cpus: int | None) -> dict[str, int]:
-    """Return options of `ray.init` for resources that Ray would overestimate."""
+    """Return options of `ray.init` that limit resources to those this process can use."""
     import torch
 
-    found = {} if torch.cuda.is_available() else {"num_gpus": 0}  # Ray counts GPUs that torch cannot use
-    if num_cpus is None and own_cpus() < (os.cpu_count() or 1):  # e.g. in a Slurm job
-        num_cpus = own_cpus()
-    return found if num_cpus is None else {**found, "num_cpus": num_cpus}
+    options = {} if torch.cuda.is_available() else {"num_gpus": 0}  # Ray counts GPUs that torch cannot use
+    if num_cpus is None and usable_cpus() < (os.cpu_count() or 1):  # e.g. in a Slurm job
+        num_cpus = usable_cpus()
+    return options if num_cpus is None else {**options, "num_cpus": num_cpus}
 
 
 @contextmanager
 def preserved_signal_handlers() -> Iterator[None]:
     """Preserve the signal handlers in this context, and prevent Ray's processes from ignoring SIGINT.
 
-    Background jobs of a shell ignore SIGINT, as do their child processes. Ray cancels tasks with SIGINT.
+    Background jobs of a shell and their child processes ignore SIGINT, with which Ray cancels tasks.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -137,18 +137,18 @@ def local_node_is_dead() -> bool:
 
     if not ray.is_initialized():
         return False
-    own = ray.get_runtime_context().get_node_id()
-    return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
+    this_node = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == this_node and not node["Alive"] for node in ray.nodes())
 
 
 def _connect(address: str) -> None:
-    """Check that a server accepts connections at `address`. If not, raise OSError."""
+    """Connect to the server at `address` and disconnect. Raise OSError if it refuses connections."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _require_server(address: str) -> None:
-    """Check that `address` is valid and its server is up. Ray itself would retry for ten minutes."""
+    """Raise if `address` is invalid or its server is down. Ray itself would retry for ten minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "")
         if address in {"", "auto", "local"}:

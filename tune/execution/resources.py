@@ -1,7 +1,7 @@
 """Resources of jobs: the number of concurrent jobs, and the CPUs and GPUs of each.
 
-A job is a placement group of two bundles on one machine: one for the trainer, one for the tasks of the data
-stream. The stream needs reserved CPUs, because Ray Data waits forever if the trainers occupy every CPU.
+A job has a placement group of two bundles on one machine: one for the trainer, one for the tasks of the data
+stream. The stream has reserved CPUs, because Ray Data waits forever if trainers occupy every CPU.
 """
 
 import math
@@ -14,18 +14,18 @@ from tune.config import ResourcesConfig
 Node = Mapping[str, float]
 """Resources of a machine as Ray reports them, e.g. {"CPU": 8.0, "GPU": 1.0, "memory": 2e10}."""
 TRIALS_PER_SLOT = 5
-"""Trials of the budget per concurrent trial. With more concurrency, the sampler learns from fewer results."""
+"""Minimum ratio of the number of trials to the number of concurrent trials, so that samplers can learn."""
 _MAX_JOBS_PER_GPU = 4
-"""Maximum number of jobs on one GPU, unless the user sets a share. More jobs would compete for its memory."""
+"""Maximum number of jobs on one GPU, unless the user sets a share. More jobs may run out of GPU memory."""
 
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """Concurrent jobs and the resources of each.
+    """Number of concurrent jobs, and the resources of each.
 
     Args:
         cpus: CPUs per job, for trainer and stream together. gpus: GPUs per job.
-        max_cpus, max_gpus: Limits of a job that is retried with more resources: the maxima over the machines.
+        max_cpus, max_gpus: CPUs and GPUs of the largest machine. They limit retries with more resources.
     """
 
     max_concurrent: int
@@ -41,7 +41,7 @@ class ResourcePlan:
 
     @property
     def threads(self) -> int:
-        """Number of torch threads of a trainer."""
+        """Number of torch threads of a trainer: all CPUs of the job, because the stream is often idle."""
         return max(1, math.floor(self.cpus))
 
     def bundles(self) -> list[dict[str, float]]:
@@ -50,10 +50,10 @@ class ResourcePlan:
         return [trainer, {"CPU": self.stream_cpus}]
 
     def larger(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
-        """Return bundles with twice the resources for the trainer, or None if no machine has more.
+        """Return larger bundles for a retry after an out-of-memory error, or None if no machine has more.
 
-        With a larger share of the GPU or of the machine's CPUs, fewer jobs share the memory. Threads and
-        stream stay the same, so results do not change.
+        The trainer's share of the GPU or of the CPUs is doubled, so that fewer jobs share the memory. The
+        threads and the stream stay the same, so results do not change.
 
         Example:
             >>> plan = ResourcePlan(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
@@ -82,7 +82,7 @@ def plan_trials(
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line description.
 
-    At most a fifth of the budget of `trials` runs at once. Fewer concurrent trials get larger shares.
+    At most a fifth of `trials` runs concurrently. Fewer concurrent trials get larger shares.
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
@@ -105,8 +105,8 @@ def plan_resources(
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
         reason: Reason for `max_jobs`, for the description.
-        memory: Estimated bytes of machine memory per job, 0 if unknown. The estimate never prevents one job
-            per machine, and is ignored if the user sets `max_concurrent`.
+        memory: Estimated bytes of machine memory per job, 0 if unknown. Each machine gets at least one job,
+            whatever the estimate. It is ignored if the user sets `max_concurrent`.
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
 
     Raises:
@@ -149,7 +149,7 @@ def plan_resources(
 
 
 def _fit(node: Node, cpus: float, gpus: float, memory: float) -> int:
-    """Return how many jobs fit on a machine. Shares cannot span GPUs: two shares of 0.4 fit on each."""
+    """Return how many jobs fit on a machine. A share cannot span GPUs, so two jobs of 0.4 GPU fit on each."""
     count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
     if gpus:
         total = node.get("GPU", 0.0)

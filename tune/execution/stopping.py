@@ -1,4 +1,4 @@
-"""Early stop of a study: at a signal, or if Ray dies on this machine."""
+"""Early stop of `run_jobs`: after a signal, or if Ray dies on this machine."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ from tune.execution.ray_cluster import head_is_dead, local_node_is_dead, owns_cl
 RAY_DIED = f"Ray died on this machine. {RESUME}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HEAD_SECONDS, _NODE_SECONDS = 1.0, 10.0
-"""Intervals at which Ray's head and this machine's node are checked."""
+"""Intervals between checks of Ray's head and of this machine's node."""
 _GRACE_SECONDS = 30.0
-"""Seconds after the death of Ray in which Tune may raise an error, before the process exits."""
+"""Seconds for which the process waits for an error of Tune after Ray has died, before it exits."""
 
 
 class Stopping:
@@ -29,7 +29,7 @@ class Stopping:
 
     Attributes:
         requested: True after the first signal. Running jobs stop after their current epoch.
-        ray_died: True after Ray's head or node on this machine died.
+        ray_died: True if Ray's head or this machine's node died.
     """
 
     def __init__(self, console: Console) -> None:
@@ -61,7 +61,7 @@ class Stopping:
     def _watch_head(self, finished: threading.Event) -> None:
         """Exit soon after the head dies. Ray itself would wait for a minute and then abort."""
         while not finished.wait(_HEAD_SECONDS):
-            # A signal to the whole process group stops a local Ray too. The head of a cluster may restart.
+            # A signal to the whole process group also stops a local Ray. The head of a cluster may restart.
             if head_is_dead() and (self.requested or owns_cluster()) and not finished.is_set():
                 self._exit(finished)
 

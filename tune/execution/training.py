@@ -1,4 +1,4 @@
-"""Training of one job, whose runs advance together, epoch by epoch."""
+"""Training of one job. Its runs advance together, epoch by epoch."""
 
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from tune.records.schema import EpochReport, RunScore
 
 
 class JobTraining:
-    """Training of one job. Epochs are reported in order, including epochs in existing checkpoints.
+    """Training of one job. Epochs are reported in order, including those that checkpoints already contain.
 
-    Every method raises StorageError if a folder cannot be written, which is not a failure of the job.
+    If a folder cannot be written, methods raise StorageError, because the job itself did not fail.
     """
 
     def __init__(self, request: JobRequest) -> None:
@@ -33,7 +33,7 @@ class JobTraining:
     def advance(self) -> EpochReport:
         """Return the report of the next epoch. Train it unless the checkpoints contain it.
 
-        An error that a retry would repeat, e.g. a loss that is not finite, is returned as a failed report.
+        Errors that a retry would repeat, e.g. a loss that is not finite, are returned in a failed report.
         """
         self._epoch += 1
         try:
@@ -75,7 +75,7 @@ class JobTraining:
             run, folder, self._stream, Alignment(folder) if job.alignment else None
         )
         self._notes += [note] if note else []
-        # The folder may contain the result of another run, which the new config.yaml would not match.
+        # The folder may contain the result of another run, which would not match the new config.yaml.
         try:
             is_same_run = read_result(folder).run == run.digest
         except PrometarError:  # the result is missing or corrupt

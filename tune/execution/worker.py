@@ -41,7 +41,7 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
-        bundles: Allocated resources. Unlike the threads of the plan, they grow after an out-of-memory error.
+        bundles: Allocated resources. They grow after an out-of-memory error, but `plan.threads` does not.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
     """
 
@@ -60,9 +60,9 @@ class JobRequest:
 class TrialWorker(tune.Trainable):
     """Trainable that trains one job after another. Each step returns the report of one epoch.
 
-    The backbone, the datasets and the frozen features stay in memory between jobs. Checkpoints are stored in
-    the folders of the runs, not by Tune, so that a job resumes on any worker. Epochs that the checkpoints
-    contain are reported again, because the driver may have missed the last reports.
+    Backbone, datasets and frozen features stay in memory between jobs. Checkpoints are stored in the folders
+    of the runs, not by Tune, so that any worker can resume a job. Epochs in existing checkpoints are reported
+    again, because the driver may have missed the last reports.
     """
 
     _request: JobRequest
@@ -74,7 +74,7 @@ class TrialWorker(tune.Trainable):
         return tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._request = config["request"]  # opened in `step`, because Tune hides errors of a reset
+        self._request = config["request"]  # `step` opens the job, because Tune hides errors of a reset
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -108,12 +108,12 @@ class TrialWorker(tune.Trainable):
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:
-        """Exit the process if the block exceeds the timeout, and write the stack of every thread to a file.
+        """If the block exceeds the timeout, write the stack of every thread to a file and exit the process.
 
         The timer is not a Python thread, so it works even if a library holds the GIL.
 
         Raises:
-            StorageError: the job's folder, which the driver created, does not exist on this machine.
+            StorageError: the driver created the folder of the job, but it does not exist on this machine.
         """
         folder, seconds = self._request.job.folder, self._request.timeout_seconds
         if not folder.is_dir():
@@ -139,7 +139,7 @@ class TrialWorker(tune.Trainable):
 
 @contextmanager
 def _typed_errors() -> Iterator[None]:
-    """Convert errors of other libraries that report a lack of disk space or memory.
+    """Convert errors by which other libraries report a lack of disk space or memory.
 
     Raises:
         StorageError: the disk is full or read-only. MemoryError: memory is exhausted.
@@ -159,7 +159,7 @@ def _typed_errors() -> Iterator[None]:
 
 
 def _use_allocated_gpus() -> None:
-    """Hide all GPUs from a worker without an allocated GPU; otherwise, check that torch can use the GPU.
+    """Hide all GPUs if none is allocated to this worker. Otherwise, check that torch can use the GPU.
 
     Raises:
         StorageError: torch cannot use the GPU. This is a problem of the machine, not of the job.
@@ -175,10 +175,10 @@ def _use_allocated_gpus() -> None:
 
 
 def _why_no_gpu() -> str:
-    """Return why torch cannot use a GPU in this process; empty if it can."""
+    """Return why torch cannot use a GPU in this process, or "" if it can."""
     import torch
 
-    with warnings.catch_warnings(record=True) as warned:  # such as of a driver that is too old
+    with warnings.catch_warnings(record=True) as warned:  # e.g. about an old driver
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             return ""

@@ -75,7 +75,7 @@ class NumberRange(_Range):
 
     @property
     def probes(self) -> tuple[float, ...]:
-        """Values to compare to find out if a setting has an effect and, for floats, if it accepts fractions."""
+        """Values that show if a setting has an effect. Integer settings reject the fractional third float."""
         between = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *between
 

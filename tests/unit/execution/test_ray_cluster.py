@@ -30,7 +30,7 @@ def test_a_batch_job_gets_its_own_cpus_only(
 ) -> None:
     started: dict[str, object] = {}
     init(lambda **options: started.update(options))
-    monkeypatch.setattr(ray_cluster, "own_cpus", lambda: 3)
+    monkeypatch.setattr(ray_cluster, "usable_cpus", lambda: 3)
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     start_ray()
     assert (started.get("num_cpus"), started["num_gpus"], started["address"]) == (expected, 0, "local")
