@@ -97,7 +97,7 @@ def _without_ray() -> Iterator[None]:
             found = dispatcher.suggest(str(number))
             if not isinstance(found, dict):
                 return
-            training = FakeTraining(found["task"])
+            training = FakeTraining(found["request"])
             while not dispatcher(str(number), {"report": training.advance()}):
                 pass
             dispatcher.on_trial_complete(str(number))
