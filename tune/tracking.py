@@ -13,12 +13,12 @@ from tune.execution.job import Job
 from tune.records.schema import EpochReport
 
 TrackedRun = tuple[Callable[[str, float, int], object], Callable[[str], object]]
-"""Two functions: one logs a metric of an epoch, one finishes the run, given its failure or ""."""
+"""Function that logs a metric of an epoch, and function that finishes the run, given its failure or ""."""
 
 
 def start(name: str, folder: Path, job: Job) -> TrackedRun:
     """Start or resume the run of a job. Trackers write to `folder` unless the environment sets a server."""
-    defaults = {  # with which an unreachable server does not delay a search
+    defaults = {  # so that an unreachable server does not delay a search
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     }  # fmt: skip

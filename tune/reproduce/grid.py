@@ -28,9 +28,9 @@ class Grid:
     Args:
         name: Name of the protocol.
         objective: Objective of all runs (`prometar.data.splits.objective`).
-        datasets: Datasets to train and test on, or only to test on if there is a source.
-        source: Dataset that all runs train on, or None to train on each dataset separately.
-        shots: Training images per class. If the protocol has several numbers of shots, each is a column.
+        datasets: Datasets to train and test on. With a `source`, they are only tested on.
+        source: Dataset that all runs train on. None: train on each of `datasets` separately.
+        shots: Training images per class. If the protocol has several numbers, each is a column of the table.
         configs: One configuration per method, complete except for dataset, shots and seed.
         seeds: Seeds of the few-shot split, the prompts and the order of the images.
     """
@@ -84,7 +84,7 @@ class Grid:
 
         Args:
             folder: Folder of all runs. Protocols with equal runs share their subfolders.
-            untrained: Methods that train nothing. They run once per dataset.
+            untrained: Methods without training. They run once per dataset.
             unavailable: Datasets that cannot be opened.
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
@@ -129,7 +129,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
         digests: Digests of the dataset splits, by dataset.
 
     Raises:
-        UserError: the run in the job's folder has other settings, or used another split of a dataset.
+        UserError: the job's folder contains a run with other settings or another split of a dataset.
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:

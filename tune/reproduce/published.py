@@ -1,4 +1,4 @@
-"""Published accuracies and their settings (published.json). They are cited and never mixed with ours."""
+"""Published accuracies and their settings, from published.json."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from prometar.data.preparation.check import size_differences
 from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
-# Comparability does not depend on these settings, or they are checked separately.
+# Runs with other values of these settings are comparable, or the values are checked elsewhere.
 _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained",
             "backbone.precision", "train.seed"}  # fmt: skip
 
@@ -23,15 +23,15 @@ _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.p
 def _read_file() -> dict[str, Any]:
     """Read settings by protocol and method, and series of accuracies by protocol.
 
-    A series has a `method`, its `title`, the `paper`, the `settings` if the method was published with
-    several, the `configuration` file if the accuracies are from the authors' repository, and `accuracies`
-    by dataset (or "average") and column, such as {"dtd": {"base": 83.37, "new": 62.97}}.
+    A series has a `method`, its `title`, the `paper`, the `settings` that distinguish it from other series of
+    the method, and `accuracies` by dataset (or "average") and column, e.g. {"dtd": {"base": 83.37}}. If the
+    accuracies are from the authors' repository, `configuration` is the file there.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
 
 def protocol_settings(protocol: str, method: str) -> Mapping[str, Any]:
-    """Return the settings that a method's authors used under a protocol in addition to its recipe.
+    """Return the settings that a method's authors changed for a protocol.
 
     Example:
         >>> protocol_settings("cross-dataset", "maple")["train.epochs"]
@@ -43,8 +43,8 @@ def protocol_settings(protocol: str, method: str) -> Mapping[str, Any]:
 def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Mapping[str, float]], str]:
     """Return the published accuracies that are comparable with runs of `config`, and their citation.
 
-    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. They may differ from the method's
-    defaults only in the settings that the authors changed for the protocol or for the series.
+    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. Otherwise, they have the method's default
+    settings, except for those that the authors changed for the protocol or for the series.
 
     Returns:
         Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
@@ -72,7 +72,7 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings that differ from the method's defaults, updated with `settings`.
+    """Return the settings that differ from the method's defaults and from `settings`, which override them.
 
     Images, seeds, backbone and precision are ignored. The result is empty for custom recipes.
 
@@ -97,7 +97,7 @@ def incomparable_reason(dataset: Dataset) -> str:
 def published_h(dataset: Dataset, config: Config) -> float | None:
     """Return the published H of a configuration's method on a dataset, or None if none is comparable.
 
-    Only backbone and shots must be as published. Other settings are replaced by the method's defaults.
+    Backbone and shots must be as published. All other settings of `config` are ignored.
     """
     if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None

@@ -35,7 +35,7 @@ Row = tuple[str, str, Mapping[str, AccuracySummary]]
 
 
 def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
-    """Return accuracies by method, dataset, column and seed. Datasets without finished runs are empty."""
+    """Return accuracies by method, dataset, column, seed. Datasets without finished runs have no columns."""
     results: dict[str, dict[str, dict[str, dict[int, float]]]]
     results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
     for run in runs:
@@ -57,7 +57,7 @@ def build_table(
     """Return the rows of the table and its notes.
 
     Args:
-        incomparable: Reason by dataset whose results are not comparable with published ones.
+        incomparable: Datasets whose results are not comparable with published ones, and the reasons.
     """
     shots = {"data.shots": grid.shots[0]}
     configs = {method: config.override(shots) for method, config in grid.configs.items()}
@@ -118,7 +118,7 @@ def _summarize(
 
 
 def pair_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare the methods on all datasets that the average covers. Return differences and notes."""
+    """Compare the methods on the datasets of the average. Return differences and notes."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

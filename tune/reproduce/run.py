@@ -26,11 +26,11 @@ from tune.reproduce.results import build_table, collect, pair_methods
 
 
 def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
-    """Run or resume a grid, then print and write its table and the paired comparison.
+    """Run or resume a grid. Then print and write its table and the paired comparisons.
 
     Raises:
         UserError: an argument is invalid, or runs in the folder have other settings or data.
-        WorkError: some runs failed or could not start. The tables contain the finished runs.
+        WorkError: some runs failed or could not start. The tables are written without them.
     """
     console = plain_console()
     out = resolve_path(out)

@@ -75,7 +75,7 @@ class SearchJobs(Iterator[Job]):
         self._finish(number)
 
     def _finish(self, number: int) -> None:
-        if (trial := self._store.trial(number)) is not None:
+        if (trial := self._store.ended_record(number)) is not None:
             self._record(trial)
             self.close()  # so that the duration is stored even if the process is killed later
 

@@ -1,7 +1,7 @@
 """Samplers of settings.
 
-Samplers have no state. A trial's settings depend only on the study's seed, the trial's number and the stored
-results, so a resumed study samples the same settings as an uninterrupted one.
+Samplers have no state. The settings of a trial depend only on the study's seed, the trial's number and the
+stored results. So a resumed study samples the same settings as an uninterrupted one.
 """
 
 import warnings
@@ -27,7 +27,7 @@ def derive_seed(*numbers: int) -> int:
 def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSampler:
     """Return the sampler of one trial.
 
-    Models need at least one result per concurrent trial. Fewer results would favor settings of short trials.
+    Model-based samplers wait for one result per concurrent trial. Earlier, only short trials have results.
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.

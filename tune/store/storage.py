@@ -41,7 +41,7 @@ def open_storage(url: str) -> RDBStorage:
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
     def raise_if_disconnected(context: ExceptionContext) -> None:
-        """Raise StorageError, because Optuna would repeat a statement of which only the response is lost."""
+        """Raise StorageError. Optuna would repeat the statement, even if only the response was lost."""
         error = context.sqlalchemy_exception  # None if a signal interrupted the statement
         if error is not None and context.is_disconnect and not context.is_pre_ping:
             raise _storage_error(url, error)
@@ -55,8 +55,8 @@ def storage_errors(url: str) -> Iterator[None]:
     """Convert database errors to one-line errors.
 
     Raises:
-        UserError: the URL is invalid. StorageError: the database is unreachable, locked, full or corrupt, or
-            another process writes to the same study.
+        UserError: the URL is invalid.
+        StorageError: the database is unreachable, locked, full or corrupt, or the study has another writer.
     """
     try:
         yield

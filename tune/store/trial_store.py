@@ -21,10 +21,10 @@ from tune.store.storage import open_storage, second_writer_error, storage_errors
 MAX_FAILURES = 5
 """Number of failed trials after which a process stops the study, if none of its trials succeeded."""
 MAX_DUPLICATES = 20
-"""Consecutive duplicates after which an untried combination is chosen directly. Spaces with too many
-combinations are sampled at random instead."""
+"""Consecutive duplicates after which an untried combination is chosen directly. If the space has too many
+combinations to list, settings are sampled at random instead."""
 
-IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0, which is created with them atomically
+IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0, written in its first transaction
 ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of every trial
 SECONDS = "seconds_searched"  # user attribute of the study
 FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial
@@ -39,7 +39,7 @@ def open_trials(
     Args:
         folder: Folder of the study.
         digests: Digests of inputs other than the configuration that determine results, by name.
-        concurrency: Number of concurrent trials. Samplers and pruners need at least as many results.
+        concurrency: Number of concurrent trials. Samplers and pruners wait for at least as many results.
 
     Raises:
         UserError: the URL is invalid, or the stored study has other settings or another folder.
@@ -85,7 +85,7 @@ class TrialStore:
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
         self._first_attrs = self._check_identity(folder, digests)
-        # The baseline is the first trial. If it fails, each later process reruns it once.
+        # The baseline is the first trial. If it failed, each later process reruns it once.
         self._baseline_missing = all(t.state is TrialState.FAIL for t in self._trials if _is_baseline(t))
 
     @property
@@ -93,7 +93,7 @@ class TrialStore:
         return self._study.get_trials(deepcopy=False)
 
     def _check_identity(self, folder: Path, digests: Mapping[str, str]) -> dict[str, object]:
-        """Check that the storage contains this study. Return the attributes of trial 0 if it is missing.
+        """Check that the storage contains this study. Return attributes for trial 0, {} if it exists.
 
         Raises:
             UserError: the stored study has other settings or another folder, or its trials are missing.
@@ -123,7 +123,7 @@ class TrialStore:
         """Unfinished trials of earlier processes."""
         return [t for t in self._trials if not t.state.is_finished() and t.number not in self._running]
 
-    def trial(self, number: int) -> TrialRecord | None:
+    def ended_record(self, number: int) -> TrialRecord | None:
         """Return the record of a trial, or None if the trial has not ended."""
         trial = self._trials[number]
         return build_record(trial) if trial.state.is_finished() else None
@@ -132,10 +132,10 @@ class TrialStore:
         """Start a trial: interrupted trials first, then the baseline, enqueued and sampled settings.
 
         Args:
-            new: True to start new trials, False to resume interrupted trials only.
+            new: True to start new trials, False to resume only interrupted trials.
 
         Returns:
-            The trial, or None if the budget is used, the space is exhausted or too many trials failed.
+            The trial, or None if all trials were started, the space is exhausted or too many trials failed.
         """
         for trial in self.interrupted:
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
@@ -149,7 +149,7 @@ class TrialStore:
         return None if sampled is None else self._create(sampled)
 
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """Sample the next trial. One trial of the budget is reserved for the baseline."""
+        """Sample the next trial, or return None. One of the trials is reserved for the baseline."""
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline, "baseline")
         if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
@@ -186,7 +186,7 @@ class TrialStore:
 
         Args:
             fixed: Settings with fixed values. All other settings are sampled.
-            attempt: Number of preceding duplicates.
+            attempt: Number of duplicates sampled before.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
         sampler, seed = sampler or self._search.sampler, derive_seed(self._search.seed, len(trials), attempt)
@@ -223,7 +223,7 @@ class TrialStore:
     def report(self, number: int, report: EpochReport) -> bool:
         """Store the report of an epoch. An epoch may be reported more than once.
 
-        A failed report, or a report without one of the goals, ends the trial as failed.
+        If the report is a failure or lacks the value of a goal, the trial ends as failed.
 
         Returns:
             True if the trial continues.
@@ -258,12 +258,12 @@ class TrialStore:
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
         trial_id, report = self._running[number]
         self._storage.set_trial_user_attr(trial_id, RESULT, REPORT.dump_python(report, mode="json"))
-        del self._running[number]  # before `tell`, which may succeed although its response is lost
+        del self._running[number]  # before `tell`, which may succeed even if its response is lost
         self._study.tell(number, values, state=state)
         self._successes += state is not TrialState.FAIL
 
     def abort_reason(self) -> str | None:
-        """Return the last error if the study must stop because of `MAX_FAILURES`, otherwise None."""
+        """Return the last error if the study must stop (see `MAX_FAILURES`), otherwise None."""
         return self._failures[-1] if len(self._failures) >= MAX_FAILURES and not self._successes else None
 
     def add_seconds(self, seconds: float) -> None:
@@ -279,7 +279,7 @@ class TrialStore:
 
     @contextmanager
     def _errors_of(self, name: str) -> Iterator[None]:
-        """Name a custom sampler or pruner in its errors, but not in errors of the storage that it reads."""
+        """Prefix errors of a custom sampler or pruner with its name, except for errors of the storage."""
         with component_errors(name) if ":" in name else nullcontext(), storage_errors(self._config.storage):
             yield
 
