@@ -1,9 +1,9 @@
-"""`ray job submit` with this checkout as the job's code. Refuses an upload that is too large.
+"""Run `ray job submit` with this checkout as the job's code, unless the upload is too large.
 
     python clusters/submit.py --address http://127.0.0.1:8265 -- python tune/search.py --address auto ...
 
 Options before `--` are those of `ray job submit` (--no-wait, --submission-id, ...). Ray accepts at most
-100 MiB, but reports that only after packing everything, without naming what is large.
+100 MiB, but checks the limit only after packing everything, and does not name the largest entries.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LIMIT_MIB = 100
 def upload_sizes(root: Path) -> Counter[str]:
     """Return the bytes that `--working-dir root` uploads, by entry of `root`.
 
-    These are Ray's rules (.gitignore and .rayignore in every folder), before compression.
+    Follows Ray's rules (.gitignore and .rayignore in every folder). Sizes are those before compression.
     """
     from ray._private.runtime_env.packaging import _dir_travel
 
@@ -38,21 +38,21 @@ def upload_sizes(root: Path) -> Counter[str]:
     return sizes
 
 
-def refusal(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
-    """Return why `root` cannot be uploaded, or None."""
+def upload_error(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
+    """Return the reason why `root` cannot be uploaded, or None if it can."""
     sizes = upload_sizes(root)
     total = sum(sizes.values()) / 2**20
     if total < limit_mib:
         return None
     largest = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.most_common(5))
     return (
-        f"{root} holds {total:.0f} MiB, a job takes {limit_mib:g} ({largest}): "
-        "name what it does not need in .rayignore"
+        f"{root} contains {total:.0f} MiB, but a job accepts at most {limit_mib:g} ({largest}). "
+        "List unneeded files in .rayignore."
     )
 
 
-def nobody(arguments: list[str]) -> str | None:
-    """Return that no head accepts jobs at the address, or None. Ray itself prints a hundred lines."""
+def connection_error(arguments: list[str]) -> str | None:
+    """Return an error if no head accepts jobs at the address, or None. Ray would print a hundred lines."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
     address = options.parse_known_args(arguments)[0].address
@@ -63,7 +63,7 @@ def nobody(arguments: list[str]) -> str | None:
     except HTTPError:  # something answers
         return None
     except (OSError, ValueError, HTTPException) as error:
-        return f"no head of a Ray cluster takes jobs at {address}: {getattr(error, 'reason', error)}"
+        return f"no head of a Ray cluster accepts jobs at {address}: {getattr(error, 'reason', error)}"
     return None
 
 
@@ -73,14 +73,14 @@ def main(arguments: list[str]) -> int:
     if "--" not in arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    if reason := nobody(arguments[: arguments.index("--")]) or refusal(ROOT):
+    if reason := connection_error(arguments[: arguments.index("--")]) or upload_error(ROOT):
         print(f"error: {reason}", file=sys.stderr)
         return 1
     ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
     code = ["--working-dir", str(ROOT), "--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]
     try:
         return subprocess.run([*ray, *code, *arguments]).returncode
-    except KeyboardInterrupt:  # stops following; the job continues
+    except KeyboardInterrupt:  # stops only the log; the job continues
         return 130
 
 

@@ -1,9 +1,9 @@
-"""Wait until the cluster has the CPUs and GPUs of a study, then become the command after `--`.
+"""Wait until the cluster has the CPUs and GPUs of a study, then run the command after `--`.
 
     python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
 
-A study plans with the CPUs and GPUs that it finds. On a cluster whose workers are still starting it would be
-refused, or run fewer concurrent trials than fit. Missing resources are requested from the autoscaler.
+A study plans with the CPUs and GPUs that it finds when it starts. If workers were still starting, the study
+would be refused, or would run too few concurrent trials. Missing resources are requested from the autoscaler.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from typing import NoReturn
 
 
 def wait(wanted: dict[str, int], minutes: float) -> None:
-    """Block until the cluster has all of `wanted`, e.g. {"CPU": 8, "GPU": 8}.
+    """Block until the cluster has all resources in `wanted`, e.g. {"CPU": 8, "GPU": 8}.
 
     Raises:
-        TimeoutError: something is missing after `minutes`.
+        TimeoutError: resources are missing after `minutes`.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
@@ -30,17 +30,17 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
         request_resources(bundles=[{kind: 1} for kind, count in wanted.items() for _ in range(count)])
         end, shown = time.monotonic() + minutes * 60, ""
         while missing := {kind: n for kind, n in wanted.items() if ray.cluster_resources().get(kind, 0) < n}:
-            there = ", ".join(
+            available = ", ".join(
                 f"{ray.cluster_resources().get(k, 0):g} of {n} {k}s" for k, n in missing.items()
             )
             if time.monotonic() > end:
-                raise TimeoutError(f"after {minutes:g} minutes the cluster has {there}")
-            if there != shown:
-                print(f"waiting: the cluster has {there}", flush=True)
-                shown = there
+                raise TimeoutError(f"after {minutes:g} minutes the cluster has {available}")
+            if available != shown:
+                print(f"waiting: the cluster has {available}", flush=True)
+                shown = available
             time.sleep(1)
     finally:
-        request_resources(bundles=[])  # from here on the trials' own demand keeps the workers
+        request_resources(bundles=[])  # from now on, the trials request the workers
         ray.shutdown()
 
 
@@ -51,30 +51,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("command", nargs="+", metavar="-- COMMAND")
-    asked = parser.parse_args(arguments)
-    if min(asked.cpus, asked.gpus, asked.minutes) < 0 or not math.isfinite(asked.minutes):
-        parser.error("--cpus, --gpus and --minutes are numbers from 0 on")
-    return asked
+    options = parser.parse_args(arguments)
+    if min(options.cpus, options.gpus, options.minutes) < 0 or not math.isfinite(options.minutes):
+        parser.error("--cpus, --gpus and --minutes must be finite and at least 0")
+    return options
 
 
 def main() -> NoReturn:
     """Wait, and replace this process by the command, so that it receives the job's signals."""
     from ray.exceptions import AuthenticationError
 
-    asked = parse(sys.argv[1:])
-    if shutil.which(asked.command[0]) is None:
-        sys.exit(f"error: no command '{asked.command[0]}' on this machine")  # before machines are requested
-    wanted = {kind: count for kind, count in (("CPU", asked.cpus), ("GPU", asked.gpus)) if count > 0}
+    options = parse(sys.argv[1:])
+    if shutil.which(options.command[0]) is None:
+        sys.exit(f"error: no command '{options.command[0]}' on this machine")  # before machines are requested
+    wanted = {kind: count for kind, count in (("CPU", options.cpus), ("GPU", options.gpus)) if count > 0}
     try:
-        wait(wanted, asked.minutes)
+        wait(wanted, options.minutes)
     except (TimeoutError, ConnectionError, AuthenticationError) as error:
         hint = " (does this process have the cluster's token?)" if not isinstance(error, TimeoutError) else ""
         sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
-    except RuntimeError as error:  # the cluster's Ray or Python is of another version
+    except RuntimeError as error:  # the cluster has another version of Ray or Python
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
-    os.execvp(asked.command[0], asked.command)
+    os.execvp(options.command[0], options.command)
 
 
 if __name__ == "__main__":

@@ -161,17 +161,16 @@ def test_a_job_is_followed_and_stopped_half_way(cluster: Cluster) -> None:
 
 
 def test_a_large_upload_is_refused_before_it_is_packed(tmp_path: Path) -> None:
-    refusal = script("submit").refusal
+    upload_error = script("submit").upload_error
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "images.bin").write_bytes(bytes(3 * 2**20))
     (tmp_path / "small.py").write_text("pass")
-    assert refusal(tmp_path, limit_mib=4) is None
-    assert re.search(
-        r"holds 3 MiB, a job takes 2 \(data 3 MiB, small.py 0 MiB\)", refusal(tmp_path, limit_mib=2)
-    )
+    assert upload_error(tmp_path, limit_mib=4) is None
+    error = upload_error(tmp_path, limit_mib=2)
+    assert re.search(r"contains 3 MiB, but a job accepts at most 2 \(data 3 MiB, small.py 0 MiB\)", error)
     (tmp_path / ".rayignore").write_text("/data\n")
-    assert refusal(tmp_path, limit_mib=2) is None
-    assert not refusal(ROOT)
+    assert upload_error(tmp_path, limit_mib=2) is None
+    assert not upload_error(ROOT)
 
 
 def test_where_nobody_takes_jobs_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +178,7 @@ def test_where_nobody_takes_jobs_one_line_says_so(capsys: pytest.CaptureFixture[
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     assert script("submit").main(["--address", address, "--", "ls"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: no head of a Ray cluster takes jobs at {address}: ")
+    assert said.startswith(f"error: no head of a Ray cluster accepts jobs at {address}: ")
     assert said.count("\n") == 1
 
 

@@ -38,4 +38,4 @@ def test_waiting_in_vain(
 def test_numbers_that_are_none_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         script("wait").parse([option, "--", "python"])
-    assert "--cpus, --gpus and --minutes are numbers from 0 on" in capsys.readouterr().err
+    assert "--cpus, --gpus and --minutes must be finite and at least 0" in capsys.readouterr().err
