@@ -36,14 +36,15 @@ from prometar.io.files import write_atomically
 from tune.config import StudyConfig
 from tune.records.schema import EpochReport, RunScore
 from tune.space.ranges import Choice, Range
-from tune.space.space import EPOCHS, Space, load_space
+from tune.space.space import EPOCHS_KEY, Space, load_space
 from tune.store.trial_store import TrialStore
 
 CONCURRENCY = (1, 2, 4, 8, 16, 40)
 NOISE = 8.0
 """Standard deviation of a score, on the scale of regret: about that of a seed on validation images."""
 HARTMANN = (
-    "optim.lr", "prompts.text_depth", "prompts.vision_depth", "augment.crop_scale_min", "augment.flip", EPOCHS
+    "optim.lr", "prompts.text_depth", "prompts.vision_depth", "augment.crop_scale_min", "augment.flip",
+    EPOCHS_KEY,
 )  # fmt: skip
 RECORDED = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
 Objective = Callable[[Mapping[str, Any]], float]
@@ -150,7 +151,7 @@ def search(cell: Mapping[str, Any]) -> dict[str, Any]:
     while True:
         while len(running) < slots and (trial := store.ask()) is not None:
             rng = random.Random(f"{seed} {trial.number}")
-            duration = rng.uniform(0.7, 1.3) * trial.params.get(EPOCHS, 10) / 10
+            duration = rng.uniform(0.7, 1.3) * trial.params.get(EPOCHS_KEY, 10) / 10
             heapq.heappush(running, (now + duration, trial.number, trial.params))
         if not running:
             best = max(scores.values())

@@ -24,7 +24,7 @@ from prometar.embedded.datasets import DEFAULT, EMBEDDED, default_backbone
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
-from tune.space.space import EPOCHS, Space, built_in_spaces, load_enqueued, load_space
+from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space
 
 EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
 MAX_SEED_PAIRS = 15
@@ -218,7 +218,7 @@ class StudyConfig(PlainData):
         method = run_flat.pop("method", "prometar")
         flat.setdefault("test.epochs", configure(method).train.epochs)
         if EMBEDDED.keys() >= set(datasets):
-            run_flat.setdefault(EPOCHS, EMBEDDED_EPOCHS)
+            run_flat.setdefault(EPOCHS_KEY, EMBEDDED_EPOCHS)
             flat.setdefault("search.trials", EMBEDDED_TRIALS)
         backbone, pretrained = default_backbone(
             datasets, run_flat.get("backbone.name"), run_flat.get("backbone.pretrained")
@@ -236,8 +236,8 @@ class StudyConfig(PlainData):
         if not isinstance(space, Space):
             loaded = load_space(str(space))
             is_built_in = space in built_in_spaces()
-            space = loaded.restrict(run, fixed={EPOCHS} & run_flat.keys()) if is_built_in else loaded
-        if EPOCHS in space.ranges or len(_as_tuple(flat.get("search.goals", "objective"))) > 1:
+            space = loaded.restrict(run, fixed={EPOCHS_KEY} & run_flat.keys()) if is_built_in else loaded
+        if EPOCHS_KEY in space.ranges or len(_as_tuple(flat.get("search.goals", "objective"))) > 1:
             flat.setdefault("search.pruner", "none")
         enqueued = [load_enqueued(Path(file), space) for file in _as_tuple(flat.get("search.enqueue", ()))]
         searched = {"datasets": datasets, "space": space, "enqueue": tuple(chain.from_iterable(enqueued))}
@@ -288,7 +288,7 @@ class StudyConfig(PlainData):
     @property
     def max_epochs(self) -> int:
         """Epochs of the longest trial."""
-        return max([self.run.train.epochs, *map(int, self.search.space.probes(EPOCHS))])
+        return max([self.run.train.epochs, *map(int, self.search.space.probes(EPOCHS_KEY))])
 
     @property
     def final_seeds(self) -> tuple[int, ...]:
@@ -310,7 +310,7 @@ class StudyConfig(PlainData):
             settings: Searched settings by dotted key.
             epochs: Epochs of the run, unless `settings` contains them. Default: epochs of the baseline.
         """
-        length = {} if epochs is None else {EPOCHS: epochs}
+        length = {} if epochs is None else {EPOCHS_KEY: epochs}
         return self.run.override({**length, **settings, "data.name": dataset, "train.seed": seed})
 
 

@@ -13,7 +13,7 @@ from suite.leaves import WILD as LEAVES
 from suite.shapes import WILD as SHAPES
 from suite.sketches import WILD as SKETCHES
 
-from prometar.embedded.paint import Pixels, quantise
+from prometar.embedded.paint import Pixels, quantize
 from prometar.embedded.rendered import FIRST_SEED, RenderedSet
 
 from .things import THINGS
@@ -86,6 +86,6 @@ def recolour(pixels: Pixels, seed: int) -> Pixels:
     """The same picture in other colours: its colour space turned or mirrored at random, and shifted."""
     rng = np.random.Generator(np.random.PCG64([7, seed]))
     turned, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-    return quantise(
+    return quantize(
         (pixels / 255.0 - 0.5) @ turned * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.15, 0.15, 3)
     )

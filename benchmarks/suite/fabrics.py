@@ -5,13 +5,13 @@ from math import tau
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Field, centred, edge, make_canvas, noise
-from prometar.embedded.paint import Pixels, blend, lit, near
+from prometar.embedded.canvas import Canvas, Floats, centered, edge, noise, pattern_canvas
+from prometar.embedded.paint import Pixels, blend, lit, vary_color
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import lines
 
 
-def _argyle(c: Canvas) -> Field:
+def _argyle(c: Canvas) -> Floats:
     diamonds = c.ink(np.sin(np.pi * (c.x + 0.6 * c.y)) * np.sin(np.pi * (c.x - 0.6 * c.y)), 4)
     thin = np.maximum(
         lines(c.x + 0.6 * c.y + 0.5, 0.05, c.pixel), lines(c.x - 0.6 * c.y + 0.5, 0.05, c.pixel)
@@ -19,32 +19,32 @@ def _argyle(c: Canvas) -> Field:
     return 0.75 * diamonds + 0.5 * thin * (1 - diamonds)
 
 
-def _basketweave(c: Canvas) -> Field:
+def _basketweave(c: Canvas) -> Floats:
     over = c.ink(np.sin(np.pi * c.x) * np.sin(np.pi * c.y), 2)
     return over * np.abs(np.sin(3 * np.pi * c.x)) + (1 - over) * np.abs(np.sin(3 * np.pi * c.y)) * 0.8
 
 
-def _corduroy(c: Canvas) -> Field:
+def _corduroy(c: Canvas) -> Floats:
     ribs = np.abs(np.sin(np.pi * c.x * 1.6)) ** 0.7
     return ribs * (0.8 + 0.2 * np.sin(tau * c.y * 2.2 + noise(c.rng, c.size, 5)))
 
 
-def _denim(c: Canvas) -> Field:
+def _denim(c: Canvas) -> Floats:
     twill = c.ink(np.sin(tau * (c.x * 1.3 + c.y * 0.8)), 8)
     return np.clip(0.55 * twill + 0.25 * noise(c.rng, c.size, 8) * np.cos(tau * c.y * 0.2) + 0.2, 0, 1)
 
 
-def _gingham(c: Canvas) -> Field:
+def _gingham(c: Canvas) -> Floats:
     across, down = c.ink(np.sin(np.pi * c.x), 3), c.ink(np.sin(np.pi * c.y), 3)
     return 0.5 * across + 0.5 * down
 
 
-def _herringbone(c: Canvas) -> Field:
+def _herringbone(c: Canvas) -> Floats:
     side = np.where(np.floor(c.x) % 2 == 0, 1.0, -1.0)
-    return c.ink(np.sin(tau * (c.y * 1.3 + side * centred(c.x - 0.5))), 8)
+    return c.ink(np.sin(tau * (c.y * 1.3 + side * centered(c.x - 0.5))), 8)
 
 
-def _houndstooth(c: Canvas) -> Field:
+def _houndstooth(c: Canvas) -> Floats:
     x, y = c.x % 1.0, c.y % 1.0
     check = ((x < 0.5) & (y < 0.5)).astype(np.float64)
     stripe = np.floor((x - y) * 4.0) % 2
@@ -52,50 +52,52 @@ def _houndstooth(c: Canvas) -> Field:
     return check + mixed * (1 - check)
 
 
-def _knit(c: Canvas) -> Field:
-    x = centred(c.x)
+def _knit(c: Canvas) -> Floats:
+    x = centered(c.x)
     slope = c.y * 1.4 - np.abs(x) * 1.4
     return np.clip(
         np.abs(np.sin(np.pi * slope)) ** 0.8 * (0.35 + 0.65 * np.sin(tau * np.abs(x)) ** 0.5), 0, 1
     )
 
 
-def _lace(c: Canvas) -> Field:
+def _lace(c: Canvas) -> Floats:
     net = np.maximum(lines((c.x + c.y) * 1.5, 0.09, c.pixel), lines((c.x - c.y) * 1.5, 0.09, c.pixel))
-    angle = np.arctan2(centred(c.y * 0.6), centred(c.x * 0.6))
-    flower = c.ink(0.3 + 0.1 * np.cos(6 * angle) - np.hypot(centred(c.x * 0.6), centred(c.y * 0.6)), 3)
+    angle = np.arctan2(centered(c.y * 0.6), centered(c.x * 0.6))
+    flower = c.ink(0.3 + 0.1 * np.cos(6 * angle) - np.hypot(centered(c.x * 0.6), centered(c.y * 0.6)), 3)
     return np.clip(np.maximum(0.7 * net, flower * (0.7 + 0.3 * np.cos(6 * angle))), 0, 1)
 
 
-def _mesh(c: Canvas) -> Field:
-    hole = np.minimum(np.hypot(centred(c.x), centred(c.y)), np.hypot(centred(c.x + 0.5), centred(c.y + 0.5)))
+def _mesh(c: Canvas) -> Floats:
+    hole = np.minimum(
+        np.hypot(centered(c.x), centered(c.y)), np.hypot(centered(c.x + 0.5), centered(c.y + 0.5))
+    )
     return c.ink(hole - c.rng.uniform(0.2, 0.26), 3)
 
 
-def _pinstripe(c: Canvas) -> Field:
+def _pinstripe(c: Canvas) -> Floats:
     return 0.85 * lines(c.x * 0.8, 0.06, c.pixel) + 0.1 * np.abs(np.sin(6 * np.pi * c.y))
 
 
-def _seersucker(c: Canvas) -> Field:
+def _seersucker(c: Canvas) -> Floats:
     stripe = c.ink(np.sin(tau * c.x * 0.6), 5)
     pucker = np.abs(np.sin(tau * (c.y * 0.9 + 0.3 * noise(c.rng, c.size, 6))))
     return stripe * (0.45 + 0.55 * pucker)
 
 
-def _tartan(c: Canvas) -> Field:
+def _tartan(c: Canvas) -> Floats:
     widths = c.rng.uniform(0.05, 0.25, 3)
 
-    def bands(v: Field) -> Field:
-        first = c.ink(widths[0] + 0.1 - np.abs(centred(v * 0.5)), 2)
-        second = c.ink(0.05 - np.abs(centred(v * 0.5 + 0.5)), 2)
-        third = c.ink(0.04 - np.abs(centred(v * 0.5 + 0.36)), 2)
+    def bands(v: Floats) -> Floats:
+        first = c.ink(widths[0] + 0.1 - np.abs(centered(v * 0.5)), 2)
+        second = c.ink(0.05 - np.abs(centered(v * 0.5 + 0.5)), 2)
+        third = c.ink(0.04 - np.abs(centered(v * 0.5 + 0.36)), 2)
         return np.maximum(np.maximum(first, second), 0.7 * third)
 
     twill = c.ink(np.sin(tau * (c.x + c.y) * 2), 8)
     return np.clip(bands(c.x) * (0.35 + 0.3 * twill) + bands(c.y) * (0.65 - 0.3 * twill), 0, 1)
 
 
-def _tweed(c: Canvas) -> Field:
+def _tweed(c: Canvas) -> Floats:
     side = np.where(np.floor(c.x * 0.6) % 2 == 0, 1.0, -1.0)
     faint = c.ink(np.sin(tau * (c.y + side * c.x * 0.7)), 10)
     nubs = edge(np.abs(noise(c.rng, c.size, 14)) - 1.3, 0.6)
@@ -105,12 +107,12 @@ def _tweed(c: Canvas) -> Field:
 _DYES = ((0.2, 0.3, 0.55), (0.6, 0.15, 0.2), (0.25, 0.4, 0.25), (0.4, 0.3, 0.2), (0.35, 0.35, 0.4))
 
 
-def _draw(pattern: Callable[[Canvas], Field], rng: np.random.Generator, size: int) -> Pixels:
-    canvas = make_canvas(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
-    dye, plain = near(rng, _DYES[rng.integers(5)], 0.15), near(rng, (0.8, 0.78, 0.72), 0.18)
-    ground, colour = (dye, plain) if rng.random() < 0.5 else (plain, dye)
+def _draw(pattern: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
+    canvas = pattern_canvas(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
+    dye, plain = vary_color(rng, _DYES[rng.integers(5)], 0.15), vary_color(rng, (0.8, 0.78, 0.72), 0.18)
+    ground, color = (dye, plain) if rng.random() < 0.5 else (plain, dye)
     threads = 0.06 * (np.sin(tau * canvas.x * 5) + np.sin(tau * canvas.y * 5))
-    image = blend(ground, colour, pattern(canvas)) * (1.0 + threads[:, :, None])
+    image = blend(ground, color, pattern(canvas)) * (1.0 + threads[:, :, None])
     return lit(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
 
 

@@ -1,4 +1,4 @@
-"""`flags`: 16 divisions and ordinaries of flags, in the colours of flags, on waving cloth."""
+"""`flags`: 16 divisions and ordinaries of flags, in the colors of flags, on waving cloth."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,58 +6,60 @@ from functools import partial
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Field, Stance, centred, noise, place
-from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, centered, figure_canvas, noise
+from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 _DARK = ((0.75, 0.08, 0.12), (0.05, 0.15, 0.5), (0.0, 0.42, 0.2), (0.1, 0.1, 0.1), (0.4, 0.1, 0.4))
 _LIGHT = ((0.95, 0.95, 0.95), (0.98, 0.82, 0.1), (0.45, 0.7, 0.95), (0.98, 0.6, 0.2))
 
 
-def _band(value: Field, half: float) -> Field:
+def _band(value: Floats, half: float) -> Floats:
     return half - np.abs(value)
 
 
-def _chequy(f: Canvas) -> Field:
+def _chequy(f: Canvas) -> Floats:
     count = f.rng.integers(2, 4)
     return np.sin(np.pi * f.x * count) * np.sin(np.pi * f.y * count) * 0.2
 
 
-def _cross(f: Canvas) -> Field:
+def _cross(f: Canvas) -> Floats:
     half = f.rng.uniform(0.12, 0.25)
     return np.maximum(_band(f.x + f.rng.uniform(0.0, 0.3), half), _band(f.y, half))
 
 
-def _lozengy(f: Canvas) -> Field:
+def _lozengy(f: Canvas) -> Floats:
     count = f.rng.integers(2, 4)
     return np.sin(np.pi * (f.x + f.y * 0.6) * count) * np.sin(np.pi * (f.x - f.y * 0.6) * count) * 0.2
 
 
-def _pall(f: Canvas) -> Field:
+def _pall(f: Canvas) -> Floats:
     half = f.rng.uniform(0.1, 0.2)
     arms = _band((np.abs(f.y) + f.x) * 0.7, half)
     return np.maximum(np.minimum(arms, 0.1 - f.x), np.minimum(_band(f.y, half), f.x))
 
 
-def _saltire(f: Canvas) -> Field:
+def _saltire(f: Canvas) -> Floats:
     half = f.rng.uniform(0.1, 0.2)
     return np.maximum(_band((f.x - f.y) * 0.7, half), _band((f.x + f.y) * 0.7, half))
 
 
-_OWN = partial(place, reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
-_WILD = partial(place, reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
+_OWN = partial(figure_canvas, reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
+_WILD = partial(figure_canvas, reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
 
 
-def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int, *, stance: Stance) -> Pixels:
+def _draw(
+    depth: Callable[[Canvas], Floats], rng: np.random.Generator, size: int, *, stance: MakeCanvas
+) -> Pixels:
     frame = stance(rng, size)
-    dark, light = near(rng, _DARK[rng.integers(5)]), near(rng, _LIGHT[rng.integers(4)], 0.05)
-    ground, colour = (dark, light) if rng.random() < 0.5 else (light, dark)
-    cloth = blend(ground, colour, frame.ink(depth(frame), 2.0))
+    dark, light = vary_color(rng, _DARK[rng.integers(5)]), vary_color(rng, _LIGHT[rng.integers(4)], 0.05)
+    ground, color = (dark, light) if rng.random() < 0.5 else (light, dark)
+    cloth = blend(ground, color, frame.ink(depth(frame), 2.0))
     folds = 1.0 + 0.12 * np.sin(frame.x * rng.uniform(3.0, 6.0) + noise(rng, size, 1.5))
-    sky = near(rng, (0.6, 0.7, 0.8), 0.2)
+    sky = vary_color(rng, (0.6, 0.7, 0.8), 0.2)
     out = frame.ink(np.maximum(np.abs(frame.x), np.abs(frame.y)) - 1.0)
     image = blend(cloth * folds[:, :, None], sky, out)
-    return quantise(image + 0.03 * rng.standard_normal((size, size, 1)))
+    return quantize(image + 0.03 * rng.standard_normal((size, size, 1)))
 
 
 FLAGS = RenderedSet(
@@ -67,7 +69,7 @@ FLAGS = RenderedSet(
     draw=partial(_draw, stance=_OWN),
     families={
         "stripy": {
-            "barry": lambda f: 0.25 - np.abs(centred(f.y * f.rng.integers(2, 4))),
+            "barry": lambda f: 0.25 - np.abs(centered(f.y * f.rng.integers(2, 4))),
             "bend": lambda f: _band((f.x - f.y) * 0.7, f.rng.uniform(0.15, 0.28)),
             "fess": lambda f: _band(f.y, f.rng.uniform(0.18, 0.36)),
             "pale": lambda f: _band(f.x, f.rng.uniform(0.18, 0.36)),

@@ -6,63 +6,63 @@ from functools import partial
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Field, Stance, distance, fractal, noise, place
-from prometar.embedded.paint import Pixels, blend, lit, near
+from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, distance, figure_canvas, fractal, noise
+from prometar.embedded.paint import Pixels, blend, lit, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 
-def _polar(f: Canvas, y: float = 0.0) -> tuple[Field, Field]:
+def _polar(f: Canvas, y: float = 0.0) -> tuple[Floats, Floats]:
     """(H, W) radius about (0, y), and angle from the tip (up): 0 there, +-pi at the stem."""
     return np.hypot(f.x, f.y - y), np.arctan2(f.x, y - f.y)
 
 
-def _blade(f: Canvas, wide: float, belly: float = 0.0) -> Field:
+def _blade(f: Canvas, wide: float, belly: float = 0.0) -> Floats:
     """A leaf along y, `wide` at its widest, which lies towards the stem for belly > 0."""
     t = np.clip((f.y + 0.95) / 1.7, 0.0, 1.0)
     return wide * np.sin(np.pi * t ** (1.0 + belly)) - np.abs(f.x)
 
 
-def _clover(f: Canvas) -> Field:
+def _clover(f: Canvas) -> Floats:
     lobes = [0.42 - np.hypot(f.x - 0.45 * np.sin(a), f.y + 0.45 * np.cos(a)) for a in (-2.0, 0.0, 2.0)]
     return np.max(lobes, axis=0)
 
 
-def _fern(f: Canvas) -> Field:
+def _fern(f: Canvas) -> Floats:
     t = np.clip((f.y + 0.95) / 1.8, 0.0, 1.0)
     teeth = np.sin((f.y + 0.5 * np.abs(f.x)) * 24.0) * 0.12
     return np.maximum(np.minimum(0.75 * t**0.8 - np.abs(f.x), teeth), 0.035 - np.abs(f.x))
 
 
-def _ginkgo(f: Canvas) -> Field:
+def _ginkgo(f: Canvas) -> Floats:
     radius, angle = _polar(f, 0.6)
     fan = np.minimum(1.3 + 0.04 * np.cos(angle * 22.0) - radius, (1.0 - np.abs(angle)) * radius)
     return np.minimum(fan, np.hypot(f.x * 2.2, f.y + 0.75) - 0.3)
 
 
-def _ivy(f: Canvas) -> Field:
+def _ivy(f: Canvas) -> Floats:
     radius, angle = _polar(f, 0.1)
     return 0.62 + 0.16 * np.cos(angle * 5.0) + 0.1 * np.cos(angle) - radius
 
 
-def _lotus(f: Canvas) -> Field:
+def _lotus(f: Canvas) -> Floats:
     radius, angle = _polar(f)
     return np.minimum(0.85 + 0.02 * np.cos(angle * 9.0) - radius, (np.pi - np.abs(angle) - 0.22) * radius)
 
 
-def _maple(f: Canvas) -> Field:
+def _maple(f: Canvas) -> Floats:
     radius, angle = _polar(f, 0.15)
     spread = np.clip(angle / 0.85, -3.0, 3.0)
     lobe = 1.0 - 2.0 * np.abs(spread - np.floor(spread + 0.5))
     return 0.4 + 0.55 * np.clip(lobe, 0, 1) ** 1.2 * np.cos(angle * 0.42) + 0.04 * np.cos(angle * 30) - radius
 
 
-def _palm(f: Canvas) -> Field:
+def _palm(f: Canvas) -> Floats:
     radius, angle = _polar(f, 0.5)
     blades = np.cos(angle * 13.0) * 0.14 * np.minimum(radius, 1.0)
     return np.minimum(np.minimum(1.25 - radius, (1.9 - np.abs(angle)) * radius), blades)
 
 
-def _pine(f: Canvas) -> Field:
+def _pine(f: Canvas) -> Floats:
     angle = f.rng.uniform(-1.1, 1.1, 14)
     root = np.stack([np.zeros(14), np.linspace(0.9, -0.3, 14)], axis=1)
     length = f.rng.uniform(0.7, 1.1, 14)[:, None]
@@ -71,21 +71,21 @@ def _pine(f: Canvas) -> Field:
 
 
 _SEASONS = ((0.2, 0.5, 0.15), (0.35, 0.6, 0.2), (0.75, 0.6, 0.15), (0.7, 0.3, 0.12), (0.15, 0.35, 0.2))
-_OWN = partial(place, reach=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03)
-_WILD = partial(place, reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
+_OWN = partial(figure_canvas, reach=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03)
+_WILD = partial(figure_canvas, reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
 
 
 def _draw(
-    depth: Callable[[Canvas], Field],
+    depth: Callable[[Canvas], Floats],
     rng: np.random.Generator,
     size: int,
     *,
-    stance: Stance,
+    stance: MakeCanvas,
     clutter: float = 1.0,
 ) -> Pixels:
     frame = stance(rng, size)
-    earth = near(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * clutter * fractal(rng, size, 5.0)[:, :, None]
-    leaf = near(rng, _SEASONS[rng.integers(5)], 0.1) * (1.0 + 0.12 * noise(rng, size, 3)[:, :, None])
+    earth = vary_color(rng, (0.4, 0.33, 0.25), 0.15) + 0.12 * clutter * fractal(rng, size, 5.0)[:, :, None]
+    leaf = vary_color(rng, _SEASONS[rng.integers(5)], 0.1) * (1.0 + 0.12 * noise(rng, size, 3)[:, :, None])
     inside = depth(frame)
     stem = np.minimum(0.035 - np.abs(frame.x), np.minimum(1.15 - frame.y, frame.y - 0.3))
     image = blend(earth, earth * 0.6, frame.ink(inside + 0.08, 5.0) * 0.6)  # its shadow

@@ -4,18 +4,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Field, centred, distance, edge, place
-from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Canvas, Floats, centered, distance, edge, figure_canvas
+from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
-Curve = Callable[[np.random.Generator, Field], Field]
+Curve = Callable[[np.random.Generator, Floats], Floats]
 """Height 0..1 of a curve at 0..1."""
 
 _STEPS = np.linspace(0.0, 1.0, 25)
 
 
-def _graph(curve: Curve) -> Callable[[Canvas], Field]:
-    def depth(f: Canvas) -> Field:
+def _graph(curve: Curve) -> Callable[[Canvas], Floats]:
+    def depth(f: Canvas) -> Floats:
         height = np.clip(curve(f.rng, _STEPS), -0.1, 1.1)
         points = np.stack([_STEPS * 1.7 - 0.85, 0.8 - 1.6 * height], axis=1)
         return f.rng.uniform(0.04, 0.07) - distance(f, points[:-1], points[1:])
@@ -23,41 +23,41 @@ def _graph(curve: Curve) -> Callable[[Canvas], Field]:
     return depth
 
 
-def _exponential(rng: np.random.Generator, t: Field) -> Field:
+def _exponential(rng: np.random.Generator, t: Floats) -> Floats:
     rate = rng.uniform(3.0, 6.0)
     return np.expm1(rate * t) / np.expm1(rate)
 
 
-def _gaussian(rng: np.random.Generator, t: Field) -> Field:
+def _gaussian(rng: np.random.Generator, t: Floats) -> Floats:
     return rng.uniform(0.7, 1.0) * np.exp(-(((t - rng.uniform(0.4, 0.6)) / rng.uniform(0.13, 0.22)) ** 2))
 
 
-def _hyperbola(rng: np.random.Generator, t: Field) -> Field:
+def _hyperbola(rng: np.random.Generator, t: Floats) -> Floats:
     bend = rng.uniform(0.04, 0.1)
     return bend / (t + bend)
 
 
-def _line(rng: np.random.Generator, t: Field) -> Field:
+def _line(rng: np.random.Generator, t: Floats) -> Floats:
     start, end = rng.uniform(0.0, 0.4), rng.uniform(0.5, 1.0)
     return (start + (end - start) * t) if rng.random() < 0.5 else (end + (start - end) * t)
 
 
-def _logarithm(rng: np.random.Generator, t: Field) -> Field:
+def _logarithm(rng: np.random.Generator, t: Floats) -> Floats:
     rate = rng.uniform(15.0, 60.0)
     return np.log1p(rate * t) / np.log1p(rate)
 
 
-def _sine(rng: np.random.Generator, t: Field) -> Field:
+def _sine(rng: np.random.Generator, t: Floats) -> Floats:
     return 0.5 + rng.uniform(0.25, 0.45) * np.sin(2 * np.pi * (t * rng.uniform(1.0, 2.5) + rng.random()))
 
 
-def _staircase(rng: np.random.Generator, t: Field) -> Field:
+def _staircase(rng: np.random.Generator, t: Floats) -> Floats:
     steps = rng.integers(3, 6)
     up = np.minimum(np.floor(t * steps) / (steps - 1), 1.0)
     return up if rng.random() < 0.5 else 1.0 - up
 
 
-def _bars(f: Canvas) -> Field:
+def _bars(f: Canvas) -> Floats:
     count = f.rng.integers(4, 8)
     heights = f.rng.uniform(0.3, 1.5, count)
     place_ = (f.x + 0.85) / 1.7 * count
@@ -66,14 +66,16 @@ def _bars(f: Canvas) -> Field:
     return np.minimum(inside * 1.7 / count, np.minimum(f.y - (0.8 - heights[column]), 0.8 - f.y))
 
 
-def _pie(f: Canvas) -> Field:
+def _pie(f: Canvas) -> Floats:
     cuts = np.sort(f.rng.uniform(-np.pi, np.pi, f.rng.integers(3, 6)))
     angle, radius = np.arctan2(f.y, f.x), np.hypot(f.x, f.y)
-    slit = np.min([np.abs(centred((angle - cut) / (2 * np.pi))) for cut in cuts], axis=0) * 2 * np.pi * radius
+    slit = (
+        np.min([np.abs(centered((angle - cut) / (2 * np.pi))) for cut in cuts], axis=0) * 2 * np.pi * radius
+    )
     return np.minimum(0.75 - radius, slit - 0.035)
 
 
-def _scatter(f: Canvas) -> Field:
+def _scatter(f: Canvas) -> Floats:
     count = f.rng.integers(12, 24)
     px = f.rng.uniform(-0.75, 0.75, count)
     py = -px * f.rng.uniform(-0.9, 0.9) + f.rng.normal(0.0, 0.25, count)
@@ -81,17 +83,17 @@ def _scatter(f: Canvas) -> Field:
     return f.rng.uniform(0.05, 0.08) - near_
 
 
-def _draw(depth: Callable[[Canvas], Field], rng: np.random.Generator, size: int) -> Pixels:
-    f = place(rng, size, reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
-    paper, ink = near(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
+def _draw(depth: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
+    f = figure_canvas(rng, size, reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
+    paper, ink = vary_color(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
     axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
     ruled = np.maximum(
-        edge(0.05 - np.abs(centred(f.x * 2.5)), 0.05), edge(0.05 - np.abs(centred(f.y * 2.5)), 0.05)
+        edge(0.05 - np.abs(centered(f.x * 2.5)), 0.05), edge(0.05 - np.abs(centered(f.y * 2.5)), 0.05)
     )
-    image = blend(paper, near(rng, (0.7, 0.75, 0.8), 0.1), ruled * rng.choice((0.0, 0.6)))
+    image = blend(paper, vary_color(rng, (0.7, 0.75, 0.8), 0.1), ruled * rng.choice((0.0, 0.6)))
     image = blend(image, np.array((0.15, 0.15, 0.15)), f.ink(axes) * 0.9)
     image = blend(image, ink, f.ink(depth(f)))
-    return quantise(image + 0.02 * rng.standard_normal((size, size, 1)))
+    return quantize(image + 0.02 * rng.standard_normal((size, size, 1)))
 
 
 PLOTS = RenderedSet(
@@ -110,7 +112,7 @@ PLOTS = RenderedSet(
         },
         "wavy": {
             "gaussian": _graph(_gaussian),
-            "sawtooth": _graph(lambda rng, t: 0.5 + 0.7 * centred(t * rng.uniform(2.0, 4.0) + rng.random())),
+            "sawtooth": _graph(lambda rng, t: 0.5 + 0.7 * centered(t * rng.uniform(2.0, 4.0) + rng.random())),
             "sine": _graph(_sine),
         },
         "chart": {

@@ -6,12 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Field, Stance, distance, edge, fractal, place
+from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, distance, edge, figure_canvas, fractal
 from prometar.embedded.paint import Pixels, blend, contrasting, lit
 from prometar.embedded.rendered import RenderedSet
 
 
-def polygon(frame: Canvas, corners: Field) -> Field:
+def polygon(frame: Canvas, corners: Floats) -> Floats:
     """(H, W) depth in the polygon of `corners` (N, 2): the distance to its edge, negative outside."""
     ends = np.roll(corners, -1, axis=0)
     rest = distance(frame, corners, ends)
@@ -21,30 +21,30 @@ def polygon(frame: Canvas, corners: Field) -> Field:
     return np.where(np.logical_xor.reduce(crossed, axis=0), rest, -rest)
 
 
-def regular(corners: int, turn: float = 0.0) -> Field:
+def regular(corners: int, turn: float = 0.0) -> Floats:
     """(N, 2) corners of a regular polygon of radius 1, the first at the top."""
     angle = np.arange(corners) * 2.0 * np.pi / corners + turn - np.pi / 2.0
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def _corners(points: Field) -> Callable[[Canvas], Field]:
+def _corners(points: Floats) -> Callable[[Canvas], Floats]:
     return lambda f: polygon(f, points)
 
 
-def _box(wide: float, high: float) -> Field:
+def _box(wide: float, high: float) -> Floats:
     return np.array([(-wide, -high), (wide, -high), (wide, high), (-wide, high)])
 
 
-def _ellipse(f: Canvas) -> Field:
+def _ellipse(f: Canvas) -> Floats:
     flat = f.rng.uniform(0.45, 0.65)
     return (1.0 - np.hypot(f.x, f.y / flat)) * flat
 
 
-def _crescent(f: Canvas) -> Field:
+def _crescent(f: Canvas) -> Floats:
     return np.minimum(0.95 - np.hypot(f.x, f.y), np.hypot(f.x - f.rng.uniform(0.35, 0.5), f.y) - 0.75)
 
 
-def _heart(f: Canvas) -> Field:
+def _heart(f: Canvas) -> Floats:
     x, y = np.abs(f.x), -f.y + 0.1
     lobe = 0.5 - np.hypot(x - 0.42, y - 0.35)
     tip = np.minimum(0.92 - (x + np.abs(y - 0.1)) * 0.95, 0.35 - y)
@@ -57,26 +57,26 @@ _CROSS = np.array([
     (0.28, 0.9), (-0.28, 0.9), (-0.28, 0.28), (-0.9, 0.28), (-0.9, -0.28), (-0.28, -0.28),
 ])  # fmt: skip
 _STAR = regular(10) * np.array([(1.0,), (0.45,)] * 5)
-_OWN = partial(place, reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02)
-_WILD = partial(place, reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
+_OWN = partial(figure_canvas, reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02)
+_WILD = partial(figure_canvas, reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
 
 
 def _draw(
-    depth: Callable[[Canvas], Field],
+    depth: Callable[[Canvas], Floats],
     rng: np.random.Generator,
     size: int,
     *,
-    stance: Stance,
+    stance: MakeCanvas,
     clutter: float = 1.0,
 ) -> Pixels:
     frame = stance(rng, size)
     inside = depth(frame)
-    ground, colour = contrasting(rng)
+    ground, color = contrasting(rng)
     clouds = edge(fractal(rng, size, rng.uniform(1.5, 4.0)), 1.5)[:, :, None]
     back = ground + 0.35 * clutter * clouds * (rng.uniform(0.0, 1.0, 3) - ground)
     outline = rng.random() < 0.4 * clutter
     ink = frame.ink(0.09 - np.abs(inside)) if outline else frame.ink(inside)
-    return lit(rng, blend(back, colour, ink))
+    return lit(rng, blend(back, color, ink))
 
 
 SHAPES = RenderedSet(

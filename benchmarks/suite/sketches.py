@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from prometar.embedded.canvas import Field, Stance, distance, noise, place
-from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Floats, MakeCanvas, distance, figure_canvas, noise
+from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 # On a grid of 20 by 20, y downwards. A stroke is a polyline "x y x y ...", a circle "o x y radius", or an arc
@@ -81,7 +81,7 @@ STROKES: dict[str, dict[str, str]] = {
 }
 
 
-def _points(stroke: str) -> Field:
+def _points(stroke: str) -> Floats:
     """(N, 2) points of a stroke, in -1..1."""
     kind, *rest = stroke.split()
     if kind in "oa":
@@ -95,18 +95,18 @@ def _points(stroke: str) -> Field:
 
 
 @cache
-def _segments(strokes: str) -> tuple[Field, Field]:
+def _segments(strokes: str) -> tuple[Floats, Floats]:
     """(N, 2), (N, 2) starts and ends of all segments."""
     pairs = [pair for stroke in strokes.split("|") for pair in pairwise(_points(stroke))]
     return np.array([start for start, _ in pairs]), np.array([end for _, end in pairs])
 
 
-_OWN = partial(place, reach=(0.85, 0.95), turn=0.06, shift=0.04, warp=0.02)
-_WILD = partial(place, reach=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
+_OWN = partial(figure_canvas, reach=(0.85, 0.95), turn=0.06, shift=0.04, warp=0.02)
+_WILD = partial(figure_canvas, reach=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
 
 
 def _draw(
-    strokes: str, rng: np.random.Generator, size: int, *, stance: Stance, clutter: float = 1.0
+    strokes: str, rng: np.random.Generator, size: int, *, stance: MakeCanvas, clutter: float = 1.0
 ) -> Pixels:
     frame = stance(rng, size)
     # both ends of a segment move alike where they are the same point: the shake is a function of place
@@ -116,10 +116,10 @@ def _draw(
     a, b = (ends_ + np.sin(ends_ @ waves.T + shake[:, 0] * 40.0) @ shake for ends_ in (starts, ends))
     width = rng.uniform(0.035, 0.09)
     pressure = np.clip(0.85 + 0.25 * noise(rng, size, 4), 0.3, 1.0)
-    paper, pencil = near(rng, (0.9, 0.88, 0.82), 0.1), near(rng, (0.25, 0.25, 0.3), 0.2)
+    paper, pencil = vary_color(rng, (0.9, 0.88, 0.82), 0.1), vary_color(rng, (0.25, 0.25, 0.3), 0.2)
     image = blend(paper, pencil, frame.ink(width - distance(frame, a, b), 2.0) * pressure)
     light = 1.0 + 0.06 * noise(rng, size, 2)[:, :, None]
-    return quantise(image * light + 0.04 * rng.standard_normal((size, size, 1)))
+    return quantize(image * light + 0.04 * rng.standard_normal((size, size, 1)))
 
 
 SKETCHES = RenderedSet(

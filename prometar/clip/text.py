@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prometar.clip.function import Norm, Projection, TokenFunction
 from prometar.clip.model import Clip
-from prometar.clip.tower import Appended, Layer, Pass, Prompts, Replaced, appending_layers
+from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, Replaced, appending_layers
 from prometar.errors import UserError
 
 ROW_LENGTH = 96
@@ -77,7 +77,7 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     return TextInput(embedded_RTD, mask[:, None], end, num_start, num_context)
 
 
-def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> Tensor:
+def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None) -> Tensor:
     """Return un-normalized text features (C, E), with `prompts` as the context tokens of their layers.
 
     Position embeddings are added to the prompt of layer 0, and not to deeper prompts.
@@ -89,7 +89,7 @@ def encode_text(clip: Clip, text: TextInput, prompts: Prompts | None = None) -> 
     return run.value(text.embedded_RTD, _positioned(clip, text, prompts))
 
 
-def text_pass(clip: Clip, text: TextInput, prompts: Prompts) -> tuple[Tensor, Pass]:
+def text_pass(clip: Clip, text: TextInput, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
     """Return the text features and the `Pass` that computes their derivatives."""
     mask, num_heads = text.mask_R1TS, clip.text.num_heads
     if mask is not None:  # expanded to all heads once, instead of in every layer
@@ -98,7 +98,7 @@ def text_pass(clip: Clip, text: TextInput, prompts: Prompts) -> tuple[Tensor, Pa
     return run.forward(text.embedded_RTD, _positioned(clip, text, prompts)), run
 
 
-def _positioned(clip: Clip, text: TextInput, prompts: Prompts) -> Prompts:
+def _positioned(clip: Clip, text: TextInput, prompts: LayerPrompts) -> LayerPrompts:
     """Add the position embeddings to the prompts of layer 0."""
     num = text.num_context
     assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
@@ -107,7 +107,7 @@ def _positioned(clip: Clip, text: TextInput, prompts: Prompts) -> Prompts:
     return {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
 
 
-def _pass(clip: Clip, text: TextInput, prompts: Prompts, mask: Tensor | None) -> Pass:
+def _pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | None) -> Pass:
     tower, num_context = clip.text, text.num_context
     slots: Appended | Replaced
     if mask is None:

@@ -16,7 +16,7 @@ from prometar.clip.attention import Attention
 from prometar.clip.function import Norm, Through, TokenFunction
 from prometar.clip.model import Block, Tower
 
-Prompts = Mapping[int, Tensor]
+LayerPrompts = Mapping[int, Tensor]
 """Prompts (P, D) by layer, or K cotangents or tangents of prompts (K, P, D).
 
 A layer without an entry receives the output of the previous layer unchanged.
@@ -128,7 +128,7 @@ class Replaced:
         return own, prompt
 
 
-def appending_layers(tower: Tower, num_own: int, prompts: Prompts, *, num_out: int) -> list[Layer]:
+def appending_layers(tower: Tower, num_own: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
     """Return the layers of a tower with `Appended` prompts and `num_out` output tokens."""
     # The next layer reads `num` tokens of each layer, or all if `num` is None.
     nums = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
@@ -153,15 +153,15 @@ class Pass:
     ) -> None:
         self._layers, self._slots, self._first, self._end = layers, slots, first, end
 
-    def value(self, x_BTD: Tensor, prompts: Prompts) -> Tensor:
+    def value(self, x_BTD: Tensor, prompts: LayerPrompts) -> Tensor:
         """Return the features with torch's fused attention. Stores nothing for derivatives."""
         return self._forward(x_BTD, prompts, _value)
 
-    def forward(self, x_BTD: Tensor, prompts: Prompts) -> Tensor:
+    def forward(self, x_BTD: Tensor, prompts: LayerPrompts) -> Tensor:
         self._size, self._prompted = x_BTD.shape, sorted(prompts)
         return self._forward(x_BTD, prompts, lambda part, x: part.forward(x))
 
-    def _forward(self, x: Tensor, prompts: Prompts, through: Through) -> Tensor:
+    def _forward(self, x: Tensor, prompts: LayerPrompts, through: Through) -> Tensor:
         first = min(prompts, default=len(self._layers))
         for number, layer in enumerate(self._layers):
             if number in prompts:
@@ -184,7 +184,7 @@ class Pass:
     def differentiable_vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
         return self._reverse(g_KNE, lambda part, g: part.differentiable_vjp(g), self._layers.__getitem__)
 
-    def jvp(self, prompts: Prompts) -> Tensor:
+    def jvp(self, prompts: LayerPrompts) -> Tensor:
         first = self._prompted[0]
         t = prompts[first].new_zeros(len(prompts[first]), *self._size)
         for number, layer in enumerate(self._layers[first:], first):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prometar.clip.function import Norm, Projection, TokenFunction
 from prometar.clip.model import Clip
-from prometar.clip.tower import Appended, Layer, Pass, Prompts, appending_layers
+from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, appending_layers
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     return Norm(clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps).value(tokens)
 
 
-def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None) -> Tensor:
+def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts | None = None) -> Tensor:
     """Return un-normalized image features (B, E) of the tokens from `embed_images`.
 
     The prompt of a layer replaces the prompt tokens that the previous layer returns. `ln_pre` also applies to
@@ -58,13 +58,13 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: Prompts | None = None)
     return (run.forward if torch.is_grad_enabled() else run.value)(tokens_BTD, prompts)
 
 
-def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: Prompts) -> tuple[Tensor, Pass]:
+def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
     """Return the image features and the `Pass` that computes their derivatives."""
     run = _pass(clip, tokens_BTD.shape[1], prompts)
     return run.forward(tokens_BTD, prompts), run
 
 
-def _pass(clip: Clip, num_own: int, prompts: Prompts) -> Pass:
+def _pass(clip: Clip, num_own: int, prompts: LayerPrompts) -> Pass:
     tower = clip.vision
     layers = appending_layers(tower, num_own, prompts, num_out=num_own if clip.pool else 1)
     if clip.pool is not None:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Field = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Coordinates of an image, from `make_canvas` or `place`.
+    """Coordinates of an image, from `pattern_canvas` or `figure_canvas`.
 
     Attributes:
         rng: The image's own generator.
@@ -26,8 +26,8 @@ class Canvas:
     """
 
     rng: np.random.Generator
-    x: Field
-    y: Field
+    x: Floats
+    y: Floats
     pixel: float
     cells: float = 0.0
 
@@ -36,12 +36,12 @@ class Canvas:
         """Side of the image in pixels."""
         return self.x.shape[0]
 
-    def ink(self, depth: Field, softness: float = 1.5) -> Field:
+    def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
         """1 where `depth` is above 0, with an edge of `softness` pixels."""
         return edge(depth, softness * self.pixel)
 
 
-def make_canvas(rng: np.random.Generator, size: int, cells: float, *, turn: float, warp: float) -> Canvas:
+def pattern_canvas(rng: np.random.Generator, size: int, cells: float, *, turn: float, warp: float) -> Canvas:
     """A canvas of `cells` cells across, turned by up to `turn` radians and warped by `warp` cells."""
     angle = rng.uniform(-turn, turn)
     stretch = np.exp(rng.uniform(-0.12, 0.12))
@@ -55,7 +55,7 @@ def make_canvas(rng: np.random.Generator, size: int, cells: float, *, turn: floa
     return Canvas(rng, x, y, cells / size, cells)
 
 
-def noise(rng: np.random.Generator, size: int, waves: float, stretch: float = 1.0) -> Field:
+def noise(rng: np.random.Generator, size: int, waves: float, stretch: float = 1.0) -> Floats:
     """(H, W) smooth noise, deviation about 1, `waves` bumps across (`waves / stretch` downwards)."""
     shape = (max(2, round(waves * 2 / stretch)) + 2, max(2, round(waves * 2)) + 2)
     grid = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
@@ -63,7 +63,7 @@ def noise(rng: np.random.Generator, size: int, waves: float, stretch: float = 1.
     return grown * 1.25
 
 
-def fractal(rng: np.random.Generator, size: int, waves: float, octaves: int = 3) -> Field:
+def fractal(rng: np.random.Generator, size: int, waves: float, octaves: int = 3) -> Floats:
     """(H, W) sum of noises, each twice as fine and half as strong as the last; deviation about 1."""
     total = np.zeros((size, size))
     for octave in range(octaves):
@@ -71,18 +71,18 @@ def fractal(rng: np.random.Generator, size: int, waves: float, octaves: int = 3)
     return total * 0.9
 
 
-def edge(distance: Field, width: float) -> Field:
+def edge(distance: Floats, width: float) -> Floats:
     """0 below, 1 above distance 0, with a smooth edge `width` wide."""
     t = np.clip(distance / width + 0.5, 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
-def centred(value: Field) -> Field:
+def centered(value: Floats) -> Floats:
     """Distance to the nearest whole number, signed: -0.5 .. 0.5."""
     return value - np.floor(value + 0.5)
 
 
-def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Field, Field]:
+def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floats]:
     """(N,), (N,): points of a jittered grid of `spacing` cells that covers the canvas."""
     left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
     columns = np.arange(left, canvas.x.max() + spacing, spacing)
@@ -97,9 +97,9 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Field, Field
     return px[near], py[near]
 
 
-def cells(
+def voronoi(
     canvas: Canvas, spacing: float = 1.0, jitter: float = 0.4
-) -> tuple[Field, Field, NDArray[np.int64]]:
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Voronoi cells: (H, W) distance to the nearest and second nearest point, index of the nearest."""
     px, py = scatter(canvas, spacing, jitter)
     first = np.full(canvas.x.shape, 1e9)
@@ -114,11 +114,11 @@ def cells(
     return np.sqrt(first), np.sqrt(second), owner
 
 
-Stance = Callable[[np.random.Generator, int], Canvas]
-"""`place` with all but its first two arguments."""
+MakeCanvas = Callable[[np.random.Generator, int], Canvas]
+"""`figure_canvas` with all but its first two arguments."""
 
 
-def place(
+def figure_canvas(
     rng: np.random.Generator, size: int, *, reach: tuple[float, float], turn: float, shift: float, warp: float
 ) -> Canvas:
     """A canvas for one figure.
@@ -141,7 +141,7 @@ def place(
     return Canvas(rng, x, y, 2.0 / size / unit)
 
 
-def distance(canvas: Canvas, starts: Field, ends: Field) -> Field:
+def distance(canvas: Canvas, starts: Floats, ends: Floats) -> Floats:
     """(H, W) distance to the nearest of the segments `starts` (N, 2) to `ends` (N, 2)."""
     along = ends - starts
     ax, ay, bx, by = (part[:, None, None] for part in (*starts.T, *along.T))

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Field, distance, fractal, noise, place
-from prometar.embedded.paint import Pixels, blend, near, quantise
+from prometar.embedded.canvas import Canvas, Floats, distance, figure_canvas, fractal, noise
+from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
-Stain = tuple[Field, Field]
+Stain = tuple[Floats, Floats]
 """(H, W) depth in the body, and in what is dark in it (nucleus, walls)."""
 
 
-def _at(f: Canvas, count: int, spread: float = 0.85) -> Field:
+def _at(f: Canvas, count: int, spread: float = 0.85) -> Floats:
     """(N, 2) places, kept apart by a coarse grid."""
     side = int(np.ceil(np.sqrt(count)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
@@ -20,12 +20,12 @@ def _at(f: Canvas, count: int, spread: float = 0.85) -> Field:
     return spread * f.rng.permutation(places)[:count]
 
 
-def _discs(f: Canvas, places: Field, radius: Field) -> Field:
+def _discs(f: Canvas, places: Floats, radius: Floats) -> Floats:
     rest = radius[:, None, None] - np.hypot(f.x - places[:, 0, None, None], f.y - places[:, 1, None, None])
     return rest.max(0)
 
 
-def _lumpy(f: Canvas, radius: float, waves: int, depth: float) -> Field:
+def _lumpy(f: Canvas, radius: float, waves: int, depth: float) -> Floats:
     angle, phase = np.arctan2(f.y, f.x), f.rng.uniform(0, 2 * np.pi, 2)
     edge_ = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
     return radius + depth * edge_ - np.hypot(f.x, f.y)
@@ -108,9 +108,9 @@ _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5
 
 
 def _draw(depth: Callable[[Canvas], Stain], rng: np.random.Generator, size: int) -> Pixels:
-    frame = place(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
-    stain = near(rng, _STAINS[rng.integers(4)], 0.1)
-    field = near(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
+    frame = figure_canvas(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
+    stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
+    field = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
     body, dark = depth(frame)
     blur = rng.uniform(2.0, 5.0)  # out of focus
     grains = 0.75 + 0.15 * noise(rng, size, 12)
@@ -118,7 +118,7 @@ def _draw(depth: Callable[[Canvas], Stain], rng: np.random.Generator, size: int)
     image = blend(image, 0.8 * stain, frame.ink(dark, blur) * 0.9)
     radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
     image = image * (1.0 - 0.25 * rng.random() * radius**2)[:, :, None]
-    return quantise(image + 0.03 * rng.standard_normal((size, size, 1)))
+    return quantize(image + 0.03 * rng.standard_normal((size, size, 1)))
 
 
 CELLS = RenderedSet(

@@ -3,41 +3,41 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from prometar.embedded.canvas import Field, fractal
+from prometar.embedded.canvas import Floats, fractal
 
 Pixels = NDArray[np.uint8]
 
 
 def contrasting(rng: np.random.Generator) -> NDArray[np.float64]:
-    """(2, 3) ground and ink colour in 0..1, at least 0.35 apart in mean brightness."""
+    """(2, 3) ground and ink color in 0..1, at least 0.35 apart in mean brightness."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
         if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:
             return pair
 
 
-def quantise(image: Field) -> Pixels:
-    """(H, W, 3) colours in 0..1 -> uint8."""
+def quantize(image: Floats) -> Pixels:
+    """(H, W, 3) colors in 0..1 -> uint8."""
     return np.clip(np.rint(image * 255.0), 0, 255).astype(np.uint8)
 
 
-def blend(ground: Field, colour: Field, ink: Field) -> Field:
-    """(H, W, 3): `colour` where ink is 1, `ground` where it is 0; colours are (3,) or (H, W, 3)."""
-    return ground + np.clip(ink, 0.0, 1.0)[:, :, None] * (colour - ground)
+def blend(ground: Floats, color: Floats, ink: Floats) -> Floats:
+    """(H, W, 3): `color` where ink is 1, `ground` where it is 0; colors are (3,) or (H, W, 3)."""
+    return ground + np.clip(ink, 0.0, 1.0)[:, :, None] * (color - ground)
 
 
-def lit(rng: np.random.Generator, image: Field) -> Pixels:
-    """(H, W, 3) pixels of coloured matter under uneven light, with grain."""
+def lit(rng: np.random.Generator, image: Floats) -> Pixels:
+    """(H, W, 3) pixels of colored matter under uneven light, with grain."""
     size = image.shape[0]
     axis = np.linspace(-1.0, 1.0, size)
     tilt = rng.uniform(-0.2, 0.2, 2)
     light = rng.uniform(0.8, 1.1) + tilt[0] * axis[None, :] + tilt[1] * axis[:, None]
     light = light + 0.05 * fractal(rng, size, 3.0, 2)
-    return quantise(
+    return quantize(
         image * light[:, :, None] + rng.uniform(0.01, 0.05) * rng.standard_normal((size, size, 1))
     )
 
 
-def near(rng: np.random.Generator, colour: tuple[float, float, float], spread: float = 0.08) -> Field:
-    """(3,) a colour near a given one."""
-    return np.clip(np.array(colour) + rng.uniform(-spread, spread, 3), 0.0, 1.0)
+def vary_color(rng: np.random.Generator, color: tuple[float, float, float], spread: float = 0.08) -> Floats:
+    """(3,) a color near a given one."""
+    return np.clip(np.array(color) + rng.uniform(-spread, spread, 3), 0.0, 1.0)

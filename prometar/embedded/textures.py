@@ -10,7 +10,17 @@ from math import tau
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Field, cells, centred, edge, fractal, make_canvas, noise, scatter
+from prometar.embedded.canvas import (
+    Canvas,
+    Floats,
+    centered,
+    edge,
+    fractal,
+    noise,
+    pattern_canvas,
+    scatter,
+    voronoi,
+)
 from prometar.embedded.paint import Pixels, blend, contrasting, lit
 from prometar.embedded.rendered import RenderedSet
 
@@ -19,20 +29,20 @@ from prometar.embedded.rendered import RenderedSet
 class Pattern:
     """Drawing of a class: function, cells across the image (low, high), turn (radians), warp (cells)."""
 
-    draw: Callable[[Canvas], Field]
+    draw: Callable[[Canvas], Floats]
     scale: tuple[float, float] = (4.0, 8.0)
     turn: float = np.pi
     warp: float = 0.05
 
 
-def lines(value: Field, half: float, pixel: float) -> Field:
+def lines(value: Floats, half: float, pixel: float) -> Floats:
     """Lines of half width `half` at every whole number of `value`."""
-    return edge(half - np.abs(centred(value)), 1.5 * pixel)
+    return edge(half - np.abs(centered(value)), 1.5 * pixel)
 
 
 def spots(
     c: Canvas, radius: tuple[float, float], *, spacing: float, jitter: float, keep: float = 1.0
-) -> Field:
+) -> Floats:
     """Round spots with radii from `radius`, on a jittered grid of which the share `keep` is used."""
     ink = np.zeros(c.x.shape)
     for px, py in zip(*scatter(c, spacing, jitter), strict=True):
@@ -42,7 +52,7 @@ def spots(
     return ink
 
 
-def relief(canvas: Canvas, height: Field, strength: float = 0.6) -> Field:
+def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
     """(H, W) brightness in 0..1 of a surface of that height (in cells), lit from a random side."""
     angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
     down, right = np.gradient(height, canvas.pixel)
@@ -50,7 +60,7 @@ def relief(canvas: Canvas, height: Field, strength: float = 0.6) -> Field:
     return 0.5 + 0.5 * slope * strength / np.sqrt(1.0 + (slope * strength) ** 2)
 
 
-def _levels(c: Canvas, value: Field, thickness: tuple[float, float], softness: float) -> Field:
+def _levels(c: Canvas, value: Floats, thickness: tuple[float, float], softness: float) -> Floats:
     """Layers of random thickness along `value`, each with its own tone."""
     ink = np.full(value.shape, 0.5)
     at, tone = float(value.min()), 0.5
@@ -61,12 +71,12 @@ def _levels(c: Canvas, value: Field, thickness: tuple[float, float], softness: f
     return ink
 
 
-def blotchy(c: Canvas) -> Field:
+def blotchy(c: Canvas) -> Floats:
     return 0.7 * edge(fractal(c.rng, c.size, c.cells * 0.45), 0.8) + 0.3 * edge(noise(c.rng, c.size, 3), 2.0)
 
 
-def braided(c: Canvas) -> Field:
-    across, ink = centred(c.x), np.zeros(c.x.shape)
+def braided(c: Canvas) -> Floats:
+    across, ink = centered(c.x), np.zeros(c.x.shape)
     for strand in range(3):
         phase = tau * (c.y * 0.6 + strand / 3.0)
         body = np.clip(1.0 - ((across - 0.28 * np.sin(phase)) / 0.2) ** 2, 0.0, 1.0)
@@ -74,7 +84,7 @@ def braided(c: Canvas) -> Field:
     return ink
 
 
-def bubbly(c: Canvas) -> Field:
+def bubbly(c: Canvas) -> Floats:
     ink = np.zeros(c.x.shape)
     for px, py in zip(*scatter(c, 1.0, 0.35), strict=True):
         radius = c.rng.uniform(0.25, 0.6)
@@ -86,48 +96,48 @@ def bubbly(c: Canvas) -> Field:
     return ink
 
 
-def bumpy(c: Canvas) -> Field:
-    near, _, _ = cells(c, jitter=0.3)
+def bumpy(c: Canvas) -> Floats:
+    near, _, _ = voronoi(c, jitter=0.3)
     return relief(c, 0.45 * np.exp(-((near / 0.38) ** 2)))
 
 
-def cobwebbed(c: Canvas) -> Field:
+def cobwebbed(c: Canvas) -> Floats:
     dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
     spokes = c.rng.integers(8, 14)
     turn = np.arctan2(dy, dx) / tau * spokes
     radius = np.hypot(dx, dy)
-    web = lines(radius * (1.0 + 0.5 * centred(turn) ** 2) * 1.3, 0.1, c.pixel)
-    spoke = c.ink(0.06 - np.abs(centred(turn)) * radius * tau / spokes)
+    web = lines(radius * (1.0 + 0.5 * centered(turn) ** 2) * 1.3, 0.1, c.pixel)
+    spoke = c.ink(0.06 - np.abs(centered(turn)) * radius * tau / spokes)
     return np.maximum(0.8 * web, spoke)
 
 
-def cracked(c: Canvas) -> Field:
-    near, second, owner = cells(c, spacing=1.3, jitter=0.5)
+def cracked(c: Canvas) -> Floats:
+    near, second, owner = voronoi(c, spacing=1.3, jitter=0.5)
     width = 0.05 + 0.05 * np.abs(noise(c.rng, c.size, 3))
     return c.ink(width - (second - near)) * 0.85 + 0.15 * c.rng.random(owner.max() + 1)[owner]
 
 
-def crosshatched(c: Canvas) -> Field:
+def crosshatched(c: Canvas) -> Floats:
     lean = c.rng.uniform(0.7, 1.2)
     first = lines((c.x + c.y * 0.1) * 1.6, 0.15, c.pixel) * edge(noise(c.rng, c.size, 5) + 0.9, 0.8)
     second = lines((c.x * np.cos(lean) + c.y * np.sin(lean)) * 1.6, 0.15, c.pixel)
     return np.maximum(first, second * edge(noise(c.rng, c.size, 5) + 0.9, 0.8))
 
 
-def crystalline(c: Canvas) -> Field:
-    _, _, owner = cells(c, spacing=1.0, jitter=0.5)
+def crystalline(c: Canvas) -> Floats:
+    _, _, owner = voronoi(c, spacing=1.0, jitter=0.5)
     count = owner.max() + 1
     angle = c.rng.uniform(0.0, tau, count)[owner]
-    facet = centred((c.x * np.cos(angle) + c.y * np.sin(angle)) * 0.6)
+    facet = centered((c.x * np.cos(angle) + c.y * np.sin(angle)) * 0.6)
     return np.clip(c.rng.random(count)[owner] * 0.6 + 0.2 + facet * 0.8, 0.0, 1.0)
 
 
-def dotted(c: Canvas) -> Field:
+def dotted(c: Canvas) -> Floats:
     radius = c.rng.uniform(0.13, 0.2)
-    return c.ink(radius - np.hypot(centred(c.x), centred(c.y)))
+    return c.ink(radius - np.hypot(centered(c.x), centered(c.y)))
 
 
-def fibrous(c: Canvas) -> Field:
+def fibrous(c: Canvas) -> Floats:
     ink = np.zeros(c.x.shape)
     for strength in (1.0, 0.8, 0.6):
         lean = c.rng.uniform(-0.25, 0.25)
@@ -138,7 +148,7 @@ def fibrous(c: Canvas) -> Field:
     return np.clip(ink, 0.0, 1.0)
 
 
-def flecked(c: Canvas) -> Field:
+def flecked(c: Canvas) -> Floats:
     ink = np.zeros(c.x.shape)
     for px, py in zip(*scatter(c, 0.9, 0.45), strict=True):
         angle, dx, dy = c.rng.uniform(0.0, tau), c.x - px, c.y - py
@@ -147,100 +157,100 @@ def flecked(c: Canvas) -> Field:
     return ink
 
 
-def freckled(c: Canvas) -> Field:
+def freckled(c: Canvas) -> Floats:
     return spots(c, (0.06, 0.24), spacing=0.75, jitter=0.5, keep=0.75) * (
         0.75 + 0.12 * noise(c.rng, c.size, 4)
     )
 
 
-def grid(c: Canvas) -> Field:
+def grid(c: Canvas) -> Floats:
     half = c.rng.uniform(0.06, 0.1)
     return np.maximum(lines(c.x, half, c.pixel), lines(c.y, half, c.pixel))
 
 
-def grooved(c: Canvas) -> Field:
+def grooved(c: Canvas) -> Floats:
     profile = np.abs(np.sin(np.pi * c.x)) ** 0.5
     return 0.6 * relief(c, 0.3 * profile, 1.0) + 0.4 * profile
 
 
-def honeycombed(c: Canvas) -> Field:
+def honeycombed(c: Canvas) -> Floats:
     root = np.sqrt(3.0)
     rest = np.full(c.x.shape, 1e9)
     for shift in (0.0, 0.5):
-        dx, dy = np.abs(centred(c.x + shift)), np.abs(centred(c.y / root + shift)) * root
+        dx, dy = np.abs(centered(c.x + shift)), np.abs(centered(c.y / root + shift)) * root
         rest = np.minimum(rest, np.maximum(dx, 0.5 * dx + 0.5 * root * dy))
     return c.ink(rest - c.rng.uniform(0.4, 0.44))
 
 
-def marbled(c: Canvas) -> Field:
+def marbled(c: Canvas) -> Floats:
     flow = c.x * 0.35 + 0.55 * fractal(c.rng, c.size, 1.5, 4)
     return 0.75 * np.abs(np.sin(np.pi * flow)) ** 0.6 + 0.25 * edge(noise(c.rng, c.size, 3), 2.0)
 
 
-def pitted(c: Canvas) -> Field:
+def pitted(c: Canvas) -> Floats:
     pits = spots(c, (0.1, 0.22), spacing=1.0, jitter=0.45, keep=0.8)
     return 0.75 * relief(c, -0.25 * pits, 0.7) + 0.25 * (1.0 - pits)
 
 
-def polka_dotted(c: Canvas) -> Field:
+def polka_dotted(c: Canvas) -> Floats:
     radius = c.rng.uniform(0.27, 0.34)
-    straight = np.hypot(centred(c.x), centred(c.y))
-    staggered = np.hypot(centred(c.x + 0.5), centred(c.y + 0.5))
+    straight = np.hypot(centered(c.x), centered(c.y))
+    staggered = np.hypot(centered(c.x + 0.5), centered(c.y + 0.5))
     return c.ink(radius - np.minimum(straight, staggered))
 
 
-def porous(c: Canvas) -> Field:
+def porous(c: Canvas) -> Floats:
     return edge(0.75 - fractal(c.rng, c.size, c.cells * 1.1, 2), 0.5) * (0.9 + 0.1 * noise(c.rng, c.size, 4))
 
 
-def scaly(c: Canvas) -> Field:
+def scaly(c: Canvas) -> Floats:
     ink = np.zeros(c.x.shape)
     row = np.floor(c.y * 2.0)
     for back in (2.0, 1.0, 0.0):  # later rows lie on top
         line = row + 1.0 - back
-        dx, dy = centred(c.x + 0.5 * (line % 2.0)), c.y - line * 0.5
+        dx, dy = centered(c.x + 0.5 * (line % 2.0)), c.y - line * 0.5
         distance = np.hypot(dx, dy + 0.05)
         ink = np.where((distance < 0.56) & (dy > -0.5), 1.0 - c.ink(distance - 0.44, 3.0), ink)
     return ink * (0.7 + 0.3 * (c.y * 2.0 - row))
 
 
-def spiralled(c: Canvas) -> Field:
+def spiralled(c: Canvas) -> Floats:
     dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
     arms, hand = c.rng.integers(1, 3), c.rng.choice((-1.0, 1.0))
     return c.ink(np.sin(np.hypot(dx, dy) * tau * 0.8 + hand * arms * np.arctan2(dy, dx)), 6.0)
 
 
-def stratified(c: Canvas) -> Field:
+def stratified(c: Canvas) -> Floats:
     return _levels(c, c.y + 0.35 * fractal(c.rng, c.size, 1.5), (0.15, 0.6), 2.5 * c.pixel)
 
 
-def studded(c: Canvas) -> Field:
-    distance = np.hypot(centred(c.x), centred(c.y)) / 0.36
+def studded(c: Canvas) -> Floats:
+    distance = np.hypot(centered(c.x), centered(c.y)) / 0.36
     dome = np.sqrt(np.clip(1.0 - distance**2, 0.0, 1.0))
     return 0.6 * relief(c, 0.5 * dome, 0.5) + 0.4 * c.ink(1.0 - distance, 3.0)
 
 
-def veined(c: Canvas) -> Field:
+def veined(c: Canvas) -> Floats:
     main = edge(0.14 - np.abs(noise(c.rng, c.size, c.cells * 0.3)), 0.15)
     fine = edge(0.13 - np.abs(noise(c.rng, c.size, c.cells * 0.6)), 0.2)
     return np.maximum(main, 0.6 * fine)
 
 
-def waffled(c: Canvas) -> Field:
-    inside = np.maximum(np.abs(centred(c.x)), np.abs(centred(c.y)))
+def waffled(c: Canvas) -> Floats:
+    inside = np.maximum(np.abs(centered(c.x)), np.abs(centered(c.y)))
     ridge = edge(inside - 0.33, 0.2)
     return 0.7 * relief(c, 0.35 * ridge, 0.8) + 0.3 * ridge
 
 
-def woven(c: Canvas) -> Field:
+def woven(c: Canvas) -> Floats:
     over = np.sin(np.pi * c.x) * np.sin(np.pi * c.y) > 0.0
-    across = np.where(over, centred(c.x - 0.5), centred(c.y - 0.5))
-    along = np.where(over, centred(c.y - 0.5), centred(c.x - 0.5))
+    across = np.where(over, centered(c.x - 0.5), centered(c.y - 0.5))
+    along = np.where(over, centered(c.y - 0.5), centered(c.x - 0.5))
     thread = np.sqrt(np.clip(1.0 - (across / 0.46) ** 2, 0.0, 1.0))
     return thread * (0.55 + 0.45 * np.cos(np.pi * along)) * np.where(over, 1.0, 0.65)
 
 
-def wrinkled(c: Canvas) -> Field:
+def wrinkled(c: Canvas) -> Floats:
     folds = np.abs(noise(c.rng, c.size, c.cells * 0.5, 1.8)) + 0.5 * np.abs(
         noise(c.rng, c.size, c.cells, 1.8)
     )
@@ -250,7 +260,7 @@ def wrinkled(c: Canvas) -> Field:
 def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     low, high = pattern.scale
     across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    ink = pattern.draw(make_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp))
+    ink = pattern.draw(pattern_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp))
     ground, color = contrasting(rng)
     return lit(rng, blend(ground, color, ink))
 
@@ -271,7 +281,7 @@ TEXTURES = RenderedSet(
             ),
             "stratified": Pattern(stratified, turn=0.4),
             "striped": Pattern(lambda c: c.ink(np.sin(tau * c.x * 0.7), 5.0)),
-            "zigzagged": Pattern(lambda c: c.ink(np.sin(tau * (0.8 * c.x + np.abs(centred(c.y)))), 6.0)),
+            "zigzagged": Pattern(lambda c: c.ink(np.sin(tau * (0.8 * c.x + np.abs(centered(c.y)))), 6.0)),
         },
         "spotted": {
             "blotchy": Pattern(blotchy),

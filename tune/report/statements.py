@@ -7,7 +7,7 @@ from typing import Literal
 
 from prometar.data.splits.objective import OBJECTIVES
 from prometar.metrics import Interval
-from tune.config import EPOCHS
+from tune.config import EPOCHS_KEY
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
 from tune.report.formatting import describe_difference, format_mean, format_number, join
@@ -146,9 +146,9 @@ def _new_accuracy(test: FinalTest) -> str:
 def _epochs(records: Records) -> str:
     test = records.final_test
     final = test.epochs if test else records.config.test.epochs
-    if EPOCHS not in records.search_config.space.ranges:
-        return f"Epochs: {records.default_settings[EPOCHS]} per trial, {final} per run of the final test."
-    epochs = test.selected.settings.get(EPOCHS) if test and not test.baseline_selected else None
+    if EPOCHS_KEY not in records.search_config.space.ranges:
+        return f"Epochs: {records.default_settings[EPOCHS_KEY]} per trial, {final} per run of the final test."
+    epochs = test.selected.settings.get(EPOCHS_KEY) if test and not test.baseline_selected else None
     selected = f"{epochs} with the selected settings, " if epochs else ""
     return f"Epochs: searched in trials. Final test: {selected}{final} with the default settings."
 

@@ -17,7 +17,7 @@ from tune.space.ranges import Choice, Range, Settings, Value
 if TYPE_CHECKING:
     from optuna import Trial
 
-EPOCHS = "train.epochs"
+EPOCHS_KEY = "train.epochs"
 """Key of the setting that determines the length of a trial."""
 _SPACES = files("tune.space") / "spaces"
 MAX_COMBINATIONS = 1000

@@ -34,7 +34,7 @@ from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
 from tune.execution.resources import plan_trials, uses_gpus
-from tune.space.space import EPOCHS
+from tune.space.space import EPOCHS_KEY
 from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
@@ -157,7 +157,7 @@ def _stages(
         for stage in (0, 1)
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
-    final_epochs = max([config.test.epochs, *map(int, search.space.probes(EPOCHS))])
+    final_epochs = max([config.test.epochs, *map(int, search.space.probes(EPOCHS_KEY))])
     amounts = {  # number of seeds over all trials, epochs, and steps per epoch summed over datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, searched),
         "Confirmation": (candidates * confirm.seeds if candidates > 1 else 0, config.max_epochs, searched),

@@ -14,7 +14,7 @@ from optuna.pruners import (
 from prometar.errors import UserError
 from prometar.io.custom import load_component
 from tune.config import SearchConfig
-from tune.space.space import EPOCHS
+from tune.space.space import EPOCHS_KEY
 
 STARTUP_TRIALS = 8
 """Minimum number of completed trials before the percentile and median pruners prune a trial."""
@@ -48,9 +48,9 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
     pruner = (pruners.get(name) or load_component("pruner", name, pruners))(epochs)
     if not isinstance(pruner, BasePruner):
         raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
-    if not isinstance(pruner, NopPruner) and (EPOCHS in search.space.ranges or len(search.goals) > 1):
+    if not isinstance(pruner, NopPruner) and (EPOCHS_KEY in search.space.ranges or len(search.goals) > 1):
         raise UserError(
             f"--pruner {name} requires a single goal and trials with the same number of epochs, but the "
-            f"search has several goals or searches {EPOCHS}. Use --pruner none."
+            f"search has several goals or searches {EPOCHS_KEY}. Use --pruner none."
         )
     return pruner

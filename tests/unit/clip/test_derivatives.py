@@ -19,7 +19,7 @@ from prometar.clip.attention import Attention
 from prometar.clip.function import EPS, Norm, Projection
 from prometar.clip.openclip import tokenize
 from prometar.clip.text import text_input, text_pass
-from prometar.clip.tower import Pass, Prompts
+from prometar.clip.tower import LayerPrompts, Pass
 from prometar.clip.vision import embed_images, image_pass
 from tests.support.tiny import backbone
 from tests.unit.clip.test_towers import TEXTS
@@ -117,13 +117,13 @@ def test_activations_are_differentiated_in_float32_too(name: str, count: int) ->
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def text_tower(layers: set[int]) -> tuple[Callable[[Prompts], tuple[Tensor, Pass]], Prompts]:
+def text_tower(layers: set[int]) -> tuple[Callable[[LayerPrompts], tuple[Tensor, Pass]], LayerPrompts]:
     clip = backbone(torch.float64).clip.folded()
     text = text_input(clip, tokenize(TEXTS), num_context=2)
     return lambda prompts: text_pass(clip, text, prompts), {layer: random(2, 16) for layer in layers}
 
 
-def vision_tower(layers: set[int]) -> tuple[Callable[[Prompts], tuple[Tensor, Pass]], Prompts]:
+def vision_tower(layers: set[int]) -> tuple[Callable[[LayerPrompts], tuple[Tensor, Pass]], LayerPrompts]:
     clip = backbone(torch.float64).clip.folded()
     tokens = embed_images(clip, random(2, 3, 16, 16))
     return lambda prompts: image_pass(clip, tokens, prompts), {layer: random(3, 32) for layer in layers}
@@ -140,8 +140,8 @@ def test_a_tower_is_the_plain_one_to_its_second_derivative(
     require_derivatives(*tower(layers))
 
 
-def require_derivatives(run: Callable[[Prompts], tuple[Tensor, Pass]], prompts: Prompts) -> None:
-    def plain(prompts: Prompts) -> Tensor:
+def require_derivatives(run: Callable[[LayerPrompts], tuple[Tensor, Pass]], prompts: LayerPrompts) -> None:
+    def plain(prompts: LayerPrompts) -> Tensor:
         return run(prompts)[0]
 
     features, one = run(prompts)
@@ -150,7 +150,7 @@ def require_derivatives(run: Callable[[Prompts], tuple[Tensor, Pass]], prompts: 
     t = {layer: random(2, *prompt.shape) + layer for layer, prompt in prompts.items()}
     tangents = [{layer: each[k] for layer, each in t.items()} for k in range(2)]
 
-    def whole(prompts: Prompts) -> Tensor:
+    def whole(prompts: LayerPrompts) -> Tensor:
         value, pullback = vjp(plain, prompts)
         pulled = [pullback(each)[0] for each in g]
         pairs = [(p[n] * tangent[n]).sum() for p, tangent in zip(pulled, tangents, strict=True) for n in p]

@@ -8,7 +8,7 @@ import pytest
 from prometar.config.settings import Config, configure, dump_config
 from prometar.errors import UserError
 from tests.support.databases import space_from
-from tune.space.space import EPOCHS, built_in_spaces, load_enqueued, load_space
+from tune.space.space import EPOCHS_KEY, built_in_spaces, load_enqueued, load_space
 
 NESTED = """
 modulator.kind: {type: choice, choices: [gate, add]}
@@ -114,7 +114,7 @@ def test_defaults_outside_a_space_are_refused(text: str, message: str) -> None:
 
 
 LACKS = {
-    "coop": {"prompts.vision_depth", "regularizer.image_weight", "task.augmentation", EPOCHS},
+    "coop": {"prompts.vision_depth", "regularizer.image_weight", "task.augmentation", EPOCHS_KEY},
     "vpt": {"prompts.text_depth", "regularizer.text_weight", "task.augmentation"},
     "maple": {"prompts.vision_depth", "task.augmentation"},
     "prometar-maple": {"prompts.vision_depth"},
