@@ -1,8 +1,8 @@
 """Attention with hand-written first and second derivatives.
 
-torch's fused kernels have no second derivative, and autograd stores a dozen (queries x keys) tensors for it.
-Here all K cotangents or tangents are processed together. Their memory layout avoids K copies of the queries,
-keys, values and probabilities.
+torch's fused kernels have no second derivative, and autograd needs a dozen (queries x keys) tensors for one.
+Here, all K cotangents or tangents are processed together, in a memory layout that avoids K copies of the
+queries, keys, values and probabilities.
 """
 
 import torch
@@ -18,13 +18,13 @@ class Attention:
         jvp: c = centered(t_q k^T + q t_k^T), d = p c; d v + p t_v
         hvp: s = p centered(r v^T + sum_k g_k t_v^T + a_k c_k);
             (s k + sum_k b_k t_k, s^T q + sum_k b_k^T t_q, p^T r + sum_k d_k^T g_k)
-    A constant added to a row of p's cotangent has no effect, so that centered factors are sufficient.
+    Adding a constant to a row of p's cotangent has no effect. This permits centered factors.
 
     Args:
-        mask: Tensor (B, 1 or heads, T, S) added to the scores, where S = num_shared + T.
+        mask: Tensor (B, 1 or heads, T, S) that is added to the scores, where S = num_shared + T.
         num_shared: Number of leading tokens of row 0 that are also the first keys of all rows.
-        num_queries: The number N. Default: all T tokens.
-        scale: Factor of the queries, or 1 if it is folded into their weights.
+        num_queries: Number N of queries. Default: all T tokens.
+        scale: Factor of the queries, or 1 if the projection weights contain the factor.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Attention:
         return x_KBTHD.permute(1, 3, 2, 0, 4).flatten(0, 1).contiguous()
 
     def _with_shared(self, x: Tensor, *, row: int = 1) -> Tensor:
-        """Prepend row 0's shared tokens to the tokens (second to last dimension) of all rows."""
+        """Prepend the shared tokens of row 0 to the tokens (second to last dimension) of every row."""
         if not self._num_shared:
             return x
         shared = x.narrow(row, 0, 1).narrow(-2, 0, self._num_shared)
@@ -135,10 +135,10 @@ class Attention:
 
     def _without_shared(self, x_KBSHD: Tensor) -> Tensor:
         """Apply the transpose of `_with_shared` to cotangents."""
-        shared, own = x_KBSHD.split([self._num_shared, self._size[1]], dim=2)
+        shared, tokens = x_KBSHD.split([self._num_shared, self._size[1]], dim=2)
         # In place, because no other tensor uses this memory.
-        own[:, 0, : self._num_shared].add_(shared.sum(dim=1))
-        return own
+        tokens[:, 0, : self._num_shared].add_(shared.sum(dim=1))
+        return tokens
 
 
 def _merge_heads(x_BHTK: Tensor) -> Tensor:
@@ -146,5 +146,5 @@ def _merge_heads(x_BHTK: Tensor) -> Tensor:
 
 
 def _multiply(x_NTKD: Tensor, y_NDS: Tensor) -> Tensor:
-    """Multiply the K rows of each token by one matrix."""
+    """Multiply the K cotangents or tangents of each token by one matrix."""
     return torch.bmm(x_NTKD.flatten(1, 2), y_NDS).unflatten(1, x_NTKD.shape[1:3])

@@ -1,4 +1,4 @@
-"""Interface of tower parts with hand-written derivatives, with a projection and a LayerNorm."""
+"""Functions with hand-written derivatives, the parts of towers: their interface, Projection and Norm."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -15,7 +15,7 @@ class TokenFunction(Protocol):
     For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents. For second
     derivatives, call `forward`, `differentiable_vjp` (same result as `vjp`), `jvp`, which returns J t_k for K
     tangents, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k>.
-    `value` returns the result of `forward` and stores nothing. The defaults assume that J is constant.
+    `value` returns the result of `forward` and stores nothing. The default methods assume that J is constant.
     """
 
     def value(self, x: Tensor, /) -> Tensor:
@@ -35,7 +35,7 @@ class TokenFunction(Protocol):
 
 
 Through = Callable[[TokenFunction, Tensor], Tensor]
-"""Function that calls one method of a part, such as `TokenFunction.vjp`."""
+"""Function that calls one method of a `TokenFunction`, such as `vjp`, with a tensor."""
 
 
 class Projection(TokenFunction):
@@ -63,8 +63,8 @@ class Norm:
 
         -(J c + n s) / (D sigma),  c = sum_k <n, t_k> g_k + <n, g_k> t_k,  s = sum_k <g_k, J t_k>
 
-    Inputs in float16 are computed in float32, as in torch.autocast, because 1 / sigma^3 overflows for
-    sigma < 0.025, which occurs for token embeddings.
+    For float16 inputs, computations use float32, as in torch.autocast, because 1 / sigma^3 overflows for
+    sigma < 0.025. Token embeddings can have such a sigma.
     """
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> None:

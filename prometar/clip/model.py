@@ -36,7 +36,7 @@ class Block(NamedTuple):
 class Tower:
     """Blocks of one tower, with its number of heads and its activation (a key of `ACTIVATIONS`).
 
-    scale: Factor of the queries: 1 / sqrt(head width), or 1 if it is folded into their weights.
+    scale: Factor of the queries: 1 / sqrt(head width), or 1 if the projection weights contain the factor.
     eps: Epsilon of the LayerNorms.
     residual: True if attention has a residual connection.
     """
@@ -92,7 +92,7 @@ def _fold_norm(
     """Fold a LayerNorm into the next linear layer: W (n w + v) + b = (W w) n + (W v + b)."""
     if norm_weight is None or norm_bias is None:
         return weight, bias
-    # In float64, because the last bit of float32 products depends on the memory alignment of tensors.
+    # Computed in float64, because the last bit of float32 products depends on the memory alignment.
     added = (weight.double() @ norm_bias.double()).to(bias.dtype)
     return weight * norm_weight, bias + added
 
@@ -102,13 +102,13 @@ class Clip:
     """Frozen CLIP: two towers and the tensors before and after them.
 
     Shapes: `patch_weight` (D, 3, patch, patch), `token_embedding` (vocabulary, D), projections (D, E).
-    `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` or image
-    projection, and may have no text projection.
+    `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` and image
+    projection. Some of its models also have no text projection.
 
     pool: SigLIP's attention pool and last LayerNorm, as a block that returns one token per image.
     causal: As in `prometar.clip.weights.Architecture`.
     num_start: Number of tokens that the tokenizer puts before a text.
-    image_prompts: False if no prompt enters the image tower. Images are then embedded as features.
+    image_prompts: False if no prompt enters the image tower. `embed_images` then returns features.
     """
 
     text: Tower
@@ -144,7 +144,7 @@ class Clip:
 
     @property
     def working_dtype(self) -> torch.dtype:
-        """Data type of prompts, gates and losses: that of the weights, but at least float32."""
+        """Data type of prompts, gates and losses: the data type of the weights, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property

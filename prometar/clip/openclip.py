@@ -1,7 +1,7 @@
 """Backbones by name: open_clip's configurations, pretrained weights, tokenizers and templates.
 
-Importing open_clip takes three seconds, so `mini` does not import it. The tokenizer and the constants, which
-every backbone needs, are loaded without the package.
+Importing open_clip takes three seconds, so `mini` does not import it. Every backbone needs the tokenizer and
+the constants, so their modules are loaded without importing the package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,10 +52,10 @@ def _module(name: str) -> ModuleType:
 TEMPLATES: tuple[str, ...] = tuple(
     template("{}") for template in _module("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES[:60]
 )
-"""The first 60 of OpenAI's ImageNet templates, as in the published code, with "{}" for the class name."""
+"""The first 60 of OpenAI's ImageNet templates, with "{}" for the class name, as in the published code."""
 
 OUT_OF_DOMAIN_NAMES: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
-"""100 ImageNet class names, for drift. Names that share a word with the dataset's classes are dropped."""
+"""100 ImageNet class names, for drift (`prometar.training.drift`)."""
 
 OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
 OPENAI_STD = _module("constants").OPENAI_DATASET_STD
@@ -70,7 +70,7 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
 class Backbone:
     """Frozen CLIP with its tokenizer and the channel means and standard deviations of its images.
 
-    vocabulary: Names of objects that the backbone recognizes, for `prometar.training.drift`.
+    vocabulary: Object names that the backbone recognizes, from which drift selects out-of-domain names.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Backbone:
 
 
 def load_tokenizer(name: str) -> Tokenize:
-    """Return a model's tokenizer. SigLIP's require `transformers`, and internet access for the first use."""
+    """Return a model's tokenizer. SigLIP's require `transformers`, and internet access when first used."""
     text = _config(name)["text_cfg"]
     if not text.get("hf_tokenizer_name"):
         return partial(tokenize, context_length=text.get("context_length", 77))
@@ -139,7 +139,7 @@ def load_backbone(
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """Return a loaded CLIP with its tokenizer and image normalization.
 
-    A file of weights gets the normalization of the model's tags if they agree, else OpenAI's.
+    For weights from a file, the normalization is that of the model's tags if they agree, otherwise OpenAI's.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
@@ -224,7 +224,7 @@ def require_backbone(name: str, pretrained: str | None) -> None:
 
 
 def outline(name: str) -> Clip:
-    """Return a CLIP with a model's shapes and without weights, on torch's `meta` device.
+    """Return a CLIP with the shapes of a model but no weights, on torch's `meta` device.
 
     Raises:
         UserError: the model is unknown or not supported.
@@ -236,7 +236,7 @@ def _arrange(name: str, state: Mapping[str, Tensor]) -> Clip:
     clip = from_state_dict(state, _describe(name)[0])
     if clip.causal:
         return clip
-    # The tokens before each text are equal in all texts.
+    # Start tokens are the leading tokens that are the same in all texts.
     columns = load_tokenizer(name)(["cat", "photo", "of", "many"]).T.tolist()
     return replace(clip, num_start=next((k for k, ids in enumerate(columns) if len(set(ids)) > 1), 0))
 
@@ -265,7 +265,7 @@ def clip_architecture(config: ModelConfig) -> Architecture:
 
 
 def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
-    """Return the architecture of a SigLIP. `model` is open_clip's, as timm defines the image tower."""
+    """Return the architecture of a SigLIP. `model` is open_clip's, and contains the image tower from timm."""
     text, trunk = config["text_cfg"], model.visual.trunk
     return Architecture(
         vision_heads=trunk.blocks[0].attn.num_heads,

@@ -1,11 +1,11 @@
 """Text tower.
 
-CLIP's text tower is causal, so that texts with a common prefix share its states. A batch of texts is a prefix
-tree, packed into rows of about equal length. A token attends to its ancestors and itself, and not to other
-branches in its row. SOT and the context, which all classes share, are computed once. Texts are not padded.
+CLIP's text tower is causal, so texts with a common prefix share the states of that prefix. A batch of texts
+is a prefix tree, packed into rows of about equal length. A token attends only to itself and its ancestors.
+SOT and the context, which all classes share, are computed once. Texts are not padded.
 
-SigLIP's text tower is not causal. Each text has its own row, padding included. Positions are added before the
-tokens are reordered: the last token, which is the feature, becomes the first, and the context the last.
+SigLIP's text tower is not causal, so each text has its own row, including padding. After positions are added,
+tokens are reordered: the last token, whose output is the feature, moves to the front, the context to the end.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, Replaced, a
 from prometar.errors import UserError
 
 ROW_LENGTH = 96
-"""Target slots per row. Long rows waste attention between branches. Short rows make matrices small."""
+"""Target number of slots per row. Long rows waste attention on other texts, short rows use small matrices."""
 
 Prefix = tuple[int, ...]
-"""First tokens of a text, which identify a node of the tree."""
+"""First tokens of a text. A prefix identifies a node of the tree."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class TextInput:
     """Token sequences packed into R rows of T slots, for a set of classes.
 
     embedded_RTD: Token embeddings plus position embeddings. SOT and the context are the first slots of row 0.
-    mask_R1TS: Added to the scores of S keys: SOT and the context if R > 1, then the slots of the row.
+    mask_R1TS: Attention mask. With several rows, the keys are SOT and the context, then the slots of the row.
+        With a single row, the keys are its slots only.
     end_C: Slot of each EOT, counted over all rows.
     For SigLIP, `mask_R1TS` and `end_C` are None, the pooled token is first, and the context is last.
     """
@@ -48,15 +49,15 @@ class TextInput:
 def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextInput:
     """Pack token ids (C, context length). Prompts can replace the `num_context` tokens after SOT.
 
-    CLIP reads the context of the first text only. Unless prompts replace it, all texts must share it.
+    For CLIP, the first text provides the context. Unless prompts replace it, all texts must share it.
 
     Raises:
         UserError: the context leaves no room for class names.
     """
     num_start, tokens = clip.num_start, tokens_CT.tolist()
     start = num_start + num_context
-    ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in tokens]
-    if min(ends) < start + bool(num_context):
+    last_tokens = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in tokens]
+    if min(last_tokens) < start + bool(num_context):
         raise UserError(
             f"prompts.text_length {num_context} leaves no room for class names. "
             f"The backbone reads {len(tokens[0])} tokens. Use a smaller value."
@@ -66,27 +67,28 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
         order = [last, *range(num_start), *range(start, last), *range(num_start, start)]
         embedded_CTD = clip.token_embedding[tokens_CT.to(clip.device)[:, order]] + clip.text_positions[order]
         return TextInput(embedded_CTD, None, None, num_start, num_context)
-    rests = [ids[start : end + 1] for ids, end in zip(tokens, ends, strict=True)]
+    rests = [ids[start : last + 1] for ids, last in zip(tokens, last_tokens, strict=True)]
     packed = pack(tokens[0][:start], rests)
-    ids, depth, sees, end = (torch.from_numpy(array).to(clip.device) for array in packed)
-    if len(ids) == 1:
-        sees[:, :, start : 2 * start] |= sees[:, :, :start]
-        sees = sees[:, :, start:]
-    mask = torch.zeros(sees.shape, dtype=clip.dtype, device=clip.device).masked_fill_(~sees, float("-inf"))
+    ids, depth, attends, ends = (torch.from_numpy(array).to(clip.device) for array in packed)
+    if len(ids) == 1:  # the shared tokens are slots of this row, so they are not repeated as keys
+        attends[:, :, start : 2 * start] |= attends[:, :, :start]
+        attends = attends[:, :, start:]
+    mask = torch.zeros(attends.shape, dtype=clip.dtype, device=clip.device)
+    mask.masked_fill_(~attends, float("-inf"))
     embedded_RTD = clip.token_embedding[ids] + clip.text_positions[depth]
-    return TextInput(embedded_RTD, mask[:, None], end, num_start, num_context)
+    return TextInput(embedded_RTD, mask[:, None], ends, num_start, num_context)
 
 
 def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None) -> Tensor:
-    """Return un-normalized text features (C, E), with `prompts` as the context tokens of their layers.
+    """Return un-normalized text features (C, E). Prompts replace the context tokens in their layers.
 
-    Position embeddings are added to the prompt of layer 0, and not to deeper prompts.
+    Position embeddings are added to the prompt of layer 0, but not to deeper prompts.
     """
     prompts = prompts or {}
     if torch.is_grad_enabled():
         return text_pass(clip, text, prompts)[0]
-    run = _pass(clip, text, prompts, text.mask_R1TS)
-    return run.value(text.embedded_RTD, _positioned(clip, text, prompts))
+    tower_pass = _pass(clip, text, prompts, text.mask_R1TS)
+    return tower_pass.value(text.embedded_RTD, _positioned(clip, text, prompts))
 
 
 def text_pass(clip: Clip, text: TextInput, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
@@ -94,8 +96,8 @@ def text_pass(clip: Clip, text: TextInput, prompts: LayerPrompts) -> tuple[Tenso
     mask, num_heads = text.mask_R1TS, clip.text.num_heads
     if mask is not None:  # expanded to all heads once, instead of in every layer
         mask = mask.expand(-1, num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, num_heads))
-    run = _pass(clip, text, prompts, mask)
-    return run.forward(text.embedded_RTD, _positioned(clip, text, prompts)), run
+    tower_pass = _pass(clip, text, prompts, mask)
+    return tower_pass.forward(text.embedded_RTD, _positioned(clip, text, prompts)), tower_pass
 
 
 def _positioned(clip: Clip, text: TextInput, prompts: LayerPrompts) -> LayerPrompts:
@@ -111,61 +113,61 @@ def _pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | Non
     tower, num_context = clip.text, text.num_context
     slots: Appended | Replaced
     if mask is None:
-        num_own = text.embedded_RTD.shape[1] - num_context
-        slots, layers = Appended(num_own), appending_layers(tower, num_own, prompts, num_out=1)
+        num_tokens = text.embedded_RTD.shape[1] - num_context
+        slots, layers = Appended(num_tokens), appending_layers(tower, num_tokens, prompts, num_out=1)
     else:
         slots = Replaced(text.num_start, num_context)
         # The first keys of row 0 are also the first keys of all other rows.
-        num_keys = mask.shape[-1] - mask.shape[-2]
+        num_shared = mask.shape[-1] - mask.shape[-2]
         layers = [
-            Layer(tower, block, mask=mask, num_shared=num_keys, ends=ends)
+            Layer(tower, block, mask=mask, num_shared=num_shared, out_slots=ends)
             for block, ends in zip(tower.blocks, [*[None] * (len(tower.blocks) - 1), text.end_C], strict=True)
         ]
-    end: list[TokenFunction] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
+    head: list[TokenFunction] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
     if clip.text_projection is not None:
-        end.append(Projection(clip.text_projection, clip.text_projection_bias))
-    return Pass(layers, slots, end=end)
+        head.append(Projection(clip.text_projection, clip.text_projection_bias))
+    return Pass(layers, slots, head=head)
 
 
 def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
-    """Pack texts of `shared` tokens followed by one of `rests` (all not empty) into R rows of T slots.
+    """Pack texts into R rows of T slots. Each text is `shared`, then one of `rests`. None of these is empty.
 
     Returns:
         ids: Token of each slot (R, T), 0 in empty slots. The P shared tokens are in row 0.
         depth: Position of each slot's token in its text (R, T), 0 in empty slots.
-        sees: True if a slot attends to a shared token or a slot of its row (R, T, P + T). Empty slots attend
-            to themselves.
-        end: Last slot of each text (N), as row * T + slot.
+        attends: True if a slot attends to a shared token or a slot of its row (R, T, P + T). An empty slot
+            attends to itself.
+        ends: Last slot of each text (N), as row * T + slot.
 
     Example:
-        >>> ids, _, _, end = pack([7], [[1, 2], [1, 3]])
-        >>> ids.tolist(), end.tolist()
+        >>> ids, _, _, ends = pack([7], [[1, 2], [1, 3]])
+        >>> ids.tolist(), ends.tolist()
         ([[7, 1, 2, 3]], [2, 3])
     """
     texts = [tuple(rest) for rest in rests]
-    branches = _split_into_rows(texts, len(shared))
-    length = max(len(shared) * (r == 0) + len(branch) for r, branch in enumerate(branches))
-    ids, depth = np.zeros((2, len(branches), length), np.int64)
-    sees = np.zeros((len(branches), length, len(shared) + length), bool)
-    own = sees[:, :, len(shared) :]
-    own[:] = np.eye(length, dtype=bool)
+    rows = _split_into_rows(texts, len(shared))
+    length = max(len(shared) * (r == 0) + len(row) for r, row in enumerate(rows))
+    ids, depth = np.zeros((2, len(rows), length), np.int64)
+    attends = np.zeros((len(rows), length, len(shared) + length), bool)
+    in_row = attends[:, :, len(shared) :]
+    in_row[:] = np.eye(length, dtype=bool)
     ids[0, : len(shared)], depth[0, : len(shared)] = shared, np.arange(len(shared))
-    sees[0, : len(shared)] = np.tri(len(shared), len(shared) + length, dtype=bool)
+    attends[0, : len(shared)] = np.tri(len(shared), len(shared) + length, dtype=bool)
     end_slots: dict[Prefix, int] = {}
-    for r, branch in enumerate(branches):
+    for r, row in enumerate(rows):
         first = len(shared) * (r == 0)
-        slots = {prefix: first + k for k, prefix in enumerate(branch)}
+        slots = {prefix: first + k for k, prefix in enumerate(row)}
         for prefix, slot in slots.items():
             ids[r, slot], depth[r, slot] = prefix[-1], len(shared) + len(prefix) - 1
-            sees[r, slot, : len(shared)] = True
+            attends[r, slot, : len(shared)] = True
             if len(prefix) > 1:
-                own[r, slot] |= own[r, slots[prefix[:-1]]]
+                in_row[r, slot] |= in_row[r, slots[prefix[:-1]]]
             end_slots[prefix] = r * length + slot
-    return ids, depth, sees, np.array([end_slots[text] for text in texts])
+    return ids, depth, attends, np.array([end_slots[text] for text in texts])
 
 
 def _split_into_rows(texts: Sequence[Prefix], num_shared: int) -> list[list[Prefix]]:
-    """Return the nodes of each row, parents first, with the smallest row length that needs no extra row."""
+    """Return the nodes of each row, parents first. Rows are as short as the target number of rows permits."""
     texts = sorted(set(texts))
     num_nodes = num_shared + len({text[: k + 1] for text in texts for k in range(len(text))})
     num_rows = max(1, round(num_nodes / ROW_LENGTH))

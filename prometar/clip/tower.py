@@ -1,7 +1,7 @@
 """Prompted towers as functions of their prompts, with first and second derivatives.
 
-These derivatives exploit that weights are frozen and prompts are few. Cotangents or tangents are processed
-together, and one more reverse pass gives all second derivatives.
+The derivatives exploit that weights are frozen and prompts are few. All cotangents or tangents are processed
+together, and one more reverse pass computes all second derivatives.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ A layer without an entry receives the output of the previous layer unchanged.
 class Layer:
     """One pass through a block: y = z + MLP(n_2(z)), z = x + A(n_1(x)), or z = A(n_1(x)) in pools.
 
-    It returns the first `num_out` of the T tokens of each row, or the tokens in the slots `ends` as
-    (len(ends), D). All other tokens are only attended to.
+    A layer returns the first `num_out` of the T tokens of each row, or the tokens in `out_slots` (counted
+    over all rows) as (len(out_slots), D). All other tokens are only attended to.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Layer:
         mask: Tensor | None = None,
         num_shared: int = 0,
         num_out: int | None = None,
-        ends: Tensor | None = None,
+        out_slots: Tensor | None = None,
     ) -> None:
-        self._block, self._num_out, self._ends = block, num_out, ends
+        self._block, self._num_out, self._out_slots = block, num_out, out_slots
         self._residual = tower.residual
         self._norm_1 = Norm(block.ln_1_weight, block.ln_1_bias, tower.eps)
         self._attention = Attention(
@@ -54,64 +54,64 @@ class Layer:
         block = self._block
         self._rows = x_BTD.shape[:-1]
         h = F.linear(through(self._norm_1, x_BTD), block.in_proj_weight, block.in_proj_bias)
-        h = F.linear(self._at_ends(through(self._attention, h)), block.out_proj_weight, block.out_proj_bias)
-        x = self._at_ends(x_BTD[:, : self._num_out]) + h if self._residual else h
+        h = F.linear(self._select(through(self._attention, h)), block.out_proj_weight, block.out_proj_bias)
+        x = self._select(x_BTD[:, : self._num_out]) + h if self._residual else h
         h = F.linear(through(self._norm_2, x), block.c_fc_weight, block.c_fc_bias)
         return x + F.linear(through(self._activation, h), block.c_proj_weight, block.c_proj_bias)
 
     def jvp(self, t: Tensor) -> Tensor:
         block = self._block
         h = self._attention.jvp(F.linear(self._norm_1.jvp(t), block.in_proj_weight))
-        pushed = F.linear(self._at_ends(h), block.out_proj_weight)
-        t = self._at_ends(t[..., : self._num_out, :]) + pushed if self._residual else pushed
+        pushed = F.linear(self._select(h), block.out_proj_weight)
+        t = self._select(t[..., : self._num_out, :]) + pushed if self._residual else pushed
         h = self._activation.jvp(F.linear(self._norm_2.jvp(t), block.c_fc_weight))
         return t + F.linear(h, block.c_proj_weight)
 
     def reverse(self, g: Tensor, through: Through) -> tuple[Tensor, Tensor]:
-        """Return cotangents of the first `num_out` tokens and the rest. `through` calls a reverse method."""
+        """Return cotangents of the first `num_out` and the other tokens. `through` calls a reverse method."""
         block = self._block
         h = through(self._activation, g @ block.c_proj_weight)
         g = g + through(self._norm_2, h @ block.c_fc_weight)
         h = through(self._attention, self._spread(g @ block.out_proj_weight))
         g_x = through(self._norm_1, h @ block.in_proj_weight)
         num_out = g_x.shape[-2] if self._num_out is None else self._num_out
-        own, rest = g_x[..., :num_out, :], g_x[..., num_out:, :]
-        return own + self._spread(g) if self._residual else own, rest
+        out, rest = g_x[..., :num_out, :], g_x[..., num_out:, :]
+        return out + self._spread(g) if self._residual else out, rest
 
-    def _at_ends(self, x: Tensor) -> Tensor:
-        return x if self._ends is None else x.flatten(-3, -2).index_select(-2, self._ends)
+    def _select(self, x: Tensor) -> Tensor:
+        return x if self._out_slots is None else x.flatten(-3, -2).index_select(-2, self._out_slots)
 
     def _spread(self, x: Tensor) -> Tensor:
-        """Apply the transpose of `_at_ends` to cotangents."""
-        if self._ends is None:
+        """Apply the transpose of `_select` to cotangents."""
+        if self._out_slots is None:
             return x
         rows, length = self._rows
         zeros = x.new_zeros(*x.shape[:-2], rows * length, x.shape[-1])
-        return zeros.index_add(-2, self._ends, x).unflatten(-2, (rows, length))
+        return zeros.index_add(-2, self._out_slots, x).unflatten(-2, (rows, length))
 
 
 @dataclass(frozen=True)
 class Appended:
-    """Prompt slots after the first `num_own` tokens of every row."""
+    """Prompt slots after the first `num_before` tokens of every row."""
 
-    num_own: int
+    num_before: int
 
     def put(self, x: Tensor, prompt: Tensor) -> Tensor:
         """Return tokens (..., B, T, D) with a prompt (..., P, D) in its slots."""
-        own = x[..., : self.num_own, :]
-        prompts = prompt.unsqueeze(-3).expand(*own.shape[:-2], *prompt.shape[-2:])
-        return torch.cat([own, prompts], dim=-2)
+        before = x[..., : self.num_before, :]
+        prompts = prompt.unsqueeze(-3).expand(*before.shape[:-2], *prompt.shape[-2:])
+        return torch.cat([before, prompts], dim=-2)
 
-    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cotangents of tokens and prompt, given the cotangents from `Layer.reverse`."""
-        if own.shape[-2] != self.num_own:
-            own, rest = torch.cat([own, rest], dim=-2).tensor_split([self.num_own], dim=-2)
-        return own, rest.sum(dim=-3)
+    def take(self, out: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cotangents of the tokens and of the prompt, given the results of `Layer.reverse`."""
+        if out.shape[-2] != self.num_before:
+            out, rest = torch.cat([out, rest], dim=-2).tensor_split([self.num_before], dim=-2)
+        return out, rest.sum(dim=-3)
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """The `num` prompt slots of row 0 that follow its first `first` slots."""
+    """Prompt slots in row 0: the `num` slots after the first `first` ones."""
 
     first: int
     num: int
@@ -121,17 +121,17 @@ class Replaced:
         parts = [flat[..., : self.first, :], prompt, flat[..., self.first + self.num :, :]]
         return torch.cat(parts, dim=-2).unflatten(-2, x.shape[-3:-1])
 
-    def take(self, own: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        slots = own.select(-3, 0).narrow(-2, self.first, self.num)
+    def take(self, out: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        slots = out.select(-3, 0).narrow(-2, self.first, self.num)
         prompt = slots.clone()
         slots.zero_()
-        return own, prompt
+        return out, prompt
 
 
-def appending_layers(tower: Tower, num_own: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
+def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
     """Return the layers of a tower with `Appended` prompts and `num_out` output tokens."""
-    # The next layer reads `num` tokens of each layer, or all if `num` is None.
-    nums = [num_own if number in prompts else None for number in range(1, len(tower.blocks))]
+    # If a layer is prompted, the previous layer need not return prompt tokens.
+    nums = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
     return [
         Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*nums, num_out], strict=True)
     ]
@@ -140,7 +140,7 @@ def appending_layers(tower: Tower, num_own: int, prompts: LayerPrompts, *, num_o
 class Pass:
     """One run of a tower, from prompts to features (N, E), with the derivatives of a `TokenFunction`.
 
-    first: Normalizes the prompt of layer 0. end: Computes features from the last tokens.
+    prompt_norm: Normalizes the prompt of layer 0. head: Functions from the last layer's output to features.
     """
 
     def __init__(
@@ -148,10 +148,10 @@ class Pass:
         layers: list[Layer],
         slots: Appended | Replaced,
         *,
-        first: Norm | None = None,
-        end: Sequence[TokenFunction],
+        prompt_norm: Norm | None = None,
+        head: Sequence[TokenFunction],
     ) -> None:
-        self._layers, self._slots, self._first, self._end = layers, slots, first, end
+        self._layers, self._slots, self._prompt_norm, self._head = layers, slots, prompt_norm, head
 
     def value(self, x_BTD: Tensor, prompts: LayerPrompts) -> Tensor:
         """Return the features with torch's fused attention. Stores nothing for derivatives."""
@@ -166,14 +166,14 @@ class Pass:
         for number, layer in enumerate(self._layers):
             if number in prompts:
                 prompt = prompts[number]
-                if number == 0 and self._first is not None:
-                    prompt = through(self._first, prompt)
+                if number == 0 and self._prompt_norm is not None:
+                    prompt = through(self._prompt_norm, prompt)
                 x = self._slots.put(x, prompt)
             # Layers below the first prompt need no derivatives.
             x = layer.forward(x, _value if number < first else through)
         self._last = x.shape[:-1]
         x = x.flatten(0, -2)
-        for part in self._end:
+        for part in self._head:
             x = through(part, x)
         return x
 
@@ -190,12 +190,12 @@ class Pass:
         for number, layer in enumerate(self._layers[first:], first):
             if number in prompts:
                 prompt = prompts[number]
-                if number == 0 and self._first is not None:
-                    prompt = self._first.jvp(prompt)
+                if number == 0 and self._prompt_norm is not None:
+                    prompt = self._prompt_norm.jvp(prompt)
                 t = self._slots.put(t, prompt)
             t = layer.jvp(t)
         t = t.flatten(1, -2)
-        for part in self._end:
+        for part in self._head:
             t = part.jvp(t)
         return t
 
@@ -203,7 +203,7 @@ class Pass:
         return self._reverse(r_NE, lambda part, r: part.hvp(r), self._layers.pop)
 
     def _reverse(self, g: Tensor, through: Through, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
-        for part in reversed(self._end):
+        for part in reversed(self._head):
             g = through(part, g)
         g = g.unflatten(-2, self._last)
         cotangents: dict[int, Tensor] = {}
@@ -211,8 +211,8 @@ class Pass:
             g, rest = layer_at(number).reverse(g, through)
             if number in self._prompted:
                 g, prompt = self._slots.take(g, rest)
-                if number == 0 and self._first is not None:
-                    prompt = through(self._first, prompt)
+                if number == 0 and self._prompt_norm is not None:
+                    prompt = through(self._prompt_norm, prompt)
                 cotangents[number] = prompt
             elif rest.shape[-2]:
                 g = torch.cat([g, rest], dim=-2)

@@ -1,6 +1,6 @@
 """The vision tower.
 
-Each prompted layer appends its prompt after the patches, in place of the previous prompt. The feature is the
+Each prompted layer puts its prompt after the patches, in place of the previous prompt. The feature is the
 output at CLS. In SigLIP, attention pools the outputs at the patches, but not those at prompts.
 """
 
@@ -19,8 +19,8 @@ from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, appending_l
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """Return the tower's input tokens (B, T, D): CLS and patches after `ln_pre`, or SigLIP's patches.
 
-    The images must already be normalized (`Backbone.normalize`). If no prompt enters the tower, the only
-    token is the un-normalized feature.
+    The images must be normalized (`Backbone.normalize`). If `clip.image_prompts` is False, the whole tower is
+    applied, and the result is the un-normalized feature as a single token (B, 1, E).
     """
     cudnn: Any = torch.backends.cudnn
     convolution = cudnn.conv
@@ -48,32 +48,34 @@ def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts | None = 
     """Return un-normalized image features (B, E) of the tokens from `embed_images`.
 
     The prompt of a layer replaces the prompt tokens that the previous layer returns. `ln_pre` also applies to
-    the prompt of layer 0. Outputs at prompts are computed only if used.
+    the prompt of layer 0. Outputs at prompts are computed only where the next layer has no prompt.
     """
     if not clip.image_prompts:
         assert not prompts, "the image tower takes no prompts"
         return tokens_BTD[:, 0]
     prompts = prompts or {}
-    run = _pass(clip, tokens_BTD.shape[1], prompts)
-    return (run.forward if torch.is_grad_enabled() else run.value)(tokens_BTD, prompts)
+    tower_pass = _pass(clip, tokens_BTD.shape[1], prompts)
+    # `value` is faster, but autograd cannot differentiate its fused attention twice.
+    return (tower_pass.forward if torch.is_grad_enabled() else tower_pass.value)(tokens_BTD, prompts)
 
 
 def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
     """Return the image features and the `Pass` that computes their derivatives."""
-    run = _pass(clip, tokens_BTD.shape[1], prompts)
-    return run.forward(tokens_BTD, prompts), run
+    tower_pass = _pass(clip, tokens_BTD.shape[1], prompts)
+    return tower_pass.forward(tokens_BTD, prompts), tower_pass
 
 
-def _pass(clip: Clip, num_own: int, prompts: LayerPrompts) -> Pass:
+def _pass(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> Pass:
     tower = clip.vision
-    layers = appending_layers(tower, num_own, prompts, num_out=num_own if clip.pool else 1)
+    num_out = num_image_tokens if clip.pool else 1
+    layers = appending_layers(tower, num_image_tokens, prompts, num_out=num_out)
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
     has_norm = clip.ln_pre_weight is not None
-    first = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps) if has_norm else None
-    end: list[TokenFunction] = []
+    prompt_norm = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps) if has_norm else None
+    head: list[TokenFunction] = []
     if clip.ln_post_weight is not None:
-        end.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
+        head.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
     if clip.vision_projection is not None:
-        end.append(Projection(clip.vision_projection))
-    return Pass(layers, Appended(num_own), first=first, end=end)
+        head.append(Projection(clip.vision_projection))
+    return Pass(layers, Appended(num_image_tokens), prompt_norm=prompt_norm, head=head)

@@ -21,17 +21,17 @@ State = Mapping[str, Tensor]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name. Raises as `read_tensors`."""
+    """Return the tensors of a file by name. Raises the errors of `read_tensors`."""
     fix = "Pass --pretrained with an existing .safetensors file."
     if path.suffix != ".safetensors" and path.is_file():
         load = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
         save = f"safetensors.torch.save_file(state, {str(path.with_suffix('.safetensors'))!r})"
-        fix = f"Convert it with `{load}` (torch.load for a file that holds a state dict) and `{save}`."
+        fix = f"Convert it with `{load}` (or torch.load if the file contains a state dict) and `{save}`."
     return read_tensors(path, fix)[0]
 
 
 def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file. Error messages end with the sentence `fix`.
+    """Return the tensors and the metadata of a safetensors file. The sentence `fix` ends error messages.
 
     Raises:
         UserError: the file does not exist, or is not a safetensors file.
@@ -40,7 +40,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
         raise UserError(f"{path} does not exist. {fix}")
     try:
         with safe_open(path, framework="pt") as file:
-            # Cloned for alignment, because kernels sum unaligned memory in a different order.
+            # Clones are aligned. Kernels would sum unaligned memory in a different order.
             tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -49,7 +49,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
 def require_tensors(expected: State, state: State, *, where: str) -> None:
     """Raise a UserError if a tensor of a CLIP is missing, unexpected or unusable."""
-    # Extra tensors are ignored, except those of blocks, because a deeper model would otherwise fit.
+    # Extra tensors are ignored, except those of blocks, because a deeper model's weights would otherwise fit.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
@@ -60,13 +60,13 @@ def require_tensors(expected: State, state: State, *, where: str) -> None:
 
 
 def mismatch(expected: State, found: State) -> str:
-    """Describe the first tensor with a wrong shape or type or a value that is not finite, or return ""."""
+    """Describe the first tensor with a wrong shape or type, or with a non-finite value. Return "" if none."""
     for name in sorted(expected.keys() | found.keys()):
         wanted, actual = (_describe(each.get(name)) for each in (expected, found))
         if actual != wanted:
             return f"{name} is {actual}, expected {wanted}"
     for name, tensor in found.items():
-        # Unlike isfinite of the whole tensor, aminmax allocates no mask of its size.
+        # isfinite of the whole tensor would allocate a mask of its size.
         if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all():
             return f"{name} is not finite"
     return ""
@@ -111,7 +111,7 @@ class Architecture:
 
 
 def from_state_dict(state: State, arch: Architecture) -> Clip:
-    """Return open_clip's state dict as a `Clip`, in float32 or wider to keep derived tensors accurate."""
+    """Convert open_clip's state dict to a `Clip`, in float32 or wider to keep derived tensors accurate."""
     floats = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     dtype = reduce(torch.promote_types, floats, torch.float32)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
@@ -137,7 +137,7 @@ def from_state_dict(state: State, arch: Architecture) -> Clip:
         ln_post_weight=get("visual.ln_post.weight") if arch.causal else None,
         ln_post_bias=get("visual.ln_post.bias") if arch.causal else None,
         vision_projection=get("visual.proj"),
-        # In float64, so that the last bit, and therefore the digest, is equal on all CPUs.
+        # Computed in float64, so that all CPUs give the same last bit, and therefore the same digest.
         logit_scale=state["logit_scale"].double().exp().to(dtype).reshape(()),
         text_projection_bias=get("text_projection.bias"),
         pool=None if arch.causal else _attention_pool(state, arch, eps),
@@ -186,10 +186,10 @@ def _tower(state: State, prefix: str, num_heads: int, activation: str, eps: floa
 
 
 def _attention_pool(state: State, arch: Architecture, eps: float) -> Tower:
-    """Return SigLIP's pool as a block with a constant query: zero weight, and the query as bias."""
+    """Return SigLIP's pool as a block with a constant query: its weight is 0, and the query is its bias."""
     part = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     keys = part["kv.weight"]
-    # In float64 for the same reason as the logit scale.
+    # In float64, for the same reason as the logit scale in `from_state_dict`.
     wide = (part[name].double() for name in ("latent", "q.weight", "q.bias"))
     query = F.linear(*wide).flatten(0, -2)[0].to(keys.dtype)
     layers = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")

@@ -26,7 +26,7 @@ from prometar.io.files import read_bytes
 from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.run import DTYPES
-from prometar.training.scoring import classify, not_finite
+from prometar.training.scoring import make_logits_fn, not_finite
 
 Picture = Image.Image | str | Path | NDArray[np.uint8]
 
@@ -101,7 +101,7 @@ class Classifier:
         """
         names = self.classnames if classnames is None else _check_classnames(classnames)
         pictures = _to_sequence(images)
-        logits, clip = classify(self.backbone, self.model(names), self.leaves), self.backbone.clip
+        logits, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
         spec, parts = TransformSpec(size=clip.image_size, train=False), []
         for number, start in enumerate(range(0, len(pictures), batch_size)):
             chunk = map(_encode, pictures[start : start + batch_size])

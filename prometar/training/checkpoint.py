@@ -18,7 +18,7 @@ from prometar.training.run_result import EpochRecord
 
 
 class Checkpoint(BaseModel):
-    """State of a run, the records of finished epochs, and the digests of the run and of the weights."""
+    """State of a run, and records of its finished epochs. `run` and `weights` are digests."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,7 @@ class Checkpoint(BaseModel):
 def save_checkpoint(
     path: Path, state: State, history: Sequence[EpochRecord], *, run: str, weights: str
 ) -> None:
-    """Write a checkpoint to `path`."""
+    """Write a checkpoint to `path`. `run` and `weights` are digests."""
     tensors = {name: tensor.contiguous() for name, tensor in fetch(state.tensors()).items()}
     metadata = {
         "format": "prometar-run-2", "run": run, "weights": weights, "step": str(state.step),
@@ -45,12 +45,12 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     """Return the checkpoint at `path`, or None if there is none.
 
     Raises:
-        WorkError: the file is corrupt or has another format version.
+        WorkError: the file is corrupt, or was written by another version of prometar.
     """
     if file_size(path) is None:
         return None
     try:
-        tensors, metadata = read_tensors(path, "The file is truncated")
+        tensors, metadata = read_tensors(path, "The file may be truncated")
         state = State.from_tensors(tensors, int(metadata["step"]))
         return Checkpoint.model_validate({**metadata, "state": state})
     except ValidationError as error:
@@ -60,5 +60,5 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
 
 
 def corrupt(path: Path, reason: str) -> WorkError:
-    """Return the error for a corrupt checkpoint."""
-    return WorkError(f"The checkpoint {path} is corrupt ({reason}). Remove it to start this run over.")
+    """Return the error for a checkpoint that cannot be used."""
+    return WorkError(f"Checkpoint {path} is corrupt or outdated ({reason}). Remove it to start the run over.")

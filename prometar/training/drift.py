@@ -1,7 +1,7 @@
-"""Drift of prompted from frozen predictions over out-of-domain class names.
+"""Drift: divergence of prompted from frozen predictions over out-of-domain class names.
 
-Accuracy on new classes cannot be measured without their images. Drift predicts it: prompts that change the
-predictions over out-of-domain names also lose accuracy on new classes (docs/results.md).
+Accuracy on new classes cannot be measured without their images, but drift predicts it. Prompts that change
+the predictions over out-of-domain names also lose accuracy on new classes (docs/results.md).
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from prometar.step.prompted_clip import Model
 from prometar.training.scoring import not_finite
 
 TEMPLATE = "a photo of a {}."
-"""Template of the frozen texts. Most contexts are initialized with its words."""
+"""Template of the frozen texts. Most learned contexts are initialized with the same words."""
 LOSS_PER_NAT = 0.05
-"""Decay of accuracy on new classes per nat of divergence d: zero_shot exp(-0.05 d) (docs/results.md)."""
+"""Rate 0.05 in the prediction zero_shot * exp(-0.05 d), given a divergence of d nats (docs/results.md)."""
 _MIN_NAMES = 20
 """Minimum number of out-of-domain names."""
 
@@ -35,7 +35,7 @@ _MIN_NAMES = 20
 def divergence(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
 ) -> float:
-    """Return KL(frozen || prompted) of the probabilities over names in nats, averaged over images.
+    """Return KL(frozen || prompted) in nats, for the class probabilities over V names, averaged over images.
 
     Args:
         image_NE: Normalized features of N images.
@@ -54,7 +54,7 @@ def divergence(
 
 
 def drift_identity(backbone: Backbone) -> str:
-    """Return an identifier of the drift score. Scores with different identifiers are not comparable."""
+    """Return an identifier of how drift is scored. Scores with different identifiers are not comparable."""
     names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{LOSS_PER_NAT} a nat, names {names}"
 
@@ -63,7 +63,7 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
     """Return the names of a vocabulary that share no word with the class names of a dataset.
 
     Raises:
-        UserError: fewer than 20 names remain, as for ImageNet, whose classes cover most of the vocabulary.
+        UserError: fewer than 20 names remain. On ImageNet, the classes cover most of the vocabulary.
     """
 
     def words(name: str) -> set[str]:
@@ -74,7 +74,7 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
     if len(names) < _MIN_NAMES:
         raise UserError(
             f"Cannot measure drift for {dataset.name}: {len(names)} of {len(vocabulary)} out-of-domain names "
-            f"share no word with its classes, but {_MIN_NAMES} are required. Use --objective base_val."
+            f"share no word with its classes, but at least {_MIN_NAMES} must. Use --objective base_val."
         )
     return names
 
@@ -91,7 +91,7 @@ def drift_scores(
     """Return the base accuracy, the predicted accuracy on new classes, and the inputs of the prediction.
 
     Args:
-        base, foreign: Prompted CLIP of base classes and of out-of-domain names, with frozen text features.
+        base, foreign: Prompted CLIP for base classes and for out-of-domain names, with frozen text features.
         leaves: Trained prompts.
         batches, cache: Validation images of the base classes, and their cached features.
 
@@ -100,23 +100,23 @@ def drift_scores(
     """
     assert base.frozen_text_CE is not None
     assert foreign.frozen_text_CE is not None
-    prompts = base.prompts.tokens(dict(leaves))
+    prompt_tokens = base.prompts.tokens(dict(leaves))
     images, frozen, labels = [], [], []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
         tokens = embedded(backbone.clip, pixels, cache, batch.step)
         frozen.append(frozen_image(backbone.clip, tokens, cache, batch.step))
-        images.append(F.normalize(base.image_features(prompts, tokens), dim=-1))
+        images.append(F.normalize(base.image_features(prompt_tokens, tokens), dim=-1))
         labels.append(torch.from_numpy(batch.labels))
     image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
     drift = divergence(
         image_NE,
-        foreign.text_features(prompts, frozen_NE),
+        foreign.text_features(prompt_tokens, frozen_NE),
         frozen_image_NE=frozen_NE,
         frozen_text_VE=foreign.frozen_text_CE,
         scale=backbone.clip.logit_scale,
     )
-    prompted_NC = similarity(image_NE, base.text_features(prompts, frozen_NE))
+    prompted_NC = similarity(image_NE, base.text_features(prompt_tokens, frozen_NE))
     if not (math.isfinite(drift) and bool(prompted_NC.isfinite().all())):
         raise not_finite(backbone)
     accuracy, zero_shot = (

@@ -17,14 +17,14 @@ from prometar.step.state import State
 from prometar.training.run import Run
 
 StepCallback = Callable[[Run, State, Batch], None]
-"""Callback before each step. It receives the run, the state and the next batch."""
+"""Callback before each step. Its arguments are the run, the state and the next batch."""
 
 
 def rates(config: Config, epoch: int) -> Rates:
     """Return the SGD hyperparameters of a 0-based epoch."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
-    gate_lr = optim.gate_warmup_lr  # the published code never steps the schedule of the gate
+    gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's schedule
     if optim.gate_schedule == "configured":
         gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
     prompt_lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
@@ -34,7 +34,7 @@ def rates(config: Config, epoch: int) -> Rates:
 def train_epoch(
     run: Run, state: State, batches: Iterator[Batch], watch: StepCallback | None = None
 ) -> tuple[State, dict[str, float]]:
-    """Train the remaining steps of an epoch. Return the state and the mean of each loss over these steps.
+    """Train the remaining steps of an epoch. Return the state and the means of the losses over these steps.
 
     Raises:
         WorkError: a loss or a prompt is not finite.

@@ -13,23 +13,24 @@ from prometar.errors import WorkError
 from prometar.step.prompted_clip import Model
 
 
-def classify(
+def make_logits_fn(
     backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], cache: FeatureCache = None
 ) -> Callable[[Tensor, int], Tensor]:
-    """Return a function from uint8 images (B, H, W, 3) and their batch number to logits (B, C).
+    """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    Classes are encoded once, or once per image if prompts are conditional.
+    Class texts are encoded once, or once per image if prompts are conditional.
     """
     with torch.no_grad():
-        prompts = model.prompts.tokens(dict(leaves))
-        text_CE = None if model.prompts.conditional else model.text_features(prompts)
+        tokens = model.prompts.tokens(dict(leaves))
+        text_CE = None if model.prompts.conditional else model.text_features(tokens)
 
     @torch.no_grad()
     def logits(images: Tensor, number: int) -> Tensor:
-        tokens = embedded(backbone.clip, backbone.normalize(images), cache, number)
-        image_BE, text = model.image_features(prompts, tokens), text_CE
+        embedded_BTD = embedded(backbone.clip, backbone.normalize(images), cache, number)
+        image_BE, text = model.image_features(tokens, embedded_BTD), text_CE
         if text is None:
-            text = model.text_features(prompts, frozen_image(backbone.clip, tokens, cache, number))
+            frozen_BE = frozen_image(backbone.clip, embedded_BTD, cache, number)
+            text = model.text_features(tokens, frozen_BE)
         return model.logits(image_BE, text)
 
     return logits
@@ -42,12 +43,12 @@ def accuracy(
     batches: Iterable[Batch],
     cache: FeatureCache = None,
 ) -> float:
-    """Return the accuracy in percent on batches of images, given the classes of `model`.
+    """Return the accuracy in percent on batches of images whose labels refer to the classes of `model`.
 
     Raises:
         WorkError: a logit is not finite.
     """
-    logits, device, total = classify(backbone, model, leaves, cache), backbone.clip.device, 0
+    logits, device, total = make_logits_fn(backbone, model, leaves, cache), backbone.clip.device, 0
     correct = torch.zeros((), dtype=torch.long, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for batch in batches:

@@ -43,7 +43,7 @@ def test_a_row_is_the_recipe(name: str) -> None:
     text_depth = s.get("prompts.text_depth", 1 if kind == "conditional" else 0)
     vision_depth = s.get("prompts.vision_depth", 0)
     assert (f"text {s.get('prompts.text_length')} x {text_depth}" in prompts) == (text_depth > 0)
-    assert ("by a network that sees the image" in prompts) == (kind == "conditional")
+    assert ("by a network whose input is the image" in prompts) == (kind == "conditional")
     assert (f"vision {s.get('prompts.vision_length')} x {vision_depth}" in prompts) == (vision_depth > 0)
     assert ("coupled" in prompts) == (kind == "coupled")
     used = {term: w for term in ("text", "image", "logits") if (w := s.get(f"regularizer.{term}_weight"))}

@@ -22,7 +22,7 @@ from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.run import build_run
-from prometar.training.scoring import classify
+from prometar.training.scoring import make_logits_fn
 from tests.contracts.step.test_step import CLASSES, RATES, batch_for, draw, make
 from tests.support.plain import Plain, PlainConditional, PlainMeta
 from tests.support.tiny import backbone
@@ -106,7 +106,9 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
         torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
     pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = reference.logits(clip.normalize(pixels)).detach()
-    torch.testing.assert_close(classify(clip, model, state.prompts)(pixels, 0), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        make_logits_fn(clip, model, state.prompts)(pixels, 0), expected, rtol=0, atol=1e-9
+    )
     assert (expected.softmax(-1).std(dim=0) > 1e-6).all()
 
 
