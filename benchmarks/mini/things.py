@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from prometar.embedded.canvas import figure_canvas, noise, pattern_canvas
+from prometar.embedded.canvas import Canvas, noise
 from prometar.embedded.paint import Pixels, blend, lit, vary_color
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import TEXTURES
@@ -23,17 +23,17 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
     fill, ground = (TEXTURES.drawings[name] for name in patterns)
     colours = own.uniform(0.1, 0.9, (3, 3))
 
-    frame = figure_canvas(rng, size, reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
+    frame = Canvas.figure(rng, size, reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
     angle, radius = np.arctan2(frame.y, frame.x), np.hypot(frame.x, frame.y / flat)
     edge_ = 0.8 + sum(
         s * np.cos((k + 1) * angle + p) for k, (s, p) in enumerate(zip(size_, phase, strict=True))
     )
     inside = frame.ink(edge_ - radius)
     first, second, third = (vary_color(rng, tuple(colour), 0.12) for colour in colours)
-    inner = fill.draw(pattern_canvas(rng, size, rng.uniform(4, 8), turn=np.pi, warp=fill.warp))
+    inner = fill.draw(Canvas.pattern(rng, size, rng.uniform(4, 8), turn=np.pi, warp=fill.warp))
     outer = noise(rng, size, 3)
     if rng.random() < 0.3:
-        outer = ground.draw(pattern_canvas(rng, size, rng.uniform(3, 6), turn=np.pi, warp=ground.warp))
+        outer = ground.draw(Canvas.pattern(rng, size, rng.uniform(3, 6), turn=np.pi, warp=ground.warp))
     back = blend(third, vary_color(rng, tuple(colours[2]), 0.4), 0.6 * outer)
     return lit(rng, blend(back, blend(first, second, inner), inside))
 

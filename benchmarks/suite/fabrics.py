@@ -5,7 +5,7 @@ from math import tau
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, centered, edge, noise, pattern_canvas
+from prometar.embedded.canvas import Canvas, Floats, centered, edge, noise
 from prometar.embedded.paint import Pixels, blend, lit, vary_color
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import lines
@@ -108,7 +108,7 @@ _DYES = ((0.2, 0.3, 0.55), (0.6, 0.15, 0.2), (0.25, 0.4, 0.25), (0.4, 0.3, 0.2),
 
 
 def _draw(pattern: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
-    canvas = pattern_canvas(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
+    canvas = Canvas.pattern(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
     dye, plain = vary_color(rng, _DYES[rng.integers(5)], 0.15), vary_color(rng, (0.8, 0.78, 0.72), 0.18)
     ground, color = (dye, plain) if rng.random() < 0.5 else (plain, dye)
     threads = 0.06 * (np.sin(tau * canvas.x * 5) + np.sin(tau * canvas.y * 5))

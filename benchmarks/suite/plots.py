@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, centered, distance, edge, figure_canvas
+from prometar.embedded.canvas import Canvas, Floats, centered, distance, edge
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -84,7 +84,7 @@ def _scatter(f: Canvas) -> Floats:
 
 
 def _draw(depth: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
-    f = figure_canvas(rng, size, reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
+    f = Canvas.figure(rng, size, reach=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
     paper, ink = vary_color(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
     axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
     ruled = np.maximum(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, centered, edge, fractal, noise, pattern_canvas, voronoi
+from prometar.embedded.canvas import Canvas, Floats, centered, edge, fractal, noise, voronoi
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -106,7 +106,7 @@ def _village(c: Canvas) -> Floats:
 
 
 def _draw(scene: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
-    canvas = pattern_canvas(rng, size, float(np.exp(rng.uniform(1.7, 2.2))), turn=np.pi, warp=0.1)
+    canvas = Canvas.pattern(rng, size, float(np.exp(rng.uniform(1.7, 2.2))), turn=np.pi, warp=0.1)
     image = scene(canvas)
     haze = rng.uniform(0.0, 0.35)  # of the air between
     image = image * (1.0 - haze) + haze * np.array((0.62, 0.66, 0.72))

@@ -1,35 +1,74 @@
-"""Drawing primitives of rendered images: canvases, noise, cells and strokes (numpy, Pillow).
+"""Drawing primitives of rendered images: canvases, noise, Voronoi cells and strokes (numpy, Pillow).
 
-Everything is float64 with soft edges: a last-digit difference of a machine's sine does not flip a pixel.
-Shape legend: H, W = image side in pixels; N = points or segments.
+All values are float64 and edges are soft, so that rounding differences between machines do not change pixels.
+Shapes: H = W is the image side in pixels, N is the number of points or segments.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 Floats = NDArray[np.float64]
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Coordinates of an image, from `pattern_canvas` or `figure_canvas`.
+    """Coordinates of the pixels of an image, from `pattern` or `figure`.
 
     Attributes:
-        rng: The image's own generator.
-        x, y: (H, W) coordinates, y downwards, in pattern cells or about -1..1 across a figure.
-        pixel: Width of one pixel in them.
-        cells: Pattern cells across the image; 0 for a figure.
+        rng: Random generator of the image.
+        x, y: (H, W) coordinates, y downwards. Their unit is a cell of a pattern, or the radius of a figure.
+        pixel: Width of one pixel in this unit.
+        cells: Number of cells across the image, or 0 for a figure.
     """
 
-    rng: np.random.Generator
+    rng: Rng
     x: Floats
     y: Floats
     pixel: float
     cells: float = 0.0
+
+    @classmethod
+    def pattern(cls, rng: Rng, size: int, cells: float, *, turn: float, warp: float) -> Self:
+        """Return a canvas of `cells` cells across, turned by at most `turn` radians, warped by `warp` cells."""
+        angle = rng.uniform(-turn, turn)
+        stretch = np.exp(rng.uniform(-0.12, 0.12))
+        axis = (np.arange(size) + 0.5) / size - 0.5
+        u, v = axis[None, :] * cells, axis[:, None] * cells
+        x = (u * np.cos(angle) - v * np.sin(angle)) * stretch + rng.uniform(0.0, 8.0)
+        y = (u * np.sin(angle) + v * np.cos(angle)) / stretch + rng.uniform(0.0, 8.0)
+        if warp > 0.0:
+            x = x + warp * noise(rng, size, 2.5)
+            y = y + warp * noise(rng, size, 2.5)
+        return cls(rng, x, y, cells / size, cells)
+
+    @classmethod
+    def figure(
+        cls, rng: Rng, size: int, *, reach: tuple[float, float], turn: float, shift: float, warp: float
+    ) -> Self:
+        """Return a canvas for one figure, turned by up to `turn` radians.
+
+        Args:
+            reach: Range (low, high) of the figure's radius as a fraction of half the image.
+            shift: Maximum shift of the figure as a fraction of half the image.
+            warp: Strength of the warp, in radii of the figure.
+        """
+        unit, angle = rng.uniform(*reach), rng.uniform(-turn, turn)
+        stretch = np.exp(rng.uniform(-0.1, 0.1))
+        left, top = rng.uniform(-shift, shift, 2)
+        axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0
+        u, v = (axis[None, :] - left) / unit, (axis[:, None] - top) / unit
+        x = (u * np.cos(angle) + v * np.sin(angle)) * stretch
+        y = (v * np.cos(angle) - u * np.sin(angle)) / stretch
+        if warp > 0.0:
+            x = x + warp * noise(rng, size, 2.0)
+            y = y + warp * noise(rng, size, 2.0)
+        return cls(rng, x, y, 2.0 / size / unit)
 
     @property
     def size(self) -> int:
@@ -37,34 +76,24 @@ class Canvas:
         return self.x.shape[0]
 
     def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
-        """1 where `depth` is above 0, with an edge of `softness` pixels."""
+        """Return 1 where `depth` is above 0 and 0 elsewhere, with an edge `softness` pixels wide."""
         return edge(depth, softness * self.pixel)
 
 
-def pattern_canvas(rng: np.random.Generator, size: int, cells: float, *, turn: float, warp: float) -> Canvas:
-    """A canvas of `cells` cells across, turned by up to `turn` radians and warped by `warp` cells."""
-    angle = rng.uniform(-turn, turn)
-    stretch = np.exp(rng.uniform(-0.12, 0.12))
-    axis = (np.arange(size) + 0.5) / size - 0.5
-    u, v = axis[None, :] * cells, axis[:, None] * cells
-    x = (u * np.cos(angle) - v * np.sin(angle)) * stretch + rng.uniform(0.0, 8.0)
-    y = (u * np.sin(angle) + v * np.cos(angle)) / stretch + rng.uniform(0.0, 8.0)
-    if warp > 0.0:
-        x = x + warp * noise(rng, size, 2.5)
-        y = y + warp * noise(rng, size, 2.5)
-    return Canvas(rng, x, y, cells / size, cells)
+MakeCanvas = Callable[[Rng, int], Canvas]
+"""`Canvas.figure` with all arguments except the first two already given."""
 
 
-def noise(rng: np.random.Generator, size: int, waves: float, stretch: float = 1.0) -> Floats:
-    """(H, W) smooth noise, deviation about 1, `waves` bumps across (`waves / stretch` downwards)."""
+def noise(rng: Rng, size: int, waves: float, stretch: float = 1.0) -> Floats:
+    """Return smooth noise (H, W) with std about 1 and `waves` bumps across (`waves / stretch` downwards)."""
     shape = (max(2, round(waves * 2 / stretch)) + 2, max(2, round(waves * 2)) + 2)
     grid = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
     grown = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
     return grown * 1.25
 
 
-def fractal(rng: np.random.Generator, size: int, waves: float, octaves: int = 3) -> Floats:
-    """(H, W) sum of noises, each twice as fine and half as strong as the last; deviation about 1."""
+def fractal(rng: Rng, size: int, waves: float, octaves: int = 3) -> Floats:
+    """Return a sum (H, W) of noises, each twice as fine and half as strong as the last, with std about 1."""
     total = np.zeros((size, size))
     for octave in range(octaves):
         total += noise(rng, size, waves * 2**octave) * 0.5**octave
@@ -72,25 +101,25 @@ def fractal(rng: np.random.Generator, size: int, waves: float, octaves: int = 3)
 
 
 def edge(distance: Floats, width: float) -> Floats:
-    """0 below, 1 above distance 0, with a smooth edge `width` wide."""
+    """Return 0 below and 1 above distance 0, with a smooth edge of width `width`."""
     t = np.clip(distance / width + 0.5, 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 def centered(value: Floats) -> Floats:
-    """Distance to the nearest whole number, signed: -0.5 .. 0.5."""
+    """Return the signed distance to the nearest integer, from -0.5 to 0.5."""
     return value - np.floor(value + 0.5)
 
 
 def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floats]:
-    """(N,), (N,): points of a jittered grid of `spacing` cells that covers the canvas."""
+    """Return x and y (N,) of the points of a jittered grid, `spacing` cells apart, that covers the canvas."""
     left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
     columns = np.arange(left, canvas.x.max() + spacing, spacing)
     rows = np.arange(top, canvas.y.max() + spacing, spacing)
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # turned canvases have empty corners: drop the points that no pixel is near
+    margin = 0.75 * spacing  # points far from all pixels are dropped, because the grid covers a turned canvas
     corner_x, corner_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     squared = ((corner_x[:, None] - px) ** 2 + (corner_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2
@@ -100,7 +129,7 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
 def voronoi(
     canvas: Canvas, spacing: float = 1.0, jitter: float = 0.4
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Voronoi cells: (H, W) distance to the nearest and second nearest point, index of the nearest."""
+    """Return the distances (H, W) to the nearest and second nearest point, and the index of the nearest."""
     px, py = scatter(canvas, spacing, jitter)
     first = np.full(canvas.x.shape, 1e9)
     second = first.copy()
@@ -114,35 +143,8 @@ def voronoi(
     return np.sqrt(first), np.sqrt(second), owner
 
 
-MakeCanvas = Callable[[np.random.Generator, int], Canvas]
-"""`figure_canvas` with all but its first two arguments."""
-
-
-def figure_canvas(
-    rng: np.random.Generator, size: int, *, reach: tuple[float, float], turn: float, shift: float, warp: float
-) -> Canvas:
-    """A canvas for one figure.
-
-    Args:
-        reach: Its unit, as a share of half the image (low, high).
-        turn, shift: It is turned by up to `turn` radians and moved by up to `shift` of half the image.
-        warp: Bending, in its units.
-    """
-    unit, angle = rng.uniform(*reach), rng.uniform(-turn, turn)
-    stretch = np.exp(rng.uniform(-0.1, 0.1))
-    left, top = rng.uniform(-shift, shift, 2)
-    axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0
-    u, v = (axis[None, :] - left) / unit, (axis[:, None] - top) / unit
-    x = (u * np.cos(angle) + v * np.sin(angle)) * stretch
-    y = (v * np.cos(angle) - u * np.sin(angle)) / stretch
-    if warp > 0.0:
-        x = x + warp * noise(rng, size, 2.0)
-        y = y + warp * noise(rng, size, 2.0)
-    return Canvas(rng, x, y, 2.0 / size / unit)
-
-
 def distance(canvas: Canvas, starts: Floats, ends: Floats) -> Floats:
-    """(H, W) distance to the nearest of the segments `starts` (N, 2) to `ends` (N, 2)."""
+    """Return the distance (H, W) to the nearest segment from `starts` (N, 2) to `ends` (N, 2)."""
     along = ends - starts
     ax, ay, bx, by = (part[:, None, None] for part in (*starts.T, *along.T))
     dx, dy = canvas.x - ax, canvas.y - ay

@@ -1,19 +1,19 @@
-"""`cells`: 10 kinds of cells and microbes under a microscope, stained: far from what `mini` has seen."""
+"""`cells`: 10 kinds of stained cells and microbes under a microscope, unlike `mini`'s pretraining images."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, distance, figure_canvas, fractal, noise
+from prometar.embedded.canvas import Canvas, Floats, distance, fractal, noise
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 Stain = tuple[Floats, Floats]
-"""(H, W) depth in the body, and in what is dark in it (nucleus, walls)."""
+"""Depths (H, W) inside the body and inside its dark parts (nucleus, walls). Outside, they are negative."""
 
 
 def _at(f: Canvas, count: int, spread: float = 0.85) -> Floats:
-    """(N, 2) places, kept apart by a coarse grid."""
+    """Return `count` random points (N, 2), at most one per square of a coarse grid."""
     side = int(np.ceil(np.sqrt(count)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
     places = (grid + 0.5 + f.rng.uniform(-0.3, 0.3, grid.shape)) / side * 2.0 - 1.0
@@ -108,7 +108,7 @@ _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5
 
 
 def _draw(depth: Callable[[Canvas], Stain], rng: np.random.Generator, size: int) -> Pixels:
-    frame = figure_canvas(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
+    frame = Canvas.figure(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
     field = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
     body, dark = depth(frame)

@@ -9,13 +9,13 @@ from prometar.embedded.textures import TEXTURES
 
 EMBEDDED: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS)}
 DEFAULT = CELLS.name
-"""Dataset of the demo. Training takes about a third of the time of `textures`."""
+"""Dataset of the demo. Training takes about a third as long as on `textures`."""
 
 
 def default_backbone(
     datasets: Iterable[str], backbone: str | None, pretrained: str | None
 ) -> tuple[str, str | None]:
-    """Return the backbone and its weights. The default is `mini` if all datasets are rendered.
+    """Return the backbone and its weights. The default is `mini` if all datasets are embedded.
 
     Example:
         >>> default_backbone(["cells"], None, None), default_backbone(["cells", "dtd"], None, None)

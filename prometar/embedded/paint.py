@@ -1,4 +1,4 @@
-"""Conversion of drawn ink to pixels: two colors under uneven light."""
+"""Conversion of drawn ink to pixels: colors, blending and uneven light."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ Pixels = NDArray[np.uint8]
 
 
 def contrasting(rng: np.random.Generator) -> NDArray[np.float64]:
-    """(2, 3) ground and ink color in 0..1, at least 0.35 apart in mean brightness."""
+    """Return a ground and an ink color (2, 3) in 0..1 whose mean brightness differs by more than 0.35."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
         if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:
@@ -17,17 +17,17 @@ def contrasting(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def quantize(image: Floats) -> Pixels:
-    """(H, W, 3) colors in 0..1 -> uint8."""
+    """Convert colors (H, W, 3) in 0..1 to uint8."""
     return np.clip(np.rint(image * 255.0), 0, 255).astype(np.uint8)
 
 
 def blend(ground: Floats, color: Floats, ink: Floats) -> Floats:
-    """(H, W, 3): `color` where ink is 1, `ground` where it is 0; colors are (3,) or (H, W, 3)."""
+    """Return `color` where ink is 1 and `ground` where it is 0. Both colors are (3,) or (H, W, 3)."""
     return ground + np.clip(ink, 0.0, 1.0)[:, :, None] * (color - ground)
 
 
 def lit(rng: np.random.Generator, image: Floats) -> Pixels:
-    """(H, W, 3) pixels of colored matter under uneven light, with grain."""
+    """Return pixels (H, W, 3) of an image under uneven light, with grain."""
     size = image.shape[0]
     axis = np.linspace(-1.0, 1.0, size)
     tilt = rng.uniform(-0.2, 0.2, 2)
@@ -39,5 +39,5 @@ def lit(rng: np.random.Generator, image: Floats) -> Pixels:
 
 
 def vary_color(rng: np.random.Generator, color: tuple[float, float, float], spread: float = 0.08) -> Floats:
-    """(3,) a color near a given one."""
+    """Return a random color (3,) near the given one."""
     return np.clip(np.array(color) + rng.uniform(-spread, spread, 3), 0.0, 1.0)

@@ -25,14 +25,14 @@ T = TypeVar("T")
 class RenderedSet(Generic[T]):
     """Rendered dataset.
 
-    Images have paths "<class>/<split>_<index>.png", which determine their pixels. Classes are sorted by name.
+    The path of an image, "<class>/<split>_<index>.png", determines its pixels. Classes are sorted by name.
 
     Args:
         template: Template of zero-shot prompts.
         counts: Number of images per class, by split.
         draw: Function (class description, generator, side) -> (side, side, 3) pixels.
         families: Class descriptions by family name, then by class name.
-        salted: True if seeds depend on the dataset's name.
+        salted: True if seeds depend on the dataset's name. False only for the first dataset, `textures`.
     """
 
     name: str
@@ -88,7 +88,7 @@ class RenderedSet(Generic[T]):
         raise UserError(f"{self.name} has no image {path!r}. Paths look like {self.paths('train')[0]!r}.")
 
     def encode(self, path: str) -> bytes:
-        """Return an image as PNG. Its bytes, but not its pixels, depend on the zlib version."""
+        """Return an image as PNG. The zlib version affects its bytes, but not its pixels."""
         buffer = io.BytesIO()
         Image.fromarray(self.render(*self.locate(path))).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""`textures`: 32 texture classes named in words, near to what `mini` has seen.
+"""`textures`: 32 classes named by ordinary words, similar to the images that `mini` was pretrained on.
 
-Both halves hold look-alikes (dotted, freckled and flecked, cracked and cobwebbed; lined, striped and
-stratified, woven and waffled). A pattern is an ink field (H, W), about 0..1, on a canvas in pattern cells.
+Base and new classes both contain look-alikes, such as dotted and freckled (base), lined and striped (new).
+A pattern draws ink (H, W) between about 0 and 1 on a canvas whose unit is a cell.
 """
 
 from collections.abc import Callable
@@ -10,24 +10,14 @@ from math import tau
 
 import numpy as np
 
-from prometar.embedded.canvas import (
-    Canvas,
-    Floats,
-    centered,
-    edge,
-    fractal,
-    noise,
-    pattern_canvas,
-    scatter,
-    voronoi,
-)
+from prometar.embedded.canvas import Canvas, Floats, centered, edge, fractal, noise, scatter, voronoi
 from prometar.embedded.paint import Pixels, blend, contrasting, lit
 from prometar.embedded.rendered import RenderedSet
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Drawing of a class: function, cells across the image (low, high), turn (radians), warp (cells)."""
+    """Drawing of a class. `scale`: range of the number of cells across. `turn`: radians. `warp`: in cells."""
 
     draw: Callable[[Canvas], Floats]
     scale: tuple[float, float] = (4.0, 8.0)
@@ -36,14 +26,14 @@ class Pattern:
 
 
 def lines(value: Floats, half: float, pixel: float) -> Floats:
-    """Lines of half width `half` at every whole number of `value`."""
+    """Draw lines of half width `half` where `value` is an integer."""
     return edge(half - np.abs(centered(value)), 1.5 * pixel)
 
 
 def spots(
     c: Canvas, radius: tuple[float, float], *, spacing: float, jitter: float, keep: float = 1.0
 ) -> Floats:
-    """Round spots with radii from `radius`, on a jittered grid of which the share `keep` is used."""
+    """Draw spots with radii from `radius` on a jittered grid. Each is kept with probability `keep`."""
     ink = np.zeros(c.x.shape)
     for px, py in zip(*scatter(c, spacing, jitter), strict=True):
         wanted, r = c.rng.random() < keep, c.rng.uniform(*radius)
@@ -53,7 +43,7 @@ def spots(
 
 
 def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
-    """(H, W) brightness in 0..1 of a surface of that height (in cells), lit from a random side."""
+    """Return the brightness (H, W) in 0..1 of a surface, lit from a random side. `height` is in cells."""
     angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
     down, right = np.gradient(height, canvas.pixel)
     slope = right * np.cos(angle) + down * np.sin(angle)
@@ -61,7 +51,7 @@ def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
 
 
 def _levels(c: Canvas, value: Floats, thickness: tuple[float, float], softness: float) -> Floats:
-    """Layers of random thickness along `value`, each with its own tone."""
+    """Draw layers of random thickness and tone along `value`."""
     ink = np.full(value.shape, 0.5)
     at, tone = float(value.min()), 0.5
     while at < value.max():
@@ -260,7 +250,7 @@ def wrinkled(c: Canvas) -> Floats:
 def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     low, high = pattern.scale
     across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    ink = pattern.draw(pattern_canvas(rng, size, across, turn=pattern.turn, warp=pattern.warp))
+    ink = pattern.draw(Canvas.pattern(rng, size, across, turn=pattern.turn, warp=pattern.warp))
     ground, color = contrasting(rng)
     return lit(rng, blend(ground, color, ink))
 
@@ -316,5 +306,5 @@ TEXTURES = RenderedSet(
             "wrinkled": Pattern(wrinkled),
         },
     },
-    salted=False,
+    salted=False,  # seeds determine the pixels, which must not change
 )

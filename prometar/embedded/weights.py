@@ -1,7 +1,7 @@
 """Weights of the embedded backbone `mini`.
 
-Training changed few rows of the token table. `mini.safetensors` stores only these rows (`token_rows/ids`,
-`token_rows/values`). Loading generates all other rows from a fixed seed.
+Training changed only a few rows of the token table. `mini.safetensors` contains these rows (`token_rows/ids`,
+`token_rows/values`). The other rows are generated from a fixed seed when the weights are loaded.
 """
 
 import json
@@ -23,7 +23,7 @@ ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"
 
 
 def initial_token_table(vocabulary: int, width: int) -> Tensor:
-    """Return the initial token table, normal with standard deviation 0.02, equal on all platforms."""
+    """Return the initial token table (normal, standard deviation 0.02). It is equal on all platforms."""
     rng = np.random.Generator(np.random.PCG64(0))
     return torch.from_numpy(rng.standard_normal((vocabulary, width), dtype=np.float32) * np.float32(0.02))
 
