@@ -32,8 +32,7 @@ class TextInput:
     """Token sequences packed into R rows of T slots, for a set of classes.
 
     embedded_RTD: Token embeddings plus position embeddings. SOT and the context are the first slots of row 0.
-    mask_R1TS: Attention mask. With several rows, the keys are SOT and the context, then the slots of the row.
-        With a single row, the keys are its slots only.
+    mask_R1TS: Attention mask. If R > 1, the keys are SOT and the context, then the row's slots, else its slots.
     end_C: Slot of each EOT, counted over all rows.
     For SigLIP, `mask_R1TS` and `end_C` are None, the pooled token is first, and the context is last.
     """
@@ -73,8 +72,7 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
     if len(ids) == 1:  # the shared tokens are slots of this row, so they are not repeated as keys
         attends[:, :, start : 2 * start] |= attends[:, :, :start]
         attends = attends[:, :, start:]
-    mask = torch.zeros(attends.shape, dtype=clip.dtype, device=clip.device)
-    mask.masked_fill_(~attends, float("-inf"))
+    mask = attends.new_zeros(attends.shape, dtype=clip.dtype).masked_fill_(~attends, float("-inf"))
     embedded_RTD = clip.token_embedding[ids] + clip.text_positions[depth]
     return TextInput(embedded_RTD, mask[:, None], ends, num_start, num_context)
 

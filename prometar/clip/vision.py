@@ -67,8 +67,7 @@ def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts) -> tuple[T
 
 def _pass(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> Pass:
     tower = clip.vision
-    num_out = num_image_tokens if clip.pool else 1
-    layers = appending_layers(tower, num_image_tokens, prompts, num_out=num_out)
+    layers = appending_layers(tower, num_image_tokens, prompts, num_out=num_image_tokens if clip.pool else 1)
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
     has_norm = clip.ln_pre_weight is not None

@@ -35,7 +35,7 @@ class Canvas:
 
     @classmethod
     def pattern(cls, rng: Rng, size: int, cells: float, *, turn: float, warp: float) -> Self:
-        """Return a canvas of `cells` cells across, turned by at most `turn` radians, warped by `warp` cells."""
+        """Return a canvas of `cells` cells across, turned by up to `turn` radians, warped by `warp` cells."""
         angle = rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         axis = (np.arange(size) + 0.5) / size - 0.5

@@ -29,8 +29,7 @@ def make_logits_fn(
         embedded_BTD = embedded(backbone.clip, backbone.normalize(images), cache, number)
         image_BE, text = model.image_features(tokens, embedded_BTD), text_CE
         if text is None:
-            frozen_BE = frozen_image(backbone.clip, embedded_BTD, cache, number)
-            text = model.text_features(tokens, frozen_BE)
+            text = model.text_features(tokens, frozen_image(backbone.clip, embedded_BTD, cache, number))
         return model.logits(image_BE, text)
 
     return logits
