@@ -32,7 +32,7 @@ class TextInput:
     """Token sequences packed into R rows of T slots, for a set of classes.
 
     embedded_RTD: Token embeddings plus position embeddings. SOT and the context are the first slots of row 0.
-    mask_R1TS: Attention mask. If R > 1, the keys are SOT and the context, then the row's slots, else its slots.
+    mask_R1TS: Attention mask. The keys are SOT and the context (only if R > 1), then the slots of the row.
     end_C: Slot of each EOT, counted over all rows.
     For SigLIP, `mask_R1TS` and `end_C` are None, the pooled token is first, and the context is last.
     """
