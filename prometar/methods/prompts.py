@@ -45,11 +45,11 @@ class Prompts(Part):
     def tokens(self, leaves: Leaves) -> Leaves:
         """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
 
-        Conditional prompts also return the inputs of `seeing`.
+        Conditional prompts also return the other tensors that `conditioned_on` needs.
         """
         return leaves
 
-    def seeing(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
+    def conditioned_on(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
         """Return text tokens (B, P, D) per image, given frozen features. Only called if `conditional`."""
         return tokens
 
@@ -120,7 +120,7 @@ class _Context(Prompts):
     def num_context(self) -> int:
         return self.text_length
 
-    def _text(self, clip: "Clip", words: "Tensor", depth: int, generator: "Generator") -> Leaves:
+    def _initial_text(self, clip: "Clip", words: "Tensor", depth: int, generator: "Generator") -> Leaves:
         """Return the initial `text.<layer>` of the first `depth` layers."""
         leaves: Leaves = {}
         for layer in range(min(depth, len(clip.text.blocks))):
@@ -147,7 +147,7 @@ class IndependentPrompts(_Context, _FrozenText):
     vision_depth: int = Field(default=9, ge=0)
 
     @model_validator(mode="after")
-    def _learns(self) -> Self:
+    def _require_prompts(self) -> Self:
         if self.text_depth == 0 and self.vision_depth == 0:
             raise ValueError("text_depth and vision_depth are both 0, so nothing would be learned")
         return self
@@ -161,7 +161,7 @@ class IndependentPrompts(_Context, _FrozenText):
         return self.vision_depth > 0
 
     def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
-        leaves = self._text(clip, init_tokens, self.text_depth, generator)
+        leaves = self._initial_text(clip, init_tokens, self.text_depth, generator)
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
             width = clip.vision.width
             leaves[f"vision.{layer}"] = _normal(self.vision_length, width, self.init_std, clip, generator)
@@ -186,7 +186,7 @@ class CoupledPrompts(_Context):
 
     def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
         depth = min(self.text_depth, len(clip.text.blocks), len(clip.vision.blocks))
-        leaves = self._text(clip, init_tokens, depth, generator)
+        leaves = self._initial_text(clip, init_tokens, depth, generator)
         width, like = clip.text.width, leaves["text.0"]
         shapes = {"weight": (clip.vision.width, width), "bias": (clip.vision.width,)}
         for layer in range(depth):
@@ -221,7 +221,7 @@ class ConditionalPrompts(_Context):
     reduction: int = Field(default=16, ge=1)
 
     def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
-        leaves = self._text(clip, init_tokens, 1, generator)
+        leaves = self._initial_text(clip, init_tokens, 1, generator)
         widths = (clip.embed_dim, max(1, clip.embed_dim // self.reduction), clip.text.width)
         for name, num_in, num_out in zip(("in", "out"), widths, widths[1:], strict=False):
             for part, shape in (("weight", (num_out, num_in)), ("bias", (num_out,))):
@@ -229,7 +229,7 @@ class ConditionalPrompts(_Context):
                 leaves[f"shift.{name}.{part}"] = leaf
         return leaves
 
-    def seeing(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
+    def conditioned_on(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
         hidden = (frozen_BE @ tokens["shift.in.weight"].T + tokens["shift.in.bias"]).relu()
         shift_BD = hidden @ tokens["shift.out.weight"].T + tokens["shift.out.bias"]
         return {"text.0": tokens["text.0"] + shift_BD[:, None]}

@@ -1,4 +1,4 @@
-"""Prompted CLIP: a frozen CLIP, a set of classes, and the architecture of the prompts."""
+"""Prompted CLIP: a frozen CLIP with prompts, for a set of classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from prometar.methods.prompts import Leaves, Prompts, layers
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
-_MAX_TEXTS = 256  # texts that are encoded at once if each image has its own texts
+_MAX_TEXTS = 256  # texts to encode at once if prompts depend on the image
 
 
 @dataclass(frozen=True)
 class Model:
-    """Prompted CLIP for fixed classes, and their frozen text features.
+    """Prompted CLIP for fixed classes, and their frozen text features if needed.
 
-    text: Input of the text tower, or text features (C, E) if no context is learned.
+    text: Input of the text tower, or the text features (C, E) if no context is learned.
     """
 
     clip: Clip
@@ -35,7 +35,7 @@ class Model:
     def text_features(self, tokens: Leaves, frozen_BE: Tensor | None = None) -> Tensor:
         """Return the normalized text features (C, E), given the tokens from `prompts.tokens`.
 
-        Conditional prompts require frozen image features, and return features per image, (B, C, E).
+        With conditional prompts, pass the frozen image features. The result is (B, C, E).
         """
         text = self.text
         if isinstance(text, Tensor):
@@ -49,7 +49,7 @@ class Model:
     def _text_per_image(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor | None) -> Tensor:
         """Return the unnormalized text features (B, C, E) of conditional prompts."""
         assert frozen_BE is not None, "conditional prompts require frozen image features"
-        conditioned = self._layers(self.prompts.seeing(dict(tokens), frozen_BE), "text")
+        conditioned = self._layers(self.prompts.conditioned_on(dict(tokens), frozen_BE), "text")
         chunk_size = max(1, _MAX_TEXTS // len(text.embedded_RTD))
         with torch.enable_grad():  # vmap does not support the fused attention that runs without gradients
             return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)
@@ -64,16 +64,16 @@ class Model:
         """Run both towers, and save what their derivatives need. No autograd graph is recorded."""
         text, working, passes = self.text, self.clip.working_dtype, dict[str, TowerPass]()
         features, text_CE, image_BE = Leaves(), None, None
-        own, vision = self._layers(tokens, "text"), self._layers(tokens, "vision")
+        text_tokens, vision_tokens = self._layers(tokens, "text"), self._layers(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
             tower = AutodiffPass(lambda t: self._text_per_image(text, t, frozen_BE).to(working), tokens)
             features["text"], passes["text"] = tower.features, tower
-        elif isinstance(text, TextInput) and own:
-            features["text"], passes["text"] = text_pass(self.clip, text, own)
+        elif isinstance(text, TextInput) and text_tokens:
+            features["text"], passes["text"] = text_pass(self.clip, text, text_tokens)
         else:
             text_CE = self.text_features({})
-        if vision:
-            features["vision"], passes["vision"] = image_pass(self.clip, images_BTD, vision)
+        if vision_tokens:
+            features["vision"], passes["vision"] = image_pass(self.clip, images_BTD, vision_tokens)
         else:
             image_BE = self.image_features({}, images_BTD)
         features = {name: value.to(working) for name, value in features.items()}
@@ -84,16 +84,16 @@ class Model:
         return {layer: token.to(self.clip.dtype) for layer, token in layers(tokens, tower).items()}
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
-        """Return logits (B, C): scaled cosines of unnormalized image and normalized text features."""
+        """Return the logits (B, C), scaled cosines, given unnormalized image and normalized text features."""
         return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
     """Return the texts of the classes, grouped by class.
 
-    With a learned context, each class has one text, "<init> <name>.". As in the published code, placeholder
-    words replace an `init` with fewer words than the context has tokens. Otherwise, each class has one text
-    per template.
+    With a learned context, each class has one text, "<init> <name>.". If `init` has fewer words than the
+    context has tokens, placeholder words replace it, as in the published code. Without a learned context,
+    each class has one text per template.
 
     Raises:
         UserError: a template does not contain {} exactly once.
@@ -110,13 +110,13 @@ def build_model(
     """Return the prompted CLIP of the classes, given the token ids of their `prompt_texts`.
 
     Raises:
-        UserError: the words of the context have fewer tokens than the learned context.
+        UserError: the context's words have fewer tokens than the learned context.
     """
     if prompts.num_context:
         start = clip.num_start
         if len({tuple(ids[start : start + prompts.num_context]) for ids in tokens_NT.tolist()}) > 1:
             raise UserError(
-                f"The tokenizer makes fewer than {prompts.num_context} tokens of the context's words, so "
+                f"The tokenizer turns the context's words into fewer than {prompts.num_context} tokens, so "
                 "prompts would replace parts of class names. Set prompts.init to other words."
             )
         text: TextInput | Tensor = text_input(clip, tokens_NT, num_context=prompts.num_context)

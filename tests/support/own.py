@@ -61,7 +61,7 @@ class Wide:
     def tokens(self, leaves):
         return leaves
 
-    def seeing(self, tokens, frozen_BE):
+    def conditioned_on(self, tokens, frozen_BE):
         return tokens
 '''
 
