@@ -199,9 +199,8 @@ def _query_loss(model: Model, towers: Towers, features: Leaves, query: Images) -
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, mixing = image_RE[: len(query.labels)], query.mixing
     if mixing is not None and mixing.token_rows is not None:
-        image_QE = (
-            mixing.share[:, None] * image_QE + mixing.partner_share[:, None] * image_RE[mixing.token_rows]
-        )
+        share, partner_share = mixing.share[:, None], mixing.partner_share[:, None]
+        image_QE = share * image_QE + partner_share * image_RE[mixing.token_rows]
     logits = model.logits(image_QE, text_CE)
     if mixing is None or query.partner_labels is None:
         return cross_entropy(logits, query.labels, query.weights)

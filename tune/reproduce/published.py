@@ -14,7 +14,7 @@ from prometar.data.preparation.check import size_differences
 from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
-# Runs with other values of these settings are comparable, or the values are checked elsewhere.
+# Differences in these settings do not prevent a comparison, or are checked elsewhere.
 _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained",
             "backbone.precision", "train.seed"}  # fmt: skip
 
@@ -43,8 +43,8 @@ def protocol_settings(protocol: str, method: str) -> Mapping[str, Any]:
 def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Mapping[str, float]], str]:
     """Return the published accuracies that are comparable with runs of `config`, and their citation.
 
-    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. Otherwise, they have the method's default
-    settings, except for those that the authors changed for the protocol or for the series.
+    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. Their other settings are the method's
+    defaults, except for those that the authors changed for the protocol or for the series.
 
     Returns:
         Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.

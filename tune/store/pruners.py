@@ -30,7 +30,7 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
 
     Args:
         epochs: Maximum number of epochs of a trial.
-        concurrency: Number of concurrent trials, also a minimum of completed trials (see `STARTUP_TRIALS`).
+        concurrency: Number of concurrent trials. Pruning starts after at least as many completed trials.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.
@@ -39,11 +39,11 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
     limits = {"n_startup_trials": max(STARTUP_TRIALS, concurrency), "n_warmup_steps": MIN_EPOCHS}
     pruners: dict[str, Callable[[int], BasePruner]] = {
         # Only the worst quarter is pruned, because a trial may start slowly and end with a high score.
-        "percentile": lambda epochs: PercentilePruner(75.0, **limits),
-        "median": lambda epochs: MedianPruner(**limits),
-        "asha": lambda epochs: SuccessiveHalvingPruner(MIN_EPOCHS, reduction_factor=3),
+        "percentile": lambda _: PercentilePruner(75.0, **limits),
+        "median": lambda _: MedianPruner(**limits),
+        "asha": lambda _: SuccessiveHalvingPruner(MIN_EPOCHS, reduction_factor=3),
         "hyperband": lambda epochs: HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, epochs), 3),
-        "none": lambda epochs: NopPruner(),
+        "none": lambda _: NopPruner(),
     }
     pruner = (pruners.get(name) or load_component("pruner", name, pruners))(epochs)
     if not isinstance(pruner, BasePruner):

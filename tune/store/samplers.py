@@ -45,11 +45,9 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
             constant_liar=True,
             n_startup_trials=startup,
         ),
-        "random": lambda space, seed: RandomSampler(seed),
-        # GPSampler samples conditional settings independently, and would warn about each of them.
-        "gp": lambda space, seed: GPSampler(
-            seed=seed, n_startup_trials=startup, warn_independent_sampling=False
-        ),
+        "random": lambda _, seed: RandomSampler(seed),
+        # GPSampler samples conditional settings at random, and would warn about each of them.
+        "gp": lambda _, seed: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
     }
     make = samplers.get(name) or load_component("sampler", name, samplers)
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
