@@ -27,7 +27,7 @@ FILES = ("objectives.json", "photographs.json")
 
 
 class Stage(NamedTuple):
-    """The best `settings` so far get `seeds` more runs; `length` is their share of the epochs of a trial."""
+    """Run the best `settings` settings with `seeds` new seeds, for `length` of the epochs of a trial."""
 
     settings: int
     seeds: int
@@ -45,7 +45,7 @@ PLANS: Mapping[str, Sequence[Stage]] = {
 
 
 class Model(NamedTuple):
-    """Settings of a dataset: their expected score and test H, and the noise of a run's score."""
+    """Expected score and test H of each setting of a dataset, and the noise (SD) of a run's score."""
 
     scores: Floats
     tests: Floats
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
 
 def fit(found: Table) -> Model:
-    """Shrink the means over seeds towards each other by the part of their variance that is noise."""
+    """Shrink the means over seeds towards their overall mean, by the share of noise in their variance."""
 
     def shrunk(values: Floats) -> tuple[Floats, float]:
         means, noise = values.mean(1), float(np.sqrt(values.var(1, ddof=1).mean()))
@@ -64,8 +64,8 @@ def fit(found: Table) -> Model:
     return Model(expected, tests, noise)
 
 
-def error_of_half() -> float:
-    """Error of a score after half the epochs, as a multiple of the standard deviation over settings."""
+def half_length_error() -> float:
+    """Return the error of a score after half the epochs, in standard deviations over settings."""
     curves = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
     whole = np.array([trial["objective"] for trial in curves if len(trial["objective"]) == 5])
     half, end = whole[:, 1:3].mean(1), whole[:, 4]
@@ -75,22 +75,22 @@ def error_of_half() -> float:
 
 def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, half: float) -> float:
     """Return the gain of one search."""
-    most, spread = plan[0].settings, model.scores[1:].std()
-    drawn = rng.integers(1, len(model.scores), most)
-    jitter = rng.normal(0, 0.2, most)  # a smoothed bootstrap: no two sampled settings are the same
+    total, spread = plan[0].settings, model.scores[1:].std()
+    drawn = rng.integers(1, len(model.scores), total)
+    jitter = rng.normal(0, 0.2, total)  # a smoothed bootstrap: no two sampled settings are the same
     scores = np.append(model.scores[drawn] + jitter * spread, model.scores[0])
     tests = np.append(model.tests[drawn] + jitter * model.tests[1:].std(), model.tests[0])
-    sums, runs, alive = np.zeros(most + 1), np.zeros(most + 1), np.arange(most + 1)
+    sums, runs, alive = np.zeros(total + 1), np.zeros(total + 1), np.arange(total + 1)
     for number, stage in enumerate(plan):
         if number:
             order = alive[np.argsort(-sums[alive] / runs[alive])]
-            alive = np.union1d(order[: stage.settings], [most])  # the default settings stay a candidate
+            alive = np.union1d(order[: stage.settings], [total])  # the default settings remain a candidate
         extra = rng.normal(0, half * spread, len(alive)) if stage.length < 1 else 0.0
         drawn_scores = rng.normal(scores[alive], model.noise, (stage.seeds, len(alive))) + extra
         sums[alive] += drawn_scores.sum(0)
         runs[alive] += stage.seeds
     best = alive[np.argmax(sums[alive] / runs[alive])]
-    return float(tests[best] - tests[most])
+    return float(tests[best] - tests[total])
 
 
 def main() -> None:
@@ -101,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     tables = [each for name in FILES for each in read_evidence(Path(__file__).with_name(name))[1]]
     models = {each.dataset: fit(each) for each in tables}
-    half, replays = error_of_half(), 100 if args.quick else args.replays
+    half, replays = half_length_error(), 100 if args.quick else args.replays
 
     def gains(plan: Sequence[Stage], model: Model) -> Floats:
         rng = np.random.default_rng(0)

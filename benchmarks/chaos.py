@@ -2,10 +2,10 @@
 
     python benchmarks/chaos.py [--studies 10] [--real 0] [--kills 4] [--seed 0] [--quick] [--json FILE]
 
-Each study is interrupted `--kills` times and restarted with the same command. Then it runs to its end:
+Each study is interrupted `--kills` times, restarted with the same command, and then finished. Interruptions:
 
 - SIGKILL of the driver or of a worker that runs a trial, or SIGTERM to the driver;
-- a full or read-only disk until the command ends (a separate file system, which only root can mount);
+- a full or read-only disk until the command ends (on a separate file system, which only root can mount);
 - a database in which one statement in fifty fails, or a clock that is set back by an hour;
 - SIGKILL of a node in every third study, which runs on a Ray cluster of three nodes. Another node then joins;
 - corrupt state (only `--real`): a checkpoint is truncated to half its size after the driver was killed.
@@ -51,9 +51,9 @@ DRIVER, TERM, WORKER, NODE, DAMAGED = "driver -9", "SIGTERM", "worker -9", "node
 FULL, READ_ONLY, FLAKY, SET_BACK = "disk full", "disk read-only", "1 in 50 fails", "clock set back"
 KINDS = (DRIVER, TERM, WORKER, NODE, DAMAGED, FULL, READ_ONLY, FLAKY, SET_BACK)
 NUM_NODES = 3
-MOST_RESTARTS = 2  # by one command: a trial whose workers die three times has failed
-NOT_STARTED = "Cannot start Ray"  # within two attempts of 30 s each, on a busy machine
-KILLED = (-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, INTERRUPTED)  # statuses of drivers that were hit
+MAX_RESTARTS = 2  # per command, because a trial fails when its workers have died three times
+NOT_STARTED = "Cannot start Ray"  # on a busy machine, two attempts of 30 s can fail
+KILLED = (-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, INTERRUPTED)  # exit statuses of killed drivers
 
 
 class RealDriver(Driver):
@@ -61,8 +61,8 @@ class RealDriver(Driver):
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A study: its command, how far it is (0 to `steps`), and about how long one such step takes."""
+class Scenario:
+    """A study: its command, its progress (0 to `steps`), and the approximate duration of a step."""
 
     driver: type[Driver]
     options: tuple[object, ...]
@@ -75,26 +75,26 @@ class Ask:
         return self.driver is RealDriver
 
 
-def fake(seed: int, sampler: str) -> Ask:
+def fake_study(seed: int, sampler: str) -> Scenario:
     options = ("--trials", 6, "--top", 1, "--final-seeds", 1, 2, "--sampler", sampler, "--seed", seed)
-    return Ask(Driver, options, num_epochs, 3 * (6 + 4 + 4), 0.3)
+    return Scenario(Driver, options, num_epochs, 3 * (6 + 4 + 4), 0.3)
 
 
-def real(seed: int) -> Ask:
+def real_study(seed: int) -> Scenario:
     sizes = ("--trials", 3, "--epochs", 2, "--val-per-class", 4, "--set", "data.shots=4")
     seeds = ("--top", 1, "--top-seeds", 1, "--final-seeds", "1 2", "--seed", seed)
-    return Ask(RealDriver, (*sizes, *seeds), num_results, 3 + 2 + 2, 5.0)
+    return Scenario(RealDriver, (*sizes, *seeds), num_results, 3 + 2 + 2, 5.0)
 
 
 def num_results(out: Path) -> int:
-    """Trials and runs of a study that have ended."""
+    """Return the number of finished trials and runs of a study."""
     return len(list((out / NAME).glob("*/*/result.json")))
 
 
-def found(ask: Ask, out: Path) -> dict[str, Any]:
-    """What a study has found; of a real one also its final prompts, as bytes."""
+def results_of(scenario: Scenario, out: Path) -> dict[str, Any]:
+    """Return the results of a study, including the bytes of its final prompts if it is real."""
     prompts = {}
-    for file in (out / NAME).glob("finals/*/checkpoint.safetensors") if ask.real else ():
+    for file in (out / NAME).glob("finals/*/checkpoint.safetensors") if scenario.real else ():
         checkpoint = load_checkpoint(file)
         assert checkpoint is not None
         tensors = checkpoint.state.tensors()
@@ -107,66 +107,70 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 @cache
-def undisturbed(ask: Ask) -> tuple[dict[str, Any], float]:
-    """The baseline: what the study finds, and the seconds it takes."""
+def baseline(scenario: Scenario) -> tuple[dict[str, Any], float]:
+    """Run the study without interruptions. Return its results and duration in seconds."""
     with TemporaryDirectory() as folder:
         out, began = Path(folder), time.monotonic()
-        with ask.driver(out, *ask.options, "--max-concurrent", 1) as driver:
+        with scenario.driver(out, *scenario.options, "--max-concurrent", 1) as driver:
             if driver.wait(900):
-                raise SystemExit(f"the undisturbed study has failed: {driver.errors()}")
-        return found(ask, out), time.monotonic() - began
+                raise SystemExit(f"the baseline study failed: {driver.errors()}")
+        return results_of(scenario, out), time.monotonic() - began
 
 
 @dataclass
 class Count:
-    """What was done to a study (`kills`, of other kinds too), and what came of it."""
+    """Interruptions of a study (`kills` by kind), its commands' exit statuses, and its losses."""
 
     kills: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
-    finished: int = 0  # results that were there at a kill
+    finished: int = 0  # results that existed when a command ended
     losses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
 
-class Torment:
-    """One study, killed at random moments until it is done.
+class InterruptedStudy:
+    """A study that is killed at random moments and restarted until it finishes.
 
     Args:
-        cluster: Where it runs (default None: in a Ray that each command starts, one trial at a time).
+        cluster: Cluster that runs the study. None: each command starts Ray and runs one trial at a time.
     """
 
-    def __init__(self, ask: Ask, draw: random.Random, num_kills: int, cluster: Cluster | None = None) -> None:
-        self._ask, self._draw, self._left, self._cluster = ask, draw, num_kills, cluster
+    def __init__(
+        self, scenario: Scenario, rng: random.Random, num_kills: int, cluster: Cluster | None = None
+    ) -> None:
+        self._scenario, self._rng, self._left, self._cluster = scenario, rng, num_kills, cluster
         self._place = ("--address", cluster.address) if cluster else ("--max-concurrent", 1)
         self._disk: Disk | None = None
-        self._refused = False  # whether this command may end by itself, with a line
+        self._may_fail = False  # True if the current command may end with a one-line error
         self.count = Count()
 
     def run(self) -> Count:
-        """Run it to its end. Returns what was lost on the way."""
-        expected, _ = undisturbed(self._ask)
+        """Run the study until it finishes. Return its interruptions and losses."""
+        expected, _ = baseline(self._scenario)
         began = time.monotonic()
         with ExitStack() as started:
             out = Path(mkdtemp(prefix="prometar-chaos-"))
-            if not (self._ask.real or self._cluster):
-                self._disk = own_disk(out / NAME)
+            if not (self._scenario.real or self._cluster):
+                self._disk = mount_disk(out / NAME)
             if self._disk:
                 started.callback(self._disk.end)
-            if not self._ask.real:
+            if not self._scenario.real:
                 misbehave(out, {"all": "sleep0.2"})
             witness, status = Witness(out), -1
             while status != 0:
                 env = self._cluster.env if self._cluster else None
-                driver = self._ask.driver(out, *self._ask.options, *self._place, *self._ill(), env=env)
-                started.enter_context(driver)  # what a killed one leaves of Ray lives on beside the next
+                driver = self._scenario.driver(
+                    out, *self._scenario.options, *self._place, *self._fault_options(), env=env
+                )
+                started.enter_context(driver)  # the Ray processes of a killed driver outlive it
                 status = self._command(out, driver)
                 self.count.statuses[status] += 1
                 errors = driver.errors()
-                told = NOT_STARTED in errors or (self._refused and errors.count("\n") == 1)
-                if status not in (0, *KILLED) and not (status == 1 and told):
+                explained = NOT_STARTED in errors or (self._may_fail and errors.count("\n") == 1)
+                if status not in (0, *KILLED) and not (status == 1 and explained):
                     raise SystemExit(f"a driver ended with status {status}: {errors}")
                 self.count.finished = witness.look()
-            ours = found(self._ask, out)
+            ours = results_of(self._scenario, out)
             differing = [key for key in ours | expected if ours.get(key) != expected.get(key)]
             losses = witness.losses(expected) | {"differing": differing}
             if losses != NO_LOSSES and self._disk:
@@ -175,24 +179,24 @@ class Torment:
         if losses == NO_LOSSES:
             shutil.rmtree(out)
         else:
-            print(f"kept for a look: {out}, {losses}")
+            print(f"kept for inspection: {out}, {losses}")
         self.count.seconds = time.monotonic() - began
         return self.count
 
-    def _ill(self) -> tuple[object, ...]:
-        """Options of the next command: some meet a database or a clock that fails."""
-        asked = self._left and not (self._ask.real or self._cluster)
-        kind = self._draw.choice((FLAKY, SET_BACK, "", "")) if asked else ""
-        self._refused = kind == FLAKY
+    def _fault_options(self) -> tuple[object, ...]:
+        """Return options of the next command that make the database or the clock fail, or none."""
+        eligible = self._left and not (self._scenario.real or self._cluster)
+        kind = self._rng.choice((FLAKY, SET_BACK, "", "")) if eligible else ""
+        self._may_fail = kind == FLAKY
         if kind:
             self.count.kills[kind] += 1
-        return {FLAKY: ("--flaky", self._draw.randrange(1000)), SET_BACK: ("--set-back",), "": ()}[kind]
+        return {FLAKY: ("--flaky", self._rng.randrange(1000)), SET_BACK: ("--set-back",), "": ()}[kind]
 
     def _command(self, out: Path, driver: Driver) -> int:
-        """One command, until it was killed or is done. Returns its status."""
+        """Wait until a command finishes or is killed. Return its exit status."""
         restarts = 0
-        while self._left and self._moment(out, driver):
-            kind = self._kind(restarts)
+        while self._left and self._wait_for_moment(out, driver):
+            kind = self._choose_kind(restarts)
             self._left -= 1
             if kind in (WORKER, NODE):
                 restarts += 1
@@ -200,26 +204,26 @@ class Torment:
                 continue
             if self._disk and kind in (FULL, READ_ONLY):
                 self.count.kills[kind] += 1
-                return self._refuse(kind, self._disk, driver)
+                return self._refuse_writes(kind, self._disk, driver)
             status = driver.end(signal.SIGTERM) if kind == TERM else driver.kill()
-            if kind == DAMAGED and not self._damage(out):
+            if kind == DAMAGED and not self._truncate_checkpoint(out):
                 kind = DRIVER
             self.count.kills[kind] += 1
             return status
         return driver.wait(900)
 
-    def _kind(self, restarts: int) -> str:
-        kinds = [DRIVER, TERM, WORKER, DAMAGED if self._ask.real else NODE if self._cluster else DRIVER]
-        kind = self._draw.choice([*kinds, FULL, READ_ONLY] if self._disk else kinds)
-        return DRIVER if kind in (WORKER, NODE) and restarts == MOST_RESTARTS else kind
+    def _choose_kind(self, restarts: int) -> str:
+        kinds = [DRIVER, TERM, WORKER, DAMAGED if self._scenario.real else NODE if self._cluster else DRIVER]
+        kind = self._rng.choice([*kinds, FULL, READ_ONLY] if self._disk else kinds)
+        return DRIVER if kind in (WORKER, NODE) and restarts == MAX_RESTARTS else kind
 
-    def _moment(self, out: Path, driver: Driver) -> bool:
-        """Wait for a random moment; False if the driver has ended before."""
-        now, last = self._ask.progress(out), self._ask.steps - 1
-        until = min(last, now + self._draw.randint(0, max(0, 2 * (last - now) // (self._left + 1))))
-        while self._ask.progress(out) < until and driver.process.poll() is None:
+    def _wait_for_moment(self, out: Path, driver: Driver) -> bool:
+        """Wait for a random moment. Return False if the driver ended earlier."""
+        now, last = self._scenario.progress(out), self._scenario.steps - 1
+        until = min(last, now + self._rng.randint(0, max(0, 2 * (last - now) // (self._left + 1))))
+        while self._scenario.progress(out) < until and driver.process.poll() is None:
             time.sleep(0.02)
-        time.sleep(self._draw.uniform(0, self._ask.step_seconds if until > now else 8))
+        time.sleep(self._rng.uniform(0, self._scenario.step_seconds if until > now else 8))
         return driver.process.poll() is None
 
     def _kill_worker(self, driver: Driver) -> int:
@@ -228,13 +232,13 @@ class Torment:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 return 1
-        return 0  # none has been started yet
+        return 0  # no worker has started yet
 
-    def _refuse(self, kind: str, disk: Disk, driver: Driver) -> int:
-        """Refuse all writes until the command has ended. Returns its status."""
+    def _refuse_writes(self, kind: str, disk: Disk, driver: Driver) -> int:
+        """Refuse all writes until the command ends. Return its exit status."""
         refuse, allow = (disk.fill, disk.free) if kind == FULL else (disk.protect, disk.unprotect)
         refuse()
-        self._refused = True
+        self._may_fail = True
         try:
             return driver.wait(900)
         finally:
@@ -242,12 +246,12 @@ class Torment:
 
     def _kill_node(self) -> int:
         assert self._cluster is not None
-        self._cluster.kill(self._draw.choice(self._cluster.nodes))
+        self._cluster.kill(self._rng.choice(self._cluster.nodes))
         self._cluster.add(1)
         return 1
 
-    def _damage(self, out: Path) -> bool:
-        """Cut a checkpoint of a run that goes on in half; False where there is none."""
+    def _truncate_checkpoint(self, out: Path) -> bool:
+        """Truncate the checkpoint of an unfinished run to half its size. Return False if there is none."""
         for file in sorted((out / NAME).glob("*/*/checkpoint.safetensors")):
             if not file.with_name("result.json").exists():
                 os.truncate(file, file.stat().st_size // 2)
@@ -255,8 +259,8 @@ class Torment:
         return False
 
 
-def own_disk(path: Path) -> Disk | None:
-    """None where it cannot be mounted."""
+def mount_disk(path: Path) -> Disk | None:
+    """Mount a small file system at `path`. Return None if mounting is not allowed."""
     try:
         return Disk(path, 64 * MIB)
     except (OSError, subprocess.CalledProcessError):
@@ -272,7 +276,9 @@ def main() -> int:
         parser.add_argument("--seed", type=int, default=0, help="seed of the times and kinds")
 
     args = arguments(__doc__, add)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that context managers stop all started processes
     if args.quick:
         args.studies, args.real, args.kills = 1, 0, 1
     counts: dict[str, list[Count]] = {"one trial at a time": [], "on three nodes": [], "real": []}
@@ -280,39 +286,40 @@ def main() -> int:
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster(*[1] * NUM_NODES)) if any(clustered) else None
         for number in range(args.studies + args.real):
-            draw = random.Random(f"{args.seed} {number}")
+            rng = random.Random(f"{args.seed} {number}")
             if number >= args.studies:
-                what, torment = "real", Torment(real(number % 2 + 1), draw, args.kills)
-            elif clustered[number]:  # settings that do not hang on which trial ends first
-                what = "on three nodes"
-                torment = Torment(fake(number % 2 + 1, "random"), draw, args.kills, cluster)
+                group, study = "real", InterruptedStudy(real_study(number % 2 + 1), rng, args.kills)
+            elif clustered[number]:  # random settings do not depend on the order in which trials end
+                group = "on three nodes"
+                study = InterruptedStudy(fake_study(number % 2 + 1, "random"), rng, args.kills, cluster)
             else:
-                what, torment = "one trial at a time", Torment(fake(number % 2 + 1, "tpe"), draw, args.kills)
-            counts[what].append(torment.run())
-            _tell(number, what, counts[what][-1])
-    return _conclude(args, {what: each for what, each in counts.items() if each})
+                group = "one trial at a time"
+                study = InterruptedStudy(fake_study(number % 2 + 1, "tpe"), rng, args.kills)
+            counts[group].append(study.run())
+            _print_study(number, group, counts[group][-1])
+    return _print_tables(args, {group: each for group, each in counts.items() if each})
 
 
-def _tell(number: int, what: str, count: Count) -> None:
+def _print_study(number: int, group: str, count: Count) -> None:
     kills = ", ".join(f"{times} x {kind}" for kind, times in count.kills.items())
     lost = {kind: num for kind, num in count.losses.items() if num}
-    print(f"study {number} ({what}), {count.seconds:.0f} s: {kills}; lost: {lost or 'nothing'}", flush=True)
+    print(f"study {number} ({group}), {count.seconds:.0f} s: {kills}; lost: {lost or 'nothing'}", flush=True)
 
 
-def _conclude(args: argparse.Namespace, counts: dict[str, list[Count]]) -> int:
-    """Print the tables, write the figures. Returns the exit status."""
+def _print_tables(args: argparse.Namespace, counts: dict[str, list[Count]]) -> int:
+    """Print the tables and write --json. Return the exit status."""
     print(describe(1))
     rows = []
-    for what, each in counts.items():
+    for group, each in counts.items():
         kills = sum((count.kills for count in each), Counter())
         commands = sum(count.statuses.total() for count in each)
         lost = [sum(count.losses[kind] for count in each) for kind in NO_LOSSES]
         killed = [kills[kind] for kind in KINDS]
-        rows.append((what, len(each), commands, *killed, sum(count.finished for count in each), *lost))
+        rows.append((group, len(each), commands, *killed, sum(count.finished for count in each), *lost))
     print(table(("", "studies", "commands", *KINDS, "finished at kills", *NO_LOSSES), rows))
-    seconds = {what: [count.seconds for count in each] for what, each in counts.items()}
-    print("seconds a study: " + "; ".join(f"{w} {min(s):.0f} to {max(s):.0f}" for w, s in seconds.items()))
-    write_json(args, {what: [vars(count) for count in each] for what, each in counts.items()})
+    seconds = {group: [count.seconds for count in each] for group, each in counts.items()}
+    print("seconds per study: " + "; ".join(f"{g} {min(s):.0f} to {max(s):.0f}" for g, s in seconds.items()))
+    write_json(args, {group: [vars(count) for count in each] for group, each in counts.items()})
     return int(any(num for each in counts.values() for count in each for num in count.losses.values()))
 
 

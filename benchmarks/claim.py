@@ -53,15 +53,15 @@ FIGURES = ("H", "base", "new")
 
 
 def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> dict[str, Any]:
-    """Run a search and read what its selection is worth."""
+    """Run a search. Return its outcome, including the gains of the selected settings."""
     name = f"{dataset.replace(':', '.')}-{list(ARMS).index(arm)}-{number}"
     closed = CLAIM.index(dataset) if dataset in CLAIM else len(CLAIM)
-    own = 1000 * (100 * list(ARMS).index(arm) + 10 * closed + number)  # no two searches share a seed
+    seed = 1000 * (100 * list(ARMS).index(arm) + 10 * closed + number)  # no two searches share a seed
     budget = ["--trials", "24", "--epochs", "5"] if dataset in CLAIM else []
     command = [
         sys.executable, "tune/search.py", "--dataset", dataset, "--backbone", "mini", *budget,
-        "--study", name, "--out", str(out), "--seed", str(own),
-        "--final-seeds", " ".join(str(own + k) for k in range(501, 501 + PAIRS)),
+        "--study", name, "--out", str(out), "--seed", str(seed),
+        "--final-seeds", " ".join(str(seed + k) for k in range(501, 501 + PAIRS)),
         *ARMS[arm].options, *(["--data-root", root] if root else []),
     ]  # fmt: skip
     path = os.pathsep.join(filter(None, (str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH"))))
@@ -72,11 +72,11 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stdout[-2000:]}")
-    finals = StudyFolder(out / name).read(FinalTest)
-    assert finals is not None
-    runs = finals.datasets[dataset]
+    final_test = StudyFolder(out / name).read(FinalTest)
+    assert final_test is not None
+    runs = final_test.datasets[dataset]
     gains, spread = dict.fromkeys(FIGURES, 0.0), {}
-    if not finals.baseline_selected:
+    if not final_test.baseline_selected:
         gains = {
             key: mean(
                 getattr(a, key) - getattr(b, key) for a, b in zip(runs.selected, runs.baseline, strict=True)
@@ -91,10 +91,10 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
         "dataset": dataset,
         "arm": arm,
         "search": number,
-        "kept": finals.baseline_selected,
+        "kept": final_test.baseline_selected,
         **gains,
         "new_spread": spread,
-        "settings": dict(finals.selected.settings),
+        "settings": dict(final_test.selected.settings),
         "pairs": PAIRS,
         "seconds": round(time.perf_counter() - started),
         "machine": machine(),
@@ -102,31 +102,31 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
 
 
 def read() -> list[dict[str, Any]]:
-    """Return the outcomes that are stored."""
+    """Return the stored outcomes."""
     return [json.loads(line) for line in RECORDS.read_text("utf-8").splitlines()] if RECORDS.exists() else []
 
 
 def over_sets(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
-    """Return the mean over searches for each dataset."""
+    """Return the mean over searches of `key` for each dataset."""
     names = sorted({row["dataset"] for row in rows})
     return [mean(row[key] for row in rows if row["dataset"] == name) for name in names]
 
 
 def results(rows: Sequence[dict[str, Any]]) -> str:
-    """One row per arm: mean gains with intervals over datasets, and how often the selection is worse."""
+    """Return a table with one row per arm: mean gains with intervals, share of worse selections."""
     lines = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        mine = [row for row in rows if row["arm"] == arm]
-        gains = (mean_and_interval(over_sets(mine, key)) for key in FIGURES)
-        worse = f"{100 * mean(row['H'] < WORSE for row in mine):.0f} %"
-        kept = f"{100 * mean(row['kept'] for row in mine):.0f} %"
-        lines.append((arm, *gains, worse, kept, len({row["dataset"] for row in mine}), len(mine)))
+        arm_rows = [row for row in rows if row["arm"] == arm]
+        gains = (mean_and_interval(over_sets(arm_rows, key)) for key in FIGURES)
+        worse = f"{100 * mean(row['H'] < WORSE for row in arm_rows):.0f} %"
+        kept = f"{100 * mean(row['kept'] for row in arm_rows):.0f} %"
+        lines.append((arm, *gains, worse, kept, len({row["dataset"] for row in arm_rows}), len(arm_rows)))
     head = ("search", *FIGURES, "worse by more than 0.5", "default settings kept", "datasets", "searches")
     return table(head, lines)
 
 
 def by_set(rows: Sequence[dict[str, Any]]) -> str:
-    """One row per arm and dataset: the gain in H of each search."""
+    """Return a table with one row per arm and dataset: the gain in H of each search."""
     pairs = sorted({(row["arm"], row["dataset"]) for row in rows})
     gains = {pair: [row["H"] for row in rows if (row["arm"], row["dataset"]) == pair] for pair in pairs}
     return table(
@@ -158,10 +158,10 @@ def main() -> None:
     parser.add_argument("--doc", type=Path, help="document whose block `claim` is replaced")
     args = parser.parse_args()
     done = {(row["dataset"], row["arm"], row["search"]) for row in read()}
-    most = args.searches or max(arm.searches for arm in ARMS.values())
+    max_searches = args.searches or max(arm.searches for arm in ARMS.values())
     todo = [
         (dataset, arm, number)
-        for number in range(1, most + 1)
+        for number in range(1, max_searches + 1)
         for arm in args.arms
         for dataset in args.sets
         if number <= ARMS[arm].searches and (dataset, arm, number) not in done

@@ -6,7 +6,7 @@ alternates between sides, so that gradual changes of the machine's speed affect 
     def main() -> None:
         args = arguments(__doc__)
         if args.side:  # in the process of a side
-            return tell(measure(**args.side))
+            return print_figures(measure(**args.side))
         rounds = in_turn([{"side": "plain"}, {"side": "ours"}], args)
         plain, ours = (median_of(r, "seconds") for r in rounds)
         print(describe(args.threads))
@@ -35,29 +35,29 @@ ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = "ViT-B-16-quickgelu"
 
 Figures = dict[str, Any]
-"""What one run of a side gives: numbers by name, anything JSON can hold."""
+"""Measurements of one run of a side, by name. JSON values."""
 
 DEVELOPMENT = ("textures", "cells", "suite:flags", "suite:leaves")
 """Datasets that methods may be developed on."""
 CLAIM = ("suite:shapes", "suite:fabrics", "suite:plots", "suite:terrain", "suite:sketches")
 """Datasets that nothing was developed on, for final results."""
 WORSE = -0.5
-"""Points of H below the default settings from which on a selection counts as worse."""
+"""A selection is worse if its difference in H from the default settings is below this value."""
 
-_TOLD = "FIGURES "
+_PREFIX = "FIGURES "
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a script's docstring, as it stands there."""
+    """Return a parser whose help is a script's docstring, with its line breaks."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def arguments(
     doc: str | None, add: Callable[[argparse.ArgumentParser], Any] | None = None, *, repeats: int = 5
 ) -> argparse.Namespace:
-    """Parse --repeats, --threads, --quick, --json and what `add` adds.
+    """Parse --repeats, --threads, --quick, --json and the options that `add` adds.
 
-    `--side` is how `in_turn` hands a process its work: a mapping, None in the script's first process.
+    `in_turn` passes the side to measure to each process as `--side`. It is None in the first process.
     """
     parser = parser_of(doc)
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds, whose median is reported")
@@ -71,7 +71,7 @@ def arguments(
 
 
 def machine() -> dict[str, Any]:
-    """CPU, memory and the versions that decide speed."""
+    """Return CPU, memory and the versions that affect speed."""
     packages = ("torch", "ray", "optuna", "numpy", "pillow", "pyarrow")
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -93,7 +93,7 @@ def _cpu() -> str:
 
 
 def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) -> str:
-    """A machine in one line: this one, or what `machine` told of another."""
+    """Describe a machine in one line: this one, or `where`, a result of `machine`."""
     m = where or machine()
     versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "ray", "optuna"))
     return f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {threads} threads, {dtype}, {versions}"
@@ -102,10 +102,10 @@ def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) ->
 def in_turn(
     sides: Sequence[Figures], args: argparse.Namespace, *, killed: Figures | None = None
 ) -> list[list[Figures]]:
-    """Figures of each side, a run a round; each run is this script again, in a process of its own.
+    """Return the figures of each side, one run per round. Each run is this script in a new process.
 
-    Every second round goes backwards, so that no side always comes first. `killed`: the figures of a side
-    that the system kills (for its memory); None: that ends the script.
+    Every second round is in reverse order, so that no side is always first. `killed` are the figures of a
+    side that the system kills because of its memory. If it is None, such a kill ends the script.
     """
     results: list[list[Figures]] = [[] for _ in sides]
     for turn in range(args.repeats):
@@ -121,27 +121,27 @@ def _run(side: Figures, threads: int, killed: Figures | None) -> Figures:
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode == -signal.SIGKILL and killed is not None:
         return side | killed
-    told = [line for line in done.stdout.splitlines() if line.startswith(_TOLD)]
-    if done.returncode or not told:
-        raise SystemExit(f"{side} failed with status {done.returncode}; its output:\n{done.stdout}")
-    figures: Figures = json.loads(told[-1].removeprefix(_TOLD))
+    found = [line for line in done.stdout.splitlines() if line.startswith(_PREFIX)]
+    if done.returncode or not found:
+        raise SystemExit(f"{side} failed with status {done.returncode}. Its output:\n{done.stdout}")
+    figures: Figures = json.loads(found[-1].removeprefix(_PREFIX))
     return side | figures
 
 
-def tell(figures: Figures) -> None:
-    """In a side's process: hand its figures to the first one."""
-    print(_TOLD + json.dumps(figures), flush=True)
+def print_figures(figures: Figures) -> None:
+    """Print the figures of a side for `in_turn`, which reads them from this process's stdout."""
+    print(_PREFIX + json.dumps(figures), flush=True)
 
 
 def median_of(rounds: Sequence[Figures], name: str) -> float:
-    """The median over a side's rounds; a list of values in a round counts value by value."""
+    """Return the median over a side's rounds. If a round has a list of values, each value counts."""
     values = [figures[name] for figures in rounds]
     flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
     return float(median(flat))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; floats with three significant digits.
+    """Return a Markdown table. Floats have three significant digits.
 
     Example:
         >>> print(table(("n", "seconds"), [(24, 0.12345)]))
@@ -174,7 +174,7 @@ def mean_and_interval(values: Sequence[float]) -> str:
 
 
 def publish(text: str, doc: Path | None, block: str) -> None:
-    """Print a result, and put it between `<!-- BLOCK -->` and `<!-- end -->` of a document."""
+    """Print a result, and write it between `<!-- BLOCK -->` and `<!-- end -->` of the document."""
     print(f"\n{text}")
     if doc is not None:
         old = doc.read_text("utf-8")
@@ -188,8 +188,8 @@ def publish(text: str, doc: Path | None, block: str) -> None:
 
 
 def write_json(args: argparse.Namespace, rounds: Any, **more: Any) -> None:
-    """All figures, the machine and the arguments, where --json asks for them."""
+    """Write all figures, the machine and the arguments to --json, if it is given."""
     if args.json:
-        asked = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "side"}
-        content = {"machine": machine(), "arguments": asked, "rounds": rounds, **more}
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "side"}
+        content = {"machine": machine(), "arguments": options, "rounds": rounds, **more}
         args.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -22,19 +22,19 @@ from tune.stages.plan import TOTAL, plan_study
 
 def outline(name: str, root: str | None = None) -> Dataset:
     """Return a dataset with as many classes as a benchmark, and enough images for 16 shots."""
-    row = BENCHMARKS[name]
+    benchmark = BENCHMARKS[name]
 
     def items(split: str, number: int) -> tuple[Item, ...]:
         return tuple(
             Item(f"{split}/{label}/{image}", label, f"class {label}")
-            for label in range(row.classes)
+            for label in range(benchmark.classes)
             for image in range(number)
         )
 
-    val = 20 if row.sizes["val"] else 0
+    val = 20 if benchmark.sizes["val"] else 0
     return Dataset(
         name,
-        row.title,
+        benchmark.title,
         items("train", 36),
         items("val", val),
         items("test", 1),
@@ -44,7 +44,7 @@ def outline(name: str, root: str | None = None) -> Dataset:
 
 
 def __getattr__(name: str) -> Callable[..., Dataset]:
-    """`costs:NAME` is a custom dataset for `search.py`, for each benchmark."""
+    """Make `costs:NAME` a custom dataset for each benchmark."""
     if name not in BENCHMARKS:
         raise AttributeError(name)
     return partial(outline, name)

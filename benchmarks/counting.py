@@ -27,10 +27,10 @@ from prometar.step.state import State
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One iteration of a configuration: its images are embedded, then the direct and the meta phase.
+    """One iteration of a configuration: embed the images, then run the direct and the meta phase.
 
-    Without learnable prompts there is no phase. `num_query`: images of the batch in the query. `cache`:
-    features from earlier calls. Enter `mode`, to which all tensors belong, around a call.
+    Without learnable prompts, both phases are omitted. `num_query`: number of images in the query. `cache`:
+    features from earlier calls. All tensors belong to `mode`, which must be entered before a call.
     """
 
     mode: FakeTensorMode
@@ -54,7 +54,7 @@ class Rehearsal:
 
 
 def _task(whole: Images, num_support: int) -> Task:
-    """Return the task whose support is the first images, and whose query is the others, mixed."""
+    """Return a task whose support is the first `num_support` images, and whose query is the others, mixed."""
     support = Images._make(None if part is None else part[:num_support] for part in whole)
     labels, share = whole.labels[num_support:], whole.weights[num_support:]
     frozen = None if whole.frozen is None else whole.frozen[num_support:]
@@ -69,9 +69,9 @@ def rehearse(
     dtype: torch.dtype = torch.float32,
     num_query: int | None = None,
 ) -> Rehearsal:
-    """Rehearse a configuration's training on so many classes, with towers in `dtype`.
+    """Return the rehearsal of a configuration on `num_classes` classes, with towers in `dtype`.
 
-    num_query: Images of a batch in the query (default: half of them).
+    `num_query` is the number of images in the query. Default: half of the batch.
     """
     method, clip = build(config), outline(config.backbone.name).to(dtype)
     names = [f"class number {number}" for number in range(num_classes)]
@@ -95,16 +95,16 @@ def rehearse(
 
 
 def operator_name(operator: Any) -> str:
-    """`mul` for aten.mul.Tensor."""
+    """Return the name of an operator, such as "mul" for aten.mul.Tensor."""
     name: str = operator.overloadpacket.__name__
     return name
 
 
 @dataclass
 class Kernels(TorchDispatchMode):
-    """Counts what is dispatched under it, by `name_of` the operator.
+    """Mode that counts dispatched kernels and their bytes by `name_of` the operator.
 
-    A kernel is an ATen operation that is no view; its bytes are those of all its operands and results.
+    A kernel is an ATen operation that is not a view. Its bytes are those of all its operands and results.
     """
 
     name_of: Callable[[Any], str] = operator_name
@@ -129,7 +129,7 @@ class Kernels(TorchDispatchMode):
 
 
 def kernels_of(rehearsal: Rehearsal, name_of: Callable[[Any], str] = operator_name) -> Kernels:
-    """The kernels of one iteration."""
+    """Count the kernels of one iteration."""
     with rehearsal.mode, Kernels(name_of) as counted:
         rehearsal()
     return counted
@@ -137,10 +137,9 @@ def kernels_of(rehearsal: Rehearsal, name_of: Callable[[Any], str] = operator_na
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that the tensors of an iteration take: what is there before it, and the most at any time in it.
+    """Bytes of tensors before an iteration, and their peak during the iteration.
 
-    What the process has besides (torch itself, workspaces of libraries, a cache that keeps what was freed) is
-    not in it.
+    Other memory of the process (torch itself, workspaces of libraries, cached free blocks) is not counted.
     """
 
     before: int
@@ -148,10 +147,10 @@ class Memory:
 
 
 def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.float32) -> Memory:
-    """The memory of one iteration of a configuration; a second or two a call.
+    """Count the memory of one iteration of a configuration, which takes a second or two.
 
-    Of the iteration that takes most: all images but one are the support, whose gradients are differentiated.
-
+    This is the iteration with the highest peak: all images but one are the support, whose gradients are
+    differentiated.
     """
     rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, num_query=1)
     inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
@@ -163,7 +162,7 @@ def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.fl
 
 @dataclass
 class _Live(TorchDispatchMode):
-    """The memory of all storages that it has seen and that still exist."""
+    """Mode that counts the bytes of all existing storages of the tensors it has seen."""
 
     peak: int = 0
     _bytes: dict[StorageWeakRef, int] = field(default_factory=dict)
@@ -173,14 +172,14 @@ class _Live(TorchDispatchMode):
         super().__init__()
 
     def note(self, tensors: list[Tensor]) -> int:
-        """Count these too; how many bytes are live, or were when they last made a difference."""
+        """Count `tensors` too. Return an upper bound of the live bytes, which is exact at a new peak."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             reference = StorageWeakRef(storage)
             if reference not in self._bytes:
                 self._bytes[reference] = storage.nbytes()
                 self._total += storage.nbytes()
-        # Looked at only where it could be a new peak: what died counts until then.
+        # Freed storages are subtracted only if there may be a new peak, to save time.
         if self._total > self.peak:
             self._bytes = {each: size for each, size in self._bytes.items() if not each.expired()}
             self._total = sum(self._bytes.values())

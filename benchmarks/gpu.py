@@ -29,7 +29,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A script and its arguments. It writes its figures to the --json that it is given."""
+    """A script and its arguments. The script writes its figures to the file given by --json."""
 
     script: str
     arguments: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ PARTS = {
     "packing": Part("gpu_parts.py", ("packing",)),
     "stream": Part("stream.py", ("--repeats", "1")),
 }
-"""What takes longest, and may find no time left, comes last."""
+"""Parts in the order of their runs. If time runs out, the last ones are not measured."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said of a GPU, the part that decides it, and how its figures do.
+    """Claim about a GPU, the part that measures it, and the condition on the part's figures.
 
-    A figure that is missing leaves the claim unmeasured.
+    If a figure is missing, the claim is not measured.
     """
 
     text: str
@@ -76,7 +76,7 @@ CLAIMS = (
 
 
 def verdict(claim: Claim, records: Mapping[str, Figures]) -> str:
-    """holds, does not hold, or not measured."""
+    """Return "holds", "does not hold" or "not measured"."""
     try:
         return "holds" if claim.holds(records[claim.part]["figures"]) else "does not hold"
     except KeyError:
@@ -84,12 +84,12 @@ def verdict(claim: Claim, records: Mapping[str, Figures]) -> str:
 
 
 def claims_table(records: Mapping[str, Figures]) -> str:
-    """Every claim and its verdict, as a Markdown table."""
+    """Return a Markdown table of every claim and its verdict."""
     return table(("claim", "verdict"), [(claim.text, verdict(claim, records)) for claim in CLAIMS])
 
 
 def read_records(folder: Path, gpu: str) -> dict[str, Figures]:
-    """The records of parts that were measured on this GPU with these versions; damaged ones are left out."""
+    """Return the records measured on this GPU with these versions. Corrupt records are ignored."""
     found = {}
     for name in PARTS:
         try:
@@ -104,11 +104,11 @@ def read_records(folder: Path, gpu: str) -> dict[str, Figures]:
 def measure(
     folder: Path, gpu: str, wanted: Sequence[str], seconds: float, run: Callable[[str, float], Figures]
 ) -> dict[str, Figures]:
-    """Run what is missing while time is left; each record is on disk before the next part begins."""
+    """Run the missing parts while time is left. Write each record before the next part starts."""
     folder.mkdir(parents=True, exist_ok=True)
-    records, ends = read_records(folder, gpu), time.monotonic() + seconds
+    records, deadline = read_records(folder, gpu), time.monotonic() + seconds
     for name in wanted:
-        left = ends - time.monotonic()
+        left = deadline - time.monotonic()
         if name in records or left <= 0:
             continue
         record = {"gpu": gpu, **run(name, left)}
@@ -120,7 +120,7 @@ def measure(
 
 
 def run_part(name: str, seconds: float, *, folder: Path) -> Figures:
-    """A part's figures, or why there are none."""
+    """Return the figures of a part, or the reason why it failed."""
     part, figures = PARTS[name], folder / f"{name}.figures.json"
     figures.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures)]
@@ -133,9 +133,9 @@ def run_part(name: str, seconds: float, *, folder: Path) -> Figures:
 
 
 def _run(command: Sequence[str], seconds: float) -> int | None:
-    """A command's status; None where its time was over. What it has started ends with it, and on Ctrl-C.
+    """Return a command's exit status, or None if its time is over.
 
-    Else processes of its own would keep the GPU's memory, and wait for work for ever.
+    All processes that it started are killed, also on Ctrl-C. Otherwise, they could hold GPU memory forever.
     """
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -149,14 +149,14 @@ def _run(command: Sequence[str], seconds: float) -> int | None:
 
 
 def block(gpu: str, records: Mapping[str, Figures]) -> str:
-    """What is written into the docs."""
+    """Return the Markdown block for the docs."""
     speeds = records.get("speed", {}).get("figures", {})
     parts = [f"Measured on {gpu}, with `make gpu`.", claims_table(records)]
     if speeds:
         rows = [(name, value) for name, value in speeds.items() if "peak" not in name]
-        parts.append(table(("ViT-B/16, 24 classes, batch 4", "steps a second"), rows))
+        parts.append(table(("ViT-B/16, 24 classes, batch 4", "steps per second"), rows))
     if packed := records.get("packing", {}).get("figures"):
-        parts.append(table(("processes on one GPU, bf16", "steps a second together"), packed.items()))
+        parts.append(table(("processes on one GPU, bf16", "total steps per second"), packed.items()))
     if memory := records.get("memory", {}).get("figures"):
         rows = [(name, *(size / 2**30 for size in pair)) for name, pair in memory.items()]
         parts.append(table(("an iteration's peak", "allocated GiB", "counted GiB"), rows))

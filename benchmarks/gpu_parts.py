@@ -25,16 +25,16 @@ from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
 from prometar.training.session import Session
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-WARM_UP, COUNTED = 3, 20  # steps
+WARM_UP, COUNTED = 3, 20  # steps before and during the measurement
 HOST = torch.device("cpu")
 MINI = {"backbone.name": "mini"}
 RANDOM_CLIP = {"backbone.name": BACKBONE, "backbone.pretrained": "random"}
-AT_ONCE = (1, 2, 4, 8)  # processes on one GPU
-WAIT_SECONDS = 300  # for the others to be ready
+PROCESS_COUNTS = (1, 2, 4, 8)  # on one GPU
+WAIT_SECONDS = 300  # until the other processes are ready
 
 
 def run_of(precision: str, backbone: Mapping[str, str] = MINI, *, device: torch.device | None = None) -> Run:
-    """`textures`, two epochs of two images a class."""
+    """Build a run on `textures`: two epochs, two images per class."""
     device = device or torch.device("cuda", 0)
     forget()
     config = Config().override(
@@ -45,25 +45,25 @@ def run_of(precision: str, backbone: Mapping[str, str] = MINI, *, device: torch.
 
 
 def prompts_after(run: Run) -> dict[str, Tensor]:
-    """The prompts after an epoch."""
+    """Train one epoch. Return the prompts."""
     batches = stream_local(run.plan, run.dataset.source)
     state, _ = train_epoch(run, initial_state(run), batches)
     return fetch(state.prompts)
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest difference of two sets of leaves."""
+    """Return the largest absolute difference between two sets of leaves."""
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
 def parity() -> Figures:
-    """Differences of an epoch from the CPU's, by precision."""
+    """Return the difference from float64 on the CPU after an epoch, by precision."""
     here = prompts_after(run_of("fp64", device=HOST))
     return {p: distance(prompts_after(run_of(p)), here) for p in ("fp64", *PRECISIONS)}
 
 
 def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
-    """The prompts after two epochs, by one session, or by two of which the second resumes the first."""
+    """Train two epochs, in one session or in two, of which the second resumes. Return the prompts."""
     run, folder = run_of("fp32"), Path(tempfile.mkdtemp())
     for _ in range(sessions):
         session = Session(run, folder)
@@ -74,32 +74,32 @@ def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
 
 
 def repeat() -> Figures:
-    """Whether two runs, and one of two sessions, are equal bit for bit."""
+    """Return whether two runs are equal bit for bit, and whether a resumed run equals them."""
     first, again, resumed = (prompts_by_sessions(sessions) for sessions in (1, 1, 2))
     return {"again": distance(first, again) == 0, "resumed": distance(first, resumed) == 0}
 
 
 def speed() -> Figures:
-    """Steps a second of ViT-B/16 with random weights and 24 classes, by precision."""
+    """Return steps per second of ViT-B/16 with random weights and 24 classes, by precision."""
     found: Figures = {}
     for precision in PRECISIONS:
         run = run_of(precision, RANDOM_CLIP)
         torch.cuda.reset_peak_memory_stats()
-        found[precision] = steps_a_second(run)
+        found[precision] = steps_per_second(run)
         found[f"{precision} peak bytes"] = torch.cuda.max_memory_allocated()
     return found
 
 
-def steps_a_second(run: Run, ready: Callable[[], object] = lambda: None) -> float:
-    """Of the same step on the same batch, again and again; `ready` is called before they are counted."""
-    pictures = next(iter(stream_local(run.plan, run.dataset.source)))
+def steps_per_second(run: Run, ready: Callable[[], object] = lambda: None) -> float:
+    """Repeat one step on one batch. Return steps per second. `ready` is called before the measurement."""
+    batch = next(iter(stream_local(run.plan, run.dataset.source)))
     start, now = initial_state(run), rates(run.config, 1)
 
     def seconds(number: int) -> float:
         torch.cuda.synchronize()
         began = time.perf_counter()
         for _ in range(number):
-            train_step(run, start, pictures, now)
+            train_step(run, start, batch, now)
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
@@ -109,32 +109,32 @@ def steps_a_second(run: Run, ready: Callable[[], object] = lambda: None) -> floa
 
 
 def memory() -> Figures:
-    """Peak bytes of an iteration, allocated and as counted without a GPU, by precision."""
+    """Return peak bytes of an iteration by precision: allocated, and counted with fake tensors."""
     found: Figures = {}
     for precision in PRECISIONS:
         run = run_of(precision, RANDOM_CLIP)
         classes = len(run.dataset.classnames)
-        pictures, start = next(iter(stream_local(run.plan, run.dataset.source))), initial_state(run)
+        batch, start = next(iter(stream_local(run.plan, run.dataset.source))), initial_state(run)
         torch.cuda.reset_peak_memory_stats()
-        train_step(run, start, pictures, rates(run.config, 1))
+        train_step(run, start, batch, rates(run.config, 1))
         counted = memory_of(run.config, num_classes=classes, dtype=DTYPES[precision])
         found[precision] = [torch.cuda.max_memory_allocated(), counted.peak]
     return found
 
 
 def packing() -> Figures:
-    """Steps a second of several processes on one GPU together, bf16."""
+    """Return the total steps per second of several processes on one GPU in bf16."""
     found: Figures = {}
-    for count in AT_ONCE:
-        steps = together(count)
+    for count in PROCESS_COUNTS:
+        steps = total_steps_per_second(count)
         if steps is None:
-            break  # no more fit
+            break  # so many processes do not fit
         found[str(count)] = steps
     return found
 
 
-def together(count: int) -> float | None:
-    """Of so many processes, all steps by the time of the slowest; None if one has ended before."""
+def total_steps_per_second(count: int) -> float | None:
+    """Return the steps of `count` processes per second of the slowest, or None if a process failed."""
     context = multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(count), context.Queue()
     workers = [context.Process(target=_steps, args=(barrier, seconds)) for _ in range(count)]
@@ -150,14 +150,14 @@ def together(count: int) -> float | None:
 def _steps(barrier: Any, seconds: Any) -> None:
     try:
         run = run_of("bf16", RANDOM_CLIP)
-        seconds.put(COUNTED / steps_a_second(run, ready=lambda: barrier.wait(WAIT_SECONDS)))
+        seconds.put(COUNTED / steps_per_second(run, ready=lambda: barrier.wait(WAIT_SECONDS)))
     except BaseException:
-        barrier.abort()  # the others wait for no one
+        barrier.abort()  # otherwise the other processes would wait for this one
         raise
 
 
 def study() -> Figures:
-    """A whole study of the embedded default, as a user starts it: its status and seconds."""
+    """Run a study of the embedded default with the command line. Return its exit status and seconds."""
     began = time.perf_counter()
     command = [sys.executable, str(ROOT / "tune" / "search.py"), "--trials", "8", "--out", tempfile.mkdtemp()]
     status = subprocess.run(command, cwd=ROOT).returncode

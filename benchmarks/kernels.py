@@ -25,8 +25,8 @@ from prometar.config.settings import Config, configure
 from prometar.training.run import DTYPES
 
 
-def place(_: object) -> str:
-    """The innermost function of ours that an operation comes from."""
+def calling_function(_: object) -> str:
+    """Return the innermost function of prometar that dispatches the current operation."""
     for frame, _ in traceback.walk_stack(sys._getframe(2)):
         file = frame.f_code.co_filename
         if file.startswith(str(ROOT / "prometar")):
@@ -35,27 +35,27 @@ def place(_: object) -> str:
 
 
 def count(rehearsal: Rehearsal, *, places: bool = False) -> tuple[Kernels, int]:
-    """The kernels of an iteration, and its operations."""
+    """Return the kernels of an iteration, and its number of operations."""
     with rehearsal.mode, FlopCounterMode(display=False) as flops:
         rehearsal()
-    return kernels_of(rehearsal, place if places else operator_name), flops.get_total_flops()
+    return kernels_of(rehearsal, calling_function if places else operator_name), flops.get_total_flops()
 
 
-def of_methods(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]:
-    """Of each method that learns: batch, kernels, GB and TFLOP, then GB and TFLOP of known images."""
+def method_rows(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]:
+    """Return a row per learning method: batch, kernels, GB, TFLOP, and GB and TFLOP with cached features."""
     rows = list[tuple[Any, ...]]()
     for name in METHODS:
         config = configure(name, values)
         if config.prompts.kind == "none":
             continue
         first = rehearse(config, **settings)
-        new, flops = count(first)
+        uncached, flops = count(first)
         later = replace(first, cache={})
         with later.mode:
             later()
-        known, fewer = count(later)
-        row = [config.train.batch_size, new.kernels.total(), new.bytes.total() / 1e9, flops / 1e12]
-        rows.append((name, *row, known.bytes.total() / 1e9, fewer / 1e12))
+        cached, cached_flops = count(later)
+        row = [config.train.batch_size, uncached.kernels.total(), uncached.bytes.total() / 1e9, flops / 1e12]
+        rows.append((name, *row, cached.bytes.total() / 1e9, cached_flops / 1e12))
     return rows
 
 
@@ -74,9 +74,9 @@ def main() -> None:
     weights = None if args.backbone == "mini" else "random"
     values = {"backbone.name": args.backbone, "backbone.pretrained": weights}
     if args.methods:
-        rows = of_methods(values, num_classes=args.classes, dtype=DTYPES[args.dtype])
+        rows = method_rows(values, num_classes=args.classes, dtype=DTYPES[args.dtype])
         print(f"{args.backbone}, {args.classes} classes, {args.dtype}")
-        print(table(("method", "batch", "kernels", "GB", "TFLOP", "GB known", "TFLOP known"), rows))
+        print(table(("method", "batch", "kernels", "GB", "TFLOP", "GB cached", "TFLOP cached"), rows))
         return
     config = Config().override(values)
     rehearsal = rehearse(config, num_classes=args.classes, dtype=DTYPES[args.dtype])

@@ -42,6 +42,7 @@ SEEN = ("base", "zero_shot", "divergence")
 BUDGET = 24
 """Settings that a search compares."""
 RESAMPLED = 400
+"""Random draws of BUDGET settings."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Table:
 
 
 def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
-    """Read what was measured, and how."""
+    """Return the options of the measurement, and its tables."""
     found = json.loads(path.read_text("utf-8"))
     tables = []
     for each in found.pop("tables"):
@@ -75,7 +76,7 @@ def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
 
 
 def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) -> Config:
-    """Return a configuration. Number 0 is the default settings."""
+    """Return the configuration of a run. Number 0 has the default settings, others are random samples."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampled = optuna.create_study(sampler=optuna.samplers.RandomSampler(number)).ask()
     settings = load_space(args.space).sample(sampled) if number else {}
@@ -84,9 +85,9 @@ def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) ->
 
 
 def train(config: Config, path: Path) -> None:
-    """Train, score as `drift` does, test, and write the record."""
+    """Train a run, test it, score it as `drift` does, and write the record."""
     torch.set_num_threads(1)
-    run, judge = build_run(config, "final"), build_run(config, "drift")
+    run, scored_run = build_run(config, "final"), build_run(config, "drift")
 
     with TemporaryDirectory() as folder:
         session = Session(run, Path(folder))
@@ -94,7 +95,7 @@ def train(config: Config, path: Path) -> None:
             while not session.finished:
                 session.epoch()
             last = session.history[-1]
-            session.run = judge  # the same prompts, on other images
+            session.run = scored_run  # the same prompts, on other images
             seen = session.score()
             record = {"H": last["objective"], "base": last["base"], "new": last["new"]}
             record |= {f"seen {name}": seen[name] for name in SEEN}
@@ -105,7 +106,7 @@ def train(config: Config, path: Path) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Train what has no record yet, and write the evidence."""
+    """Train the runs that have no record yet, and write the evidence."""
     runs = {
         (dataset, number, seed): args.out / f"{dataset}-{args.space}-{number:03d}-seed{seed}.json"
         for dataset in args.sets
@@ -135,9 +136,9 @@ def measure(args: argparse.Namespace) -> None:
         }
         for dataset in args.sets
     ]
-    asked = {key: getattr(args, key) for key in ("space", "settings", "seeds", "epochs")}
+    options = {key: getattr(args, key) for key in ("space", "settings", "seeds", "epochs")}
     write_atomically(
-        args.evidence, json.dumps({"machine": describe(threads=1), **asked, "tables": tables}).encode()
+        args.evidence, json.dumps({"machine": describe(threads=1), **options, "tables": tables}).encode()
     )
 
 
@@ -160,20 +161,20 @@ SCORES: dict[str, Callable[[Table], Floats]] = {
 
 
 def others(tests: Floats, seed: int) -> Floats:
-    """Return the mean test of the other seeds."""
+    """Return the mean test result of the other seeds, per setting."""
     means: Floats = np.delete(tests, seed, axis=1).mean(axis=1)
     return means
 
 
 def pick_gains(score: Floats, test: Floats) -> Floats:
-    """Return what the best-scored of BUDGET random settings gain over the default settings."""
+    """Return the gains of the best of BUDGET settings over the default settings, for many random draws."""
     rng, size = np.random.default_rng(0), min(BUDGET, len(score))
     sampled = [np.r_[0, 1 + rng.permutation(len(score) - 1)[: size - 1]] for _ in range(RESAMPLED)]
     return np.array([test[rows[np.argmax(score[rows])]] - test[0] for rows in sampled])
 
 
 def scores_table(tables: Sequence[Table]) -> str:
-    """One row per score: rank correlation, gain of the pick, share of picks below the default settings."""
+    """Return a row per score: rank correlation, gain of the pick, share of picks worse than the default."""
     rows = []
     for name, score in SCORES.items():
         pairs = [(score(t)[:, k], others(t.tests, k)) for t in tables for k in range(t.tests.shape[1])]
@@ -185,7 +186,7 @@ def scores_table(tables: Sequence[Table]) -> str:
 
 
 def parts_table(tables: Sequence[Table]) -> str:
-    """Rank correlations of base and new accuracy, each by the figure that predicts it."""
+    """Return rank correlations of base and new accuracy with the figures that predict them."""
     parts: dict[str, Callable[[Table], tuple[Floats, Floats]]] = {
         "base, by validation accuracy": lambda t: (t.signals["base"], t.base),
         "new, by divergence": lambda t: (-t.signals["divergence"], t.new),

@@ -5,12 +5,12 @@
     python benchmarks/sampler.py --samplers gp --budgets 40 --seeds 3     # a minute per search
 
 Nothing is trained. The trial store of a study samples and stores trials of simulated duration, so samplers
-wait for the first wave as in a real study. There are three problems: a quadratic function on the space
-`default`, in which few settings matter, whose optimum depends on the seed, and whose trials last as long as
-their epochs; the Hartmann function of six settings; and the nearest recorded trial (curves.json) on the space
-`full`. Scores are noisy. Regret is that of the settings with the highest score: 0 is the optimum, and 100 is
-the median of random samples. Wall time is in mean trial durations. Results are written to --json after each
-search. Rerun the same command to resume.
+wait for the first wave as in a real study. The three problems are a quadratic function on the space
+`default`, in which few settings matter and whose optimum depends on the seed; the Hartmann function of six
+settings; and the nearest recorded trial (curves.json) on the space `full`. Durations are proportional to the
+number of epochs, if it is searched. Scores are noisy. Regret is that of the settings with the highest score:
+0 is the optimum, and 100 is the median of random samples. Wall time is in mean trial durations. Results are
+written to --json after each search. Rerun the same command to resume.
 """
 
 import argparse
@@ -51,7 +51,7 @@ Objective = Callable[[Mapping[str, Any]], float]
 
 
 def unit(entry: Range, value: Any) -> float:
-    """Position of a value in its range, from 0 to 1."""
+    """Return the position of a value in its range, from 0 to 1."""
     if isinstance(entry, Choice):
         return entry.choices.index(value) / max(1, len(entry.choices) - 1)
     scale = math.log if entry.log else float
@@ -59,7 +59,7 @@ def unit(entry: Range, value: Any) -> float:
 
 
 def quadratic(space: Space, seed: int) -> tuple[Objective, float]:
-    """A function whose optimum lies anywhere. Weights fall by 0.6 from setting to setting."""
+    """Return a quadratic function with a random optimum and random weights (0.6^k), and its maximum."""
     rng = random.Random(seed)
     names = rng.sample(list(space.ranges), len(space.ranges))
     terms = {name: (0.6**k, rng.random(), rng.sample(range(9), 9)) for k, name in enumerate(names)}
@@ -75,7 +75,7 @@ def quadratic(space: Space, seed: int) -> tuple[Objective, float]:
 
 
 def hartmann(space: Space, seed: int) -> tuple[Objective, float]:
-    """The six-dimensional Hartmann function, its coordinates in another order for each seed."""
+    """Return the six-dimensional Hartmann function, with coordinates permuted by seed, and its maximum."""
     a = ((10, 3, 17, 3.5, 1.7, 8), (0.05, 10, 17, 0.1, 8, 14),
          (3, 3.5, 1.7, 10, 17, 8), (17, 8, 0.05, 10, 0.1, 14))  # fmt: skip
     p = ((1312, 1696, 5569, 124, 8283, 5886), (2329, 4135, 8307, 3736, 1004, 9991),
@@ -94,10 +94,13 @@ def hartmann(space: Space, seed: int) -> tuple[Objective, float]:
 
 
 def recorded(space: Space, seed: int) -> tuple[Objective, float]:
-    """Last score of the recorded trial whose settings are nearest."""
+    """Return a function and its maximum: the last score of the recorded trial with the nearest settings."""
 
     def distance(settings: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-        return sum(_apart(entry, settings.get(name), other.get(name)) for name, entry in space.ranges.items())
+        return sum(
+            _squared_distance(entry, settings.get(name), other.get(name))
+            for name, entry in space.ranges.items()
+        )
 
     def value(settings: Mapping[str, Any]) -> float:
         return float(min(RECORDED, key=lambda trial: distance(settings, trial["settings"]))["objective"][-1])
@@ -105,7 +108,7 @@ def recorded(space: Space, seed: int) -> tuple[Objective, float]:
     return value, max(trial["objective"][-1] for trial in RECORDED)
 
 
-def _apart(entry: Range, one: Any, other: Any) -> float:
+def _squared_distance(entry: Range, one: Any, other: Any) -> float:
     if one is None or other is None or isinstance(entry, Choice):
         return float(one != other)
     return (unit(entry, one) - unit(entry, other)) ** 2
@@ -116,7 +119,7 @@ PROBLEMS = {"quadratic": quadratic, "hartmann": hartmann, "recorded": recorded}
 
 @cache
 def space_of(problem: str) -> Space:
-    """Space of a problem."""
+    """Return the search space of a problem."""
     if problem == "recorded":
         return load_space("full")
     whole = load_space("default")
@@ -126,8 +129,8 @@ def space_of(problem: str) -> Space:
 
 
 @cache
-def scaled(problem: str, seed: int) -> Objective:
-    """Regret of settings: 0 at the optimum, 100 for a median random sample."""
+def regret_function(problem: str, seed: int) -> Objective:
+    """Return the regret as a function of settings: 0 at the optimum, 100 for a median random sample."""
     space = space_of(problem)
     function, optimum = PROBLEMS[problem](space, seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -137,10 +140,10 @@ def scaled(problem: str, seed: int) -> Objective:
 
 
 def search(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Simulate one search: regret of the settings with the highest score, and wall time."""
+    """Simulate one search. Return `cell` with the regret of the best-scored settings and the wall time."""
     warnings.simplefilter("ignore")
     problem, seed, slots = cell["problem"], cell["seed"], cell["concurrency"]
-    space, regret = space_of(problem), scaled(problem, seed)
+    space, regret = space_of(problem), regret_function(problem, seed)
     config = StudyConfig.of(
         space=space, trials=cell["budget"], sampler=cell["sampler"], pruner="none", seed=seed, epochs=10
     )
@@ -165,7 +168,7 @@ def search(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All searches, seed by seed, so that a part of them is balanced."""
+    """Yield all searches, seed by seed, so that unfinished results are balanced."""
     for seed, budget, problem, sampler, slots in product(
         range(args.seeds), args.budgets, PROBLEMS, args.samplers, CONCURRENCY
     ):
@@ -176,7 +179,7 @@ Summary = dict[tuple[str, int, int], tuple[float, float, float]]
 
 
 def summarize(rows: list[dict[str, Any]]) -> Summary:
-    """Mean regret, its standard error and mean wall time, by (sampler, budget, concurrency)."""
+    """Return mean regret, its standard error and mean wall time by (sampler, budget, concurrency)."""
     groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["sampler"], row["budget"], row["concurrency"]), []).append(row)
@@ -193,7 +196,7 @@ COLORS = {"tpe": "#0b6e99", "gp": "#b8860b", "random": "#777777"}
 
 
 def plot(found: Summary, path: Path) -> None:
-    """Regret against concurrency, a panel for each budget. Wall times stand below the ticks."""
+    """Plot regret against concurrency, one panel per budget. Wall times are below the ticks."""
     budgets = sorted({budget for _, budget, _ in found})
     high = 1.1 * max(value + error for value, error, _ in found.values())
 
@@ -244,7 +247,7 @@ def _cell(figure: tuple[float, float, float] | None) -> str:
 
 
 def show(found: Summary) -> str:
-    """Regret with its standard error, and wall time."""
+    """Return a table of regrets with standard errors and wall times."""
     budgets = sorted({budget for _, budget, _ in found})
     samplers = [name for name in COLORS if any(key[0] == name for key in found)]
     head = ("trials", "sampler", *(f"{slots} concurrent" for slots in CONCURRENCY))

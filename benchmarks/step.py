@@ -21,7 +21,18 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import BACKBONE, ROOT, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from common import (
+    BACKBONE,
+    ROOT,
+    Figures,
+    arguments,
+    describe,
+    in_turn,
+    median_of,
+    print_figures,
+    table,
+    write_json,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.clip.model import Clip, Tower
@@ -36,11 +47,11 @@ from prometar.step.state import State
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COUNTED = 2  # iterations a process
+COUNTED = 2  # iterations per process
 
 
 def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callable[[], object]:
-    """One iteration of a side, from the same start on the same batch each time."""
+    """Return a function that runs one iteration of a side. Every call has the same state and batch."""
     clip = load_backbone(backbone, "random", dtype=DTYPES[dtype], device=DEVICE).clip
     method = build(Config())
     names = [f"class number {i}" for i in range(num_classes)]
@@ -72,7 +83,7 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
 
 
 def plain_clip(backbone: str) -> Clip:
-    """As the reference takes it, with QuickGELU: random weights serve one activation as well as the other."""
+    """Return the backbone with QuickGELU, as the published code requires. Its weights are random anyway."""
     clip = load_clip(backbone, "random")
     assert isinstance(clip.text, Tower)
     text, vision = (replace(tower, activation="quick_gelu") for tower in (clip.text, clip.vision))
@@ -88,14 +99,14 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def product_rate(dtype: str, side: int) -> float:
-    """Operations a second of a large matrix product."""
+    """Return the operations per second of a large matrix product."""
     a = torch.randn(side, side).to(DEVICE, DTYPES[dtype])
     seconds = [timed(lambda: a @ a) for _ in range(12)]
     return 2 * side**3 / median(seconds[2:])
 
 
 def reset_peak() -> None:
-    """What was allocated so far counts no more; a process's own peak cannot be reset."""
+    """Reset the peak of allocated GPU memory. On a CPU, the peak of the process cannot be reset."""
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -110,7 +121,7 @@ def peak_gb() -> float:
 def measure(
     side: str, classes: int, backbone: str, dtype: str, threads: int, limit_gb: float, product: int
 ) -> Figures:
-    """Seconds of each counted iteration, operations, their rate and peak memory, where it fits."""
+    """Return seconds per iteration, operations, their rate and peak memory, or {"fits": False}."""
     torch.set_num_threads(threads)
     if DEVICE == "cpu":
         resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gb * 1e9),) * 2)
@@ -142,7 +153,7 @@ def main() -> None:
 
     args = arguments(__doc__, add, repeats=2)
     if args.side:
-        return tell(measure(**args.side))
+        return print_figures(measure(**args.side))
     product = 2048
     if args.quick:
         args.backbone, args.repeats, args.classes, product = "mini", 1, [4], 256
@@ -159,7 +170,7 @@ def main() -> None:
         )
         everything += rounds
         rows += [row(classes, rounds[0], rounds[k], dtype) for k, (_, dtype) in enumerate(sides) if k]
-    print(f"{args.backbone}, batch 4, {describe(args.threads, 'the released procedure in fp32')}")
+    print(f"{args.backbone}, batch 4, {describe(args.threads, 'the published code in fp32')}")
     head = ("classes", "dtype", "released s", "ours s", "ratio", "released GB", "ours GB", "ratio",
             "ours TFLOP", "share of matmul rate")  # fmt: skip
     print(table(head, rows))
@@ -167,7 +178,7 @@ def main() -> None:
 
 
 def row(classes: int, released: list[Figures], ours: list[Figures], dtype: str) -> tuple[object, ...]:
-    """A line of the table; a side that needs more memory than it may have has no figure."""
+    """Return a row of the table. A side that exceeds the memory limit has no figures."""
     if not ours[0]["fits"]:
         return (classes, dtype, *["does not fit"] * 8)
     seconds, peak = median_of(ours, "seconds"), median_of(ours, "peak_gb")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from common import Figures, arguments, describe, in_turn, median_of, print_figures, table, write_json
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -38,8 +38,8 @@ Pass = Callable[[], Iterator[Images]]
 DIGESTED = 40  # batches whose pixels are compared
 
 
-def generated(folder: Path, count: int) -> None:
-    """JPEGs of 224 x 224 pixels and some 17 kB, as DTD's photographs shortened to 224 pixels have."""
+def generate_images(folder: Path, count: int) -> None:
+    """Write JPEGs of 224 x 224 pixels and about 17 kB, like photographs of DTD resized to 224 pixels."""
     rng = np.random.default_rng(0)
     for k in range(count):
         coarse = rng.integers(0, 256, (14, 14, 3), dtype=np.uint8)
@@ -49,7 +49,7 @@ def generated(folder: Path, count: int) -> None:
 
 
 def plan_of(root: str, made: bool, size: int, epochs: int) -> tuple[Plan, Source]:
-    """A training plan, and where its images come from."""
+    """Return a training plan, and the source of its images."""
     if made:
         names = sorted(path.name for path in Path(root).glob("*.jpg"))
         items = tuple(Item(name, k % 10, str(k % 10)) for k, name in enumerate(names))
@@ -61,7 +61,7 @@ def plan_of(root: str, made: bool, size: int, epochs: int) -> tuple[Plan, Source
 
 
 class PlanRows(torch.utils.data.Dataset[Images]):
-    """The plan's rows for a DataLoader; the encoded images lie in memory, as ours do."""
+    """Rows of a plan for a DataLoader. Encoded images are in memory, as in the Ray stream."""
 
     def __init__(self, plan: Plan, source: Source) -> None:
         self._plan, self._files = plan, source.read_many([item.path for item in plan.items])
@@ -72,7 +72,9 @@ class PlanRows(torch.utils.data.Dataset[Images]):
 
 
 def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
+    warnings.filterwarnings(
+        "ignore", message="The given NumPy array is not writable"
+    )  # the arrays are only read
     steps = [list(range(*plan.step_rows(step))) for step in range(plan.num_steps)]
     loader = torch.utils.data.DataLoader(
         PlanRows(plan, source), batch_sampler=steps, num_workers=workers, persistent_workers=True
@@ -92,7 +94,7 @@ PASSES = {"loader": loader_pass, "ray": stream_pass, "in-process": local_pass}
 
 
 def consume(kind: str, workers: int, root: str, made: bool, size: int, epochs: int) -> Figures:
-    """Two passes, the second timed: seconds to the first batch and images a second."""
+    """Run two passes and time the second: seconds to the first batch, and images per second."""
     start = PASSES[kind](*plan_of(root, made, size, epochs), workers)
     state = hashlib.sha256()
     for step, images in enumerate(start()):
@@ -106,8 +108,8 @@ def consume(kind: str, workers: int, root: str, made: bool, size: int, epochs: i
     return {"first": first, "rate": count / seconds, "images": count, "digest": state.hexdigest()}
 
 
-def in_an_actor(workers: int, **work: Any) -> Figures:
-    """`consume` in an actor like a trial's: a bundle for itself, one for its stream."""
+def consume_in_actor(workers: int, **work: Any) -> Figures:
+    """Run `consume` in an actor with the bundles of a trial: one for the actor, one for its stream."""
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -129,7 +131,7 @@ def in_an_actor(workers: int, **work: Any) -> Figures:
 
 def measure(kind: str, **work: Any) -> Figures:
     torch.set_num_threads(1)
-    return in_an_actor(kind=kind, **work) if kind == "ray" else consume(kind, **work)
+    return consume_in_actor(kind=kind, **work) if kind == "ray" else consume(kind, **work)
 
 
 def main() -> None:
@@ -141,7 +143,7 @@ def main() -> None:
 
     args = arguments(__doc__, add)
     if args.side:
-        return tell(measure(**args.side))
+        return print_figures(measure(**args.side))
     count = 600
     if args.quick:
         args.repeats, args.epochs, args.workers, args.size, count = 1, 2, [1], 64, 60
@@ -149,7 +151,7 @@ def main() -> None:
         made, root = args.data_root is None, str(args.data_root or folder)
         if made:
             print(f"{count} generated JPEGs")
-            generated(Path(folder), count)
+            generate_images(Path(folder), count)
         work = {"root": root, "made": made, "size": args.size, "epochs": args.epochs}
         kinds = [("in-process", 0)] + [(kind, n) for n in args.workers for kind in ("loader", "ray")]
         rounds = in_turn([{"kind": kind, "workers": n, **work} for kind, n in kinds], args)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common import ROOT, Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from common import ROOT, Figures, arguments, describe, in_turn, median_of, print_figures, table, write_json
 
 from tune.records.folder import read_records
 
@@ -24,12 +24,12 @@ SEARCH = ROOT / "tune" / "search.py"
 
 
 def measure(trials: int, epochs: int, slots: int) -> Figures:
-    """Seconds of the command and of the search in it, and of training in both."""
+    """Return the seconds of the command, of its search, and of training in both."""
     with TemporaryDirectory() as out:
-        counts = {
+        options = {
             "--dataset": "textures", "--trials": trials, "--epochs": epochs, "--max-concurrent": slots
         }  # fmt: skip
-        words = [str(word) for option in counts.items() for word in option]
+        words = [str(word) for option in options.items() for word in option]
         began = time.perf_counter()
         subprocess.run(
             [sys.executable, str(SEARCH), *words, "--out", out], check=True, stdout=subprocess.DEVNULL
@@ -62,7 +62,7 @@ def main() -> None:
 
     args = arguments(__doc__, add, repeats=3)
     if args.side:
-        return tell(measure(**args.side))
+        return print_figures(measure(**args.side))
     if args.quick:
         args.repeats, args.trials, args.epochs = 1, 2, 1
     (rounds,) = in_turn([{"trials": args.trials, "epochs": args.epochs, "slots": args.slots}], args)

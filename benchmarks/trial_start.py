@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import ray
-from common import Figures, arguments, describe, in_turn, median_of, table, tell, write_json
+from common import Figures, arguments, describe, in_turn, median_of, print_figures, table, write_json
 
 from prometar.config.settings import configure
 from tune.execution.job import Job
@@ -29,14 +29,14 @@ PARTS = ("process", "build_run", "session", "first batch", "rest")
 
 
 class TimedWorker(TrialWorker):
-    """The study's worker without Tune around it, and a clock at its parts."""
+    """A study's worker, outside of Ray Tune, that measures the time of each part."""
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
 
     @ray.method
     def run(self, config: dict[str, Any], began: float) -> dict[str, float]:
-        """Start a trial and train an epoch. Returns seconds by part, from `began` (time.time) on."""
+        """Start a trial and train one epoch. Return seconds by part since `began` (time.time)."""
         from prometar.training import epoch
         from prometar.training.session import Session
         from tune.execution import training
@@ -75,8 +75,8 @@ class TimedWorker(TrialWorker):
         return stepped
 
 
-def tasks(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
-    """Trials of the embedded default, each with a weight of its own."""
+def requests(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
+    """Return requests for trials of the embedded default, each with another weight of the text distance."""
     config = configure("prometar", {"train.seed": 0, "train.epochs": 5})
     found = []
     for k in range(count):
@@ -89,7 +89,7 @@ def tasks(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
 
 
 def measure(kind: str, trials: int) -> Figures:
-    """Seconds by part, a value a trial."""
+    """Return the seconds of each part, one value per trial."""
     from ray.actor import ActorHandle
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -102,7 +102,7 @@ def measure(kind: str, trials: int) -> Figures:
     actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
     rows, worker = list[dict[str, float]](), None
     with TemporaryDirectory() as folder:
-        for request in tasks(folder, plan, trials + (kind == "reused actor")):
+        for request in requests(folder, plan, trials + (kind == "reused actor")):
             began = time.time()
             worker = worker or actor.remote()
             rows.append(ray.get(worker.run.remote(request, began)))
@@ -121,7 +121,7 @@ def main() -> None:
 
     args = arguments(__doc__, add, repeats=3)
     if args.side:
-        return tell(measure(**args.side))
+        return print_figures(measure(**args.side))
     if args.quick:
         args.repeats, args.trials = 1, 2
     kinds = {"new actor": min(2, args.trials), "reused actor": args.trials}
