@@ -1,6 +1,6 @@
 """Configuration of a study as one typed tree.
 
-The command line (`OPTIONS`), `Study(...)` in Python and study.yaml are three views of this tree.
+The command line (`OPTIONS`), `Study(...)` in Python and study.yaml are three forms of this tree.
 """
 
 from collections.abc import Iterator, Mapping
@@ -90,7 +90,7 @@ class SearchConfig(PlainData):
 
 
 class ConfirmConfig(PlainData):
-    """Number of trials that are rerun before one is selected, and number of fresh seeds."""
+    """Number of trials that the confirmation reruns, and number of fresh seeds."""
 
     top: int = Field(
         3, ge=0, le=1000, description="Best trials to rerun besides the baseline. 0 skips the confirmation."
@@ -155,7 +155,7 @@ class LocationConfig(PlainData):
 
 
 class StudyConfig(PlainData):
-    """A study: the baseline, the search, the confirmation and the final test.
+    """Configuration of a study: baseline, search, confirmation, final test, resources and location.
 
     Args:
         run: Configuration of the baseline on the first dataset.
@@ -173,7 +173,7 @@ class StudyConfig(PlainData):
         """Build a configuration from the options of `tune/search.py` or `Study`.
 
         Args:
-            options: Values by name of an option, with "_" for "-". None is the default. `settings` are
+            options: Values by name of an option, with "_" for "-". None selects the default. `settings` are
                 `key=value` texts or a mapping by dotted key. A key belongs to the run (`optim.lr`) or to this
                 tree (`confirm.seeds`).
 
@@ -244,10 +244,10 @@ class StudyConfig(PlainData):
         return run, flat | {f"search.{name}": value for name, value in searched.items()}
 
     def identity(self, digests: Mapping[str, str] = {}) -> dict[str, Any]:
-        """Return all values that determine results. A study can resume only if they are equal.
+        """Return all values that determine results. A study can resume only if all are unchanged.
 
         Args:
-            digests: Digests by name of files and code that determine results, such as weights.
+            digests: Digests of files and code that determine results, such as weights, by name.
         """
         search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
         space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
@@ -262,7 +262,7 @@ class StudyConfig(PlainData):
         """
         if changed := differences(before, self.identity(digests)):
             raise UserError(
-                f"The study {self.name} was started with other settings ({changed}). Use these again, or "
+                f"The study {self.name} was started with other settings ({changed}). Restore them, or "
                 "start another study with --study NAME."
             )
 
@@ -277,7 +277,7 @@ class StudyConfig(PlainData):
         return self.location.storage or f"sqlite:///{(self.location.out / self.name).absolute() / 'study.db'}"
 
     @property
-    def baseline(self) -> dict[str, Value]:
+    def baseline_settings(self) -> dict[str, Value]:
         """Values of the searched settings in the baseline.
 
         Raises:
@@ -348,7 +348,7 @@ _ONLY_AS_OPTION = {"run.data.name": "--dataset", "run.train.seed": "--seed", "se
 def _messages(error: ValidationError) -> Iterator[str]:
     """Yield a message for each invalid field: its option, the problem and the value."""
     names = {path: f"--{name}" for name, path in OPTIONS.items()}
-    first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}  # of a union
+    first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}  # 1 per field
     for path, each in reversed(first.items()):
         name = names.get(path, f"--set {path.rstrip('.')}")
         match each["type"]:

@@ -1,7 +1,7 @@
 """Search hyperparameters of a prompt-learning method: `python tune/search.py --dataset dtd --data-root DIR`.
 
-Without arguments, run a small study on an embedded dataset. Rerun the same command to resume a study. A
-larger --trials extends it.
+Without arguments, run a small study on an embedded dataset. Rerun the same command to resume. A larger
+--trials extends the study.
 """
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tune.execution.live import LiveView, plain_console
 from tune.execution.ray_cluster import configure_ray
 from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
 from tune.records.folder import Records, StudyFolder, read_records
-from tune.records.schema import Confirmation, FinalTest, StudyRecord, by_score
+from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
 from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Study:
         """Plan, digests of inputs and resources per trial, while the folder is locked. None otherwise."""
 
     def run(self) -> FinalTest:
-        """Run all stages. An interrupted study resumes. A finished study is only summarized again.
+        """Run all stages. An interrupted study resumes. A finished study is only reported again.
 
         Raises:
             UserError: the study was started with other settings, or data or weights are missing.
@@ -174,15 +174,15 @@ class Study:
         return read_records(self.folder.path)
 
     @cached_property
-    def _described(self) -> StudyPlan:
-        """Plan for descriptions. `run` makes another plan, because the data may have changed."""
+    def _plan(self) -> StudyPlan:
+        """Plan to describe. `run` computes another one, because the data may have changed since."""
         return plan_study(self.config)
 
     def describe_plan(self) -> str:
         """Describe the searched settings and the number of runs, without running or writing anything."""
         ranges = self.config.search.space.describe()
         searched = [f"  {key}: {values}" for key, values in ranges.items()]
-        plan = self._described
+        plan = self._plan
         return "\n".join([self._headline, str(plan), "Searched settings:", *searched, *plan.notes])
 
     def estimate(self) -> str:
@@ -191,7 +191,7 @@ class Study:
         Raises:
             UserError: the weights are missing, or a trial does not fit on this machine.
         """
-        return estimate(self.config, self._described)
+        return estimate(self.config, self._plan)
 
     @property
     def _headline(self) -> str:
@@ -236,11 +236,11 @@ class Study:
         done: int = 0,
         observers: "Sequence[Observer]" = (),
     ) -> Mapping[str, str]:
-        """Run the jobs of a stage with a live view. Return the reasons of failed jobs, by name of the job."""
+        """Run the jobs of a stage with a live view. Return the reasons of failed jobs, by job name."""
         from tune.execution.executor import run_jobs
 
         assert self._opened is not None
-        leader = next(iter(by_score(self.folder.read_trials())), None) if stage == "Search" else None
+        leader = next(iter(rank_completed(self.folder.read_trials())), None) if stage == "Search" else None
         best = (leader.score, f"trial {leader.number}") if leader and leader.score is not None else None
         with LiveView(self.console, stage, total, done, best=best, show_best=stage == "Search") as view:
             return run_jobs(

@@ -25,7 +25,7 @@ from tests.conftest import write_dtd
 from tune import Study
 from tune.config import StudyConfig
 from tune.records.folder import read_records
-from tune.records.schema import by_score
+from tune.records.schema import rank_completed
 from tune.report.statements import verdict
 from tune.search import main as search_main
 
@@ -127,7 +127,7 @@ def test_the_highest_confirmed_mean_is_selected_and_tested(whole: Whole) -> None
     assert confirmation is not None
     assert test is not None
     means = {candidate.number: candidate.mean or 0.0 for candidate in confirmation.candidates}
-    best = by_score(trial for trial in found.trials if not trial.baseline)[0]
+    best = rank_completed(trial for trial in found.trials if not trial.baseline)[0]
     assert means.keys() == {0, best.number}, "the default settings, and the best others of the search"
     assert all([run.seed for run in each.runs] == [0, 1000] for each in confirmation.candidates)
     assert means[confirmation.selected] == max(means.values())

@@ -21,13 +21,13 @@ from tune.records.schema import (
     RunScore,
     StudyRecord,
     TrialRecord,
-    by_score,
     mean_of,
+    rank_completed,
 )
 from tune.space.space import build_space
 from tune.stages.final_test import _compare, _verdict
 from tune.stages.jobs import RunJobs, unfinished
-from tune.stages.statistics import over_all
+from tune.stages.statistics import mean_interval
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
@@ -117,7 +117,7 @@ def trial(
 
 def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
     """Confirmation of the three best trials and the baseline, with seeds 1000 and 1001."""
-    best = by_score(trials)
+    best = rank_completed(trials)
     chosen = [*best[:3], *(each for each in best[3:] if each.baseline)]
     rows = tuple(
         Candidate(
@@ -150,7 +150,7 @@ def final_test(
         ours = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
         ours = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in ours)
         datasets[name] = _compare(theirs if same else ours, theirs, None, None if same else 0.05)
-    difference = over_all([each.difference for each in datasets.values()])
+    difference = mean_interval([each.difference for each in datasets.values()])
     test = FinalTest(tuple(seeds), 10, selected, datasets, difference, _verdict(difference, same=same))
     return replace(test, **changes)
 

@@ -24,7 +24,7 @@ from tune.records.schema import (
     State,
     StudyRecord,
     TrialRecord,
-    by_score,
+    rank_completed,
     read_record,
     write_record,
 )
@@ -137,7 +137,7 @@ class Records:
         return self.config.run.flat()
 
     @property
-    def counts(self) -> str:
+    def state_counts(self) -> str:
         """Number of trials in each state, as text."""
         states = [trial.state for trial in self.trials]
         return ", ".join(f"{states.count(state)} {title}" for state, title in STATES.items())
@@ -145,7 +145,7 @@ class Records:
     @cached_property
     def completed(self) -> list[TrialRecord]:
         """Completed trials, highest objective first."""
-        return by_score(self.trials)
+        return rank_completed(self.trials)
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
@@ -160,7 +160,7 @@ class Records:
         return next((trial for trial in self.trials if trial.number == number), best)
 
     @property
-    def outdated(self) -> bool:
+    def final_test_outdated(self) -> bool:
         """True if the final test compared settings that are no longer selected."""
         if self.final_test is None or self.selected is None:
             return False

@@ -161,7 +161,7 @@ class TrialRecord:
         return self.objective if self.state == "COMPLETE" else None
 
 
-def by_score(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the completed trials, highest objective first. Ties are ordered by number."""
     completed = [trial for trial in trials if trial.score is not None]
     return sorted(completed, key=lambda trial: (-(trial.score or 0.0), trial.number))

@@ -1,4 +1,4 @@
-"""Plots of a report. Optuna plots the search. Accuracies and seed pairs are plotted here."""
+"""Plots of a report. Most plots of the search are Optuna's."""
 
 import html
 import warnings
@@ -83,14 +83,14 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
 
 
 def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
-    """Build an in-memory study with the same trials. Trials that lack the value of a goal count as failed."""
+    """Build an in-memory Optuna study of the trials. Trials that lack the value of a goal count as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[GOALS[goal] for goal in goals])
-    study.add_trials(_trial(trial, records, goals) for trial in records.trials)
+    study.add_trials(_frozen_trial(trial, records, goals) for trial in records.trials)
     return study
 
 
-def _trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
+def _frozen_trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
     ranges, values = records.search_config.space.ranges, [getattr(trial, goal) for goal in goals]
     in_range = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
     if not in_range or trial.state == "FAIL" or None in values:
@@ -118,7 +118,7 @@ def escape(value: Any) -> Any:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the importance of each setting, highest first, or {} if trials are too few or all equal."""
+    """Return the importance of each setting, highest first, or {} for too few trials or equal scores."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}

@@ -11,7 +11,7 @@ from tune.config import EPOCHS_KEY
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
 from tune.report.formatting import describe_difference, format_mean, format_number, join
-from tune.stages.statistics import over_all
+from tune.stages.statistics import mean_interval
 
 MAX_CAVEATS = 5
 LABELS = {"selected": "selected settings", "baseline": "default settings"}
@@ -24,7 +24,7 @@ def status(records: Records) -> Status:
     """Return the verdict of a study, "leaking" if its results are invalid, or "unfinished"."""
     if records.study.leaks:
         return "leaking"
-    if records.final_test is None or records.selected is None or records.outdated:
+    if records.final_test is None or records.selected is None or records.final_test_outdated:
         return "unfinished"
     return records.final_test.verdict
 
@@ -69,7 +69,7 @@ def _reason_for_default(records: Records) -> str:
 def evidence(records: Records) -> list[str]:
     """Return the sentences with the numbers behind the verdict."""
     test = records.final_test
-    if test is None or records.outdated or not test.seeds:
+    if test is None or records.final_test_outdated or not test.seeds:
         return [line for line in (_leader(records), _epochs(records)) if line]
     lines = [_difference(test), *_trade_off(test), _detectable(test), _new_accuracy(test), _epochs(records)]
     return [line for line in lines if line]
@@ -99,7 +99,7 @@ def _difference(test: FinalTest) -> str:
 
 def accuracy_difference(test: FinalTest, name: Literal["base", "new"]) -> Interval | None:
     """Return selected minus default settings in base or new accuracy, over all datasets."""
-    return over_all([getattr(each, f"{name}_difference") for each in test.datasets.values()])
+    return mean_interval([getattr(each, f"{name}_difference") for each in test.datasets.values()])
 
 
 def _trade_off(test: FinalTest) -> Iterator[str]:
@@ -125,7 +125,7 @@ def _detectable(test: FinalTest) -> str:
 
 
 def sides(test: FinalTest) -> list[Side]:
-    """Return the sides with runs of their own. If the baseline was selected, both sides are the same runs."""
+    """Return both sides of the test, or only the baseline if it was selected."""
     return ["baseline"] if test.baseline_selected else ["selected", "baseline"]
 
 
@@ -164,7 +164,7 @@ def _caveats(records: Records) -> Iterator[str]:
     if records.completed and baseline and baseline.score is None:
         reason = baseline.reason[:80]
         yield f"The default settings failed in the search: {reason}. Rerun the same command to resume."
-    if test and not records.outdated:
+    if test and not records.final_test_outdated:
         yield from _test_caveats(records, test)
     objective = OBJECTIVES.get(records.search_config.objective)
     if objective and objective.predicts_new:

@@ -18,7 +18,8 @@ def print_summary(console: Console, records: Records) -> None:
     print_line(f"\n{statements.verdict(records)}", "bold")
     for line in statements.evidence(records):
         print_line(line)
-    print_line(f"Search: {len(records.trials)} of {records.search_config.trials} trials ({records.counts}).")
+    trials = records.search_config.trials
+    print_line(f"Search: {len(records.trials)} of {trials} trials ({records.state_counts}).")
     for table in summary_tables(records):
         console.print()
         console.print(_table(table), soft_wrap=False)

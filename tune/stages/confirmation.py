@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from prometar.errors import FIX_AND_RESUME, WorkError
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder
-from tune.records.schema import Candidate, Confirmation, TrialRecord, by_score
+from tune.records.schema import Candidate, Confirmation, TrialRecord, rank_completed
 from tune.stages.jobs import RunJobs, scores, search_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
     """Return the baseline, if completed, and the `top` best other trials, or the best trial if `top` is 0."""
-    ranked = by_score(trials)
+    ranked = rank_completed(trials)
     baseline = [trial for trial in ranked if trial.baseline]
     others = [trial for trial in ranked if not trial.baseline]
     return [*baseline, *others[:top]] if top else ranked[:1]

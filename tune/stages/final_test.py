@@ -8,7 +8,7 @@ from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, Runs, Verdict
 from tune.stages.jobs import RunJobs, final_job, scores
-from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES, is_decided, min_detectable, over_all
+from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES, is_decided, mean_interval, min_detectable
 
 
 def run_final_test(
@@ -30,7 +30,7 @@ def run_final_test(
     analyses = INTERIM_ANALYSES
     if same or config.test.seeds != "auto":
         analyses = {BASELINE_SEEDS if config.test.seeds == "auto" else len(seeds): 0.05}
-    sides = [(0, config.baseline), (0 if same else selected.number, selected.settings)]
+    sides = [(0, config.baseline_settings), (0 if same else selected.number, selected.settings)]
     failures: dict[str, str] = {}
     for number, alpha in analyses.items():
         seeds = config.final_seeds[:number]
@@ -55,7 +55,7 @@ def run_final_test(
         for name, (theirs, ours) in runs.items()
     }
     # Interim analyses test the variation over seeds. The interval over datasets is computed only once.
-    difference = over_all([each.difference for each in datasets.values()])
+    difference = mean_interval([each.difference for each in datasets.values()])
     return FinalTest(
         seeds=seeds,
         epochs=config.test.epochs,

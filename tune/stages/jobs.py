@@ -61,7 +61,7 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> Runs:
-    """Return the scores of a job's runs. A run without a result contains the reason.
+    """Return the scores of a job's runs. The score of a run without a result contains the reason.
 
     Args:
         failures: Reasons of failed jobs, by name of the job.
@@ -70,7 +70,7 @@ def scores(job: Job, failures: Mapping[str, str]) -> Runs:
 
 
 def _has_result(job: Job, folder: Path, config: Config) -> bool:
-    """Return True if the folder contains a result of this configuration and objective. Delete any other."""
+    """Return True if the folder has a result of this configuration and objective. Delete other results."""
     if not (folder / FILE).exists():
         return False
     try:

@@ -93,7 +93,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         )
     if fixed := {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys():
         raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
-    defaults = config.baseline
+    defaults = config.baseline_settings
     for key, entry in search.space.ranges.items():
         conditions = {other: values[0] for other, values in entry.when.items()}
         for value in entry.probes:  # raises UserError if the value is invalid
@@ -200,9 +200,9 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
 def _seconds_per_step(config: StudyConfig) -> float:
     """Return the mean duration of a training step of the baseline, including data loading."""
     run = build_run(config.run, config.search.objective, val_per_class=config.search.val_per_class)
-    state, now, started = initial_state(run), rates(run.config, 0), 0.0
+    state, step_rates, started = initial_state(run), rates(run.config, 0), 0.0
     for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
-        state, scalars = train_step(run, state, batch, now)
+        state, scalars = train_step(run, state, batch, step_rates)
         fetch(scalars)  # waits for the device
         started = started if number else time.perf_counter()
     return (time.perf_counter() - started) / TIMED_STEPS

@@ -1,4 +1,4 @@
-"""Search stage: samples, trains and scores trials until the budget is used."""
+"""Search stage: trials are sampled, trained and scored until the budget is used."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tune.records.schema import EpochReport, TrialRecord
 from tune.stages.jobs import search_job
 from tune.store.trial_store import TrialStore
 
-CHECKPOINTS = "checkpoint*.safetensors"
+CHECKPOINT_GLOB = "checkpoint*.safetensors"
 
 
 class SearchJobs(Iterator[Job]):
@@ -55,7 +55,7 @@ class SearchJobs(Iterator[Job]):
             self._fail(job.number, failure)
 
     def notices(self) -> Iterator[str]:
-        """Explain differences between the number of trials and the budget."""
+        """Explain why the number of trials differs from --trials."""
         done, trials = len(self._store.ended), self._config.search.trials
         if self._store.exhausted:
             yield "Search space exhausted: every combination has been tried."
@@ -82,5 +82,5 @@ class SearchJobs(Iterator[Job]):
     def _record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""
         self._folder.write(trial)
-        for checkpoint in self._folder.trial_folder(trial.number).rglob(CHECKPOINTS):
+        for checkpoint in self._folder.trial_folder(trial.number).rglob(CHECKPOINT_GLOB):
             checkpoint.unlink(missing_ok=True)

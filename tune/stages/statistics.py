@@ -1,7 +1,7 @@
-"""Statistics of the final test: when it has enough seed pairs, and which difference it can detect.
+"""Statistics of the final test: the stopping rule, and the smallest detectable difference.
 
-Repeated tests with an error probability of 5% each would show differences that do not exist too often. The 5%
-are therefore divided among four interim analyses (Bonferroni). The intervals of all four contain the true
+Interim analyses with an error probability of 5% each would too often show differences that do not exist. The
+5% are therefore divided among the four analyses (Bonferroni). The intervals of all four contain the true
 difference in at least 95% of studies.
 """
 
@@ -23,8 +23,8 @@ INTERIM_ANALYSES: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_
 more of the error probability."""
 
 
-def over_all(differences: Sequence[Interval | None]) -> Interval | None:
-    """Return the interval of one dataset, or the 95% t-interval over the means of several."""
+def mean_interval(differences: Sequence[Interval | None]) -> Interval | None:
+    """Return the interval of a single dataset, or the 95% t-interval over the means of several datasets."""
     if len(differences) == 1:
         return differences[0]
     return t_interval([each.mean for each in differences if each])

@@ -151,7 +151,7 @@ class TrialStore:
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
         """Sample the next trial, or return None. One of the trials is reserved for the baseline."""
         if self._baseline_missing:
-            return self._sample(trials, self._config.baseline, "baseline")
+            return self._sample(trials, self._config.baseline_settings, "baseline")
         if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
             return None
         # Failed settings are not retried, because they would fail again with the same seeds.

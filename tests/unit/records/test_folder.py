@@ -9,7 +9,7 @@ from prometar.errors import UserError
 from tests.support.study_records import DEFAULT, run, settings_of, small, trial, write
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences, read_records
-from tune.records.schema import Candidate, RunScore, by_score, seed_means
+from tune.records.schema import Candidate, RunScore, rank_completed, seed_means
 
 
 def test_a_study_is_described_and_its_environments_are_remembered(
@@ -36,7 +36,7 @@ def test_a_study_is_described_and_its_environments_are_remembered(
 
 def test_the_earliest_of_the_best_trials_leads() -> None:
     trials = [trial(0, objective=60.0), trial(1, objective=62.0), trial(2, objective=62.0), trial(3, "FAIL")]
-    assert [each.number for each in by_score(trials)] == [1, 2, 0]
+    assert [each.number for each in rank_completed(trials)] == [1, 2, 0]
 
 
 def test_the_confirmation_selects(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_final_test_of_other_settings_is_outdated(
     records = small(tmp_path, selected=tested)
     assert records.confirmation is not None
     records = replace(records, confirmation=replace(records.confirmation, selected=selected))
-    assert records.outdated == outdated
+    assert records.final_test_outdated == outdated
 
 
 def test_candidates_are_compared_over_all_their_seeds() -> None:
@@ -105,5 +105,5 @@ def test_a_partial_study_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "trials/0009").mkdir()  # a trial that is running
     records = read_records(tmp_path)
     assert [each.number for each in records.trials] == [0, 1, 2, 3]
-    assert (records.confirmation, records.final_test, records.outdated) == (None, None, False)
+    assert (records.confirmation, records.final_test, records.final_test_outdated) == (None, None, False)
     assert records.trials[1].settings == settings_of(1)

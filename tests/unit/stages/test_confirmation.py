@@ -24,7 +24,7 @@ def trials_of(config: StudyConfig, scores: Sequence[float]) -> list[TrialRecord]
     return [
         replace(
             trial(number),
-            settings={**config.baseline, "regularizer.text_weight": 1.0 + number},
+            settings={**config.baseline_settings, "regularizer.text_weight": 1.0 + number},
             objective=score,
             runs=(RunScore("textures", 3, score + 1, score - 1, score, seconds=1.0),),
         )

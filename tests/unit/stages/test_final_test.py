@@ -34,7 +34,7 @@ def finish(
 ) -> tuple[FinalTest, list[str]]:
     """The final test of a trial's settings, and the names of its jobs in order."""
     run_jobs, names = runner(score)
-    settings = {**config.baseline, **({"regularizer.text_weight": 1.5} if number else {})}
+    settings = {**config.baseline_settings, **({"regularizer.text_weight": 1.5} if number else {})}
     selected = Candidate(number, number == 0, settings, ())
     folder, published = StudyFolder.of(config), {"textures": 65.0}
     return run_final_test(config, folder, selected, run_jobs, published=published, before=before), names

@@ -28,7 +28,7 @@ def steps_of(job: Job) -> int:
 
 def jobs_of(config: StudyConfig, **settings: Any) -> tuple[Job, Job]:
     """A trial, and a run of the final test on the first dataset."""
-    folder, settings = StudyFolder.of(config), {**config.baseline, **settings}
+    folder, settings = StudyFolder.of(config), {**config.baseline_settings, **settings}
     trial = search_job(config, folder, 1, settings)
     return trial, final_job(config, folder, 1, settings, config.search.datasets[0], 5)
 
@@ -41,7 +41,7 @@ def test_counts_are_those_of_the_jobs(small_dtd: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     plan, (trial, _) = plan_study(config), jobs_of(config)
     finals = [
-        final_job(config, StudyFolder.of(config), 0, config.baseline, name, 7)
+        final_job(config, StudyFolder.of(config), 0, config.baseline_settings, name, 7)
         for name in config.search.datasets
     ]
     per_epoch = sum(map(steps_of, finals))
@@ -63,7 +63,7 @@ def test_trials_of_different_lengths(tmp_path: Path) -> None:
     lengths = {"train.epochs": {"type": "int", "low": 1, "high": 6}}
     config = config_of(tmp_path, ranges=lengths, epochs=2, trials=4, final_seeds=(5,))
     trial, final = jobs_of(config, **{"train.epochs": 6})
-    assert (trial.epochs, final.epochs, config.baseline) == (6, 6, {"train.epochs": 2})
+    assert (trial.epochs, final.epochs, config.baseline_settings) == (6, 6, {"train.epochs": 2})
     assert [epochs for _, epochs, _ in plan_study(config).stages.values()] == [24, 0, 12, 36]
     with pytest.raises(UserError, match=r"searches train\.epochs. Use --pruner none"):
         plan_study(config_of(tmp_path, ranges=lengths, pruner="percentile"))
