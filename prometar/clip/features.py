@@ -61,7 +61,7 @@ def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: 
     return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
 
-def embedded(clip: Clip, images_B3HW: Tensor, cache: FeatureCache, number: int) -> Tensor:
+def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache, number: int) -> Tensor:
     """Return the embedded images of a batch. If no prompt enters the image tower, they are cached."""
     return _cached(None if clip.image_prompts else cache, number, lambda: embed_images(clip, images_B3HW))
 

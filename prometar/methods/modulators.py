@@ -6,7 +6,7 @@ from pydantic import Field
 
 from prometar.errors import UserError
 from prometar.methods.part import Chosen, CustomKind, Part
-from prometar.methods.prompts import Leaves, linear
+from prometar.methods.prompts import Leaves, sample_linear
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +75,8 @@ class Gate(Modulator):
                     f"modulator.reduction {self.reduction} does not divide the {size} scalars of {name}"
                 )
             hidden = size // self.reduction
-            gate[f"{name}.in"] = linear((hidden, 2 * size), 2 * size, like=leaf, generator=generator)
-            gate[f"{name}.out"] = linear((hidden, hidden), hidden, like=leaf, generator=generator)
+            gate[f"{name}.in"] = sample_linear((hidden, 2 * size), 2 * size, like=leaf, generator=generator)
+            gate[f"{name}.out"] = sample_linear((hidden, hidden), hidden, like=leaf, generator=generator)
         return gate
 
     def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:

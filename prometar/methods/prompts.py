@@ -64,7 +64,7 @@ def layers(tokens: Leaves, tower: str) -> dict[int, "Tensor"]:
     return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
 
 
-def linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "Generator") -> "Tensor":
+def sample_linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "Generator") -> "Tensor":
     """Sample from U(-1/sqrt(num_in), 1/sqrt(num_in)), the default initialization of torch.nn.Linear.
 
     Samples are float64 on the CPU, so they do not depend on the precision and device of `like`.
@@ -76,7 +76,7 @@ def linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "G
 
 
 def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Generator") -> "Tensor":
-    """Sample from N(0, std^2), in float64 on the CPU like `linear`."""
+    """Sample from N(0, std^2), in float64 on the CPU like `sample_linear`."""
     import torch
 
     sample = torch.randn(length, width, dtype=torch.float64, generator=generator) * std
@@ -193,7 +193,7 @@ class CoupledPrompts(_Context):
             for name, shape in shapes.items():
                 leaf = f"vision.{layer}.{name}"
                 if layer < 2:
-                    leaves[leaf] = linear(shape, width, like=like, generator=generator)
+                    leaves[leaf] = sample_linear(shape, width, like=like, generator=generator)
                 else:
                     leaves[leaf] = leaves[f"vision.1.{name}"].clone()
         return leaves
@@ -225,7 +225,7 @@ class ConditionalPrompts(_Context):
         widths = (clip.embed_dim, max(1, clip.embed_dim // self.reduction), clip.text.width)
         for name, num_in, num_out in zip(("in", "out"), widths, widths[1:], strict=False):
             for part, shape in (("weight", (num_out, num_in)), ("bias", (num_out,))):
-                leaf = linear(shape, num_in, like=leaves["text.0"], generator=generator)
+                leaf = sample_linear(shape, num_in, like=leaves["text.0"], generator=generator)
                 leaves[f"shift.{name}.{part}"] = leaf
         return leaves
 

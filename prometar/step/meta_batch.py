@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, embedded, frozen_image
+from prometar.clip.features import FeatureCache, cached_embedding, frozen_image
 from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
 from prometar.methods.augmentations import Augmentation, Mix
@@ -130,7 +130,7 @@ def make_batch(
         selection: Selection of the meta task, on the device of the images. None if there is no meta task.
         cache: Cached image features, by step.
     """
-    tokens, labels = embedded(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
+    tokens, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
     frozen = frozen_image(clip, tokens, cache, step) if method.uses_images else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
     whole = Images(tokens, labels, weights, frozen)

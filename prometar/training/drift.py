@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, embedded, frozen_image
+from prometar.clip.features import FeatureCache, cached_embedding, frozen_image
 from prometar.clip.openclip import Backbone
 from prometar.clip.wording import readable
 from prometar.data.datasets.dataset import Dataset
@@ -104,7 +104,7 @@ def drift_scores(
     images, frozen, labels = [], [], []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
-        tokens = embedded(backbone.clip, pixels, cache, batch.step)
+        tokens = cached_embedding(backbone.clip, pixels, cache, batch.step)
         frozen.append(frozen_image(backbone.clip, tokens, cache, batch.step))
         images.append(F.normalize(base.image_features(prompt_tokens, tokens), dim=-1))
         labels.append(torch.from_numpy(batch.labels))

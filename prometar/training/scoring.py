@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, embedded, frozen_image
+from prometar.clip.features import FeatureCache, cached_embedding, frozen_image
 from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
@@ -26,7 +26,7 @@ def make_logits_fn(
 
     @torch.no_grad()
     def logits(images: Tensor, number: int) -> Tensor:
-        embedded_BTD = embedded(backbone.clip, backbone.normalize(images), cache, number)
+        embedded_BTD = cached_embedding(backbone.clip, backbone.normalize(images), cache, number)
         image_BE, text = model.image_features(tokens, embedded_BTD), text_CE
         if text is None:
             text = model.text_features(tokens, frozen_image(backbone.clip, embedded_BTD, cache, number))
