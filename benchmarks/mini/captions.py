@@ -20,14 +20,14 @@ PLAIN: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a photo of 
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """Share of captions with a colour, and of those in a plain context ("a photo of a ...")."""
+    """Shares of captions with a colour, and of captions with a plain context ("a photo of a ...")."""
 
     colour: float = 0.5
     plain_share: float = 0.3
 
 
 def draw_words(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """(B,) index into `WORDS` for each image: its class, a look-alike, or its family."""
+    """Return an index (B,) into `WORDS` for each image: its class, a look-alike, or its family."""
     chance = rng.random(len(labels))
     words = np.empty(len(labels), dtype=np.int64)
     for row, label in enumerate(labels):
@@ -41,13 +41,13 @@ def draw_words(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
 
 @dataclass(frozen=True)
 class Corpus:
-    """The parts of every caption, as positions in `used`; order is kept, so end-of-text is the largest.
+    """Parts of all captions, as positions in `used`, which is sorted. So end-of-text is the largest position.
 
     Attributes:
-        contexts: What stands before and after the words, the plain contexts first.
-        phrases: The words, by (word, colour + 1).
+        contexts: Tokens before and after the words. Plain contexts are first.
+        phrases: Tokens of the words, by word and colour + 1.
         used: (V,) token ids.
-        length: Of the longest caption.
+        length: Length of the longest caption.
     """
 
     contexts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
@@ -56,7 +56,7 @@ class Corpus:
     length: int
 
     def tokens(self, contexts: Sequence[int], words: Sequence[int], colours: Sequence[int]) -> Tensor:
-        """(B, L) captions; `colours` counts from 1, 0 is none."""
+        """Return captions (B, L). `colours` counts from 1, and 0 means no colour."""
         batch = torch.zeros(len(contexts), self.length, dtype=torch.long)
         for row, (context, word, colour) in enumerate(zip(contexts, words, colours, strict=True)):
             before, after = self.contexts[context]
@@ -66,9 +66,9 @@ class Corpus:
 
 
 def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> Corpus:
-    """All captions: the plain contexts, then the other `templates` (with "{}" for the words).
+    """Build all captions: the plain contexts, then the other `templates` (with "{}" for the words).
 
-    A caption's tokens are those of its parts in a row, because the tokeniser splits at spaces and full stops.
+    The tokens of a caption are those of its parts, because the tokeniser splits at spaces and full stops.
     """
 
     def pieces(texts: Sequence[str]) -> list[list[int]]:
@@ -80,7 +80,7 @@ def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tenso
     phrases = [pieces([word, *(f"{colour} {word}" for colour in COLOURS)]) for word in WORDS]
     first, last = 49406, 49407  # start and end of text
     parts = [*before, *after, *(p for row in phrases for p in row)]
-    # 0 is what stands after the end, where nothing is read
+    # 0 pads captions after the end
     used = torch.tensor(sorted({0, first, last, *(token for part in parts for token in part)}))
     place = {int(token): k for k, token in enumerate(used)}
 

@@ -34,7 +34,7 @@ from .pretrain_vision import VisionSettings, render_images, train_vision
 
 
 class Log:
-    """Prints lines, each with the seconds since the start, and appends them to a file if one is given."""
+    """Printer of lines with the seconds since the start. Appends them to a file if one is given."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.start = time.monotonic()
@@ -49,7 +49,7 @@ class Log:
 
 
 def build(config: dict[str, Any], seed: int) -> Any:
-    """A `mini` with fresh weights; open_clip draws them from torch's global generator, which is put back."""
+    """Return a `mini` with fresh weights. Restores the global generator, which open_clip uses."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = open_clip.CLIP(**config)
@@ -59,7 +59,7 @@ def build(config: dict[str, Any], seed: int) -> Any:
 
 
 def contexts() -> list[str]:
-    """CLIP's 80 ImageNet contexts and the suite's own, each with "{}" for the words."""
+    """Return CLIP's 80 ImageNet contexts and those of the suite, each with "{}" for the words."""
     return [
         *(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
         *(s.template for s in SETS.values()),
@@ -68,7 +68,7 @@ def contexts() -> list[str]:
 
 @functools.cache
 def mini_corpus() -> Corpus:
-    """The captions in these contexts, tokenised by open_clip."""
+    """Return the captions with these contexts, tokenised by open_clip."""
     return build_corpus(contexts(), open_clip.get_tokenizer("ViT-B-16"))
 
 
@@ -81,7 +81,7 @@ def pretrain(
     log: Log,
     kept: Path | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Run all stages; returns the tensors to store. `kept` is where the trained vision tower is kept."""
+    """Run all stages. Return the tensors to store. `kept` is the file of the trained vision tower."""
     model = build(mini_config(), seed)
     images = render_images(vision.images)
     log(f"rendered {len(images.labels)} images")
@@ -104,7 +104,7 @@ def pretrain(
 
 
 def pack(state: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """A full float32 state dict -> what is stored: float16, of the token table only the rows `ids`."""
+    """Convert a float32 state dict for storage: float16, with only the rows `ids` of the token table."""
     stored = {
         name: value.detach().half().contiguous() for name, value in state.items() if name != TOKEN_TABLE
     }
@@ -114,7 +114,7 @@ def pack(state: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
 
 
 def describe(log: Log, settings: dict[str, Any], seed: int, threads: int) -> None:
-    """Log what the run depends on."""
+    """Log the settings and versions that the run depends on."""
     versions = {"torch": torch.__version__, "open_clip": open_clip.__version__, "numpy": np.__version__}
     log(f"python {platform.python_version()} " + " ".join(f"{k} {v}" for k, v in versions.items()))
     log(f"machine: {platform.system()} {platform.machine()}, CPU only, {threads} threads; seed {seed}")

@@ -19,7 +19,7 @@ from .pretrain_vision import Images, batches, normalise, optimiser_of, rate
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Settings of stage two: steps, images a step, peak learning rate, first and largest logit scale."""
+    """Settings of stage two: steps, images per step, peak learning rate, first and largest logit scale."""
 
     steps: int = 1000
     batch: int = 128
@@ -30,9 +30,9 @@ class TextSettings:
 
 
 def encode_text(model: Any, rows: Tensor, tokens: Tensor) -> Tensor:
-    """(B, D) features of captions (B, L) whose token embeddings are `rows` (V, W).
+    """Return features (B, D) of captions (B, L) whose token embeddings are `rows` (V, W).
 
-    The tower is causal: what stands after the end-of-text token never matters, so captions are cut short.
+    The tower is causal, so tokens after end-of-text do not matter, and captions are truncated.
     """
     length = tokens.shape[1]
     hidden = rows[tokens] + model.positional_embedding[:length]
@@ -43,7 +43,7 @@ def encode_text(model: Any, rows: Tensor, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def image_features(visual: nn.Module, images: Images, batch: int = 512) -> Tensor:
-    """(N, D) normalised features of all images."""
+    """Return the normalised features (N, D) of all images."""
     return torch.cat([F.normalize(visual(normalise(part)), dim=-1) for part in images.pixels.split(batch)])
 
 
@@ -58,7 +58,7 @@ def train_text(
     seed: int,
     log: Callable[[str], None],
 ) -> Tensor:
-    """Train the text tower in place against locked image features (N, D); returns token rows (V, W)."""
+    """Train the text tower in place against locked image features (N, D). Return token rows (V, W)."""
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = nn.Parameter(model.token_embedding.weight.detach()[corpus.used].clone())

@@ -26,7 +26,7 @@ COLOURS = ("red", "yellow", "green", "turquoise", "blue", "purple", "grey")
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """Settings of stage one: share of the world's images, steps, images a step, peak rate, loss weights."""
+    """Settings of stage one: share of the world's images, steps, images per step, peak rate, loss weights."""
 
     images: float = 1.0
     steps: int = 2500
@@ -36,8 +36,8 @@ class VisionSettings:
     colour_weight: float = 0.3
     scale: float = 20.0  # of the cosine logits
     crop: float = 0.5  # smallest share of the side that a training crop keeps
-    dropped: float = 0.5  # share of the patches left out, which halves the time ...
-    dropped_steps: float = 0.8  # ... in the first share of the steps
+    dropped: float = 0.5  # share of the patches that are omitted, to halve the time of a step
+    dropped_steps: float = 0.8  # share of the steps, from the first on, that omit patches
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Images:
 
 
 def colour_of(pixels: NDArray[np.uint8]) -> int:
-    """Index into `COLOURS` of an image's mean colour: its hue, or grey where it is pale."""
+    """Return the index into `COLOURS` of an image's mean colour: its hue, or grey if it is pale."""
     red, green, blue = (float(v) / 255.0 for v in pixels.mean((0, 1)))
     high, low = max(red, green, blue), min(red, green, blue)
     if high - low < 0.08:
@@ -60,7 +60,7 @@ def colour_of(pixels: NDArray[np.uint8]) -> int:
 
 
 def render_images(share: float) -> Images:
-    """`share` of the world's images of every class."""
+    """Render `share` of the world's images of every class."""
     pixels, labels, colours = [], [], []
     for label, each in enumerate(CLASSES):
         for index in range(max(1, round(each.kind.images * share))):
@@ -72,13 +72,13 @@ def render_images(share: float) -> Images:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 as CLIP wants it."""
+    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) float32, normalised as for CLIP."""
     images = pixels.permute(0, 3, 1, 2).float() / 255.0
     return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 def augment(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """(B, 3, H, W): a random crop that keeps `smallest` .. 1 of each side, and a random flip."""
+    """Apply a random crop of `smallest` to 1 of each side, and a random flip."""
     count = len(images)
     draw = torch.rand(count, 4, generator=generator)
     side = smallest + (1.0 - smallest) * draw[:, 0]
@@ -91,7 +91,7 @@ def augment(images: Tensor, smallest: float, generator: torch.Generator) -> Tens
 
 
 def batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """`steps` index batches (B,), each epoch in a new order, the incomplete last batch dropped."""
+    """Yield `steps` index batches (B,). Each epoch has a new order and drops the incomplete last batch."""
     done = 0
     while done < steps:
         order = torch.randperm(count, generator=generator)
@@ -103,7 +103,7 @@ def batches(count: int, size: int, steps: int, generator: torch.Generator) -> It
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Learning rate: 5 % linear warm-up, then half a cosine to zero."""
+    """Return the learning rate: 5 % linear warm-up, then half a cosine to zero."""
     warm = max(1, steps // 20)
     if step < warm:
         return peak * (step + 1) / warm
@@ -111,7 +111,7 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 def optimiser_of(parameters: Sequence[Tensor], decay: float, undecayed: Sequence[Tensor] = ()) -> AdamW:
-    """AdamW with decay on matrices, none on vectors and the `undecayed`; each step sets its rate anew."""
+    """Return AdamW with decay on matrices, but not on vectors and `undecayed`. Every step sets the rate."""
     decayed = [p for p in parameters if p.ndim >= 2]
     plain = [*(p for p in parameters if p.ndim < 2), *undecayed]
     groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
@@ -122,7 +122,7 @@ def optimiser_of(parameters: Sequence[Tensor], decay: float, undecayed: Sequence
 def train_vision(
     visual: Any, images: Images, settings: VisionSettings, seed: int, log: Callable[[str], None]
 ) -> None:
-    """Train `visual` in place; the anchors are thrown away, and `visual.patch_dropout` is off afterwards."""
+    """Train `visual` in place. The anchors are discarded, and `visual.patch_dropout` is off afterwards."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     width = len(CLASSES) + len(COLOURS)

@@ -16,7 +16,7 @@ from prometar.embedded.weights import MINI_VOCABULARY
 
 
 def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
-    own = np.random.Generator(np.random.PCG64(zlib.crc32(noun.encode())))  # what all its images share
+    own = np.random.Generator(np.random.PCG64(zlib.crc32(noun.encode())))  # for all images of the noun
     size_, phase = own.normal(0.0, 0.16, 5) / np.arange(1, 6) ** 0.3, own.uniform(0, 2 * np.pi, 5)
     flat = own.uniform(0.6, 1.0)
     patterns = own.choice(TEXTURES.classnames, 2, replace=False)

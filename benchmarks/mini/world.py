@@ -24,9 +24,9 @@ class Kind:
     """A dataset's share in pre-training.
 
     Args:
-        rendered: The dataset, in its harder renderings if there are some.
-        images: Images a class.
-        recoloured: Shown in other colours than the dataset's own.
+        rendered: The dataset, with harder renderings if they exist.
+        images: Images per class.
+        recoloured: True if the colours differ from those of the dataset.
         named, mistaken: Shares of captions with the class name, and with a look-alike's.
     """
 
@@ -53,7 +53,7 @@ WORLD: tuple[Kind, ...] = (
 
 @dataclass(frozen=True)
 class WorldClass:
-    """A class of the world: its kind, its name, a look-alike of the same half, and the broad word for it."""
+    """Class of the world: its kind, its name, a look-alike of the same half, and the word for its family."""
 
     kind: Kind
     name: str
@@ -61,7 +61,7 @@ class WorldClass:
     family: str
 
     def picture(self, index: int) -> Pixels:
-        """Its image `index`, with a seed that no split uses."""
+        """Render the image `index` of the class, with a seed that no split uses."""
         seed = FIRST_SEED["pretrain"] + index
         pixels = self.kind.rendered.render(self.name, seed)
         return recolour(pixels, seed) if self.kind.recoloured else pixels
@@ -83,7 +83,7 @@ WORDS: tuple[str, ...] = tuple(sorted({word for c in CLASSES for word in (c.name
 
 
 def recolour(pixels: Pixels, seed: int) -> Pixels:
-    """The same picture in other colours: its colour space turned or mirrored at random, and shifted."""
+    """Return the image in other colours: its colour space is randomly rotated or mirrored, and shifted."""
     rng = np.random.Generator(np.random.PCG64([7, seed]))
     turned, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     return quantize(

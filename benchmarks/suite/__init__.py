@@ -29,7 +29,7 @@ SETS: dict[str, RenderedSet[Any]] = {
 
 @dataclass(frozen=True)
 class SuiteSource:
-    """Images of the dataset `name`, rendered on reading."""
+    """Images of the dataset `name`, rendered when they are read."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""`fabrics`: 14 kinds of cloth, close up: fine classes near to the textures."""
+"""`fabrics`: close-ups of 14 kinds of cloth. Fine-grained classes, similar to `textures`."""
 
 from collections.abc import Callable
 from math import tau

@@ -1,4 +1,4 @@
-"""`flags`: 16 divisions and ordinaries of flags, in the colors of flags, on waving cloth."""
+"""`flags`: 16 patterns of flags (divisions and ordinaries) in typical colors, on waving cloth."""
 
 from collections.abc import Callable
 from dataclasses import replace

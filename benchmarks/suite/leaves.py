@@ -1,4 +1,4 @@
-"""`leaves`: 12 plants by their leaves, green to autumn red, on earth: fine classes of one kind of object."""
+"""`leaves`: leaves of 12 plants, from green to autumn red, on earth. Fine-grained classes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +12,12 @@ from prometar.embedded.rendered import RenderedSet
 
 
 def _polar(f: Canvas, y: float = 0.0) -> tuple[Floats, Floats]:
-    """(H, W) radius about (0, y), and angle from the tip (up): 0 there, +-pi at the stem."""
+    """Return the radius around (0, y) and the angle from the tip (0, up) to the stem (+-pi), both (H, W)."""
     return np.hypot(f.x, f.y - y), np.arctan2(f.x, y - f.y)
 
 
 def _blade(f: Canvas, wide: float, belly: float = 0.0) -> Floats:
-    """A leaf along y, `wide` at its widest, which lies towards the stem for belly > 0."""
+    """Return a leaf along y with maximum width `wide`. If belly > 0, it is widest near the stem."""
     t = np.clip((f.y + 0.95) / 1.7, 0.0, 1.0)
     return wide * np.sin(np.pi * t ** (1.0 + belly)) - np.abs(f.x)
 
@@ -88,7 +88,7 @@ def _draw(
     leaf = vary_color(rng, _SEASONS[rng.integers(5)], 0.1) * (1.0 + 0.12 * noise(rng, size, 3)[:, :, None])
     inside = depth(frame)
     stem = np.minimum(0.035 - np.abs(frame.x), np.minimum(1.15 - frame.y, frame.y - 0.3))
-    image = blend(earth, earth * 0.6, frame.ink(inside + 0.08, 5.0) * 0.6)  # its shadow
+    image = blend(earth, earth * 0.6, frame.ink(inside + 0.08, 5.0) * 0.6)  # shadow of the leaf
     image = blend(image, leaf, frame.ink(np.maximum(inside, stem), 2.0))
     rib = np.minimum(0.03 - np.abs(frame.x), inside)
     image = blend(image, np.clip(leaf * 1.3, 0, 1), frame.ink(rib) * 0.7)

@@ -1,4 +1,4 @@
-"""`plots`: 12 curves and charts on paper, with axes: thin marks whose place is what matters."""
+"""`plots`: 12 kinds of curves and charts on paper, with axes. Positions of thin marks decide the class."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 Curve = Callable[[np.random.Generator, Floats], Floats]
-"""Height 0..1 of a curve at 0..1."""
+"""Function of x in 0..1 that returns the height of a curve in 0..1."""
 
 _STEPS = np.linspace(0.0, 1.0, 25)
 

@@ -1,4 +1,4 @@
-"""`shapes`: 16 plane figures, full or in outline, on a patterned ground."""
+"""`shapes`: 16 plane figures, filled or outlined, on a patterned background."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from prometar.embedded.rendered import RenderedSet
 
 
 def polygon(frame: Canvas, corners: Floats) -> Floats:
-    """(H, W) depth in the polygon of `corners` (N, 2): the distance to its edge, negative outside."""
+    """Return the distance (H, W) to the edge of the polygon of `corners` (N, 2), negative outside."""
     ends = np.roll(corners, -1, axis=0)
     rest = distance(frame, corners, ends)
     ax, ay, bx, by = (part[:, None, None] for part in (*corners.T, *ends.T))
@@ -22,7 +22,7 @@ def polygon(frame: Canvas, corners: Floats) -> Floats:
 
 
 def regular(corners: int, turn: float = 0.0) -> Floats:
-    """(N, 2) corners of a regular polygon of radius 1, the first at the top."""
+    """Return the corners (N, 2) of a regular polygon of radius 1. The first is at the top."""
     angle = np.arange(corners) * 2.0 * np.pi / corners + turn - np.pi / 2.0
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 

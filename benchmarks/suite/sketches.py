@@ -1,4 +1,4 @@
-"""`sketches`: 48 things drawn with a pencil, some of them fine-grained, many classes for few images."""
+"""`sketches`: pencil drawings of 48 things, some fine-grained. Many classes with few images."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -82,7 +82,7 @@ STROKES: dict[str, dict[str, str]] = {
 
 
 def _points(stroke: str) -> Floats:
-    """(N, 2) points of a stroke, in -1..1."""
+    """Return the points (N, 2) of a stroke, in -1..1."""
     kind, *rest = stroke.split()
     if kind in "oa":
         x, y, radius, *span = map(float, rest)
@@ -96,7 +96,7 @@ def _points(stroke: str) -> Floats:
 
 @cache
 def _segments(strokes: str) -> tuple[Floats, Floats]:
-    """(N, 2), (N, 2) starts and ends of all segments."""
+    """Return the starts (N, 2) and ends (N, 2) of all segments."""
     pairs = [pair for stroke in strokes.split("|") for pair in pairwise(_points(stroke))]
     return np.array([start for start, _ in pairs]), np.array([end for _, end in pairs])
 
@@ -109,7 +109,7 @@ def _draw(
     strokes: str, rng: np.random.Generator, size: int, *, stance: MakeCanvas, clutter: float = 1.0
 ) -> Pixels:
     frame = stance(rng, size)
-    # both ends of a segment move alike where they are the same point: the shake is a function of place
+    # the shake is a function of position, so segments that share a point stay connected
     shake = rng.normal(0.0, 0.045, (6, 2)) * clutter
     waves = np.array([(2, 0), (0, 2), (4, 1), (1, 4), (5, 3), (3, 5)], dtype=np.float64)
     starts, ends = _segments(strokes)

@@ -1,4 +1,4 @@
-"""`terrain`: 10 uses of land seen from above, in the way of EuroSAT: far from what `mini` has seen."""
+"""`terrain`: 10 kinds of land use seen from above, like EuroSAT. Unlike the pre-training images of `mini`."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ _TREES, _ROAD, _ROOF = (0.13, 0.25, 0.14), (0.5, 0.5, 0.5), (0.72, 0.68, 0.66)
 
 
 def _fields(c: Canvas) -> Floats:
-    """(H, W, 3) patches of farm land, the ground of most scenes."""
+    """Return patches of farm land (H, W, 3), the background of most scenes."""
     _, _, owner = voronoi(c, spacing=2.2, jitter=0.45)
     mix = c.rng.random(owner.max() + 1)[owner]
     return (
@@ -40,7 +40,7 @@ def _desert(c: Canvas) -> Floats:
 
 
 def _roofs(c: Canvas, spacing: float, half: tuple[float, float], keep: float) -> Floats:
-    """(H, W) ink of rectangular roofs on a grid."""
+    """Return ink (H, W) of rectangular roofs on a grid."""
     column, row = np.floor(c.x / spacing), np.floor(c.y / spacing)
     table = c.rng.random((16, 16, 3))
     draw = table[column.astype(np.int64) % 16, row.astype(np.int64) % 16]
@@ -108,7 +108,7 @@ def _village(c: Canvas) -> Floats:
 def _draw(scene: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
     canvas = Canvas.pattern(rng, size, float(np.exp(rng.uniform(1.7, 2.2))), turn=np.pi, warp=0.1)
     image = scene(canvas)
-    haze = rng.uniform(0.0, 0.35)  # of the air between
+    haze = rng.uniform(0.0, 0.35)  # of the atmosphere
     image = image * (1.0 - haze) + haze * np.array((0.62, 0.66, 0.72))
     light = 1.0 + 0.06 * noise(rng, size, 2)[:, :, None]
     return quantize(image * light * rng.uniform(0.85, 1.15) + 0.025 * rng.standard_normal((size, size, 1)))
