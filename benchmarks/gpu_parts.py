@@ -21,7 +21,7 @@ from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
 from prometar.device import fetch
 from prometar.training.epoch import rates, train_epoch, train_step
-from prometar.training.run import DTYPES, Run, build_run, forget, initial_state
+from prometar.training.run import DTYPES, Run, build_run, clear_caches, initial_state
 from prometar.training.session import Session
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -36,7 +36,7 @@ WAIT_SECONDS = 300  # until the other processes are ready
 def run_of(precision: str, backbone: Mapping[str, str] = MINI, *, device: torch.device | None = None) -> Run:
     """Build a run on `textures`: two epochs, two images per class."""
     device = device or torch.device("cuda", 0)
-    forget()
+    clear_caches()
     config = Config().override(
         {"train.epochs": 2, "data.shots": 2, "inner.lr": 0.1, "backbone.precision": precision, **backbone}
     )
@@ -68,7 +68,7 @@ def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
     for _ in range(sessions):
         session = Session(run, folder)
         for _ in range(2 // sessions):
-            session.epoch()
+            session.run_epoch()
         session.close()
     return fetch(session.state.prompts)
 

@@ -93,7 +93,7 @@ def train(config: Config, path: Path) -> None:
         session = Session(run, Path(folder))
         try:
             while not session.finished:
-                session.epoch()
+                session.run_epoch()
             last = session.history[-1]
             session.run = scored_run  # the same prompts, on other images
             seen = session.score()

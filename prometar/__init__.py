@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from prometar.inference.classifier import load
     from tune.study import Study
 
-_PLACES = {"load": "prometar.inference.classifier", "Study": "tune.study"}
+_MODULES = {"load": "prometar.inference.classifier", "Study": "tune.study"}
 
 
 def __getattr__(name: str) -> Any:
-    """`prometar.load` and `prometar.Study`, imported when they are first used: torch loads slowly."""
-    if name not in _PLACES:
+    """Import `load` or `Study` on first use, because torch loads slowly."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'prometar' has no attribute '{name}'")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

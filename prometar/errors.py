@@ -27,11 +27,11 @@ class UserError(PrometarError):
 
 
 class WorkError(PrometarError):
-    """Failed operation: a corrupt image, a diverged run, an unreachable cluster, a study that is in use."""
+    """Failed operation, such as a corrupt image, a diverged run, an unreachable cluster or a study in use."""
 
 
 class StorageError(PrometarError):
-    """Unusable storage or GPU: a full disk, an unreachable store, a bad driver. The run did not fail."""
+    """Unusable storage or GPU, such as a full disk or a broken driver. The run itself did not fail."""
 
 
 def first_line(error: BaseException) -> str:
@@ -53,9 +53,9 @@ def last_line(text: str) -> str:
 
 def is_accelerator_error(error: BaseException) -> bool:
     """Return True for CUDA and cuDNN errors, such as out of memory. Torch is not imported."""
-    kind, libraries = type(error), ("CUDA error: ", "cuDNN error: ")
+    kind, prefixes = type(error), ("CUDA error: ", "cuDNN error: ")
     of_torch = kind.__module__ == "torch" and kind.__name__ in {"AcceleratorError", "OutOfMemoryError"}
-    return of_torch or (isinstance(error, RuntimeError) and str(error).startswith(libraries))
+    return of_torch or (isinstance(error, RuntimeError) and str(error).startswith(prefixes))
 
 
 def one_line(text: str) -> str:
@@ -71,7 +71,7 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Suppress log records of other libraries, such as one per attempt to download a file."""
+    """Suppress log records of other libraries, such as those of each attempt to download a file."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.ERROR))
     try:
@@ -86,7 +86,7 @@ def download_errors(what: str, fix: str) -> Iterator[None]:
 
     Args:
         what: Name of the downloaded object in the message.
-        fix: Advice in the message.
+        fix: Last sentence of the message.
 
     Raises:
         WorkError: the download failed.
@@ -96,4 +96,4 @@ def download_errors(what: str, fix: str) -> Iterator[None]:
             yield
     except Exception as error:  # the client raises errors of several libraries
         reason = first_line(error.__cause__ or error)
-        raise WorkError(f"cannot fetch {what} ({reason}): {fix}") from None
+        raise WorkError(f"Cannot download {what} ({reason}). {fix}") from None

@@ -49,7 +49,7 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | No
 
 
 def harmonic_mean(accuracies: Mapping[str, float]) -> float:
-    """Return n / sum(1/a) of accuracies in percent; 0 if one of them is 0.
+    """Return n / sum(1/a) of n accuracies a in percent, or 0 if one of them is 0.
 
     Example:
         >>> round(harmonic_mean({"base": 80.0, "new": 60.0}), 2)

@@ -1,4 +1,4 @@
-"""Runs in folders: config.yaml, checkpoint.safetensors, and result.json after the last epoch."""
+"""Runs in folders. A folder contains config.yaml, checkpoint.safetensors and, after training, result.json."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from prometar.data.streaming.stream import Stream, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
 from prometar.inference.classifier import Classifier, prompts_of
-from prometar.inference.prompt_file import Card, require_prompts_target, write_prompts
+from prometar.inference.prompt_file import Card, require_new_prompt_file, write_prompts
 from prometar.io.custom import is_reference
 from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
@@ -34,14 +34,14 @@ def train_run(
     *,
     objective: str = FINAL,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-    watch: StepCallback | None = None,
+    before_step: StepCallback | None = None,
 ) -> EpochRecord:
     """Train and test a run in a folder. Resume from its checkpoint if there is one. Return the last record.
 
     Args:
-        objective: Images and score of the run (`prometar.data.splits.objective`).
-        on_epoch: Receives the record of each epoch.
-        watch: Receives the state and the batch before each step.
+        objective: Name of the objective (`prometar.data.splits.objective`).
+        on_epoch: Called with the record of each epoch.
+        before_step: Called before each step.
 
     Raises:
         UserError: the settings, the data or the weights are invalid, or the folder has other results.
@@ -49,14 +49,14 @@ def train_run(
     """
     require_outside(folder, config.data.name, config.data.root)
     config_text = dump_config(config).encode()
-    _require_same_run(folder, config_text, objective)  # before loading takes time
+    _require_same_run(folder, config_text, objective)  # first, because loading takes time
     run = build_run(config, objective)
     with lock_folder(folder, f"the run {folder}"):
-        session = Session(run, folder, watch=watch)
+        session = Session(run, folder, before_step=before_step)
         write_atomically(folder / "config.yaml", config_text)
         with closing(session):
             while not session.finished:
-                on_epoch(session.epoch())
+                on_epoch(session.run_epoch())
         write_result(folder, session)
     return session.history[-1]
 
@@ -80,10 +80,10 @@ def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
 def write_result(
     folder: Path, session: Session, *, cpus: float | None = None, gpus: float | None = None
 ) -> RunResult:
-    """Write result.json of a finished session, and return it.
+    """Write result.json of a finished session, and return the result.
 
     Args:
-        cpus, gpus: Resources of the run.
+        cpus, gpus: Resources that were allocated to the run.
     """
     run, last = session.run, session.history[-1]
     result = RunResult(
@@ -107,7 +107,7 @@ def write_result(
 
 
 def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
-    """Test a finished run again. Return the accuracies (in percent, by set) and the objective's score.
+    """Test a finished run again. Return its accuracies (in percent, by set) and its score.
 
     Args:
         trust_parts: True to import custom components of the run. By default, such runs are rejected.
@@ -134,7 +134,7 @@ def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = strea
 
 
 def evaluate_targets(folder: Path, names: Sequence[str], stream: Stream = stream_local) -> None:
-    """Test a finished run on other datasets. Datasets that its result already contains are skipped.
+    """Test a finished run on other datasets. Datasets on which it was already tested are skipped.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -150,7 +150,7 @@ def evaluate_targets(folder: Path, names: Sequence[str], stream: Stream = stream
 
 
 def load_trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
-    """Load the prompts of a finished run as a classifier. No images are read.
+    """Load a classifier with the prompts of a finished run. No images are read.
 
     Raises:
         UserError: the folder does not contain a finished run, or the weights are missing.
@@ -174,15 +174,15 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
         WorkError: the folder is not writable.
     """
-    require_prompts_target(to)
+    require_new_prompt_file(to)
     classifier, result = load_trained(folder, trust_parts=trust_parts), read_result(folder)
     backbone = classifier.config.backbone
     local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
-    shared: dict[str, object] = {"data.root": None}
+    overrides: dict[str, object] = {"data.root": None}  # paths of this machine are not shared
     if local:
-        shared["backbone.pretrained"] = Path(str(backbone.pretrained)).name
+        overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
-        config=classifier.config.override(shared),
+        config=classifier.config.override(overrides),
         digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),
         weights_file=local,
         **result.model_dump(include=set(Card.model_fields)),

@@ -1,9 +1,9 @@
 """Gradient alignment: the cosine of support and query gradients during training.
 
-To first order, the meta phase minimizes L_query - lr * dot(g_support, g_query). It therefore favors gradients
-that agree. `Alignment` measures their cosine on the meta task of a step, even for runs without a meta phase.
+To first order, the meta phase minimizes L_query - lr * dot(g_support, g_query), so it favors gradients that
+agree. `Alignment` measures their cosine on the meta task of a step, even in runs without a meta phase.
 
-Source: the analysis in ProMetaR (CVPR 2024), which derives this effect but does not measure it.
+Source: ProMetaR (CVPR 2024) derives this effect but does not measure it.
 """
 
 import json
@@ -41,10 +41,10 @@ Record = dict[str, int | float]
 
 @dataclass
 class Alignment:
-    """Step callback that writes a record to FILE in the folder of the run every `every` steps.
+    """Step callback that appends a record to FILE in `folder`, the folder of the run, every `every` steps.
 
     A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
-    tower with prompts (`text`, `vision`), and the norms of both gradients.
+    tower with prompts (`text`, `vision`), and the norms of the two gradients.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Alignment:
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
         path = self.folder / FILE
         if self._next != state.step and path.exists():  # a resumed run repeats steps
-            write_atomically(path, _lines(r for r in read(path) if r["step"] < state.step).encode())
+            write_atomically(path, _lines(r for r in read_alignment(path) if r["step"] < state.step).encode())
         self._next = state.step + 1
         if state.step % self.every:
             return
@@ -74,10 +74,10 @@ def _lines(records: Iterable[Record]) -> str:
 
 
 def measure(run: Run, state: State, batch: Batch) -> Record | None:
-    """Return cosines and norms of the modulated support gradient and the gradient of the query loss.
+    """Return the cosines and norms of the modulated support gradient and the gradient of the query loss.
 
-    The meta task is the one sampled for this step, without augmentation. Returns None if the batch contains
-    only one class, or if the run has no prompts.
+    The meta task is that of the step, without augmentation. Returns None if the batch contains only one
+    class, or if the run has no prompts.
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = task_rng(run.config.train.seed, state.step)
@@ -100,7 +100,7 @@ def measure(run: Run, state: State, batch: Batch) -> Record | None:
 
 
 def _gradient(run: Run, method: Method, state: State, images: Images) -> Leaves:
-    """Return the gradient of the direct phase, which is the momentum after a step with all rates 0."""
+    """Return the gradient of the direct phase. It equals the momentum after a step with all rates 0."""
     after, _ = step(run.model, replace(method, inner=None), state, images, None, _ZERO_RATES)
     return after.prompt_momenta
 
@@ -118,8 +118,8 @@ def _flat(leaves: Leaves) -> Tensor:
 _RECORD = TypeAdapter(Record, config=STRICT)
 
 
-def read(path: Path) -> list[Record]:
-    """Read the records of a run, ignoring incomplete lines.
+def read_alignment(path: Path) -> list[Record]:
+    """Read the records of a run. Incomplete lines are ignored.
 
     Raises:
         UserError: the file is missing or unreadable.
@@ -140,12 +140,12 @@ def read(path: Path) -> list[Record]:
 
 def mean_cosine(folder: Path) -> float | None:
     """Return the mean cosine of a run, or None if it has no records."""
-    cosines = [record["cosine"] for record in read(folder / FILE)] if (folder / FILE).is_file() else []
-    return mean(cosines) if cosines else None
+    records = read_alignment(folder / FILE) if (folder / FILE).is_file() else []
+    return mean(record["cosine"] for record in records) if records else None
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Summarize the cosines of a run, and of its first and last quarter."""
+    """Summarize the cosines of a run in one line, also for its first and last quarter."""
     cosines = [record["cosine"] for record in records]
     if not cosines:
         return "no records"
@@ -158,7 +158,7 @@ def summary(records: Sequence[Record]) -> str:
     )
 
 
-def page(runs: Mapping[str, Sequence[Record]]) -> str:
+def render_page(runs: Mapping[str, Sequence[Record]]) -> str:
     """Return an HTML page that plots the cosines of each run by step, and their means by epoch."""
     import plotly.graph_objects as go  # optional dependency that is slow to import
     from plotly.colors import qualitative

@@ -86,9 +86,9 @@ def train(
     objective_of(objective)
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = resolve_path(out) if out else Path("out/train") / name
-    watch = None if alignment_every is None else Alignment(folder, alignment_every)
+    before_step = None if alignment_every is None else Alignment(folder, alignment_every)
     show = partial(_print_epoch, chosen.train.epochs)
-    result = train_run(chosen, folder, objective=objective, on_epoch=show, watch=watch)
+    result = train_run(chosen, folder, objective=objective, on_epoch=show, before_step=before_step)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
     print(f"Prompts and records: {folder}")
 
@@ -156,13 +156,13 @@ def alignment(
     to: Annotated[Path | None, typer.Option(help="Write a plot of all runs to this HTML file.")] = None,
 ) -> None:
     """Show the cosine similarity of support and query gradients."""
-    from prometar.analysis.alignment import FILE, page, read, summary
+    from prometar.analysis.alignment import FILE, read_alignment, render_page, summary
 
-    records = {str(run): read(run / FILE) for run in runs}
+    records = {str(run): read_alignment(run / FILE) for run in runs}
     for name, measured in records.items():
         print(f"{name}: {summary(measured)}")
     if to is not None:
-        write_atomically(to, page(records).encode())
+        write_atomically(to, render_page(records).encode())
         print(f"Plot written to {to}")
 
 

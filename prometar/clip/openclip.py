@@ -118,8 +118,8 @@ def load_tokenizer(name: str) -> Tokenize:
 
 @cache
 def _hub_tokenizer(name: str) -> Tokenize:
-    otherwise = "run the command once on a machine with internet access, and copy its Hugging Face cache"
-    with download_errors(f"the tokenizer of {name}", otherwise):
+    fix = "Run the command once on a machine with internet access, and copy its Hugging Face cache."
+    with download_errors(f"the tokenizer of {name}", fix):
         read = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: read(list(texts))
 
@@ -178,8 +178,8 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     if pretrained not in _tags(name):
         state = read_weights(Path(str(pretrained)))
     else:
-        otherwise = "download them on a machine with internet access and pass the file with --pretrained FILE"
-        with download_errors(f"the weights '{pretrained}' of {name}", otherwise):
+        fix = "Download them on a machine with internet access, and pass the file with --pretrained FILE."
+        with download_errors(f"the weights '{pretrained}' of {name}", fix):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
     require_tensors(_describe(name)[1], state, where=str(pretrained))
     return _arrange(name, state)

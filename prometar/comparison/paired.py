@@ -9,13 +9,13 @@ from scipy.stats import wilcoxon
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""Seed of a method that trains nothing. Its score is paired with every seed of the other methods."""
+"""Seed of a run that trains nothing. Its score is paired with every seed of the other methods."""
 Scores = Mapping[str, Mapping[int, float]]
 """Scores in percent of one method on one dataset, by column and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
 """Scores by method and dataset."""
 
-_DECIMALS = 9  # rounding errors must not break ties
+_DECIMALS = 9  # so that floating-point errors do not break ties of the Wilcoxon test
 
 
 @dataclass(frozen=True)

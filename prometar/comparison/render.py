@@ -34,14 +34,14 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         "p (Holm): corrected for all methods of the column.",
     ]
     if any(each.column == HARMONIC for each in differences):
-        hints.append("H is computed per run, so its difference may not equal that of the averages' H.")
+        hints.append("H is computed per run, so its mean difference is not the difference in H of the means.")
     console.print(table)
     for note in (*hints, *notes):
         console.print(f"- {note}")
 
 
 def as_csv(differences: Sequence[Difference]) -> str:
-    """Return CSV: a line per column and method, followed by a line per dataset."""
+    """Return CSV with a line per column and method, each followed by a line per dataset."""
     head = "column method reference dataset unit n difference low high p p_holm"
     rows: list[tuple[object, ...]] = [tuple(head.split())]
     for each in differences:

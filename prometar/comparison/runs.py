@@ -33,7 +33,7 @@ class FinishedRun:
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset. For custom images, it includes the data root and the arguments."""
+        """Name of the dataset. For custom datasets, the name includes the data root and the arguments."""
         data = self.config.data
         if data.name in BENCHMARKS or data.name in EMBEDDED:
             return data.name

@@ -21,7 +21,7 @@ from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, named_device, send
 from prometar.errors import UserError, WorkError, first_line
-from prometar.inference.prompt_file import HUB, Card, download, read_prompts
+from prometar.inference.prompt_file import HUB, Card, download_prompts, read_prompts
 from prometar.io.files import read_bytes
 from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
@@ -35,7 +35,7 @@ class Predictions(NamedTuple):
     """Predictions for N images and C classes.
 
     Attributes:
-        names: Most likely class of each of N images.
+        names: Most likely class of each image.
         probabilities: Softmax of the logits, float32 (N, C).
         classnames: Classes of the columns of `probabilities`.
     """
@@ -50,10 +50,10 @@ class Classifier:
     """Frozen CLIP with trained prompts, for arbitrary classes.
 
     Args:
-        prompts: Structure of the prompts. leaves: Trained tensors.
-        config: Settings of the run. classnames: Training classes, the default of `predict`.
-        template: Template of class texts if the method learns no text context ("a photo of a {}.").
-        card: Description of the prompt file, if loaded from one.
+        prompts, leaves: Structure of the prompts, and their trained tensors.
+        config, classnames: Settings and classes of the training run. `predict` uses the classes by default.
+        template: Template of class texts, such as "a photo of a {}.". Not used if a text context is learned.
+        card: Card of the prompt file from which the classifier was loaded, if any.
     """
 
     backbone: Backbone
@@ -121,23 +121,23 @@ def load(
 
     Args:
         path: A file, or hf://owner/name[@revision] with a branch, tag or commit as revision.
-        pretrained: Weights of the backbone. Default: as in training. Required if these are a local file.
+        pretrained: Weights of the backbone. Default: as in training. Required if training used a local file.
         device: Device such as "cpu" or "cuda". Default: a GPU if available.
         trust_parts: True to import the file's custom components. By default, such files are rejected.
 
     Raises:
-        UserError: the file is missing or was not exported, the weights are missing or not those of the
+        UserError: the file is missing or was not exported, the weights are missing or differ from those in
             training, a custom component is not trusted, or the device does not exist.
         WorkError: the Hub does not provide the file.
     """
     target = default_device() if device is None else named_device(device)
-    path = download(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
+    path = download_prompts(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_parts)
     name, known = config.backbone.name, config.backbone.pretrained
     is_path = known is not None and (bool(Path(known).suffix) or Path(known).name != known)
     if pretrained is None and (card.weights_file or is_path):
-        raise UserError(f"{path} needs a file of weights. Pass the file as pretrained=FILE.")
+        raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
     clip = load_clip(name, pretrained or known)
     if weights_digest(clip) != card.digest:
         raise UserError(
@@ -152,7 +152,7 @@ def load(
 
 
 def prompts_of(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor]) -> Prompts:
-    """Return the structure of trained prompts.
+    """Return the structure of the prompts, for which the tensors `leaves` were trained.
 
     Raises:
         UserError: the leaves read from `path` do not fit the method and this CLIP, or are not finite.
@@ -185,7 +185,7 @@ def _to_sequence(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
 
 
 def _encode(picture: Picture) -> tuple[bytes, str]:
-    """Return an encoded image, and its path for messages. Pixels get a lossless format."""
+    """Return an encoded image, and its path for messages. Pixels are encoded without loss."""
     if isinstance(picture, str | Path):
         try:
             return read_bytes(Path(picture)), str(picture)

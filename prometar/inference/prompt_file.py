@@ -1,6 +1,6 @@
 """Prompt files: learned tensors as safetensors, with a JSON card that describes them.
 
-The card is stored in the file's metadata and, for human readers, in a .json file next to it. Addresses
+The file's metadata contains the card. A .json file next to it repeats the card for human readers. Addresses
 `hf://owner/name[@revision]` refer to the Hugging Face Hub.
 """
 
@@ -30,12 +30,12 @@ class Card(PlainData):
     """Description of trained prompts, without paths of the training machine.
 
     Args:
-        config: Settings of the run. objective: Name of the objective, which selects images and scores.
-        classnames: Training classes in label order. template: Template of class texts.
-        digest: Digest of the backbone's unfolded weights.
-        weights_file: True if the weights are from a local file.
-        accuracies: Test accuracies in % by class set. images: Number of test images by class set.
-        environment: Versions and machine. code: Digests of custom components.
+        objective: Name of the objective, which determines the evaluation images and how they are scored.
+        classnames, template: Training classes in label order, and the template of their texts.
+        digest: Digest of the backbone's weights as loaded, before scales are folded into them.
+        weights_file: True if the weights were loaded from a local file.
+        accuracies, images: Test accuracy in percent and number of test images by class set.
+        environment, code: Software versions and machine, and digests of custom components.
     """
 
     config: Config
@@ -50,7 +50,7 @@ class Card(PlainData):
     code: dict[str, str] = Field(default={})
 
     @model_validator(mode="after")
-    def _is_readable(self) -> "Card":
+    def _check_texts(self) -> "Card":
         if reasons := list(filter(None, map(invalid_name_reason, self.classnames))):
             raise ValueError(f"a class name {reasons[0]}")
         if not is_template(self.template):
@@ -71,18 +71,18 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
     return card_path
 
 
-def require_prompts_target(path: Path) -> None:
-    """Raise a UserError if a path does not end in .safetensors, or the prompt file or its card exists."""
+def require_new_prompt_file(path: Path) -> None:
+    """Raise a UserError unless a path ends in .safetensors, and neither the file nor its card exists."""
     if path.suffix != ".safetensors":
         raise UserError(f"--to must end in .safetensors, got {path}.")
     for target in (path, path.with_suffix(".json")):
-        resolve_path(target.parent)
+        resolve_path(target.parent)  # raises a UserError for URLs and other unusable paths
         if os.path.lexists(target):
             raise UserError(f"--to {path}: {target} exists. Choose another name.")
 
 
 def read_prompts(path: Path) -> tuple[Leaves, Card]:
-    """Return the tensors and the card of a prompt file. Nothing in it is executed.
+    """Return the tensors and the card of a prompt file. No code in the file is executed.
 
     Raises:
         UserError: the file is missing, corrupt, or was not written by `prometar export`.
@@ -96,7 +96,7 @@ def read_prompts(path: Path) -> tuple[Leaves, Card]:
         raise UserError(f"{path} has a corrupt card ({problems_of(error)}). Export the run again.") from None
 
 
-def download(name: str) -> Path:
+def download_prompts(address: str) -> Path:
     """Download the prompt file of a Hub repository, and return its path in the local cache.
 
     Raises:
@@ -104,13 +104,13 @@ def download(name: str) -> Path:
     """
     from huggingface_hub import hf_hub_download  # slow to import
 
-    repository, _, revision = name.removeprefix(HUB).partition("@")
-    with download_errors(name, "check the name and the network, and run `hf auth login`"):
+    repository, _, revision = address.removeprefix(HUB).partition("@")
+    with download_errors(address, "Check the name and the network, and run `hf auth login`."):
         return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
 
 
 def push(path: Path, repository: str, *, public: bool = False) -> str:
-    """Upload a prompt file and its card as one commit, and return the URL of the repository.
+    """Upload a prompt file and its card in one commit. Return the URL of the repository.
 
     A new repository is private unless `public` is True. An existing repository keeps its visibility.
 

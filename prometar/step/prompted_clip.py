@@ -63,7 +63,7 @@ class Model:
     def run(self, tokens: Leaves, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> Towers:
         """Run both towers, and save what their derivatives need. No autograd graph is recorded."""
         text, working, passes = self.text, self.clip.working_dtype, dict[str, TowerPass]()
-        features, text_CE, image_BE = Leaves(), None, None
+        features, text_CE, image_BE = dict[str, Tensor](), None, None
         text_tokens, vision_tokens = self._layers(tokens, "text"), self._layers(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
             tower = AutodiffPass(lambda t: self._text_per_image(text, t, frozen_BE).to(working), tokens)

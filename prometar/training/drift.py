@@ -83,7 +83,7 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
 def drift_scores(
     backbone: Backbone,
     base: Model,
-    foreign: Model,
+    out_of_domain: Model,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
     cache: FeatureCache,
@@ -91,7 +91,7 @@ def drift_scores(
     """Return the base accuracy, the predicted accuracy on new classes, and the inputs of the prediction.
 
     Args:
-        base, foreign: Prompted CLIP for base classes and for out-of-domain names, with frozen text features.
+        base, out_of_domain: Prompted CLIP for the two sets of names, with frozen text features.
         leaves: Trained prompts.
         batches, cache: Validation images of the base classes, and their cached features.
 
@@ -99,7 +99,7 @@ def drift_scores(
         WorkError: a value is not finite.
     """
     assert base.frozen_text_CE is not None
-    assert foreign.frozen_text_CE is not None
+    assert out_of_domain.frozen_text_CE is not None
     prompt_tokens = base.prompts.tokens(dict(leaves))
     images, frozen, labels = [], [], []
     for batch in batches:
@@ -111,9 +111,9 @@ def drift_scores(
     image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
     drift = divergence(
         image_NE,
-        foreign.text_features(prompt_tokens, frozen_NE),
+        out_of_domain.text_features(prompt_tokens, frozen_NE),
         frozen_image_NE=frozen_NE,
-        frozen_text_VE=foreign.frozen_text_CE,
+        frozen_text_VE=out_of_domain.frozen_text_CE,
         scale=backbone.clip.logit_scale,
     )
     prompted_NC = similarity(image_NE, base.text_features(prompt_tokens, frozen_NE))

@@ -32,7 +32,7 @@ def rates(config: Config, epoch: int) -> Rates:
 
 
 def train_epoch(
-    run: Run, state: State, batches: Iterator[Batch], watch: StepCallback | None = None
+    run: Run, state: State, batches: Iterator[Batch], before_step: StepCallback | None = None
 ) -> tuple[State, dict[str, float]]:
     """Train the remaining steps of an epoch. Return the state and the means of the losses over these steps.
 
@@ -44,8 +44,8 @@ def train_epoch(
     epoch_rates = rates(run.config, epoch)
     while not history or state.step % per_epoch:
         batch = next(batches)
-        if watch is not None:
-            watch(run, state, batch)
+        if before_step is not None:
+            before_step(run, state, batch)
         state, losses = train_step(run, state, batch, epoch_rates)
         history.append(losses)
     names = dict.fromkeys(name for losses in history for name in losses)

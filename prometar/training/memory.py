@@ -12,11 +12,11 @@ from prometar.methods.prompts import enters_images
 from prometar.training.session import MAX_CACHED_BYTES
 
 PROCESS_BYTES = 950 * 2**20
-"""Bytes of a training process and its data stream without tensors: Python, torch, Ray and open_clip."""
+"""Bytes of a training process and its data stream without tensors, for Python, torch, Ray and open_clip."""
 
-# Peak memory of a step as multiples of `Footprint.image` and `Footprint.text`, and of a gate with its momenta
-# as a multiple of `Footprint.weights`. Fitted to measured peaks of ViT-B/32, ViT-B/16 and ViT-L/14 with 1 to
-# 500 classes and 1 to 128 images per batch.
+# Factors of `Footprint.floats_per_image` and `.floats_per_class` for the peak memory of a step, and factor of
+# `.weight_bytes` for a gate with its momenta. Fitted to measured peaks of ViT-B/32, ViT-B/16 and ViT-L/14 with
+# 1 to 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
 _GATE = 0.45
@@ -27,49 +27,49 @@ class Footprint:
     """Sizes that determine the memory of a run.
 
     Args:
-        weights: Bytes of the weights of the backbone.
-        image: Floats per image in the vision tower: tokens x width x layers.
-        text: Floats per class in the text tower: tokens x width x layers.
+        weight_bytes: Bytes of the weights of the backbone.
+        floats_per_image: Floats per image in the vision tower: tokens x width x layers.
+        floats_per_class: Floats per class in the text tower: tokens x width x layers.
         num_classes: Maximum number of training classes.
-        images: Bytes of cached evaluation images.
+        cache_bytes: Bytes of cached evaluation images.
     """
 
-    weights: int
-    image: int
-    text: int
+    weight_bytes: int
+    floats_per_image: int
+    floats_per_class: int
     num_classes: int
-    images: int = 0
+    cache_bytes: int = 0
 
     @classmethod
     def of(cls, clip: Clip, splits: Sequence[FewShotSplit]) -> "Footprint":
-        """Return the footprint of a process that runs on all of these splits."""
+        """Return the footprint of a process that trains on each of these splits in turn."""
         evaluated = {items for split in splits for items in split.evaluations.values()}
-        images = min(sum(map(len, evaluated)) * 3 * clip.image_size**2, MAX_CACHED_BYTES)
+        cache_bytes = min(sum(map(len, evaluated)) * 3 * clip.image_size**2, MAX_CACHED_BYTES)
         tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
         image = tokens * clip.vision.width * len(clip.vision.blocks)
         text = 77 * clip.text.width * len(clip.text.blocks)
         weights = sum(tensor.nbytes for tensor in tensors_of(clip))
-        return cls(weights, image, text, max(len(split.classnames) for split in splits), images)
+        return cls(weights, image, text, max(len(split.classnames) for split in splits), cache_bytes)
 
     def memory(self, config: Config, *, on_gpu: bool = False) -> int:
         """Return the estimated main memory of a run, in bytes.
 
         Args:
-            on_gpu: True if the tensors of a step are in GPU memory, which is not counted.
+            on_gpu: True if the tensors of a step are in GPU memory. They are then not counted.
 
         Example:
-            >>> mini = Footprint(weights=3 * 2**20, image=50_000, text=50_000, num_classes=12)
+            >>> mini = Footprint(3 * 2**20, floats_per_image=50_000, floats_per_class=50_000, num_classes=12)
             >>> mini.memory(Config()) / 2**30 < 1
             True
         """
-        process = PROCESS_BYTES + self.images + self.weights
+        process = PROCESS_BYTES + self.cache_bytes + self.weight_bytes
         if on_gpu:
             return process
         method = build(config)
         second = method.inner is not None and method.inner.second_order
-        per_image = (_IMAGE_SECOND_ORDER if second else _IMAGE_FIRST_ORDER) * self.image
+        per_image = (_IMAGE_SECOND_ORDER if second else _IMAGE_FIRST_ORDER) * self.floats_per_image
         if not enters_images(method.prompts):
-            per_image = _IMAGE_FORWARD * self.image
-        per_class = (_CLASS_SECOND_ORDER if second else _CLASS_FIRST_ORDER) * self.text
-        gate = _GATE * self.weights if isinstance(method.modulator, Gate) else 0
+            per_image = _IMAGE_FORWARD * self.floats_per_image
+        per_class = (_CLASS_SECOND_ORDER if second else _CLASS_FIRST_ORDER) * self.floats_per_class
+        gate = _GATE * self.weight_bytes if isinstance(method.modulator, Gate) else 0
         return int(process + gate + 4 * (config.train.batch_size * per_image + self.num_classes * per_class))

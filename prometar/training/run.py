@@ -51,8 +51,8 @@ class Run:
 
     Args:
         cache: Cached features of the training images.
-        source: Cache key of the dataset and the backbone.
-        foreign: Prompted CLIP of out-of-domain names, if the objective predicts the accuracy on new classes.
+        source: Key of the dataset and the backbone in caches.
+        out_of_domain: Prompted CLIP for out-of-domain names, if the objective predicts new accuracy.
         code: sha256 of the source files of custom components, by reference.
     """
 
@@ -66,12 +66,12 @@ class Run:
     evaluations: Mapping[str, Evaluation]
     cache: FeatureCache
     source: tuple[Hashable, ...]
-    foreign: Model | None
+    out_of_domain: Model | None
     code: dict[str, str]
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of settings, objective, plans, texts and custom components, which checkpoints store."""
+        """sha256 of settings, objective, plans, texts and custom components. Checkpoints contain it."""
         plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
         parts = [self.config.model_dump_json(), self.objective, self.dataset.template]
         parts += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
@@ -103,11 +103,11 @@ def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tu
 _FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda sized: sized[0]
 )
-"""Image features by batch, and the bytes of all batches, by data plan and source."""
+"""By data plan and source: the size in bytes of all features, and the image features of each batch."""
 
 
 def _feature_cache(clip: Clip, plan: Plan, *source: Hashable) -> FeatureCache:
-    """Return the cache of a data plan's image features, or None if they are too large for it."""
+    """Return the cache of a data plan's image features, or None if the features are too large."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _FEATURES.maxsize // 4:
         return None
@@ -117,7 +117,7 @@ def _feature_cache(clip: Clip, plan: Plan, *source: Hashable) -> FeatureCache:
     return _FEATURES[key][1]
 
 
-def forget() -> None:
+def clear_caches() -> None:
     """Clear the backbones, datasets and features cached in this process."""
     for cached in (_loaded, _dataset, _frozen_text):
         cached.cache_clear()
@@ -140,14 +140,14 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     if not enters_images(method.prompts):
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
-        vars(backbone)["digest"] = digest  # computing it takes a second
+        vars(backbone)["digest"] = digest  # reused, because computing it takes a second
     clip, source = backbone.clip, (config.backbone, *data, repr(dataset.source))
     augment, train = config.augment, config.train
     options = {"shots": config.data.shots, "seed": train.seed, "val_per_class": val_per_class}
     split = split_dataset(objective, dataset, **options)
 
     def model_of(names: Sequence[str], frozen: Tensor | None = None) -> Model:
-        """Return the prompted CLIP of these classes with the template of the dataset."""
+        """Return the prompted CLIP for these classes, with the template of the dataset."""
         texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
         return build_model(clip, method.prompts, backbone.tokenize(texts), frozen)
 
@@ -167,13 +167,13 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         train=True,
     )
     plan = Plan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
-    foreign = None
+    out_of_domain = None
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
         frozen_names, frozen_base = (
             _frozen_text(config.backbone, classes, (TEMPLATE,)) for classes in (names, split.classnames)
         )
-        foreign, base = model_of(names, frozen_names), evaluations["base"]
+        out_of_domain, base = model_of(names, frozen_names), evaluations["base"]
         evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))
     return Run(
         config,
@@ -186,7 +186,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         evaluations,
         _feature_cache(clip, plan, *source),
         source,
-        foreign,
+        out_of_domain,
         {ref: source_digest(ref) for ref in (*config.references.values(), objective) if is_reference(ref)},
     )
 

@@ -13,7 +13,7 @@ EpochRecord = dict[str, int | float]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 STRICT = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
-"""Pydantic configuration of records: no type conversions, and only finite numbers."""
+"""Pydantic configuration of records: types are not converted, and numbers must be finite."""
 
 
 class RunResult(BaseModel):
@@ -22,13 +22,13 @@ class RunResult(BaseModel):
     Args:
         result, history: Record of the last epoch, and records of all epochs.
         accuracies, images: Accuracy in percent and number of images by evaluation set.
-        objective: Objective, which determines the training images and the score.
+        objective: Name of the objective, which determines the training images and the score.
         classnames, template: Training classes by label, and the template of their texts.
         run, data, weights: Digests of the run, of the splits of the dataset, and of the backbone.
         environment: Software versions and machine.
         code: sha256 of the source files of custom components.
-        cpus, gpus: Allocated resources. None if unknown.
-        tests: Accuracy in percent on all classes of other datasets, and digests of their splits, by dataset.
+        cpus, gpus: Allocated resources, or None if unknown.
+        tests: By name of another dataset: accuracy in percent on all its classes, and digest of its splits.
     """
 
     model_config = STRICT

@@ -27,11 +27,11 @@ MAX_CACHED_BYTES = 2 * 2**30
 _IMAGES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
-"""Evaluation images by data plan and source. They are center crops without random augmentation."""
+"""Evaluation images by data plan and source. They can be cached, because they are not augmented."""
 
 
 class Session:
-    """Training session of a run. Resumes exactly from the checkpoint in `folder`, if it exists.
+    """Training session of a run. If `folder` has a checkpoint, the session resumes from it exactly.
 
     Attributes:
         history: One record per epoch: epoch (1-based), cumulative seconds, the mean of each loss, and for
@@ -42,14 +42,14 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, folder: Path, stream: Stream = stream_local, watch: StepCallback | None = None
+        self, run: Run, folder: Path, stream: Stream = stream_local, before_step: StepCallback | None = None
     ) -> None:
         self.run = run
         self.state = initial_state(run)
         self.history: list[EpochRecord] = []
-        self._watch = watch
+        self._before_step = before_step
         self._path = folder / _CHECKPOINT
-        self._owner = {"run": run.digest, "weights": run.backbone.digest}  # computed before the first step
+        self._digests = {"run": run.digest, "weights": run.backbone.digest}  # computed before the first step
         self._stream = stream
         self._source: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
@@ -59,29 +59,29 @@ class Session:
 
     @classmethod
     def resume_or_restart(
-        cls, run: Run, folder: Path, stream: Stream, watch: StepCallback | None = None
+        cls, run: Run, folder: Path, stream: Stream, before_step: StepCallback | None = None
     ) -> "tuple[Session, str]":
-        """Resume the run in `folder`, or restart it if its checkpoint is unusable. Also return the reason.
+        """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 
-        An unusable checkpoint is renamed. A restarted run has the same results, because settings and seeds
-        determine them.
+        An unusable checkpoint is renamed. A run that is started over has the same results, because settings
+        and seeds determine them. Returns the session, and the reason for starting over or "".
 
         Raises:
             StorageError: the folder is not writable.
         """
         try:
-            return cls(run, folder, stream, watch), ""
+            return cls(run, folder, stream, before_step), ""
         except WorkError as error:
             aside = folder / _SET_ASIDE
             try:
                 (folder / _CHECKPOINT).replace(aside)
             except OSError as reason:
                 raise write_error(aside, reason) from None
-            return cls(run, folder, stream, watch), f"started over: {error}"
+            return cls(run, folder, stream, before_step), f"started over: {error}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         for key, other in (("run", "settings or data"), ("weights", "weights")):
-            if getattr(checkpoint, key) != self._owner[key]:
+            if getattr(checkpoint, key) != self._digests[key]:
                 raise WorkError(f"{self._path} belongs to a run with other {other}. Use another folder.")
         expected = self.state.tensors()
         if checkpoint.state.average:
@@ -97,17 +97,17 @@ class Session:
     def finished(self) -> bool:
         return len(self.history) == self.run.config.train.epochs
 
-    def epoch(self) -> EpochRecord:
-        """Train one epoch, score it if required, and write the checkpoint. Return the record.
+    def run_epoch(self) -> EpochRecord:
+        """Train one epoch, score it if required, and write the checkpoint. Return the record of the epoch.
 
         Raises:
             WorkError: the loss is not finite, or an image is corrupt.
             StorageError: the disk is full.
         """
-        batches = self._open() if self.state.prompts else None
+        batches = self._remaining_batches() if self.state.prompts else None
         started, losses = time.perf_counter(), dict[str, float]()
         if batches is not None:
-            self.state, losses = train_epoch(self.run, self.state, batches, self._watch)
+            self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)
         record: EpochRecord = {"epoch": len(self.history) + 1, **losses}
         every_epoch = objective_of(self.run.objective).for_search
         if every_epoch or record["epoch"] == self.run.config.train.epochs:
@@ -115,14 +115,14 @@ class Session:
         before = self.history[-1]["seconds"] if self.history else 0.0
         record["seconds"] = round(before + time.perf_counter() - started, 3)
         self.history.append(record)
-        save_checkpoint(self._path, self.state, self.history, **self._owner)
+        save_checkpoint(self._path, self.state, self.history, **self._digests)
         return record
 
-    def _open(self) -> Iterator[Batch]:
-        """Return the remaining batches. Prefetch one batch, so that start-up time is not measured."""
+    def _remaining_batches(self) -> Iterator[Batch]:
+        """Return the remaining batches. One batch is prefetched, so that start-up time is not measured."""
         if self._batches is None:
             run, start = self.run, self.state.step
-            reads_pixels = self._watch is not None or run.method.augmentation.of_images
+            reads_pixels = self._before_step is not None or run.method.augmentation.of_images
             cached = can_skip_images(run.backbone.clip, run.cache, range(start, run.plan.num_steps))
             stream = stream_labels if cached and not reads_pixels else self._stream
             self._source = stream(run.plan, run.dataset.source, start)
@@ -130,12 +130,12 @@ class Session:
         return self._batches
 
     def score(self) -> dict[str, float]:
-        """Return the accuracy in percent by evaluation set, and their score as `objective`."""
+        """Return the accuracies in percent by evaluation set, and the resulting score as `objective`."""
         backbone, leaves, sets = self.run.backbone, self.state.tested, self.run.evaluations
-        if self.run.foreign is not None:
+        if self.run.out_of_domain is not None:
             base = sets["base"]
             images = self._images(base)
-            scores = drift_scores(backbone, base.model, self.run.foreign, leaves, images, base.cache)
+            scores = drift_scores(backbone, base.model, self.run.out_of_domain, leaves, images, base.cache)
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {

@@ -172,7 +172,7 @@ def _trained(folder: Path) -> None:
     config = Config().override({**data, "train.epochs": 1})
     run = build_run(config, "final")
     session = Session(run, folder / "run")
-    session.epoch()
+    session.run_epoch()
     (folder / "run" / "config.yaml").write_text(dump_config(config))
     write_result(folder / "run", session)
     export_run(folder / "run", folder / "prompts.safetensors")

@@ -33,7 +33,7 @@ def small_run(method: str = "prometar", objective: str = "drift", **values: Any)
 def train(session: Session) -> list[dict[str, Any]]:
     """Train to the end. Return the history."""
     while not session.finished:
-        session.epoch()
+        session.run_epoch()
     session.close()
     return session.history
 

@@ -13,7 +13,7 @@ from prometar.environment import environment
 from prometar.errors import StorageError, UserError, WorkError
 from prometar.io.custom import source_digest
 from prometar.io.files import lock_folder
-from prometar.training.run import forget
+from prometar.training.run import clear_caches
 from prometar.training.run_result import read_result
 from tests.support.own import write_parts
 
@@ -82,7 +82,7 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     save_file(state, weights)
     config = config.override({"backbone.pretrained": str(weights)})
     runs.train_run(config, tmp_path / "run")
-    forget()
+    clear_caches()
     save_file({name: tensor + 0.001 for name, tensor in state.items()}, weights)
     with pytest.raises(WorkError, match="belongs to a run with other weights"):
         runs.train_run(config, tmp_path / "run")

@@ -63,7 +63,7 @@ class JobTraining:
             }
         for session in self._sessions.values():
             while len(session.history) < self._epoch:
-                session.epoch()
+                session.run_epoch()
                 if len(self._sessions) > 1:
                     session.close()  # a job has CPUs for only one open stream
 

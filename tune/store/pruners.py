@@ -1,7 +1,5 @@
 """Pruners, which stop unpromising trials early."""
 
-from collections.abc import Callable
-
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -37,15 +35,15 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
     """
     name = search.pruner
     limits = {"n_startup_trials": max(STARTUP_TRIALS, concurrency), "n_warmup_steps": MIN_EPOCHS}
-    pruners: dict[str, Callable[[int], BasePruner]] = {
+    pruners: dict[str, BasePruner] = {
         # Only the worst quarter is pruned, because a trial may start slowly and end with a high score.
-        "percentile": lambda _: PercentilePruner(75.0, **limits),
-        "median": lambda _: MedianPruner(**limits),
-        "asha": lambda _: SuccessiveHalvingPruner(MIN_EPOCHS, reduction_factor=3),
-        "hyperband": lambda epochs: HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, epochs), 3),
-        "none": lambda _: NopPruner(),
+        "percentile": PercentilePruner(75.0, **limits),
+        "median": MedianPruner(**limits),
+        "asha": SuccessiveHalvingPruner(MIN_EPOCHS, reduction_factor=3),
+        "hyperband": HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, epochs), 3),
+        "none": NopPruner(),
     }
-    pruner = (pruners.get(name) or load_component("pruner", name, pruners))(epochs)
+    pruner = pruners.get(name) or load_component("pruner", name, pruners)(epochs)
     if not isinstance(pruner, BasePruner):
         raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
     if not isinstance(pruner, NopPruner) and (EPOCHS_KEY in search.space.ranges or len(search.goals) > 1):

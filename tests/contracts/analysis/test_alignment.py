@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.analysis.alignment import FILE, Alignment, measure, page, read
+from prometar.analysis.alignment import FILE, Alignment, measure, read_alignment, render_page
 from prometar.cli.app import main
 from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS
@@ -99,11 +99,11 @@ def test_a_batch_of_one_class_has_no_task() -> None:
 def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
     run = small_run(train__epochs=2, **values)
     blind = Session(run, tmp_path / "blind")
-    watched = Session(run, tmp_path / "watched", watch=Alignment(tmp_path / "watched", every=1))
+    watched = Session(run, tmp_path / "watched", before_step=Alignment(tmp_path / "watched", every=1))
     assert without_time(train(blind)) == without_time(train(watched))
     for name, tensor in blind.state.tensors().items():
         assert torch.equal(tensor, watched.state.tensors()[name]), name
-    records = read(tmp_path / "watched" / FILE)
+    records = read_alignment(tmp_path / "watched" / FILE)
     assert {record["step"] for record in records} <= set(range(run.plan.num_steps))
     assert {record["epoch"] for record in records} == {1, 2}
 
@@ -111,20 +111,20 @@ def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> Non
 def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: Path) -> None:
     run = small_run(train__epochs=2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(Session(run, whole, watch=Alignment(whole, every=1)))
-    watch = Alignment(parts, every=1)
+    train(Session(run, whole, before_step=Alignment(whole, every=1)))
+    before_step = Alignment(parts, every=1)
 
     def stopping(run: Run, state: State, pictures: Batch) -> None:
-        watch(run, state, pictures)
+        before_step(run, state, pictures)
         if state.step == run.plan.steps_per_epoch + 2:  # in the second epoch: its steps are done again
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(Session(run, parts, watch=stopping))
+        train(Session(run, parts, before_step=stopping))
     before = (parts / FILE).read_text()
     (parts / FILE).write_text(before[:-20])  # killed while it wrote
-    assert len(read(parts / FILE)) == before.count("\n") - 1
-    train(Session(run, parts, watch=Alignment(parts, every=1)))
+    assert len(read_alignment(parts / FILE)) == before.count("\n") - 1
+    train(Session(run, parts, before_step=Alignment(parts, every=1)))
     assert (parts / FILE).read_text() == (whole / FILE).read_text()
 
 
@@ -144,7 +144,7 @@ def test_a_plot_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"{runs[1]}: gradient alignment (cosine of support and query gradient): mean -0.250" in out
     text = (tmp_path / "plot.html").read_text("utf-8")
     assert "<b>" not in text.split("</script>")[-2]
-    drawn = page({"a": read(Path(runs[0]) / FILE)})
+    drawn = render_page({"a": read_alignment(Path(runs[0]) / FILE)})
     assert '"x":[10.0,40.0],"y":[0.2,0.5]' in drawn.replace(" ", "")
 
 

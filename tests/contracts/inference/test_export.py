@@ -186,7 +186,7 @@ def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path
     path = tmp_path / "prompts.safetensors"
     export_run(tmp_path / "run", path)
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
-    with pytest.raises(UserError, match=r"needs a file of weights\. Pass the file as pretrained=FILE"):
+    with pytest.raises(UserError, match=r"requires a local file of weights\. Pass it as pretrained=FILE"):
         prometar.load(path)
     with pytest.raises(UserError, match="was trained with other weights"):
         prometar.load(path, pretrained=str(other))
@@ -218,7 +218,7 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     for name, pretrained, message in (
         ("hf-hub:a/b", "openai", hubs),
         ("local-dir:/tmp", "openai", hubs),
-        ("mini", "/dev/zero", "needs a file of weights"),
+        ("mini", "/dev/zero", "requires a local file of weights"),
     ):
         backbone = card["config"]["backbone"] | {"name": name, "pretrained": pretrained}
         config = {**card["config"], "backbone": backbone}
@@ -275,7 +275,7 @@ def test_a_pushed_file_is_loaded_from_the_hub(
     assert main(["push", str(exported), "me/prompts"]) == 0
     assert [each.path_in_repo for each in commits["me/prompts"]] == ["prompts.safetensors", "card.json"]
     assert prometar.load("hf://me/prompts@v1").card == prometar.load(exported).card
-    with pytest.raises(WorkError, match=r"cannot fetch hf://me/none \(no such repository\)"):
+    with pytest.raises(WorkError, match=r"Cannot download hf://me/none \(no such repository\)"):
         prometar.load("hf://me/none")
 
 

@@ -18,7 +18,7 @@ from prometar.device import fetch, send
 from prometar.step import iteration
 from prometar.training import epoch
 from prometar.training import run as run_module
-from prometar.training.run import forget
+from prometar.training.run import clear_caches
 from prometar.training.session import Session
 from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
 from tests.support.small import small_run, without_time
@@ -35,9 +35,9 @@ def tiny(*args: object, dtype: torch.dtype, device: torch.device) -> Backbone:
 
 @pytest.fixture(scope="module", autouse=True)
 def _of_this_file() -> Iterator[None]:
-    forget()
+    clear_caches()
     yield
-    forget()
+    clear_caches()
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_an_epoch_copies_once_a_batch_and_waits_once(
     run.backbone.normalize(torch.zeros(1, 16, 16, 3, dtype=torch.uint8, device=DEVICE))
     session = Session(run, tmp_path)
     seen.clear()
-    session.epoch()
+    session.run_epoch()
     steps = run.plan.steps_per_epoch if session.state.prompts else 0
     scored = [each.plan.steps_per_epoch for each in run.evaluations.values()]
     assert len(seen.copies) == steps + sum(scored), seen.copies
@@ -89,11 +89,11 @@ def test_an_epoch_copies_once_a_batch_and_waits_once(
 def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(folder: Path) -> Session:
         """By two sessions: the second goes on from the first one's checkpoint."""
-        forget()
+        clear_caches()
         run = small_run(method, backbone__precision="fp64", **SMALL)
         for _ in range(2):
             session = Session(run, folder)
-            session.epoch()
+            session.run_epoch()
         return session
 
     monkeypatch.setattr(run_module, "load_backbone", tiny)
@@ -101,7 +101,7 @@ def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: p
     with accelerator():
         monkeypatch.setattr(run_module, "default_device", lambda: DEVICE)
         there = trained(tmp_path / "there")
-        forget()
+        clear_caches()
         assert there.finished
         for ours, its in zip(without_time(there.history), without_time(here.history), strict=True):
             assert ours == pytest.approx(its, rel=1e-9)
@@ -126,7 +126,7 @@ def test_what_a_gpu_would_wait_for_is_found_in_the_step(
     monkeypatch.setattr(iteration, "cross_entropy", lambda logits, *rest: plain(planted(logits), *rest))
     run = small_run(**SMALL)
     with pytest.raises((AssertionError, MixedDevices), match=r"inside the step|here and there"):
-        Session(run, tmp_path).epoch()
+        Session(run, tmp_path).run_epoch()
 
 
 def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:

@@ -13,7 +13,7 @@ from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step.prompted_clip import Model
 from prometar.training.epoch import train_epoch
-from prometar.training.run import Run, forget, initial_state
+from prometar.training.run import Run, clear_caches, initial_state
 from prometar.training.session import _IMAGES, Session
 from tests.support.small import small_run, train, without_time
 
@@ -41,9 +41,9 @@ def batches(run: Run, plan: Plan | None = None) -> Iterator[Batch]:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """No images are known, and none are known to other tests."""
-    forget(), _IMAGES.clear()
+    clear_caches(), _IMAGES.clear()
     yield
-    forget(), _IMAGES.clear()
+    clear_caches(), _IMAGES.clear()
 
 
 def as_if_prompts_came(run: Run) -> Run:
@@ -85,7 +85,7 @@ def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
     known = Session(second, tmp_path / "second", stream)
     train(known)
     assert read == []
-    forget()
+    clear_caches()
     forgetful = run_of(name, **{"optim.lr": 0.01})
     alone = Session(forgetful, tmp_path / "alone", stream)
     train(alone)

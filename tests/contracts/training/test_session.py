@@ -31,7 +31,7 @@ Begun = tuple[Run, Path]
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Begun:
     """A run, and its checkpoint after an epoch."""
     run, folder = small_run(), tmp_path_factory.mktemp("begun")
-    Session(run, folder).epoch()
+    Session(run, folder).run_epoch()
     return run, folder / "checkpoint.safetensors"
 
 
@@ -49,7 +49,7 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, precision: str, t
     history = train(whole)
     for _ in range(3):  # each epoch by another session, as after a kill
         parts = Session(run, tmp_path / "parts")
-        parts.epoch()
+        parts.run_epoch()
     assert without_time(parts.history) == without_time(history)
     for name, tensor in whole.state.tensors().items():
         assert torch.equal(tensor, parts.state.tensors()[name]), name

@@ -88,7 +88,7 @@ def leave_half(folder: Path) -> None:
 
 def trained(folder: Path) -> object:
     """`prometar train`."""
-    return runs.train_run(CONFIG, folder / "run", watch=Alignment(folder / "run", every=2))
+    return runs.train_run(CONFIG, folder / "run", before_step=Alignment(folder / "run", every=2))
 
 
 COMMANDS: dict[str, Callable[[Path], object]] = {
@@ -109,10 +109,10 @@ def described(config: Config) -> str:
 
 @pytest.fixture
 def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_epoch(run: Run, state: State, batches: object, watch: Any) -> Any:
+    def train_epoch(run: Run, state: State, batches: object, before_step: Any) -> Any:
         for _ in range(run.plan.steps_per_epoch):
-            if watch is not None:
-                watch(run, state, None)
+            if before_step is not None:
+                before_step(run, state, None)
             halves = {name: leaf / 2 + state.step for name, leaf in state.prompts.items()}
             state = replace(state, prompts=halves, step=state.step + 1)
         return state, {"direct_ce": 1.0 / state.step}

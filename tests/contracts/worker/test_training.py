@@ -96,7 +96,7 @@ def test_a_run_that_is_ahead_waits_for_the_others(tmp_path: Path, alone: Alone) 
     seeds: tuple[dict[str, Any], ...] = ({"train.seed": 0}, {"train.seed": 1})
     own = job(tmp_path, *seeds)
     ahead = opened(own)._open(*next(iter(own.runs.items())))
-    ahead.epoch()
+    ahead.run_epoch()
     ahead.close()
     reports = finish(own)
     assert [report.runs[0].objective for report in reports] == [each.objective for each in alone(seeds[0])]

@@ -26,7 +26,7 @@ def test_a_tokenizer_that_cannot_be_fetched_is_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(openclip, "find_spec", lambda name: object())
     monkeypatch.setattr("open_clip.get_tokenizer", refuse)
-    with pytest.raises(WorkError, match=r"cannot fetch the tokenizer of ViT-B-16-SigLIP \(no network\): run"):
+    with pytest.raises(WorkError, match=r"download the tokenizer of ViT-B-16-SigLIP \(no network\)\. Run"):
         openclip.outline("ViT-B-16-SigLIP")
 
 

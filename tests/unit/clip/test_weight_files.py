@@ -103,7 +103,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(
 
     monkeypatch.setattr("open_clip.create_model", refuse)
     with pytest.raises(
-        WorkError, match=r"cannot fetch the weights 'openai' .*\(no network\): .* --pretrained FILE"
+        WorkError, match=r"Cannot download the weights 'openai' .*\(no network\)\. .* --pretrained FILE"
     ):
         load_backbone("ViT-B-16-quickgelu", "openai")
     assert not caplog.records
