@@ -45,7 +45,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise WorkError(STOPPED)
 
     monkeypatch.setattr(ray_cluster, "_start", stop)
-    monkeypatch.setattr(Session, "epoch", stop)
+    monkeypatch.setattr(Session, "run_epoch", stop)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.chdir(tmp_path)
 
