@@ -14,7 +14,7 @@ from prometar.methods.prompts import Leaves
 
 @dataclass(frozen=True)
 class LowRank:
-    """Prompts text.l = mix.l (P, R) @ basis (R, D) in each of the first `depth` layers."""
+    """Prompts text.l = mix.l (P, R) @ basis (R, D) in every layer l below `depth`."""
 
     length: int = 4
     depth: int = 3

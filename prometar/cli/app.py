@@ -29,7 +29,7 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Name of a method, or a recipe FILE.yaml. If --config is of another method, only its data, "
+            help="Name of a method, or a recipe FILE.yaml. If --config has another method, only its data, "
             "backbone and seed are used. Default: prometar."
         ),
     ] = None,

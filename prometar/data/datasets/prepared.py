@@ -101,23 +101,23 @@ class ParquetSource:
             StorageError: a shard cannot be read.
         """
         index = _path_index(self.uri, self.shards)
-        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        rows_by_group: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for k, path in enumerate(paths):
             if path not in index:
                 raise UserError(f"{masked(self.uri)} does not contain the image '{path}'. {_REBUILD}")
             shard, group, row = index[path]
-            wanted.setdefault((shard, group), []).append((row, k))
+            rows_by_group.setdefault((shard, group), []).append((row, k))
         found: list[bytes] = [b""] * len(paths)
 
         def fetch(shard_and_group: tuple[int, int]) -> None:
             shard, group = shard_and_group
             with _open_shard(self.uri, self.shards[shard]) as file:
                 column = file.read_row_group(group, columns=["image"]).column(0)
-                for row, k in wanted[shard_and_group]:
+                for row, k in rows_by_group[shard_and_group]:
                     found[k] = column[row].as_py()
 
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            list(pool.map(fetch, sorted(wanted)))
+            list(pool.map(fetch, sorted(rows_by_group)))
         return found
 
 

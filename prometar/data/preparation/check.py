@@ -86,14 +86,14 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
 
 
 def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
-    row, shown = BENCHMARKS.get(dataset.name), list(dataset.classnames)
+    benchmark, shown = BENCHMARKS.get(dataset.name), list(dataset.classnames)
     names = {item.label: item.classname for item in dataset.items}
     if found := size_differences(dataset.name, len(names), dataset.counts):
         yield f"sizes differ from the published ones: {', '.join(found)}"
-    elif row and row.split_digest and isinstance(dataset.source, FolderSource):
-        file = Path(dataset_location(row.name, str(root)), row.split_file)
-        if file_digest(file, "sha256") != row.split_digest:
-            yield f"{file.name} differs from CoOp's, so results may not be comparable with published ones"
+    elif benchmark and benchmark.split_digest and isinstance(dataset.source, FolderSource):
+        file = Path(dataset_location(benchmark.name, str(root)), benchmark.split_file)
+        if file_digest(file, "sha256") != benchmark.split_digest:
+            yield f"{file.name} differs from CoOp's file, so results may differ from published ones"
     if dataset.note:
         yield dataset.note
     for split in ("train", "test"):
@@ -116,7 +116,7 @@ def decode_all(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, s
     """Read and decode images on all CPUs.
 
     Yields:
-        The encoded image and "", or b"" and the error, per item in their order.
+        For each item in order, the encoded image and "", or b"" and the error.
     """
     workers = num_cpus()
     step = _GROUP_SIZE * workers * 4  # bounds the images that `map` holds for a slow consumer

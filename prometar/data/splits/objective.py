@@ -61,11 +61,11 @@ def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], kind:
 
 def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> FewShotSplit:
     """Split base-class images: a few-shot draw, and at most `per_class` validation images per class."""
-    whole, val, note = dataset.train, dataset.val, ""
+    train_pool, val, note = dataset.train, dataset.val, ""
     if not val:
-        whole, val, note = hold_out_val(whole)
-    train, _ = draw(whole, val, shots=shots, seed=seed)
-    _require_images(dataset, val, base_labels(whole), "validation")
+        train_pool, val, note = hold_out_val(train_pool)
+    train, _ = draw(train_pool, val, shots=shots, seed=seed)
+    _require_images(dataset, val, base_labels(train_pool), "validation")
     (train, val), _ = base_new(train, val)
     # All training seeds are scored on the same images, so that scores are comparable.
     rng, groups = random.Random(0), group_by_label(val).values()
