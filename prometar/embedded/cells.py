@@ -12,16 +12,16 @@ Stain = tuple[Floats, Floats]
 """Depths (H, W) inside the body and inside its dark parts (nucleus, walls). Outside, they are negative."""
 
 
-def _at(f: Canvas, count: int, spread: float = 0.85) -> Floats:
+def _random_points(f: Canvas, count: int, spread: float = 0.85) -> Floats:
     """Return `count` random points (N, 2), at most one per square of a coarse grid."""
     side = int(np.ceil(np.sqrt(count)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
-    places = (grid + 0.5 + f.rng.uniform(-0.3, 0.3, grid.shape)) / side * 2.0 - 1.0
-    return spread * f.rng.permutation(places)[:count]
+    points = (grid + 0.5 + f.rng.uniform(-0.3, 0.3, grid.shape)) / side * 2.0 - 1.0
+    return spread * f.rng.permutation(points)[:count]
 
 
-def _discs(f: Canvas, places: Floats, radius: Floats) -> Floats:
-    rest = radius[:, None, None] - np.hypot(f.x - places[:, 0, None, None], f.y - places[:, 1, None, None])
+def _discs(f: Canvas, points: Floats, radius: Floats) -> Floats:
+    rest = radius[:, None, None] - np.hypot(f.x - points[:, 0, None, None], f.y - points[:, 1, None, None])
     return rest.max(0)
 
 
@@ -38,9 +38,9 @@ def _amoeba(f: Canvas) -> Stain:
 
 def _bacillus(f: Canvas) -> Stain:
     width, count = f.rng.uniform(0.07, 0.1), int(f.rng.integers(6, 13))
-    places, angle = _at(f, count), f.rng.uniform(0, np.pi, count)
+    points, angle = _random_points(f, count), f.rng.uniform(0, np.pi, count)
     half = 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    body = width - distance(f, places - half, places + half)
+    body = width - distance(f, points - half, points + half)
     return body, body - 0.04
 
 
@@ -59,9 +59,9 @@ def _diatom(f: Canvas) -> Stain:
 
 
 def _erythrocyte(f: Canvas) -> Stain:
-    places = _at(f, int(f.rng.integers(5, 9)), 0.9)
-    radius = f.rng.uniform(0.25, 0.3, len(places))
-    body = _discs(f, places, radius)
+    points = _random_points(f, int(f.rng.integers(5, 9)), 0.9)
+    radius = f.rng.uniform(0.25, 0.3, len(points))
+    body = _discs(f, points, radius)
     return body, 0.07 - np.abs(body - 0.06)
 
 
@@ -97,11 +97,11 @@ def _spirillum(f: Canvas) -> Stain:
 
 
 def _yeast(f: Canvas) -> Stain:
-    places = _at(f, int(f.rng.integers(3, 6)), 0.8)
-    radius, angle = f.rng.uniform(0.2, 0.28, len(places)), f.rng.uniform(0, 2 * np.pi, len(places))
-    buds = places + (radius + 0.07)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    body = np.maximum(_discs(f, places, radius), _discs(f, buds, radius * 0.5))
-    return body, np.maximum(_discs(f, places, radius * 0.35), 0.025 - np.abs(body - 0.02))
+    points = _random_points(f, int(f.rng.integers(3, 6)), 0.8)
+    radius, angle = f.rng.uniform(0.2, 0.28, len(points)), f.rng.uniform(0, 2 * np.pi, len(points))
+    buds = points + (radius + 0.07)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    body = np.maximum(_discs(f, points, radius), _discs(f, buds, radius * 0.5))
+    return body, np.maximum(_discs(f, points, radius * 0.35), 0.025 - np.abs(body - 0.02))
 
 
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
