@@ -126,13 +126,15 @@ def results(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def by_set(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a table with one row per arm and dataset: the gain in H of each search."""
-    pairs = sorted({(row["arm"], row["dataset"]) for row in rows})
-    gains = {pair: [row["H"] for row in rows if (row["arm"], row["dataset"]) == pair] for pair in pairs}
-    return table(
-        ("search", "dataset", "H", "one by one"),
-        [(*pair, mean_and_interval(hs), " ".join(f"{h:+.1f}" for h in hs)) for pair, hs in gains.items()],
-    )
+    """One row per dataset: the gain in H of each search, by arm."""
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+
+    def gains(dataset: str, arm: str) -> str:
+        found = [row["H"] for row in rows if (row["dataset"], row["arm"]) == (dataset, arm)]
+        return " ".join(f"{gain:+.1f}" for gain in found) or "-"
+
+    datasets = sorted({row["dataset"] for row in rows})
+    return table(("H", *arms), [(dataset, *(gains(dataset, arm) for arm in arms)) for dataset in datasets])
 
 
 def show(doc: Path | None) -> None:
