@@ -23,7 +23,7 @@ from prometar.io.files import file_size, lock_folder, read_bytes, write_atomical
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import StepCallback
 from prometar.training.run import backbone_of, build_run
-from prometar.training.run_result import FILE, EpochRecord, RunResult, read_result
+from prometar.training.run_result import RESULT_FILE, EpochRecord, RunResult, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.session import Session
 
@@ -67,7 +67,7 @@ def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
         raise UserError(f"{folder} contains a study. Choose another folder with --out.")
     if file_size(folder / "checkpoint.safetensors") is not None:
         return  # the session compares the checkpoint with the run
-    config, result = folder / "config.yaml", folder / FILE
+    config, result = folder / "config.yaml", folder / RESULT_FILE
     same = file_size(config) is not None and read_bytes(config) == config_text
     if same and file_size(result) is not None:
         with suppress(PrometarError):  # a corrupt result is replaced

@@ -34,14 +34,14 @@ from prometar.step.state import State
 from prometar.training.run import Run
 from prometar.training.run_result import STRICT
 
-FILE = "alignment.jsonl"
+ALIGNMENT_FILE = "alignment.jsonl"
 _ZERO_RATES = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
 Record = dict[str, int | float]
 
 
 @dataclass
 class Alignment:
-    """Step callback that appends a record to FILE in `folder`, the folder of the run, every `every` steps.
+    """Step callback that appends a record to ALIGNMENT_FILE in the run's `folder` every `every` steps.
 
     A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
     tower with prompts (`text`, `vision`), and the norms of the two gradients.
@@ -52,7 +52,7 @@ class Alignment:
     _next: int | None = field(default=None, init=False)
 
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
-        path = self.folder / FILE
+        path = self.folder / ALIGNMENT_FILE
         if self._next != state.step and path.exists():  # a resumed run repeats steps
             write_atomically(path, _lines(r for r in read_alignment(path) if r["step"] < state.step).encode())
         self._next = state.step + 1
@@ -140,7 +140,7 @@ def read_alignment(path: Path) -> list[Record]:
 
 def mean_cosine(folder: Path) -> float | None:
     """Return the mean cosine of a run, or None if it has no records."""
-    records = read_alignment(folder / FILE) if (folder / FILE).is_file() else []
+    records = read_alignment(folder / ALIGNMENT_FILE) if (folder / ALIGNMENT_FILE).is_file() else []
     return mean(record["cosine"] for record in records) if records else None
 
 

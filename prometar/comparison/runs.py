@@ -11,7 +11,7 @@ from prometar.embedded.datasets import EMBEDDED
 from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path
 from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean
-from prometar.training.run_result import FILE, RunResult, read_result
+from prometar.training.run_result import RESULT_FILE, RunResult, read_result
 
 _SHARED = ("data.shots", "train.epochs", "train.batch_size", "backbone.name", "backbone.pretrained",
            "backbone.precision")  # fmt: skip
@@ -82,7 +82,7 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> tuple[list[
 
 def _results_below(path: Path) -> list[Path]:
     studies = {file.parent for file in path.rglob("study.yaml")}  # trials of studies are skipped
-    return [file for file in sorted(path.rglob(FILE)) if studies.isdisjoint(file.parents)]
+    return [file for file in sorted(path.rglob(RESULT_FILE)) if studies.isdisjoint(file.parents)]
 
 
 def labels(configs: Sequence[Config]) -> list[str]:

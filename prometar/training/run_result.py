@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, write_atomically
 
-FILE = "result.json"
+RESULT_FILE = "result.json"
 EpochRecord = dict[str, int | float]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -55,7 +55,7 @@ class RunResult(BaseModel):
         Raises:
             StorageError: the folder is not writable.
         """
-        write_atomically(folder / FILE, self.model_dump_json(indent=1, exclude_defaults=True).encode())
+        write_atomically(folder / RESULT_FILE, self.model_dump_json(indent=1, exclude_defaults=True).encode())
 
 
 def read_result(folder: Path) -> RunResult:
@@ -64,7 +64,7 @@ def read_result(folder: Path) -> RunResult:
     Raises:
         UserError: the file is missing or corrupt.
     """
-    path = folder / FILE
+    path = folder / RESULT_FILE
     try:
         return RunResult.model_validate_json(read_bytes(path))
     except (OSError, ValidationError):

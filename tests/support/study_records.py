@@ -52,7 +52,7 @@ def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
     return StudyRecord(
         config=config,
         score="base accuracy" if config.search.objective == "base_val" else "H",
-        leaks=config.search.objective == "oracle_test",
+        reads_test_images=config.search.objective == "oracle_test",
         digests={"weights": "4b1d"},
         command="python tune/search.py --dataset dtd --trials 60",
         environment={"python": "3.12.1", "cpu": "a processor"},

@@ -23,7 +23,7 @@ from prometar.io.files import write_error
 from tune.execution.job import Job, Observer
 from tune.execution.patching import patched
 from tune.execution.resources import ResourcePlan
-from tune.execution.stopping import RAY_DIED, Stopping
+from tune.execution.shutdown import RAY_DIED, Shutdown
 from tune.execution.worker import STACKS, JobRequest, TrialWorker
 
 MAX_RETRIES = 2
@@ -53,15 +53,15 @@ def run_jobs(
         StorageError: a disk is full, or a folder cannot be written.
         WorkError: Ray or Tune failed. Errors of `jobs` and observers are raised unchanged.
     """
-    stopping = Stopping(console)
-    dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, stopping)
+    shutdown = Shutdown(console)
+    dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, shutdown)
     failure: Exception | None = None
-    with stopping.watching():
+    with shutdown.watching():
         try:
             _fit(dispatcher, plan.max_concurrent, worker)
         except Exception as error:
             failure = error
-    if stopping.ray_died:
+    if shutdown.ray_died:
         raise WorkError(RAY_DIED)
     if isinstance(dispatcher.error, StorageError):
         raise StorageError(f"Stopped: {str(dispatcher.error).rstrip('.')}. {RESUME}") from None
@@ -69,7 +69,7 @@ def run_jobs(
         raise dispatcher.error
     if failure is not None:
         raise WorkError(f"Stopped: {last_line(str(failure))}. {RESUME}") from failure
-    if stopping.requested:
+    if shutdown.requested:
         raise KeyboardInterrupt
     return dispatcher.failures
 
@@ -140,11 +140,11 @@ class _Dispatcher(Searcher, Stopper):
         plan: ResourcePlan,
         timeout_seconds: float | None,
         observers: Sequence[Observer],
-        stopping: Stopping,
+        shutdown: Shutdown,
     ) -> None:
         super().__init__()
         self._jobs, self._plan, self._timeout_seconds = jobs, plan, timeout_seconds
-        self._observers, self._stopping = observers, stopping
+        self._observers, self._shutdown = observers, shutdown
         self._running: dict[str, _Submission] = {}  # by ID of the Tune trial
         self._retries: deque[_Submission] = deque()
         self.error: Exception | None = None
@@ -159,7 +159,7 @@ class _Dispatcher(Searcher, Stopper):
 
     def stop_all(self) -> bool:
         """Return True to end Tune's experiment, because no more jobs can be run."""
-        return self.error is not None or self._stopping.ray_died
+        return self.error is not None or self._shutdown.ray_died
 
     @contextmanager
     def _record_error(self) -> Iterator[None]:
@@ -172,7 +172,7 @@ class _Dispatcher(Searcher, Stopper):
     def suggest(self, trial_id: str) -> Any:
         """Return the configuration of a trial, None to be called again later, or `Searcher.FINISHED`."""
         with self._record_error():
-            if self._stopping.requested:
+            if self._shutdown.requested:
                 return Searcher.FINISHED
             submission = self._retries.popleft() if self._retries else self._next()
             if submission is None:  # a job that is still running may need a retry
@@ -204,7 +204,7 @@ class _Dispatcher(Searcher, Stopper):
         submission.ended = report.finished or stopped
         # If an observer stopped the job, it has recorded the reason.
         submission.failure = "" if stopped else report.failed
-        return submission.ended or self._stopping.requested
+        return submission.ended or self._shutdown.requested
 
     def record_death(self, trial: Trial) -> None:
         """Record why a worker died. `Trial.get_pickled_error` would read a file that does not exist yet."""

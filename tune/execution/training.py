@@ -12,7 +12,7 @@ from prometar.errors import PrometarError, StorageError
 from prometar.io.files import write_atomically, write_error
 from prometar.runs import evaluate_targets, write_result
 from prometar.training.run import build_run
-from prometar.training.run_result import FILE, read_result
+from prometar.training.run_result import RESULT_FILE, read_result
 from prometar.training.session import Session
 from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport, RunScore
@@ -69,7 +69,7 @@ class JobTraining:
 
     def _open(self, folder: Path, config: Config) -> Session:
         """Open the session of a run. Resume it if the folder contains a checkpoint."""
-        job, path = self._request.job, folder / FILE
+        job, path = self._request.job, folder / RESULT_FILE
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         session, note = Session.resume_or_restart(
             run, folder, self._stream, Alignment(folder) if job.alignment else None
@@ -91,7 +91,7 @@ class JobTraining:
     def _finish(self, folder: Path, session: Session) -> None:
         """Write result.json, then test the prompts on the targets."""
         session.close()
-        if not (folder / FILE).exists():
+        if not (folder / RESULT_FILE).exists():
             write_result(folder, session, **self._request.resources)
         if self._request.job.targets:
             evaluate_targets(folder, self._request.job.targets, self._stream)

@@ -76,7 +76,7 @@ class StudyFolder:
             StudyRecord(
                 config=config,
                 score=objective.title,
-                leaks=objective.leaks,
+                reads_test_images=objective.reads_test_images,
                 digests=digests,
                 command=masked(_command_line(sys.argv)),
                 environment=current,

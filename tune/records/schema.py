@@ -33,7 +33,9 @@ Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
-_Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # key in study.yaml
+_Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # aliases are the keys in the files
+_ReadsTestImages = Annotated[bool, Field(alias="leaks")]
+_MinRelevant = Annotated[Score | None, Field(alias="matters")]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -234,7 +236,7 @@ class FinalTest:
         selected: Tested settings, with the runs on which their selection is based.
         difference: Selected minus baseline in H. For several datasets, the interval over their means.
         alpha: Error probability of each dataset's interval at the last interim analysis.
-        matters: Smallest relevant difference in H, None if the number of seed pairs was fixed.
+        min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
         detectable: Smallest true difference in H that this test shows with a power of 80%.
         earlier_tests: Trials that earlier final tests of this study compared with the baseline, by number.
     """
@@ -246,7 +248,7 @@ class FinalTest:
     difference: Interval | None
     verdict: Verdict
     alpha: float = 0.05
-    matters: Score | None = None
+    min_relevant: _MinRelevant = None
     detectable: Score | None = None
     earlier_tests: tuple[int, ...] = ()
     version: Literal[3] = VERSION
@@ -278,8 +280,9 @@ class StudyRecord:
     """study.yaml: configuration and environment of a study.
 
     Args:
-        score: Name of the objective's score. leaks: True if the objective reads test images.
-        digests: Digests of splits, weights and custom components, by name (`contents` in the file).
+        score: Name of the objective's score.
+        reads_test_images: True if the objective reads test images before the final test.
+        digests: Digests of splits, weights and custom components, by name.
         command: Last command that ran the study.
         environment: Versions and machine of the last command.
         earlier_environments: Different environments of earlier commands.
@@ -287,7 +290,7 @@ class StudyRecord:
 
     config: StudyConfig
     score: str
-    leaks: bool
+    reads_test_images: _ReadsTestImages
     digests: _Digests
     command: str
     environment: Mapping[str, str]

@@ -22,7 +22,7 @@ Status = Verdict | Literal["unfinished", "leaking"]
 
 def status(records: Records) -> Status:
     """Return the verdict of a study, "leaking" if its results are invalid, or "unfinished"."""
-    if records.study.leaks:
+    if records.study.reads_test_images:
         return "leaking"
     if records.final_test is None or records.selected is None or records.final_test_outdated:
         return "unfinished"
@@ -79,7 +79,7 @@ def _leader(records: Records) -> str:
     selected, baseline = records.selected, records.baseline
     if selected is None:
         return ""
-    images = "test" if records.study.leaks else "validation"
+    images = "test" if records.study.reads_test_images else "validation"
     score = f"{records.study.score} {format_number(selected.score)}"
     name = "The trial with the default settings" if selected.baseline else f"Trial {selected.number}"
     leads = "is selected" if records.confirmation else "leads the search"
@@ -108,7 +108,7 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
         return
     base_text, new_text = (describe_difference(each, "points", test.level) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
-    if base.mean > 0 and (new.high < 0 or new.mean <= -(test.matters or 1.0)):
+    if base.mean > 0 and (new.high < 0 or new.mean <= -(test.min_relevant or 1.0)):
         unclear = [name for name, each in (("base", base), ("new", new)) if not each.excludes_zero]
         notes = [f" The interval of the difference in {name} accuracy contains 0." for name in unclear]
         means = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
@@ -119,8 +119,8 @@ def _detectable(test: FinalTest) -> str:
     if test.verdict != "either" or test.detectable is None or test.detectable >= 100:
         return ""
     line = f"This test has a power of 80% to show a true difference of {test.detectable:.1f} H."
-    if test.matters and test.difference and test.difference.within(test.matters):
-        line += f" The interval excludes differences of {test.matters:g} H or more."
+    if test.min_relevant and test.difference and test.difference.within(test.min_relevant):
+        line += f" The interval excludes differences of {test.min_relevant:g} H or more."
     return line
 
 

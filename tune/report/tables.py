@@ -93,7 +93,7 @@ def _confirmation(records: Records) -> Table | None:
             format_mean(each.by_seed.values()) if each.mean is not None else "failed",
         )
         rows.append((kind, cells))
-    images = "test" if records.study.leaks else "validation"
+    images = "test" if records.study.reads_test_images else "validation"
     seeds = join(confirmation.seeds, "seed")
     title = f"Confirmation: {records.study.score} on {images} images, fresh {seeds}"
     return Table(title, ("", "search", "fresh seeds", "all seeds"), rows)

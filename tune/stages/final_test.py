@@ -64,7 +64,7 @@ def run_final_test(
         difference=difference,
         verdict=_verdict(difference, same=same),
         alpha=alpha,
-        matters=config.test.matters if config.test.seeds == "auto" else None,
+        min_relevant=config.test.matters if config.test.seeds == "auto" else None,
         detectable=None if same or len(names) > 1 else min_detectable(differences, alpha),
         earlier_tests=_earlier(before, selected, seeds),
     )

@@ -8,7 +8,7 @@ from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError
-from prometar.training.run_result import FILE, read_result
+from prometar.training.run_result import RESULT_FILE, read_result
 from tune.config import StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
@@ -71,19 +71,19 @@ def scores(job: Job, failures: Mapping[str, str]) -> Runs:
 
 def _has_result(job: Job, folder: Path, config: Config) -> bool:
     """Return True if the folder has a result of this configuration and objective. Delete other results."""
-    if not (folder / FILE).exists():
+    if not (folder / RESULT_FILE).exists():
         return False
     try:
         if load_config(folder / "config.yaml") == config and read_result(folder).objective == job.objective:
             return True
     except PrometarError:
         pass
-    (folder / FILE).unlink()
+    (folder / RESULT_FILE).unlink()
     return False
 
 
 def _score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
-    if not (folder / FILE).exists():
+    if not (folder / RESULT_FILE).exists():
         return RunScore(config.data.name, config.train.seed, failed=failure)
     result, alignment = read_result(folder), mean_cosine(folder) if job.alignment else None
     return RunScore.of(config, result.result, cpus=result.cpus, gpus=result.gpus, alignment=alignment)

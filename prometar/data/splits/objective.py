@@ -103,7 +103,7 @@ class Objective:
     Args:
         make_split: Function of (dataset, shots, seed, val_per_class) that returns a `FewShotSplit`.
         for_search: True if a search may use the objective. Every epoch is then evaluated.
-        leaks: True if `make_split` uses test images before the final test.
+        reads_test_images: True if `make_split` uses test images before the final test.
         predicts_new: True if accuracy on new classes is predicted from base images and drift
             (`prometar.training.drift`), not measured.
         scores_new: True if runs have an accuracy on new classes, measured or predicted.
@@ -113,7 +113,7 @@ class Objective:
 
     make_split: Callable[..., FewShotSplit]
     for_search: bool = False
-    leaks: bool = False
+    reads_test_images: bool = False
     predicts_new: bool = False
     scores_new: bool = True
     score: Callable[[Mapping[str, float]], float] = harmonic_mean
@@ -125,7 +125,7 @@ FINAL = "final"
 OBJECTIVES: dict[str, Objective] = {
     "drift": Objective(_base_val, for_search=True, predicts_new=True),
     "base_val": Objective(_base_val, for_search=True, scores_new=False, title="base accuracy"),
-    "oracle_test": Objective(_final, for_search=True, leaks=True),
+    "oracle_test": Objective(_final, for_search=True, reads_test_images=True),
     FINAL: Objective(_final),
     "all_classes": Objective(_all_classes, scores_new=False, title="accuracy"),
 }
@@ -189,7 +189,7 @@ def split_dataset(
         found = objective.make_split(dataset, shots, seed, val_per_class)
     if is_reference(name):
         _require_valid_split(name, objective, found)
-    return replace(found, note=LEAK_NOTE) if objective.leaks else found
+    return replace(found, note=LEAK_NOTE) if objective.reads_test_images else found
 
 
 def _require_valid_split(name: str, objective: Objective, found: FewShotSplit) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.analysis.alignment import FILE, Alignment, measure, read_alignment, render_page
+from prometar.analysis.alignment import ALIGNMENT_FILE, Alignment, measure, read_alignment, render_page
 from prometar.cli.app import main
 from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS
@@ -103,7 +103,7 @@ def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> Non
     assert without_time(train(blind)) == without_time(train(watched))
     for name, tensor in blind.state.tensors().items():
         assert torch.equal(tensor, watched.state.tensors()[name]), name
-    records = read_alignment(tmp_path / "watched" / FILE)
+    records = read_alignment(tmp_path / "watched" / ALIGNMENT_FILE)
     assert {record["step"] for record in records} <= set(range(run.plan.num_steps))
     assert {record["epoch"] for record in records} == {1, 2}
 
@@ -121,17 +121,17 @@ def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: 
 
     with pytest.raises(KeyboardInterrupt):
         train(Session(run, parts, before_step=stopping))
-    before = (parts / FILE).read_text()
-    (parts / FILE).write_text(before[:-20])  # killed while it wrote
-    assert len(read_alignment(parts / FILE)) == before.count("\n") - 1
+    before = (parts / ALIGNMENT_FILE).read_text()
+    (parts / ALIGNMENT_FILE).write_text(before[:-20])  # killed while it wrote
+    assert len(read_alignment(parts / ALIGNMENT_FILE)) == before.count("\n") - 1
     train(Session(run, parts, before_step=Alignment(parts, every=1)))
-    assert (parts / FILE).read_text() == (whole / FILE).read_text()
+    assert (parts / ALIGNMENT_FILE).read_text() == (whole / ALIGNMENT_FILE).read_text()
 
 
 def write(folder: Path, cosines: list[float]) -> Path:
     folder.mkdir()
     lines = [json.dumps({"step": 20 * k, "epoch": 1 + k // 2, "cosine": c}) for k, c in enumerate(cosines)]
-    (folder / FILE).write_text("\n".join(lines) + "\n")
+    (folder / ALIGNMENT_FILE).write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -144,7 +144,7 @@ def test_a_plot_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"{runs[1]}: gradient alignment (cosine of support and query gradient): mean -0.250" in out
     text = (tmp_path / "plot.html").read_text("utf-8")
     assert "<b>" not in text.split("</script>")[-2]
-    drawn = render_page({"a": read_alignment(Path(runs[0]) / FILE)})
+    drawn = render_page({"a": read_alignment(Path(runs[0]) / ALIGNMENT_FILE)})
     assert '"x":[10.0,40.0],"y":[0.2,0.5]' in drawn.replace(" ", "")
 
 
@@ -159,6 +159,6 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     args = ["train", "--method", "zero-shot", "--alignment-every", "2", "--out", str(tmp_path / "run")]
     assert "--alignment-every requires learnable prompts. zero-shot has none" in fails(args)
     folder = write(tmp_path / "pipe", [0.1, 0.2])
-    (folder / FILE).unlink()
-    os.mkfifo(folder / FILE)  # to read it would wait for ever
-    assert f"Cannot read {folder / FILE}" in fails(["alignment", str(folder)])
+    (folder / ALIGNMENT_FILE).unlink()
+    os.mkfifo(folder / ALIGNMENT_FILE)  # to read it would wait for ever
+    assert f"Cannot read {folder / ALIGNMENT_FILE}" in fails(["alignment", str(folder)])

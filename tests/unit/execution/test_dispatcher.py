@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.support.fake_trial import fake_job
 from tune.execution.executor import MAX_RETRIES, _Dispatcher, _Scheduler
 from tune.execution.resources import ResourcePlan
-from tune.execution.stopping import Stopping
+from tune.execution.shutdown import Shutdown
 from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
 
@@ -24,9 +24,9 @@ class Tune:
     """Tune's side of a dispatcher of some jobs."""
 
     def __init__(self, folder: Path, number: int = 1) -> None:
-        self.folder, self.stopping = folder, Stopping(Console(file=io.StringIO()))
+        self.folder, self.shutdown = folder, Shutdown(Console(file=io.StringIO()))
         jobs = (fake_job(folder, k) for k in range(number))
-        self.dispatcher = _Dispatcher(jobs, GPU, 9.0, [], self.stopping)
+        self.dispatcher = _Dispatcher(jobs, GPU, 9.0, [], self.shutdown)
         self.scheduler = _Scheduler(self.dispatcher)
 
     def begin(self, trial: str) -> JobRequest | Any:
@@ -80,7 +80,7 @@ def test_out_of_memory_doubles_the_share(tmp_path: Path) -> None:
 def test_after_a_stop_nothing_starts_and_nothing_ends(tmp_path: Path) -> None:
     tune = Tune(tmp_path, 2)
     tune.begin("a")
-    tune.stopping.requested = True
+    tune.shutdown.requested = True
     assert tune.stops("a", 1)
     tune.dispatcher.on_trial_complete("a", {})
     assert tune.begin("b") == Searcher.FINISHED

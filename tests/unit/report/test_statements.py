@@ -123,7 +123,7 @@ def test_what_the_test_could_have_shown(
 ) -> None:
     width = 0.5 if within else 2.0
     difference = Interval(0.1, -width, width, 5)
-    records = with_test(small(tmp_path, 0, 0), detectable=detectable, matters=1.0, difference=difference)
+    records = with_test(small(tmp_path, 0, 0), detectable=detectable, min_relevant=1.0, difference=difference)
     assert [line for line in evidence(records) if line.startswith("This test")] == says
 
 

@@ -60,7 +60,7 @@ def test_pairs_are_added_until_an_analysis_decides(
     assert (len(test.seeds), test.verdict) == (pairs, verdict)
     assert test.alpha == {5: 0.005, 8: 0.01, 11: 0.015, 15: 0.02}[pairs]
     assert test.detectable is not None
-    assert test.matters == 1.0
+    assert test.min_relevant == 1.0
     (dataset,) = test.datasets.values()
     assert dataset.published == 65.0
     assert dataset.difference == test.difference is not None
@@ -70,7 +70,7 @@ def test_given_seeds_are_analyzed_once(tmp_path: Path) -> None:
     test, names = finish(config_of(tmp_path, final_seeds=(4, 9, 11)), gains(2.0))
     assert names[:2] == ["final test of the default settings, textures, seed 4",
                          "final test of the default settings, textures, seed 9"]  # fmt: skip
-    assert (test.seeds, test.alpha, test.matters, test.verdict) == ((4, 9, 11), 0.05, None, "selected")
+    assert (test.seeds, test.alpha, test.min_relevant, test.verdict) == ((4, 9, 11), 0.05, None, "selected")
 
 
 def test_selected_default_settings_are_run_three_times(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Early stop of `run_jobs`: after a signal, or if Ray dies on this machine."""
+"""Shutdown of `run_jobs`: after a signal, or if Ray dies on this machine."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HEAD_SECONDS, _NODE_SECONDS = 1.0, 10.0
 """Intervals between checks of Ray's head and of this machine's node."""
 _GRACE_SECONDS = 30.0
-"""Seconds for which the process waits for an error of Tune after Ray has died, before it exits."""
+"""After Ray dies, seconds to wait for Tune to raise an error before the process exits."""
 
 
-class Stopping:
-    """State of an early stop.
+class Shutdown:
+    """State of a shutdown.
 
     Args:
         console: Console on which signals are acknowledged.
@@ -61,18 +61,19 @@ class Stopping:
     def _watch_head(self, finished: threading.Event) -> None:
         """Exit soon after the head dies. Ray itself would wait for a minute and then abort."""
         while not finished.wait(_HEAD_SECONDS):
-            # A signal to the whole process group also stops a local Ray. The head of a cluster may restart.
+            # A cluster's head may restart, so its death is final only if this process started the cluster, or
+            # if a shutdown was requested: Ctrl-C also kills a local Ray.
             if head_is_dead() and (self.requested or owns_cluster()) and not finished.is_set():
                 self._exit(finished)
 
     def _watch_node(self, finished: threading.Event) -> None:
-        """Run in a separate thread, because `ray.nodes` blocks if the head dies during the call."""
+        """Exit soon after this machine's node dies. `ray.nodes` blocks if the head dies during the call."""
         while not finished.wait(_NODE_SECONDS):
             if not head_is_dead() and local_node_is_dead():
                 self._exit(finished)
 
     def _exit(self, finished: threading.Event) -> None:
-        """Exit unless the main thread returns by itself. All reported results are already on disk."""
+        """Exit unless Tune raises an error in time. All reported results are already on disk."""
         self.ray_died = True
         waited = 0.0
         while not self.requested and waited < _GRACE_SECONDS:

@@ -8,21 +8,21 @@ import threading
 import pytest
 from rich.console import Console
 
-from tune.execution import stopping
-from tune.execution.stopping import RAY_DIED, Stopping
+from tune.execution import shutdown
+from tune.execution.shutdown import RAY_DIED, Shutdown
 
 
-def new() -> tuple[Stopping, io.StringIO]:
+def new() -> tuple[Shutdown, io.StringIO]:
     said = io.StringIO()
-    return Stopping(Console(file=said, width=200)), said
+    return Shutdown(Console(file=said, width=200)), said
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("_HEAD_SECONDS", 0.05), ("_NODE_SECONDS", 0.05), ("_GRACE_SECONDS", 0.2)):
-        monkeypatch.setattr(stopping, name, seconds)
+        monkeypatch.setattr(shutdown, name, seconds)
     for name in ("head_is_dead", "local_node_is_dead", "owns_cluster"):
-        monkeypatch.setattr(stopping, name, lambda: False)
+        monkeypatch.setattr(shutdown, name, lambda: False)
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_a_study_whose_ray_died_exits(
     monkeypatch: pytest.MonkeyPatch, ended: dict[int, threading.Event], head: bool
 ) -> None:
     """Without a signal, and in any thread: no epoch would ever end."""
-    monkeypatch.setattr(stopping, "head_is_dead", lambda: head)
-    monkeypatch.setattr(stopping, "owns_cluster", lambda: head)
-    monkeypatch.setattr(stopping, "local_node_is_dead", lambda: not head)
+    monkeypatch.setattr(shutdown, "head_is_dead", lambda: head)
+    monkeypatch.setattr(shutdown, "owns_cluster", lambda: head)
+    monkeypatch.setattr(shutdown, "local_node_is_dead", lambda: not head)
     stop, said = new()
 
     def run() -> None:
@@ -74,7 +74,7 @@ def test_a_head_elsewhere_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None
         looked.set()
         return True
 
-    monkeypatch.setattr(stopping, "head_is_dead", gone)
+    monkeypatch.setattr(shutdown, "head_is_dead", gone)
     stop, _ = new()
     with stop.watching():
         assert looked.wait(30)
@@ -91,9 +91,9 @@ def test_a_signal_to_all_of_ray_ends_the_study_at_once(
         asking.set()
         return not answered.wait(30)
 
-    monkeypatch.setattr(stopping, "head_is_dead", asking.is_set)
-    monkeypatch.setattr(stopping, "local_node_is_dead", no_answer)
-    monkeypatch.setattr(stopping, "_GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(shutdown, "head_is_dead", asking.is_set)
+    monkeypatch.setattr(shutdown, "local_node_is_dead", no_answer)
+    monkeypatch.setattr(shutdown, "_GRACE_SECONDS", 60.0)
     stop, said = new()
     with stop.watching():
         assert asking.wait(30)
@@ -106,8 +106,8 @@ def test_a_signal_to_all_of_ray_ends_the_study_at_once(
 def test_a_study_that_can_still_end_does_so_itself(
     monkeypatch: pytest.MonkeyPatch, ended: dict[int, threading.Event]
 ) -> None:
-    monkeypatch.setattr(stopping, "local_node_is_dead", lambda: True)
-    monkeypatch.setattr(stopping, "_GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(shutdown, "local_node_is_dead", lambda: True)
+    monkeypatch.setattr(shutdown, "_GRACE_SECONDS", 60.0)
     stop, _ = new()
     died = threading.Event()
     with stop.watching():
