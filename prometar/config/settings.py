@@ -22,7 +22,7 @@ from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.methods.composition import Sections
 from prometar.methods.part import TAGS, CustomPart, Part
 
-Settings = dict[str, Any]
+ConfigData = dict[str, Any]
 """Plain data of a configuration, by section or by dotted key."""
 
 
@@ -198,14 +198,14 @@ class Config(Sections):
             )
         return self
 
-    def flat(self) -> Settings:
+    def flat(self) -> ConfigData:
         """Return all settings as plain data by dotted key."""
         return flatten(self.model_dump(mode="json"))
 
 
 def _with_recipe(
     tree: Mapping[str, object], method: str, settings: Mapping[str, Mapping[str, object]]
-) -> Settings:
+) -> ConfigData:
     """Return a configuration as plain data: `tree`, with missing settings from the recipe."""
     result = {**settings, **tree, "method": method}
     for section in Config.model_fields.keys() - {"method"}:
@@ -217,7 +217,7 @@ def _with_recipe(
     return result
 
 
-def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> Settings:
+def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> ConfigData:
     """Return `given`, and those other settings of `base` that the selected kind has."""
     chooser = _chooser(section)
     chosen = given.get(chooser, base.get(chooser))
@@ -226,9 +226,9 @@ def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object
     return {**kept, **given}
 
 
-def _by_section(values: Mapping[str, object]) -> dict[str, Settings]:
+def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
     """Group dotted settings by section. Raise a UserError for an unknown setting."""
-    grouped: dict[str, Settings] = {}
+    grouped: dict[str, ConfigData] = {}
     for key, value in values.items():
         section, _, name = key.partition(".")
         if section not in Config.model_fields:
@@ -279,9 +279,9 @@ def _fields(section: str, chosen: object) -> Collection[str]:
     return models.get(chosen if isinstance(chosen, str) else None, models[None]).model_fields
 
 
-def flatten(tree: Mapping[str, object], prefix: str = "") -> Settings:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> ConfigData:
     """Return values by dotted key."""
-    flat: Settings = {}
+    flat: ConfigData = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -336,13 +336,13 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def parse_assignments(assignments: list[str]) -> Settings:
+def parse_assignments(assignments: list[str]) -> ConfigData:
     """Parse assignments such as "optim.lr=0.01". Values are YAML.
 
     Raises:
         UserError: an assignment has no '=' or no key, or its value is not YAML.
     """
-    values: Settings = {}
+    values: ConfigData = {}
     for text in assignments:
         key, equals, raw = text.partition("=")
         if not equals or not key:
@@ -380,7 +380,7 @@ def absolute_root(root: str) -> str:
 
 def absolute_paths(config: Config) -> Config:
     """Return the configuration with absolute paths of data and weights."""
-    changes: Settings = {}
+    changes: ConfigData = {}
     if config.data.root is not None:
         changes["data.root"] = absolute_root(config.data.root)
     weights = config.backbone.pretrained

@@ -149,9 +149,13 @@ def final_test(
         theirs = tuple(run(name, seed, DEFAULT) for seed in seeds)
         ours = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
         ours = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in ours)
-        datasets[name] = _compare(theirs if same else ours, theirs, None, None if same else 0.05)
+        datasets[name] = _compare(
+            theirs, theirs if same else ours, published=None, alpha=None if same else 0.05
+        )
     difference = mean_interval([each.difference for each in datasets.values()])
-    test = FinalTest(tuple(seeds), 10, selected, datasets, difference, _verdict(difference, same=same))
+    test = FinalTest(
+        tuple(seeds), 10, selected, datasets, difference, _verdict(difference, baseline_selected=same)
+    )
     return replace(test, **changes)
 
 

@@ -1,4 +1,4 @@
-"""Folder of a study: file locations, records and values derived from several records."""
+"""Folder of a study: file locations, records, and values that combine several records."""
 
 import shlex
 import sys
@@ -68,7 +68,7 @@ class StudyFolder:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
-        """Write study.yaml. Keep different environments of earlier commands."""
+        """Write study.yaml. It also lists the environments of earlier commands that differ from this one."""
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()
@@ -133,7 +133,7 @@ class Records:
 
     @cached_property
     def default_settings(self) -> dict[str, Any]:
-        """All settings of the baseline by dotted key, on the first dataset."""
+        """Complete configuration of the baseline by dotted key, with the first dataset as `data.name`."""
         return self.config.run.flat()
 
     @property
@@ -149,7 +149,7 @@ class Records:
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
-        """Trial of the default settings. If the baseline failed and was rerun, the completed rerun."""
+        """Trial with the default settings. If the trial failed and was rerun, the completed rerun."""
         return next((trial for trial in (*self.completed, *self.trials) if trial.baseline), None)
 
     @cached_property
@@ -183,11 +183,11 @@ def read_records(folder: Path) -> Records:
 
 
 def paired_differences(
-    ours: Sequence[RunScore], theirs: Sequence[RunScore], metric: str = "objective"
+    selected: Sequence[RunScore], baseline: Sequence[RunScore], metric: str = "objective"
 ) -> dict[int, float]:
-    """Return ours minus theirs for a metric, by seed. Seeds with a missing value are left out."""
-    other = {run.seed: getattr(run, metric) for run in theirs}
-    pairs = {run.seed: (getattr(run, metric), other.get(run.seed)) for run in ours}
+    """Return selected minus baseline in a metric, by seed. Seeds with a missing value are left out."""
+    by_seed = {run.seed: getattr(run, metric) for run in baseline}
+    pairs = {run.seed: (getattr(run, metric), by_seed.get(run.seed)) for run in selected}
     return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
 
 

@@ -21,11 +21,11 @@ _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.p
 
 @cache
 def _read_file() -> dict[str, Any]:
-    """Read settings by protocol and method, and series of accuracies by protocol.
+    """Read published.json: settings by protocol and method, and lists of series by protocol.
 
     A series has a `method`, its `title`, the `paper`, the `settings` that distinguish it from other series of
     the method, and `accuracies` by dataset (or "average") and column, e.g. {"dtd": {"base": 83.37}}. If the
-    accuracies are from the authors' repository, `configuration` is the file there.
+    accuracies are from the authors' repository, `configuration` is the path of the config file there.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
@@ -52,7 +52,7 @@ def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Ma
     """
     data = _read_file()
     setup = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
-    if data["setting"] != {**setup, "shots": config.data.shots}:
+    if data["setup"] != {**setup, "shots": config.data.shots}:
         return {}, ""
     protocol_changes = protocol_settings(protocol, config.method)
     for series in data["series"].get(protocol, ()):
@@ -72,7 +72,7 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings that differ from the method's defaults and from `settings`, which override them.
+    """Return the settings that differ from the method's defaults, overridden by `settings`.
 
     Images, seeds, backbone and precision are ignored. The result is empty for custom recipes.
 
@@ -88,16 +88,16 @@ def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) 
 
 
 def incomparable_reason(dataset: Dataset) -> str:
-    """Return why results on a dataset are not comparable with published ones, or "" if they are."""
+    """Return why results on a dataset cannot be compared with published ones, or "" if they can."""
     if dataset.name not in BENCHMARKS:
         return "not a benchmark"
     return ", ".join(size_differences(dataset.name, len(dataset.classnames), dataset.counts))
 
 
 def published_h(dataset: Dataset, config: Config) -> float | None:
-    """Return the published H of a configuration's method on a dataset, or None if none is comparable.
+    """Return the published H of the method of `config` on a dataset, or None if it cannot be compared.
 
-    Backbone and shots must be as published. All other settings of `config` are ignored.
+    Backbone and shots must be those of the paper. All other settings of `config` are ignored.
     """
     if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str
 Settings = Mapping[str, Value]
-"""Values of settings by dotted key."""
+"""Values of settings of a search space, by dotted key."""
 
 
 def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
@@ -42,13 +42,13 @@ class _Range(PlainData):
         return {key: values if isinstance(values, list | tuple) else [values] for key, values in when.items()}
 
     @property
-    def condition(self) -> str:
-        """`when` as text, or "" if it is empty."""
+    def condition_text(self) -> str:
+        """`when` as text for messages, or "" if it is empty."""
         texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in self.when.items()]
         return f" if {' and '.join(texts)}" if texts else ""
 
     def is_active(self, settings: Settings) -> bool:
-        """Return True if `settings` meet the condition."""
+        """Return True if `settings` satisfy the condition."""
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
@@ -75,9 +75,9 @@ class NumberRange(_Range):
 
     @property
     def probes(self) -> tuple[float, ...]:
-        """Values that show if a setting has an effect. Integer settings reject the fractional third float."""
-        between = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
-        return self.low, self.high, *between
+        """Values that show if a setting has an effect and, for floats, if the setting accepts fractions."""
+        fraction = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
+        return self.low, self.high, *fraction
 
     def contains(self, value: object) -> bool:
         kinds = (int,) if self.type == "int" else (int, float)
@@ -100,7 +100,7 @@ class Choice(_Range):
 
     @property
     def probes(self) -> tuple[Value, ...]:
-        """Values to compare to find out if the setting has an effect."""
+        """Values that show if a setting has an effect."""
         return self.choices
 
     def contains(self, value: object) -> bool:

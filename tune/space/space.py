@@ -86,7 +86,7 @@ class Space(PlainData):
         values, searched = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
             active = entry.is_active(searched)
-            # An inactive setting may be missing: it may belong to a kind of component that is not used.
+            # An inactive setting may be missing, because it may belong to an unused kind of component.
             if key not in values and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:
@@ -94,9 +94,9 @@ class Space(PlainData):
         return self.check(searched, what="the default settings")
 
     def check(self, given: Settings, *, what: str) -> dict[str, Value]:
-        """Check values, called `what` in messages. Drop values whose condition is certainly false.
+        """Return the given values without those whose condition is certainly false.
 
-        A condition on a setting that is not given may still hold after sampling.
+        A condition on a setting that is not given may still hold after sampling. Messages begin with `what`.
 
         Raises:
             UserError: a value lies outside its range, or a setting is not searched.
@@ -119,7 +119,7 @@ class Space(PlainData):
         return values
 
     def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
-        """Return the space of settings that have an effect and whose range contains the default value.
+        """Return the space without settings that have no effect or whose default lies outside the range.
 
         Conditions on removed settings are evaluated with the default values.
 
@@ -142,12 +142,12 @@ class Space(PlainData):
         return self.model_copy(update={"ranges": ranges})
 
     def probes(self, key: str) -> tuple[Value, ...]:
-        """Return the probes of a setting, () if the setting is not searched."""
+        """Return the probes of a setting's range, () if the setting is not searched."""
         return self.ranges[key].probes if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
         """Return ranges as text, by setting."""
-        return {key: entry.describe() + entry.condition for key, entry in self.ranges.items()}
+        return {key: entry.describe() + entry.condition_text for key, entry in self.ranges.items()}
 
 
 def _required_values(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Value]:
@@ -210,7 +210,7 @@ _EXAMPLE = "optim.lr: {type: float, low: 0.001, high: 0.1, log: true}"
 
 
 def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
-    """Load the settings of a YAML file: one mapping, or a list of them.
+    """Load settings to enqueue from a YAML file that contains a mapping, or a list of mappings.
 
     A mapping contains settings of the space, with dotted or nested keys. Missing settings are sampled. From a
     complete configuration, such as another study's best.yaml, only the searched settings are read.

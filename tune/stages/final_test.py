@@ -20,17 +20,18 @@ def run_final_test(
     published: Mapping[str, float | None],
     before: FinalTest | None,
 ) -> FinalTest:
-    """Run seed pairs until an interim analysis decides. Return the summary of the test.
+    """Run seed pairs until an interim analysis decides. Return the record of the test.
 
     Args:
         published: Published harmonic mean by dataset, None if unknown.
-        before: Record of an earlier final test of this study, if there is one.
+        before: Record of the previous final test of this study, if there is one.
     """
-    seeds, names, same = config.final_seeds, config.search.datasets, selected.baseline
-    analyses = INTERIM_ANALYSES
-    if same or config.test.seeds != "auto":
-        analyses = {BASELINE_SEEDS if config.test.seeds == "auto" else len(seeds): 0.05}
-    sides = [(0, config.baseline_settings), (0 if same else selected.number, selected.settings)]
+    names, baseline_selected, analyses = config.search.datasets, selected.baseline, INTERIM_ANALYSES
+    if baseline_selected or config.test.seeds != "auto":
+        # A fixed number of seeds needs one analysis, at the full 5 %.
+        analyses = {BASELINE_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
+    selected_number = 0 if baseline_selected else selected.number
+    sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
     for number, alpha in analyses.items():
         seeds = config.final_seeds[:number]
@@ -38,23 +39,23 @@ def run_final_test(
             name: [[final_job(config, folder, *side, name, seed) for seed in seeds] for side in sides]
             for name in names
         }
-        by_name = {job.name: job for both in jobs.values() for side in both for job in side}
+        by_name = {job.name: job for by_side in jobs.values() for side in by_side for job in side}
         failures |= run_jobs([job for name, job in by_name.items() if name not in failures])
-        runs = {
-            name: [tuple(run for job in side for run in scores(job, failures)) for side in both]
-            for name, both in jobs.items()
+        datasets = {
+            name: _compare(
+                *(tuple(run for job in side for run in scores(job, failures)) for side in by_side),
+                published=published.get(name),
+                alpha=None if baseline_selected else alpha,
+            )
+            for name, by_side in jobs.items()
         }
         # Mean differences over the datasets, for seeds with a result on each dataset.
-        pairs = [paired_differences(ours, theirs) for theirs, ours in runs.values()]
+        pairs = [paired_differences(each.selected, each.baseline) for each in datasets.values()]
         complete = [seed for seed in seeds if all(seed in by_seed for by_seed in pairs)]
         differences = [mean(by_seed[seed] for by_seed in pairs) for seed in complete]
         if is_decided(differences, alpha, min_relevant=config.test.matters):
             break
-    datasets = {
-        name: _compare(ours, theirs, published.get(name), None if same else alpha)
-        for name, (theirs, ours) in runs.items()
-    }
-    # Interim analyses test the variation over seeds. The interval over datasets is computed only once.
+    # Interim analyses use intervals over seeds. The interval over datasets is computed once, at the full 5 %.
     difference = mean_interval([each.difference for each in datasets.values()])
     return FinalTest(
         seeds=seeds,
@@ -62,25 +63,25 @@ def run_final_test(
         selected=selected,
         datasets=datasets,
         difference=difference,
-        verdict=_verdict(difference, same=same),
+        verdict=_verdict(difference, baseline_selected=baseline_selected),
         alpha=alpha,
         min_relevant=config.test.matters if config.test.seeds == "auto" else None,
-        detectable=None if same or len(names) > 1 else min_detectable(differences, alpha),
+        detectable=None if baseline_selected or len(names) > 1 else min_detectable(differences, alpha),
         earlier_tests=_earlier(before, selected, seeds),
     )
 
 
-def _compare(ours: Runs, theirs: Runs, published: float | None, alpha: float | None) -> DatasetTest:
-    """Compare the runs on a dataset. If `alpha` is None, `ours` and `theirs` are the same runs."""
+def _compare(baseline: Runs, selected: Runs, *, published: float | None, alpha: float | None) -> DatasetTest:
+    """Compare the runs on a dataset. If `alpha` is None, the baseline was selected, so the runs are equal."""
 
     def interval(metric: str) -> Interval | None:
         if alpha is None:
             return None
-        return t_interval(list(paired_differences(ours, theirs, metric).values()), level=1 - alpha)
+        return t_interval(list(paired_differences(selected, baseline, metric).values()), level=1 - alpha)
 
     return DatasetTest(
-        selected=ours,
-        baseline=theirs,
+        selected=selected,
+        baseline=baseline,
         difference=interval("objective"),
         base_difference=interval("base"),
         new_difference=interval("new"),
@@ -88,8 +89,8 @@ def _compare(ours: Runs, theirs: Runs, published: float | None, alpha: float | N
     )
 
 
-def _verdict(difference: Interval | None, *, same: bool) -> Verdict:
-    if same or (difference and difference.high < 0):
+def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict:
+    if baseline_selected or (difference and difference.high < 0):
         return "baseline"
     return "selected" if difference and difference.low > 0 else "either"
 

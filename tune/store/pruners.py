@@ -28,7 +28,7 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
 
     Args:
         epochs: Maximum number of epochs of a trial.
-        concurrency: Number of concurrent trials. Pruning starts after at least as many completed trials.
+        concurrency: The percentile and median pruners start only after at least this many completed trials.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.
