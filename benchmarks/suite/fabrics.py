@@ -6,7 +6,7 @@ from math import tau
 import numpy as np
 
 from prometar.embedded.canvas import Canvas, Floats, centered, edge, noise
-from prometar.embedded.paint import Pixels, blend, lit, vary_color
+from prometar.embedded.paint import Pixels, blend, render_uneven_light, vary_color
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import lines
 
@@ -110,10 +110,10 @@ _DYES = ((0.2, 0.3, 0.55), (0.6, 0.15, 0.2), (0.25, 0.4, 0.25), (0.4, 0.3, 0.2),
 def _draw(pattern: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
     canvas = Canvas.pattern(rng, size, float(np.exp(rng.uniform(1.2, 2.0))), turn=0.5, warp=0.08)
     dye, plain = vary_color(rng, _DYES[rng.integers(5)], 0.15), vary_color(rng, (0.8, 0.78, 0.72), 0.18)
-    ground, color = (dye, plain) if rng.random() < 0.5 else (plain, dye)
+    background, color = (dye, plain) if rng.random() < 0.5 else (plain, dye)
     threads = 0.06 * (np.sin(tau * canvas.x * 5) + np.sin(tau * canvas.y * 5))
-    image = blend(ground, color, pattern(canvas)) * (1.0 + threads[:, :, None])
-    return lit(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
+    image = blend(background, color, pattern(canvas)) * (1.0 + threads[:, :, None])
+    return render_uneven_light(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
 
 
 FABRICS = RenderedSet(

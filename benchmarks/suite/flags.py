@@ -53,8 +53,8 @@ def _draw(
 ) -> Pixels:
     frame = stance(rng, size)
     dark, light = vary_color(rng, _DARK[rng.integers(5)]), vary_color(rng, _LIGHT[rng.integers(4)], 0.05)
-    ground, color = (dark, light) if rng.random() < 0.5 else (light, dark)
-    cloth = blend(ground, color, frame.ink(depth(frame), 2.0))
+    background, color = (dark, light) if rng.random() < 0.5 else (light, dark)
+    cloth = blend(background, color, frame.ink(depth(frame), 2.0))
     folds = 1.0 + 0.12 * np.sin(frame.x * rng.uniform(3.0, 6.0) + noise(rng, size, 1.5))
     sky = vary_color(rng, (0.6, 0.7, 0.8), 0.2)
     out = frame.ink(np.maximum(np.abs(frame.x), np.abs(frame.y)) - 1.0)

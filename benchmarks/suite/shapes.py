@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, distance, edge, fractal
-from prometar.embedded.paint import Pixels, blend, contrasting, lit
+from prometar.embedded.paint import Pixels, blend, contrasting_colors, render_uneven_light
 from prometar.embedded.rendered import RenderedSet
 
 
@@ -71,12 +71,12 @@ def _draw(
 ) -> Pixels:
     frame = stance(rng, size)
     inside = depth(frame)
-    ground, color = contrasting(rng)
+    background, color = contrasting_colors(rng)
     clouds = edge(fractal(rng, size, rng.uniform(1.5, 4.0)), 1.5)[:, :, None]
-    back = ground + 0.35 * clutter * clouds * (rng.uniform(0.0, 1.0, 3) - ground)
+    back = background + 0.35 * clutter * clouds * (rng.uniform(0.0, 1.0, 3) - background)
     outline = rng.random() < 0.4 * clutter
     ink = frame.ink(0.09 - np.abs(inside)) if outline else frame.ink(inside)
-    return lit(rng, blend(back, color, ink))
+    return render_uneven_light(rng, blend(back, color, ink))
 
 
 SHAPES = RenderedSet(

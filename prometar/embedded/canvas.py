@@ -119,9 +119,9 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # points far from all pixels are dropped, because the grid covers a turned canvas
-    corner_x, corner_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
-    squared = ((corner_x[:, None] - px) ** 2 + (corner_y[:, None] - py) ** 2).min(0)
+    margin = 0.75 * spacing  # the grid covers the bounding box of a turned canvas
+    sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
+    squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2
     return px[near], py[near]
 

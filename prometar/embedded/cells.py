@@ -8,7 +8,7 @@ from prometar.embedded.canvas import Canvas, Floats, distance, fractal, noise
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
-Stain = tuple[Floats, Floats]
+CellDepths = tuple[Floats, Floats]
 """Depths (H, W) inside the body and inside its dark parts (nucleus, walls). Outside, they are negative."""
 
 
@@ -31,12 +31,12 @@ def _lumpy(f: Canvas, radius: float, waves: int, depth: float) -> Floats:
     return radius + depth * edge_ - np.hypot(f.x, f.y)
 
 
-def _amoeba(f: Canvas) -> Stain:
+def _amoeba(f: Canvas) -> CellDepths:
     body = _lumpy(f, 0.6, 3, 0.17)
     return body, _discs(f, f.rng.uniform(-0.25, 0.25, (1, 2)), f.rng.uniform(0.15, 0.2, 1))
 
 
-def _bacillus(f: Canvas) -> Stain:
+def _bacillus(f: Canvas) -> CellDepths:
     width, count = f.rng.uniform(0.07, 0.1), int(f.rng.integers(6, 13))
     points, angle = _random_points(f, count), f.rng.uniform(0, np.pi, count)
     half = 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -44,7 +44,7 @@ def _bacillus(f: Canvas) -> Stain:
     return body, body - 0.04
 
 
-def _coccus(f: Canvas) -> Stain:
+def _coccus(f: Canvas) -> CellDepths:
     count = int(f.rng.integers(8, 15))
     steps = np.cumsum(f.rng.normal(0, 0.5, count)) + f.rng.uniform(0, 6)
     chain = np.cumsum(np.stack([np.cos(steps), np.sin(steps)], axis=1) * 0.19, axis=0)
@@ -52,30 +52,30 @@ def _coccus(f: Canvas) -> Stain:
     return body, body - 0.05
 
 
-def _diatom(f: Canvas) -> Stain:
+def _diatom(f: Canvas) -> CellDepths:
     body = 0.32 * np.sqrt(np.clip(1.0 - (f.x / 0.95) ** 2, 0, 1)) - np.abs(f.y) - 0.01
     ribs = np.maximum(0.1 * np.cos(f.x * f.rng.uniform(22, 32)) - 0.02, 0.03 - np.abs(f.y))
     return body, np.minimum(body, np.maximum(ribs, 0.05 - np.abs(body)))
 
 
-def _erythrocyte(f: Canvas) -> Stain:
+def _erythrocyte(f: Canvas) -> CellDepths:
     points = _random_points(f, int(f.rng.integers(5, 9)), 0.9)
     radius = f.rng.uniform(0.25, 0.3, len(points))
     body = _discs(f, points, radius)
     return body, 0.07 - np.abs(body - 0.06)
 
 
-def _lymphocyte(f: Canvas) -> Stain:
+def _lymphocyte(f: Canvas) -> CellDepths:
     return _lumpy(f, 0.68, 2, 0.03), _lumpy(f, 0.54, 2, 0.03)
 
 
-def _neutrophil(f: Canvas) -> Stain:
+def _neutrophil(f: Canvas) -> CellDepths:
     angle = f.rng.uniform(0, 2 * np.pi) + np.arange(4) * f.rng.uniform(1.0, 1.5)
     lobes = 0.3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)[: f.rng.integers(3, 5)]
     return _lumpy(f, 0.72, 2, 0.03), _discs(f, lobes, f.rng.uniform(0.17, 0.23, len(lobes)))
 
 
-def _neuron(f: Canvas) -> Stain:
+def _neuron(f: Canvas) -> CellDepths:
     count = int(f.rng.integers(5, 8))
     angle = np.arange(count) * 2 * np.pi / count + f.rng.uniform(-0.3, 0.3, count)
     middle = 0.55 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -87,7 +87,7 @@ def _neuron(f: Canvas) -> Stain:
     return np.maximum(arms, 0.26 - np.hypot(f.x, f.y)), 0.13 - np.hypot(f.x, f.y)
 
 
-def _spirillum(f: Canvas) -> Stain:
+def _spirillum(f: Canvas) -> CellDepths:
     waves, swing = f.rng.uniform(9, 13), f.rng.uniform(0.09, 0.14)
     body = np.full(f.x.shape, -1.0)
     for shift in (-0.55, 0.0, 0.55)[: f.rng.integers(2, 4)]:
@@ -96,7 +96,7 @@ def _spirillum(f: Canvas) -> Stain:
     return body, body - 0.03
 
 
-def _yeast(f: Canvas) -> Stain:
+def _yeast(f: Canvas) -> CellDepths:
     points = _random_points(f, int(f.rng.integers(3, 6)), 0.8)
     radius, angle = f.rng.uniform(0.2, 0.28, len(points)), f.rng.uniform(0, 2 * np.pi, len(points))
     buds = points + (radius + 0.07)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -107,7 +107,7 @@ def _yeast(f: Canvas) -> Stain:
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
 
 
-def _draw(depth: Callable[[Canvas], Stain], rng: np.random.Generator, size: int) -> Pixels:
+def _draw(depth: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
     frame = Canvas.figure(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
     field = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]

@@ -8,8 +8,8 @@ from prometar.embedded.canvas import Floats, fractal
 Pixels = NDArray[np.uint8]
 
 
-def contrasting(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return a ground and an ink color (2, 3) in 0..1 whose mean brightness differs by more than 0.35."""
+def contrasting_colors(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return a background and an ink color (2, 3) in 0..1 with means that differ by more than 0.35."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
         if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:
@@ -21,12 +21,12 @@ def quantize(image: Floats) -> Pixels:
     return np.clip(np.rint(image * 255.0), 0, 255).astype(np.uint8)
 
 
-def blend(ground: Floats, color: Floats, ink: Floats) -> Floats:
-    """Return `color` where ink is 1 and `ground` where it is 0. Both colors are (3,) or (H, W, 3)."""
-    return ground + np.clip(ink, 0.0, 1.0)[:, :, None] * (color - ground)
+def blend(background: Floats, color: Floats, ink: Floats) -> Floats:
+    """Return `color` where ink is 1 and `background` where it is 0. Both colors are (3,) or (H, W, 3)."""
+    return background + np.clip(ink, 0.0, 1.0)[:, :, None] * (color - background)
 
 
-def lit(rng: np.random.Generator, image: Floats) -> Pixels:
+def render_uneven_light(rng: np.random.Generator, image: Floats) -> Pixels:
     """Return pixels (H, W, 3) of an image under uneven light, with grain."""
     size = image.shape[0]
     axis = np.linspace(-1.0, 1.0, size)

@@ -11,7 +11,7 @@ from math import tau
 import numpy as np
 
 from prometar.embedded.canvas import Canvas, Floats, centered, edge, fractal, noise, scatter, voronoi
-from prometar.embedded.paint import Pixels, blend, contrasting, lit
+from prometar.embedded.paint import Pixels, blend, contrasting_colors, render_uneven_light
 from prometar.embedded.rendered import RenderedSet
 
 
@@ -251,8 +251,8 @@ def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     low, high = pattern.scale
     across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     ink = pattern.draw(Canvas.pattern(rng, size, across, turn=pattern.turn, warp=pattern.warp))
-    ground, color = contrasting(rng)
-    return lit(rng, blend(ground, color, ink))
+    background, color = contrasting_colors(rng)
+    return render_uneven_light(rng, blend(background, color, ink))
 
 
 TEXTURES = RenderedSet(

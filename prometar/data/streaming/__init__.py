@@ -1,1 +1,1 @@
-"""A plan of pixels, run in this process or on Ray Data."""
+"""Data plans, and streams of their batches from this process or Ray Data."""

@@ -1,7 +1,7 @@
 """Data plan, which determines the order and the pixels of all images on every machine.
 
-A row is one image in one epoch. Rows are numbered from 0 to epochs * rows_per_epoch - 1. The k-th row of an
-epoch does not depend on the batch size, the block size or the worker.
+A row is one image in one epoch. Rows are numbered from 0 to epochs * rows_per_epoch - 1. The content of
+the k-th row of an epoch does not depend on the batch size, Ray Data's block size or the worker.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ Ints = NDArray[np.int64]
 @lru_cache(maxsize=8)
 def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
     """Return the order of the images (N,), and the augmentation seed of each image (N,)."""
-    order_bits, seed_bits = np.random.SeedSequence([seed, epoch]).spawn(2)
+    order_seq, seed_seq = np.random.SeedSequence([seed, epoch]).spawn(2)
     order = np.arange(num_items)
     if shuffle:
-        order = np.random.Generator(np.random.PCG64(order_bits)).permutation(num_items)
+        order = np.random.Generator(np.random.PCG64(order_seq)).permutation(num_items)
     # Philox is counter-based, so the k-th number depends only on the key and k.
-    seeds = (np.random.Philox(seed_bits).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
+    seeds = (np.random.Philox(seed_seq).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
     order.flags.writeable = seeds.flags.writeable = False
     return order, seeds
 
@@ -92,9 +92,9 @@ class Plan:
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
             last = min(first + stop - start, self.rows_per_epoch)
-            order, seed_of = _epoch(len(self.items), self.seed, epoch, self.shuffle)
+            order, epoch_seeds = _epoch(len(self.items), self.seed, epoch, self.shuffle)
             indices.append(order[first:last])
-            seeds.append(seed_of[order[first:last]])
+            seeds.append(epoch_seeds[order[first:last]])
             start += last - first
         return np.concatenate(indices), np.concatenate(seeds)
 

@@ -95,7 +95,7 @@ class Pause:
 
 
 def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
-    """Yield the images of each block. If closed early, Ray 2.60's `iter_batches` hangs and leaks a thread."""
+    """Yield the images of each block. `iter_batches` would hang and leak a thread if closed early (2.60)."""
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
             columns = BlockAccessor.for_block(ray.get(ref)).to_batch_format("numpy")
@@ -142,7 +142,7 @@ def _build_dataset(
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return rows.map_batches(
             cast(Any, make_block),
-            fn_kwargs={"spec": plan.transform, "source": source, "files": _store_images(plan, source)},
+            fn_kwargs={"spec": plan.transform, "source": source, "stored": _store_images(plan, source)},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=cpus / tasks,
@@ -152,19 +152,19 @@ def _build_dataset(
 
 
 def make_block(
-    block: pa.Table, *, spec: TransformSpec, source: Source, files: ray.ObjectRef | None
+    block: pa.Table, *, spec: TransformSpec, source: Source, stored: ray.ObjectRef | None
 ) -> dict[str, NDArray[np.uint8]]:
     """Make the images of a block, in a Ray task."""
     [rows] = block.to_pylist()
-    if files is None:
+    if stored is None:
         encoded = source.read_many(rows["path"])
     else:
-        encoded = ray.get(files).take(pa.array(rows["index"])).to_pylist()
+        encoded = ray.get(stored).take(pa.array(rows["index"])).to_pylist()
     return {"image": make_images(spec, encoded, rows["seed"], rows["path"])}
 
 
 def _store_images(plan: Plan, source: Source) -> ray.ObjectRef | None:
-    """Put the encoded images into the object store, unless there is only one epoch or too many images."""
+    """Put the encoded images into the object store, unless each is read only once or there are too many."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None
     return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))

@@ -34,7 +34,7 @@ class TransformSpec:
         train: True for random resized crop, flip and jitter. False for resize and center crop.
         crop_scale: Range of the ratio of the crop's area to the image's area.
         flip: Probability of a horizontal flip.
-        jitter: j scales brightness, contrast and saturation by random factors from 1 - j to 1 + j.
+        jitter: Brightness, contrast and saturation are scaled by factors from 1 - jitter to 1 + jitter.
     """
 
     size: int
@@ -120,7 +120,7 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     rng = np.random.Generator(np.random.PCG64(seed))
-    # The number of draws for a crop depends on crop_scale. The crop is sampled last, so flips do not.
+    # The crop is sampled last, so that crop_scale, which affects its number of draws, does not affect flips.
     flipped = rng.random() < spec.flip
     factors = rng.uniform(-1.0, 1.0, size=3)
     order = rng.permutation(3)
