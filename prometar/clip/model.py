@@ -16,7 +16,7 @@ from prometar.clip.function import EPS
 
 
 class Block(NamedTuple):
-    """Frozen tensors of one residual attention block. Folded LayerNorms have no tensors."""
+    """Frozen tensors of one residual attention block. Tensors of folded LayerNorms are None."""
 
     ln_1_weight: Tensor | None
     ln_1_bias: Tensor | None
@@ -106,7 +106,8 @@ class Clip:
     projection. Some of its models also have no text projection.
 
     pool: SigLIP's attention pool and last LayerNorm, as a block that returns one token per image.
-    causal: As in `prometar.clip.weights.Architecture`.
+    causal: True for OpenAI's CLIP: tokens attend to earlier tokens, and the text feature is at the EOT token.
+        False for SigLIP: tokens attend to all tokens, and the text feature is at the last token.
     num_start: Number of tokens that the tokenizer puts before a text.
     image_prompts: False if no prompt enters the image tower. `embed_images` then returns features.
     """

@@ -109,7 +109,7 @@ class Backbone:
 
 
 def load_tokenizer(name: str) -> Tokenize:
-    """Return a model's tokenizer. SigLIP's require `transformers`, and internet access when first used."""
+    """Return a model's tokenizer. SigLIP's tokenizers require `transformers`, and initially the network."""
     text = _config(name)["text_cfg"]
     if not text.get("hf_tokenizer_name"):
         return partial(tokenize, context_length=text.get("context_length", 77))
@@ -139,7 +139,7 @@ def load_backbone(
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """Return a loaded CLIP with its tokenizer and image normalization.
 
-    For weights from a file, the normalization is that of the model's tags if they agree, otherwise OpenAI's.
+    Weights from a file get the normalization of the model's open_clip tags if all agree, otherwise OpenAI's.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
@@ -170,19 +170,19 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     """
     require_backbone(name, pretrained)
     if name == "mini" and pretrained in (None, "random"):
-        return _arrange(name, load_mini())
+        return _build_clip(name, load_mini())
     if pretrained == "random":
         with torch.random.fork_rng(devices=[]), suppress_logs():
             torch.manual_seed(0)
-            return _arrange(name, _open_clip().create_model(name, pretrained=None).state_dict())
+            return _build_clip(name, _open_clip().create_model(name, pretrained=None).state_dict())
     if pretrained not in _tags(name):
         state = read_weights(Path(str(pretrained)))
     else:
         fix = "Download them on a machine with internet access, and pass the file with --pretrained FILE."
         with download_errors(f"the weights '{pretrained}' of {name}", fix):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
-    require_tensors(_describe(name)[1], state, where=str(pretrained))
-    return _arrange(name, state)
+    require_tensors(_architecture_and_state(name)[1], state, where=str(pretrained))
+    return _build_clip(name, state)
 
 
 def require_backbone(name: str, pretrained: str | None) -> None:
@@ -191,7 +191,7 @@ def require_backbone(name: str, pretrained: str | None) -> None:
     Raises:
         UserError: the name or tag is unknown, the model is not supported, or the weights are not specified.
     """
-    _describe(name)
+    _architecture_and_state(name)
     config = _config(name)
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")
     if tokenizer and find_spec("transformers") is None:
@@ -229,11 +229,11 @@ def outline(name: str) -> Clip:
     Raises:
         UserError: the model is unknown or not supported.
     """
-    return _arrange(name, _describe(name)[1])
+    return _build_clip(name, _architecture_and_state(name)[1])
 
 
-def _arrange(name: str, state: Mapping[str, Tensor]) -> Clip:
-    clip = from_state_dict(state, _describe(name)[0])
+def _build_clip(name: str, state: Mapping[str, Tensor]) -> Clip:
+    clip = from_state_dict(state, _architecture_and_state(name)[0])
     if clip.causal:
         return clip
     # Start tokens are the leading tokens that are the same in all texts.
@@ -242,7 +242,7 @@ def _arrange(name: str, state: Mapping[str, Tensor]) -> Clip:
 
 
 @lru_cache(maxsize=8)
-def _describe(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
+def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
     """Return a model's architecture, and its state dict on torch's `meta` device."""
     config = _config(name)
     if name == "mini":  # importing open_clip takes seconds
@@ -265,7 +265,7 @@ def clip_architecture(config: ModelConfig) -> Architecture:
 
 
 def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
-    """Return the architecture of a SigLIP. `model` is open_clip's, and contains the image tower from timm."""
+    """Return the architecture of a SigLIP. `model` is open_clip's model, with the image tower from timm."""
     text, trunk = config["text_cfg"], model.visual.trunk
     return Architecture(
         vision_heads=trunk.blocks[0].attn.num_heads,
@@ -273,7 +273,7 @@ def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
         vision_activation="gelu_tanh" if "tanh" in repr(trunk.blocks[0].mlp.act).lower() else "gelu",
         text_activation="gelu_tanh" if text.get("act_kwargs") else "gelu",
         image_size=trunk.patch_embed.img_size[0],
-        causal=False,
+        is_siglip=True,
     )
 
 

@@ -21,7 +21,7 @@ from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, Replaced, a
 from prometar.errors import UserError
 
 ROW_LENGTH = 96
-"""Target number of slots per row. Long rows waste attention on other texts, short rows use small matrices."""
+"""Target slots per row. Long rows waste attention on other texts. Short rows make matrices small."""
 
 Prefix = tuple[int, ...]
 """First tokens of a text. A prefix identifies a node of the tree."""

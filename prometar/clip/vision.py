@@ -1,4 +1,4 @@
-"""The vision tower.
+"""Vision tower.
 
 Each prompted layer puts its prompt after the patches, in place of the previous prompt. The feature is the
 output at CLS. In SigLIP, attention pools the outputs at the patches, but not those at prompts.

@@ -17,7 +17,7 @@ from prometar.clip.model import Block, Clip, Tower, tensors_of
 from prometar.errors import UserError, first_line
 from prometar.io.files import file_size
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file. The sentence `fix` ends error messages.
+    """Return the tensors and the metadata of a safetensors file. Errors end with the sentence `fix`.
 
     Raises:
         UserError: the file does not exist, or is not a safetensors file.
@@ -47,7 +47,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
         raise UserError(f"{path} is not a .safetensors file ({first_line(error)}). {fix}") from None
 
 
-def require_tensors(expected: State, state: State, *, where: str) -> None:
+def require_tensors(expected: StateDict, state: StateDict, *, where: str) -> None:
     """Raise a UserError if a tensor of a CLIP is missing, unexpected or unusable."""
     # Extra tensors are ignored, except those of blocks, because a deeper model's weights would otherwise fit.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
@@ -59,12 +59,12 @@ def require_tensors(expected: State, state: State, *, where: str) -> None:
         )
 
 
-def mismatch(expected: State, found: State) -> str:
+def mismatch(expected: StateDict, found: StateDict) -> str:
     """Describe the first tensor with a wrong shape or type, or with a non-finite value. Return "" if none."""
     for name in sorted(expected.keys() | found.keys()):
         wanted, actual = (_describe(each.get(name)) for each in (expected, found))
         if actual != wanted:
-            return f"{name} is {actual}, expected {wanted}"
+            return f"{name} is {actual}, expected {wanted}" if name in expected else f"{name} is unexpected"
     for name, tensor in found.items():
         # isfinite of the whole tensor would allocate a mask of its size.
         if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all():
@@ -96,28 +96,24 @@ def weights_digest(clip: Clip) -> str:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Properties of a model that its state dict does not contain.
-
-    causal: True for OpenAI's CLIP: tokens attend to earlier tokens, and the text feature is at the EOT token.
-        False for SigLIP: tokens attend to all tokens, and the text feature is at the last token.
-    """
+    """Properties of a CLIP or SigLIP that its state dict does not contain."""
 
     vision_heads: int
     text_heads: int
     vision_activation: str
     text_activation: str
     image_size: int
-    causal: bool = True
+    is_siglip: bool = False
 
 
-def from_state_dict(state: State, arch: Architecture) -> Clip:
+def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
     """Convert open_clip's state dict to a `Clip`, in float32 or wider to keep derived tensors accurate."""
     floats = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     dtype = reduce(torch.promote_types, floats, torch.float32)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
-    if not arch.causal:
+    if arch.is_siglip:
         state = _openai_names(state)
-    eps = EPS if arch.causal else 1e-6
+    eps = 1e-6 if arch.is_siglip else EPS
     get, positions = state.get, state["visual.positional_embedding"]
     if (bias := get("visual.conv1.bias")) is not None:  # added to every patch, like its position
         positions = positions + bias
@@ -134,14 +130,14 @@ def from_state_dict(state: State, arch: Architecture) -> Clip:
         vision_positions=positions,
         ln_pre_weight=get("visual.ln_pre.weight"),
         ln_pre_bias=get("visual.ln_pre.bias"),
-        ln_post_weight=get("visual.ln_post.weight") if arch.causal else None,
-        ln_post_bias=get("visual.ln_post.bias") if arch.causal else None,
+        ln_post_weight=None if arch.is_siglip else get("visual.ln_post.weight"),
+        ln_post_bias=None if arch.is_siglip else get("visual.ln_post.bias"),
         vision_projection=get("visual.proj"),
         # Computed in float64, so that all CPUs give the same last bit, and therefore the same digest.
         logit_scale=state["logit_scale"].double().exp().to(dtype).reshape(()),
         text_projection_bias=get("text_projection.bias"),
-        pool=None if arch.causal else _attention_pool(state, arch, eps),
-        causal=arch.causal,
+        pool=_attention_pool(state, arch, eps) if arch.is_siglip else None,
+        causal=not arch.is_siglip,
         image_size=arch.image_size,
     )
 
@@ -156,7 +152,7 @@ _TIMM_NAMES = (
 """Parts of timm's tensor names, and their replacements in OpenAI's names."""
 
 
-def _openai_names(state: State) -> dict[str, Tensor]:
+def _openai_names(state: StateDict) -> dict[str, Tensor]:
     """Convert SigLIP's tensors to OpenAI's names and shapes."""
     renamed = {}
     for name, tensor in state.items():
@@ -177,7 +173,7 @@ _BLOCK_KEYS = (
 )  # fmt: skip
 
 
-def _tower(state: State, prefix: str, num_heads: int, activation: str, eps: float) -> Tower:
+def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: float) -> Tower:
     stem = f"{prefix}.resblocks."
     depth = 1 + max(int(name[len(stem) :].split(".")[0]) for name in state if name.startswith(stem))
     blocks = tuple(Block(*(state[f"{stem}{i}.{key}"] for key in _BLOCK_KEYS)) for i in range(depth))
@@ -185,18 +181,18 @@ def _tower(state: State, prefix: str, num_heads: int, activation: str, eps: floa
     return Tower(blocks, num_heads, activation, scale, eps)
 
 
-def _attention_pool(state: State, arch: Architecture, eps: float) -> Tower:
-    """Return SigLIP's pool as a block with a constant query: its weight is 0, and the query is its bias."""
+def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
+    """Return SigLIP's pool as a block. Its query projection has weight 0, and its bias is the query."""
     part = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
-    keys = part["kv.weight"]
+    kv_weight = part["kv.weight"]
     # In float64, for the same reason as the logit scale in `from_state_dict`.
     wide = (part[name].double() for name in ("latent", "q.weight", "q.bias"))
-    query = F.linear(*wide).flatten(0, -2)[0].to(keys.dtype)
+    query = F.linear(*wide).flatten(0, -2)[0].to(kv_weight.dtype)
     layers = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")
     block = Block(
         state["visual.ln_post.weight"],
         state["visual.ln_post.bias"],
-        torch.cat([torch.zeros_like(keys[: len(query)]), keys]),
+        torch.cat([torch.zeros_like(kv_weight[: len(query)]), kv_weight]),
         torch.cat([query, part["kv.bias"]]),
         *(part[f"{layer}.{kind}"] for layer in layers for kind in ("weight", "bias")),
     )
