@@ -20,7 +20,7 @@ from common import WORSE, mean_and_interval, parser_of, publish, table
 from numpy.typing import NDArray
 from objectives import Table, drift, read_evidence
 
-from prometar.training.drift import LOSS_PER_NAT
+from prometar.training.drift import ACCURACY_DECAY_PER_NAT
 
 Floats = NDArray[np.float64]
 FILES = ("objectives.json", "photographs.json")
@@ -60,7 +60,7 @@ def fit(found: Table) -> Model:
         true = max(0.0, means.var(ddof=1) - noise**2 / values.shape[1])
         return means.mean() + np.sqrt(true / means.var(ddof=1)) * (means - means.mean()), noise
 
-    (expected, noise), (tests, _) = shrunk(drift(found, LOSS_PER_NAT)), shrunk(found.tests)
+    (expected, noise), (tests, _) = shrunk(drift(found, ACCURACY_DECAY_PER_NAT)), shrunk(found.tests)
     return Model(expected, tests, noise)
 
 

@@ -30,7 +30,7 @@ from prometar.config.settings import Config, configure
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import harmonic_mean
-from prometar.training.drift import LOSS_PER_NAT
+from prometar.training.drift import ACCURACY_DECAY_PER_NAT
 from prometar.training.run import build_run
 from prometar.training.session import Session
 from tune.space.space import load_space
@@ -153,7 +153,7 @@ def drift(t: Table, loss: float) -> Floats:
 
 SCORES: dict[str, Callable[[Table], Floats]] = {
     "base validation accuracy": lambda t: t.signals["base"],
-    f"drift, {LOSS_PER_NAT} per nat": lambda t: drift(t, LOSS_PER_NAT),
+    f"drift, {ACCURACY_DECAY_PER_NAT} per nat": lambda t: drift(t, ACCURACY_DECAY_PER_NAT),
     "drift, 0.02 per nat": lambda t: drift(t, 0.02),
     "drift, 0.2 per nat": lambda t: drift(t, 0.2),
     "the test itself, another seed": lambda t: t.tests,

@@ -98,7 +98,7 @@ def write_result(
         data=run.dataset.digest,
         weights=run.backbone.digest,
         environment=environment(),
-        code=run.code,
+        code=run.code_digests,
         cpus=cpus,
         gpus=gpus,
     )
@@ -133,8 +133,8 @@ def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = strea
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
 
 
-def evaluate_targets(folder: Path, names: Sequence[str], stream: Stream = stream_local) -> None:
-    """Test a finished run on other datasets. Datasets on which it was already tested are skipped.
+def evaluate_on_targets(folder: Path, names: Sequence[str], stream: Stream = stream_local) -> None:
+    """Test a finished run on other datasets, unless result.json already contains their accuracy.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -156,7 +156,7 @@ def load_trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
         UserError: the folder does not contain a finished run, or the weights are missing.
     """
     config, checkpoint, result = _load_finished(folder, trust_parts)
-    if checkpoint.run != result.run:
+    if checkpoint.run_digest != result.run:
         raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
     backbone = backbone_of(config.backbone)
     if result.weights != backbone.digest:
@@ -177,14 +177,14 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     require_new_prompt_file(to)
     classifier, result = load_trained(folder, trust_parts=trust_parts), read_result(folder)
     backbone = classifier.config.backbone
-    local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
+    is_local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
     overrides: dict[str, object] = {"data.root": None}  # paths of this machine are not shared
-    if local:
+    if is_local:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
         digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),
-        weights_file=local,
+        weights_file=is_local,
         **result.model_dump(include=set(Card.model_fields)),
     )
     return write_prompts(to, classifier.leaves, card)

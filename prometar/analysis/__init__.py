@@ -1,1 +1,1 @@
-"""Measurements during training that do not affect it."""
+"""Measurements of a training run that do not affect its results."""

@@ -41,7 +41,7 @@ Record = dict[str, int | float]
 
 @dataclass
 class Alignment:
-    """Step callback that appends a record to ALIGNMENT_FILE in the run's `folder` every `every` steps.
+    """Step callback that appends a record to alignment.jsonl in the folder of the run, every `every` steps.
 
     A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
     tower with prompts (`text`, `vision`), and the norms of the two gradients.

@@ -38,7 +38,11 @@ RootOption = Annotated[
 ]
 
 TrustOption = Annotated[
-    bool, typer.Option("--trust-parts", help="Import custom components named in the files. Default: refuse.")
+    bool,
+    typer.Option(
+        "--trust-parts",
+        help="Import the custom components that the run or prompt file names. Default: refuse.",
+    ),
 ]
 
 

@@ -26,7 +26,7 @@ from prometar.io.files import read_bytes
 from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import Model, build_model, prompt_texts
 from prometar.training.run import DTYPES
-from prometar.training.scoring import make_logits_fn, not_finite
+from prometar.training.scoring import make_logits_fn, not_finite_error
 
 Picture = Image.Image | str | Path | NDArray[np.uint8]
 
@@ -83,7 +83,7 @@ class Classifier:
         classnames: Sequence[str] | None = None,
         batch_size: int = EVAL_BATCH_SIZE,
     ) -> Predictions:
-        """Classify images: p(c | x) = softmax_c(s f(x) . g_c).
+        """Classify images by the softmax of their scaled cosine similarities to the class texts.
 
         Args:
             images: One image or a sequence of images: Pillow images, paths, or uint8 arrays (H, W, 3).
@@ -102,15 +102,15 @@ class Classifier:
         names = self.classnames if classnames is None else _check_classnames(classnames)
         pictures = _to_sequence(images)
         logits, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
-        spec, parts = TransformSpec(size=clip.image_size, train=False), []
+        spec, chunks = TransformSpec(size=clip.image_size, train=False), []
         for number, start in enumerate(range(0, len(pictures), batch_size)):
-            chunk = map(_encode, pictures[start : start + batch_size])
-            pixels = np.stack([apply(spec, content, 0, path=path) for content, path in chunk])
-            found = logits(send(torch.from_numpy(pixels), clip.device), number)
-            parts.append(fetch(found.float().softmax(dim=-1)).numpy())
-        probabilities = np.concatenate(parts)
+            encoded = map(_encode, pictures[start : start + batch_size])
+            pixels = np.stack([apply(spec, content, 0, path=path) for content, path in encoded])
+            logits_BC = logits(send(torch.from_numpy(pixels), clip.device), number)
+            chunks.append(fetch(logits_BC.float().softmax(dim=-1)).numpy())
+        probabilities = np.concatenate(chunks)
         if not np.isfinite(probabilities).all():
-            raise not_finite(self.backbone)
+            raise not_finite_error(self.backbone)
         return Predictions(tuple(names[k] for k in probabilities.argmax(axis=1)), probabilities, names)
 
 
@@ -152,7 +152,7 @@ def load(
 
 
 def prompts_of(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor]) -> Prompts:
-    """Return the structure of the prompts, for which the tensors `leaves` were trained.
+    """Return the structure of the prompts whose trained tensors are `leaves`.
 
     Raises:
         UserError: the leaves read from `path` do not fit the method and this CLIP, or are not finite.

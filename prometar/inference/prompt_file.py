@@ -32,9 +32,9 @@ class Card(PlainData):
     Args:
         objective: Name of the objective, which determines the evaluation images and how they are scored.
         classnames, template: Training classes in label order, and the template of their texts.
-        digest: Digest of the backbone's weights as loaded, before scales are folded into them.
+        digest: Digest of the backbone's weights before `Tower.folded`.
         weights_file: True if the weights were loaded from a local file.
-        accuracies, images: Test accuracy in percent and number of test images by class set.
+        accuracies, images: Test accuracy in percent and number of test images, by evaluation set.
         environment, code: Software versions and machine, and digests of custom components.
     """
 
@@ -72,7 +72,7 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
 
 
 def require_new_prompt_file(path: Path) -> None:
-    """Raise a UserError unless a path ends in .safetensors, and neither the file nor its card exists."""
+    """Raise a UserError if `path` does not end in .safetensors, or if the file or its card already exists."""
     if path.suffix != ".safetensors":
         raise UserError(f"--to must end in .safetensors, got {path}.")
     for target in (path, path.with_suffix(".json")):
@@ -124,8 +124,8 @@ def push(path: Path, repository: str, *, public: bool = False) -> str:
     files = {HUB_FILE: path.read_bytes(), "card.json": card.model_dump_json(indent=1).encode()}
     try:
         url = HfApi().create_repo(repository, private=not public, exist_ok=True)
-        added = [CommitOperationAdd(name, content) for name, content in files.items()]
-        HfApi().create_commit(repository, added, commit_message="Prompts and card")
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        HfApi().create_commit(repository, operations, commit_message="Prompts and card")
     except Exception as error:  # the client raises errors of several libraries
         raise WorkError(
             f"Cannot upload to {repository} ({first_line(error)}). Check the name and run `hf auth login`."

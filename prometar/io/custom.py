@@ -57,7 +57,7 @@ def load(reference: str) -> Any:
 
 
 def instantiate(reference: str, args: Mapping[str, object]) -> Any:
-    """Load a component. If it is a class, validate `args` by its fields and return an instance.
+    """Load a component and, if it is a class, instantiate it with `args`. Otherwise, `args` must be empty.
 
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
@@ -100,8 +100,10 @@ def source_digest(reference: str) -> str:
     """
     load(reference)
     with component_errors(reference):
-        file = Path(sys.modules[reference.partition(":")[0]].__file__ or "no file")
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        file = sys.modules[reference.partition(":")[0]].__file__
+        if file is None:
+            raise UserError(f"{reference}: its module has no source file.")
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 @contextmanager
@@ -124,7 +126,7 @@ def component_errors(reference: str) -> Iterator[None]:
         raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({at})") from error
 
 
-def load_component(kind: str, name: str, known: Iterable[str]) -> Any:
+def instantiate_default(kind: str, name: str, known: Iterable[str]) -> Any:
     """Return the custom component `name`, instantiated with its default arguments.
 
     Args:

@@ -20,10 +20,10 @@ def vjp(
     respect to the leaves, the cotangents, and all other inputs. Otherwise the leaves are detached first.
     """
     if differentiable:
-        # Leaves may be functions of each other (coupled tokens). Views make them independent variables.
+        # Coupled tokens depend on each other. Derivatives with respect to views treat them as independent.
         leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
     else:
-        leaves = detached(leaves)
+        leaves = fresh_leaves(leaves)
     values, auxiliary = function(leaves)
 
     def pull_back(cotangents: Leaves) -> Leaves:
@@ -44,6 +44,6 @@ def vjp(
     return values, auxiliary, pull_back
 
 
-def detached(leaves: Leaves) -> Leaves:
-    """Return copies of the leaves that are detached and require gradients."""
+def fresh_leaves(leaves: Leaves) -> Leaves:
+    """Return the leaves detached from their graph, with requires_grad set. Storage is shared."""
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}

@@ -18,7 +18,7 @@ from prometar.methods.composition import Method
 from prometar.methods.inner_loop import InnerSGD
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
-from prometar.step.autodiff import Vjp, detached, vjp
+from prometar.step.autodiff import Vjp, fresh_leaves, vjp
 from prometar.step.loss_scaling import ROOM, factor
 from prometar.step.meta_batch import Images, Task
 from prometar.step.prompted_clip import Model
@@ -96,7 +96,7 @@ def _meta_gradients(
     def adapt(inputs: Leaves) -> tuple[Leaves, Leaves]:
         prompts, gate, gradients = (_group(inputs, name) for name in ("prompts", "gate", "gradient"))
         # First order treats the gradient of the inner step as independent of the prompts.
-        point = prompts if inner.second_order else detached(prompts)
+        point = prompts if inner.second_order else fresh_leaves(prompts)
         _, _, point_vjp = vjp(partial(_tokens, method), point, differentiable=True)
         return _tokens(method, inner(prompts, point_vjp(_modulate(method, gate, gradients))))
 

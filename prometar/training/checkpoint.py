@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, InstanceOf, Json, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, Json, ValidationError
 from safetensors.torch import save
 
 from prometar.clip.weights import read_tensors
@@ -18,24 +18,24 @@ from prometar.training.run_result import EpochRecord
 
 
 class Checkpoint(BaseModel):
-    """State of a run, and records of its finished epochs. `run` and `weights` are digests."""
+    """State of a run, records of its finished epochs, and digests of the run and the backbone's weights."""
 
     model_config = ConfigDict(frozen=True)
 
     format: Literal["prometar-run-2"]
     state: InstanceOf[State]
     history: Json[tuple[EpochRecord, ...]]
-    run: str
-    weights: str
+    run_digest: str = Field(alias="run")
+    weights_digest: str = Field(alias="weights")
 
 
 def save_checkpoint(
-    path: Path, state: State, history: Sequence[EpochRecord], *, run: str, weights: str
+    path: Path, state: State, history: Sequence[EpochRecord], *, run_digest: str, weights_digest: str
 ) -> None:
-    """Write a checkpoint to `path`. `run` and `weights` are digests."""
+    """Write a checkpoint to `path`."""
     tensors = {name: tensor.contiguous() for name, tensor in fetch(state.tensors()).items()}
     metadata = {
-        "format": "prometar-run-2", "run": run, "weights": weights, "step": str(state.step),
+        "format": "prometar-run-2", "run": run_digest, "weights": weights_digest, "step": str(state.step),
         "history": json.dumps(list(history)),
     }  # fmt: skip
     write_atomically(path, save(tensors, metadata))
@@ -54,11 +54,11 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         state = State.from_tensors(tensors, int(metadata["step"]))
         return Checkpoint.model_validate({**metadata, "state": state})
     except ValidationError as error:
-        raise corrupt(path, problems_of(error)) from None
+        raise checkpoint_error(path, problems_of(error)) from None
     except (UserError, KeyError, ValueError) as error:
-        raise corrupt(path, first_line(error)) from None
+        raise checkpoint_error(path, first_line(error)) from None
 
 
-def corrupt(path: Path, reason: str) -> WorkError:
+def checkpoint_error(path: Path, reason: str) -> WorkError:
     """Return the error for a checkpoint that cannot be used."""
     return WorkError(f"Checkpoint {path} is corrupt or outdated ({reason}). Remove it to start the run over.")

@@ -1,4 +1,4 @@
-"""Drift: divergence of prompted from frozen predictions over out-of-domain class names.
+"""Drift: the divergence of prompted from frozen predictions over out-of-domain class names.
 
 Accuracy on new classes cannot be measured without their images, but drift predicts it. Prompts that change
 the predictions over out-of-domain names also lose accuracy on new classes (docs/results.md).
@@ -21,12 +21,12 @@ from prometar.device import send
 from prometar.errors import UserError
 from prometar.methods.regularizers import similarity
 from prometar.step.prompted_clip import Model
-from prometar.training.scoring import not_finite
+from prometar.training.scoring import not_finite_error
 
 TEMPLATE = "a photo of a {}."
-"""Template of the frozen texts. Most learned contexts are initialized with the same words."""
-LOSS_PER_NAT = 0.05
-"""Rate 0.05 in the prediction zero_shot * exp(-0.05 d), given a divergence of d nats (docs/results.md)."""
+"""Template of the frozen texts. Most contexts start with these words, so drift starts near 0."""
+ACCURACY_DECAY_PER_NAT = 0.05
+"""Accuracy on new classes is predicted as zero_shot * exp(-0.05 d) for a drift of d (docs/results.md)."""
 _MIN_NAMES = 20
 """Minimum number of out-of-domain names."""
 
@@ -35,7 +35,7 @@ _MIN_NAMES = 20
 def divergence(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
 ) -> float:
-    """Return KL(frozen || prompted) in nats, for the class probabilities over V names, averaged over images.
+    """Return the drift: KL(frozen || prompted) in nats of the probabilities of V names, mean over images.
 
     Args:
         image_NE: Normalized features of N images.
@@ -56,7 +56,7 @@ def divergence(
 def drift_identity(backbone: Backbone) -> str:
     """Return an identifier of how drift is scored. Scores with different identifiers are not comparable."""
     names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
-    return f"{LOSS_PER_NAT} a nat, names {names}"
+    return f"{ACCURACY_DECAY_PER_NAT} a nat, names {names}"
 
 
 def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
@@ -73,8 +73,8 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
     names = tuple(name for name in vocabulary if class_words.isdisjoint(words(name)))
     if len(names) < _MIN_NAMES:
         raise UserError(
-            f"Cannot measure drift for {dataset.name}: {len(names)} of {len(vocabulary)} out-of-domain names "
-            f"share no word with its classes, but at least {_MIN_NAMES} must. Use --objective base_val."
+            f"Cannot measure drift for {dataset.name}: only {len(names)} of the {len(vocabulary)} vocabulary "
+            f"names share no word with its classes. The minimum is {_MIN_NAMES}. Use --objective base_val."
         )
     return names
 
@@ -118,10 +118,10 @@ def drift_scores(
     )
     prompted_NC = similarity(image_NE, base.text_features(prompt_tokens, frozen_NE))
     if not (math.isfinite(drift) and bool(prompted_NC.isfinite().all())):
-        raise not_finite(backbone)
+        raise not_finite_error(backbone)
     accuracy, zero_shot = (
         100 * int((cosines_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
         for cosines_NC in (prompted_NC, similarity(frozen_NE, base.frozen_text_CE))
     )
-    new = zero_shot * math.exp(-LOSS_PER_NAT * drift)
+    new = zero_shot * math.exp(-ACCURACY_DECAY_PER_NAT * drift)
     return {"base": accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}

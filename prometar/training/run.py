@@ -32,12 +32,12 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, 
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Evaluation images and classes.
+class EvaluationSet:
+    """Images that are evaluated together, and their classes.
 
     Args:
         plan, cache: Images and their order, and their cached features.
-        model: Prompted CLIP of the classes.
+        model: Prompted CLIP for the classes.
     """
 
     plan: Plan
@@ -47,13 +47,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """Fixed inputs of one training run.
+    """Fixed inputs of one training run. `Session` contains the state, which changes.
 
     Args:
         cache: Cached features of the training images.
-        source: Key of the dataset and the backbone in caches.
+        cache_key: Identifies the dataset and the backbone in caches.
         out_of_domain: Prompted CLIP for out-of-domain names, if the objective predicts new accuracy.
-        code: sha256 of the source files of custom components, by reference.
+        code_digests: sha256 of the source file of each custom component, by reference.
     """
 
     config: Config
@@ -63,11 +63,11 @@ class Run:
     method: Method
     model: Model
     plan: Plan
-    evaluations: Mapping[str, Evaluation]
+    evaluations: Mapping[str, EvaluationSet]
     cache: FeatureCache
-    source: tuple[Hashable, ...]
+    cache_key: tuple[Hashable, ...]
     out_of_domain: Model | None
-    code: dict[str, str]
+    code_digests: dict[str, str]
 
     @cached_property
     def digest(self) -> str:
@@ -76,7 +76,7 @@ class Run:
         parts = [self.config.model_dump_json(), self.objective, self.dataset.template]
         parts += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
         parts += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
-        parts += [f"{name} {code}" for name, code in self.code.items()]
+        parts += [f"{ref} {digest}" for ref, digest in self.code_digests.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -86,32 +86,33 @@ def backbone_of(config: BackboneConfig) -> Backbone:
     return load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
 
 
-_loaded = lru_cache(maxsize=2)(backbone_of)
+_cached_backbone = lru_cache(maxsize=2)(backbone_of)
 
 
 @lru_cache(maxsize=16)
-def _dataset(name: str, root: str | None, args: str, code: str) -> Dataset:
+def _dataset(name: str, root: str | None, args: str, code_digest: str) -> Dataset:
+    # `code_digest` is only part of the cache key. Datasets are reopened if their source code has changed.
     return open_dataset(name, root, json.loads(args))
 
 
 @lru_cache(maxsize=32)
 def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
-    backbone = _loaded(config)
+    backbone = _cached_backbone(config)
     return cached_text(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
 
 
 _FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
-    512 * 2**20, getsizeof=lambda sized: sized[0]
+    512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""By data plan and source: the size in bytes of all features, and the image features of each batch."""
+"""Size in bytes of all image features of a data plan, and the features by batch number."""
 
 
-def _feature_cache(clip: Clip, plan: Plan, *source: Hashable) -> FeatureCache:
-    """Return the cache of a data plan's image features, or None if the features are too large."""
+def _feature_cache(clip: Clip, plan: Plan, *cache_key: Hashable) -> FeatureCache:
+    """Return the cache of a data plan's image features, or None if they need over 1/4 of `_FEATURES`."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _FEATURES.maxsize // 4:
         return None
-    key = (plan.digest, clip.image_prompts, *source)
+    key = (plan.digest, clip.image_prompts, *cache_key)
     if key not in _FEATURES:
         _FEATURES[key] = (num_bytes, {})
     return _FEATURES[key][1]
@@ -119,7 +120,7 @@ def _feature_cache(clip: Clip, plan: Plan, *source: Hashable) -> FeatureCache:
 
 def clear_caches() -> None:
     """Clear the backbones, datasets and features cached in this process."""
-    for cached in (_loaded, _dataset, _frozen_text):
+    for cached in (_cached_backbone, _dataset, _frozen_text):
         cached.cache_clear()
     _FEATURES.clear()
 
@@ -131,17 +132,17 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         UserError: the configuration, the data or the weights are invalid.
     """
     method = build(config)
-    code = source_digest(config.data.reference) if config.data.reference else ""
-    data = (config.data.name, config.data.root, json.dumps(config.data.args), code)
+    code_digest = source_digest(config.data.reference) if config.data.reference else ""
+    data = (config.data.name, config.data.root, json.dumps(config.data.args), code_digest)
     dataset = _dataset(*data)
-    backbone = _loaded(config.backbone)
+    backbone = _cached_backbone(config.backbone)
     if config.references:
         smoke_test(config, backbone.clip)
     if not enters_images(method.prompts):
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
         vars(backbone)["digest"] = digest  # reused, because computing it takes a second
-    clip, source = backbone.clip, (config.backbone, *data, repr(dataset.source))
+    clip, cache_key = backbone.clip, (config.backbone, *data, repr(dataset.source))
     augment, train = config.augment, config.train
     options = {"shots": config.data.shots, "seed": train.seed, "val_per_class": val_per_class}
     split = split_dataset(objective, dataset, **options)
@@ -153,7 +154,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
 
     plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
-        name: Evaluation(plan, model_of(classnames(plan.items)), _feature_cache(clip, plan, *source))
+        name: EvaluationSet(plan, model_of(classnames(plan.items)), _feature_cache(clip, plan, *cache_key))
         for name, plan in plans.items()
     }
     templates = method.regularizer.templates or (dataset.template_named(method.regularizer.template_name),)
@@ -170,10 +171,10 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     out_of_domain = None
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
-        frozen_names, frozen_base = (
+        frozen_out_of_domain, frozen_base = (
             _frozen_text(config.backbone, classes, (TEMPLATE,)) for classes in (names, split.classnames)
         )
-        out_of_domain, base = model_of(names, frozen_names), evaluations["base"]
+        out_of_domain, base = model_of(names, frozen_out_of_domain), evaluations["base"]
         evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))
     return Run(
         config,
@@ -184,8 +185,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         model_of(split.classnames, frozen),
         plan,
         evaluations,
-        _feature_cache(clip, plan, *source),
-        source,
+        _feature_cache(clip, plan, *cache_key),
+        cache_key,
         out_of_domain,
         {ref: source_digest(ref) for ref in (*config.references.values(), objective) if is_reference(ref)},
     )

@@ -28,7 +28,7 @@ class RunResult(BaseModel):
         environment: Software versions and machine.
         code: sha256 of the source files of custom components.
         cpus, gpus: Allocated resources, or None if unknown.
-        tests: By name of another dataset: accuracy in percent on all its classes, and digest of its splits.
+        tests: By name of a target dataset: accuracy in percent on all its classes, and digest of its splits.
     """
 
     model_config = STRICT

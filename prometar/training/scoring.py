@@ -59,11 +59,11 @@ def accuracy(
     # Each fetch synchronizes with the GPU, so results are fetched once.
     correct, finite = fetch((correct, finite))
     if not finite:
-        raise not_finite(backbone)
+        raise not_finite_error(backbone)
     return 100 * int(correct) / total
 
 
-def not_finite(backbone: Backbone) -> WorkError:
+def not_finite_error(backbone: Backbone) -> WorkError:
     """Return the error for NaN or infinite logits."""
     dtype = str(backbone.clip.dtype).removeprefix("torch.")
     return WorkError(

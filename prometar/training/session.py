@@ -13,10 +13,10 @@ from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, Stream, stream_labels, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import write_error
-from prometar.training.checkpoint import Checkpoint, corrupt, load_checkpoint, save_checkpoint
+from prometar.training.checkpoint import Checkpoint, checkpoint_error, load_checkpoint, save_checkpoint
 from prometar.training.drift import drift_scores
 from prometar.training.epoch import StepCallback, train_epoch
-from prometar.training.run import Evaluation, Run, initial_state
+from prometar.training.run import EvaluationSet, Run, initial_state
 from prometar.training.run_result import EpochRecord
 from prometar.training.scoring import accuracy
 
@@ -27,7 +27,7 @@ MAX_CACHED_BYTES = 2 * 2**30
 _IMAGES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
-"""Evaluation images by data plan and source. They can be cached, because they are not augmented."""
+"""Batches of evaluation images, which are not augmented, by data plan, dataset and backbone."""
 
 
 class Session:
@@ -49,7 +49,7 @@ class Session:
         self.history: list[EpochRecord] = []
         self._before_step = before_step
         self._path = folder / _CHECKPOINT
-        self._digests = {"run": run.digest, "weights": run.backbone.digest}  # computed before the first step
+        self._digests = {"run_digest": run.digest, "weights_digest": run.backbone.digest}  # before any step
         self._stream = stream
         self._source: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
@@ -80,16 +80,16 @@ class Session:
             return cls(run, folder, stream, before_step), f"started over: {error}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        for key, other in (("run", "settings or data"), ("weights", "weights")):
+        for key, other in (("run_digest", "settings or data"), ("weights_digest", "weights")):
             if getattr(checkpoint, key) != self._digests[key]:
                 raise WorkError(f"{self._path} belongs to a run with other {other}. Use another folder.")
         expected = self.state.tensors()
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
         if problem := mismatch(expected, checkpoint.state.tensors()):
-            raise corrupt(self._path, problem)
+            raise checkpoint_error(self._path, problem)
         if len(checkpoint.history) > self.run.config.train.epochs:
-            raise corrupt(self._path, f"it contains {len(checkpoint.history)} epochs")
+            raise checkpoint_error(self._path, f"it contains {len(checkpoint.history)} epochs")
         self.state = checkpoint.state.to(self.run.backbone.clip.device)
         self.history = list(checkpoint.history)
 
@@ -134,12 +134,13 @@ class Session:
         backbone, leaves, sets = self.run.backbone, self.state.tested, self.run.evaluations
         if self.run.out_of_domain is not None:
             base = sets["base"]
-            images = self._images(base)
-            scores = drift_scores(backbone, base.model, self.run.out_of_domain, leaves, images, base.cache)
+            batches = self._eval_batches(base)
+            scores = drift_scores(backbone, base.model, self.run.out_of_domain, leaves, batches, base.cache)
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {
-            name: accuracy(backbone, e.model, leaves, self._images(e), e.cache) for name, e in sets.items()
+            name: accuracy(backbone, e.model, leaves, self._eval_batches(e), e.cache)
+            for name, e in sets.items()
         }
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
@@ -150,13 +151,13 @@ class Session:
             close()
         self._source = self._batches = None
 
-    def _images(self, evaluation: Evaluation) -> Iterator[Batch]:
+    def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
         """Yield the batches of an evaluation set, from the cache if possible."""
         plan, cache, clip = evaluation.plan, evaluation.cache, self.run.backbone.clip
         if can_skip_images(clip, cache, range(plan.num_steps)):
             yield from stream_labels(plan, self.run.dataset.source)
             return
-        key = (plan.digest, *self.run.source)
+        key = (plan.digest, *self.run.cache_key)
         if key in _IMAGES:
             yield from _IMAGES[key]
             return

@@ -10,7 +10,7 @@ from prometar.data.streaming.raystream import stream
 from prometar.device import release_cached_memory
 from prometar.errors import PrometarError, StorageError
 from prometar.io.files import write_atomically, write_error
-from prometar.runs import evaluate_targets, write_result
+from prometar.runs import evaluate_on_targets, write_result
 from prometar.training.run import build_run
 from prometar.training.run_result import RESULT_FILE, read_result
 from prometar.training.session import Session
@@ -94,7 +94,7 @@ class JobTraining:
         if not (folder / RESULT_FILE).exists():
             write_result(folder, session, **self._request.resources)
         if self._request.job.targets:
-            evaluate_targets(folder, self._request.job.targets, self._stream)
+            evaluate_on_targets(folder, self._request.job.targets, self._stream)
 
     def close(self) -> None:
         """Close the data streams, and release cached GPU memory for other workers."""

@@ -11,14 +11,14 @@ from prometar.errors import UserError
 
 VAL_SHOTS = 4  # the published code draws at most four validation images per class
 MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
-HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # of the training images of each class
+HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum per class
 
 
 def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
     """Draw `shots` training images per class, then min(shots, 4) validation images per class.
 
     Pass complete splits, and select classes after the draw. Both draws use one generator, which visits all
-    labels in the order of their first appearance. All images of a class are drawn if there are fewer.
+    labels in the order of their first appearance. If a class has fewer images, all are drawn.
 
     Raises:
         UserError: `train` is empty.
@@ -103,7 +103,7 @@ def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, .
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
     The first split must be train. Its first ceil(n/2) labels are base classes, its other labels are new
-    classes. Labels that it does not contain are dropped, as in the published code.
+    classes. Labels that are not in train are dropped, as in the published code.
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)

@@ -22,7 +22,7 @@ from prometar.data.splits.fewshot import (
     select,
 )
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, is_reference, load_component
+from prometar.io.custom import component_errors, instantiate_default, is_reference
 from prometar.metrics import harmonic_mean
 
 LEAK_NOTE = "objective oracle_test uses test images, so the scores of this search are not valid test results"
@@ -32,8 +32,8 @@ LEAK_NOTE = "objective oracle_test uses test images, so the scores of this searc
 class FewShotSplit:
     """Few-shot training images, and evaluation sets ("base", "new", "all"), each with its own accuracy.
 
-    Labels of each set count from 0 over the set's own classes. Base images are classified among base classes,
-    new images among new classes.
+    Each set numbers its classes from 0. Base images are classified among base classes, new images among new
+    classes.
 
     Args:
         note: Remark on the split for the user.
@@ -146,7 +146,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = load_component("objective", name, known)
+    found = instantiate_default("objective", name, known)
     if isinstance(found, Objective):
         return found
     objective = replace(OBJECTIVES["drift"], score=found, title=name)
@@ -202,9 +202,9 @@ def _require_valid_split(name: str, objective: Objective, found: FewShotSplit) -
         raise UserError(f"{name}: its FewShotSplit needs {needed}, found {sorted(found.evaluations)}.")
     names = [*found.evaluations, *(["new"] if objective.predicts_new else [])]
     _checked_score(objective, name, {each: 80.0 - 7 * k for k, each in enumerate(names)})
-    for what, items in {"training": found.train, **found.evaluations}.items():
+    for set_name, items in {"training": found.train, **found.evaluations}.items():
         labels = labels_of(items)
-        wanted = labels_of(items if what == "new" else found.train)
+        expected = labels_of(items if set_name == "new" else found.train)
         # Class names are taken from images, so a class without images would shift all later labels.
-        if labels != wanted or labels != tuple(range(len(labels))):
-            raise UserError(f"{name}: its {what} images must have the labels 0 to n - 1 of all classes.")
+        if labels != expected or labels != tuple(range(len(labels))):
+            raise UserError(f"{name}: its {set_name} images must have the labels 0 to n - 1 of all classes.")

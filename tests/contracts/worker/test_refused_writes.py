@@ -147,7 +147,7 @@ def content(path: Path) -> Any:
         found = load_checkpoint(path)
         assert found is not None
         tensors = {name: tensor.numpy().tobytes() for name, tensor in found.state.tensors().items()}
-        return found.run, found.state.step, tensors, without_times(found.history)
+        return found.run_digest, found.state.step, tensors, without_times(found.history)
     return path.read_bytes()
 
 
