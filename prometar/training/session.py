@@ -139,15 +139,13 @@ class Session:
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {
-            name: accuracy(backbone, e.model, leaves, self._eval_batches(e), e.cache)
-            for name, e in sets.items()
+            k: accuracy(backbone, e.model, leaves, self._eval_batches(e), e.cache) for k, e in sets.items()
         }
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
     def close(self) -> None:
         """Close the stream."""
-        close = getattr(self._source, "close", None)
-        if close is not None:
+        if close := getattr(self._source, "close", None):
             close()
         self._source = self._batches = None
 

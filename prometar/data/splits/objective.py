@@ -32,8 +32,7 @@ LEAK_NOTE = "objective oracle_test uses test images, so the scores of this searc
 class FewShotSplit:
     """Few-shot training images, and evaluation sets ("base", "new", "all"), each with its own accuracy.
 
-    Each set numbers its classes from 0. Base images are classified among base classes, new images among new
-    classes.
+    Each set numbers its classes from 0. Its images are classified among these classes only.
 
     Args:
         note: Remark on the split for the user.
