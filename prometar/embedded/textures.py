@@ -132,9 +132,8 @@ def fibrous(c: Canvas) -> Floats:
     for strength in (1.0, 0.8, 0.6):
         lean = c.rng.uniform(-0.25, 0.25)
         wave = (c.x + lean * c.y) * c.rng.uniform(1.5, 2.6) + 0.5 * noise(c.rng, c.size, 2.5)
-        ink = np.maximum(
-            ink, strength * edge(np.sin(tau * wave) - 0.6, 0.7) * (0.6 + 0.4 * noise(c.rng, c.size, 4))
-        )
+        fibers = edge(np.sin(tau * wave) - 0.6, 0.7) * strength
+        ink = np.maximum(ink, fibers * (0.6 + 0.4 * noise(c.rng, c.size, 4)))
     return np.clip(ink, 0.0, 1.0)
 
 
@@ -148,9 +147,8 @@ def flecked(c: Canvas) -> Floats:
 
 
 def freckled(c: Canvas) -> Floats:
-    return spots(c, (0.06, 0.24), spacing=0.75, jitter=0.5, keep=0.75) * (
-        0.75 + 0.12 * noise(c.rng, c.size, 4)
-    )
+    ink = spots(c, (0.06, 0.24), spacing=0.75, jitter=0.5, keep=0.75)
+    return ink * (0.75 + 0.12 * noise(c.rng, c.size, 4))
 
 
 def grid(c: Canvas) -> Floats:
@@ -241,10 +239,8 @@ def woven(c: Canvas) -> Floats:
 
 
 def wrinkled(c: Canvas) -> Floats:
-    folds = np.abs(noise(c.rng, c.size, c.cells * 0.5, 1.8)) + 0.5 * np.abs(
-        noise(c.rng, c.size, c.cells, 1.8)
-    )
-    return relief(c, -0.7 * folds, 0.8)
+    coarse, fine = (np.abs(noise(c.rng, c.size, c.cells * factor, 1.8)) for factor in (0.5, 1.0))
+    return relief(c, -0.7 * (coarse + 0.5 * fine), 0.8)
 
 
 def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
