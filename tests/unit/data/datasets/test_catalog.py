@@ -109,7 +109,7 @@ def test_a_custom_loader_returns_items_and_templates(
 ) -> None:
     fields = {"train": (), "val": (), "test": (), "source": FolderSource("."), "template": "a {}."}
     found = Dataset("own", "own", **{**fields, **change})
-    monkeypatch.setattr(catalog, "make", lambda *_: lambda root: found)
+    monkeypatch.setattr(catalog, "instantiate", lambda *_: lambda root: found)
     assert "own:Loader must return " in fails("own:Loader", None)
-    monkeypatch.setattr(catalog, "make", lambda *_: lambda root: None)
+    monkeypatch.setattr(catalog, "instantiate", lambda *_: lambda root: None)
     assert "own:Loader must return a Dataset, got NoneType" in fails("own:Loader", None)
