@@ -11,7 +11,7 @@ from prometar.metrics import Interval, t_interval
 EVERY_SEED = -1
 """Seed of a run that trains nothing. Its score is paired with every seed of the other methods."""
 Scores = Mapping[str, Mapping[int, float]]
-"""Scores in percent of one method on one dataset, by column and seed."""
+"""Scores in percent of one method on one dataset, by metric (such as "H" or "4 shots") and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
 """Scores by method and dataset."""
 
@@ -20,16 +20,16 @@ _DECIMALS = 9  # so that floating-point errors do not break ties of the Wilcoxon
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between a method and the reference in one column, in percentage points.
+    """Difference between a method and the reference in one metric, in percentage points.
 
     Args:
         reference: Method that is subtracted.
         by_dataset: Differences by dataset, one per seed that both methods share.
         p: p-value of the two-sided Wilcoxon signed-rank test over datasets. None for a single dataset.
-        p_holm: `p` after Holm's correction for all methods of the column.
+        p_holm: `p` after Holm's correction for all methods compared in the metric.
     """
 
-    column: str
+    metric: str
     method: str
     reference: str
     by_dataset: Mapping[str, tuple[float, ...]]
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Values of the interval: one mean per dataset, or one difference per seed of a single dataset."""
+        """Values of the interval: a mean per dataset or, for a single dataset, a difference per seed."""
         return _means(self.by_dataset) if len(self.by_dataset) > 1 else next(iter(self.by_dataset.values()))
 
     @property
@@ -53,41 +53,42 @@ class Difference:
 
 
 def compare(
-    results: Results, *, reference: str, columns: Sequence[str]
+    results: Results, *, reference: str, metrics: Sequence[str]
 ) -> tuple[list[Difference], list[str]]:
     """Subtract the reference from each method on the same dataset and seed.
 
     Returns:
-        The differences, ordered by column and method, and notes on runs without a partner.
+        The differences, ordered by metric and method, and notes on runs without a partner.
 
     Example:
         >>> results = {"a": {"dtd": {"H": {1: 60.0, 2: 64.0}}}, "b": {"dtd": {"H": {1: 61.0, 2: 66.0}}}}
-        >>> differences, notes = compare(results, reference="a", columns=["H"])
+        >>> differences, notes = compare(results, reference="a", metrics=["H"])
         >>> differences[0].values
         (1.0, 2.0)
     """
     differences = list[Difference]()
-    for column in columns:
-        pairs = {method: _pairs(results[method], results[reference], column) for method in results}
-        found = {method: each for method, each in pairs.items() if each and method != reference}
-        p_values = [_p(each) for each in found.values()]
-        for (method, each), p, corrected in zip(found.items(), p_values, holm(p_values), strict=True):
-            differences.append(Difference(column, method, reference, each, p, corrected))
+    for metric in metrics:
+        paired = {name: _differences(results[name], results[reference], metric) for name in results}
+        found = {name: by_dataset for name, by_dataset in paired.items() if by_dataset and name != reference}
+        p_values = [_p(by_dataset) for by_dataset in found.values()]
+        for (name, by_dataset), p, corrected in zip(found.items(), p_values, holm(p_values), strict=True):
+            differences.append(Difference(metric, name, reference, by_dataset, p, corrected))
     return differences, list(_unpaired(results))
 
 
-def _pairs(
-    ours: Mapping[str, Scores], theirs: Mapping[str, Scores], column: str
+def _differences(
+    ours: Mapping[str, Scores], theirs: Mapping[str, Scores], metric: str
 ) -> dict[str, tuple[float, ...]]:
-    pairs = {}
+    differences = {}
     for dataset in theirs:
-        a, b = ours.get(dataset, {}).get(column, {}), theirs[dataset].get(column, {})
+        a, b = ours.get(dataset, {}).get(metric, {}), theirs[dataset].get(metric, {})
         seeded = [set(scores) for scores in (a, b) if EVERY_SEED not in scores]
         if seeds := sorted(set.intersection(*seeded)) if seeded else [EVERY_SEED]:
-            pairs[dataset] = tuple(
-                a.get(EVERY_SEED, a.get(seed, 0.0)) - b.get(EVERY_SEED, b.get(seed, 0.0)) for seed in seeds
+            differences[dataset] = tuple(
+                a[EVERY_SEED if EVERY_SEED in a else seed] - b[EVERY_SEED if EVERY_SEED in b else seed]
+                for seed in seeds
             )
-    return pairs
+    return differences
 
 
 def _means(by_dataset: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:

@@ -13,14 +13,14 @@ from prometar.metrics import HARMONIC, t_interval
 
 
 def print_comparison(differences: Sequence[Difference], notes: Sequence[str], console: Console) -> None:
-    """Print a table with one row per column and method, followed by explanations and notes."""
+    """Print a table with one row per metric and method, followed by explanations and notes."""
     table = Table("", "method", box=None, pad_edge=False)
     for name in ("difference", "95% CI", "n", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in differences:
         interval = each.interval
         table.add_row(
-            each.column,
+            each.metric,
             each.method,
             f"{mean(each.values):+.2f}",
             f"[{interval.low:+.2f}, {interval.high:+.2f}]" if interval else "–",
@@ -31,9 +31,9 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         f"Each row is a method minus {differences[0].reference} in points, paired by dataset and seed. "
         "The mean is over seeds, then over datasets.",
         "p: two-sided Wilcoxon signed-rank test over datasets. It is at least 2 / 2^n for n datasets.",
-        "p (Holm): corrected for all methods of the column.",
+        "p (Holm): corrected for all methods compared in the same metric.",
     ]
-    if any(each.column == HARMONIC for each in differences):
+    if any(each.metric == HARMONIC for each in differences):
         hints.append("H is computed per run, so its mean difference is not the difference in H of the means.")
     console.print(table)
     for note in (*hints, *notes):
@@ -41,11 +41,11 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
 
 
 def as_csv(differences: Sequence[Difference]) -> str:
-    """Return CSV with a line per column and method, each followed by a line per dataset."""
+    """Return CSV with a line per metric and method, each followed by a line per dataset."""
     head = "column method reference dataset unit n difference low high p p_holm"
     rows: list[tuple[object, ...]] = [tuple(head.split())]
     for each in differences:
-        names = (each.column, each.method, each.reference)
+        names = (each.metric, each.method, each.reference)
         rows.append((*names, "", each.unit, *_summary(each.values), decimal(each.p), decimal(each.p_holm)))
         for dataset, by_seed in each.by_dataset.items():
             rows.append((*names, dataset, "seeds", *_summary(by_seed), "", ""))

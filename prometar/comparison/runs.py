@@ -42,7 +42,7 @@ class FinishedRun:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Scores in percent by column: base, new and H, or accuracy."""
+        """Scores in percent by metric: base, new and H, or accuracy."""
         scores = dict(self.result.accuracies)
         if {"base", "new"} <= scores.keys():
             return {**scores, HARMONIC: harmonic_mean({name: scores[name] for name in ("base", "new")})}
@@ -73,8 +73,8 @@ def compare_runs(paths: Sequence[Path], *, to: str | None = None) -> tuple[list[
     reference = to or (Config().method if Config().method in methods else methods[0])
     if reference not in methods:
         raise UserError(f"--to must be one of {'; '.join(methods)}, got {reference}.")
-    columns = list(dict.fromkeys(column for run in runs for column in run.scores))
-    differences, notes = compare(_collect(names, runs), reference=reference, columns=columns)
+    metrics = list(dict.fromkeys(metric for run in runs for metric in run.scores))
+    differences, notes = compare(_collect(names, runs), reference=reference, metrics=metrics)
     if not differences:
         raise UserError(f"No run shares dataset and seed with a run of {reference}. {' '.join(notes)}")
     return differences, [*_differing(names, runs), *notes]
@@ -104,15 +104,15 @@ def labels(configs: Sequence[Config]) -> list[str]:
         for config in configs
     ]
     found = []
-    for own in settings:
-        others = [other for other in settings if other["method"] == own["method"]]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        found.append(one_line(" ".join([str(own["method"]), *(f"{key}={own[key]}" for key in differing)])))
+    for flat in settings:
+        others = [other for other in settings if other["method"] == flat["method"]]
+        differing = [key for key in flat if any(other.get(key) != flat[key] for other in others)]
+        found.append(one_line(" ".join([str(flat["method"]), *(f"{key}={flat[key]}" for key in differing)])))
     return found
 
 
 def _collect(names: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
-    """Return the scores by label, dataset, column and seed. Raise a UserError for incomparable runs."""
+    """Return the scores by label, dataset, metric and seed. Raise a UserError for incomparable runs."""
     first = dict[tuple[str, object], tuple[FinishedRun, object]]()
     scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {name: {} for name in names}
     for name, run in zip(names, runs, strict=True):
@@ -128,8 +128,8 @@ def _collect(names: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
         other, _ = first.setdefault((name, (run.dataset, run.seed)), (run, None))
         if other is not run and run.seed != EVERY_SEED:
             raise UserError(f"{other.folder} and {run.folder} are the same run of {name}. Pass one of them.")
-        for column, percent in run.scores.items():
-            scores[name].setdefault(run.dataset, {}).setdefault(column, {})[run.seed] = percent
+        for metric, percent in run.scores.items():
+            scores[name].setdefault(run.dataset, {}).setdefault(metric, {})[run.seed] = percent
     return scores
 
 

@@ -125,7 +125,7 @@ def pair_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[s
     }
     default = Config().method
     reference = default if default in compared else next(iter(compared))
-    return compare(compared, reference=reference, columns=grid.columns)
+    return compare(compared, reference=reference, metrics=grid.columns)
 
 
 def _notes(grid: Grid, results: Results) -> Iterator[str]:

@@ -11,7 +11,7 @@ Nested = dict[str, dict[str, dict[str, dict[int, float]]]]
 
 
 def one(results: Results, reference: str = "a") -> dict[str, Difference]:
-    found, _ = compare(results, reference=reference, columns=["H"])
+    found, _ = compare(results, reference=reference, metrics=["H"])
     return {difference.method: difference for difference in found}
 
 
@@ -52,7 +52,7 @@ def test_the_rest_is_paired_and_what_is_missing_is_noted() -> None:
         b={"dtd": {1: 61.0, 3: 0.0}, "pets": {2: 0.0}, "ucf": {1: 72.0}},
         c={},
     )
-    (b,), notes = compare(results, reference="a", columns=["H"])
+    (b,), notes = compare(results, reference="a", metrics=["H"])
     assert b.by_dataset == {"dtd": (1.0,), "ucf": (2.0,)}
     assert notes == [
         "Not paired: a has no run on dtd with seed 3.", "Not paired: b has no run on dtd with seed 2.",
@@ -65,7 +65,7 @@ def test_the_rest_is_paired_and_what_is_missing_is_noted() -> None:
 def test_a_method_that_trains_nothing_is_paired_with_every_seed() -> None:
     zero, more = {EVERY_SEED: 50.0}, {EVERY_SEED: 51.0}
     results = results_of(a={"dtd": {1: 60.0, 2: 62.0}}, zero={"dtd": zero}, more={"dtd": more})
-    found, notes = compare(results, reference="a", columns=["H"])
+    found, notes = compare(results, reference="a", metrics=["H"])
     assert not notes
     assert found[0].values == (-10.0, -12.0)
     alone = one(results, "zero")["more"]
