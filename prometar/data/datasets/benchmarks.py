@@ -64,7 +64,7 @@ class Benchmark(PlainData):
     variant: bool = False
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def required_paths(self) -> tuple[str, ...]:
         """Required files and folders, relative to `folder`."""
         if self.split_file:
             return (self.split_file,) if self.images == "." else (self.images, self.split_file)
@@ -83,12 +83,12 @@ BENCHMARKS: dict[str, Benchmark] = {
 _COOP = "CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
 
 
-def how_to_get(benchmark: Benchmark, part: str = "") -> str:
-    """Return instructions for obtaining a part of a benchmark, or its images if `part` is empty."""
+def how_to_get(benchmark: Benchmark, path: str = "") -> str:
+    """Return instructions for obtaining a required path of a benchmark, or its images if `path` is ""."""
     download = f"Run `prometar data download {benchmark.name} --to DIR`"
-    if part and part == benchmark.split_file:
+    if path and path == benchmark.split_file:
         return f"{download}, or get the file from {_COOP}."
-    if part == CLASSNAMES:
+    if path == CLASSNAMES:
         copy = f"Copy {CLASSNAMES} from the folder imagenet/ to this folder."
         return copy if benchmark.variant else f"Get the file from {_COOP}."
     return f"{download}." if benchmark.archives else benchmark.instructions

@@ -86,7 +86,7 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
 
 
 def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
-    """Raise a UserError for results in the images of `--dataset folder`: they would be read as a class."""
+    """Raise a UserError if results in `folder` would be read as a class of `--dataset folder`."""
     if name == FOLDER_NAME and is_in_dataset_folder(folder, name, root) and find_manifest(str(root)) is None:
         raise UserError(f"{resolve_path(folder)} lies in the dataset's own folder. Choose another --out.")
 
@@ -121,7 +121,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
 
 
 def open_unverified(name: str, root: Path | str | None, args: Mapping[str, object] = {}) -> Dataset:
-    """Open a dataset like `open_dataset`, but check neither its image list nor that images exist."""
+    """Open a dataset like `open_dataset`, without checking its image list or that its images exist."""
     require_name(name)
     if is_reference(name):
         return _open_custom(name, None if root is None else str(root), args)

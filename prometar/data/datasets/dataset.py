@@ -30,7 +30,7 @@ Items = tuple[Item, ...]
 
 
 class Source(Protocol):
-    """Source of encoded images. It must be small and picklable, because each worker receives a copy."""
+    """Source of encoded images. Must be small and picklable, because each worker receives a copy."""
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
         """Return the encoded images (JPEG, PNG, ...) in the order of `paths`.
@@ -87,7 +87,7 @@ class Dataset:
         template: Zero-shot prompt, such as "{} texture.".
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
-        list_name: Where the image list comes from, such as "folder data/dtd/images". Used in messages.
+        list_name: Origin of the image list, such as "folder data/dtd/images". Used in messages.
         note: Remark for the user, such as the rule of an automatic split.
     """
 

@@ -38,9 +38,9 @@ def read_benchmark(benchmark: Benchmark, folder: Path) -> Dataset:
             f"Dataset folder {folder} is missing. --data-root must be the folder that contains "
             f"{benchmark.folder}/. {how_to_get(benchmark)}"
         )
-    for part in benchmark.parts:
-        if not (folder / part).exists():
-            raise UserError(f"{folder / part} is missing. {how_to_get(benchmark, part)}")
+    for path in benchmark.required_paths:
+        if not (folder / path).exists():
+            raise UserError(f"{folder / path} is missing. {how_to_get(benchmark, path)}")
     image_folder = folder / benchmark.images
     if benchmark.split_file:
         split_file = folder / benchmark.split_file
@@ -84,8 +84,7 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
 def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     """Read ImageNet or one of its variants.
 
-    Class folders are named by WordNet IDs (wnids), except ImageNetV2's: by line numbers of classnames.txt.
-
+    Class folders are named by WordNet IDs (wnids), those of ImageNetV2 by line numbers of classnames.txt.
     The label is the rank of the folder, from 0 to 999 in ImageNet. The variants A and R contain 200 classes,
     so their labels end at 199. Images are sorted by name. The published code uses the order of the file
     system, so its few-shot draws differ between disks.

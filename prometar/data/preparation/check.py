@@ -26,7 +26,7 @@ _MAX_NAMES = 12  # class names in a note
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
-    """Return each built-in dataset by name, the reason why it cannot be opened, or None if it is missing.
+    """Return for each built-in name the dataset, the reason why it cannot be opened, or None if missing.
 
     Raises:
         UserError: `root` is missing.

@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 60
 CHUNK = 2**20  # bytes
 
 Progress = Callable[[int, int], None]
-"""Callback of the finished and total numbers of bytes or shards. The total is 0 if it is unknown."""
+"""Callback that receives the finished and total numbers of bytes or shards. An unknown total is 0."""
 
 
 def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Path], str]:
@@ -53,8 +53,8 @@ def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Pat
     benchmark, root = BENCHMARKS[name], resolve_path(to)
     folder = root / benchmark.folder
     if not benchmark.archives and not benchmark.split_file:
-        parts = ", ".join(benchmark.parts)
-        fix = f"{benchmark.instructions} {folder} must then contain {parts}."
+        paths = ", ".join(benchmark.required_paths)
+        fix = f"{benchmark.instructions} {folder} must then contain {paths}."
         raise UserError(f"{benchmark.title} has no public archive. {fix}")
     added = []
     for archive in benchmark.archives:

@@ -79,7 +79,7 @@ def test_folders_of_imagenetv2_are_numbers(tmp_path: Path) -> None:
     assert [i.label for i in dataset.test if i.classname == "x10"] == [10]
 
 
-PARTS = [(name, part) for name in ALL for part in BENCHMARKS[name].parts]
+PARTS = [(name, part) for name in ALL for part in BENCHMARKS[name].required_paths]
 
 
 @pytest.mark.parametrize(("name", "part"), PARTS, ids=[f"{n}-{p}" for n, p in PARTS])
