@@ -21,7 +21,7 @@ from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Images, Mixing, Task, make_batch
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 
 
@@ -34,7 +34,7 @@ class Rehearsal:
     """
 
     mode: FakeTensorMode
-    model: Model
+    model: PromptedClip
     method: Method
     state: State
     pixels_B3HW: Tensor
@@ -84,7 +84,7 @@ def rehearse(
         if method.prompts.num_context:
             model = build_model(clip, method.prompts, tokens, frozen)
         else:  # texts without prompts would be encoded here
-            model = Model(clip, method.prompts, frozen, frozen)
+            model = PromptedClip(clip, method.prompts, frozen, frozen)
         generator = torch.Generator().manual_seed(0)
         prompts = method.prompts.initialize(clip, torch.arange(method.prompts.num_context), generator)
         gate = method.modulator.initialize(method.prompts.tokens(prompts), generator)

@@ -41,7 +41,7 @@ from prometar.config.settings import Config
 from prometar.device import send
 from prometar.methods.composition import build
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import make_batch, one_class_out
+from prometar.step.meta_batch import leave_one_class_out, make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 
@@ -63,7 +63,7 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
     images = torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator).to(DEVICE, clip.dtype)
     labels = torch.tensor([0, 1, 2, 2])
     rng = np.random.default_rng(0)
-    task = one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
+    task = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     if side == "released":
         sys.path.insert(0, str(ROOT))
         from tests.parity.released import Released

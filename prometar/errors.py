@@ -31,7 +31,7 @@ class WorkError(PrometarError):
 
 
 class StorageError(PrometarError):
-    """Unusable storage or GPU, such as a full disk or a broken driver. The run itself did not fail."""
+    """Failed infrastructure, such as a full disk or a broken GPU driver. The run itself did not fail."""
 
 
 def first_line(error: BaseException) -> str:

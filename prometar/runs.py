@@ -163,8 +163,8 @@ def load_trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"{folder} was trained with other weights than {pretrained} contains now.")
     state = checkpoint.state.to(backbone.clip.device)
-    prompts = prompts_of(folder / "checkpoint.safetensors", config, backbone.clip, state.tested)
-    return Classifier(backbone, prompts, state.tested, config, result.classnames, result.template)
+    prompts = prompts_of(folder / "checkpoint.safetensors", config, backbone.clip, state.evaluated_prompts)
+    return Classifier(backbone, prompts, state.evaluated_prompts, config, result.classnames, result.template)
 
 
 def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:

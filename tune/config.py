@@ -20,7 +20,7 @@ from prometar.config.settings import (
     parse_assignments,
 )
 from prometar.data.datasets.catalog import default_root, file_name
-from prometar.embedded.datasets import DEFAULT, EMBEDDED, default_backbone
+from prometar.embedded.datasets import DEFAULT_DATASET, EMBEDDED, default_backbone
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
@@ -43,7 +43,7 @@ class SearchConfig(PlainData):
     """Sampling and scoring of settings. A trial's score is the mean over its datasets and seeds."""
 
     datasets: Annotated[tuple[str, ...], Distinct] = Field(
-        (DEFAULT,), min_length=1, description="Datasets. All are trained with the same settings."
+        (DEFAULT_DATASET,), min_length=1, description="Datasets. All are trained with the same settings."
     )
     space: Space = Field(description="Name of a search space, or a YAML file. Default: default.")
     trials: int = Field(
@@ -214,7 +214,7 @@ class StudyConfig(PlainData):
     def _with_defaults(flat: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
         """Return the baseline, and `flat` with defaults that depend on datasets, method and space."""
         run_flat = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
-        datasets = tuple(_as_tuple(flat.get("search.datasets", DEFAULT)))
+        datasets = tuple(_as_tuple(flat.get("search.datasets", DEFAULT_DATASET)))
         method = run_flat.pop("method", "prometar")
         flat.setdefault("test.epochs", configure(method).train.epochs)
         if EMBEDDED.keys() >= set(datasets):
@@ -227,7 +227,7 @@ class StudyConfig(PlainData):
         run_flat |= {
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,
-            "data.name": next(iter(datasets), DEFAULT),
+            "data.name": next(iter(datasets), DEFAULT_DATASET),
             "data.root": absolute_root(str(root)) if root else None,
             "train.seed": flat.get("search.seed", 0),
         }

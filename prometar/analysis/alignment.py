@@ -22,14 +22,14 @@ from torch import Tensor
 from prometar.data.streaming.stream import Batch
 from prometar.device import send
 from prometar.errors import UserError
-from prometar.io.files import read_bytes, write_atomically, write_error
+from prometar.io.files import cannot_write_error, read_bytes, write_atomically
 from prometar.methods.augmentations import NoAugmentation
 from prometar.methods.composition import Method
 from prometar.methods.modulators import Add
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Regularizer
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import Images, make_batch, one_class_out, task_rng
+from prometar.step.meta_batch import Images, leave_one_class_out, make_batch, task_rng
 from prometar.step.state import State
 from prometar.training.run import Run
 from prometar.training.run_result import STRICT
@@ -66,7 +66,7 @@ class Alignment:
                 with path.open("a", encoding="utf-8") as file:
                     file.write(_lines([{"step": state.step, "epoch": epoch, **cosines}]))
             except OSError as error:
-                raise write_error(path, error) from None
+                raise cannot_write_error(path, error) from None
 
 
 def _lines(records: Iterable[Record]) -> str:
@@ -81,7 +81,7 @@ def measure(run: Run, state: State, batch: Batch) -> Record | None:
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = task_rng(run.config.train.seed, state.step)
-    selection = one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
+    selection = leave_one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
     if selection is None or not state.prompts:
         return None
     images = run.backbone.normalize(torch.from_numpy(batch.images))

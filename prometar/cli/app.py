@@ -13,7 +13,7 @@ from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset
 from prometar.data.splits.objective import objective_of
-from prometar.embedded.datasets import DEFAULT, default_backbone
+from prometar.embedded.datasets import DEFAULT_DATASET, default_backbone
 from prometar.errors import UserError
 from prometar.io.files import resolve_path, write_atomically
 
@@ -29,11 +29,11 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Name of a method, or a recipe FILE.yaml. If --config has another method, only its data, "
-            "backbone and seed are used. Default: prometar."
+            help="Name of a method, or a recipe FILE.yaml. If it differs from the method in --config, only "
+            "data, backbone and seed are taken from --config. Default: prometar."
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help=f"Dataset. Default: {DEFAULT}.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"Dataset. Default: {DEFAULT_DATASET}.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run. Default: out/train/METHOD-DATASET-seedSEED.")
     ] = None,
@@ -67,7 +67,7 @@ def train(
                 raise UserError(f"--set {key} conflicts with {option}. Pass one of them.")
             values[key] = value
     if config is None:
-        values.setdefault("data.name", DEFAULT)
+        values.setdefault("data.name", DEFAULT_DATASET)
         keys = ("backbone.name", "backbone.pretrained")
         backbone = default_backbone([values["data.name"]], *map(values.get, keys))
         values |= zip(keys, backbone, strict=True)
@@ -83,7 +83,7 @@ def train(
     prompts = build(chosen).prompts
     if alignment_every is not None and not (prompts.num_context or enters_images(prompts)):
         raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
-    objective_of(objective)
+    objective_of(objective)  # raises a UserError if it is unknown
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = resolve_path(out) if out else Path("out/train") / name
     before_step = None if alignment_every is None else Alignment(folder, alignment_every)
@@ -170,7 +170,7 @@ def alignment(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs. Subfolders are searched too.")],
     to: Annotated[
-        str | None, typer.Option(help="Reference method. Default: prometar, else the first.")
+        str | None, typer.Option(help="Reference method. Default: prometar or, if absent, the first found.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
@@ -198,7 +198,7 @@ def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
 
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
     names = {"all": "all classes", "base": "base", "new": "new"}
-    if "new" in result:
+    if "new" in result:  # otherwise the objective is the only accuracy
         names["objective"] = objective_of(objective).title
     values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
     print(f"{title}: {', '.join(values)}")

@@ -85,7 +85,7 @@ def repeat_option_names(args: Sequence[str], lists: set[str]) -> list[str]:
 
 
 def run_cli(app: typer.Typer, args: list[str]) -> int:
-    """Run `app`. Return the exit status: 0, that of the error, 2 for wrong options, or 130 if interrupted."""
+    """Run `app`. Return the exit status: 0, the error's `exit_code`, 2 (wrong usage) or 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every terminal can print all class names
@@ -112,8 +112,8 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
 @contextmanager
 def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Handle signals in a `with` block. Do nothing outside the main thread, where Python forbids it."""
-    main = threading.current_thread() is threading.main_thread()
-    previous = {number: signal.signal(number, handler) for number in signals} if main else {}
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, handler) for number in signals} if in_main else {}
     try:
         yield
     finally:

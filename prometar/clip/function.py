@@ -1,4 +1,4 @@
-"""Functions with hand-written derivatives, the parts of towers: their interface, Projection and Norm."""
+"""Building blocks of the towers with hand-written derivatives: interface, `Projection` and `Norm`."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,7 +14,7 @@ class TokenFunction(Protocol):
 
     For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents. For second
     derivatives, call `forward`, `differentiable_vjp` (same result as `vjp`), `jvp`, which returns J t_k for K
-    tangents, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k>.
+    tangents, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> for a cotangent r.
     `value` returns the result of `forward` and stores nothing. The default methods assume that J is constant.
     """
 
@@ -34,7 +34,7 @@ class TokenFunction(Protocol):
     def hvp(self, r: Tensor, /) -> Tensor: ...
 
 
-Through = Callable[[TokenFunction, Tensor], Tensor]
+MethodCall = Callable[[TokenFunction, Tensor], Tensor]
 """Function that calls one method of a `TokenFunction`, such as `vjp`, with a tensor."""
 
 
@@ -58,7 +58,7 @@ class Projection(TokenFunction):
 class Norm:
     """LayerNorm: n(x) = (x - mean) / sigma over the last dimension, then an optional weight and bias.
 
-    The Jacobian J = (1 - 1 1^T / D - n n^T / D) / sigma is symmetric, so that `vjp` and `jvp` use the same
+    The Jacobian J = (1 - 1 1^T / D - n n^T / D) / sigma is symmetric, so `vjp` and `jvp` use the same
     kernel. The gradient of sum_k <g_k, J(x) t_k> is
 
         -(J c + n s) / (D sigma),  c = sum_k <n, t_k> g_k + <n, g_k> t_k,  s = sum_k <g_k, J t_k>
@@ -84,15 +84,15 @@ class Norm:
         return self._affine(self._n, x.dtype)
 
     def vjp(self, g_K: Tensor) -> Tensor:
-        return self._jacobians(_widen(self._weighted(g_K))).to(self._dtype)
+        return self._apply_jacobian_K(_widen(self._weighted(g_K))).to(self._dtype)
 
     def differentiable_vjp(self, g_K: Tensor) -> Tensor:
         self._g_K = _widen(self._weighted(g_K))
-        return self._jacobians(self._g_K).to(self._dtype)
+        return self._apply_jacobian_K(self._g_K).to(self._dtype)
 
     def jvp(self, t_K: Tensor) -> Tensor:
         self._t_K = _widen(t_K)
-        self._pushed_K = self._jacobians(self._t_K)
+        self._pushed_K = self._apply_jacobian_K(self._t_K)
         return self._weighted(self._pushed_K.to(self._dtype))
 
     def hvp(self, r: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Norm:
         factor = -1 / n.shape[-1]
         # On a GPU, rstd is float32 even if x is bfloat16, but the kernel requires a cotangent of x's type.
         r = torch.addcmul(_widen(self._weighted(r)), c, self._rstd, value=factor).to(self._x.dtype)
-        return torch.addcmul(self._jacobian(r), n, s * self._rstd, value=factor).to(self._dtype)
+        return torch.addcmul(self._apply_jacobian(r), n, s * self._rstd, value=factor).to(self._dtype)
 
     def _affine(self, n: Tensor, dtype: torch.dtype) -> Tensor:
         n = n.to(dtype)
@@ -110,12 +110,12 @@ class Norm:
             return n
         return torch.addcmul(self._bias, n, self._weight)
 
-    def _jacobians(self, x_K: Tensor) -> Tensor:
+    def _apply_jacobian_K(self, x_K: Tensor) -> Tensor:
         if len(x_K) == 1:
-            return self._jacobian(x_K[0])[None]
-        return torch.stack([self._jacobian(x) for x in x_K.unbind()])
+            return self._apply_jacobian(x_K[0])[None]
+        return torch.stack([self._apply_jacobian(x) for x in x_K.unbind()])
 
-    def _jacobian(self, g: Tensor) -> Tensor:
+    def _apply_jacobian(self, g: Tensor) -> Tensor:
         saved = self._x, self._x.shape[-1:], self._mean, self._rstd, None, None, [True, False, False]
         return torch.ops.aten.native_layer_norm_backward(g, *saved)[0]
 

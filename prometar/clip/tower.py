@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prometar.clip.activations import Activation
 from prometar.clip.attention import Attention
-from prometar.clip.function import Norm, Through, TokenFunction
+from prometar.clip.function import MethodCall, Norm, TokenFunction
 from prometar.clip.model import Block, Tower
 
 LayerPrompts = Mapping[int, Tensor]
@@ -49,15 +49,15 @@ class Layer:
         self._norm_2 = Norm(block.ln_2_weight, block.ln_2_bias, tower.eps)
         self._activation = Activation(tower.activation)
 
-    def forward(self, x_BTD: Tensor, through: Through) -> Tensor:
-        """Run the forward pass. `through` calls `TokenFunction.forward` or `TokenFunction.value`."""
+    def forward(self, x_BTD: Tensor, apply: MethodCall) -> Tensor:
+        """Run the forward pass. `apply` calls `TokenFunction.forward` or `TokenFunction.value`."""
         block = self._block
         self._rows = x_BTD.shape[:-1]
-        h = F.linear(through(self._norm_1, x_BTD), block.in_proj_weight, block.in_proj_bias)
-        h = F.linear(self._select(through(self._attention, h)), block.out_proj_weight, block.out_proj_bias)
+        h = F.linear(apply(self._norm_1, x_BTD), block.in_proj_weight, block.in_proj_bias)
+        h = F.linear(self._select(apply(self._attention, h)), block.out_proj_weight, block.out_proj_bias)
         x = self._select(x_BTD[:, : self._num_out]) + h if self._residual else h
-        h = F.linear(through(self._norm_2, x), block.c_fc_weight, block.c_fc_bias)
-        return x + F.linear(through(self._activation, h), block.c_proj_weight, block.c_proj_bias)
+        h = F.linear(apply(self._norm_2, x), block.c_fc_weight, block.c_fc_bias)
+        return x + F.linear(apply(self._activation, h), block.c_proj_weight, block.c_proj_bias)
 
     def jvp(self, t: Tensor) -> Tensor:
         block = self._block
@@ -67,13 +67,13 @@ class Layer:
         h = self._activation.jvp(F.linear(self._norm_2.jvp(t), block.c_fc_weight))
         return t + F.linear(h, block.c_proj_weight)
 
-    def reverse(self, g: Tensor, through: Through) -> tuple[Tensor, Tensor]:
-        """Return cotangents of the first `num_out` and the other tokens. `through` calls a reverse method."""
+    def reverse(self, g: Tensor, apply: MethodCall) -> tuple[Tensor, Tensor]:
+        """Return cotangents of the first `num_out` and the other tokens. `apply` calls a reverse method."""
         block = self._block
-        h = through(self._activation, g @ block.c_proj_weight)
-        g = g + through(self._norm_2, h @ block.c_fc_weight)
-        h = through(self._attention, self._spread(g @ block.out_proj_weight))
-        g_x = through(self._norm_1, h @ block.in_proj_weight)
+        h = apply(self._activation, g @ block.c_proj_weight)
+        g = g + apply(self._norm_2, h @ block.c_fc_weight)
+        h = apply(self._attention, self._spread(g @ block.out_proj_weight))
+        g_x = apply(self._norm_1, h @ block.in_proj_weight)
         num_out = g_x.shape[-2] if self._num_out is None else self._num_out
         out, rest = g_x[..., :num_out, :], g_x[..., num_out:, :]
         return out + self._spread(g) if self._residual else out, rest
@@ -161,20 +161,20 @@ class Pass:
         self._size, self._prompted = x_BTD.shape, sorted(prompts)
         return self._forward(x_BTD, prompts, lambda part, x: part.forward(x))
 
-    def _forward(self, x: Tensor, prompts: LayerPrompts, through: Through) -> Tensor:
+    def _forward(self, x: Tensor, prompts: LayerPrompts, apply: MethodCall) -> Tensor:
         first = min(prompts, default=len(self._layers))
         for number, layer in enumerate(self._layers):
             if number in prompts:
                 prompt = prompts[number]
                 if number == 0 and self._prompt_norm is not None:
-                    prompt = through(self._prompt_norm, prompt)
+                    prompt = apply(self._prompt_norm, prompt)
                 x = self._slots.put(x, prompt)
             # Layers below the first prompt need no derivatives.
-            x = layer.forward(x, _value if number < first else through)
+            x = layer.forward(x, _value if number < first else apply)
         self._last = x.shape[:-1]
         x = x.flatten(0, -2)
         for part in self._head:
-            x = through(part, x)
+            x = apply(part, x)
         return x
 
     def vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
@@ -202,17 +202,17 @@ class Pass:
     def hvp(self, r_NE: Tensor) -> dict[int, Tensor]:
         return self._reverse(r_NE, lambda part, r: part.hvp(r), self._layers.pop)
 
-    def _reverse(self, g: Tensor, through: Through, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
+    def _reverse(self, g: Tensor, apply: MethodCall, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
         for part in reversed(self._head):
-            g = through(part, g)
+            g = apply(part, g)
         g = g.unflatten(-2, self._last)
         cotangents: dict[int, Tensor] = {}
         for number in reversed(range(self._prompted[0], len(self._layers))):
-            g, rest = layer_at(number).reverse(g, through)
+            g, rest = layer_at(number).reverse(g, apply)
             if number in self._prompted:
                 g, prompt = self._slots.take(g, rest)
                 if number == 0 and self._prompt_norm is not None:
-                    prompt = through(self._prompt_norm, prompt)
+                    prompt = apply(self._prompt_norm, prompt)
                 cotangents[number] = prompt
             elif rest.shape[-2]:
                 g = torch.cat([g, rest], dim=-2)

@@ -18,7 +18,7 @@ NAMES = (
     "zero-shot", "zero-shot-ensemble", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "prograd",
     "promptsrc", "prometar", "ivlp-regularized", "prometar-coop", "prometar-vpt", "prometar-maple",
 )  # fmt: skip
-"""Built-in methods, in display order. Each is a file in prometar/config/recipes/."""
+"""Built-in methods, in display order. Each has a file in prometar/config/recipes/."""
 
 _EXCLUDED = ("data", "backbone", "train.seed")
 """Settings that recipes must not contain, so that methods are compared on the same images and backbone."""
@@ -55,7 +55,7 @@ class Recipe(PlainData):
 
 
 def is_recipe_file(method: str) -> bool:
-    """Return True if a method has the form of a path of a recipe file (FILE.yaml)."""
+    """Return True if a method is the path of a recipe file (FILE.yaml) rather than a name."""
     return Path(method).suffix in {".yaml", ".yml"}
 
 

@@ -1,7 +1,7 @@
 """Configuration of one run. Configurations are immutable and reject unknown keys.
 
-The sections of a method are its components (`prometar.methods`), selected by `kind`. Defaults are those of
-the published code of ProMetaR (CVPR 2024, commit c907bdb). Other methods start from their recipes.
+Each component of a method (`prometar.methods`) has a section. Its `kind` selects the implementation. Defaults
+are those of ProMetaR's published code (CVPR 2024, commit c907bdb). Other methods start from their recipes.
 """
 
 import os
@@ -23,7 +23,7 @@ from prometar.methods.composition import Sections
 from prometar.methods.part import TAGS, CustomPart, Part
 
 ConfigData = dict[str, Any]
-"""Plain data of a configuration, by section or by dotted key."""
+"""Plain data of a configuration: nested by section, or flat by dotted key."""
 
 
 class DataConfig(PlainData):
@@ -35,7 +35,7 @@ class DataConfig(PlainData):
     args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
 
     @model_validator(mode="after")
-    def _args_of_a_custom_loader(self) -> Self:
+    def _reject_args_of_built_in_datasets(self) -> Self:
         if self.args and not self.reference:
             raise ValueError(f"args require a custom loader, but {self.name} is built in")
         return self
@@ -55,7 +55,7 @@ class AugmentConfig(PlainData):
     jitter: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> "AugmentConfig":
+    def _require_ordered_crop_scales(self) -> "AugmentConfig":
         if self.crop_scale_min > self.crop_scale_max:
             raise ValueError(f"crop_scale_min {self.crop_scale_min} exceeds crop_scale_max")
         return self
@@ -64,7 +64,7 @@ class AugmentConfig(PlainData):
 class BackboneConfig(PlainData):
     """Name of an open_clip model (or `mini`), and its weights: an open_clip tag or a local .safetensors file.
 
-    `precision` is that of the towers. Prompts, gate, losses and optimizers use at least fp32.
+    `precision` applies to the towers. Prompts, gate, losses and optimizers use at least fp32.
     """
 
     name: str = "mini"
@@ -73,7 +73,7 @@ class BackboneConfig(PlainData):
 
 
 class OptimConfig(PlainData):
-    """SGD with a constant warm-up lr, then a cosine schedule. The gate has its own learning rates.
+    """SGD with a constant warm-up lr, then a cosine schedule. The gate (a modulator) has its own lr.
 
     `gate_schedule`: `released` always uses `gate_warmup_lr`, because the published code never steps the
     schedule of the gate. `configured` follows the schedule.
@@ -100,8 +100,8 @@ class TrainConfig(PlainData):
 class Config(Sections):
     """Complete configuration of one run.
 
-    `Config()` is ProMetaR with its published settings, on embedded data. `Config(method=NAME)` is another
-    method with its published settings. Other arguments override these settings.
+    `Config()` is ProMetaR with its published settings, on an embedded (rendered) dataset. `Config(method=M)`
+    is the method M with its published settings. Other arguments override these settings.
 
     Raises:
         UserError: the method is unknown.
@@ -206,7 +206,7 @@ class Config(Sections):
 def _with_recipe(
     tree: Mapping[str, object], method: str, settings: Mapping[str, Mapping[str, object]]
 ) -> ConfigData:
-    """Return a configuration as plain data: `tree`, with missing settings from the recipe."""
+    """Return `tree` with missing settings filled in from the recipe, as plain data."""
     result = {**settings, **tree, "method": method}
     for section in Config.model_fields.keys() - {"method"}:
         given = tree.get(section, {})
@@ -218,7 +218,7 @@ def _with_recipe(
 
 
 def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> ConfigData:
-    """Return `given`, and those other settings of `base` that the selected kind has."""
+    """Return `base` updated with `given`, without settings of `base` that the selected kind does not have."""
     chooser = _chooser(section)
     chosen = given.get(chooser, base.get(chooser))
     fields, same = _fields(section, chosen), chosen == base.get(chooser)
@@ -237,13 +237,13 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
             known = dict.fromkeys(
                 field for model in _models(section).values() for field in model.model_fields
             )
-            raise UserError(f"Unknown setting '{key}'. Settings of {section}: {', '.join(known)}.")
+            raise UserError(f"Unknown setting '{key}'. ConfigData of {section}: {', '.join(known)}.")
         grouped.setdefault(section, {})[name] = value
     return grouped
 
 
 def _chooser(section: str) -> str:
-    """Return the name of the field that selects the kind of the section's component."""
+    """Return the field of a section that selects its kind: the `CHOOSER` of a component, otherwise `name`."""
     default = Config.model_fields[section].default
     return default.CHOOSER if isinstance(default, Part) else "name"
 
@@ -356,7 +356,7 @@ def configure(method: str, overrides: Mapping[str, object] | None = None) -> Con
 
     Args:
         method: Name of a method, or path of a recipe file (FILE.yaml).
-        overrides: Settings by dotted key.
+        overrides: ConfigData by dotted key.
 
     Raises:
         UserError: the method, a key or a component is unknown, or a value is invalid.

@@ -8,7 +8,7 @@ from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import TEXTURES
 
 EMBEDDED: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS)}
-DEFAULT = CELLS.name
+DEFAULT_DATASET = CELLS.name
 """Dataset of the demo. Training takes about a third as long as on `textures`."""
 
 

@@ -24,7 +24,7 @@ from prometar.errors import UserError, WorkError, first_line
 from prometar.inference.prompt_file import HUB, Card, download_prompts, read_prompts
 from prometar.io.files import read_bytes
 from prometar.methods.prompts import Prompts
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.training.run import DTYPES
 from prometar.training.scoring import make_logits_fn, not_finite_error
 
@@ -69,7 +69,7 @@ class Classifier:
         config, num = self.config, len(self.classnames)
         return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num} classes>"
 
-    def model(self, classnames: Sequence[str], template: str | None = None) -> Model:
+    def model(self, classnames: Sequence[str], template: str | None = None) -> PromptedClip:
         """Return the prompted CLIP for these classes."""
         texts = prompt_texts(
             classnames, self.prompts, init=self.config.prompts.init, template=template or self.template

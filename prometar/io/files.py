@@ -15,7 +15,7 @@ from prometar.errors import StorageError, UserError, WorkError
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space."),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the folder writable."),
-    errno.EISDIR: "Move this folder away.",
+    errno.EISDIR: "Rename or move the folder that has this name.",
 }
 _PROCESS_TOKEN = os.urandom(4).hex()  # containers that share a folder may have equal process IDs
 
@@ -27,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
         OSError: the file cannot be read, or is not a regular file. A pipe or a device may have no end.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # otherwise opening a pipe blocks
     except ValueError:
         raise OSError(errno.EINVAL, "the name contains a null character", str(path)) from None
     with open(handle, "rb") as file:
@@ -88,7 +88,7 @@ def resolve_path(path: Path | str) -> Path:
 
 
 def file_size(path: Path) -> int | None:
-    """Return the size of a regular file in bytes, or None if there is none.
+    """Return the size of a regular file in bytes, or None if it does not exist.
 
     Raises:
         UserError: `path` is a folder, a pipe or a device, or cannot be accessed.
@@ -104,11 +104,11 @@ def file_size(path: Path) -> int | None:
     return found.st_size
 
 
-def write_error(path: Path, error: OSError) -> StorageError:
+def cannot_write_error(path: Path, error: OSError) -> StorageError:
     """Return the StorageError for a file that cannot be written. Its message contains a fix if one is known.
 
     Example:
-        >>> print(write_error(Path("out/a"), OSError(errno.ENOSPC, "No space left on device")))
+        >>> print(cannot_write_error(Path("out/a"), OSError(errno.ENOSPC, "No space left on device")))
         cannot write out/a: No space left on device. Free disk space.
     """
     problem = f"cannot write {path}: {error.strerror or error}."
@@ -132,14 +132,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise write_error(path, error) from None
+        raise cannot_write_error(path, error) from None
 
 
 @contextmanager
 def lock_folder(folder: Path, name: str) -> Iterator[None]:
     """Lock `folder` until the block ends. If the process dies, the system releases the lock.
 
-    A missing folder is created. If the block fails before it writes files, the folder is removed.
+    A missing folder is created. If the block fails before it writes files, the created folder is removed.
 
     Args:
         name: Name of the folder in messages, such as "the study out/dtd".
@@ -156,7 +156,7 @@ def lock_folder(folder: Path, name: str) -> Iterator[None]:
     except Timeout:
         raise WorkError(f"{name} is in use by another process. Wait until it ends, or stop it.") from None
     except OSError as error:
-        raise write_error(Path(error.filename or folder), error) from None
+        raise cannot_write_error(Path(error.filename or folder), error) from None
     try:
         yield
     except BaseException:

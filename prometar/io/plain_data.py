@@ -1,4 +1,4 @@
-"""Pydantic models of data from files and command lines."""
+"""Base class of the pydantic models, and one-line descriptions of validation errors."""
 
 import re
 import reprlib
@@ -57,7 +57,7 @@ _EXPECTED = {
 
 
 def describe_problem(error: ErrorDetails, name: str) -> str:
-    """Describe an error of the field `name`, such as "optim.lr must be at least 0, got -1"."""
+    """Describe an error of a field, such as "optim.lr must be at least 0, got -1". `name` may be ""."""
     kind, context, found = error["type"], error.get("ctx", {}), reprlib.repr(error["input"])
     if kind == "value_error":
         return f"{name}: {context['error']}".removeprefix(": ")
@@ -65,7 +65,8 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         name = f"{name}.{context['discriminator']}".replace("'", "").removeprefix(".")
         return f"{name} must be one of {context['expected_tags']}, got {context['tag']}"
     if kind in _EXPECTED:
-        bound = re.sub(r"\d{16,}", lambda digits: f"{float(digits[0]):g}", _EXPECTED[kind].format(**context))
+        # Some versions of pydantic write all 31 digits of the bound 1e30.
+        bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", _EXPECTED[kind].format(**context))
         found = found.strip("'")
         return f"{name} must be {bound}, got {found}".lstrip()
     message = error["msg"].replace("Input should be", "must be")

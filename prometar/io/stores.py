@@ -1,4 +1,4 @@
-"""Files below a local folder or a URL, accessed with pyarrow's file systems."""
+"""Files in a store, which is a local folder or a URI, accessed with pyarrow's file systems."""
 
 import re
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def read_file(folder: str, name: str) -> bytes | None:
-    """Return the content of a file in a local folder or URI, or None if the file does not exist.
+    """Return the content of a file below a local folder or URI, or None if it does not exist.
 
     Raises:
         UserError: pyarrow does not support the URI.
@@ -51,7 +51,7 @@ def read_file(folder: str, name: str) -> bytes | None:
 
 
 def write_file(folder: str, name: str, content: bytes) -> None:
-    """Write a file in a local folder or URI. Readers see only complete files, also in object stores.
+    """Write a file below a local folder or URI. Readers see only complete files, also in object stores.
 
     Raises:
         UserError: pyarrow does not support the URI.

@@ -16,7 +16,7 @@ class Mix(NamedTuple):
 
     Args:
         lam: (Q,) share of each query image.
-        partner: (Q,) index of each partner in the support.
+        partner: (Q,) index of each query image's partner among the support images.
         box: (Q, 4) top, bottom, left and right of the region to replace, as fractions of the image side.
     """
 
@@ -26,17 +26,17 @@ class Mix(NamedTuple):
 
 
 class Augmentation(Part):
-    """Base class of augmentations. `of_images`: True if pixels are mixed, False if features are."""
+    """Base class of augmentations. `mixes_pixels`: True if pixels are mixed, False if features are."""
 
     CHOOSER: ClassVar[str] = "augmentation"
-    of_images: ClassVar[bool] = False
+    mixes_pixels: ClassVar[bool] = False
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix | None:
         """Sample the mix of the query images (default: no mix)."""
         return None
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
-        """Return query images with their partners mixed in. Only called if `of_images`."""
+        """Return query images with their partners mixed in. Only called if `mixes_pixels`."""
         raise NotImplementedError
 
 
@@ -75,7 +75,7 @@ class InputMixup(_Mixup):
     """
 
     augmentation: Literal["input_mixup"] = "input_mixup"
-    of_images: ClassVar[bool] = True
+    mixes_pixels: ClassVar[bool] = True
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
         lam = mix.lam.to(query_Q3HW)[:, None, None, None]
@@ -92,7 +92,7 @@ class CutMix(_Mixup):
     """
 
     augmentation: Literal["cutmix"] = "cutmix"
-    of_images: ClassVar[bool] = True
+    mixes_pixels: ClassVar[bool] = True
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix:
         import torch
@@ -114,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _covered(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the fraction (Q, side) of each pixel between start and stop, both as fractions of the side."""
+    """Return the fraction (Q, side) of each pixel that is between start and stop (fractions of the side)."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

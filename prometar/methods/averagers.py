@@ -15,7 +15,7 @@ class Last(Part):
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Return the average after a 0-based epoch, given the previous average and the current prompts."""
+        """Return the new average after a 0-based epoch, given the previous one, or {} for no average."""
         return {}
 
 
@@ -24,7 +24,7 @@ class Gaussian(Part):
 
     `mean` and `std` are relative to the number of epochs. The average is updated after every epoch, so that
     every epoch can be scored.
-    Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: 15 and 1 of 20 epochs).
+    Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: mean 15/20, std 1/20).
     """
 
     kind: Literal["gaussian"] = "gaussian"

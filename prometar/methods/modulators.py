@@ -17,16 +17,16 @@ class Modulator(Part):
 
     @property
     def constant(self) -> float | None:
-        """The number m if one backward pass can compute g. None if m depends on the gradients."""
+        """m if it does not depend on the gradients (one backward pass then suffices), otherwise None."""
         return None
 
     def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:
         """Return the learnable leaves of the modulator (default: none)."""
         return {}
 
-    def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
+    def __call__(self, gate: Leaves, g_task: Leaves, g_reg: Leaves) -> Leaves:
         assert self.constant is not None
-        return {name: task[name] + self.constant * regularizer[name] for name in task}
+        return {name: g_task[name] + self.constant * g_reg[name] for name in g_task}
 
 
 class Add(Modulator):
@@ -79,21 +79,21 @@ class Gate(Modulator):
             gate[f"{name}.out"] = sample_linear((hidden, hidden), hidden, like=leaf, generator=generator)
         return gate
 
-    def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
+    def __call__(self, gate: Leaves, g_task: Leaves, g_reg: Leaves) -> Leaves:
         import torch
 
         modulated = {}
-        for name, g_task in task.items():
-            g_reg = regularizer[name]
-            both = torch.cat([g_task.flatten(), g_reg.flatten()])
+        for name, g_t in g_task.items():
+            g_r = g_reg[name]
+            both = torch.cat([g_t.flatten(), g_r.flatten()])
             m = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
-            rows_task, rows_reg = (g.reshape(-1, self.reduction) for g in (g_task, g_reg))
-            modulated[name] = torch.addcmul(rows_task, m[:, None], rows_reg).view_as(g_task)
+            rows_task, rows_reg = (g.reshape(-1, self.reduction) for g in (g_t, g_r))
+            modulated[name] = torch.addcmul(rows_task, m[:, None], rows_reg).view_as(g_t)
         return modulated
 
 
 class Projection(Modulator):
-    """Projection of ProGrad: g_task without `share` of its component along g_reg if they conflict.
+    """Projection of ProGrad: if g_task and g_reg conflict, remove `share` of g_task's component along g_reg.
 
     m = max(0, -share <g_task, g_reg> / |g_reg|^2) is one number per prompt of a layer. Gradients conflict if
     their dot product is negative. Otherwise g = g_task. The norm of g_reg has no effect.
@@ -103,16 +103,16 @@ class Projection(Modulator):
     kind: Literal["projection"] = "projection"
     share: float = Field(default=1.0, ge=0, le=1)
 
-    def __call__(self, gate: Leaves, task: Leaves, regularizer: Leaves) -> Leaves:
+    def __call__(self, gate: Leaves, g_task: Leaves, g_reg: Leaves) -> Leaves:
         import torch
 
         modulated = {}
-        for name, g_task in task.items():
-            g_reg = regularizer[name]
-            product, square = (g_task * g_reg).sum(), g_reg.square().sum()
+        for name, g_t in g_task.items():
+            g_r = g_reg[name]
+            product, square = (g_t * g_r).sum(), g_r.square().sum()
             # g_reg is 0 for a prompt that the regularizer does not depend on.
             m = -self.share * product.clamp(max=0) / torch.where(square > 0, square, 1)
-            modulated[name] = g_task + m * g_reg
+            modulated[name] = g_t + m * g_r
         return modulated
 
 

@@ -1,6 +1,6 @@
 """Base classes of the sections of a configuration that describe the components of a method.
 
-Each kind of a component is a class whose fields are its settings. So that loading a configuration does not
+Each kind of component is a class whose fields are its settings. So that loading a configuration does not
 import torch, the modules that define these classes import it inside functions.
 """
 

@@ -30,7 +30,7 @@ class Prompts(Part):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Templates to average if no context is learned. If empty, the dataset's template is used."""
+        """Templates whose features are averaged if no context is learned. If empty, use the dataset's."""
         return ()
 
     @property
@@ -50,7 +50,7 @@ class Prompts(Part):
         return leaves
 
     def conditioned_on(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
-        """Return text tokens (B, P, D) per image, given frozen features. Only called if `conditional`."""
+        """Return text tokens (B, P, D), given frozen image features. Only called if `conditional`."""
         return tokens
 
 
@@ -59,7 +59,7 @@ def enters_images(prompts: Prompts) -> bool:
     return bool(getattr(prompts, "enters_images", True))
 
 
-def layers(tokens: Leaves, tower: str) -> dict[int, "Tensor"]:
+def tokens_by_layer(tokens: Leaves, tower: str) -> dict[int, "Tensor"]:
     """Return the tokens of one tower ("text" or "vision") by layer."""
     return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
 
@@ -84,9 +84,9 @@ def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Gener
 
 
 class _FrozenText(Prompts):
-    """Prompts with a setting for the texts of the classes. It applies if no context is learned.
+    """Prompts whose `frozen_text` selects the texts of the classes if no context is learned.
 
-    `frozen_text`: the template of the dataset, "<init> <name>.", or the mean of 60 templates.
+    Choices: the `template` of the dataset, "<init> <name>." (`init`), or 60 averaged templates (`ensemble`).
     """
 
     frozen_text: Literal["template", "init", "ensemble"] = "template"
@@ -169,7 +169,7 @@ class IndependentPrompts(_Context, _FrozenText):
 
 
 class CoupledPrompts(_Context):
-    """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l, which are linear maps of t_l.
+    """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
     Maps are initialized like torch.nn.Linear. All layers but layer 0 start with the same map. The depth is
@@ -236,7 +236,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKind, Prompts):
-    """Custom prompts. Like for built-in prompts, the token ids of `init` are passed to `initialize`."""
+    """Custom prompts. As for built-in prompts, the token ids of `init` are passed to `initialize`."""
 
 
 AnyPrompts = Chosen[NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts, CustomPrompts]

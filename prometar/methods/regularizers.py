@@ -93,7 +93,7 @@ class TextDistance:
 
 @dataclass(frozen=True)
 class ImageDistance:
-    """Weighted mean distance of image features. Source: ProMetaR."""
+    """Mean distance of image features, weighted by `weights_B`. Source: ProMetaR."""
 
     distance: Distance = l1
     name: str = "image"

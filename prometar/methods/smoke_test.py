@@ -49,7 +49,7 @@ def smoke_test(config: Sections, clip: Clip) -> Method:
     check("regularizer", lambda: _distances(method, clip))
     check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))
     check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
-    check("task", lambda: _mix(method))
+    check("task", lambda: _task_augmentation(method))
     check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
     return method
 
@@ -65,7 +65,7 @@ def _like(tokens: Leaves, clip: Clip) -> Leaves:
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
 
 
-def _mix(method: Method) -> tuple[Mapping[str, object], Leaves]:
+def _task_augmentation(method: Method) -> tuple[Mapping[str, object], Leaves]:
     mix = method.augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0))
     found = {} if mix is None else {"lam": mix.lam, "partner": mix.partner}
     return found, {name: torch.empty(_QUERY) for name in found}
@@ -83,7 +83,7 @@ def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves
     views, found, like = Views(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
-            rows = f"the distances of {_QUERY} features"
-            found[rows], like[rows] = term.distance(*images), weights
+            label = f"the distances of {_QUERY} features"
+            found[label], like[label] = term.distance(*images), weights
         found[term.name], like[term.name] = term(views), weights.new_empty(())
     return found, like

@@ -19,9 +19,9 @@ from prometar.methods.inner_loop import InnerSGD
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Views
 from prometar.step.autodiff import Vjp, fresh_leaves, vjp
-from prometar.step.loss_scaling import ROOM, factor
+from prometar.step.loss_scaling import HEADROOM, scale_factor
 from prometar.step.meta_batch import Images, Task
-from prometar.step.prompted_clip import Model
+from prometar.step.prompted_clip import PromptedClip
 from prometar.step.sgd import sgd
 from prometar.step.state import State
 from prometar.step.towers import Towers
@@ -41,7 +41,7 @@ Scalars = dict[str, Tensor]
 
 
 def step(
-    model: Model, method: Method, state: State, images: Images, task: Task | None, rates: Rates
+    model: PromptedClip, method: Method, state: State, images: Images, task: Task | None, rates: Rates
 ) -> tuple[State, Scalars]:
     """Return the state after one iteration, and its detached, unweighted losses by name.
 
@@ -78,7 +78,7 @@ Hvp = Callable[[Leaves], Leaves]
 
 
 def _meta_gradients(
-    model: Model, method: Method, inner: InnerSGD, state: State, support: Images, query: Images
+    model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Images, query: Images
 ) -> tuple[Leaves, Leaves, Scalars]:
     """Return gradients of outer_weight * query loss after the inner step, for the prompts and the gate.
 
@@ -107,7 +107,7 @@ def _meta_gradients(
     pulled = adapt_vjp(query_gradient)
     prompts = _group(pulled, "prompts")
     if support_hvp is not None:
-        scale = factor(model.clip.dtype, ROOM, inner.lr, inner.outer_weight)
+        scale = scale_factor(model.clip.dtype, HEADROOM, inner.lr, inner.outer_weight)
         product = support_hvp(_scale(_group(pulled, "gradient"), scale))
         second_order = tokens_vjp(_scale(product, 1 / scale))
         prompts = {name: leaf + second_order[name] for name, leaf in prompts.items()}
@@ -128,7 +128,7 @@ def _modulate(method: Method, gate: Leaves, gradients: Leaves) -> Leaves:
     return method.modulator(gate, task, regularizer)
 
 
-def _gradients(model: Model, method: Method, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
+def _gradients(model: PromptedClip, method: Method, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
     """Return the gradients (K, P, D) of K losses at each token, and the losses by name.
 
     K is 2 for the task loss and the regularizer, or 1 for their weighted sum.
@@ -139,7 +139,7 @@ def _gradients(model: Model, method: Method, tokens: Leaves, images: Images) -> 
 
 
 def _gradients_and_hvp(
-    model: Model, method: Method, tokens: Leaves, images: Images
+    model: PromptedClip, method: Method, tokens: Leaves, images: Images
 ) -> tuple[Leaves, Scalars, Hvp]:
     """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the tokens."""
     towers = model.run(tokens, images.tokens, images.frozen)
@@ -167,7 +167,7 @@ def _feature_gradients(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
 
 
 def _losses(
-    model: Model, method: Method, towers: Towers, images: Images, features: Leaves
+    model: PromptedClip, method: Method, towers: Towers, images: Images, features: Leaves
 ) -> tuple[Leaves, Scalars]:
     text_CE, image_BE = towers.text_and_image(features)
     task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
@@ -181,20 +181,20 @@ def _losses(
 
 
 def _query_gradient(
-    model: Model, tokens: Leaves, query: Images, outer_weight: float
+    model: PromptedClip, tokens: Leaves, query: Images, outer_weight: float
 ) -> tuple[Leaves, Tensor]:
     """Return the gradient of outer_weight * query loss at the adapted tokens, and the unweighted loss."""
     towers = model.run(tokens, query.tokens, query.frozen)
     values, _, loss_vjp = vjp(
         lambda features: ({"query": _query_loss(model, towers, features, query)}, {}), towers.features
     )
-    scale = factor(model.clip.dtype, outer_weight)
+    scale = scale_factor(model.clip.dtype, outer_weight)
     weight = torch.ones_like(values["query"]) * (outer_weight * scale)
     gradient = towers.vjp({name: g[None] for name, g in loss_vjp({"query": weight}).items()})
     return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), values["query"]
 
 
-def _query_loss(model: Model, towers: Towers, features: Leaves, query: Images) -> Tensor:
+def _query_loss(model: PromptedClip, towers: Towers, features: Leaves, query: Images) -> Tensor:
     """Return the cross-entropy of the query images, with their partners mixed in."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, mixing = image_RE[: len(query.labels)], query.mixing

@@ -10,17 +10,17 @@ import math
 
 import torch
 
-ROOM = 16.0
-"""Number by which a tangent's factor is reduced, so that products with cotangents do not overflow float16."""
+HEADROOM = 16.0
+"""Reduction of a tangent's scale factor, so that products with cotangents do not overflow float16."""
 
 
-def factor(dtype: torch.dtype, *numbers: float) -> float:
-    """Return the factor for a cotangent that is proportional to the product of `numbers`.
+def scale_factor(dtype: torch.dtype, *numbers: float) -> float:
+    """Return the scale factor for a cotangent that is proportional to the product of `numbers`.
 
     In float16, the factor is 1 / product rounded to a power of two, and at most 2^40. Otherwise it is 1.
 
     Example:
-        >>> factor(torch.float16, 0.1), factor(torch.float32, 0.1)
+        >>> scale_factor(torch.float16, 0.1), scale_factor(torch.float32, 0.1)
         (8.0, 1.0)
     """
     if dtype is not torch.float16:

@@ -22,7 +22,7 @@ class Mixing(NamedTuple):
     """Mix of Q query images with their partners. All tensors are (Q,).
 
     share, partner_share: Shares of the query images and of their partners.
-    batch_rows, token_rows: Rows of the partners in the batch and in the query tokens (None for mixed pixels).
+    batch_rows, token_rows: Partners' rows in the batch and in the query tokens (None if pixels are mixed).
     """
 
     share: Tensor
@@ -33,7 +33,7 @@ class Mixing(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Rows of support and query in a batch. The weights of each sum to 1.
+    """Rows of support and query in a batch. Support weights sum to 1, and so do query weights.
 
     encoded_rows: (R,) rows of the Q query images, then of the partners whose features are mixed in.
     """
@@ -49,10 +49,10 @@ class Selection(NamedTuple):
         return self.encoded_rows[: len(self.query_weights)]
 
 
-def one_class_out(
+def leave_one_class_out(
     labels: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, dtype: torch.dtype
 ) -> Selection | None:
-    """Sample one class of the batch. Its images are the query, all others the support. Source: ProMetaR.
+    """Sample one class of the batch. Its images are the query, all others are the support. Source: ProMetaR.
 
     Return None if the batch contains only one class. `dtype`: dtype of weights and shares.
     """
@@ -62,7 +62,7 @@ def one_class_out(
     is_query = labels == int(rng.choice(present))
     num_query = int(is_query.sum())
     mix = augmentation.draw(num_query, len(labels) - num_query, rng)
-    return select(is_query, mix, of_images=augmentation.of_images, dtype=dtype)
+    return select(is_query, mix, mixes_pixels=augmentation.mixes_pixels, dtype=dtype)
 
 
 def task_rng(seed: int, step: int) -> np.random.Generator:
@@ -70,19 +70,19 @@ def task_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, step, 0x7A5C])))
 
 
-def select(is_query: Tensor, mix: Mix | None, *, of_images: bool, dtype: torch.dtype) -> Selection:
+def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torch.dtype) -> Selection:
     """Return the selection of a meta task from a batch of B images.
 
     Args:
         is_query: (B,) mask.
         mix: Mix of the query images. Query and support are in batch order.
-        of_images: True if pixels are mixed, False if features are.
+        mixes_pixels: True if pixels are mixed, False if features are.
     """
     query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]
     encoded, mixing = query, None
     if mix is not None:
         partner, token_rows = support[mix.partner], None
-        if not of_images:
+        if not mixes_pixels:
             others, inverse = partner.unique(return_inverse=True)
             encoded, token_rows = torch.cat([query, others]), len(query) + inverse
         # The published code computes 1 - lam in the precision of lam.

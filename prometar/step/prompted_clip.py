@@ -1,4 +1,4 @@
-"""Prompted CLIP: a frozen CLIP with prompts, for a set of classes."""
+"""Prompted CLIP: a frozen CLIP with prompts, for a set of classes. Shape letters: `prometar.clip.model`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from prometar.clip.text import TextInput, encode_text, text_input, text_pass
 from prometar.clip.vision import encode_image, image_pass
 from prometar.clip.wording import filled, readable
 from prometar.errors import UserError
-from prometar.methods.prompts import Leaves, Prompts, layers
+from prometar.methods.prompts import Leaves, Prompts, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
@@ -21,7 +21,7 @@ _MAX_TEXTS = 256  # texts to encode at once if prompts depend on the image
 
 
 @dataclass(frozen=True)
-class Model:
+class PromptedClip:
     """Prompted CLIP for fixed classes, and their frozen text features if needed.
 
     text: Input of the text tower, or the text features (C, E) if no context is learned.
@@ -33,7 +33,7 @@ class Model:
     frozen_text_CE: Tensor | None = None
 
     def text_features(self, tokens: Leaves, frozen_BE: Tensor | None = None) -> Tensor:
-        """Return the normalized text features (C, E), given the tokens from `prompts.tokens`.
+        """Return the normalized text features (C, E), given the prompt tokens from `prompts.tokens`.
 
         With conditional prompts, pass the frozen image features. The result is (B, C, E).
         """
@@ -81,10 +81,10 @@ class Model:
 
     def _layers(self, tokens: Leaves, tower: str) -> dict[int, Tensor]:
         """Return the tokens of a tower by layer, in the precision of its weights."""
-        return {layer: token.to(self.clip.dtype) for layer, token in layers(tokens, tower).items()}
+        return {layer: token.to(self.clip.dtype) for layer, token in tokens_by_layer(tokens, tower).items()}
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
-        """Return the logits (B, C), scaled cosines, given unnormalized image and normalized text features."""
+        """Return the logits (B, C): cosines times the logit scale. Only `text_CE` must be normalized."""
         return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 
@@ -105,8 +105,8 @@ def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, temp
 
 
 def build_model(
-    clip: Clip, prompts: Prompts, tokens_NT: Tensor, frozen_text_CE: Tensor | None = None
-) -> Model:
+    clip: Clip, prompts: Prompts, ids_NT: Tensor, frozen_text_CE: Tensor | None = None
+) -> PromptedClip:
     """Return the prompted CLIP of the classes, given the token ids of their `prompt_texts`.
 
     Raises:
@@ -114,12 +114,12 @@ def build_model(
     """
     if prompts.num_context:
         start = clip.num_start
-        if len({tuple(ids[start : start + prompts.num_context]) for ids in tokens_NT.tolist()}) > 1:
+        if len({tuple(ids[start : start + prompts.num_context]) for ids in ids_NT.tolist()}) > 1:
             raise UserError(
                 f"The tokenizer turns the context's words into fewer than {prompts.num_context} tokens, so "
                 "prompts would replace parts of class names. Set prompts.init to other words."
             )
-        text: TextInput | Tensor = text_input(clip, tokens_NT, num_context=prompts.num_context)
+        text: TextInput | Tensor = text_input(clip, ids_NT, num_context=prompts.num_context)
     else:
-        text = mean_text(clip, tokens_NT, len(prompts.templates) or 1)
-    return Model(clip, prompts, text, frozen_text_CE)
+        text = mean_text(clip, ids_NT, len(prompts.templates) or 1)
+    return PromptedClip(clip, prompts, text, frozen_text_CE)

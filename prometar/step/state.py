@@ -30,7 +30,7 @@ class State:
         return State(prompts, tree_map(torch.zeros_like, prompts), gate, tree_map(torch.zeros_like, gate), {})
 
     @property
-    def tested(self) -> Leaves:
+    def evaluated_prompts(self) -> Leaves:
         """Prompts for evaluation: their average over epochs if there is one."""
         return self.average or self.prompts
 
@@ -45,7 +45,7 @@ class State:
 
     @staticmethod
     def from_tensors(tensors: Leaves, step: int) -> "State":
-        """Return the state with these tensors, named as by `tensors`."""
+        """Return the state with these tensors, named as in the result of `tensors`."""
         groups: dict[str, Leaves] = {group: {} for group in _GROUPS}
         for key, value in tensors.items():
             group, _, name = key.partition("/")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from prometar.clip.tower import Pass
-from prometar.methods.prompts import Leaves, layers
+from prometar.methods.prompts import Leaves, tokens_by_layer
 
 
 class AutodiffPass:
@@ -71,7 +71,7 @@ class Towers:
     fixed_image_BE: Tensor | None
 
     def text_and_image(self, features: Leaves) -> tuple[Tensor, Tensor]:
-        """Return normalized text and unnormalized image features, given those of the prompted towers."""
+        """Return normalized text and unnormalized image features, given the features of prompted towers."""
         text_CE, image_BE = self.fixed_text_CE, features.get("vision", self.fixed_image_BE)
         if "text" in features:
             text_CE = F.normalize(features["text"], dim=-1)
@@ -93,8 +93,8 @@ class Towers:
         pushed = {}
         for tower, tower_pass in self.passes.items():
             if isinstance(tower_pass, Pass):
-                own = layers(tangents, tower)
-                features = tower_pass.jvp({layer: tangent.to(self.dtype) for layer, tangent in own.items()})
+                by_layer = tokens_by_layer(tangents, tower)
+                features = tower_pass.jvp({layer: t.to(self.dtype) for layer, t in by_layer.items()})
             else:
                 features = tower_pass.jvp(tangents)
             pushed[tower] = features.to(self.features[tower].dtype)

@@ -20,7 +20,7 @@ from prometar.data.streaming.stream import Batch
 from prometar.device import send
 from prometar.errors import UserError
 from prometar.methods.regularizers import similarity
-from prometar.step.prompted_clip import Model
+from prometar.step.prompted_clip import PromptedClip
 from prometar.training.scoring import not_finite_error
 
 TEMPLATE = "a photo of a {}."
@@ -82,8 +82,8 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
 @torch.no_grad()
 def drift_scores(
     backbone: Backbone,
-    base: Model,
-    out_of_domain: Model,
+    base: PromptedClip,
+    out_of_domain: PromptedClip,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
     cache: FeatureCache,

@@ -11,7 +11,7 @@ from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
 from prometar.step.iteration import Rates, step
-from prometar.step.meta_batch import make_batch, one_class_out, task_rng
+from prometar.step.meta_batch import leave_one_class_out, make_batch, task_rng
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.training.run import Run
@@ -71,7 +71,7 @@ def train_step(run: Run, state: State, batch: Batch, epoch_rates: Rates) -> tupl
     labels = torch.from_numpy(batch.labels)
     if method.inner is not None:
         rng = task_rng(run.config.train.seed, batch.step)
-        selection = one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
+        selection = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalize(images)
     whole, task = make_batch(clip, method, images, labels, selection, cache=run.cache, step=batch.step)

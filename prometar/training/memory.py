@@ -12,11 +12,11 @@ from prometar.methods.prompts import enters_images
 from prometar.training.session import MAX_CACHED_BYTES
 
 PROCESS_BYTES = 950 * 2**20
-"""Bytes of a training process and its data stream without tensors, for Python, torch, Ray and open_clip."""
+"""Memory of a training process and its data stream before any tensors: Python, torch, Ray, open_clip."""
 
-# Factors of `Footprint.floats_per_image` and `.floats_per_class` for the peak memory of a step, and of
-# `.weight_bytes` for a gate and its momenta. Fitted to measured peaks of ViT-B/32, ViT-B/16 and ViT-L/14 with
-# 1 to 500 classes and 1 to 128 images per batch.
+# Peak memory of a step, in floats: factor x floats_per_image (per image), or x floats_per_class (per class).
+# A gate with its momenta takes _GATE x weight_bytes. Fitted to measured peaks of ViT-B/32, ViT-B/16 and
+# ViT-L/14 with 1 to 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
 _GATE = 0.45

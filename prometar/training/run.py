@@ -24,7 +24,7 @@ from prometar.io.custom import is_reference, source_digest
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.methods.smoke_test import smoke_test
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import TEMPLATE, out_of_domain_names
 
@@ -41,7 +41,7 @@ class EvaluationSet:
     """
 
     plan: Plan
-    model: Model
+    model: PromptedClip
     cache: FeatureCache
 
 
@@ -61,12 +61,12 @@ class Run:
     dataset: Dataset
     backbone: Backbone
     method: Method
-    model: Model
+    model: PromptedClip
     plan: Plan
     evaluations: Mapping[str, EvaluationSet]
     cache: FeatureCache
     cache_key: tuple[Hashable, ...]
-    out_of_domain: Model | None
+    out_of_domain: PromptedClip | None
     code_digests: dict[str, str]
 
     @cached_property
@@ -147,7 +147,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     options = {"shots": config.data.shots, "seed": train.seed, "val_per_class": val_per_class}
     split = split_dataset(objective, dataset, **options)
 
-    def model_of(names: Sequence[str], frozen: Tensor | None = None) -> Model:
+    def model_of(names: Sequence[str], frozen: Tensor | None = None) -> PromptedClip:
         """Return the prompted CLIP for these classes, with the template of the dataset."""
         texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
         return build_model(clip, method.prompts, backbone.tokenize(texts), frozen)

@@ -10,11 +10,11 @@ from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
-from prometar.step.prompted_clip import Model
+from prometar.step.prompted_clip import PromptedClip
 
 
 def make_logits_fn(
-    backbone: Backbone, model: Model, leaves: Mapping[str, Tensor], cache: FeatureCache = None
+    backbone: Backbone, model: PromptedClip, leaves: Mapping[str, Tensor], cache: FeatureCache = None
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
@@ -37,7 +37,7 @@ def make_logits_fn(
 
 def accuracy(
     backbone: Backbone,
-    model: Model,
+    model: PromptedClip,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
     cache: FeatureCache = None,

@@ -12,7 +12,7 @@ from prometar.clip.weights import mismatch
 from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, Stream, stream_labels, stream_local
 from prometar.errors import WorkError
-from prometar.io.files import write_error
+from prometar.io.files import cannot_write_error
 from prometar.training.checkpoint import Checkpoint, checkpoint_error, load_checkpoint, save_checkpoint
 from prometar.training.drift import drift_scores
 from prometar.training.epoch import StepCallback, train_epoch
@@ -76,7 +76,7 @@ class Session:
             try:
                 (folder / _CHECKPOINT).replace(aside)
             except OSError as reason:
-                raise write_error(aside, reason) from None
+                raise cannot_write_error(aside, reason) from None
             return cls(run, folder, stream, before_step), f"started over: {error}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -122,7 +122,7 @@ class Session:
         """Return the remaining batches. One batch is prefetched, so that start-up time is not measured."""
         if self._batches is None:
             run, start = self.run, self.state.step
-            reads_pixels = self._before_step is not None or run.method.augmentation.of_images
+            reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
             cached = can_skip_images(run.backbone.clip, run.cache, range(start, run.plan.num_steps))
             stream = stream_labels if cached and not reads_pixels else self._stream
             self._source = stream(run.plan, run.dataset.source, start)
@@ -131,7 +131,7 @@ class Session:
 
     def score(self) -> dict[str, float]:
         """Return the accuracies in percent by evaluation set, and the resulting score as `objective`."""
-        backbone, leaves, sets = self.run.backbone, self.state.tested, self.run.evaluations
+        backbone, leaves, sets = self.run.backbone, self.state.evaluated_prompts, self.run.evaluations
         if self.run.out_of_domain is not None:
             base = sets["base"]
             batches = self._eval_batches(base)

@@ -20,7 +20,7 @@ from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
 from prometar.step.iteration import Rates
 from prometar.step.meta_batch import Selection, select
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 
 HERE = Path(__file__).resolve().parent.parent / "golden"
@@ -44,7 +44,7 @@ class Golden:
     arrays: dict[str, np.ndarray]
     dtype: torch.dtype
     raw: Clip
-    model: Model
+    model: PromptedClip
     method: Method
     rates: Rates
 
@@ -72,7 +72,7 @@ class Golden:
             if f"{key}/query_label" in self.arrays:
                 lam, partner = (torch.from_numpy(self.arrays[f"{key}/{name}"]) for name in ("lam", "mix"))
                 is_query = labels == int(self.arrays[f"{key}/query_label"])
-                task = select(is_query, Mix(lam, partner), of_images=False, dtype=self.dtype)
+                task = select(is_query, Mix(lam, partner), mixes_pixels=False, dtype=self.dtype)
             yield index, self.tensor(f"{key}/images"), labels, task
 
 

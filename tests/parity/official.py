@@ -22,7 +22,7 @@ from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, configure
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import Leaves
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 
 from .golden import HERE, frozen_clip, golden_folders
 
@@ -75,7 +75,7 @@ class Official:
             labels = torch.from_numpy(self.arrays[f"step{index}/labels"])
             yield index, self.tensor(f"step{index}/images"), labels
 
-    def model(self, names: str) -> Model:
+    def model(self, names: str) -> PromptedClip:
         """The model of the classes under a key of the recording."""
         classes, init = self.meta[names], self.config.prompts.init
         texts = prompt_texts(classes, self.method.prompts, init=init, template=self.meta["template"])

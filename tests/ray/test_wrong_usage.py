@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from prometar.cli.app import main as prometar_main
-from prometar.embedded.datasets import DEFAULT
+from prometar.embedded.datasets import DEFAULT_DATASET
 from tests.conftest import DTD_SPLIT
 from tests.support.copies import write_tree
 from tune.search import main as search_main
@@ -114,10 +114,10 @@ def test_a_study_that_cannot_be_read(
     file: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     ray_local: None,
 ) -> None:  # fmt: skip
-    (tmp_path / DEFAULT).mkdir()
-    (tmp_path / DEFAULT / file).write_bytes(content)
+    (tmp_path / DEFAULT_DATASET).mkdir()
+    (tmp_path / DEFAULT_DATASET / file).write_bytes(content)
     assert message in fails(capsys, search_main, ["--out", str(tmp_path)], status=1 if "db" in file else 2)
-    assert (tmp_path / DEFAULT / file).read_bytes() == content
+    assert (tmp_path / DEFAULT_DATASET / file).read_bytes() == content
 
 
 @pytest.mark.parametrize(

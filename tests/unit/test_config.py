@@ -11,7 +11,7 @@ import pytest
 
 from prometar.cli.app import main as prometar_main
 from prometar.config.settings import configure
-from prometar.embedded.datasets import DEFAULT
+from prometar.embedded.datasets import DEFAULT_DATASET
 from prometar.errors import UserError
 from tests.support import study_records
 from tune import Space, Study, StudyConfig
@@ -71,7 +71,9 @@ def test_a_study_without_options_is_the_one_in_the_folder(tmp_path: Path) -> Non
     config = StudyConfig.of(dataset="cells", trials=7, space=RATES, out=folder.parent, study="it")
     StudyFolder(folder).write_study(config, {"weights": "abc"})
     assert Study(folder).config == config
-    assert Study(folder, trials=9).config.search.datasets == (DEFAULT,), "options start from the defaults"
+    assert Study(folder, trials=9).config.search.datasets == (DEFAULT_DATASET,), (
+        "options start from the defaults"
+    )
     moved = folder.rename(tmp_path / "moved")
     assert Study(moved).folder.path == moved
 

@@ -103,7 +103,7 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
 
 def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
-    said = rf"^cannot write {tmp_path}/lock: Is a directory\. Move this folder away\.$"
+    said = rf"^cannot write {tmp_path}/lock: Is a directory\. Rename or move the folder that has this name\.$"
     with pytest.raises(StorageError, match=said), lock_folder(tmp_path, "the run"):
         pytest.fail("the lock was taken")
 

@@ -19,7 +19,7 @@ from ray.tune.stopper import Stopper
 from rich.console import Console
 
 from prometar.errors import RESUME, StorageError, WorkError, last_line
-from prometar.io.files import write_error
+from prometar.io.files import cannot_write_error
 from tune.execution.job import Job, Observer
 from tune.execution.patching import patched
 from tune.execution.resources import ResourcePlan
@@ -189,7 +189,7 @@ class _Dispatcher(Searcher, Stopper):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise write_error(folder, error) from None
+                raise cannot_write_error(folder, error) from None
         for observer in self._observers:
             observer.started(job)
         return _Submission(JobRequest(job, self._plan, self._plan.bundles(), self._timeout_seconds))

@@ -9,7 +9,7 @@ from prometar.config.settings import Config, dump_config
 from prometar.data.streaming.raystream import stream
 from prometar.device import release_cached_memory
 from prometar.errors import PrometarError, StorageError
-from prometar.io.files import write_atomically, write_error
+from prometar.io.files import cannot_write_error, write_atomically
 from prometar.runs import evaluate_on_targets, write_result
 from prometar.training.run import build_run
 from prometar.training.run_result import RESULT_FILE, read_result
@@ -84,7 +84,7 @@ class JobTraining:
             if not is_same_run:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise write_error(path, error) from None
+            raise cannot_write_error(path, error) from None
         write_atomically(folder / "config.yaml", dump_config(config).encode())
         return session
 

@@ -16,7 +16,7 @@ from ray import tune
 from ray.exceptions import OutOfDiskError
 
 from prometar.errors import StorageError, first_line, one_line
-from prometar.io.files import write_error
+from prometar.io.files import cannot_write_error
 from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
 
@@ -126,7 +126,7 @@ class TrialWorker(tune.Trainable):
         try:
             file = (folder / STACKS).open("w")
         except OSError as error:
-            raise write_error(folder / STACKS, error) from None
+            raise cannot_write_error(folder / STACKS, error) from None
         with file:
             faulthandler.dump_traceback_later(seconds, exit=True, file=file)
             try:
@@ -151,7 +151,7 @@ def _typed_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _STORAGE_ERRNOS:
             raise
-        raise write_error(Path(str(error.filename or "a file")), error) from None
+        raise cannot_write_error(Path(str(error.filename or "a file")), error) from None
     except RuntimeError as error:  # torch.OutOfMemoryError covers only torch's allocator
         if not any(message in str(error) for message in _OUT_OF_MEMORY):
             raise

@@ -32,7 +32,7 @@ class TransformSpec:
     Args:
         size: Side of the square in pixels.
         train: True for random resized crop, flip and jitter. False for resize and center crop.
-        crop_scale: Range of the ratio of the crop's area to the image's area.
+        crop_scale: Range of the crop's area / the image's area. Default: that of torchvision's transform.
         flip: Probability of a horizontal flip.
         jitter: Brightness, contrast and saturation are scaled by factors from 1 - jitter to 1 + jitter.
     """

@@ -14,8 +14,8 @@ from prometar.config.settings import Config
 from prometar.methods.composition import build
 from prometar.step import iteration
 from prometar.step.iteration import Rates, step
-from prometar.step.loss_scaling import factor
-from prometar.step.meta_batch import make_batch, one_class_out
+from prometar.step.loss_scaling import scale_factor
+from prometar.step.meta_batch import leave_one_class_out, make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 from tests.contracts.step.test_step import RATES, batch_for, make
@@ -31,7 +31,9 @@ def test_in_float64_scaling_changes_nothing(name: str, monkeypatch: pytest.Monke
     batch = batch_for(model, method)
     for _ in range(2):
         plain, _ = step(model, method, plain, *batch, RATES)
-    monkeypatch.setattr(iteration, "factor", lambda dtype, *numbers: factor(torch.float16, *numbers))
+    monkeypatch.setattr(
+        iteration, "scale_factor", lambda dtype, *numbers: scale_factor(torch.float16, *numbers)
+    )
     for _ in range(2):
         scaled, _ = step(model, method, scaled, *batch, RATES)
     for key, value in plain.tensors().items():
@@ -51,7 +53,9 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     state = State.start(prompts, method.modulator.initialize(prompts, generator))
     images = torch.randn(4, 3, 64, 64, generator=generator).to(dtype)
     labels = torch.tensor([0, 1, 2, 2])
-    task = one_class_out(labels, method.augmentation, np.random.default_rng(0), dtype=clip.working_dtype)
+    task = leave_one_class_out(
+        labels, method.augmentation, np.random.default_rng(0), dtype=clip.working_dtype
+    )
     model = build_model(clip, method.prompts, tokens, teacher)
     batch = make_batch(clip, method, images, labels, task)
     rates = Rates(1e-3, 1e-3, momentum, weight_decay=0.0)
@@ -84,5 +88,5 @@ def test_float16_gradients_are_near_those_of_float32(settings: dict[str, Any], m
 
 
 def test_without_scaling_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iteration, "factor", lambda dtype, *numbers: 1.0)
+    monkeypatch.setattr(iteration, "scale_factor", lambda dtype, *numbers: 1.0)
     assert errors(WEAK)["gate"] > 0.1

@@ -18,7 +18,7 @@ from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
 from prometar.step.iteration import Rates, step
 from prometar.step.meta_batch import Images, Selection, Task, make_batch, select
-from prometar.step.prompted_clip import Model, build_model, prompt_texts
+from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from tests.support.tiny import backbone
 
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone, Method, Model, State]:
+def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone, Method, PromptedClip, State]:
     config = Config(method=method).override(values)
     known = config.flat().keys() - values.keys()
     config = config.override({key: value for key, value in SMALL.items() if key in known})
@@ -66,10 +66,10 @@ IS_QUERY = torch.tensor([False, True, True, False])
 def draw(method: Method, seed: int = 0) -> Selection:
     augmentation = method.augmentation
     mix = augmentation.draw(2, 2, np.random.default_rng(seed))
-    return select(IS_QUERY, mix, of_images=augmentation.of_images, dtype=torch.float64)
+    return select(IS_QUERY, mix, mixes_pixels=augmentation.mixes_pixels, dtype=torch.float64)
 
 
-def batch_for(model: Model, method: Method) -> tuple[Images, Task | None]:
+def batch_for(model: PromptedClip, method: Method) -> tuple[Images, Task | None]:
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     task = draw(method) if method.inner is not None else None
     return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), task)

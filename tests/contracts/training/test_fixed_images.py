@@ -11,7 +11,7 @@ import torch
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.step.prompted_clip import Model
+from prometar.step.prompted_clip import PromptedClip
 from prometar.training.epoch import train_epoch
 from prometar.training.run import Run, clear_caches, initial_state
 from prometar.training.session import _IMAGES, Session
@@ -49,7 +49,7 @@ def fresh() -> Iterator[None]:
 def as_if_prompts_came(run: Run) -> Run:
     """The same run by the tower as it is where prompts enter it."""
 
-    def plain(model: Model) -> Model:
+    def plain(model: PromptedClip) -> PromptedClip:
         return replace(model, clip=replace(model.clip, image_prompts=True))
 
     evaluations = {

@@ -23,7 +23,7 @@ from prometar.clip.features import cached_text
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, dump_config
 from prometar.errors import StorageError
-from prometar.io.files import write_error
+from prometar.io.files import cannot_write_error
 from prometar.step.state import State
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
@@ -62,7 +62,7 @@ def trial(folder: Path) -> list[dict[str, Any]]:
     try:
         (folder / "trial").mkdir(parents=True, exist_ok=True)
     except OSError as error:  # as the driver, which creates it
-        raise write_error(folder / "trial", error) from None
+        raise cannot_write_error(folder / "trial", error) from None
     plan = ResourcePlan(1, 1.0, 0.0)
     job = Job("trial 0", {folder / "trial": CONFIG}, runs.FINAL, alignment=True)
     worker = Worker(JobRequest(job, plan, plan.bundles(), 600))

@@ -16,7 +16,7 @@ from prometar.methods.composition import build
 from prometar.methods.modulators import Add, Constant, Gate, Projection
 from prometar.methods.prompts import IndependentPrompts
 from prometar.methods.regularizers import Views
-from prometar.step.meta_batch import one_class_out
+from prometar.step.meta_batch import leave_one_class_out
 from tests.support.tiny import backbone
 
 
@@ -143,7 +143,7 @@ def test_cutmix_labels_have_the_shares_of_the_pixels(seed: int, size: int) -> No
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=8), seed=st.integers(0, 10**6))
 def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> None:
-    task = one_class_out(torch.tensor(labels), FeatureMixup(), rng(seed), dtype=torch.float32)
+    task = leave_one_class_out(torch.tensor(labels), FeatureMixup(), rng(seed), dtype=torch.float32)
     if len(set(labels)) == 1:
         assert task is None
         return
@@ -160,6 +160,8 @@ def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> Non
 def test_the_query_class_is_drawn_uniformly_over_classes_not_images() -> None:
     labels = torch.tensor([0, 0, 0, 1])
     generator = rng()
-    tasks = [one_class_out(labels, NoAugmentation(), generator, dtype=torch.float32) for _ in range(400)]
+    tasks = [
+        leave_one_class_out(labels, NoAugmentation(), generator, dtype=torch.float32) for _ in range(400)
+    ]
     share = np.mean([len(task.query_rows) == 1 for task in tasks if task])
     assert 0.4 < share < 0.6
