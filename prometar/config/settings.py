@@ -237,7 +237,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
             known = dict.fromkeys(
                 field for model in _models(section).values() for field in model.model_fields
             )
-            raise UserError(f"Unknown setting '{key}'. ConfigData of {section}: {', '.join(known)}.")
+            raise UserError(f"Unknown setting '{key}'. Settings of {section}: {', '.join(known)}.")
         grouped.setdefault(section, {})[name] = value
     return grouped
 
@@ -356,7 +356,7 @@ def configure(method: str, overrides: Mapping[str, object] | None = None) -> Con
 
     Args:
         method: Name of a method, or path of a recipe file (FILE.yaml).
-        overrides: ConfigData by dotted key.
+        overrides: Settings by dotted key.
 
     Raises:
         UserError: the method, a key or a component is unknown, or a value is invalid.

@@ -71,9 +71,7 @@ def test_a_study_without_options_is_the_one_in_the_folder(tmp_path: Path) -> Non
     config = StudyConfig.of(dataset="cells", trials=7, space=RATES, out=folder.parent, study="it")
     StudyFolder(folder).write_study(config, {"weights": "abc"})
     assert Study(folder).config == config
-    assert Study(folder, trials=9).config.search.datasets == (DEFAULT_DATASET,), (
-        "options start from the defaults"
-    )
+    assert Study(folder, trials=9).config.search.datasets == (DEFAULT_DATASET,), "options start from defaults"
     moved = folder.rename(tmp_path / "moved")
     assert Study(moved).folder.path == moved
 

@@ -31,9 +31,7 @@ def test_in_float64_scaling_changes_nothing(name: str, monkeypatch: pytest.Monke
     batch = batch_for(model, method)
     for _ in range(2):
         plain, _ = step(model, method, plain, *batch, RATES)
-    monkeypatch.setattr(
-        iteration, "scale_factor", lambda dtype, *numbers: scale_factor(torch.float16, *numbers)
-    )
+    monkeypatch.setattr(iteration, "scale_factor", lambda _, *numbers: scale_factor(torch.float16, *numbers))
     for _ in range(2):
         scaled, _ = step(model, method, scaled, *batch, RATES)
     for key, value in plain.tensors().items():
@@ -53,9 +51,8 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     state = State.start(prompts, method.modulator.initialize(prompts, generator))
     images = torch.randn(4, 3, 64, 64, generator=generator).to(dtype)
     labels = torch.tensor([0, 1, 2, 2])
-    task = leave_one_class_out(
-        labels, method.augmentation, np.random.default_rng(0), dtype=clip.working_dtype
-    )
+    rng = np.random.default_rng(0)
+    task = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     model = build_model(clip, method.prompts, tokens, teacher)
     batch = make_batch(clip, method, images, labels, task)
     rates = Rates(1e-3, 1e-3, momentum, weight_decay=0.0)

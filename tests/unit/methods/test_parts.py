@@ -159,9 +159,7 @@ def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> Non
 
 def test_the_query_class_is_drawn_uniformly_over_classes_not_images() -> None:
     labels = torch.tensor([0, 0, 0, 1])
-    generator = rng()
-    tasks = [
-        leave_one_class_out(labels, NoAugmentation(), generator, dtype=torch.float32) for _ in range(400)
-    ]
+    draws = rng()
+    tasks = [leave_one_class_out(labels, NoAugmentation(), draws, dtype=torch.float32) for _ in range(400)]
     share = np.mean([len(task.query_rows) == 1 for task in tasks if task])
     assert 0.4 < share < 0.6
