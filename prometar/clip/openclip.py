@@ -54,7 +54,7 @@ TEMPLATES: tuple[str, ...] = tuple(
 )
 """The first 60 of OpenAI's ImageNet templates, with "{}" for the class name, as in the published code."""
 
-OUT_OF_DOMAIN_NAMES: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
+IMAGENET_VOCABULARY: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
 """100 ImageNet class names, for drift (`prometar.training.drift`)."""
 
 OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
@@ -77,7 +77,7 @@ class Backbone:
     clip: Clip
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
-    vocabulary: tuple[str, ...] = OUT_OF_DOMAIN_NAMES
+    vocabulary: tuple[str, ...] = IMAGENET_VOCABULARY
     tokenize: Tokenize = tokenize
 
     def token_ids(self, text: str) -> Tensor:
@@ -109,7 +109,7 @@ class Backbone:
 
 
 def load_tokenizer(name: str) -> Tokenize:
-    """Return a model's tokenizer. SigLIP's tokenizers require `transformers`, and initially the network."""
+    """Return a model's tokenizer. SigLIP's tokenizers require `transformers` and are downloaded once."""
     text = _config(name)["text_cfg"]
     if not text.get("hf_tokenizer_name"):
         return partial(tokenize, context_length=text.get("context_length", 77))
@@ -213,10 +213,10 @@ def require_backbone(name: str, pretrained: str | None) -> None:
             f"'{pretrained}' is neither a file nor an open_clip tag of {name}. "
             f"Use a .safetensors file or one of these tags: {', '.join(tags) or 'none'}."
         )
-    weights_are_quick = bool(_open_clip().get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
-    if weights_are_quick != bool(config.get("quick_gelu")):
-        activation = "quick_gelu" if weights_are_quick else "gelu"
-        better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_are_quick else "")
+    weights_use_quick_gelu = bool(_open_clip().get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
+    if weights_use_quick_gelu != bool(config.get("quick_gelu")):
+        activation = "quick_gelu" if weights_use_quick_gelu else "gelu"
+        better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_use_quick_gelu else "")
         raise UserError(
             f"Weights '{pretrained}' were trained with activation {activation}, which {name} does not use. "
             f"Use {better}."

@@ -5,7 +5,7 @@ is a prefix tree, packed into rows of about equal length. A token attends only t
 SOT and the context, which all classes share, are computed once. Texts are not padded.
 
 SigLIP's text tower is not causal, so each text has its own row, including padding. After positions are added,
-tokens are reordered: the last token, whose output is the feature, moves to the front, the context to the end.
+the last token, whose output is the feature, moves to the front, and the context moves to the end.
 """
 
 from collections.abc import Sequence

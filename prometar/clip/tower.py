@@ -131,9 +131,9 @@ class Replaced:
 def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
     """Return the layers of a tower with `Appended` prompts and `num_out` output tokens."""
     # If a layer is prompted, the previous layer need not return prompt tokens.
-    nums = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
+    outs = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
     return [
-        Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*nums, num_out], strict=True)
+        Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*outs, num_out], strict=True)
     ]
 
 

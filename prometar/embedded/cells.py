@@ -110,11 +110,11 @@ _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5
 def _draw(depth: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
     frame = Canvas.figure(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
-    field = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
+    background = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
     body, dark = depth(frame)
     blur = rng.uniform(2.0, 5.0)  # out of focus
     grains = 0.75 + 0.15 * noise(rng, size, 12)
-    image = blend(field, 0.5 * stain + 0.45, frame.ink(body, blur) * grains)
+    image = blend(background, 0.5 * stain + 0.45, frame.ink(body, blur) * grains)
     image = blend(image, 0.8 * stain, frame.ink(dark, blur) * 0.9)
     radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
     image = image * (1.0 - 0.25 * rng.random() * radius**2)[:, :, None]

@@ -18,7 +18,7 @@ FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pret
 """First seed of each split. Image k of a split has seed FIRST_SEED[split] + k."""
 
 T = TypeVar("T")
-"""Class description that `RenderedSet.draw` accepts, such as a function."""
+"""Drawing of a class that `RenderedSet.draw` accepts, such as a function."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class RenderedSet(Generic[T]):
     Args:
         template: Template of zero-shot prompts.
         counts: Number of images per class, by split.
-        draw: Function (class description, generator, side) -> (side, side, 3) pixels.
-        families: Class descriptions by family name, then by class name.
+        draw: Function (drawing, generator, side) -> (side, side, 3) pixels.
+        families: Drawings by family name, then by class name.
         salted: True if seeds depend on the dataset's name. False only for the first dataset, `textures`.
     """
 
@@ -49,7 +49,7 @@ class RenderedSet(Generic[T]):
 
     @cached_property
     def drawings(self) -> dict[str, T]:
-        """Class descriptions by class name."""
+        """Drawings of all families by class name."""
         return {name: drawing for members in self.families.values() for name, drawing in members.items()}
 
     @property

@@ -23,7 +23,7 @@ ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"
 
 
 def initial_token_table(vocabulary: int, width: int) -> Tensor:
-    """Return the initial token table (normal, standard deviation 0.02). It is equal on all platforms."""
+    """Return the initial token table, the same on all platforms (normal, standard deviation 0.02)."""
     rng = np.random.Generator(np.random.PCG64(0))
     return torch.from_numpy(rng.standard_normal((vocabulary, width), dtype=np.float32) * np.float32(0.02))
 

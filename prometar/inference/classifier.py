@@ -134,20 +134,20 @@ def load(
     path = download_prompts(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_parts)
-    name, known = config.backbone.name, config.backbone.pretrained
-    is_path = known is not None and (bool(Path(known).suffix) or Path(known).name != known)
+    name, original = config.backbone.name, config.backbone.pretrained
+    is_path = original is not None and (bool(Path(original).suffix) or Path(original).name != original)
     if pretrained is None and (card.weights_file or is_path):
         raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
-    clip = load_clip(name, pretrained or known)
+    clip = load_clip(name, pretrained or original)
     if weights_digest(clip) != card.digest:
         raise UserError(
-            f"{path} was trained with other weights of {name} than {pretrained or known or 'mini'}. "
+            f"{path} was trained with other weights of {name} than {pretrained or original or 'mini'}. "
             "Pass the original weights as pretrained=FILE."
         )
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
     prompts = prompts_of(path, config, clip, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
-    backbone = build_backbone(name, pretrained or known, clip)
+    backbone = build_backbone(name, pretrained or original, clip)
     return Classifier(backbone, prompts, leaves, config, card.classnames, card.template, card)
 
 

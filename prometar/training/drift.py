@@ -35,7 +35,7 @@ _MIN_NAMES = 20
 def divergence(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
 ) -> float:
-    """Return the drift: KL(frozen || prompted) in nats of the probabilities of V names, mean over images.
+    """Return the drift: KL(frozen || prompted) in nats over V names, averaged over images.
 
     Args:
         image_NE: Normalized features of N images.

@@ -108,7 +108,7 @@ _FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
 
 
 def _feature_cache(clip: Clip, plan: Plan, *cache_key: Hashable) -> FeatureCache:
-    """Return the cache of a data plan's image features, or None if they need over 1/4 of `_FEATURES`."""
+    """Return the cache of a data plan's image features, or None if they would fill 1/4 of `_FEATURES`."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _FEATURES.maxsize // 4:
         return None

@@ -51,7 +51,7 @@ class Session:
         self._path = folder / _CHECKPOINT
         self._digests = {"run_digest": run.digest, "weights_digest": run.backbone.digest}  # before any step
         self._stream = stream
-        self._source: Iterator[Batch] | None = None
+        self._open_stream: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
         checkpoint = load_checkpoint(self._path)
         if checkpoint is not None:
@@ -125,8 +125,8 @@ class Session:
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
             cached = can_skip_images(run.backbone.clip, run.cache, range(start, run.plan.num_steps))
             stream = stream_labels if cached and not reads_pixels else self._stream
-            self._source = stream(run.plan, run.dataset.source, start)
-            self._batches = chain([*islice(self._source, 1)], self._source)
+            self._open_stream = stream(run.plan, run.dataset.source, start)
+            self._batches = chain([*islice(self._open_stream, 1)], self._open_stream)
         return self._batches
 
     def score(self) -> dict[str, float]:
@@ -145,9 +145,9 @@ class Session:
 
     def close(self) -> None:
         """Close the stream."""
-        if close := getattr(self._source, "close", None):
+        if close := getattr(self._open_stream, "close", None):
             close()
-        self._source = self._batches = None
+        self._open_stream = self._batches = None
 
     def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
         """Yield the batches of an evaluation set, from the cache if possible."""

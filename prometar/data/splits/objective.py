@@ -97,7 +97,7 @@ def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> Few
 
 @dataclass(frozen=True)
 class Objective:
-    """How a run is trained, evaluated and scored.
+    """Training images, evaluation sets and score of a run.
 
     Args:
         make_split: Function of (dataset, shots, seed, val_per_class) that returns a `FewShotSplit`.

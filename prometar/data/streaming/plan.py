@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 
 @lru_cache(maxsize=8)
-def _epoch(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
+def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
     """Return the order of the images (N,), and the augmentation seed of each image (N,)."""
     order_seq, seed_seq = np.random.SeedSequence([seed, epoch]).spawn(2)
     order = np.arange(num_items)
@@ -92,7 +92,7 @@ class Plan:
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
             last = min(first + stop - start, self.rows_per_epoch)
-            order, epoch_seeds = _epoch(len(self.items), self.seed, epoch, self.shuffle)
+            order, epoch_seeds = _order_and_seeds(len(self.items), self.seed, epoch, self.shuffle)
             indices.append(order[first:last])
             seeds.append(epoch_seeds[order[first:last]])
             start += last - first

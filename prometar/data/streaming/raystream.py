@@ -79,7 +79,7 @@ def stream(
 
 
 class Pause:
-    """Callback of Ray Data that pauses its scheduling loop, a thread of the training process.
+    """Ray Data callback that pauses the scheduling loop, a thread of the training process.
 
     While finished blocks wait to be consumed, the loop polls without a pause (Ray 2.60) and takes up to half
     of the interpreter's time.
@@ -95,7 +95,7 @@ class Pause:
 
 
 def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
-    """Yield the images of each block. `iter_batches` would hang and leak a thread if closed early (2.60)."""
+    """Yield each block's images. If closed early, `iter_batches` of Ray 2.60 would hang and leak a thread."""
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
             columns = BlockAccessor.for_block(ray.get(ref)).to_batch_format("numpy")
