@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
@@ -24,6 +24,14 @@ from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study
 if TYPE_CHECKING:
     from tune.execution.job import Job, Observer
     from tune.report.page import Report
+
+
+class _OpenStudy(NamedTuple):
+    """Checked inputs of a study whose folder is locked, and the resources per trial."""
+
+    plan: StudyPlan
+    digests: Mapping[str, str]
+    resources: ResourcePlan
 
 
 class Study:
@@ -55,11 +63,10 @@ class Study:
         self.config = config or _build_config(folder, options)
         self.folder = StudyFolder.of(self.config)
         self.console = console or plain_console()
-        self._opened: tuple[StudyPlan, Mapping[str, str], ResourcePlan] | None = None
-        """Plan, digests of inputs and resources per trial, while the folder is locked. None otherwise."""
+        self._opened: _OpenStudy | None = None
 
     def run(self) -> FinalTest:
-        """Run all stages. An interrupted study resumes. A finished study is only reported again.
+        """Run all stages, or resume an interrupted study. For a finished study, only the report is rebuilt.
 
         Raises:
             UserError: the study was started with other settings, or data or weights are missing.
@@ -114,21 +121,19 @@ class Study:
 
         config = self.config
         with self._open():
-            rerun = choose_trials(self.folder.read_trials(), config.confirm.top)
-            if not rerun:
+            chosen = choose_trials(self.folder.read_trials(), config.confirm.top)
+            if not chosen:
                 raise WorkError(f"{self.folder.path} contains no completed trial. Run the search first.")
-            if len(rerun) > 1:
-                self.console.print(
-                    f"Confirming {len(rerun)} trials with {config.confirm.seeds} fresh seeds: "
-                    + ", ".join(str(trial.number) + " (default settings)" * trial.baseline for trial in rerun)
-                )
-            confirmation = confirm(config, self.folder, rerun, partial(self._run_unfinished, "Confirmation"))
+            if len(chosen) > 1:
+                names = [str(trial.number) + " (default settings)" * trial.baseline for trial in chosen]
+                seeds = f"{config.confirm.seeds} fresh seeds"
+                self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {', '.join(names)}")
+            confirmation = confirm(config, self.folder, chosen, partial(self._run_unfinished, "Confirmation"))
             self.folder.write(confirmation)
-            settings = confirmation.selected_candidate.settings
-            dataset, seed = config.search.datasets[0], (*config.final_seeds, config.search.seed)[0]
-            self.folder.write_best(
-                config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
-            )
+            settings, dataset = confirmation.selected_candidate.settings, config.search.datasets[0]
+            seed = config.final_seeds[0] if config.final_seeds else config.search.seed
+            best = config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
+            self.folder.write_best(best)
         return confirmation
 
     def test(self) -> FinalTest:
@@ -141,9 +146,9 @@ class Study:
             if confirmation is None:
                 raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
             selected = confirmation.selected_candidate
-            trial = f"trial {selected.number} against the default settings"
-            subject = "the default settings" if selected.baseline else trial
-            self.console.print(f"Final test on the test images: {subject}")
+            comparison = f"trial {selected.number} against the default settings"
+            tested = "the default settings" if selected.baseline else comparison
+            self.console.print(f"Final test on the test images: {tested}")
             test = run_final_test(
                 self.config,
                 self.folder,
@@ -175,7 +180,7 @@ class Study:
 
     @cached_property
     def _plan(self) -> StudyPlan:
-        """Plan to describe. `run` computes another one, because the data may have changed since."""
+        """Plan that `describe_plan` and `estimate` use. `run` makes its own, because the data may change."""
         return plan_study(self.config)
 
     def describe_plan(self) -> str:
@@ -204,8 +209,8 @@ class Study:
         )
 
     @contextmanager
-    def _open(self) -> Iterator[tuple[StudyPlan, Mapping[str, str], ResourcePlan]]:
-        """Check the study, lock its folder and start Ray. Nested calls reuse the outermost context."""
+    def _open(self) -> Iterator[_OpenStudy]:
+        """Check the study, lock its folder and start Ray. Nested calls yield the result of the outermost."""
         if self._opened is not None:
             yield self._opened
             return
@@ -222,7 +227,7 @@ class Study:
             resources, reason = plan_trials(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), reason, *plan.notes):
                 self.console.print(line)
-            self._opened = plan, digests, resources
+            self._opened = _OpenStudy(plan, digests, resources)
             try:
                 yield self._opened
             finally:
@@ -236,7 +241,7 @@ class Study:
         done: int = 0,
         observers: "Sequence[Observer]" = (),
     ) -> Mapping[str, str]:
-        """Run the jobs of a stage with a live view. Return the reasons of failed jobs, by job name."""
+        """Run the jobs of a stage with a live view. Return failure reasons by job name."""
         from tune.execution.executor import run_jobs
 
         assert self._opened is not None
@@ -245,14 +250,14 @@ class Study:
         with LiveView(self.console, stage, total, done, best=best, show_best=stage == "Search") as view:
             return run_jobs(
                 jobs,
-                self._opened[2],
+                self._opened.resources,
                 [*observers, view],
                 console=self.console,
                 timeout_seconds=self.config.resources.trial_timeout,
             )
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
-        """Run the jobs without a result."""
+        """Run those jobs that have no result yet. Return failure reasons by job name."""
         from tune.stages.jobs import unfinished
 
         remaining = unfinished(jobs)
@@ -260,7 +265,7 @@ class Study:
 
 
 def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
-    """Return the configuration of options, or of an existing study in the folder if there are no options."""
+    """Return the configuration that the options give or, without options, that of the study in `folder`."""
     if folder is None:
         return StudyConfig.of(**options)
     path = Path(folder).absolute()

@@ -41,7 +41,7 @@ def run_jobs(
     timeout_seconds: float | None = None,
     worker: type[TrialWorker] = TrialWorker,
 ) -> Mapping[str, str]:
-    """Run jobs on Ray Tune. Return the reasons of failed jobs, by name of the job.
+    """Run jobs on Ray Tune. Return failure reasons by job name.
 
     Args:
         plan: Concurrency, and the resources per job.
@@ -50,8 +50,9 @@ def run_jobs(
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
-        StorageError: a disk is full, or a folder cannot be written.
-        WorkError: Ray or Tune failed. Errors of `jobs` and observers are raised unchanged.
+        StorageError: a disk is full, a folder cannot be written, or the study's database failed.
+        WorkError: Ray or Tune failed.
+        Exception: `jobs` or an observer failed. This error is raised unchanged, unless it is a StorageError.
     """
     shutdown = Shutdown(console)
     dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, shutdown)
@@ -75,7 +76,7 @@ def run_jobs(
 
 
 def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[TrialWorker]) -> None:
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only this call
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's would end only `fit`, not the study
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -110,9 +111,9 @@ class _Submission:
         request: Job, resources and timeout for the worker.
         deaths: Number of workers that died since the last new epoch.
         epoch: Last reported epoch.
-        failure: Reason of the job's failure, or "".
+        failure: Reason for the job's failure, or "".
         ended: True after the last report, or if an observer stopped the job.
-        error: Error of the last worker that died.
+        error: Error with which the last worker died.
     """
 
     request: JobRequest
@@ -127,11 +128,11 @@ class _Dispatcher(Searcher, Stopper):
     """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    After an error here, `stop_all` ends the experiment, because Tune would attribute some errors to a trial.
+    After an error in one of these methods, `stop_all` ends the experiment. Tune might only fail the trial.
 
     Attributes:
-        error: First error of `jobs`, an observer or a worker's disk. No more jobs are started after it.
-        failures: Reasons of failed jobs, by name of the job.
+        error: First error of `jobs`, an observer or a worker's disk. Afterwards, no job is started.
+        failures: Failure reasons by job name.
     """
 
     def __init__(
@@ -151,14 +152,14 @@ class _Dispatcher(Searcher, Stopper):
         self.failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return an empty state. Tune pickles its searcher, but connections cannot be pickled."""
+        """Return {}. Tune pickles its searcher, but the jobs hold database connections."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing. The dispatcher has no state to save."""
 
     def stop_all(self) -> bool:
-        """Return True to end Tune's experiment, because no more jobs can be run."""
+        """Return True if the experiment must end, because no more jobs can be run."""
         return self.error is not None or self._shutdown.ray_died
 
     @contextmanager
@@ -183,7 +184,7 @@ class _Dispatcher(Searcher, Stopper):
     def _next(self) -> _Submission | None:
         job = next(self._jobs, None)
         if job is None:
-            self._jobs = iter(())  # another call of `next` may be expensive
+            self._jobs = iter(())  # so that `next`, which may be expensive, is not called again
             return None
         for folder in job.runs:  # workers check that the folder exists, i.e. that the file system is shared
             try:
@@ -213,7 +214,7 @@ class _Dispatcher(Searcher, Stopper):
             self._running[trial.trial_id].error = getattr(error, "cause", None) or error
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Finish or retry the job of a Tune trial, unless a signal interrupted the job."""
+        """Finish or retry the job of a Tune trial, unless the job was interrupted."""
         submission = self._running.pop(trial_id)
         if self.stop_all() or (not error and not submission.ended):
             return

@@ -59,5 +59,5 @@ class Observer(Protocol):
         """Called when a job finishes, fails or is stopped. Not called if a signal interrupts the job.
 
         Args:
-            failure: Reason of a failure, "" if the job finished or an observer stopped it.
+            failure: Failure reason, or "" if the job finished or an observer stopped the job.
         """

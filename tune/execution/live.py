@@ -45,10 +45,8 @@ class LiveView:
         self._start = clock()
         self._running: dict[str, tuple[Job, EpochReport]] = {}  # each job and its last report
         self._done_here = 0  # jobs of this process
-        terminal = console.is_terminal and not console.is_dumb_terminal
-        self._live = (
-            Live(console=console, refresh_per_second=2, get_renderable=self._view) if terminal else None
-        )
+        live = Live(console=console, refresh_per_second=2, get_renderable=self._view)
+        self._live = live if console.is_terminal and not console.is_dumb_terminal else None
 
     def __enter__(self) -> Self:
         if self._live:

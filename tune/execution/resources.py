@@ -53,7 +53,7 @@ class ResourcePlan:
         """Return larger bundles for a retry after an out-of-memory error, or None if no machine has more.
 
         The trainer's share of the GPU or of the CPUs is doubled, so that fewer jobs share the memory. The
-        threads and the stream stay the same, so results do not change.
+        number of threads and the stream stay the same, so results do not change.
 
         Example:
             >>> plan = ResourcePlan(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
@@ -106,20 +106,18 @@ def plan_resources(
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
         reason: Reason for `max_jobs`, for the description.
         memory: Estimated bytes of machine memory per job, 0 if unknown. Each machine gets at least one job,
-            whatever the estimate. It is ignored if the user sets `max_concurrent`.
+            whatever the estimate. If the user sets `max_concurrent`, the estimate is ignored.
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
 
     Raises:
         UserError: a job does not fit on any machine.
     """
-    max_cpus, max_gpus = (
-        max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")
-    )
+    max_cpus, max_gpus = (max((node.get(k, 0.0) for node in nodes), default=0.0) for k in ("CPU", "GPU"))
     if resources.max_concurrent:
         max_jobs, reason, memory = resources.max_concurrent, "--max-concurrent", 0
 
-    def fits(cpus: float, gpus: float) -> int:
-        return sum(_fit(node, cpus, gpus, memory) for node in nodes)
+    def capacity(cpus: float, gpus: float) -> int:
+        return sum(_capacity(node, cpus, gpus, memory) for node in nodes)
 
     cpus = resources.cpus_per_trial or 1.0
     shares = [0.0]
@@ -129,7 +127,7 @@ def plan_resources(
         shares = [resources.gpus_per_trial]
         if shares[0] > 1 and shares[0] % 1:
             raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, got {shares[0]:g}.")
-    number = min(max_jobs, fits(cpus, shares[-1]))
+    number = min(max_jobs, capacity(cpus, shares[-1]))
     if not number:
         gpu = f" and {shares[-1]:g} GPU" if shares[-1] else ""
         raise UserError(
@@ -137,10 +135,10 @@ def plan_resources(
             f"{max_cpus:g} CPU and {max_gpus:g} GPU. Lower --cpus-per-{noun} or --gpus-per-{noun}, or wait "
             "until workers have joined (clusters/wait.py)."
         )
-    gpus = next(share for share in shares if fits(cpus, share) >= number)
+    gpus = next(share for share in shares if capacity(cpus, share) >= number)
     if resources.cpus_per_trial is None:
         larger = range(math.floor(max_cpus), 1, -1)
-        cpus = next((float(each) for each in larger if fits(each, gpus) >= number), cpus)
+        cpus = next((float(each) for each in larger if capacity(each, gpus) >= number), cpus)
     if number < max_jobs:
         reason = "all that fit" + (f" of --max-concurrent {max_jobs}" if resources.max_concurrent else "")
     plan = ResourcePlan(number, cpus, gpus, max_cpus, max_gpus)
@@ -148,8 +146,8 @@ def plan_resources(
     return plan, f"{_format_count(number, f'concurrent {noun}')} ({reason}), each with {resources_text}"
 
 
-def _fit(node: Node, cpus: float, gpus: float, memory: float) -> int:
-    """Return how many jobs fit on a machine. A share cannot span GPUs, so two jobs of 0.4 GPU fit on each."""
+def _capacity(node: Node, cpus: float, gpus: float, memory: float) -> int:
+    """Return the number of jobs that fit on a machine. No share spans GPUs: 2 jobs of 0.4 GPU fit on each."""
     count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
     if gpus:
         total = node.get("GPU", 0.0)

@@ -1,4 +1,4 @@
-"""Training of one job. Its runs advance together, epoch by epoch."""
+"""Training of one job. The job's runs advance together, epoch by epoch."""
 
 from functools import partial
 from pathlib import Path
@@ -31,27 +31,29 @@ class JobTraining:
         self._notes: list[str] = []
 
     def advance(self) -> EpochReport:
-        """Return the report of the next epoch. Train it unless the checkpoints contain it.
+        """Return the report of the next epoch. Train the epoch unless the checkpoints contain it.
 
-        Errors that a retry would repeat, e.g. a loss that is not finite, are returned in a failed report.
+        Errors that a retry would repeat, e.g. a non-finite loss, are returned as a report with `failed` set.
         """
         self._epoch += 1
         try:
             self._train()
             sessions = self._sessions.values()
+            # A resumed session may be ahead of the reported epochs.
             finished = all(each.finished and len(each.history) == self._epoch for each in sessions)
-            for folder, session in self._sessions.items() if finished else ():
-                self._finish(folder, session)
+            if finished:
+                for folder, session in self._sessions.items():
+                    self._finish(folder, session)
         except StorageError:
             raise
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, failed=str(error), finished=True)
-        epochs = [session.history[self._epoch - 1] for session in sessions]
-        runs = zip(self._request.job.runs.values(), epochs, strict=True)
+        records = [session.history[self._epoch - 1] for session in sessions]
+        runs = zip(self._request.job.runs.values(), records, strict=True)
         return EpochReport(
             epoch=self._epoch,
-            runs=tuple(RunScore.of(config, epoch, **self._request.resources) for config, epoch in runs),
-            loss=mean(each.get("direct_ce", 0.0) for each in epochs),
+            runs=tuple(RunScore.of(config, record, **self._request.resources) for config, record in runs),
+            loss=mean(each.get("direct_ce", 0.0) for each in records),
             finished=finished,
             notes=tuple(self._notes),
         )
@@ -89,7 +91,7 @@ class JobTraining:
         return session
 
     def _finish(self, folder: Path, session: Session) -> None:
-        """Write result.json, then test the prompts on the targets."""
+        """Write result.json, then test the prompts on the job's target datasets."""
         session.close()
         if not (folder / RESULT_FILE).exists():
             write_result(folder, session, **self._request.resources)

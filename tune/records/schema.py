@@ -27,7 +27,7 @@ VERSION: Literal[3] = 3
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 Verdict = Literal["selected", "either", "baseline"]
-"""Settings to use: the selected settings, the default settings, or either if no difference was shown."""
+"""Settings to use: selected, default (baseline), or either if no difference was shown."""
 Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Score in percent, or in the unit of a custom objective."""
 NonNegative = Annotated[float, Field(ge=0, le=1e10)]
@@ -131,7 +131,7 @@ class TrialRecord:
     Args:
         origin: Source of the settings. The baseline has the default settings.
         objective, base, new: Scores after the last epoch, means over the runs.
-        epoch: Number of the last epoch. epochs: Objective by epoch, counted from 1.
+        epoch: Number of the last epoch. epochs: Objective by number of the epoch, counted from 1.
         seconds: Training time, summed over the runs.
         notes: Notices for the user. reason: Error message, or "" if the trial did not fail.
     """
@@ -171,7 +171,7 @@ def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 @dataclass(frozen=True, config=_STRICT)
 class Candidate:
-    """Settings that may be selected. `runs` contains runs of the search, then runs with fresh seeds."""
+    """Settings that may be selected. `runs` are those of the search, then those with fresh seeds."""
 
     number: NonNegativeInt
     baseline: bool
@@ -232,9 +232,9 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs per run. If epochs were searched, the selected settings use the selected number.
-        selected: Tested settings, with the runs on which their selection is based.
-        difference: Selected minus baseline in H. For several datasets, the interval over their means.
+        epochs: Epochs per run. If epochs were searched, runs with the selected settings use their own number.
+        selected: Selected settings, with the runs on which the selection is based.
+        difference: Selected minus baseline in H. For several datasets, interval of their mean differences.
         alpha: Error probability of each dataset's interval at the last interim analysis.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
         detectable: Smallest true difference in H that this test shows with a power of 80%.

@@ -33,16 +33,16 @@ def format_mean(values: Collection[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def format_difference(difference: Interval) -> str:
-    """Format a mean difference with its interval, with a second decimal if a bound is close to 0.
+def format_difference(difference: Interval) -> tuple[str, str]:
+    """Format a mean difference and its interval, with a second decimal if a bound is close to 0.
 
     Example:
         >>> format_difference(Interval(2.34, 1.1, 4.06, 5)), format_difference(Interval(0.24, 0.03, 0.45, 5))
-        ('+2.3 [+1.1, +4.1]', '+0.24 [+0.03, +0.45]')
+        (('+2.3', '[+1.1, +4.1]'), ('+0.24', '[+0.03, +0.45]'))
     """
     digits = 1 if min(abs(difference.low), abs(difference.high)) >= 0.05 else 2
     center, low, high = (f"{x:+.{digits}f}" for x in (difference.mean, difference.low, difference.high))
-    return f"{center} [{low}, {high}]"
+    return center, f"[{low}, {high}]"
 
 
 def describe_difference(difference: Interval, unit: str, level: str) -> str:
@@ -52,7 +52,7 @@ def describe_difference(difference: Interval, unit: str, level: str) -> str:
         >>> describe_difference(Interval(2.34, 1.1, 4.06, 5), "H", "95")
         '+2.3 H (95% CI [+1.1, +4.1], n = 5)'
     """
-    center, bounds = format_difference(difference).split(" ", 1)
+    center, bounds = format_difference(difference)
     return f"{center} {unit} ({level}% CI {bounds}, n = {difference.n})"
 
 

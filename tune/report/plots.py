@@ -192,7 +192,7 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
                 y=[row],
                 error_x={"array": [above], "arrayminus": [below], "width": 6},
                 mode="markers",
-                hovertext=escape(f"{name}: {format_difference(found)} H"),
+                hovertext=escape(f"{name}: {' '.join(format_difference(found))} H"),
                 hoverinfo="text",
                 marker={"color": color if found.excludes_zero else GRAY, "size": 12, "symbol": "square"},
             )

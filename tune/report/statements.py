@@ -41,9 +41,8 @@ def verdict(records: Records) -> str:
         return f"Use the selected settings {trial}. They are better than the default settings."
     if result == "baseline":
         worse = f"The selected settings {trial} are worse."
-        return (
-            f"Keep the default settings. {_reason_for_default(records) if test.baseline_selected else worse}"
-        )
+        reason = _reason_for_default(records) if test.baseline_selected else worse
+        return f"Keep the default settings. {reason}"
     if not test.seeds:
         return "Use either. No final test was requested, so nothing was compared on test images."
     if test.difference is None:

@@ -12,7 +12,7 @@ from tune.report.statements import LABELS, side_runs, sides
 from tune.space.ranges import Settings
 
 MAX_SHOWN_SETTINGS = 8
-"""Maximum number of changed settings in a row."""
+"""Maximum number of changed settings that are listed in one table row."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Table:
 
 
 def summary_tables(records: Records) -> list[Table]:
-    """Return the tables of the final test and the confirmation that have rows."""
+    """Return the nonempty tables of the final test and the confirmation."""
     return [table for table in (_final_test(records), _confirmation(records)) if table and table.rows]
 
 
 def detail_tables(records: Records) -> dict[str, Table]:
-    """Return the tables of settings, trials and costs that have rows. Only the page shows them."""
+    """Return the nonempty tables of settings, trials and costs, which only the page shows."""
     tables = {"settings": _settings(records), "trials": _trials(records), "costs": _costs(records)}
     return {name: table for name, table in tables.items() if table.rows}
 
@@ -64,8 +64,8 @@ def _final_test(records: Records) -> Table | None:
         if not test.baseline_selected:
             differences = (result.base_difference, result.new_difference, result.difference)
             pairs = str(result.difference.n) if result.difference else NONE
-            texts = [format_difference(each) if each else f"{NONE} " for each in differences]
-            centers, bounds = zip(*(text.split(" ", 1) for text in texts), strict=True)
+            texts = [format_difference(each) if each else (NONE, "") for each in differences]
+            centers, bounds = zip(*texts, strict=True)
             rows.append(("", ("difference", *centers, pairs)))
             rows.append(("", (f"{test.dataset_level}% CI", *bounds, "")))
         if result.published is not None:
@@ -78,12 +78,12 @@ def _confirmation(records: Records) -> Table | None:
     confirmation = records.confirmation
     if confirmation is None or not confirmation.seeds:
         return None
-    ranked = sorted(confirmation.candidates, key=lambda c: -c.mean if c.mean is not None else 1.0)
+    ranked = sorted(confirmation.candidates, key=lambda c: (c.mean is None, -(c.mean or 0.0)))  # failed last
     by_number = {trial.number: trial for trial in records.trials}
     rows = list[tuple[str, tuple[str, ...]]]()
     for each in ranked:
         kind = "selected" if each.number == confirmation.selected else ""
-        tags = ["default settings"] * each.baseline + [kind] * bool(kind)
+        tags = [tag for tag in ("default settings" if each.baseline else "", kind) if tag]
         trial = by_number.get(each.number)
         fresh = [value for seed, value in each.by_seed.items() if seed in confirmation.seeds]
         cells = (
@@ -117,11 +117,8 @@ def _settings(records: Records) -> Table:
 
 def _trials(records: Records) -> Table:
     """Return the table of all trials: completed trials by score, then pruned and failed trials."""
-    order = list(STATES)
-    ranked = sorted(
-        records.trials,
-        key=lambda t: (order.index(t.state), -(t.score or 0.0), -t.epoch, t.number),
-    )
+    rank = list(STATES).index
+    ranked = sorted(records.trials, key=lambda t: (rank(t.state), -(t.score or 0.0), -t.epoch, t.number))
     rows = [(_kind(trial, records), tuple(_trial_cells(trial, records))) for trial in ranked]
     score = records.study.score
     columns = ("trial", "state", "changed settings", "notes", score, "base", "new", "epochs", "time")

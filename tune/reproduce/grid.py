@@ -16,9 +16,9 @@ from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
 from tune.execution.job import Job
 
-_BENCHMARKS = tuple(name for name, row in BENCHMARKS.items() if not row.variant)
+_BENCHMARKS = tuple(name for name, benchmark in BENCHMARKS.items() if not benchmark.variant)
 _TARGETS = tuple(name for name in _BENCHMARKS if name != "imagenet")
-_VARIANTS = tuple(name for name, row in BENCHMARKS.items() if row.variant)
+_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.variant)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Grid:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns of the table that contain accuracies."""
+        """Names of the table's columns that contain accuracies."""
         if self.shots_are_columns:
             return tuple(map(shots_column, self.shots))
         return ("base", "new", HARMONIC) if self.objective == FINAL else (ACCURACY,)
@@ -83,8 +83,8 @@ class Grid:
         """Return one job per run, ordered by dataset.
 
         Args:
-            folder: Folder of all runs. Protocols with equal runs share their subfolders.
-            untrained: Methods without training. They run once per dataset.
+            folder: Folder of all runs. If protocols have a run in common, they share its subfolder.
+            untrained: Methods without training, which run once per dataset.
             unavailable: Datasets that cannot be opened.
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
@@ -94,9 +94,9 @@ class Grid:
             if dataset in unavailable or (method in untrained and (shots, seed) != first):
                 continue
             run = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
-            name = f"{self.objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
-            title = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
-            jobs.append(Job(title, {folder / name: run.completed()}, self.objective, targets=targets))
+            path = folder / f"{self.objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
+            name = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
+            jobs.append(Job(name, {path: run.completed()}, self.objective, targets=targets))
         return jobs
 
 

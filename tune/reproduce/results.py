@@ -20,7 +20,7 @@ class AccuracySummary:
         mean: Mean over seeds. H is the harmonic mean of the mean base and the mean new accuracy.
         sd, interval: Standard deviation and 95% t-interval over seeds, or None for one seed. For H, both are
             computed from the H of each seed.
-        published: Published accuracy, or None if no comparable one exists.
+        published: Published accuracy, or None if there is none to compare with.
     """
 
     n: int
@@ -35,7 +35,7 @@ Row = tuple[str, str, Mapping[str, AccuracySummary]]
 
 
 def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
-    """Return accuracies by method, dataset, column, seed. Datasets without finished runs have no columns."""
+    """Return accuracies by method, dataset, column and seed. Unfinished datasets have no columns."""
     results: dict[str, dict[str, dict[str, dict[int, float]]]]
     results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
     for run in runs:
@@ -75,9 +75,9 @@ def build_table(
     averaged = [name for name in grid.datasets if any(results[method][name] for method in grid.configs)]
     if len(averaged) > 1:
         label = AVERAGE if len(averaged) == len(grid.datasets) else f"{AVERAGE} of {len(averaged)}"
-        same = set(averaged) == set(PROTOCOLS[grid.name].datasets) and not incomparable
+        comparable = set(averaged) == set(PROTOCOLS[grid.name].datasets) and not incomparable
         averages = {method: _average([results[method][name] for name in averaged]) for method in grid.configs}
-        rows += [row(label, method, scores, comparable=same) for method, scores in averages.items()]
+        rows += [row(label, method, scores, comparable=comparable) for method, scores in averages.items()]
     cited = {method for _, method, cells in rows if any(cell.published for cell in cells.values())}
     notes = list(_notes(grid, results))
     if cited:

@@ -30,7 +30,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
 
     Raises:
         UserError: an argument is invalid, or runs in the folder have other settings or data.
-        WorkError: some runs failed or could not start. The tables are written without them.
+        WorkError: some runs failed or could not start. The tables are written without these runs.
     """
     console = plain_console()
     out = resolve_path(out)
@@ -91,7 +91,7 @@ def _open(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str,
                 shots, seed = max(grid.shots), grid.seeds[0]
                 splits.append(split_dataset(grid.objective, dataset, shots=shots, seed=seed))
             elif not dataset.test:
-                raise UserError("it has no test images")
+                raise UserError("The dataset has no test images.")
             datasets[name] = dataset
         except PrometarError as error:
             unavailable[name] = one_line(str(error))

@@ -1,6 +1,6 @@
 """Confirmation: reruns of the best trials and the baseline with fresh seeds, and selection among them.
 
-The highest of many noisy scores is biased upward. Reruns with fresh seeds, the same for all candidates,
+The highest of many noisy scores is biased upward. Reruns with fresh seeds, which all candidates share,
 correct most of this bias.
 """
 
@@ -14,7 +14,7 @@ from tune.stages.jobs import RunJobs, scores, search_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """Return the baseline, if completed, and the `top` best other trials, or the best trial if `top` is 0."""
+    """Return the completed baseline and the `top` best other trials. If `top` is 0, return the best trial."""
     ranked = rank_completed(trials)
     baseline = [trial for trial in ranked if trial.baseline]
     others = [trial for trial in ranked if not trial.baseline]
@@ -27,7 +27,7 @@ def confirm(
     """Rerun trials with fresh seeds. Select the highest mean over all seeds. The baseline wins ties.
 
     Raises:
-        WorkError: a run of the baseline failed, or each candidate has a failed run.
+        WorkError: a run of the baseline failed, or every candidate has a failed run.
     """
     seeds = config.confirmation_seeds if len(trials) > 1 else ()
     jobs = {

@@ -16,7 +16,7 @@ from tune.records.schema import Runs, RunScore
 from tune.space.ranges import Settings
 
 RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Function that runs the jobs without a result and returns the reasons of failed jobs, by job name."""
+"""Function that runs those jobs that have no result yet, and returns failure reasons by job name."""
 
 
 def search_job(
@@ -56,21 +56,21 @@ def final_job(
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs of which at least one run has no result."""
+    """Return the jobs with a run that has no result yet."""
     return [job for job in jobs if not all(_has_result(job, *run) for run in job.runs.items())]
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> Runs:
-    """Return the scores of a job's runs. The score of a run without a result contains the reason.
+    """Return the scores of a job's runs. If a run has no result, `failed` contains the reason.
 
     Args:
-        failures: Reasons of failed jobs, by name of the job.
+        failures: Failure reasons by job name.
     """
     return tuple(_score(job, *run, failures.get(job.name, "no result")) for run in job.runs.items())
 
 
 def _has_result(job: Job, folder: Path, config: Config) -> bool:
-    """Return True if the folder has a result of this configuration and objective. Delete other results."""
+    """Return True if the folder contains a result of this configuration and objective. Delete any other."""
     if not (folder / RESULT_FILE).exists():
         return False
     try:

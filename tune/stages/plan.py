@@ -1,4 +1,4 @@
-"""Plan of a study: checks, digests of its inputs, number of runs, and estimated duration.
+"""Plan of a study: checks, digests of inputs, number of runs, and estimated duration.
 
 `plan_study` reads the image lists of the datasets. It does not open images or load weights.
 """
@@ -50,7 +50,7 @@ class StudyPlan:
 
     Args:
         stages: Maximum number of runs, epochs and steps by stage, and their sums as `TOTAL`.
-        remarks: When a stage needs fewer runs or epochs, by stage.
+        remarks: Conditions under which a stage needs fewer runs or epochs, by stage.
         splits: Images of the search and of the final test, by dataset.
     """
 
@@ -73,7 +73,7 @@ class StudyPlan:
 
 
 def plan_study(config: StudyConfig) -> StudyPlan:
-    """Check everything that does not need weights, and count runs, epochs and steps.
+    """Check everything that can be checked without weights, and count runs, epochs and steps.
 
     Raises:
         UserError: a dataset is missing or too small; the backbone, sampler or pruner is unknown; or the space

@@ -17,7 +17,7 @@ from tune.config import MAX_SEED_PAIRS
 POWER = 0.8
 """Probability with which a test shows the difference that `min_detectable` returns."""
 BASELINE_SEEDS = 3
-"""Number of seeds if the baseline was selected, so that there is nothing to compare."""
+"""Number of seeds if the baseline was selected, since there is nothing to compare then."""
 INTERIM_ANALYSES: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
 """Error probability of each interim analysis, by number of seed pairs. Later analyses have more power and get
 more of the error probability."""

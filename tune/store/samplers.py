@@ -27,7 +27,7 @@ def derive_seed(*numbers: int) -> int:
 def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSampler:
     """Return the sampler of one trial.
 
-    Model-based samplers wait for one result per concurrent trial. Earlier, only short trials have results.
+    Model-based samplers wait for one result per concurrent trial. The first results come from short trials.
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.

@@ -19,10 +19,10 @@ from tune.store.samplers import derive_seed, make_sampler
 from tune.store.storage import open_storage, second_writer_error, storage_errors
 
 MAX_FAILURES = 5
-"""Number of failed trials after which a process stops the study, if none of its trials succeeded."""
+"""Number of failed trials after which a process stops the study, unless one of its trials succeeded."""
 MAX_DUPLICATES = 20
-"""Consecutive duplicates after which an untried combination is chosen directly. If the space has too many
-combinations to list, settings are sampled at random instead."""
+"""Number of consecutive duplicates after which the first untried combination is used. If the space has too
+many combinations to list, settings are sampled at random instead."""
 
 IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0, written in its first transaction
 ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of every trial
@@ -93,7 +93,7 @@ class TrialStore:
         return self._study.get_trials(deepcopy=False)
 
     def _check_identity(self, folder: Path, digests: Mapping[str, str]) -> dict[str, object]:
-        """Check that the storage contains this study. Return attributes for trial 0, {} if it exists.
+        """Check that the storage contains this study. Return attributes for trial 0, {} if trial 0 exists.
 
         Raises:
             UserError: the stored study has other settings or another folder, or its trials are missing.
@@ -149,7 +149,7 @@ class TrialStore:
         return None if sampled is None else self._create(sampled)
 
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """Sample the next trial, or return None. One of the trials is reserved for the baseline."""
+        """Return the next trial, or None if none is left. One of --trials is reserved for the baseline."""
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline_settings, "baseline")
         if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
