@@ -19,7 +19,7 @@ from prometar.config.settings import Config
 from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
-from prometar.step.iteration import Rates, step
+from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Images, Mixing, Task, make_batch
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
@@ -50,7 +50,7 @@ class Rehearsal:
         num_support = len(self.labels_B) - self.num_query
         if method.inner is not None and num_support:
             task = _task(whole, num_support)
-        return step(model, method, self.state, whole, task, Rates(2.5e-3, 1e-6))
+        return step(model, method, self.state, whole, task, SgdConfig(2.5e-3, 1e-6))
 
 
 def _task(whole: Images, num_support: int) -> Task:

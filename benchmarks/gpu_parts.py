@@ -20,7 +20,7 @@ from torch import Tensor
 from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
 from prometar.device import fetch
-from prometar.training.epoch import rates, train_epoch, train_step
+from prometar.training.epoch import sgd_config, train_epoch, train_step
 from prometar.training.run import DTYPES, Run, build_run, clear_caches, initial_state
 from prometar.training.session import Session
 
@@ -93,7 +93,7 @@ def speed() -> Figures:
 def steps_per_second(run: Run, ready: Callable[[], object] = lambda: None) -> float:
     """Repeat one step on one batch. Return steps per second. `ready` is called before the measurement."""
     batch = next(iter(stream_local(run.plan, run.dataset.source)))
-    start, now = initial_state(run), rates(run.config, 1)
+    start, now = initial_state(run), sgd_config(run.config, 1)
 
     def seconds(number: int) -> float:
         torch.cuda.synchronize()
@@ -116,7 +116,7 @@ def memory() -> Figures:
         classes = len(run.dataset.classnames)
         batch, start = next(iter(stream_local(run.plan, run.dataset.source))), initial_state(run)
         torch.cuda.reset_peak_memory_stats()
-        train_step(run, start, batch, rates(run.config, 1))
+        train_step(run, start, batch, sgd_config(run.config, 1))
         counted = memory_of(run.config, num_classes=classes, dtype=DTYPES[precision])
         found[precision] = [torch.cuda.max_memory_allocated(), counted.peak]
     return found

@@ -40,7 +40,7 @@ from prometar.clip.openclip import load_backbone, load_clip, tokenize
 from prometar.config.settings import Config
 from prometar.device import send
 from prometar.methods.composition import build
-from prometar.step.iteration import Rates, step
+from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import leave_one_class_out, make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
@@ -77,7 +77,7 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
 
     def run() -> object:
         batch = make_batch(clip, method, images, labels, send(task, images.device))
-        return step(model, method, state, *batch, Rates(0.0025, 1e-6))
+        return step(model, method, state, *batch, SgdConfig(0.0025, 1e-6))
 
     return run
 

@@ -28,14 +28,14 @@ from prometar.methods.composition import Method
 from prometar.methods.modulators import Add
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Regularizer
-from prometar.step.iteration import Rates, step
+from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Images, leave_one_class_out, make_batch, task_rng
 from prometar.step.state import State
 from prometar.training.run import Run
 from prometar.training.run_result import STRICT
 
 ALIGNMENT_FILE = "alignment.jsonl"
-_ZERO_RATES = Rates(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
+_ZERO_RATES = SgdConfig(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
 Record = dict[str, int | float]
 
 

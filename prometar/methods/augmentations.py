@@ -108,12 +108,12 @@ class CutMix(_Mixup):
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
         assert mix.box is not None
         box, (height, width) = mix.box.to(query_Q3HW), query_Q3HW.shape[-2:]
-        rows, columns = _covered(box[:, 0], box[:, 1], height), _covered(box[:, 2], box[:, 3], width)
+        rows, columns = _coverage(box[:, 0], box[:, 1], height), _coverage(box[:, 2], box[:, 3], width)
         mask = rows[:, None, :, None] * columns[:, None, None, :]
         return query_Q3HW + mask * (partners_Q3HW - query_Q3HW)
 
 
-def _covered(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
+def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
     """Return the fraction (Q, side) of each pixel that is between start and stop (fractions of the side)."""
     import torch
 

@@ -75,7 +75,7 @@ def sample_linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", genera
     return (sample * num_in**-0.5).to(dtype=like.dtype, device=like.device)
 
 
-def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Generator") -> "Tensor":
+def _randn(length: int, width: int, std: float, clip: "Clip", generator: "Generator") -> "Tensor":
     """Sample from N(0, std^2), in float64 on the CPU like `sample_linear`."""
     import torch
 
@@ -130,7 +130,7 @@ class _Context(Prompts):
                 leaves["text.0"][self.text_length - len(rows) :] = rows
             else:
                 width = clip.text.width
-                leaves[f"text.{layer}"] = _normal(self.text_length, width, self.init_std, clip, generator)
+                leaves[f"text.{layer}"] = _randn(self.text_length, width, self.init_std, clip, generator)
         return leaves
 
 
@@ -164,7 +164,7 @@ class IndependentPrompts(_Context, _FrozenText):
         leaves = self._initial_text(clip, init_tokens, self.text_depth, generator)
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
             width = clip.vision.width
-            leaves[f"vision.{layer}"] = _normal(self.vision_length, width, self.init_std, clip, generator)
+            leaves[f"vision.{layer}"] = _randn(self.vision_length, width, self.init_std, clip, generator)
         return leaves
 
 

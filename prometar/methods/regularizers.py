@@ -131,7 +131,7 @@ class LogitsDivergence:
 class Regularizer:
     """Weighted sum of terms.
 
-    The frozen text features are the mean over `templates`. If there are none, the dataset's template named
+    The frozen text features are the mean over `templates`. If it is empty, the dataset's template named
     `template_name` is used.
     """
 

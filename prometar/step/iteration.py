@@ -28,7 +28,7 @@ from prometar.step.towers import Towers
 
 
 @dataclass(frozen=True)
-class Rates:
+class SgdConfig:
     """SGD hyperparameters of the prompts and of the gate at one step."""
 
     prompt_lr: float
@@ -41,7 +41,7 @@ Scalars = dict[str, Tensor]
 
 
 def step(
-    model: PromptedClip, method: Method, state: State, images: Images, task: Task | None, rates: Rates
+    model: PromptedClip, method: Method, state: State, images: Images, task: Task | None, config: SgdConfig
 ) -> tuple[State, Scalars]:
     """Return the state after one iteration, and its detached, unweighted losses by name.
 
@@ -54,21 +54,21 @@ def step(
     gradients, losses = _gradients(model, method, tokens, images)
     gradient = tokens_vjp(_modulate(method, state.gate, gradients))
     scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
-    state = _update(state, gradient, {}, rates)
+    state = _update(state, gradient, {}, config)
     if method.inner is not None and task is not None and state.prompts:
         prompts, gate, meta = _meta_gradients(model, method, method.inner, state, *task)
-        state = _update(state, prompts, gate, rates)
+        state = _update(state, prompts, gate, config)
         scalars |= {name: loss.detach() for name, loss in meta.items()}
     return replace(state, step=state.step + 1), scalars
 
 
-def _update(state: State, prompts: Leaves, gate: Leaves, rates: Rates) -> State:
+def _update(state: State, prompts: Leaves, gate: Leaves, config: SgdConfig) -> State:
     """Return the state after an SGD step of the prompts, and of the gate if it has gradients."""
-    common = {"momentum": rates.momentum, "weight_decay": rates.weight_decay}
-    leaves, momenta = sgd(state.prompts, state.prompt_momenta, prompts, lr=rates.prompt_lr, **common)
+    common = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+    leaves, momenta = sgd(state.prompts, state.prompt_momenta, prompts, lr=config.prompt_lr, **common)
     state = replace(state, prompts=leaves, prompt_momenta=momenta)
     if gate:
-        leaves, momenta = sgd(state.gate, state.gate_momenta, gate, lr=rates.gate_lr, **common)
+        leaves, momenta = sgd(state.gate, state.gate_momenta, gate, lr=config.gate_lr, **common)
         state = replace(state, gate=leaves, gate_momenta=momenta)
     return state
 

@@ -11,7 +11,7 @@ import math
 import torch
 
 HEADROOM = 16.0
-"""Reduction of a tangent's scale factor, so that products with cotangents do not overflow float16."""
+"""Divisor of a tangent's scale factor, so that products with cotangents do not overflow float16."""
 
 
 def scale_factor(dtype: torch.dtype, *numbers: float) -> float:

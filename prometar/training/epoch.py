@@ -10,7 +10,7 @@ from prometar.config.settings import Config
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
-from prometar.step.iteration import Rates, step
+from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import leave_one_class_out, make_batch, task_rng
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
@@ -20,7 +20,7 @@ StepCallback = Callable[[Run, State, Batch], None]
 """Callback before each step. Its arguments are the run, the state and the next batch."""
 
 
-def rates(config: Config, epoch: int) -> Rates:
+def sgd_config(config: Config, epoch: int) -> SgdConfig:
     """Return the SGD hyperparameters of a 0-based epoch."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
@@ -28,7 +28,7 @@ def rates(config: Config, epoch: int) -> Rates:
     if optim.gate_schedule == "configured":
         gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
     prompt_lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
-    return Rates(prompt_lr, gate_lr, optim.momentum, optim.weight_decay)
+    return SgdConfig(prompt_lr, gate_lr, optim.momentum, optim.weight_decay)
 
 
 def train_epoch(
@@ -41,12 +41,12 @@ def train_epoch(
     """
     per_epoch, first = run.plan.steps_per_epoch, state.step
     epoch, history = first // per_epoch, list[dict[str, Tensor]]()
-    epoch_rates = rates(run.config, epoch)
+    settings = sgd_config(run.config, epoch)
     while not history or state.step % per_epoch:
         batch = next(batches)
         if before_step is not None:
             before_step(run, state, batch)
-        state, losses = train_step(run, state, batch, epoch_rates)
+        state, losses = train_step(run, state, batch, settings)
         history.append(losses)
     names = dict.fromkeys(name for losses in history for name in losses)
     stacked = {name: torch.stack([losses[name] for losses in history if name in losses]) for name in names}
@@ -64,7 +64,7 @@ def train_epoch(
     return replace(state, average=average), {name: float(values.mean()) for name, values in log.items()}
 
 
-def train_step(run: Run, state: State, batch: Batch, epoch_rates: Rates) -> tuple[State, dict[str, Tensor]]:
+def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[State, dict[str, Tensor]]:
     """Embed a streamed batch, sample its meta task, and train one step. Return the state and the losses."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     clip, method, selection = run.backbone.clip, run.method, None
@@ -75,4 +75,4 @@ def train_step(run: Run, state: State, batch: Batch, epoch_rates: Rates) -> tupl
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalize(images)
     whole, task = make_batch(clip, method, images, labels, selection, cache=run.cache, step=batch.step)
-    return step(run.model, method, state, whole, task, epoch_rates)
+    return step(run.model, method, state, whole, task, sgd)

@@ -17,7 +17,7 @@ import prometar
 from prometar.cli.app import main as prometar_main
 from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import open_dataset
-from prometar.data.datasets.prepared import _footer, _path_index
+from prometar.data.datasets.prepared import _path_index, _read_footer
 from prometar.data.preparation.download import unpack
 from prometar.data.preparation.prepare import prepare
 from prometar.embedded.weights import load_mini
@@ -89,7 +89,7 @@ def report(folder: Path, out: Path) -> int:
 
 def stream(folder: Path, out: Path) -> None:
     """Every image of a prepared copy, as training reads it: those of the unchanged one, or an error."""
-    for read in (_path_index, _footer):
+    for read in (_path_index, _read_footer):
         read.cache_clear()
     dataset = open_dataset("dtd", folder / "prepared")
     items = [item for split in dataset.splits.values() for item in split]

@@ -18,7 +18,7 @@ from prometar.clip.weights import from_state_dict
 from prometar.config.settings import Config
 from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
-from prometar.step.iteration import Rates
+from prometar.step.iteration import SgdConfig
 from prometar.step.meta_batch import Selection, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
@@ -46,7 +46,7 @@ class Golden:
     raw: Clip
     model: PromptedClip
     method: Method
-    rates: Rates
+    rates: SgdConfig
 
     @property
     def start(self) -> State:
@@ -86,7 +86,7 @@ def load(path: Path, dtype: torch.dtype) -> Golden:
     teacher = F.normalize(torch.from_numpy(arrays["teacher_text"]).to(dtype), dim=-1)
     texts = prompt_texts(meta["classnames"], method.prompts, init=meta["ctx_init"], template="{}")
     model = build_model(clip.folded(), method.prompts, tokenize(texts), teacher)
-    rates = Rates(meta["prompt_lr"], meta["gate_lr"], meta["momentum"], meta["weight_decay"])
+    rates = SgdConfig(meta["prompt_lr"], meta["gate_lr"], meta["momentum"], meta["weight_decay"])
     return Golden(meta, arrays, dtype, clip, model, method, rates)
 
 

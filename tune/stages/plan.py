@@ -29,7 +29,7 @@ from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
 from prometar.methods.smoke_test import smoke_test
 from prometar.training.drift import drift_identity, out_of_domain_names
-from prometar.training.epoch import rates, train_step
+from prometar.training.epoch import sgd_config, train_step
 from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
@@ -200,9 +200,9 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
 def _seconds_per_step(config: StudyConfig) -> float:
     """Return the mean duration of a training step of the baseline, including data loading."""
     run = build_run(config.run, config.search.objective, val_per_class=config.search.val_per_class)
-    state, step_rates, started = initial_state(run), rates(run.config, 0), 0.0
+    state, settings, started = initial_state(run), sgd_config(run.config, 0), 0.0
     for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
-        state, scalars = train_step(run, state, batch, step_rates)
+        state, scalars = train_step(run, state, batch, settings)
         fetch(scalars)  # waits for the device
         started = started if number else time.perf_counter()
     return (time.perf_counter() - started) / TIMED_STEPS

@@ -67,12 +67,12 @@ class RenderedSource:
     name: str
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [_rendered(self.name, path) for path in paths]
+        return [_render(self.name, path) for path in paths]
 
 
 @lru_cache(maxsize=1024)
-def _rendered(name: str, path: str) -> bytes:
-    """Return an image. 1024 images (about 10 KiB each) are cached, because every epoch reads them again."""
+def _render(name: str, path: str) -> bytes:
+    """Return a PNG file. 1024 files (about 10 KiB each) are cached, because every epoch reads them again."""
     return EMBEDDED[name].encode(path)
 
 

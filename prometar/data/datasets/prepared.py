@@ -148,7 +148,7 @@ def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:
             # Without checksums, a flipped bit would silently change an image.
-            yield pq.ParquetFile(stream, metadata=_footer(uri, shard), page_checksum_verification=True)
+            yield pq.ParquetFile(stream, metadata=_read_footer(uri, shard), page_checksum_verification=True)
     except (OSError, LookupError, ValueError, pa.ArrowException) as error:
         raise StorageError(
             f"Cannot read shard {masked(join(uri, shard))} ({reason(error)}). "
@@ -157,7 +157,7 @@ def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
 
 
 @lru_cache(maxsize=4096)
-def _footer(uri: str, shard: str) -> pq.FileMetaData:
+def _read_footer(uri: str, shard: str) -> pq.FileMetaData:
     """Return a shard's footer. The result is cached, because object stores have a high latency."""
     system, folder = filesystem(uri)
     with system.open_input_file(f"{folder}/{shard}") as stream:

@@ -25,7 +25,7 @@ PUBLIC_SPLITS = (
     "ac9077ee4e422f768c9b9109551468605e33ec9a/splits"
 )
 TIMEOUT_SECONDS = 60
-CHUNK = 2**20  # bytes
+CHUNK_BYTES = 2**20
 
 Progress = Callable[[int, int], None]
 """Callback that receives the finished and total numbers of bytes or shards. An unknown total is 0."""
@@ -128,7 +128,7 @@ def download_file(
         request = urllib.request.Request(url, headers={"User-Agent": "prometar"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response, file.open("wb") as stream:
             total = response.length or 0
-            while chunk := response.read(CHUNK):
+            while chunk := response.read(CHUNK_BYTES):
                 stream.write(chunk)
                 progress(stream.tell(), total)
             if stream.tell() < total:

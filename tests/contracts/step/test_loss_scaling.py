@@ -13,7 +13,7 @@ from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import build
 from prometar.step import iteration
-from prometar.step.iteration import Rates, step
+from prometar.step.iteration import SgdConfig, step
 from prometar.step.loss_scaling import scale_factor
 from prometar.step.meta_batch import leave_one_class_out, make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
@@ -55,7 +55,7 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     task = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     model = build_model(clip, method.prompts, tokens, teacher)
     batch = make_batch(clip, method, images, labels, task)
-    rates = Rates(1e-3, 1e-3, momentum, weight_decay=0.0)
+    rates = SgdConfig(1e-3, 1e-3, momentum, weight_decay=0.0)
     after, _ = step(model, method, state, *batch, rates)
     groups = {"prompts": after.prompt_momenta, "gate": after.gate_momenta}
     return {name: torch.cat([x.flatten() for x in group.values()]) for name, group in groups.items()}

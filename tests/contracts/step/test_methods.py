@@ -17,7 +17,7 @@ from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
 from prometar.methods.composition import build
 from prometar.methods.regularizers import ImageDistance, TextDistance
-from prometar.step.iteration import Rates, step
+from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
@@ -38,7 +38,7 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     task = draw(method)
     assert task.mixing is not None
     drawn, batch = task.mixing.mix, make_batch(clip.clip, method, images, labels, task)
-    _, scalars = step(model, method, state, *batch, Rates(0.0, 0.0))
+    _, scalars = step(model, method, state, *batch, SgdConfig(0.0, 0.0))
     query, partners = images[1:3], images[[0, 3]][drawn.partner]
     lam = drawn.lam.double()
 
@@ -86,7 +86,7 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         reference.step(name, images, labels)
         batch = make_batch(clip.clip, method, images, labels, None)
-        state, _ = step(model, method, state, *batch, Rates(0.05, 0.0))
+        state, _ = step(model, method, state, *batch, SgdConfig(0.05, 0.0))
         torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
 
 
@@ -102,7 +102,7 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
         labels = torch.tensor([0, 1, 1, 2])[:batch_size]
         reference.step(images, labels)
         batch = make_batch(clip.clip, method, images, labels, None)
-        state, _ = step(model, method, state, *batch, Rates(0.5, 0.0))
+        state, _ = step(model, method, state, *batch, SgdConfig(0.5, 0.0))
         torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
     pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = reference.logits(clip.normalize(pixels)).detach()
@@ -146,7 +146,7 @@ COMPOSED: dict[str, tuple[str, dict[str, Any]]] = {
 def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str) -> None:
     name, values = COMPOSED[case]
     _, method, model, start = make(values, name)
-    still, batch = Rates(0.0, 0.0, momentum=0.0, weight_decay=0.0), batch_for(model, method)
+    still, batch = SgdConfig(0.0, 0.0, momentum=0.0, weight_decay=0.0), batch_for(model, method)
     state, _ = step(model, method, start, *batch, still)  # at rate 0 the momenta are the last gradients
     gradient = {key: g for key, g in state.tensors().items() if "momenta" in key}
     for key, g in gradient.items():

@@ -16,14 +16,14 @@ from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
-from prometar.step.iteration import Rates, step
+from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Images, Selection, Task, make_batch, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from tests.support.tiny import backbone
 
 CLASSES = ("banded", "polka-dotted", "woven")
-RATES = Rates(prompt_lr=0.1, gate_lr=0.5)
+RATES = SgdConfig(prompt_lr=0.1, gate_lr=0.5)
 SMALL: dict[str, Any] = {
     "prompts.text_length": 2, "prompts.vision_length": 3, "prompts.text_depth": 2, "prompts.vision_depth": 9,
     "prompts.reduction": 4, "modulator.reduction": 4, "inner.lr": 0.5, "inner.outer_weight": 1.0,

@@ -19,7 +19,7 @@ from prometar.data.streaming.stream import Batch, Stream, stream_local
 from prometar.errors import WorkError
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
-from prometar.training.epoch import rates, train_epoch
+from prometar.training.epoch import sgd_config, train_epoch
 from prometar.training.run import DTYPES, Run, initial_state
 from prometar.training.session import Session
 from tests.support.small import small_run, train, without_time
@@ -151,13 +151,13 @@ def test_a_damaged_checkpoint_is_one_line(keep: int, begun: Begun, tmp_path: Pat
 
 def test_schedules_as_released_and_as_configured() -> None:
     released = Config()
-    assert [rates(released, epoch).gate_lr for epoch in (0, 1, 9)] == [1e-6] * 3
+    assert [sgd_config(released, epoch).gate_lr for epoch in (0, 1, 9)] == [1e-6] * 3
     configured = released.override({"optim.gate_schedule": "configured"})
-    assert rates(configured, 0).gate_lr == 1e-6
-    assert rates(configured, 1).gate_lr == 2.5e-4
-    assert 0 < rates(configured, 9).gate_lr < 2.5e-4 / 10
-    assert rates(released, 0).prompt_lr == 1e-5
-    assert rates(released, 1).prompt_lr == 0.0025
+    assert sgd_config(configured, 0).gate_lr == 1e-6
+    assert sgd_config(configured, 1).gate_lr == 2.5e-4
+    assert 0 < sgd_config(configured, 9).gate_lr < 2.5e-4 / 10
+    assert sgd_config(released, 0).prompt_lr == 1e-5
+    assert sgd_config(released, 1).prompt_lr == 0.0025
 
 
 def test_a_stream_that_starts_slowly_costs_the_first_run_nothing(
