@@ -30,7 +30,7 @@ class WorkError(PrometarError):
     """Failed operation, such as a corrupt image, a diverged run, an unreachable cluster or a study in use."""
 
 
-class StorageError(PrometarError):
+class InfrastructureError(PrometarError):
     """Failed infrastructure, such as a full disk or a broken GPU driver. The run itself did not fail."""
 
 

@@ -22,7 +22,7 @@ from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
 from prometar.clip.weights import read_tensors
 from prometar.clip.wording import filled
-from prometar.errors import StorageError, UserError
+from prometar.errors import InfrastructureError, UserError
 from prometar.io.files import write_atomically
 
 Tokenize = Callable[[Sequence[str]], Tensor]
@@ -104,6 +104,6 @@ def cached_text(
         if stored is not None and stored.shape == (len(classnames), clip.embed_dim):
             return stored.to(clip.device)
     features = frozen_text(clip, tokenize, classnames, templates)
-    with suppress(StorageError):
+    with suppress(InfrastructureError):
         write_atomically(path, save({"features": features.cpu().contiguous()}))
     return features

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.errors import InfrastructureError, UserError, WorkError
 
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space."),
@@ -104,22 +104,22 @@ def file_size(path: Path) -> int | None:
     return found.st_size
 
 
-def cannot_write_error(path: Path, error: OSError) -> StorageError:
-    """Return the StorageError for a file that cannot be written. Its message contains a fix if one is known.
+def cannot_write_error(path: Path, error: OSError) -> InfrastructureError:
+    """Return the error for a file that cannot be written. Its message contains a fix if one is known.
 
     Example:
         >>> print(cannot_write_error(Path("out/a"), OSError(errno.ENOSPC, "No space left on device")))
         cannot write out/a: No space left on device. Free disk space.
     """
     problem = f"cannot write {path}: {error.strerror or error}."
-    return StorageError(f"{problem} {_ADVICE[error.errno]}" if error.errno in _ADVICE else problem)
+    return InfrastructureError(f"{problem} {_ADVICE[error.errno]}" if error.errno in _ADVICE else problem)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file atomically: readers see the complete old or new content, even after a crash.
 
     Raises:
-        StorageError: the disk is full or the folder is not writable.
+        InfrastructureError: the disk is full or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS_TOKEN}")
     try:
@@ -146,7 +146,7 @@ def lock_folder(folder: Path, name: str) -> Iterator[None]:
 
     Raises:
         WorkError: another process has locked the folder.
-        StorageError: the folder is not writable, or its file system does not support locks.
+        InfrastructureError: the folder is not writable, or its file system does not support locks.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / "lock", timeout=0)

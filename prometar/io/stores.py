@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from prometar.errors import StorageError, UserError
+from prometar.errors import InfrastructureError, UserError
 from prometar.io.files import require_utf8, write_atomically
 
 _SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # names of URL options
@@ -18,7 +18,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises:
         UserError: pyarrow does not support the URI.
-        StorageError: the store cannot be reached.
+        InfrastructureError: the store cannot be reached.
     """
     require_utf8(uri)
     if "://" not in uri:
@@ -30,7 +30,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
             f"Cannot open '{masked(uri)}': {reason(error)}. Pass a folder, s3://... or gs://..."
         ) from None
     except OSError as error:
-        raise StorageError(f"Cannot open {masked(uri)}: {reason(error)}.") from None
+        raise InfrastructureError(f"Cannot open {masked(uri)}: {reason(error)}.") from None
     return system, path.rstrip("/")
 
 
@@ -39,7 +39,7 @@ def read_file(folder: str, name: str) -> bytes | None:
 
     Raises:
         UserError: pyarrow does not support the URI.
-        StorageError: the store failed.
+        InfrastructureError: the store failed.
     """
     system, path = filesystem(folder)
     with _one_line_errors("read", join(folder, name)):
@@ -55,7 +55,7 @@ def write_file(folder: str, name: str, content: bytes) -> None:
 
     Raises:
         UserError: pyarrow does not support the URI.
-        StorageError: the store failed.
+        InfrastructureError: the store failed.
     """
     system, path = filesystem(folder)
     if isinstance(system, fs.LocalFileSystem):
@@ -72,7 +72,7 @@ def _one_line_errors(verb: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # Arrow's errors derive from one of them
-        raise StorageError(f"cannot {verb} {masked(uri)}: {reason(error)}.") from None
+        raise InfrastructureError(f"cannot {verb} {masked(uri)}: {reason(error)}.") from None
 
 
 def join(root: str | Path, name: str) -> str:

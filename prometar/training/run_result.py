@@ -53,7 +53,7 @@ class RunResult(BaseModel):
         """Write result.json.
 
         Raises:
-            StorageError: the folder is not writable.
+            InfrastructureError: the folder is not writable.
         """
         write_atomically(folder / RESULT_FILE, self.model_dump_json(indent=1, exclude_defaults=True).encode())
 

@@ -67,7 +67,7 @@ class Session:
         and seeds determine them. Returns the session, and the reason for starting over or "".
 
         Raises:
-            StorageError: the folder is not writable.
+            InfrastructureError: the folder is not writable.
         """
         try:
             return cls(run, folder, stream, before_step), ""
@@ -102,7 +102,7 @@ class Session:
 
         Raises:
             WorkError: the loss is not finite, or an image is corrupt.
-            StorageError: the disk is full.
+            InfrastructureError: the disk is full.
         """
         batches = self._remaining_batches() if self.state.prompts else None
         started, losses = time.perf_counter(), dict[str, float]()

@@ -15,7 +15,7 @@ from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import StorageError
+from prometar.errors import InfrastructureError
 from tests.support.fake_trial import HANGS, FakeTrial, fake_job, misbehave
 from tune.execution.executor import run_jobs
 from tune.execution.job import Job
@@ -168,7 +168,7 @@ def test_out_of_memory_is_retried_with_a_larger_share(
 
 def test_a_full_disk_stops_the_study_and_blames_no_job(tmp_path: Path) -> None:
     source = Source(*(fake_job(tmp_path, number) for number in range(3)))
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(InfrastructureError) as caught:
         run(tmp_path, source, {"1": "full"})
     folder = tmp_path / "trials/0001"
     assert str(caught.value) == (
@@ -176,7 +176,7 @@ def test_a_full_disk_stops_the_study_and_blames_no_job(tmp_path: Path) -> None:
     )
     assert source.ends == [(0, "")]
     (tmp_path / "trials/0003").touch()
-    with pytest.raises(StorageError, match=r"Stopped: cannot write .*/trials/0003: File exists"):
+    with pytest.raises(InfrastructureError, match=r"Stopped: cannot write .*/trials/0003: File exists"):
         run(tmp_path, Source(fake_job(tmp_path, 3)), {})
 
 

@@ -16,7 +16,7 @@ from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.data.streaming.transforms import TransformSpec
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.errors import InfrastructureError, UserError, WorkError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -77,7 +77,7 @@ def test_a_missing_shard_is_a_storage_error(
     next(batches)
     for shard in (tmp_path / "dtd").glob("*.parquet"):
         shard.unlink()
-    with pytest.raises(StorageError, match="Cannot read shard"):
+    with pytest.raises(InfrastructureError, match="Cannot read shard"):
         list(batches)
 
 

@@ -16,7 +16,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from prometar.errors import PrometarError, StorageError
+from prometar.errors import InfrastructureError, PrometarError
 from tests.support.databases import NAME, open_store
 from tests.support.processes import ROOT
 from tune.store.storage import open_storage, storage_errors
@@ -125,7 +125,7 @@ def test_a_killed_process_and_a_lost_server_lose_no_trial(server: Server, url: s
         assert lost.returncode == 1
     try:
         with (
-            pytest.raises(StorageError, match=r"The study storage postgresql.* failed") as down,
+            pytest.raises(InfrastructureError, match=r"The study storage postgresql.* failed") as down,
             storage_errors(url),
         ):
             open_store(tmp_path, url=url)

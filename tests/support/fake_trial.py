@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prometar.config.settings import Config, dump_config
-from prometar.errors import StorageError
+from prometar.errors import InfrastructureError
 from prometar.io.files import write_atomically
 from prometar.training.run_result import RunResult
 from tune.execution.job import Job
@@ -92,7 +92,7 @@ class FakeTraining:
         if behaviour == "raise":
             raise RuntimeError("the disk is made of cheese")
         if behaviour == "full":
-            raise StorageError(f"cannot write {self._folder}: No space left on device")
+            raise InfrastructureError(f"cannot write {self._folder}: No space left on device")
         if behaviour == "fail":
             return EpochReport(epoch=epoch, failed="loss is nan in step 7", finished=True)
         report = EpochReport(

@@ -10,7 +10,7 @@ from prometar import runs
 from prometar.config.settings import Config, configure, dump_config
 from prometar.embedded.weights import load_mini
 from prometar.environment import environment
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.io.custom import source_digest
 from prometar.io.files import lock_folder
 from prometar.training.run import clear_caches
@@ -104,7 +104,7 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
 def test_a_folder_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     said = rf"^cannot write {tmp_path}/lock: Is a directory\. Rename or move the folder that has this name\.$"
-    with pytest.raises(StorageError, match=said), lock_folder(tmp_path, "the run"):
+    with pytest.raises(InfrastructureError, match=said), lock_folder(tmp_path, "the run"):
         pytest.fail("the lock was taken")
 
 

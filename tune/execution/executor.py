@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 from rich.console import Console
 
-from prometar.errors import RESUME, StorageError, WorkError, last_line
+from prometar.errors import RESUME, InfrastructureError, WorkError, last_line
 from prometar.io.files import cannot_write_error
 from tune.execution.job import Job, Observer
 from tune.execution.patching import patched
@@ -50,9 +50,9 @@ def run_jobs(
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
-        StorageError: a disk is full, a folder cannot be written, or the study's database failed.
+        InfrastructureError: a disk is full, a folder cannot be written, or the study's database failed.
         WorkError: Ray or Tune failed.
-        Exception: `jobs` or an observer failed. This error is raised unchanged, unless it is a StorageError.
+        Exception: `jobs` or an observer failed. It is raised unchanged, unless it is an InfrastructureError.
     """
     shutdown = Shutdown(console)
     dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, shutdown)
@@ -64,8 +64,8 @@ def run_jobs(
             failure = error
     if shutdown.ray_died:
         raise WorkError(RAY_DIED)
-    if isinstance(dispatcher.error, StorageError):
-        raise StorageError(f"Stopped: {str(dispatcher.error).rstrip('.')}. {RESUME}") from None
+    if isinstance(dispatcher.error, InfrastructureError):
+        raise InfrastructureError(f"Stopped: {str(dispatcher.error).rstrip('.')}. {RESUME}") from None
     if dispatcher.error is not None:
         raise dispatcher.error
     if failure is not None:
@@ -219,7 +219,7 @@ class _Dispatcher(Searcher, Stopper):
         if self.stop_all() or (not error and not submission.ended):
             return
         with self._record_error():
-            if error and isinstance(submission.error, StorageError):
+            if error and isinstance(submission.error, InfrastructureError):
                 raise submission.error
             if error and self._prepare_retry(submission):
                 self._retries.append(submission)

@@ -8,7 +8,7 @@ from prometar.analysis.alignment import Alignment
 from prometar.config.settings import Config, dump_config
 from prometar.data.streaming.raystream import stream
 from prometar.device import release_cached_memory
-from prometar.errors import PrometarError, StorageError
+from prometar.errors import InfrastructureError, PrometarError
 from prometar.io.files import cannot_write_error, write_atomically
 from prometar.runs import evaluate_on_targets, write_result
 from prometar.training.run import build_run
@@ -21,7 +21,7 @@ from tune.records.schema import EpochReport, RunScore
 class JobTraining:
     """Training of one job. Epochs are reported in order, including those that checkpoints already contain.
 
-    If a folder cannot be written, methods raise StorageError, because the job itself did not fail.
+    If a folder cannot be written, methods raise InfrastructureError, because the job itself did not fail.
     """
 
     def __init__(self, request: JobRequest) -> None:
@@ -44,7 +44,7 @@ class JobTraining:
             if finished:
                 for folder, session in self._sessions.items():
                     self._finish(folder, session)
-        except StorageError:
+        except InfrastructureError:
             raise
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, failed=str(error), finished=True)

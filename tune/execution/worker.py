@@ -15,7 +15,7 @@ import ray
 from ray import tune
 from ray.exceptions import OutOfDiskError
 
-from prometar.errors import StorageError, first_line, one_line
+from prometar.errors import InfrastructureError, first_line, one_line
 from prometar.io.files import cannot_write_error
 from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
@@ -96,7 +96,7 @@ class TrialWorker(tune.Trainable):
         """Open the training of a job. Tests override this method.
 
         Raises:
-            StorageError: torch cannot use the GPU of this machine.
+            InfrastructureError: torch cannot use the GPU of this machine.
         """
         _use_allocated_gpus()  # before torch is imported
         import torch
@@ -113,11 +113,11 @@ class TrialWorker(tune.Trainable):
         The timer is not a Python thread, so it works even if a library holds the GIL.
 
         Raises:
-            StorageError: the driver created the folder of the job, but it does not exist on this machine.
+            InfrastructureError: the job's folder, which the driver created, is missing on this machine.
         """
         folder, seconds = self._request.job.folder, self._request.timeout_seconds
         if not folder.is_dir():
-            raise StorageError(
+            raise InfrastructureError(
                 f"{folder} does not exist on {socket.gethostname()}. Set --out to a shared folder"
             )
         if seconds is None:
@@ -142,12 +142,12 @@ def _typed_errors() -> Iterator[None]:
     """Convert errors by which other libraries report a lack of disk space or memory.
 
     Raises:
-        StorageError: the disk is full or read-only. MemoryError: memory is exhausted.
+        InfrastructureError: the disk is full or read-only. MemoryError: memory is exhausted.
     """
     try:
         yield
     except OutOfDiskError as error:
-        raise StorageError(first_line(error)) from None
+        raise InfrastructureError(first_line(error)) from None
     except OSError as error:
         if error.errno not in _STORAGE_ERRNOS:
             raise
@@ -162,13 +162,13 @@ def _use_allocated_gpus() -> None:
     """Hide all GPUs if none is allocated to this worker. Otherwise, check that torch can use the GPU.
 
     Raises:
-        StorageError: torch cannot use the GPU. This is a problem of the machine, not of the job.
+        InfrastructureError: torch cannot use the GPU. This is a problem of the machine, not of the job.
     """
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
     if why := _why_no_gpu():
-        raise StorageError(
+        raise InfrastructureError(
             f"torch cannot use the GPU of {socket.gethostname()}: {why}. Fix the driver or the torch "
             "installation, or request no GPUs."
         )

@@ -339,7 +339,7 @@ def write_record(path: Path, record: Record) -> None:
     """Write a record as JSON or YAML.
 
     Raises:
-        StorageError: the disk is full, or the folder is not writable.
+        InfrastructureError: the disk is full, or the folder is not writable.
     """
     adapter = _ADAPTERS[type(record)]
     if path.suffix == ".json":

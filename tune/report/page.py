@@ -43,7 +43,7 @@ def write_report(records: Records) -> Report:
     """Write report.html into the study's folder.
 
     Raises:
-        StorageError: the disk is full or the folder is not writable.
+        InfrastructureError: the disk is full or the folder is not writable.
     """
     path = records.folder / "report.html"
     write_atomically(path, render(records).encode())

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, event, inspect
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
-from prometar.errors import FIX_AND_RESUME, StorageError, UserError
+from prometar.errors import FIX_AND_RESUME, InfrastructureError, UserError
 from prometar.io.stores import masked
 
 SQLITE = "sqlite:///"
@@ -41,7 +41,7 @@ def open_storage(url: str) -> RDBStorage:
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
     def raise_if_disconnected(context: ExceptionContext) -> None:
-        """Raise StorageError. Optuna would repeat the statement, even if only the response was lost."""
+        """Raise an error, because Optuna would repeat the statement even if only the response was lost."""
         error = context.sqlalchemy_exception  # None if a signal interrupted the statement
         if error is not None and context.is_disconnect and not context.is_pre_ping:
             raise _storage_error(url, error)
@@ -56,7 +56,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
     Raises:
         UserError: the URL is invalid.
-        StorageError: the database is unreachable, locked, full or corrupt, or the study has another writer.
+        InfrastructureError: the database is unreachable, locked, full or corrupt, or has another writer.
     """
     try:
         yield
@@ -67,16 +67,16 @@ def storage_errors(url: str) -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
         if url.startswith(SQLITE) and type(cause) is DatabaseError:  # not OperationalError: locked, full
-            raise StorageError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
+            raise InfrastructureError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
         raise _storage_error(url, cause) from None
 
 
-def _storage_error(url: str, error: BaseException) -> StorageError:
+def _storage_error(url: str, error: BaseException) -> InfrastructureError:
     reason = str(error).splitlines()[0]
-    return StorageError(masked(f"The study storage {url} failed: {reason}. {FIX_AND_RESUME}"))
+    return InfrastructureError(masked(f"The study storage {url} failed: {reason}. {FIX_AND_RESUME}"))
 
 
-def second_writer_error(url: str) -> StorageError:
+def second_writer_error(url: str) -> InfrastructureError:
     """Return the error for a study to which two processes write."""
     problem = masked(f"Another process writes to this study in {url}.")
-    return StorageError(f"{problem} Stop one of the processes, then rerun the same command to resume.")
+    return InfrastructureError(f"{problem} Stop one of the processes, then rerun the same command to resume.")

@@ -43,7 +43,7 @@ def open_trials(
 
     Raises:
         UserError: the URL is invalid, or the stored study has other settings or another folder.
-        StorageError: the storage fails, when it is opened or later in this context.
+        InfrastructureError: the storage fails, when it is opened or later in this context.
     """
     with storage_errors(config.storage), ExitStack() as stack:
         storage = open_storage(config.storage)

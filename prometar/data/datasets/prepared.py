@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from prometar.data.datasets.dataset import SPLITS, Dataset, Item
-from prometar.errors import StorageError, UserError
+from prometar.errors import InfrastructureError, UserError
 from prometar.io.plain_data import problems_of
 from prometar.io.stores import filesystem, join, masked, read_file, reason
 
@@ -46,7 +46,7 @@ def find_manifest(uri: str) -> Manifest | None:
 
     Raises:
         UserError: the manifest is malformed, or has another format version.
-        StorageError: the store does not respond, or the manifest cannot be read.
+        InfrastructureError: the store does not respond, or the manifest cannot be read.
     """
     content = read_file(uri, MANIFEST)
     try:
@@ -61,7 +61,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
 
     Raises:
         UserError: the copy contains another dataset, or its numbers of images differ from the manifest.
-        StorageError: a shard is missing or corrupt.
+        InfrastructureError: a shard is missing or corrupt.
     """
     if manifest.name != name:
         raise UserError(f"{masked(uri)} is a prepared copy of '{manifest.name}', not of '{name}'.")
@@ -98,7 +98,7 @@ class ParquetSource:
 
         Raises:
             UserError: an image is in no shard.
-            StorageError: a shard cannot be read.
+            InfrastructureError: a shard cannot be read.
         """
         index = _path_index(self.uri, self.shards)
         rows_by_group: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -143,14 +143,14 @@ def _read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, lis
 
 @contextmanager
 def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard. Raise a StorageError if it is missing or corrupt, or has other columns."""
+    """Open a shard. Raise an InfrastructureError if it is missing or corrupt, or has other columns."""
     system, folder = filesystem(uri)
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:
             # Without checksums, a flipped bit would silently change an image.
             yield pq.ParquetFile(stream, metadata=_read_footer(uri, shard), page_checksum_verification=True)
     except (OSError, LookupError, ValueError, pa.ArrowException) as error:
-        raise StorageError(
+        raise InfrastructureError(
             f"Cannot read shard {masked(join(uri, shard))} ({reason(error)}). "
             "If the file is corrupt, delete this copy and rerun `prometar data prepare`."
         ) from None

@@ -30,7 +30,7 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
 
     Raises:
         UserError: `root` is missing.
-        StorageError: the store of `root` does not respond.
+        InfrastructureError: the store of `root` does not respond.
     """
     if root is not None and "://" in str(root):
         find_manifest(str(root))  # otherwise every dataset would wait for a store that does not respond

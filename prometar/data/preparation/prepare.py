@@ -16,7 +16,7 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, Shard, find_manifest
 from prometar.data.preparation.check import decode_all
 from prometar.data.preparation.download import Progress
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.io.files import resolve_path
 from prometar.io.stores import masked, read_file, write_file
 
@@ -111,6 +111,6 @@ def _write_if_changed(target: str, file: str, data: bytes) -> bool:
         changed = read_file(target, file) != data  # the name is not enough: the shard may be corrupt
         if changed:
             write_file(target, file, data)
-    except StorageError as error:
+    except InfrastructureError as error:
         raise WorkError(f"Cannot write to {masked(target)}. {error} Rerun this command to resume.") from None
     return changed

@@ -30,7 +30,7 @@ from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import Batch, iter_steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
-from prometar.errors import PrometarError, StorageError, WorkError, last_line
+from prometar.errors import InfrastructureError, PrometarError, WorkError, last_line
 
 MAX_STORED_IMAGES = 10_000  # about 1 GB of JPEG files
 PAUSE_SECONDS = 0.02
@@ -58,7 +58,7 @@ def stream(
     Raises:
         WorkError: an image is corrupt (the message contains its path), or a task failed for another reason.
         UserError: an image is missing.
-        StorageError: the object store and its disk are full.
+        InfrastructureError: the object store and its disk are full.
     """
     if start_step == plan.num_steps:
         return
@@ -109,7 +109,7 @@ def _next_block(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.ui
         if isinstance(error, RayTaskError) and isinstance(error.cause, PrometarError):
             raise type(error.cause)(str(error.cause).splitlines()[0]) from None  # Ray Data appends lines
         if isinstance(error, OutOfDiskError):
-            raise StorageError("Ray's object store and its disk are full. Free disk space.") from None
+            raise InfrastructureError("Ray's object store and its disk are full. Free disk space.") from None
         raise WorkError(f"The data stream failed at step {step}: {last_line(str(error))}") from error
 
 

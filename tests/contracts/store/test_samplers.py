@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 
-from prometar.errors import StorageError, UserError
+from prometar.errors import InfrastructureError, UserError
 from tests.support.databases import open_store, report, space_from
 from tune.store.samplers import STARTUP_TRIALS
 from tune.store.trial_store import TrialStore
@@ -208,7 +208,7 @@ def test_a_lost_storage_is_no_error_of_a_custom_pruner(tmp_path: Path) -> None:
     store.ask()
     trial = store.ask()
     assert trial is not None
-    with pytest.raises(StorageError, match=r"The study storage .* failed: the server is gone"):
+    with pytest.raises(InfrastructureError, match=r"The study storage .* failed: the server is gone"):
         store.report(1, report(trial, of=2, objective=50.0))
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import PrometarError, StorageError, UserError, WorkError
+from prometar.errors import InfrastructureError, PrometarError, UserError, WorkError
 from tests.support.databases import open_study
 from tests.support.driver import NAME, Back, fail_one_in_fifty, records, run_fake
 from tests.support.fake_trial import curve
@@ -117,7 +117,7 @@ def test_a_study_of_several_goals_resumes_after_its_storage_was_lost(
     with monkeypatch.context() as patched:
         patched.setattr(TrialStore, "report", lose)
         with pytest.raises(
-            StorageError, match=r"database is locked.*rerun the same command to resume"
+            InfrastructureError, match=r"database is locked.*rerun the same command to resume"
         ) as caught:
             run_fake(tmp_path, trials=3, goals=goals)
     assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ from prometar.analysis.alignment import Alignment
 from prometar.clip.features import cached_text
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, dump_config
-from prometar.errors import StorageError
+from prometar.errors import InfrastructureError
 from prometar.io.files import cannot_write_error
 from prometar.step.state import State
 from prometar.training import session as session_module
@@ -177,7 +177,7 @@ def test_every_write_is_refused_in_turn(
             disk = RefusingDisk(tmp_path, patch, fault, number)
             try:
                 assert without_times(command(folder)) == told
-            except StorageError as error:
+            except InfrastructureError as error:
                 said = str(error)
                 assert "\n" not in said
                 assert said.startswith("cannot ")

@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.exceptions import OutOfDiskError
 
-from prometar.errors import StorageError
+from prometar.errors import InfrastructureError
 from tests.support.fake_trial import fake_job
 from tune.execution.resources import ResourcePlan
 from tune.execution.worker import _OUT_OF_MEMORY, JobRequest, TrialWorker, _use_allocated_gpus
@@ -66,7 +66,7 @@ def test_a_machine_must_see_the_drivers_folder(tmp_path: Path) -> None:
     own = request(tmp_path, 0)
     own.job.folder.rmdir()
     with pytest.raises(
-        StorageError, match=r"trials/0000 does not exist on .*\. Set --out to a shared folder"
+        InfrastructureError, match=r"trials/0000 does not exist on .*\. Set --out to a shared folder"
     ):
         Worker(own).step()
 
@@ -78,7 +78,7 @@ FULL: list[Callable[[], Exception]] = [
 
 @pytest.mark.parametrize("error", FULL)
 def test_a_full_disk_is_no_job_s_fault(error: Callable[[], Exception], tmp_path: Path) -> None:
-    with pytest.raises(StorageError):
+    with pytest.raises(InfrastructureError):
         Worker(request(tmp_path, 0), error=error()).step()
 
 
@@ -94,7 +94,7 @@ def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tune.execution.worker._why_no_gpu", lambda: "the driver is too old")
     monkeypatch.setattr("socket.gethostname", lambda: "node3")
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
-    with pytest.raises(StorageError, match=r"node3: the driver is too old.*request no GPUs"):
+    with pytest.raises(InfrastructureError, match=r"node3: the driver is too old.*request no GPUs"):
         _use_allocated_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     monkeypatch.setattr(ray, "get_gpu_ids", list)

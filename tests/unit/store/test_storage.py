@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from prometar.errors import PrometarError, StorageError, UserError
+from prometar.errors import InfrastructureError, PrometarError, UserError
 from tests.support.databases import NAME, new_database, open_store, open_study, report, study_config
 from tune.store.storage import open_storage, storage_errors
 from tune.store.trial_store import open_trials
@@ -44,7 +44,7 @@ def test_a_trial_is_not_created_twice_if_the_first_answer_is_lost(
             monkeypatch.setattr(dialect, "is_disconnect", lambda *_: True)
             store._create(sampled)
 
-    with pytest.raises(StorageError, match=rf"{url} failed: .*server closed.* to resume") as caught:
+    with pytest.raises(InfrastructureError, match=rf"{url} failed: .*server closed.* to resume") as caught:
         create()
     assert "\n" not in str(caught.value)
     assert [trial.state for trial in open_study(url).trials] == [TrialState.RUNNING]
@@ -56,11 +56,13 @@ def test_a_second_writer_is_one_line(tmp_path: Path) -> None:
     sampled, trial = second._sample_next([]), first.ask()
     assert sampled is not None
     assert trial is not None
-    with pytest.raises(StorageError, match=r"Another process writes to this study in sqlite.* to resume"):
+    with pytest.raises(
+        InfrastructureError, match=r"Another process writes to this study in sqlite.* to resume"
+    ):
         second._create(sampled)
     open_study(url).tell(0, 1.0)
     with (
-        pytest.raises(StorageError, match=f"Another process writes to this study in {url}"),
+        pytest.raises(InfrastructureError, match=f"Another process writes to this study in {url}"),
         storage_errors(url),
     ):
         first.report(0, report(trial))
@@ -72,7 +74,7 @@ def test_a_lost_file_is_one_line(tmp_path: Path) -> None:
             (tmp_path / NAME / "study.db").rename(tmp_path / "elsewhere")
             store.ask()
 
-    with pytest.raises(StorageError, match=r"study.db failed: .* to resume"):
+    with pytest.raises(InfrastructureError, match=r"study.db failed: .* to resume"):
         lose()
 
 
@@ -100,7 +102,7 @@ def test_a_file_of_something_else_is_one_line_and_stays(tmp_path: Path, make: An
         ("nonsense", UserError),
         ("no_such_kind://host/db", UserError),
         ("redis://host/db", UserError),
-        ("sqlite:////no/such/folder/study.db", StorageError),
+        ("sqlite:////no/such/folder/study.db", InfrastructureError),
     ],
 )
 def test_a_database_that_cannot_be_reached_is_one_line(url: str, kind: type[PrometarError]) -> None:
@@ -125,7 +127,7 @@ def test_the_cause_is_the_database_s_own_text(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     event.listen(Engine, "before_cursor_execute", fail)
     try:
-        with pytest.raises(StorageError, match=r"server closed the connection"):
+        with pytest.raises(InfrastructureError, match=r"server closed the connection"):
             opened(url)
     finally:
         event.remove(Engine, "before_cursor_execute", fail)

@@ -16,7 +16,7 @@ from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
-from prometar.errors import StorageError, UserError, WorkError
+from prometar.errors import InfrastructureError, UserError, WorkError
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def test_a_damaged_shard_is_named_and_written_again(
     before, dataset = tree(tmp_path), open_dataset("dtd", tmp_path)
     shard = min(tmp_path.rglob("*.parquet"))
     damage(shard)
-    with pytest.raises(StorageError, match=r"Cannot read shard .*delete this copy and rerun"):
+    with pytest.raises(InfrastructureError, match=r"Cannot read shard .*delete this copy and rerun"):
         dataset.source.read_many([item.path for item in dataset.items])
     if damage is lose_a_bit:
         _, broken, _ = check("dtd", tmp_path)
