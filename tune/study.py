@@ -125,7 +125,7 @@ class Study:
             if not chosen:
                 raise WorkError(f"{self.folder.path} contains no completed trial. Run the search first.")
             if len(chosen) > 1:
-                names = [str(trial.number) + " (default settings)" * trial.baseline for trial in chosen]
+                names = [str(trial.number) + " (default settings)" * trial.is_baseline for trial in chosen]
                 seeds = f"{config.confirm.seeds} fresh seeds"
                 self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {', '.join(names)}")
             confirmation = confirm(config, self.folder, chosen, partial(self._run_unfinished, "Confirmation"))
@@ -147,7 +147,7 @@ class Study:
                 raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
             selected = confirmation.selected_candidate
             comparison = f"trial {selected.number} against the default settings"
-            tested = "the default settings" if selected.baseline else comparison
+            tested = "the default settings" if selected.is_baseline else comparison
             self.console.print(f"Final test on the test images: {tested}")
             test = run_final_test(
                 self.config,

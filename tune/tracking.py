@@ -47,9 +47,7 @@ def start(name: str, folder: Path, job: Job) -> TrackedRun:
         mode=None if os.environ.get("WANDB_MODE") or library.login(prompt=False) else "offline",
         settings={"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True},
     )  # fmt: skip
-    return lambda key, value, epoch: run.log({key: value}, epoch), lambda failure: run.finish(
-        int(failure != "")
-    )
+    return lambda key, x, epoch: run.log({key: x}, epoch), lambda failure: run.finish(int(failure != ""))
 
 
 class Trackers:

@@ -127,12 +127,12 @@ def test_the_highest_confirmed_mean_is_selected_and_tested(whole: Whole) -> None
     assert confirmation is not None
     assert test is not None
     means = {candidate.number: candidate.mean or 0.0 for candidate in confirmation.candidates}
-    best = rank_completed(trial for trial in found.trials if not trial.baseline)[0]
+    best = rank_completed(trial for trial in found.trials if not trial.is_baseline)[0]
     assert means.keys() == {0, best.number}, "the default settings, and the best others of the search"
     assert all([run.seed for run in each.runs] == [0, 1000] for each in confirmation.candidates)
-    assert means[confirmation.selected] == max(means.values())
-    assert test.selected.number == confirmation.selected
-    assert test.baseline_selected == (confirmation.selected == 0)
+    assert means[confirmation.selected_number] == max(means.values())
+    assert test.selected.number == confirmation.selected_number
+    assert test.baseline_selected == (confirmation.selected_number == 0)
     assert (test.seeds, test.epochs) == ((1,), 1)
     for runs in (test.datasets["dtd"].selected, test.datasets["dtd"].baseline):
         assert [run.seed for run in runs] == [1]

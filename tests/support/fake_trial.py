@@ -19,7 +19,7 @@ from prometar.io.files import write_atomically
 from prometar.training.run_result import RunResult
 from tune.execution.job import Job
 from tune.execution.worker import JobRequest, TrialWorker
-from tune.records.schema import REPORT, EpochReport, RunScore
+from tune.records.schema import REPORT_ADAPTER, EpochReport, RunScore
 
 BEHAVIOUR = "behaviour.json"
 HANGS = "hangs"
@@ -55,7 +55,7 @@ class FakeTraining:
         found = json.loads(state.read_text()) if state.exists() else {}
         self._owner = [run.model_dump(mode="json") for run in self._job.runs.values()]
         done = found["done"] if found.get("owner") == self._owner else []  # not another configuration's
-        self._done = [REPORT.validate_python(each, strict=False) for each in done]
+        self._done = [REPORT_ADAPTER.validate_python(each, strict=False) for each in done]
         self._epoch = 0
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class FakeTraining:
         if behaviour == "full":
             raise InfrastructureError(f"cannot write {self._folder}: No space left on device")
         if behaviour == "fail":
-            return EpochReport(epoch=epoch, failed="loss is nan in step 7", finished=True)
+            return EpochReport(epoch=epoch, error="loss is nan in step 7", finished=True)
         report = EpochReport(
             epoch=epoch,
             runs=tuple(self._score(run, epoch, behaviour) for run in self._job.runs.values()),
@@ -102,7 +102,8 @@ class FakeTraining:
             finished=epoch == self._job.epochs,
         )
         self._done.append(report)
-        state = {"owner": self._owner, "done": [REPORT.dump_python(each, mode="json") for each in self._done]}
+        done = [REPORT_ADAPTER.dump_python(each, mode="json") for each in self._done]
+        state = {"owner": self._owner, "done": done}
         write_atomically(self._folder / "state.json", json.dumps(state).encode())
         with (self._folder / "steps.log").open("a") as log:
             log.write(f"{epoch}\n")

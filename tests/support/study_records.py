@@ -106,7 +106,7 @@ def trial(
         base=mean_of(runs, "base"),
         new=mean_of(runs, "new"),
         epoch=epochs,
-        epochs={e: (objective or 0.0) - 8 * 0.5**e for e in range(1, epochs + 1)},
+        scores_by_epoch={e: (objective or 0.0) - 8 * 0.5**e for e in range(1, epochs + 1)},
         runs=runs,
         seconds=120.0 * epochs + number,
         started=start,
@@ -118,11 +118,11 @@ def trial(
 def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
     """Confirmation of the three best trials and the baseline, with seeds 1000 and 1001."""
     best = rank_completed(trials)
-    chosen = [*best[:3], *(each for each in best[3:] if each.baseline)]
+    chosen = [*best[:3], *(each for each in best[3:] if each.is_baseline)]
     rows = tuple(
         Candidate(
             t.number,
-            t.baseline,
+            t.is_baseline,
             t.settings,
             (*t.runs, *(run(name, seed, t.settings) for name in dict.fromkeys(r.dataset for r in t.runs)
                         for seed in (1000, 1001))),
@@ -144,7 +144,7 @@ def final_test(
     **changes: Any,
 ) -> FinalTest:
     """Final test in which the selected settings gain so much base and new accuracy, by dataset."""
-    same, datasets = selected.baseline, dict[str, DatasetTest]()
+    same, datasets = selected.is_baseline, dict[str, DatasetTest]()
     for name, shift in shifts.items():
         theirs = tuple(run(name, seed, DEFAULT) for seed in seeds)
         ours = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
@@ -170,7 +170,7 @@ def write(folder: Path, records: Records) -> Path:
 def small(folder: Path, base: float = 3.0, new: float = 2.0, *, selected: int = 1, **options: Any) -> Records:
     """Four trials on one dataset; trial `selected` gains so much base and new accuracy in the final test."""
     trials = (trial(0), trial(1), trial(2, "PRUNED"), trial(3, "FAIL", reason="the loss is nan"))
-    rows = tuple(Candidate(t.number, t.baseline, t.settings, t.runs) for t in trials[:2])
+    rows = tuple(Candidate(t.number, t.is_baseline, t.settings, t.runs) for t in trials[:2])
     test = final_test(candidate(selected), {"dtd": (base, new)})
     return Records(folder, study(**options), trials, Confirmation((1000,), rows, selected), test)
 

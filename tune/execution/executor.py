@@ -204,7 +204,7 @@ class _Dispatcher(Searcher, Stopper):
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
         # If an observer stopped the job, it has recorded the reason.
-        submission.failure = "" if stopped else report.failed
+        submission.failure = "" if stopped else report.error
         return submission.ended or self._shutdown.requested
 
     def record_death(self, trial: Trial) -> None:

@@ -69,7 +69,7 @@ class LiveView:
         _, report = self._running.pop(job.name, (job, EpochReport()))
         self._done += 1
         self._done_here += 1
-        failure, objective = failure or report.failed, report.objective
+        failure, objective = failure or report.error, report.objective
         complete = report.finished and not failure
         if complete and objective is not None and (self._best is None or objective > self._best[0]):
             self._best = objective, job.name

@@ -13,7 +13,7 @@ from typing import Any
 from prometar.environment import num_cpus as usable_cpus
 from prometar.errors import UserError, WorkError, first_line
 
-_ALWAYS = {
+_ENVIRONMENT = {
     # By default, Ray kills workers that are idle for 1 s, such as those of a data stream between two epochs.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -22,7 +22,7 @@ _ALWAYS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_LOCAL = {
+_LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, which is the default on macOS
     "RAY_prestart_worker_first_driver": "0",  # an unused worker takes 80 MB and 0.5 s
 }
@@ -33,7 +33,7 @@ _owns_cluster = False
 
 def configure_ray(*, local: bool = True) -> None:
     """Set defaults of Ray's environment variables. Call this function before the first import of ray."""
-    for name, value in (_ALWAYS | (_LOCAL if local else {})).items():
+    for name, value in (_ENVIRONMENT | (_LOCAL_ENVIRONMENT if local else {})).items():
         os.environ.setdefault(name, value)
 
 

@@ -33,7 +33,7 @@ class JobTraining:
     def advance(self) -> EpochReport:
         """Return the report of the next epoch. Train the epoch unless the checkpoints contain it.
 
-        Errors that a retry would repeat, e.g. a non-finite loss, are returned as a report with `failed` set.
+        Errors that a retry would repeat, e.g. a non-finite loss, are returned as a report with `error` set.
         """
         self._epoch += 1
         try:
@@ -47,7 +47,7 @@ class JobTraining:
         except InfrastructureError:
             raise
         except PrometarError as error:
-            return EpochReport(epoch=self._epoch, failed=str(error), finished=True)
+            return EpochReport(epoch=self._epoch, error=str(error), finished=True)
         records = [session.history[self._epoch - 1] for session in sessions]
         runs = zip(self._request.job.runs.values(), records, strict=True)
         return EpochReport(

@@ -98,8 +98,8 @@ class StudyFolder:
         Raises:
             UserError: a record is corrupt, or is in the folder of another trial.
         """
-        found, trials = [], self.path / "trials"
-        for folder in sorted(trials.iterdir()) if trials.is_dir() else ():
+        found, parent = [], self.path / "trials"
+        for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
             trial = read_record(path := folder / "record.json", TrialRecord)
             if trial is None:
                 continue
@@ -137,7 +137,7 @@ class Records:
         return self.config.run.flat()
 
     @property
-    def state_counts(self) -> str:
+    def state_summary(self) -> str:
         """Number of trials in each state, as text."""
         states = [trial.state for trial in self.trials]
         return ", ".join(f"{states.count(state)} {title}" for state, title in STATES.items())
@@ -150,12 +150,12 @@ class Records:
     @cached_property
     def baseline(self) -> TrialRecord | None:
         """Trial with the default settings. If the trial failed and was rerun, the completed rerun."""
-        return next((trial for trial in (*self.completed, *self.trials) if trial.baseline), None)
+        return next((trial for trial in (*self.completed, *self.trials) if trial.is_baseline), None)
 
     @cached_property
     def selected(self) -> TrialRecord | None:
         """Trial that the confirmation selected. Without a confirmation, the best trial of the search."""
-        number = self.confirmation.selected if self.confirmation else None
+        number = self.confirmation.selected_number if self.confirmation else None
         best = self.completed[0] if self.completed else None
         return next((trial for trial in self.trials if trial.number == number), best)
 
@@ -164,8 +164,8 @@ class Records:
         """True if the final test compared settings that are no longer selected."""
         if self.final_test is None or self.selected is None:
             return False
-        tested = self.final_test.selected
-        return tested.number != self.selected.number and not (tested.baseline and self.selected.baseline)
+        tested, selected = self.final_test.selected, self.selected
+        return tested.number != selected.number and not (tested.is_baseline and selected.is_baseline)
 
 
 def read_records(folder: Path) -> Records:

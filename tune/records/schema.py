@@ -35,6 +35,10 @@ NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
 _Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # aliases are the keys in the files
 _ReadsTestImages = Annotated[bool, Field(alias="leaks")]
+_Error = Annotated[str, Field(alias="failed")]
+_IsBaseline = Annotated[bool, Field(alias="baseline")]
+_ScoresByEpoch = Annotated[Mapping[NonNegativeInt, Score], Field(alias="epochs")]
+_SelectedNumber = Annotated[NonNegativeInt, Field(alias="selected")]
 _MinRelevant = Annotated[Score | None, Field(alias="matters")]
 
 
@@ -45,7 +49,7 @@ class RunScore:
     Args:
         base, new, objective: Scores in percent, None if not measured or if the run failed.
         seconds: Training time.
-        failed: Error message, or "" if the run did not fail.
+        error: Error message, or "" if the run did not fail.
         cpus, gpus: Allocated resources, None if unknown.
         alignment: Mean cosine of the inner and outer gradients, None if not measured.
     """
@@ -56,7 +60,7 @@ class RunScore:
     new: Score | None = None
     objective: Score | None = None
     seconds: NonNegative | None = None
-    failed: str = ""
+    error: _Error = ""
     cpus: NonNegative | None = None
     gpus: NonNegative | None = None
     alignment: float | None = None
@@ -96,7 +100,7 @@ class EpochReport:
         runs: Scores of each run.
         loss: Mean training loss.
         finished: True if this is the last report of the job.
-        failed: Error message, or "" if the job did not fail.
+        error: Error message, or "" if the job did not fail.
         notes: Notices for the user, e.g. "started over: the checkpoint is corrupt".
     """
 
@@ -104,7 +108,7 @@ class EpochReport:
     runs: Runs = ()
     loss: float | None = None
     finished: bool = False
-    failed: str = ""
+    error: _Error = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -121,7 +125,7 @@ class EpochReport:
         return {name: value for name, value in values.items() if value is not None}
 
 
-REPORT = TypeAdapter(EpochReport)
+REPORT_ADAPTER = TypeAdapter(EpochReport)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -131,7 +135,7 @@ class TrialRecord:
     Args:
         origin: Source of the settings. The baseline has the default settings.
         objective, base, new: Scores after the last epoch, means over the runs.
-        epoch: Number of the last epoch. epochs: Objective by number of the epoch, counted from 1.
+        epoch: Number of the last epoch. scores_by_epoch: Objective after each epoch, counted from 1.
         seconds: Training time, summed over the runs.
         notes: Notices for the user. reason: Error message, or "" if the trial did not fail.
     """
@@ -144,7 +148,7 @@ class TrialRecord:
     base: Score | None
     new: Score | None
     epoch: NonNegativeInt
-    epochs: Mapping[NonNegativeInt, Score]
+    scores_by_epoch: _ScoresByEpoch
     runs: Runs
     seconds: NonNegative
     notes: tuple[str, ...] = ()
@@ -154,7 +158,7 @@ class TrialRecord:
     version: Literal[3] = VERSION
 
     @property
-    def baseline(self) -> bool:
+    def is_baseline(self) -> bool:
         return self.origin == "baseline"
 
     @property
@@ -174,12 +178,12 @@ class Candidate:
     """Settings that may be selected. `runs` are those of the search, then those with fresh seeds."""
 
     number: NonNegativeInt
-    baseline: bool
+    is_baseline: _IsBaseline
     settings: Settings
     runs: Runs
 
     @property
-    def by_seed(self) -> dict[int, float]:
+    def mean_by_seed(self) -> dict[int, float]:
         """Mean objective over the datasets, by seed."""
         return seed_means(self.runs)
 
@@ -195,17 +199,17 @@ class Confirmation:
 
     Args:
         seeds: Fresh seeds. Empty for a single candidate, which is not rerun.
-        selected: Number of the candidate with the highest mean over all its seeds.
+        selected_number: Trial number of the candidate with the highest mean over all its seeds.
     """
 
     seeds: tuple[int, ...]
     candidates: tuple[Candidate, ...]
-    selected: NonNegativeInt
+    selected_number: _SelectedNumber
     version: Literal[3] = VERSION
 
     @property
     def selected_candidate(self) -> Candidate:
-        return next(each for each in self.candidates if each.number == self.selected)
+        return next(each for each in self.candidates if each.number == self.selected_number)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -256,7 +260,7 @@ class FinalTest:
     @property
     def baseline_selected(self) -> bool:
         """True if the baseline was selected, so that there is nothing to compare."""
-        return self.selected.baseline
+        return self.selected.is_baseline
 
     @property
     def level(self) -> str:
@@ -272,7 +276,7 @@ class FinalTest:
     def failures(self) -> list[str]:
         """Error messages of failed runs."""
         tests = self.datasets.values()
-        return [run.failed for test in tests for run in (*test.selected, *test.baseline) if run.failed]
+        return [run.error for test in tests for run in (*test.selected, *test.baseline) if run.error]
 
 
 @dataclass(frozen=True, config=_STRICT)

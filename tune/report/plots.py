@@ -74,9 +74,9 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
     if measured := [t for t in records.trials if t.base is not None and t.new is not None]:
         figures["accuracies"] = plot_accuracies(
             {
-                "trials": [t for t in measured if not t.baseline and t is not records.selected],
-                LABELS["baseline"]: [t for t in measured if t.baseline],
-                LABELS["selected"]: [t for t in measured if t is records.selected and not t.baseline],
+                "trials": [t for t in measured if not t.is_baseline and t is not records.selected],
+                LABELS["baseline"]: [t for t in measured if t.is_baseline],
+                LABELS["selected"]: [t for t in measured if t is records.selected and not t.is_baseline],
             }
         )
     return figures
@@ -100,7 +100,7 @@ def _frozen_trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -
         values=values if trial.state == "COMPLETE" else None,
         params={escape(key): escape(value) for key, value in trial.settings.items()},
         distributions={escape(key): _distribution(ranges[key]) for key in trial.settings},
-        intermediate_values=dict(trial.epochs),
+        intermediate_values=dict(trial.scores_by_epoch),
     )
 
 

@@ -59,7 +59,7 @@ def _unfinished(records: Records) -> str:
 
 
 def _reason_for_default(records: Records) -> str:
-    if all(trial.baseline for trial in records.completed):
+    if all(trial.is_baseline for trial in records.completed):
         return "No other settings finished the search."
     stage = "confirmation" if records.confirmation and records.confirmation.seeds else "search"
     return f"The search found nothing better: no other settings scored higher in the {stage}."
@@ -80,10 +80,10 @@ def _leader(records: Records) -> str:
         return ""
     images = "test" if records.study.reads_test_images else "validation"
     score = f"{records.study.score} {format_number(selected.score)}"
-    name = "The trial with the default settings" if selected.baseline else f"Trial {selected.number}"
+    name = "The trial with the default settings" if selected.is_baseline else f"Trial {selected.number}"
     leads = "is selected" if records.confirmation else "leads the search"
     line = f"{name} {leads}, with {score} on {images} images."
-    if baseline is None or baseline.score is None or selected.baseline:
+    if baseline is None or baseline.score is None or selected.is_baseline:
         return line
     return f"{line} The default settings have {format_number(baseline.score)}."
 
@@ -186,7 +186,7 @@ def _caveats(records: Records) -> Iterator[str]:
 
 def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
     runs = side_runs(test)
-    if failed := [run.failed for run in runs if run.failed]:
+    if failed := [run.error for run in runs if run.error]:
         reason = failed[0][:80]
         yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their seed pairs are ignored."
     if earlier := sorted(test.earlier_tests):

@@ -82,15 +82,15 @@ def _confirmation(records: Records) -> Table | None:
     by_number = {trial.number: trial for trial in records.trials}
     rows = list[tuple[str, tuple[str, ...]]]()
     for each in ranked:
-        kind = "selected" if each.number == confirmation.selected else ""
-        tags = [tag for tag in ("default settings" if each.baseline else "", kind) if tag]
+        kind = "selected" if each.number == confirmation.selected_number else ""
+        tags = [tag for tag in ("default settings" if each.is_baseline else "", kind) if tag]
         trial = by_number.get(each.number)
-        fresh = [value for seed, value in each.by_seed.items() if seed in confirmation.seeds]
+        fresh = [value for seed, value in each.mean_by_seed.items() if seed in confirmation.seeds]
         cells = (
             f"trial {each.number}" + (f" ({', '.join(tags)})" if tags else ""),
             format_number(trial.score if trial else None),
             format_number(mean(fresh)) if fresh else NONE,
-            format_mean(each.by_seed.values()) if each.mean is not None else "failed",
+            format_mean(each.mean_by_seed.values()) if each.mean is not None else "failed",
         )
         rows.append((kind, cells))
     images = "test" if records.study.reads_test_images else "validation"
@@ -127,7 +127,7 @@ def _trials(records: Records) -> Table:
 
 def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield str(trial.number)
-    yield STATES[trial.state] + (" (default settings)" if trial.baseline else "")
+    yield STATES[trial.state] + (" (default settings)" if trial.is_baseline else "")
     yield describe_changes(trial.settings, records) or NONE
     yield "; ".join(filter(None, (trial.reason, *trial.notes))) or NONE
     yield from map(format_number, (trial.objective, trial.base, trial.new))
@@ -138,7 +138,7 @@ def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
 def _kind(trial: TrialRecord, records: Records) -> str:
     if records.selected and trial.number == records.selected.number:
         return "selected"
-    return "baseline" if trial.baseline else ""
+    return "baseline" if trial.is_baseline else ""
 
 
 def _costs(records: Records) -> Table:

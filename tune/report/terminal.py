@@ -19,7 +19,7 @@ def print_summary(console: Console, records: Records) -> None:
     for line in statements.evidence(records):
         print_line(line)
     trials = records.search_config.trials
-    print_line(f"Search: {len(records.trials)} of {trials} trials ({records.state_counts}).")
+    print_line(f"Search: {len(records.trials)} of {trials} trials ({records.state_summary}).")
     for table in summary_tables(records):
         console.print()
         console.print(_table(table), soft_wrap=False)

@@ -44,10 +44,8 @@ class Space(PlainData):
                 if other not in earlier:
                     raise ValueError(f"{key}: its condition refers to '{other}', which must be listed first")
                 if not values or not all(map(earlier[other].contains, values)):
-                    raise ValueError(
-                        f"{key}: the values for {other} in its condition must lie in "
-                        f"{earlier[other].describe()}"
-                    )
+                    allowed = earlier[other].describe()
+                    raise ValueError(f"{key}: the values for {other} in its condition must lie in {allowed}")
             earlier[key] = entry
         return self
 

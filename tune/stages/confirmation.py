@@ -16,8 +16,8 @@ from tune.stages.jobs import RunJobs, scores, search_job
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
     """Return the completed baseline and the `top` best other trials. If `top` is 0, return the best trial."""
     ranked = rank_completed(trials)
-    baseline = [trial for trial in ranked if trial.baseline]
-    others = [trial for trial in ranked if not trial.baseline]
+    baseline = [trial for trial in ranked if trial.is_baseline]
+    others = [trial for trial in ranked if not trial.is_baseline]
     return [*baseline, *others[:top]] if top else ranked[:1]
 
 
@@ -38,17 +38,17 @@ def confirm(
     candidates = tuple(
         Candidate(
             number=trial.number,
-            baseline=trial.baseline,
+            is_baseline=trial.is_baseline,
             settings=trial.settings,
             runs=(*trial.runs, *(run for job in jobs[trial.number] for run in scores(job, failures))),
         )
         for trial in trials
     )
     complete = [each for each in candidates if each.mean is not None]
-    required = [each for each in candidates if each.baseline] if complete else candidates
-    reason = next((run.failed for each in required for run in each.runs if run.failed), "")
+    required = [each for each in candidates if each.is_baseline] if complete else candidates
+    reason = next((run.error for each in required for run in each.runs if run.error), "")
     if reason:
         who = "the default settings" if complete else "all candidates"
         raise WorkError(f"The confirmation of {who} failed: {reason}. {FIX_AND_RESUME}")
-    best = max(complete, key=lambda each: (each.mean, each.baseline))
-    return Confirmation(seeds=seeds, candidates=candidates, selected=best.number)
+    best = max(complete, key=lambda each: (each.mean, each.is_baseline))
+    return Confirmation(seeds=seeds, candidates=candidates, selected_number=best.number)

@@ -26,7 +26,7 @@ def run_final_test(
         published: Published harmonic mean by dataset, None if unknown.
         before: Record of the previous final test of this study, if there is one.
     """
-    names, baseline_selected, analyses = config.search.datasets, selected.baseline, INTERIM_ANALYSES
+    names, baseline_selected, analyses = config.search.datasets, selected.is_baseline, INTERIM_ANALYSES
     if baseline_selected or config.test.seeds != "auto":
         # A fixed number of seeds needs one analysis, at the full 5 %.
         analyses = {BASELINE_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}

@@ -61,7 +61,7 @@ def unfinished(jobs: Sequence[Job]) -> list[Job]:
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> Runs:
-    """Return the scores of a job's runs. If a run has no result, `failed` contains the reason.
+    """Return the scores of a job's runs. If a run has no result, `error` contains the reason.
 
     Args:
         failures: Failure reasons by job name.
@@ -84,6 +84,6 @@ def _has_result(job: Job, folder: Path, config: Config) -> bool:
 
 def _score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
     if not (folder / RESULT_FILE).exists():
-        return RunScore(config.data.name, config.train.seed, failed=failure)
+        return RunScore(config.data.name, config.train.seed, error=failure)
     result, alignment = read_result(folder), mean_cosine(folder) if job.alignment else None
     return RunScore.of(config, result.result, cpus=result.cpus, gpus=result.gpus, alignment=alignment)

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from prometar.errors import UserError
 from prometar.io.custom import component_errors
 from tune.config import GOALS, StudyConfig
-from tune.records.schema import REPORT, EpochReport, State, TrialRecord
+from tune.records.schema import REPORT_ADAPTER, EpochReport, State, TrialRecord
 from tune.space.ranges import Settings, Value
 from tune.store.pruners import make_pruner
 from tune.store.samplers import derive_seed, make_sampler
@@ -233,8 +233,8 @@ class TrialStore:
         trial_id, _ = self._running[number]
         values, goals = report.metrics, dict.fromkeys(("objective", *self._search.goals))
         missing = ", ".join(goal for goal in goals if goal not in values)
-        if report.failed or missing:
-            self.fail(number, report.failed or f"the trial did not report {missing}")
+        if report.error or missing:
+            self.fail(number, report.error or f"the trial did not report {missing}")
             return False
         self._running[number] = trial_id, report
         self._storage.set_trial_intermediate_value(trial_id, report.epoch, values["objective"])
@@ -257,7 +257,8 @@ class TrialStore:
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
         trial_id, report = self._running[number]
-        self._storage.set_trial_user_attr(trial_id, RESULT, REPORT.dump_python(report, mode="json"))
+        result = REPORT_ADAPTER.dump_python(report, mode="json", by_alias=True)
+        self._storage.set_trial_user_attr(trial_id, RESULT, result)
         del self._running[number]  # before `tell`, which may succeed even if its response is lost
         self._study.tell(number, values, state=state)
         self._successes += state is not TrialState.FAIL
@@ -291,7 +292,7 @@ def _is_baseline(trial: FrozenTrial) -> bool:
 def build_record(trial: FrozenTrial) -> TrialRecord:
     """Return the record of a completed, pruned or failed trial."""
     attrs = trial.user_attrs
-    last = REPORT.validate_python(attrs.get(RESULT, {}), strict=False)
+    last = REPORT_ADAPTER.validate_python(attrs.get(RESULT, {}), strict=False)
     metrics = last.metrics
     return TrialRecord(
         number=trial.number,
@@ -302,7 +303,7 @@ def build_record(trial: FrozenTrial) -> TrialRecord:
         base=metrics.get("base"),
         new=metrics.get("new"),
         epoch=last.epoch,
-        epochs=dict(sorted(trial.intermediate_values.items())),
+        scores_by_epoch=dict(sorted(trial.intermediate_values.items())),
         runs=last.runs,
         seconds=metrics.get("seconds", 0.0),
         notes=last.notes,

@@ -39,7 +39,7 @@ def search(folder: Path, name: str, console: Console, first: int, last: int) -> 
         if last == 3:
             observer.finished(job(folder, 0), "")
             observer.started(job(folder, 1))
-            observer.reported(job(folder, 1), EpochReport(failed="the loss is nan"))
+            observer.reported(job(folder, 1), EpochReport(error="the loss is nan"))
             observer.finished(job(folder, 1), "the loss is nan")
 
 

@@ -72,7 +72,7 @@ def trial(folder: Path) -> list[dict[str, Any]]:
             told.append(worker.step()["report"])
     finally:
         worker.cleanup()
-    assert not any(each.failed for each in told), "no trial is to blame"
+    assert not any(each.error for each in told), "no trial is to blame"
     return [asdict(each) for each in told]
 
 

@@ -106,16 +106,16 @@ def test_a_job_that_cannot_succeed_is_a_failed_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (diverged,) = finish(job(tmp_path / "a", {"optim.lr": 1e30}))
-    assert "finite" in diverged.failed or "nan" in diverged.failed
+    assert "finite" in diverged.error or "nan" in diverged.error
     (unknown,) = finish(job(tmp_path / "b", {"data.name": "nowhere"}))
-    assert "nowhere" in unknown.failed
+    assert "nowhere" in unknown.error
 
     def broken(*_: object, cpus: float) -> Any:
         raise WorkError("broken image a.jpg")
 
     monkeypatch.setattr(training, "stream", broken)
     (image,) = finish(job(tmp_path / "c", GENTLE))
-    assert (image.failed, image.epoch) == ("broken image a.jpg", 1)
+    assert (image.error, image.epoch) == ("broken image a.jpg", 1)
 
 
 @pytest.mark.parametrize("damage", ["none", "short", "empty", "foreign"])

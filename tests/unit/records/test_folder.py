@@ -69,15 +69,15 @@ def test_a_final_test_of_other_settings_is_outdated(
 def test_candidates_are_compared_over_all_their_seeds() -> None:
     runs = (run("a", 0, DEFAULT), run("b", 0, DEFAULT), run("a", 1000, DEFAULT), run("b", 1000, DEFAULT))
     known = Candidate(0, True, DEFAULT, runs)
-    assert sorted(known.by_seed) == [0, 1000]
+    assert sorted(known.mean_by_seed) == [0, 1000]
     assert known.mean == pytest.approx(sum(each.objective or 0.0 for each in runs) / 4)
-    failed = replace(known, runs=(*runs[:3], RunScore("b", 1000, failed="killed")))
+    failed = replace(known, runs=(*runs[:3], RunScore("b", 1000, error="killed")))
     assert failed.mean is None
-    assert list(failed.by_seed) == [0]
+    assert list(failed.mean_by_seed) == [0]
 
 
 def test_pairs_and_means_need_both_runs() -> None:
-    ours = (RunScore("a", 2, objective=5.0), RunScore("a", 1, objective=3.0), RunScore("a", 3, failed="x"))
+    ours = (RunScore("a", 2, objective=5.0), RunScore("a", 1, objective=3.0), RunScore("a", 3, error="x"))
     theirs = (
         RunScore("a", 1, objective=1.0),
         RunScore("a", 2, objective=2.0),

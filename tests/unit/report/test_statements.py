@@ -194,7 +194,7 @@ def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:
     records = small(tmp_path)
     assert records.final_test is not None
     found = records.final_test.datasets["dtd"]
-    failed = (*found.baseline[:4], RunScore("dtd", 15, failed="out of memory"))
+    failed = (*found.baseline[:4], RunScore("dtd", 15, error="out of memory"))
     records = with_test(records, datasets={"dtd": DatasetTest(found.selected, failed, found.difference)})
     records = replace(records, trials=(trial(0, "FAIL", reason="killed"), trial(1), trial(9)))
     lines = caveats(records)

@@ -55,7 +55,7 @@ def test_the_highest_mean_over_all_seeds_is_selected(tmp_path: Path) -> None:
     found, run = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], fresh)
     assert found.seeds == (1000, 1001)
     assert [(row.number, row.mean) for row in found.candidates] == [(0, 60.0), (2, 187 / 3), (1, 63.0)]
-    assert found.selected == 1
+    assert found.selected_number == 1
     assert run[0] == "confirmation of trial 0, seed 1000"
     again, run = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], {})
     assert (again, run) == (found, []), "nothing is run twice"
@@ -63,14 +63,14 @@ def test_the_highest_mean_over_all_seeds_is_selected(tmp_path: Path) -> None:
 
 def test_ties_go_to_the_baseline(tmp_path: Path) -> None:
     same = {(number, seed): 60.0 for number in (0, 1) for seed in (1000, 1001)}
-    assert confirmed(tmp_path, [60.0, 60.0], same)[0].selected == 0
+    assert confirmed(tmp_path, [60.0, 60.0], same)[0].selected_number == 0
 
 
 def test_a_candidate_that_failed_is_not_selected(tmp_path: Path) -> None:
     fresh = {(0, 1000): 60.0, (0, 1001): 60.0, (1, 1000): 90.0, (1, 1001): "its worker died"}
     found, _ = confirmed(tmp_path, [60.0, 90.0], fresh)
-    assert found.selected == 0
-    assert (found.candidates[1].mean, found.candidates[1].runs[-1].failed) == (None, "its worker died")
+    assert found.selected_number == 0
+    assert (found.candidates[1].mean, found.candidates[1].runs[-1].error) == (None, "its worker died")
     _, run = confirmed(tmp_path, [60.0, 90.0], fresh | {(1, 1001): 90.0})
     assert run == ["confirmation of trial 1, seed 1001"], "it is repeated"
 
@@ -95,4 +95,4 @@ def test_nothing_is_rerun_without_a_choice(
     scores: list[float], top: int, selected: int, tmp_path: Path
 ) -> None:
     found, run = confirmed(tmp_path, scores, {}, top=top)
-    assert (found.selected, found.seeds, len(found.candidates), run) == (selected, (), 1, [])
+    assert (found.selected_number, found.seeds, len(found.candidates), run) == (selected, (), 1, [])

@@ -61,7 +61,7 @@ def test_a_record_holds_what_was_reported(tmp_path: Path) -> None:
     assert not store.report(0, last)
     record = store.ended_record(0)
     assert record is not None
-    assert record.epochs == {1: 61.0, 2: 62.0}
+    assert record.scores_by_epoch == {1: 61.0, 2: 62.0}
     assert (record.epoch, record.seconds, record.objective, record.new) == (2, 2.0, 62.0, 38.0)
     assert record.runs == last.runs
     assert not store.report(0, figures), "it is over"
@@ -106,13 +106,13 @@ def test_an_epoch_may_be_reported_again(tmp_path: Path) -> None:
     for epoch in (1, 2, 3):
         again.report(0, report(trial, epoch, of=3))
     (record,) = again.ended
-    assert record.epochs == {epoch: score(BASELINE) + epoch for epoch in (1, 2, 3)}
+    assert record.scores_by_epoch == {epoch: score(BASELINE) + epoch for epoch in (1, 2, 3)}
 
 
 @pytest.mark.parametrize(
     ("told", "reason"),
     [
-        (EpochReport(failed="the loss is nan at step 3"), "the loss is nan at step 3"),
+        (EpochReport(error="the loss is nan at step 3"), "the loss is nan at step 3"),
         (EpochReport(1), "the trial did not report objective, base, new"),
         (EpochReport(1, (RunScore("a", 1, new=2.0, objective=1.0),)), "the trial did not report base"),
     ],
@@ -168,7 +168,7 @@ def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> Non
     assert [settings for _, settings in run(store)] == MINE[:2]
     store = open_store(tmp_path, **given)
     assert [settings for _, settings in run(store)] == [BASELINE]
-    assert [trial.baseline for trial in store.ended] == [True, False, False, True]
+    assert [trial.is_baseline for trial in store.ended] == [True, False, False, True]
     store = open_store(tmp_path, **{**given, "trials": 5})
     assert [settings in MINE for _, settings in run(store)] == [True, False]
     assert [t.origin for t in store.ended] == [
