@@ -70,7 +70,7 @@ def compare(
     for metric in metrics:
         paired = {name: _differences(results[name], results[reference], metric) for name in results}
         found = {name: by_dataset for name, by_dataset in paired.items() if by_dataset and name != reference}
-        p_values = [_p(by_dataset) for by_dataset in found.values()]
+        p_values = [_p_value(by_dataset) for by_dataset in found.values()]
         for (name, by_dataset), p, corrected in zip(found.items(), p_values, holm(p_values), strict=True):
             differences.append(Difference(metric, name, reference, by_dataset, p, corrected))
     return differences, list(_unpaired(results))
@@ -96,7 +96,7 @@ def _means(by_dataset: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
     return tuple(round(mean(by_seed), _DECIMALS) for by_seed in by_dataset.values())
 
 
-def _p(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
+def _p_value(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
     means = _means(by_dataset)
     if len(means) < 2:
         return None

@@ -70,7 +70,7 @@ def recipe(name: str) -> Recipe:
         {'epochs': 200, 'batch_size': 32}
     """
     if name in NAMES:
-        return _published(name)
+        return _read_built_in(name)
     if not is_recipe_file(name):
         raise UserError(f"Unknown method '{name}'. Choose one of {', '.join(NAMES)}, or a recipe FILE.yaml.")
     path = Path(name)
@@ -84,6 +84,6 @@ def recipe(name: str) -> Recipe:
 
 
 @cache
-def _published(name: str) -> Recipe:
+def _read_built_in(name: str) -> Recipe:
     text = files("prometar.config").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
     return Recipe(name=name, **parse_yaml(text, where=f"recipe {name}"))

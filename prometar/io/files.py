@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from prometar.errors import InfrastructureError, UserError, WorkError
 
-_ADVICE = {
+_FIXES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space."),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the folder writable."),
     errno.EISDIR: "Rename or move the folder that has this name.",
@@ -112,7 +112,7 @@ def cannot_write_error(path: Path, error: OSError) -> InfrastructureError:
         cannot write out/a: No space left on device. Free disk space.
     """
     problem = f"cannot write {path}: {error.strerror or error}."
-    return InfrastructureError(f"{problem} {_ADVICE[error.errno]}" if error.errno in _ADVICE else problem)
+    return InfrastructureError(f"{problem} {_FIXES[error.errno]}" if error.errno in _FIXES else problem)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

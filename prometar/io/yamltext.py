@@ -47,7 +47,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _count(node, {}, set())
+        _count_nodes(node, {}, set())
         return loader.construct_document(node)
     except Exception as error:  # values that do not match their tags raise many kinds of errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -55,7 +55,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise UserError(f"{where} is not YAML: {reason}") from None
 
 
-def _count(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) -> int:
+def _count_nodes(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) -> int:
     """Count the nodes below and including `node`, with all aliases expanded.
 
     Raises:
@@ -75,7 +75,7 @@ def _count(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) -> int:
     elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
         raise ValueError(f"a number has {len(node.value)} digits")
     ancestors.add(id(node))
-    sizes[id(node)] = 1 + sum(_count(child, sizes, ancestors) for child in children)
+    sizes[id(node)] = 1 + sum(_count_nodes(child, sizes, ancestors) for child in children)
     ancestors.discard(id(node))
     if sizes[id(node)] > _MAX_NODES:
         raise ValueError(f"aliases expand to more than {_MAX_NODES:,} values")

@@ -1,4 +1,4 @@
-"""Composition of a method from components. Each is described by a section of the configuration.
+"""Composition of a method from components. Each component is described by a section of the configuration.
 
 The name of a method only selects the recipe (`prometar.config.recipes`) that sets these sections. Components
 can be combined freely, so an ablation is a change of settings.

@@ -1,7 +1,7 @@
 """Base classes of the sections of a configuration that describe the components of a method.
 
-Each kind of component is a class whose fields are its settings. So that loading a configuration does not
-import torch, the modules that define these classes import it inside functions.
+Each kind of component is a class whose fields are its settings. The modules of these classes import
+torch only inside functions, so that loading a configuration does not import it.
 """
 
 from collections.abc import Mapping

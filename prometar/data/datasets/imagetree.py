@@ -49,13 +49,13 @@ def read_tree(folder: Path) -> Dataset:
             split: labeled_images(folder, [f"{split}/{name}" for name in names], names) for split in splits
         }
     else:
-        items, note = _split(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
+        items, note = _split_automatically(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
     train, val, test = (items.get(split, ()) for split in SPLITS)
     source, list_name = FolderSource(str(folder)), f"folder {folder}"
     return Dataset(FOLDER_NAME, FOLDER_TITLE, train, val, test, source, TEMPLATE, list_name, note)
 
 
-def _split(folder: Path, names: Sequence[str]) -> dict[str, Items]:
+def _split_automatically(folder: Path, names: Sequence[str]) -> dict[str, Items]:
     split: dict[str, list[Item]] = {name: [] for name in SPLITS}
     for label, name in enumerate(names):
         paths = [f"{name}/{file}" for file in image_files(folder / name)]

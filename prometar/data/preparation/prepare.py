@@ -69,7 +69,7 @@ def prepare(
         found = list(decode_all([item for item, _ in part], dataset.source))
         errors += [message for _, message in found if message]
         if not errors:
-            data = _encode(part, [image for image, _ in found])
+            data = _encode_shard(part, [image for image, _ in found])
             shard = Shard(file=f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet")
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
@@ -86,7 +86,7 @@ def prepare(
     return manifest, existing
 
 
-def _encode(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
+def _encode_shard(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
     rows = [
         {"path": item.path, "label": item.label, "classname": item.classname, "split": split, "image": image}
         for (item, split), image in zip(part, images, strict=True)
