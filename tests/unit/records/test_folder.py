@@ -62,7 +62,7 @@ def test_a_final_test_of_other_settings_is_outdated(
 ) -> None:
     records = small(tmp_path, selected=tested)
     assert records.confirmation is not None
-    records = replace(records, confirmation=replace(records.confirmation, selected=selected))
+    records = replace(records, confirmation=replace(records.confirmation, selected_number=selected))
     assert records.final_test_outdated == outdated
 
 

@@ -148,7 +148,7 @@ def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
     assert verdict(nothing) == "No verdict yet. No trial has finished."
     assert printed(nothing)
     assert whole.confirmation is not None
-    outdated = replace(whole, confirmation=replace(whole.confirmation, selected=0))
+    outdated = replace(whole, confirmation=replace(whole.confirmation, selected_number=0))
     assert (
         verdict(outdated) == "No verdict yet. The final test compared trial 1, which is no longer selected."
     )
