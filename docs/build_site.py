@@ -29,10 +29,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     site = [file for file in files if file.src_dir != config.docs_dir]  # the theme's
-    kept = InclusionLevel.INCLUDED
+    included = InclusionLevel.INCLUDED
     for path in sources():
-        site.append(File.generated(config, path, abs_src_path=str(ROOT / path), inclusion=kept))
-    site.append(File.generated(config, GALLERY, content=gallery(), inclusion=kept))
+        site.append(File.generated(config, path, abs_src_path=str(ROOT / path), inclusion=included))
+    site.append(File.generated(config, GALLERY, content=gallery(), inclusion=included))
     return Files(site)
 
 

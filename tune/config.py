@@ -113,7 +113,7 @@ class FinalTestConfig(PlainData):
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _from_text(cls, given: object) -> object:
+    def _parse_seeds(cls, given: object) -> object:
         words = given.replace(",", " ").split() if isinstance(given, str) else given
         return "auto" if words == ["auto"] else words
 
@@ -308,10 +308,10 @@ class StudyConfig(PlainData):
 
         Args:
             settings: Searched settings by dotted key.
-            epochs: Epochs of the run, unless `settings` contains them. Default: epochs of the baseline.
+            epochs: Epochs of the run, unless `settings` sets them. Default: epochs of the baseline.
         """
-        length = {} if epochs is None else {EPOCHS_KEY: epochs}
-        return self.run.override({**length, **settings, "data.name": dataset, "train.seed": seed})
+        base = {} if epochs is None else {EPOCHS_KEY: epochs}
+        return self.run.override({**base, **settings, "data.name": dataset, "train.seed": seed})
 
 
 GROUPS: dict[str, dict[str, str]] = {

@@ -26,7 +26,7 @@ class LiveView:
         stage: Title, e.g. "Search".
         total: Number of jobs of the stage. done: Number of jobs that earlier processes completed.
         best: Best objective so far, and the name of its job.
-        show_best: True to show the best objective. The objectives of the jobs must be comparable.
+        show_best: Show the best objective. Pass False if the objectives of the jobs are not comparable.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
-        bundles: Allocated resources. They grow after an out-of-memory error, but `plan.threads` does not.
+        bundles: Allocated resources. After an out-of-memory error, bundles grow and `plan.threads` stays.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
     """
 

@@ -57,7 +57,7 @@ def describe_difference(difference: Interval, unit: str, level: str) -> str:
 
 
 def join(names: Collection[object], noun: str = "") -> str:
-    """Join names with commas and "and", after their noun, which is plural for several names.
+    """Join names with commas and "and". The noun comes first, in the plural for several names.
 
     Example:
         >>> join(["a"]), join(["a", "b", "c"]), join([3], "seed"), join([3, 4], "seed")

@@ -227,7 +227,9 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
         case "baseline":
             steps = [_train(records, "baseline")]
         case _ if test is None or not test.seeds:
-            return [("To compare both on test images, rerun the same command with --final-seeds auto.", "")]
+            return [
+                ("To compare selected and default settings, rerun the command with --final-seeds auto.", "")
+            ]
         case _:
             steps = [_train(records, "selected"), _train(records, "baseline")]
             if difference and difference.mean < 0:

@@ -137,7 +137,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     digests["weights"] = backbone.digest[:12]
     components = [search.objective, search.sampler, search.pruner, *config.run.references.values()]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_reference(name)}
-    splits = [split for both in plan.splits.values() for split in both]
+    splits = [split for pair in plan.splits.values() for split in pair]
     if objective_of(search.objective).predicts_new:
         digests["drift"] = drift_identity(backbone)
         for dataset in plan.datasets:
@@ -149,11 +149,11 @@ def _stages(
     config: StudyConfig, splits: Mapping[str, tuple[FewShotSplit, FewShotSplit]]
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return the stages and the remarks of a plan."""
-    search, confirm, num_sets = config.search, config.confirm, len(splits)
+    search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch = min([config.run.train.batch_size, *map(int, search.space.probes("train.batch_size"))])
     transform = TransformSpec(size=1, train=True)  # any size, since images are only counted
     searched, final = (
-        sum(Plan(both[stage].train, transform, batch_size=batch).steps_per_epoch for both in splits.values())
+        sum(Plan(pair[stage].train, transform, batch_size=batch).steps_per_epoch for pair in splits.values())
         for stage in (0, 1)
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
@@ -165,11 +165,13 @@ def _stages(
     }
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train fewer epochs"}
     if config.test.seeds == "auto":
-        fewest = 2 * num_sets * min(INTERIM_ANALYSES)
-        baseline = BASELINE_SEEDS * num_sets
-        remarks["Final test"] = f"{fewest} if decisive, {baseline} if the default settings are selected"
+        fewest = 2 * num_datasets * min(INTERIM_ANALYSES)
+        baseline = BASELINE_SEEDS * num_datasets
+        remarks["Final test"] = (
+            f"{fewest} if the first analysis decides, {baseline} if the default settings are selected"
+        )
     stages = {
-        name: (seeds * num_sets, seeds * num_sets * epochs, seeds * epochs * steps)
+        name: (seeds * num_datasets, seeds * num_datasets * epochs, seeds * epochs * steps)
         for name, (seeds, epochs, steps) in amounts.items()
     }
     runs, epochs, steps = (sum(amounts) for amounts in zip(*stages.values(), strict=True))
