@@ -227,9 +227,7 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
         case "baseline":
             steps = [_train(records, "baseline")]
         case _ if test is None or not test.seeds:
-            return [
-                ("To compare selected and default settings, rerun the command with --final-seeds auto.", "")
-            ]
+            return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
         case _:
             steps = [_train(records, "selected"), _train(records, "baseline")]
             if difference and difference.mean < 0:

@@ -165,11 +165,9 @@ def _stages(
     }
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train fewer epochs"}
     if config.test.seeds == "auto":
-        fewest = 2 * num_datasets * min(INTERIM_ANALYSES)
-        baseline = BASELINE_SEEDS * num_datasets
-        remarks["Final test"] = (
-            f"{fewest} if the first analysis decides, {baseline} if the default settings are selected"
-        )
+        fewest, baseline = 2 * num_datasets * min(INTERIM_ANALYSES), BASELINE_SEEDS * num_datasets
+        kept = f"{baseline} if the default settings are selected"
+        remarks["Final test"] = f"{fewest} if the first analysis decides, {kept}"
     stages = {
         name: (seeds * num_datasets, seeds * num_datasets * epochs, seeds * epochs * steps)
         for name, (seeds, epochs, steps) in amounts.items()
