@@ -92,7 +92,7 @@ class Space(PlainData):
         return self.check(searched, what="the default settings")
 
     def check(self, given: Settings, *, what: str) -> dict[str, Value]:
-        """Return the given values without those whose condition is certainly false.
+        """Check the given values. Return those whose condition may hold.
 
         A condition on a setting that is not given may still hold after sampling. Messages begin with `what`.
 
