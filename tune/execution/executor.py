@@ -52,7 +52,7 @@ def run_jobs(
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
         InfrastructureError: a disk is full, a folder cannot be written, or the study's database failed.
         WorkError: Ray or Tune failed.
-        Exception: `jobs` or an observer failed. It is raised unchanged, unless it is an InfrastructureError.
+        Exception: `jobs` or an observer failed. Only the message of an InfrastructureError is changed.
     """
     shutdown = Shutdown(console)
     dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, shutdown)

@@ -92,9 +92,9 @@ class Space(PlainData):
         return self.check(searched, what="the default settings")
 
     def check(self, given: Settings, *, what: str) -> dict[str, Value]:
-        """Check the given values. Return those whose condition may hold.
+        """Check values from the source `what`, which messages name. Return those whose condition may hold.
 
-        A condition on a setting that is not given may still hold after sampling. Messages begin with `what`.
+        A condition on a setting that is not given may still hold after sampling.
 
         Raises:
             UserError: a value lies outside its range, or a setting is not searched.
