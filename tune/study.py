@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from tune.report.page import Report
 
 
-class _OpenStudy(NamedTuple):
-    """Checked inputs of a study whose folder is locked, and the resources per trial."""
-
-    plan: StudyPlan
-    digests: Mapping[str, str]
-    resources: ResourcePlan
+_OpenStudy = tuple[StudyPlan, Mapping[str, str], ResourcePlan]
+"""Plan, digests of inputs and resources per trial of a study whose folder is locked."""
 
 
 class Study:
@@ -227,7 +223,7 @@ class Study:
             resources, reason = plan_trials(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), reason, *plan.notes):
                 self.console.print(line)
-            self._opened = _OpenStudy(plan, digests, resources)
+            self._opened = plan, digests, resources
             try:
                 yield self._opened
             finally:
@@ -245,12 +241,13 @@ class Study:
         from tune.execution.executor import run_jobs
 
         assert self._opened is not None
+        _, _, resources = self._opened
         leader = next(iter(rank_completed(self.folder.read_trials())), None) if stage == "Search" else None
         best = (leader.score, f"trial {leader.number}") if leader and leader.score is not None else None
         with LiveView(self.console, stage, total, done, best=best, show_best=stage == "Search") as view:
             return run_jobs(
                 jobs,
-                self._opened.resources,
+                resources,
                 [*observers, view],
                 console=self.console,
                 timeout_seconds=self.config.resources.trial_timeout,

@@ -129,5 +129,5 @@ def test_pixels_without_a_white_are_refused(dtype: type) -> None:
 def test_extreme_sizes_are_refused_undecoded(size: tuple[int, int]) -> None:
     """By the header alone: the pixels that it promises are not there."""
     header = f"P6 {size[0]} {size[1]} 255 ".encode()
-    with pytest.raises(WorkError, match=r"Corrupt image a\.ppm: (\d+ x \d+ pixels|Image size)"):
+    with pytest.raises(WorkError, match=r"Corrupt image a\.ppm: (the aspect ratio|Image size)"):
         decode(header, "a.ppm")
