@@ -46,16 +46,17 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         runs = [(job, read_run(job, digests)) for job in jobs]
         remaining = [job for job, run in runs if not run or set(job.targets) - run.result.tests.keys()]
         done = len(jobs) - len(remaining)
-        console.print(f"{grid.name} in {out}: {done} of {len(jobs)} runs done")
-        for name, reason in unavailable.items():
-            console.print(f"Skipping {name}: {reason}")
-        failures: Mapping[str, str] = {}
         if remaining:
             nodes = start_ray(address=address)
             on_gpu = uses_gpus(nodes, resources)
             footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, text = plan_resources(nodes, resources, len(remaining), "all remaining runs", memory, "run")
+        console.print(f"{grid.name} in {out}: {done} of {len(jobs)} runs done")
+        for name, reason in unavailable.items():
+            console.print(f"Skipping {name}: {reason}")
+        failures: Mapping[str, str] = {}
+        if remaining:
             console.print(text)
             with LiveView(console, grid.name, len(jobs), done, show_best=False) as view:
                 failures = run_jobs(iter(remaining), plan, [view], console=console)
