@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE # else each process compiles torch and Ray anew
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test suite test-fast test-newest fuzz check bench gpu chaos docs constraints dist release-check smoke clean
+.PHONY: install demo test suite test-newest fuzz check bench gpu chaos docs constraints dist release-check smoke clean
 
 install: $(STAMP)-dev
 
@@ -43,20 +43,20 @@ check: install
 
 test: check suite
 
-# Each folder of tests in a process of its own, which imports only what it needs. Three at a time on two cores,
-# since tests that start clusters mostly wait, and the longest first. One thread each: threads that share a core
-# wait for each other.
-SUITES := contracts studies ray cluster unit tools fuzz parity
+# Each suite in a process of its own, three at a time on two cores, since tests that start clusters mostly wait,
+# and the longest first. One thread each: threads that share a core wait for each other.
+SUITES := contracts studies ray cluster fast tools
+FAST := unit parity fuzz
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 suite: install
 	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compiled once, not by three at a time
 	@$(MAKE) --no-print-directory --keep-going --jobs 3 $(SYNC) $(addprefix test-,$(SUITES))
 
 test-%: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$*
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(addprefix tests/,$(or $(FOLDERS),$*))
 
-# Unit tests and recorded trajectories, without Ray.
-test-fast: test-unit test-parity
+# Unit tests, recorded trajectories and damaged files, without Ray.
+test-fast: FOLDERS := $(FAST)
 
 # The newest version of everything, whatever constraints pip is configured with.
 test-newest:

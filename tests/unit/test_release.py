@@ -1,6 +1,7 @@
 """What a release promises: workflows that call the Makefile, and a core without the packages of studies."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 STUDY = [Requirement(text).name for text in PROJECT["optional-dependencies"]["study"]]
 WITHOUT_STUDY = f"""
 import json
+import re
 import sys
 
 class Blocked:
@@ -59,7 +61,6 @@ def test_workflows_run_targets_of_the_makefile(path: Path) -> None:
 
 
 def test_make_runs_every_folder_of_tests() -> None:
-    suites = (ROOT / "Makefile").read_text("utf-8").partition("\nSUITES := ")[2].splitlines()[0].split()
-    assert sorted(suites) == sorted(
-        {path.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/**/test_*.py")}
-    )
+    lists = re.findall(r"^(?:SUITES|FAST) := (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    folders = {path.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/**/test_*.py")}
+    assert sorted(" ".join(lists).split()) == sorted({*folders, "fast"})
