@@ -131,7 +131,7 @@ class ResourcesConfig(PlainData):
         "auto", description="GPUs per trial. auto: an equal share, between 1/4 and 1."
     )
     trial_timeout: float | None = Field(
-        None, gt=0, le=1e6, description="Restart a trial after this many seconds without a result."
+        None, gt=0, le=1e6, description="Restart trials that hang for this many seconds. Default: no limit."
     )
     max_hours: float | None = Field(
         None, gt=0, le=1e6, description="Start no trials after this many hours of search. Default: no limit."

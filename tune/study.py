@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _OpenStudy = tuple[StudyPlan, Mapping[str, str], ResourcePlan]
-"""Plan, digests of inputs and resources per trial of a study whose folder is locked."""
+"""Plan, input digests, and resources per trial of a study whose folder is locked."""
 
 
 class Study:
@@ -112,7 +112,7 @@ class Study:
             raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
 
     def confirm(self) -> Confirmation:
-        """Rerun the best trials and the baseline with fresh seeds, and select the highest mean."""
+        """Rerun best trials and baseline with fresh seeds, and select the settings with the highest mean."""
         from tune.stages.confirmation import choose_trials, confirm
 
         config = self.config
@@ -151,7 +151,7 @@ class Study:
                 selected,
                 partial(self._run_unfinished, "Final test"),
                 published={dataset.name: published_h(dataset, self.config.run) for dataset in plan.datasets},
-                before=self.folder.read(FinalTest),
+                previous=self.folder.read(FinalTest),
             )
             self.folder.write(test)
         return test
@@ -215,8 +215,8 @@ class Study:
         configure_ray(local=config.location.address is None)  # before ray is imported
         from tune.execution.ray_cluster import start_ray
 
-        if before := self.folder.read(StudyRecord):
-            config.require_same(before.config.identity(before.digests), digests)
+        if previous := self.folder.read(StudyRecord):
+            config.require_same(previous.config.identity(previous.digests), digests)
         with lock_folder(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
             memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
@@ -262,7 +262,7 @@ class Study:
 
 
 def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
-    """Return the configuration that the options give or, without options, that of the study in `folder`."""
+    """Build the configuration from the options. Without options, return that of the study in `folder`."""
     if folder is None:
         return StudyConfig.of(**options)
     path = Path(folder).absolute()

@@ -13,24 +13,24 @@ from tune.execution.job import Job
 from tune.records.schema import EpochReport
 
 TrackedRun = tuple[Callable[[str, float, int], object], Callable[[str], object]]
-"""Function that logs a metric of an epoch, and function that finishes the run, given its failure or ""."""
+"""Pair of functions: log(metric, value, epoch), and finish(failure), where failure is "" on success."""
 
 
-def start(name: str, folder: Path, job: Job) -> TrackedRun:
+def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
     """Start or resume the run of a job. Trackers write to `folder` unless the environment sets a server."""
     defaults = {  # so that an unreachable server does not delay a search
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     }  # fmt: skip
     os.environ.update({**defaults, **os.environ})
-    library = import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+    library = import_module("torch.utils.tensorboard" if tracker == "tensorboard" else tracker)
     tag, flat = sha256(str(job.folder).encode()).hexdigest()[:16], job.config.flat()
     settings = {key: value for key, value in flat.items() if isinstance(value, bool | int | float | str)}
-    if name == "tensorboard":
-        writer = library.SummaryWriter(folder / name / job.name, flush_secs=5)
+    if tracker == "tensorboard":
+        writer = library.SummaryWriter(folder / tracker / job.name, flush_secs=5)
         writer.add_hparams(settings, {}, run_name=".")
         return writer.add_scalar, lambda failure: writer.close()
-    if name == "mlflow":
+    if tracker == "mlflow":
         client = library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db"))
         found = client.get_experiment_by_name(folder.name)
         experiment = found.experiment_id if found else client.create_experiment(folder.name)

@@ -170,7 +170,7 @@ class Config(Sections):
         found = {name: part.reference for name, part in self if isinstance(part, CustomPart)}
         return found | ({"data": self.data.reference} if self.data.reference else {})
 
-    def completed(self) -> "Config":
+    def with_defaults(self) -> "Config":
         """Return a copy with the default settings of custom components filled in.
 
         This imports their modules, so only call it for components that the user requested.
@@ -365,7 +365,7 @@ def configure(method: str, overrides: Mapping[str, object] | None = None) -> Con
         >>> configure("maple", {"data.name": "dtd"}).optim.lr
         0.0035
     """
-    return Config().override({"method": method, **(overrides or {})}).completed()
+    return Config().override({"method": method, **(overrides or {})}).with_defaults()
 
 
 def absolute_root(root: str) -> str:

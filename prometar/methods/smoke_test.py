@@ -18,7 +18,7 @@ from prometar.methods.regularizers import ImageDistance, TextDistance, Views
 _QUERY, _SUPPORT, _CLASSES = 2, 3, 4
 
 
-def smoke_test(config: Sections, clip: Clip) -> Method:
+def build_and_test(config: Sections, clip: Clip) -> Method:
     """Build the method of a configuration, and call each of its custom components once.
 
     Raises:

@@ -23,7 +23,7 @@ from prometar.device import default_device
 from prometar.io.custom import is_reference, source_digest
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import enters_images
-from prometar.methods.smoke_test import smoke_test
+from prometar.methods.smoke_test import build_and_test
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import TEMPLATE, out_of_domain_names
@@ -137,7 +137,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     dataset = _dataset(*data)
     backbone = _cached_backbone(config.backbone)
     if config.references:
-        smoke_test(config, backbone.clip)
+        build_and_test(config, backbone.clip)
     if not enters_images(method.prompts):
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))

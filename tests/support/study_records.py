@@ -51,7 +51,7 @@ def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
     config = StudyConfig.of(**{"dataset": ["dtd"], "trials": 60, "space": build_space(ranges), **options})
     return StudyRecord(
         config=config,
-        score="base accuracy" if config.search.objective == "base_val" else "H",
+        score_name="base accuracy" if config.search.objective == "base_val" else "H",
         reads_test_images=config.search.objective == "oracle_test",
         digests={"weights": "4b1d"},
         command="python tune/search.py --dataset dtd --trials 60",

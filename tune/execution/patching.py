@@ -17,18 +17,18 @@ def patched() -> Iterator[None]:
     Ray raises OutOfMemoryError, not RayActorError, if its memory monitor kills a worker. Tune 2.60 does not
     handle this error, and would end the whole experiment.
 
-    Tune sets an environment variable that only Lightning reads. Because of this variable, Ray would start
-    Python twice for each worker, which takes one second per worker and stage.
+    Tune sets PL_DISABLE_FORK, which only Lightning reads, in each worker's runtime_env. With a variable in
+    runtime_env, Ray starts Python twice per worker, which takes one second per worker and stage.
     """
-    handle = RayActorManager._actor_task_failed
+    original = RayActorManager._actor_task_failed
 
     def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
             reason = MemoryError(str(exception).splitlines()[0])
             death: Any = RayActorError(error_msg=str(reason))
-            death.cause = reason  # like errors that a worker raises
+            death.cause = reason  # where Ray also stores the exception when a worker's own code fails
             exception = death
-        handle(self, tracked_actor_task, exception)
+        original(self, tracked_actor_task, exception)
 
     with (
         mock.patch.object(RayActorManager, "_actor_task_failed", failed),

@@ -75,7 +75,7 @@ class StudyFolder:
         self.write(
             StudyRecord(
                 config=config,
-                score=objective.title,
+                score_name=objective.title,
                 reads_test_images=objective.reads_test_images,
                 digests=digests,
                 command=masked(_command_line(sys.argv)),

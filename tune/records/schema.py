@@ -38,6 +38,7 @@ _ReadsTestImages = Annotated[bool, Field(alias="leaks")]
 _Error = Annotated[str, Field(alias="failed")]
 _IsBaseline = Annotated[bool, Field(alias="baseline")]
 _ScoresByEpoch = Annotated[Mapping[NonNegativeInt, Score], Field(alias="epochs")]
+_ScoreName = Annotated[str, Field(alias="score")]
 _SelectedNumber = Annotated[NonNegativeInt, Field(alias="selected")]
 _MinRelevant = Annotated[Score | None, Field(alias="matters")]
 
@@ -51,7 +52,7 @@ class RunScore:
         seconds: Training time.
         error: Error message, or "" if the run did not fail.
         cpus, gpus: Allocated resources, None if unknown.
-        alignment: Mean cosine of the inner and outer gradients, None if not measured.
+        alignment: Mean cosine of the support and query gradients, None if not measured.
     """
 
     dataset: str
@@ -135,9 +136,11 @@ class TrialRecord:
     Args:
         origin: Source of the settings. The baseline has the default settings.
         objective, base, new: Scores after the last epoch, means over the runs.
-        epoch: Number of the last epoch. scores_by_epoch: Objective after each epoch, counted from 1.
+        epoch: Number of the last epoch.
+        scores_by_epoch: Objective after each epoch, counted from 1.
         seconds: Training time, summed over the runs.
-        notes: Notices for the user. reason: Error message, or "" if the trial did not fail.
+        notes: Notices for the user.
+        reason: Error message, or "" if the trial did not fail.
     """
 
     number: NonNegativeInt
@@ -238,7 +241,7 @@ class FinalTest:
     Args:
         epochs: Epochs per run. If epochs were searched, runs with the selected settings use their own number.
         selected: Selected settings, with the runs on which the selection is based.
-        difference: Selected minus baseline in H. For several datasets, interval of their mean differences.
+        difference: Selected minus baseline in H. For several datasets, interval over their mean differences.
         alpha: Error probability of each dataset's interval at the last interim analysis.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
         detectable: Smallest true difference in H that this test shows with a power of 80%.
@@ -284,16 +287,16 @@ class StudyRecord:
     """study.yaml: configuration and environment of a study.
 
     Args:
-        score: Name of the objective's score.
+        score_name: Name of the objective's score.
         reads_test_images: True if the objective reads test images before the final test.
         digests: Digests of splits, weights and custom components, by name.
         command: Last command that ran the study.
         environment: Versions and machine of the last command.
-        earlier_environments: Different environments of earlier commands.
+        earlier_environments: Environments of earlier commands that differ from the last one.
     """
 
     config: StudyConfig
-    score: str
+    score_name: _ScoreName
     reads_test_images: _ReadsTestImages
     digests: _Digests
     command: str
@@ -322,8 +325,8 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         found = json.loads(text)
         if isinstance(found, dict) and found.get("version") != VERSION:
             raise UserError(
-                f"{path} has version {str(found.get('version'))[:20]}, but this prometar reads version "
-                f"{VERSION}. Use the prometar that wrote it, or start another study with --study NAME."
+                f"{path} has version {str(found.get('version'))[:20]}, but this version of prometar reads "
+                f"version {VERSION}. Use the version that wrote the file, or another study (--study NAME)."
             )
         record: Record = _ADAPTERS[kind].validate_json(text, by_alias=True, by_name=False)
         return record

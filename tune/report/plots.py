@@ -54,7 +54,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
     study = rebuild_study(records, goals[:1])
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         return {}
-    title = escape(records.study.score if goals[0] == "objective" else goals[0])
+    title = escape(records.study.score_name if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         figures["history"] = visualization.plot_optimization_history(study, target_name=title)
         if len(goals) in (2, 3):
@@ -70,7 +70,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
             )
         if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
             figures["curves"] = visualization.plot_intermediate_values(study)
-            figures["curves"].update_layout(xaxis_title="epoch", yaxis_title=escape(records.study.score))
+            figures["curves"].update_layout(xaxis_title="epoch", yaxis_title=escape(records.study.score_name))
     if measured := [t for t in records.trials if t.base is not None and t.new is not None]:
         figures["accuracies"] = plot_accuracies(
             {

@@ -79,7 +79,7 @@ def _leader(records: Records) -> str:
     if selected is None:
         return ""
     images = "test" if records.study.reads_test_images else "validation"
-    score = f"{records.study.score} {format_number(selected.score)}"
+    score = f"{records.study.score_name} {format_number(selected.score)}"
     name = "The trial with the default settings" if selected.is_baseline else f"Trial {selected.number}"
     leads = "is selected" if records.confirmation else "leads the search"
     line = f"{name} {leads}, with {score} on {images} images."
@@ -171,8 +171,8 @@ def _caveats(records: Records) -> Iterator[str]:
             "During the search, new accuracy is a prediction from drift on out-of-domain class names. "
             "The search uses no images of new classes."
         )
-    elif records.study.score != "H":
-        yield f"The search maximized {records.study.score}. The final test compares H."
+    elif records.study.score_name != "H":
+        yield f"The search maximized {records.study.score_name}. The final test compares H."
     if len(records.completed) > 1:
         yield (
             f"The best search score is the maximum of {len(records.completed)} noisy scores, so it is "

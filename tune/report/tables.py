@@ -95,7 +95,7 @@ def _confirmation(records: Records) -> Table | None:
         rows.append((kind, cells))
     images = "test" if records.study.reads_test_images else "validation"
     seeds = join(confirmation.seeds, "seed")
-    title = f"Confirmation: {records.study.score} on {images} images, fresh {seeds}"
+    title = f"Confirmation: {records.study.score_name} on {images} images, fresh {seeds}"
     return Table(title, ("", "search", "fresh seeds", "all seeds"), rows)
 
 
@@ -120,7 +120,7 @@ def _trials(records: Records) -> Table:
     rank = list(STATES).index
     ranked = sorted(records.trials, key=lambda t: (rank(t.state), -(t.score or 0.0), -t.epoch, t.number))
     rows = [(_kind(trial, records), tuple(_trial_cells(trial, records))) for trial in ranked]
-    score = records.study.score
+    score = records.study.score_name
     columns = ("trial", "state", "changed settings", "notes", score, "base", "new", "epochs", "time")
     return Table("Trials", columns, rows, text_columns=4)
 

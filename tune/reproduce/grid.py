@@ -28,7 +28,7 @@ class Grid:
     Args:
         name: Name of the protocol.
         objective: Objective of all runs (`prometar.data.splits.objective`).
-        datasets: Datasets to train and test on. With a `source`, they are only tested on.
+        datasets: Datasets to train and test on. If `source` is given, they are used only for testing.
         source: Dataset that all runs train on. None: train on each of `datasets` separately.
         shots: Training images per class. If the protocol has several numbers, each is a column of the table.
         configs: One configuration per method, complete except for dataset, shots and seed.
@@ -45,7 +45,7 @@ class Grid:
 
     @property
     def shots_are_columns(self) -> bool:
-        """True if the protocol has several numbers of shots."""
+        """True if the protocol has more than one number of shots."""
         return len(PROTOCOLS[self.name].shots) > 1
 
     @property
@@ -96,7 +96,7 @@ class Grid:
             run = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
             path = folder / f"{self.objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
             name = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
-            jobs.append(Job(name, {path: run.completed()}, self.objective, targets=targets))
+            jobs.append(Job(name, {path: run.with_defaults()}, self.objective, targets=targets))
         return jobs
 
 
@@ -135,7 +135,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     if file_size(folder / "config.yaml") is None:
         return None
     if changed := differences(load_config(folder / "config.yaml").flat(), config.flat()):
-        raise UserError(f"{folder} has other settings ({changed}). Pass the same ones or another --out.")
+        raise UserError(f"{folder} has other settings ({changed}). Pass the same settings or another --out.")
     try:
         result = read_result(folder)
     except PrometarError:
@@ -143,5 +143,5 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     tested = {name: digest for name, (_, digest) in result.tests.items()}
     for name, digest in {config.data.name: result.data, **tested}.items():
         if digests.get(name, digest) != digest:
-            raise UserError(f"{folder} used another split of {name}. Restore it or pass another --out.")
+            raise UserError(f"{folder} used another split of {name}. Restore that split or change --out.")
     return FinishedRun(folder, config, result)

@@ -12,7 +12,7 @@ from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.prompts import NoPrompts
-from prometar.methods.smoke_test import smoke_test
+from prometar.methods.smoke_test import build_and_test
 from prometar.training.memory import Footprint
 from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs
@@ -38,7 +38,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         require_outside(out, name, grid.config.data.root)
     datasets, splits, unavailable = _open(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
-    methods = {name: smoke_test(config, clip) for name, config in grid.configs.items()}
+    methods = {name: build_and_test(config, clip) for name, config in grid.configs.items()}
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
     jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
@@ -51,7 +51,9 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             on_gpu = uses_gpus(nodes, resources)
             footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
-            plan, text = plan_resources(nodes, resources, len(remaining), "all remaining runs", memory, "run")
+            plan, text = plan_resources(
+                nodes, resources, len(remaining), reason="all remaining runs", memory=memory, noun="run"
+            )
         console.print(f"{grid.name} in {out}: {done} of {len(jobs)} runs done")
         for name, reason in unavailable.items():
             console.print(f"Skipping {name}: {reason}")
@@ -63,15 +65,15 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]
         problems += [f"{name} failed: {reason}" for name, reason in failures.items()]
-        incomparable = {name: why for name, each in datasets.items() if (why := incomparable_reason(each))}
+        incomparable = {name: why for name, data in datasets.items() if (why := incomparable_reason(data))}
         rows, notes = build_table(grid, results, incomparable=incomparable)
         notes += problems
-        pairs, unpaired = pair_methods(grid, results)
+        differences, comparison_notes = pair_methods(grid, results)
         print_table(grid, rows, notes, console)
-        if pairs:
-            print_comparison(pairs, unpaired, console)
+        if differences:
+            print_comparison(differences, comparison_notes, console)
         tables = {"table.csv": as_csv(grid, rows), "table.md": as_markdown(grid, rows, notes)}
-        for name, content in {**tables, "pairs.csv": pairs_as_csv(pairs)}.items():
+        for name, content in {**tables, "pairs.csv": pairs_as_csv(differences)}.items():
             write_atomically(out / grid.name / name, content.encode())
     console.print(f"Wrote table.csv, table.md and pairs.csv to {out / grid.name}")
     if problems:

@@ -65,17 +65,17 @@ class NumberRange(_Range):
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
-        if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(
-                f"low {self.low} must be below high {self.high}, and low must be above 0 with log"
-            )
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be above 0 with log, got {self.low}")
         if self.type == "int" and not (isinstance(self.low, int) and isinstance(self.high, int)):
             raise ValueError(f"low and high must be integers, got {self.low} and {self.high}")
         return self
 
     @property
     def probes(self) -> tuple[float, ...]:
-        """Values that show if a setting has an effect and, for floats, if the setting accepts fractions."""
+        """Values tried before the search: both bounds and, for floats, a fraction, which integers reject."""
         fraction = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *fraction
 
@@ -100,7 +100,7 @@ class Choice(_Range):
 
     @property
     def probes(self) -> tuple[Value, ...]:
-        """Values that show if a setting has an effect."""
+        """All choices, which are tried before the search."""
         return self.choices
 
     def contains(self, value: object) -> bool:

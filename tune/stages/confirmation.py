@@ -14,7 +14,7 @@ from tune.stages.jobs import RunJobs, scores, search_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """Return the completed baseline and the `top` best other trials. If `top` is 0, return the best trial."""
+    """Return the baseline, if completed, and the `top` best others. If `top` is 0, return the best trial."""
     ranked = rank_completed(trials)
     baseline = [trial for trial in ranked if trial.is_baseline]
     others = [trial for trial in ranked if not trial.is_baseline]
@@ -45,8 +45,8 @@ def confirm(
         for trial in trials
     )
     complete = [each for each in candidates if each.mean is not None]
-    required = [each for each in candidates if each.is_baseline] if complete else candidates
-    reason = next((run.error for each in required for run in each.runs if run.error), "")
+    fatal_if_failed = [each for each in candidates if each.is_baseline] if complete else candidates
+    reason = next((run.error for each in fatal_if_failed for run in each.runs if run.error), "")
     if reason:
         who = "the default settings" if complete else "all candidates"
         raise WorkError(f"The confirmation of {who} failed: {reason}. {FIX_AND_RESUME}")

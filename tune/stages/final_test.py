@@ -18,13 +18,13 @@ def run_final_test(
     run_jobs: RunJobs,
     *,
     published: Mapping[str, float | None],
-    before: FinalTest | None,
+    previous: FinalTest | None,
 ) -> FinalTest:
     """Run seed pairs until an interim analysis decides. Return the record of the test.
 
     Args:
         published: Published harmonic mean by dataset, None if unknown.
-        before: Record of the previous final test of this study, if there is one.
+        previous: Record of the previous final test of this study, None if there is none.
     """
     names, baseline_selected, analyses = config.search.datasets, selected.is_baseline, INTERIM_ANALYSES
     if baseline_selected or config.test.seeds != "auto":
@@ -67,7 +67,7 @@ def run_final_test(
         alpha=alpha,
         min_relevant=config.test.matters if config.test.seeds == "auto" else None,
         detectable=None if baseline_selected or len(names) > 1 else min_detectable(differences, alpha),
-        earlier_tests=_earlier(before, selected, seeds),
+        earlier_tests=_earlier(previous, selected, seeds),
     )
 
 
@@ -95,10 +95,10 @@ def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict
     return "selected" if difference and difference.low > 0 else "either"
 
 
-def _earlier(before: FinalTest | None, selected: Candidate, seeds: tuple[int, ...]) -> tuple[int, ...]:
+def _earlier(previous: FinalTest | None, selected: Candidate, seeds: tuple[int, ...]) -> tuple[int, ...]:
     """Return the trials of earlier tests, whose results may have influenced later decisions of the user."""
-    if before is None:
+    if previous is None:
         return ()
-    is_rerun = (before.selected.number, before.seeds) == (selected.number, seeds)
-    new = () if is_rerun or before.baseline_selected or not before.seeds else (before.selected.number,)
-    return tuple(dict.fromkeys((*before.earlier_tests, *new)))
+    is_rerun = (previous.selected.number, previous.seeds) == (selected.number, seeds)
+    new = () if is_rerun or previous.baseline_selected or not previous.seeds else (previous.selected.number,)
+    return tuple(dict.fromkeys((*previous.earlier_tests, *new)))

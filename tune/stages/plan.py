@@ -27,7 +27,7 @@ from prometar.io.custom import component_errors, is_reference, source_digest
 from prometar.io.files import file_size
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
-from prometar.methods.smoke_test import smoke_test
+from prometar.methods.smoke_test import build_and_test
 from prometar.training.drift import drift_identity, out_of_domain_names
 from prometar.training.epoch import sgd_config, train_step
 from prometar.training.memory import Footprint
@@ -132,7 +132,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     """
     search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
-    smoke_test(config.run, backbone.clip)
+    build_and_test(config.run, backbone.clip)
     digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     digests["weights"] = backbone.digest[:12]
     components = [search.objective, search.sampler, search.pruner, *config.run.references.values()]

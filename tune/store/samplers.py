@@ -19,19 +19,18 @@ STARTUP_TRIALS = 6
 """Minimum number of results before a model-based sampler is used instead of random sampling."""
 
 
-def derive_seed(*numbers: int) -> int:
-    """Derive a seed from the study's seed, the trial's number and the number of the attempt."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+def derive_seed(study_seed: int, trial_number: int, attempt: int) -> int:
+    """Derive a seed. `attempt` is the number of duplicates sampled before for this trial."""
+    return int(np.random.SeedSequence((study_seed, trial_number, attempt)).generate_state(1)[0])
 
 
 def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSampler:
     """Return the sampler of one trial.
 
-    Model-based samplers wait for one result per concurrent trial. The first results come from short trials.
-
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.
-        concurrency: Number of concurrent trials.
+        concurrency: Number of concurrent trials. Model-based samplers wait for as many results, because the
+            first ones come from short trials and would bias the model.
 
     Raises:
         UserError: the sampler is unknown, or is not an Optuna sampler.

@@ -186,7 +186,7 @@ class TrialStore:
 
         Args:
             fixed: Settings with fixed values. All other settings are sampled.
-            attempt: Number of duplicates sampled before.
+            attempt: Number of duplicates sampled before for this trial.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
         sampler, seed = sampler or self._search.sampler, derive_seed(self._search.seed, len(trials), attempt)

@@ -40,7 +40,9 @@ from tune.execution.worker import JobRequest, TrialWorker
 from tune.records.schema import EpochReport
 
 CONFIG = (
-    Config().override({**BACKBONE, "train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0}).completed()
+    Config()
+    .override({**BACKBONE, "train.epochs": 2, "data.shots": 1, "optim.warmup_epochs": 0})
+    .with_defaults()
 )
 
 DESCRIBED = dump_config(CONFIG)

@@ -28,7 +28,7 @@ def test_a_study_is_described_and_its_environments_are_remembered(
     records = read_records(folder.path)
     assert records.config == config
     assert records.study.earlier_environments == (first.environment,)
-    assert (records.study.score, records.study.reads_test_images) == ("H", False)
+    assert (records.study.score_name, records.study.reads_test_images) == ("H", False)
     assert records.study.command.startswith("python tune/search.py --trials 3")
     assert "secret" not in records.study.command
     assert records.default_settings["data.name"] == "textures"

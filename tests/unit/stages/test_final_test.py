@@ -30,14 +30,14 @@ def config_of(tmp_path: Path, **options: Any) -> StudyConfig:
 
 
 def finish(
-    config: StudyConfig, score: Score, number: int = 7, before: FinalTest | None = None
+    config: StudyConfig, score: Score, number: int = 7, previous: FinalTest | None = None
 ) -> tuple[FinalTest, list[str]]:
     """The final test of a trial's settings, and the names of its jobs in order."""
     run_jobs, names = runner(score)
     settings = {**config.baseline_settings, **({"regularizer.text_weight": 1.5} if number else {})}
     selected = Candidate(number, number == 0, settings, ())
     folder, published = StudyFolder.of(config), {"textures": 65.0}
-    return run_final_test(config, folder, selected, run_jobs, published=published, before=before), names
+    return run_final_test(config, folder, selected, run_jobs, published=published, previous=previous), names
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_result_of_another_run_is_replaced(change: str, tmp_path: Path) -> Non
 def test_earlier_tests_are_remembered(tmp_path: Path) -> None:
     first, _ = finish(config_of(tmp_path, final_seeds=(1, 2)), gains(0.5))
     more = config_of(tmp_path, final_seeds=(1, 2, 3))
-    second, names = finish(more, gains(0.5), before=first)
+    second, names = finish(more, gains(0.5), previous=first)
     assert len(names) == 2
     assert second.earlier_tests == (7,)
-    assert finish(more, gains(0.5), before=second)[0].earlier_tests == (7,)
+    assert finish(more, gains(0.5), previous=second)[0].earlier_tests == (7,)
