@@ -76,7 +76,7 @@ def run_jobs(
 
 
 def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[TrialWorker]) -> None:
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's would end only `fit`, not the study
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only `fit`, not the study
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -231,7 +231,7 @@ class _Dispatcher(Searcher, Stopper):
                 observer.finished(job, failure)
 
     def _prepare_retry(self, submission: _Submission) -> bool:
-        """Return True if the job may be retried, with more resources after an out-of-memory error."""
+        """Count the death, or request more resources if out of memory. Return True to retry the job."""
         if isinstance(submission.error, MemoryError):
             larger = self._plan.larger(submission.request.bundles)
             submission.request = replace(submission.request, bundles=larger or submission.request.bundles)

@@ -147,7 +147,7 @@ def plan_resources(
 
 
 def _capacity(node: Node, cpus: float, gpus: float, memory: float) -> int:
-    """Return the number of jobs that fit on a machine. No share spans GPUs: 2 jobs of 0.4 GPU fit on each."""
+    """Return the number of jobs that fit on a machine. A share is on one GPU: 2 jobs of 0.4 fit on each."""
     count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
     if gpus:
         total = node.get("GPU", 0.0)

@@ -251,4 +251,4 @@ def alignment(test: FinalTest) -> str:
     for side in sides(test):
         values = [run.alignment for run in side_runs(test, side) if run.alignment is not None]
         means += [f"{mean(values):+.2f} with the {LABELS[side]}"] if values else []
-    return f"Mean cosine similarity of inner and outer gradients: {join(means)}." if means else ""
+    return f"Mean cosine similarity of support and query gradients: {join(means)}." if means else ""

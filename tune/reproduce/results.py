@@ -117,8 +117,8 @@ def _summarize(
     return summaries
 
 
-def pair_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare the methods on the datasets of the average. Return differences and notes."""
+def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
+    """Compare the methods on the datasets that are averaged. Return paired differences and notes."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

@@ -22,7 +22,7 @@ from tune.execution.resources import plan_resources, uses_gpus
 from tune.reproduce.grid import Grid, read_run
 from tune.reproduce.published import incomparable_reason
 from tune.reproduce.render import as_csv, as_markdown, print_table
-from tune.reproduce.results import build_table, collect, pair_methods
+from tune.reproduce.results import build_table, collect, compare_methods
 
 
 def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
@@ -68,7 +68,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         incomparable = {name: why for name, data in datasets.items() if (why := incomparable_reason(data))}
         rows, notes = build_table(grid, results, incomparable=incomparable)
         notes += problems
-        differences, comparison_notes = pair_methods(grid, results)
+        differences, comparison_notes = compare_methods(grid, results)
         print_table(grid, rows, notes, console)
         if differences:
             print_comparison(differences, comparison_notes, console)

@@ -56,8 +56,8 @@ def final_job(
 
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with a run that has no result yet."""
-    return [job for job in jobs if not all(_has_result(job, *run) for run in job.runs.items())]
+    """Return the jobs with a run that has no valid result. Delete invalid results."""
+    return [job for job in jobs if not all(_validate_result(job, *run) for run in job.runs.items())]
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> Runs:
@@ -69,8 +69,8 @@ def scores(job: Job, failures: Mapping[str, str]) -> Runs:
     return tuple(_score(job, *run, failures.get(job.name, "no result")) for run in job.runs.items())
 
 
-def _has_result(job: Job, folder: Path, config: Config) -> bool:
-    """Return True if the folder contains a result of this configuration and objective. Delete any other."""
+def _validate_result(job: Job, folder: Path, config: Config) -> bool:
+    """Return True if the folder contains a result of this configuration and objective. Delete others."""
     if not (folder / RESULT_FILE).exists():
         return False
     try:

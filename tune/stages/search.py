@@ -65,7 +65,7 @@ class SearchJobs(Iterator[Job]):
             yield f"--trials {trials} is below the {done} existing trials. All of them are used."
 
     def close(self) -> None:
-        """Add the time since the last call to the stored duration of the search."""
+        """Store the duration of the search so far. This can be called repeatedly."""
         now = time.monotonic()
         self._store.add_seconds(now - self._started)
         self._started = now

@@ -19,7 +19,7 @@ from tune.store.samplers import derive_seed, make_sampler
 from tune.store.storage import open_storage, second_writer_error, storage_errors
 
 MAX_FAILURES = 5
-"""Number of failed trials after which a process stops the study, unless one of its trials succeeded."""
+"""Number of failed trials after which a process stops the study if none of its trials succeeded."""
 MAX_DUPLICATES = 20
 """Number of consecutive duplicates after which the first untried combination is used. If the space has too
 many combinations to list, settings are sampled at random instead."""
@@ -182,7 +182,7 @@ class TrialStore:
         attempt: int = 0,
         sampler: str = "",
     ) -> FrozenTrial:
-        """Sample a trial with an in-memory copy of the study, so that it can be stored atomically.
+        """Sample a trial with an in-memory copy of the study, so that the trial can be stored atomically.
 
         Args:
             fixed: Settings with fixed values. All other settings are sampled.

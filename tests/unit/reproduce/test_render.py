@@ -13,7 +13,7 @@ from prometar.metrics import t_interval
 from tests.support.reproductions import ask, fill
 from tune.reproduce.grid import PROTOCOLS, Grid
 from tune.reproduce.render import as_csv, as_markdown, print_table
-from tune.reproduce.results import AccuracySummary, Row, build_table, collect, pair_methods
+from tune.reproduce.results import AccuracySummary, Row, build_table, collect, compare_methods
 
 METHODS = ("zero-shot", "coop", "promptsrc", "prometar-maple")
 HOSTILE = "a|b & 100% #1_{x} <script>[c](d)*e*`f`"
@@ -51,7 +51,7 @@ def test_every_accuracy_is_shown_and_written(protocol: str) -> None:
         if each["published"]:
             difference = float(each["mean"]) - float(each["published"])
             assert float(each["difference"]) == pytest.approx(difference, abs=1e-3)
-    pairs, _ = pair_methods(grid, results)
+    pairs, _ = compare_methods(grid, results)
     lines = list(csv.DictReader(io.StringIO(pairs_as_csv(pairs))))
     assert len(lines) == len(grid.columns) * 3 * (1 + len(grid.datasets)), "all, and each dataset"
 
@@ -59,7 +59,7 @@ def test_every_accuracy_is_shown_and_written(protocol: str) -> None:
 def test_a_comparison_fits_a_terminal() -> None:
     grid = ask("base-to-new", ("coop", "prometar"), seeds=(1, 2), datasets=("dtd", "eurosat"))
     runs = fill(grid, lambda config, _: 50.0 + 4 * (config.method == "coop"))
-    found, notes = pair_methods(grid, collect(grid, runs))
+    found, notes = compare_methods(grid, collect(grid, runs))
     terminal = console(80)
     print_comparison(found, notes, terminal)
     text = terminal.file.getvalue()  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from tests.support.reproductions import PUBLISHED, ask, fill
 from tune.reproduce import results
 from tune.reproduce.grid import Grid
 from tune.reproduce.published import incomparable_reason, protocol_settings, published_h
-from tune.reproduce.results import AccuracySummary, Row, collect, pair_methods
+from tune.reproduce.results import AccuracySummary, Row, collect, compare_methods
 
 Table = tuple[list[Row], list[str]]
 percents = st.floats(0.01, 100)
@@ -191,11 +191,11 @@ def value(config: Config, name: str) -> float:
 
 def test_methods_are_paired_by_dataset_and_seed_without_the_source() -> None:
     grid = ask("cross-dataset", tuple(GAIN), seeds=(1, 2), datasets=("dtd", "eurosat"))
-    differences, notes = pair_methods(grid, collect(grid, fill(grid, value)))
+    differences, notes = compare_methods(grid, collect(grid, fill(grid, value)))
     assert ({each.reference for each in differences}, notes) == ({"prometar"}, [])
     found = {each.method: each.by_dataset for each in differences}
     assert found["coop"] == {"dtd": (-4.0, -4.0), "eurosat": (-4.0, -4.0)}
     assert found["zero-shot"] == {"dtd": (-9.0, -10.0), "eurosat": (-9.0, -10.0)}, "one run, for every seed"
     coop = ask("base-to-new", ("zero-shot", "coop"), datasets=("dtd",))
-    differences, _ = pair_methods(coop, collect(coop, fill(coop, value)))
+    differences, _ = compare_methods(coop, collect(coop, fill(coop, value)))
     assert differences[0].reference == "zero-shot"
