@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prometar.clip.features import FeatureCache
 from prometar.clip.model import tensors_of
-from prometar.clip.openclip import load_tokenizer, outline
+from prometar.clip.openclip import clip_without_weights, load_tokenizer
 from prometar.config.settings import Config
 from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
-from prometar.methods.prompts import enters_images
+from prometar.methods.prompts import has_image_prompts
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import Images, Mixing, Task, make_batch
+from prometar.step.meta_batch import Embeddings, QueryMix, Task, make_batch
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 
@@ -40,7 +40,7 @@ class Rehearsal:
     pixels_B3HW: Tensor
     labels_B: Tensor
     num_query: int
-    cache: FeatureCache = None
+    cache: FeatureCache | None = None
 
     def __call__(self) -> object:
         model, method = self.model, self.method
@@ -53,13 +53,16 @@ class Rehearsal:
         return step(model, method, self.state, whole, task, SgdConfig(2.5e-3, 1e-6))
 
 
-def _task(whole: Images, num_support: int) -> Task:
+def _task(whole: Embeddings, num_support: int) -> Task:
     """Return a task whose support is the first `num_support` images, and whose query is the others, mixed."""
-    support = Images._make(None if part is None else part[:num_support] for part in whole)
+    support = Embeddings._make(None if part is None else part[:num_support] for part in whole)
     labels, share = whole.labels[num_support:], whole.weights[num_support:]
     frozen = None if whole.frozen is None else whole.frozen[num_support:]
-    mixing, tokens = Mixing(share, share, labels, labels, Mix(share, labels)), whole.tokens[num_support - 1 :]
-    return support, Images(tokens, labels, share, frozen, mixing, labels)
+    mixing, tokens = (
+        QueryMix(share, share, labels, labels, Mix(share, labels)),
+        whole.tokens[num_support - 1 :],
+    )
+    return support, Embeddings(tokens, labels, share, frozen, mixing, labels)
 
 
 def rehearse(
@@ -73,13 +76,13 @@ def rehearse(
 
     `num_query` is the number of images in the query. Default: half of the batch.
     """
-    method, clip = build(config), outline(config.backbone.name).to(dtype)
+    method, clip = build(config), clip_without_weights(config.backbone.name).to(dtype)
     names = [f"class number {number}" for number in range(num_classes)]
     texts = prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}.")
     tokens = load_tokenizer(config.backbone.name)(texts)
     with (mode := FakeTensorMode()):
         clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip).folded()
-        clip = replace(clip, image_prompts=enters_images(method.prompts))
+        clip = replace(clip, image_prompts=has_image_prompts(method.prompts))
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
         if method.prompts.num_context:
             model = build_model(clip, method.prompts, tokens, frozen)

@@ -57,7 +57,7 @@ def plan_of(root: str, made: bool, size: int, epochs: int) -> tuple[Plan, Source
     else:
         dataset = open_dataset("dtd", root)
         items, source = dataset.train, dataset.source
-    return Plan(items, TransformSpec(size, train=True), epochs=epochs, seed=1), source
+    return Plan(items, TransformSpec(size, train=True, crop_scale=(0.08, 1.0)), epochs=epochs, seed=1), source
 
 
 class PlanRows(torch.utils.data.Dataset[Images]):

@@ -35,5 +35,5 @@ class LowRank:
     def tokens(self, leaves: Leaves) -> Leaves:
         return {f"text.{layer}": leaves[f"mix.{layer}"] @ leaves["basis"] for layer in range(self.depth)}
 
-    def conditioned_on(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+    def condition_tokens(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
         return tokens  # prompts do not depend on the image

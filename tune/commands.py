@@ -9,7 +9,7 @@ import typer
 from prometar.cli.console import RootOption
 from prometar.config.recipes import recipe
 from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
-from prometar.embedded.datasets import default_backbone
+from prometar.embedded.datasets import resolve_backbone
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
 from tune.execution.ray_cluster import configure_ray
@@ -105,7 +105,7 @@ def reproduce(
     used = [*names, source] if source else names
     for name in used:
         require_name(name)
-    backbone, pretrained = default_backbone(used, backbone, pretrained)
+    backbone, pretrained = resolve_backbone(used, backbone, pretrained)
     root = data_root or default_root(*used)
     shared: dict[str, Any] = {
         "data.root": root and absolute_root(root),

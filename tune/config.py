@@ -20,7 +20,7 @@ from prometar.config.settings import (
     parse_assignments,
 )
 from prometar.data.datasets.catalog import default_root, file_name
-from prometar.embedded.datasets import DEFAULT_DATASET, EMBEDDED, default_backbone
+from prometar.embedded.datasets import DEFAULT_DATASET, EMBEDDED, resolve_backbone
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
@@ -220,7 +220,7 @@ class StudyConfig(PlainData):
         if EMBEDDED.keys() >= set(datasets):
             run_flat.setdefault(EPOCHS_KEY, EMBEDDED_EPOCHS)
             flat.setdefault("search.trials", EMBEDDED_TRIALS)
-        backbone, pretrained = default_backbone(
+        backbone, pretrained = resolve_backbone(
             datasets, run_flat.get("backbone.name"), run_flat.get("backbone.pretrained")
         )
         root = run_flat.pop("data.root", None) or default_root(*datasets)

@@ -5,7 +5,7 @@ from math import tau
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, centered, edge, noise
+from prometar.embedded.canvas import Canvas, Floats, edge, integer_offset, noise
 from prometar.embedded.paint import Pixels, blend, render_uneven_light, vary_color
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import lines
@@ -41,7 +41,7 @@ def _gingham(c: Canvas) -> Floats:
 
 def _herringbone(c: Canvas) -> Floats:
     side = np.where(np.floor(c.x) % 2 == 0, 1.0, -1.0)
-    return c.ink(np.sin(tau * (c.y * 1.3 + side * centered(c.x - 0.5))), 8)
+    return c.ink(np.sin(tau * (c.y * 1.3 + side * integer_offset(c.x - 0.5))), 8)
 
 
 def _houndstooth(c: Canvas) -> Floats:
@@ -53,7 +53,7 @@ def _houndstooth(c: Canvas) -> Floats:
 
 
 def _knit(c: Canvas) -> Floats:
-    x = centered(c.x)
+    x = integer_offset(c.x)
     slope = c.y * 1.4 - np.abs(x) * 1.4
     return np.clip(
         np.abs(np.sin(np.pi * slope)) ** 0.8 * (0.35 + 0.65 * np.sin(tau * np.abs(x)) ** 0.5), 0, 1
@@ -62,14 +62,17 @@ def _knit(c: Canvas) -> Floats:
 
 def _lace(c: Canvas) -> Floats:
     net = np.maximum(lines((c.x + c.y) * 1.5, 0.09, c.pixel), lines((c.x - c.y) * 1.5, 0.09, c.pixel))
-    angle = np.arctan2(centered(c.y * 0.6), centered(c.x * 0.6))
-    flower = c.ink(0.3 + 0.1 * np.cos(6 * angle) - np.hypot(centered(c.x * 0.6), centered(c.y * 0.6)), 3)
+    angle = np.arctan2(integer_offset(c.y * 0.6), integer_offset(c.x * 0.6))
+    flower = c.ink(
+        0.3 + 0.1 * np.cos(6 * angle) - np.hypot(integer_offset(c.x * 0.6), integer_offset(c.y * 0.6)), 3
+    )
     return np.clip(np.maximum(0.7 * net, flower * (0.7 + 0.3 * np.cos(6 * angle))), 0, 1)
 
 
 def _mesh(c: Canvas) -> Floats:
     hole = np.minimum(
-        np.hypot(centered(c.x), centered(c.y)), np.hypot(centered(c.x + 0.5), centered(c.y + 0.5))
+        np.hypot(integer_offset(c.x), integer_offset(c.y)),
+        np.hypot(integer_offset(c.x + 0.5), integer_offset(c.y + 0.5)),
     )
     return c.ink(hole - c.rng.uniform(0.2, 0.26), 3)
 
@@ -88,9 +91,9 @@ def _tartan(c: Canvas) -> Floats:
     widths = c.rng.uniform(0.05, 0.25, 3)
 
     def bands(v: Floats) -> Floats:
-        first = c.ink(widths[0] + 0.1 - np.abs(centered(v * 0.5)), 2)
-        second = c.ink(0.05 - np.abs(centered(v * 0.5 + 0.5)), 2)
-        third = c.ink(0.04 - np.abs(centered(v * 0.5 + 0.36)), 2)
+        first = c.ink(widths[0] + 0.1 - np.abs(integer_offset(v * 0.5)), 2)
+        second = c.ink(0.05 - np.abs(integer_offset(v * 0.5 + 0.5)), 2)
+        third = c.ink(0.04 - np.abs(integer_offset(v * 0.5 + 0.36)), 2)
         return np.maximum(np.maximum(first, second), 0.7 * third)
 
     twill = c.ink(np.sin(tau * (c.x + c.y) * 2), 8)

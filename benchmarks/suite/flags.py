@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, centered, noise
+from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, integer_offset, noise
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -69,7 +69,7 @@ FLAGS = RenderedSet(
     draw=partial(_draw, stance=_OWN),
     families={
         "stripy": {
-            "barry": lambda f: 0.25 - np.abs(centered(f.y * f.rng.integers(2, 4))),
+            "barry": lambda f: 0.25 - np.abs(integer_offset(f.y * f.rng.integers(2, 4))),
             "bend": lambda f: _band((f.x - f.y) * 0.7, f.rng.uniform(0.15, 0.28)),
             "fess": lambda f: _band(f.y, f.rng.uniform(0.18, 0.36)),
             "pale": lambda f: _band(f.x, f.rng.uniform(0.18, 0.36)),

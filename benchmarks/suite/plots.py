@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, centered, distance, edge
+from prometar.embedded.canvas import Canvas, Floats, distance, edge, integer_offset
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -70,7 +70,10 @@ def _pie(f: Canvas) -> Floats:
     cuts = np.sort(f.rng.uniform(-np.pi, np.pi, f.rng.integers(3, 6)))
     angle, radius = np.arctan2(f.y, f.x), np.hypot(f.x, f.y)
     slit = (
-        np.min([np.abs(centered((angle - cut) / (2 * np.pi))) for cut in cuts], axis=0) * 2 * np.pi * radius
+        np.min([np.abs(integer_offset((angle - cut) / (2 * np.pi))) for cut in cuts], axis=0)
+        * 2
+        * np.pi
+        * radius
     )
     return np.minimum(0.75 - radius, slit - 0.035)
 
@@ -88,7 +91,8 @@ def _draw(depth: Callable[[Canvas], Floats], rng: np.random.Generator, size: int
     paper, ink = vary_color(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
     axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
     ruled = np.maximum(
-        edge(0.05 - np.abs(centered(f.x * 2.5)), 0.05), edge(0.05 - np.abs(centered(f.y * 2.5)), 0.05)
+        edge(0.05 - np.abs(integer_offset(f.x * 2.5)), 0.05),
+        edge(0.05 - np.abs(integer_offset(f.y * 2.5)), 0.05),
     )
     image = blend(paper, vary_color(rng, (0.7, 0.75, 0.8), 0.1), ruled * rng.choice((0.0, 0.6)))
     image = blend(image, np.array((0.15, 0.15, 0.15)), f.ink(axes) * 0.9)
@@ -112,7 +116,9 @@ PLOTS = RenderedSet(
         },
         "wavy": {
             "gaussian": _graph(_gaussian),
-            "sawtooth": _graph(lambda rng, t: 0.5 + 0.7 * centered(t * rng.uniform(2.0, 4.0) + rng.random())),
+            "sawtooth": _graph(
+                lambda rng, t: 0.5 + 0.7 * integer_offset(t * rng.uniform(2.0, 4.0) + rng.random())
+            ),
             "sine": _graph(_sine),
         },
         "chart": {

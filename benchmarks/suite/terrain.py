@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, centered, edge, fractal, noise, voronoi
+from prometar.embedded.canvas import Canvas, Floats, edge, fractal, integer_offset, noise, voronoi
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -76,7 +76,7 @@ def _lake(c: Canvas) -> Floats:
 
 
 def _orchard(c: Canvas) -> Floats:
-    crown = np.exp(-((np.hypot(centered(c.x * 1.3), centered(c.y * 1.3)) / 0.26) ** 2))
+    crown = np.exp(-((np.hypot(integer_offset(c.x * 1.3), integer_offset(c.y * 1.3)) / 0.26) ** 2))
     return blend(vary_color(c.rng, (0.52, 0.47, 0.33)), vary_color(c.rng, _TREES), crown)
 
 
@@ -97,7 +97,8 @@ def _river(c: Canvas) -> Floats:
 def _village(c: Canvas) -> Floats:
     gardens = blend(vary_color(c.rng, _GRASS), vary_color(c.rng, _TREES), edge(noise(c.rng, c.size, 6), 1.0))
     streets = np.maximum(
-        edge(0.12 - np.abs(centered(c.x / 2.4)), 0.04), edge(0.1 - np.abs(centered(c.y / 3.2)), 0.04)
+        edge(0.12 - np.abs(integer_offset(c.x / 2.4)), 0.04),
+        edge(0.1 - np.abs(integer_offset(c.y / 3.2)), 0.04),
     )
     image = blend(gardens, vary_color(c.rng, _ROAD), streets)
     return blend(

@@ -29,13 +29,13 @@ from prometar.methods.modulators import Add
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Regularizer
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import Images, leave_one_class_out, make_batch, task_rng
+from prometar.step.meta_batch import Embeddings, leave_one_class_out, make_batch, task_rng
 from prometar.step.state import State
 from prometar.training.run import Run
 from prometar.training.run_result import STRICT
 
 ALIGNMENT_FILE = "alignment.jsonl"
-_ZERO_RATES = SgdConfig(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
+_ALL_ZERO = SgdConfig(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
 Record = dict[str, int | float]
 
 
@@ -92,17 +92,17 @@ def measure(run: Run, state: State, batch: Batch) -> Record | None:
     g_support, g_query = _gradient(run, method, state, support), _gradient(run, plain, state, query)
     record: Record = {"cosine": _cosine(g_support, g_query)}
     for tower in ("text", "vision"):
-        prompts = {name: leaf for name, leaf in g_support.items() if name.startswith(f"{tower}.")}
-        if prompts:
-            record[tower] = _cosine(prompts, g_query)
+        tower_gradient = {name: leaf for name, leaf in g_support.items() if name.startswith(f"{tower}.")}
+        if tower_gradient:
+            record[tower] = _cosine(tower_gradient, g_query)
     norms = {"support_norm": float(_flat(g_support).norm()), "query_norm": float(_flat(g_query).norm())}
     return record | norms
 
 
-def _gradient(run: Run, method: Method, state: State, images: Images) -> Leaves:
-    """Return the gradient of the direct phase. It equals the momentum after a step with all rates 0."""
-    after, _ = step(run.model, replace(method, inner=None), state, images, None, _ZERO_RATES)
-    return after.prompt_momenta
+def _gradient(run: Run, method: Method, state: State, images: Embeddings) -> Leaves:
+    """Return the gradient of the direct phase."""
+    # With lr, momentum coefficient and weight decay all 0, the momentum buffer after a step is the gradient.
+    return step(run.model, replace(method, inner=None), state, images, None, _ALL_ZERO)[0].prompt_momenta
 
 
 def _cosine(a: Leaves, b: Leaves) -> float:
@@ -145,7 +145,7 @@ def mean_cosine(folder: Path) -> float | None:
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Summarize the cosines of a run in one line, also for its first and last quarter."""
+    """Summarize the cosines of a run in one line: mean over the run, its first quarter and its last."""
     cosines = [record["cosine"] for record in records]
     if not cosines:
         return "no records"

@@ -13,7 +13,7 @@ from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption
 from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset
 from prometar.data.splits.objective import objective_of
-from prometar.embedded.datasets import DEFAULT_DATASET, default_backbone
+from prometar.embedded.datasets import DEFAULT_DATASET, resolve_backbone
 from prometar.errors import UserError
 from prometar.io.files import resolve_path, write_atomically
 
@@ -69,7 +69,7 @@ def train(
     if config is None:
         values.setdefault("data.name", DEFAULT_DATASET)
         keys = ("backbone.name", "backbone.pretrained")
-        backbone = default_backbone([values["data.name"]], *map(values.get, keys))
+        backbone = resolve_backbone([values["data.name"]], *map(values.get, keys))
         values |= zip(keys, backbone, strict=True)
     if chosen.data.root is None and (root := default_root(values.get("data.name", chosen.data.name))):
         values.setdefault("data.root", absolute_root(root))
@@ -77,11 +77,11 @@ def train(
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import Alignment
     from prometar.methods.composition import build
-    from prometar.methods.prompts import enters_images
+    from prometar.methods.prompts import has_image_prompts
     from prometar.runs import train_run
 
     prompts = build(chosen).prompts
-    if alignment_every is not None and not (prompts.num_context or enters_images(prompts)):
+    if alignment_every is not None and not (prompts.num_context or has_image_prompts(prompts)):
         raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
     objective_of(objective)  # raises a UserError if it is unknown
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
@@ -121,7 +121,7 @@ def evaluate(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `prometar train` or `reproduce`.")],
-    to: Annotated[Path, typer.Option(help="FILE.safetensors. Its card is written to FILE.json.")],
+    to: Annotated[Path, typer.Option(help="FILE.safetensors. Its metadata is written to FILE.json.")],
     trust_parts: TrustOption = False,
 ) -> None:
     """Export the prompts of a finished run to a file.
@@ -198,7 +198,7 @@ def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
 
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
     names = {"all": "all classes", "base": "base", "new": "new"}
-    if "new" in result:  # otherwise the objective is the only accuracy
+    if "new" in result:  # without new classes, the objective would repeat the accuracy already shown
         names["objective"] = objective_of(objective).title
     values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
     print(f"{title}: {', '.join(values)}")

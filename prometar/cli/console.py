@@ -41,7 +41,7 @@ TrustOption = Annotated[
     bool,
     typer.Option(
         "--trust-parts",
-        help="Import the custom components that the run or prompt file names. Default: refuse.",
+        help="Import the custom components listed in the run or the prompt file. Default: refuse.",
     ),
 ]
 

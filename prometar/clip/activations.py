@@ -71,7 +71,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Calla
 class Activation:
     """Activation a(x) with its derivatives, as a `TokenFunction`.
 
-    Call `forward`, then `vjp`. For second derivatives, call `forward`, `differentiable_vjp`, `jvp` and `hvp`.
+    Call `forward`, then `vjp`. For second derivatives, call `forward`, `vjp_for_hvp`, `jvp` and `hvp`.
     """
 
     def __init__(self, name: str) -> None:
@@ -84,7 +84,7 @@ class Activation:
     def vjp(self, g_K: Tensor) -> Tensor:
         return self._first(g_K, self._x)
 
-    def differentiable_vjp(self, g_K: Tensor) -> Tensor:
+    def vjp_for_hvp(self, g_K: Tensor) -> Tensor:
         self._g_K = g_K
         return self._first(g_K, self._x)
 

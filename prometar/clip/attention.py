@@ -69,7 +69,7 @@ class Attention:
         a = _multiply(g, self._v.mT)
         return self._pull_back(g, torch.ops.aten._softmax_backward_data(a, self._p[:, :, None], -1, a.dtype))
 
-    def differentiable_vjp(self, g_KBND: Tensor) -> Tensor:
+    def vjp_for_hvp(self, g_KBND: Tensor) -> Tensor:
         self._g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
         self._a = self._centered(self._g)
         return self._pull_back(self._g, self._a * self._p[:, :, None])

@@ -28,8 +28,8 @@ from prometar.io.files import write_atomically
 Tokenize = Callable[[Sequence[str]], Tensor]
 """Function from N texts to token ids (N, context length)."""
 
-FeatureCache = dict[int, Tensor] | None
-"""Frozen image features by batch number, shared by all runs with the same data plan. None: do not cache."""
+FeatureCache = dict[int, Tensor]
+"""Frozen image features by batch number, shared by all runs with the same data plan."""
 
 FORMAT = "prometar-text-features-1"
 """Version of the features. Bump it if code changes alter them for the same weights, names and templates."""
@@ -61,20 +61,20 @@ def mean_text(clip: Clip, tokens_NT: Tensor, num_templates: int, *, batch_size: 
     return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
 
-def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache, number: int) -> Tensor:
+def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
     """Return the embedded images of a batch. If no prompt enters the image tower, they are cached."""
     return _cached(None if clip.image_prompts else cache, number, lambda: embed_images(clip, images_B3HW))
 
 
 @torch.no_grad()
-def frozen_image(clip: Clip, tokens_BTD: Tensor, cache: FeatureCache, number: int) -> Tensor:
+def frozen_image(clip: Clip, tokens_BTD: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
     """Return the normalized frozen features (B, E) of a batch of embedded images."""
     # Without image prompts, the tokens are already the cached features, except for the normalization.
     store, dtype = cache if clip.image_prompts else None, clip.working_dtype
     return _cached(store, number, lambda: F.normalize(encode_image(clip, tokens_BTD).to(dtype), dim=-1))
 
 
-def can_skip_images(clip: Clip, cache: FeatureCache, numbers: Iterable[int] = ()) -> bool:
+def can_skip_images(clip: Clip, cache: FeatureCache | None, numbers: Iterable[int] = ()) -> bool:
     """Return True if the cached features of these batches replace their images.
 
     Without `numbers`, return True if images are not needed again after their first use.
@@ -82,7 +82,7 @@ def can_skip_images(clip: Clip, cache: FeatureCache, numbers: Iterable[int] = ()
     return not clip.image_prompts and cache is not None and all(number in cache for number in numbers)
 
 
-def _cached(cache: FeatureCache, number: int, compute: Callable[[], Tensor]) -> Tensor:
+def _cached(cache: FeatureCache | None, number: int, compute: Callable[[], Tensor]) -> Tensor:
     if cache is None:
         return compute()
     if number not in cache:

@@ -13,7 +13,7 @@ class TokenFunction(Protocol):
     """Differentiable function f of tokens x with constant weights.
 
     For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents. For second
-    derivatives, call `forward`, `differentiable_vjp` (same result as `vjp`), `jvp`, which returns J t_k for K
+    derivatives, call `forward`, `vjp_for_hvp` (same result as `vjp`), `jvp`, which returns J t_k for K
     tangents, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> for a cotangent r.
     `value` returns the result of `forward` and stores nothing. The default methods assume that J is constant.
     """
@@ -26,7 +26,7 @@ class TokenFunction(Protocol):
     def vjp(self, g_K: Tensor, /) -> Tensor:
         return self.hvp(g_K)
 
-    def differentiable_vjp(self, g_K: Tensor, /) -> Tensor:
+    def vjp_for_hvp(self, g_K: Tensor, /) -> Tensor:
         return self.hvp(g_K)
 
     def jvp(self, t_K: Tensor, /) -> Tensor: ...
@@ -86,7 +86,7 @@ class Norm:
     def vjp(self, g_K: Tensor) -> Tensor:
         return self._apply_jacobian_K(_widen(self._weighted(g_K))).to(self._dtype)
 
-    def differentiable_vjp(self, g_K: Tensor) -> Tensor:
+    def vjp_for_hvp(self, g_K: Tensor) -> Tensor:
         self._g_K = _widen(self._weighted(g_K))
         return self._apply_jacobian_K(self._g_K).to(self._dtype)
 

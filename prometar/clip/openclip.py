@@ -10,7 +10,7 @@ from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from prometar.io.files import file_size
 ModelConfig = Mapping[str, Any]
 """Model configuration of open_clip."""
 
-_CLIP_VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-_CLIP_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
-_SIGLIP_TEXT_KEYS = _CLIP_TEXT_KEYS | {
+_SUPPORTED_CLIP_VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_SUPPORTED_CLIP_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
+_SUPPORTED_SIGLIP_TEXT_KEYS = _SUPPORTED_CLIP_TEXT_KEYS | {
     "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type", "proj_bias",
     "proj_type", "norm_kwargs", "act_kwargs",
 }  # fmt: skip
@@ -68,7 +68,7 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
 
 @dataclass(frozen=True)
 class Backbone:
-    """Frozen CLIP with its tokenizer and the channel means and standard deviations of its images.
+    """Frozen CLIP, its tokenizer, and the channel means and standard deviations that normalize its images.
 
     vocabulary: Object names that the backbone recognizes, from which drift selects out-of-domain names.
     """
@@ -139,7 +139,7 @@ def load_backbone(
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """Return a loaded CLIP with its tokenizer and image normalization.
 
-    Weights from a file get the normalization of the model's open_clip tags if all agree, otherwise OpenAI's.
+    Weights from a file get the normalization shared by all open_clip tags of the model, or else OpenAI's.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
@@ -223,7 +223,7 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         )
 
 
-def outline(name: str) -> Clip:
+def clip_without_weights(name: str) -> Clip:
     """Return a CLIP with the shapes of a model but no weights, on torch's `meta` device.
 
     Raises:
@@ -248,7 +248,7 @@ def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tenso
     if name == "mini":  # importing open_clip takes seconds
         architecture, state = clip_architecture(config), load_mini()
     else:
-        siglip = is_siglip(name, config)
+        siglip = _family(name, config) == "siglip"
         with torch.device("meta"), suppress_logs():
             model = _open_clip().create_model(name, device="meta")
         architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
@@ -277,28 +277,24 @@ def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
     )
 
 
-def is_siglip(name: str, config: ModelConfig) -> bool:
-    """Return True for a SigLIP and False for a CLIP. Raise a UserError for other models."""
+def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
+    """Return the family of a supported model. Raise a UserError for other models."""
     vision, text = config["vision_cfg"], config["text_cfg"]
-    siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SIGLIP_TEXT_KEYS
-    clip = (
-        vision.keys() <= _CLIP_VISION_KEYS
-        and text.keys() <= _CLIP_TEXT_KEYS
-        and isinstance(vision["layers"], int)
-    )
-    if not (clip or siglip):
+    is_siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS
+    is_clip = vision.keys() <= _SUPPORTED_CLIP_VISION_KEYS and text.keys() <= _SUPPORTED_CLIP_TEXT_KEYS
+    if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):
         raise UserError(
             f"Backbone {name} is not supported. It is neither a CLIP with a vision transformer nor a SigLIP. "
             "Use a supported model, such as ViT-B-16-quickgelu (docs/data.md)."
         )
-    return siglip
+    return "siglip" if is_siglip else "clip"
 
 
 def _config(name: str) -> ModelConfig:
     if name == "mini":
         return mini_config()
     if ":" in name:  # open_clip would download or read the model from this location
-        raise UserError(f"Unknown backbone '{name}'. Use mini or an open_clip model, not a hub or folder.")
+        raise UserError(f"Unknown backbone '{name}'. Use mini or an open_clip name, not a hub or folder.")
     config: ModelConfig | None = _open_clip().get_model_config(name)
     if config is None:
         close = [m for m in _open_clip().list_models() if m.lower().startswith(name.lower()[:5])][:6]

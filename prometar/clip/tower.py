@@ -181,8 +181,8 @@ class Pass:
         # Popping each layer frees the tensors that it stores.
         return self._reverse(g_KNE, lambda part, g: part.vjp(g), self._layers.pop)
 
-    def differentiable_vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
-        return self._reverse(g_KNE, lambda part, g: part.differentiable_vjp(g), self._layers.__getitem__)
+    def vjp_for_hvp(self, g_KNE: Tensor) -> dict[int, Tensor]:
+        return self._reverse(g_KNE, lambda part, g: part.vjp_for_hvp(g), self._layers.__getitem__)
 
     def jvp(self, prompts: LayerPrompts) -> Tensor:
         first = self._prompted[0]

@@ -18,7 +18,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Canvas:
-    """Coordinates of the pixels of an image, from `pattern` or `figure`.
+    """Pixel coordinates of an image. Create one with `pattern` or `figure`.
 
     Attributes:
         rng: Random generator of the image.
@@ -35,7 +35,7 @@ class Canvas:
 
     @classmethod
     def pattern(cls, rng: Rng, size: int, cells: float, *, turn: float, warp: float) -> Self:
-        """Return a canvas of `cells` cells across, turned by up to `turn` radians, warped by `warp` cells."""
+        """Return a canvas `cells` cells wide, turned by up to `turn` radians, warped by `warp` cells."""
         angle = rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         axis = (np.arange(size) + 0.5) / size - 0.5
@@ -76,7 +76,7 @@ class Canvas:
         return self.x.shape[0]
 
     def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
-        """Return 1 where `depth` is above 0 and 0 elsewhere, with an edge `softness` pixels wide."""
+        """Return 1 in a shape and 0 outside. `depth`: signed distance inside. `softness`: edge in pixels."""
         return edge(depth, softness * self.pixel)
 
 
@@ -106,7 +106,7 @@ def edge(distance: Floats, width: float) -> Floats:
     return t * t * (3.0 - 2.0 * t)
 
 
-def centered(value: Floats) -> Floats:
+def integer_offset(value: Floats) -> Floats:
     """Return the signed distance to the nearest integer, from -0.5 to 0.5."""
     return value - np.floor(value + 0.5)
 
@@ -119,7 +119,7 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # the grid covers the bounding box of a turned canvas
+    margin = 0.75 * spacing  # drop points farther from a turned canvas, whose bounding box the grid covers
     sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2

@@ -1,4 +1,4 @@
-"""Rendered datasets by name."""
+"""The embedded datasets, which are rendered."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,13 +12,13 @@ DEFAULT_DATASET = CELLS.name
 """Dataset of the demo. Training takes about a third as long as on `textures`."""
 
 
-def default_backbone(
+def resolve_backbone(
     datasets: Iterable[str], backbone: str | None, pretrained: str | None
 ) -> tuple[str, str | None]:
-    """Return the backbone and its weights. The default is `mini` if all datasets are embedded.
+    """Fill in the backbone and weights that are None: `mini` if all datasets are embedded.
 
     Example:
-        >>> default_backbone(["cells"], None, None), default_backbone(["cells", "dtd"], None, None)
+        >>> resolve_backbone(["cells"], None, None), resolve_backbone(["cells", "dtd"], None, None)
         (('mini', None), ('ViT-B-16-quickgelu', 'openai'))
     """
     name = backbone or ("mini" if EMBEDDED.keys() >= set(datasets) else "ViT-B-16-quickgelu")

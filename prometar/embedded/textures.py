@@ -10,14 +10,14 @@ from math import tau
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, centered, edge, fractal, noise, scatter, voronoi
+from prometar.embedded.canvas import Canvas, Floats, edge, fractal, integer_offset, noise, scatter, voronoi
 from prometar.embedded.paint import Pixels, blend, contrasting_colors, render_uneven_light
 from prometar.embedded.rendered import RenderedSet
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Drawing of a class. `scale`: range of the number of cells across. `turn`: radians. `warp`: in cells."""
+    """Drawing of a class. `scale`: range of the width in cells. `turn`, `warp`: see `Canvas.pattern`."""
 
     draw: Callable[[Canvas], Floats]
     scale: tuple[float, float] = (4.0, 8.0)
@@ -27,7 +27,7 @@ class Pattern:
 
 def lines(value: Floats, half: float, pixel: float) -> Floats:
     """Draw lines of half width `half` where `value` is an integer."""
-    return edge(half - np.abs(centered(value)), 1.5 * pixel)
+    return edge(half - np.abs(integer_offset(value)), 1.5 * pixel)
 
 
 def spots(
@@ -50,7 +50,7 @@ def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
     return 0.5 + 0.5 * slope * strength / np.sqrt(1.0 + (slope * strength) ** 2)
 
 
-def _levels(c: Canvas, value: Floats, thickness: tuple[float, float], softness: float) -> Floats:
+def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], softness: float) -> Floats:
     """Draw layers of random thickness and tone along `value`."""
     ink = np.full(value.shape, 0.5)
     at, tone = float(value.min()), 0.5
@@ -66,7 +66,7 @@ def blotchy(c: Canvas) -> Floats:
 
 
 def braided(c: Canvas) -> Floats:
-    across, ink = centered(c.x), np.zeros(c.x.shape)
+    across, ink = integer_offset(c.x), np.zeros(c.x.shape)
     for strand in range(3):
         phase = tau * (c.y * 0.6 + strand / 3.0)
         body = np.clip(1.0 - ((across - 0.28 * np.sin(phase)) / 0.2) ** 2, 0.0, 1.0)
@@ -96,8 +96,8 @@ def cobwebbed(c: Canvas) -> Floats:
     spokes = c.rng.integers(8, 14)
     turn = np.arctan2(dy, dx) / tau * spokes
     radius = np.hypot(dx, dy)
-    web = lines(radius * (1.0 + 0.5 * centered(turn) ** 2) * 1.3, 0.1, c.pixel)
-    spoke = c.ink(0.06 - np.abs(centered(turn)) * radius * tau / spokes)
+    web = lines(radius * (1.0 + 0.5 * integer_offset(turn) ** 2) * 1.3, 0.1, c.pixel)
+    spoke = c.ink(0.06 - np.abs(integer_offset(turn)) * radius * tau / spokes)
     return np.maximum(0.8 * web, spoke)
 
 
@@ -118,13 +118,13 @@ def crystalline(c: Canvas) -> Floats:
     _, _, owner = voronoi(c, spacing=1.0, jitter=0.5)
     count = owner.max() + 1
     angle = c.rng.uniform(0.0, tau, count)[owner]
-    facet = centered((c.x * np.cos(angle) + c.y * np.sin(angle)) * 0.6)
+    facet = integer_offset((c.x * np.cos(angle) + c.y * np.sin(angle)) * 0.6)
     return np.clip(c.rng.random(count)[owner] * 0.6 + 0.2 + facet * 0.8, 0.0, 1.0)
 
 
 def dotted(c: Canvas) -> Floats:
     radius = c.rng.uniform(0.13, 0.2)
-    return c.ink(radius - np.hypot(centered(c.x), centered(c.y)))
+    return c.ink(radius - np.hypot(integer_offset(c.x), integer_offset(c.y)))
 
 
 def fibrous(c: Canvas) -> Floats:
@@ -165,7 +165,7 @@ def honeycombed(c: Canvas) -> Floats:
     root = np.sqrt(3.0)
     rest = np.full(c.x.shape, 1e9)
     for shift in (0.0, 0.5):
-        dx, dy = np.abs(centered(c.x + shift)), np.abs(centered(c.y / root + shift)) * root
+        dx, dy = np.abs(integer_offset(c.x + shift)), np.abs(integer_offset(c.y / root + shift)) * root
         rest = np.minimum(rest, np.maximum(dx, 0.5 * dx + 0.5 * root * dy))
     return c.ink(rest - c.rng.uniform(0.4, 0.44))
 
@@ -182,8 +182,8 @@ def pitted(c: Canvas) -> Floats:
 
 def polka_dotted(c: Canvas) -> Floats:
     radius = c.rng.uniform(0.27, 0.34)
-    straight = np.hypot(centered(c.x), centered(c.y))
-    staggered = np.hypot(centered(c.x + 0.5), centered(c.y + 0.5))
+    straight = np.hypot(integer_offset(c.x), integer_offset(c.y))
+    staggered = np.hypot(integer_offset(c.x + 0.5), integer_offset(c.y + 0.5))
     return c.ink(radius - np.minimum(straight, staggered))
 
 
@@ -196,7 +196,7 @@ def scaly(c: Canvas) -> Floats:
     row = np.floor(c.y * 2.0)
     for back in (2.0, 1.0, 0.0):  # later rows lie on top
         line = row + 1.0 - back
-        dx, dy = centered(c.x + 0.5 * (line % 2.0)), c.y - line * 0.5
+        dx, dy = integer_offset(c.x + 0.5 * (line % 2.0)), c.y - line * 0.5
         distance = np.hypot(dx, dy + 0.05)
         ink = np.where((distance < 0.56) & (dy > -0.5), 1.0 - c.ink(distance - 0.44, 3.0), ink)
     return ink * (0.7 + 0.3 * (c.y * 2.0 - row))
@@ -209,11 +209,11 @@ def spiralled(c: Canvas) -> Floats:
 
 
 def stratified(c: Canvas) -> Floats:
-    return _levels(c, c.y + 0.35 * fractal(c.rng, c.size, 1.5), (0.15, 0.6), 2.5 * c.pixel)
+    return _layers(c, c.y + 0.35 * fractal(c.rng, c.size, 1.5), (0.15, 0.6), 2.5 * c.pixel)
 
 
 def studded(c: Canvas) -> Floats:
-    distance = np.hypot(centered(c.x), centered(c.y)) / 0.36
+    distance = np.hypot(integer_offset(c.x), integer_offset(c.y)) / 0.36
     dome = np.sqrt(np.clip(1.0 - distance**2, 0.0, 1.0))
     return 0.6 * relief(c, 0.5 * dome, 0.5) + 0.4 * c.ink(1.0 - distance, 3.0)
 
@@ -225,15 +225,15 @@ def veined(c: Canvas) -> Floats:
 
 
 def waffled(c: Canvas) -> Floats:
-    inside = np.maximum(np.abs(centered(c.x)), np.abs(centered(c.y)))
+    inside = np.maximum(np.abs(integer_offset(c.x)), np.abs(integer_offset(c.y)))
     ridge = edge(inside - 0.33, 0.2)
     return 0.7 * relief(c, 0.35 * ridge, 0.8) + 0.3 * ridge
 
 
 def woven(c: Canvas) -> Floats:
     over = np.sin(np.pi * c.x) * np.sin(np.pi * c.y) > 0.0
-    across = np.where(over, centered(c.x - 0.5), centered(c.y - 0.5))
-    along = np.where(over, centered(c.y - 0.5), centered(c.x - 0.5))
+    across = np.where(over, integer_offset(c.x - 0.5), integer_offset(c.y - 0.5))
+    along = np.where(over, integer_offset(c.y - 0.5), integer_offset(c.x - 0.5))
     thread = np.sqrt(np.clip(1.0 - (across / 0.46) ** 2, 0.0, 1.0))
     return thread * (0.55 + 0.45 * np.cos(np.pi * along)) * np.where(over, 1.0, 0.65)
 
@@ -258,7 +258,7 @@ TEXTURES = RenderedSet(
     draw=_draw,
     families={
         "linear": {
-            "banded": Pattern(lambda c: _levels(c, c.x, (0.6, 1.4), 2.0 * c.pixel)),
+            "banded": Pattern(lambda c: _layers(c, c.x, (0.6, 1.4), 2.0 * c.pixel)),
             "crosshatched": Pattern(crosshatched, (4.0, 7.0)),
             "fibrous": Pattern(fibrous),
             "grooved": Pattern(grooved),
@@ -267,7 +267,7 @@ TEXTURES = RenderedSet(
             ),
             "stratified": Pattern(stratified, turn=0.4),
             "striped": Pattern(lambda c: c.ink(np.sin(tau * c.x * 0.7), 5.0)),
-            "zigzagged": Pattern(lambda c: c.ink(np.sin(tau * (0.8 * c.x + np.abs(centered(c.y)))), 6.0)),
+            "zigzagged": Pattern(lambda c: c.ink(np.sin(tau * (0.8 * c.x + abs(integer_offset(c.y)))), 6.0)),
         },
         "spotted": {
             "blotchy": Pattern(blotchy),
@@ -302,5 +302,5 @@ TEXTURES = RenderedSet(
             "wrinkled": Pattern(wrinkled),
         },
     },
-    salted=False,  # seeds determine the pixels, which must not change
+    salted=False,  # salting was added later and would change the pixels of this dataset
 )

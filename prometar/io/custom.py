@@ -63,7 +63,7 @@ def instantiate(reference: str, args: Mapping[str, object]) -> Any:
         UserError: the component cannot be loaded, or rejects the arguments.
     """
     found = load(reference)
-    settings = _settings(reference, found, args)
+    settings = _validated_args(reference, found, args)
     with component_errors(reference):
         return found(**dict(settings)) if inspect.isclass(found) else found
 
@@ -74,11 +74,11 @@ def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
     """
-    return _settings(reference, load(reference), args).model_dump(mode="json")
+    return _validated_args(reference, load(reference), args).model_dump(mode="json")
 
 
-def _settings(reference: str, found: Any, args: Mapping[str, object]) -> BaseModel:
-    """Validate `args` by the fields of a dataclass. Other components accept no arguments."""
+def _validated_args(reference: str, found: Any, args: Mapping[str, object]) -> BaseModel:
+    """Validate `args` against the fields of a dataclass. Other components accept no arguments."""
     allowed: dict[str, Any] = {}
     with component_errors(reference):
         if inspect.isclass(found) and is_dataclass(found):
@@ -126,7 +126,7 @@ def component_errors(reference: str) -> Iterator[None]:
         raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({at})") from error
 
 
-def instantiate_default(kind: str, name: str, known: Iterable[str]) -> Any:
+def instantiate_custom(kind: str, name: str, known: Iterable[str]) -> Any:
     """Return the custom component `name`, instantiated with its default arguments.
 
     Args:

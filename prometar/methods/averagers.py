@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prometar.methods.part import Chosen, CustomKind, Part
+from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
 from prometar.methods.prompts import Leaves
 
 
@@ -15,15 +15,14 @@ class Last(Part):
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Return the new average after a 0-based epoch, given the previous one, or {} for no average."""
+        """Return the average after `epoch` (0-based), given the previous one, or {} for the last prompts."""
         return {}
 
 
 class Gaussian(Part):
     """Average sum_t w_t theta_t / sum_t w_t, w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
 
-    `mean` and `std` are relative to the number of epochs. The average is updated after every epoch, so that
-    every epoch can be scored.
+    `mean` and `std` are relative to `epochs`. The average is updated every epoch, so each can be scored.
     Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: mean 15/20, std 1/20).
     """
 
@@ -41,4 +40,4 @@ class Gaussian(Part):
 
 
 Averager = Last | Gaussian
-AnyAverager = Chosen[Averager, CustomKind]
+AnyAverager = BuiltInOrCustom[Averager, CustomKind]

@@ -12,7 +12,7 @@ from prometar.methods.averagers import AnyAverager, Averager, Last
 from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
 from prometar.methods.modulators import AnyModulator, Gate, Modulator
 from prometar.methods.prompts import AnyPrompts, IndependentPrompts, Prompts
-from prometar.methods.regularizers import AnyRegularizer, Distances, Regularizer
+from prometar.methods.regularizers import AnyRegularizer, BuiltInDistances, Regularizer
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Method:
     averager: Averager
 
     @property
-    def uses_images(self) -> bool:
+    def uses_frozen_images(self) -> bool:
         """True if the method uses the image features of the frozen CLIP."""
         return self.regularizer.uses_images or self.prompts.conditional
 
@@ -37,7 +37,7 @@ class Sections(PlainData):
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()
-    regularizer: AnyRegularizer = Distances()
+    regularizer: AnyRegularizer = BuiltInDistances()
     modulator: AnyModulator = Gate()
     inner: AnyInnerLoop = InnerSGD()
     task: AnyAugmentation = FeatureMixup()

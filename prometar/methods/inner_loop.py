@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prometar.methods.part import Chosen, CustomKind, Part
+from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
 from prometar.methods.prompts import Leaves
 
 
@@ -38,4 +38,4 @@ class InnerSGD(Part):
         return {name: leaf.add(gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
 
 
-AnyInnerLoop = Chosen[NoInnerLoop | InnerSGD, CustomKind]
+AnyInnerLoop = BuiltInOrCustom[NoInnerLoop | InnerSGD, CustomKind]

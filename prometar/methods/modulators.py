@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prometar.errors import UserError
-from prometar.methods.part import Chosen, CustomKind, Part
+from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
 from prometar.methods.prompts import Leaves, sample_linear
 
 if TYPE_CHECKING:
@@ -116,4 +116,4 @@ class Projection(Modulator):
         return modulated
 
 
-AnyModulator = Chosen[Add | Constant | Gate | Projection, CustomKind]
+AnyModulator = BuiltInOrCustom[Add | Constant | Gate | Projection, CustomKind]

@@ -14,7 +14,7 @@ from prometar.io.plain_data import PlainData
 
 
 class Part(PlainData):
-    """Section that describes a component. `CHOOSER` is the name of the field that selects the kind."""
+    """Section that describes a component of a method. `CHOOSER`: name of the field that selects the kind."""
 
     CHOOSER: ClassVar[str] = "kind"
 
@@ -60,7 +60,7 @@ def _origin(value: Any) -> str:
 
 BUILT_IN, CUSTOM, ORIGIN = Tag("built-in"), Tag("custom"), Discriminator(_origin)
 TAGS = frozenset({"built-in", "custom"})
-Chosen = Annotated[
+BuiltInOrCustom = Annotated[
     Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN] | Annotated[CustomT, CUSTOM], ORIGIN
 ]
 """Type of a section that describes either a built-in or a custom component."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prometar.methods.part import Chosen, CustomKind, Part
+from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -45,17 +45,17 @@ class Prompts(Part):
     def tokens(self, leaves: Leaves) -> Leaves:
         """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
 
-        Conditional prompts also return the other tensors that `conditioned_on` needs.
+        Conditional prompts also return the other tensors that `condition_tokens` needs.
         """
         return leaves
 
-    def conditioned_on(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
+    def condition_tokens(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
         """Return text tokens (B, P, D), given frozen image features. Only called if `conditional`."""
         return tokens
 
 
-def enters_images(prompts: Prompts) -> bool:
-    """Return True if prompts enter the image tower, or are custom prompts without `enters_images`."""
+def has_image_prompts(prompts: Prompts) -> bool:
+    """Return `enters_images`, by default True: custom prompts need not inherit from `Prompts`."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -109,7 +109,7 @@ class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
     Layer 0 is initialized with the embeddings of the words in `init`, other layers from N(0, init_std^2).
-    `init_padding`: initialization of a context longer than `init`: random, or zeros followed by the words.
+    `init_padding`: if a context is longer than `init`, `random` ignores the words, `zeros` puts zeros first.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -191,11 +191,11 @@ class CoupledPrompts(_Context):
         shapes = {"weight": (clip.vision.width, width), "bias": (clip.vision.width,)}
         for layer in range(depth):
             for name, shape in shapes.items():
-                leaf = f"vision.{layer}.{name}"
+                key = f"vision.{layer}.{name}"
                 if layer < 2:
-                    leaves[leaf] = sample_linear(shape, width, like=like, generator=generator)
+                    leaves[key] = sample_linear(shape, width, like=like, generator=generator)
                 else:
-                    leaves[leaf] = leaves[f"vision.1.{name}"].clone()
+                    leaves[key] = leaves[f"vision.1.{name}"].clone()
         return leaves
 
     def tokens(self, leaves: Leaves) -> Leaves:
@@ -229,7 +229,7 @@ class ConditionalPrompts(_Context):
                 leaves[f"shift.{name}.{part}"] = leaf
         return leaves
 
-    def conditioned_on(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
+    def condition_tokens(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
         hidden = (frozen_BE @ tokens["shift.in.weight"].T + tokens["shift.in.bias"]).relu()
         shift_BD = hidden @ tokens["shift.out.weight"].T + tokens["shift.out.bias"]
         return {"text.0": tokens["text.0"] + shift_BD[:, None]}
@@ -239,4 +239,5 @@ class CustomPrompts(CustomKind, Prompts):
     """Custom prompts. As for built-in prompts, the token ids of `init` are passed to `initialize`."""
 
 
-AnyPrompts = Chosen[NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts, CustomPrompts]
+_BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts
+AnyPrompts = BuiltInOrCustom[_BuiltIn, CustomPrompts]

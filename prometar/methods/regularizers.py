@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 
 from pydantic import Field
 
-from prometar.methods.part import Chosen, CustomKind, Part
-from prometar.methods.prompts import Prompts, enters_images
+from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
+from prometar.methods.prompts import Prompts, has_image_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Views(NamedTuple):
+class RegularizerInputs(NamedTuple):
     """Normalized prompted and frozen features of a batch. Frozen features that no term uses are None.
 
     Args:
@@ -69,7 +69,7 @@ class Term(Protocol):
     @property
     def uses_images(self) -> bool: ...
 
-    def __call__(self, views: Views) -> "Tensor": ...
+    def __call__(self, inputs: RegularizerInputs) -> "Tensor": ...
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class TextDistance:
     uses_text: bool = True
     uses_images: bool = False
 
-    def __call__(self, views: Views) -> "Tensor":
-        assert views.frozen_text_CE is not None
-        text, width = views.text_CE, views.text_CE.shape[-1]
+    def __call__(self, inputs: RegularizerInputs) -> "Tensor":
+        assert inputs.frozen_text_CE is not None
+        text, width = inputs.text_CE, inputs.text_CE.shape[-1]
         if text.ndim == 2:
-            return self.distance(text, views.frozen_text_CE).mean()
-        frozen = views.frozen_text_CE.expand_as(text).reshape(-1, width)
+            return self.distance(text, inputs.frozen_text_CE).mean()
+        frozen = inputs.frozen_text_CE.expand_as(text).reshape(-1, width)
         distance = self.distance(text.reshape(-1, width), frozen).view(text.shape[:-1]).mean(dim=-1)
-        return (distance * views.weights_B).sum()
+        return (distance * inputs.weights_B).sum()
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class ImageDistance:
     uses_text: bool = False
     uses_images: bool = True
 
-    def __call__(self, views: Views) -> "Tensor":
-        assert views.frozen_image_BE is not None
-        return (self.distance(views.image_BE, views.frozen_image_BE) * views.weights_B).sum()
+    def __call__(self, inputs: RegularizerInputs) -> "Tensor":
+        assert inputs.frozen_image_BE is not None
+        return (self.distance(inputs.image_BE, inputs.frozen_image_BE) * inputs.weights_B).sum()
 
 
 @dataclass(frozen=True)
@@ -116,23 +116,23 @@ class LogitsDivergence:
     uses_text: bool = True
     uses_images: bool = True
 
-    def __call__(self, views: Views) -> "Tensor":
+    def __call__(self, inputs: RegularizerInputs) -> "Tensor":
         from torch.nn.functional import kl_div
 
-        assert views.frozen_text_CE is not None
-        assert views.frozen_image_BE is not None
-        prompted = (views.scale * similarity(views.image_BE, views.text_CE)).log_softmax(dim=-1)
-        frozen = (views.scale * views.frozen_image_BE @ views.frozen_text_CE.T).log_softmax(dim=-1)
+        assert inputs.frozen_text_CE is not None
+        assert inputs.frozen_image_BE is not None
+        prompted = (inputs.scale * similarity(inputs.image_BE, inputs.text_CE)).log_softmax(dim=-1)
+        frozen = (inputs.scale * inputs.frozen_image_BE @ inputs.frozen_text_CE.T).log_softmax(dim=-1)
         by_image = kl_div(prompted, frozen, reduction="none", log_target=True).mean(dim=-1)
-        return (by_image * views.weights_B).sum()
+        return (by_image * inputs.weights_B).sum()
 
 
 @dataclass(frozen=True)
 class Regularizer:
     """Weighted sum of terms.
 
-    The frozen text features are the mean over `templates`. If it is empty, the dataset's template named
-    `template_name` is used.
+    The frozen text features are the mean over `templates`. If `templates` is empty, the dataset's template
+    named `template_name` is used. The name "template" selects its main template.
     """
 
     terms: tuple[tuple[Term, float], ...] = ()
@@ -147,15 +147,15 @@ class Regularizer:
     def uses_images(self) -> bool:
         return any(term.uses_images for term, _ in self.terms)
 
-    def __call__(self, views: Views) -> "tuple[Tensor | None, dict[str, Tensor]]":
+    def __call__(self, inputs: RegularizerInputs) -> "tuple[Tensor | None, dict[str, Tensor]]":
         """Return the weighted sum (None if there are no terms), and the unweighted distances by name."""
-        distances = {term.name: term(views) for term, _ in self.terms}
+        distances = {term.name: term(inputs) for term, _ in self.terms}
         weighted = [weight * distances[term.name] for term, weight in self.terms]
         return (sum(weighted[1:], weighted[0]) if weighted else None), distances
 
 
 class NoRegularizer(Part):
-    """No regularizer."""
+    """Settings of a method without a regularizer."""
 
     kind: Literal["none"] = "none"
 
@@ -163,12 +163,12 @@ class NoRegularizer(Part):
         return Regularizer()
 
 
-class _Distances(Part):
-    """Distances between prompted and frozen features. A weight of 0 disables a term.
+class _DistanceSettings(Part):
+    """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
 
     `logits_weight`: weight of the divergence of class probabilities. `teacher`: templates of the frozen text
-    features, either 60 templates (`ensemble`), or the template of the dataset: unchanged (`template`), as a
-    sentence about a photo (`photo`), or with the class name last (`name_last`).
+    features, `ensemble` (60 templates) or one of the dataset, for `dtd`: `template` ("{} texture."), `photo`
+    ("a photo of a {}, a type of texture.") or `name_last` ("a texture of {}.").
     """
 
     text_weight: float = Field(default=50.0, ge=0)
@@ -179,24 +179,24 @@ class _Distances(Part):
     def regularizer(self, prompts: Prompts) -> Regularizer:
         """Return the weighted sum of the terms that depend on these prompts.
 
-        The component is a `Distance` for both towers, or a custom `Term` whose result is not weighted.
+        `component()` returns a `Distance` for both towers, or a `Term`, used without text_ and image_weight.
         """
         from prometar.clip.openclip import TEMPLATES
 
         distance, terms = self.component(), list[tuple[Term, float]]()
         if isinstance(distance, Term):
             terms.append((distance, 1.0))
-        else:  # features of a tower without prompts are constant
+        else:  # features of a tower without prompts are constant, so it needs no distance
             if prompts.num_context > 0:
                 terms.append((TextDistance(distance), self.text_weight))
-            if enters_images(prompts):
+            if has_image_prompts(prompts):
                 terms.append((ImageDistance(distance), self.image_weight))
         terms.append((LogitsDivergence(), self.logits_weight))
         used = tuple((term, weight) for term, weight in terms if weight)
         return Regularizer(used, TEMPLATES if self.teacher == "ensemble" else (), self.teacher)
 
 
-class Distances(_Distances):
+class BuiltInDistances(_DistanceSettings):
     """Built-in distances: l1 (ProMetaR), l2, or cosine (KgCoOp, CVPR 2023)."""
 
     kind: Literal["l1", "l2", "cosine"] = "l1"
@@ -205,8 +205,8 @@ class Distances(_Distances):
         return {"l1": l1, "l2": l2, "cosine": cosine}[self.kind]
 
 
-class CustomRegularizer(CustomKind, _Distances):
+class CustomRegularizer(CustomKind, _DistanceSettings):
     """Custom distance or `Term`."""
 
 
-AnyRegularizer = Chosen[NoRegularizer | Distances, CustomRegularizer]
+AnyRegularizer = BuiltInOrCustom[NoRegularizer | BuiltInDistances, CustomRegularizer]

@@ -13,7 +13,7 @@ from prometar.io.custom import component_errors
 from prometar.methods.composition import Method, Sections, build
 from prometar.methods.part import CustomPart
 from prometar.methods.prompts import Leaves
-from prometar.methods.regularizers import ImageDistance, TextDistance, Views
+from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
 
 _QUERY, _SUPPORT, _CLASSES = 2, 3, 4
 
@@ -80,7 +80,7 @@ def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves
 
     weights = torch.full((_QUERY,), 1 / _QUERY, dtype=clip.working_dtype, device=clip.device)
     text, images = (features(_CLASSES), features(_CLASSES)), (features(_QUERY), features(_QUERY))
-    views, found, like = Views(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
+    views, found, like = RegularizerInputs(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
             label = f"the distances of {_QUERY} features"

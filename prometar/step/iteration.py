@@ -17,10 +17,10 @@ from torch import Tensor
 from prometar.methods.composition import Method
 from prometar.methods.inner_loop import InnerSGD
 from prometar.methods.prompts import Leaves
-from prometar.methods.regularizers import Views
+from prometar.methods.regularizers import RegularizerInputs
 from prometar.step.autodiff import Vjp, fresh_leaves, vjp
 from prometar.step.loss_scaling import HEADROOM, scale_factor
-from prometar.step.meta_batch import Images, Task
+from prometar.step.meta_batch import Embeddings, Task
 from prometar.step.prompted_clip import PromptedClip
 from prometar.step.sgd import sgd
 from prometar.step.state import State
@@ -41,7 +41,7 @@ Scalars = dict[str, Tensor]
 
 
 def step(
-    model: PromptedClip, method: Method, state: State, images: Images, task: Task | None, config: SgdConfig
+    model: PromptedClip, method: Method, state: State, batch: Embeddings, task: Task | None, config: SgdConfig
 ) -> tuple[State, Scalars]:
     """Return the state after one iteration, and its detached, unweighted losses by name.
 
@@ -51,7 +51,7 @@ def step(
     None, the meta phase is skipped.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
-    gradients, losses = _gradients(model, method, tokens, images)
+    gradients, losses = _gradients(model, method, tokens, batch)
     gradient = tokens_vjp(_modulate(method, state.gate, gradients))
     scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, config)
@@ -78,7 +78,7 @@ Hvp = Callable[[Leaves], Leaves]
 
 
 def _meta_gradients(
-    model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Images, query: Images
+    model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Embeddings, query: Embeddings
 ) -> tuple[Leaves, Leaves, Scalars]:
     """Return gradients of outer_weight * query loss after the inner step, for the prompts and the gate.
 
@@ -128,7 +128,9 @@ def _modulate(method: Method, gate: Leaves, gradients: Leaves) -> Leaves:
     return method.modulator(gate, task, regularizer)
 
 
-def _gradients(model: PromptedClip, method: Method, tokens: Leaves, images: Images) -> tuple[Leaves, Scalars]:
+def _gradients(
+    model: PromptedClip, method: Method, tokens: Leaves, images: Embeddings
+) -> tuple[Leaves, Scalars]:
     """Return the gradients (K, P, D) of K losses at each token, and the losses by name.
 
     K is 2 for the task loss and the regularizer, or 1 for their weighted sum.
@@ -139,7 +141,7 @@ def _gradients(model: PromptedClip, method: Method, tokens: Leaves, images: Imag
 
 
 def _gradients_and_hvp(
-    model: PromptedClip, method: Method, tokens: Leaves, images: Images
+    model: PromptedClip, method: Method, tokens: Leaves, images: Embeddings
 ) -> tuple[Leaves, Scalars, Hvp]:
     """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the tokens."""
     towers = model.run(tokens, images.tokens, images.frozen)
@@ -150,7 +152,7 @@ def _gradients_and_hvp(
         return _feature_gradients(method, values, loss_vjp), losses
 
     cotangents, losses, features_hvp = vjp(feature_gradients, towers.features)
-    gradients = towers.differentiable_vjp(cotangents)
+    gradients = towers.vjp_for_hvp(cotangents)
     return gradients, losses, lambda u: towers.hvp(features_hvp(towers.jvp(u)))
 
 
@@ -167,21 +169,21 @@ def _feature_gradients(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
 
 
 def _losses(
-    model: PromptedClip, method: Method, towers: Towers, images: Images, features: Leaves
+    model: PromptedClip, method: Method, towers: Towers, images: Embeddings, features: Leaves
 ) -> tuple[Leaves, Scalars]:
     text_CE, image_BE = towers.text_and_image(features)
     task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
-    views = Views(
+    inputs = RegularizerInputs(
         text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), images.frozen, images.weights,
         model.clip.logit_scale,
     )  # fmt: skip
-    total, distances = method.regularizer(views)
+    total, distances = method.regularizer(inputs)
     values = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
     return values, {"ce": task_loss, **distances}
 
 
 def _query_gradient(
-    model: PromptedClip, tokens: Leaves, query: Images, outer_weight: float
+    model: PromptedClip, tokens: Leaves, query: Embeddings, outer_weight: float
 ) -> tuple[Leaves, Tensor]:
     """Return the gradient of outer_weight * query loss at the adapted tokens, and the unweighted loss."""
     towers = model.run(tokens, query.tokens, query.frozen)
@@ -194,7 +196,7 @@ def _query_gradient(
     return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), values["query"]
 
 
-def _query_loss(model: PromptedClip, towers: Towers, features: Leaves, query: Images) -> Tensor:
+def _query_loss(model: PromptedClip, towers: Towers, features: Leaves, query: Embeddings) -> Tensor:
     """Return the cross-entropy of the query images, with their partners mixed in."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, mixing = image_RE[: len(query.labels)], query.mixing

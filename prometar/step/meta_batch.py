@@ -18,11 +18,12 @@ from prometar.methods.augmentations import Augmentation, Mix
 from prometar.methods.composition import Method
 
 
-class Mixing(NamedTuple):
-    """Mix of Q query images with their partners. All tensors are (Q,).
+class QueryMix(NamedTuple):
+    """Mix of Q query images with their partners. All tensors are (Q,), except `mix.box`, which is (Q, 4).
 
     share, partner_share: Shares of the query images and of their partners.
-    batch_rows, token_rows: Partners' rows in the batch and in the query tokens (None if pixels are mixed).
+    batch_rows: Rows of the partners in the batch.
+    token_rows: Rows of the partners in the query tokens. None if pixels are mixed.
     """
 
     share: Tensor
@@ -42,7 +43,7 @@ class Selection(NamedTuple):
     support_weights: Tensor
     encoded_rows: Tensor
     query_weights: Tensor
-    mixing: Mixing | None
+    mixing: QueryMix | None
 
     @property
     def query_rows(self) -> Tensor:
@@ -75,7 +76,7 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
 
     Args:
         is_query: (B,) mask.
-        mix: Mix of the query images. Query and support are in batch order.
+        mix: Mix of the query images. Its partners index the support images in batch order.
         mixes_pixels: True if pixels are mixed, False if features are.
     """
     query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]
@@ -86,12 +87,12 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
             others, inverse = partner.unique(return_inverse=True)
             encoded, token_rows = torch.cat([query, others]), len(query) + inverse
         # The published code computes 1 - lam in the precision of lam.
-        mixing = Mixing(mix.lam.to(dtype), (1 - mix.lam).to(dtype), partner, token_rows, mix)
+        mixing = QueryMix(mix.lam.to(dtype), (1 - mix.lam).to(dtype), partner, token_rows, mix)
     support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
     return Selection(support, support_weights, encoded, query_weights, mixing)
 
 
-class Images(NamedTuple):
+class Embeddings(NamedTuple):
     """Embedded images of a batch, of the support, or of the query.
 
     Args:
@@ -105,11 +106,11 @@ class Images(NamedTuple):
     labels: Tensor
     weights: Tensor
     frozen: Tensor | None
-    mixing: Mixing | None = None
+    mixing: QueryMix | None = None
     partner_labels: Tensor | None = None
 
 
-Task = tuple[Images, Images]
+Task = tuple[Embeddings, Embeddings]
 """Meta task: support and query."""
 
 
@@ -120,10 +121,10 @@ def make_batch(
     labels: Tensor,
     selection: Selection | None,
     *,
-    cache: FeatureCache = None,
+    cache: FeatureCache | None = None,
     step: int = 0,
-) -> tuple[Images, Task | None]:
-    """Embed normalized images once for all passes of a step. Return the whole batch and the meta task.
+) -> tuple[Embeddings, Task | None]:
+    """Embed normalized images only once per step. Return the whole batch and the meta task.
 
     Args:
         images_B3HW, labels: Images in the precision and on the device of the backbone, and labels (B,).
@@ -131,27 +132,27 @@ def make_batch(
         cache: Cached image features, by step.
     """
     tokens, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
-    frozen = frozen_image(clip, tokens, cache, step) if method.uses_images else None
+    frozen = frozen_image(clip, tokens, cache, step) if method.uses_frozen_images else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
-    whole = Images(tokens, labels, weights, frozen)
+    whole = Embeddings(tokens, labels, weights, frozen)
     if selection is None:
         return whole, None
     rows = selection.support_rows
     frozen = None if frozen is None else frozen[rows]
-    support = Images(tokens[rows], labels[rows], selection.support_weights, frozen)
+    support = Embeddings(tokens[rows], labels[rows], selection.support_weights, frozen)
     return whole, (support, _query(clip, method, images_B3HW, whole, selection))
 
 
-def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selection: Selection) -> Images:
+def _query(clip: Clip, method: Method, images: Tensor, whole: Embeddings, selection: Selection) -> Embeddings:
     """Return the embedded query images, and how they are mixed."""
-    query_rows, mixing = selection.query_rows, selection.mixing
+    query_rows, weights, mixing = selection.query_rows, selection.query_weights, selection.mixing
     partner_labels, frozen = None, None
     if mixing is None or mixing.token_rows is not None:
         tokens = whole.tokens[selection.encoded_rows]
     else:
-        partners = images_B3HW[mixing.batch_rows]
+        partners = images[mixing.batch_rows]
         tokens = embed_images(
-            clip, method.augmentation.mixed_images(images_B3HW[query_rows], partners, mixing.mix)
+            clip, method.augmentation.mixed_images(images[query_rows], partners, mixing.mix)
         )
     if method.prompts.conditional:
         assert whole.frozen is not None
@@ -162,4 +163,4 @@ def _query(clip: Clip, method: Method, images_B3HW: Tensor, whole: Images, selec
             share, partner_share = mixing.share[:, None], mixing.partner_share[:, None]
             frozen = share * frozen + partner_share * whole.frozen[mixing.batch_rows]
             frozen = F.normalize(frozen, dim=-1)
-    return Images(tokens, whole.labels[query_rows], selection.query_weights, frozen, mixing, partner_labels)
+    return Embeddings(tokens, whole.labels[query_rows], weights, frozen, mixing, partner_labels)

@@ -49,7 +49,7 @@ class PromptedClip:
     def _text_per_image(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor | None) -> Tensor:
         """Return the unnormalized text features (B, C, E) of conditional prompts."""
         assert frozen_BE is not None, "conditional prompts require frozen image features"
-        conditioned = self._layers(self.prompts.conditioned_on(dict(tokens), frozen_BE), "text")
+        conditioned = self._layers(self.prompts.condition_tokens(dict(tokens), frozen_BE), "text")
         chunk_size = max(1, _MAX_TEXTS // len(text.embedded_RTD))
         with torch.enable_grad():  # vmap does not support the fused attention that runs without gradients
             return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)

@@ -1,4 +1,7 @@
-"""Forward pass of both towers, and its derivatives with respect to the tokens."""
+"""Passes and derivatives of both towers.
+
+Axes: K cotangents or tangents, P tokens of width D, B images, C classes, features of width E.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ class AutodiffPass:
         gradients = [self._pullback(g)[0] for g in g_KBCE]
         return {name: torch.stack([gradient[name] for gradient in gradients]) for name in self._tokens}
 
-    def differentiable_vjp(self, g_KBCE: Tensor) -> Leaves:
+    def vjp_for_hvp(self, g_KBCE: Tensor) -> Leaves:
         self._g_K = g_KBCE
         return self.vjp(g_KBCE)
 
@@ -80,16 +83,16 @@ class Towers:
         return text_CE, image_BE
 
     def vjp(self, cotangents: Leaves) -> Leaves:
-        """Map K cotangents of the features (stacked, e.g. (K, B, E)) to those of the tokens (K, P, D)."""
+        """Map cotangents of the features, such as (K, B, E), to cotangents (K, P, D) of the tokens."""
         return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp(g))
 
-    def differentiable_vjp(self, cotangents: Leaves) -> Leaves:
-        """Return the result of `vjp`, and save what `jvp`, then `hvp`, need."""
-        return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.differentiable_vjp(g))
+    def vjp_for_hvp(self, cotangents: Leaves) -> Leaves:
+        """Return the result of `vjp`, and save what later calls of `jvp` and `hvp` need (in this order)."""
+        return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp_for_hvp(g))
 
     @torch.no_grad()
     def jvp(self, tangents: Leaves) -> Leaves:
-        """Map K tangents (K, P, D) of the tokens to those of the features."""
+        """Map tangents (K, P, D) of the tokens to tangents of the features, such as (K, B, E)."""
         pushed = {}
         for tower, tower_pass in self.passes.items():
             if isinstance(tower_pass, Pass):
@@ -103,7 +106,7 @@ class Towers:
     def hvp(self, cotangents: Leaves) -> Leaves:
         """Return the gradients (P, D) of <r, features> + sum_k <g_k, J t_k> at the tokens.
 
-        r: `cotangents`. g_k: cotangents from `differentiable_vjp`. t_k: tangents from `jvp`. J: Jacobian.
+        r: `cotangents`. g_k: cotangents from `vjp_for_hvp`. t_k: tangents from `jvp`. J: Jacobian.
         """
         return self._pull_back(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
 

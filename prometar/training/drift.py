@@ -86,7 +86,7 @@ def drift_scores(
     out_of_domain: PromptedClip,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
-    cache: FeatureCache,
+    cache: FeatureCache | None,
 ) -> dict[str, float]:
     """Return the base accuracy, the predicted accuracy on new classes, and the inputs of the prediction.
 

@@ -52,9 +52,9 @@ def train_epoch(
     stacked = {name: torch.stack([losses[name] for losses in history if name in losses]) for name in names}
     # The only synchronization with the device in an epoch.
     log, finite = fetch((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
-    task_loss = log["direct_ce"]
-    if len(bad := (~task_loss.isfinite()).nonzero()):
-        raise WorkError(f"the loss is {float(task_loss[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
+    cross_entropy = log["direct_ce"]
+    if len(bad := (~cross_entropy.isfinite()).nonzero()):
+        raise WorkError(f"the loss is {float(cross_entropy[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
     if not all(map(bool, finite)):
         raise WorkError(f"a prompt is not finite after step {state.step}")
     average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)

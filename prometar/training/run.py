@@ -22,7 +22,7 @@ from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
 from prometar.io.custom import is_reference, source_digest
 from prometar.methods.composition import Method, build
-from prometar.methods.prompts import enters_images
+from prometar.methods.prompts import has_image_prompts
 from prometar.methods.smoke_test import build_and_test
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
@@ -42,7 +42,7 @@ class EvaluationSet:
 
     plan: Plan
     model: PromptedClip
-    cache: FeatureCache
+    cache: FeatureCache | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Run:
     model: PromptedClip
     plan: Plan
     evaluations: Mapping[str, EvaluationSet]
-    cache: FeatureCache
+    cache: FeatureCache | None
     cache_key: tuple[Hashable, ...]
     out_of_domain: PromptedClip | None
     code_digests: dict[str, str]
@@ -107,7 +107,7 @@ _FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
 """Size in bytes of all image features of a data plan, and the features by batch number."""
 
 
-def _feature_cache(clip: Clip, plan: Plan, *cache_key: Hashable) -> FeatureCache:
+def _feature_cache(clip: Clip, plan: Plan, *cache_key: Hashable) -> FeatureCache | None:
     """Return the cache of a data plan's image features, or None if they would fill 1/4 of `_FEATURES`."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _FEATURES.maxsize // 4:
@@ -138,7 +138,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     backbone = _cached_backbone(config.backbone)
     if config.references:
         build_and_test(config, backbone.clip)
-    if not enters_images(method.prompts):
+    if not has_image_prompts(method.prompts):
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
         vars(backbone)["digest"] = digest  # reused, because computing it takes a second

@@ -14,7 +14,7 @@ from prometar.step.prompted_clip import PromptedClip
 
 
 def make_logits_fn(
-    backbone: Backbone, model: PromptedClip, leaves: Mapping[str, Tensor], cache: FeatureCache = None
+    backbone: Backbone, model: PromptedClip, leaves: Mapping[str, Tensor], cache: FeatureCache | None = None
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
@@ -40,7 +40,7 @@ def accuracy(
     model: PromptedClip,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
-    cache: FeatureCache = None,
+    cache: FeatureCache | None = None,
 ) -> float:
     """Return the accuracy in percent on batches of images whose labels refer to the classes of `model`.
 
@@ -67,5 +67,5 @@ def not_finite_error(backbone: Backbone) -> WorkError:
     """Return the error for NaN or infinite logits."""
     dtype = str(backbone.clip.dtype).removeprefix("torch.")
     return WorkError(
-        f"Logits of {backbone.name} in {dtype} are not finite. Reduce optim.lr, or use a wider precision."
+        f"Logits of {backbone.name} in {dtype} are not finite. Lower optim.lr or set backbone.precision=fp32."
     )

@@ -61,7 +61,7 @@ class Wide:
     def tokens(self, leaves):
         return leaves
 
-    def conditioned_on(self, tokens, frozen_BE):
+    def condition_tokens(self, tokens, frozen_BE):
         return tokens
 '''
 

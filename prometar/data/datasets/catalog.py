@@ -1,6 +1,6 @@
 """Opening datasets by name: benchmarks, prepared copies, custom folders and loaders, rendered datasets.
 
-Benchmarks have their published splits. Only a custom folder without split folders is split automatically.
+Benchmarks have their published splits. Only a custom folder without train/ and test/ is split automatically.
 """
 
 import os
@@ -31,7 +31,7 @@ from prometar.io.files import is_utf8, resolve_path
 from prometar.io.stores import join, masked
 
 KNOWN = (*BENCHMARKS, *EMBEDDED, FOLDER_NAME)
-"""Names that `--dataset` accepts besides references."""
+"""Names that `--dataset` accepts besides `package.module:Name`."""
 
 
 def title_of(name: str) -> str:
@@ -50,7 +50,7 @@ def file_name(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """Require a known name or the form of a reference. The module of the reference is not imported.
+    """Require a known name or `package.module:Name`, whose module is not imported.
 
     Raises:
         UserError: the name is neither.
@@ -85,10 +85,10 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
     return resolve_path(folder).is_relative_to(resolve_path(dataset_location(name, root)))
 
 
-def require_outside(folder: Path, name: str, root: Path | str | None) -> None:
-    """Raise a UserError if results in `folder` would be read as a class of `--dataset folder`."""
-    if name == FOLDER_NAME and is_in_dataset_folder(folder, name, root) and find_manifest(str(root)) is None:
-        raise UserError(f"{resolve_path(folder)} lies in the dataset's own folder. Choose another --out.")
+def require_outside(out: Path, name: str, root: Path | str | None) -> None:
+    """Raise a UserError if results in `out` would be read as a class of `--dataset folder`."""
+    if name == FOLDER_NAME and is_in_dataset_folder(out, name, root) and find_manifest(str(root)) is None:
+        raise UserError(f"{resolve_path(out)} lies in the dataset's own folder. Choose another --out.")
 
 
 def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, object] = {}) -> Dataset:
@@ -190,13 +190,13 @@ def find_list_errors(dataset: Dataset) -> Iterator[str]:
 
 def _expected_folder(name: str) -> str:
     if name == FOLDER_NAME:
-        return "Pass --data-root DIR, which contains one folder per class, or train/ and test/ that do."
+        return "Pass --data-root DIR, which contains one folder per class, or train/ and test/ with one each."
     fix = f"Pass --data-root DIR, the folder that contains {dataset_location(name, '')}/"
     return f"{fix}, or run `prometar data download {name}`." if name in BENCHMARKS else f"{fix}."
 
 
 def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
-    """Return the dataset of a rendered set. `source` renders or reads the images."""
+    """Build the `Dataset` (image lists) of a `RenderedSet`. `source` renders or reads the images."""
     label = {name: k for k, name in enumerate(rendered.classnames)}
 
     def items(split: str) -> Iterator[Item]:

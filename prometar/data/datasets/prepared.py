@@ -60,7 +60,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     """Return the dataset of a prepared copy. Its items have the order of the original list.
 
     Raises:
-        UserError: the copy contains another dataset, or its numbers of images differ from the manifest.
+        UserError: the copy contains another dataset, or its image counts differ from those in the manifest.
         InfrastructureError: a shard is missing or corrupt.
     """
     if manifest.name != name:
@@ -74,7 +74,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.counts != counts:
         raise UserError(
-            f"{masked(uri)} contains {counts}, expected {manifest.counts} ({MANIFEST}). {_REBUILD}"
+            f"{masked(uri)} contains {counts} images, but {MANIFEST} lists {manifest.counts}. {_REBUILD}"
         )
     train, val, test = (tuple(splits[split]) for split in SPLITS)
     list_name = f"prepared copy {masked(uri)}"

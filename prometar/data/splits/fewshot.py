@@ -17,8 +17,8 @@ HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum
 def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
     """Draw `shots` training images per class, then min(shots, 4) validation images per class.
 
-    Pass complete splits, and select classes after the draw. Both draws use one generator, which visits all
-    labels in the order of their first appearance. If a class has fewer images, all are drawn.
+    Pass complete splits, and select classes after the draw. Both draws share one random generator. Labels are
+    drawn in the order of their first appearance. If a class has fewer images, all are drawn.
 
     Raises:
         UserError: `train` is empty.

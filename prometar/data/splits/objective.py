@@ -22,7 +22,7 @@ from prometar.data.splits.fewshot import (
     select,
 )
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, instantiate_default, is_reference
+from prometar.io.custom import component_errors, instantiate_custom, is_reference
 from prometar.metrics import harmonic_mean
 
 LEAK_NOTE = "objective oracle_test uses test images, so the scores of this search are not valid test results"
@@ -145,7 +145,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = instantiate_default("objective", name, known)
+    found = instantiate_custom("objective", name, known)
     if isinstance(found, Objective):
         return found
     objective = replace(OBJECTIVES["drift"], score=found, title=name)

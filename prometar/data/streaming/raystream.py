@@ -1,8 +1,8 @@
 """Stream of a data plan's batches on Ray Data: one execution for all epochs.
 
 A trial's placement group has one bundle for the training process and one for the stream. The tasks of Ray
-Data run in the second bundle, so they can start even if trials occupy every CPU. The plan is passed to
-`from_items`, because a read task outside the bundle might never be placed, and Ray Data would hang silently.
+Data run in the second bundle, so they can start even if trials occupy every CPU. `from_items` needs no read
+task. A read task would be placed outside the bundle, possibly never, and Ray Data would hang silently.
 """
 
 import gc
@@ -48,7 +48,7 @@ def stream(
     """Yield the same batches as `stream_local`, made by Ray Data in one execution for all epochs.
 
     Ray must be running. To stop the tasks early, close the iterator or delete the last reference to it. In a
-    placement group, the tasks run in its bundles. The options change neither the pixels nor their order.
+    trial, the tasks run in the second bundle, as the trainer fills the first. No option changes the batches.
 
     Args:
         cpus: Logical CPUs for all tasks. One task runs per whole CPU, and at least one in total.
@@ -118,8 +118,8 @@ def _build_dataset(
 ) -> ray.data.Dataset:
     """Build a Ray dataset with one block per group of consecutive steps, and one task per block.
 
-    A task that makes several blocks occupies its CPU until they are consumed. The training stream, and an
-    evaluation between two epochs, would then wait for each other forever.
+    With several blocks per task, the paused training stream would hold the CPU that the evaluation between
+    two epochs needs: a deadlock.
     """
     size, tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
     blocks = []
@@ -129,16 +129,13 @@ def _build_dataset(
         paths = [plan.items[k].path for k in indices]
         blocks.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
     group = get_current_placement_group()
-    strategy = (
-        PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-        if group
-        else "DEFAULT"
-    )
+    strategy: Any = "DEFAULT"
+    if group:
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     rows = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     with warnings.catch_warnings():
-        # `scheduling_strategy` is deprecated, but only this argument places the tasks in the bundle. With the
-        # strategy in the DataContext, Ray Data 2.60 caps its resources at those of the bundles, which have no
-        # object store memory. A task would then start only while the training waits.
+        # This argument is deprecated. With one in the DataContext, Ray Data 2.60 would limit itself to the
+        # bundles' 0 bytes of object store, and start a task only when the consumer already waits.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return rows.map_batches(
             cast(Any, make_block),

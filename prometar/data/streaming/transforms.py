@@ -23,6 +23,7 @@ CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
+CROP_SCALE = (0.08, 1.0)  # torchvision's. Evaluations ignore it, but it is part of their digests.
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class TransformSpec:
     Args:
         size: Side of the square in pixels.
         train: True for random resized crop, flip and jitter. False for resize and center crop.
-        crop_scale: Range of the crop's area / the image's area. Default: that of torchvision's transform.
+        crop_scale: Range of the crop's area / the image's area. Unused if `train` is False.
         flip: Probability of a horizontal flip.
         jitter: Brightness, contrast and saturation are scaled by factors from 1 - jitter to 1 + jitter.
     """
 
     size: int
     train: bool
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[float, float]
     flip: float = 0.5
     jitter: float = 0.0
 
@@ -48,7 +49,7 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
     """Decode an image to 8-bit RGB.
 
     Raises:
-        WorkError: the image is corrupt or has an unsupported format. The message contains `path`.
+        WorkError: the image is corrupt or not supported. The message contains `path`.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -58,8 +59,8 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
         reason = "the file is empty" if not encoded else " ".join(str(error).split()) or type(error).__name__
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) and encoded else reason
-        problem = f"Corrupt image {path or '(unnamed)'}: {reason.rstrip('.')}."
-        raise WorkError(f"{problem} Replace it. `prometar data check` lists all corrupt images.") from None
+        problem = f"Cannot use image {path or '(unnamed)'}: {reason.rstrip('.')}."
+        raise WorkError(f"{problem} Replace it. `prometar data check` lists all such images.") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -90,7 +91,7 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
         uint8 array (size, size, 3).
 
     Raises:
-        WorkError: the image is corrupt or has an unsupported format.
+        WorkError: the image is corrupt or not supported.
     """
     image = decode(encoded, path)
     result = _augment(spec, image, seed) if spec.train else _center_crop(image, spec.size)
@@ -100,7 +101,7 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
 def make_images(
     spec: TransformSpec, files: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return `apply` of N encoded files as uint8 (N, H, W, 3). Both streams call this function."""
+    """Return `apply` of N files as (N, H, W, 3). All streams call this function, so pixels are equal."""
     images = np.empty((len(files), spec.size, spec.size, 3), np.uint8)
     for k, (file, seed, path) in enumerate(zip(files, seeds, paths, strict=True)):
         images[k] = apply(spec, file, int(seed), path=path)

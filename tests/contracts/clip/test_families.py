@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import prometar
 from prometar.cli.app import main
 from prometar.clip.model import Clip, tensors_of
-from prometar.clip.openclip import OPENAI_MEAN, Backbone, build_backbone, load_clip, outline
+from prometar.clip.openclip import OPENAI_MEAN, Backbone, build_backbone, clip_without_weights, load_clip
 from prometar.clip.text import encode_text, text_input, text_pass
 from prometar.clip.vision import embed_images, encode_image, image_pass
 from prometar.clip.weights import weights_digest
@@ -105,7 +105,7 @@ def drawn(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> None:
     whole = load_clip(name, str(families.write_weights(name, tmp_path)))
-    assert [x.shape for x in tensors_of(outline(name))] == [x.shape for x in tensors_of(whole)]
+    assert [x.shape for x in tensors_of(clip_without_weights(name))] == [x.shape for x in tensors_of(whole)]
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> 
 )  # fmt: skip
 def test_other_families_are_rejected_in_one_line(name: str) -> None:
     with pytest.raises(UserError, match=f"^Backbone {name} is not supported. .* such as ViT-B-16-quickgelu"):
-        outline(name)
+        clip_without_weights(name)
 
 
 def test_images_are_normalised_as_the_weights_tag_says() -> None:
-    clip = outline("ViT-M-32")
+    clip = clip_without_weights("ViT-M-32")
     assert {build_backbone("ViT-B-16", tag, clip).mean for tag in ("openai", None)} == {OPENAI_MEAN}
     assert build_backbone("ViT-L-14", "laion2b_s32b_b82k", clip).mean == (0.5, 0.5, 0.5)
     assert (

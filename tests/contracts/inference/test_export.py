@@ -214,7 +214,7 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     for damaged in ("[" * 5000, *map(json.dumps, wrong)):
         save_file(leaves, path, {**metadata, "card": damaged})
         refused("has a corrupt card ")
-    hubs = "Use mini or an open_clip model, not a hub or folder"
+    hubs = "Use mini or an open_clip name, not a hub or folder"
     for name, pretrained, message in (
         ("hf-hub:a/b", "openai", hubs),
         ("local-dir:/tmp", "openai", hubs),

@@ -15,9 +15,9 @@ from prometar.clip.openclip import Backbone, tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
-from prometar.methods.prompts import enters_images
+from prometar.methods.prompts import has_image_prompts
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import Images, Selection, Task, make_batch, select
+from prometar.step.meta_batch import Embeddings, Selection, Task, make_batch, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from tests.support.tiny import backbone
@@ -49,7 +49,7 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
     known = config.flat().keys() - values.keys()
     config = config.override({key: value for key, value in SMALL.items() if key in known})
     part, clip = build(config), backbone(torch.float64)
-    clip = replace(clip, clip=replace(clip.clip, image_prompts=enters_images(part.prompts)))
+    clip = replace(clip, clip=replace(clip.clip, image_prompts=has_image_prompts(part.prompts)))
     frozen = F.normalize(torch.linspace(-1, 1, 3 * 24, dtype=torch.float64).view(3, 24).sin(), dim=-1)
     texts = prompt_texts(CLASSES, part.prompts, init="a photo of a", template="a photo of a {}.")
     model = build_model(clip.clip, part.prompts, tokenize(texts), frozen)
@@ -69,7 +69,7 @@ def draw(method: Method, seed: int = 0) -> Selection:
     return select(IS_QUERY, mix, mixes_pixels=augmentation.mixes_pixels, dtype=torch.float64)
 
 
-def batch_for(model: PromptedClip, method: Method) -> tuple[Images, Task | None]:
+def batch_for(model: PromptedClip, method: Method) -> tuple[Embeddings, Task | None]:
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     task = draw(method) if method.inner is not None else None
     return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), task)

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counting import Kernels, _Live, kernels_of, memory_of, rehearse
 from prometar.clip.model import tensors_of
-from prometar.clip.openclip import outline
+from prometar.clip.openclip import clip_without_weights
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import Item
 from prometar.data.splits.objective import FewShotSplit
@@ -64,7 +64,7 @@ def test_the_peak_is_what_lives_at_one_time() -> None:
     [("prometar", 12), ("promptsrc", 12), ("coop", 100), ("kgcoop", 12), ("maple", 12)],
 )
 def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int) -> None:
-    clip = outline("ViT-B-16-quickgelu")
+    clip = clip_without_weights("ViT-B-16-quickgelu")
     classes = FewShotSplit(tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {})
     asked = config("ViT-B-16-quickgelu", method)
     estimated = Footprint.of(clip, [classes]).memory(asked) - PROCESS_BYTES

@@ -91,7 +91,7 @@ def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -
     part, pulled = make(), torch.stack([pullback(each)[0] for each in g])
     torch.testing.assert_close(part.forward(x), expected, **EXACT)
     torch.testing.assert_close(part.vjp(g), pulled, **EXACT)
-    torch.testing.assert_close(part.differentiable_vjp(g), pulled, **EXACT)
+    torch.testing.assert_close(part.vjp_for_hvp(g), pulled, **EXACT)
     torch.testing.assert_close(part.jvp(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
     torch.testing.assert_close(part.hvp(r), second(plain, x, g, t, r), **EXACT)
 
@@ -113,7 +113,7 @@ def test_activations_are_differentiated_in_float32_too(name: str, count: int) ->
     x, g = random(3, 40), random(count, 3, 40)
     wide, narrow = Activation(name), Activation(name)
     wide.forward(x), narrow.forward(x.float())
-    expected, found = (one.differentiable_vjp(each) for one, each in ((wide, g), (narrow, g.float())))
+    expected, found = (one.vjp_for_hvp(each) for one, each in ((wide, g), (narrow, g.float())))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -157,7 +157,7 @@ def require_derivatives(run: Callable[[LayerPrompts], tuple[Tensor, Pass]], prom
         return (r * value).sum() + sum(pairs)
 
     torch.testing.assert_close(features, expected, **EXACT)
-    pulled, pushed = one.differentiable_vjp(g), one.jvp(t)
+    pulled, pushed = one.vjp_for_hvp(g), one.jvp(t)
     for k in range(2):
         torch.testing.assert_close({n: each[k] for n, each in pulled.items()}, pullback(g[k])[0], **EXACT)
         torch.testing.assert_close(pushed[k], tangent_of(plain, prompts, tangents[k]), **EXACT)

@@ -27,7 +27,7 @@ def test_a_tokenizer_that_cannot_be_fetched_is_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(openclip, "find_spec", lambda name: object())
     monkeypatch.setattr("open_clip.get_tokenizer", refuse)
     with pytest.raises(WorkError, match=r"download the tokenizer of ViT-B-16-SigLIP \(no network\)\. Run"):
-        openclip.outline("ViT-B-16-SigLIP")
+        openclip.clip_without_weights("ViT-B-16-SigLIP")
 
 
 def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

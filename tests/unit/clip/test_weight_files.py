@@ -82,7 +82,7 @@ def test_names_of_hubs_and_folders_are_rejected_unread(name: str, monkeypatch: p
         raise AssertionError("open_clip was asked for it")
 
     monkeypatch.setattr("open_clip.get_model_config", read)
-    with pytest.raises(UserError, match="Use mini or an open_clip model, not a hub or folder"):
+    with pytest.raises(UserError, match="Use mini or an open_clip name, not a hub or folder"):
         load_backbone(name, "openai")
 
 

@@ -15,7 +15,7 @@ from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import build
 from prometar.methods.modulators import Add, Constant, Gate, Projection
 from prometar.methods.prompts import IndependentPrompts
-from prometar.methods.regularizers import Views
+from prometar.methods.regularizers import RegularizerInputs
 from prometar.step.meta_batch import leave_one_class_out
 from tests.support.tiny import backbone
 
@@ -83,9 +83,9 @@ def test_distances_are_zero_at_the_frozen_features_and_weighted(kind: str) -> No
     weighted = torch.tensor([0.5, 0.5, 0, 0, 0]), torch.tensor(10.0)
     values = {"regularizer.kind": kind, "regularizer.text_weight": 3, "regularizer.image_weight": 2}
     part = build(Config().override(values)).regularizer
-    zero, _ = part(Views(a, a, b, b, *weighted))
+    zero, _ = part(RegularizerInputs(a, a, b, b, *weighted))
     assert float(zero) == pytest.approx(0, abs=1e-6)  # type: ignore[arg-type]
-    total, terms = part(Views(a, b, a, b, *weighted))
+    total, terms = part(RegularizerInputs(a, b, a, b, *weighted))
     expected = DISTANCES[kind](a, b), DISTANCES[kind](a[:2], b[:2])
     torch.testing.assert_close((terms["text"], terms["image"]), expected)
     torch.testing.assert_close(total, 3 * expected[0] + 2 * expected[1])

@@ -112,7 +112,7 @@ def test_missing_and_broken_images_are_all_listed(
         for path in images[3:6]
     ]
     for message, item in zip(errors[3:], dataset.items[10::4], strict=True):
-        assert message.startswith(f"Corrupt image {item.path}: ")
+        assert message.startswith(f"Cannot use image {item.path}: ")
     counts = f"list errors: 0, missing or corrupt images: {len(errors)}"
     assert last == f"error: {name} is invalid ({counts}). Fix the problems listed above."
 
