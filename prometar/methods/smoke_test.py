@@ -80,10 +80,10 @@ def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves
 
     weights = torch.full((_QUERY,), 1 / _QUERY, dtype=clip.working_dtype, device=clip.device)
     text, images = (features(_CLASSES), features(_CLASSES)), (features(_QUERY), features(_QUERY))
-    views, found, like = RegularizerInputs(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
+    inputs, found, like = RegularizerInputs(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
             label = f"the distances of {_QUERY} features"
             found[label], like[label] = term.distance(*images), weights
-        found[term.name], like[term.name] = term(views), weights.new_empty(())
+        found[term.name], like[term.name] = term(inputs), weights.new_empty(())
     return found, like

@@ -38,8 +38,8 @@ class Spread:
     uses_text: bool = False
     uses_images: bool = False
 
-    def __call__(self, views):
-        return self.weight * (views.text_CE @ views.text_CE.T).mean()
+    def __call__(self, inputs):
+        return self.weight * (inputs.text_CE @ inputs.text_CE.T).mean()
 
 
 @dataclass(frozen=True)
