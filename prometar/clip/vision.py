@@ -20,7 +20,7 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """Return the tower's input tokens (B, T, D): CLS and patches after `ln_pre`, or SigLIP's patches.
 
     The images must be normalized (`Backbone.normalize`). If `clip.image_prompts` is False, the whole tower is
-    applied, and the result is the un-normalized feature as a single token (B, 1, E).
+    applied, and the result is the unnormalized feature as a single token (B, 1, E).
     """
     cudnn: Any = torch.backends.cudnn
     convolution = cudnn.conv
@@ -45,7 +45,7 @@ def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts | None = None) -> Tensor:
-    """Return un-normalized image features (B, E) of the tokens from `embed_images`.
+    """Return unnormalized image features (B, E) of the tokens from `embed_images`.
 
     The prompt of a layer replaces the prompt tokens that the previous layer returns. `ln_pre` also applies to
     the prompt of layer 0. Outputs at prompts are computed only where the next layer has no prompt.

@@ -21,7 +21,7 @@ class InnerSGD(Part):
     """One SGD step theta' = theta - lr * g, where g is the modulated gradient on the support images.
 
     `outer_weight`: weight of the query loss. `order`: second order differentiates g with respect to theta.
-    First order takes d theta' / d theta as the identity, as in FOMAML (MAML, ICML 2017). The gate still
+    First order treats d theta' / d theta as the identity, as in FOMAML (MAML, ICML 2017). The gate still
     receives gradients, because g depends on it directly.
     """
 

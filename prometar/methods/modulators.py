@@ -17,7 +17,7 @@ class Modulator(Part):
 
     @property
     def constant(self) -> float | None:
-        """m if it does not depend on the gradients (one backward pass then suffices), otherwise None."""
+        """m if it is constant, so that one backward pass suffices. None if it depends on the gradients."""
         return None
 
     def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:

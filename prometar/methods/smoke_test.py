@@ -43,7 +43,7 @@ def build_and_test(config: Sections, clip: Clip) -> Method:
     with component_errors(getattr(config.prompts, "reference", "prompts")):
         leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
         tokens = method.prompts.tokens(leaves)
-    check("prompts", lambda: ({}, {}) if method.prompts.conditional else (tokens, _like(tokens, clip)))
+    check("prompts", lambda: ({}, {}) if method.prompts.conditional else (tokens, _expected(tokens, clip)))
     with component_errors(getattr(config.modulator, "reference", "modulator")):
         gate = method.modulator.initialize(tokens, generator)
     check("regularizer", lambda: _distances(method, clip))
@@ -58,7 +58,7 @@ def _shape(value: object) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _like(tokens: Leaves, clip: Clip) -> Leaves:
+def _expected(tokens: Leaves, clip: Clip) -> Leaves:
     """Return tensors of the expected token shapes, for all names of the form <tower>.<layer>."""
     widths = {"text": clip.text.width, "vision": clip.vision.width}
     names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]

@@ -43,20 +43,20 @@ class PromptedClip:
         if self.prompts.conditional:
             features = self._text_per_image(text, tokens, frozen_BE)
         else:
-            features = encode_text(self.clip, text, self._layers(tokens, "text"))
+            features = encode_text(self.clip, text, self._by_layer(tokens, "text"))
         return F.normalize(features.to(self.clip.working_dtype), dim=-1)
 
     def _text_per_image(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor | None) -> Tensor:
         """Return the unnormalized text features (B, C, E) of conditional prompts."""
         assert frozen_BE is not None, "conditional prompts require frozen image features"
-        conditioned = self._layers(self.prompts.condition_tokens(dict(tokens), frozen_BE), "text")
+        conditioned = self._by_layer(self.prompts.condition_tokens(dict(tokens), frozen_BE), "text")
         chunk_size = max(1, _MAX_TEXTS // len(text.embedded_RTD))
         with torch.enable_grad():  # vmap does not support the fused attention that runs without gradients
             return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)
 
     def image_features(self, tokens: Leaves, images_BTD: Tensor) -> Tensor:
         """Return the unnormalized features (B, E) of images from `prometar.clip.vision.embed_images`."""
-        features = encode_image(self.clip, images_BTD, self._layers(tokens, "vision"))
+        features = encode_image(self.clip, images_BTD, self._by_layer(tokens, "vision"))
         return features.to(self.clip.working_dtype)
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class PromptedClip:
         """Run both towers, and save what their derivatives need. No autograd graph is recorded."""
         text, working, passes = self.text, self.clip.working_dtype, dict[str, TowerPass]()
         features, text_CE, image_BE = dict[str, Tensor](), None, None
-        text_tokens, vision_tokens = self._layers(tokens, "text"), self._layers(tokens, "vision")
+        text_tokens, vision_tokens = self._by_layer(tokens, "text"), self._by_layer(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
             tower = AutodiffPass(lambda t: self._text_per_image(text, t, frozen_BE).to(working), tokens)
             features["text"], passes["text"] = tower.features, tower
@@ -79,7 +79,7 @@ class PromptedClip:
         features = {name: value.to(working) for name, value in features.items()}
         return Towers(self.clip.dtype, passes, features, text_CE, image_BE)
 
-    def _layers(self, tokens: Leaves, tower: str) -> dict[int, Tensor]:
+    def _by_layer(self, tokens: Leaves, tower: str) -> dict[int, Tensor]:
         """Return the tokens of a tower by layer, in the precision of its weights."""
         return {layer: token.to(self.clip.dtype) for layer, token in tokens_by_layer(tokens, tower).items()}
 

@@ -59,11 +59,11 @@ def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Ba
         return Batch(step, make_images(plan.transform, source.read_many(paths), seeds, paths), labels)
 
     threads = num_cpus()
-    ahead = deque[Future[Batch]]()
+    pending = deque[Future[Batch]]()
     with ThreadPoolExecutor(threads) as pool:
         for each in iter_steps(plan, start_step):
-            ahead.append(pool.submit(make, *each))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(pool.submit(make, *each))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -99,11 +99,11 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
 
 
 def make_images(
-    spec: TransformSpec, files: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
+    spec: TransformSpec, encoded: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return `apply` of N files as (N, H, W, 3). All streams call this function, so pixels are equal."""
-    images = np.empty((len(files), spec.size, spec.size, 3), np.uint8)
-    for k, (file, seed, path) in enumerate(zip(files, seeds, paths, strict=True)):
+    """Return `apply` of N images as (N, H, W, 3). All streams call this function, so pixels are equal."""
+    images = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
+    for k, (file, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
         images[k] = apply(spec, file, int(seed), path=path)
     return images
 
