@@ -78,7 +78,7 @@ def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextIn
 
 
 def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None) -> Tensor:
-    """Return un-normalized text features (C, E). Prompts replace the context tokens in their layers.
+    """Return unnormalized text features (C, E). Prompts replace the context tokens in their layers.
 
     Position embeddings are added to the prompt of layer 0, but not to deeper prompts.
     """
