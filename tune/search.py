@@ -89,7 +89,7 @@ def search(*, plan: bool = False, **options: Any) -> None:
     study = Study(config=config)
     if plan:
         print(study.describe_plan(), flush=True)
-        print(study.estimate())
+        print(f"{study.estimate()}\nThe report will be {study.folder.path / 'report.html'}")
     else:
         study.run()
 

@@ -70,7 +70,8 @@ def _final_test(records: Records) -> Table | None:
             rows.append(("", (f"{test.dataset_level}% CI", *bounds, "")))
         if result.published is not None:
             rows.append(("", ("published (cited)", NONE, NONE, format_number(result.published), NONE)))
-    title = f"Final test: {test.epochs} epochs, test images, mean ± standard deviation over seeds"
+    epochs = "1 epoch" if test.epochs == 1 else f"{test.epochs} epochs"
+    title = f"Final test: {epochs}, test images, mean ± standard deviation over seeds"
     return Table(title, ("", "base (%)", "new (%)", "H (%)", "n"), rows)
 
 

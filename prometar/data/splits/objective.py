@@ -25,8 +25,6 @@ from prometar.errors import UserError
 from prometar.io.custom import component_errors, instantiate_custom, is_reference
 from prometar.metrics import harmonic_mean
 
-LEAK_NOTE = "objective oracle_test uses test images, so the scores of this search are not valid test results"
-
 
 @dataclass(frozen=True)
 class FewShotSplit:
@@ -188,7 +186,10 @@ def split_dataset(
         found = objective.make_split(dataset, shots, seed, val_per_class)
     if is_reference(name):
         _require_valid_split(name, objective, found)
-    return replace(found, note=LEAK_NOTE) if objective.reads_test_images else found
+    if not objective.reads_test_images:
+        return found
+    note = f"objective {name} uses test images, so the scores of this search are not valid test results"
+    return replace(found, note=note)
 
 
 def _require_valid_split(name: str, objective: Objective, found: FewShotSplit) -> None:

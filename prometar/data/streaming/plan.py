@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.streaming.transforms import CROP_SCALE, TransformSpec
+from prometar.data.streaming.transforms import EVAL_CROP, TransformSpec
 from prometar.errors import UserError
 
 FORMAT = 1  # bump it if a code change alters the pixels or their order for the same plan
@@ -117,5 +117,5 @@ class Plan:
 
 def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> Plan:
     """Return the plan of an evaluation: one pass over all items in their order, with center crops."""
-    spec = TransformSpec(size=size, train=False, crop_scale=CROP_SCALE)
+    spec = TransformSpec(size=size, train=False, crop_scale=EVAL_CROP)
     return Plan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

@@ -23,7 +23,7 @@ CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
-CROP_SCALE = (0.08, 1.0)  # torchvision's. Evaluations ignore it, but it is part of their digests.
+EVAL_CROP = (0.08, 1.0)  # torchvision's. Evaluations ignore it, but it is part of their digests.
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from prometar.data.datasets.catalog import KNOWN, open_dataset
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
-from prometar.data.streaming.transforms import CROP_SCALE, TransformSpec, apply
+from prometar.data.streaming.transforms import EVAL_CROP, TransformSpec, apply
 from prometar.errors import UserError
 from tests.support.copies import fails
 
@@ -37,7 +37,11 @@ def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
     for item in (dataset.train[0], dataset.val[-1], dataset.test[-1]):
         first, second = dataset.source.read_many([item.path]), again.read_many([item.path])
         assert first == second
-        assert apply(TransformSpec(64, train=False, crop_scale=CROP_SCALE), first[0], 0).shape == (64, 64, 3)
+        assert apply(TransformSpec(64, train=False, crop_scale=EVAL_CROP), first[0], 0).shape == (
+            64,
+            64,
+            3,
+        )
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
