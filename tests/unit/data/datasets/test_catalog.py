@@ -37,11 +37,8 @@ def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
     for item in (dataset.train[0], dataset.val[-1], dataset.test[-1]):
         first, second = dataset.source.read_many([item.path]), again.read_many([item.path])
         assert first == second
-        assert apply(TransformSpec(64, train=False, crop_scale=EVAL_CROP), first[0], 0).shape == (
-            64,
-            64,
-            3,
-        )
+        spec = TransformSpec(64, train=False, crop_scale=EVAL_CROP)
+        assert apply(spec, first[0], 0).shape == (64, 64, 3)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
