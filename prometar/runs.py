@@ -156,10 +156,10 @@ def load_trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
         UserError: the folder does not contain a finished run, or the weights are missing.
     """
     config, checkpoint, result = _load_finished(folder, trust_parts)
-    if checkpoint.run_digest != result.run:
+    if checkpoint.run_digest != result.run_digest:
         raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
     backbone = backbone_of(config.backbone)
-    if result.weights != backbone.digest:
+    if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"{folder} was trained with other weights than {pretrained} contains now.")
     state = checkpoint.state.to(backbone.clip.device)

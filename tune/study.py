@@ -255,9 +255,9 @@ class Study:
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run those jobs that have no result yet. Return failure reasons by job name."""
-        from tune.stages.jobs import unfinished
+        from tune.stages.jobs import discard_invalid_results
 
-        remaining = unfinished(jobs)
+        remaining = discard_invalid_results(jobs)
         return self._run(iter(remaining), stage, len(remaining)) if remaining else {}
 
 

@@ -29,7 +29,7 @@ class FinishedRun:
     @property
     def seed(self) -> int:
         """Seed of the run, or EVERY_SEED if it trained nothing."""
-        return self.config.train.seed if "direct_ce" in self.result.result else EVERY_SEED
+        return self.config.train.seed if "direct_ce" in self.result.last_epoch else EVERY_SEED
 
     @property
     def dataset(self) -> str:
@@ -119,8 +119,8 @@ def _collect(names: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
         result = run.result
         for what, key, value in (
             ("objectives", "", result.objective),
-            ("images or classes", run.dataset, (result.data, result.classnames)),
-            ("weights", str(run.config.backbone), result.weights),
+            ("images or classes", run.dataset, (result.data_digest, result.classnames)),
+            ("weights", str(run.config.backbone), result.weights_digest),
         ):
             other, expected = first.setdefault((what, key), (run, value))
             if value != expected:

@@ -10,6 +10,7 @@ from prometar.io.files import read_bytes, write_atomically
 
 RESULT_FILE = "result.json"
 EpochRecord = dict[str, int | float]
+"""Losses, accuracies and other numbers of an epoch by name (`Session.history`)."""
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 STRICT = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
@@ -20,29 +21,29 @@ class RunResult(BaseModel):
     """Result of a finished run.
 
     Args:
-        result, history: Record of the last epoch, and records of all epochs.
+        last_epoch, history: Record of the last epoch, and records of all epochs.
         accuracies, images: Accuracy in percent and number of images by evaluation set.
-        objective: Name of the objective, which determines the training images and the score.
+        objective: Name of the objective, which determines the images and the score.
         classnames, template: Training classes by label, and the template of their texts.
-        run, data, weights: Digests of the run, of the splits of the dataset, and of the backbone.
+        run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the backbone.
         environment: Software versions and machine.
-        code: sha256 of the source files of custom components.
+        code: sha256 of the source file of each custom component, by reference.
         cpus, gpus: Allocated resources, or None if unknown.
-        tests: By name of a target dataset: accuracy in percent on all its classes, and digest of its splits.
+        tests: Accuracy in percent on all classes of other datasets, and digest of their splits, by dataset.
     """
 
     model_config = STRICT
 
-    result: EpochRecord
+    last_epoch: EpochRecord = Field(alias="result")
     accuracies: dict[str, Percent] = Field(min_length=1)
     images: dict[str, int]
     history: tuple[EpochRecord, ...]
     objective: str
     classnames: tuple[str, ...]
     template: str
-    run: str
-    data: str
-    weights: str
+    run_digest: str = Field(alias="run")
+    data_digest: str = Field(alias="data")
+    weights_digest: str = Field(alias="weights")
     environment: dict[str, str]
     code: dict[str, str] = Field(default_factory=dict)
     cpus: float | None = None
@@ -55,7 +56,8 @@ class RunResult(BaseModel):
         Raises:
             InfrastructureError: the folder is not writable.
         """
-        write_atomically(folder / RESULT_FILE, self.model_dump_json(indent=1, exclude_defaults=True).encode())
+        text = self.model_dump_json(indent=1, by_alias=True, exclude_defaults=True)
+        write_atomically(folder / RESULT_FILE, text.encode())
 
 
 def read_result(folder: Path) -> RunResult:

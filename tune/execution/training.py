@@ -79,7 +79,7 @@ class JobTraining:
         self._notes += [note] if note else []
         # The folder may contain the result of another run, which would not match the new config.yaml.
         try:
-            is_same_run = read_result(folder).run == run.digest
+            is_same_run = read_result(folder).run_digest == run.digest
         except PrometarError:  # the result is missing or corrupt
             is_same_run = False
         try:

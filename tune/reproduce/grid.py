@@ -141,7 +141,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     except PrometarError:
         return None
     tested = {name: digest for name, (_, digest) in result.tests.items()}
-    for name, digest in {config.data.name: result.data, **tested}.items():
+    for name, digest in {config.data.name: result.data_digest, **tested}.items():
         if digests.get(name, digest) != digest:
             raise UserError(f"{folder} used another split of {name}. Restore that split or change --out.")
     return FinishedRun(folder, config, result)

@@ -55,9 +55,9 @@ def final_job(
     return Job(name, runs, FINAL, config.search.val_per_class, number, alignment=True)
 
 
-def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with a run that has no valid result. Delete invalid results."""
-    return [job for job in jobs if not all(_validate_result(job, *run) for run in job.runs.items())]
+def discard_invalid_results(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs with a run that has no valid result. Delete the invalid results found."""
+    return [job for job in jobs if not all(_check_or_delete_result(job, *run) for run in job.runs.items())]
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> Runs:
@@ -69,8 +69,8 @@ def scores(job: Job, failures: Mapping[str, str]) -> Runs:
     return tuple(_score(job, *run, failures.get(job.name, "no result")) for run in job.runs.items())
 
 
-def _validate_result(job: Job, folder: Path, config: Config) -> bool:
-    """Return True if the folder contains a result of this configuration and objective. Delete others."""
+def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:
+    """Return True if the folder has a result of this configuration and objective. Delete any other result."""
     if not (folder / RESULT_FILE).exists():
         return False
     try:
@@ -86,4 +86,4 @@ def _score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
     if not (folder / RESULT_FILE).exists():
         return RunScore(config.data.name, config.train.seed, error=failure)
     result, alignment = read_result(folder), mean_cosine(folder) if job.alignment else None
-    return RunScore.of(config, result.result, cpus=result.cpus, gpus=result.gpus, alignment=alignment)
+    return RunScore.of(config, result.last_epoch, cpus=result.cpus, gpus=result.gpus, alignment=alignment)
