@@ -1,4 +1,4 @@
-"""Drift: the divergence of prompted from frozen predictions over out-of-domain class names.
+"""Drift: how much trained prompts change CLIP's predictions over out-of-domain class names.
 
 Accuracy on new classes cannot be measured without their images, but drift predicts it. Prompts that change
 the predictions over out-of-domain names also lose accuracy on new classes (docs/results.md).
@@ -24,9 +24,9 @@ from prometar.step.prompted_clip import PromptedClip
 from prometar.training.scoring import not_finite_error
 
 TEMPLATE = "a photo of a {}."
-"""Template of the frozen texts. Most contexts start with these words, so drift starts near 0."""
+"""Template of the frozen texts. Most contexts are initialized with these words, so drift starts near 0."""
 ACCURACY_DECAY_PER_NAT = 0.05
-"""Accuracy on new classes is predicted as zero_shot * exp(-0.05 d) for a drift of d (docs/results.md)."""
+"""Predicted accuracy on new classes: zero-shot base accuracy * exp(-0.05 * drift in nats)."""
 _MIN_NAMES = 20
 """Minimum number of out-of-domain names."""
 
@@ -35,12 +35,12 @@ _MIN_NAMES = 20
 def divergence(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
 ) -> float:
-    """Return the drift: KL(frozen || prompted) in nats over V names, averaged over images.
+    """Return the drift: KL(frozen || prompted) in nats over the names, averaged over the images.
 
     Args:
-        image_NE: Normalized features of N images.
-        text_VE: Normalized features of V names, or (N, V, E) if they depend on the images.
-        scale: Scale of the logits.
+        image_NE: Normalized features (N, E) of the images.
+        text_VE: Normalized features (V, E) of the names, or (N, V, E) if they depend on the images.
+        scale: Factor from cosines to logits.
 
     Example:
         >>> features = F.normalize(torch.eye(2))
@@ -54,7 +54,7 @@ def divergence(
 
 
 def drift_identity(backbone: Backbone) -> str:
-    """Return an identifier of how drift is scored. Scores with different identifiers are not comparable."""
+    """Return an identifier of the prediction. Scores with different identifiers are not comparable."""
     names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{ACCURACY_DECAY_PER_NAT} a nat, names {names}"
 
@@ -92,7 +92,7 @@ def drift_scores(
 
     Args:
         base, out_of_domain: Prompted CLIP for the two sets of names, with frozen text features.
-        leaves: Trained prompts.
+        leaves: Tensors of the trained prompts.
         batches, cache: Validation images of the base classes, and their cached features.
 
     Raises:

@@ -24,7 +24,7 @@ def sgd_config(config: Config, epoch: int) -> SgdConfig:
     """Return the SGD hyperparameters of a 0-based epoch."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
-    gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's schedule
+    gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler
     if optim.gate_schedule == "configured":
         gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
     prompt_lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
@@ -40,28 +40,28 @@ def train_epoch(
         WorkError: a loss or a prompt is not finite.
     """
     per_epoch, first = run.plan.steps_per_epoch, state.step
-    epoch, history = first // per_epoch, list[dict[str, Tensor]]()
-    settings = sgd_config(run.config, epoch)
-    while not history or state.step % per_epoch:
+    epoch, step_losses = first // per_epoch, list[dict[str, Tensor]]()
+    sgd = sgd_config(run.config, epoch)
+    while not step_losses or state.step % per_epoch:
         batch = next(batches)
         if before_step is not None:
             before_step(run, state, batch)
-        state, losses = train_step(run, state, batch, settings)
-        history.append(losses)
-    names = dict.fromkeys(name for losses in history for name in losses)
-    stacked = {name: torch.stack([losses[name] for losses in history if name in losses]) for name in names}
+        state, losses = train_step(run, state, batch, sgd)
+        step_losses.append(losses)
+    names = dict.fromkeys(name for losses in step_losses for name in losses)
+    stacked = {name: torch.stack([each[name] for each in step_losses if name in each]) for name in names}
     # The only synchronization with the device in an epoch.
-    log, finite = fetch((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
-    cross_entropy = log["direct_ce"]
-    if len(bad := (~cross_entropy.isfinite()).nonzero()):
-        raise WorkError(f"the loss is {float(cross_entropy[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}")
+    by_name, finite = fetch((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
+    loss, fix = by_name["direct_ce"], "Lower optim.lr or set backbone.precision=fp32."
+    if len(bad := (~loss.isfinite()).nonzero()):
+        raise WorkError(f"The loss is {float(loss[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}. {fix}")
     if not all(map(bool, finite)):
-        raise WorkError(f"a prompt is not finite after step {state.step}")
+        raise WorkError(f"The prompts are not finite after step {state.step}. {fix}")
     average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
-    # A custom averager may return the prompts themselves, but checkpoints cannot contain shared tensors.
+    # A custom averager may return the prompts themselves, but safetensors rejects tensors that share memory.
     if "averager" in run.config.references:
         average = {name: leaf.clone() for name, leaf in average.items()}
-    return replace(state, average=average), {name: float(values.mean()) for name, values in log.items()}
+    return replace(state, average=average), {name: float(values.mean()) for name, values in by_name.items()}
 
 
 def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[State, dict[str, Tensor]]:

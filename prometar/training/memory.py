@@ -1,4 +1,4 @@
-"""Memory estimates of runs, used to plan resources."""
+"""Memory estimates, used to plan the resources of runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from prometar.training.session import MAX_CACHED_BYTES
 PROCESS_BYTES = 950 * 2**20
 """Memory of a training process and its data stream before any tensors: Python, torch, Ray, open_clip."""
 
-# Peak memory of a step, in floats: factor x floats_per_image (per image), or x floats_per_class (per class).
-# A gate with its momenta takes _GATE x weight_bytes. Fitted to measured peaks of ViT-B/32, ViT-B/16 and
-# ViT-L/14 with 1 to 500 classes and 1 to 128 images per batch.
+# A step needs _IMAGE_... x floats_per_image floats per image, and _CLASS_... x floats_per_class per class.
+# A gate and its momenta need _GATE x weight_bytes bytes. The factors fit measured peaks of ViT-B/32,
+# ViT-B/16 and ViT-L/14 with 1 to 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
 _GATE = 0.45
@@ -27,10 +27,10 @@ class Footprint:
     """Sizes that determine the memory of a run.
 
     Args:
-        weight_bytes: Bytes of the weights of the backbone.
+        weight_bytes: Bytes of the backbone's weights.
         floats_per_image: Floats per image in the vision tower: tokens x width x layers.
         floats_per_class: Floats per class in the text tower: tokens x width x layers.
-        num_classes: Maximum number of training classes.
+        num_classes: Number of training classes, or the largest if there are several splits.
         cache_bytes: Bytes of cached evaluation images.
     """
 
@@ -42,12 +42,12 @@ class Footprint:
 
     @classmethod
     def of(cls, clip: Clip, splits: Sequence[FewShotSplit]) -> "Footprint":
-        """Return the footprint of a process that trains on each of these splits in turn."""
+        """Return the footprint of a process that trains on these splits one after another."""
         evaluated = {items for split in splits for items in split.evaluations.values()}
         cache_bytes = min(sum(map(len, evaluated)) * 3 * clip.image_size**2, MAX_CACHED_BYTES)
         tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
         image = tokens * clip.vision.width * len(clip.vision.blocks)
-        text = 77 * clip.text.width * len(clip.text.blocks)
+        text = 77 * clip.text.width * len(clip.text.blocks)  # CLIP's texts have 77 tokens
         weights = sum(tensor.nbytes for tensor in tensors_of(clip))
         return cls(weights, image, text, max(len(split.classnames) for split in splits), cache_bytes)
 
@@ -55,7 +55,7 @@ class Footprint:
         """Return the estimated main memory of a run, in bytes.
 
         Args:
-            on_gpu: True if the tensors of a step are in GPU memory. They are then not counted.
+            on_gpu: True if the run uses a GPU. The tensors of a step are then not in main memory.
 
         Example:
             >>> mini = Footprint(3 * 2**20, floats_per_image=50_000, floats_per_class=50_000, num_classes=12)
@@ -66,10 +66,10 @@ class Footprint:
         if on_gpu:
             return process
         method = build(config)
-        second = method.inner is not None and method.inner.second_order
-        per_image = (_IMAGE_SECOND_ORDER if second else _IMAGE_FIRST_ORDER) * self.floats_per_image
+        second_order = method.inner is not None and method.inner.second_order
+        per_image = (_IMAGE_SECOND_ORDER if second_order else _IMAGE_FIRST_ORDER) * self.floats_per_image
         if not has_image_prompts(method.prompts):
             per_image = _IMAGE_FORWARD * self.floats_per_image
-        per_class = (_CLASS_SECOND_ORDER if second else _CLASS_FIRST_ORDER) * self.floats_per_class
+        per_class = (_CLASS_SECOND_ORDER if second_order else _CLASS_FIRST_ORDER) * self.floats_per_class
         gate = _GATE * self.weight_bytes if isinstance(method.modulator, Gate) else 0
         return int(process + gate + 4 * (config.train.batch_size * per_image + self.num_classes * per_class))

@@ -36,7 +36,7 @@ class EvaluationSet:
     """Images that are evaluated together, and their classes.
 
     Args:
-        plan, cache: Images and their order, and their cached features.
+        plan, cache: Data plan of the images, and their cached features.
         model: Prompted CLIP for the classes.
     """
 
@@ -47,12 +47,12 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Run:
-    """Fixed inputs of one training run. `Session` contains the state, which changes.
+    """Fixed inputs of one training run. `Session` contains its state, which changes.
 
     Args:
         cache: Cached features of the training images.
         cache_key: Identifies the dataset and the backbone in caches.
-        out_of_domain: Prompted CLIP for out-of-domain names, if the objective predicts new accuracy.
+        out_of_domain: Prompted CLIP for the names over which drift is measured, if the objective needs drift.
         code_digests: sha256 of the source file of each custom component, by reference.
     """
 
@@ -90,9 +90,9 @@ _cached_backbone = lru_cache(maxsize=2)(backbone_of)
 
 
 @lru_cache(maxsize=16)
-def _dataset(name: str, root: str | None, args: str, code_digest: str) -> Dataset:
-    # `code_digest` is only part of the cache key. Datasets are reopened if their source code has changed.
-    return open_dataset(name, root, json.loads(args))
+def _cached_dataset(name: str, root: str | None, args_json: str, code_digest: str) -> Dataset:
+    # `code_digest` is only part of the cache key, so that a custom dataset is reopened if its code changes.
+    return open_dataset(name, root, json.loads(args_json))
 
 
 @lru_cache(maxsize=32)
@@ -101,28 +101,28 @@ def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tu
     return cached_text(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
 
 
-_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
+_IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""Size in bytes of all image features of a data plan, and the features by batch number."""
+"""By data plan and backbone: final size in bytes, and the image features computed so far by batch number."""
 
 
 def _feature_cache(clip: Clip, plan: Plan, *cache_key: Hashable) -> FeatureCache | None:
-    """Return the cache of a data plan's image features, or None if they would fill 1/4 of `_FEATURES`."""
+    """Return the cache of a data plan's image features, or None if they exceed a quarter of the capacity."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
-    if num_bytes > _FEATURES.maxsize // 4:
+    if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
     key = (plan.digest, clip.image_prompts, *cache_key)
-    if key not in _FEATURES:
-        _FEATURES[key] = (num_bytes, {})
-    return _FEATURES[key][1]
+    if key not in _IMAGE_FEATURES:
+        _IMAGE_FEATURES[key] = (num_bytes, {})
+    return _IMAGE_FEATURES[key][1]
 
 
 def clear_caches() -> None:
     """Clear the backbones, datasets and features cached in this process."""
-    for cached in (_cached_backbone, _dataset, _frozen_text):
+    for cached in (_cached_backbone, _cached_dataset, _frozen_text):
         cached.cache_clear()
-    _FEATURES.clear()
+    _IMAGE_FEATURES.clear()
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
@@ -134,21 +134,20 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     method = build(config)
     code_digest = source_digest(config.data.reference) if config.data.reference else ""
     data = (config.data.name, config.data.root, json.dumps(config.data.args), code_digest)
-    dataset = _dataset(*data)
+    dataset = _cached_dataset(*data)
     backbone = _cached_backbone(config.backbone)
     if config.references:
         build_and_test(config, backbone.clip)
     if not has_image_prompts(method.prompts):
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
-        vars(backbone)["digest"] = digest  # reused, because computing it takes a second
+        vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute
     clip, cache_key = backbone.clip, (config.backbone, *data, repr(dataset.source))
     augment, train = config.augment, config.train
-    options = {"shots": config.data.shots, "seed": train.seed, "val_per_class": val_per_class}
-    split = split_dataset(objective, dataset, **options)
+    shots = config.data.shots
+    split = split_dataset(objective, dataset, shots=shots, seed=train.seed, val_per_class=val_per_class)
 
     def model_of(names: Sequence[str], frozen: Tensor | None = None) -> PromptedClip:
-        """Return the prompted CLIP for these classes, with the template of the dataset."""
         texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
         return build_model(clip, method.prompts, backbone.tokenize(texts), frozen)
 
@@ -176,19 +175,20 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         )
         out_of_domain, base = model_of(names, frozen_out_of_domain), evaluations["base"]
         evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))
+    references = (*config.references.values(), objective)
     return Run(
-        config,
-        objective,
-        dataset,
-        backbone,
-        method,
-        model_of(split.classnames, frozen),
-        plan,
-        evaluations,
-        _feature_cache(clip, plan, *cache_key),
-        cache_key,
-        out_of_domain,
-        {ref: source_digest(ref) for ref in (*config.references.values(), objective) if is_reference(ref)},
+        config=config,
+        objective=objective,
+        dataset=dataset,
+        backbone=backbone,
+        method=method,
+        model=model_of(split.classnames, frozen),
+        plan=plan,
+        evaluations=evaluations,
+        cache=_feature_cache(clip, plan, *cache_key),
+        cache_key=cache_key,
+        out_of_domain=out_of_domain,
+        code_digests={ref: source_digest(ref) for ref in references if is_reference(ref)},
     )
 
 

@@ -18,7 +18,7 @@ def make_logits_fn(
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    Class texts are encoded once, or once per image if prompts are conditional.
+    Class texts are encoded once, or for each image if the prompts are conditional on it.
     """
     with torch.no_grad():
         tokens = model.prompts.tokens(dict(leaves))
@@ -56,7 +56,7 @@ def accuracy(
         correct += (logits_BC.argmax(dim=-1) == labels).sum()
         finite &= logits_BC.isfinite().all()
         total += len(batch.labels)
-    # Each fetch synchronizes with the GPU, so results are fetched once.
+    # Each fetch synchronizes with the GPU, so both results are fetched together.
     correct, finite = fetch((correct, finite))
     if not finite:
         raise not_finite_error(backbone)

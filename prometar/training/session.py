@@ -24,7 +24,7 @@ _CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safete
 
 MAX_CACHED_BYTES = 2 * 2**30
 """Maximum bytes of cached evaluation images per process."""
-_IMAGES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
+_EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
 """Batches of evaluation images, which are not augmented, by data plan, dataset and backbone."""
@@ -35,7 +35,7 @@ class Session:
 
     Attributes:
         history: One record per epoch: epoch (1-based), cumulative seconds, the mean of each loss, and for
-            scored epochs the accuracies in percent and `objective`.
+            scored epochs the accuracies in percent and their score (`objective`).
 
     Raises:
         WorkError: the checkpoint is corrupt, or belongs to another run.
@@ -49,7 +49,7 @@ class Session:
         self.history: list[EpochRecord] = []
         self._before_step = before_step
         self._path = folder / _CHECKPOINT
-        self._digests = {"run_digest": run.digest, "weights_digest": run.backbone.digest}  # before any step
+        self._digests = {"run_digest": run.digest, "weights_digest": run.backbone.digest}
         self._stream = stream
         self._open_stream: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
@@ -64,7 +64,7 @@ class Session:
         """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 
         An unusable checkpoint is renamed. A run that is started over has the same results, because settings
-        and seeds determine them. Returns the session, and the reason for starting over or "".
+        and seeds determine them. Returns the session, and a note on why it starts over or "".
 
         Raises:
             InfrastructureError: the folder is not writable.
@@ -80,9 +80,9 @@ class Session:
             return cls(run, folder, stream, before_step), f"started over: {error}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        for key, other in (("run_digest", "settings or data"), ("weights_digest", "weights")):
+        for key, described in (("run_digest", "settings or data"), ("weights_digest", "weights")):
             if getattr(checkpoint, key) != self._digests[key]:
-                raise WorkError(f"{self._path} belongs to a run with other {other}. Use another folder.")
+                raise WorkError(f"{self._path} belongs to a run with other {described}. Use another folder.")
         expected = self.state.tensors()
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
@@ -112,14 +112,14 @@ class Session:
         every_epoch = objective_of(self.run.objective).for_search
         if every_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()
-        before = self.history[-1]["seconds"] if self.history else 0.0
-        record["seconds"] = round(before + time.perf_counter() - started, 3)
+        previous = self.history[-1]["seconds"] if self.history else 0.0
+        record["seconds"] = round(previous + time.perf_counter() - started, 3)
         self.history.append(record)
         save_checkpoint(self._path, self.state, self.history, **self._digests)
         return record
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Return the remaining batches. One batch is prefetched, so that start-up time is not measured."""
+        """Return the remaining batches. Prefetch one, so that `seconds` excludes the start of the stream."""
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
@@ -139,7 +139,8 @@ class Session:
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {
-            k: accuracy(backbone, e.model, leaves, self._eval_batches(e), e.cache) for k, e in sets.items()
+            name: accuracy(backbone, each.model, leaves, self._eval_batches(each), each.cache)
+            for name, each in sets.items()
         }
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
@@ -156,15 +157,15 @@ class Session:
             yield from stream_labels(plan, self.run.dataset.source)
             return
         key = (plan.digest, *self.run.cache_key)
-        if key in _IMAGES:
-            yield from _IMAGES[key]
+        if key in _EVAL_BATCHES:
+            yield from _EVAL_BATCHES[key]
             return
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
-        should_cache = num_bytes <= _IMAGES.maxsize // 4 and not can_skip_images(clip, cache)
+        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and not can_skip_images(clip, cache)
         batches: list[Batch] = []
         for batch in self._stream(plan, self.run.dataset.source, 0):
             if should_cache:
                 batches.append(batch)
             yield batch
         if should_cache:
-            _IMAGES[key] = batches
+            _EVAL_BATCHES[key] = batches

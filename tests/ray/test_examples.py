@@ -29,7 +29,7 @@ def _examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The folder is on this process's path. Ray's workers inherit PYTHONPATH, see conftest.py."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield
-    session_module._IMAGES.clear()
+    session_module._EVAL_BATCHES.clear()
 
 
 def test_all_examples_are_searched_together(tmp_path: Path, ray_data: str) -> None:

@@ -45,7 +45,7 @@ def train(folder: Path, method: str, **settings: Any) -> RunResult:
 def _images_are_dropped() -> Iterator[None]:
     """Kept test images would hide from other tests that they are read."""
     yield
-    session_module._IMAGES.clear()
+    session_module._EVAL_BATCHES.clear()
 
 
 @pytest.fixture(scope="module")

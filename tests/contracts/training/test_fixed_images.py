@@ -14,7 +14,7 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step.prompted_clip import PromptedClip
 from prometar.training.epoch import train_epoch
 from prometar.training.run import Run, clear_caches, initial_state
-from prometar.training.session import _IMAGES, Session
+from prometar.training.session import _EVAL_BATCHES, Session
 from tests.support.small import small_run, train, without_time
 
 META = {"inner.kind": "sgd", "inner.lr": 0.1}
@@ -41,9 +41,9 @@ def batches(run: Run, plan: Plan | None = None) -> Iterator[Batch]:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """No images are known, and none are known to other tests."""
-    clear_caches(), _IMAGES.clear()
+    clear_caches(), _EVAL_BATCHES.clear()
     yield
-    clear_caches(), _IMAGES.clear()
+    clear_caches(), _EVAL_BATCHES.clear()
 
 
 def as_if_prompts_came(run: Run) -> Run:

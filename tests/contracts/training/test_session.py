@@ -84,7 +84,7 @@ def test_an_average_may_be_the_prompts_themselves(tmp_path: Path, monkeypatch: p
 @pytest.fixture
 def _nothing_kept() -> None:
     """Images that another test has left in the process would not be opened again."""
-    session_module._IMAGES.clear()
+    session_module._EVAL_BATCHES.clear()
 
 
 @pytest.mark.usefixtures("_nothing_kept")
