@@ -26,7 +26,7 @@ from tune import Study
 from tune.config import StudyConfig
 from tune.records.folder import read_records
 from tune.records.schema import rank_completed
-from tune.report.statements import verdict
+from tune.report.statements import verdict_text
 from tune.search import main as search_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,7 +178,7 @@ def test_optuna_dashboard_opens_the_study(whole: Whole) -> None:
 def test_the_report_says_what_was_found(whole: Whole) -> None:
     study = whole[0]
     html = (study / "report.html").read_text()
-    assert escape(verdict(read_records(study))) in html
+    assert escape(verdict_text(read_records(study))) in html
     assert "Optimization history" in html
     assert "The importance of settings requires at least 8 completed trials" in html
     (study / "report.html").unlink()

@@ -34,7 +34,7 @@ def format_mean(values: Collection[float]) -> str:
 
 
 def format_difference(difference: Interval) -> tuple[str, str]:
-    """Format a mean difference and its interval, with a second decimal if a bound is close to 0.
+    """Format the mean and the bounds of a difference, with a second decimal if a bound is close to 0.
 
     Example:
         >>> format_difference(Interval(2.34, 1.1, 4.06, 5)), format_difference(Interval(0.24, 0.03, 0.45, 5))
@@ -45,15 +45,15 @@ def format_difference(difference: Interval) -> tuple[str, str]:
     return center, f"[{low}, {high}]"
 
 
-def describe_difference(difference: Interval, unit: str, level: str) -> str:
-    """Format a mean difference with unit, interval and number of values, for use in a sentence.
+def describe_difference(difference: Interval, level: str) -> str:
+    """Format a mean difference in points and its interval at `level` percent, for use in a sentence.
 
     Example:
-        >>> describe_difference(Interval(2.34, 1.1, 4.06, 5), "H", "95")
-        '+2.3 H (95% CI [+1.1, +4.1], n = 5)'
+        >>> describe_difference(Interval(2.34, 1.1, 4.06, 5), "95")
+        '+2.3 points (95% CI [+1.1, +4.1], n = 5)'
     """
     center, bounds = format_difference(difference)
-    return f"{center} {unit} ({level}% CI {bounds}, n = {difference.n})"
+    return f"{center} points ({level}% CI {bounds}, n = {difference.n})"
 
 
 def join(names: Collection[object], noun: str = "") -> str:

@@ -28,7 +28,7 @@ from tune.report.statements import LABELS, side_runs, sides
 from tune.space.ranges import Choice, Range
 
 ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
-MAX_SLICES = 6
+MAX_SLICES = 6  # most important settings, each plotted against the score
 MIN_COMPLETED = 8
 """Minimum number of completed trials for importances. With fewer trials, they are noise."""
 _EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)
@@ -118,7 +118,7 @@ def escape(value: Any) -> Any:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the importance of each setting, highest first, or {} for too few trials or equal scores."""
+    """Return the importances by setting, highest first. {} if trials are too few or all scores are equal."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}
@@ -148,14 +148,14 @@ def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> g
     low, high = min(bases) - 1, max(bases) + 1
     steps = [low + (high - low) * i / 50 for i in range(51)]
     means = [2 * base * new / (base + new) for base, new in all_points if base + new]
-    for level in sorted({5 * round(mean / 5) for mean in means} - {0}):
-        line = [(base, level * base / (2 * base - level)) for base in steps if 2 * base > level]
+    for harmonic in sorted({5 * round(mean / 5) for mean in means} - {0}):
+        line = [(base, harmonic * base / (2 * base - harmonic)) for base in steps if 2 * base > harmonic]
         figure.add_scatter(
             x=[x for x, _ in line],
             y=[y for _, y in line],
             mode="lines",
             line={"color": "#cbd5e0", "dash": "dot", "width": 1},
-            hovertemplate=f"H = {level}<extra></extra>",
+            hovertemplate=f"H = {harmonic}<extra></extra>",
             showlegend=False,
         )
     for name, group in points_by_group.items():
@@ -181,24 +181,24 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
             y=[row + 0.2] * len(pairs),
             mode="markers",
             text=[f"seed {seed}" for seed in pairs],
-            hovertemplate="%{text}: %{x:+.2f} H<extra></extra>",
+            hovertemplate="%{text}: %{x:+.2f} points<extra></extra>",
             marker={"color": GRAY, "size": 7, "opacity": 0.6},
         )
-        if found := dataset.difference:
-            below, above = found.mean - found.low, found.high - found.mean
-            color = BLUE if found.mean > 0 else ORANGE
+        if interval := dataset.difference:
+            below, above = interval.mean - interval.low, interval.high - interval.mean
+            color = BLUE if interval.mean > 0 else ORANGE
             figure.add_scatter(
-                x=[found.mean],
+                x=[interval.mean],
                 y=[row],
                 error_x={"array": [above], "arrayminus": [below], "width": 6},
                 mode="markers",
-                hovertext=escape(f"{name}: {' '.join(format_difference(found))} H"),
+                hovertext=escape(f"{name}: {' '.join(format_difference(interval))} points"),
                 hoverinfo="text",
-                marker={"color": color if found.excludes_zero else GRAY, "size": 12, "symbol": "square"},
+                marker={"color": color if interval.excludes_zero else GRAY, "size": 12, "symbol": "square"},
             )
     ticks = [escape(name if len(name) <= 24 else f"{name[:23]}…") for name in test.datasets]
     figure.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.4, -0.6])
-    figure.update_xaxes(title="difference (H)")
+    figure.update_xaxes(title="difference in H (points)")
     return figure.update_layout(showlegend=False, height=120 + 50 * len(ticks))
 
 

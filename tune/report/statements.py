@@ -1,4 +1,4 @@
-"""Verdict, evidence, caveats and next steps: the sentences of the page, notebook and terminal."""
+"""Sentences of a report: verdict, evidence, caveats and next steps."""
 
 import shlex
 from collections.abc import Iterator
@@ -17,11 +17,13 @@ MAX_CAVEATS = 5
 LABELS = {"selected": "selected settings", "baseline": "default settings"}
 
 Side = Literal["selected", "baseline"]
-Status = Verdict | Literal["unfinished", "leaking"]
+"""Settings that the final test compares."""
+Outcome = Verdict | Literal["unfinished", "leaking"]
+"""Verdict of the final test, or the reason why there is none. "leaking": the search read test images."""
 
 
-def status(records: Records) -> Status:
-    """Return the verdict of a study, "leaking" if its results are invalid, or "unfinished"."""
+def outcome(records: Records) -> Outcome:
+    """Return the outcome of a study."""
     if records.study.reads_test_images:
         return "leaking"
     if records.final_test is None or records.selected is None or records.final_test_outdated:
@@ -29,13 +31,13 @@ def status(records: Records) -> Status:
     return records.final_test.verdict
 
 
-def verdict(records: Records) -> str:
+def verdict_text(records: Records) -> str:
     """Return two sentences: which settings to use, and why."""
-    test, result, search = records.final_test, status(records), records.search_config
+    test, result, search = records.final_test, outcome(records), records.search_config
     if result == "leaking":
         return f"Do not use these results. The objective {search.objective} reads the test images."
     if test is None or result == "unfinished":
-        return f"No verdict yet. {_unfinished(records)}"
+        return f"No verdict yet. {_reason_for_no_verdict(records)}"
     trial = f"(trial {test.selected.number})"
     if result == "selected":
         return f"Use the selected settings {trial}. They are better than the default settings."
@@ -50,7 +52,7 @@ def verdict(records: Records) -> str:
     return "Use either. The final test could not show a difference between selected and default settings."
 
 
-def _unfinished(records: Records) -> str:
+def _reason_for_no_verdict(records: Records) -> str:
     if records.selected is None:
         return "No trial has finished."
     if records.final_test is None:
@@ -80,9 +82,9 @@ def _leader(records: Records) -> str:
         return ""
     images = "test" if records.study.reads_test_images else "validation"
     score = f"{records.study.score_name} {format_number(selected.score)}"
-    name = "The trial with the default settings" if selected.is_baseline else f"Trial {selected.number}"
-    leads = "is selected" if records.confirmation else "leads the search"
-    line = f"{name} {leads}, with {score} on {images} images."
+    trial = "The trial with the default settings" if selected.is_baseline else f"Trial {selected.number}"
+    verb = "is selected" if records.confirmation else "leads the search"
+    line = f"{trial} {verb}, with {score} on {images} images."
     if baseline is None or baseline.score is None or selected.is_baseline:
         return line
     return f"{line} The default settings have {format_number(baseline.score)}."
@@ -92,20 +94,20 @@ def _difference(test: FinalTest) -> str:
     if test.difference is None:
         return ""
     over = "datasets" if len(test.datasets) > 1 else "seed pairs"
-    measured = describe_difference(test.difference, "H", test.level)
-    return f"Mean difference over {over} (selected minus default settings, test images): {measured}."
+    measured = describe_difference(test.difference, test.level)
+    return f"Mean difference in H over {over} (selected minus default settings, test images): {measured}."
 
 
-def accuracy_difference(test: FinalTest, name: Literal["base", "new"]) -> Interval | None:
-    """Return selected minus default settings in base or new accuracy, over all datasets."""
+def _accuracy_difference(test: FinalTest, name: Literal["base", "new"]) -> Interval | None:
+    """Return the difference in base or new accuracy over all datasets, selected minus default settings."""
     return mean_interval([getattr(each, f"{name}_difference") for each in test.datasets.values()])
 
 
 def _trade_off(test: FinalTest) -> Iterator[str]:
-    base, new = (accuracy_difference(test, name) for name in ("base", "new"))
+    base, new = (_accuracy_difference(test, name) for name in ("base", "new"))
     if base is None or new is None:
         return
-    base_text, new_text = (describe_difference(each, "points", test.level) for each in (base, new))
+    base_text, new_text = (describe_difference(each, test.level) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
     if base.mean > 0 and (new.high < 0 or new.mean <= -(test.min_relevant or 1.0)):
         unclear = [name for name, each in (("base", base), ("new", new)) if not each.excludes_zero]
@@ -115,11 +117,12 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
 
 
 def _detectable(test: FinalTest) -> str:
-    if test.verdict != "either" or test.detectable is None or test.detectable >= 100:
+    limit, unit = test.min_relevant, "point" if test.min_relevant == 1 else "points"
+    if test.verdict != "either" or test.detectable is None or test.detectable >= 100:  # H is at most 100
         return ""
-    line = f"This test has a power of 80% to show a true difference of {test.detectable:.1f} H."
-    if test.min_relevant and test.difference and test.difference.within(test.min_relevant):
-        line += f" The interval excludes differences of {test.min_relevant:g} H or more."
+    line = f"This test has a power of 80% to show a true difference of {test.detectable:.1f} points in H."
+    if limit and test.difference and test.difference.within(limit):
+        line += f" The interval excludes differences of {limit:g} {unit} or more."
     return line
 
 
@@ -217,26 +220,26 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
     """Return the next steps that follow from the verdict, each with a command or ""."""
     test = records.final_test
     difference = test.difference if test else None
-    match status(records):
+    match outcome(records):
         case "leaking":
             return [("Use an objective that does not read test images, such as --objective drift.", "")]
         case "unfinished":
             return [("Rerun the same command to resume:", records.study.command)]
         case "selected":
-            return [_train(records, "selected")]
+            return [_how_to_train(records, "selected")]
         case "baseline":
-            steps = [_train(records, "baseline")]
+            steps = [_how_to_train(records, "baseline")]
         case _ if test is None or not test.seeds:
             return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
         case _:
-            steps = [_train(records, "selected"), _train(records, "baseline")]
+            steps = [_how_to_train(records, "selected"), _how_to_train(records, "baseline")]
             if difference and difference.mean < 0:
                 steps.reverse()
     more = f"such as --trials {2 * records.search_config.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {more}.", "")]
 
 
-def _train(records: Records, side: Side) -> tuple[str, str]:
+def _how_to_train(records: Records, side: Side) -> tuple[str, str]:
     """Return the step that trains with the settings of one side."""
     test, config = records.final_test, records.folder / "best.yaml"
     if side == "baseline" and test and test.seeds and not test.baseline_selected:

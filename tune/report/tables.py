@@ -20,7 +20,7 @@ class Table:
     """Table with columns of text, followed by columns of numbers.
 
     Args:
-        rows: Kind ("selected", "baseline" or "") and cells of each row.
+        rows: CSS class ("selected", "baseline" or "") and cells of each row.
         text_columns: Number of columns with text.
     """
 
@@ -59,7 +59,7 @@ def _final_test(records: Records) -> Table | None:
         for side in reversed(sides(test)):
             runs = result.baseline if side == "baseline" else result.selected
             name = LABELS[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
-            means = [format_mean(seed_means(runs, each).values()) for each in ("base", "new", "objective")]
+            means = [format_mean(seed_means(runs, key).values()) for key in ("base", "new", "objective")]
             rows.append((side, (name, *means, str(sum(run.objective is not None for run in runs)))))
         if not test.baseline_selected:
             differences = (result.base_difference, result.new_difference, result.difference)
@@ -83,8 +83,8 @@ def _confirmation(records: Records) -> Table | None:
     by_number = {trial.number: trial for trial in records.trials}
     rows = list[tuple[str, tuple[str, ...]]]()
     for each in ranked:
-        kind = "selected" if each.number == confirmation.selected_number else ""
-        tags = [tag for tag in ("default settings" if each.is_baseline else "", kind) if tag]
+        selected = "selected" if each.number == confirmation.selected_number else ""
+        tags = [tag for tag in ("default settings" if each.is_baseline else "", selected) if tag]
         trial = by_number.get(each.number)
         fresh = [value for seed, value in each.mean_by_seed.items() if seed in confirmation.seeds]
         cells = (
@@ -93,7 +93,7 @@ def _confirmation(records: Records) -> Table | None:
             format_number(mean(fresh)) if fresh else NONE,
             format_mean(each.mean_by_seed.values()) if each.mean is not None else "failed",
         )
-        rows.append((kind, cells))
+        rows.append((selected, cells))
     images = "test" if records.study.reads_test_images else "validation"
     seeds = join(confirmation.seeds, "seed")
     title = f"Confirmation: {records.study.score_name} on {images} images, fresh {seeds}"
@@ -120,7 +120,7 @@ def _trials(records: Records) -> Table:
     """Return the table of all trials: completed trials by score, then pruned and failed trials."""
     rank = list(STATES).index
     ranked = sorted(records.trials, key=lambda t: (rank(t.state), -(t.score or 0.0), -t.epoch, t.number))
-    rows = [(_kind(trial, records), tuple(_trial_cells(trial, records))) for trial in ranked]
+    rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in ranked]
     score = records.study.score_name
     columns = ("trial", "state", "changed settings", "notes", score, "base", "new", "epochs", "time")
     return Table("Trials", columns, rows, text_columns=4)
@@ -136,7 +136,7 @@ def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield format_duration(trial.seconds)
 
 
-def _kind(trial: TrialRecord, records: Records) -> str:
+def _css_class(trial: TrialRecord, records: Records) -> str:
     if records.selected and trial.number == records.selected.number:
         return "selected"
     return "baseline" if trial.is_baseline else ""

@@ -15,14 +15,14 @@ def print_summary(console: Console, records: Records) -> None:
     def print_line(line: str, style: str = "") -> None:
         console.print(Text(line, style), soft_wrap=False)
 
-    print_line(f"\n{statements.verdict(records)}", "bold")
+    print_line(f"\n{statements.verdict_text(records)}", "bold")
     for line in statements.evidence(records):
         print_line(line)
     trials = records.search_config.trials
     print_line(f"Search: {len(records.trials)} of {trials} trials ({records.state_summary}).")
     for table in summary_tables(records):
         console.print()
-        console.print(_table(table), soft_wrap=False)
+        console.print(_rich_table(table), soft_wrap=False)
     if lines := statements.caveats(records):
         print_line("\nCaveats", "bold")
         for line in lines:
@@ -35,7 +35,7 @@ def print_summary(console: Console, records: Records) -> None:
     console.print(Text(f"\nReport: {records.folder / 'report.html'}"), soft_wrap=True)
 
 
-def _table(table: Table) -> RichTable:
+def _rich_table(table: Table) -> RichTable:
     rich_table = RichTable(
         title=Text(table.title), title_justify="left", box=None, min_width=len(table.title), pad_edge=False
     )

@@ -12,7 +12,7 @@ from tests.support.study_records import IMAGE, SCRIPT, rich, small
 from tune.records.folder import Records, read_records
 from tune.report import page
 from tune.report.page import render, write_report
-from tune.report.statements import caveats, evidence, next_steps, verdict
+from tune.report.statements import caveats, evidence, next_steps, verdict_text
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_page_and_notebook_show_the_same_statements(tmp_path: Path) -> None:
     assert report.path == tmp_path / "report.html"
     for html in (report.path.read_text(), report._repr_html_()):
         shown = " ".join(unescape(html).split())
-        lines = [verdict(records), *evidence(records), *caveats(records)]
+        lines = [verdict_text(records), *evidence(records), *caveats(records)]
         for line in [*lines, *(text for text, _ in next_steps(records))]:
             assert line in shown
         assert "Final test: 10 epochs, test images" in shown
@@ -84,7 +84,7 @@ def test_a_partial_study_has_a_page(left: str, tmp_path: Path) -> None:
         final_test=None,
     )
     assert "No verdict yet." in text(records)
-    assert verdict(records) in write_report(records)._repr_html_()
+    assert verdict_text(records) in write_report(records)._repr_html_()
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:

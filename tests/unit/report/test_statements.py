@@ -12,7 +12,7 @@ from prometar.metrics import Interval
 from tests.support.study_records import candidate, final_test, small, trial
 from tune.records.folder import Records
 from tune.records.schema import DatasetTest, RunScore
-from tune.report.statements import caveats, evidence, next_steps, verdict
+from tune.report.statements import caveats, evidence, next_steps, verdict_text
 from tune.report.terminal import print_summary
 
 
@@ -44,7 +44,7 @@ def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
     gains: tuple[float, float], selected: int, says: str, trains: list[str], tmp_path: Path
 ) -> None:
     records = small(tmp_path, *gains, selected=selected)
-    assert verdict(records) == says
+    assert verdict_text(records) == says
     commands = [command for _, command in next_steps(records) if command]
     assert commands == [f"prometar train --config {tmp_path / name}" for name in trains]
     lines = printed(records, 200).strip().splitlines()
@@ -55,7 +55,7 @@ def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
 
 def test_of_two_equal_sides_the_one_with_the_higher_mean_comes_first(tmp_path: Path) -> None:
     records = with_test(small(tmp_path, 0, 0), difference=Interval(-3.0, -8.0, 2.0, 5))
-    assert verdict(records).startswith("Use either.")
+    assert verdict_text(records).startswith("Use either.")
     assert [text for text, command in next_steps(records) if command] == [
         "Train with the default settings:", "Train with the selected settings:"
     ]  # fmt: skip
@@ -65,8 +65,8 @@ def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
     records = with_test(small(tmp_path, epochs=5), difference=Interval(2.34, 1.1, 4.06, 5), alpha=0.005)
     first, second, new, epochs = evidence(records)
     assert first == (
-        "Mean difference over seed pairs (selected minus default settings, test images): "
-        "+2.3 H (99.5% CI [+1.1, +4.1], n = 5)."
+        "Mean difference in H over seed pairs (selected minus default settings, test images): "
+        "+2.3 points (99.5% CI [+1.1, +4.1], n = 5)."
     )
     assert second.startswith("Mean difference in base accuracy: +3.3 points (99.5% CI [")
     assert new == (
@@ -112,9 +112,9 @@ def test_higher_base_and_lower_new_accuracy_is_said(
 @pytest.mark.parametrize(
     ("detectable", "within", "says"),
     [
-        (1.9, False, ["This test has a power of 80% to show a true difference of 1.9 H."]),
-        (0.4, True, ["This test has a power of 80% to show a true difference of 0.4 H. "
-                     "The interval excludes differences of 1 H or more."]),
+        (1.9, False, ["This test has a power of 80% to show a true difference of 1.9 points in H."]),
+        (0.4, True, ["This test has a power of 80% to show a true difference of 0.4 points in H. "
+                     "The interval excludes differences of 1 point or more."]),
         (150.0, False, []),
     ],
 )  # fmt: skip
@@ -130,8 +130,8 @@ def test_what_the_test_could_have_shown(
 def test_several_datasets_are_judged_over_their_means(tmp_path: Path) -> None:
     test = final_test(candidate(1), {"dtd": (2, 1), "eurosat": (2, 1), "pets": (2, 2)})
     records = replace(small(tmp_path), final_test=replace(test, alpha=0.005))
-    assert verdict(records).startswith("Use the selected settings")
-    assert evidence(records)[0].startswith("Mean difference over datasets")
+    assert verdict_text(records).startswith("Use the selected settings")
+    assert evidence(records)[0].startswith("Mean difference in H over datasets")
     assert "n = 3)" in evidence(records)[0]
     assert "+1.3 points (95% CI [-0.1, +2.8], n = 3)" in evidence(records)[1]
     assert caveats(records)[0].startswith("The interval is over 3 datasets")
@@ -141,17 +141,16 @@ def test_several_datasets_are_judged_over_their_means(tmp_path: Path) -> None:
 def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
     whole = small(tmp_path)
     records = replace(whole, final_test=None)
-    assert verdict(records) == "No verdict yet. The final test has not finished."
+    assert verdict_text(records) == "No verdict yet. The final test has not finished."
     assert evidence(records)[0].startswith("Trial 1 is selected, with H 69.56 on validation images.")
     assert next_steps(records) == [("Rerun the same command to resume:", records.study.command)]
     nothing = replace(records, trials=(), confirmation=None)
-    assert verdict(nothing) == "No verdict yet. No trial has finished."
+    assert verdict_text(nothing) == "No verdict yet. No trial has finished."
     assert printed(nothing)
     assert whole.confirmation is not None
     outdated = replace(whole, confirmation=replace(whole.confirmation, selected_number=0))
-    assert (
-        verdict(outdated) == "No verdict yet. The final test compared trial 1, which is no longer selected."
-    )
+    text = verdict_text(outdated)
+    assert text == "No verdict yet. The final test compared trial 1, which is no longer selected."
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
 def test_nothing_was_compared(seeds: tuple[int, ...], says: str, tmp_path: Path) -> None:
     test = final_test(candidate(1), {"dtd": (3, 2)}, seeds)
     records = replace(small(tmp_path), final_test=test)
-    assert verdict(records).startswith(f"Use either. {says}")
+    assert verdict_text(records).startswith(f"Use either. {says}")
     assert printed(records)
     assert any("--final-seeds auto" in text for text, _ in next_steps(records)) == (not seeds)
 
@@ -171,7 +170,7 @@ def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
         small(tmp_path, objective="oracle_test"),
         small(tmp_path, -3, -2, objective="oracle_test"),
     ):
-        assert verdict(records).startswith(
+        assert verdict_text(records).startswith(
             "Do not use these results. The objective oracle_test reads the test"
         )
         assert not any(command for _, command in next_steps(records))
