@@ -26,7 +26,7 @@ from prometar.io.plain_data import PlainData, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space
 
-EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5
+EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5  # defaults for embedded datasets
 MAX_SEED_PAIRS = 15
 """Maximum number of seed pairs in a final test with `--final-seeds auto`."""
 FIRST_CONFIRMATION_SEED = 1000
@@ -80,7 +80,7 @@ class SearchConfig(PlainData):
     @model_validator(mode="after")
     def _check_seeds(self) -> Self:
         if self.seeds[-1] >= 2**32:
-            raise ValueError(f"--seed: seeds must be below {2**32}, the last one is {self.seeds[-1]}")
+            raise ValueError(f"--seed: seeds must be below {2**32}, but the last one is {self.seeds[-1]}")
         return self
 
     @property
@@ -101,8 +101,8 @@ class ConfirmConfig(PlainData):
 class FinalTestConfig(PlainData):
     """Comparison of the selected settings with the default settings on test images.
 
-    With `auto`, seed pairs are added until a difference is shown, a difference of `matters` points is
-    excluded, or `MAX_SEED_PAIRS` pairs are finished.
+    With `auto`, seed pairs are added until the interval of the difference in H excludes 0 or lies within
+    ±`matters`, or until `MAX_SEED_PAIRS` pairs are finished.
     """
 
     seeds: Annotated[tuple[Seed, ...], Distinct] | Literal["auto"] = Field(
@@ -174,8 +174,8 @@ class StudyConfig(PlainData):
 
         Args:
             options: Values by name of an option, with "_" for "-". None selects the default. `settings` are
-                `key=value` texts or a mapping by dotted key. A key belongs to the run (`optim.lr`) or to this
-                tree (`confirm.seeds`).
+                `key=value` texts or a mapping by dotted key. Keys are those of the run (`optim.lr`) or of
+                this tree (`confirm.seeds`).
 
         Raises:
             UserError: an option does not exist, or a value is invalid.
@@ -194,16 +194,16 @@ class StudyConfig(PlainData):
             settings = parse_assignments(list(_as_tuple(settings)))
         flat = {OPTIONS[name]: value for name, value in given.items()}
         for key, value in settings.items():
-            path = key if key.partition(".")[0] in cls.model_fields else f"run.{key}"
-            if path in flat:
+            field = key if key.partition(".")[0] in cls.model_fields else f"run.{key}"
+            if field in flat:
                 raise UserError(f"--set {key} is also given as an option. Pass one of them.")
-            if path in _ONLY_AS_OPTION:
-                raise UserError(f"--set {key} is not allowed in a study. Use {_ONLY_AS_OPTION[path]}.")
-            flat[path] = value
+            if field in _ONLY_AS_OPTION:
+                raise UserError(f"--set {key} is not allowed in a study. Use {_ONLY_AS_OPTION[field]}.")
+            flat[field] = value
         run, flat = cls._with_defaults(flat)
         tree: dict[str, Any] = {}
-        for path, value in flat.items():
-            section, _, name = path.partition(".")
+        for field, value in flat.items():
+            section, _, name = field.partition(".")
             tree.setdefault(section, {})[name] = value
         try:
             return cls.model_validate({**tree, "run": run})
@@ -212,7 +212,7 @@ class StudyConfig(PlainData):
 
     @staticmethod
     def _with_defaults(flat: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-        """Return the baseline, and `flat` with defaults that depend on datasets, method and space."""
+        """Return the baseline's configuration, and `flat` with defaults that depend on other values in it."""
         run_flat = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
         datasets = tuple(_as_tuple(flat.get("search.datasets", DEFAULT_DATASET)))
         method = run_flat.pop("method", "prometar")
@@ -240,11 +240,11 @@ class StudyConfig(PlainData):
         if EPOCHS_KEY in space.ranges or len(_as_tuple(flat.get("search.goals", "objective"))) > 1:
             flat.setdefault("search.pruner", "none")
         enqueued = [load_enqueued(Path(file), space) for file in _as_tuple(flat.get("search.enqueue", ()))]
-        searched = {"datasets": datasets, "space": space, "enqueue": tuple(chain.from_iterable(enqueued))}
-        return run, flat | {f"search.{name}": value for name, value in searched.items()}
+        search = {"datasets": datasets, "space": space, "enqueue": tuple(chain.from_iterable(enqueued))}
+        return run, flat | {f"search.{name}": value for name, value in search.items()}
 
     def identity(self, digests: Mapping[str, str] = {}) -> dict[str, Any]:
-        """Return all values that determine results. A study can resume only if all are unchanged.
+        """Return the values that must not change when the study resumes.
 
         Args:
             digests: Digests of files and code that determine results, such as weights, by name.
@@ -254,13 +254,13 @@ class StudyConfig(PlainData):
         run = {key: value for key, value in self.run.flat().items() if key != "data.root"}
         return {**flatten(search), **space, **run, **digests}
 
-    def require_same(self, before: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-        """Refuse to resume a study with other settings.
+    def require_same(self, previous: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+        """Compare the `identity` with which the study was started with the current one.
 
         Raises:
-            UserError: the study was started with another `identity`. The message lists the differences.
+            UserError: they differ. The message lists the differences.
         """
-        if changed := differences(before, self.identity(digests)):
+        if changed := differences(previous, self.identity(digests)):
             raise UserError(
                 f"The study {self.name} was started with other settings ({changed}). Restore them, or "
                 "start another study with --study NAME."
@@ -278,7 +278,7 @@ class StudyConfig(PlainData):
 
     @property
     def baseline_settings(self) -> dict[str, Value]:
-        """Values of the searched settings in the baseline.
+        """Default values of the searched settings.
 
         Raises:
             UserError: a default value lies outside its range.
@@ -287,7 +287,7 @@ class StudyConfig(PlainData):
 
     @property
     def max_epochs(self) -> int:
-        """Epochs of the longest trial."""
+        """Maximum number of epochs of a trial."""
         return max([self.run.train.epochs, *map(int, self.search.space.probes(EPOCHS_KEY))])
 
     @property
@@ -310,8 +310,8 @@ class StudyConfig(PlainData):
             settings: Searched settings by dotted key.
             epochs: Epochs of the run, unless `settings` sets them. Default: epochs of the baseline.
         """
-        base = {} if epochs is None else {EPOCHS_KEY: epochs}
-        return self.run.override({**base, **settings, "data.name": dataset, "train.seed": seed})
+        defaults = {} if epochs is None else {EPOCHS_KEY: epochs}
+        return self.run.override({**defaults, **settings, "data.name": dataset, "train.seed": seed})
 
 
 GROUPS: dict[str, dict[str, str]] = {
@@ -339,18 +339,18 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 """Options of `tune/search.py` by group of `--help`, with the field that each sets."""
-OPTIONS = {name: path for options in GROUPS.values() for name, path in options.items()}
-"""Fields by option. `--set` changes the other fields."""
+OPTIONS = {name: field for options in GROUPS.values() for name, field in options.items()}
+"""Fields by option. Other fields can be set with `--set`."""
 
 _ONLY_AS_OPTION = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
 
 
 def _messages(error: ValidationError) -> Iterator[str]:
-    """Yield a message for each invalid field: its option, the problem and the value."""
-    names = {path: f"--{name}" for name, path in OPTIONS.items()}
-    first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}  # 1 per field
-    for path, each in reversed(first.items()):
-        name = names.get(path, f"--set {path.rstrip('.')}")
+    """Yield a message about the first problem of each invalid field."""
+    names = {field: f"--{option}" for option, field in OPTIONS.items()}
+    first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}
+    for field, each in reversed(first.items()):
+        name = names.get(field, f"--set {field.rstrip('.')}")
         match each["type"]:
             case "extra_forbidden":
                 yield f"{name} is not a setting."

@@ -38,7 +38,7 @@ _FILES: dict[type, str] = {
 
 
 class StudyFolder:
-    """OUT/STUDY: study.yaml, study.db, trials/, confirmation/, finals/, best.yaml, report.html."""
+    """File locations and records in the folder of a study, OUT/STUDY. The README lists the files."""
 
     def __init__(self, path: Path) -> None:
         self.path = resolve_path(path)
@@ -68,7 +68,7 @@ class StudyFolder:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
-        """Write study.yaml. It also lists the environments of earlier commands that differ from this one."""
+        """Write study.yaml. It lists the current environment and different ones of earlier commands."""
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()
@@ -104,9 +104,7 @@ class StudyFolder:
             if trial is None:
                 continue
             if folder != self.trial_folder(trial.number):
-                raise UserError(
-                    f"{path} is the record of trial {trial.number}. Move the file out of the study."
-                )
+                raise UserError(f"{path} belongs to trial {trial.number}. Move it out of the study.")
             found.append(trial)
         return tuple(sorted(found, key=lambda trial: trial.number))
 

@@ -23,7 +23,7 @@ from tune.config import Goal, StudyConfig
 from tune.space.ranges import Settings
 
 VERSION: Literal[3] = 3
-"""Version of all files. It is incremented if a field is removed, changed, or added without a default."""
+"""Version of the file formats. Increment it if a field is removed, changed, or added without a default."""
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 Verdict = Literal["selected", "either", "baseline"]
@@ -68,7 +68,7 @@ class RunScore:
 
     @classmethod
     def of(cls, config: Config, metrics: Mapping[str, Any], **more: Any) -> Self:
-        """Return the score of a run from metrics, such as those of its last epoch."""
+        """Return the score of a run from metrics, such as those of an epoch. `more` sets further fields."""
         names = ("base", "new", "objective", "seconds")
         measured: dict[str, Any] = {name: metrics.get(name) for name in names}
         return cls(dataset=config.data.name, seed=config.train.seed, **measured, **more)
@@ -97,8 +97,8 @@ class EpochReport:
     """Result of one epoch of a job, sent by the worker.
 
     Args:
-        epoch: Number of the epoch, counted from 1.
-        runs: Scores of each run.
+        epoch: Number of the epoch, counted from 1. 0 before the first report.
+        runs: Score of each run.
         loss: Mean training loss.
         finished: True if this is the last report of the job.
         error: Error message, or "" if the job did not fail.
@@ -221,8 +221,8 @@ class DatasetTest:
 
     Args:
         selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
-        difference, base_difference, new_difference: Selected minus baseline, paired by seed, in points of H,
-            base accuracy and new accuracy. None if there are fewer than two pairs.
+        difference, base_difference, new_difference: Selected minus baseline in H, base accuracy and new
+            accuracy, paired by seed, in percentage points. None if there are fewer than two pairs.
         published: Published H of the method, None if unknown.
     """
 
@@ -242,10 +242,10 @@ class FinalTest:
         epochs: Epochs per run. If epochs were searched, runs with the selected settings use their own number.
         selected: Selected settings, with the runs on which the selection is based.
         difference: Selected minus baseline in H. For several datasets, interval over their mean differences.
-        alpha: Error probability of each dataset's interval at the last interim analysis.
+        alpha: Significance level of each dataset's interval, that of the last interim analysis.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
         detectable: Smallest true difference in H that this test shows with a power of 80%.
-        earlier_tests: Trials that earlier final tests of this study compared with the baseline, by number.
+        earlier_tests: Numbers of trials that earlier final tests of this study compared with the baseline.
     """
 
     seeds: tuple[int, ...]
@@ -352,7 +352,6 @@ def write_record(path: Path, record: Record) -> None:
     if path.suffix == ".json":
         content = adapter.dump_json(record, indent=1, by_alias=True)
     else:
-        content = yaml.safe_dump(
-            adapter.dump_python(record, mode="json", by_alias=True), sort_keys=False
-        ).encode()
+        data = adapter.dump_python(record, mode="json", by_alias=True)
+        content = yaml.safe_dump(data, sort_keys=False).encode()
     write_atomically(path, content)

@@ -29,7 +29,7 @@ class _Range(PlainData):
     """Base class of ranges.
 
     Args:
-        when: Condition. The setting is sampled only if each setting listed here has one of its listed values.
+        when: Condition. This setting is sampled only if each setting in `when` has one of its values there.
     """
 
     when: Mapping[str, tuple[Value, ...]] = Field(default={}, exclude_if=lambda when: not when)
@@ -75,9 +75,9 @@ class NumberRange(_Range):
 
     @property
     def probes(self) -> tuple[float, ...]:
-        """Values tried before the search: both bounds and, for floats, a fraction, which integers reject."""
-        fraction = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
-        return self.low, self.high, *fraction
+        """Values checked before the search: the bounds and, for floats, one that integer settings reject."""
+        non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
+        return self.low, self.high, *non_integer
 
     def contains(self, value: object) -> bool:
         kinds = (int,) if self.type == "int" else (int, float)
@@ -100,7 +100,7 @@ class Choice(_Range):
 
     @property
     def probes(self) -> tuple[Value, ...]:
-        """All choices, which are tried before the search."""
+        """All choices, which are checked before the search."""
         return self.choices
 
     def contains(self, value: object) -> bool:

@@ -89,10 +89,10 @@ class Space(PlainData):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:
                 searched[key] = values[key]
-        return self.check(searched, what="the default settings")
+        return self.check(searched, where="the default settings")
 
-    def check(self, given: Settings, *, what: str) -> dict[str, Value]:
-        """Check values from the source `what`, which messages name. Return those whose condition may hold.
+    def check(self, given: Settings, *, where: str) -> dict[str, Value]:
+        """Check settings from the source `where`, which messages name. Return those that may be active.
 
         A condition on a setting that is not given may still hold after sampling.
 
@@ -101,7 +101,7 @@ class Space(PlainData):
         """
         unknown = sorted(given.keys() - self.ranges.keys())
         if unknown:
-            raise UserError(f"{what}: {unknown[0]} is not in the space {self.name}. Remove it.")
+            raise UserError(f"{where}: {unknown[0]} is not in the space {self.name}. Remove it.")
         values: dict[str, Value] = {}
         inactive: set[str] = set()
         for key, entry in self.ranges.items():
@@ -110,14 +110,14 @@ class Space(PlainData):
             elif key in given:
                 if not entry.contains(given[key]):
                     raise UserError(
-                        f"{what}: {key} = {given[key]!r} lies outside the range {entry.describe()} of the "
+                        f"{where}: {key} = {given[key]!r} lies outside the range {entry.describe()} of the "
                         f"space {self.name}. Choose a value in it, or pass a --space FILE with a wider one."
                     )
                 values[key] = given[key]
         return values
 
     def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
-        """Return the space without settings that have no effect or whose default lies outside the range.
+        """Return the space without settings that have no effect or whose default lies outside their range.
 
         Conditions on removed settings are evaluated with the default values.
 
@@ -225,14 +225,14 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
         raise UserError(
             f"--enqueue {path} must contain a mapping from settings to values, or a list of them."
         )
-    return [_enqueued(entry, space, f"--enqueue {path}, entry {n}") for n, entry in enumerate(entries, 1)]
+    return [_parse_entry(entry, space, f"--enqueue {path}, entry {n}") for n, entry in enumerate(entries, 1)]
 
 
-def _enqueued(entry: dict[str, Any], space: Space, where: str) -> dict[str, Value]:
+def _parse_entry(entry: dict[str, Any], space: Space, where: str) -> dict[str, Value]:
     given = flatten(entry)
     if {"method", "data.name"} <= given.keys():  # a complete configuration
         given = {key: value for key, value in given.items() if key in space.ranges}
-    settings = space.check(given, what=where)
+    settings = space.check(given, where=where)
     if not settings:
         raise UserError(f"{where} contains no setting of the space {space.name}.")
     for key in settings:

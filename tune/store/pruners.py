@@ -23,12 +23,12 @@ MIN_EPOCHS = 2
 def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePruner:
     """Return the pruner of a search.
 
-    Pruners compare trials at the same epoch, so they require equal learning-rate schedules. If the number of
-    epochs is searched, a long trial may be worse than a short one at epoch 5, but better in the end.
+    Pruners compare trials at the same epoch, so they require equal learning-rate schedules. With different
+    numbers of epochs, a long trial may be worse than a short one at epoch 5, but better in the end.
 
     Args:
         epochs: Maximum number of epochs of a trial.
-        concurrency: The percentile and median pruners start only after at least this many completed trials.
+        concurrency: Concurrent trials. Percentile and median pruners start after as many completed trials.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.

@@ -20,7 +20,7 @@ STARTUP_TRIALS = 6
 
 
 def derive_seed(study_seed: int, trial_number: int, attempt: int) -> int:
-    """Derive a seed. `attempt` is the number of duplicates sampled before for this trial."""
+    """Derive a seed. `attempt` is the number of duplicates that were already sampled for this trial."""
     return int(np.random.SeedSequence((study_seed, trial_number, attempt)).generate_state(1)[0])
 
 
@@ -29,8 +29,8 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.
-        concurrency: Number of concurrent trials. Model-based samplers wait for as many results, because the
-            first ones come from short trials and would bias the model.
+        concurrency: Number of concurrent trials. Model-based samplers start after at least as many results,
+            because the first results come from short trials and would bias the model.
 
     Raises:
         UserError: the sampler is unknown, or is not an Optuna sampler.

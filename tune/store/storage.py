@@ -23,17 +23,17 @@ def open_storage(url: str) -> RDBStorage:
         UserError: the URL is invalid, the database driver is missing, or the tables are those of another
             program or of another version of Optuna.
     """
-    engine: dict[str, Any] = {"pool_pre_ping": True}
+    engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("postgresql+psycopg"):
         # psycopg returns bytes if the encoding of the database is SQL_ASCII. Some connection poolers do not
         # support prepared statements.
-        engine["connect_args"] = {"client_encoding": "utf8", "prepare_threshold": None}
+        engine_kwargs["connect_args"] = {"client_encoding": "utf8", "prepare_threshold": None}
     try:
         if url.startswith(SQLITE):
             tables = inspect(create_engine(url)).get_table_names()
             if tables and "version_info" not in tables:
                 raise UserError(f"--storage {url} contains tables of another program. Choose another file.")
-        storage = RDBStorage(url, engine_kwargs=engine)
+        storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (ImportError, RuntimeError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         missing = isinstance(error, ImportError) and url.startswith("postgresql")
@@ -41,7 +41,7 @@ def open_storage(url: str) -> RDBStorage:
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
     def raise_if_disconnected(context: ExceptionContext) -> None:
-        """Raise an error, because Optuna would repeat the statement even if only the response was lost."""
+        """Raise an error. Optuna would repeat the statement, which the database may have executed already."""
         error = context.sqlalchemy_exception  # None if a signal interrupted the statement
         if error is not None and context.is_disconnect and not context.is_pre_ping:
             raise _storage_error(url, error)

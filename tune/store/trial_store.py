@@ -19,7 +19,7 @@ from tune.store.samplers import derive_seed, make_sampler
 from tune.store.storage import open_storage, second_writer_error, storage_errors
 
 MAX_FAILURES = 5
-"""Number of failed trials after which a process stops the study if none of its trials succeeded."""
+"""A process stops the study after this many failed trials, unless it has completed or pruned a trial."""
 MAX_DUPLICATES = 20
 """Number of consecutive duplicates after which the first untried combination is used. If the space has too
 many combinations to list, settings are sampled at random instead."""
@@ -39,7 +39,7 @@ def open_trials(
     Args:
         folder: Folder of the study.
         digests: Digests of inputs other than the configuration that determine results, by name.
-        concurrency: Number of concurrent trials. Samplers and pruners wait for at least as many results.
+        concurrency: Number of concurrent trials. Samplers and pruners start after at least as many results.
 
     Raises:
         UserError: the URL is invalid, or the stored study has other settings or another folder.
@@ -79,12 +79,12 @@ class TrialStore:
             storage=storage, study_name=config.name, pruner=pruner, load_if_exists=True,
             directions=[GOALS[goal] for goal in self._search.goals],
         )  # fmt: skip
-        self._id = storage.get_study_id_from_name(config.name)
+        self._study_id = storage.get_study_id_from_name(config.name)
         self._running: dict[int, tuple[int, EpochReport]] = {}  # trial ID and last report, by number
         self._failures, self._successes = list[str](), 0  # of this process
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
-        self._first_attrs = self._check_identity(folder, digests)
+        self._attrs_of_trial_0 = self._check_identity(folder, digests)
         # The baseline is the first trial. If it failed, each later process reruns it once.
         self._baseline_missing = all(t.state is TrialState.FAIL for t in self._trials if _is_baseline(t))
 
@@ -93,7 +93,7 @@ class TrialStore:
         return self._study.get_trials(deepcopy=False)
 
     def _check_identity(self, folder: Path, digests: Mapping[str, str]) -> dict[str, object]:
-        """Check that the storage contains this study. Return attributes for trial 0, {} if trial 0 exists.
+        """Check that the storage contains this study. Return user attributes for trial 0, {} if it exists.
 
         Raises:
             UserError: the stored study has other settings or another folder, or its trials are missing.
@@ -129,16 +129,16 @@ class TrialStore:
         return build_record(trial) if trial.state.is_finished() else None
 
     def ask(self, *, new: bool = True) -> FrozenTrial | None:
-        """Start a trial: interrupted trials first, then the baseline, enqueued and sampled settings.
+        """Start a trial: first the interrupted trials, then the baseline, enqueued and sampled settings.
 
         Args:
-            new: True to start new trials, False to resume only interrupted trials.
+            new: False to resume only interrupted trials.
 
         Returns:
             The trial, or None if all trials were started, the space is exhausted or too many trials failed.
         """
         for trial in self.interrupted:
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
             if trial.state is TrialState.WAITING:
                 self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
             self._running[trial.number] = trial_id, EpochReport()
@@ -149,27 +149,27 @@ class TrialStore:
         return None if sampled is None else self._create(sampled)
 
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """Return the next trial, or None if none is left. One of --trials is reserved for the baseline."""
+        """Return the next trial, or None if there is none. The baseline is one of the --trials trials."""
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline_settings, "baseline")
         if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
             return None
-        # Failed settings are not retried, because they would fail again with the same seeds.
-        tried = {self._key(trial.params) for trial in trials}
+        # Settings of failed trials are not retried, because they would fail again with the same seeds.
+        tried = {self._combination(trial.params) for trial in trials}
         enqueued = [trial.system_attrs.get(FIXED) for trial in trials]
         for settings in self._search.enqueue:
             if settings not in enqueued:
                 trial = self._sample(trials, settings, "enqueued")
-                if self._key(trial.params) not in tried:
+                if self._combination(trial.params) not in tried:
                     return trial
         for attempt in range(MAX_DUPLICATES):
             trial = self._sample(trials, attempt=attempt)
-            if self._key(trial.params) not in tried:
+            if self._combination(trial.params) not in tried:
                 return trial
         combinations = self._space.combinations()
         if combinations is None:
             return self._sample(trials, sampler="random")
-        untried = next((each for each in combinations if self._key(each) not in tried), None)
+        untried = next((each for each in combinations if self._combination(each) not in tried), None)
         self.exhausted = untried is None
         return None if untried is None else self._sample(trials, untried)
 
@@ -186,7 +186,7 @@ class TrialStore:
 
         Args:
             fixed: Settings with fixed values. All other settings are sampled.
-            attempt: Number of duplicates sampled before for this trial.
+            attempt: Number of duplicates that were already sampled for this trial.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
         sampler, seed = sampler or self._search.sampler, derive_seed(self._search.seed, len(trials), attempt)
@@ -208,22 +208,22 @@ class TrialStore:
         return trial
 
     def _create(self, trial: FrozenTrial) -> FrozenTrial:
-        for key, value in self._first_attrs.items():
+        for key, value in self._attrs_of_trial_0.items():
             trial.set_user_attr(key, value)
-        trial_id = self._storage.create_new_trial(self._id, trial)
+        trial_id = self._storage.create_new_trial(self._study_id, trial)
         if self._storage.get_trial(trial_id).number != trial.number:
             raise second_writer_error(self._config.storage)
         self._running[trial.number] = trial_id, EpochReport()
-        self._first_attrs, self._baseline_missing = {}, False
+        self._attrs_of_trial_0, self._baseline_missing = {}, False
         return trial
 
-    def _key(self, settings: Settings) -> tuple[Value | None, ...]:
+    def _combination(self, settings: Settings) -> tuple[Value | None, ...]:
         return tuple(settings.get(name) for name in self._space.ranges)
 
     def report(self, number: int, report: EpochReport) -> bool:
         """Store the report of an epoch. An epoch may be reported more than once.
 
-        If the report is a failure or lacks the value of a goal, the trial ends as failed.
+        If the report contains an error or lacks the value of a goal, the trial fails.
 
         Returns:
             True if the trial continues.
@@ -249,7 +249,7 @@ class TrialStore:
         return not pruned
 
     def fail(self, number: int, reason: str) -> None:
-        """End a trial as failed. Do nothing if the trial has already ended."""
+        """Mark a trial as failed. Do nothing if the trial has already ended."""
         if number in self._running:
             self._storage.set_trial_user_attr(self._running[number][0], REASON, reason)
             self._tell(number, TrialState.FAIL)
@@ -280,7 +280,7 @@ class TrialStore:
 
     @contextmanager
     def _errors_of(self, name: str) -> Iterator[None]:
-        """Prefix errors of a custom sampler or pruner with its name, except for errors of the storage."""
+        """Prefix errors of a custom sampler or pruner with its name. Storage errors get no prefix."""
         with component_errors(name) if ":" in name else nullcontext(), storage_errors(self._config.storage):
             yield
 

@@ -75,7 +75,7 @@ def test_settings_lie_in_the_space_and_are_reproducible_after_a_restart(
     assert len({repr(each) for each in whole}) == TRIALS
     assert whole[0] == BASELINE[space]
     for each in whole:
-        assert parsed.check(each, what="a sample") == each
+        assert parsed.check(each, where="a sample") == each
         assert set(each) == {key for key, entry in parsed.ranges.items() if entry.is_active(each)}
     storage, parts = InMemoryStorage(), []
     for trials in (3, STARTUP_TRIALS, TRIALS - 1, TRIALS):

@@ -96,7 +96,7 @@ def test_a_folder_without_a_study(tmp_path: Path) -> None:
 def test_a_record_in_the_folder_of_another_trial(tmp_path: Path) -> None:
     write(tmp_path, small(tmp_path))
     (tmp_path / "trials/0001").rename(tmp_path / "trials/0007")
-    with pytest.raises(UserError, match="is the record of trial 1"):
+    with pytest.raises(UserError, match="belongs to trial 1"):
         read_records(tmp_path)
 
 

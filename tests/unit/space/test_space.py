@@ -71,14 +71,14 @@ def test_a_wrong_space_is_one_line(text: str, message: str) -> None:
 def test_conditions() -> None:
     space = space_from(NESTED)
     given = {"modulator.kind": "gate", "regularizer.text_weight": 5.0, "inner.order": "first"}
-    assert space.check({**given, "regularizer.kind": "none"}, what="x") == {
+    assert space.check({**given, "regularizer.kind": "none"}, where="x") == {
         "modulator.kind": "gate", "regularizer.kind": "none"
     }  # fmt: skip
     both = {**given, "regularizer.kind": "l1"}
-    assert space.check(both, what="x") == both
-    assert set(space.check({**both, "modulator.kind": "add"}, what="x")) == {*both} - {"inner.order"}
+    assert space.check(both, where="x") == both
+    assert set(space.check({**both, "modulator.kind": "add"}, where="x")) == {*both} - {"inner.order"}
     open_ = {"regularizer.text_weight": 5.0}
-    assert space.check(open_, what="x") == open_, "its condition may hold later"
+    assert space.check(open_, where="x") == open_, "its condition may hold later"
     assert space.describe()["inner.order"] == (
         "first | second if regularizer.kind = l1 and modulator.kind = gate"
     )
@@ -93,7 +93,7 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: l
     found = finite.combinations()
     assert found is not None
     assert len({repr(each) for each in found}) == len(found) == 2 * 3 + 3
-    assert all(finite.check(each, what="x") == each for each in found)
+    assert all(finite.check(each, where="x") == each for each in found)
     assert space_from(NESTED).combinations() is None
     assert space_from("data.shots: {type: int, low: 1, high: 3000}").combinations() is None
 
