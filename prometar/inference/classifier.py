@@ -18,7 +18,7 @@ from prometar.clip.weights import mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
-from prometar.data.streaming.transforms import EVAL_CROP, TransformSpec, apply, to_rgb
+from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, named_device, send
 from prometar.errors import UserError, WorkError, first_line
 from prometar.inference.prompt_file import HUB, Card, download_prompts, read_prompts
@@ -102,7 +102,7 @@ class Classifier:
         names = self.classnames if classnames is None else _check_classnames(classnames)
         pictures = _to_sequence(images)
         logits, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
-        spec, chunks = TransformSpec(clip.image_size, train=False, crop_scale=EVAL_CROP), []
+        spec, chunks = TransformSpec(clip.image_size, train=False, crop_scale=TORCHVISION_CROP), []
         for number, start in enumerate(range(0, len(pictures), batch_size)):
             encoded = map(_encode, pictures[start : start + batch_size])
             pixels = np.stack([apply(spec, content, 0, path=path) for content, path in encoded])

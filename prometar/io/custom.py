@@ -110,7 +110,7 @@ def source_digest(reference: str) -> str:
 def component_errors(reference: str) -> Iterator[None]:
     """Convert errors of custom code to a one-line UserError with file and line number.
 
-    SystemExit is converted too, because importing a script may exit. Errors of an accelerator pass through,
+    SystemExit is converted too, because importing a script may exit. Accelerator errors are not converted,
     because more memory or another device may avoid them.
     """
     try:
@@ -127,7 +127,7 @@ def component_errors(reference: str) -> Iterator[None]:
 
 
 def instantiate_custom(kind: str, name: str, known: Iterable[str]) -> Any:
-    """Return the custom component `name`, instantiated with its default arguments.
+    """Return the custom component `name`. A class is instantiated with its default arguments.
 
     Args:
         kind: Kind of component in the error message.

@@ -137,7 +137,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def lock_folder(folder: Path, name: str) -> Iterator[None]:
-    """Lock `folder` until the block ends. If the process dies, the system releases the lock.
+    """Lock `folder` until the `with` block ends. If the process dies, the system releases the lock.
 
     A missing folder is created. If the block fails before it writes files, the created folder is removed.
 

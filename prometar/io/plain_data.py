@@ -38,12 +38,12 @@ def problems_of(
 ) -> str:
     """Return at most five problems of a validation error in one line.
 
-    `unknown` is the message for an unknown field. Names in `without` are omitted from the paths of fields.
+    `unknown` is the message for an unknown field. `without` contains union tags to omit from field names.
     """
     texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
     problems = []
     for each in error.errors()[:5]:
-        name = ".".join(str(part) for part in each["loc"] if part not in without)
+        name = ".".join(str(key) for key in each["loc"] if key not in without)
         text = texts.get(each["type"])
         problems.append(f"{name}: {text}" if text else describe_problem(each, name))
     more = error.error_count() - len(problems)
@@ -83,8 +83,8 @@ def _holds_numbers(model: type[BaseModel], name: object) -> bool:
 
 def leaf_types(annotation: object) -> Iterator[object]:
     """Yield the types in a nested annotation, such as int and str of `list[int] | str`."""
-    parts = get_args(annotation)
-    if not parts:
+    nested = get_args(annotation)
+    if not nested:
         yield annotation
-    for part in parts:
-        yield from leaf_types(part)
+    for each in nested:
+        yield from leaf_types(each)

@@ -67,7 +67,7 @@ def _count_nodes(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) ->
         return sizes[id(node)]
     children = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
-        children = [part for pair in node.value for part in pair]
+        children = [child for pair in node.value for child in pair]
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         # PyYAML would silently use the last value of a repeated key.
         if repeated := [value for tag, value in keys if tag != _MERGE and keys.count((tag, value)) > 1]:

@@ -47,8 +47,8 @@ def write_copy(name: str, root: Path) -> Path:
     """A copy of benchmark `name` below `root`: five classes of 4 + 3 + 2 images; returns its folder."""
     row = BENCHMARKS[name]
     folder = root / row.folder
-    write = _write_split_file if row.split_file else _write_class_folders if row.splits else _write_variants
-    write(row, folder)
+    write_other = _write_class_folders if row.split_folders else _write_variants
+    (_write_split_file if row.split_file else write_other)(row, folder)
     return folder
 
 
@@ -68,7 +68,7 @@ def _write_split_file(row: Benchmark, folder: Path) -> None:
         rows = [(label, k) for k in range(count) for label in reversed(range(CLASSES))]
         split[part] = [[f"{part}s/{label}_{k}.jpg", label, NAMES[label]] for label, k in rows]
         for k, (path, _, _) in enumerate(split[part]):
-            write_image(folder / row.images / str(path), k)
+            write_image(folder / row.image_folder / str(path), k)
     (folder / row.split_file).write_text(json.dumps(split), "utf-8")
 
 
@@ -79,7 +79,7 @@ def _write_variants(row: Benchmark, folder: Path) -> None:
         for name in NAMES * count:
             number += 1
             lines.append(f"{number:07d} {name}\n")
-            write_image(folder / row.images / f"{number:07d}.jpg", number)
+            write_image(folder / row.image_folder / f"{number:07d}.jpg", number)
         (folder / f"images_variant_{part}.txt").write_text("".join(lines), "utf-8")
     (folder / "variants.txt").write_text("".join(f"{name}\n" for name in NAMES), "utf-8")
 
@@ -90,13 +90,14 @@ def wnid(label: int) -> str:
 
 def _write_class_folders(row: Benchmark, folder: Path) -> None:
     # a variant may have a part of ImageNet's classes: its classnames.txt lists all of them
-    step = 2 if row.variant and not row.numbered else 1
-    for split, below in row.splits.items():
+    step = 2 if row.imagenet_variant and not row.numbered else 1
+    for split, below in row.split_folders.items():
         for label in range(CLASSES):
             for k in range(COUNTS[split]):
-                place = folder / row.images / below / (str(label) if row.numbered else wnid(step * label))
+                class_folder = str(label) if row.numbered else wnid(step * label)
+                place = folder / row.image_folder / below / class_folder
                 write_image(place / f"{split}_{k}.JPEG", label + k)
-    (folder / row.images / "README.txt").write_text("no image")
+    (folder / row.image_folder / "README.txt").write_text("no image")
     lines = [f"{wnid(k)} {NAMES[k % CLASSES]}{' two' * (k >= CLASSES)}\n" for k in range(step * CLASSES)]
     (folder / "classnames.txt").write_text("".join(lines), "utf-8")
 

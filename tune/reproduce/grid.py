@@ -16,9 +16,9 @@ from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
 from tune.execution.job import Job
 
-_BENCHMARKS = tuple(name for name, benchmark in BENCHMARKS.items() if not benchmark.variant)
+_BENCHMARKS = tuple(name for name, benchmark in BENCHMARKS.items() if not benchmark.imagenet_variant)
 _TARGETS = tuple(name for name in _BENCHMARKS if name != "imagenet")
-_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.variant)
+_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.imagenet_variant)
 
 
 @dataclass(frozen=True)

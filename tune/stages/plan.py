@@ -19,7 +19,7 @@ from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.stream import stream_local
-from prometar.data.streaming.transforms import EVAL_CROP, TransformSpec
+from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec
 from prometar.device import fetch
 from prometar.environment import num_cpus
 from prometar.errors import UserError
@@ -151,7 +151,7 @@ def _stages(
     """Return the stages and the remarks of a plan."""
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch = min([config.run.train.batch_size, *map(int, search.space.probes("train.batch_size"))])
-    transform = TransformSpec(1, train=False, crop_scale=EVAL_CROP)  # images are only counted
+    transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # images are only counted
     searched, final = (
         sum(Plan(pair[stage].train, transform, batch_size=batch).steps_per_epoch for pair in splits.values())
         for stage in (0, 1)

@@ -1,4 +1,4 @@
-"""Locations, published sizes and download sources of the fifteen benchmarks (benchmarks.yaml)."""
+"""Benchmark datasets used by CoOp: folders, published sizes and download sources (benchmarks.yaml)."""
 
 from importlib import resources
 
@@ -13,16 +13,16 @@ AIRCRAFT_VARIANTS = "variants.txt"
 
 
 class Archive(PlainData):
-    """Public archive of a benchmark's images.
+    """Public archive of a benchmark.
 
     Args:
-        member: Folder in `parent`. Its presence in the benchmark's folder marks a complete download.
-        parent: Folder in the archive. Its content is moved to the benchmark's folder.
+        main_folder: Folder in `parent` that marks a complete download: it is moved after all other content.
+        parent: Folder in the archive. All of its content is moved to the benchmark's folder.
         digest: Expected digest, such as "md5:<hex>". Empty if unknown.
     """
 
     url: str
-    member: str
+    main_folder: str
     parent: str = "."
     digest: str = ""
 
@@ -34,26 +34,26 @@ class Benchmark(PlainData):
         name: Name for `--dataset`.
         title: Name in tables.
         folder: Folder below the data root.
-        images: Image folder, relative to `folder`.
+        image_folder: Relative to `folder`.
         split_file: JSON file that lists the images. Empty for class folders and for FGVCAircraft's lists.
         split_digest: sha256 of CoOp's split file. Empty if unknown.
-        splits: Parent of the class folders of each split, relative to `images`.
-        numbered: True if class folders are named by line numbers of classnames.txt instead of WordNet IDs.
+        split_folders: Folder with the class folders of each split, relative to `image_folder`.
+        numbered: True if class folders are named 0, 1, ... (as in classnames.txt), not by WordNet IDs.
         classes: Published number of classes.
         sizes: Published number of images per split.
         template, templates: Zero-shot prompt, and other templates by name (see `Dataset`).
         archives: Public archives of the images.
         instructions: How to obtain the images if `archives` is empty.
-        variant: True for the ImageNet variants: test sets with ImageNet's classes but other kinds of images.
+        imagenet_variant: True for a test set with classes of ImageNet but other kinds of images.
     """
 
     name: str
     title: str
     folder: str
-    images: str = "images"
+    image_folder: str = "images"
     split_file: str = ""
     split_digest: str = ""
-    splits: dict[str, str] = Field(default={})
+    split_folders: dict[str, str] = Field(default={})
     numbered: bool = False
     classes: int
     sizes: dict[str, int]
@@ -61,24 +61,24 @@ class Benchmark(PlainData):
     templates: dict[str, str] = Field(default={})
     archives: tuple[Archive, ...] = ()
     instructions: str = ""
-    variant: bool = False
+    imagenet_variant: bool = False
 
     @property
     def required_paths(self) -> tuple[str, ...]:
         """Required files and folders, relative to `folder`."""
+        images = self.image_folder
         if self.split_file:
-            return (self.split_file,) if self.images == "." else (self.images, self.split_file)
-        if self.splits:
-            folders = (f"{self.images}/{below}".removesuffix("/.") for below in self.splits.values())
+            return (self.split_file,) if images == "." else (images, self.split_file)
+        if self.split_folders:
+            folders = (f"{images}/{folder}".removesuffix("/.") for folder in self.split_folders.values())
             return (*folders, CLASSNAMES)
-        return (self.images, AIRCRAFT_VARIANTS, *(f"images_variant_{split}.txt" for split in self.sizes))
+        return (images, AIRCRAFT_VARIANTS, *(f"images_variant_{split}.txt" for split in self.sizes))
 
 
 _TABLE = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")
 BENCHMARKS: dict[str, Benchmark] = {
     name: Benchmark(name=name, **row) for name, row in parse_yaml(_TABLE, where="benchmarks.yaml").items()
 }
-"""Benchmarks by name."""
 
 _COOP = "CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
 
@@ -89,6 +89,6 @@ def how_to_get(benchmark: Benchmark, path: str = "") -> str:
     if path and path == benchmark.split_file:
         return f"{download}, or get the file from {_COOP}."
     if path == CLASSNAMES:
-        copy = f"Copy {CLASSNAMES} from the folder imagenet/ to this folder."
-        return copy if benchmark.variant else f"Get the file from {_COOP}."
+        copy_file = f"Copy {CLASSNAMES} from the folder imagenet/ to this folder."
+        return copy_file if benchmark.imagenet_variant else f"Get the file from {_COOP}."
     return f"{download}." if benchmark.archives else benchmark.instructions

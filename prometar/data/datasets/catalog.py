@@ -1,4 +1,4 @@
-"""Opening datasets by name: benchmarks, prepared copies, custom folders and loaders, rendered datasets.
+"""Open datasets by name: benchmarks, prepared copies, custom folders and loaders, rendered datasets.
 
 Benchmarks have their published splits. Only a custom folder without train/ and test/ is split automatically.
 """
@@ -30,7 +30,7 @@ from prometar.io.custom import component_errors, instantiate, is_reference
 from prometar.io.files import is_utf8, resolve_path
 from prometar.io.stores import join, masked
 
-KNOWN = (*BENCHMARKS, *EMBEDDED, FOLDER_NAME)
+BUILT_IN_NAMES = (*BENCHMARKS, *EMBEDDED, FOLDER_NAME)
 """Names that `--dataset` accepts besides `package.module:Name`."""
 
 
@@ -50,15 +50,14 @@ def file_name(name: str) -> str:
 
 
 def require_name(name: str) -> None:
-    """Require a known name or `package.module:Name`, whose module is not imported.
+    """Require a built-in name or `package.module:Name`. The module is not imported.
 
     Raises:
         UserError: the name is neither.
     """
-    if name not in KNOWN and not is_reference(name):
-        raise UserError(
-            f"Unknown dataset '{name}'. Use one of {', '.join(KNOWN)}, or a custom package.module:Name."
-        )
+    if name not in BUILT_IN_NAMES and not is_reference(name):
+        known = ", ".join(BUILT_IN_NAMES)
+        raise UserError(f"Unknown dataset '{name}'. Use one of {known}, or a custom package.module:Name.")
 
 
 def default_root(*names: str) -> str | None:
@@ -95,15 +94,15 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
     """Open a dataset and check that its image list is valid and its images exist.
 
     Args:
-        name: One of `KNOWN`, or `package.module:Name` of a custom loader: a function of the root that returns
-            a `Dataset`.
+        name: One of `BUILT_IN_NAMES`, or a custom loader `package.module:Name`, which is called with `root`
+            and returns a `Dataset`.
         root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. For `folder`, the
-            tree of image folders. Not used by rendered datasets. A folder with a manifest.json is a prepared
-            copy.
-        args: Arguments of a custom loader.
+            tree of image folders. Not used by rendered datasets. If the dataset's folder contains a
+            manifest.json, its Parquet files are read.
+        args: Arguments of a custom loader that is a class.
 
     Raises:
-        UserError: the name is unknown, the data root, a list or an image is missing, or a list is malformed.
+        UserError: the name is unknown, the data root or an image is missing, or the image list is invalid.
     """
     dataset = open_unverified(name, root, args)
     for problem in find_list_errors(dataset):
@@ -153,56 +152,53 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
         raise UserError(f"{name} must return a Dataset, got {type(found).__name__}. See docs/extending.md.")
     for item in found.items:
         if [type(item), *map(type, (item.path, item.label, item.classname))] != [Item, str, int, str]:
-            raise UserError(
-                f"{name} must return items of a path, a label and a class name, got {item!a:.200}."
-            )
+            expected = "Item(path: str, label: int, classname: str)"
+            raise UserError(f"{name} must return images as {expected}, got {item!a:.200}.")
     for template in (found.template, *found.templates.values()):
         if not is_template(template):
             raise UserError(
                 f"{name} must return templates with one {{}} for the class name, got {template!a:.80}."
             )
-    return replace(found, name=name)
+    return replace(found, name=name, list_origin=found.list_origin or name)
 
 
 def find_list_errors(dataset: Dataset) -> Iterator[str]:
-    """Yield errors of an image list: invalid or repeated paths, labels with several names, invalid names."""
+    """Yield errors of an image list: bad or repeated paths, bad class names, labels with several names."""
     seen: dict[str, str] = {}
     names: dict[int, str] = {}
     for split, items in dataset.splits.items():
         for item in items:
             if item.path in seen:
-                yield f"{dataset.list_name} lists {item.path} twice ({seen[item.path]}, {split})"
+                yield f"{dataset.list_origin} lists {item.path} twice ({seen[item.path]}, {split})"
             elif not is_utf8(item.path):
-                yield f"{dataset.list_name} lists {item.path!a}, which is not UTF-8 or contains a NUL"
+                yield f"{dataset.list_origin} lists {item.path!a}, which is not UTF-8 or contains a NUL"
             elif item.path.startswith("/") or ".." in item.path.split("/"):
-                yield f"{dataset.list_name} lists {item.path}, which points outside the image folder"
+                yield f"{dataset.list_origin} lists {item.path}, which points outside the image folder"
             seen[item.path] = split
             classname = names.setdefault(item.label, item.classname)
             if classname != item.classname:
-                yield (
-                    f"{dataset.list_name} calls label {item.label} both '{classname}' and '{item.classname}' "
-                    f"(at {item.path})"
-                )
+                both = f"both '{classname}' and '{item.classname}'"
+                yield f"{dataset.list_origin} calls label {item.label} {both} (at {item.path})"
     for label, name in names.items():
         if reason := invalid_name_reason(name):
-            yield f"{dataset.list_name} calls label {label} {name!a}, which {reason}"
+            yield f"{dataset.list_origin} calls label {label} {name!a}, which {reason}"
 
 
 def _expected_folder(name: str) -> str:
     if name == FOLDER_NAME:
-        return "Pass --data-root DIR, which contains one folder per class, or train/ and test/ with one each."
+        return "Pass --data-root DIR, which contains class folders, or train/ and test/ with such folders."
     fix = f"Pass --data-root DIR, the folder that contains {dataset_location(name, '')}/"
     return f"{fix}, or run `prometar data download {name}`." if name in BENCHMARKS else f"{fix}."
 
 
 def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
     """Build the `Dataset` (image lists) of a `RenderedSet`. `source` renders or reads the images."""
-    label = {name: k for k, name in enumerate(rendered.classnames)}
+    labels = {name: label for label, name in enumerate(rendered.classnames)}
 
     def items(split: str) -> Iterator[Item]:
         for path in rendered.paths(split):
-            name = path.split("/")[0]
-            yield Item(path, label[name], name)
+            classname = path.split("/")[0]
+            yield Item(path, labels[classname], classname)
 
     train, val, test = (tuple(items(split)) for split in SPLITS)
     name, title, template = rendered.name, rendered.title, rendered.template

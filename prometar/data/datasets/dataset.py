@@ -87,7 +87,7 @@ class Dataset:
         template: Zero-shot prompt, such as "{} texture.".
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
-        list_name: Origin of the image list, such as "folder data/dtd/images". Used in messages.
+        list_origin: File or folder of the image list in messages, such as "folder data/dtd/images".
         note: Remark for the user, such as the rule of an automatic split.
     """
 
@@ -98,7 +98,7 @@ class Dataset:
     test: Items
     source: Source
     template: str
-    list_name: str = ""
+    list_origin: str = ""
     note: str = ""
     templates: Mapping[str, str] = field(default_factory=dict)
 
@@ -177,4 +177,4 @@ def invalid_name_reason(classname: str) -> str:
     categories = [category(character) for character in readable(classname)]
     if {"Cc", "Cs"} & set(categories):
         return "contains control characters or is not UTF-8"
-    return "" if any(kind[0] not in "CZ" for kind in categories) else "has no visible character"
+    return "" if any(each[0] not in "CZ" for each in categories) else "has no visible character"

@@ -1,4 +1,4 @@
-"""Class folders of images. A custom tree has train/, val/ and test/, or is split automatically."""
+"""Trees of class folders. A custom tree has train/, val/ and test/, or is split automatically."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
 def read_tree(folder: Path) -> Dataset:
-    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. Class folders are named after classes.
+    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. A folder's name is the class name.
 
     `val` may be missing. A search then holds out images of `train`. A tree with only `test` can be used for
     evaluation. All splits must have the same classes.
@@ -51,29 +51,29 @@ def read_tree(folder: Path) -> Dataset:
     else:
         items, note = _split_automatically(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
     train, val, test = (items.get(split, ()) for split in SPLITS)
-    source, list_name = FolderSource(str(folder)), f"folder {folder}"
-    return Dataset(FOLDER_NAME, FOLDER_TITLE, train, val, test, source, TEMPLATE, list_name, note)
+    source, list_origin = FolderSource(str(folder)), f"folder {folder}"
+    return Dataset(FOLDER_NAME, FOLDER_TITLE, train, val, test, source, TEMPLATE, list_origin, note)
 
 
 def _split_automatically(folder: Path, names: Sequence[str]) -> dict[str, Items]:
-    split: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for label, name in enumerate(names):
         paths = [f"{name}/{file}" for file in image_files(folder / name)]
         if len(paths) < MIN_TO_SPLIT:
             raise UserError(
                 f"{folder / name} has {len(paths)} images. An automatic split into train, val and test needs "
-                f"at least {MIN_TO_SPLIT}. Add images, or make the split folders yourself."
+                f"at least {MIN_TO_SPLIT}. Add images, or create the split folders yourself."
             )
-        for part, chosen in split_paths(paths).items():
-            split[part] += [Item(path, label, name) for path in chosen]
-    return {part: tuple(items) for part, items in split.items()}
+        for split, chosen in split_paths(paths).items():
+            splits[split] += [Item(path, label, name) for path in chosen]
+    return {split: tuple(items) for split, items in splits.items()}
 
 
 def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Split at least three images of one class into train, val and test, independently of their order.
+    """Split the n >= 3 images of one class into train, val and test. The order of `paths` has no effect.
 
     Images are ranked by the hash of their paths. The first floor(0.3 n) are `test`, the next floor(0.2 n)
-    are `val` (at least one each), and the others are `train`. An added image changes the split of few others.
+    are `val` (at least one each), and the others are `train`. An added image moves few others between splits.
     """
 
     def rank(path: str) -> bytes:
@@ -82,8 +82,8 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     ranked = sorted(paths, key=rank)
     test = max(1, len(paths) * TEST_PERCENT // 100)
     val = max(1, len(paths) * VAL_PERCENT // 100)
-    parts = {"train": ranked[test + val :], "val": ranked[test : test + val], "test": ranked[:test]}
-    return {split: sorted(part) for split, part in parts.items()}
+    splits = {"train": ranked[test + val :], "val": ranked[test : test + val], "test": ranked[:test]}
+    return {split: sorted(chosen) for split, chosen in splits.items()}
 
 
 def _skipped_note(folder: Path) -> str:
@@ -150,7 +150,7 @@ def image_files(folder: Path) -> list[str]:
 
 
 def labeled_images(root: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
-    """Return the images of `folders` below `root`. The k-th folder has the label k and the k-th name.
+    """Return the images of `folders` below `root`. The k-th folder (from 0) has label k and the k-th name.
 
     Raises:
         UserError: see `image_files`.

@@ -14,7 +14,7 @@ from prometar.io.files import read_text
 from prometar.io.plain_data import problems_of
 
 Entry = tuple[str, Annotated[int, Field(ge=-(10**9), le=10**9)], str]
-"""Path below the image folder, label, class name."""
+"""Path below the image folder, label (limited, because batches contain int64), class name."""
 
 
 class SplitFile(BaseModel):
@@ -28,7 +28,7 @@ class SplitFile(BaseModel):
 
 
 def read_benchmark(benchmark: Benchmark, folder: Path) -> Dataset:
-    """Read a benchmark's folder.
+    """Return a benchmark's dataset, without opening its images.
 
     Raises:
         UserError: a file or folder is missing, or does not have the expected layout.
@@ -41,17 +41,17 @@ def read_benchmark(benchmark: Benchmark, folder: Path) -> Dataset:
     for path in benchmark.required_paths:
         if not (folder / path).exists():
             raise UserError(f"{folder / path} is missing. {how_to_get(benchmark, path)}")
-    image_folder = folder / benchmark.images
+    image_folder = folder / benchmark.image_folder
     if benchmark.split_file:
         split_file = folder / benchmark.split_file
-        splits, list_name = read_split_file(split_file), f"split file {split_file}"
-    elif benchmark.splits:
-        splits, list_name = _read_class_folders(benchmark, folder), f"folder {image_folder}"
+        splits, list_origin = read_split_file(split_file), f"split file {split_file}"
+    elif benchmark.split_folders:
+        splits, list_origin = _read_class_folders(benchmark, folder), f"folder {image_folder}"
     else:
-        splits, list_name = _read_aircraft(folder), f"{folder / 'images_variant_*.txt'}"
+        splits, list_origin = _read_aircraft(folder), f"{folder / 'images_variant_*.txt'}"
     train, val, test = (splits.get(split, ()) for split in SPLITS)
     name, title, template = benchmark.name, benchmark.title, benchmark.template
-    return Dataset(name, title, train, val, test, FolderSource(str(image_folder)), template, list_name)
+    return Dataset(name, title, train, val, test, FolderSource(str(image_folder)), template, list_origin)
 
 
 def read_split_file(file: Path) -> dict[str, Items]:
@@ -68,26 +68,26 @@ def read_split_file(file: Path) -> dict[str, Items]:
 
 
 def _read_aircraft(folder: Path) -> dict[str, Items]:
-    """Read FGVC-Aircraft: labels are line numbers of variants.txt, and lists contain '<image> <variant>'."""
-    label = {name: k for k, (_, name) in enumerate(read_lines(folder / AIRCRAFT_VARIANTS))}
+    """Read FGVC-Aircraft's lists of '<image> <variant>'. The first variant of variants.txt has label 0."""
+    labels = {name: label for label, (_, name) in enumerate(read_lines(folder / AIRCRAFT_VARIANTS))}
     splits: dict[str, Items] = {}
     for split in SPLITS:
         file = folder / f"images_variant_{split}.txt"
         rows = [(number, *line.partition(" ")[::2]) for number, line in read_lines(file)]
-        if unknown := [(number, name) for number, _, name in rows if name not in label]:
+        if unknown := [(number, name) for number, _, name in rows if name not in labels]:
             number, name = unknown[0]
             raise UserError(f"{file}, line {number}: '{name}' is not listed in {AIRCRAFT_VARIANTS}.")
-        splits[split] = tuple(Item(f"{image}.jpg", label[name], name) for _, image, name in rows)
+        splits[split] = tuple(Item(f"{image}.jpg", labels[name], name) for _, image, name in rows)
     return splits
 
 
 def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     """Read ImageNet or one of its variants.
 
-    Class folders are named by WordNet IDs (wnids), those of ImageNetV2 by line numbers of classnames.txt.
-    The label is the rank of the folder, from 0 to 999 in ImageNet. The variants A and R contain 200 classes,
-    so their labels end at 199. Images are sorted by name. The published code uses the order of the file
-    system, so its few-shot draws differ between disks.
+    Class folders are named by WordNet IDs (wnids). Those of ImageNetV2 are named 0, 1, ... in the order of
+    classnames.txt. Labels are the positions of the sorted folders: 0 to 999 in ImageNet, and 0 to 199 in the
+    variants A and R, which have 200 classes. Images are sorted by name. The published code uses the order of
+    the file system, so its few-shot draws differ between disks.
     """
     file, names = folder / CLASSNAMES, dict[str, str]()
     for number, line in read_lines(file):
@@ -99,8 +99,8 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
         names[wnid] = name
     if benchmark.numbered:
         names = {str(k): name for k, name in enumerate(names.values())}
-    image_folder = folder / benchmark.images
-    folders = class_folders(*(image_folder / parent for parent in benchmark.splits.values()))
+    image_folder = folder / benchmark.image_folder
+    folders = class_folders(*(image_folder / parent for parent in benchmark.split_folders.values()))
     if unknown := sorted(set(folders) - set(names)):
         raise UserError(f"{image_folder}: folder {unknown[0]} is not listed in {file}.")
     folders.sort(key=int if benchmark.numbered else str)
@@ -109,7 +109,7 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
         split: labeled_images(
             image_folder, [f"{PurePosixPath(parent, each)}" for each in folders], classnames
         )
-        for split, parent in benchmark.splits.items()
+        for split, parent in benchmark.split_folders.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Prepared copies: manifest.json and Parquet shards with one row per image."""
+"""Copies made by `prometar data prepare`: manifest.json and Parquet shards with one row per image."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +42,7 @@ class Manifest(BaseModel):
 
 
 def find_manifest(uri: str) -> Manifest | None:
-    """Return the manifest of a prepared folder, or None if there is none.
+    """Return the manifest in a folder, or None if the folder is not a prepared copy.
 
     Raises:
         UserError: the manifest is malformed, or has another format version.
@@ -68,7 +68,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     source = ParquetSource(uri, tuple(shard.file for shard in manifest.shards))
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for shard in source.shards:
-        table, _ = _read_index(uri, shard, list(_INDEX))
+        table, _ = _read_columns(uri, shard, list(_INDEX))
         for path, label, classname, split in zip(*table.to_pydict().values(), strict=True):
             splits.setdefault(split, []).append(Item(path, label, classname))
     counts = {split: len(items) for split, items in splits.items()}
@@ -77,8 +77,8 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
             f"{masked(uri)} contains {counts} images, but {MANIFEST} lists {manifest.counts}. {_REBUILD}"
         )
     train, val, test = (tuple(splits[split]) for split in SPLITS)
-    list_name = f"prepared copy {masked(uri)}"
-    return Dataset(name, title, train, val, test, source, template, list_name, manifest.note)
+    list_origin = f"prepared copy {masked(uri)}"
+    return Dataset(name, title, train, val, test, source, template, list_origin, manifest.note)
 
 
 @dataclass(frozen=True)
@@ -123,22 +123,22 @@ class ParquetSource:
 
 @lru_cache(maxsize=8)
 def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return the (shard, row group, row) of each path. The result is cached."""
+    """Return the position of each image by path: (shard, row group, row), each from 0. Cached."""
     index: dict[str, tuple[int, int, int]] = {}
-    for s, shard in enumerate(shards):
-        table, sizes = _read_index(uri, shard, ["path"])
-        positions = ((s, group, row) for group, size in enumerate(sizes) for row in range(size))
+    for number, shard in enumerate(shards):
+        table, sizes = _read_columns(uri, shard, ["path"])
+        positions = ((number, group, row) for group, size in enumerate(sizes) for row in range(size))
         index.update(zip(table.column("path").to_pylist(), positions, strict=True))
     return index
 
 
-def _read_index(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
+def _read_columns(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, list[int]]:
     """Return `columns` of a shard, and the number of rows of each row group."""
     with _open_shard(uri, shard) as file:
-        meta = file.metadata
-        groups = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+        footer = file.metadata
+        sizes = [footer.row_group(k).num_rows for k in range(footer.num_row_groups)]
         fields = [field for field in SCHEMA if field.name in columns]
-        return file.read(columns=columns).select(columns).cast(pa.schema(fields)), groups
+        return file.read(columns=columns).select(columns).cast(pa.schema(fields)), sizes
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
 
 @lru_cache(maxsize=4096)
 def _read_footer(uri: str, shard: str) -> pq.FileMetaData:
-    """Return a shard's footer. The result is cached, because object stores have a high latency."""
+    """Return a shard's footer, cached because object stores have a high latency."""
     system, folder = filesystem(uri)
     with system.open_input_file(f"{folder}/{shard}") as stream:
         return pq.read_metadata(stream)

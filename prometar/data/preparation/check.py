@@ -7,8 +7,8 @@ from pathlib import Path
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import (
+    BUILT_IN_NAMES,
     FOLDER_NAME,
-    KNOWN,
     dataset_location,
     find_list_errors,
     open_dataset,
@@ -36,7 +36,7 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
         find_manifest(str(root))  # otherwise every dataset would wait for a store that does not respond
     elif root is not None and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. Pass --data-root DIR.")
-    found = {name: _open_if_present(name, root) for name in KNOWN}
+    found = {name: _open_if_present(name, root) for name in BUILT_IN_NAMES}
     if isinstance(found[FOLDER_NAME], str) and any(found[name] is not None for name in BENCHMARKS):
         found[FOLDER_NAME] = None  # a data root is not a tree of class folders
     return found
@@ -86,7 +86,7 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
 
 
 def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
-    benchmark, shown = BENCHMARKS.get(dataset.name), list(dataset.classnames)
+    benchmark = BENCHMARKS.get(dataset.name)
     names = {item.label: item.classname for item in dataset.items}
     if found := size_differences(dataset.name, len(names), dataset.counts):
         yield f"sizes differ from the published ones: {', '.join(found)}"
@@ -101,6 +101,7 @@ def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
         without = [name for label, name in names.items() if label not in present]
         if present and without:
             yield f"no {split} images of {len(without)} classes: {', '.join(without[:_MAX_NAMES])}"
+    shown = list(dataset.classnames)
     if len(shown) > _MAX_NAMES:
         shown[_MAX_NAMES - 1 : -1] = ["..."]
     yield f"class names: {', '.join(shown)}"
@@ -119,10 +120,10 @@ def decode_all(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, s
         For each item in order, the encoded image and "", or b"" and the error.
     """
     workers = num_cpus()
-    step = _GROUP_SIZE * workers * 4  # bounds the images that `map` holds for a slow consumer
+    chunk_size = _GROUP_SIZE * workers * 4  # limits the images in memory if the consumer is slow
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(items), step):
-            chunk = items[start : start + step]
+        for start in range(0, len(items), chunk_size):
+            chunk = items[start : start + chunk_size]
             groups = [chunk[k : k + _GROUP_SIZE] for k in range(0, len(chunk), _GROUP_SIZE)]
             for found in pool.map(lambda group: _decode_group(group, source), groups):
                 yield from found

@@ -20,21 +20,21 @@ from prometar.errors import PrometarError, UserError, WorkError, first_line
 from prometar.io.files import resolve_path
 
 # CoOp's files are on Google Drive, which requires a browser. The repository of a later paper has copies.
-PUBLIC_SPLITS = (
+SPLIT_FILES_URL = (
     "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
     "ac9077ee4e422f768c9b9109551468605e33ec9a/splits"
 )
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 2**20
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Callback that receives the finished and total numbers of bytes or shards. An unknown total is 0."""
 
 
-def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Path], str]:
+def download(name: str, to: Path | str, *, progress: ProgressCallback) -> tuple[list[Path], str]:
     """Download, verify and unpack a benchmark's images and its split file to `<to>/<folder>`.
 
-    Existing folders and files are not changed. New ones appear only when they are complete.
+    Existing files are not changed. New files and folders appear only when they are complete.
 
     Args:
         name: Benchmark with public archives or a split file.
@@ -58,13 +58,13 @@ def download(name: str, to: Path | str, *, progress: Progress) -> tuple[list[Pat
         raise UserError(f"{benchmark.title} has no public archive. {fix}")
     added = []
     for archive in benchmark.archives:
-        if not (folder / archive.member).exists():
-            with _temporary_folder(root) as work:
-                _install_archive(archive, folder, work, progress)
-            added.append(folder / archive.member)
+        if not (folder / archive.main_folder).exists():
+            with _temporary_folder(root) as temp:
+                _install_archive(archive, folder, temp, progress)
+            added.append(folder / archive.main_folder)
     if benchmark.split_file and not (folder / benchmark.split_file).exists():
-        with _temporary_folder(root) as work:
-            _install_split_file(benchmark, folder, work, progress)
+        with _temporary_folder(root) as temp:
+            _install_split_file(benchmark, folder, temp, progress)
         added.append(folder / benchmark.split_file)
     try:
         open_dataset(name, root)
@@ -86,24 +86,24 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
         ) from None
 
 
-def _install_archive(archive: Archive, folder: Path, work: Path, progress: Progress) -> None:
-    file = work / archive.url.rsplit("/", 1)[-1]
+def _install_archive(archive: Archive, folder: Path, temp: Path, progress: ProgressCallback) -> None:
+    file = temp / archive.url.rsplit("/", 1)[-1]
     download_file(archive.url, file, digest=archive.digest, progress=progress)
-    unpack(file, work / "unpacked")
-    parent = work / "unpacked" / archive.parent
-    if not (parent / archive.member).is_dir():
-        raise WorkError(f"{archive.url} has no folder {archive.parent}/{archive.member}. Unpack it manually.")
+    unpack(file, temp / "unpacked")
+    parent, main = temp / "unpacked" / archive.parent, archive.main_folder
+    if not (parent / main).is_dir():
+        raise WorkError(f"{archive.url} has no folder {archive.parent}/{main}. Unpack it manually.")
     folder.mkdir(exist_ok=True)
-    # The member is moved last, because its presence marks a complete folder.
-    for entry in sorted(parent.iterdir(), key=lambda entry: entry.name == archive.member):
+    # The main folder is moved last: if it exists, a later call of `download` skips this archive.
+    for entry in sorted(parent.iterdir(), key=lambda entry: entry.name == main):
         if not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
 
 
-def _install_split_file(benchmark: Benchmark, folder: Path, work: Path, progress: Progress) -> None:
+def _install_split_file(benchmark: Benchmark, folder: Path, temp: Path, progress: ProgressCallback) -> None:
     """Download CoOp's split file, and require the published digest and sizes."""
-    file = work / benchmark.split_file
-    download_file(f"{PUBLIC_SPLITS}/{file.name}", file, digest=benchmark.split_digest, progress=progress)
+    file = temp / benchmark.split_file
+    download_file(f"{SPLIT_FILES_URL}/{file.name}", file, digest=benchmark.split_digest, progress=progress)
     splits = read_split_file(file)
     labels = {item.label for items in splits.values() for item in items}
     counts = {split: len(items) for split, items in splits.items()}
@@ -114,7 +114,7 @@ def _install_split_file(benchmark: Benchmark, folder: Path, work: Path, progress
 
 
 def download_file(
-    url: str, file: Path, *, digest: str = "", progress: Progress = lambda done, total: None
+    url: str, file: Path, *, digest: str = "", progress: ProgressCallback = lambda done, total: None
 ) -> None:
     """Download `url` to `file`.
 

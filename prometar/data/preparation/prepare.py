@@ -15,7 +15,7 @@ from prometar.data.datasets.catalog import FOLDER_NAME, dataset_location, is_in_
 from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, Shard, find_manifest
 from prometar.data.preparation.check import decode_all
-from prometar.data.preparation.download import Progress
+from prometar.data.preparation.download import ProgressCallback
 from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.io.files import resolve_path
 from prometar.io.stores import masked, read_file, write_file
@@ -29,7 +29,7 @@ def prepare(
     to: Path | str,
     *,
     shard_rows: int = 1024,
-    progress: Progress = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> tuple[Manifest, int]:
     """Write shards and manifest.json to the dataset's folder below `to`, which is then a data root.
 
@@ -63,13 +63,13 @@ def prepare(
         )
     dataset = open_dataset(name, root)
     rows = [(item, split) for split, items in dataset.splits.items() for item in items]
-    parts = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
+    chunks = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
     shards, errors, existing = list[Shard](), list[str](), 0
-    for k, part in enumerate(parts):
-        found = list(decode_all([item for item, _ in part], dataset.source))
-        errors += [message for _, message in found if message]
+    for k, chunk in enumerate(chunks):
+        decoded = list(decode_all([item for item, _ in chunk], dataset.source))
+        errors += [message for _, message in decoded if message]
         if not errors:
-            data = _encode_shard(part, [image for image, _ in found])
+            data = _encode_shard(chunk, [image for image, _ in decoded])
             shard = Shard(file=f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet")
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
@@ -77,7 +77,7 @@ def prepare(
                 )
             existing += not _write_if_changed(target, shard.file, data)
             shards.append(shard)
-        progress(k + 1, len(parts))
+        progress(k + 1, len(chunks))
     if errors:
         count = f"{len(errors)} of {len(rows)} images of {name}"
         raise WorkError(f"{count} are missing or corrupt. {' '.join(errors)}")
@@ -86,10 +86,10 @@ def prepare(
     return manifest, existing
 
 
-def _encode_shard(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
+def _encode_shard(chunk: list[tuple[Item, str]], images: list[bytes]) -> bytes:
     rows = [
         {"path": item.path, "label": item.label, "classname": item.classname, "split": split, "image": image}
-        for (item, split), image in zip(part, images, strict=True)
+        for (item, split), image in zip(chunk, images, strict=True)
     ]
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -108,7 +108,7 @@ def _encode_shard(part: list[tuple[Item, str]], images: list[bytes]) -> bytes:
 def _write_if_changed(target: str, file: str, data: bytes) -> bool:
     """Write a file unless it already has this content. Return True if it was written."""
     try:
-        changed = read_file(target, file) != data  # the name is not enough: the shard may be corrupt
+        changed = read_file(target, file) != data  # a shard with the right name may be corrupt
         if changed:
             write_file(target, file, data)
     except InfrastructureError as error:

@@ -1,4 +1,4 @@
-"""Few-shot draws and class splits, identical to those of the published code, so results are comparable.
+"""Few-shot draws and class splits, identical to those of the published code, so that results are comparable.
 
 Reference: CoOp / Dassl, as used by ProMetaR (mlvlab/ProMetaR, commit c907bdb).
 """
@@ -17,8 +17,9 @@ HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum
 def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
     """Draw `shots` training images per class, then min(shots, 4) validation images per class.
 
-    Pass complete splits, and select classes after the draw. Both draws share one random generator. Labels are
-    drawn in the order of their first appearance. If a class has fewer images, all are drawn.
+    As in the published code, both draws share one random generator, and labels are drawn in the order of
+    their first appearance. Pass complete splits and select classes after the draw, because the images of a
+    label depend on the labels drawn before it. If a class has fewer images, all are drawn.
 
     Raises:
         UserError: `train` is empty.
@@ -87,14 +88,14 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
     return tuple(sorted({item.label for item in items}))
 
 
-def select(items: Iterable[Item], labels: Iterable[int]) -> Items:
+def select_labels(items: Iterable[Item], labels: Iterable[int]) -> Items:
     """Return the items with these labels in their original order. The sorted labels become 0, 1, ..."""
-    rank = {label: i for i, label in enumerate(sorted(labels))}
-    return tuple(Item(i.path, rank[i.label], i.classname) for i in items if i.label in rank)
+    rank = {label: k for k, label in enumerate(sorted(labels))}
+    return tuple(Item(item.path, rank[item.label], item.classname) for item in items if item.label in rank)
 
 
 def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
-    """Return the first ceil(n/2) of the sorted labels of `items`."""
+    """Return the first half of the sorted labels of `items`, rounded up."""
     labels = labels_of(items)
     return labels[: (len(labels) + 1) // 2]
 
@@ -102,9 +103,10 @@ def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
 def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
-    The first split must be train. Its first ceil(n/2) labels are base classes, its other labels are new
-    classes. Labels that are not in train are dropped, as in the published code.
+    The first split must be train. Its `base_labels` are base classes, its other labels are new classes.
+    Labels that are not in train are dropped, as in the published code.
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)
-    return tuple(select(split, base) for split in splits), tuple(select(split, new) for split in splits)
+    base_splits = tuple(select_labels(each, base) for each in splits)
+    return base_splits, tuple(select_labels(each, new) for each in splits)

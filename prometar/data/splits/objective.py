@@ -19,7 +19,7 @@ from prometar.data.splits.fewshot import (
     group_by_label,
     hold_out_val,
     labels_of,
-    select,
+    select_labels,
 )
 from prometar.errors import UserError
 from prometar.io.custom import component_errors, instantiate_custom, is_reference
@@ -30,7 +30,7 @@ from prometar.metrics import harmonic_mean
 class FewShotSplit:
     """Few-shot training images, and evaluation sets ("base", "new", "all"), each with its own accuracy.
 
-    Each set numbers its classes from 0. Its images are classified among these classes only.
+    The labels of each set start at 0. Its images are classified among the classes of the set only.
 
     Args:
         note: Remark on the split for the user.
@@ -46,7 +46,8 @@ class FewShotSplit:
 
 
 def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], kind: str) -> None:
-    """Raise a UserError if a class of `labels` has no images in `items`. `kind` describes the images."""
+    """Raise a UserError if one of `labels` has no images in `items`, the `kind` images of the dataset."""
+    # Class names are taken from images, so a class without images would shift all later labels.
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
@@ -56,25 +57,24 @@ def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], kind:
         )
 
 
-def _base_val(dataset: Dataset, shots: int, seed: int, per_class: int) -> FewShotSplit:
-    """Split base-class images: a few-shot draw, and at most `per_class` validation images per class."""
-    train_pool, val, note = dataset.train, dataset.val, ""
+def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
+    """Draw base-class images for training, and at most `val_per_class` validation images per base class."""
+    train, val, note = dataset.train, dataset.val, ""
     if not val:
-        train_pool, val, note = hold_out_val(train_pool)
-    train, _ = draw(train_pool, val, shots=shots, seed=seed)
-    _require_images(dataset, val, base_labels(train_pool), "validation")
-    (train, val), _ = base_new(train, val)
-    # All training seeds are scored on the same images, so that scores are comparable.
-    rng, groups = random.Random(0), group_by_label(val).values()
-    chosen = {item for group in groups for item in rng.sample(group, min(per_class, len(group)))}
-    val = tuple(item for item in val if item in chosen)
-    return FewShotSplit(train, {"base": val}, note=note)
+        train, val, note = hold_out_val(train)
+    _require_images(dataset, val, base_labels(train), "validation")
+    few_shot, _ = draw(train, (), shots=shots, seed=seed)
+    (few_shot_base, val_base), _ = base_new(few_shot, val)
+    # The seed is fixed, so that all runs are scored on the same images.
+    rng, groups = random.Random(0), group_by_label(val_base).values()
+    chosen = {item for group in groups for item in rng.sample(group, min(val_per_class, len(group)))}
+    return FewShotSplit(few_shot_base, {"base": tuple(i for i in val_base if i in chosen)}, note=note)
 
 
-def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> FewShotSplit:
-    train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
-    (train_base, test_base), (_, test_new) = base_new(train, dataset.test)
-    # Class names are taken from images, so a class without test images would shift all later labels.
+def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
+    """Draw base-class images for training. Evaluate on all test images, base and new classes separately."""
+    few_shot, _ = draw(dataset.train, (), shots=shots, seed=seed)
+    (few_shot_base, test_base), (_, test_new) = base_new(few_shot, dataset.test)
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     if len(labels) < MIN_CLASSES:
@@ -82,25 +82,25 @@ def _final(dataset: Dataset, shots: int, seed: int, per_class: int) -> FewShotSp
             f"{dataset.name} has {len(labels)} classes, but the split into base and new classes needs at "
             f"least {MIN_CLASSES}. Add classes, or run `prometar train --objective all_classes`."
         )
-    return FewShotSplit(train_base, {"base": test_base, "new": test_new})
+    return FewShotSplit(few_shot_base, {"base": test_base, "new": test_new})
 
 
-def _all_classes(dataset: Dataset, shots: int, seed: int, per_class: int) -> FewShotSplit:
-    train, _ = draw(dataset.train, dataset.val, shots=shots, seed=seed)
+def _split_all_classes(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
+    few_shot, _ = draw(dataset.train, (), shots=shots, seed=seed)
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
-    return FewShotSplit(select(train, labels), {"all": select(dataset.test, labels)})
+    return FewShotSplit(select_labels(few_shot, labels), {"all": select_labels(dataset.test, labels)})
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Training images, evaluation sets and score of a run.
+    """Rules for the training images, the evaluation sets and the score of a run.
 
     Args:
         make_split: Function of (dataset, shots, seed, val_per_class) that returns a `FewShotSplit`.
         for_search: True if a search may use the objective. Every epoch is then evaluated.
-        reads_test_images: True if `make_split` uses test images before the final test.
+        reads_test_images: True if a search with this objective uses test images.
         predicts_new: True if accuracy on new classes is predicted from base images and drift
             (`prometar.training.drift`), not measured.
         scores_new: True if runs have an accuracy on new classes, measured or predicted.
@@ -118,22 +118,21 @@ class Objective:
 
 
 FINAL = "final"
-"""Objective of runs outside a search: train on base classes, and test after the last epoch."""
+"""Objective of final tests, and the default of `prometar train`."""
 OBJECTIVES: dict[str, Objective] = {
-    "drift": Objective(_base_val, for_search=True, predicts_new=True),
-    "base_val": Objective(_base_val, for_search=True, scores_new=False, title="base accuracy"),
-    "oracle_test": Objective(_final, for_search=True, reads_test_images=True),
-    FINAL: Objective(_final),
-    "all_classes": Objective(_all_classes, scores_new=False, title="accuracy"),
+    "drift": Objective(_split_train_val, for_search=True, predicts_new=True),
+    "base_val": Objective(_split_train_val, for_search=True, scores_new=False, title="base accuracy"),
+    "oracle_test": Objective(_split_base_new, for_search=True, reads_test_images=True),
+    FINAL: Objective(_split_base_new),
+    "all_classes": Objective(_split_all_classes, scores_new=False, title="accuracy"),
 }
 SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.for_search)
-"""Objectives that a search may use."""
 
 
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
-    """Return a built-in objective or a custom one (`package.module:Name`).
+    """Return a built-in objective, or a custom one: an `Objective`, or a function of the accuracies.
 
-    A custom function of the accuracies replaces the score of `drift`. Images and accuracies stay the same.
+    The function replaces the score of `drift`.
 
     Args:
         known: Names that the error message suggests. Default: all built-in objectives.
@@ -147,7 +146,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     if isinstance(found, Objective):
         return found
     objective = replace(OBJECTIVES["drift"], score=found, title=name)
-    _checked_score(objective, name, {"base": 80.0, "new": 60.0})
+    _finite_score(objective, name, {"base": 80.0, "new": 60.0})  # reject an invalid function before training
     return objective
 
 
@@ -157,10 +156,10 @@ def score_accuracies(name: str, accuracies: Mapping[str, float]) -> float:
     Raises:
         UserError: a custom objective fails, or does not return a finite number.
     """
-    return _checked_score(objective_of(name), name, accuracies)
+    return _finite_score(objective_of(name), name, accuracies)
 
 
-def _checked_score(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
+def _finite_score(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
     with component_errors(name):
         value = objective.score(accuracies)
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -183,28 +182,28 @@ def split_dataset(
     """
     objective = objective_of(name)
     with component_errors(name):
-        found = objective.make_split(dataset, shots, seed, val_per_class)
+        split = objective.make_split(dataset, shots, seed, val_per_class)
     if is_reference(name):
-        _require_valid_split(name, objective, found)
+        _require_valid_split(name, objective, split)
     if not objective.reads_test_images:
-        return found
+        return split
     note = f"objective {name} uses test images, so the scores of this search are not valid test results"
-    return replace(found, note=note)
+    return replace(split, note=note)
 
 
-def _require_valid_split(name: str, objective: Objective, found: FewShotSplit) -> None:
-    """Raise a UserError if the split of a custom objective cannot be scored, before the first trial runs."""
-    if not isinstance(found, FewShotSplit):
-        kind = type(found).__name__
+def _require_valid_split(name: str, objective: Objective, split: FewShotSplit) -> None:
+    """Raise a UserError if the split of a custom objective is invalid or cannot be scored."""
+    if not isinstance(split, FewShotSplit):
+        kind = type(split).__name__
         raise UserError(f"{name} must return a FewShotSplit, got {kind}. See docs/extending.md.")
-    if not found.evaluations or (objective.predicts_new and "base" not in found.evaluations):
+    if not split.evaluations or (objective.predicts_new and "base" not in split.evaluations):
         needed = "the evaluation set 'base'" if objective.predicts_new else "an evaluation set"
-        raise UserError(f"{name}: its FewShotSplit needs {needed}, found {sorted(found.evaluations)}.")
-    names = [*found.evaluations, *(["new"] if objective.predicts_new else [])]
-    _checked_score(objective, name, {each: 80.0 - 7 * k for k, each in enumerate(names)})
-    for set_name, items in {"training": found.train, **found.evaluations}.items():
+        raise UserError(f"{name}: its FewShotSplit needs {needed}, found {sorted(split.evaluations)}.")
+    scored = [*split.evaluations, *(["new"] if objective.predicts_new else [])]
+    _finite_score(objective, name, {each: 80.0 - 7 * k for k, each in enumerate(scored)})  # example values
+    for set_name, items in {"training": split.train, **split.evaluations}.items():
         labels = labels_of(items)
-        expected = labels_of(items if set_name == "new" else found.train)
-        # Class names are taken from images, so a class without images would shift all later labels.
+        # Only "new" may have other classes than the training images. Each class needs an image.
+        expected = labels_of(items if set_name == "new" else split.train)
         if labels != expected or labels != tuple(range(len(labels))):
-            raise UserError(f"{name}: its {set_name} images must have the labels 0 to n - 1 of all classes.")
+            raise UserError(f"{name}: its {set_name} images must have every label from 0 to (classes - 1).")

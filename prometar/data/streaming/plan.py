@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.streaming.transforms import EVAL_CROP, TransformSpec
+from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec
 from prometar.errors import UserError
 
-FORMAT = 1  # bump it if a code change alters the pixels or their order for the same plan
+FORMAT = 1  # increase if a code change alters the batches of a plan
 EVAL_BATCH_SIZE = 64
 
 Ints = NDArray[np.int64]
@@ -30,7 +30,7 @@ def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tu
     order = np.arange(num_items)
     if shuffle:
         order = np.random.Generator(np.random.PCG64(order_seq)).permutation(num_items)
-    # Philox is counter-based, so the k-th number depends only on the key and k.
+    # Philox is counter-based, so the seed of the k-th image does not depend on the number of images.
     seeds = (np.random.Philox(seed_seq).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
     order.flags.writeable = seeds.flags.writeable = False
     return order, seeds
@@ -91,11 +91,11 @@ class Plan:
         indices, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
-            last = min(first + stop - start, self.rows_per_epoch)
+            end = min(first + stop - start, self.rows_per_epoch)
             order, epoch_seeds = _order_and_seeds(len(self.items), self.seed, epoch, self.shuffle)
-            indices.append(order[first:last])
-            seeds.append(epoch_seeds[order[first:last]])
-            start += last - first
+            indices.append(order[first:end])
+            seeds.append(epoch_seeds[order[first:end]])
+            start += end - first
         return np.concatenate(indices), np.concatenate(seeds)
 
     def step_rows(self, step: int) -> tuple[int, int]:
@@ -117,5 +117,5 @@ class Plan:
 
 def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> Plan:
     """Return the plan of an evaluation: one pass over all items in their order, with center crops."""
-    spec = TransformSpec(size=size, train=False, crop_scale=EVAL_CROP)
+    spec = TransformSpec(size=size, train=False, crop_scale=TORCHVISION_CROP)
     return Plan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

@@ -1,8 +1,8 @@
-"""Stream of a data plan's batches on Ray Data: one execution for all epochs.
+"""Stream of a data plan's batches from Ray Data, which processes all epochs in one execution.
 
-A trial's placement group has one bundle for the training process and one for the stream. The tasks of Ray
-Data run in the second bundle, so they can start even if trials occupy every CPU. `from_items` needs no read
-task. A read task would be placed outside the bundle, possibly never, and Ray Data would hang silently.
+A trial's placement group has two bundles. The training process fills the first, so the tasks of Ray Data run
+in the second and can start even if trials occupy every CPU. The dataset is created by `from_items`, because
+other sources need read tasks. Ray Data places these outside the group, where they may never get a CPU.
 """
 
 import gc
@@ -45,10 +45,9 @@ def stream(
     block_rows: int = 64,
     memory_bytes: int = 2**27,
 ) -> Iterator[Batch]:
-    """Yield the same batches as `stream_local`, made by Ray Data in one execution for all epochs.
+    """Yield the same batches as `stream_local`, made by Ray tasks. No option changes the batches.
 
-    Ray must be running. To stop the tasks early, close the iterator or delete the last reference to it. In a
-    trial, the tasks run in the second bundle, as the trainer fills the first. No option changes the batches.
+    Ray must be running. To stop the tasks early, close the iterator or delete the last reference to it.
 
     Args:
         cpus: Logical CPUs for all tasks. One task runs per whole CPU, and at least one in total.
@@ -79,10 +78,10 @@ def stream(
 
 
 class Pause:
-    """Ray Data callback that pauses the scheduling loop, a thread of the training process.
+    """Ray Data callback that slows down the scheduling loop, a thread of the training process.
 
-    While finished blocks wait to be consumed, the loop polls without a pause (Ray 2.60) and takes up to half
-    of the interpreter's time.
+    While finished blocks wait to be consumed, the loop of Ray 2.60 polls without a pause. It would take up to
+    half of the interpreter's time from the training.
     """
 
     def on_execution_step(self, executor: object) -> None:
@@ -95,7 +94,7 @@ class Pause:
 
 
 def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
-    """Yield each block's images. If closed early, `iter_batches` of Ray 2.60 would hang and leak a thread."""
+    """Yield the images of each block. Ray's own `iter_batches` (2.60) hangs if it is closed early."""
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
             columns = BlockAccessor.for_block(ray.get(ref)).to_batch_format("numpy")
@@ -116,34 +115,34 @@ def _next_block(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.ui
 def _build_dataset(
     plan: Plan, source: Source, start_step: int, cpus: float, block_rows: int
 ) -> ray.data.Dataset:
-    """Build a Ray dataset with one block per group of consecutive steps, and one task per block.
+    """Build a Ray dataset whose blocks contain the images of consecutive steps. Each task makes one block.
 
-    With several blocks per task, the paused training stream would hold the CPU that the evaluation between
-    two epochs needs: a deadlock.
+    A task with several blocks would keep its CPU until they are consumed. Between two epochs, the training
+    stream is not consumed, so the evaluation would wait forever for this CPU.
     """
-    size, tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
+    steps_per_block, max_tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
     blocks = []
-    for start in range(start_step, plan.num_steps, size):
-        last = min(start + size, plan.num_steps) - 1
-        indices, seeds = plan.rows(plan.step_rows(start)[0], plan.step_rows(last)[1])
+    for first in range(start_step, plan.num_steps, steps_per_block):
+        last = min(first + steps_per_block, plan.num_steps) - 1
+        indices, seeds = plan.rows(plan.step_rows(first)[0], plan.step_rows(last)[1])
         paths = [plan.items[k].path for k in indices]
         blocks.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
     group = get_current_placement_group()
     strategy: Any = "DEFAULT"
     if group:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-    rows = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+    inputs = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     with warnings.catch_warnings():
-        # This argument is deprecated. With one in the DataContext, Ray Data 2.60 would limit itself to the
-        # bundles' 0 bytes of object store, and start a task only when the consumer already waits.
+        # Passing `scheduling_strategy` is deprecated. With that of DataContext, Ray Data 2.60 uses only the
+        # bundles' object store, 0 bytes, and starts a task only when the consumer already waits.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        return rows.map_batches(
+        return inputs.map_batches(
             cast(Any, make_block),
             fn_kwargs={"spec": plan.transform, "source": source, "stored": _store_images(plan, source)},
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=cpus / tasks,
-            compute=TaskPoolStrategy(size=min(tasks, len(blocks))),
+            num_cpus=cpus / max_tasks,
+            compute=TaskPoolStrategy(size=min(max_tasks, len(blocks))),
             scheduling_strategy=strategy,
         )
 
@@ -151,17 +150,17 @@ def _build_dataset(
 def make_block(
     block: pa.Table, *, spec: TransformSpec, source: Source, stored: ray.ObjectRef | None
 ) -> dict[str, NDArray[np.uint8]]:
-    """Make the images of a block, in a Ray task."""
-    [rows] = block.to_pylist()
+    """Make the images of a block in a Ray task. `block` is one row with lists of indices, seeds and paths."""
+    [row] = block.to_pylist()
     if stored is None:
-        encoded = source.read_many(rows["path"])
+        encoded = source.read_many(row["path"])
     else:
-        encoded = ray.get(stored).take(pa.array(rows["index"])).to_pylist()
-    return {"image": make_images(spec, encoded, rows["seed"], rows["path"])}
+        encoded = ray.get(stored).take(pa.array(row["index"])).to_pylist()
+    return {"image": make_images(spec, encoded, row["seed"], row["path"])}
 
 
 def _store_images(plan: Plan, source: Source) -> ray.ObjectRef | None:
-    """Put the encoded images into the object store, unless each is read only once or there are too many."""
+    """Put the encoded images into the object store. Return None if they are read only once, or too many."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None
     return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))

@@ -33,7 +33,7 @@ Stream = Callable[[Plan, Source, int], Iterator[Batch]]
 
 
 def stream_labels(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """Yield the plan's batches from `start_step` on, with labels but without pixels. No image is read."""
+    """Yield the plan's batches from `start_step` on, with labels but without pixels. `source` is not read."""
     for step, _, _, labels in iter_steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 

@@ -1,7 +1,7 @@
-"""Decoding and transforms of images, determined by a spec and a seed (numpy and Pillow only).
+"""Decoding and transforms of images, determined by a spec and a seed.
 
-Importing torch would delay the start of every Ray task by seconds. The transforms follow torchvision's
-RandomResizedCrop, Resize and CenterCrop of Pillow images, as used by CLIP and ProMetaR.
+Importing torch would delay the start of every Ray task by seconds, so the transforms use numpy and Pillow.
+They follow torchvision's RandomResizedCrop, Resize and CenterCrop of Pillow images, like CLIP and ProMetaR.
 """
 
 import io
@@ -23,7 +23,7 @@ CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
-EVAL_CROP = (0.08, 1.0)  # torchvision's. Evaluations ignore it, but it is part of their digests.
+TORCHVISION_CROP = (0.08, 1.0)  # default crop_scale of torchvision, recorded but not used in evaluations
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from prometar.data.splits.fewshot import labels_of
 from tests.support.copies import CLASSES, COUNTS, NAMES, fails, wnid, write_copy
 
 ALL = sorted(BENCHMARKS)
-FOLDERS = [name for name in ALL if BENCHMARKS[name].splits]
+FOLDERS = [name for name in ALL if BENCHMARKS[name].split_folders]
 VARIANTS = ["imagenet_a", "imagenet_r", "imagenet_sketch", "imagenetv2"]
 
 
@@ -28,7 +28,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_table_has_fifteen_rows() -> None:
     assert len(BENCHMARKS) == 15
-    assert [name for name in ALL if BENCHMARKS[name].variant] == VARIANTS
+    assert [name for name in ALL if BENCHMARKS[name].imagenet_variant] == VARIANTS
     for row in BENCHMARKS.values():
         assert bool(row.archives) != bool(row.instructions), row.name
         assert bool(row.split_digest) == (bool(row.split_file) and row.name not in ("food101", "sun397"))
@@ -146,8 +146,8 @@ def test_wrong_class_names_and_folders(tmp_path: Path, name: str) -> None:
         names.write_text(text + wrong, "utf-8")
         assert f"{names}, line " in fails(name, tmp_path)
     names.write_text(text, "utf-8")
-    for below in row.splits.values():
-        (folder / row.images / below / "n99999999").mkdir()
+    for below in row.split_folders.values():
+        (folder / row.image_folder / below / "n99999999").mkdir()
     assert f"folder n99999999 is not listed in {names}." in fails(name, tmp_path)
 
 

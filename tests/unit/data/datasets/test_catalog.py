@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from prometar.data.datasets import catalog
-from prometar.data.datasets.catalog import KNOWN, open_dataset
+from prometar.data.datasets.catalog import BUILT_IN_NAMES, open_dataset
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
-from prometar.data.streaming.transforms import EVAL_CROP, TransformSpec, apply
+from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, apply
 from prometar.errors import UserError
 from tests.support.copies import fails
 
@@ -37,13 +37,13 @@ def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
     for item in (dataset.train[0], dataset.val[-1], dataset.test[-1]):
         first, second = dataset.source.read_many([item.path]), again.read_many([item.path])
         assert first == second
-        spec = TransformSpec(64, train=False, crop_scale=EVAL_CROP)
+        spec = TransformSpec(64, train=False, crop_scale=TORCHVISION_CROP)
         assert apply(spec, first[0], 0).shape == (64, 64, 3)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
     message = fails("dtt", None)
-    assert all(name in message for name in ("'dtt'", *KNOWN))
+    assert all(name in message for name in ("'dtt'", *BUILT_IN_NAMES))
 
 
 def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> None:

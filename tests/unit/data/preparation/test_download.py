@@ -78,7 +78,7 @@ Offer = Callable[[str], None]
 @pytest.fixture
 def offer(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
     """Makes a small copy of a benchmark in origin/. The server offers its archives and its split file."""
-    monkeypatch.setattr(download_module, "PUBLIC_SPLITS", f"{server.url}/splits")
+    monkeypatch.setattr(download_module, "SPLIT_FILES_URL", f"{server.url}/splits")
 
     def of(name: str) -> None:
         row, folder = BENCHMARKS[name], write_copy(name, tmp_path / "origin")
@@ -88,9 +88,8 @@ def offer(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Of
         for archive in row.archives:
             path = f"/{name}/{archive.url.rsplit('/', 1)[-1]}"
             pack, flat = zip_of if path.endswith(".zip") else tar_of, archive.parent == "."
-            server.files[path] = pack(
-                folder / archive.member if flat else folder, archive.member if flat else archive.parent
-            )
+            packed = folder / archive.main_folder if flat else folder
+            server.files[path] = pack(packed, archive.main_folder if flat else archive.parent)
             digest = archive.digest and f"md5:{hashlib.md5(server.files[path]).hexdigest()}"
             archives.append(archive.model_copy(update={"url": server.url + path, "digest": digest}))
         row = with_split(server, row, folder) if row.split_file else row
@@ -109,7 +108,7 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
 ) -> None:
     offer(name)
     row, root = BENCHMARKS[name], tmp_path / "root"
-    files = [archive.member for archive in row.archives] + [row.split_file] * bool(row.split_file)
+    files = [archive.main_folder for archive in row.archives] + [row.split_file] * bool(row.split_file)
     assert download(name, root) == 0
     text = capsys.readouterr().out
     assert all(f"Downloaded {root / row.folder / file}\n" in text for file in files)
@@ -224,7 +223,7 @@ def test_a_hostile_archive_is_refused(
         for info, content in [member("dtd/images/a.jpg", b"x"), *members]:
             tar.addfile(info, io.BytesIO(content))
     server.files["/dtd.tar.gz"] = stream.getvalue()
-    archive = Archive(url=f"{server.url}/dtd.tar.gz", member="images", parent="dtd")
+    archive = Archive(url=f"{server.url}/dtd.tar.gz", main_folder="images", parent="dtd")
     monkeypatch.setitem(BENCHMARKS, "dtd", BENCHMARKS["dtd"].model_copy(update={"archives": (archive,)}))
     assert download("dtd", tmp_path / "root") == 1
     error = capsys.readouterr().err

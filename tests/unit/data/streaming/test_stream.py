@@ -12,7 +12,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.data.streaming.transforms import EVAL_CROP, TransformSpec
+from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec
 from prometar.errors import WorkError
 
 
@@ -20,7 +20,7 @@ from prometar.errors import WorkError
 def reference(root: Path, batch_size: int, drop_last: bool) -> tuple[Plan, list[Batch]]:
     dataset = open_dataset("dtd", root)
     train, _ = draw(dataset.train, dataset.val, shots=2, seed=1)
-    spec = TransformSpec(32, train=True, crop_scale=EVAL_CROP, jitter=0.3)
+    spec = TransformSpec(32, train=True, crop_scale=TORCHVISION_CROP, jitter=0.3)
     plan = Plan(train, spec, batch_size=batch_size, epochs=3, seed=4, drop_last=drop_last)
     return plan, list(stream_local(plan, dataset.source))
 
