@@ -107,6 +107,7 @@ def reproduce(
         require_name(name)
     backbone, pretrained = resolve_backbone(used, backbone, pretrained)
     root = data_root or default_root(*used)
+    where = "--set" if values else "--epochs"  # the other options accept only valid values
     shared: dict[str, Any] = {
         "data.root": root and absolute_root(root),
         "backbone.name": backbone,
@@ -118,7 +119,9 @@ def reproduce(
         chosen,
         datasets=names,
         configs={
-            name: absolute_paths(configure(method, {**protocol_settings(protocol, name), **shared}))
+            name: absolute_paths(
+                configure(method, {**protocol_settings(protocol, name), **shared}, where=where)
+            )
             for name, method in {recipe(method).name: method for method in methods}.items()
         },
         seeds=tuple(dict.fromkeys(seeds)),

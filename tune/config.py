@@ -216,6 +216,7 @@ class StudyConfig(PlainData):
         run_flat = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
         datasets = tuple(_as_tuple(flat.get("search.datasets", DEFAULT_DATASET)))
         method = run_flat.pop("method", "prometar")
+        only_by_set = run_flat.keys() - {path.removeprefix("run.") for path in OPTIONS.values()}
         flat.setdefault("test.epochs", configure(method).train.epochs)
         if EMBEDDED.keys() >= set(datasets):
             run_flat.setdefault(EPOCHS_KEY, EMBEDDED_EPOCHS)
@@ -231,7 +232,7 @@ class StudyConfig(PlainData):
             "data.root": absolute_root(str(root)) if root else None,
             "train.seed": flat.get("search.seed", 0),
         }
-        run = absolute_paths(configure(method, run_flat))
+        run = absolute_paths(configure(method, run_flat, where="--set" if only_by_set else "--epochs"))
         space = flat.get("search.space", "default")
         if not isinstance(space, Space):
             loaded = load_space(str(space))

@@ -73,7 +73,7 @@ def train(
         values |= zip(keys, backbone, strict=True)
     if chosen.data.root is None and (root := default_root(values.get("data.name", chosen.data.name))):
         values.setdefault("data.root", absolute_root(root))
-    chosen = chosen.override(values).with_defaults()
+    chosen = chosen.override(values, where="--set").with_defaults()
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import Alignment
     from prometar.methods.composition import build

@@ -135,8 +135,8 @@ class Config(Sections):
             )
         return tree
 
-    def override(self, values: Mapping[str, object]) -> "Config":
-        """Return a copy with dotted keys replaced.
+    def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
+        """Return a copy with dotted keys replaced. Error messages for invalid values start with `where`.
 
         Another `method` resets all settings except data, backbone and seed. If the kind of a component
         changes, the settings that both kinds have are preserved.
@@ -162,7 +162,7 @@ class Config(Sections):
             tree[section] = _merged(section, tree[section], {k: v for k, v in changes.items() if k in fields})
             if args:
                 tree[section]["args"] = {**tree[section].get("args", {}), **args}
-        return parse(tree, where="settings")
+        return parse(tree, where=where)
 
     @property
     def references(self) -> dict[str, str]:
@@ -351,12 +351,15 @@ def parse_assignments(assignments: list[str]) -> ConfigData:
     return values
 
 
-def configure(method: str, overrides: Mapping[str, object] | None = None) -> Config:
-    """Return the published settings of a method, with overrides.
+def configure(
+    method: str, overrides: Mapping[str, object] | None = None, *, where: str = "settings"
+) -> Config:
+    """Return the published settings of a method, with overrides and the defaults of custom components.
 
     Args:
         method: Name of a method, or path of a recipe file (FILE.yaml).
         overrides: Settings by dotted key.
+        where: Source of `overrides`, with which error messages for invalid values start.
 
     Raises:
         UserError: the method, a key or a component is unknown, or a value is invalid.
@@ -365,7 +368,7 @@ def configure(method: str, overrides: Mapping[str, object] | None = None) -> Con
         >>> configure("maple", {"data.name": "dtd"}).optim.lr
         0.0035
     """
-    return Config().override({"method": method, **(overrides or {})}).with_defaults()
+    return Config().override({"method": method, **(overrides or {})}, where=where).with_defaults()
 
 
 def absolute_root(root: str) -> str:

@@ -33,6 +33,10 @@ class PlainData(BaseModel):
         return tree
 
 
+BUILT_IN_TAG = "built-in"
+"""Part of an error's location that pydantic adds if a custom component, `module:Name`, is allowed too."""
+
+
 def problems_of(
     error: ValidationError, *, unknown: str = "unknown key", without: Collection[str] = ()
 ) -> str:
@@ -63,7 +67,8 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         return f"{name}: {context['error']}".removeprefix(": ")
     if kind == "union_tag_invalid":
         name = f"{name}.{context['discriminator']}".replace("'", "").removeprefix(".")
-        return f"{name} must be one of {context['expected_tags']}, got {context['tag']}"
+        custom = " or module:Name" if BUILT_IN_TAG in error["loc"] else ""
+        return f"{name} must be one of {context['expected_tags']}{custom}, got {context['tag']}"
     if kind in _EXPECTED:
         # Some versions of pydantic write all 31 digits of the bound 1e30.
         bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", _EXPECTED[kind].format(**context))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from prometar.io.custom import instantiate, is_reference
-from prometar.io.plain_data import PlainData
+from prometar.io.plain_data import BUILT_IN_TAG, PlainData
 
 
 class Part(PlainData):
@@ -55,11 +55,11 @@ def _origin(value: Any) -> str:
     """Return the tag of a section: built-in or custom."""
     tree = dict(value) if isinstance(value, Mapping | Part) else {}
     names = [tree.get(key) for key in ("kind", "augmentation")]
-    return "custom" if any(isinstance(name, str) and is_reference(name) for name in names) else "built-in"
+    return "custom" if any(isinstance(name, str) and is_reference(name) for name in names) else BUILT_IN_TAG
 
 
-BUILT_IN, CUSTOM, ORIGIN = Tag("built-in"), Tag("custom"), Discriminator(_origin)
-TAGS = frozenset({"built-in", "custom"})
+BUILT_IN, CUSTOM, ORIGIN = Tag(BUILT_IN_TAG), Tag("custom"), Discriminator(_origin)
+TAGS = frozenset({BUILT_IN_TAG, "custom"})
 BuiltInOrCustom = Annotated[
     Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN] | Annotated[CustomT, CUSTOM], ORIGIN
 ]
