@@ -1,6 +1,5 @@
 """Commands `prometar report` and `prometar reproduce`, registered as entry points of `prometar.commands`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,7 +88,7 @@ def reproduce(
     """Run methods under a benchmark protocol, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None)  # before ray is imported
     from prometar.data.datasets.catalog import default_root, require_name
-    from tune.reproduce.grid import PROTOCOLS
+    from tune.reproduce.grid import PROTOCOLS, Grid
     from tune.reproduce.published import protocol_settings
     from tune.reproduce.run import reproduce
 
@@ -115,7 +114,7 @@ def reproduce(
         **({} if epochs is None else {"train.epochs": epochs}),
         **values,
     }
-    grid = replace(
+    grid = Grid(
         chosen,
         datasets=names,
         configs={

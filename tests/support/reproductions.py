@@ -1,7 +1,6 @@
 """Results without runs: a grid, and accuracies for each of its runs."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,13 @@ def ask(
         method: configured(method, *{**protocol_settings(protocol, method), **values}.items())
         for method in methods
     }
-    return replace(
+    return Grid(
         chosen,
         datasets=datasets or chosen.datasets,
+        source=chosen.source,
+        shots=shots or chosen.shots,
         configs=configs,
         seeds=seeds,
-        shots=shots or chosen.shots,
     )
 
 

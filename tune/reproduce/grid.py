@@ -1,7 +1,7 @@
 """Benchmark protocols, the jobs that `prometar reproduce` runs for them, and their stored results."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -22,17 +22,14 @@ _VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.im
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Grid of runs: each method with each dataset, number of shots and seed.
+class BenchmarkProtocol:
+    """Benchmark protocol of the literature.
 
     Args:
-        name: Name of the protocol.
         objective: Objective of all runs (`prometar.data.splits.objective`).
         datasets: Datasets to train and test on. If `source` is given, they are used only for testing.
         source: Dataset that all runs train on. None: train on each of `datasets` separately.
-        shots: Training images per class. If the protocol has several numbers, each is a column of the table.
-        configs: One configuration per method, complete except for dataset, shots and seed.
-        seeds: Seeds of the few-shot split, the prompts and the order of the images.
+        shots: Training images per class. If there are several numbers, each is a column of the table.
     """
 
     name: str
@@ -40,13 +37,28 @@ class Grid:
     datasets: tuple[str, ...]
     source: str | None = None
     shots: tuple[int, ...] = (16,)
-    configs: Mapping[str, Config] = field(default_factory=dict)
-    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Grid of runs under a protocol: each method with each dataset, number of shots and seed.
+
+    Args:
+        datasets, source, shots: Those of the protocol, or the user's choice.
+        configs: One configuration per method, complete except for dataset, shots and seed.
+        seeds: Seeds of the few-shot split, the prompts and the order of the images.
+    """
+
+    protocol: BenchmarkProtocol
+    datasets: tuple[str, ...]
+    source: str | None
+    shots: tuple[int, ...]
+    configs: Mapping[str, Config]
+    seeds: tuple[int, ...]
 
     @property
     def shots_are_columns(self) -> bool:
-        """True if the protocol has more than one number of shots."""
-        return len(PROTOCOLS[self.name].shots) > 1
+        return len(self.protocol.shots) > 1
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -63,7 +75,7 @@ class Grid:
         """Names of the table's columns that contain accuracies."""
         if self.shots_are_columns:
             return tuple(map(shots_column, self.shots))
-        return ("base", "new", HARMONIC) if self.objective == FINAL else (ACCURACY,)
+        return ("base", "new", HARMONIC) if self.protocol.objective == FINAL else (ACCURACY,)
 
     @property
     def title(self) -> str:
@@ -72,7 +84,7 @@ class Grid:
         shots = "" if self.shots_are_columns else f"{shots_column(self.shots[0])}, "
         source = f"trained on {self.source}, " if self.source else ""
         seeds = ", ".join(map(str, self.seeds))
-        return f"{self.name}: test accuracy (%), {source}{shots}{backbone}, seeds {seeds}"
+        return f"{self.protocol.name}: test accuracy (%), {source}{shots}{backbone}, seeds {seeds}"
 
     @property
     def config(self) -> Config:
@@ -89,27 +101,28 @@ class Grid:
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
         first, jobs = (self.shots[0], self.seeds[0]), list[Job]()
-        grid = product(self.trained_on, self.shots, self.configs.items(), self.seeds)
-        for dataset, shots, (method, config), seed in grid:
+        objective = self.protocol.objective
+        combinations = product(self.trained_on, self.shots, self.configs.items(), self.seeds)
+        for dataset, shots, (method, method_config), seed in combinations:
             if dataset in unavailable or (method in untrained and (shots, seed) != first):
                 continue
-            run = config.override({"data.name": dataset, "data.shots": shots, "train.seed": seed})
-            path = folder / f"{self.objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
+            values = {"data.name": dataset, "data.shots": shots, "train.seed": seed}
+            config = method_config.override(values).with_defaults()
+            path = folder / f"{objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
             name = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
-            jobs.append(Job(name, {path: run.with_defaults()}, self.objective, targets=targets))
+            jobs.append(Job(name, {path: config}, objective, targets=targets))
         return jobs
 
 
 PROTOCOLS = {
-    grid.name: grid
-    for grid in (
-        Grid("base-to-new", FINAL, _BENCHMARKS),
-        Grid("cross-dataset", "all_classes", _TARGETS, "imagenet"),
-        Grid("domain-generalisation", "all_classes", _VARIANTS, "imagenet"),
-        Grid("few-shot", "all_classes", _BENCHMARKS, shots=(1, 2, 4, 8, 16)),
+    protocol.name: protocol
+    for protocol in (
+        BenchmarkProtocol("base-to-new", FINAL, _BENCHMARKS),
+        BenchmarkProtocol("cross-dataset", "all_classes", _TARGETS, "imagenet"),
+        BenchmarkProtocol("domain-generalisation", "all_classes", _VARIANTS, "imagenet"),
+        BenchmarkProtocol("few-shot", "all_classes", _BENCHMARKS, shots=(1, 2, 4, 8, 16)),
     )
 }
-"""Benchmark protocols by name, without methods and seeds."""
 
 
 def shots_column(shots: int) -> str:

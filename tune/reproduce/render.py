@@ -68,7 +68,7 @@ def as_csv(grid: Grid, rows: Sequence[Row]) -> str:
             low, high = (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
             difference = None if cell.published is None else cell.mean - cell.published
             numbers = (cell.mean, cell.sd, low, high, cell.published, difference)
-            lines.append((grid.name, dataset, method, column, cell.n, *map(decimal, numbers)))
+            lines.append((grid.protocol.name, dataset, method, column, cell.n, *map(decimal, numbers)))
     return csv_text(lines)
 
 

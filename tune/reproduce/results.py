@@ -8,7 +8,7 @@ from prometar.comparison.paired import EVERY_SEED, Difference, Results, Scores, 
 from prometar.comparison.runs import FinishedRun
 from prometar.config.settings import Config
 from prometar.metrics import ACCURACY, HARMONIC, Interval, harmonic_mean, t_interval
-from tune.reproduce.grid import PROTOCOLS, Grid, shots_column
+from tune.reproduce.grid import Grid, shots_column
 from tune.reproduce.published import AVERAGE, changed_settings, published_accuracies
 
 
@@ -61,7 +61,9 @@ def build_table(
     """
     shots = {"data.shots": grid.shots[0]}
     configs = {method: config.override(shots) for method, config in grid.configs.items()}
-    citations = {method: published_accuracies(grid.name, config) for method, config in configs.items()}
+    citations = {
+        method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()
+    }
 
     def row(label: str, method: str, scores: Scores, *, comparable: bool) -> Row:
         published = citations[method][0].get(label, {}) if comparable else {}
@@ -75,7 +77,7 @@ def build_table(
     averaged = [name for name in grid.datasets if any(results[method][name] for method in grid.configs)]
     if len(averaged) > 1:
         label = AVERAGE if len(averaged) == len(grid.datasets) else f"{AVERAGE} of {len(averaged)}"
-        comparable = set(averaged) == set(PROTOCOLS[grid.name].datasets) and not incomparable
+        comparable = set(averaged) == set(grid.protocol.datasets) and not incomparable
         averages = {method: _average([results[method][name] for name in averaged]) for method in grid.configs}
         rows += [row(label, method, scores, comparable=comparable) for method, scores in averages.items()]
     cited = {method for _, method, cells in rows if any(cell.published for cell in cells.values())}

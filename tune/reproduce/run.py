@@ -33,7 +33,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         WorkError: some runs failed or could not start. The tables are written without these runs.
     """
     console = plain_console()
-    out = resolve_path(out)
+    protocol, out = grid.protocol.name, resolve_path(out)
     for name in grid.all_datasets:
         require_outside(out, name, grid.config.data.root)
     datasets, splits, unavailable = _open(grid)
@@ -54,13 +54,13 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             plan, text = plan_resources(
                 nodes, resources, len(remaining), reason="all remaining runs", memory=memory, noun="run"
             )
-        console.print(f"{grid.name} in {out}: {done} of {len(jobs)} runs done")
+        console.print(f"{protocol} in {out}: {done} of {len(jobs)} runs done")
         for name, reason in unavailable.items():
             console.print(f"Skipping {name}: {reason}")
         failures: Mapping[str, str] = {}
         if remaining:
             console.print(text)
-            with LiveView(console, grid.name, len(jobs), done, show_best=False) as view:
+            with LiveView(console, protocol, len(jobs), done, show_best=False) as view:
                 failures = run_jobs(iter(remaining), plan, [view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]
@@ -74,8 +74,8 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             print_comparison(differences, comparison_notes, console)
         tables = {"table.csv": as_csv(grid, rows), "table.md": as_markdown(grid, rows, notes)}
         for name, content in {**tables, "pairs.csv": pairs_as_csv(differences)}.items():
-            write_atomically(out / grid.name / name, content.encode())
-    console.print(f"Wrote table.csv, table.md and pairs.csv to {out / grid.name}")
+            write_atomically(out / protocol / name, content.encode())
+    console.print(f"Wrote table.csv, table.md and pairs.csv to {out / protocol}")
     if problems:
         raise WorkError(f"Some runs are missing, see above. {FIX_AND_RESUME}")
 
@@ -92,7 +92,7 @@ def _open(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str,
             dataset = open_dataset(name, grid.config.data.root)
             if name in grid.trained_on:
                 shots, seed = max(grid.shots), grid.seeds[0]
-                splits.append(split_dataset(grid.objective, dataset, shots=shots, seed=seed))
+                splits.append(split_dataset(grid.protocol.objective, dataset, shots=shots, seed=seed))
             elif not dataset.test:
                 raise UserError("The dataset has no test images.")
             datasets[name] = dataset
