@@ -11,7 +11,7 @@ Each study is interrupted `--kills` times, restarted with the same command, and 
 - corrupt state (only `--real`): a checkpoint is truncated to half its size after the driver was killed.
 
 `--studies` use a trial that does not train: six trials of three epochs, then two settings with two fresh
-seeds each, then the same settings with two final-test seeds. `--real` studies train on the embedded dataset
+seeds each, then the same settings with two final-test seeds. `--real` studies train on the rendered dataset
 and backbone. The baseline is the same study without interruptions and with one trial at a time. The results
 must be identical to the baseline's, including the final prompts of `--real` studies, bit for bit. The exit
 status is 1 if a result was lost.

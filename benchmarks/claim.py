@@ -7,7 +7,7 @@
 Protocol, fixed before the first run:
 
 - Each search is `python tune/search.py` on one dataset with a unique seed. Searches on the closed sets, which
-  were not used for development, have 24 trials of five epochs, as for embedded datasets. Searches on
+  were not used for development, have 24 trials of five epochs, as for rendered datasets. Searches on
   photographs (`--sets dtd`) use the defaults for real data: 40 trials with searched epochs.
 - The default search runs three times per closed set and twice on photographs. Random sampling and v0.1
   without its portfolio run once per closed set. (v0.1 is no longer an arm of this script.)

@@ -1,5 +1,6 @@
 """Commands `prometar report` and `prometar reproduce`, registered as entry points of `prometar.commands`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,7 +107,7 @@ def reproduce(
         require_name(name)
     backbone, pretrained = resolve_backbone(used, backbone, pretrained)
     root = data_root or default_root(*used)
-    where = "--set" if values else "--epochs"  # the other options accept only valid values
+    configured = partial(configure, where="--set" if values else "--epochs")  # other options are validated
     shared: dict[str, Any] = {
         "data.root": root and absolute_root(root),
         "backbone.name": backbone,
@@ -118,9 +119,7 @@ def reproduce(
         chosen,
         datasets=names,
         configs={
-            name: absolute_paths(
-                configure(method, {**protocol_settings(protocol, name), **shared}, where=where)
-            )
+            name: absolute_paths(configured(method, {**protocol_settings(protocol, name), **shared}))
             for name, method in {recipe(method).name: method for method in methods}.items()
         },
         seeds=tuple(dict.fromkeys(seeds)),

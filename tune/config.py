@@ -20,13 +20,13 @@ from prometar.config.settings import (
     parse_assignments,
 )
 from prometar.data.datasets.catalog import default_root, file_name
-from prometar.embedded.datasets import DEFAULT_DATASET, EMBEDDED, resolve_backbone
+from prometar.embedded.datasets import DEFAULT_DATASET, RENDERED, resolve_backbone
 from prometar.errors import UserError
 from prometar.io.plain_data import PlainData, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space
 
-EMBEDDED_TRIALS, EMBEDDED_EPOCHS = 24, 5  # defaults for embedded datasets
+TRIALS_IF_RENDERED, EPOCHS_IF_RENDERED = 24, 5  # defaults for rendered datasets
 MAX_SEED_PAIRS = 15
 """Maximum number of seed pairs in a final test with `--final-seeds auto`."""
 FIRST_CONFIRMATION_SEED = 1000
@@ -47,7 +47,7 @@ class SearchConfig(PlainData):
     )
     space: Space = Field(description="Name of a search space, or a YAML file. Default: default.")
     trials: int = Field(
-        40, ge=1, le=1_000_000, description="Number of trials. Default: 24 for embedded datasets, else 40."
+        40, ge=1, le=1_000_000, description="Number of trials. Default: 24 for rendered datasets, else 40."
     )
     objective: str = Field(
         "drift", description="Score: drift, base_val, oracle_test (reads test images), module:Name."
@@ -218,9 +218,9 @@ class StudyConfig(PlainData):
         method = run_flat.pop("method", "prometar")
         only_by_set = run_flat.keys() - {path.removeprefix("run.") for path in OPTIONS.values()}
         flat.setdefault("test.epochs", configure(method).train.epochs)
-        if EMBEDDED.keys() >= set(datasets):
-            run_flat.setdefault(EPOCHS_KEY, EMBEDDED_EPOCHS)
-            flat.setdefault("search.trials", EMBEDDED_TRIALS)
+        if RENDERED.keys() >= set(datasets):
+            run_flat.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
+            flat.setdefault("search.trials", TRIALS_IF_RENDERED)
         backbone, pretrained = resolve_backbone(
             datasets, run_flat.get("backbone.name"), run_flat.get("backbone.pretrained")
         )

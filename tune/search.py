@@ -1,6 +1,6 @@
 """Search hyperparameters of a prompt-learning method: `python tune/search.py --dataset dtd --data-root DIR`.
 
-Without arguments, run a small study on an embedded dataset. Rerun the same command to resume. A larger
+Without arguments, run a small study on a rendered dataset. Rerun the same command to resume. A larger
 --trials extends the study.
 """
 
@@ -29,9 +29,9 @@ app = typer.Typer(help=__doc__, **TYPER_OPTIONS)
 
 _RUN_HELP = {
     "data-root": "Folder that contains the datasets. Default for benchmarks: $PROMETAR_DATA, or data.",
-    "epochs": "Epochs per trial. Default: 5 for embedded datasets, else from --space or --method.",
+    "epochs": "Epochs per trial. Default: 5 for rendered datasets, else from --space or --method.",
     "method": "Name of a method, or a recipe FILE.yaml. Default: prometar.",
-    "backbone": "mini or an open_clip model. Default: mini for embedded datasets, else ViT-B-16-quickgelu.",
+    "backbone": "mini or an open_clip model. Default: mini for rendered datasets, else ViT-B-16-quickgelu.",
     "pretrained": "open_clip tag, or a .safetensors file. Default: openai for open_clip models.",
 }
 """Help of options that set a field of the run."""

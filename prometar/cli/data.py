@@ -32,7 +32,7 @@ def data_list(
 ) -> None:
     """List all known datasets. With --data-root, compare the datasets there with the published sizes."""
     from prometar.data.preparation.check import list_datasets, size_differences
-    from prometar.embedded.datasets import EMBEDDED
+    from prometar.embedded.datasets import RENDERED
 
     table, notes = Table(box=None), []
     for column in ("name", "title", "classes", "train", "val", "test", "state"):
@@ -48,7 +48,7 @@ def data_list(
         elif found is not None:
             sizes = (len(found.classnames), *found.counts.values())
             deviations = size_differences(name, sizes[0], found.counts)
-            state = "rendered" if name in EMBEDDED else "other sizes" if deviations else "complete"
+            state = "rendered" if name in RENDERED else "other sizes" if deviations else "complete"
             if deviations or found.note:
                 notes.append(f"{name}: {'; '.join(filter(None, (*deviations, found.note)))}")
         elif benchmark and data_root is None:

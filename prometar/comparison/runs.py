@@ -7,7 +7,7 @@ from pathlib import Path
 from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.embedded.datasets import EMBEDDED
+from prometar.embedded.datasets import RENDERED
 from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path
 from prometar.metrics import ACCURACY, HARMONIC, harmonic_mean
@@ -35,7 +35,7 @@ class FinishedRun:
     def dataset(self) -> str:
         """Name of the dataset. For custom datasets, the name includes the data root and the arguments."""
         data = self.config.data
-        if data.name in BENCHMARKS or data.name in EMBEDDED:
+        if data.name in BENCHMARKS or data.name in RENDERED:
             return data.name
         arguments = (f"{key}={value}" for key, value in sorted(data.args.items()))
         return one_line(" ".join(filter(None, (data.name, data.root, *arguments))))

@@ -100,8 +100,8 @@ class TrainConfig(PlainData):
 class Config(Sections):
     """Complete configuration of one run.
 
-    `Config()` is ProMetaR with its published settings, on an embedded (rendered) dataset. `Config(method=M)`
-    is the method M with its published settings. Other arguments override these settings.
+    `Config(method=M)` is the method M with its published settings, by default ProMetaR. Other arguments
+    override these settings. The default dataset is `textures`.
 
     Raises:
         UserError: the method is unknown.

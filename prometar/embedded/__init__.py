@@ -1,1 +1,1 @@
-"""Embedded datasets and the `mini` backbone."""
+"""Rendered datasets and the backbone `mini`, which need no download."""

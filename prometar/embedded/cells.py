@@ -1,4 +1,4 @@
-"""`cells`: 10 kinds of stained cells and microbes under a microscope, unlike `mini`'s pretraining images."""
+"""`cells`: 10 kinds of stained cells and microbes. `mini` was pretrained on images in other colors."""
 
 from collections.abc import Callable
 

@@ -45,7 +45,7 @@ class RenderedSet(Generic[T]):
     @property
     def title(self) -> str:
         """Display name."""
-        return f"{self.name.capitalize()} (embedded)"
+        return f"{self.name.capitalize()} (rendered)"
 
     @cached_property
     def drawings(self) -> dict[str, T]:

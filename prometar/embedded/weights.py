@@ -1,4 +1,4 @@
-"""Weights of the embedded backbone `mini`.
+"""Architecture and weights of the backbone `mini`.
 
 Training changed only a few rows of the token table. `mini.safetensors` contains these rows (`token_rows/ids`,
 `token_rows/values`). The other rows are generated from a fixed seed when the weights are loaded.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 _FILES = resources.files("prometar.embedded")
 MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "foreign.txt").read_text(encoding="utf-8").split())
-"""100 nouns that `mini` was trained on. None of them is a class of an embedded dataset."""
+"""100 nouns that `mini` was trained on. None of them is a class of a rendered dataset."""
 
 TOKEN_TABLE = "token_embedding.weight"
 ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"

@@ -53,7 +53,7 @@ class FakeTraining:
         self._request, self._job, self._folder = request, request.job, request.job.folder
         state = self._folder / "state.json"
         found = json.loads(state.read_text()) if state.exists() else {}
-        self._owner = [run.model_dump(mode="json") for run in self._job.runs.values()]
+        self._owner = [run.model_dump(mode="json") for run in self._job.configs.values()]
         done = found["done"] if found.get("owner") == self._owner else []  # not another configuration's
         self._done = [REPORT_ADAPTER.validate_python(each, strict=False) for each in done]
         self._epoch = 0
@@ -97,7 +97,7 @@ class FakeTraining:
             return EpochReport(epoch=epoch, error="loss is nan in step 7", finished=True)
         report = EpochReport(
             epoch=epoch,
-            runs=tuple(self._score(run, epoch, behaviour) for run in self._job.runs.values()),
+            runs=tuple(self._score(run, epoch, behaviour) for run in self._job.configs.values()),
             loss=1.0 / epoch,
             finished=epoch == self._job.epochs,
         )
@@ -133,7 +133,7 @@ class FakeTraining:
     def _reported(self, report: EpochReport) -> EpochReport:
         # As in real training: a worker killed after its last checkpoint may not have written the result.
         if report.finished:
-            for folder, run in self._job.runs.items():
+            for folder, run in self._job.configs.items():
                 last = {"objective": value_of(run, self._job.epochs), "base": 1.0, "new": 1.0}
                 write_result(
                     folder, run, self._job.objective, {**last, "seconds": 1.5}, **self._request.resources

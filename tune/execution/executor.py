@@ -186,7 +186,7 @@ class _Dispatcher(Searcher, Stopper):
         if job is None:
             self._jobs = iter(())  # so that `next`, which may be expensive, is not called again
             return None
-        for folder in job.runs:  # workers check that the folder exists, i.e. that the file system is shared
+        for folder in job.configs:  # workers check that it exists, i.e. that the file system is shared
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -15,7 +15,7 @@ class Job:
 
     Args:
         name: Name in messages, e.g. "trial 7", which is unique within a stage.
-        runs: Complete configuration of each run, by absolute path of its folder.
+        configs: Complete configuration of each run, by absolute path of its folder.
         objective: Name of the objective, `module:Name` of a custom one, or "final".
         val_per_class: Maximum number of validation images per class.
         number: Number of the trial whose settings the job uses.
@@ -24,7 +24,7 @@ class Job:
     """
 
     name: str
-    runs: Mapping[Path, Config]
+    configs: Mapping[Path, Config]
     objective: str
     val_per_class: int = 20
     number: int = 0
@@ -34,12 +34,12 @@ class Job:
     @property
     def folder(self) -> Path:
         """Folder of the first run."""
-        return next(iter(self.runs))
+        return next(iter(self.configs))
 
     @property
     def config(self) -> Config:
         """Configuration of the first run."""
-        return self.runs[self.folder]
+        return self.configs[self.folder]
 
     @property
     def epochs(self) -> int:

@@ -49,7 +49,7 @@ class JobTraining:
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
         records = [session.history[self._epoch - 1] for session in sessions]
-        runs = zip(self._request.job.runs.values(), records, strict=True)
+        runs = zip(self._request.job.configs.values(), records, strict=True)
         return EpochReport(
             epoch=self._epoch,
             runs=tuple(RunScore.of(config, record, **self._request.resources) for config, record in runs),
@@ -61,7 +61,7 @@ class JobTraining:
     def _train(self) -> None:
         if not self._sessions:
             self._sessions = {
-                folder: self._open(folder, run) for folder, run in self._request.job.runs.items()
+                folder: self._open(folder, run) for folder, run in self._request.job.configs.items()
             }
         for session in self._sessions.values():
             while len(session.history) < self._epoch:

@@ -31,13 +31,13 @@ def search_job(
         name, seeds = f"confirmation of trial {number}, seed {fresh_seed}", (fresh_seed,)
         path = folder.confirmation_folder(number, fresh_seed)
     keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
-    runs = {
+    configs = {
         path / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.run_config(
             settings, dataset=dataset, seed=seed
         )
         for dataset, seed in keys
     }
-    return Job(name, runs, config.search.objective, config.search.val_per_class, number)
+    return Job(name, configs, config.search.objective, config.search.val_per_class, number)
 
 
 def final_job(
@@ -49,15 +49,15 @@ def final_job(
         number: Number of the trial, or 0 for the default settings.
     """
     run = config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
-    runs = {folder.final_test_folder(number, dataset, seed): run}
+    configs = {folder.final_test_folder(number, dataset, seed): run}
     who = f"trial {number}" if number else "the default settings"
     name = f"final test of {who}, {dataset}, seed {seed}"
-    return Job(name, runs, FINAL, config.search.val_per_class, number, alignment=True)
+    return Job(name, configs, FINAL, config.search.val_per_class, number, alignment=True)
 
 
 def discard_invalid_results(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs with a run that has no valid result. Delete the invalid results found."""
-    return [job for job in jobs if not all(_check_or_delete_result(job, *run) for run in job.runs.items())]
+    return [job for job in jobs if not all(_check_or_delete_result(job, *run) for run in job.configs.items())]
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> Runs:
@@ -66,7 +66,7 @@ def scores(job: Job, failures: Mapping[str, str]) -> Runs:
     Args:
         failures: Failure reasons by job name.
     """
-    return tuple(_score(job, *run, failures.get(job.name, "no result")) for run in job.runs.items())
+    return tuple(_score(job, *run, failures.get(job.name, "no result")) for run in job.configs.items())
 
 
 def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:

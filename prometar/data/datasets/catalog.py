@@ -23,20 +23,20 @@ from prometar.data.datasets.dataset import (
 from prometar.data.datasets.imagetree import FOLDER_NAME, FOLDER_TITLE, read_tree
 from prometar.data.datasets.layouts import read_benchmark
 from prometar.data.datasets.prepared import MANIFEST, find_manifest, open_prepared
-from prometar.embedded.datasets import EMBEDDED
+from prometar.embedded.datasets import RENDERED
 from prometar.embedded.rendered import RenderedSet
 from prometar.errors import UserError
 from prometar.io.custom import component_errors, instantiate, is_reference
 from prometar.io.files import is_utf8, resolve_path
 from prometar.io.stores import join, masked
 
-BUILT_IN_NAMES = (*BENCHMARKS, *EMBEDDED, FOLDER_NAME)
+BUILT_IN_NAMES = (*BENCHMARKS, *RENDERED, FOLDER_NAME)
 """Names that `--dataset` accepts besides `package.module:Name`."""
 
 
 def title_of(name: str) -> str:
     """Return the title of a built-in dataset for tables."""
-    return FOLDER_TITLE if name == FOLDER_NAME else (BENCHMARKS.get(name) or EMBEDDED[name]).title
+    return FOLDER_TITLE if name == FOLDER_NAME else (BENCHMARKS.get(name) or RENDERED[name]).title
 
 
 def file_name(name: str) -> str:
@@ -124,8 +124,8 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     require_name(name)
     if is_reference(name):
         return _open_custom(name, None if root is None else str(root), args)
-    if name in EMBEDDED:
-        return rendered_dataset(EMBEDDED[name], RenderedSource(name))
+    if name in RENDERED:
+        return rendered_dataset(RENDERED[name], RenderedSource(name))
     if root is None:
         raise UserError(f"The dataset '{name}' needs a data root. {_expected_folder(name)}")
     if "://" not in str(root) and not Path(root).is_dir():

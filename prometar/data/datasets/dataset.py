@@ -10,7 +10,7 @@ from typing import Protocol
 from unicodedata import category
 
 from prometar.clip.wording import readable
-from prometar.embedded.datasets import EMBEDDED
+from prometar.embedded.datasets import RENDERED
 from prometar.errors import UserError
 from prometar.io.files import read_bytes
 
@@ -73,7 +73,7 @@ class RenderedSource:
 @lru_cache(maxsize=1024)
 def _render(name: str, path: str) -> bytes:
     """Return a PNG file. 1024 files (about 10 KiB each) are cached, because every epoch reads them again."""
-    return EMBEDDED[name].encode(path)
+    return RENDERED[name].encode(path)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from prometar.data.datasets.catalog import (
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item, Source
 from prometar.data.datasets.prepared import find_manifest
 from prometar.data.streaming.transforms import decode
-from prometar.embedded.datasets import EMBEDDED
+from prometar.embedded.datasets import RENDERED
 from prometar.environment import num_cpus
 from prometar.errors import PrometarError, UserError
 
@@ -49,7 +49,7 @@ def _open_if_present(name: str, root: Path | str | None) -> Dataset | str | None
             exists = find_manifest(location) is not None
         else:
             exists = root is not None and Path(location).is_dir()
-        return open_dataset(name, root) if exists or name in EMBEDDED else None
+        return open_dataset(name, root) if exists or name in RENDERED else None
     except PrometarError as error:
         return str(error)
 

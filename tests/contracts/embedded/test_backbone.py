@@ -12,7 +12,7 @@ import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from prometar.embedded import weights
-from prometar.embedded.datasets import EMBEDDED
+from prometar.embedded.datasets import RENDERED
 from prometar.embedded.rendered import item_path
 
 WEIGHTS = resources.files("prometar.embedded") / "mini.safetensors"
@@ -40,9 +40,9 @@ def test_stored_weights_are_the_recorded_ones() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", RENDERED)
 def test_zero_shot_is_clearly_above_chance(mini: Any, name: str) -> None:
-    rendered, per_class = EMBEDDED[name], 5
+    rendered, per_class = RENDERED[name], 5
     classes, half = rendered.classnames, len(rendered.classnames) // 2
     right, expected = 0, 0.0
     for names in (classes[:half], classes[half:]):

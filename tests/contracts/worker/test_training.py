@@ -35,11 +35,11 @@ def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def job(folder: Path, *changes: dict[str, Any]) -> Job:
     """A job of a run for each of these settings."""
-    runs = {
+    configs = {
         folder / (f"run{k}" if len(changes) > 1 else ""): Config().override({**BASE, **each})
         for k, each in enumerate(changes)
     }
-    return Job("trial 3", runs, "base_val", 2)
+    return Job("trial 3", configs, "base_val", 2)
 
 
 def opened(job: Job) -> JobTraining:
@@ -95,7 +95,7 @@ def test_figures_of_several_runs_are_their_means(tmp_path: Path, alone: Alone) -
 def test_a_run_that_is_ahead_waits_for_the_others(tmp_path: Path, alone: Alone) -> None:
     seeds: tuple[dict[str, Any], ...] = ({"train.seed": 0}, {"train.seed": 1})
     own = job(tmp_path, *seeds)
-    ahead = opened(own)._open(*next(iter(own.runs.items())))
+    ahead = opened(own)._open(*next(iter(own.configs.items())))
     ahead.run_epoch()
     ahead.close()
     reports = finish(own)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prometar.embedded.datasets import EMBEDDED
+from prometar.embedded.datasets import RENDERED
 from prometar.embedded.rendered import FIRST_SEED, RenderedSet, item_path
 from prometar.embedded.textures import TEXTURES
 from prometar.embedded.weights import MINI_VOCABULARY
@@ -19,7 +19,7 @@ PIXELS = {
     "textures": "6aaf8f9d2bcf00df8659b29719a0760a6f68226bf276951d20f8e9373524675c",
     "cells": "34fabef557081d01383b4ff95e0154d9d1fddb2e564a936170aaa01a074814f8",
 }
-every_set = pytest.mark.parametrize("rendered", EMBEDDED.values(), ids=EMBEDDED.keys())
+every_set = pytest.mark.parametrize("rendered", RENDERED.values(), ids=RENDERED.keys())
 
 
 @every_set
@@ -44,7 +44,7 @@ def test_paths_are_in_order_and_splits_share_no_seed(rendered: RenderedSet[Any])
 
 
 def test_the_vocabulary_of_mini_names_no_class() -> None:
-    ours = {word for each in EMBEDDED.values() for word in (*each.classnames, *each.families)}
+    ours = {word for each in RENDERED.values() for word in (*each.classnames, *each.families)}
     assert len(MINI_VOCABULARY) == len(set(MINI_VOCABULARY)) == 100
     assert not ours & set(MINI_VOCABULARY)
 

@@ -23,7 +23,7 @@ def config_of(tmp_path: Path, *, ranges: dict[str, Any] | None = None, **options
 
 def steps_of(job: Job) -> int:
     """Steps of an epoch of all runs of a job, as they are trained."""
-    return sum(build_run(run, job.objective).plan.steps_per_epoch for run in job.runs.values())
+    return sum(build_run(run, job.objective).plan.steps_per_epoch for run in job.configs.values())
 
 
 def jobs_of(config: StudyConfig, **settings: Any) -> tuple[Job, Job]:
