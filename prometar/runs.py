@@ -16,7 +16,7 @@ from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import Stream, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
-from prometar.inference.classifier import Classifier, prompts_of
+from prometar.inference.classifier import Classifier, matching_prompts
 from prometar.inference.prompt_file import Card, require_new_prompt_file, write_prompts
 from prometar.io.custom import is_reference
 from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
@@ -36,7 +36,7 @@ def train_run(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     before_step: StepCallback | None = None,
 ) -> EpochRecord:
-    """Train and test a run in a folder. Resume from its checkpoint if there is one. Return the last record.
+    """Train and test a run in a folder, or resume it from its checkpoint. Return the last epoch's record.
 
     Args:
         objective: Name of the objective (`prometar.data.splits.objective`).
@@ -44,7 +44,7 @@ def train_run(
         before_step: Called before each step.
 
     Raises:
-        UserError: the settings, the data or the weights are invalid, or the folder has other results.
+        UserError: the settings, the data or the weights are invalid, or the folder contains another run.
         WorkError: the checkpoint belongs to another run, or the loss is not finite.
     """
     require_outside(folder, config.data.name, config.data.root)
@@ -62,18 +62,18 @@ def train_run(
 
 
 def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
-    """Raise a UserError if a folder contains a study, or files of a run that cannot be resumed."""
+    """Raise a UserError if a folder contains a study, or the configuration or result of another run."""
     if file_size(folder / "study.yaml") is not None:
         raise UserError(f"{folder} contains a study. Choose another folder with --out.")
     if file_size(folder / "checkpoint.safetensors") is not None:
         return  # the session compares the checkpoint with the run
     config, result = folder / "config.yaml", folder / RESULT_FILE
-    same = file_size(config) is not None and read_bytes(config) == config_text
-    if same and file_size(result) is not None:
+    is_same = file_size(config) is not None and read_bytes(config) == config_text
+    if is_same and file_size(result) is not None:
         with suppress(PrometarError):  # a corrupt result is replaced
-            same = read_result(folder).objective == objective
+            is_same = read_result(folder).objective == objective
     for file in (config, result):
-        if not same and file_size(file) is not None:
+        if not is_same and file_size(file) is not None:
             raise UserError(f"{file} belongs to another run. Choose another folder with --out.")
 
 
@@ -89,7 +89,7 @@ def write_result(
     result = RunResult(
         result=last,
         accuracies={name: last[name] for name in run.evaluations},
-        images={name: len(found.plan.items) for name, found in run.evaluations.items()},
+        images={name: len(evaluation.plan.items) for name, evaluation in run.evaluations.items()},
         history=tuple(session.history),
         objective=run.objective,
         classnames=classnames(run.plan.items),
@@ -122,7 +122,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     return Session(build_run(config, objective), folder).score()
 
 
-def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
+def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
     """Return a classifier's accuracy (in percent) on all test images of a dataset."""
     items = select_labels(dataset.test, labels_of(dataset.items))
     if not items:
@@ -134,23 +134,23 @@ def evaluate_on(classifier: Classifier, dataset: Dataset, stream: Stream = strea
 
 
 def evaluate_on_targets(folder: Path, names: Sequence[str], stream: Stream = stream_local) -> None:
-    """Test a finished run on other datasets, unless result.json already contains their accuracy.
+    """Test a finished run on other datasets, and add their accuracies to result.json if it lacks them.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
     """
     result = read_result(folder)
-    classifier = load_trained(folder, trust_parts=True)
+    classifier = load_run_classifier(folder, trust_parts=True)
     for name in names:
         if name not in result.tests:
             dataset = open_dataset(name, classifier.config.data.root)
-            tested = evaluate_on(classifier, dataset, stream), dataset.digest
+            tested = evaluate_classifier(classifier, dataset, stream), dataset.digest
             result = result.model_copy(update={"tests": {**result.tests, name: tested}})
             result.write(folder)
 
 
-def load_trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
-    """Load a classifier with the prompts of a finished run. No images are read.
+def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifier:
+    """Return a classifier with the prompts of a finished run. No images are read.
 
     Raises:
         UserError: the folder does not contain a finished run, or the weights are missing.
@@ -161,10 +161,12 @@ def load_trained(folder: Path, *, trust_parts: bool = False) -> Classifier:
     backbone = backbone_of(config.backbone)
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
-        raise UserError(f"{folder} was trained with other weights than {pretrained} contains now.")
-    state = checkpoint.state.to(backbone.clip.device)
-    prompts = prompts_of(folder / "checkpoint.safetensors", config, backbone.clip, state.evaluated_prompts)
-    return Classifier(backbone, prompts, state.evaluated_prompts, config, result.classnames, result.template)
+        raise UserError(
+            f"{folder} was trained with other weights than {pretrained} contains now. Restore the weights."
+        )
+    leaves = checkpoint.state.to(backbone.clip.device).evaluated_prompts
+    prompts = matching_prompts(folder / "checkpoint.safetensors", config, backbone.clip, leaves)
+    return Classifier(backbone, prompts, leaves, config, result.classnames, result.template)
 
 
 def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
@@ -175,17 +177,17 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         WorkError: the folder is not writable.
     """
     require_new_prompt_file(to)
-    classifier, result = load_trained(folder, trust_parts=trust_parts), read_result(folder)
+    classifier = load_run_classifier(folder, trust_parts=trust_parts)
     backbone = classifier.config.backbone
     is_local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
-    overrides: dict[str, object] = {"data.root": None}  # paths of this machine are not shared
+    overrides: dict[str, object] = {"data.root": None}  # a card contains no paths of this machine
     if is_local:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
         digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),
         weights_file=is_local,
-        **result.model_dump(include=set(Card.model_fields)),
+        **read_result(folder).model_dump(include=set(Card.model_fields)),  # the other fields of the card
     )
     return write_prompts(to, classifier.leaves, card)
 

@@ -1,7 +1,7 @@
 """Gradient alignment: the cosine of support and query gradients during training.
 
 To first order, the meta phase minimizes L_query - lr * dot(g_support, g_query), so it favors gradients that
-agree. `Alignment` measures their cosine on the meta task of a step, even in runs without a meta phase.
+agree. `AlignmentRecorder` measures their cosine on the meta task of a step, even without a meta phase.
 
 Source: ProMetaR (CVPR 2024) derives this effect but does not measure it.
 """
@@ -36,44 +36,44 @@ from prometar.training.run_result import STRICT
 
 ALIGNMENT_FILE = "alignment.jsonl"
 _ALL_ZERO = SgdConfig(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
-Record = dict[str, int | float]
+AlignmentRecord = dict[str, int | float]
 
 
 @dataclass
-class Alignment:
-    """Step callback that appends a record to alignment.jsonl in the folder of the run, every `every` steps.
+class AlignmentRecorder:
+    """Step callback that appends a record to alignment.jsonl in the run's folder at every `every`-th step.
 
     A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
-    tower with prompts (`text`, `vision`), and the norms of the two gradients.
+    tower with prompts (`text`, `vision`), and the norms of the gradients (`support_norm`, `query_norm`).
     """
 
     folder: Path
     every: int = 20
-    _next: int | None = field(default=None, init=False)
+    _next_step: int | None = field(default=None, init=False)
 
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
         path = self.folder / ALIGNMENT_FILE
-        if self._next != state.step and path.exists():  # a resumed run repeats steps
+        if self._next_step != state.step and path.exists():  # a resumed run repeats recorded steps
             write_atomically(path, _lines(r for r in read_alignment(path) if r["step"] < state.step).encode())
-        self._next = state.step + 1
+        self._next_step = state.step + 1
         if state.step % self.every:
             return
-        cosines = measure(run, state, batch)
-        if cosines is not None:
+        measured = measure_alignment(run, state, batch)
+        if measured is not None:
             epoch = state.step // run.plan.steps_per_epoch + 1
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a", encoding="utf-8") as file:
-                    file.write(_lines([{"step": state.step, "epoch": epoch, **cosines}]))
+                    file.write(_lines([{"step": state.step, "epoch": epoch, **measured}]))
             except OSError as error:
                 raise cannot_write_error(path, error) from None
 
 
-def _lines(records: Iterable[Record]) -> str:
+def _lines(records: Iterable[AlignmentRecord]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def measure(run: Run, state: State, batch: Batch) -> Record | None:
+def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord | None:
     """Return the cosines and norms of the modulated support gradient and the gradient of the query loss.
 
     The meta task is that of the step, without augmentation. Returns None if the batch contains only one
@@ -88,9 +88,10 @@ def measure(run: Run, state: State, batch: Batch) -> Record | None:
     _, task = make_batch(clip, method, images, labels, send(selection, images.device))
     assert task is not None
     support, query = task
-    plain = replace(method, regularizer=Regularizer(), modulator=Add())
-    g_support, g_query = _gradient(run, method, state, support), _gradient(run, plain, state, query)
-    record: Record = {"cosine": _cosine(g_support, g_query)}
+    unregularized = replace(method, regularizer=Regularizer(), modulator=Add())
+    g_support = _gradient(run, method, state, support)
+    g_query = _gradient(run, unregularized, state, query)
+    record: AlignmentRecord = {"cosine": _cosine(g_support, g_query)}
     for tower in ("text", "vision"):
         tower_gradient = {name: leaf for name, leaf in g_support.items() if name.startswith(f"{tower}.")}
         if tower_gradient:
@@ -100,7 +101,7 @@ def measure(run: Run, state: State, batch: Batch) -> Record | None:
 
 
 def _gradient(run: Run, method: Method, state: State, images: Embeddings) -> Leaves:
-    """Return the gradient of the direct phase."""
+    """Return the prompts' gradient in the direct phase of a step on these images."""
     # With lr, momentum coefficient and weight decay all 0, the momentum buffer after a step is the gradient.
     return step(run.model, replace(method, inner=None), state, images, None, _ALL_ZERO)[0].prompt_momenta
 
@@ -115,10 +116,10 @@ def _flat(leaves: Leaves) -> Tensor:
     return torch.cat([leaf.flatten() for leaf in leaves.values()]).double()
 
 
-_RECORD = TypeAdapter(Record, config=STRICT)
+_RECORD = TypeAdapter(AlignmentRecord, config=STRICT)
 
 
-def read_alignment(path: Path) -> list[Record]:
+def read_alignment(path: Path) -> list[AlignmentRecord]:
     """Read the records of a run. Incomplete lines are ignored.
 
     Raises:
@@ -129,7 +130,7 @@ def read_alignment(path: Path) -> list[Record]:
     except OSError:
         fix = "Train the run with `prometar train --alignment-every 20`."
         raise UserError(f"Cannot read {path}. {fix}") from None
-    records: list[Record] = []
+    records: list[AlignmentRecord] = []
     for line in lines:
         with suppress(ValidationError):
             record = _RECORD.validate_json(line)
@@ -144,8 +145,8 @@ def mean_cosine(folder: Path) -> float | None:
     return mean(record["cosine"] for record in records) if records else None
 
 
-def summary(records: Sequence[Record]) -> str:
-    """Summarize the cosines of a run in one line: mean over the run, its first quarter and its last."""
+def summary(records: Sequence[AlignmentRecord]) -> str:
+    """Summarize a run's cosines in one line, including their means in its first and last quarter."""
     cosines = [record["cosine"] for record in records]
     if not cosines:
         return "no records"
@@ -158,7 +159,7 @@ def summary(records: Sequence[Record]) -> str:
     )
 
 
-def render_page(runs: Mapping[str, Sequence[Record]]) -> str:
+def render_page(runs: Mapping[str, Sequence[AlignmentRecord]]) -> str:
     """Return an HTML page that plots the cosines of each run by step, and their means by epoch."""
     import plotly.graph_objects as go  # optional dependency that is slow to import
     from plotly.colors import qualitative

@@ -75,7 +75,7 @@ def train(
         values.setdefault("data.root", absolute_root(root))
     chosen = chosen.override(values, where="--set").with_defaults()
     # Importing torch is slow, so the configuration is validated first.
-    from prometar.analysis.alignment import Alignment
+    from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build
     from prometar.methods.prompts import has_image_prompts
     from prometar.runs import train_run
@@ -86,7 +86,7 @@ def train(
     objective_of(objective)  # raises a UserError if it is unknown
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = resolve_path(out) if out else Path("out/train") / name
-    before_step = None if alignment_every is None else Alignment(folder, alignment_every)
+    before_step = None if alignment_every is None else AlignmentRecorder(folder, alignment_every)
     show = partial(_print_epoch, chosen.train.epochs)
     result = train_run(chosen, folder, objective=objective, on_epoch=show, before_step=before_step)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
@@ -104,7 +104,7 @@ def evaluate(
     trust_parts: TrustOption = False,
 ) -> None:
     """Test a finished run again, or on another dataset."""
-    from prometar.runs import evaluate_on, evaluate_run, load_trained
+    from prometar.runs import evaluate_classifier, evaluate_run, load_run_classifier
     from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
@@ -113,8 +113,8 @@ def evaluate(
         _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
     else:
         root = data_root or default_root(dataset)
-        classifier = load_trained(run, trust_parts=trust_parts)
-        accuracy = evaluate_on(classifier, open_dataset(dataset, root and absolute_root(root)))
+        classifier = load_run_classifier(run, trust_parts=trust_parts)
+        accuracy = evaluate_classifier(classifier, open_dataset(dataset, root and absolute_root(root)))
         print(f"{run} on {dataset}: {accuracy:.2f} %")
 
 

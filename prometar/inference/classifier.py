@@ -21,14 +21,14 @@ from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, apply, to_rgb
 from prometar.device import default_device, fetch, named_device, send
 from prometar.errors import UserError, WorkError, first_line
-from prometar.inference.prompt_file import HUB, Card, download_prompts, read_prompts
+from prometar.inference.prompt_file import HUB_PREFIX, Card, download_prompts, read_prompts
 from prometar.io.files import read_bytes
 from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.training.run import DTYPES
 from prometar.training.scoring import make_logits_fn, not_finite_error
 
-Picture = Image.Image | str | Path | NDArray[np.uint8]
+ImageInput = Image.Image | str | Path | NDArray[np.uint8]
 
 
 class Predictions(NamedTuple):
@@ -78,7 +78,7 @@ class Classifier:
 
     def predict(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageInput | Sequence[ImageInput],
         *,
         classnames: Sequence[str] | None = None,
         batch_size: int = EVAL_BATCH_SIZE,
@@ -100,11 +100,11 @@ class Classifier:
             ('striped', 'dotted')
         """
         names = self.classnames if classnames is None else _check_classnames(classnames)
-        pictures = _to_sequence(images)
+        inputs = _to_sequence(images)
         logits, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
         spec, chunks = TransformSpec(clip.image_size, train=False, crop_scale=TORCHVISION_CROP), []
-        for number, start in enumerate(range(0, len(pictures), batch_size)):
-            encoded = map(_encode, pictures[start : start + batch_size])
+        for number, start in enumerate(range(0, len(inputs), batch_size)):
+            encoded = map(_encode, inputs[start : start + batch_size])
             pixels = np.stack([apply(spec, content, 0, path=path) for content, path in encoded])
             logits_BC = logits(send(torch.from_numpy(pixels), clip.device), number)
             chunks.append(fetch(logits_BC.float().softmax(dim=-1)).numpy())
@@ -131,10 +131,11 @@ def load(
         WorkError: the Hub does not provide the file.
     """
     target = default_device() if device is None else named_device(device)
-    path = download_prompts(path) if isinstance(path, str) and path.startswith(HUB) else Path(path)
+    path = download_prompts(path) if isinstance(path, str) and path.startswith(HUB_PREFIX) else Path(path)
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_parts)
     name, original = config.backbone.name, config.backbone.pretrained
+    # Names of pretrained weights contain neither dots nor slashes.
     is_path = original is not None and (bool(Path(original).suffix) or Path(original).name != original)
     if pretrained is None and (card.weights_file or is_path):
         raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
@@ -145,20 +146,20 @@ def load(
             "Pass the original weights as pretrained=FILE."
         )
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
-    prompts = prompts_of(path, config, clip, leaves)
+    prompts = matching_prompts(path, config, clip, leaves)
     leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
     backbone = build_backbone(name, pretrained or original, clip)
     return Classifier(backbone, prompts, leaves, config, card.classnames, card.template, card)
 
 
-def prompts_of(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor]) -> Prompts:
-    """Return the structure of the prompts whose trained tensors are `leaves`.
+def matching_prompts(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor]) -> Prompts:
+    """Return the structure of the prompts, if the trained tensors `leaves` fit it.
 
     Raises:
-        UserError: the leaves read from `path` do not fit the method and this CLIP, or are not finite.
+        UserError: the leaves, read from `path`, do not fit the method and this CLIP, or are not finite.
     """
     prompts, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
-    expected = prompts.initialize(clip, no_tokens, torch.Generator().manual_seed(0))
+    expected = prompts.initialize(clip, no_tokens, torch.Generator())  # only names and shapes matter
     if problem := mismatch(expected, leaves):
         raise UserError(f"{path} does not contain prompts of its method ({problem}). Train and export again.")
     return prompts
@@ -172,11 +173,13 @@ def _check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
     except (TypeError, AttributeError):  # not a sequence of strings
         usable = False
     if not usable:
-        raise UserError(f"classnames must be different names after normalization, found {classnames!r:.200}")
+        raise UserError(
+            f"classnames must be different names (case and underscores are ignored), got {classnames!r:.200}"
+        )
     return names
 
 
-def _to_sequence(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]
     if not isinstance(images, Sequence | np.ndarray) or not len(images):
@@ -184,20 +187,17 @@ def _to_sequence(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
     return list(images)
 
 
-def _encode(picture: Picture) -> tuple[bytes, str]:
-    """Return an encoded image, and its path for messages. Pixels are encoded without loss."""
-    if isinstance(picture, str | Path):
+def _encode(image: ImageInput) -> tuple[bytes, str]:
+    """Return the bytes of an image file, and its path for messages. Pixels are encoded losslessly."""
+    if isinstance(image, str | Path):
         try:
-            return read_bytes(Path(picture)), str(picture)
+            return read_bytes(Path(image)), str(image)
         except OSError as error:
-            raise UserError(f"Cannot read image {picture} ({error.strerror}). Check the path.") from None
+            raise UserError(f"Cannot read image {image} ({error.strerror}). Check the path.") from None
     file = io.BytesIO()
     try:
-        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-        to_rgb(image).save(file, "PPM")
+        to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, "PPM")
     except Exception as error:  # Pillow reads files lazily and raises errors of many types
-        where = getattr(picture, "filename", "") or "given as pixels"
-        raise WorkError(
-            f"Corrupt image {where} ({first_line(error)}). Remove or replace the image."
-        ) from None
+        path = getattr(image, "filename", "") or "given as pixels"
+        raise WorkError(f"Corrupt image {path} ({first_line(error)}). Remove or replace the image.") from None
     return file.getvalue(), "given as pixels"

@@ -23,19 +23,19 @@ from prometar.io.plain_data import PlainData, problems_of
 from prometar.methods.prompts import Leaves
 
 FORMAT = "prometar-prompts-2"
-HUB, HUB_FILE = "hf://", "prompts.safetensors"
+HUB_PREFIX, HUB_FILE = "hf://", "prompts.safetensors"
 
 
 class Card(PlainData):
     """Description of trained prompts, without paths of the training machine.
 
     Args:
-        objective: Name of the objective, which determines the evaluation images and how they are scored.
+        objective: Name of the objective, which determines the images and the score.
         classnames, template: Training classes in label order, and the template of their texts.
-        digest: Digest of the backbone's weights before `Tower.folded`.
+        digest: sha256 of the backbone's weights as loaded, before `Tower.folded` changes them.
         weights_file: True if the weights were loaded from a local file.
         accuracies, images: Test accuracy in percent and number of test images, by evaluation set.
-        environment, code: Software versions and machine, and digests of custom components.
+        environment, code: Software versions and machine, and sha256 of the custom components' source files.
     """
 
     config: Config
@@ -104,7 +104,7 @@ def download_prompts(address: str) -> Path:
     """
     from huggingface_hub import hf_hub_download  # slow to import
 
-    repository, _, revision = address.removeprefix(HUB).partition("@")
+    repository, _, revision = address.removeprefix(HUB_PREFIX).partition("@")
     with download_errors(address, "Check the name and the network, and run `hf auth login`."):
         return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
 

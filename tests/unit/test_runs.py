@@ -89,7 +89,7 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     with pytest.raises(
         UserError, match=r"run was trained with other weights than .*weights\.safetensors contains now"
     ):
-        runs.load_trained(tmp_path / "run")
+        runs.load_run_classifier(tmp_path / "run")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Path) -> None:

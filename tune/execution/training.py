@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from prometar.analysis.alignment import Alignment
+from prometar.analysis.alignment import AlignmentRecorder
 from prometar.config.settings import Config, dump_config
 from prometar.data.streaming.raystream import stream
 from prometar.device import release_cached_memory
@@ -74,7 +74,7 @@ class JobTraining:
         job, path = self._request.job, folder / RESULT_FILE
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         session, note = Session.resume_or_restart(
-            run, folder, self._stream, Alignment(folder) if job.alignment else None
+            run, folder, self._stream, AlignmentRecorder(folder) if job.alignment else None
         )
         self._notes += [note] if note else []
         # The folder may contain the result of another run, which would not match the new config.yaml.

@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.analysis.alignment import ALIGNMENT_FILE, Alignment, measure, read_alignment, render_page
+from prometar.analysis.alignment import (
+    ALIGNMENT_FILE,
+    AlignmentRecorder,
+    measure_alignment,
+    read_alignment,
+    render_page,
+)
 from prometar.cli.app import main
 from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS
@@ -50,7 +56,7 @@ def test_it_is_the_cosine_of_plain_gradients() -> None:
     backbone, method, model, start = make({})
     run, state = replace(small_run(), backbone=backbone, method=method, model=model), moved(start)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    found = measure(run, state, Batch(0, pixels, np.array([0, 1, 1, 2])))
+    found = measure_alignment(run, state, Batch(0, pixels, np.array([0, 1, 1, 2])))
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="")
     assert model.frozen_text_CE is not None
     reference = Released(
@@ -79,7 +85,7 @@ def test_it_is_the_cosine_of_plain_gradients() -> None:
 def test_every_method_is_measured_where_it_learns(method: str) -> None:
     run = small_run(method, train__batch_size=4)
     state = initial_state(run)
-    found = measure(run, state, pictures(run, (0, 1, 1, 2)))
+    found = measure_alignment(run, state, pictures(run, (0, 1, 1, 2)))
     if not state.prompts:
         assert found is None
         return
@@ -92,14 +98,14 @@ def test_every_method_is_measured_where_it_learns(method: str) -> None:
 
 def test_a_batch_of_one_class_has_no_task() -> None:
     run = small_run()
-    assert measure(run, initial_state(run), pictures(run, (1, 1, 1, 1))) is None
+    assert measure_alignment(run, initial_state(run), pictures(run, (1, 1, 1, 1))) is None
 
 
 @pytest.mark.parametrize("values", [{}, {"inner__kind": "none"}], ids=["meta phase", "none"])
 def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
     run = small_run(train__epochs=2, **values)
     blind = Session(run, tmp_path / "blind")
-    watched = Session(run, tmp_path / "watched", before_step=Alignment(tmp_path / "watched", every=1))
+    watched = Session(run, tmp_path / "watched", before_step=AlignmentRecorder(tmp_path / "watched", every=1))
     assert without_time(train(blind)) == without_time(train(watched))
     for name, tensor in blind.state.tensors().items():
         assert torch.equal(tensor, watched.state.tensors()[name]), name
@@ -111,8 +117,8 @@ def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> Non
 def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: Path) -> None:
     run = small_run(train__epochs=2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(Session(run, whole, before_step=Alignment(whole, every=1)))
-    before_step = Alignment(parts, every=1)
+    train(Session(run, whole, before_step=AlignmentRecorder(whole, every=1)))
+    before_step = AlignmentRecorder(parts, every=1)
 
     def stopping(run: Run, state: State, pictures: Batch) -> None:
         before_step(run, state, pictures)
@@ -124,7 +130,7 @@ def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: 
     before = (parts / ALIGNMENT_FILE).read_text()
     (parts / ALIGNMENT_FILE).write_text(before[:-20])  # killed while it wrote
     assert len(read_alignment(parts / ALIGNMENT_FILE)) == before.count("\n") - 1
-    train(Session(run, parts, before_step=Alignment(parts, every=1)))
+    train(Session(run, parts, before_step=AlignmentRecorder(parts, every=1)))
     assert (parts / ALIGNMENT_FILE).read_text() == (whole / ALIGNMENT_FILE).read_text()
 
 

@@ -18,7 +18,7 @@ import torch
 
 from prometar import runs
 from prometar.analysis import alignment
-from prometar.analysis.alignment import Alignment
+from prometar.analysis.alignment import AlignmentRecorder
 from prometar.clip.features import cached_text
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, dump_config
@@ -90,7 +90,7 @@ def leave_half(folder: Path) -> None:
 
 def trained(folder: Path) -> object:
     """`prometar train`."""
-    return runs.train_run(CONFIG, folder / "run", before_step=Alignment(folder / "run", every=2))
+    return runs.train_run(CONFIG, folder / "run", before_step=AlignmentRecorder(folder / "run", every=2))
 
 
 COMMANDS: dict[str, Callable[[Path], object]] = {
@@ -128,8 +128,10 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "dump_config", described)
     monkeypatch.setattr(training, "stream", lambda *_, cpus: iter(()))
     monkeypatch.setattr(runs, "environment", dict)  # slow, and not to be compared
-    monkeypatch.setattr(training, "Alignment", partial(Alignment, every=2))
-    monkeypatch.setattr(alignment, "measure", lambda run, state, pictures: {"cosine": state.step / 8})
+    monkeypatch.setattr(training, "AlignmentRecorder", partial(AlignmentRecorder, every=2))
+    monkeypatch.setattr(
+        alignment, "measure_alignment", lambda run, state, pictures: {"cosine": state.step / 8}
+    )
     monkeypatch.setattr(session_module, "train_epoch", train_epoch)
     monkeypatch.setattr(Session, "score", score)
 
