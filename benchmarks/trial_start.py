@@ -4,7 +4,7 @@
 
 Uses the embedded default. `new actor` runs each trial in a new actor and includes the start of its process.
 `reused actor` runs all trials in one actor, as a study does, and ignores the first trial. The worker is
-`tune.execution.worker.TrialWorker` with additional timers, in the placement group of a trial. Each trial
+`tune.execution.worker.JobWorker` with additional timers, in the placement group of a trial. Each trial
 trains one epoch before the next trial starts.
 """
 
@@ -23,12 +23,12 @@ from prometar.config.settings import configure
 from tune.execution.job import Job
 from tune.execution.ray_cluster import start_ray
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import JobRequest, TrialWorker
+from tune.execution.worker import JobRequest, JobWorker
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
 
 
-class TimedWorker(TrialWorker):
+class TimedWorker(JobWorker):
     """A study's worker, outside of Ray Tune, that measures the time of each part."""
 
     def __init__(self) -> None:

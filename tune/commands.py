@@ -1,4 +1,4 @@
-"""Commands `prometar report` and `prometar reproduce`, registered as entry points of `prometar.commands`."""
+"""Commands `prometar report` and `prometar reproduce`, found by `prometar` through their entry points."""
 
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,7 @@ def reproduce(
         list[str], _option("Methods with their published settings, or recipes FILE.yaml.", " ".join(METHODS))
     ] = METHODS,
     seeds: Annotated[
-        list[int], _option("Seeds of images, prompts and image order.", "1 2 3", min=0, max=2**32 - 1)
+        list[int], _option("Seeds of few-shot draw, prompts and image order.", "1 2 3", min=0, max=2**32 - 1)
     ] = SEEDS,
     shots: Annotated[
         list[int] | None, typer.Option(min=1, help="Training images per class. Default: from --protocol.")
@@ -93,15 +93,15 @@ def reproduce(
     from tune.reproduce.published import protocol_settings
     from tune.reproduce.run import reproduce
 
-    chosen, values = PROTOCOLS[protocol], parse_assignments(settings or [])
+    preset, values = PROTOCOLS[protocol], parse_assignments(settings or [])
     if wrong := values.keys() & _OPTION_OF_SETTING.keys():
         raise UserError(f"--set {min(wrong)} is not allowed. Use {_OPTION_OF_SETTING[min(wrong)]}.")
-    if source and not chosen.source:
+    if source and not preset.source:
         raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")
-    if shots and len(shots) > 1 and len(chosen.shots) == 1:
+    if shots and len(shots) > 1 and len(preset.shots) == 1:
         raise UserError(f"--protocol {protocol} accepts one value of --shots, got {len(shots)}.")
-    source = source or chosen.source
-    names = tuple(name for name in dict.fromkeys(datasets or chosen.datasets) if name != source)
+    source = source or preset.source
+    names = tuple(name for name in dict.fromkeys(datasets or preset.datasets) if name != source)
     used = [*names, source] if source else names
     for name in used:
         require_name(name)
@@ -116,14 +116,14 @@ def reproduce(
         **values,
     }
     grid = Grid(
-        chosen,
+        preset,
         datasets=names,
         configs={
             name: absolute_paths(configured(method, {**protocol_settings(protocol, name), **shared}))
             for name, method in {recipe(method).name: method for method in methods}.items()
         },
         seeds=tuple(dict.fromkeys(seeds)),
-        shots=tuple(dict.fromkeys(shots or chosen.shots)),
+        shots=tuple(dict.fromkeys(shots or preset.shots)),
         source=source,
     )
     resources = ResourcesConfig(

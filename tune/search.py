@@ -26,15 +26,14 @@ from tune.config import GROUPS, StudyConfig
 
 app = typer.Typer(help=__doc__, **TYPER_OPTIONS)
 
-
-_RUN_HELP = {
+_CONFIG_HELP = {
     "data-root": "Folder that contains the datasets. Default for benchmarks: $PROMETAR_DATA, or data.",
     "epochs": "Epochs per trial. Default: 5 for rendered datasets, else from --space or --method.",
     "method": "Name of a method, or a recipe FILE.yaml. Default: prometar.",
     "backbone": "mini or an open_clip model. Default: mini for rendered datasets, else ViT-B-16-quickgelu.",
     "pretrained": "open_clip tag, or a .safetensors file. Default: openai for open_clip models.",
 }
-"""Help of options that set a field of the run."""
+"""Help of the options that set fields of `Config`, which have no descriptions."""
 
 
 def _parameters() -> Iterator[Parameter]:
@@ -53,7 +52,7 @@ def _parameters() -> Iterator[Parameter]:
                 f"--{name}",
                 list[str] | None if get_origin(field.annotation) is tuple else str | None,
                 name.replace("-", "_"),
-                help=_RUN_HELP.get(name) or f"{field.description}{_default(field)}",
+                help=_CONFIG_HELP.get(name) or f"{field.description}{_default(field)}",
                 rich_help_panel=group,
                 metavar=metavar,
             )
@@ -66,7 +65,7 @@ def _parameters() -> Iterator[Parameter]:
 
 
 def _default(field: FieldInfo) -> str:
-    """Return a default value as a sentence, unless the description explains the default."""
+    """Return the default as a sentence, or "" if there is none or the description states it."""
     default = " ".join(field.default) if isinstance(field.default, tuple) else str(field.default or "")
     return f" Default: {default}." if default and "Default" not in str(field.description) else ""
 

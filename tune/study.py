@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tune.execution.job import Job, Observer
     from tune.report.page import Report
 
-
 _OpenStudy = tuple[StudyPlan, Mapping[str, str], ResourcePlan]
 """Plan, input digests, and resources per trial of a study whose folder is locked."""
 
@@ -35,8 +34,8 @@ class Study:
 
     Args:
         folder: OUT/STUDY. Default: a folder in `out`, named after the datasets.
-        config: Configuration. Default: the configuration of `options`, or that of the existing study in
-            `folder` if there are no options.
+        config: Configuration. If given, `folder` and `options` are ignored. Default: the configuration of
+            `options`, or that of the existing study in `folder` if there are no options.
         console: Console for progress. Default: standard output.
         options: Options of `tune/search.py`, with "_" for "-" (`StudyConfig.of`).
 
@@ -66,7 +65,7 @@ class Study:
 
         Raises:
             UserError: the study was started with other settings, or data or weights are missing.
-            WorkError: another process runs the study, or too many jobs failed.
+            WorkError: another process runs the study, or a stage lacks results because runs failed.
             KeyboardInterrupt: a signal stopped the study.
         """
         with self._open():
@@ -112,7 +111,7 @@ class Study:
             raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
 
     def confirm(self) -> Confirmation:
-        """Rerun best trials and baseline with fresh seeds, and select the settings with the highest mean."""
+        """Rerun the best trials and the baseline with fresh seeds. Select the highest mean objective."""
         from tune.stages.confirmation import choose_trials, confirm
 
         config = self.config
@@ -133,7 +132,7 @@ class Study:
         return confirmation
 
     def test(self) -> FinalTest:
-        """Compare the selected settings with the baseline on the test images, in seed pairs."""
+        """Compare the selected settings with the baseline on the test images, seed by seed."""
         from tune.reproduce.published import published_h
         from tune.stages.final_test import run_final_test
 
@@ -142,9 +141,8 @@ class Study:
             if confirmation is None:
                 raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
             selected = confirmation.selected_candidate
-            comparison = f"trial {selected.number} against the default settings"
-            tested = "the default settings" if selected.is_baseline else comparison
-            self.console.print(f"Final test on the test images: {tested}")
+            challenger = "" if selected.is_baseline else f"trial {selected.number} against "
+            self.console.print(f"Final test on the test images: {challenger}the default settings")
             test = run_final_test(
                 self.config,
                 self.folder,
@@ -196,7 +194,6 @@ class Study:
 
     @property
     def _headline(self) -> str:
-        """One-line summary of the configuration."""
         config, search = self.config, self.config.search
         return (
             f"Study {self.folder.path}: {search.trials} trials of up to {config.max_epochs} epochs, "
@@ -206,7 +203,7 @@ class Study:
 
     @contextmanager
     def _open(self) -> Iterator[_OpenStudy]:
-        """Check the study, lock its folder and start Ray. Nested calls yield the result of the outermost."""
+        """Check the inputs, lock the folder and start Ray. Nested calls yield the value of the outermost."""
         if self._opened is not None:
             yield self._opened
             return
@@ -220,8 +217,8 @@ class Study:
         with lock_folder(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
             memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
-            resources, reason = plan_trials(nodes, config.resources, config.search.trials, memory)
-            for line in (self._headline, str(plan), reason, *plan.notes):
+            resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
+            for line in (self._headline, str(plan), summary, *plan.notes):
                 self.console.print(line)
             self._opened = plan, digests, resources
             try:
@@ -254,7 +251,7 @@ class Study:
             )
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
-        """Run those jobs that have no result yet. Return failure reasons by job name."""
+        """Run the jobs that have no result yet. Return failure reasons by job name."""
         from tune.stages.jobs import discard_invalid_results
 
         remaining = discard_invalid_results(jobs)

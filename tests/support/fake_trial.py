@@ -1,4 +1,4 @@
-"""A worker that does not train: `TrialWorker` over a formula, in milliseconds.
+"""A worker that does not train: `JobWorker` over a formula, in milliseconds.
 
 The study's folder may hold behaviour.json, {"3": "fail", "5": "crash", "all": {...}}, which makes the job in
 folder 0003 or 0005 misbehave. So tests in other processes and Ray's workers are steered by plain data.
@@ -18,7 +18,7 @@ from prometar.errors import InfrastructureError
 from prometar.io.files import write_atomically
 from prometar.training.run_result import RunResult
 from tune.execution.job import Job
-from tune.execution.worker import JobRequest, TrialWorker
+from tune.execution.worker import JobRequest, JobWorker
 from tune.records.schema import REPORT_ADAPTER, EpochReport, RunScore
 
 BEHAVIOUR = "behaviour.json"
@@ -39,7 +39,7 @@ def value_of(run: Config, epoch: int) -> float:
     return curve(text, image, epoch) + run.train.seed % 7 * 0.25
 
 
-class FakeTrial(TrialWorker):
+class FakeTrial(JobWorker):
     """The study's worker, with jobs that do not train."""
 
     def open_training(self, request: JobRequest) -> "FakeTraining":  # type: ignore[override]

@@ -24,12 +24,12 @@ from tune.execution.job import Job, Observer
 from tune.execution.patching import patched
 from tune.execution.resources import ResourcePlan
 from tune.execution.shutdown import RAY_DIED, Shutdown
-from tune.execution.worker import STACKS, JobRequest, TrialWorker
+from tune.execution.worker import STACKS_FILE, JobRequest, JobWorker
 
 MAX_RETRIES = 2
 """Maximum number of consecutive retries of a job whose workers die before completing another epoch."""
 
-_MAX_REASON = 1000  # characters, since messages may contain long URLs
+_MAX_REASON = 1000  # characters of a failure reason. Messages may contain long URLs.
 
 
 def run_jobs(
@@ -39,7 +39,7 @@ def run_jobs(
     *,
     console: Console,
     timeout_seconds: float | None = None,
-    worker: type[TrialWorker] = TrialWorker,
+    worker: type[JobWorker] = JobWorker,
 ) -> Mapping[str, str]:
     """Run jobs on Ray Tune. Return failure reasons by job name.
 
@@ -50,9 +50,9 @@ def run_jobs(
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
-        InfrastructureError: a disk is full, a folder cannot be written, or the study's database failed.
+        InfrastructureError: a disk is full, a folder cannot be written, or a GPU or the database is unusable.
         WorkError: Ray or Tune failed.
-        Exception: `jobs` or an observer failed. Only the message of an InfrastructureError is changed.
+        Exception: any other error of `jobs` or an observer, unchanged.
     """
     shutdown = Shutdown(console)
     dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, shutdown)
@@ -75,10 +75,10 @@ def run_jobs(
     return dispatcher.failures
 
 
-def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[TrialWorker]) -> None:
+def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]) -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only `fit`, not the study
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # Tune's own state is never restored
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patched():
         tune.Tuner(
@@ -128,10 +128,10 @@ class _Dispatcher(Searcher, Stopper):
     """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    After an error in one of these methods, `stop_all` ends the experiment. Tune might only fail the trial.
+    After an error in one of them, `stop_all` ends the experiment, since Tune might only fail the trial.
 
     Attributes:
-        error: First error of `jobs`, an observer or a worker's disk. Afterwards, no job is started.
+        error: First error of `jobs`, an observer or a worker's machine. It ends the experiment.
         failures: Failure reasons by job name.
     """
 
@@ -208,7 +208,7 @@ class _Dispatcher(Searcher, Stopper):
         return submission.ended or self._shutdown.requested
 
     def record_death(self, trial: Trial) -> None:
-        """Record why a worker died. `Trial.get_pickled_error` would read a file that does not exist yet."""
+        """Record why a worker died. `Trial.get_pickled_error` reads a copy that does not exist yet."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].error = getattr(error, "cause", None) or error
@@ -231,7 +231,7 @@ class _Dispatcher(Searcher, Stopper):
                 observer.finished(job, failure)
 
     def _prepare_retry(self, submission: _Submission) -> bool:
-        """Count the death, or request more resources if out of memory. Return True to retry the job."""
+        """Return True to retry the job: `MAX_RETRIES` times, or with larger bundles if out of memory."""
         if isinstance(submission.error, MemoryError):
             larger = self._plan.larger(submission.request.bundles)
             submission.request = replace(submission.request, bundles=larger or submission.request.bundles)
@@ -240,7 +240,7 @@ class _Dispatcher(Searcher, Stopper):
         return submission.deaths <= MAX_RETRIES
 
     def _failure_reason(self, submission: _Submission) -> str:
-        stacks, seconds = submission.request.job.folder / STACKS, submission.request.timeout_seconds
+        stacks, seconds = submission.request.job.folder / STACKS_FILE, submission.request.timeout_seconds
         if seconds and stacks.exists() and stacks.stat().st_size:
             return (
                 f"No result within {seconds:g} s. {stacks} contains the stacks of the worker. Fix the cause, "

@@ -11,7 +11,7 @@ from tune.records.schema import EpochReport
 
 @dataclass(frozen=True)
 class Job:
-    """One trial, one confirmation run, one final-test run or one run of a grid.
+    """Work of one worker: a trial, its rerun with a fresh seed, or a run of a final test or of a grid.
 
     Args:
         name: Name in messages, e.g. "trial 7", which is unique within a stage.
@@ -20,7 +20,7 @@ class Job:
         val_per_class: Maximum number of validation images per class.
         number: Number of the trial whose settings the job uses.
         targets: Other datasets on which to test the prompts after training.
-        alignment: True to measure the gradient alignment during training.
+        alignment: True to record the cosine of support and query gradients during training.
     """
 
     name: str

@@ -44,7 +44,7 @@ class LiveView:
         self._best, self._show_best, self._clock = best, show_best, clock
         self._start = clock()
         self._running: dict[str, tuple[Job, EpochReport]] = {}  # each job and its last report
-        self._done_here = 0  # jobs of this process
+        self._done_here = 0  # jobs that this process has finished
         live = Live(console=console, refresh_per_second=2, get_renderable=self._view)
         self._live = live if console.is_terminal and not console.is_dumb_terminal else None
 
@@ -100,16 +100,16 @@ class LiveView:
 
     def _view(self) -> Group:
         running = list(self._running.values())
-        line = Table.grid(padding=(0, 1))
+        progress = Table.grid(padding=(0, 1))
         bar = ProgressBar(self._total, self._done + self._running_progress, width=30)
-        line.add_row(self._stage, bar, _one_line(", ".join(self._summary())))
+        progress.add_row(self._stage, bar, _truncated(", ".join(self._summary())))
         lines = (
             f"  {job.name}: epoch {report.epoch}/{job.epochs}{_objective(report)}" for job, report in running
         )
-        return Group(line, *map(_one_line, lines))
+        return Group(progress, *map(_truncated, lines))
 
 
-def _one_line(text: str) -> Text:
+def _truncated(text: str) -> Text:
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 

@@ -14,19 +14,19 @@ from prometar.environment import num_cpus as usable_cpus
 from prometar.errors import UserError, WorkError, first_line
 
 _ENVIRONMENT = {
-    # By default, Ray kills workers that are idle for 1 s, such as those of a data stream between two epochs.
+    # Keep workers that are idle between two epochs, such as those of data streams. Ray's default is 1 s.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a second local cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # so that Tune uses the progress reporter of `RunConfig`
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # `worker.py` sets CUDA_VISIBLE_DEVICES
 }
 _LOCAL_ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, which is the default on macOS
-    "RAY_prestart_worker_first_driver": "0",  # an unused worker takes 80 MB and 0.5 s
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, on Linux too
+    "RAY_prestart_worker_first_driver": "0",  # workers started early take 80 MB and 0.5 s each, even unused
 }
-# A missing token is the likely cause if the head accepts connections, but Ray's error does not mention it.
+# If the head accepts connections but `ray.init` fails, a missing token is likely. Ray's error omits it.
 _TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
 _owns_cluster = False
 
@@ -64,7 +64,7 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"include_dashboard": False} | _resource_options(num_cpus)
-        if not os.access(os.path.expanduser("~"), os.W_OK):  # Ray stores its token there
+        if not os.access(os.path.expanduser("~"), os.W_OK):  # Ray would store its token there
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for attempts_left in (1, 0):
         try:
@@ -78,7 +78,7 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
                 raise WorkError(f"Cannot connect to Ray at {address}: {reason}.{hint}") from None
             if not attempts_left:
                 raise WorkError(f"Cannot start Ray: {reason}.") from None
-            ray.shutdown()  # on a busy machine, Ray's processes may not start within its timeout of 30 s
+            ray.shutdown()  # retry once: on a busy machine, Ray may not start within its timeout of 30 s
     _owns_cluster = address is None
 
 
@@ -96,14 +96,14 @@ def _resource_options(num_cpus: int | None) -> dict[str, int]:
 def preserved_signal_handlers() -> Iterator[None]:
     """Preserve the signal handlers in this context, and prevent Ray's processes from ignoring SIGINT.
 
-    Background jobs of a shell and their child processes ignore SIGINT, with which Ray cancels tasks.
+    Ray cancels tasks with SIGINT. A shell's background jobs ignore it, and child processes inherit this.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     if interrupt is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda number, frame: None)
+        signal.signal(signal.SIGINT, lambda number, frame: None)  # a handler is not inherited
     try:
         yield
     finally:

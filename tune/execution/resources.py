@@ -82,7 +82,7 @@ def plan_trials(
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line description.
 
-    At most a fifth of `trials` runs concurrently. Fewer concurrent trials get larger shares.
+    At most a fifth of `trials` run concurrently. Fewer concurrent trials get larger shares.
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
@@ -100,7 +100,7 @@ def plan_resources(
     memory: float = 0,
     noun: str = "trial",
 ) -> tuple[ResourcePlan, str]:
-    """Plan up to `max_jobs` concurrent jobs with the largest shares. Return the plan and a description.
+    """Plan as many concurrent jobs as fit, up to `max_jobs`, with the largest shares. Also describe the plan.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
@@ -147,7 +147,7 @@ def plan_resources(
 
 
 def _capacity(node: Node, cpus: float, gpus: float, memory: float) -> int:
-    """Return the number of jobs that fit on a machine. A share is on one GPU: 2 jobs of 0.4 fit on each."""
+    """Return the number of jobs that fit on a machine. A share below 1 GPU cannot span several GPUs."""
     count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
     if gpus:
         total = node.get("GPU", 0.0)

@@ -16,13 +16,13 @@ from tune.execution.ray_cluster import head_is_dead, local_node_is_dead, owns_cl
 RAY_DIED = f"Ray died on this machine. {RESUME}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HEAD_SECONDS, _NODE_SECONDS = 1.0, 10.0
-"""Intervals between checks of Ray's head and of this machine's node."""
+"""Seconds between checks of Ray's head, and of this machine's node."""
 _GRACE_SECONDS = 30.0
 """After Ray dies, seconds to wait for Tune to raise an error before the process exits."""
 
 
 class Shutdown:
-    """State of a shutdown.
+    """Reasons to stop `run_jobs` early: a signal, or the death of Ray on this machine.
 
     Args:
         console: Console on which signals are acknowledged.

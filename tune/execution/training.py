@@ -49,10 +49,11 @@ class JobTraining:
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
         records = [session.history[self._epoch - 1] for session in sessions]
-        runs = zip(self._request.job.configs.values(), records, strict=True)
+        configs, resources = self._request.job.configs.values(), self._request.resources
+        scores = [RunScore.of(*each, **resources) for each in zip(configs, records, strict=True)]
         return EpochReport(
             epoch=self._epoch,
-            runs=tuple(RunScore.of(config, record, **self._request.resources) for config, record in runs),
+            runs=tuple(scores),
             loss=mean(each.get("direct_ce", 0.0) for each in records),
             finished=finished,
             notes=tuple(self._notes),
@@ -60,9 +61,8 @@ class JobTraining:
 
     def _train(self) -> None:
         if not self._sessions:
-            self._sessions = {
-                folder: self._open(folder, run) for folder, run in self._request.job.configs.items()
-            }
+            configs = self._request.job.configs
+            self._sessions = {folder: self._open(folder, config) for folder, config in configs.items()}
         for session in self._sessions.values():
             while len(session.history) < self._epoch:
                 session.run_epoch()
@@ -71,7 +71,7 @@ class JobTraining:
 
     def _open(self, folder: Path, config: Config) -> Session:
         """Open the session of a run. Resume it if the folder contains a checkpoint."""
-        job, path = self._request.job, folder / RESULT_FILE
+        job, result_path = self._request.job, folder / RESULT_FILE
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         session, note = Session.resume_or_restart(
             run, folder, self._stream, AlignmentRecorder(folder) if job.alignment else None
@@ -84,9 +84,9 @@ class JobTraining:
             is_same_run = False
         try:
             if not is_same_run:
-                path.unlink(missing_ok=True)
+                result_path.unlink(missing_ok=True)
         except OSError as error:
-            raise cannot_write_error(path, error) from None
+            raise cannot_write_error(result_path, error) from None
         write_atomically(folder / "config.yaml", dump_config(config).encode())
         return session
 

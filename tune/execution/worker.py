@@ -23,7 +23,7 @@ from tune.execution.resources import ResourcePlan
 if TYPE_CHECKING:
     from tune.execution.training import JobTraining
 
-STACKS = "hung.txt"
+STACKS_FILE = "hung.txt"
 """File in a job's folder with the stack of every thread of a worker that hung."""
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _OUT_OF_MEMORY = (
@@ -41,7 +41,7 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
-        bundles: Allocated resources. After an out-of-memory error, bundles grow and `plan.threads` stays.
+        bundles: Allocated resources. They grow after an out-of-memory error. The threads of `plan` stay.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
     """
 
@@ -57,7 +57,7 @@ class JobRequest:
         return {"cpus": cpus, "gpus": gpus}
 
 
-class TrialWorker(tune.Trainable):
+class JobWorker(tune.Trainable):
     """Trainable that trains one job after another. Each step returns the report of one epoch.
 
     Backbone, datasets and frozen features stay in memory between jobs. Checkpoints are stored in the folders
@@ -124,9 +124,9 @@ class TrialWorker(tune.Trainable):
             yield
             return
         try:
-            file = (folder / STACKS).open("w")
+            file = (folder / STACKS_FILE).open("w")
         except OSError as error:
-            raise cannot_write_error(folder / STACKS, error) from None
+            raise cannot_write_error(folder / STACKS_FILE, error) from None
         with file:
             faulthandler.dump_traceback_later(seconds, exit=True, file=file)
             try:
@@ -134,7 +134,7 @@ class TrialWorker(tune.Trainable):
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 with suppress(OSError):
-                    (folder / STACKS).unlink()
+                    (folder / STACKS_FILE).unlink()
 
 
 @contextmanager

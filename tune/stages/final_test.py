@@ -1,4 +1,7 @@
-"""Final test: comparison of the selected settings with the baseline on test images, in seed pairs."""
+"""Final test: comparison of the selected settings with the baseline on test images.
+
+A seed pair is one run of each with the same seed, and thus with the same training images.
+"""
 
 from collections.abc import Mapping
 from statistics import mean
@@ -7,40 +10,41 @@ from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, Runs, Verdict
-from tune.stages.jobs import RunJobs, final_job, scores
-from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES, is_decided, mean_interval, min_detectable
+from tune.stages.jobs import RunUnfinished, final_job, scores
+from tune.stages.statistics import ALPHA_BY_PAIRS, UNPAIRED_SEEDS, is_decided, mean_interval, min_detectable
 
 
 def run_final_test(
     config: StudyConfig,
     folder: StudyFolder,
     selected: Candidate,
-    run_jobs: RunJobs,
+    run_unfinished: RunUnfinished,
     *,
     published: Mapping[str, float | None],
     previous: FinalTest | None,
 ) -> FinalTest:
-    """Run seed pairs until an interim analysis decides. Return the record of the test.
+    """Run seed pairs until an analysis of their differences decides. Return the record of the test.
 
     Args:
         published: Published harmonic mean by dataset, None if unknown.
         previous: Record of the previous final test of this study, None if there is none.
     """
-    names, baseline_selected, analyses = config.search.datasets, selected.is_baseline, INTERIM_ANALYSES
+    names, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
     if baseline_selected or config.test.seeds != "auto":
-        # A fixed number of seeds needs one analysis, at the full 5 %.
-        analyses = {BASELINE_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
+        # A fixed number of seeds needs one analysis, with the full 5%.
+        alphas = {UNPAIRED_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
+    # If the baseline was selected, perhaps as a rerun with another number, both sides are the same runs.
     selected_number = 0 if baseline_selected else selected.number
     sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
-    for number, alpha in analyses.items():
-        seeds = config.final_seeds[:number]
+    for num_pairs, alpha in alphas.items():
+        seeds = config.final_seeds[:num_pairs]
         jobs = {
             name: [[final_job(config, folder, *side, name, seed) for seed in seeds] for side in sides]
             for name in names
         }
         by_name = {job.name: job for by_side in jobs.values() for side in by_side for job in side}
-        failures |= run_jobs([job for name, job in by_name.items() if name not in failures])
+        failures |= run_unfinished([job for name, job in by_name.items() if name not in failures])
         datasets = {
             name: _compare(
                 *(tuple(run for job in side for run in scores(job, failures)) for side in by_side),
@@ -50,12 +54,12 @@ def run_final_test(
             for name, by_side in jobs.items()
         }
         # Mean differences over the datasets, for seeds with a result on each dataset.
-        pairs = [paired_differences(each.selected, each.baseline) for each in datasets.values()]
-        complete = [seed for seed in seeds if all(seed in by_seed for by_seed in pairs)]
-        differences = [mean(by_seed[seed] for by_seed in pairs) for seed in complete]
+        per_dataset = [paired_differences(each.selected, each.baseline) for each in datasets.values()]
+        complete = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
+        differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]
         if is_decided(differences, alpha, min_relevant=config.test.matters):
             break
-    # Interim analyses use intervals over seeds. The interval over datasets is computed once, at the full 5 %.
+    # The analyses use intervals over seeds. An interval over several datasets is computed once, at 95%.
     difference = mean_interval([each.difference for each in datasets.values()])
     return FinalTest(
         seeds=seeds,
@@ -67,7 +71,7 @@ def run_final_test(
         alpha=alpha,
         min_relevant=config.test.matters if config.test.seeds == "auto" else None,
         detectable=None if baseline_selected or len(names) > 1 else min_detectable(differences, alpha),
-        earlier_tests=_earlier(previous, selected, seeds),
+        earlier_tests=_past_tests(previous, selected, seeds),
     )
 
 
@@ -95,8 +99,8 @@ def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict
     return "selected" if difference and difference.low > 0 else "either"
 
 
-def _earlier(previous: FinalTest | None, selected: Candidate, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the trials of earlier tests, whose results may have influenced later decisions of the user."""
+def _past_tests(previous: FinalTest | None, selected: Candidate, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the trials in earlier tests of the study. Their results may have influenced the user."""
     if previous is None:
         return ()
     is_rerun = (previous.selected.number, previous.seeds) == (selected.number, seeds)

@@ -15,8 +15,8 @@ from tune.records.folder import StudyFolder
 from tune.records.schema import Runs, RunScore
 from tune.space.ranges import Settings
 
-RunJobs = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Function that runs those jobs that have no result yet, and returns failure reasons by job name."""
+RunUnfinished = Callable[[Sequence[Job]], Mapping[str, str]]
+"""Function that runs the jobs that have no result yet, and returns failure reasons by job name."""
 
 
 def search_job(
@@ -48,8 +48,8 @@ def final_job(
     Args:
         number: Number of the trial, or 0 for the default settings.
     """
-    run = config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
-    configs = {folder.final_test_folder(number, dataset, seed): run}
+    path = folder.final_test_folder(number, dataset, seed)
+    configs = {path: config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)}
     who = f"trial {number}" if number else "the default settings"
     name = f"final test of {who}, {dataset}, seed {seed}"
     return Job(name, configs, FINAL, config.search.val_per_class, number, alignment=True)

@@ -35,7 +35,7 @@ from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
 from tune.execution.resources import plan_trials, uses_gpus
 from tune.space.space import EPOCHS_KEY
-from tune.stages.statistics import BASELINE_SEEDS, INTERIM_ANALYSES
+from tune.stages.statistics import ALPHA_BY_PAIRS, UNPAIRED_SEEDS
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
@@ -95,9 +95,9 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
     defaults = config.baseline_settings
     for key, entry in search.space.ranges.items():
-        conditions = {other: values[0] for other, values in entry.when.items()}
+        required = {other: values[0] for other, values in entry.when.items()}  # so that the range applies
         for value in entry.probes:  # raises UserError if the value is invalid
-            build(config.run.override({**defaults, **conditions, key: value}))
+            build(config.run.override({**defaults, **required, key: value}))
     with component_errors(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
     with component_errors(search.pruner):
@@ -106,11 +106,11 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     require_backbone(config.run.backbone.name, weights)
     if weights and weights.endswith(".safetensors") and file_size(Path(weights)) is None:
         raise UserError(f"--pretrained {weights} does not exist.")
-    run, datasets = config.run, list[Dataset]()
+    data, datasets = config.run.data, list[Dataset]()
     for name in search.datasets:
-        require_outside(config.location.out / config.name, name, run.data.root)
-        datasets.append(open_dataset(name, run.data.root, run.data.args if name == run.data.name else {}))
-    options = {"shots": run.data.shots, "seed": run.train.seed, "val_per_class": search.val_per_class}
+        require_outside(config.location.out / config.name, name, data.root)
+        datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
+    options = {"shots": data.shots, "seed": config.run.train.seed, "val_per_class": search.val_per_class}
     splits = {
         name: (
             split_dataset(search.objective, dataset, **options),
@@ -150,29 +150,30 @@ def _stages(
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return the stages and the remarks of a plan."""
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
-    batch = min([config.run.train.batch_size, *map(int, search.space.probes("train.batch_size"))])
+    smallest_batch = min([config.run.train.batch_size, *map(int, search.space.probes("train.batch_size"))])
     transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # images are only counted
-    searched, final = (
-        sum(Plan(pair[stage].train, transform, batch_size=batch).steps_per_epoch for pair in splits.values())
-        for stage in (0, 1)
+    search_steps, final_steps = (
+        sum(Plan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
+        for stage_splits in zip(*splits.values(), strict=True)
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
+    reruns = candidates * confirm.seeds if candidates > 1 else 0
     final_epochs = max([config.test.epochs, *map(int, search.space.probes(EPOCHS_KEY))])
-    amounts = {  # number of seeds over all trials, epochs, and steps per epoch summed over datasets
-        "Search": (search.trials * len(search.seeds), config.max_epochs, searched),
-        "Confirmation": (candidates * confirm.seeds if candidates > 1 else 0, config.max_epochs, searched),
-        "Final test": (2 * len(config.final_seeds), final_epochs, final),
+    amounts = {  # runs per dataset, epochs per run, and steps per epoch summed over the datasets
+        "Search": (search.trials * len(search.seeds), config.max_epochs, search_steps),
+        "Confirmation": (reruns, config.max_epochs, search_steps),
+        "Final test": (2 * len(config.final_seeds), final_epochs, final_steps),
     }
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train fewer epochs"}
     if config.test.seeds == "auto":
-        fewest, baseline = 2 * num_datasets * min(INTERIM_ANALYSES), BASELINE_SEEDS * num_datasets
-        kept = f"{baseline} if the default settings are selected"
-        remarks["Final test"] = f"{fewest} if the first analysis decides, {kept}"
+        fewest, baseline = 2 * num_datasets * min(ALPHA_BY_PAIRS), UNPAIRED_SEEDS * num_datasets
+        if_baseline = f"{baseline} if the default settings are selected"
+        remarks["Final test"] = f"{fewest} if the first analysis decides, {if_baseline}"
     stages = {
-        name: (seeds * num_datasets, seeds * num_datasets * epochs, seeds * epochs * steps)
-        for name, (seeds, epochs, steps) in amounts.items()
+        name: (runs * num_datasets, runs * num_datasets * epochs, runs * epochs * steps)
+        for name, (runs, epochs, steps) in amounts.items()
     }
-    runs, epochs, steps = (sum(amounts) for amounts in zip(*stages.values(), strict=True))
+    runs, epochs, steps = (sum(column) for column in zip(*stages.values(), strict=True))
     return {**stages, TOTAL: (runs, epochs, steps)}, remarks
 
 
@@ -185,24 +186,24 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
         UserError: a trial does not fit on this machine, or data or weights are missing or corrupt.
     """
     _, footprint = inspect_inputs(config, plan)
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = torch.cuda.device_count()
-    nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(installed)}]
+    nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(total_bytes)}]
     memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
-    resources, reason = plan_trials(nodes, config.resources, config.search.trials, memory)
+    resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = _seconds_per_step(config)
     _, _, steps = plan.stages[TOTAL]
     longest = format_duration(steps / resources.max_concurrent * seconds)
-    return f"{reason}\nTraining on this machine: {seconds:.2g} s per step, at most {longest} in total"
+    return f"{summary}\nTraining on this machine: {seconds:.2g} s per step, at most {longest} in total"
 
 
 def _seconds_per_step(config: StudyConfig) -> float:
     """Return the mean duration of a training step of the baseline, including data loading."""
     run = build_run(config.run, config.search.objective, val_per_class=config.search.val_per_class)
-    state, settings, started = initial_state(run), sgd_config(run.config, 0), 0.0
+    state, sgd, started = initial_state(run), sgd_config(run.config, 0), 0.0
     for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
-        state, scalars = train_step(run, state, batch, settings)
+        state, scalars = train_step(run, state, batch, sgd)
         fetch(scalars)  # waits for the device
         started = started if number else time.perf_counter()
     return (time.perf_counter() - started) / TIMED_STEPS

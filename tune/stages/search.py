@@ -11,8 +11,6 @@ from tune.records.schema import EpochReport, TrialRecord
 from tune.stages.jobs import search_job
 from tune.store.trial_store import TrialStore
 
-CHECKPOINT_GLOB = "checkpoint*.safetensors"
-
 
 class SearchJobs(Iterator[Job]):
     """Iterator over the jobs of the search, and their observer, which stores the results.
@@ -26,7 +24,7 @@ class SearchJobs(Iterator[Job]):
         self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._started
         for trial in store.ended:  # an earlier process may have been killed before it wrote a record
             if not (folder.trial_folder(trial.number) / "record.json").exists():
-                self._record(trial)
+                self._write_record(trial)
 
     @property
     def out_of_time(self) -> bool:
@@ -65,7 +63,7 @@ class SearchJobs(Iterator[Job]):
             yield f"--trials {trials} is below the {done} existing trials. All of them are used."
 
     def close(self) -> None:
-        """Store the duration of the search so far. This can be called repeatedly."""
+        """Store the duration of the search so far. `_finish` also calls this, after each trial."""
         now = time.monotonic()
         self._store.add_seconds(now - self._started)
         self._started = now
@@ -76,11 +74,11 @@ class SearchJobs(Iterator[Job]):
 
     def _finish(self, number: int) -> None:
         if (trial := self._store.ended_record(number)) is not None:
-            self._record(trial)
+            self._write_record(trial)
             self.close()  # so that the duration is stored even if the process is killed later
 
-    def _record(self, trial: TrialRecord) -> None:
+    def _write_record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""
         self._folder.write(trial)
-        for checkpoint in self._folder.trial_folder(trial.number).rglob(CHECKPOINT_GLOB):
+        for checkpoint in self._folder.trial_folder(trial.number).rglob("checkpoint*.safetensors"):
             checkpoint.unlink(missing_ok=True)

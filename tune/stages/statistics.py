@@ -1,8 +1,8 @@
 """Statistics of the final test: the stopping rule, and the smallest detectable difference.
 
-Interim analyses with an error probability of 5% each would too often show differences that do not exist. The
-5% are therefore divided among the four analyses (Bonferroni). The intervals of all four contain the true
-difference in at least 95% of studies.
+Four analyses with an error probability of 5% each would too often show a difference that does not exist. The
+analyses therefore share the 5% (Bonferroni), so that in at least 95% of studies, the intervals of all four
+contain the true difference.
 """
 
 import math
@@ -16,11 +16,11 @@ from tune.config import MAX_SEED_PAIRS
 
 POWER = 0.8
 """Probability with which a test shows the difference that `min_detectable` returns."""
-BASELINE_SEEDS = 3
-"""Number of seeds if the baseline was selected, since there is nothing to compare then."""
-INTERIM_ANALYSES: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
-"""Error probability of each interim analysis, by number of seed pairs. Later analyses have more power and get
-more of the error probability."""
+UNPAIRED_SEEDS = 3
+"""Number of seeds if the baseline was selected. There is then nothing to compare in pairs."""
+ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
+"""Error probability of each analysis, by the number of seed pairs after which it takes place. Later analyses,
+which have more power, get more of the 5%."""
 
 
 def mean_interval(differences: Sequence[Interval | None]) -> Interval | None:

@@ -36,7 +36,7 @@ from tune.execution import training
 from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
 from tune.execution.training import JobTraining
-from tune.execution.worker import JobRequest, TrialWorker
+from tune.execution.worker import JobRequest, JobWorker
 from tune.records.schema import EpochReport
 
 CONFIG = (
@@ -49,7 +49,7 @@ DESCRIBED = dump_config(CONFIG)
 HALF = b"half a checkpoint"
 
 
-class Worker(TrialWorker):
+class Worker(JobWorker):
     """A trial's worker, without Ray around it."""
 
     def __init__(self, request: JobRequest) -> None:

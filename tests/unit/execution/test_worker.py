@@ -12,7 +12,7 @@ from ray.exceptions import OutOfDiskError
 from prometar.errors import InfrastructureError
 from tests.support.fake_trial import fake_job
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import _OUT_OF_MEMORY, JobRequest, TrialWorker, _use_allocated_gpus
+from tune.execution.worker import _OUT_OF_MEMORY, JobRequest, JobWorker, _use_allocated_gpus
 from tune.records.schema import EpochReport
 
 PLAN = ResourcePlan(1, 1.0, 0.5)
@@ -25,7 +25,7 @@ def request(folder: Path, number: int) -> JobRequest:
     return JobRequest(job, PLAN, PLAN.bundles(), timeout_seconds=60.0)
 
 
-class Worker(TrialWorker):
+class Worker(JobWorker):
     """A worker whose jobs have one epoch, or raise an error."""
 
     def __init__(self, request: JobRequest, *, error: Exception | None = None) -> None:

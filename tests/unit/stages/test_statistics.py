@@ -5,13 +5,13 @@ import pytest
 from scipy.special import stdtrit
 
 from prometar.metrics import t_interval
-from tune.stages.statistics import INTERIM_ANALYSES, is_decided, min_detectable
+from tune.stages.statistics import ALPHA_BY_PAIRS, is_decided, min_detectable
 
 
 def run_test(rng: np.random.Generator, difference: float, spread: float = 1.1) -> tuple[int, bool]:
     """Number of seed pairs of a final test, and if it shows a difference."""
-    differences = rng.normal(difference, spread, max(INTERIM_ANALYSES)).tolist()
-    for pairs, alpha in INTERIM_ANALYSES.items():
+    differences = rng.normal(difference, spread, max(ALPHA_BY_PAIRS)).tolist()
+    for pairs, alpha in ALPHA_BY_PAIRS.items():
         if is_decided(differences[:pairs], alpha, min_relevant=1.0):
             break
     interval = t_interval(differences[:pairs], level=1 - alpha)
@@ -19,7 +19,7 @@ def run_test(rng: np.random.Generator, difference: float, spread: float = 1.1) -
 
 
 def test_all_analyses_have_an_error_of_five_percent() -> None:
-    assert sum(INTERIM_ANALYSES.values()) == pytest.approx(0.05)
+    assert sum(ALPHA_BY_PAIRS.values()) == pytest.approx(0.05)
     rng = np.random.default_rng(0)
     assert np.mean([run_test(rng, 0.0)[1] for _ in range(2000)]) < 0.05
 
