@@ -1,4 +1,4 @@
-"""Custom components: functions and classes named `package.module:Name`.
+"""Custom components: functions and classes that a reference `package.module:Name` identifies.
 
 Workers import the modules themselves. `PYTHONPATH` or Ray's `runtime_env` makes them available.
 """

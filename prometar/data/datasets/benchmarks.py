@@ -35,9 +35,9 @@ class Benchmark(PlainData):
         title: Name in tables.
         folder: Folder below the data root.
         image_folder: Relative to `folder`.
-        split_file: JSON file that lists the images. Empty for class folders and for FGVCAircraft's lists.
-        split_digest: sha256 of CoOp's split file. Empty if unknown.
-        split_folders: Folder with the class folders of each split, relative to `image_folder`.
+        split_file: JSON file that lists the images. Empty if the benchmark has class folders or text lists.
+        split_digest: Digest of CoOp's split file, such as "sha256:<hex>". Empty if unknown.
+        split_folders: By split, the folder that contains its class folders, relative to `image_folder`.
         numbered: True if class folders are named 0, 1, ... (as in classnames.txt), not by WordNet IDs.
         classes: Published number of classes.
         sizes: Published number of images per split.

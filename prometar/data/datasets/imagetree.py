@@ -25,7 +25,7 @@ def read_tree(folder: Path) -> Dataset:
     """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. A folder's name is the class name.
 
     `val` may be missing. A search then holds out images of `train`. A tree with only `test` can be used for
-    evaluation. All splits must have the same classes.
+    evaluation. All splits must have the same classes. A folder named `test` that contains images is a class.
 
     Raises:
         UserError: fewer than two classes, an empty class, unknown split folders, or splits with different

@@ -46,7 +46,7 @@ def prepare(
         The manifest, and the number of shards that already existed.
 
     Raises:
-        UserError: the dataset cannot be opened, `to` lies in its folder, or `to` contains another copy.
+        UserError: the dataset cannot be opened, `to` lies in its folder, or `to` contains a different copy.
         WorkError: images are missing or corrupt (the message lists them), or `to` is not writable.
     """
     known = (*BENCHMARKS, FOLDER_NAME)
@@ -73,7 +73,7 @@ def prepare(
             shard = Shard(file=f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet")
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
-                    f"{masked(target)} contains another copy of '{name}'. Delete it, or choose another --to."
+                    f"{masked(target)} contains a different copy of '{name}'. Delete it, or use another --to."
                 )
             existing += not _write_if_changed(target, shard.file, data)
             shards.append(shard)

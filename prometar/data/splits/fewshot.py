@@ -50,9 +50,9 @@ def group_by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
 def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
     """Hold out training images as the validation split of a dataset that has none.
 
-    min(floor(n / 5), 50) images of each class are held out, at least one. They are the same for every run and
-    for every order of `train`. Draw few-shot images only from the remaining images, so that no run of a
-    search trains on an image that the search is scored on.
+    Of the n images of a class, min(floor(n / 5), 50) are held out, but at least one. They are the same for
+    every run and every order of `train`. Draw few-shot images only from the remaining images, so that no run
+    of a search trains on an image that the search is scored on.
 
     Returns:
         The remaining images, the held-out images, and a note for the user.

@@ -80,8 +80,8 @@ def stream(
 class Pause:
     """Ray Data callback that slows down the scheduling loop, a thread of the training process.
 
-    While finished blocks wait to be consumed, the loop of Ray 2.60 polls without a pause. It would take up to
-    half of the interpreter's time from the training.
+    While finished blocks wait to be consumed, the loop of Ray 2.60 polls without a pause. It would hold the
+    interpreter lock (GIL) up to half of the time.
     """
 
     def on_execution_step(self, executor: object) -> None:
@@ -95,8 +95,8 @@ class Pause:
 
 def _iter_blocks(dataset: ray.data.Dataset) -> Generator[NDArray[np.uint8]]:
     """Yield the images of each block. Ray's own `iter_batches` (2.60) hangs if it is closed early."""
-    for bundle in dataset.iter_internal_ref_bundles():
-        for ref in bundle.block_refs:
+    for block_group in dataset.iter_internal_ref_bundles():
+        for ref in block_group.block_refs:
             columns = BlockAccessor.for_block(ray.get(ref)).to_batch_format("numpy")
             yield cast(dict[str, NDArray[np.uint8]], columns)["image"]
 

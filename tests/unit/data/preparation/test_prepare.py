@@ -92,7 +92,7 @@ def test_a_copy_that_differs_in_one_image_stays(own_dtd: Path, tmp_path: Path, c
     else:
         split["train"][0], split["test"][0] = other, one
     file.write_text(json.dumps(split))
-    with pytest.raises(UserError, match="contains another copy of 'dtd'"):
+    with pytest.raises(UserError, match="contains a different copy of 'dtd'"):
         prepare("dtd", own_dtd, tmp_path)
     assert tree(tmp_path / "dtd") == before
 
