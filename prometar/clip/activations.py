@@ -1,4 +1,4 @@
-"""Activations of CLIP's MLPs with first and second derivatives, in as few kernels as possible."""
+"""Activations of CLIP's MLPs, with first and second derivatives that take few kernels."""
 
 import math
 from collections.abc import Callable
@@ -11,29 +11,29 @@ from torch import Tensor
 QUICK_GELU_FACTOR = 1.702
 """Factor in QuickGELU: x sigmoid(1.702 x)."""
 
-_silu_first = torch.ops.aten.silu_backward
+_silu_first_order = torch.ops.aten.silu_backward
 
 
-def _silu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
+def _silu_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     """Return r a'(x) + w a''(x), where a'' = 2 s (1 - s) (1 + x / 2 - a), s = sigmoid(x) and a = x s."""
     s = torch.sigmoid(x)
     factor = torch.addcmul(w, w, torch.addcmul(x, x, s, value=-2), value=0.5)
-    return torch.add(_silu_first(r, x), torch.ops.aten.sigmoid_backward(factor, s), alpha=2)
+    return torch.add(_silu_first_order(r, x), torch.ops.aten.sigmoid_backward(factor, s), alpha=2)
 
 
-def _gelu_first(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
+def _gelu_first_order(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
     # The float32 CPU kernel requires operands of equal shape.
     return torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate=approximate)
 
 
-def _gelu_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
+def _gelu_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     """Return r a'(x) + w a''(x), where a'' = (2 - x^2) exp(-x^2 / 2) / sqrt(2 pi)."""
     square = x * x
     bell = torch.exp(square / -2) * w
-    return torch.add(_gelu_first(r, x), (2 - square) * bell, alpha=(2 * math.pi) ** -0.5)
+    return torch.add(_gelu_first_order(r, x), (2 - square) * bell, alpha=(2 * math.pi) ** -0.5)
 
 
-def _gelu_tanh_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
+def _gelu_tanh_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     """Return r a'(x) + w a''(x), where a'' = (1 - h^2) (u' - x h u'^2 + x u'' / 2).
 
     Here h = tanh(u) and u = sqrt(2 / pi) (x + c x^3).
@@ -43,58 +43,55 @@ def _gelu_tanh_second(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     h = torch.tanh(root * x * (1 + c * square))
     slope = root * (1 + 3 * c * square)
     factor = slope - x * h * slope * slope + 3 * root * c * square
-    return torch.addcmul(_gelu_first(r, x, approximate="tanh"), (1 - h * h) * factor, w)
+    return torch.addcmul(_gelu_first_order(r, x, approximate="tanh"), (1 - h * h) * factor, w)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Return x sigmoid(1.702 x) = silu(1.702 x) / 1.702, the activation of OpenAI's weights."""
+    """Return x sigmoid(1.702 x) = silu(1.702 x) / 1.702, the activation of OpenAI's CLIP."""
     return x * torch.sigmoid(QUICK_GELU_FACTOR * x)
 
 
 ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "silu": (F.silu, _silu_first, _silu_second),
-    "gelu": (F.gelu, _gelu_first, _gelu_second),
+    "silu": (F.silu, _silu_first_order, _silu_second_order),
+    "gelu": (F.gelu, _gelu_first_order, _gelu_second_order),
     "gelu_tanh": (
         partial(F.gelu, approximate="tanh"),
-        partial(_gelu_first, approximate="tanh"),
-        _gelu_tanh_second,
+        partial(_gelu_first_order, approximate="tanh"),
+        _gelu_tanh_second_order,
     ),
     "quick_gelu": (
         quick_gelu,
-        lambda g, x: _silu_first(g, QUICK_GELU_FACTOR * x),
-        lambda r, w, x: _silu_second(r, QUICK_GELU_FACTOR * w, QUICK_GELU_FACTOR * x),
+        lambda g, x: _silu_first_order(g, QUICK_GELU_FACTOR * x),
+        lambda r, w, x: _silu_second_order(r, QUICK_GELU_FACTOR * w, QUICK_GELU_FACTOR * x),
     ),
 }
 """Functions (x) -> a(x), (g, x) -> g a'(x), and (r, w, x) -> r a'(x) + w a''(x) of each activation a."""
 
 
 class Activation:
-    """Activation a(x) with its derivatives, as a `TokenFunction`.
-
-    Call `forward`, then `vjp`. For second derivatives, call `forward`, `vjp_for_hvp`, `jvp` and `hvp`.
-    """
+    """Activation a(x) as a `TokenFunction`. `name` is a key of `ACTIVATIONS`."""
 
     def __init__(self, name: str) -> None:
-        self.value, self._first, self._second = ACTIVATIONS[name]
+        self.value, self._first_order, self._second_order = ACTIVATIONS[name]
 
     def forward(self, x: Tensor) -> Tensor:
         self._x = x
         return self.value(x)
 
     def vjp(self, g_K: Tensor) -> Tensor:
-        return self._first(g_K, self._x)
+        return self._first_order(g_K, self._x)
 
     def vjp_for_hvp(self, g_K: Tensor) -> Tensor:
         self._g_K = g_K
-        return self._first(g_K, self._x)
+        return self._first_order(g_K, self._x)
 
     def jvp(self, t_K: Tensor) -> Tensor:
         self._t_K = t_K
-        return self._first(t_K, self._x)
+        return self._first_order(t_K, self._x)
 
     def hvp(self, r: Tensor) -> Tensor:
         # The gradient of sum_k <g_k, a'(x) t_k> is a''(x) sum_k g_k t_k.
         w = self._g_K[0] * self._t_K[0]
         for g, t in zip(self._g_K[1:], self._t_K[1:], strict=True):
             w = torch.addcmul(w, g, t)
-        return self._second(r, w, self._x)
+        return self._second_order(r, w, self._x)

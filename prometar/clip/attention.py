@@ -1,8 +1,10 @@
 """Attention with hand-written first and second derivatives.
 
-torch's fused kernels have no second derivative, and autograd needs a dozen (queries x keys) tensors for one.
-Here, all K cotangents or tangents are processed together, in a memory layout that avoids K copies of the
+torch's fused kernels have no second derivative. Autograd of unfused attention stores a dozen (queries x keys)
+tensors. Here, K cotangents or tangents are processed together, in a memory layout that avoids K copies of the
 queries, keys, values and probabilities.
+
+Shape letters: B rows, T tokens, N queries, S keys, K cotangents or tangents, H heads of width W, D = H W.
 """
 
 import torch
@@ -11,19 +13,19 @@ from torch import Tensor
 
 
 class Attention:
-    """o = softmax(q k^T + mask) v, from projections (B, T, 3D) to (B, N, D). The first N tokens are queries.
+    """o = softmax(q @ k.T + mask) @ v, from projections (B, T, 3D) to (B, N, D), as a `TokenFunction`.
 
-    The derivatives use the probabilities p and centered(x) = x - <p, x> along the keys:
-        vjp: a = centered(g v^T), b = p a; (b k, b^T q, p^T g)
-        jvp: c = centered(t_q k^T + q t_k^T), d = p c; d v + p t_v
-        hvp: s = p centered(r v^T + sum_k g_k t_v^T + a_k c_k);
-            (s k + sum_k b_k t_k, s^T q + sum_k b_k^T t_q, p^T r + sum_k d_k^T g_k)
-    Adding a constant to a row of p's cotangent has no effect. This permits centered factors.
+    The derivatives use the probabilities p and centered(x) = x - sum(p * x) over the keys. For i = 1..K:
+        vjp: a = centered(g @ v.T), b = p * a. Gradients of (q, k, v): b @ k, b.T @ q, p.T @ g
+        jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv
+        hvp: s = p * centered(r @ v.T + sum_i(g_i @ tv_i.T + a_i * c_i)). Gradients of (q, k, v):
+            s @ k + sum_i(b_i @ tk_i), s.T @ q + sum_i(b_i.T @ tq_i), p.T @ r + sum_i(d_i.T @ g_i)
+    In hvp, a_i * c_i differs from the exact term by a constant per query, which `centered` removes.
 
     Args:
-        mask: Tensor (B, 1 or heads, T, S) that is added to the scores, where S = num_shared + T.
+        mask: Tensor (B, 1 or H, N, S) that is added to the scores q @ k.T.
         num_shared: Number of leading tokens of row 0 that are also the first keys of all rows.
-        num_queries: Number N of queries. Default: all T tokens.
+        num_queries: Number N of queries, which are the first tokens. Default: all T tokens.
         scale: Factor of the queries, or 1 if the projection weights contain the factor.
     """
 
@@ -39,16 +41,16 @@ class Attention:
         self._num_heads, self._scale, self._num_queries = num_heads, scale, num_queries
         self._mask, self._num_shared = mask, num_shared
 
-    def value(self, qkv_BTD: Tensor) -> Tensor:
+    def value(self, qkv: Tensor) -> Tensor:
         """Return the output of torch's fused kernel. Stores nothing for derivatives."""
-        heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads[0, :, :, : self._num_queries], *self._with_shared(heads[1:])
         return _merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
 
-    def forward(self, qkv_BTD: Tensor) -> Tensor:
-        self._size = qkv_BTD.shape[:2]
-        heads = qkv_BTD.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if not self._num_shared:  # otherwise `_with_shared` makes the copy
+    def forward(self, qkv: Tensor) -> Tensor:
+        self._num_tokens = qkv.shape[1]
+        heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if not self._num_shared:  # otherwise `_with_shared` copies
             heads = heads.contiguous()
         q = heads[0, :, :, : self._num_queries].flatten(0, 1)
         self._q = q if self._scale == 1 else q * self._scale
@@ -65,31 +67,32 @@ class Attention:
     def vjp(self, g_KBND: Tensor) -> Tensor:
         g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
         if len(g_KBND) > 1:
-            return self._pull_back(g, self._centered(g) * self._p[:, :, None])
-        a = _multiply(g, self._v.mT)
-        return self._pull_back(g, torch.ops.aten._softmax_backward_data(a, self._p[:, :, None], -1, a.dtype))
+            return self._pull_back(g, self._centered_gv(g) * self._p[:, :, None])
+        # For K > 1, this kernel would need K copies of the probabilities.
+        gv, p = _multiply(g, self._v.mT), self._p[:, :, None]
+        return self._pull_back(g, torch.ops.aten._softmax_backward_data(gv, p, -1, gv.dtype))
 
     def vjp_for_hvp(self, g_KBND: Tensor) -> Tensor:
         self._g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
-        self._a = self._centered(self._g)
+        self._a = self._centered_gv(self._g)
         return self._pull_back(self._g, self._a * self._p[:, :, None])
 
-    def _centered(self, g: Tensor) -> Tensor:
+    def _centered_gv(self, g: Tensor) -> Tensor:
+        """Return centered(g @ v.T). The subtracted sum over the keys is the dot product of g and o."""
         return _multiply(g, self._v.mT) - torch.matmul(g, self._o[..., None])
 
     def _pull_back(self, g: Tensor, b: Tensor) -> Tensor:
-        num = g.shape[2]
-        dq, dk = _multiply(b, self._k), torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (num, -1))
-        dv = torch.bmm(self._p.mT, g.flatten(2)).unflatten(-1, (num, -1))
-        return self._join(dq.movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
+        dk = torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (g.shape[2], -1))
+        dv = torch.bmm(self._p.mT, g.flatten(2)).unflatten(-1, (g.shape[2], -1))
+        return self._join(_multiply(b, self._k).movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
 
-    def jvp(self, t_KBTD: Tensor) -> Tensor:
-        t = t_KBTD.unflatten(-1, (3, self._num_heads, -1))
+    def jvp(self, t_K: Tensor) -> Tensor:
+        t = t_K.unflatten(-1, (3, self._num_heads, -1))
         self._tq = self._interleave(t[:, :, : self._num_queries, 0])
         if self._scale != 1:
             self._tq = self._tq * self._scale
-        tk = self._with_shared(t[:, :, :, 1].permute(1, 3, 0, 2, 4), row=0)
-        tv = self._with_shared(t[:, :, :, 2].permute(1, 3, 0, 2, 4), row=0)
+        tk = self._with_shared(t[:, :, :, 1].permute(1, 3, 0, 2, 4), row_dim=0)
+        tv = self._with_shared(t[:, :, :, 2].permute(1, 3, 0, 2, 4), row_dim=0)
         self._tk = tk.contiguous().flatten(0, 1)
         self._tv = tv.transpose(2, 3).contiguous().flatten(0, 1)
         c = _multiply(self._tq, self._k.mT)
@@ -111,40 +114,40 @@ class Attention:
         dv = torch.baddbmm(torch.bmm(d.mT, self._g.flatten(1, 2)), p.mT, r)
         return self._join(dq[None], dk[None], dv[None])[0]
 
-    def _interleave(self, x_KBTHD: Tensor) -> Tensor:
-        """Make the cotangents or tangents of a token adjacent: (BH, T, K, D)."""
-        return x_KBTHD.permute(1, 3, 2, 0, 4).flatten(0, 1).contiguous()
+    def _interleave(self, x_KBTHW: Tensor) -> Tensor:
+        """Return (BH, T, K, W), in which the K cotangents or tangents of a token are adjacent."""
+        return x_KBTHW.permute(1, 3, 2, 0, 4).flatten(0, 1).contiguous()
 
-    def _with_shared(self, x: Tensor, *, row: int = 1) -> Tensor:
-        """Prepend the shared tokens of row 0 to the tokens (second to last dimension) of every row."""
+    def _with_shared(self, x: Tensor, *, row_dim: int = 1) -> Tensor:
+        """Prepend the shared tokens of row 0 to the tokens of every row. Tokens are the dimension -2."""
         if not self._num_shared:
             return x
-        shared = x.narrow(row, 0, 1).narrow(-2, 0, self._num_shared)
+        shared = x.narrow(row_dim, 0, 1).narrow(-2, 0, self._num_shared)
         return torch.cat([shared.expand_as(x.narrow(-2, 0, self._num_shared)), x], dim=-2)
 
     def _join(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
-        """Join queries, keys and values, each (K, BH, tokens, D), to (K, B, T, 3D)."""
+        """Join the gradients of queries, keys and values, each (K, BH, tokens, W), to (K, B, T, 3D)."""
         if self._scale != 1:
             dq = dq * self._scale
-        if missing := self._size[1] - dq.shape[2]:
-            dq = F.pad(dq, (0, 0, 0, missing))
-        parts = [x.unflatten(1, (-1, self._num_heads)).transpose(2, 3) for x in (dq, dk, dv)]
+        if num_others := self._num_tokens - dq.shape[2]:  # tokens that are not queries
+            dq = F.pad(dq, (0, 0, 0, num_others))
+        grads = [x.unflatten(1, (-1, self._num_heads)).transpose(2, 3) for x in (dq, dk, dv)]
         if self._num_shared:
-            parts[1:] = [self._without_shared(part) for part in parts[1:]]
-        return torch.stack(parts, dim=3).flatten(3)
+            grads[1:] = [self._without_shared(grad) for grad in grads[1:]]
+        return torch.stack(grads, dim=3).flatten(3)
 
-    def _without_shared(self, x_KBSHD: Tensor) -> Tensor:
-        """Apply the transpose of `_with_shared` to cotangents."""
-        shared, tokens = x_KBSHD.split([self._num_shared, self._size[1]], dim=2)
+    def _without_shared(self, grad_KBSHW: Tensor) -> Tensor:
+        """Add the gradients of the prepended tokens to those of row 0 (transpose of `_with_shared`)."""
+        shared, tokens = grad_KBSHW.split([self._num_shared, self._num_tokens], dim=2)
         # In place, because no other tensor uses this memory.
         tokens[:, 0, : self._num_shared].add_(shared.sum(dim=1))
         return tokens
 
 
-def _merge_heads(x_BHTK: Tensor) -> Tensor:
-    return x_BHTK.transpose(-3, -2).flatten(-2)
+def _merge_heads(x_BHTW: Tensor) -> Tensor:
+    return x_BHTW.transpose(-3, -2).flatten(-2)
 
 
-def _multiply(x_NTKD: Tensor, y_NDS: Tensor) -> Tensor:
-    """Multiply the K cotangents or tangents of each token by one matrix."""
-    return torch.bmm(x_NTKD.flatten(1, 2), y_NDS).unflatten(1, x_NTKD.shape[1:3])
+def _multiply(x: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply cotangents or tangents (BH, tokens, K, n) by one matrix (BH, n, m) per row and head."""
+    return torch.bmm(x.flatten(1, 2), matrix).unflatten(1, x.shape[1:3])

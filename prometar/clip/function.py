@@ -1,4 +1,4 @@
-"""Building blocks of the towers with hand-written derivatives: interface, `Projection` and `Norm`."""
+"""Functions with hand-written derivatives: the interface `TokenFunction`, `Projection` and `Norm`."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -10,12 +10,12 @@ EPS = 1e-5
 
 
 class TokenFunction(Protocol):
-    """Differentiable function f of tokens x with constant weights.
+    """Differentiable function f of tokens x, with Jacobian J and constant weights.
 
     For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents. For second
     derivatives, call `forward`, `vjp_for_hvp` (same result as `vjp`), `jvp`, which returns J t_k for K
     tangents, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> for a cotangent r.
-    `value` returns the result of `forward` and stores nothing. The default methods assume that J is constant.
+    `value` returns the result of `forward` and stores nothing. The default methods are for linear f.
     """
 
     def value(self, x: Tensor, /) -> Tensor:
@@ -39,7 +39,7 @@ MethodCall = Callable[[TokenFunction, Tensor], Tensor]
 
 
 class Projection(TokenFunction):
-    """x W + b."""
+    """Linear layer x W + b."""
 
     def __init__(self, weight_DE: Tensor, bias_E: Tensor | None = None) -> None:
         self._weight_DE, self._bias_E = weight_DE, bias_E
@@ -58,20 +58,19 @@ class Projection(TokenFunction):
 class Norm:
     """LayerNorm: n(x) = (x - mean) / sigma over the last dimension, then an optional weight and bias.
 
-    The Jacobian J = (1 - 1 1^T / D - n n^T / D) / sigma is symmetric, so `vjp` and `jvp` use the same
+    The Jacobian J = (I - 1 1^T / D - n n^T / D) / sigma is symmetric, so `vjp` and `jvp` use the same
     kernel. The gradient of sum_k <g_k, J(x) t_k> is
 
         -(J c + n s) / (D sigma),  c = sum_k <n, t_k> g_k + <n, g_k> t_k,  s = sum_k <g_k, J t_k>
 
-    For float16 inputs, computations use float32, as in torch.autocast, because 1 / sigma^3 overflows for
-    sigma < 0.025. Token embeddings can have such a sigma.
+    For float16 inputs, computations use float32, as in torch.autocast. In float16, powers of 1 / sigma could
+    overflow, because token embeddings can have sigma < 0.025.
     """
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> None:
         self._weight, self._bias, self._eps = weight, bias, eps
 
     def value(self, x: Tensor) -> Tensor:
-        """Return the result of `forward`. Stores nothing for derivatives."""
         return self._affine(
             torch.native_layer_norm(_widen(x), x.shape[-1:], None, None, self._eps)[0], x.dtype
         )

@@ -1,7 +1,7 @@
 """Frozen CLIP or SigLIP as dataclasses of tensors.
 
 Shape suffixes in this package: B images, C classes, N texts or features, R rows, T tokens, P prompt tokens,
-S keys, D width, H heads, K cotangents or tangents, E width of the joint embedding.
+S keys, D width, K cotangents or tangents, E width of the joint embedding, H and W height and width of images.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from prometar.clip.function import EPS
 
 
 class Block(NamedTuple):
-    """Frozen tensors of one residual attention block. Tensors of folded LayerNorms are None."""
+    """Frozen tensors of one residual attention block. `Tower.folded` replaces those of LayerNorms by None."""
 
     ln_1_weight: Tensor | None
     ln_1_bias: Tensor | None
@@ -58,31 +58,31 @@ class Tower:
         Linear layers absorb the LayerNorms' weights and biases, the queries' scale and QuickGELU's factor a.
         SiLU replaces QuickGELU, because x sigmoid(a x) = silu(a x) / a.
         """
-        quick = QUICK_GELU_FACTOR if self.activation == "quick_gelu" else 1.0
+        factor = QUICK_GELU_FACTOR if self.activation == "quick_gelu" else 1.0
         activation = "silu" if self.activation == "quick_gelu" else self.activation
-        blocks = tuple(_fold_block(block, self.scale, quick) for block in self.blocks)
+        blocks = tuple(_fold_block(block, self.scale, factor) for block in self.blocks)
         return replace(self, blocks=blocks, activation=activation, scale=1.0)
 
 
-def _fold_block(block: Block, scale: float, quick: float) -> Block:
+def _fold_block(block: Block, scale: float, factor: float) -> Block:
     in_proj_weight, in_proj_bias = _fold_norm(
         block.in_proj_weight, block.in_proj_bias, block.ln_1_weight, block.ln_1_bias
     )
-    query = torch.ones_like(in_proj_bias)
-    query[: len(query) // 3] = scale
+    row_factors = torch.ones_like(in_proj_bias)
+    row_factors[: len(row_factors) // 3] = scale  # rows of the queries
     c_fc_weight, c_fc_bias = _fold_norm(
         block.c_fc_weight, block.c_fc_bias, block.ln_2_weight, block.ln_2_bias
     )
     return block._replace(
         ln_1_weight=None,
         ln_1_bias=None,
-        in_proj_weight=in_proj_weight * query[:, None],
-        in_proj_bias=in_proj_bias * query,
+        in_proj_weight=in_proj_weight * row_factors[:, None],
+        in_proj_bias=in_proj_bias * row_factors,
         ln_2_weight=None,
         ln_2_bias=None,
-        c_fc_weight=c_fc_weight * quick,
-        c_fc_bias=c_fc_bias * quick,
-        c_proj_weight=block.c_proj_weight / quick,
+        c_fc_weight=c_fc_weight * factor,
+        c_fc_bias=c_fc_bias * factor,
+        c_proj_weight=block.c_proj_weight / factor,
     )
 
 
@@ -102,12 +102,12 @@ class Clip:
     """Frozen CLIP: two towers and the tensors before and after them.
 
     Shapes: `patch_weight` (D, 3, patch, patch), `token_embedding` (vocabulary, D), projections (D, E).
-    `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` and image
+    `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` or image
     projection. Some of its models also have no text projection.
 
-    pool: SigLIP's attention pool and last LayerNorm, as a block that returns one token per image.
-    causal: True for OpenAI's CLIP: tokens attend to earlier tokens, and the text feature is at the EOT token.
-        False for SigLIP: tokens attend to all tokens, and the text feature is at the last token.
+    pool: SigLIP's attention pool and last LayerNorm, as one block that returns one token per image.
+    causal: True for CLIP: text tokens attend to earlier ones, and the text feature is at the end token (EOT).
+        False for SigLIP: text tokens attend to all others, and the text feature is at the last token.
     num_start: Number of tokens that the tokenizer puts before a text.
     image_prompts: False if no prompt enters the image tower. `embed_images` then returns features.
     """

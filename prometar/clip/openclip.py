@@ -1,7 +1,7 @@
 """Backbones by name: open_clip's configurations, pretrained weights, tokenizers and templates.
 
-Importing open_clip takes three seconds, so `mini` does not import it. Every backbone needs the tokenizer and
-the constants, so their modules are loaded without importing the package.
+Importing open_clip takes three seconds. `mini` needs only its tokenizer, constants and templates, so these
+modules are loaded without importing the package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,37 +40,38 @@ def _open_clip() -> ModuleType:
 
 
 @cache
-def _module(name: str) -> ModuleType:
-    """Load a self-contained open_clip module without importing the package."""
-    package: Any = find_spec("open_clip")
-    spec: Any = spec_from_file_location(f"open_clip_{name}", Path(package.origin).with_name(f"{name}.py"))
+def _submodule(name: str) -> ModuleType:
+    """Load a self-contained submodule of open_clip without importing the package."""
+    package_spec: Any = find_spec("open_clip")
+    path = Path(package_spec.origin).with_name(f"{name}.py")
+    spec: Any = spec_from_file_location(f"open_clip_{name}", path)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 TEMPLATES: tuple[str, ...] = tuple(
-    template("{}") for template in _module("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES[:60]
+    template("{}") for template in _submodule("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES[:60]
 )
 """The first 60 of OpenAI's ImageNet templates, with "{}" for the class name, as in the published code."""
 
-IMAGENET_VOCABULARY: tuple[str, ...] = tuple(_module("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
-"""100 ImageNet class names, for drift (`prometar.training.drift`)."""
+IMAGENET_VOCABULARY: tuple[str, ...] = tuple(_submodule("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
+"""100 ImageNet class names: the `Backbone.vocabulary` of pretrained models."""
 
-OPENAI_MEAN = _module("constants").OPENAI_DATASET_MEAN
-OPENAI_STD = _module("constants").OPENAI_DATASET_STD
+OPENAI_MEAN = _submodule("constants").OPENAI_DATASET_MEAN
+OPENAI_STD = _submodule("constants").OPENAI_DATASET_STD
 
 
 def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
-    """Return CLIP's token ids (N, context length): SOT, text, EOT (the largest id), zeros."""
-    return _module("tokenizer").tokenize(list(texts), context_length)
+    """Return CLIP's token ids (N, context length): start (SOT), text, end (EOT, the largest id), zeros."""
+    return _submodule("tokenizer").tokenize(list(texts), context_length)
 
 
 @dataclass(frozen=True)
 class Backbone:
     """Frozen CLIP, its tokenizer, and the channel means and standard deviations that normalize its images.
 
-    vocabulary: Object names that the backbone recognizes, from which drift selects out-of-domain names.
+    vocabulary: Object names that the backbone knows. `prometar.training.drift` selects out-of-domain ones.
     """
 
     name: str
@@ -82,23 +83,23 @@ class Backbone:
 
     def token_ids(self, text: str) -> Tensor:
         """Return the token ids of a text without start, end and padding tokens."""
-        start = self.clip.num_start
-        ids, empty = self.tokenize([text])[0], self.tokenize([""])[0]
+        start, ids = self.clip.num_start, self.tokenize([text])[0]
         if self.clip.causal:
-            return ids[start : ids.argmax()]
-        ends = torch.isin(ids[start:], empty[start:])
-        return ids[start : start + int(ends.int().argmax())]
+            return ids[start : ids.argmax()]  # the end token has the largest id
+        # After its start tokens, an empty text has only end and padding tokens.
+        is_end = torch.isin(ids[start:], self.tokenize([""])[0][start:])
+        return ids[start : start + int(is_end.int().argmax())]
 
     def normalize(self, images_BHW3: Tensor) -> Tensor:
         """Convert uint8 images to normalized (B, 3, H, W) in the backbone's precision, on its device."""
-        # Rounding only the result to the backbone's precision is more accurate than rounding each step.
+        # Computed in `working_dtype`, because each step in half precision would add a rounding error.
         images = images_BHW3.to(self.clip.device).to(self.clip.working_dtype).permute(0, 3, 1, 2) / 255
         mean, std = self._mean_and_std
         return ((images - mean) / std).to(self.clip.dtype)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the weights, cached because it takes a second for ViT-B/16."""
+        """SHA-256 (hex) of the weights, cached because it takes a second for ViT-B/16."""
         return weights_digest(self.clip)
 
     @cached_property
@@ -120,8 +121,8 @@ def load_tokenizer(name: str) -> Tokenize:
 def _hub_tokenizer(name: str) -> Tokenize:
     fix = "Run the command once on a machine with internet access, and copy its Hugging Face cache."
     with download_errors(f"the tokenizer of {name}", fix):
-        read = _open_clip().get_tokenizer(name, trust_remote_code=False)
-    return lambda texts: read(list(texts))
+        tokenizer = _open_clip().get_tokenizer(name, trust_remote_code=False)
+    return lambda texts: tokenizer(list(texts))
 
 
 def load_backbone(
@@ -131,7 +132,7 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> Backbone:
-    """Load a frozen backbone with folded weights (`Tower.folded`)."""
+    """Load a frozen backbone with folded weights (`Tower.folded`). Arguments and errors: see `load_clip`."""
     clip = load_clip(name, pretrained)
     return build_backbone(name, pretrained, clip.folded().to(device=device, dtype=dtype))
 
@@ -139,16 +140,15 @@ def load_backbone(
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """Return a loaded CLIP with its tokenizer and image normalization.
 
-    Weights from a file get the normalization shared by all open_clip tags of the model, or else OpenAI's.
+    Weights from a file get the normalization of the model's open_clip tags, or OpenAI's if the tags differ.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
     tags = _tags(name)
-    configs = [
-        _open_clip().get_pretrained_cfg(name, tag) for tag in ([pretrained] if pretrained in tags else tags)
-    ]
-    found = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in configs}
-    mean, std = found.pop() if len(found) == 1 else (OPENAI_MEAN, OPENAI_STD)
+    used_tags = [pretrained] if pretrained in tags else tags
+    configs = [_open_clip().get_pretrained_cfg(name, tag) for tag in used_tags]
+    pairs = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in configs}
+    mean, std = pairs.pop() if len(pairs) == 1 else (OPENAI_MEAN, OPENAI_STD)
     return Backbone(name, clip, mean, std, tokenize=load_tokenizer(name))
 
 
@@ -161,12 +161,12 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
 
     Args:
         name: `mini`, or a supported open_clip model such as `ViT-B-16-quickgelu` (docs/data.md).
-        pretrained: An open_clip tag such as `openai`, a local .safetensors file, `random` (for speed
-            measurements only), or None for the embedded weights of `mini`.
+        pretrained: An open_clip tag such as `openai`, a local .safetensors file, or `random` (for speed
+            measurements only). For `mini`, None and `random` are its embedded weights.
 
     Raises:
-        UserError: the name or tag is unknown, the file is missing, or the weights do not fit the model.
-        WorkError: the tag's weights cannot be downloaded.
+        UserError: see `require_backbone`, or the file is missing, or the weights do not fit the model.
+        WorkError: the tag's weights or the tokenizer cannot be downloaded.
     """
     require_backbone(name, pretrained)
     if name == "mini" and pretrained in (None, "random"):
@@ -181,7 +181,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         fix = "Download them on a machine with internet access, and pass the file with --pretrained FILE."
         with download_errors(f"the weights '{pretrained}' of {name}", fix):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
-    require_tensors(_architecture_and_state(name)[1], state, where=str(pretrained))
+    require_tensors(_architecture_and_state(name)[1], state, source=str(pretrained))
     return _build_clip(name, state)
 
 
@@ -189,7 +189,8 @@ def require_backbone(name: str, pretrained: str | None) -> None:
     """Check a backbone's name and weights without reading or downloading the weights.
 
     Raises:
-        UserError: the name or tag is unknown, the model is not supported, or the weights are not specified.
+        UserError: the name or tag is unknown, no weights are specified, the model is not supported, requires
+            `transformers`, which is missing, or has another activation than the weights.
     """
     _architecture_and_state(name)
     config = _config(name)
@@ -201,7 +202,8 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         )
     if pretrained is None and name != "mini":
         raise UserError(
-            f"Backbone {name} needs weights. Set backbone.pretrained (--pretrained) to openai or to a file."
+            f"Backbone {name} needs weights. "
+            "Set backbone.pretrained (--pretrained) to an open_clip tag, such as openai, or to a file."
         )
     if pretrained in (None, "random"):
         return
@@ -236,16 +238,16 @@ def _build_clip(name: str, state: Mapping[str, Tensor]) -> Clip:
     clip = from_state_dict(state, _architecture_and_state(name)[0])
     if clip.causal:
         return clip
-    # Start tokens are the leading tokens that are the same in all texts.
-    columns = load_tokenizer(name)(["cat", "photo", "of", "many"]).T.tolist()
-    return replace(clip, num_start=next((k for k, ids in enumerate(columns) if len(set(ids)) > 1), 0))
+    # Start tokens precede the first position at which these texts have different tokens.
+    ids_by_position = load_tokenizer(name)(["cat", "photo", "of", "many"]).T.tolist()
+    return replace(clip, num_start=next((k for k, ids in enumerate(ids_by_position) if len(set(ids)) > 1), 0))
 
 
 @lru_cache(maxsize=8)
 def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tensor]]:
     """Return a model's architecture, and its state dict on torch's `meta` device."""
     config = _config(name)
-    if name == "mini":  # importing open_clip takes seconds
+    if name == "mini":
         architecture, state = clip_architecture(config), load_mini()
     else:
         siglip = _family(name, config) == "siglip"
@@ -253,11 +255,12 @@ def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tenso
             model = _open_clip().create_model(name, device="meta")
         architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
         state = model.state_dict()
+    # SigLIP's `logit_bias` does not change softmax probabilities.
     return architecture, {key: tensor.to("meta") for key, tensor in state.items() if key != "logit_bias"}
 
 
 def clip_architecture(config: ModelConfig) -> Architecture:
-    """Return the architecture of a CLIP with OpenAI's vision and text transformers."""
+    """Return the architecture of a CLIP whose towers are transformers as in OpenAI's models."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     heads = vision["width"] // vision.get("head_width", 64)
@@ -293,7 +296,7 @@ def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
 def _config(name: str) -> ModelConfig:
     if name == "mini":
         return mini_config()
-    if ":" in name:  # open_clip would download or read the model from this location
+    if ":" in name:  # open_clip would read code or weights from this hub or folder
         raise UserError(f"Unknown backbone '{name}'. Use mini or an open_clip name, not a hub or folder.")
     config: ModelConfig | None = _open_clip().get_model_config(name)
     if config is None:

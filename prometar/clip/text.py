@@ -1,8 +1,8 @@
 """Text tower.
 
-CLIP's text tower is causal, so texts with a common prefix share the states of that prefix. A batch of texts
-is a prefix tree, packed into rows of about equal length. A token attends only to itself and its ancestors.
-SOT and the context, which all classes share, are computed once. Texts are not padded.
+CLIP's text tower is causal, so texts with a common prefix share its hidden states. The texts of a batch form
+a prefix tree, packed into rows of about equal length. A token attends only to itself and its ancestors. All
+texts share the start token (SOT) and the context, which prompts can replace. They are computed once.
 
 SigLIP's text tower is not causal, so each text has its own row, including padding. After positions are added,
 the last token, whose output is the feature, moves to the front, and the context moves to the end.
@@ -21,20 +21,20 @@ from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, Replaced, a
 from prometar.errors import UserError
 
 ROW_LENGTH = 96
-"""Target slots per row. Long rows waste attention on other texts. Short rows make matrices small."""
+"""Target slots (tokens) per row. Long rows waste attention on other texts. Short rows make matrices small."""
 
 Prefix = tuple[int, ...]
-"""First tokens of a text. A prefix identifies a node of the tree."""
+"""First token ids of a text, after those that all texts share. A prefix identifies a node of the tree."""
 
 
 @dataclass(frozen=True)
 class TextInput:
-    """Token sequences packed into R rows of T slots, for a set of classes.
+    """Texts of a set of classes, packed into R rows of T slots. A slot holds one token.
 
     embedded_RTD: Token embeddings plus position embeddings. SOT and the context are the first slots of row 0.
     mask_R1TS: Attention mask. The keys are SOT and the context (only if R > 1), then the slots of the row.
-    end_C: Slot of each EOT, counted over all rows.
-    For SigLIP, `mask_R1TS` and `end_C` are None, the pooled token is first, and the context is last.
+    end_C: Slot of each end token (EOT), counted over all rows.
+    For SigLIP, `mask_R1TS` and `end_C` are None. A row is the last token, the others, and the context.
     """
 
     embedded_RTD: Tensor
@@ -45,36 +45,36 @@ class TextInput:
 
 
 @torch.no_grad()
-def text_input(clip: Clip, tokens_CT: Tensor, *, num_context: int = 0) -> TextInput:
-    """Pack token ids (C, context length). Prompts can replace the `num_context` tokens after SOT.
+def text_input(clip: Clip, ids_CT: Tensor, *, num_context: int = 0) -> TextInput:
+    """Pack token ids (C, context length). Prompts can replace the `num_context` tokens after the start.
 
     For CLIP, the first text provides the context. Unless prompts replace it, all texts must share it.
 
     Raises:
         UserError: the context leaves no room for class names.
     """
-    num_start, tokens = clip.num_start, tokens_CT.tolist()
-    start = num_start + num_context
-    last_tokens = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in tokens]
-    if min(last_tokens) < start + bool(num_context):
+    num_start, texts = clip.num_start, ids_CT.tolist()
+    num_shared = num_start + num_context
+    ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in texts]
+    if min(ends) < num_shared + bool(num_context):
         raise UserError(
             f"prompts.text_length {num_context} leaves no room for class names. "
-            f"The backbone reads {len(tokens[0])} tokens. Use a smaller value."
+            f"The backbone reads {len(texts[0])} tokens. Use a smaller value."
         )
     if not clip.causal:
-        last = len(tokens[0]) - 1
-        order = [last, *range(num_start), *range(start, last), *range(num_start, start)]
-        embedded_CTD = clip.token_embedding[tokens_CT.to(clip.device)[:, order]] + clip.text_positions[order]
+        last = len(texts[0]) - 1
+        order = [last, *range(num_start), *range(num_shared, last), *range(num_start, num_shared)]
+        embedded_CTD = clip.token_embedding[ids_CT.to(clip.device)[:, order]] + clip.text_positions[order]
         return TextInput(embedded_CTD, None, None, num_start, num_context)
-    rests = [ids[start : last + 1] for ids, last in zip(tokens, last_tokens, strict=True)]
-    packed = pack(tokens[0][:start], rests)
-    ids, depth, attends, ends = (torch.from_numpy(array).to(clip.device) for array in packed)
+    rests = [ids[num_shared : end + 1] for ids, end in zip(texts, ends, strict=True)]
+    packed = pack(texts[0][:num_shared], rests)
+    ids, positions, attends, end_C = (torch.from_numpy(array).to(clip.device) for array in packed)
     if len(ids) == 1:  # the shared tokens are slots of this row, so they are not repeated as keys
-        attends[:, :, start : 2 * start] |= attends[:, :, :start]
-        attends = attends[:, :, start:]
+        attends[:, :, num_shared : 2 * num_shared] |= attends[:, :, :num_shared]
+        attends = attends[:, :, num_shared:]
     mask = attends.new_zeros(attends.shape, dtype=clip.dtype).masked_fill_(~attends, float("-inf"))
-    embedded_RTD = clip.token_embedding[ids] + clip.text_positions[depth]
-    return TextInput(embedded_RTD, mask[:, None], ends, num_start, num_context)
+    embedded_RTD = clip.token_embedding[ids] + clip.text_positions[positions]
+    return TextInput(embedded_RTD, mask[:, None], end_C, num_start, num_context)
 
 
 def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None) -> Tensor:
@@ -85,8 +85,8 @@ def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None
     prompts = prompts or {}
     if torch.is_grad_enabled():
         return text_pass(clip, text, prompts)[0]
-    tower_pass = _pass(clip, text, prompts, text.mask_R1TS)
-    return tower_pass.value(text.embedded_RTD, _positioned(clip, text, prompts))
+    tower_pass = _build_pass(clip, text, prompts, text.mask_R1TS)
+    return tower_pass.value(text.embedded_RTD, _with_positions(clip, text, prompts))
 
 
 def text_pass(clip: Clip, text: TextInput, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
@@ -94,11 +94,11 @@ def text_pass(clip: Clip, text: TextInput, prompts: LayerPrompts) -> tuple[Tenso
     mask, num_heads = text.mask_R1TS, clip.text.num_heads
     if mask is not None:  # expanded to all heads once, instead of in every layer
         mask = mask.expand(-1, num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, num_heads))
-    tower_pass = _pass(clip, text, prompts, mask)
-    return tower_pass.forward(text.embedded_RTD, _positioned(clip, text, prompts)), tower_pass
+    tower_pass = _build_pass(clip, text, prompts, mask)
+    return tower_pass.forward(text.embedded_RTD, _with_positions(clip, text, prompts)), tower_pass
 
 
-def _positioned(clip: Clip, text: TextInput, prompts: LayerPrompts) -> LayerPrompts:
+def _with_positions(clip: Clip, text: TextInput, prompts: LayerPrompts) -> LayerPrompts:
     """Add the position embeddings to the prompts of layer 0."""
     num = text.num_context
     assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
@@ -107,7 +107,7 @@ def _positioned(clip: Clip, text: TextInput, prompts: LayerPrompts) -> LayerProm
     return {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
 
 
-def _pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | None) -> Pass:
+def _build_pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | None) -> Pass:
     tower, num_context = clip.text, text.num_context
     slots: Appended | Replaced
     if mask is None:
@@ -115,11 +115,11 @@ def _pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | Non
         slots, layers = Appended(num_tokens), appending_layers(tower, num_tokens, prompts, num_out=1)
     else:
         slots = Replaced(text.num_start, num_context)
-        # The first keys of row 0 are also the first keys of all other rows.
+        # The columns of the mask are the keys: the shared tokens, then the slots of the row.
         num_shared = mask.shape[-1] - mask.shape[-2]
         layers = [
-            Layer(tower, block, mask=mask, num_shared=num_shared, out_slots=ends)
-            for block, ends in zip(tower.blocks, [*[None] * (len(tower.blocks) - 1), text.end_C], strict=True)
+            Layer(tower, block, mask=mask, num_shared=num_shared, out_slots=out)
+            for block, out in zip(tower.blocks, [*[None] * (len(tower.blocks) - 1), text.end_C], strict=True)
         ]
     head: list[TokenFunction] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
     if clip.text_projection is not None:
@@ -131,10 +131,10 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
     """Pack texts into R rows of T slots. Each text is `shared`, then one of `rests`. None of these is empty.
 
     Returns:
-        ids: Token of each slot (R, T), 0 in empty slots. The P shared tokens are in row 0.
-        depth: Position of each slot's token in its text (R, T), 0 in empty slots.
-        attends: True if a slot attends to a shared token or a slot of its row (R, T, P + T). An empty slot
-            attends to itself.
+        ids: Token id of each slot (R, T), 0 in empty slots. Row 0 starts with the shared tokens.
+        positions: Position of each slot's token in its text (R, T), 0 in empty slots.
+        attends: True if a slot attends to a key (R, T, len(shared) + T). Keys are the shared tokens, then the
+            slots of the row. An empty slot attends to itself.
         ends: Last slot of each text (N), as row * T + slot.
 
     Example:
@@ -145,27 +145,27 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
     texts = [tuple(rest) for rest in rests]
     rows = _split_into_rows(texts, len(shared))
     length = max(len(shared) * (r == 0) + len(row) for r, row in enumerate(rows))
-    ids, depth = np.zeros((2, len(rows), length), np.int64)
+    ids, positions = np.zeros((2, len(rows), length), np.int64)
     attends = np.zeros((len(rows), length, len(shared) + length), bool)
     in_row = attends[:, :, len(shared) :]
     in_row[:] = np.eye(length, dtype=bool)
-    ids[0, : len(shared)], depth[0, : len(shared)] = shared, np.arange(len(shared))
+    ids[0, : len(shared)], positions[0, : len(shared)] = shared, np.arange(len(shared))
     attends[0, : len(shared)] = np.tri(len(shared), len(shared) + length, dtype=bool)
     end_slots: dict[Prefix, int] = {}
     for r, row in enumerate(rows):
         first = len(shared) * (r == 0)
         slots = {prefix: first + k for k, prefix in enumerate(row)}
         for prefix, slot in slots.items():
-            ids[r, slot], depth[r, slot] = prefix[-1], len(shared) + len(prefix) - 1
+            ids[r, slot], positions[r, slot] = prefix[-1], len(shared) + len(prefix) - 1
             attends[r, slot, : len(shared)] = True
             if len(prefix) > 1:
                 in_row[r, slot] |= in_row[r, slots[prefix[:-1]]]
             end_slots[prefix] = r * length + slot
-    return ids, depth, attends, np.array([end_slots[text] for text in texts])
+    return ids, positions, attends, np.array([end_slots[text] for text in texts])
 
 
 def _split_into_rows(texts: Sequence[Prefix], num_shared: int) -> list[list[Prefix]]:
-    """Return the nodes of each row, parents first. Rows are as short as the target number of rows permits."""
+    """Return the nodes of each row, parents first. Minimize the row length for the target number of rows."""
     texts = sorted(set(texts))
     num_nodes = num_shared + len({text[: k + 1] for text in texts for k in range(len(text))})
     num_rows = max(1, round(num_nodes / ROW_LENGTH))

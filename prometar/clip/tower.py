@@ -1,7 +1,7 @@
 """Prompted towers as functions of their prompts, with first and second derivatives.
 
-The derivatives exploit that weights are frozen and prompts are few. All cotangents or tangents are processed
-together, and one more reverse pass computes all second derivatives.
+Weights are frozen, so only derivatives with respect to prompts are computed. All cotangents or tangents are
+processed together, and one more reverse pass computes all second derivatives.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ from prometar.clip.function import MethodCall, Norm, TokenFunction
 from prometar.clip.model import Block, Tower
 
 LayerPrompts = Mapping[int, Tensor]
-"""Prompts (P, D) by layer, or K cotangents or tangents of prompts (K, P, D).
+"""Prompts (P, D) by layer number, or K cotangents or tangents of prompts (K, P, D).
 
 A layer without an entry receives the output of the previous layer unchanged.
 """
 
 
 class Layer:
-    """One pass through a block: y = z + MLP(n_2(z)), z = x + A(n_1(x)), or z = A(n_1(x)) in pools.
+    """Block with derivatives: y = z + MLP(norm_2(z)) and z = x + attention(norm_1(x)). In pools, z lacks x.
 
     A layer returns the first `num_out` of the T tokens of each row, or the tokens in `out_slots` (counted
     over all rows) as (len(out_slots), D). All other tokens are only attended to.
@@ -52,7 +52,7 @@ class Layer:
     def forward(self, x_BTD: Tensor, apply: MethodCall) -> Tensor:
         """Run the forward pass. `apply` calls `TokenFunction.forward` or `TokenFunction.value`."""
         block = self._block
-        self._rows = x_BTD.shape[:-1]
+        self._input_shape = x_BTD.shape[:-1]
         h = F.linear(apply(self._norm_1, x_BTD), block.in_proj_weight, block.in_proj_bias)
         h = F.linear(self._select(apply(self._attention, h)), block.out_proj_weight, block.out_proj_bias)
         x = self._select(x_BTD[:, : self._num_out]) + h if self._residual else h
@@ -68,7 +68,7 @@ class Layer:
         return t + F.linear(h, block.c_proj_weight)
 
     def reverse(self, g: Tensor, apply: MethodCall) -> tuple[Tensor, Tensor]:
-        """Return cotangents of the first `num_out` and the other tokens. `apply` calls a reverse method."""
+        """Return cotangents of the first `num_out` tokens and of the rest. `apply` calls a vjp or `hvp`."""
         block = self._block
         h = apply(self._activation, g @ block.c_proj_weight)
         g = g + apply(self._norm_2, h @ block.c_fc_weight)
@@ -82,10 +82,10 @@ class Layer:
         return x if self._out_slots is None else x.flatten(-3, -2).index_select(-2, self._out_slots)
 
     def _spread(self, x: Tensor) -> Tensor:
-        """Apply the transpose of `_select` to cotangents."""
+        """Put cotangents into the output slots, and zeros into the others (transpose of `_select`)."""
         if self._out_slots is None:
             return x
-        rows, length = self._rows
+        rows, length = self._input_shape
         zeros = x.new_zeros(*x.shape[:-2], rows * length, x.shape[-1])
         return zeros.index_add(-2, self._out_slots, x).unflatten(-2, (rows, length))
 
@@ -111,26 +111,26 @@ class Appended:
 
 @dataclass(frozen=True)
 class Replaced:
-    """Prompt slots in row 0: the `num` slots after the first `first` ones."""
+    """Prompt slots in row 0: the `num_prompt` slots after the first `num_before` ones."""
 
-    first: int
-    num: int
+    num_before: int
+    num_prompt: int
 
     def put(self, x: Tensor, prompt: Tensor) -> Tensor:
         flat = x.flatten(-3, -2)
-        parts = [flat[..., : self.first, :], prompt, flat[..., self.first + self.num :, :]]
+        parts = [flat[..., : self.num_before, :], prompt, flat[..., self.num_before + self.num_prompt :, :]]
         return torch.cat(parts, dim=-2).unflatten(-2, x.shape[-3:-1])
 
     def take(self, out: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        slots = out.select(-3, 0).narrow(-2, self.first, self.num)
+        slots = out.select(-3, 0).narrow(-2, self.num_before, self.num_prompt)
         prompt = slots.clone()
-        slots.zero_()
+        slots.zero_()  # because `put` discarded these tokens
         return out, prompt
 
 
 def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
     """Return the layers of a tower with `Appended` prompts and `num_out` output tokens."""
-    # If a layer is prompted, the previous layer need not return prompt tokens.
+    # The prompt of a layer replaces the prompt tokens, so the previous layer need not return them.
     outs = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
     return [
         Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*outs, num_out], strict=True)
@@ -138,8 +138,9 @@ def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, nu
 
 
 class Pass:
-    """One run of a tower, from prompts to features (N, E), with the derivatives of a `TokenFunction`.
+    """One pass through a tower, from prompts to features (N, E), with the derivatives of a `TokenFunction`.
 
+    `vjp` and `hvp` free the layers, so no other method can be called after them.
     prompt_norm: Normalizes the prompt of layer 0. head: Functions from the last layer's output to features.
     """
 
@@ -158,8 +159,8 @@ class Pass:
         return self._forward(x_BTD, prompts, _value)
 
     def forward(self, x_BTD: Tensor, prompts: LayerPrompts) -> Tensor:
-        self._size, self._prompted = x_BTD.shape, sorted(prompts)
-        return self._forward(x_BTD, prompts, lambda part, x: part.forward(x))
+        self._input_shape, self._prompted = x_BTD.shape, sorted(prompts)
+        return self._forward(x_BTD, prompts, lambda f, x: f.forward(x))
 
     def _forward(self, x: Tensor, prompts: LayerPrompts, apply: MethodCall) -> Tensor:
         first = min(prompts, default=len(self._layers))
@@ -171,22 +172,22 @@ class Pass:
                 x = self._slots.put(x, prompt)
             # Layers below the first prompt need no derivatives.
             x = layer.forward(x, _value if number < first else apply)
-        self._last = x.shape[:-1]
+        self._output_shape = x.shape[:-1]
         x = x.flatten(0, -2)
-        for part in self._head:
-            x = apply(part, x)
+        for function in self._head:
+            x = apply(function, x)
         return x
 
     def vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
         # Popping each layer frees the tensors that it stores.
-        return self._reverse(g_KNE, lambda part, g: part.vjp(g), self._layers.pop)
+        return self._reverse(g_KNE, lambda f, g: f.vjp(g), self._layers.pop)
 
     def vjp_for_hvp(self, g_KNE: Tensor) -> dict[int, Tensor]:
-        return self._reverse(g_KNE, lambda part, g: part.vjp_for_hvp(g), self._layers.__getitem__)
+        return self._reverse(g_KNE, lambda f, g: f.vjp_for_hvp(g), self._layers.__getitem__)
 
     def jvp(self, prompts: LayerPrompts) -> Tensor:
         first = self._prompted[0]
-        t = prompts[first].new_zeros(len(prompts[first]), *self._size)
+        t = prompts[first].new_zeros(len(prompts[first]), *self._input_shape)
         for number, layer in enumerate(self._layers[first:], first):
             if number in prompts:
                 prompt = prompts[number]
@@ -195,17 +196,17 @@ class Pass:
                 t = self._slots.put(t, prompt)
             t = layer.jvp(t)
         t = t.flatten(1, -2)
-        for part in self._head:
-            t = part.jvp(t)
+        for function in self._head:
+            t = function.jvp(t)
         return t
 
     def hvp(self, r_NE: Tensor) -> dict[int, Tensor]:
-        return self._reverse(r_NE, lambda part, r: part.hvp(r), self._layers.pop)
+        return self._reverse(r_NE, lambda f, r: f.hvp(r), self._layers.pop)
 
     def _reverse(self, g: Tensor, apply: MethodCall, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
-        for part in reversed(self._head):
-            g = apply(part, g)
-        g = g.unflatten(-2, self._last)
+        for function in reversed(self._head):
+            g = apply(function, g)
+        g = g.unflatten(-2, self._output_shape)
         cotangents: dict[int, Tensor] = {}
         for number in reversed(range(self._prompted[0], len(self._layers))):
             g, rest = layer_at(number).reverse(g, apply)
@@ -219,5 +220,5 @@ class Pass:
         return cotangents
 
 
-def _value(part: TokenFunction, x: Tensor) -> Tensor:
-    return part.value(x)
+def _value(function: TokenFunction, x: Tensor) -> Tensor:
+    return function.value(x)

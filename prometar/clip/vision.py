@@ -1,7 +1,7 @@
 """Vision tower.
 
-Each prompted layer puts its prompt after the patches, in place of the previous prompt. The feature is the
-output at CLS. In SigLIP, attention pools the outputs at the patches, but not those at prompts.
+The prompt of a layer is put after the patches, in place of the prompt tokens from the previous layer. The
+feature is the output at the class token (CLS). In SigLIP, it is pooled from the outputs at the patches.
 """
 
 from typing import Any
@@ -27,13 +27,13 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     # On GPUs, torch's default for convolutions is TF32, which has 10 instead of 23 mantissa bits.
     previous, convolution.fp32_precision = convolution.fp32_precision, "ieee"
     try:
-        tokens = _tokens(clip, images_B3HW)
+        tokens = _input_tokens(clip, images_B3HW)
     finally:
         convolution.fp32_precision = previous
-    return tokens if clip.image_prompts else _pass(clip, tokens.shape[1], {}).value(tokens, {})[:, None]
+    return tokens if clip.image_prompts else _build_pass(clip, tokens.shape[1], {}).value(tokens, {})[:, None]
 
 
-def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
+def _input_tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     patches = F.conv2d(images_B3HW, clip.patch_weight, stride=clip.patch_weight.shape[-1])
     tokens = patches.flatten(2).transpose(1, 2)
     if clip.class_embedding is not None:
@@ -45,27 +45,26 @@ def _tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
 
 
 def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts | None = None) -> Tensor:
-    """Return unnormalized image features (B, E) of the tokens from `embed_images`.
+    """Return unnormalized features (B, E) of images, given the result of `embed_images`.
 
-    The prompt of a layer replaces the prompt tokens that the previous layer returns. `ln_pre` also applies to
-    the prompt of layer 0. Outputs at prompts are computed only where the next layer has no prompt.
+    `ln_pre` also applies to the prompt of layer 0.
     """
     if not clip.image_prompts:
         assert not prompts, "the image tower takes no prompts"
         return tokens_BTD[:, 0]
     prompts = prompts or {}
-    tower_pass = _pass(clip, tokens_BTD.shape[1], prompts)
+    tower_pass = _build_pass(clip, tokens_BTD.shape[1], prompts)
     # `value` is faster, but autograd cannot differentiate its fused attention twice.
     return (tower_pass.forward if torch.is_grad_enabled() else tower_pass.value)(tokens_BTD, prompts)
 
 
 def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
     """Return the image features and the `Pass` that computes their derivatives."""
-    tower_pass = _pass(clip, tokens_BTD.shape[1], prompts)
+    tower_pass = _build_pass(clip, tokens_BTD.shape[1], prompts)
     return tower_pass.forward(tokens_BTD, prompts), tower_pass
 
 
-def _pass(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> Pass:
+def _build_pass(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> Pass:
     tower = clip.vision
     layers = appending_layers(tower, num_image_tokens, prompts, num_out=num_image_tokens if clip.pool else 1)
     if clip.pool is not None:

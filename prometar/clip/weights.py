@@ -21,7 +21,7 @@ StateDict = Mapping[str, Tensor]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name. Raises the errors of `read_tensors`."""
+    """Return the tensors of a safetensors file by name. Raises the errors of `read_tensors`."""
     fix = "Pass --pretrained with an existing .safetensors file."
     if path.suffix != ".safetensors" and path.is_file():
         load = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
@@ -47,20 +47,20 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
         raise UserError(f"{path} is not a .safetensors file ({first_line(error)}). {fix}") from None
 
 
-def require_tensors(expected: StateDict, state: StateDict, *, where: str) -> None:
-    """Raise a UserError if a tensor of a CLIP is missing, unexpected or unusable."""
-    # Extra tensors are ignored, except those of blocks, because a deeper model's weights would otherwise fit.
+def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> None:
+    """Raise a UserError if weights from `source` (a file or tag) do not fit the model or are not finite."""
+    # Additional tensors are ignored, except those of blocks, which belong to a deeper model.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
     if problem := mismatch(expected, found):
         raise UserError(
-            f"{where} does not fit the backbone or is corrupt: {problem}. Use weights of this backbone."
+            f"{source} does not fit the backbone or is corrupt: {problem}. Use weights of this backbone."
         )
 
 
 def mismatch(expected: StateDict, found: StateDict) -> str:
-    """Describe the first tensor with a wrong shape or type, or with a non-finite value. Return "" if none."""
+    """Describe the first tensor with a wrong name, shape, type or non-finite value. Return "" if none."""
     for name in sorted(expected.keys() | found.keys()):
         wanted, actual = (_describe(each.get(name)) for each in (expected, found))
         if actual != wanted:
@@ -79,7 +79,7 @@ def _describe(tensor: Tensor | None) -> str:
 
 
 def weights_digest(clip: Clip) -> str:
-    """Return the sha256 (hex) of a CLIP's weights in float32, in field order."""
+    """Return the SHA-256 (hex) of a CLIP's weights (in float32), numbers of heads, activations and eps."""
     digest = hashlib.sha256()
     for field in fields(clip):
         value = getattr(clip, field.name)
@@ -107,7 +107,7 @@ class Architecture:
 
 
 def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
-    """Convert open_clip's state dict to a `Clip`, in float32 or wider to keep derived tensors accurate."""
+    """Convert open_clip's state dict to a `Clip` in float32, or in float64 if it contains float64 tensors."""
     floats = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     dtype = reduce(torch.promote_types, floats, torch.float32)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
@@ -157,8 +157,8 @@ def _openai_names(state: StateDict) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
         name = name.removeprefix("text.")
-        for theirs, ours in _TIMM_NAMES:
-            name = name.replace(theirs, ours)
+        for timm, openai in _TIMM_NAMES:
+            name = name.replace(timm, openai)
         renamed[name] = tensor
     if "text_projection.weight" in renamed:
         renamed["text_projection"] = renamed["text_projection.weight"].T
@@ -182,19 +182,19 @@ def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: 
 
 
 def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
-    """Return SigLIP's pool as a block. Its query projection has weight 0, and its bias is the query."""
-    part = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
-    kv_weight = part["kv.weight"]
+    """Return SigLIP's pool as a tower of one block, whose query projection returns the constant query."""
+    pool = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
+    kv_weight = pool["kv.weight"]
     # In float64, for the same reason as the logit scale in `from_state_dict`.
-    wide = (part[name].double() for name in ("latent", "q.weight", "q.bias"))
+    wide = (pool[name].double() for name in ("latent", "q.weight", "q.bias"))
     query = F.linear(*wide).flatten(0, -2)[0].to(kv_weight.dtype)
     layers = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")
     block = Block(
         state["visual.ln_post.weight"],
         state["visual.ln_post.bias"],
         torch.cat([torch.zeros_like(kv_weight[: len(query)]), kv_weight]),
-        torch.cat([query, part["kv.bias"]]),
-        *(part[f"{layer}.{kind}"] for layer in layers for kind in ("weight", "bias")),
+        torch.cat([query, pool["kv.bias"]]),
+        *(pool[f"{layer}.{kind}"] for layer in layers for kind in ("weight", "bias")),
     )
     scale = (len(query) // arch.vision_heads) ** -0.5
     return Tower((block,), arch.vision_heads, arch.vision_activation, scale, eps, residual=False)

@@ -18,14 +18,14 @@ def is_template(text: object) -> bool:
     return isinstance(text, str) and text.count("{}") == 1
 
 
-def filled(template: str, classname: str) -> str:
+def fill_template(template: str, classname: str) -> str:
     """Replace "{}" in a template by the readable class name. Other braces are unchanged.
 
     Raises:
         UserError: the template does not contain "{}" exactly once.
 
     Example:
-        >>> filled("a photo of a {}.", "polka_dotted")
+        >>> fill_template("a photo of a {}.", "polka_dotted")
         'a photo of a polka dotted.'
     """
     if not is_template(template):

@@ -11,7 +11,7 @@ from prometar.clip.features import mean_text
 from prometar.clip.model import Clip
 from prometar.clip.text import TextInput, encode_text, text_input, text_pass
 from prometar.clip.vision import encode_image, image_pass
-from prometar.clip.wording import filled, readable
+from prometar.clip.wording import fill_template, readable
 from prometar.errors import UserError
 from prometar.methods.prompts import Leaves, Prompts, tokens_by_layer
 from prometar.methods.regularizers import similarity
@@ -99,7 +99,7 @@ def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, temp
         UserError: a template does not contain {} exactly once.
     """
     if not prompts.num_context:
-        return [filled(text, name) for name in classnames for text in prompts.templates or (template,)]
+        return [fill_template(text, name) for name in classnames for text in prompts.templates or (template,)]
     prefix = init if prompts.num_context <= len(init.split()) else " ".join(["X"] * prompts.num_context)
     return [f"{prefix} {readable(name)}." for name in classnames]
 

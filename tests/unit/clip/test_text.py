@@ -10,7 +10,7 @@ from prometar.clip import text as text_module
 from prometar.clip.features import frozen_text, mean_text
 from prometar.clip.openclip import TEMPLATES, tokenize
 from prometar.clip.text import encode_text, text_input
-from prometar.clip.wording import filled
+from prometar.clip.wording import fill_template
 from prometar.errors import UserError
 from tests.support.plain_towers import plain_text
 from tests.support.tiny import open_clip_model, towers
@@ -62,7 +62,7 @@ def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batc
 
 
 def test_braces_of_a_template_are_text() -> None:
-    assert filled("{:>9} {0.__class__} {} {", "a_{}") == "{:>9} {0.__class__} a {} {"
+    assert fill_template("{:>9} {0.__class__} {} {", "a_{}") == "{:>9} {0.__class__} a {} {"
     for template in ("a photo.", "{} {}", "{:>100000000}"):
         with pytest.raises(UserError, match=r"must contain \{\} exactly once, for the class name"):
-            filled(template, "a")
+            fill_template(template, "a")
