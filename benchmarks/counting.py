@@ -20,7 +20,7 @@ from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import Embeddings, QueryMix, Task, make_batch
+from prometar.step.meta_batch import Embeddings, MetaTask, Partners, make_batch
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 
@@ -53,16 +53,16 @@ class Rehearsal:
         return step(model, method, self.state, whole, task, SgdConfig(2.5e-3, 1e-6))
 
 
-def _task(whole: Embeddings, num_support: int) -> Task:
+def _task(whole: Embeddings, num_support: int) -> MetaTask:
     """Return a task whose support is the first `num_support` images, and whose query is the others, mixed."""
     support = Embeddings._make(None if part is None else part[:num_support] for part in whole)
     labels, share = whole.labels[num_support:], whole.weights[num_support:]
     frozen = None if whole.frozen is None else whole.frozen[num_support:]
-    mixing, tokens = (
-        QueryMix(share, share, labels, labels, Mix(share, labels)),
-        whole.tokens[num_support - 1 :],
+    partners, tokens = (
+        Partners(share, share, labels, labels, Mix(share, labels)),
+        whole.images[num_support - 1 :],
     )
-    return support, Embeddings(tokens, labels, share, frozen, mixing, labels)
+    return support, Embeddings(tokens, labels, share, frozen, partners, labels)
 
 
 def rehearse(

@@ -29,7 +29,7 @@ from prometar.methods.modulators import Add
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import Regularizer
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import Embeddings, leave_one_class_out, make_batch, task_rng
+from prometar.step.meta_batch import Embeddings, leave_one_class_out, make_batch, meta_task_rng
 from prometar.step.state import State
 from prometar.training.run import Run
 from prometar.training.run_result import STRICT
@@ -80,7 +80,7 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     class, or if the run has no prompts.
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
-    rng = task_rng(run.config.train.seed, state.step)
+    rng = meta_task_rng(run.config.train.seed, state.step)
     selection = leave_one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
     if selection is None or not state.prompts:
         return None

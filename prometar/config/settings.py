@@ -19,8 +19,8 @@ from prometar.io.custom import complete_args, is_reference
 from prometar.io.files import require_utf8, resolve_path
 from prometar.io.plain_data import PlainData, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
-from prometar.methods.composition import Sections
-from prometar.methods.part import TAGS, CustomPart, Part
+from prometar.methods.composition import MethodConfig
+from prometar.methods.section import ORIGIN_TAGS, ComponentSection, CustomSection
 
 ConfigData = dict[str, Any]
 """Plain data of a configuration: nested by section, or flat by dotted key."""
@@ -97,7 +97,7 @@ class TrainConfig(PlainData):
     seed: int = Field(default=1, ge=0, lt=2**32)
 
 
-class Config(Sections):
+class Config(MethodConfig):
     """Complete configuration of one run.
 
     `Config(method=M)` is the method M with its published settings, by default ProMetaR. Other arguments
@@ -167,7 +167,7 @@ class Config(Sections):
     @property
     def references(self) -> dict[str, str]:
         """References of custom components, `package.module:Name`, by section."""
-        found = {name: part.reference for name, part in self if isinstance(part, CustomPart)}
+        found = {name: section.reference for name, section in self if isinstance(section, CustomSection)}
         return found | ({"data": self.data.reference} if self.data.reference else {})
 
     def with_defaults(self) -> "Config":
@@ -245,7 +245,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
 def _chooser(section: str) -> str:
     """Return the field of a section that selects its kind: the `CHOOSER` of a component, otherwise `name`."""
     default = Config.model_fields[section].default
-    return default.CHOOSER if isinstance(default, Part) else "name"
+    return default.CHOOSER if isinstance(default, ComponentSection) else "name"
 
 
 def is_setting(key: str) -> bool:
@@ -318,7 +318,7 @@ def parse(tree: object, *, where: str) -> Config:
         raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
         # Pydantic adds union tags and kinds to the locations of errors.
-        tags = TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
+        tags = ORIGIN_TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
         raise UserError(f"{where}: {problems_of(error, without=tags)}") from None
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from prometar.methods.part import BUILT_IN, CUSTOM, ORIGIN, CustomPart, Part
+from prometar.methods.section import BUILT_IN, CUSTOM, ORIGIN, ComponentSection, CustomSection
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Mix(NamedTuple):
-    """Mix of Q query images with support images.
+    """Sampled parameters that mix Q query images with support images.
 
     Args:
-        lam: (Q,) share of each query image.
+        lam: (Q,) share of each query image. Its partner has share 1 - lam.
         partner: (Q,) index of each query image's partner among the support images.
-        box: (Q, 4) top, bottom, left and right of the region to replace, as fractions of the image side.
+        box: (Q, 4) top, bottom, left and right of the box to replace, as fractions of height and width.
     """
 
     lam: "Tensor"
@@ -25,14 +25,14 @@ class Mix(NamedTuple):
     box: "Tensor | None" = None
 
 
-class Augmentation(Part):
-    """Base class of augmentations. `mixes_pixels`: True if pixels are mixed, False if features are."""
+class Augmentation(ComponentSection):
+    """Base class of task augmentations. `mixes_pixels`: True if pixels are mixed, False if features are."""
 
     CHOOSER: ClassVar[str] = "augmentation"
     mixes_pixels: ClassVar[bool] = False
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix | None:
-        """Sample the mix of the query images (default: no mix)."""
+        """Sample the mix of the query images. By default, return None: nothing is mixed."""
         return None
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
@@ -41,13 +41,13 @@ class Augmentation(Part):
 
 
 class NoAugmentation(Augmentation):
-    """No augmentation of the query images."""
+    """No task augmentation."""
 
     augmentation: Literal["none"] = "none"
 
 
 class _Mixup(Augmentation):
-    """Shares lam ~ Beta(mixup_alpha, mixup_beta), and partners sampled uniformly with replacement."""
+    """Sampling of lam ~ Beta(mixup_alpha, mixup_beta), and of partners, uniformly with replacement."""
 
     mixup_alpha: float = Field(default=0.5, gt=0)
     mixup_beta: float = Field(default=0.5, gt=0)
@@ -62,14 +62,14 @@ class _Mixup(Augmentation):
 class FeatureMixup(_Mixup):
     """Mixed feature lam f(query) + (1 - lam) f(support) of unnormalized features f.
 
-    Source: ProMetaR (published: 0.5, 0.5), after MetaMix, ICML 2021.
+    Source: ProMetaR (published: Beta(0.5, 0.5)), after MetaMix, ICML 2021.
     """
 
     augmentation: Literal["feature_mixup"] = "feature_mixup"
 
 
 class InputMixup(_Mixup):
-    """Mixed image lam x_query + (1 - lam) x_support, with the same random numbers as `FeatureMixup`.
+    """Mixed image lam x_query + (1 - lam) x_support, with the same lam and partners as `FeatureMixup`.
 
     Source: "mixup", ICLR 2018, applied to query and support.
     """
@@ -85,9 +85,9 @@ class InputMixup(_Mixup):
 class CutMix(_Mixup):
     """Query image with a box replaced by the same box of a support image.
 
-    The side of the box is sqrt(1 - l) of the image side, l ~ Beta(mixup_alpha, mixup_beta). The center is
-    uniform, and the box is clipped at the image border. Pixels on the edge of the box are mixed in proportion
-    to the covered area. So lam, the area outside the box, is exact for every image size.
+    The box has sqrt(1 - l) times the height and width of the image, with l ~ Beta(mixup_alpha, mixup_beta).
+    Its center is uniform. It is clipped at the image border. A pixel on its edge is mixed in proportion to
+    the covered area, so lam, the fraction of the image outside the box, is exact at any resolution.
     Source: "CutMix", ICCV 2019, applied to query and support.
     """
 
@@ -114,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the fraction (Q, side) of each pixel that is between start and stop (fractions of the side)."""
+    """Return the fraction (Q, side) of each pixel between start and stop, which are fractions of `side`."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)
@@ -122,7 +122,7 @@ def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
     return (torch.minimum(stop_Q[:, None] * side, pixel + 1) - begin).clamp(min=0)
 
 
-class CustomAugmentation(CustomPart):
+class CustomAugmentation(CustomSection):
     """A custom augmentation."""
 
     CHOOSER: ClassVar[str] = "augmentation"

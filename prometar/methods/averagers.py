@@ -5,24 +5,24 @@ from typing import Literal
 
 from pydantic import Field
 
-from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
 from prometar.methods.prompts import Leaves
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
 
 
-class Last(Part):
-    """No average: the prompts of the last epoch are evaluated."""
+class Last(ComponentSection):
+    """No average. The prompts of the last epoch are evaluated."""
 
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Return the average after `epoch` (0-based), given the previous one, or {} for the last prompts."""
+        """Update `average`, initially {}, after `epoch` (0-based). Return {} to evaluate the last prompts."""
         return {}
 
 
-class Gaussian(Part):
+class Gaussian(ComponentSection):
     """Average sum_t w_t theta_t / sum_t w_t, w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
 
-    `mean` and `std` are relative to `epochs`. The average is updated every epoch, so each can be scored.
+    `mean` and `std` are fractions of `epochs`. The average is updated every epoch, so each can be scored.
     Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: mean 15/20, std 1/20).
     """
 

@@ -32,8 +32,11 @@ class Method:
         return self.regularizer.uses_images or self.prompts.conditional
 
 
-class Sections(PlainData):
-    """Sections of a configuration that determine the method. The defaults are the settings of ProMetaR."""
+class MethodConfig(PlainData):
+    """Part of `Config` that determines the method: its name, and a section per component.
+
+    The defaults are the settings of ProMetaR. `task` describes the task augmentation.
+    """
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()
@@ -44,8 +47,8 @@ class Sections(PlainData):
     averager: AnyAverager = Last()
 
 
-def build(config: Sections) -> Method:
-    """Return the method that a configuration describes.
+def build(config: MethodConfig) -> Method:
+    """Build the method that a configuration describes.
 
     Raises:
         UserError: a custom component cannot be imported or constructed.
@@ -56,11 +59,6 @@ def build(config: Sections) -> Method:
         Gate(kind='gate', reduction=8)
     """
     prompts, inner = config.prompts.component(), config.inner.component()
-    return Method(
-        prompts,
-        config.regularizer.regularizer(prompts),
-        config.modulator.component(),
-        inner,
-        NoAugmentation() if inner is None else config.task.component(),
-        config.averager.component(),
-    )
+    regularizer, modulator = config.regularizer.regularizer(prompts), config.modulator.component()
+    augmentation = NoAugmentation() if inner is None else config.task.component()
+    return Method(prompts, regularizer, modulator, inner, augmentation, config.averager.component())

@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
 from prometar.methods.prompts import Leaves
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
 
 
-class NoInnerLoop(Part):
-    """No inner loop, so no meta phase."""
+class NoInnerLoop(ComponentSection):
+    """No inner loop, and thus no meta phase."""
 
     kind: Literal["none"] = "none"
 
@@ -17,11 +17,11 @@ class NoInnerLoop(Part):
         return None
 
 
-class InnerSGD(Part):
+class InnerSGD(ComponentSection):
     """One SGD step theta' = theta - lr * g, where g is the modulated gradient on the support images.
 
-    `outer_weight`: weight of the query loss. `order`: second order differentiates g with respect to theta.
-    First order treats d theta' / d theta as the identity, as in FOMAML (MAML, ICML 2017). The gate still
+    `outer_weight`: weight of the query loss. `order`: "second" differentiates g with respect to theta.
+    "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017). Even then, the gate
     receives gradients, because g depends on it directly.
     """
 

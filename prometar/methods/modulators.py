@@ -1,36 +1,37 @@
-"""Modulators: combine the regularizer's gradient with the task's gradient."""
+"""Modulators: combine the gradients of the task loss and the regularizer."""
 
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from prometar.errors import UserError
-from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
 from prometar.methods.prompts import Leaves, sample_linear
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
 
 if TYPE_CHECKING:
     import torch
 
 
-class Modulator(Part):
-    """Base class of modulators: g = g_task + m * g_reg for the prompt of each layer."""
+class Modulator(ComponentSection):
+    """Base class of modulators, which compute g = g_task + m * g_reg for the prompt of each layer."""
 
     @property
     def constant(self) -> float | None:
-        """m if it is constant, so that one backward pass suffices. None if it depends on the gradients."""
+        """m if it is a constant, which makes one backward pass suffice. Otherwise None."""
         return None
 
     def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:
-        """Return the learnable leaves of the modulator (default: none)."""
+        """Return the initial values of the modulator's learnable tensors (default: none)."""
         return {}
 
     def __call__(self, gate: Leaves, g_task: Leaves, g_reg: Leaves) -> Leaves:
+        """Return g for each prompt. `gate` contains the modulator's learnable tensors."""
         assert self.constant is not None
         return {name: g_task[name] + self.constant * g_reg[name] for name in g_task}
 
 
 class Add(Modulator):
-    """m = 1, so g is the gradient of task loss + regularizer."""
+    """m = 1, so that g is the gradient of task loss + regularizer."""
 
     kind: Literal["add"] = "add"
 
@@ -65,14 +66,15 @@ class Gate(Modulator):
         """Return random initial matrices.
 
         Raises:
-            UserError: `reduction` does not divide the size of a prompt.
+            UserError: `reduction` does not divide the number of scalars of a prompt.
         """
         gate: Leaves = {}
         for name, leaf in tokens.items():
             size = leaf.numel()
             if size % self.reduction:
                 raise UserError(
-                    f"modulator.reduction {self.reduction} does not divide the {size} scalars of {name}"
+                    f"modulator.reduction {self.reduction} does not divide the {size} scalars of {name}. "
+                    f"Set it to a divisor of {size}."
                 )
             hidden = size // self.reduction
             gate[f"{name}.in"] = sample_linear((hidden, 2 * size), 2 * size, like=leaf, generator=generator)
@@ -95,8 +97,8 @@ class Gate(Modulator):
 class Projection(Modulator):
     """Projection of ProGrad: if g_task and g_reg conflict, remove `share` of g_task's component along g_reg.
 
-    m = max(0, -share <g_task, g_reg> / |g_reg|^2) is one number per prompt of a layer. Gradients conflict if
-    their dot product is negative. Otherwise g = g_task. The norm of g_reg has no effect.
+    Gradients conflict if their dot product is negative. Otherwise, g = g_task. For each layer's prompt, m is
+    the scalar max(0, -share <g_task, g_reg> / |g_reg|^2). The norm of g_reg has no effect on g.
     Source: "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023 (published: share 1).
     """
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from prometar.clip.model import Clip
 
 Leaves = dict[str, "Tensor"]
-"""Learnable tensors, gradients, or tokens by name."""
+"""Tensors by name: the learnable tensors (leaves), or tokens, features or gradients."""
 
 
-class Prompts(Part):
-    """Base class of prompts. `init`: words whose embeddings initialize the learned text context."""
+class Prompts(ComponentSection):
+    """Base class of prompts. `init`: words whose token embeddings initialize the learned text context."""
 
     conditional: ClassVar[bool] = False
     """True if text tokens, and thus text features, depend on the image."""
@@ -25,17 +25,17 @@ class Prompts(Part):
 
     @property
     def num_context(self) -> int:
-        """Number of text tokens after SOT that are learned in layer 0."""
+        """Number of learned text tokens in layer 0, which follow the start token."""
         return 0
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Templates whose features are averaged if no context is learned. If empty, use the dataset's."""
+        """Templates whose features are averaged if no context is learned. Empty: the dataset's template."""
         return ()
 
     @property
     def enters_images(self) -> bool:
-        """True if prompts enter the image tower. Otherwise each image is encoded only once."""
+        """True if prompts enter the image tower. Otherwise, each image is encoded only once."""
         return False
 
     def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
@@ -50,12 +50,12 @@ class Prompts(Part):
         return leaves
 
     def condition_tokens(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
-        """Return text tokens (B, P, D), given frozen image features. Only called if `conditional`."""
+        """Return `text.<layer>` (B, P, D) for frozen image features. Only called if `conditional`."""
         return tokens
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return `enters_images`, by default True: custom prompts need not inherit from `Prompts`."""
+    """Return `enters_images`, or True if custom prompts do not define it."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -86,7 +86,7 @@ def _randn(length: int, width: int, std: float, clip: "Clip", generator: "Genera
 class _FrozenText(Prompts):
     """Prompts whose `frozen_text` selects the texts of the classes if no context is learned.
 
-    Choices: the `template` of the dataset, "<init> <name>." (`init`), or 60 averaged templates (`ensemble`).
+    Choices: `template` (of the dataset), `init` ("<init> <name>.") or `ensemble` (mean over 60 templates).
     """
 
     frozen_text: Literal["template", "init", "ensemble"] = "template"
@@ -108,8 +108,8 @@ class NoPrompts(_FrozenText):
 class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
-    Layer 0 is initialized with the embeddings of the words in `init`, other layers from N(0, init_std^2).
-    `init_padding`: if a context is longer than `init`, `random` ignores the words, `zeros` puts zeros first.
+    Layer 0 is initialized with the token embeddings of `init`, other layers from N(0, init_std^2).
+    `init_padding`: if `init` has fewer tokens, `zeros` precede them, or layer 0 is `random` like the rest.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -120,12 +120,12 @@ class _Context(Prompts):
     def num_context(self) -> int:
         return self.text_length
 
-    def _initial_text(self, clip: "Clip", words: "Tensor", depth: int, generator: "Generator") -> Leaves:
+    def _initial_text(self, clip: "Clip", init_ids: "Tensor", depth: int, generator: "Generator") -> Leaves:
         """Return the initial `text.<layer>` of the first `depth` layers."""
         leaves: Leaves = {}
         for layer in range(min(depth, len(clip.text.blocks))):
-            if layer == 0 and (self.init_padding == "zeros" or self.text_length <= len(words)):
-                rows = clip.token_embedding[words[: self.text_length]].to(clip.working_dtype)
+            if layer == 0 and (self.init_padding == "zeros" or self.text_length <= len(init_ids)):
+                rows = clip.token_embedding[init_ids[: self.text_length]].to(clip.working_dtype)
                 leaves["text.0"] = rows.new_zeros(self.text_length, clip.text.width)
                 leaves["text.0"][self.text_length - len(rows) :] = rows
             else:
@@ -135,9 +135,9 @@ class _Context(Prompts):
 
 
 class IndependentPrompts(_Context, _FrozenText):
-    """Independent text and vision prompts (IVLP): leaves `text.<layer>` and `vision.<layer>`.
+    """Independent vision-language prompts (IVLP), with leaves `text.<layer>` and `vision.<layer>`.
 
-    A tower of depth 0 has no prompts. Depths are limited to the number of layers.
+    A tower with prompt depth 0 has no prompts. Depths are limited to the tower's number of layers.
     Source: IVLP baseline in "MaPLe", CVPR 2023; ProMetaR.
     """
 
@@ -149,7 +149,7 @@ class IndependentPrompts(_Context, _FrozenText):
     @model_validator(mode="after")
     def _require_prompts(self) -> Self:
         if self.text_depth == 0 and self.vision_depth == 0:
-            raise ValueError("text_depth and vision_depth are both 0, so nothing would be learned")
+            raise ValueError("text_depth and vision_depth are both 0: set one of them to at least 1")
         return self
 
     @property
@@ -172,8 +172,8 @@ class CoupledPrompts(_Context):
     """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    Maps are initialized like torch.nn.Linear. All layers but layer 0 start with the same map. The depth is
-    limited to the number of layers of the shallower tower.
+    W_l and b_l are initialized like torch.nn.Linear. From layer 1 on, all layers start with the same values.
+    The depth is limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """
 
@@ -209,10 +209,9 @@ class CoupledPrompts(_Context):
 class ConditionalPrompts(_Context):
     """Context tokens t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out in layer 0 for each image x.
 
-    f0(x): normalized features of the frozen CLIP. The hidden layer has E / `reduction` units. Leaves:
+    f0(x): normalized feature (E,) of the frozen CLIP. The hidden layer has E / `reduction` units. Leaves:
     `text.0`, and `.weight` and `.bias` of `shift.in` and `shift.out`, initialized like torch.nn.Linear.
-    Source: "Conditional Prompt Learning for Vision-Language Models" (CoCoOp), CVPR 2022 (published: 4 tokens,
-    reduction 16).
+    Source: CoCoOp, CVPR 2022 (published: 4 tokens, reduction 16).
     """
 
     conditional: ClassVar[bool] = True
@@ -236,7 +235,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKind, Prompts):
-    """Custom prompts. As for built-in prompts, the token ids of `init` are passed to `initialize`."""
+    """Custom prompts. Their `initialize` receives the token ids of `init`, as for built-in prompts."""
 
 
 _BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 
 from pydantic import Field
 
-from prometar.methods.part import BuiltInOrCustom, CustomKind, Part
 from prometar.methods.prompts import Prompts, has_image_prompts
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ class RegularizerInputs(NamedTuple):
     Args:
         text_CE: Text features, (B, C, E) if they depend on the image.
         weights_B: Weights of the images, with sum 1.
-        scale: Scale of the logits.
+        scale: Factor from cosines to logits.
     """
 
     text_CE: "Tensor"
@@ -36,13 +36,13 @@ def similarity(image_BE: "Tensor", text_CE: "Tensor") -> "Tensor":
 
 
 Distance = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Function of features (N, E) and frozen features (N, E) that returns a distance per row (N,)."""
+"""Function from features (N, E) and frozen features (N, E) to the distance of each row (N,)."""
 
 
 def l1(a: "Tensor", b: "Tensor") -> "Tensor":
     """Return the mean of |a - b| over dimensions."""
     difference = a - b
-    # To compute the second derivative of abs(), which is 0, torch imports its compiler. x sgn(x) avoids this.
+    # For the second derivative of abs(), which is 0, torch imports its compiler. x sgn(x) avoids the import.
     return (difference * difference.detach().sgn()).mean(dim=-1)
 
 
@@ -58,7 +58,7 @@ def cosine(a: "Tensor", b: "Tensor") -> "Tensor":
 
 @runtime_checkable
 class Term(Protocol):
-    """Named, unweighted distance that declares which frozen features it uses."""
+    """Unweighted term of a regularizer. It declares which frozen features it uses."""
 
     @property
     def name(self) -> str: ...
@@ -131,8 +131,8 @@ class LogitsDivergence:
 class Regularizer:
     """Weighted sum of terms.
 
-    The frozen text features are the mean over `templates`. If `templates` is empty, the dataset's template
-    named `template_name` is used. The name "template" selects its main template.
+    The frozen text features are the mean over `templates`. If `templates` is empty, they use the dataset's
+    template `template_name`. The name "template" selects the main template of the dataset.
     """
 
     terms: tuple[tuple[Term, float], ...] = ()
@@ -148,14 +148,14 @@ class Regularizer:
         return any(term.uses_images for term, _ in self.terms)
 
     def __call__(self, inputs: RegularizerInputs) -> "tuple[Tensor | None, dict[str, Tensor]]":
-        """Return the weighted sum (None if there are no terms), and the unweighted distances by name."""
-        distances = {term.name: term(inputs) for term, _ in self.terms}
-        weighted = [weight * distances[term.name] for term, weight in self.terms]
-        return (sum(weighted[1:], weighted[0]) if weighted else None), distances
+        """Return the weighted sum (None if there are no terms), and the unweighted terms by name."""
+        unweighted = {term.name: term(inputs) for term, _ in self.terms}
+        weighted = [weight * unweighted[term.name] for term, weight in self.terms]
+        return (sum(weighted[1:], weighted[0]) if weighted else None), unweighted
 
 
-class NoRegularizer(Part):
-    """Settings of a method without a regularizer."""
+class NoRegularizer(ComponentSection):
+    """No regularizer."""
 
     kind: Literal["none"] = "none"
 
@@ -163,12 +163,12 @@ class NoRegularizer(Part):
         return Regularizer()
 
 
-class _DistanceSettings(Part):
+class _DistanceSettings(ComponentSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
 
-    `logits_weight`: weight of the divergence of class probabilities. `teacher`: templates of the frozen text
-    features, `ensemble` (60 templates) or one of the dataset, for `dtd`: `template` ("{} texture."), `photo`
-    ("a photo of a {}, a type of texture.") or `name_last` ("a texture of {}.").
+    `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features, either
+    60 templates (`ensemble`) or one of the dataset. Those of `dtd` are "{} texture." (`template`), "a photo
+    of a {}, a type of texture." (`photo`) and "a texture of {}." (`name_last`).
     """
 
     text_weight: float = Field(default=50.0, ge=0)
@@ -179,7 +179,7 @@ class _DistanceSettings(Part):
     def regularizer(self, prompts: Prompts) -> Regularizer:
         """Return the weighted sum of the terms that depend on these prompts.
 
-        `component()` returns a `Distance` for both towers, or a `Term`, used without text_ and image_weight.
+        `component()` is either a `Distance` for both towers, or a `Term`, whose weight is 1.
         """
         from prometar.clip.openclip import TEMPLATES
 

@@ -1,4 +1,4 @@
-"""Smoke test of custom components, so that errors are reported before training."""
+"""Smoke test of custom components, which reports their errors before training."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from prometar.clip.model import Clip
 from prometar.errors import UserError
 from prometar.io.custom import component_errors
-from prometar.methods.composition import Method, Sections, build
-from prometar.methods.part import CustomPart
+from prometar.methods.composition import Method, MethodConfig, build
 from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
+from prometar.methods.section import CustomSection
 
 _QUERY, _SUPPORT, _CLASSES = 2, 3, 4
 
 
-def build_and_test(config: Sections, clip: Clip) -> Method:
-    """Build the method of a configuration, and call each of its custom components once.
+def build_and_test(config: MethodConfig, clip: Clip) -> Method:
+    """Build the method of a configuration, and call each of its custom components once on small tensors.
 
     Raises:
         UserError: a component fails, or returns a wrong shape.
@@ -28,17 +28,15 @@ def build_and_test(config: Sections, clip: Clip) -> Method:
 
     def check(section: str, call: Callable[[], tuple[Mapping[str, object], Leaves]]) -> None:
         """Check a custom component. `call` returns its results, and tensors of the expected shapes."""
-        part = getattr(config, section)
-        if not isinstance(part, CustomPart):
+        custom = getattr(config, section)
+        if not isinstance(custom, CustomSection):
             return
-        with component_errors(part.reference):
-            found, like = call()
-            for key in found.keys() | like.keys():
-                shape, expected = (_shape(tensors.get(key)) for tensors in (found, like))
-                if shape != expected:
-                    raise UserError(
-                        f"{part.reference}: {key} must be a tensor of shape {expected}, found {shape}"
-                    )
+        with component_errors(custom.reference):
+            results, like = call()
+            for name in results.keys() | like.keys():
+                got, expected = (_describe(tensors.get(name)) for tensors in (results, like))
+                if got != expected:
+                    raise UserError(f"{custom.reference} must return {expected} for {name}, got {got}.")
 
     with component_errors(getattr(config.prompts, "reference", "prompts")):
         leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
@@ -54,8 +52,10 @@ def build_and_test(config: Sections, clip: Clip) -> Method:
     return method
 
 
-def _shape(value: object) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _expected(tokens: Leaves, clip: Clip) -> Leaves:
@@ -67,12 +67,12 @@ def _expected(tokens: Leaves, clip: Clip) -> Leaves:
 
 def _task_augmentation(method: Method) -> tuple[Mapping[str, object], Leaves]:
     mix = method.augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0))
-    found = {} if mix is None else {"lam": mix.lam, "partner": mix.partner}
-    return found, {name: torch.empty(_QUERY) for name in found}
+    results = {} if mix is None else {"lam": mix.lam, "partner": mix.partner}
+    return results, {name: torch.empty(_QUERY) for name in results}
 
 
 def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves]:
-    """Return the distances of a regularizer for random features, and tensors of the expected shapes."""
+    """Return the distances and terms of a regularizer for random features, and tensors like them."""
 
     def features(count: int) -> Tensor:
         rows = F.normalize(torch.randn(count, clip.embed_dim), dim=-1)
@@ -80,10 +80,10 @@ def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves
 
     weights = torch.full((_QUERY,), 1 / _QUERY, dtype=clip.working_dtype, device=clip.device)
     text, images = (features(_CLASSES), features(_CLASSES)), (features(_QUERY), features(_QUERY))
-    inputs, found, like = RegularizerInputs(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
+    inputs, results, like = RegularizerInputs(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
             label = f"the distances of {_QUERY} features"
-            found[label], like[label] = term.distance(*images), weights
-        found[term.name], like[term.name] = term(inputs), weights.new_empty(())
-    return found, like
+            results[label], like[label] = term.distance(*images), weights
+        results[term.name], like[term.name] = term(inputs), weights.new_empty(())
+    return results, like

@@ -1,4 +1,4 @@
-"""Vector-Jacobian products of functions of leaves, computed by torch.autograd."""
+"""Vector-Jacobian products of functions of `Leaves`, computed by torch.autograd."""
 
 from collections.abc import Callable
 
@@ -17,10 +17,10 @@ def vjp(
     """Return the values of a function at `leaves`, its auxiliary values, and its vector-Jacobian product.
 
     Auxiliary values are not differentiated. If `differentiable`, the gradients can be differentiated with
-    respect to the leaves, the cotangents, and all other inputs. Otherwise the leaves are detached first.
+    respect to the leaves, the cotangents and captured tensors. Otherwise, the leaves are detached first.
     """
     if differentiable:
-        # Coupled tokens depend on each other. Derivatives with respect to views treat them as independent.
+        # Derivatives with respect to views include only the uses of the leaves inside the function.
         leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
     else:
         leaves = fresh_leaves(leaves)
@@ -45,5 +45,5 @@ def vjp(
 
 
 def fresh_leaves(leaves: Leaves) -> Leaves:
-    """Return the leaves detached from their graph, with requires_grad set. Storage is shared."""
+    """Return the leaves, detached from their graph, with requires_grad set. Their storage is shared."""
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}

@@ -1,7 +1,7 @@
 """One iteration: the direct phase on the whole batch, then the meta phase on support and query.
 
-The derivatives of the towers are hand-written (`prometar.clip.tower`). Autograd (`prometar.step.autodiff`)
-differentiates the losses at the features, the map from prompts to tokens, and the inner step.
+The derivatives of the towers are hand-written (`prometar.clip.tower`). Autograd differentiates the losses
+with respect to the features, the map from prompts to tokens, and the inner step. Axes: `step/towers.py`.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -20,7 +20,7 @@ from prometar.methods.prompts import Leaves
 from prometar.methods.regularizers import RegularizerInputs
 from prometar.step.autodiff import Vjp, fresh_leaves, vjp
 from prometar.step.loss_scaling import HEADROOM, scale_factor
-from prometar.step.meta_batch import Embeddings, Task
+from prometar.step.meta_batch import Embeddings, MetaTask
 from prometar.step.prompted_clip import PromptedClip
 from prometar.step.sgd import sgd
 from prometar.step.state import State
@@ -29,7 +29,7 @@ from prometar.step.towers import Towers
 
 @dataclass(frozen=True)
 class SgdConfig:
-    """SGD hyperparameters of the prompts and of the gate at one step."""
+    """SGD hyperparameters of one step, for the prompts and the gate."""
 
     prompt_lr: float
     gate_lr: float
@@ -37,54 +37,55 @@ class SgdConfig:
     weight_decay: float = 5e-4
 
 
-Scalars = dict[str, Tensor]
+Losses = dict[str, Tensor]
 
 
 def step(
-    model: PromptedClip, method: Method, state: State, batch: Embeddings, task: Task | None, config: SgdConfig
-) -> tuple[State, Scalars]:
+    model: PromptedClip, method: Method, state: State, batch: Embeddings, meta_task: MetaTask | None,
+    config: SgdConfig,
+) -> tuple[State, Losses]:  # fmt: skip
     """Return the state after one iteration, and its detached, unweighted losses by name.
 
-    Direct phase: update the prompts theta by SGD with g_task + m g_reg on the batch.
+    Direct phase: update the prompts theta by SGD with the modulated gradient g_task + m g_reg on the batch.
     Meta phase: compute theta' = theta - inner_lr (g_task + m g_reg on the support), then update theta and the
-    gate by SGD on outer_weight * query loss(theta'). Both phases share the momenta of theta. If `task` is
-    None, the meta phase is skipped.
+    gate by SGD on outer_weight * query loss(theta'). Both phases share the momenta of theta. If `meta_task`
+    is None, the meta phase is skipped.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     gradients, losses = _gradients(model, method, tokens, batch)
     gradient = tokens_vjp(_modulate(method, state.gate, gradients))
-    scalars = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
+    logged = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, config)
-    if method.inner is not None and task is not None and state.prompts:
-        prompts, gate, meta = _meta_gradients(model, method, method.inner, state, *task)
-        state = _update(state, prompts, gate, config)
-        scalars |= {name: loss.detach() for name, loss in meta.items()}
-    return replace(state, step=state.step + 1), scalars
+    if method.inner is not None and meta_task is not None and state.prompts:
+        gradient, g_gate, losses = _meta_gradients(model, method, method.inner, state, *meta_task)
+        state = _update(state, gradient, g_gate, config)
+        logged |= {name: loss.detach() for name, loss in losses.items()}
+    return replace(state, step=state.step + 1), logged
 
 
-def _update(state: State, prompts: Leaves, gate: Leaves, config: SgdConfig) -> State:
+def _update(state: State, g_prompts: Leaves, g_gate: Leaves, config: SgdConfig) -> State:
     """Return the state after an SGD step of the prompts, and of the gate if it has gradients."""
     common = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-    leaves, momenta = sgd(state.prompts, state.prompt_momenta, prompts, lr=config.prompt_lr, **common)
+    leaves, momenta = sgd(state.prompts, state.prompt_momenta, g_prompts, lr=config.prompt_lr, **common)
     state = replace(state, prompts=leaves, prompt_momenta=momenta)
-    if gate:
-        leaves, momenta = sgd(state.gate, state.gate_momenta, gate, lr=config.gate_lr, **common)
+    if g_gate:
+        leaves, momenta = sgd(state.gate, state.gate_momenta, g_gate, lr=config.gate_lr, **common)
         state = replace(state, gate=leaves, gate_momenta=momenta)
     return state
 
 
 Hvp = Callable[[Leaves], Leaves]
-"""Function from directions u_k (K, P, D) at each token to sum_k H_k u_k, for the Hessians H_k of K losses."""
+"""Function from directions u_k (K, P, D) of the tokens to sum_k H_k u_k, for Hessians H_k of K losses."""
 
 
 def _meta_gradients(
     model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Embeddings, query: Embeddings
-) -> tuple[Leaves, Leaves, Scalars]:
-    """Return gradients of outer_weight * query loss after the inner step, for the prompts and the gate.
+) -> tuple[Leaves, Leaves, Losses]:
+    """Return gradients of outer_weight * query loss after the inner step, for prompts and gate, and losses.
 
     The inner step maps the prompts, the gate and the support gradients g_k to adapted tokens. Its vjp maps
     the query gradient at these tokens to gradients of the prompts and the gate, and to cotangents u_k of g_k.
-    Second order adds sum_k H_k u_k to the gradient of the prompts.
+    With second order, sum_k H_k u_k is pulled back to the prompts and added to their gradient.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     support_hvp: Hvp | None = None
@@ -105,14 +106,14 @@ def _meta_gradients(
     adapted, _, adapt_vjp = vjp(adapt, inputs)
     query_gradient, query_loss = _query_gradient(model, adapted, query, inner.outer_weight)
     pulled = adapt_vjp(query_gradient)
-    prompts = _group(pulled, "prompts")
+    g_prompts = _group(pulled, "prompts")
     if support_hvp is not None:
         scale = scale_factor(model.clip.dtype, HEADROOM, inner.lr, inner.outer_weight)
         product = support_hvp(_scale(_group(pulled, "gradient"), scale))
         second_order = tokens_vjp(_scale(product, 1 / scale))
-        prompts = {name: leaf + second_order[name] for name, leaf in prompts.items()}
-    scalars = {f"support_{name}": loss for name, loss in losses.items()}
-    return prompts, _group(pulled, "gate"), scalars | {"query_loss": query_loss}
+        g_prompts = {name: g + second_order[name] for name, g in g_prompts.items()}
+    named = {f"support_{name}": loss for name, loss in losses.items()}
+    return g_prompts, _group(pulled, "gate"), named | {"query_loss": query_loss}
 
 
 def _tokens(method: Method, leaves: Leaves) -> tuple[Leaves, Leaves]:
@@ -120,34 +121,34 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Leaves, Leaves]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Leaves) -> Leaves:
-    """Return the modulated gradient (P, D) at each token, given K gradients (K, P, D)."""
+    """Return the modulated gradient (P, D) of each prompt, given the result of `_gradients`."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
-    task, regularizer = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
-    return method.modulator(gate, task, regularizer)
+    g_task, g_reg = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
+    return method.modulator(gate, g_task, g_reg)
 
 
 def _gradients(
-    model: PromptedClip, method: Method, tokens: Leaves, images: Embeddings
-) -> tuple[Leaves, Scalars]:
-    """Return the gradients (K, P, D) of K losses at each token, and the losses by name.
+    model: PromptedClip, method: Method, tokens: Leaves, batch: Embeddings
+) -> tuple[Leaves, Losses]:
+    """Return the gradients (K, P, D) of K losses with respect to the tokens, and the losses by name.
 
-    K is 2 for the task loss and the regularizer, or 1 for their weighted sum.
+    K is 2 for the task loss and the regularizer, or 1 for the task loss alone or their weighted sum.
     """
-    towers = model.run(tokens, images.tokens, images.frozen)
-    values, losses, loss_vjp = vjp(partial(_losses, model, method, towers, images), towers.features)
+    towers = model.run(tokens, batch.images, batch.frozen)
+    values, losses, loss_vjp = vjp(partial(_losses, model, method, towers, batch), towers.features)
     return towers.vjp(_feature_gradients(method, values, loss_vjp)), losses
 
 
 def _gradients_and_hvp(
-    model: PromptedClip, method: Method, tokens: Leaves, images: Embeddings
-) -> tuple[Leaves, Scalars, Hvp]:
+    model: PromptedClip, method: Method, tokens: Leaves, batch: Embeddings
+) -> tuple[Leaves, Losses, Hvp]:
     """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the tokens."""
-    towers = model.run(tokens, images.tokens, images.frozen)
+    towers = model.run(tokens, batch.images, batch.frozen)
 
-    def feature_gradients(features: Leaves) -> tuple[Leaves, Scalars]:
-        losses_of = partial(_losses, model, method, towers, images)
+    def feature_gradients(features: Leaves) -> tuple[Leaves, Losses]:
+        losses_of = partial(_losses, model, method, towers, batch)
         values, losses, loss_vjp = vjp(losses_of, features, differentiable=True)
         return _feature_gradients(method, values, loss_vjp), losses
 
@@ -169,12 +170,13 @@ def _feature_gradients(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
 
 
 def _losses(
-    model: PromptedClip, method: Method, towers: Towers, images: Embeddings, features: Leaves
-) -> tuple[Leaves, Scalars]:
+    model: PromptedClip, method: Method, towers: Towers, batch: Embeddings, features: Leaves
+) -> tuple[Leaves, Losses]:
+    """Return the losses to differentiate, the task loss and the regularizer, and the losses to log."""
     text_CE, image_BE = towers.text_and_image(features)
-    task_loss = cross_entropy(model.logits(image_BE, text_CE), images.labels, images.weights)
+    task_loss = cross_entropy(model.logits(image_BE, text_CE), batch.labels, batch.weights)
     inputs = RegularizerInputs(
-        text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), images.frozen, images.weights,
+        text_CE, model.frozen_text_CE, F.normalize(image_BE, dim=-1), batch.frozen, batch.weights,
         model.clip.logit_scale,
     )  # fmt: skip
     total, distances = method.regularizer(inputs)
@@ -185,8 +187,8 @@ def _losses(
 def _query_gradient(
     model: PromptedClip, tokens: Leaves, query: Embeddings, outer_weight: float
 ) -> tuple[Leaves, Tensor]:
-    """Return the gradient of outer_weight * query loss at the adapted tokens, and the unweighted loss."""
-    towers = model.run(tokens, query.tokens, query.frozen)
+    """Return the gradient of outer_weight * query loss at the adapted tokens, and the query loss itself."""
+    towers = model.run(tokens, query.images, query.frozen)
     values, _, loss_vjp = vjp(
         lambda features: ({"query": _query_loss(model, towers, features, query)}, {}), towers.features
     )
@@ -199,15 +201,15 @@ def _query_gradient(
 def _query_loss(model: PromptedClip, towers: Towers, features: Leaves, query: Embeddings) -> Tensor:
     """Return the cross-entropy of the query images, with their partners mixed in."""
     text_CE, image_RE = towers.text_and_image(features)
-    image_QE, mixing = image_RE[: len(query.labels)], query.mixing
-    if mixing is not None and mixing.token_rows is not None:
-        share, partner_share = mixing.share[:, None], mixing.partner_share[:, None]
-        image_QE = share * image_QE + partner_share * image_RE[mixing.token_rows]
+    image_QE, partners = image_RE[: len(query.labels)], query.partners
+    if partners is not None and partners.image_rows is not None:
+        query_share, partner_share = partners.query_share[:, None], partners.share[:, None]
+        image_QE = query_share * image_QE + partner_share * image_RE[partners.image_rows]
     logits = model.logits(image_QE, text_CE)
-    if mixing is None or query.partner_labels is None:
+    if partners is None or query.partner_labels is None:
         return cross_entropy(logits, query.labels, query.weights)
-    loss = cross_entropy(logits, query.labels, query.weights * mixing.share)
-    return loss + cross_entropy(logits, query.partner_labels, query.weights * mixing.partner_share)
+    loss = cross_entropy(logits, query.labels, query.weights * partners.query_share)
+    return loss + cross_entropy(logits, query.partner_labels, query.weights * partners.share)
 
 
 def _group(values: Leaves, name: str) -> Leaves:
@@ -219,5 +221,5 @@ def _scale(leaves: Leaves, number: float) -> Leaves:
 
 
 def cross_entropy(logits_BC: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return sum_i w_i CE_i, the mean for equal weights that sum to 1."""
+    """Return the weighted sum of the images' cross-entropies, a weighted mean if the weights sum to 1."""
     return (F.cross_entropy(logits_BC, labels, reduction="none") * weights).sum()

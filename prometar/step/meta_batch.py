@@ -1,7 +1,7 @@
 """Inputs of a step: the embedded images of a batch, and its meta task (support and query images).
 
-Support and query are selected on the CPU. Their sizes depend on the labels, so selecting them on a GPU would
-synchronize with it.
+Support and query are selected on the CPU. Their sizes depend on the labels, so a selection on the GPU would
+force a synchronization.
 """
 
 from typing import NamedTuple
@@ -18,23 +18,23 @@ from prometar.methods.augmentations import Augmentation, Mix
 from prometar.methods.composition import Method
 
 
-class QueryMix(NamedTuple):
-    """Mix of Q query images with their partners. All tensors are (Q,), except `mix.box`, which is (Q, 4).
+class Partners(NamedTuple):
+    """Support images that are mixed into Q query images. All tensors are (Q,), except `mix.box` (Q, 4).
 
-    share, partner_share: Shares of the query images and of their partners.
+    query_share, share: Shares of each query image and of its partner. Their sum is 1.
     batch_rows: Rows of the partners in the batch.
-    token_rows: Rows of the partners in the query tokens. None if pixels are mixed.
+    image_rows: Rows of the partners in the query's `Embeddings.images`. None if pixels are mixed.
     """
 
+    query_share: Tensor
     share: Tensor
-    partner_share: Tensor
     batch_rows: Tensor
-    token_rows: Tensor | None
+    image_rows: Tensor | None
     mix: Mix
 
 
 class Selection(NamedTuple):
-    """Rows of support and query in a batch. Support weights sum to 1, and so do query weights.
+    """Rows of a meta task's images in a batch. Support weights sum to 1, and so do query weights.
 
     encoded_rows: (R,) rows of the Q query images, then of the partners whose features are mixed in.
     """
@@ -43,7 +43,7 @@ class Selection(NamedTuple):
     support_weights: Tensor
     encoded_rows: Tensor
     query_weights: Tensor
-    mixing: QueryMix | None
+    partners: Partners | None
 
     @property
     def query_rows(self) -> Tensor:
@@ -55,7 +55,7 @@ def leave_one_class_out(
 ) -> Selection | None:
     """Sample one class of the batch. Its images are the query, all others are the support. Source: ProMetaR.
 
-    Return None if the batch contains only one class. `dtype`: dtype of weights and shares.
+    Return None if the batch contains only one class. `dtype` applies to weights and shares.
     """
     present = labels.unique().numpy(force=True)
     if len(present) < 2:
@@ -66,52 +66,52 @@ def leave_one_class_out(
     return select(is_query, mix, mixes_pixels=augmentation.mixes_pixels, dtype=dtype)
 
 
-def task_rng(seed: int, step: int) -> np.random.Generator:
+def meta_task_rng(seed: int, step: int) -> np.random.Generator:
     """Return the random generator of a meta task. It depends only on (seed, step), so runs can resume."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, step, 0x7A5C])))
+    return np.random.Generator(np.random.PCG64([seed, step, 0x7A5C]))  # data plans use [seed, epoch]
 
 
 def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torch.dtype) -> Selection:
-    """Return the selection of a meta task from a batch of B images.
+    """Return the rows and weights of a meta task in a batch of B images.
 
     Args:
-        is_query: (B,) mask.
+        is_query: (B,) mask of the query images.
         mix: Mix of the query images. Its partners index the support images in batch order.
         mixes_pixels: True if pixels are mixed, False if features are.
     """
     query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]
-    encoded, mixing = query, None
+    encoded, partners = query, None
     if mix is not None:
-        partner, token_rows = support[mix.partner], None
+        batch_rows, image_rows = support[mix.partner], None
         if not mixes_pixels:
-            others, inverse = partner.unique(return_inverse=True)
-            encoded, token_rows = torch.cat([query, others]), len(query) + inverse
+            others, inverse = batch_rows.unique(return_inverse=True)
+            encoded, image_rows = torch.cat([query, others]), len(query) + inverse
         # The published code computes 1 - lam in the precision of lam.
-        mixing = QueryMix(mix.lam.to(dtype), (1 - mix.lam).to(dtype), partner, token_rows, mix)
+        partners = Partners(mix.lam.to(dtype), (1 - mix.lam).to(dtype), batch_rows, image_rows, mix)
     support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
-    return Selection(support, support_weights, encoded, query_weights, mixing)
+    return Selection(support, support_weights, encoded, query_weights, partners)
 
 
 class Embeddings(NamedTuple):
     """Embedded images of a batch, of the support, or of the query.
 
     Args:
-        tokens: (R, T, D) embedded images. The first B have labels. The others are partners to mix in.
-        labels, weights: (B,). Weights sum to 1.
-        frozen: (B, E) frozen features, mixed like the images. None if not used.
-        mixing, partner_labels: Mix of the query images, and labels (B,) of their partners.
+        images: (R, T, D) results of `embed_images`. The first B have labels. The others are partners.
+        labels, weights: (B,) labels, and weights in the loss. Weights sum to 1.
+        frozen: (B, E) features of the frozen CLIP, mixed like the images. None if not used.
+        partners, partner_labels: Partners of the query images and their labels (B,). None if not mixed.
     """
 
-    tokens: Tensor
+    images: Tensor
     labels: Tensor
     weights: Tensor
     frozen: Tensor | None
-    mixing: QueryMix | None = None
+    partners: Partners | None = None
     partner_labels: Tensor | None = None
 
 
-Task = tuple[Embeddings, Embeddings]
-"""Meta task: support and query."""
+MetaTask = tuple[Embeddings, Embeddings]
+"""Support and query."""
 
 
 def make_batch(
@@ -123,44 +123,43 @@ def make_batch(
     *,
     cache: FeatureCache | None = None,
     step: int = 0,
-) -> tuple[Embeddings, Task | None]:
+) -> tuple[Embeddings, MetaTask | None]:
     """Embed normalized images only once per step. Return the whole batch and the meta task.
 
     Args:
         images_B3HW, labels: Images in the precision and on the device of the backbone, and labels (B,).
-        selection: Selection of the meta task, on the device of the images. None if there is no meta task.
-        cache: Cached image features, by step.
+        selection: Rows of the meta task, on the device of the images. None if there is no meta task.
+        cache: Frozen image features by step.
     """
-    tokens, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
-    frozen = frozen_image(clip, tokens, cache, step) if method.uses_frozen_images else None
-    weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=tokens.device)
-    whole = Embeddings(tokens, labels, weights, frozen)
+    images, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
+    frozen = frozen_image(clip, images, cache, step) if method.uses_frozen_images else None
+    weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=images.device)
+    whole = Embeddings(images, labels, weights, frozen)
     if selection is None:
         return whole, None
     rows = selection.support_rows
     frozen = None if frozen is None else frozen[rows]
-    support = Embeddings(tokens[rows], labels[rows], selection.support_weights, frozen)
+    support = Embeddings(images[rows], labels[rows], selection.support_weights, frozen)
     return whole, (support, _query(clip, method, images_B3HW, whole, selection))
 
 
-def _query(clip: Clip, method: Method, images: Tensor, whole: Embeddings, selection: Selection) -> Embeddings:
-    """Return the embedded query images, and how they are mixed."""
-    query_rows, weights, mixing = selection.query_rows, selection.query_weights, selection.mixing
+def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, selection: Selection) -> Embeddings:
+    """Return the embedded query images and their partners."""
+    query_rows, weights, partners = selection.query_rows, selection.query_weights, selection.partners
     partner_labels, frozen = None, None
-    if mixing is None or mixing.token_rows is not None:
-        tokens = whole.tokens[selection.encoded_rows]
+    if partners is None or partners.image_rows is not None:
+        images = whole.images[selection.encoded_rows]
     else:
-        partners = images[mixing.batch_rows]
-        tokens = embed_images(
-            clip, method.augmentation.mixed_images(images[query_rows], partners, mixing.mix)
-        )
+        query_pixels, partner_pixels = pixels[query_rows], pixels[partners.batch_rows]
+        mixed_pixels = method.augmentation.mixed_images(query_pixels, partner_pixels, partners.mix)
+        images = embed_images(clip, mixed_pixels)
     if method.prompts.conditional:
         assert whole.frozen is not None
         frozen = whole.frozen[query_rows]
-    if mixing is not None:
-        partner_labels = whole.labels[mixing.batch_rows]
+    if partners is not None:
+        partner_labels = whole.labels[partners.batch_rows]
         if frozen is not None and whole.frozen is not None:
-            share, partner_share = mixing.share[:, None], mixing.partner_share[:, None]
-            frozen = share * frozen + partner_share * whole.frozen[mixing.batch_rows]
+            query_share, partner_share = partners.query_share[:, None], partners.share[:, None]
+            frozen = query_share * frozen + partner_share * whole.frozen[partners.batch_rows]
             frozen = F.normalize(frozen, dim=-1)
-    return Embeddings(tokens, whole.labels[query_rows], weights, frozen, mixing, partner_labels)
+    return Embeddings(images, whole.labels[query_rows], weights, frozen, partners, partner_labels)

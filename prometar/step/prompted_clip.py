@@ -17,14 +17,15 @@ from prometar.methods.prompts import Leaves, Prompts, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
-_MAX_TEXTS = 256  # texts to encode at once if prompts depend on the image
+_MAX_TEXTS = 256  # maximum number of texts to encode at once if prompts depend on the image
 
 
 @dataclass(frozen=True)
 class PromptedClip:
-    """Prompted CLIP for fixed classes, and their frozen text features if needed.
+    """Prompted CLIP for fixed classes.
 
-    text: Input of the text tower, or the text features (C, E) if no context is learned.
+    text: Input of the text tower, or the normalized text features (C, E) if no context is learned.
+    frozen_text_CE: Frozen text features of the classes. None if the method does not use them.
     """
 
     clip: Clip
@@ -61,7 +62,7 @@ class PromptedClip:
 
     @torch.no_grad()
     def run(self, tokens: Leaves, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> Towers:
-        """Run both towers, and save what their derivatives need. No autograd graph is recorded."""
+        """Run both towers, and save what their derivatives need. Autograd records no graph."""
         text, working, passes = self.text, self.clip.working_dtype, dict[str, TowerPass]()
         features, text_CE, image_BE = dict[str, Tensor](), None, None
         text_tokens, vision_tokens = self._by_layer(tokens, "text"), self._by_layer(tokens, "vision")
@@ -93,7 +94,7 @@ def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, temp
 
     With a learned context, each class has one text, "<init> <name>.". If `init` has fewer words than the
     context has tokens, placeholder words replace it, as in the published code. Without a learned context,
-    each class has one text per template.
+    each class has one text per template of the prompts, by default the dataset's `template`.
 
     Raises:
         UserError: a template does not contain {} exactly once.
@@ -110,14 +111,14 @@ def build_model(
     """Return the prompted CLIP of the classes, given the token ids of their `prompt_texts`.
 
     Raises:
-        UserError: the context's words have fewer tokens than the learned context.
+        UserError: the words before the class names have fewer tokens than the learned context.
     """
     if prompts.num_context:
         start = clip.num_start
         if len({tuple(ids[start : start + prompts.num_context]) for ids in ids_NT.tolist()}) > 1:
             raise UserError(
-                f"The tokenizer turns the context's words into fewer than {prompts.num_context} tokens, so "
-                "prompts would replace parts of class names. Set prompts.init to other words."
+                f"The words before the class names have fewer than {prompts.num_context} tokens, so prompts "
+                f"would replace parts of class names. Set prompts.init to {prompts.num_context} other words."
             )
         text: TextInput | Tensor = text_input(clip, ids_NT, num_context=prompts.num_context)
     else:

@@ -12,14 +12,14 @@ def sgd(
 ) -> tuple[Leaves, Leaves]:
     """Return new (leaves, momenta): m <- momentum m + (g + weight_decay theta); theta <- theta - lr m.
 
-    If m starts at 0, the updates equal those of torch.optim.SGD (dampening 0, no Nesterov). `gradient` is
-    emptied to release its memory early.
+    If m starts at 0, the updates equal those of torch.optim.SGD (dampening 0, no Nesterov). The function
+    empties `gradient` to release its memory early.
     """
     if not leaves:
         return {}, {}
     old = [leaf.detach() for leaf in leaves.values()]
-    # Autograd may return transposed layouts, but tensors from a checkpoint are contiguous. With contiguous
-    # momenta, resumed and uninterrupted runs sum in the same order.
+    # Autograd may return transposed layouts, but tensors from a checkpoint are contiguous. Contiguous momenta
+    # make resumed and uninterrupted runs sum in the same order.
     new_momenta = [gradient.pop(name).detach().contiguous() for name in leaves]
     new_momenta = list(torch._foreach_add(new_momenta, [momenta[name] for name in leaves], alpha=momentum))
     new_momenta = list(torch._foreach_add(new_momenta, old, alpha=weight_decay))

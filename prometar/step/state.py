@@ -11,10 +11,9 @@ from prometar.methods.prompts import Leaves
 
 @dataclass(frozen=True)
 class State:
-    """Leaves and momenta of prompts and gate, the average of the prompts, and the number of finished steps.
+    """Prompts and gate with their momenta, the average of the prompts, and the number of finished steps.
 
-    Data order, augmentations and meta tasks are functions of (seed, step), so a run resumes exactly from this
-    state.
+    Data order, augmentations and meta tasks are functions of (seed, step), so this state suffices to resume.
     """
 
     prompts: Leaves
@@ -31,7 +30,7 @@ class State:
 
     @property
     def evaluated_prompts(self) -> Leaves:
-        """Prompts for evaluation: their average over epochs if there is one."""
+        """Prompts for evaluation: the average over epochs, or the last prompts if there is no average."""
         return self.average or self.prompts
 
     def tensors(self) -> dict[str, Tensor]:
@@ -39,7 +38,7 @@ class State:
         return {f"{group}/{name}": leaf for group in _GROUPS for name, leaf in getattr(self, group).items()}
 
     def to(self, device: torch.device) -> "State":
-        """Return a copy of the state on `device`."""
+        """Return the state with all tensors on `device`."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return State.from_tensors(moved, self.step)
 

@@ -17,7 +17,7 @@ from prometar.methods.prompts import Leaves, tokens_by_layer
 
 
 class AutodiffPass:
-    """Text tower of conditional prompts, with features (B, C, E).
+    """Pass through the text tower with conditional prompts. Its features are (B, C, E).
 
     It has the same methods as `Pass`, but its dictionaries are keyed by token name instead of layer number.
     torch.func computes its derivatives.
@@ -32,24 +32,24 @@ class AutodiffPass:
         return {name: torch.stack([gradient[name] for gradient in gradients]) for name in self._tokens}
 
     def vjp_for_hvp(self, g_KBCE: Tensor) -> Leaves:
-        self._g_K = g_KBCE
+        self._cotangents = g_KBCE
         return self.vjp(g_KBCE)
 
     def jvp(self, tangents: Leaves) -> Tensor:
-        self._t_K = [{name: tangents[name][k] for name in self._tokens} for k in range(len(self._g_K))]
+        self._tangents = [{n: tangents[n][k] for n in self._tokens} for k in range(len(self._cotangents))]
 
         def token_vjp(g: Tensor) -> Leaves:
             return vjp(self._function, self._tokens)[1](g)[0]
 
         # The vjp of a vjp is the jvp.
         _, push_forward = vjp(token_vjp, torch.zeros_like(self.features))  # type: ignore[misc]
-        return torch.stack([push_forward(t)[0] for t in self._t_K])
+        return torch.stack([push_forward(t)[0] for t in self._tangents])
 
     def hvp(self, r_BCE: Tensor) -> Leaves:
         def scalar(tokens: Leaves) -> Tensor:
             features, pullback = vjp(self._function, tokens)  # type: ignore[misc]
             total = (r_BCE * features).sum()
-            for g, t in zip(self._g_K, self._t_K, strict=True):
+            for g, t in zip(self._cotangents, self._tangents, strict=True):
                 total = total + sum((t[name] * gradient).sum() for name, gradient in pullback(g)[0].items())
             return total
 
@@ -61,10 +61,10 @@ TowerPass = Pass | AutodiffPass
 
 @dataclass(frozen=True)
 class Towers:
-    """Passes through the towers and their unnormalized features, by tower.
+    """Passes through the towers and their unnormalized features, with keys "text" and "vision".
 
-    Features of `text` are (C, E), or (B, C, E) if conditional. Features of `vision` are (B, E). A tower
-    without prompts has no entry. Its constant features are `fixed_text_CE` (normalized) or `fixed_image_BE`.
+    Text features are (C, E), or (B, C, E) if conditional. Image features are (B, E). A tower without prompts
+    has no entry. Its constant features are `fixed_text_CE` (normalized) or `fixed_image_BE`.
     """
 
     dtype: torch.dtype
@@ -87,7 +87,7 @@ class Towers:
         return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp(g))
 
     def vjp_for_hvp(self, cotangents: Leaves) -> Leaves:
-        """Return the result of `vjp`, and save what later calls of `jvp` and `hvp` need (in this order)."""
+        """Return the result of `vjp`, and save what `jvp` needs. Call `jvp` next, then `hvp`."""
         return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp_for_hvp(g))
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import leave_one_class_out, make_batch, task_rng
+from prometar.step.meta_batch import leave_one_class_out, make_batch, meta_task_rng
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.training.run import Run
@@ -70,7 +70,7 @@ def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[St
     clip, method, selection = run.backbone.clip, run.method, None
     labels = torch.from_numpy(batch.labels)
     if method.inner is not None:
-        rng = task_rng(run.config.train.seed, batch.step)
+        rng = meta_task_rng(run.config.train.seed, batch.step)
         selection = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalize(images)

@@ -162,8 +162,8 @@ class Released:
         return log
 
     def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: Selection) -> Tensor:
-        assert task.mixing is not None
-        lam, mix, _ = task.mixing.mix
+        assert task.partners is not None
+        lam, mix, _ = task.partners.mix
         g = self.text(adapted)
         query = self.image(images[task.query_rows], adapted)
         partners = self.image(images[task.support_rows], adapted)[mix]

@@ -14,7 +14,7 @@ from torch import Tensor
 from prometar.clip.vision import embed_images
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark
 from prometar.methods.prompts import Leaves
-from prometar.step.iteration import Scalars, step
+from prometar.step.iteration import Losses, step
 from prometar.step.meta_batch import make_batch
 from prometar.step.state import State
 from prometar.training.epoch import sgd_config
@@ -66,7 +66,7 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
         close(logits(run, names, state.evaluated_prompts), run.tensor(key))
 
 
-def total(run: Official, scalars: Scalars) -> Tensor:
+def total(run: Official, scalars: Losses) -> Tensor:
     """What is minimised, of the scalars that the step logs."""
     held = [w * scalars[f"direct_{term.name}"] for term, w in run.method.regularizer.terms]
     return torch.stack([scalars["direct_ce"], *held]).sum()

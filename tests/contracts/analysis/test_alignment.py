@@ -24,7 +24,7 @@ from prometar.clip.openclip import tokenize
 from prometar.config.recipes import NAMES as METHODS
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.methods.augmentations import NoAugmentation
-from prometar.step.meta_batch import leave_one_class_out, task_rng
+from prometar.step.meta_batch import leave_one_class_out, meta_task_rng
 from prometar.step.prompted_clip import prompt_texts
 from prometar.step.state import State
 from prometar.training.run import Run, initial_state
@@ -64,7 +64,7 @@ def test_it_is_the_cosine_of_plain_gradients() -> None:
         text_weight=50, image_weight=20, reduction=4, inner_lr=0, outer_weight=0, prompt_lr=0, gate_lr=0,
     )  # fmt: skip
     images, labels = backbone.normalize(torch.from_numpy(pixels)), torch.tensor([0, 1, 1, 2])
-    rng = task_rng(run.config.train.seed, 0)
+    rng = meta_task_rng(run.config.train.seed, 0)
     task = leave_one_class_out(labels, NoAugmentation(), rng, dtype=images.dtype)
     assert task is not None
     losses = reference.losses(images[task.support_rows], labels[task.support_rows])

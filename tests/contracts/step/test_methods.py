@@ -36,8 +36,8 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([0, 1, 1, 2])
     task = draw(method)
-    assert task.mixing is not None
-    drawn, batch = task.mixing.mix, make_batch(clip.clip, method, images, labels, task)
+    assert task.partners is not None
+    drawn, batch = task.partners.mix, make_batch(clip.clip, method, images, labels, task)
     _, scalars = step(model, method, state, *batch, SgdConfig(0.0, 0.0))
     query, partners = images[1:3], images[[0, 3]][drawn.partner]
     lam = drawn.lam.double()

@@ -79,7 +79,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": float("nan")}, "finite number"),
     ({"modulator.kind": "mine:Mute"}, "mine:Mute fails: AttributeError"),
     ({"task.augmentation": "mine:Mute"}, "mine:Mute fails: AttributeError"),
-    ({"prompts.kind": "mine:Wide"}, "mine:Wide: text.0 must be a tensor of shape (2, "),
+    ({"prompts.kind": "mine:Wide"}, "mine:Wide must return a tensor of shape (2, "),
 ]
 
 

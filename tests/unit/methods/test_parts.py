@@ -151,10 +151,10 @@ def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> Non
     query, support = task.query_rows.tolist(), task.support_rows.tolist()
     assert sorted(query + support) == list(range(len(labels)))
     assert all((label == labels[query[0]]) == (i in query) for i, label in enumerate(labels))
-    assert task.mixing is not None
-    assert len(task.mixing.share) == len(task.mixing.batch_rows) == len(query)
-    assert 0 <= float(task.mixing.share.min()) <= float(task.mixing.share.max()) <= 1
-    assert set(task.mixing.batch_rows.tolist()) <= set(support)
+    assert task.partners is not None
+    assert len(task.partners.query_share) == len(task.partners.batch_rows) == len(query)
+    assert 0 <= float(task.partners.query_share.min()) <= float(task.partners.query_share.max()) <= 1
+    assert set(task.partners.batch_rows.tolist()) <= set(support)
 
 
 def test_the_query_class_is_drawn_uniformly_over_classes_not_images() -> None:

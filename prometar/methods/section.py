@@ -1,4 +1,4 @@
-"""Base classes of the sections of a configuration that describe the components of a method.
+"""Base classes of the configuration's sections that describe components of a method.
 
 Each kind of component is a class whose fields are its settings. The modules of these classes import
 torch only inside functions, so that loading a configuration does not import it.
@@ -13,18 +13,18 @@ from prometar.io.custom import instantiate, is_reference
 from prometar.io.plain_data import BUILT_IN_TAG, PlainData
 
 
-class Part(PlainData):
-    """Section that describes a component of a method. `CHOOSER`: name of the field that selects the kind."""
+class ComponentSection(PlainData):
+    """Section that describes a component. `CHOOSER`: name of the field that selects the component's kind."""
 
     CHOOSER: ClassVar[str] = "kind"
 
     def component(self) -> Any:
-        """Return the component that this section describes, by default the section itself."""
+        """Return the component. By default, the section itself is the component."""
         return self
 
 
-class CustomPart(Part):
-    """Section that names a custom component, `package.module:Name`, and its arguments."""
+class CustomSection(ComponentSection):
+    """Section with the reference of a custom component, `package.module:Name`, and its arguments."""
 
     args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
 
@@ -41,8 +41,8 @@ class CustomPart(Part):
         return instantiate(self.reference, self.args)
 
 
-class CustomKind(CustomPart):
-    """Section that names a custom component in `kind`."""
+class CustomKind(CustomSection):
+    """Section with the reference of a custom component in `kind`."""
 
     kind: str
 
@@ -53,13 +53,13 @@ CustomT = TypeVar("CustomT")
 
 def _origin(value: Any) -> str:
     """Return the tag of a section: built-in or custom."""
-    tree = dict(value) if isinstance(value, Mapping | Part) else {}
-    names = [tree.get(key) for key in ("kind", "augmentation")]
-    return "custom" if any(isinstance(name, str) and is_reference(name) for name in names) else BUILT_IN_TAG
+    fields = dict(value) if isinstance(value, Mapping | ComponentSection) else {}
+    kinds = [fields.get(chooser) for chooser in ("kind", "augmentation")]
+    return "custom" if any(isinstance(kind, str) and is_reference(kind) for kind in kinds) else BUILT_IN_TAG
 
 
 BUILT_IN, CUSTOM, ORIGIN = Tag(BUILT_IN_TAG), Tag("custom"), Discriminator(_origin)
-TAGS = frozenset({BUILT_IN_TAG, "custom"})
+ORIGIN_TAGS = frozenset({BUILT_IN_TAG, "custom"})
 BuiltInOrCustom = Annotated[
     Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN] | Annotated[CustomT, CUSTOM], ORIGIN
 ]
