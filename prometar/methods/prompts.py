@@ -149,7 +149,7 @@ class IndependentPrompts(_Context, _FrozenText):
     @model_validator(mode="after")
     def _require_prompts(self) -> Self:
         if self.text_depth == 0 and self.vision_depth == 0:
-            raise ValueError("text_depth and vision_depth are both 0: set one of them to at least 1")
+            raise ValueError("text_depth and vision_depth are both 0. Set one of them to at least 1")
         return self
 
     @property
