@@ -1,8 +1,8 @@
-"""The accelerator, and packed transfers between host and device.
+"""Default device, and packed transfers between host and device.
 
 GPU kernels run asynchronously while Python prepares the next step. Every copy to the host synchronizes, as
-does a copy to the device from pageable memory. So the inputs of a step are packed on the host and sent from
-pinned memory with one copy, and its results are packed on the device and fetched with one copy.
+does a copy to the device from pageable memory. Therefore, `send` packs tensors in pinned memory and copies
+them at once, and `fetch` packs tensors on the device and copies them at once.
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from prometar.errors import UserError, first_line
 
 T = TypeVar("T")
-_ALIGNMENT = 16  # bytes, which suits every dtype and vectorized loads
+_ALIGNMENT = 16  # bytes, a multiple of every dtype's size and suitable for vectorized loads
 
 
 def default_device() -> torch.device:
@@ -77,8 +77,8 @@ def fetch(values: T) -> T:
     if remote:
         packed, offsets = _pack(remote, device=remote[0].device)
         on_host = packed.cpu()
-        found = {id(t): _view(on_host, t, offset).clone() for t, offset in zip(remote, offsets, strict=True)}
-        values = tree_map(lambda leaf: found.get(id(leaf), leaf), values)
+        moved = {id(t): _view(on_host, t, offset).clone() for t, offset in zip(remote, offsets, strict=True)}
+        values = tree_map(lambda leaf: moved.get(id(leaf), leaf), values)
     return values
 
 
@@ -104,5 +104,5 @@ def _pack(tensors: Collection[Tensor], **options: Any) -> tuple[Tensor, list[int
 def _view(packed: Tensor, like: Tensor, offset: int) -> Tensor:
     """Return the bytes of `packed` from `offset` on as a tensor of the dtype and shape of `like`."""
     num_bytes = like.numel() * like.element_size()
-    part: Tensor = packed[offset : offset + num_bytes].view(like.dtype).view(like.shape)
-    return part
+    view: Tensor = packed[offset : offset + num_bytes].view(like.dtype).view(like.shape)
+    return view

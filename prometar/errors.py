@@ -15,7 +15,7 @@ FIX_AND_RESUME = "Fix the cause, then rerun the same command to resume."
 
 
 class PrometarError(Exception):
-    """Base class. A command prints the message and exits with `exit_code`."""
+    """Base class of expected errors. A command prints the message and exits with `exit_code`."""
 
     exit_code = 1
 
@@ -31,7 +31,7 @@ class WorkError(PrometarError):
 
 
 class InfrastructureError(PrometarError):
-    """Failed infrastructure, such as a full disk or a broken GPU driver. The run itself did not fail."""
+    """Failure that the run did not cause, such as a full disk or a broken GPU driver."""
 
 
 def first_line(error: BaseException) -> str:
@@ -71,13 +71,13 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Suppress log records of other libraries, such as those of each attempt to download a file."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.ERROR))
+    """Suppress log records up to level ERROR, such as those of each attempt to download a file."""
+    previous = logging.root.manager.disable
+    logging.disable(max(previous, logging.ERROR))
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)
 
 
 @contextmanager
@@ -85,8 +85,8 @@ def download_errors(what: str, fix: str) -> Iterator[None]:
     """Convert errors of a download to one-line errors.
 
     Args:
-        what: Name of the downloaded object in the message.
-        fix: Last sentence of the message.
+        what: Downloaded object, as named in the message.
+        fix: Last sentence of the message, which says what to do.
 
     Raises:
         WorkError: the download failed.

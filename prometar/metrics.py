@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 ACCURACY, HARMONIC = "accuracy", "H"
-"""Table columns: accuracy on all classes, and harmonic mean of base and new accuracy."""
+"""Names of metrics: accuracy on all classes, and harmonic mean of base and new accuracy."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Interval:
         """True if the interval does not contain zero."""
         return self.low > 0 or self.high < 0
 
-    def within(self, size: float) -> bool:
-        """Return True if the interval lies between -size and size."""
-        return -size < self.low and self.high < size
+    def within(self, margin: float) -> bool:
+        """Return True if the interval lies between -margin and margin."""
+        return -margin < self.low and self.high < margin
 
 
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | None:
@@ -38,14 +38,14 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | No
         >>> round(interval.low, 2), round(interval.high, 2)
         (-0.48, 4.48)
     """
-    from scipy.special import stdtrit  # the import takes a third of a second, which --help must not spend
+    from scipy.special import stdtrit  # takes a third of a second, so --help must not import it
 
     n = len(values)
     if n < 2:
         return None
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * stdev(values) / math.sqrt(n)
-    middle = mean(values)
-    return Interval(middle, middle - half, middle + half, n)
+    half_width = float(stdtrit(n - 1, (1 + level) / 2)) * stdev(values) / math.sqrt(n)
+    center = mean(values)
+    return Interval(center, center - half_width, center + half_width, n)
 
 
 def harmonic_mean(accuracies: Mapping[str, float]) -> float:

@@ -180,7 +180,7 @@ def compare(
     from prometar.comparison.render import as_csv, print_comparison
     from prometar.comparison.runs import compare_runs
 
-    differences, notes = compare_runs(runs, to=to)
+    differences, notes = compare_runs(runs, reference=to)
     print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False))
     if csv is not None:
         write_atomically(csv, as_csv(differences).encode())

@@ -1,4 +1,4 @@
-"""Paired differences between methods, as a pure function of their metrics."""
+"""Differences between methods, paired by dataset and seed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from scipy.stats import wilcoxon
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""Seed of a run that trains nothing. Its score is paired with every seed of the other methods."""
+"""Placeholder seed of a run that trains nothing, whose score is paired with every seed of other methods."""
 Scores = Mapping[str, Mapping[int, float]]
 """Scores in percent of one method on one dataset, by metric (such as "H" or "4 shots") and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
@@ -25,7 +25,7 @@ class Difference:
     Args:
         reference: Method that is subtracted.
         by_dataset: Differences by dataset, one per seed that both methods share.
-        p: p-value of the two-sided Wilcoxon signed-rank test over datasets. None for a single dataset.
+        p: p-value of the two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
         p_holm: `p` after Holm's correction for all methods compared in the metric.
     """
 
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Values of the interval: a mean per dataset or, for a single dataset, a difference per seed."""
+        """Mean difference of each dataset or, for a single dataset, the difference of each seed."""
         return _means(self.by_dataset) if len(self.by_dataset) > 1 else next(iter(self.by_dataset.values()))
 
     @property
@@ -68,22 +68,24 @@ def compare(
     """
     differences = list[Difference]()
     for metric in metrics:
-        paired = {name: _differences(results[name], results[reference], metric) for name in results}
-        found = {name: by_dataset for name, by_dataset in paired.items() if by_dataset and name != reference}
-        p_values = [_p_value(by_dataset) for by_dataset in found.values()]
-        for (name, by_dataset), p, corrected in zip(found.items(), p_values, holm(p_values), strict=True):
-            differences.append(Difference(metric, name, reference, by_dataset, p, corrected))
+        methods = [method for method in results if method != reference]
+        paired = {method: _differences(results[method], results[reference], metric) for method in methods}
+        paired = {method: by_dataset for method, by_dataset in paired.items() if by_dataset}
+        p_values = [_p_value(by_dataset) for by_dataset in paired.values()]
+        for (method, by_dataset), p, p_holm in zip(paired.items(), p_values, holm(p_values), strict=True):
+            differences.append(Difference(metric, method, reference, by_dataset, p, p_holm))
     return differences, list(_unpaired(results))
 
 
 def _differences(
-    ours: Mapping[str, Scores], theirs: Mapping[str, Scores], metric: str
+    scores: Mapping[str, Scores], reference: Mapping[str, Scores], metric: str
 ) -> dict[str, tuple[float, ...]]:
+    """Return the differences by dataset, one per shared seed."""
     differences = {}
-    for dataset in theirs:
-        a, b = ours.get(dataset, {}).get(metric, {}), theirs[dataset].get(metric, {})
-        seeded = [set(scores) for scores in (a, b) if EVERY_SEED not in scores]
-        if seeds := sorted(set.intersection(*seeded)) if seeded else [EVERY_SEED]:
+    for dataset in reference:
+        a, b = scores.get(dataset, {}).get(metric, {}), reference[dataset].get(metric, {})
+        seed_sets = [set(by_seed) for by_seed in (a, b) if EVERY_SEED not in by_seed]
+        if seeds := sorted(set.intersection(*seed_sets)) if seed_sets else [EVERY_SEED]:
             differences[dataset] = tuple(
                 a[EVERY_SEED if EVERY_SEED in a else seed] - b[EVERY_SEED if EVERY_SEED in b else seed]
                 for seed in seeds
@@ -92,7 +94,7 @@ def _differences(
 
 
 def _means(by_dataset: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
-    """Return the mean over seeds of each dataset."""
+    """Return the mean difference of each dataset over its seeds."""
     return tuple(round(mean(by_seed), _DECIMALS) for by_seed in by_dataset.values())
 
 
@@ -100,7 +102,7 @@ def _p_value(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
     means = _means(by_dataset)
     if len(means) < 2:
         return None
-    return float(wilcoxon(means).pvalue) if any(means) else 1.0
+    return float(wilcoxon(means).pvalue) if any(means) else 1.0  # no test if all are 0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -119,16 +121,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _unpaired(results: Results) -> Iterator[str]:
-    """Yield a note per method and dataset whose runs have no partner."""
-    for dataset in dict.fromkeys(name for scores_of in results.values() for name in scores_of):
+    """Yield a note per method and dataset that lacks runs of which other methods have the seed."""
+    for dataset in dict.fromkeys(name for by_dataset in results.values() for name in by_dataset):
         seeds = {
-            method: {seed for by_seed in scores_of.get(dataset, {}).values() for seed in by_seed}
-            for method, scores_of in results.items()
+            method: {seed for by_seed in by_dataset.get(dataset, {}).values() for seed in by_seed}
+            for method, by_dataset in results.items()
         }
-        wanted = set.union(*seeds.values()) - {EVERY_SEED}
+        all_seeds = set.union(*seeds.values()) - {EVERY_SEED}
         for method, present in seeds.items():
             if not present:
                 yield f"Not paired: {method} has no run on {dataset}."
-            elif EVERY_SEED not in present and (missing := wanted - present):
+            elif EVERY_SEED not in present and (missing := all_seeds - present):
                 listed = ", ".join(map(str, sorted(missing)))
                 yield f"Not paired: {method} has no run on {dataset} with seed {listed}."

@@ -1,4 +1,4 @@
-"""Rendering of a comparison as a terminal table and as CSV."""
+"""Terminal table and CSV of a comparison."""
 
 import csv
 import io
@@ -17,15 +17,15 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
     table = Table("", "method", box=None, pad_edge=False)
     for name in ("difference", "95% CI", "n", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
-    for each in differences:
-        interval = each.interval
+    for difference in differences:
+        interval = difference.interval
         table.add_row(
-            each.metric,
-            each.method,
-            f"{mean(each.values):+.2f}",
+            difference.metric,
+            difference.method,
+            f"{mean(difference.values):+.2f}",
             f"[{interval.low:+.2f}, {interval.high:+.2f}]" if interval else "–",
-            f"{len(each.values)} {each.unit}",
-            *("–" if p is None else f"{p:.3f}" for p in (each.p, each.p_holm)),
+            f"{len(difference.values)} {difference.unit}",
+            *("–" if p is None else f"{p:.3f}" for p in (difference.p, difference.p_holm)),
         )
     hints = [
         f"Each row is a method minus {differences[0].reference} in points, paired by dataset and seed. "
@@ -33,7 +33,7 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         "p: two-sided Wilcoxon signed-rank test over datasets. It is at least 2 / 2^n for n datasets.",
         "p (Holm): corrected for all methods compared in the same metric.",
     ]
-    if any(each.metric == HARMONIC for each in differences):
+    if any(difference.metric == HARMONIC for difference in differences):
         hints.append("H is computed per run, so its mean difference is not the difference in H of the means.")
     console.print(table)
     for note in (*hints, *notes):
@@ -42,8 +42,8 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
 
 def as_csv(differences: Sequence[Difference]) -> str:
     """Return CSV with a line per metric and method, each followed by a line per dataset."""
-    head = "column method reference dataset unit n difference low high p p_holm"
-    rows: list[tuple[object, ...]] = [tuple(head.split())]
+    header = "column method reference dataset unit n difference low high p p_holm"
+    rows: list[tuple[object, ...]] = [tuple(header.split())]
     for each in differences:
         names = (each.metric, each.method, each.reference)
         rows.append((*names, "", each.unit, *_summary(each.values), decimal(each.p), decimal(each.p_holm)))
@@ -53,6 +53,7 @@ def as_csv(differences: Sequence[Difference]) -> str:
 
 
 def _summary(values: tuple[float, ...]) -> tuple[int, str, str, str]:
+    """Return n, the mean, and the bounds of its 95% confidence interval."""
     interval = t_interval(values)
     low, high = (interval.low, interval.high) if interval else (None, None)
     return len(values), decimal(mean(values)), decimal(low), decimal(high)
