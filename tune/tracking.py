@@ -5,6 +5,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -12,13 +13,17 @@ from prometar.errors import first_line
 from tune.execution.job import Job
 from tune.records.schema import EpochReport
 
-TrackedRun = tuple[Callable[[str, float, int], object], Callable[[str], object]]
-"""Pair of functions: log(metric, value, epoch), and finish(failure), where failure is "" on success."""
+
+class TrackedRun(NamedTuple):
+    """Functions of a tracker's run: log(metric, value, epoch), and finish(failure), "" on success."""
+
+    log: Callable[[str, float, int], object]
+    finish: Callable[[str], object]
 
 
 def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
     """Start or resume the run of a job. Trackers write to `folder` unless the environment sets a server."""
-    defaults = {  # so that an unreachable server does not delay a search
+    defaults = {  # no telemetry and no output. An unreachable server must not delay the search.
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     }  # fmt: skip
@@ -29,17 +34,18 @@ def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
     if tracker == "tensorboard":
         writer = library.SummaryWriter(folder / tracker / job.name, flush_secs=5)
         writer.add_hparams(settings, {}, run_name=".")
-        return writer.add_scalar, lambda failure: writer.close()
+        return TrackedRun(writer.add_scalar, lambda failure: writer.close())
     if tracker == "mlflow":
         client = library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db"))
         found = client.get_experiment_by_name(folder.name)
         experiment = found.experiment_id if found else client.create_experiment(folder.name)
         runs = client.search_runs([experiment], f"tags.job = '{tag}'")
-        run = (runs or [client.create_run(experiment, tags={"job": tag}, run_name=job.name)])[0].info.run_id
-        client.log_batch(run, params=[library.entities.Param(*map(str, each)) for each in settings.items()])
-        return (
-            lambda name, value, epoch: client.log_metric(run, name, value, step=epoch),
-            lambda failure: client.set_terminated(run, "FAILED" if failure else "FINISHED"),
+        runs = runs or [client.create_run(experiment, tags={"job": tag}, run_name=job.name)]
+        run_id = runs[0].info.run_id
+        client.log_batch(run_id, params=[library.entities.Param(*map(str, kv)) for kv in settings.items()])
+        return TrackedRun(
+            lambda name, value, epoch: client.log_metric(run_id, name, value, step=epoch),
+            lambda failure: client.set_terminated(run_id, "FAILED" if failure else "FINISHED"),
         )
     run = library.init(
         project=os.environ.get("WANDB_PROJECT", "prometar"), group=folder.name, name=job.name, id=tag,
@@ -47,7 +53,10 @@ def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
         mode=None if os.environ.get("WANDB_MODE") or library.login(prompt=False) else "offline",
         settings={"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True},
     )  # fmt: skip
-    return lambda key, x, epoch: run.log({key: x}, epoch), lambda failure: run.finish(int(failure != ""))
+    return TrackedRun(
+        lambda name, value, epoch: run.log({name: value}, epoch),
+        lambda failure: run.finish(int(failure != "")),
+    )
 
 
 class Trackers:
@@ -62,14 +71,14 @@ class Trackers:
 
     def reported(self, job: Job, report: EpochReport) -> None:
         metrics = report.metrics.items()
-        self._for_each(lambda _, runs: [runs[job.name][0](*metric, report.epoch) for metric in metrics])
+        self._for_each(lambda _, runs: [runs[job.name].log(*metric, report.epoch) for metric in metrics])
 
     def finished(self, job: Job, failure: str) -> None:
-        self._for_each(lambda _, runs: runs.pop(job.name)[1](failure))
+        self._for_each(lambda _, runs: runs.pop(job.name).finish(failure))
 
     def close(self) -> None:
         """Finish the runs of interrupted jobs as failed."""
-        self._for_each(lambda _, runs: [finish("interrupted") for _, finish in runs.values()])
+        self._for_each(lambda _, runs: [run.finish("interrupted") for run in runs.values()])
 
     def _for_each(self, function: Callable[[str, dict[str, TrackedRun]], object]) -> None:
         for name, runs in list(self._runs.items()):

@@ -29,12 +29,8 @@ from tune.records.schema import (
     write_record,
 )
 
-STATES: dict[State, str] = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
-_FILES: dict[type, str] = {
-    StudyRecord: "study.yaml",
-    Confirmation: "confirmation.json",
-    FinalTest: "finals.json",
-}
+STATE_NAMES: dict[State, str] = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
+_FILES = {StudyRecord: "study.yaml", Confirmation: "confirmation.json", FinalTest: "finals.json"}
 
 
 class StudyFolder:
@@ -98,14 +94,12 @@ class StudyFolder:
         Raises:
             UserError: a record is corrupt, or is in the folder of another trial.
         """
-        found, parent = [], self.path / "trials"
+        found, parent = list[TrialRecord](), self.path / "trials"
         for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
             trial = read_record(path := folder / "record.json", TrialRecord)
-            if trial is None:
-                continue
-            if folder != self.trial_folder(trial.number):
+            if trial and folder != self.trial_folder(trial.number):
                 raise UserError(f"{path} belongs to trial {trial.number}. Move it out of the study.")
-            found.append(trial)
+            found += [trial] if trial else []
         return tuple(sorted(found, key=lambda trial: trial.number))
 
 
@@ -138,7 +132,7 @@ class Records:
     def state_summary(self) -> str:
         """Number of trials in each state, as text."""
         states = [trial.state for trial in self.trials]
-        return ", ".join(f"{states.count(state)} {title}" for state, title in STATES.items())
+        return ", ".join(f"{states.count(state)} {name}" for state, name in STATE_NAMES.items())
 
     @cached_property
     def completed(self) -> list[TrialRecord]:

@@ -171,8 +171,8 @@ def _caveats(records: Records) -> Iterator[str]:
     objective = OBJECTIVES.get(records.search_config.objective)
     if objective and objective.predicts_new:
         yield (
-            "During the search, new accuracy is a prediction from drift on out-of-domain class names. "
-            "The search uses no images of new classes."
+            "The search predicts new accuracy from drift: how much the prompts change predictions on "
+            "unrelated class names. It uses no images of new classes."
         )
     elif records.study.score_name != "H":
         yield f"The search maximized {records.study.score_name}. The final test compares H."

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from prometar.cli.console import format_duration
-from tune.records.folder import STATES, Records
+from tune.records.folder import STATE_NAMES, Records
 from tune.records.schema import TrialRecord, seed_means
 from tune.report.formatting import NONE, format_difference, format_mean, format_number, format_setting, join
 from tune.report.statements import LABELS, side_runs, sides
@@ -118,7 +118,7 @@ def _settings(records: Records) -> Table:
 
 def _trials(records: Records) -> Table:
     """Return the table of all trials: completed trials by score, then pruned and failed trials."""
-    rank = list(STATES).index
+    rank = list(STATE_NAMES).index
     ranked = sorted(records.trials, key=lambda t: (rank(t.state), -(t.score or 0.0), -t.epoch, t.number))
     rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in ranked]
     score = records.study.score_name
@@ -128,7 +128,7 @@ def _trials(records: Records) -> Table:
 
 def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield str(trial.number)
-    yield STATES[trial.state] + (" (default settings)" if trial.is_baseline else "")
+    yield STATE_NAMES[trial.state] + (" (default settings)" if trial.is_baseline else "")
     yield describe_changes(trial.settings, records) or NONE
     yield "; ".join(filter(None, (trial.reason, *trial.notes))) or NONE
     yield from map(format_number, (trial.objective, trial.base, trial.new))

@@ -164,6 +164,7 @@ def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
     from prometar.methods.composition import build  # loads torch, which --help does not need
 
     method = build(config)
+    # Only the meta phase (`inner`) trains the gate.
     excluded = _COMPONENTS if method.inner else {*_COMPONENTS, "optim.gate_lr", "optim.gate_schedule"}
     others = {k: v for k, v in config.flat().items() if not {k, k.partition(".")[0]} & excluded}
     return method, others

@@ -122,7 +122,7 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
             calls.append((name, what))
 
         call("start")
-        return lambda *metric: call("log"), lambda failure: call("finish")
+        return tracking.TrackedRun(lambda *metric: call("log"), lambda failure: call("finish"))
 
     monkeypatch.setattr(tracking, "start", start)
     out = io.StringIO()
