@@ -25,7 +25,7 @@ class PromptedClip:
     """Prompted CLIP for fixed classes.
 
     text: Input of the text tower, or the normalized text features (C, E) if no context is learned.
-    frozen_text_CE: Frozen text features of the classes. None if the method does not use them.
+    frozen_text_CE: Frozen text features of the classes. None if they are not used.
     """
 
     clip: Clip
