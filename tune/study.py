@@ -79,7 +79,7 @@ class Study:
         return test
 
     def search(self) -> None:
-        """Sample, train and score trials until the budget is used.
+        """Sample, train and score trials until --trials or --max-hours is reached.
 
         Raises:
             WorkError: no trial was completed.
@@ -111,7 +111,7 @@ class Study:
             raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
 
     def confirm(self) -> Confirmation:
-        """Rerun the best trials and the baseline with fresh seeds. Select the highest mean objective."""
+        """Rerun the best trials and the baseline with fresh seeds, and select the highest mean objective."""
         from tune.stages.confirmation import choose_trials, confirm
 
         config = self.config

@@ -142,7 +142,7 @@ def local_node_is_dead() -> bool:
 
 
 def _connect(address: str) -> None:
-    """Connect to the server at `address` and disconnect. Raise OSError if it refuses connections."""
+    """Connect to the server at `address`, then disconnect. Raise OSError if the connection fails."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 

@@ -127,23 +127,23 @@ def plan_resources(
         shares = [resources.gpus_per_trial]
         if shares[0] > 1 and shares[0] % 1:
             raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, got {shares[0]:g}.")
-    number = min(max_jobs, capacity(cpus, shares[-1]))
-    if not number:
+    num_jobs = min(max_jobs, capacity(cpus, shares[-1]))
+    if not num_jobs:
         gpu = f" and {shares[-1]:g} GPU" if shares[-1] else ""
         raise UserError(
             f"A {noun} needs {cpus:g} CPU{gpu} on one machine, but Ray's machines have at most "
             f"{max_cpus:g} CPU and {max_gpus:g} GPU. Lower --cpus-per-{noun} or --gpus-per-{noun}, or wait "
             "until workers have joined (clusters/wait.py)."
         )
-    gpus = next(share for share in shares if capacity(cpus, share) >= number)
+    gpus = next(share for share in shares if capacity(cpus, share) >= num_jobs)
     if resources.cpus_per_trial is None:
         larger = range(math.floor(max_cpus), 1, -1)
-        cpus = next((float(each) for each in larger if capacity(each, gpus) >= number), cpus)
-    if number < max_jobs:
+        cpus = next((float(each) for each in larger if capacity(each, gpus) >= num_jobs), cpus)
+    if num_jobs < max_jobs:
         reason = "all that fit" + (f" of --max-concurrent {max_jobs}" if resources.max_concurrent else "")
-    plan = ResourcePlan(number, cpus, gpus, max_cpus, max_gpus)
+    plan = ResourcePlan(num_jobs, cpus, gpus, max_cpus, max_gpus)
     resources_text = _format_count(cpus, "CPU") + (f" and {_format_count(gpus, 'GPU')}" if gpus else "")
-    return plan, f"{_format_count(number, f'concurrent {noun}')} ({reason}), each with {resources_text}"
+    return plan, f"{_format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
 
 
 def _capacity(node: Node, cpus: float, gpus: float, memory: float) -> int:

@@ -41,7 +41,7 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
-        bundles: Allocated resources. They grow after an out-of-memory error. The threads of `plan` stay.
+        bundles: Allocated resources. They grow after an out-of-memory error. `plan.threads` does not.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
     """
 

@@ -100,7 +100,7 @@ def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict
 
 
 def _past_tests(previous: FinalTest | None, selected: Candidate, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the trials in earlier tests of the study. Their results may have influenced the user."""
+    """Return the trials that earlier tests compared. Knowing the results may have biased later choices."""
     if previous is None:
         return ()
     is_rerun = (previous.selected.number, previous.seeds) == (selected.number, seeds)

@@ -95,7 +95,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
     defaults = config.baseline_settings
     for key, entry in search.space.ranges.items():
-        required = {other: values[0] for other, values in entry.when.items()}  # so that the range applies
+        required = {other: values[0] for other, values in entry.when.items()}  # so that `key` is used
         for value in entry.probes:  # raises UserError if the value is invalid
             build(config.run.override({**defaults, **required, key: value}))
     with component_errors(search.sampler):

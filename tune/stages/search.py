@@ -1,4 +1,4 @@
-"""Search stage: trials are sampled, trained and scored until the budget is used."""
+"""Search stage: trials are sampled, trained and scored until --trials or --max-hours is reached."""
 
 import time
 from collections.abc import Iterator

@@ -17,7 +17,7 @@ from tune.config import MAX_SEED_PAIRS
 POWER = 0.8
 """Probability with which a test shows the difference that `min_detectable` returns."""
 UNPAIRED_SEEDS = 3
-"""Number of seeds if the baseline was selected. There is then nothing to compare in pairs."""
+"""Number of seeds if the baseline was selected, so that there are no pairs to compare."""
 ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
 """Error probability of each analysis, by the number of seed pairs after which it takes place. Later analyses,
 which have more power, get more of the 5%."""
