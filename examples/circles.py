@@ -1,4 +1,4 @@
-"""Custom dataset: circles in eight colors, drawn on access.
+"""Custom dataset: circles in eight colors, drawn when they are read.
 
 PYTHONPATH=examples prometar search --dataset circles:Circles --backbone mini
 PYTHONPATH=examples prometar train --dataset circles:Circles --set data.args.size=96
@@ -22,18 +22,18 @@ class Drawings:
     size: int
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [self._read(*path.split("/")) for path in paths]
+        return [self._draw(*path.split("/")) for path in paths]
 
-    def _read(self, color: str, number: str) -> bytes:
-        image, file, low = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
-        ImageDraw.Draw(image).ellipse((low, low, low + self.size // 2, low + self.size // 2), color)
+    def _draw(self, color: str, number: str) -> bytes:
+        image, file, left = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
+        ImageDraw.Draw(image).ellipse((left, left, left + self.size // 2, left + self.size // 2), color)
         image.save(file, "PNG")
         return file.getvalue()
 
 
 @dataclass(frozen=True)
 class Circles:
-    """Dataset loader: a call with the data root returns train, validation and test images."""
+    """Dataset loader, called with the value of --data-root. `size` is the setting `data.args.size`."""
 
     size: int = 64
 

@@ -1,4 +1,4 @@
-"""Custom distance: quadratic up to `delta` and linear above, so a few features may change a lot.
+"""Custom distance: quadratic up to `delta`, linear above, so large changes of a few features cost less.
 
 PYTHONPATH=examples prometar search --set regularizer.kind=huber:Huber --space examples/huber.yaml
 PYTHONPATH=examples prometar train --dataset cells --set regularizer.kind=huber:huber
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def huber(a: Tensor, b: Tensor) -> Tensor:
-    """Return the distance (N,) between each row of features and frozen features (N, E). Delta is 0.05."""
+    """Return the distances (N,) between rows of prompted and frozen features, both (N, E), for delta 0.05."""
     return Huber()(a, b)
 
 

@@ -14,7 +14,7 @@ from prometar.methods.prompts import Leaves
 
 @dataclass(frozen=True)
 class LowRank:
-    """Prompts text.l = mix.l (P, R) @ basis (R, D) in every layer l below `depth`."""
+    """Prompt tokens of layer l < `depth`: mix.l (length, rank) @ basis (rank, width of the text tower)."""
 
     length: int = 4
     depth: int = 3

@@ -8,5 +8,5 @@ from collections.abc import Mapping
 
 
 def worst(accuracies: Mapping[str, float]) -> float:
-    """Return the score of accuracies in percent, measured as for `drift`. Higher scores are better."""
+    """Return the score of a run, higher is better. `accuracies` has base and predicted new accuracy, in %."""
     return min(accuracies.values())

@@ -20,7 +20,7 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
     size_, phase = own.normal(0.0, 0.16, 5) / np.arange(1, 6) ** 0.3, own.uniform(0, 2 * np.pi, 5)
     flat = own.uniform(0.6, 1.0)
     patterns = own.choice(TEXTURES.classnames, 2, replace=False)
-    fill, ground = (TEXTURES.drawings[name] for name in patterns)
+    fill, ground = (TEXTURES.motifs[name] for name in patterns)
     colours = own.uniform(0.1, 0.9, (3, 3))
 
     frame = Canvas.figure(rng, size, reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)

@@ -24,7 +24,7 @@ app.add_typer(data.app, name="data")
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Option(help="YAML configuration, such as a study's best.yaml.")
+        Path | None, typer.Option(help="YAML configuration, e.g. best.yaml of a study.")
     ] = None,
     method: Annotated[
         str | None,
@@ -39,18 +39,18 @@ def train(
     ] = None,
     data_root: RootOption = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, such as optim.lr=0.01.")
+        list[str] | None, typer.Option("--set", help="key=value, e.g. optim.lr=0.01.")
     ] = None,
     objective: Annotated[
         str,
         typer.Option(
             help="final: train on base classes, test on base and new ones. all_classes: use all classes. "
-            "Objectives of a search are allowed too. Default: final.",
+            "The objectives of a search work too. Default: final.",
             show_default=False,
         ),
     ] = "final",
     alignment_every: Annotated[
-        int | None, typer.Option(min=1, help="Measure gradient alignment every N steps. Default: never.")
+        int | None, typer.Option(min=1, help="Record the gradient alignment every N steps. Default: never.")
     ] = None,
 ) -> None:
     """Train one run and test it. Rerun the same command to resume."""
@@ -97,8 +97,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `prometar train` or `reproduce`.")],
     dataset: Annotated[
-        str | None,
-        typer.Option(help="Test on all classes of this dataset. Default: the run's own evaluation images."),
+        str | None, typer.Option(help="Test on all classes of this dataset. Default: repeat the run's test.")
     ] = None,
     data_root: RootOption = None,
     trust_parts: TrustOption = False,
@@ -155,7 +154,7 @@ def alignment(
     ],
     to: Annotated[Path | None, typer.Option(help="Write a plot of all runs to this HTML file.")] = None,
 ) -> None:
-    """Show the cosine similarity of support and query gradients."""
+    """Show the cosine similarity of support and query gradients (gradient alignment)."""
     from prometar.analysis.alignment import ALIGNMENT_FILE, read_alignment, render_page, summary
 
     records = {str(run): read_alignment(run / ALIGNMENT_FILE) for run in runs}
@@ -187,6 +186,7 @@ def compare(
         print(f"Table written to {csv}")
 
 
+# report, reproduce and search, which belong to the package tune
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda entry: entry.name):
     app.command(name=_command.name, cls=Command)(_command.load())
 

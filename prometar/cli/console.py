@@ -1,4 +1,4 @@
-"""Shared options, exit status and error messages of all commands. An error is one line on stderr."""
+"""Options, exit statuses and error messages of all commands. An error is one line on stderr."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ RootOption = Annotated[
     typer.Option(
         "--data-root",
         help="Folder that contains the datasets. Default for benchmarks: $PROMETAR_DATA, or data.",
-        callback=lambda path: expand_home(path) or None,  # "" results from an unset shell variable
+        callback=lambda path: expand_home(path) or None,  # an unset shell variable passes ""
     ),
 ]
 
@@ -49,12 +49,14 @@ TrustOption = Annotated[
 class Command(typer.core.TyperCommand):
     """Command whose list options accept several values, such as `--seeds 1 2 3`.
 
-    `--help` has a section for each `rich_help_panel`.
+    `--help` groups the options by their `rich_help_panel`.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        return super().parse_args(ctx, repeat_option_names(args, lists))
+        list_options = {
+            name for each in self.params if getattr(each, "multiple", False) for name in each.opts
+        }
+        return super().parse_args(ctx, repeat_option_names(args, list_options))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -66,8 +68,8 @@ class Command(typer.core.TyperCommand):
                 formatter.write_dl(rows)
 
 
-def repeat_option_names(args: Sequence[str], lists: set[str]) -> list[str]:
-    """Repeat an option's name before each of its values.
+def repeat_option_names(args: Sequence[str], list_options: set[str]) -> list[str]:
+    """Repeat the name of a list option before each of its values, as click requires.
 
     Example:
         >>> repeat_option_names(["--seeds", "1", "2", "--out", "x"], {"--seeds"})
@@ -77,7 +79,7 @@ def repeat_option_names(args: Sequence[str], lists: set[str]) -> list[str]:
     current = None
     for arg in args:
         if arg.startswith("--"):
-            current = arg if arg in lists else None
+            current = arg if arg in list_options else None
         elif current is not None and repeated[-1] != current:
             repeated.append(current)
         repeated.append(arg)
@@ -85,7 +87,7 @@ def repeat_option_names(args: Sequence[str], lists: set[str]) -> list[str]:
 
 
 def run_cli(app: typer.Typer, args: list[str]) -> int:
-    """Run `app`. Return the exit status: 0, the error's `exit_code`, 2 (wrong usage) or 130 (interrupted)."""
+    """Run `app`. Return the exit status: 0, 1 or the error's own, 2 (wrong usage) or 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every terminal can print all class names
@@ -104,15 +106,15 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
         # Frames may reference streams of Ray Data, which must be closed before Ray shuts down.
         traceback.clear_frames(error.__traceback__)
         return status
-    if status == INTERRUPTED:  # some versions of typer return this status
+    if status == INTERRUPTED:  # some versions of typer return it instead of raising
         return _fail("Interrupted. Rerun the same command to resume.", INTERRUPTED)
     return status
 
 
 @contextmanager
 def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle signals in a `with` block. Do nothing outside the main thread, where Python forbids it."""
-    in_main = threading.current_thread() is threading.main_thread()
+    """Install a signal handler for a `with` block. Python allows this only in the main thread."""
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere, do nothing
     previous = {number: signal.signal(number, handler) for number in signals} if in_main else {}
     try:
         yield
@@ -136,7 +138,7 @@ def _report(error: Exception) -> int:
         return _fail("Out of memory.", 1)
     if is_accelerator_error(error):
         return _fail(first_line(error), 1)
-    if hasattr(error, "format_message"):  # raised by the option parser, whose module differs between versions
+    if hasattr(error, "format_message"):  # raised by the option parser, whose module varies with the version
         message = str(error.format_message())
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message, file=sys.stderr)

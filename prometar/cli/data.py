@@ -80,7 +80,7 @@ def data_download(
     name: NameArgument,
     to: Annotated[
         str | None,
-        typer.Option(help="Data root to write to. Default: $PROMETAR_DATA, or data.", callback=expand_home),
+        typer.Option(help="Target folder. Default: $PROMETAR_DATA, or data.", callback=expand_home),
     ] = None,
 ) -> None:
     """Download the images and the split file of a benchmark. Rerun the same command to resume."""
@@ -101,12 +101,11 @@ def data_download(
 def data_prepare(
     name: NameArgument,
     to: Annotated[
-        str,
-        typer.Option(help="Data root to write to: a folder, s3://... or gs://...", callback=expand_home),
+        str, typer.Option(help="Data root to write to: a folder, s3://... or gs://...", callback=expand_home)
     ],
     data_root: RootOption = None,
 ) -> None:
-    """Check every image of a dataset, and write Parquet shards. Rerun the same command to resume."""
+    """Check every image of a dataset, and write a Parquet copy. Rerun the same command to resume."""
     from prometar.data.preparation.prepare import prepare
 
     with _progress_bar(MofNCompleteColumn()) as progress:
@@ -117,10 +116,10 @@ def data_prepare(
 
 
 @contextmanager
-def _progress_bar(numbers: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr, if that is a terminal."""
+def _progress_bar(counter: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function (done, total) that updates a progress bar on stderr, shown if it is a terminal."""
     console = Console(stderr=True)
-    columns = TextColumn(""), BarColumn(), numbers
+    columns = TextColumn(""), BarColumn(), counter
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)

@@ -20,6 +20,7 @@ NAMES = (
 )  # fmt: skip
 """Built-in methods, in display order. Each has a file in prometar/config/recipes/."""
 
+_SettingsBySection = dict[str, dict[str, JsonValue]]
 _EXCLUDED = ("data", "backbone", "train.seed")
 """Settings that recipes must not contain, so that methods are compared on the same images and backbone."""
 
@@ -30,12 +31,11 @@ class Recipe(PlainData):
     Args:
         settings: Settings that differ from the defaults, by section.
         name, title: Name in this package, and name in the paper.
-        about: Description in one line.
         paper, source: Publication of the method, and source of the settings.
         unverified: Details that could not be verified.
     """
 
-    settings: dict[str, dict[str, JsonValue]]
+    settings: _SettingsBySection
     name: str = ""
     title: str = ""
     about: str = ""
@@ -45,9 +45,7 @@ class Recipe(PlainData):
 
     @field_validator("settings")
     @classmethod
-    def _exclude_run_settings(
-        cls, settings: dict[str, dict[str, JsonValue]]
-    ) -> dict[str, dict[str, JsonValue]]:
+    def _reject_excluded(cls, settings: _SettingsBySection) -> _SettingsBySection:
         given = {*settings, *(f"{section}.{key}" for section, keys in settings.items() for key in keys)}
         if excluded := sorted(given & set(_EXCLUDED)):
             raise ValueError(f"{excluded[0]} is not allowed in recipes. Set it with a command-line option.")

@@ -156,9 +156,9 @@ class Config(MethodConfig):
             start = parse(_with_recipe(kept, new.name, new.settings), where=f"method {method}")
         tree = start.model_dump(mode="json")
         for section, changes in _by_section(values).items():
-            args = {key[5:]: value for key, value in changes.items() if key.startswith("args.")}
-            chosen = changes.get(_chooser(section), tree[section].get(_chooser(section)))
-            fields = _fields(section, chosen)
+            args = {key.removeprefix("args."): v for key, v in changes.items() if key.startswith("args.")}
+            kind = changes.get(_kind_field(section), tree[section].get(_kind_field(section)))
+            fields = _fields(section, kind)
             tree[section] = _merged(section, tree[section], {k: v for k, v in changes.items() if k in fields})
             if args:
                 tree[section]["args"] = {**tree[section].get("args", {}), **args}
@@ -211,17 +211,17 @@ def _with_recipe(
     for section in Config.model_fields.keys() - {"method"}:
         given = tree.get(section, {})
         if isinstance(given, Mapping):
-            default = getattr(Config.model_fields[section].default, _chooser(section), None)
-            base = _merged(section, {_chooser(section): default}, settings.get(section, {}))
+            default = getattr(Config.model_fields[section].default, _kind_field(section), None)
+            base = _merged(section, {_kind_field(section): default}, settings.get(section, {}))
             result[section] = _merged(section, base, given)
     return result
 
 
 def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> ConfigData:
     """Return `base` updated with `given`, without settings of `base` that the selected kind does not have."""
-    chooser = _chooser(section)
-    chosen = given.get(chooser, base.get(chooser))
-    fields, same = _fields(section, chosen), chosen == base.get(chooser)
+    field, base_kind = _kind_field(section), base.get(_kind_field(section))
+    kind = given.get(field, base_kind)
+    fields, same = _fields(section, kind), kind == base_kind
     kept = {key: value for key, value in base.items() if key in fields and (same or key != "args")}
     return {**kept, **given}
 
@@ -234,22 +234,20 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
         if section not in Config.model_fields:
             raise UserError(f"Unknown setting '{key}'. Sections: {', '.join(Config.model_fields)}.")
         if not (is_setting(key) or name.startswith("args.")):
-            known = dict.fromkeys(
-                field for model in _models(section).values() for field in model.model_fields
-            )
+            known = dict.fromkeys(each for model in _models(section).values() for each in model.model_fields)
             raise UserError(f"Unknown setting '{key}'. Settings of {section}: {', '.join(known)}.")
         grouped.setdefault(section, {})[name] = value
     return grouped
 
 
-def _chooser(section: str) -> str:
-    """Return the field of a section that selects its kind: the `CHOOSER` of a component, otherwise `name`."""
+def _kind_field(section: str) -> str:
+    """Return the name of the field that selects the kind of a component, or the dataset or backbone."""
     default = Config.model_fields[section].default
-    return default.CHOOSER if isinstance(default, ComponentSection) else "name"
+    return default.KIND_FIELD if isinstance(default, ComponentSection) else "name"
 
 
 def is_setting(key: str) -> bool:
-    """Return True if the dotted key is a setting of any kind of component.
+    """Return True if the dotted key is a setting, of whichever kind of component.
 
     Example:
         >>> [is_setting(key) for key in ("averager.std", "averager.sdt")]
@@ -267,16 +265,16 @@ def _models(section: str) -> dict[str | None, type[BaseModel]]:
     found: dict[str | None, type[BaseModel]] = {}
     for model in leaf_types(Config.model_fields[section].annotation):
         if isinstance(model, type) and issubclass(model, BaseModel):
-            chooser = model.model_fields.get(_chooser(section))
-            kinds = get_args(chooser.annotation) if chooser else ()
+            field = model.model_fields.get(_kind_field(section))
+            kinds = get_args(field.annotation) if field else ()
             found |= dict.fromkeys(kinds or (None,), model)
     return found
 
 
-def _fields(section: str, chosen: object) -> Collection[str]:
+def _fields(section: str, kind: object) -> Collection[str]:
     """Return the settings of a kind. An unknown kind is a custom component."""
     models = _models(section)
-    return models.get(chosen if isinstance(chosen, str) else None, models[None]).model_fields
+    return models.get(kind if isinstance(kind, str) else None, models[None]).model_fields
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> ConfigData:
@@ -317,7 +315,7 @@ def parse(tree: object, *, where: str) -> Config:
     except UnicodeEncodeError:  # YAML escapes can encode unpaired surrogates
         raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
-        # Pydantic adds union tags and kinds to the locations of errors.
+        # Pydantic adds union tags and kinds to the locations of errors. Settings are named without them.
         tags = ORIGIN_TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
         raise UserError(f"{where}: {problems_of(error, without=tags)}") from None
 

@@ -1,4 +1,4 @@
-"""Drawing primitives of rendered images: canvases, noise, Voronoi cells and strokes (numpy, Pillow).
+"""Drawing primitives of rendered images: canvases, noise, Voronoi cells and line segments.
 
 All values are float64 and edges are soft, so that rounding differences between machines do not change pixels.
 Shapes: H = W is the image side in pixels, N is the number of points or segments.
@@ -35,7 +35,7 @@ class Canvas:
 
     @classmethod
     def pattern(cls, rng: Rng, size: int, cells: float, *, turn: float, warp: float) -> Self:
-        """Return a canvas `cells` cells wide, turned by up to `turn` radians, warped by `warp` cells."""
+        """Return a canvas of `cells` cells, turned by up to `turn` radians, warped by about `warp` cells."""
         angle = rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         axis = (np.arange(size) + 0.5) / size - 0.5
@@ -56,7 +56,7 @@ class Canvas:
         Args:
             reach: Range (low, high) of the figure's radius as a fraction of half the image.
             shift: Maximum shift of the figure as a fraction of half the image.
-            warp: Strength of the warp, in radii of the figure.
+            warp: Typical displacement by the warp, in radii of the figure.
         """
         unit, angle = rng.uniform(*reach), rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.1, 0.1))
@@ -76,12 +76,12 @@ class Canvas:
         return self.x.shape[0]
 
     def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
-        """Return 1 in a shape and 0 outside. `depth`: signed distance inside. `softness`: edge in pixels."""
+        """Return 1 in a shape, 0 outside. `depth`: signed distance inward. `softness`: edge, in pixels."""
         return edge(depth, softness * self.pixel)
 
 
 MakeCanvas = Callable[[Rng, int], Canvas]
-"""`Canvas.figure` with all arguments except the first two already given."""
+"""Function (rng, size) that returns a canvas, such as a partial of `Canvas.figure`."""
 
 
 def noise(rng: Rng, size: int, waves: float, stretch: float = 1.0) -> Floats:
@@ -101,7 +101,7 @@ def fractal(rng: Rng, size: int, waves: float, octaves: int = 3) -> Floats:
 
 
 def edge(distance: Floats, width: float) -> Floats:
-    """Return 0 below and 1 above distance 0, with a smooth edge of width `width`."""
+    """Return 0 for negative and 1 for positive distances, with a smooth transition of width `width`."""
     t = np.clip(distance / width + 0.5, 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
@@ -119,7 +119,7 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # drop points farther from a turned canvas, whose bounding box the grid covers
+    margin = 0.75 * spacing  # the grid covers the bounding box of a turned canvas: drop points far outside
     sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2

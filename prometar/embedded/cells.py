@@ -1,4 +1,4 @@
-"""`cells`: 10 kinds of stained cells and microbes. `mini` was pretrained on images in other colors."""
+"""`cells`: 10 kinds of stained cells and microbes. `mini` was pretrained on them in other colors."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 CellDepths = tuple[Floats, Floats]
-"""Depths (H, W) inside the body and inside its dark parts (nucleus, walls). Outside, they are negative."""
+"""Distances (H, W) to the outlines of the body and of its dark parts (nucleus, walls), positive inside."""
 
 
 def _random_points(f: Canvas, count: int, spread: float = 0.85) -> Floats:
@@ -21,14 +21,14 @@ def _random_points(f: Canvas, count: int, spread: float = 0.85) -> Floats:
 
 
 def _discs(f: Canvas, points: Floats, radius: Floats) -> Floats:
-    rest = radius[:, None, None] - np.hypot(f.x - points[:, 0, None, None], f.y - points[:, 1, None, None])
-    return rest.max(0)
+    depth = radius[:, None, None] - np.hypot(f.x - points[:, 0, None, None], f.y - points[:, 1, None, None])
+    return depth.max(0)
 
 
-def _lumpy(f: Canvas, radius: float, waves: int, depth: float) -> Floats:
+def _lumpy(f: Canvas, radius: float, waves: int, height: float) -> Floats:
     angle, phase = np.arctan2(f.y, f.x), f.rng.uniform(0, 2 * np.pi, 2)
-    edge_ = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
-    return radius + depth * edge_ - np.hypot(f.x, f.y)
+    wave = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
+    return radius + height * wave - np.hypot(f.x, f.y)
 
 
 def _amoeba(f: Canvas) -> CellDepths:
@@ -107,11 +107,11 @@ def _yeast(f: Canvas) -> CellDepths:
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
 
 
-def _draw(depth: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
+def _draw(cell: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
     frame = Canvas.figure(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
     background = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
-    body, dark = depth(frame)
+    body, dark = cell(frame)
     blur = rng.uniform(2.0, 5.0)  # out of focus
     grains = 0.75 + 0.15 * noise(rng, size, 12)
     image = blend(background, 0.5 * stain + 0.45, frame.ink(body, blur) * grains)

@@ -9,7 +9,7 @@ Pixels = NDArray[np.uint8]
 
 
 def contrasting_colors(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return a background and an ink color (2, 3) in 0..1 with means that differ by more than 0.35."""
+    """Return a background and an ink color (2, 3) in 0..1 whose brightness differs by more than 0.35."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
         if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:

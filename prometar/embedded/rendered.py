@@ -1,4 +1,4 @@
-"""Datasets rendered on demand. Equal arguments give equal pixels."""
+"""Datasets whose images are drawn when they are read. Equal arguments give equal pixels."""
 
 import io
 import zlib
@@ -15,23 +15,21 @@ from prometar.errors import UserError
 
 SIZE = 64  # pixels
 FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
-"""First seed of each split. Image k of a split has seed FIRST_SEED[split] + k."""
+"""First seed by split, and in `mini`'s pretraining. Image k of a class has seed FIRST_SEED[split] + k."""
 
 T = TypeVar("T")
-"""Drawing of a class that `RenderedSet.draw` accepts, such as a function."""
+"""What `RenderedSet.draw` needs to draw a class, such as a function."""
 
 
 @dataclass(frozen=True)
 class RenderedSet(Generic[T]):
-    """Rendered dataset.
-
-    The path of an image, "<class>/<split>_<index>.png", determines its pixels. Classes are sorted by name.
+    """Dataset of drawn images. The path of an image, "<class>/<split>_<index>.png", determines its pixels.
 
     Args:
         template: Template of zero-shot prompts.
         counts: Number of images per class, by split.
-        draw: Function (drawing, generator, side) -> (side, side, 3) pixels.
-        families: Drawings by family name, then by class name.
+        draw: Function (motif, generator, side) -> (side, side, 3) pixels.
+        families: Motifs by class name, by name of a family of similar classes.
         salted: True if seeds depend on the dataset's name. False only for the first dataset, `textures`.
     """
 
@@ -44,29 +42,30 @@ class RenderedSet(Generic[T]):
 
     @property
     def title(self) -> str:
-        """Display name."""
         return f"{self.name.capitalize()} (rendered)"
 
     @cached_property
-    def drawings(self) -> dict[str, T]:
-        """Drawings of all families by class name."""
-        return {name: drawing for members in self.families.values() for name, drawing in members.items()}
+    def motifs(self) -> dict[str, T]:
+        """Motifs of all families by class name."""
+        return {name: motif for members in self.families.values() for name, motif in members.items()}
 
     @property
     def classnames(self) -> tuple[str, ...]:
-        """Class names in label order."""
-        return tuple(sorted(self.drawings))
+        """Class names in label order, which is alphabetical."""
+        return tuple(sorted(self.motifs))
 
     def render(self, classname: str, seed: int, size: int = SIZE) -> Pixels:
-        """Draw one image of a class as uint8 (size, size, 3)."""
+        """Draw an image of a class."""
         # Seeds depend on class names, not on labels, so that adding a class does not change other classes.
         class_seed = zlib.crc32((f"{self.name}/{classname}" if self.salted else classname).encode())
         rng = np.random.Generator(np.random.PCG64([class_seed, seed]))
-        return self.draw(self.drawings[classname], rng, size)
+        return self.draw(self.motifs[classname], rng, size)
 
     def paths(self, split: str) -> tuple[str, ...]:
         """Return the paths of a split ("train", "val" or "test"), ordered by class."""
-        return tuple(item_path(name, split, k) for name in self.classnames for k in range(self.counts[split]))
+        return tuple(
+            image_path(name, split, k) for name in self.classnames for k in range(self.counts[split])
+        )
 
     @cached_property
     def _seeds(self) -> dict[str, int]:
@@ -94,6 +93,6 @@ class RenderedSet(Generic[T]):
         return buffer.getvalue()
 
 
-def item_path(classname: str, split: str, index: int) -> str:
+def image_path(classname: str, split: str, index: int) -> str:
     """Return the path of an image, such as "grid/train_0003.png"."""
     return f"{classname}/{split}_{index:04d}.png"

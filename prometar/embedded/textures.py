@@ -1,7 +1,7 @@
-"""`textures`: 32 classes named by ordinary words, similar to the images that `mini` was pretrained on.
+"""`textures`: 32 patterns with ordinary names. `mini` was pretrained on other images of them.
 
-Base and new classes both contain look-alikes, such as dotted and freckled (base), lined and striped (new).
-A pattern draws ink (H, W) between about 0 and 1 on a canvas whose unit is a cell.
+Both halves contain look-alikes: dotted and freckled are base classes, lined and striped are new classes.
+Each function draws a pattern: it returns ink (H, W), about 0 for the background and 1 for the second color.
 """
 
 from collections.abc import Callable
@@ -17,33 +17,33 @@ from prometar.embedded.rendered import RenderedSet
 
 @dataclass(frozen=True)
 class Pattern:
-    """Drawing of a class. `scale`: range of the width in cells. `turn`, `warp`: see `Canvas.pattern`."""
+    """Pattern of a class. `cells`: range of their number across. `turn`, `warp`: as in `Canvas.pattern`."""
 
     draw: Callable[[Canvas], Floats]
-    scale: tuple[float, float] = (4.0, 8.0)
+    cells: tuple[float, float] = (4.0, 8.0)
     turn: float = np.pi
     warp: float = 0.05
 
 
 def lines(value: Floats, half: float, pixel: float) -> Floats:
-    """Draw lines of half width `half` where `value` is an integer."""
+    """Draw lines where `value` is an integer. `half`: half of their width, in cells."""
     return edge(half - np.abs(integer_offset(value)), 1.5 * pixel)
 
 
 def spots(
     c: Canvas, radius: tuple[float, float], *, spacing: float, jitter: float, keep: float = 1.0
 ) -> Floats:
-    """Draw spots with radii from `radius` on a jittered grid. Each is kept with probability `keep`."""
+    """Draw spots on a jittered grid, each with probability `keep`. `radius`: range of radii in cells."""
     ink = np.zeros(c.x.shape)
     for px, py in zip(*scatter(c, spacing, jitter), strict=True):
-        wanted, r = c.rng.random() < keep, c.rng.uniform(*radius)
-        if wanted:
+        kept, r = c.rng.random() < keep, c.rng.uniform(*radius)
+        if kept:
             ink = np.maximum(ink, c.ink(r - np.hypot(c.x - px, c.y - py)))
     return ink
 
 
 def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
-    """Return the brightness (H, W) in 0..1 of a surface, lit from a random side. `height` is in cells."""
+    """Return the brightness (H, W), 0 to 1, of a surface lit from a random side. `height` is in cells."""
     angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
     down, right = np.gradient(height, canvas.pixel)
     slope = right * np.cos(angle) + down * np.sin(angle)
@@ -51,7 +51,7 @@ def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
 
 
 def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], softness: float) -> Floats:
-    """Draw layers of random thickness and tone along `value`."""
+    """Draw layers of random thickness (range `thickness`) and tone in the direction of growing `value`."""
     ink = np.full(value.shape, 0.5)
     at, tone = float(value.min()), 0.5
     while at < value.max():
@@ -244,9 +244,9 @@ def wrinkled(c: Canvas) -> Floats:
 
 
 def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
-    low, high = pattern.scale
-    across = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    ink = pattern.draw(Canvas.pattern(rng, size, across, turn=pattern.turn, warp=pattern.warp))
+    low, high = pattern.cells
+    cells = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    ink = pattern.draw(Canvas.pattern(rng, size, cells, turn=pattern.turn, warp=pattern.warp))
     background, color = contrasting_colors(rng)
     return render_uneven_light(rng, blend(background, color, ink))
 
@@ -302,5 +302,5 @@ TEXTURES = RenderedSet(
             "wrinkled": Pattern(wrinkled),
         },
     },
-    salted=False,  # salting was added later and would change the pixels of this dataset
+    salted=False,  # added later for other datasets, would change the pixels of this one
 )

@@ -28,7 +28,7 @@ class Mix(NamedTuple):
 class Augmentation(ComponentSection):
     """Base class of task augmentations. `mixes_pixels`: True if pixels are mixed, False if features are."""
 
-    CHOOSER: ClassVar[str] = "augmentation"
+    KIND_FIELD: ClassVar[str] = "augmentation"
     mixes_pixels: ClassVar[bool] = False
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix | None:
@@ -125,7 +125,7 @@ def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
 class CustomAugmentation(CustomSection):
     """A custom augmentation."""
 
-    CHOOSER: ClassVar[str] = "augmentation"
+    KIND_FIELD: ClassVar[str] = "augmentation"
     augmentation: str
 
 

@@ -14,9 +14,9 @@ from prometar.io.plain_data import BUILT_IN_TAG, PlainData
 
 
 class ComponentSection(PlainData):
-    """Section that describes a component. `CHOOSER`: name of the field that selects the component's kind."""
+    """Section that describes a component. `KIND_FIELD`: name of the field that selects its kind."""
 
-    CHOOSER: ClassVar[str] = "kind"
+    KIND_FIELD: ClassVar[str] = "kind"
 
     def component(self) -> Any:
         """Return the component. By default, the section itself is the component."""
@@ -30,7 +30,7 @@ class CustomSection(ComponentSection):
 
     @property
     def reference(self) -> str:
-        return str(getattr(self, self.CHOOSER))
+        return str(getattr(self, self.KIND_FIELD))
 
     def component(self) -> Any:
         """Import and return the component.

@@ -23,7 +23,7 @@ _VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.im
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """Benchmark protocol of the literature.
+    """Benchmark protocol: which images methods are trained and tested on.
 
     Args:
         objective: Objective of all runs (`prometar.data.splits.objective`).
@@ -62,7 +62,6 @@ class Grid:
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """Datasets to train on."""
         return (self.source,) if self.source else self.datasets
 
     @property
@@ -79,7 +78,6 @@ class Grid:
 
     @property
     def title(self) -> str:
-        """Title of the table."""
         backbone = " ".join(filter(None, (self.config.backbone.name, self.config.backbone.pretrained)))
         shots = "" if self.shots_are_columns else f"{shots_column(self.shots[0])}, "
         source = f"trained on {self.source}, " if self.source else ""
@@ -95,13 +93,12 @@ class Grid:
         """Return one job per run, ordered by dataset.
 
         Args:
-            folder: Folder of all runs. If protocols have a run in common, they share its subfolder.
+            folder: Parent of the runs' folders. Runs that protocols have in common share a folder.
             untrained: Methods without training, which run once per dataset.
             unavailable: Datasets that cannot be opened.
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
-        first, jobs = (self.shots[0], self.seeds[0]), list[Job]()
-        objective = self.protocol.objective
+        first, jobs, objective = (self.shots[0], self.seeds[0]), list[Job](), self.protocol.objective
         combinations = product(self.trained_on, self.shots, self.configs.items(), self.seeds)
         for dataset, shots, (method, method_config), seed in combinations:
             if dataset in unavailable or (method in untrained and (shots, seed) != first):
@@ -138,11 +135,8 @@ def shots_column(shots: int) -> str:
 def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its result is missing or corrupt.
 
-    Args:
-        digests: Digests of the dataset splits, by dataset.
-
     Raises:
-        UserError: the job's folder contains a run with other settings or another split of a dataset.
+        UserError: the folder has a run with other settings, or with splits other than those of `digests`.
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:

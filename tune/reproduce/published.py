@@ -14,7 +14,7 @@ from prometar.data.preparation.check import size_differences
 from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
-# Differences in these settings do not prevent a comparison, or are checked elsewhere.
+# Settings that may differ from those of the published runs, or are checked elsewhere.
 _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained",
             "backbone.precision", "train.seed"}  # fmt: skip
 
@@ -23,9 +23,9 @@ _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.p
 def _read_file() -> dict[str, Any]:
     """Read published.json: settings by protocol and method, and lists of series by protocol.
 
-    A series has a `method`, its `title`, the `paper`, the `settings` that distinguish it from other series of
-    the method, and `accuracies` by dataset (or "average") and column, e.g. {"dtd": {"base": 83.37}}. If the
-    accuracies are from the authors' repository, `configuration` is the path of the config file there.
+    A series is a row of a published table: a `method`, its `title`, the `paper`, the `settings` in which it
+    differs from other series of the method, and `accuracies` by dataset (or "average") and column, such as
+    {"dtd": {"base": 83.37}}. For accuracies from the authors' repository, `configuration` is the file there.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
@@ -48,7 +48,7 @@ def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Ma
 
     Returns:
         Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
-        Empty if no series is comparable.
+        Empty if no series is comparable. Second, the citation.
     """
     data = _read_file()
     setup = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
@@ -72,9 +72,9 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings that differ from the method's defaults, overridden by `settings`.
+    """Return the settings of `config` that differ from the method's defaults, changed by `settings`.
 
-    Images, seeds, backbone and precision are ignored. The result is empty for custom recipes.
+    Images, seeds, backbone and precision are ignored. The result is empty for recipe files.
 
     Example:
         >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))
@@ -95,7 +95,7 @@ def incomparable_reason(dataset: Dataset) -> str:
 
 
 def published_h(dataset: Dataset, config: Config) -> float | None:
-    """Return the published H of the method of `config` on a dataset, or None if it cannot be compared.
+    """Return the H published for a dataset and the method of `config`, or None if it cannot be compared.
 
     Backbone and shots must be those of the paper. All other settings of `config` are ignored.
     """

@@ -31,7 +31,7 @@ class AccuracySummary:
 
 
 Row = tuple[str, str, Mapping[str, AccuracySummary]]
-"""Dataset or average, method, and accuracies by column."""
+"""Row of the table: dataset or average, method, and accuracies by column."""
 
 
 def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
@@ -120,7 +120,7 @@ def _summarize(
 
 
 def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare the methods on the datasets that are averaged. Return paired differences and notes."""
+    """Compare the methods on the grid's datasets without its source. Return paired differences and notes."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

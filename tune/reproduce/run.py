@@ -36,7 +36,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
     protocol, out = grid.protocol.name, resolve_path(out)
     for name in grid.all_datasets:
         require_outside(out, name, grid.config.data.root)
-    datasets, splits, unavailable = _open(grid)
+    datasets, splits, unavailable = _open_datasets(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
     methods = {name: build_and_test(config, clip) for name, config in grid.configs.items()}
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
@@ -51,7 +51,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             on_gpu = uses_gpus(nodes, resources)
             footprint = Footprint.of(clip, splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
-            plan, text = plan_resources(
+            plan, plan_text = plan_resources(
                 nodes, resources, len(remaining), reason="all remaining runs", memory=memory, noun="run"
             )
         console.print(f"{protocol} in {out}: {done} of {len(jobs)} runs done")
@@ -59,7 +59,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
             console.print(f"Skipping {name}: {reason}")
         failures: Mapping[str, str] = {}
         if remaining:
-            console.print(text)
+            console.print(plan_text)
             with LiveView(console, protocol, len(jobs), done, show_best=False) as view:
                 failures = run_jobs(iter(remaining), plan, [view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
@@ -80,7 +80,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         raise WorkError(f"Some runs are missing, see above. {FIX_AND_RESUME}")
 
 
-def _open(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:
+def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:
     """Return the available datasets, the training splits, and the reason for each unavailable dataset.
 
     Raises:

@@ -13,7 +13,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from prometar.embedded import weights
 from prometar.embedded.datasets import RENDERED
-from prometar.embedded.rendered import item_path
+from prometar.embedded.rendered import image_path
 
 WEIGHTS = resources.files("prometar.embedded") / "mini.safetensors"
 DIGEST = "f31d1fecf601e742663e6a3fb58acf84c45c3a22a511b58087c6f82c0da2a50e"
@@ -46,7 +46,7 @@ def test_zero_shot_is_clearly_above_chance(mini: Any, name: str) -> None:
     classes, half = rendered.classnames, len(rendered.classnames) // 2
     right, expected = 0, 0.0
     for names in (classes[:half], classes[half:]):
-        paths = [item_path(c, "val", k) for c in names for k in range(per_class)]
+        paths = [image_path(c, "val", k) for c in names for k in range(per_class)]
         images = [rendered.render(*rendered.locate(path)) for path in paths]
         tokens = open_clip.get_tokenizer("ViT-B-16")([rendered.template.format(c) for c in names])
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255

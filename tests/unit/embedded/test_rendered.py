@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from prometar.embedded.datasets import RENDERED
-from prometar.embedded.rendered import FIRST_SEED, RenderedSet, item_path
+from prometar.embedded.rendered import FIRST_SEED, RenderedSet, image_path
 from prometar.embedded.textures import TEXTURES
 from prometar.embedded.weights import MINI_VOCABULARY
 from prometar.errors import UserError
@@ -50,7 +50,7 @@ def test_the_vocabulary_of_mini_names_no_class() -> None:
 
 
 def test_encoded_pixels_are_the_rendered_ones() -> None:
-    path = item_path("woven", "test", 7)
+    path = image_path("woven", "test", 7)
     with Image.open(io.BytesIO(TEXTURES.encode(path))) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), TEXTURES.render(*TEXTURES.locate(path)))
