@@ -81,8 +81,8 @@ def fake_study(seed: int, sampler: str) -> Scenario:
 
 
 def real_study(seed: int) -> Scenario:
-    sizes = ("--trials", 3, "--epochs", 2, "--val-per-class", 4, "--set", "data.shots=4")
-    seeds = ("--top", 1, "--top-seeds", 1, "--final-seeds", "1 2", "--seed", seed)
+    sizes = ("--trials", 3, "--epochs", 2, "--set", "search.val_per_class=4", "--set", "data.shots=4")
+    seeds = ("--top", 1, "--set", "confirm.seeds=1", "--final-seeds", "1 2", "--seed", seed)
     return Scenario(RealDriver, (*sizes, *seeds), num_results, 3 + 2 + 2, 5.0)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import faulthandler
+import gc
 import os
 import socket
 import warnings
@@ -104,6 +105,8 @@ class JobWorker(tune.Trainable):
         from tune.execution.training import JobTraining
 
         torch.set_num_threads(request.plan.threads)
+        if not gc.get_freeze_count():
+            gc.freeze()  # else `gc.collect`, after a stream is closed early, traverses all modules (0.15 s)
         return JobTraining(request)
 
     @contextmanager

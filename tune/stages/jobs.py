@@ -57,7 +57,8 @@ def final_job(
 
 def discard_invalid_results(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs with a run that has no valid result. Delete the invalid results found."""
-    return [job for job in jobs if not all(_check_or_delete_result(job, *run) for run in job.configs.items())]
+    valid = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
+    return [job for job, results in zip(jobs, valid, strict=True) if not all(results)]
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> Runs:
