@@ -44,8 +44,7 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of a study: OUT/ST
 def reproduce(
     protocol: Annotated[Protocol, _option("Benchmark protocol.", "base-to-new")] = "base-to-new",
     datasets: Annotated[
-        list[str] | None,
-        typer.Option(help="Datasets. Default: those of --protocol."),
+        list[str] | None, typer.Option(help="Datasets. Default: those of --protocol.")
     ] = None,
     source: Annotated[
         str | None,
@@ -63,8 +62,7 @@ def reproduce(
     out: Annotated[Path, _option("Folder of runs and tables.", OUT)] = OUT,
     data_root: RootOption = None,
     backbone: Annotated[
-        str | None,
-        typer.Option(help="mini or an open_clip model. Default: as in `prometar search`."),
+        str | None, typer.Option(help="mini or an open_clip model. Default: as in `prometar search`.")
     ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip tag, or a .safetensors file. Default: openai.")

@@ -187,9 +187,7 @@ class StudyConfig(PlainData):
         given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
         settings = given.pop("settings", {})
         if unknown := given.keys() - OPTIONS.keys():
-            raise UserError(
-                f"Unknown option '{min(unknown)}'. Use one of the options in `prometar search --help`."
-            )
+            raise UserError(f"Unknown option '{min(unknown)}'. See `prometar search --help`.")
         if not isinstance(settings, Mapping):
             settings = parse_assignments(list(_as_tuple(settings)))
         flat = {OPTIONS[name]: value for name, value in given.items()}

@@ -130,9 +130,7 @@ class Config(MethodConfig):
         # The recipe file is not read again: a saved configuration already contains its settings.
         missing = sorted(cls.model_fields.keys() - tree.keys())
         if missing:
-            raise ValueError(
-                f"Section {missing[0]} is missing. To start from recipe file {method}, use --method."
-            )
+            raise ValueError(f"Section {missing[0]} is missing. To start from recipe {method}, use --method.")
         return tree
 
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":

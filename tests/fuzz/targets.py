@@ -26,12 +26,7 @@ from prometar.runs import export_run, write_result
 from prometar.training.run import build_run
 from prometar.training.session import Session
 from tests.conftest import DTD_SPLIT, write_dtd
-from tests.fuzz.mutations import (
-    mutated_bytes,
-    mutated_json,
-    mutated_safetensors,
-    mutated_tree,
-)
+from tests.fuzz.mutations import mutated_bytes, mutated_json, mutated_safetensors, mutated_tree
 from tests.support.study_records import rich
 from tune.search import main as search_main
 

@@ -147,10 +147,7 @@ def main() -> None:
 
     def start(cpus: int) -> Any:
         return cluster.add_node(
-            num_cpus=cpus,
-            node_ip_address="127.0.0.1",
-            include_dashboard=False,
-            object_store_memory=100 * MIB,
+            num_cpus=cpus, node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * MIB
         )
 
     def add(cpus: int) -> Any:

@@ -164,6 +164,4 @@ def _require_server(address: str) -> None:
     try:
         _connect(address)
     except (OSError, OverflowError) as error:
-        raise WorkError(
-            f"Cannot connect to Ray at {address}: {error}. Check that the cluster is up."
-        ) from None
+        raise WorkError(f"Cannot connect to Ray at {address}: {error}. Check that it is running.") from None

@@ -200,9 +200,7 @@ def build_space(ranges: object, *, name: str = "custom") -> Space:
     try:
         return Space(name=name, ranges=ranges)
     except ValidationError as error:
-        raise UserError(
-            f"--space {name}: {problems_of(error)}. A range is, for example, {_EXAMPLE}."
-        ) from None
+        raise UserError(f"--space {name}: {problems_of(error)}. Example of a range: {_EXAMPLE}.") from None
 
 
 _EXAMPLE = "optim.lr: {type: float, low: 0.001, high: 0.1, log: true}"

@@ -112,10 +112,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
     options = {"shots": data.shots, "seed": config.run.train.seed, "val_per_class": search.val_per_class}
     splits = {
-        name: (
-            split_dataset(search.objective, dataset, **options),
-            split_dataset(FINAL, dataset, **options),
-        )
+        name: (split_dataset(search.objective, dataset, **options), split_dataset(FINAL, dataset, **options))
         for name, dataset in zip(search.datasets, datasets, strict=True)
     }
     return StudyPlan(*_stages(config, splits), splits, tuple(datasets))

@@ -103,9 +103,7 @@ class TrialStore:
             first = trials[0].user_attrs
             config.require_same(first.get(IDENTITY, {}), digests)
             if first[OWNER] != owner:
-                raise UserError(
-                    f"The study {config.name} belongs to {first[OWNER]}. Choose another --study NAME."
-                )
+                raise UserError(f"The study {config.name} belongs to {first[OWNER]}. Choose another --study.")
         elif any((folder / "trials").glob("*/record.json")):
             raise UserError(
                 f"{folder} contains trials, but the study's database does not. Restore the database, or "

@@ -136,9 +136,7 @@ def download_file(
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()
-        raise WorkError(
-            f"Cannot download {url}: {first_line(error)}. Rerun this command to try again."
-        ) from None
+        raise WorkError(f"Cannot download {url}: {first_line(error)}. Rerun this command.") from None
     if digest and (found := file_digest(file, digest.partition(":")[0])) != digest:
         raise WorkError(
             f"{url} has the digest {found}, expected {digest}. Rerun this command, or get the file manually."

@@ -58,9 +58,7 @@ def prepare(
         raise UserError(f"{target} lies in the dataset's own folder. Choose another --to.")
     earlier = find_manifest(target)
     if earlier is not None and earlier.name != name:
-        raise UserError(
-            f"{masked(target)} contains a prepared copy of '{earlier.name}'. Choose another --to."
-        )
+        raise UserError(f"{masked(target)} has a prepared copy of '{earlier.name}'. Choose another --to.")
     dataset = open_dataset(name, root)
     rows = [(item, split) for split, items in dataset.splits.items() for item in items]
     chunks = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]

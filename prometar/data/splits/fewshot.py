@@ -25,9 +25,7 @@ def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -
         UserError: `train` is empty.
     """
     if not train:
-        raise UserError(
-            "Cannot draw few-shot images from an empty train split. Use a dataset with training images."
-        )
+        raise UserError("Cannot draw images from an empty train split. Use a dataset with training images.")
     rng = random.Random(seed)
     return _sample(train, shots, rng), _sample(val, min(shots, VAL_SHOTS), rng)
 

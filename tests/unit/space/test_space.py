@@ -45,7 +45,7 @@ def test_unknown_spaces_are_refused() -> None:
         ("optim.lr: {type: float, low: 0, high: 1, log: 1}", "log must be a valid boolean"),
         ("optim.lr: {type: real}", "optim.lr.type must be one of 'float', "),
         ("a: {choices: [x]}", "a: Unable to extract tag using discriminator 'type'"),
-        ("a: 0.5", "A range is, for example, optim.lr: {type: float"),
+        ("a: 0.5", "Example of a range: optim.lr: {type: float"),
         ("a: {type: choice, choices: [x, x]}", "values must be distinct, got x x"),
         (
             NESTED.replace("modulator.kind: {", "optim.x: {"),

@@ -9,11 +9,14 @@ import pytest
 
 from prometar.errors import WorkError
 from tests.support.driver import small_config
+from tests.support.fake_trial import write_result
 from tests.support.study_records import runner, trial
 from tune import StudyConfig
+from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import Confirmation, RunScore, TrialRecord
 from tune.stages.confirmation import choose_trials, confirm
+from tune.stages.jobs import discard_invalid_results
 
 Results = Mapping[tuple[int, int], float | str]
 """Objective, or the reason of a failure, by (trial, seed)."""
@@ -96,3 +99,12 @@ def test_nothing_is_rerun_without_a_choice(
 ) -> None:
     found, run = confirmed(tmp_path, scores, {}, top=top)
     assert (found.selected_number, found.seeds, len(found.candidates), run) == (selected, (), 1, [])
+
+
+def test_a_result_of_other_settings_is_deleted_in_every_run_of_a_job(tmp_path: Path) -> None:
+    config = small_config(tmp_path).run
+    figures = {"objective": 1.0, "base": 1.0, "new": 1.0, "seconds": 1.0}
+    write_result(tmp_path / "second", config.override({"optim.lr": 0.5}), "base_val", figures)
+    job = Job("both", {tmp_path / "first": config, tmp_path / "second": config}, "base_val", 2)
+    assert discard_invalid_results([job]) == [job]
+    assert not (tmp_path / "second" / "result.json").exists()

@@ -98,10 +98,7 @@ def test_no_more_candidates_than_trials(trials: int, top: int, runs: int, tmp_pa
             "requires an objective that scores new classes",
         ),
         ({"objective": "final"}, "--objective must be one of drift, base_val"),
-        (
-            {"ranges": {"train.seed": {"type": "int", "low": 1, "high": 2}}},
-            "must not contain train.seed",
-        ),
+        ({"ranges": {"train.seed": {"type": "int", "low": 1, "high": 2}}}, "must not contain train.seed"),
         ({"backbone": "ViT-B-16", "pretrained": "/none.safetensors"}, "/none.safetensors does not exist"),
     ],
     ids=str,

@@ -59,10 +59,7 @@ def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> Non
     [
         ([], "train: List should have at least 1 item"),
         (3, "train must be a valid array"),
-        (
-            [["a.jpg", 9223372036854775808, "a"]],
-            "train.0.1 must be at most 1000",
-        ),
+        ([["a.jpg", 9223372036854775808, "a"]], "train.0.1 must be at most 1000"),
         ([["a.jpg", "0", "a"]], "train.0.1 must be a valid integer, got '0'"),
         ([["a.jpg", True, "a"]], "train.0.1 must be a valid integer, got True"),
         ([["a.jpg", 0]], "train.0.2: a value is needed"),

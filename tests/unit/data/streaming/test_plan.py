@@ -63,12 +63,7 @@ def test_augmentation_seed_belongs_to_seed_epoch_and_image_alone() -> None:
 def test_order_and_seeds_stay_what_they_were() -> None:
     images, seeds = make_plan(8, batch_size=4, epochs=2, seed=3).rows(6, 10)
     assert list(images) == [2, 7, 4, 0]
-    assert list(seeds) == [
-        2753633827379909739,
-        6223453705935329322,
-        473654246650584341,
-        6819001362670516200,
-    ]
+    assert list(seeds) == [2753633827379909739, 6223453705935329322, 473654246650584341, 6819001362670516200]
 
 
 @pytest.mark.parametrize(
