@@ -154,7 +154,7 @@ def alignment(
     ],
     to: Annotated[Path | None, typer.Option(help="Write a plot of all runs to this HTML file.")] = None,
 ) -> None:
-    """Show the cosine similarity of support and query gradients (gradient alignment)."""
+    """Show the cosine similarity of support and query gradients."""
     from prometar.analysis.alignment import ALIGNMENT_FILE, read_alignment, render_page, summary
 
     records = {str(run): read_alignment(run / ALIGNMENT_FILE) for run in runs}

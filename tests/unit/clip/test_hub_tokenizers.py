@@ -65,5 +65,5 @@ def test_a_context_that_is_too_few_tokens_is_refused(monkeypatch: pytest.MonkeyP
     prompts = config.prompts.component()
     texts = prompt_texts(["cat", "dog"], prompts, init="a photo of a", template="{}")
     build_model(backbone.clip, prompts, backbone.tokenize(texts))
-    with pytest.raises(UserError, match="into fewer than"):
+    with pytest.raises(UserError, match="have fewer than"):
         build_model(backbone.clip, prompts, backbone.tokenize(["cat .", "dog ."]))

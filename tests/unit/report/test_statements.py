@@ -205,7 +205,7 @@ def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "During the search, new accuracy is a prediction"),
+        ({}, "The search predicts new accuracy from drift"),
         ({"objective": "base_val"}, "The search maximized base accuracy. The final test compares H."),
         ({"dataset": ["textures"]}, "The embedded backbone mini is for testing."),
     ],
