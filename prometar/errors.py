@@ -27,11 +27,11 @@ class UserError(PrometarError):
 
 
 class WorkError(PrometarError):
-    """Failed operation, such as a corrupt image, a diverged run, an unreachable cluster or a study in use."""
+    """An operation failed, e.g. because an image is corrupt. If a trial raises the error, the trial fails."""
 
 
 class InfrastructureError(PrometarError):
-    """Failure that the run did not cause, such as a full disk or a broken GPU driver."""
+    """A disk, store or machine failed. If a trial raises the error, the study stops, and no trial fails."""
 
 
 def first_line(error: BaseException) -> str:

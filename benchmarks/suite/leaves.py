@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, distance, fractal, noise
+from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, fractal, noise, segment_distance
 from prometar.embedded.paint import Pixels, blend, render_uneven_light, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -67,7 +67,7 @@ def _pine(f: Canvas) -> Floats:
     root = np.stack([np.zeros(14), np.linspace(0.9, -0.3, 14)], axis=1)
     length = f.rng.uniform(0.7, 1.1, 14)[:, None]
     tips = root + length * np.stack([np.sin(angle), -np.cos(angle)], axis=1)
-    return 0.035 - distance(f, root, tips)
+    return 0.035 - segment_distance(f, root, tips)
 
 
 _SEASONS = ((0.2, 0.5, 0.15), (0.35, 0.6, 0.2), (0.75, 0.6, 0.15), (0.7, 0.3, 0.12), (0.15, 0.35, 0.2))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, distance, edge, integer_offset
+from prometar.embedded.canvas import Canvas, Floats, edge, integer_offset, segment_distance
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -18,7 +18,7 @@ def _graph(curve: Curve) -> Callable[[Canvas], Floats]:
     def depth(f: Canvas) -> Floats:
         height = np.clip(curve(f.rng, _STEPS), -0.1, 1.1)
         points = np.stack([_STEPS * 1.7 - 0.85, 0.8 - 1.6 * height], axis=1)
-        return f.rng.uniform(0.04, 0.07) - distance(f, points[:-1], points[1:])
+        return f.rng.uniform(0.04, 0.07) - segment_distance(f, points[:-1], points[1:])
 
     return depth
 

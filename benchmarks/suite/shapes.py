@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, distance, edge, fractal
+from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, edge, fractal, segment_distance
 from prometar.embedded.paint import Pixels, blend, contrasting_colors, render_uneven_light
 from prometar.embedded.rendered import RenderedSet
 
@@ -14,7 +14,7 @@ from prometar.embedded.rendered import RenderedSet
 def polygon(frame: Canvas, corners: Floats) -> Floats:
     """Return the distance (H, W) to the edge of the polygon of `corners` (N, 2), negative outside."""
     ends = np.roll(corners, -1, axis=0)
-    rest = distance(frame, corners, ends)
+    rest = segment_distance(frame, corners, ends)
     ax, ay, bx, by = (part[:, None, None] for part in (*corners.T, *ends.T))
     flat = np.where(by == ay, 1e-12, by - ay)
     crossed = ((ay > frame.y) != (by > frame.y)) & (frame.x < ax + (bx - ax) * (frame.y - ay) / flat)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, distance, noise
+from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, noise, segment_distance
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -117,7 +117,7 @@ def _draw(
     width = rng.uniform(0.035, 0.09)
     pressure = np.clip(0.85 + 0.25 * noise(rng, size, 4), 0.3, 1.0)
     paper, pencil = vary_color(rng, (0.9, 0.88, 0.82), 0.1), vary_color(rng, (0.25, 0.25, 0.3), 0.2)
-    image = blend(paper, pencil, frame.ink(width - distance(frame, a, b), 2.0) * pressure)
+    image = blend(paper, pencil, frame.ink(width - segment_distance(frame, a, b), 2.0) * pressure)
     light = 1.0 + 0.06 * noise(rng, size, 2)[:, :, None]
     return quantize(image * light + 0.04 * rng.standard_normal((size, size, 1)))
 

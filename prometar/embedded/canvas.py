@@ -76,7 +76,7 @@ class Canvas:
         return self.x.shape[0]
 
     def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
-        """Return 1 in a shape, 0 outside. `depth`: signed distance inward. `softness`: edge, in pixels."""
+        """Return 1 inside, 0 outside. `depth`: signed distance inward. `softness`: edge width in pixels."""
         return edge(depth, softness * self.pixel)
 
 
@@ -143,10 +143,10 @@ def voronoi(
     return np.sqrt(first), np.sqrt(second), owner
 
 
-def distance(canvas: Canvas, starts: Floats, ends: Floats) -> Floats:
+def segment_distance(canvas: Canvas, starts: Floats, ends: Floats) -> Floats:
     """Return the distance (H, W) to the nearest segment from `starts` (N, 2) to `ends` (N, 2)."""
     along = ends - starts
-    ax, ay, bx, by = (part[:, None, None] for part in (*starts.T, *along.T))
-    dx, dy = canvas.x - ax, canvas.y - ay
-    t = np.clip((dx * bx + dy * by) / (bx * bx + by * by + 1e-12), 0.0, 1.0)
-    return np.sqrt(((dx - t * bx) ** 2 + (dy - t * by) ** 2).min(0))
+    start_x, start_y, along_x, along_y = (part[:, None, None] for part in (*starts.T, *along.T))
+    dx, dy = canvas.x - start_x, canvas.y - start_y
+    t = np.clip((dx * along_x + dy * along_y) / (along_x * along_x + along_y * along_y + 1e-12), 0.0, 1.0)
+    return np.sqrt(((dx - t * along_x) ** 2 + (dy - t * along_y) ** 2).min(0))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, distance, fractal, noise
+from prometar.embedded.canvas import Canvas, Floats, fractal, noise, segment_distance
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
@@ -12,110 +12,110 @@ CellDepths = tuple[Floats, Floats]
 """Distances (H, W) to the outlines of the body and of its dark parts (nucleus, walls), positive inside."""
 
 
-def _random_points(f: Canvas, count: int, spread: float = 0.85) -> Floats:
+def _random_points(canvas: Canvas, count: int, spread: float = 0.85) -> Floats:
     """Return `count` random points (N, 2), at most one per square of a coarse grid."""
     side = int(np.ceil(np.sqrt(count)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
-    points = (grid + 0.5 + f.rng.uniform(-0.3, 0.3, grid.shape)) / side * 2.0 - 1.0
-    return spread * f.rng.permutation(points)[:count]
+    points = (grid + 0.5 + canvas.rng.uniform(-0.3, 0.3, grid.shape)) / side * 2.0 - 1.0
+    return spread * canvas.rng.permutation(points)[:count]
 
 
-def _discs(f: Canvas, points: Floats, radius: Floats) -> Floats:
-    depth = radius[:, None, None] - np.hypot(f.x - points[:, 0, None, None], f.y - points[:, 1, None, None])
-    return depth.max(0)
+def _discs(canvas: Canvas, points: Floats, radius: Floats) -> Floats:
+    px, py = points.T[:, :, None, None]
+    return (radius[:, None, None] - np.hypot(canvas.x - px, canvas.y - py)).max(0)
 
 
-def _lumpy(f: Canvas, radius: float, waves: int, height: float) -> Floats:
-    angle, phase = np.arctan2(f.y, f.x), f.rng.uniform(0, 2 * np.pi, 2)
+def _lumpy_disc(canvas: Canvas, radius: float, waves: int, height: float) -> Floats:
+    angle, phase = np.arctan2(canvas.y, canvas.x), canvas.rng.uniform(0, 2 * np.pi, 2)
     wave = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
-    return radius + height * wave - np.hypot(f.x, f.y)
+    return radius + height * wave - np.hypot(canvas.x, canvas.y)
 
 
-def _amoeba(f: Canvas) -> CellDepths:
-    body = _lumpy(f, 0.6, 3, 0.17)
-    return body, _discs(f, f.rng.uniform(-0.25, 0.25, (1, 2)), f.rng.uniform(0.15, 0.2, 1))
+def _amoeba(canvas: Canvas) -> CellDepths:
+    body = _lumpy_disc(canvas, 0.6, 3, 0.17)
+    return body, _discs(canvas, canvas.rng.uniform(-0.25, 0.25, (1, 2)), canvas.rng.uniform(0.15, 0.2, 1))
 
 
-def _bacillus(f: Canvas) -> CellDepths:
-    width, count = f.rng.uniform(0.07, 0.1), int(f.rng.integers(6, 13))
-    points, angle = _random_points(f, count), f.rng.uniform(0, np.pi, count)
+def _bacillus(canvas: Canvas) -> CellDepths:
+    width, count = canvas.rng.uniform(0.07, 0.1), int(canvas.rng.integers(6, 13))
+    points, angle = _random_points(canvas, count), canvas.rng.uniform(0, np.pi, count)
     half = 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    body = width - distance(f, points - half, points + half)
+    body = width - segment_distance(canvas, points - half, points + half)
     return body, body - 0.04
 
 
-def _coccus(f: Canvas) -> CellDepths:
-    count = int(f.rng.integers(8, 15))
-    steps = np.cumsum(f.rng.normal(0, 0.5, count)) + f.rng.uniform(0, 6)
+def _coccus(canvas: Canvas) -> CellDepths:
+    count = int(canvas.rng.integers(8, 15))
+    steps = np.cumsum(canvas.rng.normal(0, 0.5, count)) + canvas.rng.uniform(0, 6)
     chain = np.cumsum(np.stack([np.cos(steps), np.sin(steps)], axis=1) * 0.19, axis=0)
-    body = _discs(f, chain - chain.mean(0), np.full(count, 0.11))
+    body = _discs(canvas, chain - chain.mean(0), np.full(count, 0.11))
     return body, body - 0.05
 
 
-def _diatom(f: Canvas) -> CellDepths:
-    body = 0.32 * np.sqrt(np.clip(1.0 - (f.x / 0.95) ** 2, 0, 1)) - np.abs(f.y) - 0.01
-    ribs = np.maximum(0.1 * np.cos(f.x * f.rng.uniform(22, 32)) - 0.02, 0.03 - np.abs(f.y))
+def _diatom(canvas: Canvas) -> CellDepths:
+    body = 0.32 * np.sqrt(np.clip(1.0 - (canvas.x / 0.95) ** 2, 0, 1)) - np.abs(canvas.y) - 0.01
+    ribs = np.maximum(0.1 * np.cos(canvas.x * canvas.rng.uniform(22, 32)) - 0.02, 0.03 - np.abs(canvas.y))
     return body, np.minimum(body, np.maximum(ribs, 0.05 - np.abs(body)))
 
 
-def _erythrocyte(f: Canvas) -> CellDepths:
-    points = _random_points(f, int(f.rng.integers(5, 9)), 0.9)
-    radius = f.rng.uniform(0.25, 0.3, len(points))
-    body = _discs(f, points, radius)
+def _erythrocyte(canvas: Canvas) -> CellDepths:
+    points = _random_points(canvas, int(canvas.rng.integers(5, 9)), 0.9)
+    body = _discs(canvas, points, canvas.rng.uniform(0.25, 0.3, len(points)))
     return body, 0.07 - np.abs(body - 0.06)
 
 
-def _lymphocyte(f: Canvas) -> CellDepths:
-    return _lumpy(f, 0.68, 2, 0.03), _lumpy(f, 0.54, 2, 0.03)
+def _lymphocyte(canvas: Canvas) -> CellDepths:
+    return _lumpy_disc(canvas, 0.68, 2, 0.03), _lumpy_disc(canvas, 0.54, 2, 0.03)
 
 
-def _neutrophil(f: Canvas) -> CellDepths:
-    angle = f.rng.uniform(0, 2 * np.pi) + np.arange(4) * f.rng.uniform(1.0, 1.5)
-    lobes = 0.3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)[: f.rng.integers(3, 5)]
-    return _lumpy(f, 0.72, 2, 0.03), _discs(f, lobes, f.rng.uniform(0.17, 0.23, len(lobes)))
+def _neutrophil(canvas: Canvas) -> CellDepths:
+    angle = canvas.rng.uniform(0, 2 * np.pi) + np.arange(4) * canvas.rng.uniform(1.0, 1.5)
+    lobes = 0.3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)[: canvas.rng.integers(3, 5)]
+    body = _lumpy_disc(canvas, 0.72, 2, 0.03)
+    return body, _discs(canvas, lobes, canvas.rng.uniform(0.17, 0.23, len(lobes)))
 
 
-def _neuron(f: Canvas) -> CellDepths:
-    count = int(f.rng.integers(5, 8))
-    angle = np.arange(count) * 2 * np.pi / count + f.rng.uniform(-0.3, 0.3, count)
+def _neuron(canvas: Canvas) -> CellDepths:
+    count = int(canvas.rng.integers(5, 8))
+    angle = np.arange(count) * 2 * np.pi / count + canvas.rng.uniform(-0.3, 0.3, count)
     middle = 0.55 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     ends = [
         middle * 0.9 + 0.5 * np.stack([np.cos(angle + s), np.sin(angle + s)], axis=1) for s in (-0.5, 0.5)
     ]
     starts = np.concatenate([np.zeros((count, 2)), middle, middle])
-    arms = 0.05 - distance(f, starts, np.concatenate([middle, *ends]))
-    return np.maximum(arms, 0.26 - np.hypot(f.x, f.y)), 0.13 - np.hypot(f.x, f.y)
+    arms = 0.05 - segment_distance(canvas, starts, np.concatenate([middle, *ends]))
+    return np.maximum(arms, 0.26 - np.hypot(canvas.x, canvas.y)), 0.13 - np.hypot(canvas.x, canvas.y)
 
 
-def _spirillum(f: Canvas) -> CellDepths:
-    waves, swing = f.rng.uniform(9, 13), f.rng.uniform(0.09, 0.14)
-    body = np.full(f.x.shape, -1.0)
-    for shift in (-0.55, 0.0, 0.55)[: f.rng.integers(2, 4)]:
-        line = np.abs(f.y - shift - swing * np.sin(f.x * waves + shift * 9)) * 0.8
-        body = np.maximum(body, np.minimum(0.055 - line, 0.75 - np.abs(f.x + shift * 0.3)))
+def _spirillum(canvas: Canvas) -> CellDepths:
+    waves, swing = canvas.rng.uniform(9, 13), canvas.rng.uniform(0.09, 0.14)
+    body = np.full(canvas.x.shape, -1.0)
+    for shift in (-0.55, 0.0, 0.55)[: canvas.rng.integers(2, 4)]:
+        line = np.abs(canvas.y - shift - swing * np.sin(canvas.x * waves + shift * 9)) * 0.8
+        body = np.maximum(body, np.minimum(0.055 - line, 0.75 - np.abs(canvas.x + shift * 0.3)))
     return body, body - 0.03
 
 
-def _yeast(f: Canvas) -> CellDepths:
-    points = _random_points(f, int(f.rng.integers(3, 6)), 0.8)
-    radius, angle = f.rng.uniform(0.2, 0.28, len(points)), f.rng.uniform(0, 2 * np.pi, len(points))
+def _yeast(canvas: Canvas) -> CellDepths:
+    points = _random_points(canvas, int(canvas.rng.integers(3, 6)), 0.8)
+    radius, angle = canvas.rng.uniform(0.2, 0.28, len(points)), canvas.rng.uniform(0, 2 * np.pi, len(points))
     buds = points + (radius + 0.07)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    body = np.maximum(_discs(f, points, radius), _discs(f, buds, radius * 0.5))
-    return body, np.maximum(_discs(f, points, radius * 0.35), 0.025 - np.abs(body - 0.02))
+    body = np.maximum(_discs(canvas, points, radius), _discs(canvas, buds, radius * 0.5))
+    return body, np.maximum(_discs(canvas, points, radius * 0.35), 0.025 - np.abs(body - 0.02))
 
 
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
 
 
 def _draw(cell: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
-    frame = Canvas.figure(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
+    canvas = Canvas.figure(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
     background = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
-    body, dark = cell(frame)
+    body, dark = cell(canvas)
     blur = rng.uniform(2.0, 5.0)  # out of focus
     grains = 0.75 + 0.15 * noise(rng, size, 12)
-    image = blend(background, 0.5 * stain + 0.45, frame.ink(body, blur) * grains)
-    image = blend(image, 0.8 * stain, frame.ink(dark, blur) * 0.9)
+    image = blend(background, 0.5 * stain + 0.45, canvas.ink(body, blur) * grains)
+    image = blend(image, 0.8 * stain, canvas.ink(dark, blur) * 0.9)
     radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
     image = image * (1.0 - 0.25 * rng.random() * radius**2)[:, :, None]
     return quantize(image + 0.03 * rng.standard_normal((size, size, 1)))
@@ -126,7 +126,7 @@ CELLS = RenderedSet(
     template="a microscope image of a {}.",
     counts={"train": 32, "val": 20, "test": 120},
     draw=_draw,
-    families={
+    families={  # grouped by look, so the microbes contain the neuron
         "bacterial": {"bacillus": _bacillus, "coccus": _coccus, "spirillum": _spirillum},
         "blood": {"erythrocyte": _erythrocyte, "lymphocyte": _lymphocyte, "neutrophil": _neutrophil},
         "microbe": {"amoeba": _amoeba, "diatom": _diatom, "neuron": _neuron, "yeast": _yeast},

@@ -15,29 +15,29 @@ from prometar.errors import UserError
 
 SIZE = 64  # pixels
 FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
-"""First seed by split, and in `mini`'s pretraining. Image k of a class has seed FIRST_SEED[split] + k."""
+"""First image seed of a split or of `mini`'s pretraining. Image k of a class has FIRST_SEED[split] + k."""
 
-T = TypeVar("T")
-"""What `RenderedSet.draw` needs to draw a class, such as a function."""
+Motif = TypeVar("Motif")
+"""Type of a motif, which describes how a class is drawn, such as a function."""
 
 
 @dataclass(frozen=True)
-class RenderedSet(Generic[T]):
+class RenderedSet(Generic[Motif]):
     """Dataset of drawn images. The path of an image, "<class>/<split>_<index>.png", determines its pixels.
 
     Args:
         template: Template of zero-shot prompts.
         counts: Number of images per class, by split.
         draw: Function (motif, generator, side) -> (side, side, 3) pixels.
-        families: Motifs by class name, by name of a family of similar classes.
-        salted: True if seeds depend on the dataset's name. False only for the first dataset, `textures`.
+        families: For each family of similar classes, its motifs by class name.
+        salted: True if class seeds depend on the dataset's name. False only for the oldest one, `textures`.
     """
 
     name: str
     template: str
     counts: Mapping[str, int]
-    draw: Callable[[T, np.random.Generator, int], Pixels]
-    families: Mapping[str, Mapping[str, T]]
+    draw: Callable[[Motif, np.random.Generator, int], Pixels]
+    families: Mapping[str, Mapping[str, Motif]]
     salted: bool = True
 
     @property
@@ -45,7 +45,7 @@ class RenderedSet(Generic[T]):
         return f"{self.name.capitalize()} (rendered)"
 
     @cached_property
-    def motifs(self) -> dict[str, T]:
+    def motifs(self) -> dict[str, Motif]:
         """Motifs of all families by class name."""
         return {name: motif for members in self.families.values() for name, motif in members.items()}
 
@@ -55,8 +55,8 @@ class RenderedSet(Generic[T]):
         return tuple(sorted(self.motifs))
 
     def render(self, classname: str, seed: int, size: int = SIZE) -> Pixels:
-        """Draw an image of a class."""
-        # Seeds depend on class names, not on labels, so that adding a class does not change other classes.
+        """Draw the image of a class with the image seed `seed`."""
+        # Class seeds depend on names, not on labels, so that adding a class does not change other classes.
         class_seed = zlib.crc32((f"{self.name}/{classname}" if self.salted else classname).encode())
         rng = np.random.Generator(np.random.PCG64([class_seed, seed]))
         return self.draw(self.motifs[classname], rng, size)
@@ -69,7 +69,7 @@ class RenderedSet(Generic[T]):
 
     @cached_property
     def _seeds(self) -> dict[str, int]:
-        """Seeds of all images, by path."""
+        """Image seeds by path."""
         return {
             path: FIRST_SEED[split] + number % count
             for split, count in self.counts.items()
@@ -77,7 +77,7 @@ class RenderedSet(Generic[T]):
         }
 
     def locate(self, path: str) -> tuple[str, int]:
-        """Return the class and the seed of a path.
+        """Return the class and the image seed of a path.
 
         Raises:
             UserError: no image has this path.

@@ -17,7 +17,7 @@ from prometar.embedded.rendered import RenderedSet
 
 @dataclass(frozen=True)
 class Pattern:
-    """Pattern of a class. `cells`: range of their number across. `turn`, `warp`: as in `Canvas.pattern`."""
+    """Pattern of a class. `cells`: range of cells across the image. `turn`, `warp`: see `Canvas.pattern`."""
 
     draw: Callable[[Canvas], Floats]
     cells: tuple[float, float] = (4.0, 8.0)
@@ -51,7 +51,7 @@ def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
 
 
 def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], softness: float) -> Floats:
-    """Draw layers of random thickness (range `thickness`) and tone in the direction of growing `value`."""
+    """Draw layers along growing `value`, each with a random tone and a thickness in the range `thickness`."""
     ink = np.full(value.shape, 0.5)
     at, tone = float(value.min()), 0.5
     while at < value.max():
@@ -163,11 +163,11 @@ def grooved(c: Canvas) -> Floats:
 
 def honeycombed(c: Canvas) -> Floats:
     root = np.sqrt(3.0)
-    rest = np.full(c.x.shape, 1e9)
+    distance = np.full(c.x.shape, 1e9)
     for shift in (0.0, 0.5):
         dx, dy = np.abs(integer_offset(c.x + shift)), np.abs(integer_offset(c.y / root + shift)) * root
-        rest = np.minimum(rest, np.maximum(dx, 0.5 * dx + 0.5 * root * dy))
-    return c.ink(rest - c.rng.uniform(0.4, 0.44))
+        distance = np.minimum(distance, np.maximum(dx, 0.5 * dx + 0.5 * root * dy))
+    return c.ink(distance - c.rng.uniform(0.4, 0.44))
 
 
 def marbled(c: Canvas) -> Floats:
@@ -194,9 +194,9 @@ def porous(c: Canvas) -> Floats:
 def scaly(c: Canvas) -> Floats:
     ink = np.zeros(c.x.shape)
     row = np.floor(c.y * 2.0)
-    for back in (2.0, 1.0, 0.0):  # later rows lie on top
-        line = row + 1.0 - back
-        dx, dy = integer_offset(c.x + 0.5 * (line % 2.0)), c.y - line * 0.5
+    for offset in (2.0, 1.0, 0.0):  # later rows lie on top
+        candidate_row = row + 1.0 - offset
+        dx, dy = integer_offset(c.x + 0.5 * (candidate_row % 2.0)), c.y - candidate_row * 0.5
         distance = np.hypot(dx, dy + 0.05)
         ink = np.where((distance < 0.56) & (dy > -0.5), 1.0 - c.ink(distance - 0.44, 3.0), ink)
     return ink * (0.7 + 0.3 * (c.y * 2.0 - row))
@@ -302,5 +302,5 @@ TEXTURES = RenderedSet(
             "wrinkled": Pattern(wrinkled),
         },
     },
-    salted=False,  # added later for other datasets, would change the pixels of this one
+    salted=False,  # salting was added later, for other datasets. Here it would change the pixels
 )

@@ -16,16 +16,16 @@ from torch import Tensor
 
 _FILES = resources.files("prometar.embedded")
 MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "foreign.txt").read_text(encoding="utf-8").split())
-"""100 nouns that `mini` was trained on. None of them is a class of a rendered dataset."""
+"""100 additional nouns that `mini` was also trained on. None is a class of a rendered dataset."""
 
 TOKEN_TABLE = "token_embedding.weight"
 ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"
 
 
-def initial_token_table(vocabulary: int, width: int) -> Tensor:
+def initial_token_table(vocab_size: int, width: int) -> Tensor:
     """Return the initial token table, the same on all platforms (normal, standard deviation 0.02)."""
     rng = np.random.Generator(np.random.PCG64(0))
-    return torch.from_numpy(rng.standard_normal((vocabulary, width), dtype=np.float32) * np.float32(0.02))
+    return torch.from_numpy(rng.standard_normal((vocab_size, width), dtype=np.float32) * np.float32(0.02))
 
 
 def mini_config() -> dict[str, Any]:

@@ -79,7 +79,7 @@ def resolve_path(path: Path | str) -> Path:
     found = None
     try:
         found = Path(os.path.realpath(os.path.expanduser(path)))
-        found.stat()
+        found.stat()  # only detects cycles of links, a missing path is fine
     except OSError as error:
         if found is None or error.errno == errno.ELOOP:  # None: the current folder was deleted
             raise UserError(f"cannot resolve {path}: {error.strerror}.") from None

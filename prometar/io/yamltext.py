@@ -32,7 +32,7 @@ def read_yaml(path: Path) -> Any:
         UserError: the file cannot be read, is not YAML, or is larger than 1 MB.
     """
     if (file_size(path) or 0) > _MAX_BYTES:
-        raise UserError(f"{path} is larger than 1 MB. Pass a YAML configuration.")
+        raise UserError(f"{path} is larger than 1 MB, too large for a configuration. Check the path.")
     return parse_yaml(read_text(path), where=str(path))
 
 
@@ -47,16 +47,16 @@ def parse_yaml(text: str, *, where: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _count_nodes(node, {}, set())
+        _check_nodes(node, {}, set())
         return loader.construct_document(node)
     except Exception as error:  # values that do not match their tags raise many kinds of errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else reason
-        raise UserError(f"{where} is not YAML: {reason}") from None
+        raise UserError(f"{where} is not valid YAML: {reason}") from None
 
 
-def _count_nodes(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) -> int:
-    """Count the nodes below and including `node`, with all aliases expanded.
+def _check_nodes(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) -> int:
+    """Check a node and everything below it. Return the number of nodes, with aliases expanded.
 
     Raises:
         ValueError: too many nodes, a recursive alias, a repeated key, or a number with too many digits.
@@ -75,7 +75,7 @@ def _count_nodes(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) ->
     elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
         raise ValueError(f"a number has {len(node.value)} digits")
     ancestors.add(id(node))
-    sizes[id(node)] = 1 + sum(_count_nodes(child, sizes, ancestors) for child in children)
+    sizes[id(node)] = 1 + sum(_check_nodes(child, sizes, ancestors) for child in children)
     ancestors.discard(id(node))
     if sizes[id(node)] > _MAX_NODES:
         raise ValueError(f"aliases expand to more than {_MAX_NODES:,} values")

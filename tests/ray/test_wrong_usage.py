@@ -163,8 +163,8 @@ def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[s
     [
         ("optim: {lr: [1]}", "optim.lr must be a valid number"),
         ("settings: {optim: {lr: 1}}", "settings: unknown key"),
-        ("a: [", "is not YAML"),
-        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("a: [", "is not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("[" * 2000, "is nested too deep"),
     ],
 )

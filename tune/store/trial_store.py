@@ -58,7 +58,7 @@ class TrialStore:
 
     Attributes:
         exhausted: True if every combination of the space has been tried.
-        seconds_searched: Duration of the search, summed over all commands.
+        seconds_searched: Duration of the search, summed over all reruns of the command.
     """
 
     def __init__(

@@ -23,15 +23,15 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("x: " + "9" * 6000, "a number has 6000 digits"),
         ("x: 0x" + "f" * 6000, "a number has 6002 digits"),
         ("x: 1." + "9" * 6000, "a number has 6002 digits"),
-        ("!!bool x", "is not YAML"),
-        ("!!int ''", "is not YAML"),
-        ("!!timestamp x", "is not YAML"),
-        ("!!float x", "is not YAML"),
-        ("!!set [1]", "is not YAML"),
-        ("{a: 1}: 2", "is not YAML"),
-        ("a: 1\n--- \nb: 2", "is not YAML"),
+        ("!!bool x", "is not valid YAML"),
+        ("!!int ''", "is not valid YAML"),
+        ("!!timestamp x", "is not valid YAML"),
+        ("!!float x", "is not valid YAML"),
+        ("!!set [1]", "is not valid YAML"),
+        ("{a: 1}: 2", "is not valid YAML"),
+        ("a: 1\n--- \nb: 2", "is not valid YAML"),
         ("[" * 100_000, "is nested too deep"),
-        ("\x00", "is not YAML"),
+        ("\x00", "is not valid YAML"),
         ("train: {epochs: 1}\ntrain: {seed: 3}", "'train' is given twice"),
         ("a: {b: 1, c: 2, b: 1}", "'b' is given twice"),
     ],
@@ -39,7 +39,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_hostile_text_is_one_line(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse_yaml(text, where="file.yaml")
-    assert str(caught.value).startswith("file.yaml is not YAML")
+    assert str(caught.value).startswith("file.yaml is not valid YAML")
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 400
 

@@ -35,7 +35,7 @@ def test_unknown_spaces_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is not YAML"),
+        ("a: [", "is not valid YAML"),
         ("[]", "must map settings to ranges"),
         ("optim.lr: {type: float, low: 1, high: 0}", "low 1 must be below high 0"),
         ("optim.lr: {type: float, low: 0, high: 1, log: true}", "above 0 with log"),
