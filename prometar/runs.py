@@ -87,16 +87,16 @@ def write_result(
     """
     run, last = session.run, session.history[-1]
     result = RunResult(
-        result=last,
+        last_epoch=last,
         accuracies={name: last[name] for name in run.evaluations},
         images={name: len(evaluation.plan.items) for name, evaluation in run.evaluations.items()},
         history=tuple(session.history),
         objective=run.objective,
         classnames=classnames(run.plan.items),
         template=run.dataset.template,
-        run=run.digest,
-        data=run.dataset.digest,
-        weights=run.backbone.digest,
+        run_digest=run.digest,
+        data_digest=run.dataset.digest,
+        weights_digest=run.backbone.digest,
         environment=environment(),
         code=run.code_digests,
         cpus=cpus,
@@ -110,7 +110,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     """Test a finished run again. Return its accuracies (in percent, by set) and its score.
 
     Args:
-        trust_parts: True to import custom components of the run. By default, such runs are rejected.
+        trust_parts: True to import the custom components (parts) of the run. If False, their use is an error.
 
     Raises:
         UserError: the folder does not contain a finished run.
@@ -118,13 +118,13 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     config, _, result = _load_finished(folder, trust_parts)
     objective = result.objective
     if is_reference(objective) and not trust_parts:
-        raise UserError(f"{folder} names the custom objective {objective}. Read it, then pass --trust-parts.")
+        raise UserError(f"{folder} uses objective {objective}. Review its code, then pass --trust-parts.")
     return Session(build_run(config, objective), folder).score()
 
 
 def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
     """Return a classifier's accuracy (in percent) on all test images of a dataset."""
-    items = select_labels(dataset.test, labels_of(dataset.items))
+    items = select_labels(dataset.test, labels_of(dataset.items))  # relabels the classes from 0
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
     plan = eval_plan(items, size=classifier.backbone.clip.image_size)
@@ -162,11 +162,11 @@ def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifie
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(
-            f"{folder} was trained with other weights than {pretrained} contains now. Restore the weights."
+            f"{folder} was not trained with the weights that {pretrained} now contains. Restore the weights."
         )
-    leaves = checkpoint.state.to(backbone.clip.device).evaluated_prompts
-    prompts = matching_prompts(folder / "checkpoint.safetensors", config, backbone.clip, leaves)
-    return Classifier(backbone, prompts, leaves, config, result.classnames, result.template)
+    prompt_tensors = checkpoint.state.to(backbone.clip.device).evaluated_prompts
+    prompts = matching_prompts(folder / "checkpoint.safetensors", config, backbone.clip, prompt_tensors)
+    return Classifier(backbone, prompts, prompt_tensors, config, result.classnames, result.template)
 
 
 def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
@@ -199,7 +199,7 @@ def _load_finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint,
     config = load_config(folder / "config.yaml").require_trusted(str(folder), trusted=trust_parts)
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     if checkpoint is None:
-        raise UserError(f"{folder} has no checkpoint.safetensors. Train its config.yaml in another folder.")
+        raise UserError(f"{folder} has no checkpoint. Train again with its config.yaml, in another folder.")
     done, epochs = len(checkpoint.history), config.train.epochs
     if done < epochs:
         raise UserError(f"{folder} has finished {done} of {epochs} epochs. Resume it with `prometar train`.")

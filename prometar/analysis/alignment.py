@@ -100,10 +100,10 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     return record | norms
 
 
-def _gradient(run: Run, method: Method, state: State, images: Embeddings) -> Leaves:
-    """Return the prompts' gradient in the direct phase of a step on these images."""
+def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Leaves:
+    """Return the prompts' gradient in the direct phase of a step on a batch."""
     # With lr, momentum coefficient and weight decay all 0, the momentum buffer after a step is the gradient.
-    return step(run.model, replace(method, inner=None), state, images, None, _ALL_ZERO)[0].prompt_momenta
+    return step(run.model, replace(method, inner=None), state, batch, None, _ALL_ZERO)[0].prompt_momenta
 
 
 def _cosine(a: Leaves, b: Leaves) -> float:

@@ -16,7 +16,7 @@ from prometar.clip.function import EPS
 
 
 class Block(NamedTuple):
-    """Frozen tensors of one residual attention block. `Tower.folded` replaces those of LayerNorms by None."""
+    """Frozen tensors of a residual attention block. After `Tower.folded`, the LayerNorm tensors are None."""
 
     ln_1_weight: Tensor | None
     ln_1_bias: Tensor | None
@@ -89,7 +89,10 @@ def _fold_block(block: Block, scale: float, factor: float) -> Block:
 def _fold_norm(
     weight: Tensor, bias: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Fold a LayerNorm into the next linear layer: W (n w + v) + b = (W w) n + (W v + b)."""
+    """Fold a LayerNorm's weight w and bias v into the next linear layer (W, b).
+
+    For a normalized input n, W (n w + v) + b = (W w) n + (W v + b).
+    """
     if norm_weight is None or norm_bias is None:
         return weight, bias
     # Computed in float64, because the last bit of float32 products depends on the memory alignment.

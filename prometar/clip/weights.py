@@ -60,7 +60,7 @@ def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> No
 
 
 def mismatch(expected: StateDict, found: StateDict) -> str:
-    """Describe the first tensor with a wrong name, shape, type or non-finite value. Return "" if none."""
+    """Describe the first tensor with a wrong name, shape or type, or a non-finite value, or return ""."""
     for name in sorted(expected.keys() | found.keys()):
         wanted, actual = (_describe(each.get(name)) for each in (expected, found))
         if actual != wanted:
@@ -79,7 +79,7 @@ def _describe(tensor: Tensor | None) -> str:
 
 
 def weights_digest(clip: Clip) -> str:
-    """Return the SHA-256 (hex) of a CLIP's weights (in float32), numbers of heads, activations and eps."""
+    """Return the SHA-256 (hex) of weights (in float32) and of each tower's head count, activation and eps."""
     digest = hashlib.sha256()
     for field in fields(clip):
         value = getattr(clip, field.name)
@@ -112,7 +112,7 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
     dtype = reduce(torch.promote_types, floats, torch.float32)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
     if arch.is_siglip:
-        state = _openai_names(state)
+        state = _to_openai_layout(state)
     eps = 1e-6 if arch.is_siglip else EPS
     get, positions = state.get, state["visual.positional_embedding"]
     if (bias := get("visual.conv1.bias")) is not None:  # added to every patch, like its position
@@ -152,7 +152,7 @@ _TIMM_NAMES = (
 """Parts of timm's tensor names, and their replacements in OpenAI's names."""
 
 
-def _openai_names(state: StateDict) -> dict[str, Tensor]:
+def _to_openai_layout(state: StateDict) -> dict[str, Tensor]:
     """Convert SigLIP's tensors to OpenAI's names and shapes."""
     renamed = {}
     for name, tensor in state.items():
@@ -186,8 +186,8 @@ def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
     pool = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     kv_weight = pool["kv.weight"]
     # In float64, for the same reason as the logit scale in `from_state_dict`.
-    wide = (pool[name].double() for name in ("latent", "q.weight", "q.bias"))
-    query = F.linear(*wide).flatten(0, -2)[0].to(kv_weight.dtype)
+    in_float64 = (pool[name].double() for name in ("latent", "q.weight", "q.bias"))
+    query = F.linear(*in_float64).flatten(0, -2)[0].to(kv_weight.dtype)
     layers = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")
     block = Block(
         state["visual.ln_post.weight"],

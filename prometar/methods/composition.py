@@ -27,16 +27,12 @@ class Method:
     averager: Averager
 
     @property
-    def uses_frozen_images(self) -> bool:
-        """True if the method uses the image features of the frozen CLIP."""
+    def uses_frozen_image_features(self) -> bool:
         return self.regularizer.uses_images or self.prompts.conditional
 
 
 class MethodConfig(PlainData):
-    """Part of `Config` that determines the method: its name, and a section per component.
-
-    The defaults are the settings of ProMetaR. `task` describes the task augmentation.
-    """
+    """Part of `Config` that determines the method. Each component has a section (`task`: augmentation)."""
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()
@@ -59,6 +55,6 @@ def build(config: MethodConfig) -> Method:
         Gate(kind='gate', reduction=8)
     """
     prompts, inner = config.prompts.component(), config.inner.component()
-    regularizer, modulator = config.regularizer.regularizer(prompts), config.modulator.component()
+    regularizer, modulator = config.regularizer.build(prompts), config.modulator.component()
     augmentation = NoAugmentation() if inner is None else config.task.component()
     return Method(prompts, regularizer, modulator, inner, augmentation, config.averager.component())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prometar.errors import UserError
-from prometar.methods.prompts import Leaves, sample_linear
+from prometar.methods.prompts import Leaves, Tensors, sample_linear
 from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ class Modulator(ComponentSection):
         """m if it is a constant, which makes one backward pass suffice. Otherwise None."""
         return None
 
-    def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:
+    def initialize(self, tokens: Tensors, generator: "torch.Generator") -> Leaves:
         """Return the initial values of the modulator's learnable tensors (default: none)."""
         return {}
 
-    def __call__(self, gate: Leaves, g_task: Leaves, g_reg: Leaves) -> Leaves:
+    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         """Return g for each prompt. `gate` contains the modulator's learnable tensors."""
         assert self.constant is not None
         return {name: g_task[name] + self.constant * g_reg[name] for name in g_task}
@@ -62,7 +62,7 @@ class Gate(Modulator):
     kind: Literal["gate"] = "gate"
     reduction: int = Field(default=8, ge=1)
 
-    def initialize(self, tokens: Leaves, generator: "torch.Generator") -> Leaves:
+    def initialize(self, tokens: Tensors, generator: "torch.Generator") -> Leaves:
         """Return random initial matrices.
 
         Raises:
@@ -81,7 +81,7 @@ class Gate(Modulator):
             gate[f"{name}.out"] = sample_linear((hidden, hidden), hidden, like=leaf, generator=generator)
         return gate
 
-    def __call__(self, gate: Leaves, g_task: Leaves, g_reg: Leaves) -> Leaves:
+    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         import torch
 
         modulated = {}
@@ -105,7 +105,7 @@ class Projection(Modulator):
     kind: Literal["projection"] = "projection"
     share: float = Field(default=1.0, ge=0, le=1)
 
-    def __call__(self, gate: Leaves, g_task: Leaves, g_reg: Leaves) -> Leaves:
+    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         import torch
 
         modulated = {}

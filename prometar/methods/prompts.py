@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
     from prometar.clip.model import Clip
 
-Leaves = dict[str, "Tensor"]
-"""Tensors by name: the learnable tensors (leaves), or tokens, features or gradients."""
+Tensors = dict[str, "Tensor"]
+"""Tensors by name, such as tokens, features or gradients."""
+Leaves = Tensors  # the learnable tensors of prompts or of a modulator
 
 
 class Prompts(ComponentSection):
@@ -42,14 +43,14 @@ class Prompts(ComponentSection):
         """Return the initial leaves, given the token ids of the words in `init`."""
         return {}
 
-    def tokens(self, leaves: Leaves) -> Leaves:
+    def tokens(self, leaves: Leaves) -> Tensors:
         """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
 
         Conditional prompts also return the other tensors that `condition_tokens` needs.
         """
         return leaves
 
-    def condition_tokens(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
+    def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
         """Return `text.<layer>` (B, P, D) for frozen image features. Only called if `conditional`."""
         return tokens
 
@@ -59,7 +60,7 @@ def has_image_prompts(prompts: Prompts) -> bool:
     return bool(getattr(prompts, "enters_images", True))
 
 
-def tokens_by_layer(tokens: Leaves, tower: str) -> dict[int, "Tensor"]:
+def tokens_by_layer(tokens: Tensors, tower: str) -> dict[int, "Tensor"]:
     """Return the tokens of one tower ("text" or "vision") by layer."""
     return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
 
@@ -198,7 +199,7 @@ class CoupledPrompts(_Context):
                     leaves[key] = leaves[f"vision.1.{name}"].clone()
         return leaves
 
-    def tokens(self, leaves: Leaves) -> Leaves:
+    def tokens(self, leaves: Leaves) -> Tensors:
         tokens = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
         for name, token in list(tokens.items()):
             layer = f"vision.{name.removeprefix('text.')}"
@@ -228,7 +229,7 @@ class ConditionalPrompts(_Context):
                 leaves[f"shift.{name}.{part}"] = leaf
         return leaves
 
-    def condition_tokens(self, tokens: Leaves, frozen_BE: "Tensor") -> Leaves:
+    def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
         hidden = (frozen_BE @ tokens["shift.in.weight"].T + tokens["shift.in.bias"]).relu()
         shift_BD = hidden @ tokens["shift.out.weight"].T + tokens["shift.out.bias"]
         return {"text.0": tokens["text.0"] + shift_BD[:, None]}

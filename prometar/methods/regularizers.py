@@ -159,7 +159,7 @@ class NoRegularizer(ComponentSection):
 
     kind: Literal["none"] = "none"
 
-    def regularizer(self, prompts: Prompts) -> Regularizer:
+    def build(self, prompts: Prompts) -> Regularizer:
         return Regularizer()
 
 
@@ -176,7 +176,7 @@ class _DistanceSettings(ComponentSection):
     logits_weight: float = Field(default=0.0, ge=0)
     teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
 
-    def regularizer(self, prompts: Prompts) -> Regularizer:
+    def build(self, prompts: Prompts) -> Regularizer:
         """Return the weighted sum of the terms that depend on these prompts.
 
         `component()` is either a `Distance` for both towers, or a `Term`, whose weight is 1.

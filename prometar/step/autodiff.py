@@ -1,19 +1,19 @@
-"""Vector-Jacobian products of functions of `Leaves`, computed by torch.autograd."""
+"""Vector-Jacobian products of functions of named tensors, computed by torch.autograd."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Tensors
 
-Vjp = Callable[[Leaves], Leaves]
+Vjp = Callable[[Tensors], Tensors]
 """Function from cotangents by value name to gradients by leaf name. Missing cotangents are zero."""
 
 
 def vjp(
-    function: Callable[[Leaves], tuple[Leaves, Leaves]], leaves: Leaves, *, differentiable: bool = False
-) -> tuple[Leaves, Leaves, Vjp]:
+    function: Callable[[Tensors], tuple[Tensors, Tensors]], leaves: Tensors, *, differentiable: bool = False
+) -> tuple[Tensors, Tensors, Vjp]:
     """Return the values of a function at `leaves`, its auxiliary values, and its vector-Jacobian product.
 
     Auxiliary values are not differentiated. If `differentiable`, the gradients can be differentiated with
@@ -26,7 +26,7 @@ def vjp(
         leaves = fresh_leaves(leaves)
     values, auxiliary = function(leaves)
 
-    def pull_back(cotangents: Leaves) -> Leaves:
+    def pull_back(cotangents: Tensors) -> Tensors:
         names = [name for name in cotangents if values[name].requires_grad]
         if not leaves or not names:
             return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
@@ -44,6 +44,6 @@ def vjp(
     return values, auxiliary, pull_back
 
 
-def fresh_leaves(leaves: Leaves) -> Leaves:
+def fresh_leaves(leaves: Tensors) -> Tensors:
     """Return the leaves, detached from their graph, with requires_grad set. Their storage is shared."""
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prometar.methods.composition import Method
 from prometar.methods.inner_loop import InnerSGD
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Leaves, Tensors
 from prometar.methods.regularizers import RegularizerInputs
 from prometar.step.autodiff import Vjp, fresh_leaves, vjp
 from prometar.step.loss_scaling import HEADROOM, scale_factor
@@ -63,7 +63,7 @@ def step(
     return replace(state, step=state.step + 1), logged
 
 
-def _update(state: State, g_prompts: Leaves, g_gate: Leaves, config: SgdConfig) -> State:
+def _update(state: State, g_prompts: Tensors, g_gate: Leaves, config: SgdConfig) -> State:
     """Return the state after an SGD step of the prompts, and of the gate if it has gradients."""
     common = {"momentum": config.momentum, "weight_decay": config.weight_decay}
     leaves, momenta = sgd(state.prompts, state.prompt_momenta, g_prompts, lr=config.prompt_lr, **common)
@@ -74,13 +74,13 @@ def _update(state: State, g_prompts: Leaves, g_gate: Leaves, config: SgdConfig) 
     return state
 
 
-Hvp = Callable[[Leaves], Leaves]
+Hvp = Callable[[Tensors], Tensors]
 """Function from directions u_k (K, P, D) of the tokens to sum_k H_k u_k, for Hessians H_k of K losses."""
 
 
 def _meta_gradients(
     model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Embeddings, query: Embeddings
-) -> tuple[Leaves, Leaves, Losses]:
+) -> tuple[Tensors, Tensors, Losses]:
     """Return gradients of outer_weight * query loss after the inner step, for prompts and gate, and losses.
 
     The inner step maps the prompts, the gate and the support gradients g_k to adapted tokens. Its vjp maps
@@ -94,7 +94,7 @@ def _meta_gradients(
     else:
         support_gradients, losses = _gradients(model, method, tokens, support)
 
-    def adapt(inputs: Leaves) -> tuple[Leaves, Leaves]:
+    def adapt(inputs: Tensors) -> tuple[Tensors, Tensors]:
         prompts, gate, gradients = (_group(inputs, name) for name in ("prompts", "gate", "gradient"))
         # First order treats the gradient of the inner step as independent of the prompts.
         point = prompts if inner.second_order else fresh_leaves(prompts)
@@ -116,11 +116,11 @@ def _meta_gradients(
     return g_prompts, _group(pulled, "gate"), named | {"query_loss": query_loss}
 
 
-def _tokens(method: Method, leaves: Leaves) -> tuple[Leaves, Leaves]:
+def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
     return method.prompts.tokens(leaves), {}
 
 
-def _modulate(method: Method, gate: Leaves, gradients: Leaves) -> Leaves:
+def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
     """Return the modulated gradient (P, D) of each prompt, given the result of `_gradients`."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
@@ -130,8 +130,8 @@ def _modulate(method: Method, gate: Leaves, gradients: Leaves) -> Leaves:
 
 
 def _gradients(
-    model: PromptedClip, method: Method, tokens: Leaves, batch: Embeddings
-) -> tuple[Leaves, Losses]:
+    model: PromptedClip, method: Method, tokens: Tensors, batch: Embeddings
+) -> tuple[Tensors, Losses]:
     """Return the gradients (K, P, D) of K losses with respect to the tokens, and the losses by name.
 
     K is 2 for the task loss and the regularizer, or 1 for the task loss alone or their weighted sum.
@@ -142,12 +142,12 @@ def _gradients(
 
 
 def _gradients_and_hvp(
-    model: PromptedClip, method: Method, tokens: Leaves, batch: Embeddings
-) -> tuple[Leaves, Losses, Hvp]:
+    model: PromptedClip, method: Method, tokens: Tensors, batch: Embeddings
+) -> tuple[Tensors, Losses, Hvp]:
     """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the tokens."""
     towers = model.run(tokens, batch.images, batch.frozen)
 
-    def feature_gradients(features: Leaves) -> tuple[Leaves, Losses]:
+    def feature_gradients(features: Tensors) -> tuple[Tensors, Losses]:
         losses_of = partial(_losses, model, method, towers, batch)
         values, losses, loss_vjp = vjp(losses_of, features, differentiable=True)
         return _feature_gradients(method, values, loss_vjp), losses
@@ -157,7 +157,7 @@ def _gradients_and_hvp(
     return gradients, losses, lambda u: towers.hvp(features_hvp(towers.jvp(u)))
 
 
-def _feature_gradients(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
+def _feature_gradients(method: Method, values: Tensors, loss_vjp: Vjp) -> Tensors:
     """Return the gradients (K, N, E) of K losses with respect to the features of each tower."""
     one, constant = torch.ones_like(values["task"]), method.modulator.constant
     if "regularizer" not in values:
@@ -170,8 +170,8 @@ def _feature_gradients(method: Method, values: Leaves, loss_vjp: Vjp) -> Leaves:
 
 
 def _losses(
-    model: PromptedClip, method: Method, towers: Towers, batch: Embeddings, features: Leaves
-) -> tuple[Leaves, Losses]:
+    model: PromptedClip, method: Method, towers: Towers, batch: Embeddings, features: Tensors
+) -> tuple[Tensors, Losses]:
     """Return the losses to differentiate, the task loss and the regularizer, and the losses to log."""
     text_CE, image_BE = towers.text_and_image(features)
     task_loss = cross_entropy(model.logits(image_BE, text_CE), batch.labels, batch.weights)
@@ -185,8 +185,8 @@ def _losses(
 
 
 def _query_gradient(
-    model: PromptedClip, tokens: Leaves, query: Embeddings, outer_weight: float
-) -> tuple[Leaves, Tensor]:
+    model: PromptedClip, tokens: Tensors, query: Embeddings, outer_weight: float
+) -> tuple[Tensors, Tensor]:
     """Return the gradient of outer_weight * query loss at the adapted tokens, and the query loss itself."""
     towers = model.run(tokens, query.images, query.frozen)
     values, _, loss_vjp = vjp(
@@ -198,7 +198,7 @@ def _query_gradient(
     return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), values["query"]
 
 
-def _query_loss(model: PromptedClip, towers: Towers, features: Leaves, query: Embeddings) -> Tensor:
+def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
     """Return the cross-entropy of the query images, with their partners mixed in."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
@@ -212,11 +212,11 @@ def _query_loss(model: PromptedClip, towers: Towers, features: Leaves, query: Em
     return loss + cross_entropy(logits, query.partner_labels, query.weights * partners.share)
 
 
-def _group(values: Leaves, name: str) -> Leaves:
+def _group(values: Tensors, name: str) -> Tensors:
     return {key.partition("/")[2]: leaf for key, leaf in values.items() if key.startswith(f"{name}/")}
 
 
-def _scale(leaves: Leaves, number: float) -> Leaves:
+def _scale(leaves: Tensors, number: float) -> Tensors:
     return leaves if number == 1 else {name: leaf * number for name, leaf in leaves.items()}
 
 

@@ -132,7 +132,7 @@ def make_batch(
         cache: Frozen image features by step.
     """
     images, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
-    frozen = frozen_image(clip, images, cache, step) if method.uses_frozen_images else None
+    frozen = frozen_image(clip, images, cache, step) if method.uses_frozen_image_features else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=images.device)
     whole = Embeddings(images, labels, weights, frozen)
     if selection is None:

@@ -13,7 +13,7 @@ from prometar.clip.text import TextInput, encode_text, text_input, text_pass
 from prometar.clip.vision import encode_image, image_pass
 from prometar.clip.wording import fill_template, readable
 from prometar.errors import UserError
-from prometar.methods.prompts import Leaves, Prompts, tokens_by_layer
+from prometar.methods.prompts import Prompts, Tensors, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
@@ -33,7 +33,7 @@ class PromptedClip:
     text: TextInput | Tensor
     frozen_text_CE: Tensor | None = None
 
-    def text_features(self, tokens: Leaves, frozen_BE: Tensor | None = None) -> Tensor:
+    def text_features(self, tokens: Tensors, frozen_BE: Tensor | None = None) -> Tensor:
         """Return the normalized text features (C, E), given the prompt tokens from `prompts.tokens`.
 
         With conditional prompts, pass the frozen image features. The result is (B, C, E).
@@ -47,7 +47,7 @@ class PromptedClip:
             features = encode_text(self.clip, text, self._by_layer(tokens, "text"))
         return F.normalize(features.to(self.clip.working_dtype), dim=-1)
 
-    def _text_per_image(self, text: TextInput, tokens: Leaves, frozen_BE: Tensor | None) -> Tensor:
+    def _text_per_image(self, text: TextInput, tokens: Tensors, frozen_BE: Tensor | None) -> Tensor:
         """Return the unnormalized text features (B, C, E) of conditional prompts."""
         assert frozen_BE is not None, "conditional prompts require frozen image features"
         conditioned = self._by_layer(self.prompts.condition_tokens(dict(tokens), frozen_BE), "text")
@@ -55,13 +55,13 @@ class PromptedClip:
         with torch.enable_grad():  # vmap does not support the fused attention that runs without gradients
             return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)
 
-    def image_features(self, tokens: Leaves, images_BTD: Tensor) -> Tensor:
+    def image_features(self, tokens: Tensors, images_BTD: Tensor) -> Tensor:
         """Return the unnormalized features (B, E) of images from `prometar.clip.vision.embed_images`."""
         features = encode_image(self.clip, images_BTD, self._by_layer(tokens, "vision"))
         return features.to(self.clip.working_dtype)
 
     @torch.no_grad()
-    def run(self, tokens: Leaves, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> Towers:
+    def run(self, tokens: Tensors, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> Towers:
         """Run both towers, and save what their derivatives need. Autograd records no graph."""
         text, working, passes = self.text, self.clip.working_dtype, dict[str, TowerPass]()
         features, text_CE, image_BE = dict[str, Tensor](), None, None
@@ -80,7 +80,7 @@ class PromptedClip:
         features = {name: value.to(working) for name, value in features.items()}
         return Towers(self.clip.dtype, passes, features, text_CE, image_BE)
 
-    def _by_layer(self, tokens: Leaves, tower: str) -> dict[int, Tensor]:
+    def _by_layer(self, tokens: Tensors, tower: str) -> dict[int, Tensor]:
         """Return the tokens of a tower by layer, in the precision of its weights."""
         return {layer: token.to(self.clip.dtype) for layer, token in tokens_by_layer(tokens, tower).items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from prometar.clip.tower import Pass
-from prometar.methods.prompts import Leaves, tokens_by_layer
+from prometar.methods.prompts import Tensors, tokens_by_layer
 
 
 class AutodiffPass:
@@ -23,30 +23,30 @@ class AutodiffPass:
     torch.func computes its derivatives.
     """
 
-    def __init__(self, function: Callable[[Leaves], Tensor], tokens: Leaves) -> None:
+    def __init__(self, function: Callable[[Tensors], Tensor], tokens: Tensors) -> None:
         self._function, self._tokens = function, dict(tokens)
         self.features, self._pullback = vjp(function, self._tokens)  # type: ignore[misc]
 
-    def vjp(self, g_KBCE: Tensor) -> Leaves:
+    def vjp(self, g_KBCE: Tensor) -> Tensors:
         gradients = [self._pullback(g)[0] for g in g_KBCE]
         return {name: torch.stack([gradient[name] for gradient in gradients]) for name in self._tokens}
 
-    def vjp_for_hvp(self, g_KBCE: Tensor) -> Leaves:
+    def vjp_for_hvp(self, g_KBCE: Tensor) -> Tensors:
         self._cotangents = g_KBCE
         return self.vjp(g_KBCE)
 
-    def jvp(self, tangents: Leaves) -> Tensor:
+    def jvp(self, tangents: Tensors) -> Tensor:
         self._tangents = [{n: tangents[n][k] for n in self._tokens} for k in range(len(self._cotangents))]
 
-        def token_vjp(g: Tensor) -> Leaves:
+        def token_vjp(g: Tensor) -> Tensors:
             return vjp(self._function, self._tokens)[1](g)[0]
 
         # The vjp of a vjp is the jvp.
         _, push_forward = vjp(token_vjp, torch.zeros_like(self.features))  # type: ignore[misc]
         return torch.stack([push_forward(t)[0] for t in self._tangents])
 
-    def hvp(self, r_BCE: Tensor) -> Leaves:
-        def scalar(tokens: Leaves) -> Tensor:
+    def hvp(self, r_BCE: Tensor) -> Tensors:
+        def scalar(tokens: Tensors) -> Tensor:
             features, pullback = vjp(self._function, tokens)  # type: ignore[misc]
             total = (r_BCE * features).sum()
             for g, t in zip(self._cotangents, self._tangents, strict=True):
@@ -64,34 +64,35 @@ class Towers:
     """Passes through the towers and their unnormalized features, with keys "text" and "vision".
 
     Text features are (C, E), or (B, C, E) if conditional. Image features are (B, E). A tower without prompts
-    has no entry. Its constant features are `fixed_text_CE` (normalized) or `fixed_image_BE`.
+    has no entry. Its features are constants: `constant_text_CE`, normalized, or `constant_image_BE`, not
+    normalized, because the query loss mixes unnormalized image features.
     """
 
     dtype: torch.dtype
     passes: Mapping[str, TowerPass]
-    features: Leaves
-    fixed_text_CE: Tensor | None
-    fixed_image_BE: Tensor | None
+    features: Tensors
+    constant_text_CE: Tensor | None
+    constant_image_BE: Tensor | None
 
-    def text_and_image(self, features: Leaves) -> tuple[Tensor, Tensor]:
+    def text_and_image(self, features: Tensors) -> tuple[Tensor, Tensor]:
         """Return normalized text and unnormalized image features, given the features of prompted towers."""
-        text_CE, image_BE = self.fixed_text_CE, features.get("vision", self.fixed_image_BE)
+        text, image_BE = self.constant_text_CE, features.get("vision", self.constant_image_BE)
         if "text" in features:
-            text_CE = F.normalize(features["text"], dim=-1)
-        assert text_CE is not None
+            text = F.normalize(features["text"], dim=-1)
+        assert text is not None
         assert image_BE is not None
-        return text_CE, image_BE
+        return text, image_BE
 
-    def vjp(self, cotangents: Leaves) -> Leaves:
+    def vjp(self, cotangents: Tensors) -> Tensors:
         """Map cotangents of the features, such as (K, B, E), to cotangents (K, P, D) of the tokens."""
         return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp(g))
 
-    def vjp_for_hvp(self, cotangents: Leaves) -> Leaves:
+    def vjp_for_hvp(self, cotangents: Tensors) -> Tensors:
         """Return the result of `vjp`, and save what `jvp` needs. Call `jvp` next, then `hvp`."""
         return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp_for_hvp(g))
 
     @torch.no_grad()
-    def jvp(self, tangents: Leaves) -> Leaves:
+    def jvp(self, tangents: Tensors) -> Tensors:
         """Map tangents (K, P, D) of the tokens to tangents of the features, such as (K, B, E)."""
         pushed = {}
         for tower, tower_pass in self.passes.items():
@@ -103,18 +104,19 @@ class Towers:
             pushed[tower] = features.to(self.features[tower].dtype)
         return pushed
 
-    def hvp(self, cotangents: Leaves) -> Leaves:
+    def hvp(self, cotangents: Tensors) -> Tensors:
         """Return the gradients (P, D) of <r, features> + sum_k <g_k, J t_k> at the tokens.
 
-        r: `cotangents`. g_k: cotangents from `vjp_for_hvp`. t_k: tangents from `jvp`. J: Jacobian.
+        r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian. If r sums the
+        losses' HVPs at the features, in the directions J t_k, the result sums their HVPs at the tokens.
         """
         return self._pull_back(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
 
     @torch.no_grad()
     def _pull_back(
-        self, cotangents: Leaves, pullback: Callable[[TowerPass, Tensor], Mapping[Any, Tensor]]
-    ) -> Leaves:
-        gradients: Leaves = {}
+        self, cotangents: Tensors, pullback: Callable[[TowerPass, Tensor], Mapping[Any, Tensor]]
+    ) -> Tensors:
+        gradients: Tensors = {}
         for tower, tower_pass in self.passes.items():
             g = cotangents[tower]
             if isinstance(tower_pass, Pass):

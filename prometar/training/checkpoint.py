@@ -32,7 +32,6 @@ class Checkpoint(BaseModel):
 def save_checkpoint(
     path: Path, state: State, history: Sequence[EpochRecord], *, run_digest: str, weights_digest: str
 ) -> None:
-    """Write a checkpoint to `path`."""
     tensors = {name: tensor.contiguous() for name, tensor in fetch(state.tensors()).items()}
     metadata = {
         "format": "prometar-run-2", "run": run_digest, "weights": weights_digest, "step": str(state.step),

@@ -24,7 +24,7 @@ from prometar.step.prompted_clip import PromptedClip
 from prometar.training.scoring import not_finite_error
 
 TEMPLATE = "a photo of a {}."
-"""Template of the frozen texts. Most contexts are initialized with these words, so drift starts near 0."""
+"""Template of the frozen texts. Most methods initialize their context with it, so drift starts near 0."""
 ACCURACY_DECAY_PER_NAT = 0.05
 """Predicted accuracy on new classes: zero-shot base accuracy * exp(-0.05 * drift in nats)."""
 _MIN_NAMES = 20
@@ -32,10 +32,10 @@ _MIN_NAMES = 20
 
 
 @torch.no_grad()
-def divergence(
+def mean_drift(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
 ) -> float:
-    """Return the drift: KL(frozen || prompted) in nats over the names, averaged over the images.
+    """Return KL(frozen || prompted) in nats over the names, averaged over the images.
 
     Args:
         image_NE: Normalized features (N, E) of the images.
@@ -45,7 +45,7 @@ def divergence(
     Example:
         >>> features = F.normalize(torch.eye(2))
         >>> frozen = {"frozen_image_NE": features, "frozen_text_VE": features}
-        >>> divergence(features, features, **frozen, scale=torch.tensor(100.0))
+        >>> mean_drift(features, features, **frozen, scale=torch.tensor(100.0))
         0.0
     """
     prompted = (scale * similarity(image_NE, text_VE)).float().log_softmax(dim=-1)
@@ -54,7 +54,7 @@ def divergence(
 
 
 def drift_identity(backbone: Backbone) -> str:
-    """Return an identifier of the prediction. Scores with different identifiers are not comparable."""
+    """Identify the prediction rule (decay constant, names). Scores of different rules are not comparable."""
     names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{ACCURACY_DECAY_PER_NAT} a nat, names {names}"
 
@@ -88,7 +88,7 @@ def drift_scores(
     batches: Iterable[Batch],
     cache: FeatureCache | None,
 ) -> dict[str, float]:
-    """Return the base accuracy, the predicted accuracy on new classes, and the inputs of the prediction.
+    """Return accuracy `base`, predicted accuracy `new`, and its inputs `zero_shot` and `divergence` (drift).
 
     Args:
         base, out_of_domain: Prompted CLIP for the two sets of names, with frozen text features.
@@ -104,12 +104,12 @@ def drift_scores(
     images, frozen, labels = [], [], []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
-        tokens = cached_embedding(backbone.clip, pixels, cache, batch.step)
-        frozen.append(frozen_image(backbone.clip, tokens, cache, batch.step))
-        images.append(F.normalize(base.image_features(prompt_tokens, tokens), dim=-1))
+        embedded_BTD = cached_embedding(backbone.clip, pixels, cache, batch.step)
+        frozen.append(frozen_image(backbone.clip, embedded_BTD, cache, batch.step))
+        images.append(F.normalize(base.image_features(prompt_tokens, embedded_BTD), dim=-1))
         labels.append(torch.from_numpy(batch.labels))
     image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
-    drift = divergence(
+    drift = mean_drift(
         image_NE,
         out_of_domain.text_features(prompt_tokens, frozen_NE),
         frozen_image_NE=frozen_NE,

@@ -21,9 +21,9 @@ from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
 from prometar.io.custom import is_reference, source_digest
+from prometar.methods.component_check import build_and_test
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts
-from prometar.methods.smoke_test import build_and_test
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import TEMPLATE, out_of_domain_names

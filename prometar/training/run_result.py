@@ -32,7 +32,7 @@ class RunResult(BaseModel):
         tests: Accuracy in percent on all classes of other datasets, and digest of their splits, by dataset.
     """
 
-    model_config = STRICT
+    model_config = ConfigDict(**STRICT, validate_by_name=True)
 
     last_epoch: EpochRecord = Field(alias="result")
     accuracies: dict[str, Percent] = Field(min_length=1)

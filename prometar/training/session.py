@@ -145,7 +145,6 @@ class Session:
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
     def close(self) -> None:
-        """Close the stream."""
         if close := getattr(self._open_stream, "close", None):
             close()
         self._open_stream = self._batches = None

@@ -150,9 +150,9 @@ def write_result(
         records: Figures by epoch.
     """
     result = RunResult(
-        result=records[-1], accuracies={"base": 50.0}, images={"base": 1}, history=records,
-        objective=objective, classnames=(), template="", run="", data="", weights="", environment={},
-        **resources,
+        last_epoch=records[-1], accuracies={"base": 50.0}, images={"base": 1}, history=records,
+        objective=objective, classnames=(), template="", run_digest="", data_digest="",
+        weights_digest="", environment={}, **resources,
     )  # fmt: skip
     write_atomically(folder / "config.yaml", dump_config(run).encode())
     result.write(folder)

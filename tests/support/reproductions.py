@@ -48,10 +48,10 @@ def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:
     config = job.config
     sets = ("base", "new") if job.objective == "final" else ("all",)
     result = RunResult(
-        result={"epoch": 1} if config.method in UNTRAINED else {"epoch": 1, "direct_ce": 0.5},
+        last_epoch={"epoch": 1} if config.method in UNTRAINED else {"epoch": 1, "direct_ce": 0.5},
         accuracies={name: value(config, name) for name in sets}, images={}, history=(), classnames=(),
-        objective=job.objective, template="", run="", data=f"of {config.data.name}", weights="",
-        environment={},
+        objective=job.objective, template="", run_digest="",
+        data_digest=f"of {config.data.name}", weights_digest="", environment={},
         tests={name: (value(config, name), f"of {name}") for name in job.targets},
     )  # fmt: skip
     return FinishedRun(job.folder, config, result)

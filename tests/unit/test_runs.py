@@ -87,7 +87,7 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     with pytest.raises(WorkError, match="belongs to a run with other weights"):
         runs.train_run(config, tmp_path / "run")
     with pytest.raises(
-        UserError, match=r"run was trained with other weights than .*weights\.safetensors contains now"
+        UserError, match=r"run was not trained with the weights that .*weights\.safetensors now contains"
     ):
         runs.load_run_classifier(tmp_path / "run")
 

@@ -11,8 +11,8 @@ from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
 from prometar.io.files import lock_folder, resolve_path, write_atomically
+from prometar.methods.component_check import build_and_test
 from prometar.methods.prompts import NoPrompts
-from prometar.methods.smoke_test import build_and_test
 from prometar.training.memory import Footprint
 from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs

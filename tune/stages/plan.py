@@ -25,9 +25,9 @@ from prometar.environment import num_cpus
 from prometar.errors import UserError
 from prometar.io.custom import component_errors, is_reference, source_digest
 from prometar.io.files import file_size
+from prometar.methods.component_check import build_and_test
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
-from prometar.methods.smoke_test import build_and_test
 from prometar.training.drift import drift_identity, out_of_domain_names
 from prometar.training.epoch import sgd_config, train_step
 from prometar.training.memory import Footprint

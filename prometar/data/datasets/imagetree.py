@@ -15,7 +15,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
 MIN_TO_SPLIT = 3  # one image per split
 SPLIT_NOTE = (
-    f"automatic split, because the folder has no train/ and test/: {TEST_PERCENT}% of each class are test "
+    f"automatic split, because the folder has no train/ or test/: {TEST_PERCENT}% of each class are test "
     f"images, {VAL_PERCENT}% val, the others train (by hash of the path, seed {SPLIT_SEED})"
 )
 ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
@@ -25,7 +25,7 @@ def read_tree(folder: Path) -> Dataset:
     """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. A folder's name is the class name.
 
     `val` may be missing. A search then holds out images of `train`. A tree with only `test` can be used for
-    evaluation. All splits must have the same classes. A folder named `test` that contains images is a class.
+    evaluation. All splits must have the same classes. If `test` directly contains images, it is a class.
 
     Raises:
         UserError: fewer than two classes, an empty class, unknown split folders, or splits with different

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from prometar.config.settings import Config
 from prometar.errors import UserError, WorkError
-from prometar.training.drift import divergence, out_of_domain_names
+from prometar.training.drift import mean_drift, out_of_domain_names
 from prometar.training.run import Run, build_run
 from prometar.training.session import Session
 
@@ -61,12 +61,12 @@ def test_figures_that_are_not_finite_are_no_score(run: Run, tmp_path: Path) -> N
         session.score()
 
 
-def test_divergence_is_that_of_the_probabilities() -> None:
+def test_drift_is_the_kl_divergence_of_the_probabilities() -> None:
     image, text, frozen_image, frozen_text = (
         F.normalize(torch.randn(n, 8, dtype=torch.float64), dim=-1) for n in (5, 7, 5, 7)
     )
     scale = torch.tensor(20.0, dtype=torch.float64)
-    found = divergence(image, text, frozen_image_NE=frozen_image, frozen_text_VE=frozen_text, scale=scale)
+    found = mean_drift(image, text, frozen_image_NE=frozen_image, frozen_text_VE=frozen_text, scale=scale)
     p = (scale * frozen_image @ frozen_text.T).softmax(dim=-1)
     q = (scale * image @ text.T).softmax(dim=-1)
     assert found == pytest.approx(float((p * (p / q).log()).sum(dim=-1).mean()), rel=1e-5)

@@ -14,9 +14,9 @@ from prometar.clip.openclip import load_backbone
 from prometar.config.settings import Config, configure, dump_config, load_config, parse, parse_assignments
 from prometar.errors import UserError
 from prometar.io.custom import load, source_digest
+from prometar.methods.component_check import build_and_test
 from prometar.methods.composition import build
 from prometar.methods.regularizers import ImageDistance, LogitsDivergence, TextDistance
-from prometar.methods.smoke_test import build_and_test
 from tests.support.own import write_parts
 
 

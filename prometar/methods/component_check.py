@@ -1,4 +1,4 @@
-"""Smoke test of custom components, which reports their errors before training."""
+"""Check of custom components, which reports their errors before training."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +11,7 @@ from prometar.clip.model import Clip
 from prometar.errors import UserError
 from prometar.io.custom import component_errors
 from prometar.methods.composition import Method, MethodConfig, build
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
 from prometar.methods.section import CustomSection
 
@@ -26,7 +26,7 @@ def build_and_test(config: MethodConfig, clip: Clip) -> Method:
     """
     method, generator = build(config), torch.Generator().manual_seed(0)
 
-    def check(section: str, call: Callable[[], tuple[Mapping[str, object], Leaves]]) -> None:
+    def check(section: str, call: Callable[[], tuple[Mapping[str, object], Tensors]]) -> None:
         """Check a custom component. `call` returns its results, and tensors of the expected shapes."""
         custom = getattr(config, section)
         if not isinstance(custom, CustomSection):
@@ -58,21 +58,21 @@ def _describe(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def _expected(tokens: Leaves, clip: Clip) -> Leaves:
+def _expected(tokens: Tensors, clip: Clip) -> Tensors:
     """Return tensors of the expected token shapes, for all names of the form <tower>.<layer>."""
     widths = {"text": clip.text.width, "vision": clip.vision.width}
     names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
 
 
-def _task_augmentation(method: Method) -> tuple[Mapping[str, object], Leaves]:
+def _task_augmentation(method: Method) -> tuple[Mapping[str, object], Tensors]:
     mix = method.augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0))
     results = {} if mix is None else {"lam": mix.lam, "partner": mix.partner}
     return results, {name: torch.empty(_QUERY) for name in results}
 
 
-def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Leaves]:
-    """Return the distances and terms of a regularizer for random features, and tensors like them."""
+def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Tensors]:
+    """Return a regularizer's distances and terms of random features, and tensors of the expected shapes."""
 
     def features(count: int) -> Tensor:
         rows = F.normalize(torch.randn(count, clip.embed_dim), dim=-1)
