@@ -102,7 +102,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:
-        status = _report(error)
+        status = _print_error(error)
         # Frames may reference streams of Ray Data, which must be closed before Ray shuts down.
         traceback.clear_frames(error.__traceback__)
         return status
@@ -123,7 +123,7 @@ def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | N
             signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
-def _report(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     """Print an error as one line. Return its exit status."""
     if isinstance(error, PrometarError):
         return _fail(str(error), error.exit_code)

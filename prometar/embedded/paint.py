@@ -39,5 +39,5 @@ def render_uneven_light(rng: np.random.Generator, image: Floats) -> Pixels:
 
 
 def vary_color(rng: np.random.Generator, color: tuple[float, float, float], spread: float = 0.08) -> Floats:
-    """Return a random color (3,) near the given one."""
+    """Return a random color (3,). Each channel differs from `color` by at most `spread`."""
     return np.clip(np.array(color) + rng.uniform(-spread, spread, 3), 0.0, 1.0)

@@ -13,7 +13,7 @@ from PIL import Image
 from prometar.embedded.paint import Pixels
 from prometar.errors import UserError
 
-SIZE = 64  # pixels
+SIZE = 64  # side of an image in pixels
 FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
 """First image seed of a split or of `mini`'s pretraining. Image k of a class has FIRST_SEED[split] + k."""
 

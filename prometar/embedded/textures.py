@@ -1,7 +1,7 @@
 """`textures`: 32 patterns with ordinary names. `mini` was pretrained on other images of them.
 
-Both halves contain look-alikes: dotted and freckled are base classes, lined and striped are new classes.
-Each function draws a pattern: it returns ink (H, W), about 0 for the background and 1 for the second color.
+Both halves contain look-alikes: the base classes dotted and freckled, the new classes lined and striped.
+Each function draws a pattern on a canvas `c`: ink (H, W), about 0 for the background, 1 for the second color.
 """
 
 from collections.abc import Callable
