@@ -121,7 +121,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _unpaired(results: Results) -> Iterator[str]:
-    """Yield a note per method and dataset that lacks runs of which other methods have the seed."""
+    """Yield a note per method and dataset without a run, or without a seed that other methods have."""
     for dataset in dict.fromkeys(name for by_dataset in results.values() for name in by_dataset):
         seeds = {
             method: {seed for by_seed in by_dataset.get(dataset, {}).values() for seed in by_seed}

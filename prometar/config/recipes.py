@@ -30,7 +30,7 @@ class Recipe(PlainData):
 
     Args:
         settings: Settings that differ from the defaults, by section.
-        name, title: Name in this package, and name in the paper.
+        name, title, about: Name in this package, name in the paper, and what the method learns.
         paper, source: Publication of the method, and source of the settings.
         unverified: Details that could not be verified.
     """

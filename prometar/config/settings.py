@@ -245,7 +245,7 @@ def _kind_field(section: str) -> str:
 
 
 def is_setting(key: str) -> bool:
-    """Return True if the dotted key is a setting, of whichever kind of component.
+    """Return True if the dotted key is a setting of any kind of component.
 
     Example:
         >>> [is_setting(key) for key in ("averager.std", "averager.sdt")]

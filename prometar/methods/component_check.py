@@ -15,7 +15,7 @@ from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
 from prometar.methods.section import CustomSection
 
-_QUERY, _SUPPORT, _CLASSES = 2, 3, 4
+_QUERY, _SUPPORT, _CLASSES = 2, 3, 4  # numbers of query images, support images and classes
 
 
 def build_and_test(config: MethodConfig, clip: Clip) -> Method:
@@ -72,7 +72,7 @@ def _task_augmentation(method: Method) -> tuple[Mapping[str, object], Tensors]:
 
 
 def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Tensors]:
-    """Return a regularizer's distances and terms of random features, and tensors of the expected shapes."""
+    """Return a regularizer's distances and terms for random features, and tensors of the expected shapes."""
 
     def features(count: int) -> Tensor:
         rows = F.normalize(torch.randn(count, clip.embed_dim), dim=-1)

@@ -54,7 +54,7 @@ CustomT = TypeVar("CustomT")
 def _origin(value: Any) -> str:
     """Return the tag of a section: built-in or custom."""
     fields = dict(value) if isinstance(value, Mapping | ComponentSection) else {}
-    kinds = [fields.get(chooser) for chooser in ("kind", "augmentation")]
+    kinds = [fields.get(kind_field) for kind_field in ("kind", "augmentation")]
     return "custom" if any(isinstance(kind, str) and is_reference(kind) for kind in kinds) else BUILT_IN_TAG
 
 

@@ -63,7 +63,7 @@ def step(
     return replace(state, step=state.step + 1), logged
 
 
-def _update(state: State, g_prompts: Tensors, g_gate: Leaves, config: SgdConfig) -> State:
+def _update(state: State, g_prompts: Tensors, g_gate: Tensors, config: SgdConfig) -> State:
     """Return the state after an SGD step of the prompts, and of the gate if it has gradients."""
     common = {"momentum": config.momentum, "weight_decay": config.weight_decay}
     leaves, momenta = sgd(state.prompts, state.prompt_momenta, g_prompts, lr=config.prompt_lr, **common)
@@ -81,7 +81,7 @@ Hvp = Callable[[Tensors], Tensors]
 def _meta_gradients(
     model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Embeddings, query: Embeddings
 ) -> tuple[Tensors, Tensors, Losses]:
-    """Return gradients of outer_weight * query loss after the inner step, for prompts and gate, and losses.
+    """Return the gradients of outer_weight * query loss for the prompts and the gate, and the losses.
 
     The inner step maps the prompts, the gate and the support gradients g_k to adapted tokens. Its vjp maps
     the query gradient at these tokens to gradients of the prompts and the gate, and to cotangents u_k of g_k.
@@ -172,7 +172,7 @@ def _feature_gradients(method: Method, values: Tensors, loss_vjp: Vjp) -> Tensor
 def _losses(
     model: PromptedClip, method: Method, towers: Towers, batch: Embeddings, features: Tensors
 ) -> tuple[Tensors, Losses]:
-    """Return the losses to differentiate, the task loss and the regularizer, and the losses to log."""
+    """Return the task loss and the regularizer, to differentiate, and all unweighted losses, to log."""
     text_CE, image_BE = towers.text_and_image(features)
     task_loss = cross_entropy(model.logits(image_BE, text_CE), batch.labels, batch.weights)
     inputs = RegularizerInputs(

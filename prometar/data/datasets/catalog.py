@@ -1,6 +1,6 @@
 """Open datasets by name: benchmarks, prepared copies, custom folders and loaders, rendered datasets.
 
-Benchmarks have their published splits. Only a custom folder without train/ and test/ is split automatically.
+Benchmarks have their published splits. Only a custom folder without train/ or test/ is split automatically.
 """
 
 import os

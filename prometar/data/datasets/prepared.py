@@ -105,15 +105,15 @@ class ParquetSource:
         for k, path in enumerate(paths):
             if path not in index:
                 raise UserError(f"{masked(self.uri)} does not contain the image '{path}'. {_REBUILD}")
-            shard, group, row = index[path]
-            rows_by_group.setdefault((shard, group), []).append((row, k))
+            number, group, row = index[path]
+            rows_by_group.setdefault((number, group), []).append((row, k))
         found: list[bytes] = [b""] * len(paths)
 
-        def fetch(shard_and_group: tuple[int, int]) -> None:
-            shard, group = shard_and_group
-            with _open_shard(self.uri, self.shards[shard]) as file:
+        def fetch(number_and_group: tuple[int, int]) -> None:
+            number, group = number_and_group
+            with _open_shard(self.uri, self.shards[number]) as file:
                 column = file.read_row_group(group, columns=["image"]).column(0)
-                for row, k in rows_by_group[shard_and_group]:
+                for row, k in rows_by_group[number_and_group]:
                     found[k] = column[row].as_py()
 
         with ThreadPoolExecutor(_READ_THREADS) as pool:
@@ -123,7 +123,7 @@ class ParquetSource:
 
 @lru_cache(maxsize=8)
 def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return the position of each image by path: (shard, row group, row), each from 0. Cached."""
+    """Return the position of each image by path: numbers of shard, row group and row, from 0. Cached."""
     index: dict[str, tuple[int, int, int]] = {}
     for number, shard in enumerate(shards):
         table, sizes = _read_columns(uri, shard, ["path"])

@@ -38,7 +38,7 @@ def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | N
         raise UserError(f"The data root {root} is not a folder. Pass --data-root DIR.")
     found = {name: _open_if_present(name, root) for name in BUILT_IN_NAMES}
     if isinstance(found[FOLDER_NAME], str) and any(found[name] is not None for name in BENCHMARKS):
-        found[FOLDER_NAME] = None  # a data root is not a tree of class folders
+        found[FOLDER_NAME] = None  # `root` contains benchmarks, not class folders
     return found
 
 

@@ -133,8 +133,8 @@ def _build_dataset(
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     inputs = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     with warnings.catch_warnings():
-        # Passing `scheduling_strategy` is deprecated. With that of DataContext, Ray Data 2.60 uses only the
-        # bundles' object store, 0 bytes, and starts a task only when the consumer already waits.
+        # Passing `scheduling_strategy` is deprecated. If DataContext sets it instead, Ray Data 2.60 uses only
+        # the object store of the bundles, 0 bytes, and starts a task only when the consumer already waits.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return inputs.map_batches(
             cast(Any, make_block),

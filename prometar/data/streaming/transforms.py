@@ -23,7 +23,7 @@ CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
-TORCHVISION_CROP = (0.08, 1.0)  # default crop_scale of torchvision, recorded but not used in evaluations
+TORCHVISION_CROP = (0.08, 1.0)  # torchvision's default. Evaluations ignore it, but their digests include it
 
 
 @dataclass(frozen=True)
