@@ -68,7 +68,7 @@ class SearchConfig(PlainData):
         1, ge=1, le=1000, description="Runs per trial and dataset, each with its own seed."
     )
     val_per_class: int = Field(20, ge=1, le=1_000_000, description="Maximum validation images per class.")
-    enqueue: tuple[dict[str, Value], ...] = Field((), description="YAML files of settings to run first.")
+    enqueue: tuple[dict[str, Value], ...] = Field((), description="Settings to run first, from YAML files.")
 
     @field_validator("goals")
     @classmethod
@@ -109,7 +109,7 @@ class FinalTestConfig(PlainData):
         "auto", description="auto, or seeds such as '1 2 3'."
     )
     epochs: int = Field(10, ge=1, le=100_000, description="Epochs of the final test. Default: from --method.")
-    matters: float = Field(1.0, gt=0, le=100, description="Smallest difference in H that matters, in points.")
+    matters: float = Field(1.0, gt=0, le=100, description="Smallest relevant difference in H, in points.")
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -190,17 +190,17 @@ class StudyConfig(PlainData):
             raise UserError(f"Unknown option '{min(unknown)}'. See `prometar search --help`.")
         if not isinstance(settings, Mapping):
             settings = parse_assignments(list(_as_tuple(settings)))
-        flat = {OPTIONS[name]: value for name, value in given.items()}
+        by_field = {OPTIONS[name]: value for name, value in given.items()}  # e.g. {"search.trials": 3}
         for key, value in settings.items():
             field = key if key.partition(".")[0] in cls.model_fields else f"run.{key}"
-            if field in flat:
+            if field in by_field:
                 raise UserError(f"--set {key} is also given as an option. Pass one of them.")
             if field in _ONLY_AS_OPTION:
                 raise UserError(f"--set {key} is not allowed in a study. Use {_ONLY_AS_OPTION[field]}.")
-            flat[field] = value
-        run, flat = cls._with_defaults(flat)
+            by_field[field] = value
+        run, by_field = cls._with_defaults(by_field)
         tree: dict[str, Any] = {}
-        for field, value in flat.items():
+        for field, value in by_field.items():
             section, _, name = field.partition(".")
             tree.setdefault(section, {})[name] = value
         try:
@@ -209,16 +209,16 @@ class StudyConfig(PlainData):
             raise UserError(" ".join(_messages(error))) from None
 
     @staticmethod
-    def _with_defaults(flat: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-        """Return the baseline's configuration, and `flat` with defaults that depend on other values in it."""
-        run_flat = {key.removeprefix("run."): flat.pop(key) for key in list(flat) if key.startswith("run.")}
-        datasets = tuple(_as_tuple(flat.get("search.datasets", DEFAULT_DATASET)))
+    def _with_defaults(by_field: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+        """Return the baseline's configuration, and `by_field` with defaults that depend on other values."""
+        run_flat = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
+        datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
         method = run_flat.pop("method", "prometar")
-        only_by_set = run_flat.keys() - {path.removeprefix("run.") for path in OPTIONS.values()}
-        flat.setdefault("test.epochs", configure(method).train.epochs)
+        keys_without_option = run_flat.keys() - {path.removeprefix("run.") for path in OPTIONS.values()}
+        by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
             run_flat.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
-            flat.setdefault("search.trials", TRIALS_IF_RENDERED)
+            by_field.setdefault("search.trials", TRIALS_IF_RENDERED)
         backbone, pretrained = resolve_backbone(
             datasets, run_flat.get("backbone.name"), run_flat.get("backbone.pretrained")
         )
@@ -228,19 +228,20 @@ class StudyConfig(PlainData):
             "backbone.pretrained": pretrained,
             "data.name": next(iter(datasets), DEFAULT_DATASET),
             "data.root": absolute_root(str(root)) if root else None,
-            "train.seed": flat.get("search.seed", 0),
         }
-        run = absolute_paths(configure(method, run_flat, where="--set" if only_by_set else "--epochs"))
-        space = flat.get("search.space", "default")
+        run = configure(method, run_flat, where="--set" if keys_without_option else "--epochs")
+        run = absolute_paths(run.override({"train.seed": by_field.get("search.seed", 0)}, where="--seed"))
+        space = by_field.get("search.space", "default")
         if not isinstance(space, Space):
             loaded = load_space(str(space))
             is_built_in = space in built_in_spaces()
             space = loaded.restrict(run, fixed={EPOCHS_KEY} & run_flat.keys()) if is_built_in else loaded
-        if EPOCHS_KEY in space.ranges or len(_as_tuple(flat.get("search.goals", "objective"))) > 1:
-            flat.setdefault("search.pruner", "none")
-        enqueued = [load_enqueued(Path(file), space) for file in _as_tuple(flat.get("search.enqueue", ()))]
-        search = {"datasets": datasets, "space": space, "enqueue": tuple(chain.from_iterable(enqueued))}
-        return run, flat | {f"search.{name}": value for name, value in search.items()}
+        if EPOCHS_KEY in space.ranges or len(_as_tuple(by_field.get("search.goals", "objective"))) > 1:
+            by_field.setdefault("search.pruner", "none")
+        files = _as_tuple(by_field.get("search.enqueue", ()))
+        enqueued = tuple(chain.from_iterable(load_enqueued(Path(file), space) for file in files))
+        search = {"datasets": datasets, "space": space, "enqueue": enqueued}
+        return run, by_field | {f"search.{name}": value for name, value in search.items()}
 
     def identity(self, digests: Mapping[str, str] = {}) -> dict[str, Any]:
         """Return the values that must not change when the study resumes.
@@ -254,7 +255,7 @@ class StudyConfig(PlainData):
         return {**flatten(search), **space, **run, **digests}
 
     def require_same(self, previous: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-        """Compare the `identity` with which the study was started with the current one.
+        """Check that `identity` has not changed since the study was started.
 
         Raises:
             UserError: they differ. The message lists the differences.
@@ -287,7 +288,7 @@ class StudyConfig(PlainData):
     @property
     def max_epochs(self) -> int:
         """Maximum number of epochs of a trial."""
-        return max([self.run.train.epochs, *map(int, self.search.space.probes(EPOCHS_KEY))])
+        return max([self.run.train.epochs, *map(int, self.search.space.values_to_check(EPOCHS_KEY))])
 
     @property
     def final_seeds(self) -> tuple[int, ...]:

@@ -252,10 +252,10 @@ class Study:
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs that have no result yet. Return failure reasons by job name."""
-        from tune.stages.jobs import discard_invalid_results
+        from tune.stages.jobs import unfinished_jobs
 
-        remaining = discard_invalid_results(jobs)
-        return self._run(iter(remaining), stage, len(remaining)) if remaining else {}
+        unfinished = unfinished_jobs(jobs)
+        return self._run(iter(unfinished), stage, len(unfinished)) if unfinished else {}
 
 
 def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:

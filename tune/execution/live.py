@@ -24,7 +24,8 @@ class LiveView:
 
     Args:
         stage: Title, e.g. "Search".
-        total: Number of jobs of the stage. done: Number of jobs that earlier processes completed.
+        total: Number of jobs of the stage.
+        done: Number of jobs that had already ended in earlier processes.
         best: Best objective so far, and the name of its job.
         show_best: Show the best objective. Pass False if the objectives of the jobs are not comparable.
     """
@@ -88,8 +89,8 @@ class LiveView:
         if self._show_best and self._best:
             summary.append(f"best {self._best[0]:.1f} ({self._best[1]})")
         running = self._running_progress
-        if done := self._done_here + running:  # assume that the remaining jobs take as long
-            seconds = (self._total - self._done - running) * (self._clock() - self._start) / done
+        if done_here := self._done_here + running:  # assumes that the remaining jobs run at the same rate
+            seconds = (self._total - self._done - running) * (self._clock() - self._start) / done_here
             summary.append(f"{format_duration(seconds)} left")
         return summary
 
@@ -119,8 +120,6 @@ def _objective(report: EpochReport) -> str:
 
 def plain_console() -> Console:
     """Return a console for standard output, with colors only on a terminal."""
-    # In a notebook, rich would detect support of colors and print escape codes.
-    terminal = None if sys.stdout is not None and sys.stdout.isatty() else False
-    return Console(
-        highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=terminal
-    )
+    # In a notebook, rich would assume color support and print escape codes.
+    tty = None if sys.stdout is not None and sys.stdout.isatty() else False  # None: rich decides
+    return Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=tty)

@@ -82,7 +82,7 @@ def plan_trials(
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line description.
 
-    At most a fifth of `trials` run concurrently. Fewer concurrent trials get larger shares.
+    At most a fifth of `trials` run concurrently. With fewer concurrent trials, each gets a larger share.
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
@@ -140,7 +140,7 @@ def plan_resources(
         larger = range(math.floor(max_cpus), 1, -1)
         cpus = next((float(each) for each in larger if capacity(each, gpus) >= num_jobs), cpus)
     if num_jobs < max_jobs:
-        reason = "all that fit" + (f" of --max-concurrent {max_jobs}" if resources.max_concurrent else "")
+        reason = f"as many of {reason} {max_jobs} as fit" if resources.max_concurrent else "all that fit"
     plan = ResourcePlan(num_jobs, cpus, gpus, max_cpus, max_gpus)
     resources_text = _format_count(cpus, "CPU") + (f" and {_format_count(gpus, 'GPU')}" if gpus else "")
     return plan, f"{_format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"

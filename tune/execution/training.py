@@ -26,7 +26,7 @@ class JobTraining:
 
     def __init__(self, request: JobRequest) -> None:
         self._request, self._epoch = request, 0
-        self._stream = partial(stream, cpus=request.plan.stream_cpus)
+        self._stream = partial(stream, cpus=request.resource_plan.stream_cpus)
         self._sessions: dict[Path, Session] = {}
         self._notes: list[str] = []
 

@@ -42,12 +42,12 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
-        bundles: Allocated resources. They grow after an out-of-memory error. `plan.threads` does not.
+        bundles: Allocated resources. They grow after an out-of-memory error. `resource_plan` does not change.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
     """
 
     job: Job
-    plan: ResourcePlan
+    resource_plan: ResourcePlan
     bundles: list[dict[str, float]]
     timeout_seconds: float | None = None
 
@@ -104,7 +104,7 @@ class JobWorker(tune.Trainable):
 
         from tune.execution.training import JobTraining
 
-        torch.set_num_threads(request.plan.threads)
+        torch.set_num_threads(request.resource_plan.threads)
         if not gc.get_freeze_count():
             gc.freeze()  # else `gc.collect`, after a stream is closed early, traverses all modules (0.15 s)
         return JobTraining(request)

@@ -64,7 +64,7 @@ class StudyFolder:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
-        """Write study.yaml. It lists the current environment and different ones of earlier commands."""
+        """Write study.yaml, with the current environment and those of earlier commands that differ."""
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()

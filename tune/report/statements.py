@@ -62,7 +62,7 @@ def _reason_for_no_verdict(records: Records) -> str:
 
 def _reason_for_default(records: Records) -> str:
     if all(trial.is_baseline for trial in records.completed):
-        return "No other settings finished the search."
+        return "No trial with other settings was completed."
     stage = "confirmation" if records.confirmation and records.confirmation.seeds else "search"
     return f"The search found nothing better: no other settings scored higher in the {stage}."
 
@@ -98,13 +98,13 @@ def _difference(test: FinalTest) -> str:
     return f"Mean difference in H over {over} (selected minus default settings, test images): {measured}."
 
 
-def _accuracy_difference(test: FinalTest, name: Literal["base", "new"]) -> Interval | None:
-    """Return the difference in base or new accuracy over all datasets, selected minus default settings."""
+def _accuracy_interval(test: FinalTest, name: Literal["base", "new"]) -> Interval | None:
+    """Return the interval of the difference in base or new accuracy, selected minus default settings."""
     return mean_interval([getattr(each, f"{name}_difference") for each in test.datasets.values()])
 
 
 def _trade_off(test: FinalTest) -> Iterator[str]:
-    base, new = (_accuracy_difference(test, name) for name in ("base", "new"))
+    base, new = (_accuracy_interval(test, name) for name in ("base", "new"))
     if base is None or new is None:
         return
     base_text, new_text = (describe_difference(each, test.level) for each in (base, new))
@@ -132,9 +132,9 @@ def sides(test: FinalTest) -> list[Side]:
 
 
 def side_runs(test: FinalTest, side: Side | None = None) -> list[RunScore]:
-    """Return the final-test runs on all datasets of one side, or of both sides."""
+    """Return the final-test runs of one side, or of both, on all datasets."""
     chosen = [side] if side else sides(test)
-    return [run for side in chosen for each in test.datasets.values() for run in getattr(each, side)]
+    return [run for name in chosen for each in test.datasets.values() for run in getattr(each, name)]
 
 
 def _new_accuracy(test: FinalTest) -> str:

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 
-from rich.box import MARKDOWN, Box
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +17,7 @@ _ESCAPES = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~"} | {"&": "&amp;", "<
 def print_table(grid: Grid, rows: Sequence[Row], notes: Sequence[str], console: Console) -> None:
     """Print the table and its notes."""
     console.print(grid.title)
-    console.print(_table(grid, rows, "\n"))
+    console.print(_table(grid, rows, markdown=False))
     for note in notes:
         console.print(f"- {note}")
 
@@ -26,15 +26,15 @@ def as_markdown(grid: Grid, rows: Sequence[Row], notes: Sequence[str]) -> str:
     """Return the table as Markdown, followed by its notes."""
     file = io.StringIO()
     console = Console(file=file, width=10_000, markup=False, highlight=False)
-    console.print(_table(grid, rows, " ", MARKDOWN))
+    console.print(_table(grid, rows, markdown=True))
     table = "\n".join(line.strip() for line in file.getvalue().splitlines())
     bullets = "\n".join(f"- {_escape(note)}" for note in notes)
     return f"{_escape(grid.title)}\n\n{table.strip()}\n\n{bullets}\n"
 
 
-def _table(grid: Grid, rows: Sequence[Row], separator: str, box: Box | None = None) -> Table:
-    convert = _escape if box else str
-    table = Table("dataset", "method", box=box, pad_edge=box is not None)
+def _table(grid: Grid, rows: Sequence[Row], *, markdown: bool) -> Table:
+    convert, separator = (_escape, " ") if markdown else (str, "\n")
+    table = Table("dataset", "method", box=MARKDOWN if markdown else None, pad_edge=markdown)
     for name in ("n", *grid.columns):
         table.add_column(name, justify="right", no_wrap=True)
     for dataset, method, summaries in rows:

@@ -74,7 +74,7 @@ class NumberRange(_Range):
         return self
 
     @property
-    def probes(self) -> tuple[float, ...]:
+    def values_to_check(self) -> tuple[float, ...]:
         """Values checked before the search: the bounds and, for floats, one that integer settings reject."""
         non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *non_integer
@@ -99,8 +99,8 @@ class Choice(_Range):
     choices: Annotated[tuple[Value, ...], Distinct] = Field(min_length=1)
 
     @property
-    def probes(self) -> tuple[Value, ...]:
-        """All choices, which are checked before the search."""
+    def values_to_check(self) -> tuple[Value, ...]:
+        """Values checked before the search: all choices."""
         return self.choices
 
     def contains(self, value: object) -> bool:

@@ -12,7 +12,7 @@ from prometar.errors import UserError
 from prometar.io.files import file_size
 from prometar.io.plain_data import PlainData, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
-from tune.space.ranges import Choice, Range, Settings, Value
+from tune.space.ranges import Range, Settings, Value
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -63,9 +63,7 @@ class Space(PlainData):
         for key, entry in self.ranges.items():
             if entry.type == "float":
                 return None
-            values = (
-                entry.choices if isinstance(entry, Choice) else range(int(entry.low), int(entry.high) + 1)
-            )
+            values = entry.choices if entry.type == "choice" else range(int(entry.low), int(entry.high) + 1)
             if len(found) * len(values) > MAX_COMBINATIONS:
                 return None
             found = [
@@ -134,14 +132,15 @@ class Space(PlainData):
             if entry.is_active(defaults) and key in defaults and not entry.contains(defaults[key]):
                 continue
             required = _required_values(entry, ranges)
-            first, *others = (_used_settings(config.override({**required, key: v})) for v in entry.probes)
+            variants = [config.override({**required, key: value}) for value in entry.values_to_check]
+            first, *others = map(_used_settings, variants)
             if any(other != first for other in others):
                 ranges[key] = entry
         return self.model_copy(update={"ranges": ranges})
 
-    def probes(self, key: str) -> tuple[Value, ...]:
-        """Return the probes of a setting's range, () if the setting is not searched."""
-        return self.ranges[key].probes if key in self.ranges else ()
+    def values_to_check(self, key: str) -> tuple[Value, ...]:
+        """Return the `values_to_check` of a setting's range, () if the setting is not searched."""
+        return self.ranges[key].values_to_check if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
         """Return ranges as text, by setting."""
@@ -221,9 +220,7 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
     tree = read_yaml(path)
     entries = tree if isinstance(tree, list) else [tree]
     if not entries or not all(isinstance(entry, dict) and entry for entry in entries):
-        raise UserError(
-            f"--enqueue {path} must contain a mapping from settings to values, or a list of them."
-        )
+        raise UserError(f"--enqueue {path} must contain a mapping of settings to values, or a list of them.")
     return [_parse_entry(entry, space, f"--enqueue {path}, entry {n}") for n, entry in enumerate(entries, 1)]
 
 

@@ -4,6 +4,7 @@ A seed pair is one run of each with the same seed, and thus with the same traini
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from statistics import mean
 
 from prometar.metrics import Interval, t_interval
@@ -23,55 +24,55 @@ def run_final_test(
     published: Mapping[str, float | None],
     previous: FinalTest | None,
 ) -> FinalTest:
-    """Run seed pairs until an analysis of their differences decides. Return the record of the test.
+    """Run seed pairs until an analysis of their differences is conclusive. Return the record of the test.
 
     Args:
         published: Published harmonic mean by dataset, None if unknown.
         previous: Record of the previous final test of this study, None if there is none.
     """
-    names, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
+    datasets, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
     if baseline_selected or config.test.seeds != "auto":
         # A fixed number of seeds needs one analysis, with the full 5%.
         alphas = {UNPAIRED_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # If the baseline was selected, perhaps as a rerun with another number, both sides are the same runs.
+    # A rerun of a failed baseline has a number above 0. Both sides then use 0, so that they share their runs.
     selected_number = 0 if baseline_selected else selected.number
     sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
     for num_pairs, alpha in alphas.items():
         seeds = config.final_seeds[:num_pairs]
         jobs = {
-            name: [[final_job(config, folder, *side, name, seed) for seed in seeds] for side in sides]
-            for name in names
+            dataset: [[final_job(config, folder, *side, dataset, seed) for seed in seeds] for side in sides]
+            for dataset in datasets
         }
-        by_name = {job.name: job for by_side in jobs.values() for side in by_side for job in side}
-        failures |= run_unfinished([job for name, job in by_name.items() if name not in failures])
-        datasets = {
-            name: _compare(
-                *(tuple(run for job in side for run in scores(job, failures)) for side in by_side),
-                published=published.get(name),
+        jobs_by_name = {job.name: job for job in chain(*chain(*jobs.values()))}  # shared runs only once
+        failures |= run_unfinished([job for name, job in jobs_by_name.items() if name not in failures])
+        results = {
+            dataset: _compare(
+                *(tuple(run for job in side_jobs for run in scores(job, failures)) for side_jobs in by_side),
+                published=published.get(dataset),
                 alpha=None if baseline_selected else alpha,
             )
-            for name, by_side in jobs.items()
+            for dataset, by_side in jobs.items()
         }
         # Mean differences over the datasets, for seeds with a result on each dataset.
-        per_dataset = [paired_differences(each.selected, each.baseline) for each in datasets.values()]
+        per_dataset = [paired_differences(each.selected, each.baseline) for each in results.values()]
         complete = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
         differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]
         if is_decided(differences, alpha, min_relevant=config.test.matters):
             break
     # The analyses use intervals over seeds. An interval over several datasets is computed once, at 95%.
-    difference = mean_interval([each.difference for each in datasets.values()])
+    difference = mean_interval([each.difference for each in results.values()])
     return FinalTest(
         seeds=seeds,
         epochs=config.test.epochs,
         selected=selected,
-        datasets=datasets,
+        datasets=results,
         difference=difference,
         verdict=_verdict(difference, baseline_selected=baseline_selected),
         alpha=alpha,
         min_relevant=config.test.matters if config.test.seeds == "auto" else None,
-        detectable=None if baseline_selected or len(names) > 1 else min_detectable(differences, alpha),
-        earlier_tests=_past_tests(previous, selected, seeds),
+        detectable=None if baseline_selected or len(datasets) > 1 else min_detectable(differences, alpha),
+        earlier_tests=_trials_tested_before(previous, selected.number, seeds),
     )
 
 
@@ -99,10 +100,10 @@ def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict
     return "selected" if difference and difference.low > 0 else "either"
 
 
-def _past_tests(previous: FinalTest | None, selected: Candidate, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the trials that earlier tests compared. Knowing the results may have biased later choices."""
+def _trials_tested_before(previous: FinalTest | None, number: int, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the trials of earlier final tests, whose results may have influenced the user's choices."""
     if previous is None:
         return ()
-    is_rerun = (previous.selected.number, previous.seeds) == (selected.number, seeds)
+    is_rerun = (previous.selected.number, previous.seeds) == (number, seeds)
     new = () if is_rerun or previous.baseline_selected or not previous.seeds else (previous.selected.number,)
     return tuple(dict.fromkeys((*previous.earlier_tests, *new)))

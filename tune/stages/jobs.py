@@ -55,8 +55,8 @@ def final_job(
     return Job(name, configs, FINAL, config.search.val_per_class, number, alignment=True)
 
 
-def discard_invalid_results(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with a run that has no valid result. Delete the invalid results found."""
+def unfinished_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs that lack a valid result of at least one run. Delete invalid results."""
     valid = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
     return [job for job, results in zip(jobs, valid, strict=True) if not all(results)]
 

@@ -96,7 +96,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     defaults = config.baseline_settings
     for key, entry in search.space.ranges.items():
         required = {other: values[0] for other, values in entry.when.items()}  # so that `key` is used
-        for value in entry.probes:  # raises UserError if the value is invalid
+        for value in entry.values_to_check:  # raises UserError if the value is invalid
             build(config.run.override({**defaults, **required, key: value}))
     with component_errors(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
@@ -147,7 +147,8 @@ def _stages(
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return the stages and the remarks of a plan."""
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
-    smallest_batch = min([config.run.train.batch_size, *map(int, search.space.probes("train.batch_size"))])
+    batch_sizes = (config.run.train.batch_size, *search.space.values_to_check("train.batch_size"))
+    smallest_batch = min(map(int, batch_sizes))
     transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # images are only counted
     search_steps, final_steps = (
         sum(Plan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
@@ -155,7 +156,7 @@ def _stages(
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
     reruns = candidates * confirm.seeds if candidates > 1 else 0
-    final_epochs = max([config.test.epochs, *map(int, search.space.probes(EPOCHS_KEY))])
+    final_epochs = max([config.test.epochs, *map(int, search.space.values_to_check(EPOCHS_KEY))])
     amounts = {  # runs per dataset, epochs per run, and steps per epoch summed over the datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, search_steps),
         "Confirmation": (reruns, config.max_epochs, search_steps),
@@ -165,7 +166,7 @@ def _stages(
     if config.test.seeds == "auto":
         fewest, baseline = 2 * num_datasets * min(ALPHA_BY_PAIRS), UNPAIRED_SEEDS * num_datasets
         if_baseline = f"{baseline} if the default settings are selected"
-        remarks["Final test"] = f"{fewest} if the first analysis decides, {if_baseline}"
+        remarks["Final test"] = f"{fewest} if the first analysis is conclusive, {if_baseline}"
     stages = {
         name: (runs * num_datasets, runs * num_datasets * epochs, runs * epochs * steps)
         for name, (runs, epochs, steps) in amounts.items()

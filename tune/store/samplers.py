@@ -1,7 +1,7 @@
 """Samplers of settings.
 
 Samplers have no state. The settings of a trial depend only on the study's seed, the trial's number and the
-stored results. So a resumed study samples the same settings as an uninterrupted one.
+stored results. A resumed study thus samples the same settings as an uninterrupted one.
 """
 
 import warnings
@@ -29,7 +29,7 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.
-        concurrency: Number of concurrent trials. Model-based samplers start after at least as many results,
+        concurrency: Number of concurrent trials. Model-based samplers start after at least this many results,
             because the first results come from short trials and would bias the model.
 
     Raises:

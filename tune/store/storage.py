@@ -41,7 +41,7 @@ def open_storage(url: str) -> RDBStorage:
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
     def raise_if_disconnected(context: ExceptionContext) -> None:
-        """Raise an error. Optuna would repeat the statement, which the database may have executed already."""
+        # Optuna would repeat the statement, although the database may already have executed it.
         error = context.sqlalchemy_exception  # None if a signal interrupted the statement
         if error is not None and context.is_disconnect and not context.is_pre_ping:
             raise _storage_error(url, error)
@@ -66,7 +66,7 @@ def storage_errors(url: str) -> Iterator[None]:
         raise UserError(masked(f"--storage {url} is invalid: {str(error).splitlines()[0]}.")) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
-        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # not OperationalError: locked, full
+        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # a locked or full one raises a subclass
             raise InfrastructureError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
         raise _storage_error(url, cause) from None
 

@@ -39,7 +39,7 @@ def open_trials(
     Args:
         folder: Folder of the study.
         digests: Digests of inputs other than the configuration that determine results, by name.
-        concurrency: Number of concurrent trials. Samplers and pruners start after at least as many results.
+        concurrency: Concurrent trials. Samplers and pruners start only after at least this many results.
 
     Raises:
         UserError: the URL is invalid, or the stored study has other settings or another folder.
@@ -58,7 +58,7 @@ class TrialStore:
 
     Attributes:
         exhausted: True if every combination of the space has been tried.
-        seconds_searched: Duration of the search, summed over all reruns of the command.
+        seconds_searched: Duration of the search, including that in earlier processes.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TrialStore:
         return self._study.get_trials(deepcopy=False)
 
     def _check_identity(self, folder: Path, digests: Mapping[str, str]) -> dict[str, object]:
-        """Check that the storage contains this study. Return user attributes for trial 0, {} if it exists.
+        """Check that the storage contains this study. Return the user attributes to write with trial 0.
 
         Raises:
             UserError: the stored study has other settings or another folder, or its trials are missing.
@@ -113,7 +113,7 @@ class TrialStore:
 
     @property
     def ended(self) -> list[TrialRecord]:
-        """Completed, pruned and failed trials, by number."""
+        """Completed, pruned and failed trials, in order of their numbers."""
         return [build_record(trial) for trial in self._trials if trial.state.is_finished()]
 
     @property

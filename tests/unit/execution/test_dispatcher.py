@@ -70,7 +70,7 @@ def test_out_of_memory_doubles_the_share(tmp_path: Path) -> None:
     tune, shares, trial = Tune(tmp_path), [], 0
     while isinstance(request := tune.begin(str(trial)), JobRequest):
         shares.append((request.bundles[0]["GPU"], request.resources["gpus"]))
-        assert request.plan.threads == GPU.threads
+        assert request.resource_plan.threads == GPU.threads
         tune.die(str(trial), error)
         trial += 1
     assert shares == [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0)], "up to a whole GPU"

@@ -27,7 +27,7 @@ FIFTH = "a fifth of 40, so that the search learns from results"
         (FOUR_GPUS, {"max_concurrent": 16}, 40, (16, 2.0, 0.25),
          "16 concurrent trials (--max-concurrent), each with 2 CPUs and 0.25 GPU"),
         (FOUR_GPUS, {"max_concurrent": 99}, 40, (16, 2.0, 0.25),
-         "16 concurrent trials (all that fit of --max-concurrent 99), each with 2 CPUs and 0.25 GPU"),
+         "16 concurrent trials (as many of --max-concurrent 99 as fit), each with 2 CPUs and 0.25 GPU"),
         (FOUR_GPUS, {"gpus_per_trial": 1.0}, 40, (4, 8.0, 1.0),
          "4 concurrent trials (all that fit), each with 8 CPUs and 1 GPU"),
         (FOUR_GPUS, {"gpus_per_trial": 0.0, "cpus_per_trial": 0.5}, 40, (8, 0.5, 0.0),

@@ -185,8 +185,8 @@ def test_enqueued_settings(tmp_path: Path, text: str, found: list[dict[str, Any]
         ("- optim.lr: 0.1\n- optim.momentum: 0.5", "entry 2: optim.momentum is not in the space"),
         ("optim: {momentum: 0.5}\nmethod: coop\ndata: {name: dtd}", "contains no setting of the space mine"),
         ("regularizer.text_weight: 5", "regularizer.text_weight requires regularizer.kind, which is missing"),
-        ("[]", "must contain a mapping from settings to values"),
-        ("just words", "must contain a mapping from settings to values"),
+        ("[]", "must contain a mapping of settings to values"),
+        ("just words", "must contain a mapping of settings to values"),
     ],
 )
 def test_wrong_enqueued_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:
