@@ -26,7 +26,7 @@ class LowRank:
     def num_context(self) -> int:
         return self.length
 
-    def initialize(self, clip: Clip, init_tokens: Tensor, generator: torch.Generator) -> Leaves:
+    def initialize(self, clip: Clip, init_ids: Tensor, generator: torch.Generator) -> Leaves:
         shapes = {f"mix.{layer}": (self.length, self.rank) for layer in range(self.depth)}
         shapes["basis"] = (self.rank, clip.text.width)
         samples = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}

@@ -26,7 +26,7 @@ from prometar.io.files import cannot_write_error, read_bytes, write_atomically
 from prometar.methods.augmentations import NoAugmentation
 from prometar.methods.composition import Method
 from prometar.methods.modulators import Add
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import Regularizer
 from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Embeddings, leave_one_class_out, make_batch, meta_task_rng
@@ -100,20 +100,20 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     return record | norms
 
 
-def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Leaves:
+def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tensors:
     """Return the prompts' gradient in the direct phase of a step on a batch."""
     # With lr, momentum coefficient and weight decay all 0, the momentum buffer after a step is the gradient.
     return step(run.model, replace(method, inner=None), state, batch, None, _ALL_ZERO)[0].prompt_momenta
 
 
-def _cosine(a: Leaves, b: Leaves) -> float:
+def _cosine(a: Tensors, b: Tensors) -> float:
     x, y = _flat(a), _flat({name: b[name] for name in a})
     norms = x.norm() * y.norm()
     return float((x @ y / norms).clamp(-1, 1)) if norms > 0 else 0.0
 
 
-def _flat(leaves: Leaves) -> Tensor:
-    return torch.cat([leaf.flatten() for leaf in leaves.values()]).double()
+def _flat(tensors: Tensors) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors.values()]).double()
 
 
 _RECORD = TypeAdapter(AlignmentRecord, config=STRICT)

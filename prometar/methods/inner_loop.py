@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Leaves, Tensors
 from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
 
 
@@ -34,7 +34,7 @@ class InnerSGD(ComponentSection):
     def second_order(self) -> bool:
         return self.order == "second"
 
-    def __call__(self, prompts: Leaves, gradient: Leaves) -> Leaves:
+    def __call__(self, prompts: Leaves, gradient: Tensors) -> Tensors:
         return {name: leaf.add(gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
 
 

@@ -39,7 +39,7 @@ class Prompts(ComponentSection):
         """True if prompts enter the image tower. Otherwise, each image is encoded only once."""
         return False
 
-    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
+    def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
         """Return the initial leaves, given the token ids of the words in `init`."""
         return {}
 
@@ -161,8 +161,8 @@ class IndependentPrompts(_Context, _FrozenText):
     def enters_images(self) -> bool:
         return self.vision_depth > 0
 
-    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
-        leaves = self._initial_text(clip, init_tokens, self.text_depth, generator)
+    def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
+        leaves = self._initial_text(clip, init_ids, self.text_depth, generator)
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
             width = clip.vision.width
             leaves[f"vision.{layer}"] = _randn(self.vision_length, width, self.init_std, clip, generator)
@@ -185,9 +185,9 @@ class CoupledPrompts(_Context):
     def enters_images(self) -> bool:
         return True
 
-    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
+    def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
         depth = min(self.text_depth, len(clip.text.blocks), len(clip.vision.blocks))
-        leaves = self._initial_text(clip, init_tokens, depth, generator)
+        leaves = self._initial_text(clip, init_ids, depth, generator)
         width, like = clip.text.width, leaves["text.0"]
         shapes = {"weight": (clip.vision.width, width), "bias": (clip.vision.width,)}
         for layer in range(depth):
@@ -220,8 +220,8 @@ class ConditionalPrompts(_Context):
     kind: Literal["conditional"] = "conditional"
     reduction: int = Field(default=16, ge=1)
 
-    def initialize(self, clip: "Clip", init_tokens: "Tensor", generator: "Generator") -> Leaves:
-        leaves = self._initial_text(clip, init_tokens, 1, generator)
+    def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
+        leaves = self._initial_text(clip, init_ids, 1, generator)
         widths = (clip.embed_dim, max(1, clip.embed_dim // self.reduction), clip.text.width)
         for name, num_in, num_out in zip(("in", "out"), widths, widths[1:], strict=False):
             for part, shape in (("weight", (num_out, num_in)), ("bias", (num_out,))):

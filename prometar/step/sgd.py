@@ -4,12 +4,12 @@ import math
 
 import torch
 
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Leaves, Tensors
 
 
 def sgd(
-    leaves: Leaves, momenta: Leaves, gradient: Leaves, *, lr: float, momentum: float, weight_decay: float
-) -> tuple[Leaves, Leaves]:
+    leaves: Leaves, momenta: Tensors, gradient: Tensors, *, lr: float, momentum: float, weight_decay: float
+) -> tuple[Leaves, Tensors]:
     """Return new (leaves, momenta): m <- momentum m + (g + weight_decay theta); theta <- theta - lr m.
 
     If m starts at 0, the updates equal those of torch.optim.SGD (dampening 0, no Nesterov). The function

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Leaves, Tensors
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class State:
     """
 
     prompts: Leaves
-    prompt_momenta: Leaves
+    prompt_momenta: Tensors
     gate: Leaves
-    gate_momenta: Leaves
+    gate_momenta: Tensors
     average: Leaves
     step: int = 0
 
@@ -43,9 +43,9 @@ class State:
         return State.from_tensors(moved, self.step)
 
     @staticmethod
-    def from_tensors(tensors: Leaves, step: int) -> "State":
+    def from_tensors(tensors: Tensors, step: int) -> "State":
         """Return the state with these tensors, named as in the result of `tensors`."""
-        groups: dict[str, Leaves] = {group: {} for group in _GROUPS}
+        groups: dict[str, Tensors] = {group: {} for group in _GROUPS}
         for key, value in tensors.items():
             group, _, name = key.partition("/")
             groups[group][name] = value

@@ -195,7 +195,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
 def initial_state(run: Run) -> State:
     """Return the initial state, sampled with the seed of the run."""
     generator = torch.Generator().manual_seed(run.config.train.seed)
-    init_tokens = run.backbone.token_ids(run.config.prompts.init)
-    prompts = run.method.prompts.initialize(run.backbone.clip, init_tokens, generator)
+    init_ids = run.backbone.token_ids(run.config.prompts.init)
+    prompts = run.method.prompts.initialize(run.backbone.clip, init_ids, generator)
     tokens = run.method.prompts.tokens(prompts)
     return State.start(prompts, run.method.modulator.initialize(tokens, generator))

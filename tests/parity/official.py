@@ -90,7 +90,7 @@ class Official:
         return frozen_text(self.clip, tokenize, self.meta["classnames"], templates)
 
     @property
-    def init_tokens(self) -> Tensor:
+    def init_ids(self) -> Tensor:
         words = tokenize([self.config.prompts.init])[0]
         return words[1 : int(words.argmax())]
 

@@ -91,9 +91,9 @@ def logits(run: Official, names: str, leaves: Leaves) -> Tensor:
 @every_recording
 def test_a_start_is_the_official_one_but_for_what_is_drawn(path: Path) -> None:
     run, official = load_official(path), load_official(path).leaves("step0/prompt/")
-    ours = run.method.prompts.initialize(run.clip, run.init_tokens, torch.Generator().manual_seed(0))
+    ours = run.method.prompts.initialize(run.clip, run.init_ids, torch.Generator().manual_seed(0))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in official.items()}
-    if "text.0" in ours and len(ours["text.0"]) <= len(run.init_tokens):
+    if "text.0" in ours and len(ours["text.0"]) <= len(run.init_ids):
         assert torch.equal(ours["text.0"], official["text.0"])
     assert equal_pairs(ours) == equal_pairs(official)
 

@@ -55,7 +55,7 @@ class Wide:
     templates: tuple[str, ...] = ()
     conditional: bool = False
 
-    def initialize(self, clip, init_tokens, generator):
+    def initialize(self, clip, init_ids, generator):
         return {"text.0": torch.zeros(2, 3)}
 
     def tokens(self, leaves):
