@@ -105,7 +105,7 @@ def reproduce(
         require_name(name)
     backbone, pretrained = resolve_backbone(used, backbone, pretrained)
     root = data_root or default_root(*used)
-    configured = partial(configure, where="--set" if values else "--epochs")  # other options are validated
+    configured = partial(configure, where="--set" if values else "--epochs")  # other options are valid here
     shared: dict[str, Any] = {
         "data.root": root and absolute_root(root),
         "backbone.name": backbone,

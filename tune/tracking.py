@@ -15,7 +15,7 @@ from tune.records.schema import EpochReport
 
 
 class TrackedRun(NamedTuple):
-    """Functions of a tracker's run: log(metric, value, epoch), and finish(failure), "" on success."""
+    """Functions of a tracker's run: log(metric, value, epoch), and finish(failure reason or "")."""
 
     log: Callable[[str, float, int], object]
     finish: Callable[[str], object]

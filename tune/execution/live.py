@@ -45,7 +45,7 @@ class LiveView:
         self._best, self._show_best, self._clock = best, show_best, clock
         self._start = clock()
         self._running: dict[str, tuple[Job, EpochReport]] = {}  # each job and its last report
-        self._done_here = 0  # jobs that this process has finished
+        self._done_here = 0  # jobs that have ended in this process
         live = Live(console=console, refresh_per_second=2, get_renderable=self._view)
         self._live = live if console.is_terminal and not console.is_dumb_terminal else None
 

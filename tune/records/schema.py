@@ -242,7 +242,7 @@ class FinalTest:
         epochs: Epochs per run. If epochs were searched, runs with the selected settings use their own number.
         selected: Selected settings, with the runs on which the selection is based.
         difference: Selected minus baseline in H. For several datasets, interval over their mean differences.
-        alpha: Significance level of each dataset's interval, that of the last interim analysis.
+        alpha: Significance level of the last interim analysis, used for each dataset's interval.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
         detectable: Smallest true difference in H that this test shows with a power of 80%.
         earlier_tests: Numbers of trials that earlier final tests of this study compared with the baseline.

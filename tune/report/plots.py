@@ -23,7 +23,7 @@ from tune.report.statements import LABELS, side_runs, sides
 from tune.space.ranges import Choice, Range
 
 ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
-MAX_SLICES = 6  # most important settings, each plotted against the score
+MAX_SLICES = 6  # number of settings that are plotted against the score, most important first
 MIN_COMPLETED = 8
 """Minimum number of completed trials for importances. With fewer trials, they are noise."""
 _EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)

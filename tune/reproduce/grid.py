@@ -93,7 +93,7 @@ class Grid:
         """Return one job per run, ordered by dataset.
 
         Args:
-            folder: Parent of the runs' folders. Runs that protocols have in common share a folder.
+            folder: Parent of the runs' folders. Runs that several protocols need share a folder.
             untrained: Methods without training, which run once per dataset.
             unavailable: Datasets that cannot be opened.
         """

@@ -47,8 +47,8 @@ def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Ma
     defaults, except for those that the authors changed for the protocol or for the series.
 
     Returns:
-        Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
-        Empty if no series is comparable. Second, the citation.
+        Accuracies by dataset (or "average") and column, including H if base and new accuracy were published,
+        and their citation. Both are empty if no series is comparable.
     """
     data = _read_file()
     setup = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
@@ -72,7 +72,7 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings of `config` that differ from the method's defaults, changed by `settings`.
+    """Return the settings of `config` that differ from the method's defaults with the changes in `settings`.
 
     Images, seeds, backbone and precision are ignored. The result is empty for recipe files.
 

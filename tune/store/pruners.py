@@ -28,7 +28,7 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
 
     Args:
         epochs: Maximum number of epochs of a trial.
-        concurrency: Concurrent trials. Percentile and median pruners start after this many completed trials.
+        concurrency: Concurrent trials. Percentile and median pruners wait until as many are completed.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.

@@ -93,7 +93,7 @@ class TrialStore:
         return self._study.get_trials(deepcopy=False)
 
     def _check_identity(self, folder: Path, digests: Mapping[str, str]) -> dict[str, object]:
-        """Check that the storage contains this study. Return the user attributes to write with trial 0.
+        """Check that the storage has this study. Return the user attributes of trial 0, {} if it is stored.
 
         Raises:
             UserError: the stored study has other settings or another folder, or its trials are missing.
