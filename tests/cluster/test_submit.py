@@ -22,7 +22,7 @@ from tests.support.processes import without_ray
 from tests.support.shipped import CLUSTERS, ROOT, script
 
 STUDY = [
-    "python", "tune/search.py", "--dataset", "textures", "--epochs", "1",
+    "python", "tune/search.py", "--dataset", "cells", "--epochs", "1",
     "--set", "data.shots=1", "--set", "search.val_per_class=2", "--max-concurrent", "1", "--pruner", "none",
     "--top", "0", "--final-seeds", "",
 ]  # fmt: skip
@@ -132,7 +132,7 @@ def cluster() -> Iterator[Cluster]:
 
 def records(out: Path) -> list[Path]:
     """Records of ended trials."""
-    return list(out.glob("textures/trials/*/record.json"))
+    return list(out.glob("cells/trials/*/record.json"))
 
 
 def test_a_job_is_followed_and_stopped_half_way(cluster: Cluster) -> None:
@@ -143,8 +143,8 @@ def test_a_job_is_followed_and_stopped_half_way(cluster: Cluster) -> None:
     assert job.poll() is None, cluster.log("job")
     assert cluster.ray("job", "stop", "job").returncode == 0
     job.wait(300)
-    assert f"Study {out}/textures" in cluster.log("job"), "the job's lines are followed"
-    storage = optuna.load_study(study_name="textures", storage=f"sqlite:///{out}/textures/study.db")
+    assert f"Study {out}/cells" in cluster.log("job"), "the job's lines are followed"
+    storage = optuna.load_study(study_name="cells", storage=f"sqlite:///{out}/cells/study.db")
     states = Counter(trial.state.name for trial in storage.trials)
     assert 0 < len(records(out)) <= states["COMPLETE"] < 49, "stopped half-way"
     assert states.keys() <= {"COMPLETE", "WAITING", "RUNNING"}, "the next job resumes it"

@@ -57,6 +57,7 @@ class Browser:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._loaded = False
+        self._opened: tuple[Path, int, int] | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -92,7 +93,10 @@ class Browser:
             self._note(answer)
 
     def open(self, page: Path, *, width: int, height: int) -> None:
-        """Load a file in a window of this size and wait until its scripts have run."""
+        """Load a file in a window of this size, unless it is there, and wait until its scripts have run."""
+        if self._opened == (page, width, height):
+            return
+        self._opened = page, width, height
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
             mobile=width < 600,

@@ -52,6 +52,23 @@ def assert_sound(browser: Browser, page: Path) -> None:
     assert browser.js("document.querySelectorAll('[src], [onerror], [onload]').length") == 0
 
 
+def test_verdict_and_final_test_are_on_the_first_screen(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["hostile"], **DESKTOP)
+    boxes = "['#verdict', 'table'].map(n => document.querySelector(n).getBoundingClientRect().bottom)"
+    assert max(browser.js(boxes)) < DESKTOP["height"]
+
+
+def test_hostile_names_are_text(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["hostile"], **DESKTOP)
+    text = browser.js("document.body.innerText")
+    assert f"dtd{SCRIPT}" in text
+    assert f"eurosat{IMAGE}" in text
+    ticks = browser.js("[...document.querySelectorAll('#plot-pairs .ytick text')].map(t => t.textContent)")
+    assert ticks == ["dtd<script>alert(1)</sc…", 'eurosat"><img src=x one…']
+    labels = browser.js("[...document.querySelectorAll('#plot-slice text')].map(t => t.textContent)")
+    assert any("<script>" in label for label in labels)
+
+
 SEARCH = {"history", "curves", "accuracies"}
 WHOLE = {*SEARCH, "importance", "slice", "tested", "pairs"}
 
@@ -74,23 +91,6 @@ def test_everything_is_drawn(
     assert browser.js(OVERFLOW) <= 0
     top = browser.js("document.querySelector('#verdict').getBoundingClientRect().top")
     assert 0 < top < size["height"] / 4
-
-
-def test_verdict_and_final_test_are_on_the_first_screen(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["hostile"], **DESKTOP)
-    boxes = "['#verdict', 'table'].map(n => document.querySelector(n).getBoundingClientRect().bottom)"
-    assert max(browser.js(boxes)) < DESKTOP["height"]
-
-
-def test_hostile_names_are_text(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["hostile"], **DESKTOP)
-    text = browser.js("document.body.innerText")
-    assert f"dtd{SCRIPT}" in text
-    assert f"eurosat{IMAGE}" in text
-    ticks = browser.js("[...document.querySelectorAll('#plot-pairs .ytick text')].map(t => t.textContent)")
-    assert ticks == ["dtd<script>alert(1)</sc…", 'eurosat"><img src=x one…']
-    labels = browser.js("[...document.querySelectorAll('#plot-slice text')].map(t => t.textContent)")
-    assert any("<script>" in label for label in labels)
 
 
 def test_what_goes_wrong_is_noticed(browser: Browser, tmp_path: Path) -> None:

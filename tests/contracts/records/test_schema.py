@@ -81,7 +81,7 @@ def put(path: Path, tree: Any, place: tuple[str | int, ...], *value: Any) -> Non
         node[last] = value[0]
     else:
         del node[last]
-    path.write_text(yaml.safe_dump(tree) if path.suffix == ".yaml" else json.dumps(tree))
+    path.write_text(yaml.dump(tree, Dumper=yaml.CSafeDumper) if path.suffix == ".yaml" else json.dumps(tree))
 
 
 @pytest.mark.parametrize("name", FILES)
