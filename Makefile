@@ -46,7 +46,6 @@ test: check suite
 # Each suite in a process of its own, three at a time on two cores, since tests that start clusters mostly wait,
 # and the longest first. One thread each: threads that share a core wait for each other.
 SUITES := contracts studies ray cluster fast tools
-FAST := unit parity fuzz
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 suite: install
 	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compiled once, not by three at a time
@@ -55,8 +54,9 @@ suite: install
 test-%: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(addprefix tests/,$(or $(FOLDERS),$*))
 
-# Unit tests, recorded trajectories and damaged files, without Ray.
-test-fast: FOLDERS := $(FAST)
+# Unit tests and recorded trajectories, without Ray.
+test-fast: FOLDERS := unit parity
+test-tools: FOLDERS := tools fuzz
 
 # The newest version of everything, whatever constraints pip is configured with.
 test-newest:
