@@ -10,7 +10,7 @@ from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
 from prometar.data.datasets.catalog import open_dataset, require_outside
 from prometar.data.datasets.dataset import Dataset, classnames
-from prometar.data.splits.fewshot import labels_of, select_labels
+from prometar.data.splits.fewshot import labels_of, select_and_relabel
 from prometar.data.splits.objective import FINAL
 from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import Stream, stream_local
@@ -124,7 +124,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
 
 def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
     """Return a classifier's accuracy (in percent) on all test images of a dataset."""
-    items = select_labels(dataset.test, labels_of(dataset.items))  # relabels the classes from 0
+    items = select_and_relabel(dataset.test, labels_of(dataset.items))
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
     plan = eval_plan(items, size=classifier.backbone.clip.image_size)

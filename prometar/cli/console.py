@@ -41,7 +41,7 @@ TrustOption = Annotated[
     bool,
     typer.Option(
         "--trust-parts",
-        help="Import the custom components listed in the run or the prompt file. Default: refuse.",
+        help="Import the custom components (parts) listed in the run or the prompt file. Default: refuse.",
     ),
 ]
 
@@ -53,9 +53,8 @@ class Command(typer.core.TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        list_options = {
-            name for each in self.params if getattr(each, "multiple", False) for name in each.opts
-        }
+        multiple = [each for each in self.params if getattr(each, "multiple", False)]
+        list_options = {name for each in multiple for name in each.opts}
         return super().parse_args(ctx, repeat_option_names(args, list_options))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

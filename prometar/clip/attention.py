@@ -13,8 +13,9 @@ from torch import Tensor
 
 
 class Attention:
-    """o = softmax(q @ k.T + mask) @ v, from projections (B, T, 3D) to (B, N, D), as a `TokenFunction`.
+    """o = softmax(q @ k.T + mask) @ v, from projections (B, T, 3D) to (B, N, D).
 
+    The interface `prometar.clip.function.TokenFunction` defines g, r and t, whose parts are tq, tk and tv.
     The derivatives use the probabilities p and centered(x) = x - sum(p * x) over the keys. For i = 1..K:
         vjp: a = centered(g @ v.T), b = p * a. Gradients of (q, k, v): b @ k, b.T @ q, p.T @ g
         jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv
@@ -24,7 +25,8 @@ class Attention:
 
     Args:
         mask: Tensor (B, 1 or H, N, S) that is added to the scores q @ k.T.
-        num_shared: Number of leading tokens of row 0 that are also the first keys of all rows.
+        num_shared: Number of leading tokens of row 0 that are prepended to the keys of every row. The mask
+            must exclude the second copy of these keys in row 0.
         num_queries: Number N of queries, which are the first tokens. Default: all T tokens.
         scale: Factor of the queries, or 1 if the projection weights contain the factor.
     """
@@ -50,7 +52,7 @@ class Attention:
     def forward(self, qkv: Tensor) -> Tensor:
         self._num_tokens = qkv.shape[1]
         heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if not self._num_shared:  # otherwise `_with_shared` copies
+        if not self._num_shared:  # otherwise, torch.cat makes k and v contiguous
             heads = heads.contiguous()
         q = heads[0, :, :, : self._num_queries].flatten(0, 1)
         self._q = q if self._scale == 1 else q * self._scale
@@ -119,7 +121,7 @@ class Attention:
         return x_KBTHW.permute(1, 3, 2, 0, 4).flatten(0, 1).contiguous()
 
     def _with_shared(self, x: Tensor, *, row_dim: int = 1) -> Tensor:
-        """Prepend the shared tokens of row 0 to the tokens of every row. Tokens are the dimension -2."""
+        """Prepend the shared tokens of row 0 to the tokens of every row. The token dimension is -2."""
         if not self._num_shared:
             return x
         shared = x.narrow(row_dim, 0, 1).narrow(-2, 0, self._num_shared)

@@ -29,7 +29,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function from N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""Frozen image features by batch number, or results of `embed_images` if no prompt enters the image tower."""
+"""By batch number: normalized frozen features (B, E) or, without image prompts, unnormalized (B, 1, E)."""
 
 FORMAT = "prometar-text-features-1"
 """Part of the cache key. Change it if new code computes other features from the same inputs."""
@@ -45,7 +45,7 @@ def frozen_text(
 
 @torch.no_grad()
 def mean_text(clip: Clip, ids_NT: Tensor, num_templates: int, *, batch_size: int = 256) -> Tensor:
-    """Return the normalized text feature (C, E) of each class, averaged before normalization.
+    """Average each class's features over its texts, then normalize the averages (C, E).
 
     `ids_NT` contains the token ids of `num_templates` consecutive texts per class. Texts are encoded in
     lexicographic order, because `encode_text` computes each shared prefix of a batch only once.
@@ -64,18 +64,20 @@ def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None
 
 
 @torch.no_grad()
-def frozen_image(clip: Clip, tokens_BTD: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
-    """Return the normalized frozen features (B, E) of batch `number`, given the result of `embed_images`."""
-    # Without image prompts, `embed_images` has already computed the features. Only normalization remains.
+def frozen_image(clip: Clip, embedded: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
+    """Return normalized frozen features (B, E), given the result (B, T, D) or (B, 1, E) of `embed_images`."""
+    # Without image prompts, `embedded` already contains the features (B, 1, E). Only normalization remains.
     store, dtype = cache if clip.image_prompts else None, clip.working_dtype
-    return _cached(store, number, lambda: F.normalize(encode_image(clip, tokens_BTD).to(dtype), dim=-1))
+    return _cached(store, number, lambda: F.normalize(encode_image(clip, embedded).to(dtype), dim=-1))
 
 
-def can_skip_images(clip: Clip, cache: FeatureCache | None, numbers: Iterable[int] = ()) -> bool:
-    """Return True if the images of these batches are not needed, because their features are cached.
+def needs_images_once(clip: Clip, cache: FeatureCache | None) -> bool:
+    """Return True if each batch of images is needed only once, because its features are then cached."""
+    return not clip.image_prompts and cache is not None
 
-    Without `numbers`, return True if each batch of images is needed only once, to fill the cache.
-    """
+
+def can_skip_images(clip: Clip, cache: FeatureCache | None, numbers: Iterable[int]) -> bool:
+    """Return True if the images of these batches are not needed, because their features are cached."""
     return not clip.image_prompts and cache is not None and all(number in cache for number in numbers)
 
 

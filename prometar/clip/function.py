@@ -71,15 +71,13 @@ class Norm:
         self._weight, self._bias, self._eps = weight, bias, eps
 
     def value(self, x: Tensor) -> Tensor:
-        return self._affine(
-            torch.native_layer_norm(_widen(x), x.shape[-1:], None, None, self._eps)[0], x.dtype
-        )
+        normalized = torch.native_layer_norm(_widen(x), x.shape[-1:], None, None, self._eps)[0]
+        return self._affine(normalized, x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._dtype, self._x = x.dtype, _widen(x)
-        self._n, self._mean, self._rstd = torch.native_layer_norm(
-            self._x, x.shape[-1:], None, None, self._eps
-        )
+        results = torch.native_layer_norm(self._x, x.shape[-1:], None, None, self._eps)
+        self._n, self._mean, self._rstd = results
         return self._affine(self._n, x.dtype)
 
     def vjp(self, g_K: Tensor) -> Tensor:

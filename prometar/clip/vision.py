@@ -44,18 +44,18 @@ def _input_tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     return Norm(clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps).value(tokens)
 
 
-def encode_image(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts | None = None) -> Tensor:
+def encode_image(clip: Clip, embedded: Tensor, prompts: LayerPrompts | None = None) -> Tensor:
     """Return unnormalized features (B, E) of images, given the result of `embed_images`.
 
     `ln_pre` also applies to the prompt of layer 0.
     """
     if not clip.image_prompts:
         assert not prompts, "the image tower takes no prompts"
-        return tokens_BTD[:, 0]
+        return embedded[:, 0]
     prompts = prompts or {}
-    tower_pass = _build_pass(clip, tokens_BTD.shape[1], prompts)
+    tower_pass = _build_pass(clip, embedded.shape[1], prompts)
     # `value` is faster, but autograd cannot differentiate its fused attention twice.
-    return (tower_pass.forward if torch.is_grad_enabled() else tower_pass.value)(tokens_BTD, prompts)
+    return (tower_pass.forward if torch.is_grad_enabled() else tower_pass.value)(embedded, prompts)
 
 
 def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts) -> tuple[Tensor, Pass]:

@@ -116,7 +116,8 @@ def method_labels(configs: Sequence[Config]) -> list[str]:
 
 def _collect(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
     """Return the scores by label, dataset, metric and seed. Raise a UserError for incomparable runs."""
-    first_seen = dict[tuple[str, object], tuple[FinishedRun, object]]()
+    first_values = dict[tuple[str, str], tuple[FinishedRun, object]]()
+    first_runs = dict[tuple[str, str, int], FinishedRun]()
     scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {label: {} for label in labels}
     for label, run in zip(labels, runs, strict=True):
         result = run.result
@@ -125,10 +126,10 @@ def _collect(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
             ("images or classes", run.dataset, (result.data_digest, result.classnames)),
             ("weights", str(run.config.backbone), result.weights_digest),
         ):
-            other, expected = first_seen.setdefault((noun, key), (run, value))
+            other, expected = first_values.setdefault((noun, key), (run, value))
             if value != expected:
                 raise UserError(f"{other.folder} and {run.folder} have different {noun}. Pass one of them.")
-        other, _ = first_seen.setdefault((label, (run.dataset, run.seed)), (run, None))
+        other = first_runs.setdefault((label, run.dataset, run.seed), run)
         if other is not run and run.seed != EVERY_SEED:
             raise UserError(f"{other.folder} and {run.folder} are the same run of {label}. Pass one of them.")
         for metric, percent in run.scores.items():

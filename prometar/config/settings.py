@@ -164,7 +164,7 @@ class Config(MethodConfig):
 
     @property
     def references(self) -> dict[str, str]:
-        """References of custom components, `package.module:Name`, by section."""
+        """References to custom components, `package.module:Name`, by section."""
         found = {name: section.reference for name, section in self if isinstance(section, CustomSection)}
         return found | ({"data": self.data.reference} if self.data.reference else {})
 
@@ -191,8 +191,8 @@ class Config(MethodConfig):
         """
         if self.references and not trusted:
             raise UserError(
-                f"{where} uses custom components ({', '.join(self.references.values())}). Review their code, "
-                "then pass --trust-parts (in Python, trust_parts=True)."
+                f"{where} uses custom components ({', '.join(self.references.values())}). Review the code "
+                "of these parts, then pass --trust-parts (in Python, trust_parts=True)."
             )
         return self
 

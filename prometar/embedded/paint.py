@@ -33,9 +33,8 @@ def render_uneven_light(rng: np.random.Generator, image: Floats) -> Pixels:
     tilt = rng.uniform(-0.2, 0.2, 2)
     light = rng.uniform(0.8, 1.1) + tilt[0] * axis[None, :] + tilt[1] * axis[:, None]
     light = light + 0.05 * fractal(rng, size, 3.0, 2)
-    return quantize(
-        image * light[:, :, None] + rng.uniform(0.01, 0.05) * rng.standard_normal((size, size, 1))
-    )
+    grain = rng.uniform(0.01, 0.05) * rng.standard_normal((size, size, 1))
+    return quantize(image * light[:, :, None] + grain)
 
 
 def vary_color(rng: np.random.Generator, color: tuple[float, float, float], spread: float = 0.08) -> Floats:

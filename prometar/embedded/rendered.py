@@ -63,9 +63,8 @@ class RenderedSet(Generic[Motif]):
 
     def paths(self, split: str) -> tuple[str, ...]:
         """Return the paths of a split ("train", "val" or "test"), ordered by class."""
-        return tuple(
-            image_path(name, split, k) for name in self.classnames for k in range(self.counts[split])
-        )
+        count = self.counts[split]
+        return tuple(image_path(name, split, k) for name in self.classnames for k in range(count))
 
     @cached_property
     def _seeds(self) -> dict[str, int]:

@@ -123,7 +123,7 @@ def load(
         path: A file, or hf://owner/name[@revision] with a branch, tag or commit as revision.
         pretrained: Weights of the backbone. Default: as in training. Required if training used a local file.
         device: Device such as "cpu" or "cuda". Default: a GPU if available.
-        trust_parts: True to import the file's custom components. By default, such files are rejected.
+        trust_parts: True to import the file's custom components (parts). By default, such files are rejected.
 
     Raises:
         UserError: the file is missing or was not exported, the weights are missing or differ from those in
@@ -142,7 +142,7 @@ def load(
     clip = load_clip(name, pretrained or original)
     if weights_digest(clip) != card.digest:
         raise UserError(
-            f"{path} was trained with other weights of {name} than {pretrained or original or 'mini'}. "
+            f"{path} was trained with different weights of {name}, not {pretrained or original or 'mini'}. "
             "Pass the original weights as pretrained=FILE."
         )
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
@@ -161,7 +161,7 @@ def matching_prompts(path: Path, config: Config, clip: Clip, leaves: Mapping[str
     prompts, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
     expected = prompts.initialize(clip, no_tokens, torch.Generator())  # only names and shapes matter
     if problem := mismatch(expected, leaves):
-        raise UserError(f"{path} does not contain prompts of its method ({problem}). Train and export again.")
+        raise UserError(f"The prompts in {path} do not fit {config.method} ({problem}). Train them again.")
     return prompts
 
 
@@ -183,7 +183,7 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]
     if not isinstance(images, Sequence | np.ndarray) or not len(images):
-        raise UserError(f"images must be an image or a sequence of images, found {type(images).__name__}")
+        raise UserError(f"images must be an image or a non-empty sequence, found {type(images).__name__}")
     return list(images)
 
 

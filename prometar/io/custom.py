@@ -57,15 +57,15 @@ def load(reference: str) -> Any:
 
 
 def instantiate(reference: str, args: Mapping[str, object]) -> Any:
-    """Load a component and, if it is a class, instantiate it with `args`. Otherwise, `args` must be empty.
+    """Load a component and, if it is a class, instantiate it. Only dataclasses accept arguments.
 
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
     """
     found = load(reference)
-    settings = _validated_args(reference, found, args)
+    validated = _validated_args(reference, found, args)
     with component_errors(reference):
-        return found(**dict(settings)) if inspect.isclass(found) else found
+        return found(**dict(validated)) if inspect.isclass(found) else found
 
 
 def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def component_errors(reference: str) -> Iterator[None]:
         raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({at})") from error
 
 
-def instantiate_custom(kind: str, name: str, known: Iterable[str]) -> Any:
-    """Return the custom component `name`. A class is instantiated with its default arguments.
+def require_custom(kind: str, name: str, known: Iterable[str]) -> Any:
+    """Load and instantiate the custom component `name`, which is not a built-in name.
 
     Args:
         kind: Kind of component in the error message.

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from prometar.methods.prompts import Leaves
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
 
 
 class Last(ComponentSection):
@@ -40,4 +40,4 @@ class Gaussian(ComponentSection):
 
 
 Averager = Last | Gaussian
-AnyAverager = BuiltInOrCustom[Averager, CustomKind]
+AnyAverager = BuiltInOrCustom[Averager, CustomKindSection]

@@ -18,8 +18,8 @@ from prometar.methods.section import CustomSection
 _QUERY, _SUPPORT, _CLASSES = 2, 3, 4  # numbers of query images, support images and classes
 
 
-def build_and_test(config: MethodConfig, clip: Clip) -> Method:
-    """Build the method of a configuration, and call each of its custom components once on small tensors.
+def check_components(config: MethodConfig, clip: Clip) -> Method:
+    """Call each custom component of a configuration once on small tensors. Return the built method.
 
     Raises:
         UserError: a component fails, or returns a wrong shape.
@@ -43,9 +43,9 @@ def build_and_test(config: MethodConfig, clip: Clip) -> Method:
         tokens = method.prompts.tokens(leaves)
     check("prompts", lambda: ({}, {}) if method.prompts.conditional else (tokens, _expected(tokens, clip)))
     with component_errors(getattr(config.modulator, "reference", "modulator")):
-        gate = method.modulator.initialize(tokens, generator)
+        learned = method.modulator.initialize(tokens, generator)
     check("regularizer", lambda: _distances(method, clip))
-    check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))
+    check("modulator", lambda: (method.modulator(learned, tokens, tokens), tokens))
     check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
     check("task", lambda: _task_augmentation(method))
     check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))

@@ -32,7 +32,7 @@ class Method:
 
 
 class MethodConfig(PlainData):
-    """Part of `Config` that determines the method. Each component has a section (`task`: augmentation)."""
+    """Part of `Config` that determines the method: one section per component. `task` is the augmentation."""
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from prometar.errors import UserError
 from prometar.methods.prompts import Leaves, Tensors, sample_linear
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +21,11 @@ class Modulator(ComponentSection):
         return None
 
     def initialize(self, tokens: Tensors, generator: "torch.Generator") -> Leaves:
-        """Return the initial values of the modulator's learnable tensors (default: none)."""
+        """Return the initial learnable tensors (default: none), given the tokens from `Prompts.tokens`."""
         return {}
 
-    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
-        """Return g for each prompt. `gate` contains the modulator's learnable tensors."""
+    def __call__(self, learned: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
+        """Return g for each prompt. `learned` contains the modulator's learnable tensors."""
         assert self.constant is not None
         return {name: g_task[name] + self.constant * g_reg[name] for name in g_task}
 
@@ -81,14 +81,14 @@ class Gate(Modulator):
             gate[f"{name}.out"] = sample_linear((hidden, hidden), hidden, like=leaf, generator=generator)
         return gate
 
-    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
+    def __call__(self, learned: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         import torch
 
         modulated = {}
         for name, g_t in g_task.items():
             g_r = g_reg[name]
             both = torch.cat([g_t.flatten(), g_r.flatten()])
-            m = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
+            m = torch.sigmoid(learned[f"{name}.out"] @ (learned[f"{name}.in"] @ both))
             rows_task, rows_reg = (g.reshape(-1, self.reduction) for g in (g_t, g_r))
             modulated[name] = torch.addcmul(rows_task, m[:, None], rows_reg).view_as(g_t)
         return modulated
@@ -105,7 +105,7 @@ class Projection(Modulator):
     kind: Literal["projection"] = "projection"
     share: float = Field(default=1.0, ge=0, le=1)
 
-    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
+    def __call__(self, learned: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         import torch
 
         modulated = {}
@@ -118,4 +118,4 @@ class Projection(Modulator):
         return modulated
 
 
-AnyModulator = BuiltInOrCustom[Add | Constant | Gate | Projection, CustomKind]
+AnyModulator = BuiltInOrCustom[Add | Constant | Gate | Projection, CustomKindSection]

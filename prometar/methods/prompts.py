@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -235,7 +235,7 @@ class ConditionalPrompts(_Context):
         return {"text.0": tokens["text.0"] + shift_BD[:, None]}
 
 
-class CustomPrompts(CustomKind, Prompts):
+class CustomPrompts(CustomKindSection, Prompts):
     """Custom prompts. Their `initialize` receives the token ids of `init`, as for built-in prompts."""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 from pydantic import Field
 
 from prometar.methods.prompts import Prompts, has_image_prompts
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKind
+from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +205,7 @@ class BuiltInDistances(_DistanceSettings):
         return {"l1": l1, "l2": l2, "cosine": cosine}[self.kind]
 
 
-class CustomRegularizer(CustomKind, _DistanceSettings):
+class CustomRegularizer(CustomKindSection, _DistanceSettings):
     """Custom distance or `Term`."""
 
 

@@ -24,7 +24,7 @@ class ComponentSection(PlainData):
 
 
 class CustomSection(ComponentSection):
-    """Section with the reference of a custom component, `package.module:Name`, and its arguments."""
+    """Section with the reference to a custom component, `package.module:Name`, and its arguments."""
 
     args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
 
@@ -41,8 +41,8 @@ class CustomSection(ComponentSection):
         return instantiate(self.reference, self.args)
 
 
-class CustomKind(CustomSection):
-    """Section with the reference of a custom component in `kind`."""
+class CustomKindSection(CustomSection):
+    """Custom section with the reference in `kind`. The augmentation section has another `KIND_FIELD`."""
 
     kind: str
 
@@ -54,7 +54,7 @@ CustomT = TypeVar("CustomT")
 def _origin(value: Any) -> str:
     """Return the tag of a section: built-in or custom."""
     fields = dict(value) if isinstance(value, Mapping | ComponentSection) else {}
-    kinds = [fields.get(kind_field) for kind_field in ("kind", "augmentation")]
+    kinds = [fields.get(key) for key in ("kind", "augmentation")]  # the KIND_FIELD of every section
     return "custom" if any(isinstance(kind, str) and is_reference(kind) for kind in kinds) else BUILT_IN_TAG
 
 

@@ -203,13 +203,13 @@ def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: E
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:
-        query_share, partner_share = partners.query_share[:, None], partners.share[:, None]
+        query_share, partner_share = partners.query_share[:, None], partners.partner_share[:, None]
         image_QE = query_share * image_QE + partner_share * image_RE[partners.image_rows]
     logits = model.logits(image_QE, text_CE)
     if partners is None or query.partner_labels is None:
         return cross_entropy(logits, query.labels, query.weights)
     loss = cross_entropy(logits, query.labels, query.weights * partners.query_share)
-    return loss + cross_entropy(logits, query.partner_labels, query.weights * partners.share)
+    return loss + cross_entropy(logits, query.partner_labels, query.weights * partners.partner_share)
 
 
 def _group(values: Tensors, name: str) -> Tensors:

@@ -21,13 +21,13 @@ from prometar.methods.composition import Method
 class Partners(NamedTuple):
     """Support images that are mixed into Q query images. All tensors are (Q,), except `mix.box` (Q, 4).
 
-    query_share, share: Shares of each query image and of its partner. Their sum is 1.
+    query_share, partner_share: Shares of each query image and of its partner. Their sum is 1.
     batch_rows: Rows of the partners in the batch.
     image_rows: Rows of the partners in the query's `Embeddings.images`. None if pixels are mixed.
     """
 
     query_share: Tensor
-    share: Tensor
+    partner_share: Tensor
     batch_rows: Tensor
     image_rows: Tensor | None
     mix: Mix
@@ -36,18 +36,18 @@ class Partners(NamedTuple):
 class Selection(NamedTuple):
     """Rows of a meta task's images in a batch. Support weights sum to 1, and so do query weights.
 
-    encoded_rows: (R,) rows of the Q query images, then of the partners whose features are mixed in.
+    query_and_partner_rows: (R,) rows of the Q query images, then of the partners whose features are mixed in.
     """
 
     support_rows: Tensor
     support_weights: Tensor
-    encoded_rows: Tensor
+    query_and_partner_rows: Tensor
     query_weights: Tensor
     partners: Partners | None
 
     @property
     def query_rows(self) -> Tensor:
-        return self.encoded_rows[: len(self.query_weights)]
+        return self.query_and_partner_rows[: len(self.query_weights)]
 
 
 def leave_one_class_out(
@@ -68,7 +68,8 @@ def leave_one_class_out(
 
 def meta_task_rng(seed: int, step: int) -> np.random.Generator:
     """Return the random generator of a meta task. It depends only on (seed, step), so runs can resume."""
-    return np.random.Generator(np.random.PCG64([seed, step, 0x7A5C]))  # data plans use [seed, epoch]
+    # The constant distinguishes this generator from those of data plans, which are seeded with [seed, epoch].
+    return np.random.Generator(np.random.PCG64([seed, step, 0x7A5C]))
 
 
 def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torch.dtype) -> Selection:
@@ -80,16 +81,16 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
         mixes_pixels: True if pixels are mixed, False if features are.
     """
     query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]
-    encoded, partners = query, None
+    rows, partners = query, None
     if mix is not None:
         batch_rows, image_rows = support[mix.partner], None
         if not mixes_pixels:
             others, inverse = batch_rows.unique(return_inverse=True)
-            encoded, image_rows = torch.cat([query, others]), len(query) + inverse
+            rows, image_rows = torch.cat([query, others]), len(query) + inverse
         # The published code computes 1 - lam in the precision of lam.
         partners = Partners(mix.lam.to(dtype), (1 - mix.lam).to(dtype), batch_rows, image_rows, mix)
     support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
-    return Selection(support, support_weights, encoded, query_weights, partners)
+    return Selection(support, support_weights, rows, query_weights, partners)
 
 
 class Embeddings(NamedTuple):
@@ -124,12 +125,12 @@ def make_batch(
     cache: FeatureCache | None = None,
     step: int = 0,
 ) -> tuple[Embeddings, MetaTask | None]:
-    """Embed normalized images only once per step. Return the whole batch and the meta task.
+    """Embed a batch. Return it and its meta task, which reuses the embeddings of images with unmixed pixels.
 
     Args:
-        images_B3HW, labels: Images in the precision and on the device of the backbone, and labels (B,).
+        images_B3HW, labels: Normalized images in the backbone's precision and on its device, and labels (B,).
         selection: Rows of the meta task, on the device of the images. None if there is no meta task.
-        cache: Frozen image features by step.
+        cache: `FeatureCache` of the training images, keyed by step.
     """
     images, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
     frozen = frozen_image(clip, images, cache, step) if method.uses_frozen_image_features else None
@@ -148,7 +149,7 @@ def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, select
     query_rows, weights, partners = selection.query_rows, selection.query_weights, selection.partners
     partner_labels, frozen = None, None
     if partners is None or partners.image_rows is not None:
-        images = whole.images[selection.encoded_rows]
+        images = whole.images[selection.query_and_partner_rows]
     else:
         query_pixels, partner_pixels = pixels[query_rows], pixels[partners.batch_rows]
         mixed_pixels = method.augmentation.mixed_images(query_pixels, partner_pixels, partners.mix)
@@ -159,7 +160,7 @@ def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, select
     if partners is not None:
         partner_labels = whole.labels[partners.batch_rows]
         if frozen is not None and whole.frozen is not None:
-            query_share, partner_share = partners.query_share[:, None], partners.share[:, None]
+            query_share, partner_share = partners.query_share[:, None], partners.partner_share[:, None]
             frozen = query_share * frozen + partner_share * whole.frozen[partners.batch_rows]
             frozen = F.normalize(frozen, dim=-1)
     return Embeddings(images, whole.labels[query_rows], weights, frozen, partners, partner_labels)

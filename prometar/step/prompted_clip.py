@@ -56,7 +56,7 @@ class PromptedClip:
             return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)
 
     def image_features(self, tokens: Tensors, images_BTD: Tensor) -> Tensor:
-        """Return the unnormalized features (B, E) of images from `prometar.clip.vision.embed_images`."""
+        """Return the unnormalized features (B, E) of images that `embed_images` has embedded."""
         features = encode_image(self.clip, images_BTD, self._by_layer(tokens, "vision"))
         return features.to(self.clip.working_dtype)
 
@@ -118,7 +118,7 @@ def build_model(
         if len({tuple(ids[start : start + prompts.num_context]) for ids in ids_NT.tolist()}) > 1:
             raise UserError(
                 f"The words before the class names have fewer than {prompts.num_context} tokens, so prompts "
-                f"would replace parts of class names. Set prompts.init to {prompts.num_context} other words."
+                f"would replace parts of class names. Use {prompts.num_context} common words in prompts.init."
             )
         text: TextInput | Tensor = text_input(clip, ids_NT, num_context=prompts.num_context)
     else:

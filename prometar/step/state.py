@@ -11,7 +11,7 @@ from prometar.methods.prompts import Leaves, Tensors
 
 @dataclass(frozen=True)
 class State:
-    """Prompts and gate with their momenta, the average of the prompts, and the number of finished steps.
+    """Prompts, modulator tensors (`gate`), their momenta, the prompts' average, and the number of steps done.
 
     Data order, augmentations and meta tasks are functions of (seed, step), so this state suffices to resume.
     """

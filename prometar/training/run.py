@@ -21,7 +21,7 @@ from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
 from prometar.io.custom import is_reference, source_digest
-from prometar.methods.component_check import build_and_test
+from prometar.methods.component_check import check_components
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
@@ -52,8 +52,8 @@ class Run:
     Args:
         cache: Cached features of the training images.
         cache_key: Identifies the dataset and the backbone in caches.
-        out_of_domain: Prompted CLIP for the names over which drift is measured, if the objective needs drift.
-        code_digests: sha256 of the source file of each custom component, by reference.
+        out_of_domain: Prompted CLIP whose classes are the out-of-domain names. None if drift is not measured.
+        code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
     """
 
     config: Config
@@ -137,7 +137,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     dataset = _cached_dataset(*data)
     backbone = _cached_backbone(config.backbone)
     if config.references:
-        build_and_test(config, backbone.clip)
+        check_components(config, backbone.clip)
     if not has_image_prompts(method.prompts):
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))

@@ -18,7 +18,7 @@ STRICT = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=Fals
 
 
 class RunResult(BaseModel):
-    """Result of a finished run.
+    """Result of a finished run. Aliases are the keys in the file, whose format must not change.
 
     Args:
         last_epoch, history: Record of the last epoch, and records of all epochs.
@@ -27,7 +27,7 @@ class RunResult(BaseModel):
         classnames, template: Training classes by label, and the template of their texts.
         run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the backbone.
         environment: Software versions and machine.
-        code: sha256 of the source file of each custom component, by reference.
+        code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
         cpus, gpus: Allocated resources, or None if unknown.
         tests: Accuracy in percent on all classes of other datasets, and digest of their splits, by dataset.
     """
@@ -71,5 +71,5 @@ def read_result(folder: Path) -> RunResult:
         return RunResult.model_validate_json(read_bytes(path))
     except (OSError, ValidationError):
         raise UserError(
-            f"{path} is missing or corrupt. Rerun the command that trained the run to write it again."
+            f"{path} is missing or corrupt. To recreate it, rerun the command that created the run."
         ) from None

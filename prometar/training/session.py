@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from prometar.clip.features import can_skip_images
+from prometar.clip.features import can_skip_images, needs_images_once
 from prometar.clip.weights import mismatch
 from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, Stream, stream_labels, stream_local
@@ -27,7 +27,7 @@ MAX_CACHED_BYTES = 2 * 2**30
 _EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
-"""Batches of evaluation images, which are not augmented, by data plan, dataset and backbone."""
+"""Evaluation batches (never augmented), keyed by data plan, dataset and backbone."""
 
 
 class Session:
@@ -50,8 +50,8 @@ class Session:
         self._before_step = before_step
         self._path = folder / _CHECKPOINT
         self._digests = {"run_digest": run.digest, "weights_digest": run.backbone.digest}
-        self._stream = stream
-        self._open_stream: Iterator[Batch] | None = None
+        self._start_stream = stream
+        self._stream: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
         checkpoint = load_checkpoint(self._path)
         if checkpoint is not None:
@@ -64,7 +64,7 @@ class Session:
         """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 
         An unusable checkpoint is renamed. A run that is started over has the same results, because settings
-        and seeds determine them. Returns the session, and a note on why it starts over or "".
+        and seeds determine them. Returns the session, and the reason for starting over or "".
 
         Raises:
             InfrastructureError: the folder is not writable.
@@ -124,9 +124,9 @@ class Session:
             run, start = self.run, self.state.step
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
             cached = can_skip_images(run.backbone.clip, run.cache, range(start, run.plan.num_steps))
-            stream = stream_labels if cached and not reads_pixels else self._stream
-            self._open_stream = stream(run.plan, run.dataset.source, start)
-            self._batches = chain([*islice(self._open_stream, 1)], self._open_stream)
+            stream = stream_labels if cached and not reads_pixels else self._start_stream
+            self._stream = stream(run.plan, run.dataset.source, start)
+            self._batches = chain([*islice(self._stream, 1)], self._stream)
         return self._batches
 
     def score(self) -> dict[str, float]:
@@ -145,9 +145,9 @@ class Session:
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
     def close(self) -> None:
-        if close := getattr(self._open_stream, "close", None):
+        if close := getattr(self._stream, "close", None):
             close()
-        self._open_stream = self._batches = None
+        self._stream = self._batches = None
 
     def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
         """Yield the batches of an evaluation set, from the cache if possible."""
@@ -160,9 +160,9 @@ class Session:
             yield from _EVAL_BATCHES[key]
             return
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
-        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and not can_skip_images(clip, cache)
+        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and not needs_images_once(clip, cache)
         batches: list[Batch] = []
-        for batch in self._stream(plan, self.run.dataset.source, 0):
+        for batch in self._start_stream(plan, self.run.dataset.source, 0):
             if should_cache:
                 batches.append(batch)
             yield batch

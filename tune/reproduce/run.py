@@ -11,7 +11,7 @@ from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
 from prometar.io.files import lock_folder, resolve_path, write_atomically
-from prometar.methods.component_check import build_and_test
+from prometar.methods.component_check import check_components
 from prometar.methods.prompts import NoPrompts
 from prometar.training.memory import Footprint
 from tune.config import ResourcesConfig
@@ -38,7 +38,7 @@ def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | 
         require_outside(out, name, grid.config.data.root)
     datasets, splits, unavailable = _open_datasets(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
-    methods = {name: build_and_test(config, clip) for name, config in grid.configs.items()}
+    methods = {name: check_components(config, clip) for name, config in grid.configs.items()}
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
     jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}

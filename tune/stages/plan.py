@@ -25,7 +25,7 @@ from prometar.environment import num_cpus
 from prometar.errors import UserError
 from prometar.io.custom import component_errors, is_reference, source_digest
 from prometar.io.files import file_size
-from prometar.methods.component_check import build_and_test
+from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
 from prometar.training.drift import drift_identity, out_of_domain_names
@@ -129,7 +129,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     """
     search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
-    build_and_test(config.run, backbone.clip)
+    check_components(config.run, backbone.clip)
     digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     digests["weights"] = backbone.digest[:12]
     components = [search.objective, search.sampler, search.pruner, *config.run.references.values()]

@@ -87,7 +87,7 @@ class Dataset:
         template: Zero-shot prompt, such as "{} texture.".
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
-        list_origin: File or folder of the image list in messages, such as "folder data/dtd/images".
+        list_origin: Source of the image list, as named in messages, such as "folder data/dtd/images".
         note: Remark for the user, such as the rule of an automatic split.
     """
 

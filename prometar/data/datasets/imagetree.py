@@ -121,9 +121,7 @@ def class_folders(*folders: Path) -> list[str]:
     names = [list_visible(folder)[0] for folder in folders]
     for folder, found in zip(folders, names, strict=True):
         if not found:
-            raise UserError(
-                f"{folder} has no class folders. Put the images of each class into a folder of its own."
-            )
+            raise UserError(f"{folder} has no class folders. Put each class's images into its own folder.")
         if differing := sorted(set(found) ^ set(names[0])):
             raise UserError(
                 f"{folders[0]} and {folder} have different classes, such as '{differing[0]}'. Every split "
@@ -140,9 +138,7 @@ def image_files(folder: Path) -> list[str]:
     """
     folders, files = list_visible(folder)
     if folders:
-        raise UserError(
-            f"Class folder {folder} contains the folder {folders[0]}. Move its images one level up."
-        )
+        raise UserError(f"Class folder {folder} contains the folder {folders[0]}. Move images one level up.")
     images = [file for file in files if file.lower().endswith(SUFFIXES)]
     if not images:
         raise UserError(f"Class folder {folder} has no images ({', '.join(SUFFIXES)}).")

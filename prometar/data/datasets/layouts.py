@@ -105,12 +105,11 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
         raise UserError(f"{image_folder}: folder {unknown[0]} is not listed in {file}.")
     folders.sort(key=int if benchmark.numbered else str)
     classnames = [names[each] for each in folders]
-    return {
-        split: labeled_images(
-            image_folder, [f"{PurePosixPath(parent, each)}" for each in folders], classnames
-        )
-        for split, parent in benchmark.split_folders.items()
-    }
+    splits: dict[str, Items] = {}
+    for split, parent in benchmark.split_folders.items():
+        paths = [f"{PurePosixPath(parent, each)}" for each in folders]
+        splits[split] = labeled_images(image_folder, paths, classnames)
+    return splits
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -92,7 +92,8 @@ def _install_archive(archive: Archive, folder: Path, temp: Path, progress: Progr
     unpack(file, temp / "unpacked")
     parent, main = temp / "unpacked" / archive.parent, archive.main_folder
     if not (parent / main).is_dir():
-        raise WorkError(f"{archive.url} has no folder {archive.parent}/{main}. Unpack it manually.")
+        missing = f"{archive.url} does not contain the folder {archive.parent}/{main}"
+        raise WorkError(f"{missing}. Download and unpack it manually to {folder}.")
     folder.mkdir(exist_ok=True)
     # The main folder is moved last: if it exists, a later call of `download` skips this archive.
     for entry in sorted(parent.iterdir(), key=lambda entry: entry.name == main):
@@ -108,7 +109,8 @@ def _install_split_file(benchmark: Benchmark, folder: Path, temp: Path, progress
     labels = {item.label for items in splits.values() for item in items}
     counts = {split: len(items) for split, items in splits.items()}
     if found := size_differences(benchmark.name, len(labels), counts):
-        raise WorkError(f"{file.name} differs from the published split: {', '.join(found)}. Get CoOp's file.")
+        fix = f"Download it from the CoOp repository to {folder}."
+        raise WorkError(f"{file.name} differs from the published split: {', '.join(found)}. {fix}")
     folder.mkdir(exist_ok=True)
     os.replace(file, folder / file.name)
 

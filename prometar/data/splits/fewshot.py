@@ -86,8 +86,8 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
     return tuple(sorted({item.label for item in items}))
 
 
-def select_labels(items: Iterable[Item], labels: Iterable[int]) -> Items:
-    """Return the items with these labels in their original order. The sorted labels become 0, 1, ..."""
+def select_and_relabel(items: Iterable[Item], labels: Iterable[int]) -> Items:
+    """Return the items with these labels in their original order. The sorted labels become 0, 1, 2, ..."""
     rank = {label: k for k, label in enumerate(sorted(labels))}
     return tuple(Item(item.path, rank[item.label], item.classname) for item in items if item.label in rank)
 
@@ -106,5 +106,5 @@ def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, .
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)
-    base_splits = tuple(select_labels(each, base) for each in splits)
-    return base_splits, tuple(select_labels(each, new) for each in splits)
+    base_splits = tuple(select_and_relabel(each, base) for each in splits)
+    return base_splits, tuple(select_and_relabel(each, new) for each in splits)

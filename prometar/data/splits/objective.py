@@ -19,10 +19,10 @@ from prometar.data.splits.fewshot import (
     group_by_label,
     hold_out_val,
     labels_of,
-    select_labels,
+    select_and_relabel,
 )
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, instantiate_custom, is_reference
+from prometar.io.custom import component_errors, is_reference, require_custom
 from prometar.metrics import harmonic_mean
 
 
@@ -90,7 +90,8 @@ def _split_all_classes(dataset: Dataset, shots: int, seed: int, val_per_class: i
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
-    return FewShotSplit(select_labels(few_shot, labels), {"all": select_labels(dataset.test, labels)})
+    train, test = (select_and_relabel(items, labels) for items in (few_shot, dataset.test))
+    return FewShotSplit(train, {"all": test})
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = instantiate_custom("objective", name, known)
+    found = require_custom("objective", name, known)
     if isinstance(found, Objective):
         return found
     objective = replace(OBJECTIVES["drift"], score=found, title=name)

@@ -133,8 +133,8 @@ def _build_dataset(
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     inputs = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     with warnings.catch_warnings():
-        # Passing `scheduling_strategy` is deprecated. If DataContext sets it instead, Ray Data 2.60 uses only
-        # the object store of the bundles, 0 bytes, and starts a task only when the consumer already waits.
+        # `scheduling_strategy` is deprecated. If DataContext sets it instead, Ray Data 2.60 limits itself to
+        # the object-store memory of the bundles (0 bytes), so it starts a task only once the consumer waits.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return inputs.map_batches(
             cast(Any, make_block),
@@ -160,7 +160,7 @@ def make_block(
 
 
 def _store_images(plan: Plan, source: Source) -> ray.ObjectRef | None:
-    """Put the encoded images into the object store. Return None if they are read only once, or too many."""
+    """Put encoded images into the object store. Return None if they are too many, or are read only once."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None
     return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))

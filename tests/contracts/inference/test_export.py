@@ -137,8 +137,8 @@ def test_other_classes(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (None, UserError, "images must be an image or a sequence of images, found NoneType"),
-        ([], UserError, "images must be an image or a sequence of images, found list"),
+        (None, UserError, "images must be an image or a non-empty sequence, found NoneType"),
+        ([], UserError, "images must be an image or a non-empty sequence, found list"),
         (["none.png"], UserError, r"Cannot read image none.png \(No such file"),
         ([np.zeros((4, 4, 3), np.float32)], WorkError, r"given as pixels \(Cannot handle this data type"),
         ([3], WorkError, "Corrupt image given as pixels"),
@@ -188,7 +188,7 @@ def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
     with pytest.raises(UserError, match=r"requires a local file of weights\. Pass it as pretrained=FILE"):
         prometar.load(path)
-    with pytest.raises(UserError, match="was trained with other weights"):
+    with pytest.raises(UserError, match="was trained with different weights"):
         prometar.load(path, pretrained=str(other))
     assert isinstance(prometar.load(path, pretrained=str(weights)), Classifier)
 

@@ -14,7 +14,7 @@ from prometar.clip.openclip import load_backbone
 from prometar.config.settings import Config, configure, dump_config, load_config, parse, parse_assignments
 from prometar.errors import UserError
 from prometar.io.custom import load, source_digest
-from prometar.methods.component_check import build_and_test
+from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
 from prometar.methods.regularizers import ImageDistance, LogitsDivergence, TextDistance
 from tests.support.own import write_parts
@@ -35,7 +35,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_function_is_a_distance_in_both_towers(mine: Path, clip: Clip) -> None:
-    method = build_and_test(configure("promptsrc", {"regularizer.kind": "mine:huber"}), clip)
+    method = check_components(configure("promptsrc", {"regularizer.kind": "mine:huber"}), clip)
     huber = importlib.import_module("mine").huber
     terms = (TextDistance(huber), 25.0), (ImageDistance(huber), 10.0), (LogitsDivergence(), 1.0)
     assert method.regularizer.terms == terms
@@ -61,7 +61,7 @@ def test_another_kind_drops_the_args_of_the_one_before(mine: Path) -> None:
 
 def test_a_term_has_its_own_weight(mine: Path, clip: Clip) -> None:
     values = {"regularizer.kind": "mine:Spread", "regularizer.args.weight": 3}
-    regularizer = build_and_test(configure("prometar", values), clip).regularizer
+    regularizer = check_components(configure("prometar", values), clip).regularizer
     assert [(term.name, term.weight) for term, _ in regularizer.terms] == [("spread", 3.0)]  # type: ignore[attr-defined]
 
 
@@ -88,7 +88,7 @@ def test_a_mistake_is_reported_in_one_line(
     mine: Path, clip: Clip, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        build_and_test(configure("prometar", values), clip)
+        check_components(configure("prometar", values), clip)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -105,7 +105,7 @@ def test_errors_of_a_gpu_are_raised(mine: Path, clip: Clip) -> None:
     error = "torch.OutOfMemoryError('CUDA out of memory.')"
     mine.write_text(f"import torch\n\ndef full(a, b):\n    raise {error}\n")
     with pytest.raises(RuntimeError, match="CUDA"):
-        build_and_test(configure("prometar", {"regularizer.kind": "mine:full"}), clip)
+        check_components(configure("prometar", {"regularizer.kind": "mine:full"}), clip)
 
 
 def test_reading_a_configuration_imports_nothing(mine: Path) -> None:

@@ -270,7 +270,7 @@ def test_an_archive_of_something_else_is_told(
     folder = write_copy("dtd", tmp_path)
     server.files["/fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"] = tar_of(folder, "dtd")
     assert download("fgvc_aircraft", tmp_path / "root") == 1
-    assert "has no folder fgvc-aircraft-2013b/data/images. Unpack it manually." in capsys.readouterr().err
+    assert "does not contain the folder fgvc-aircraft-2013b/data/images. Download" in capsys.readouterr().err
 
 
 WRONG = [
