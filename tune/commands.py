@@ -89,7 +89,7 @@ def reproduce(
     from prometar.data.datasets.catalog import default_root, require_name
     from tune.reproduce.grid import PROTOCOLS, Grid
     from tune.reproduce.published import protocol_settings
-    from tune.reproduce.run import reproduce
+    from tune.reproduce.run import run_grid
 
     preset, values = PROTOCOLS[protocol], parse_assignments(settings or [])
     if wrong := values.keys() & _OPTION_OF_SETTING.keys():
@@ -105,7 +105,7 @@ def reproduce(
         require_name(name)
     backbone, pretrained = resolve_backbone(used, backbone, pretrained)
     root = data_root or default_root(*used)
-    configured = partial(configure, where="--set" if values else "--epochs")  # other options are valid here
+    configured = partial(configure, where="--set" if values else "--epochs")  # only these can be invalid here
     shared: dict[str, Any] = {
         "data.root": root and absolute_root(root),
         "backbone.name": backbone,
@@ -129,4 +129,4 @@ def reproduce(
         cpus_per_trial=cpus_per_run,
         gpus_per_trial="auto" if gpus_per_run is None else gpus_per_run,
     )
-    reproduce(grid, out, resources, address)
+    run_grid(grid, out, resources, address)

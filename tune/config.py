@@ -288,7 +288,7 @@ class StudyConfig(PlainData):
     @property
     def max_epochs(self) -> int:
         """Maximum number of epochs of a trial."""
-        return max([self.run.train.epochs, *map(int, self.search.space.values_to_check(EPOCHS_KEY))])
+        return max([self.run.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property
     def final_seeds(self) -> tuple[int, ...]:

@@ -239,8 +239,8 @@ class Study:
 
         assert self._opened is not None
         _, _, resources = self._opened
-        leader = next(iter(rank_completed(self.folder.read_trials())), None) if stage == "Search" else None
-        best = (leader.score, f"trial {leader.number}") if leader and leader.score is not None else None
+        ranked = rank_completed(self.folder.read_trials()) if stage == "Search" else []
+        best = next(((t.objective, f"trial {t.number}") for t in ranked if t.objective is not None), None)
         with LiveView(self.console, stage, total, done, best=best, show_best=stage == "Search") as view:
             return run_jobs(
                 jobs,

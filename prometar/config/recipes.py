@@ -57,7 +57,7 @@ def is_recipe_file(method: str) -> bool:
     return Path(method).suffix in {".yaml", ".yml"}
 
 
-def recipe(name: str) -> Recipe:
+def recipe(method: str) -> Recipe:
     """Return the recipe of a built-in method, or load a recipe file.
 
     Raises:
@@ -67,11 +67,11 @@ def recipe(name: str) -> Recipe:
         >>> recipe("coop").settings["train"]
         {'epochs': 200, 'batch_size': 32}
     """
-    if name in NAMES:
-        return _read_built_in(name)
-    if not is_recipe_file(name):
-        raise UserError(f"Unknown method '{name}'. Choose one of {', '.join(NAMES)}, or a recipe FILE.yaml.")
-    path = Path(name)
+    if method in NAMES:
+        return _read_built_in(method)
+    if not is_recipe_file(method):
+        raise UserError(f"Unknown method '{method}'. Choose one of {', '.join(NAMES)}, or a recipe FILE.yaml.")
+    path = Path(method)
     tree = read_yaml(path)
     try:
         return Recipe.model_validate(

@@ -355,7 +355,7 @@ def configure(
     Args:
         method: Name of a method, or path of a recipe file (FILE.yaml).
         overrides: Settings by dotted key.
-        where: Source of `overrides`, with which error messages for invalid values start.
+        where: Name of the source of `overrides`. Error messages for invalid values start with it.
 
     Raises:
         UserError: the method, a key or a component is unknown, or a value is invalid.

@@ -105,7 +105,7 @@ def test_a_home_is_known_where_the_shell_left_it(
     ("file", "content", "message"),
     [
         ("study.yaml", b"\xff\xfe", "study.yaml"),
-        ("study.yaml", b"version: 2\nidentity: {}\n", "has version 2"),
+        ("study.yaml", b"version: 2\nidentity: {}\n", "has file format 2"),
         ("study.yaml", b"version: 3\n", "is corrupt (config"),
         ("study.db", b"not a database" * 100, "study.db is corrupt. Restore a backup."),
     ],

@@ -26,7 +26,7 @@ from tune.records.schema import (
 )
 from tune.space.space import build_space
 from tune.stages.final_test import _compare, _verdict
-from tune.stages.jobs import RunUnfinished, unfinished_jobs
+from tune.stages.jobs import JobRunner, unfinished_jobs
 from tune.stages.statistics import mean_interval
 
 SCRIPT = "<script>alert(1)</script>"
@@ -209,7 +209,7 @@ Score = Callable[[int, Config], float | str]
 """Objective of a run with the settings of a trial, or the reason of its failure."""
 
 
-def runner(score: Score) -> tuple[RunUnfinished, list[str]]:
+def runner(score: Score) -> tuple[JobRunner, list[str]]:
     """A function that runs the jobs of a stage by a formula, and the names of those that it ran."""
     names = list[str]()
 

@@ -200,7 +200,7 @@ class _Dispatcher(Searcher, Stopper):
         submission, report = self._running[trial_id], result["report"]
         if report.epoch > submission.epoch:  # a new worker reports earlier epochs again
             submission.epoch, submission.deaths = report.epoch, 0
-        with self._record_error():
+        with self._record_error():  # an observer returns False to stop the job
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
         # If an observer stopped the job, it has recorded the reason.

@@ -1,7 +1,7 @@
 """Typed records of a study folder. Only this module reads and writes their files.
 
-Validation is strict. A missing or unknown key, a wrong type, a non-finite number or another version is a
-one-line error that names the file and the field.
+Validation is strict. A missing or unknown key, a wrong type, a non-finite number or another file format
+is a one-line error that names the file and the field.
 """
 
 import json
@@ -97,7 +97,7 @@ class EpochReport:
     """Result of one epoch of a job, sent by the worker.
 
     Args:
-        epoch: Number of the epoch, counted from 1. 0 before the first report.
+        epoch: Number of the epoch, counted from 1. 0 in the empty report that stands for "no report yet".
         runs: Score of each run.
         loss: Mean training loss.
         finished: True if this is the last report of the job.
@@ -165,15 +165,15 @@ class TrialRecord:
         return self.origin == "baseline"
 
     @property
-    def score(self) -> float | None:
+    def completed_objective(self) -> float | None:
         """Objective of a completed trial, None for other trials."""
         return self.objective if self.state == "COMPLETE" else None
 
 
 def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the completed trials, highest objective first. Ties are ordered by number."""
-    completed = [trial for trial in trials if trial.score is not None]
-    return sorted(completed, key=lambda trial: (-(trial.score or 0.0), trial.number))
+    completed = [trial for trial in trials if trial.completed_objective is not None]
+    return sorted(completed, key=lambda trial: (-(trial.completed_objective or 0.0), trial.number))
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -239,13 +239,13 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs per run. If epochs were searched, runs with the selected settings use their own number.
+        epochs: Epochs per run. If it was searched, runs with the selected settings use the selected number.
         selected: Selected settings, with the runs on which the selection is based.
-        difference: Selected minus baseline in H. For several datasets, interval over their mean differences.
+        difference: Selected minus baseline in H. With several datasets, interval of the mean over datasets.
         alpha: Significance level of the last interim analysis, used for each dataset's interval.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
         detectable: Smallest true difference in H that this test shows with a power of 80%.
-        earlier_tests: Numbers of trials that earlier final tests of this study compared with the baseline.
+        earlier_tests: Trial numbers of the settings that earlier final tests compared with the baseline.
     """
 
     seeds: tuple[int, ...]
@@ -266,12 +266,12 @@ class FinalTest:
         return self.selected.is_baseline
 
     @property
-    def level(self) -> str:
+    def confidence(self) -> str:
         """Confidence level of `difference` in percent."""
-        return "95" if len(self.datasets) > 1 else self.dataset_level
+        return "95" if len(self.datasets) > 1 else self.dataset_confidence
 
     @property
-    def dataset_level(self) -> str:
+    def dataset_confidence(self) -> str:
         """Confidence level of a dataset's intervals in percent."""
         return f"{100 * (1 - self.alpha):g}"
 
@@ -316,7 +316,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
     """Return the record in a file, or None if the file does not exist.
 
     Raises:
-        UserError: the file cannot be read, is corrupt, or has another version.
+        UserError: the file cannot be read, is corrupt, or has another file format.
     """
     if file_size(path) is None:
         return None
@@ -325,8 +325,8 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         found = json.loads(text)
         if isinstance(found, dict) and found.get("version") != VERSION:
             raise UserError(
-                f"{path} has version {str(found.get('version'))[:20]}, but this version of prometar reads "
-                f"version {VERSION}. Use the version that wrote the file, or another study (--study NAME)."
+                f"{path} has file format {str(found.get('version'))[:20]}, but this prometar reads format "
+                f"{VERSION}. Use the prometar release that wrote it, or another study (--study NAME)."
             )
         record: Record = _ADAPTERS[kind].validate_json(text, by_alias=True, by_name=False)
         return record

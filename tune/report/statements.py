@@ -81,20 +81,20 @@ def _leader(records: Records) -> str:
     if selected is None:
         return ""
     images = "test" if records.study.reads_test_images else "validation"
-    score = f"{records.study.score_name} {format_number(selected.score)}"
+    score = f"{records.study.score_name} {format_number(selected.completed_objective)}"
     trial = "The trial with the default settings" if selected.is_baseline else f"Trial {selected.number}"
     verb = "is selected" if records.confirmation else "leads the search"
     line = f"{trial} {verb}, with {score} on {images} images."
-    if baseline is None or baseline.score is None or selected.is_baseline:
+    if baseline is None or baseline.completed_objective is None or selected.is_baseline:
         return line
-    return f"{line} The default settings have {format_number(baseline.score)}."
+    return f"{line} The default settings have {format_number(baseline.completed_objective)}."
 
 
 def _difference(test: FinalTest) -> str:
     if test.difference is None:
         return ""
     over = "datasets" if len(test.datasets) > 1 else "seed pairs"
-    measured = describe_difference(test.difference, test.level)
+    measured = describe_difference(test.difference, test.confidence)
     return f"Mean difference in H over {over} (selected minus default settings, test images): {measured}."
 
 
@@ -107,7 +107,7 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
     base, new = (_accuracy_interval(test, name) for name in ("base", "new"))
     if base is None or new is None:
         return
-    base_text, new_text = (describe_difference(each, test.level) for each in (base, new))
+    base_text, new_text = (describe_difference(each, test.confidence) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
     if base.mean > 0 and (new.high < 0 or new.mean <= -(test.min_relevant or 1.0)):
         unclear = [name for name, each in (("base", base), ("new", new)) if not each.excludes_zero]
@@ -163,7 +163,7 @@ def caveats(records: Records) -> list[str]:
 def _caveats(records: Records) -> Iterator[str]:
     """Yield all caveats, the most important first, because reports omit those after the first MAX_CAVEATS."""
     test, baseline = records.final_test, records.baseline
-    if records.completed and baseline and baseline.score is None:
+    if records.completed and baseline and baseline.completed_objective is None:
         reason = baseline.reason[:80]
         yield f"The default settings failed in the search: {reason}. Rerun the same command to resume."
     if test and not records.final_test_outdated:

@@ -67,7 +67,7 @@ def _final_test(records: Records) -> Table | None:
             texts = [format_difference(each) if each else (NONE, "") for each in differences]
             centers, bounds = zip(*texts, strict=True)
             rows.append(("", ("difference", *centers, pairs)))
-            rows.append(("", (f"{test.dataset_level}% CI", *bounds, "")))
+            rows.append(("", (f"{test.dataset_confidence}% CI", *bounds, "")))
         if result.published is not None:
             rows.append(("", ("published (cited)", NONE, NONE, format_number(result.published), NONE)))
     epochs = "1 epoch" if test.epochs == 1 else f"{test.epochs} epochs"
@@ -89,7 +89,7 @@ def _confirmation(records: Records) -> Table | None:
         fresh = [value for seed, value in each.mean_by_seed.items() if seed in confirmation.seeds]
         cells = (
             f"trial {each.number}" + (f" ({', '.join(tags)})" if tags else ""),
-            format_number(trial.score if trial else None),
+            format_number(trial.completed_objective if trial else None),
             format_number(mean(fresh)) if fresh else NONE,
             format_mean(each.mean_by_seed.values()) if each.mean is not None else "failed",
         )
@@ -117,10 +117,10 @@ def _settings(records: Records) -> Table:
 
 
 def _trials(records: Records) -> Table:
-    """Return the table of all trials: completed trials by score, then pruned and failed trials."""
-    rank = list(STATE_NAMES).index
-    ranked = sorted(records.trials, key=lambda t: (rank(t.state), -(t.score or 0.0), -t.epoch, t.number))
-    rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in ranked]
+    """Return the table of all trials: completed trials by objective, then pruned and failed trials by epoch."""
+    trials = sorted(records.trials, key=lambda t: (-(t.completed_objective or 0.0), -t.epoch, t.number))
+    trials = sorted(trials, key=lambda t: list(STATE_NAMES).index(t.state))  # stable
+    rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in trials]
     score = records.study.score_name
     columns = ("trial", "state", "changed settings", "notes", score, "base", "new", "epochs", "time")
     return Table("Trials", columns, rows, text_columns=4)

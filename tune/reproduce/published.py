@@ -25,7 +25,7 @@ def _read_file() -> dict[str, Any]:
 
     A series is a row of a published table: a `method`, its `title`, the `paper`, the `settings` in which it
     differs from other series of the method, and `accuracies` by dataset (or "average") and column, such as
-    {"dtd": {"base": 83.37}}. For accuracies from the authors' repository, `configuration` is the file there.
+    {"dtd": {"base": 83.37}}. `configuration` names the configuration file in the authors' repository.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
@@ -72,9 +72,9 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings of `config` that differ from the method's defaults with the changes in `settings`.
+    """Return the settings of `config` that differ from the method's defaults as changed by `settings`.
 
-    Images, seeds, backbone and precision are ignored. The result is empty for recipe files.
+    Dataset, shots, seed, backbone and precision are ignored. The result is empty for recipe files.
 
     Example:
         >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))

@@ -17,7 +17,7 @@ class AccuracySummary:
     """Accuracy over n seeds, in percent.
 
     Args:
-        mean: Mean over seeds. H is the harmonic mean of the mean base and the mean new accuracy.
+        mean: Mean over seeds. For H, the harmonic mean of the mean base and mean new accuracy.
         sd, interval: Standard deviation and 95% t-interval over seeds, or None for one seed. For H, both are
             computed from the H of each seed.
         published: Published accuracy, or None if there is none to compare with.
@@ -61,12 +61,12 @@ def build_table(
     """
     shots = {"data.shots": grid.shots[0]}
     configs = {method: config.override(shots) for method, config in grid.configs.items()}
-    citations = {
+    published_by_method = {
         method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()
     }
 
     def row(label: str, method: str, scores: Scores, *, comparable: bool) -> Row:
-        published = citations[method][0].get(label, {}) if comparable else {}
+        published = published_by_method[method][0].get(label, {}) if comparable else {}
         return label, method, _summarize(scores, grid.columns, published)
 
     rows = [
@@ -83,9 +83,9 @@ def build_table(
     cited = {method for _, method, cells in rows if any(cell.published for cell in cells.values())}
     notes = list(_notes(grid, results))
     if cited:
-        sources = ", ".join(citation for method, (_, citation) in citations.items() if method in cited)
+        sources = ", ".join(source for method, (_, source) in published_by_method.items() if method in cited)
         notes.append(f"Sources of published accuracies: {sources}. In parentheses: ours - published.")
-    if any(accuracies for accuracies, _ in citations.values()):
+    if any(accuracies for accuracies, _ in published_by_method.values()):
         for name, reason in incomparable.items():
             notes.append(f"Not comparable with published accuracies: {name} ({reason}).")
     return rows, notes
@@ -120,7 +120,7 @@ def _summarize(
 
 
 def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare the methods on the grid's datasets without its source. Return paired differences and notes."""
+    """Compare methods on all datasets but the source dataset. Return paired differences and notes."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

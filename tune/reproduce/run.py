@@ -25,7 +25,7 @@ from tune.reproduce.render import as_csv, as_markdown, print_table
 from tune.reproduce.results import build_table, collect, compare_methods
 
 
-def reproduce(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
+def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
     """Run or resume a grid. Then print and write its table and the paired comparisons.
 
     Raises:

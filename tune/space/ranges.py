@@ -74,8 +74,8 @@ class NumberRange(_Range):
         return self
 
     @property
-    def values_to_check(self) -> tuple[float, ...]:
-        """Values checked before the search: the bounds and, for floats, one that integer settings reject."""
+    def probe_values(self) -> tuple[float, ...]:
+        """Values tried before the search: the bounds and, for floats, one that integer settings reject."""
         non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *non_integer
 
@@ -99,8 +99,8 @@ class Choice(_Range):
     choices: Annotated[tuple[Value, ...], Distinct] = Field(min_length=1)
 
     @property
-    def values_to_check(self) -> tuple[Value, ...]:
-        """Values checked before the search: all choices."""
+    def probe_values(self) -> tuple[Value, ...]:
+        """Values tried before the search: all choices."""
         return self.choices
 
     def contains(self, value: object) -> bool:

@@ -90,7 +90,7 @@ class Space(PlainData):
         return self.check(searched, where="the default settings")
 
     def check(self, given: Settings, *, where: str) -> dict[str, Value]:
-        """Check settings from the source `where`, which messages name. Return those that may be active.
+        """Check settings, and return those that may be active. Error messages name their source, `where`.
 
         A condition on a setting that is not given may still hold after sampling.
 
@@ -132,15 +132,15 @@ class Space(PlainData):
             if entry.is_active(defaults) and key in defaults and not entry.contains(defaults[key]):
                 continue
             required = _required_values(entry, ranges)
-            variants = [config.override({**required, key: value}) for value in entry.values_to_check]
+            variants = [config.override({**required, key: value}) for value in entry.probe_values]
             first, *others = map(_used_settings, variants)
             if any(other != first for other in others):
                 ranges[key] = entry
         return self.model_copy(update={"ranges": ranges})
 
-    def values_to_check(self, key: str) -> tuple[Value, ...]:
-        """Return the `values_to_check` of a setting's range, () if the setting is not searched."""
-        return self.ranges[key].values_to_check if key in self.ranges else ()
+    def probe_values(self, key: str) -> tuple[Value, ...]:
+        """Return the bounds or choices tried before the search, () if the setting is not searched."""
+        return self.ranges[key].probe_values if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
         """Return ranges as text, by setting."""

@@ -10,7 +10,7 @@ from prometar.errors import FIX_AND_RESUME, WorkError
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, Confirmation, TrialRecord, rank_completed
-from tune.stages.jobs import RunUnfinished, scores, search_job
+from tune.stages.jobs import JobRunner, scores, search_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
@@ -22,7 +22,7 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 
 
 def confirm(
-    config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_unfinished: RunUnfinished
+    config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: JobRunner
 ) -> Confirmation:
     """Rerun trials with fresh seeds. Select the highest mean over all seeds. The baseline wins ties.
 
@@ -34,7 +34,7 @@ def confirm(
         trial.number: [search_job(config, folder, trial.number, trial.settings, seed) for seed in seeds]
         for trial in trials
     }
-    failures = run_unfinished([job for each in jobs.values() for job in each])
+    failures = run_jobs([job for each in jobs.values() for job in each])
     candidates = tuple(
         Candidate(
             number=trial.number,

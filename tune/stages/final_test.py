@@ -11,7 +11,7 @@ from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, Runs, Verdict
-from tune.stages.jobs import RunUnfinished, final_job, scores
+from tune.stages.jobs import JobRunner, final_job, scores
 from tune.stages.statistics import ALPHA_BY_PAIRS, UNPAIRED_SEEDS, is_decided, mean_interval, min_detectable
 
 
@@ -19,7 +19,7 @@ def run_final_test(
     config: StudyConfig,
     folder: StudyFolder,
     selected: Candidate,
-    run_unfinished: RunUnfinished,
+    run_jobs: JobRunner,
     *,
     published: Mapping[str, float | None],
     previous: FinalTest | None,
@@ -45,7 +45,7 @@ def run_final_test(
             for dataset in datasets
         }
         jobs_by_name = {job.name: job for job in chain(*chain(*jobs.values()))}  # shared runs only once
-        failures |= run_unfinished([job for name, job in jobs_by_name.items() if name not in failures])
+        failures |= run_jobs([job for name, job in jobs_by_name.items() if name not in failures])
         results = {
             dataset: _compare(
                 *(tuple(run for job in side_jobs for run in scores(job, failures)) for side_jobs in by_side),

@@ -15,7 +15,7 @@ from tune.records.folder import StudyFolder
 from tune.records.schema import Runs, RunScore
 from tune.space.ranges import Settings
 
-RunUnfinished = Callable[[Sequence[Job]], Mapping[str, str]]
+JobRunner = Callable[[Sequence[Job]], Mapping[str, str]]
 """Function that runs the jobs that have no result yet, and returns failure reasons by job name."""
 
 

@@ -96,7 +96,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     defaults = config.baseline_settings
     for key, entry in search.space.ranges.items():
         required = {other: values[0] for other, values in entry.when.items()}  # so that `key` is used
-        for value in entry.values_to_check:  # raises UserError if the value is invalid
+        for value in entry.probe_values:  # raises UserError if the value is invalid
             build(config.run.override({**defaults, **required, key: value}))
     with component_errors(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
@@ -147,7 +147,7 @@ def _stages(
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return the stages and the remarks of a plan."""
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
-    batch_sizes = (config.run.train.batch_size, *search.space.values_to_check("train.batch_size"))
+    batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
     smallest_batch = min(map(int, batch_sizes))
     transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # images are only counted
     search_steps, final_steps = (
@@ -156,7 +156,7 @@ def _stages(
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
     reruns = candidates * confirm.seeds if candidates > 1 else 0
-    final_epochs = max([config.test.epochs, *map(int, search.space.values_to_check(EPOCHS_KEY))])
+    final_epochs = max([config.test.epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
     amounts = {  # runs per dataset, epochs per run, and steps per epoch summed over the datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, search_steps),
         "Confirmation": (reruns, config.max_epochs, search_steps),
