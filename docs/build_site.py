@@ -1,6 +1,6 @@
 """Site of mkdocs.yml: README.md and everything that it links to, each file at its path in the repository.
 
-So every link is checked and works as it is written. Pages are in the order in which README.md links to them.
+Links thus work as written, and mkdocs checks them. Pages are in the order in which README.md links to them.
 """
 
 import ast

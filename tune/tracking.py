@@ -29,7 +29,7 @@ def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
     }  # fmt: skip
     os.environ.update({**defaults, **os.environ})
     library = import_module("torch.utils.tensorboard" if tracker == "tensorboard" else tracker)
-    tag, flat = sha256(str(job.folder).encode()).hexdigest()[:16], job.config.flat()
+    job_id, flat = sha256(str(job.folder).encode()).hexdigest()[:16], job.config.flat()
     settings = {key: value for key, value in flat.items() if isinstance(value, bool | int | float | str)}
     if tracker == "tensorboard":
         writer = library.SummaryWriter(folder / tracker / job.name, flush_secs=5)
@@ -39,8 +39,8 @@ def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
         client = library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db"))
         found = client.get_experiment_by_name(folder.name)
         experiment = found.experiment_id if found else client.create_experiment(folder.name)
-        runs = client.search_runs([experiment], f"tags.job = '{tag}'")
-        runs = runs or [client.create_run(experiment, tags={"job": tag}, run_name=job.name)]
+        runs = client.search_runs([experiment], f"tags.job = '{job_id}'")
+        runs = runs or [client.create_run(experiment, tags={"job": job_id}, run_name=job.name)]
         run_id = runs[0].info.run_id
         client.log_batch(run_id, params=[library.entities.Param(*map(str, kv)) for kv in settings.items()])
         return TrackedRun(
@@ -48,7 +48,7 @@ def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
             lambda failure: client.set_terminated(run_id, "FAILED" if failure else "FINISHED"),
         )
     run = library.init(
-        project=os.environ.get("WANDB_PROJECT", "prometar"), group=folder.name, name=job.name, id=tag,
+        project=os.environ.get("WANDB_PROJECT", "prometar"), group=folder.name, name=job.name, id=job_id,
         resume="allow", reinit="create_new", config=settings, dir=folder,
         mode=None if os.environ.get("WANDB_MODE") or library.login(prompt=False) else "offline",
         settings={"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True},

@@ -164,7 +164,7 @@ def read_records(folder: Path) -> Records:
     """Read all records of a study.
 
     Raises:
-        UserError: the folder does not contain a study, or a record is corrupt or has another version.
+        UserError: the folder does not contain a study, or a record is corrupt or has another file format.
     """
     source = StudyFolder(folder)
     study = source.read(StudyRecord)

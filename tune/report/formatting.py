@@ -45,15 +45,15 @@ def format_difference(difference: Interval) -> tuple[str, str]:
     return center, f"[{low}, {high}]"
 
 
-def describe_difference(difference: Interval, level: str) -> str:
-    """Format a mean difference in points and its interval at `level` percent, for use in a sentence.
+def describe_difference(difference: Interval, confidence: str) -> str:
+    """Format a mean difference in points and its `confidence`% interval, for use in a sentence.
 
     Example:
         >>> describe_difference(Interval(2.34, 1.1, 4.06, 5), "95")
         '+2.3 points (95% CI [+1.1, +4.1], n = 5)'
     """
     center, bounds = format_difference(difference)
-    return f"{center} points ({level}% CI {bounds}, n = {difference.n})"
+    return f"{center} points ({confidence}% CI {bounds}, n = {difference.n})"
 
 
 def join(names: Collection[object], noun: str = "") -> str:

@@ -117,7 +117,7 @@ def _settings(records: Records) -> Table:
 
 
 def _trials(records: Records) -> Table:
-    """Return the table of all trials: completed trials by objective, then pruned and failed trials by epoch."""
+    """Return the table of all trials: completed ones by objective, then pruned and failed ones by epoch."""
     trials = sorted(records.trials, key=lambda t: (-(t.completed_objective or 0.0), -t.epoch, t.number))
     trials = sorted(trials, key=lambda t: list(STATE_NAMES).index(t.state))  # stable
     rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in trials]

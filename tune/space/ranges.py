@@ -29,7 +29,7 @@ class _Range(PlainData):
     """Base class of ranges.
 
     Args:
-        when: Condition. This setting is sampled only if each setting in `when` has one of its values there.
+        when: Condition. The setting is sampled only if every setting in `when` has one of the listed values.
     """
 
     when: Mapping[str, tuple[Value, ...]] = Field(default={}, exclude_if=lambda when: not when)
@@ -52,7 +52,7 @@ class _Range(PlainData):
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
-_Number = Annotated[float, AfterValidator(lambda x: int(x) if x.is_integer() else x)]
+_Number = Annotated[float, AfterValidator(lambda x: int(x) if x.is_integer() else x)]  # 8.0 -> 8
 
 
 class NumberRange(_Range):

@@ -164,9 +164,9 @@ def _stages(
     }
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train fewer epochs"}
     if config.test.seeds == "auto":
-        fewest, baseline = 2 * num_datasets * min(ALPHA_BY_PAIRS), UNPAIRED_SEEDS * num_datasets
-        if_baseline = f"{baseline} if the default settings are selected"
-        remarks["Final test"] = f"{fewest} if the first analysis is conclusive, {if_baseline}"
+        min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), UNPAIRED_SEEDS * num_datasets
+        if_baseline = f"{baseline_runs} if the default settings are selected"
+        remarks["Final test"] = f"{min_runs} if the first analysis is conclusive, {if_baseline}"
     stages = {
         name: (runs * num_datasets, runs * num_datasets * epochs, runs * epochs * steps)
         for name, (runs, epochs, steps) in amounts.items()

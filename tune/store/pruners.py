@@ -20,14 +20,14 @@ MIN_EPOCHS = 2
 """Minimum number of epochs before a trial is pruned. The first epoch uses only the warm-up learning rate."""
 
 
-def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePruner:
+def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> BasePruner:
     """Return the pruner of a search.
 
     Pruners compare trials at the same epoch, so they require equal learning-rate schedules. With different
     numbers of epochs, a long trial may be worse than a short one at epoch 5, but better in the end.
 
     Args:
-        epochs: Maximum number of epochs of a trial.
+        max_epochs: Maximum number of epochs of a trial.
         concurrency: Concurrent trials. Percentile and median pruners wait until as many are completed.
 
     Raises:
@@ -40,10 +40,10 @@ def make_pruner(search: SearchConfig, epochs: int, concurrency: int) -> BasePrun
         "percentile": PercentilePruner(75.0, **limits),
         "median": MedianPruner(**limits),
         "asha": SuccessiveHalvingPruner(MIN_EPOCHS, reduction_factor=3),
-        "hyperband": HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, epochs), 3),
+        "hyperband": HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, max_epochs), 3),
         "none": NopPruner(),
     }
-    pruner = pruners.get(name) or require_custom("pruner", name, pruners)(epochs)
+    pruner = pruners.get(name) or require_custom("pruner", name, pruners)(max_epochs)
     if not isinstance(pruner, BasePruner):
         raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
     if not isinstance(pruner, NopPruner) and (EPOCHS_KEY in search.space.ranges or len(search.goals) > 1):
