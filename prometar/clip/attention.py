@@ -15,7 +15,7 @@ from torch import Tensor
 class Attention:
     """o = softmax(q @ k.T + mask) @ v, from projections (B, T, 3D) to (B, N, D).
 
-    The interface `prometar.clip.function.TokenFunction` defines g, r and t, whose parts are tq, tk and tv.
+    Implements `prometar.clip.function.TokenFunction`, which defines g, r and t. t consists of tq, tk and tv.
     The derivatives use the probabilities p and centered(x) = x - sum(p * x) over the keys. For i = 1..K:
         vjp: a = centered(g @ v.T), b = p * a. Gradients of (q, k, v): b @ k, b.T @ q, p.T @ g
         jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv

@@ -21,7 +21,7 @@ from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, Replaced, a
 from prometar.errors import UserError
 
 ROW_LENGTH = 96
-"""Target slots (tokens) per row. Long rows waste attention on other texts. Short rows make slow products."""
+"""Target number of tokens per row. Long rows waste attention on other texts. Short rows slow down matmuls."""
 
 Prefix = tuple[int, ...]
 """First token ids of a text, after those that all texts share. A prefix identifies a node of the tree."""

@@ -129,7 +129,7 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
 def voronoi(
     canvas: Canvas, spacing: float = 1.0, jitter: float = 0.4
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Return the distances (H, W) to the nearest and second nearest point, and the index of the nearest."""
+    """Return distances (H, W) to the two nearest points of `scatter`, and the index of the nearest point."""
     px, py = scatter(canvas, spacing, jitter)
     first = np.full(canvas.x.shape, 1e9)
     second = first.copy()

@@ -127,7 +127,7 @@ def component_errors(reference: str) -> Iterator[None]:
 
 
 def require_custom(kind: str, name: str, known: Iterable[str]) -> Any:
-    """Load and instantiate the custom component `name`, which is not a built-in name.
+    """Load and instantiate the custom component `name`. Only call this for names that are not built in.
 
     Args:
         kind: Kind of component in the error message.

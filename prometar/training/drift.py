@@ -54,7 +54,7 @@ def mean_drift(
 
 
 def drift_identity(backbone: Backbone) -> str:
-    """Identify the prediction rule (decay constant, names). Scores of different rules are not comparable."""
+    """Return the identity of the prediction rule (decay, names). Scores of other rules are not comparable."""
     names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{ACCURACY_DECAY_PER_NAT} a nat, names {names}"
 

@@ -38,7 +38,7 @@ class Benchmark(PlainData):
         split_file: JSON file that lists the images. Empty if the benchmark has class folders or text lists.
         split_digest: Digest of CoOp's split file, such as "sha256:<hex>". Empty if unknown.
         split_folders: By split, the folder that contains its class folders, relative to `image_folder`.
-        numbered: True if class folders are named 0, 1, ... (as in classnames.txt), not by WordNet IDs.
+        numbered: True if class folders are named 0, 1, ... in the order of classnames.txt, not by WordNet ID.
         classes: Published number of classes.
         sizes: Published number of images per split.
         template, templates: Zero-shot prompt, and other templates by name (see `Dataset`).
