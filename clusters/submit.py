@@ -76,10 +76,10 @@ def main(arguments: list[str]) -> int:
     if reason := connection_error(arguments[: arguments.index("--")]) or upload_error(ROOT):
         print(f"error: {reason}", file=sys.stderr)
         return 1
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
-    code = ["--working-dir", str(ROOT), "--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
+    options = ["--working-dir", str(ROOT), "--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]
     try:
-        return subprocess.run([*ray, *code, *arguments]).returncode
+        return subprocess.run([*command, *options, *arguments]).returncode
     except KeyboardInterrupt:  # stops only the log; the job continues
         return 130
 

@@ -175,13 +175,13 @@ class _Dispatcher(Searcher, Stopper):
         with self._record_error():
             if self._shutdown.requested:
                 return Searcher.FINISHED
-            submission = self._retries.popleft() if self._retries else self._next()
+            submission = self._retries.popleft() if self._retries else self._next_submission()
             if submission is None:  # a job that is still running may need a retry
                 return None if self._running else Searcher.FINISHED
             self._running[trial_id] = submission
             return {"request": submission.request}
 
-    def _next(self) -> _Submission | None:
+    def _next_submission(self) -> _Submission | None:
         job = next(self._jobs, None)
         if job is None:
             self._jobs = iter(())  # so that `next`, which may be expensive, is not called again

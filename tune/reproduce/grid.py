@@ -23,7 +23,7 @@ _VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.im
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """Benchmark protocol: which images methods are trained and tested on.
+    """Benchmark protocol: images on which methods are trained and tested.
 
     Args:
         objective: Objective of all runs (`prometar.data.splits.objective`).

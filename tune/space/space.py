@@ -120,7 +120,7 @@ class Space(PlainData):
         Conditions on removed settings are evaluated with the default values.
 
         Args:
-            fixed: Further settings to remove.
+            fixed: Settings whose values the user has fixed. They are removed too.
         """
         defaults, ranges = config.flat(), dict[str, Range]()
         for key, original in self.ranges.items():

@@ -20,7 +20,7 @@ STARTUP_TRIALS = 6
 
 
 def derive_seed(study_seed: int, trial_number: int, attempt: int) -> int:
-    """Derive a seed. `attempt` is the number of duplicates that were already sampled for this trial."""
+    """Return a sampler's seed. `attempt` is the number of duplicates already sampled for this trial."""
     return int(np.random.SeedSequence((study_seed, trial_number, attempt)).generate_state(1)[0])
 
 
