@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 from rich.console import Console
 
@@ -14,15 +14,11 @@ from tune.execution.job import Job
 from tune.records.schema import EpochReport
 
 
-class TrackedRun(NamedTuple):
-    """Functions of a tracker's run: log(metric, value, epoch), and finish(failure reason or "")."""
+def start(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
+    """Start or resume the run of a job. Return its functions log(metric, value, epoch) and finish(failure).
 
-    log: Callable[[str, float, int], object]
-    finish: Callable[[str], object]
-
-
-def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
-    """Start or resume the run of a job. Trackers write to `folder` unless the environment sets a server."""
+    Trackers write to `folder` unless the environment sets a server. `failure` is the reason, or "".
+    """
     defaults = {  # no telemetry and no output. An unreachable server must not delay the search.
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -34,7 +30,7 @@ def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
     if tracker == "tensorboard":
         writer = library.SummaryWriter(folder / tracker / job.name, flush_secs=5)
         writer.add_hparams(settings, {}, run_name=".")
-        return TrackedRun(writer.add_scalar, lambda failure: writer.close())
+        return SimpleNamespace(log=writer.add_scalar, finish=lambda failure: writer.close())
     if tracker == "mlflow":
         client = library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db"))
         found = client.get_experiment_by_name(folder.name)
@@ -43,9 +39,9 @@ def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
         runs = runs or [client.create_run(experiment, tags={"job": job_id}, run_name=job.name)]
         run_id = runs[0].info.run_id
         client.log_batch(run_id, params=[library.entities.Param(*map(str, kv)) for kv in settings.items()])
-        return TrackedRun(
-            lambda name, value, epoch: client.log_metric(run_id, name, value, step=epoch),
-            lambda failure: client.set_terminated(run_id, "FAILED" if failure else "FINISHED"),
+        return SimpleNamespace(
+            log=lambda name, value, epoch: client.log_metric(run_id, name, value, step=epoch),
+            finish=lambda failure: client.set_terminated(run_id, "FAILED" if failure else "FINISHED"),
         )
     run = library.init(
         project=os.environ.get("WANDB_PROJECT", "prometar"), group=folder.name, name=job.name, id=job_id,
@@ -53,9 +49,9 @@ def start(tracker: str, folder: Path, job: Job) -> TrackedRun:
         mode=None if os.environ.get("WANDB_MODE") or library.login(prompt=False) else "offline",
         settings={"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True},
     )  # fmt: skip
-    return TrackedRun(
-        lambda name, value, epoch: run.log({name: value}, epoch),
-        lambda failure: run.finish(int(failure != "")),
+    return SimpleNamespace(
+        log=lambda name, value, epoch: run.log({name: value}, epoch),
+        finish=lambda failure: run.finish(int(failure != "")),
     )
 
 
@@ -64,7 +60,7 @@ class Trackers:
 
     def __init__(self, names: tuple[str, ...], folder: Path, console: Console) -> None:
         self._folder, self._console = folder, console
-        self._runs: dict[str, dict[str, TrackedRun]] = {name: {} for name in names}
+        self._runs: dict[str, dict[str, SimpleNamespace]] = {name: {} for name in names}
 
     def started(self, job: Job) -> None:
         self._for_each(lambda name, runs: runs.update({job.name: start(name, self._folder, job)}))
@@ -80,7 +76,7 @@ class Trackers:
         """Finish the runs of interrupted jobs as failed."""
         self._for_each(lambda _, runs: [run.finish("interrupted") for run in runs.values()])
 
-    def _for_each(self, function: Callable[[str, dict[str, TrackedRun]], object]) -> None:
+    def _for_each(self, function: Callable[[str, dict[str, SimpleNamespace]], object]) -> None:
         for name, runs in list(self._runs.items()):
             try:
                 function(name, runs)

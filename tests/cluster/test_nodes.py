@@ -13,9 +13,7 @@ from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 ASKED = ("--trials", 4, "--sampler", "random", "--final-seeds", 1, "--max-concurrent", 2)
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(), reason="needs Linux's /proc, to end nodes"
-)
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 
 
 def hanging(cluster: Cluster, out: Path) -> dict[int, int]:

@@ -20,12 +20,13 @@ BACKBONE: dict[str, Any] = {"backbone.name": NAME, "backbone.pretrained": "rando
 """Settings that choose it."""
 
 SMALL: dict[str, Any] = {
-    **BACKBONE, "train.epochs": 3, "data.shots": 2, "inner.lr": 0.1, "inner.outer_weight": 0.5
+    **BACKBONE, "data.name": "cells", "data.shots": 2, "train.epochs": 3, "inner.lr": 0.1,
+    "inner.outer_weight": 0.5,
 }  # fmt: skip
 
 
 def small_run(method: str = "prometar", objective: str = "drift", **values: Any) -> Run:
-    """A run on the rendered `textures`; `train__epochs=2` is a setting."""
+    """A run on the rendered `cells`; `train__epochs=2` is a setting."""
     dotted = {key.replace("__", "."): value for key, value in values.items()}
     return build_run(Config(method=method).override({**SMALL, **dotted}), objective, val_per_class=1)
 

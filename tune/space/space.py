@@ -131,7 +131,7 @@ class Space(PlainData):
             entry = original.model_copy(update={"when": when})
             if entry.is_active(defaults) and key in defaults and not entry.contains(defaults[key]):
                 continue
-            required = _required_values(entry, ranges)
+            required = required_values(entry, ranges)
             variants = [config.override({**required, key: value}) for value in entry.probe_values]
             first, *others = map(_used_settings, variants)
             if any(other != first for other in others):
@@ -147,11 +147,11 @@ class Space(PlainData):
         return {key: entry.describe() + entry.condition_text for key, entry in self.ranges.items()}
 
 
-def _required_values(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Value]:
+def required_values(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Value]:
     """Return values of other settings for which the condition of `entry` holds."""
     required: dict[str, Value] = {}
     for other, values in entry.when.items():
-        required |= {**_required_values(ranges[other], ranges), other: values[0]}
+        required |= {**required_values(ranges[other], ranges), other: values[0]}
     return required
 
 

@@ -34,7 +34,7 @@ from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
 from tune.execution.resources import plan_trials, uses_gpus
-from tune.space.space import EPOCHS_KEY
+from tune.space.space import EPOCHS_KEY, required_values
 from tune.stages.statistics import ALPHA_BY_PAIRS, UNPAIRED_SEEDS
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
@@ -95,7 +95,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
     defaults = config.baseline_settings
     for key, entry in search.space.ranges.items():
-        required = {other: values[0] for other, values in entry.when.items()}  # so that `key` is used
+        required = required_values(entry, search.space.ranges)  # so that `key` is used
         for value in entry.probe_values:  # raises UserError if the value is invalid
             build(config.run.override({**defaults, **required, key: value}))
     with component_errors(search.sampler):

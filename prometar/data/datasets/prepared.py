@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,10 +25,8 @@ _REBUILD = "Delete this copy and rerun `prometar data prepare`."
 _READ_THREADS = 8  # object stores have a high latency, but serve many requests in parallel
 
 
-class Shard(BaseModel):
-    """Parquet file. Its name contains a hash of its content."""
-
-    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+Shard = dict[Literal["file"], Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]]
+"""Name of a Parquet file, which contains a hash of its content."""
 
 
 class Manifest(BaseModel):
@@ -38,7 +36,7 @@ class Manifest(BaseModel):
     name: str
     counts: dict[str, int]
     note: str = ""
-    shards: tuple[Shard, ...]
+    shards: tuple[Annotated[Shard, Field(min_length=1)], ...]
 
 
 def find_manifest(uri: str) -> Manifest | None:
@@ -65,7 +63,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     """
     if manifest.name != name:
         raise UserError(f"{masked(uri)} is a prepared copy of '{manifest.name}', not of '{name}'.")
-    source = ParquetSource(uri, tuple(shard.file for shard in manifest.shards))
+    source = ParquetSource(uri, tuple(shard["file"] for shard in manifest.shards))
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for shard in source.shards:
         table, _ = _read_columns(uri, shard, list(_INDEX))

@@ -68,12 +68,12 @@ def prepare(
         errors += [message for _, message in decoded if message]
         if not errors:
             data = _encode_shard(chunk, [image for image, _ in decoded])
-            shard = Shard(file=f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet")
+            shard: Shard = {"file": f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"}
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
                     f"{masked(target)} contains a different copy of '{name}'. Delete it, or use another --to."
                 )
-            existing += not _write_if_changed(target, shard.file, data)
+            existing += not _write_if_changed(target, shard["file"], data)
             shards.append(shard)
         progress(k + 1, len(chunks))
     if errors:

@@ -122,7 +122,7 @@ def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: 
 
     def stopping(run: Run, state: State, pictures: Batch) -> None:
         before_step(run, state, pictures)
-        if state.step == run.plan.steps_per_epoch + 2:  # in the second epoch: its steps are done again
+        if state.step == run.plan.steps_per_epoch + 1:  # in the second epoch: its steps are done again
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -267,9 +267,7 @@ def test_a_pushed_file_is_loaded_from_the_hub(
         (tmp_path / name).write_bytes(file.path_or_fileobj)
         return str(tmp_path / name)
 
-    monkeypatch.setattr(
-        "huggingface_hub.HfApi.create_repo", lambda api, repo, **kwargs: f"https://hub/{repo}"
-    )
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda api, repo, **_: f"https://hub/{repo}")
     monkeypatch.setattr("huggingface_hub.HfApi.create_commit", create_commit)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     assert main(["push", str(exported), "me/prompts"]) == 0

@@ -115,14 +115,16 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
 ) -> None:
     calls = []
 
-    def start(name: str, *args: Any) -> tracking.TrackedRun:
+    def start(name: str, *args: Any) -> Any:
         def call(what: str) -> None:
             if name == "mlflow" and what == fails:
                 raise OSError("connection lost\nat [bold] host")
             calls.append((name, what))
 
         call("start")
-        return tracking.TrackedRun(lambda *metric: call("log"), lambda failure: call("finish"))
+        return tracking.SimpleNamespace(
+            log=lambda *metric: call("log"), finish=lambda failure: call("finish")
+        )
 
     monkeypatch.setattr(tracking, "start", start)
     out = io.StringIO()

@@ -129,9 +129,7 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "stream", lambda *_, cpus: iter(()))
     monkeypatch.setattr(runs, "environment", dict)  # slow, and not to be compared
     monkeypatch.setattr(training, "AlignmentRecorder", partial(AlignmentRecorder, every=2))
-    monkeypatch.setattr(
-        alignment, "measure_alignment", lambda run, state, pictures: {"cosine": state.step / 8}
-    )
+    monkeypatch.setattr(alignment, "measure_alignment", lambda _, state, pictures: {"cosine": state.step / 8})
     monkeypatch.setattr(session_module, "train_epoch", train_epoch)
     monkeypatch.setattr(Session, "score", score)
 

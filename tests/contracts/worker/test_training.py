@@ -20,7 +20,9 @@ from tune.execution.training import JobTraining
 from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
 
-BASE: dict[str, Any] = {**BACKBONE, "train.epochs": 2, "data.shots": 2, "optim.warmup_epochs": 0}
+BASE: dict[str, Any] = {
+    **BACKBONE, "data.name": "cells", "data.shots": 2, "train.epochs": 2, "optim.warmup_epochs": 0
+}  # fmt: skip
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
 PLAN = ResourcePlan(1, 1.0, 0.0)
 
@@ -87,7 +89,7 @@ def test_figures_of_several_runs_are_their_means(tmp_path: Path, alone: Alone) -
             expected = (a.metrics[key] + b.metrics[key]) / 2
             assert both.metrics[key] == pytest.approx(expected, abs=1e-9)
         assert [(run.dataset, run.seed, run.objective) for run in both.runs] == [
-            ("textures", 0, a.objective), ("textures", 1, b.objective)
+            ("cells", 0, a.objective), ("cells", 1, b.objective)
         ]  # fmt: skip
     assert all((tmp_path / f"run{k}" / "result.json").exists() for k in (0, 1))
 

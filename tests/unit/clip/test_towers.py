@@ -30,10 +30,8 @@ def compare(fast: Tensor, plain: Tensor, prompts: Mapping[int, Tensor], *, rtol:
     """Features, and gradients of the prompts."""
     torch.testing.assert_close(fast, plain, rtol=rtol, atol=1e-10)
     if prompts:
-        weights, leaves = torch.linspace(-1, 1, fast.numel(), dtype=fast.dtype), list(prompts.values())
-        ours, theirs = (
-            torch.autograd.grad((x.flatten().sin() * weights).sum(), leaves) for x in (fast, plain)
-        )
+        scale, leaves = torch.linspace(-1, 1, fast.numel(), dtype=fast.dtype), list(prompts.values())
+        ours, theirs = (torch.autograd.grad((x.flatten().sin() * scale).sum(), leaves) for x in (fast, plain))
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-10)
 
 

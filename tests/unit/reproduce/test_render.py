@@ -31,7 +31,7 @@ def printed(grid: Grid, rows: list[Row], notes: list[str]) -> str:
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
 def test_every_accuracy_is_shown_and_written(protocol: str) -> None:
-    grid = ask(protocol, METHODS, seeds=(1, 2))
+    grid = ask(protocol, METHODS, seeds=(1, 2), shots=PROTOCOLS[protocol].shots[::4])
     results = collect(grid, fill(grid, lambda config, name: 50.0 + 0.5 * config.train.seed))
     rows, notes = build_table(grid, results, incomparable={})
     text, page = printed(grid, rows, notes), as_markdown(grid, rows, notes).replace("\\", "")

@@ -8,6 +8,7 @@ import pytest
 from prometar.errors import UserError
 from prometar.training.run import build_run
 from tests.support.driver import small_config
+from tests.support.own import PARTS
 from tune import Space, StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
@@ -88,15 +89,24 @@ def test_no_more_candidates_than_trials(trials: int, top: int, runs: int, tmp_pa
     assert plan_study(config_of(tmp_path, trials=trials, top=top)).stages["Confirmation"][0] == runs
 
 
+def test_nested_conditions_hold_for_tried_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nested.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    kind, weight = "regularizer.kind", "regularizer.text_weight"
+    ranges = {
+        kind: {"type": "choice", "choices": ["l1", "nested:Huber"]},
+        weight: {"type": "choice", "choices": [1.0, 9.0], "when": {kind: "nested:Huber"}},
+        "regularizer.args.delta": {"type": "float", "low": 0.1, "high": 1.0, "when": {weight: 1.0}},
+    }
+    plan_study(config_of(tmp_path, ranges=ranges))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"ranges": {"train.shuffle": {"type": "int", "low": 1, "high": 2}}}, "not a setting of a run"),
         ({"pruner": "median", "goals": ("base", "new")}, "requires a single goal"),
-        (
-            {"goals": ("base", "new"), "objective": "base_val"},
-            "requires an objective that scores new classes",
-        ),
+        ({"goals": ("base", "new"), "objective": "base_val"}, "requires an objective that scores new"),
         ({"objective": "final"}, "--objective must be one of drift, base_val"),
         ({"ranges": {"train.seed": {"type": "int", "low": 1, "high": 2}}}, "must not contain train.seed"),
         ({"backbone": "ViT-B-16", "pretrained": "/none.safetensors"}, "/none.safetensors does not exist"),

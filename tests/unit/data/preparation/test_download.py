@@ -38,9 +38,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 def test_fetch(server: Served, tmp_path: Path) -> None:
     seen = []
-    download_file(
-        f"{server.url}/file.bin", tmp_path / "file", digest=DIGEST, progress=lambda *n: seen.append(n)
-    )
+    file = tmp_path / "file"
+    download_file(f"{server.url}/file.bin", file, digest=DIGEST, progress=lambda *n: seen.append(n))
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT))
     with pytest.raises(WorkError, match=f"has the digest {DIGEST}, expected md5:0+"):
