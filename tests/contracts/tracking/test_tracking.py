@@ -122,9 +122,7 @@ def test_a_tracker_that_fails_is_one_line_and_does_not_stop_the_search(
             calls.append((name, what))
 
         call("start")
-        return tracking.SimpleNamespace(
-            log=lambda *metric: call("log"), finish=lambda failure: call("finish")
-        )
+        return tracking.SimpleNamespace(log=lambda *_: call("log"), finish=lambda _: call("finish"))
 
     monkeypatch.setattr(tracking, "start", start)
     out = io.StringIO()
