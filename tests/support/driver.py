@@ -229,7 +229,7 @@ def _parse(options: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}")
     parser.add_argument("--final-seeds", type=int, nargs="*")
     parser.add_argument("--flaky", type=int, default=None, help="one statement in fifty fails; a seed")
-    parser.add_argument("--set-back", action="store_true", help="the clock, in the second trial")
+    parser.add_argument("--set-back", action="store_true", default=False, help="clock, in trial 1")
     return parser.parse_args(options)
 
 
