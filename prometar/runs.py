@@ -18,7 +18,7 @@ from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
 from prometar.inference.classifier import Classifier, matching_prompts
 from prometar.inference.prompt_file import Card, require_new_prompt_file, write_prompts
-from prometar.io.custom import is_reference
+from prometar.io.custom import is_custom
 from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import StepCallback
@@ -117,7 +117,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     """
     config, _, result = _load_finished(folder, trust_parts)
     objective = result.objective
-    if is_reference(objective) and not trust_parts:
+    if is_custom(objective) and not trust_parts:
         raise UserError(f"{folder} uses objective {objective}. Review its code, then pass --trust-parts.")
     return Session(build_run(config, objective), folder).score()
 

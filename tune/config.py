@@ -22,7 +22,7 @@ from prometar.config.settings import (
 from prometar.data.datasets.catalog import default_root, file_name
 from prometar.embedded.datasets import DEFAULT_DATASET, RENDERED, resolve_backbone
 from prometar.errors import UserError
-from prometar.io.plain_data import PlainData, describe_problem
+from prometar.io.strict_model import StrictModel, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space
 
@@ -39,7 +39,7 @@ GOALS: dict[str, Literal["minimize", "maximize"]] = {
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class SearchConfig(PlainData):
+class SearchConfig(StrictModel):
     """Sampling and scoring of settings. A trial's score is the mean over its datasets and seeds."""
 
     datasets: Annotated[tuple[str, ...], Distinct] = Field(
@@ -89,7 +89,7 @@ class SearchConfig(PlainData):
         return tuple(range(self.seed, self.seed + self.seeds_per_trial))
 
 
-class ConfirmConfig(PlainData):
+class ConfirmConfig(StrictModel):
     """Number of trials that the confirmation reruns, and number of fresh seeds."""
 
     top: int = Field(
@@ -98,7 +98,7 @@ class ConfirmConfig(PlainData):
     seeds: int = Field(2, ge=1, le=1000, description="Fresh seeds per confirmed trial.")
 
 
-class FinalTestConfig(PlainData):
+class FinalTestConfig(StrictModel):
     """Comparison of the selected settings with the default settings on test images.
 
     With `auto`, seed pairs are added until the interval of the difference in H excludes 0 or lies within
@@ -118,7 +118,7 @@ class FinalTestConfig(PlainData):
         return "auto" if words == ["auto"] else words
 
 
-class ResourcesConfig(PlainData):
+class ResourcesConfig(StrictModel):
     """Resources of trials. They do not change results of runs, but may change which settings are sampled."""
 
     max_concurrent: int | None = Field(
@@ -138,7 +138,7 @@ class ResourcesConfig(PlainData):
     )
 
 
-class LocationConfig(PlainData):
+class LocationConfig(StrictModel):
     """Location of a study, and trackers to which each epoch is logged. They do not influence results."""
 
     out: Path = Field(Path("out"), description="Folder of studies.")
@@ -154,7 +154,7 @@ class LocationConfig(PlainData):
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
 
 
-class StudyConfig(PlainData):
+class StudyConfig(StrictModel):
     """Configuration of a study: baseline, search, confirmation, final test, resources and location.
 
     Args:

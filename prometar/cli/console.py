@@ -86,7 +86,7 @@ def repeat_option_names(args: Sequence[str], list_options: set[str]) -> list[str
 
 
 def run_cli(app: typer.Typer, args: list[str]) -> int:
-    """Run `app`. Return the exit status: 0, 1 or the error's own, 2 (wrong usage) or 130 (interrupted)."""
+    """Run `app`. Return 0 (success), the error's code (usually 1), 2 (wrong usage) or 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every terminal can print all class names

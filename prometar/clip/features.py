@@ -64,7 +64,7 @@ def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None
 
 
 @torch.no_grad()
-def frozen_image(clip: Clip, embedded: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
+def frozen_image_features(clip: Clip, embedded: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
     """Return normalized frozen features (B, E), given the result (B, T, D) or (B, 1, E) of `embed_images`."""
     # Without image prompts, `embedded` already contains the features (B, 1, E). Only normalization remains.
     store, dtype = cache if clip.image_prompts else None, clip.working_dtype

@@ -112,7 +112,7 @@ class Clip:
     causal: True for CLIP: text tokens attend to earlier ones, and the text feature is at the end token (EOT).
         False for SigLIP: text tokens attend to all others, and the text feature is at the last token.
     num_start: Number of tokens that the tokenizer puts before a text.
-    image_prompts: False if no prompt enters the image tower. `embed_images` then returns features.
+    image_prompts: True if prompts enter the image tower. Else `embed_images` returns features, not tokens.
     """
 
     text: Tower

@@ -1,7 +1,7 @@
 """Backbones by name: open_clip's configurations, pretrained weights, tokenizers and templates.
 
-Importing open_clip takes three seconds. `mini` needs only its tokenizer, constants and templates, so these
-modules are loaded without importing the package.
+Importing open_clip takes three seconds. `mini` needs only three of its files (tokenizer, constants,
+templates), so these are loaded directly, without importing the package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -140,7 +140,7 @@ def load_backbone(
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """Return a loaded CLIP with its tokenizer and image normalization.
 
-    Weights from a file get the normalization of the model's open_clip tags, or OpenAI's if the tags differ.
+    Weights from a file get the normalization that all open_clip tags of the model share, or else OpenAI's.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
@@ -162,7 +162,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     Args:
         name: `mini`, or a supported open_clip model such as `ViT-B-16-quickgelu` (docs/data.md).
         pretrained: An open_clip tag such as `openai`, a local .safetensors file, or `random` (for speed
-            measurements only). For `mini`, None and `random` are its embedded weights.
+            measurements only). For `mini`, both None and `random` load its embedded, trained weights.
 
     Raises:
         UserError: see `require_backbone`, or the file is missing, or the weights do not fit the model.
@@ -189,8 +189,8 @@ def require_backbone(name: str, pretrained: str | None) -> None:
     """Check a backbone's name and weights without reading or downloading the weights.
 
     Raises:
-        UserError: the name or tag is unknown, no weights are specified, the model is not supported, requires
-            `transformers`, which is missing, or has another activation than the weights.
+        UserError: the name or tag is unknown, no weights are specified, `transformers` is required but not
+            installed, or the model is not supported or uses a different activation from the weights.
     """
     _architecture_and_state(name)
     config = _config(name)

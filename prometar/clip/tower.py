@@ -24,10 +24,11 @@ A layer without an entry receives the output of the previous layer unchanged.
 
 
 class Layer:
-    """Block with derivatives: y = z + MLP(norm_2(z)) and z = x + attention(norm_1(x)). In pools, z lacks x.
+    """Block with derivatives: z = x + attention(norm_1(x)), then y = z + MLP(norm_2(z)).
 
-    A layer returns the first `num_out` of the T tokens of each row, or the tokens in `out_slots` (counted
-    over all rows) as (len(out_slots), D). All other tokens are only attended to.
+    In an attention pool, z = attention(norm_1(x)), without the residual. `mask` and `num_shared` are those of
+    `Attention`. A layer returns the first `num_out` of the T tokens of each row, or, as (len(out_slots), D),
+    the tokens at indices `out_slots` of the flattened (rows x T) tokens. Others are only attended to.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Appended:
 
 @dataclass(frozen=True)
 class Replaced:
-    """Prompt slots in row 0: the `num_prompt` slots after the first `num_before` ones."""
+    """Prompt slots of texts packed by `text_input`: `num_prompt` slots of row 0, after `num_before` ones."""
 
     num_before: int
     num_prompt: int

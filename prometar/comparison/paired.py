@@ -95,7 +95,7 @@ def _differences(
 
 def _means(by_dataset: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
     """Return the mean difference of each dataset over its seeds."""
-    return tuple(round(mean(by_seed), _DECIMALS) for by_seed in by_dataset.values())
+    return tuple(round(mean(differences), _DECIMALS) for differences in by_dataset.values())
 
 
 def _p_value(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
@@ -121,7 +121,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _unpaired(results: Results) -> Iterator[str]:
-    """Yield a note per method and dataset without a run, or without a seed that other methods have."""
+    """Yield a note for each method that has no run on a dataset, or lacks a seed that others have there."""
     for dataset in dict.fromkeys(name for by_dataset in results.values() for name in by_dataset):
         seeds = {
             method: {seed for by_seed in by_dataset.get(dataset, {}).values() for seed in by_seed}

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError, field_validator
 
 from prometar.errors import UserError
-from prometar.io.plain_data import PlainData, problems_of
+from prometar.io.strict_model import StrictModel, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 
 NAMES = (
@@ -25,7 +25,7 @@ _EXCLUDED = ("data", "backbone", "train.seed")
 """Settings that recipes must not contain, so that methods are compared on the same images and backbone."""
 
 
-class Recipe(PlainData):
+class Recipe(StrictModel):
     """Published settings of one method.
 
     Args:

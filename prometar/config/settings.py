@@ -15,9 +15,9 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 
 from prometar.config.recipes import is_recipe_file, recipe
 from prometar.errors import UserError
-from prometar.io.custom import complete_args, is_reference
+from prometar.io.custom import complete_args, is_custom
 from prometar.io.files import require_utf8, resolve_path
-from prometar.io.plain_data import PlainData, leaf_types, problems_of
+from prometar.io.strict_model import StrictModel, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.methods.composition import MethodConfig
 from prometar.methods.section import ORIGIN_TAGS, ComponentSection, CustomSection
@@ -26,7 +26,7 @@ ConfigData = dict[str, Any]
 """Plain data of a configuration: nested by section, or flat by dotted key."""
 
 
-class DataConfig(PlainData):
+class DataConfig(StrictModel):
     """Training data: `shots` images per class, drawn with `train.seed`. `args` configure a custom loader."""
 
     name: str = "textures"
@@ -43,10 +43,10 @@ class DataConfig(PlainData):
     @property
     def reference(self) -> str | None:
         """Reference to a custom loader, `package.module:Name`, or None."""
-        return self.name if is_reference(self.name) else None
+        return self.name if is_custom(self.name) else None
 
 
-class AugmentConfig(PlainData):
+class AugmentConfig(StrictModel):
     """Augmentation of training images (RandomResizedCrop, flip, color jitter)."""
 
     crop_scale_min: float = Field(default=0.08, gt=0, le=1)
@@ -61,7 +61,7 @@ class AugmentConfig(PlainData):
         return self
 
 
-class BackboneConfig(PlainData):
+class BackboneConfig(StrictModel):
     """Name of an open_clip model (or `mini`), and its weights: an open_clip tag or a local .safetensors file.
 
     `precision` applies to the towers. Prompts, gate, losses and optimizers use at least fp32.
@@ -72,7 +72,7 @@ class BackboneConfig(PlainData):
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
 
 
-class OptimConfig(PlainData):
+class OptimConfig(StrictModel):
     """SGD with a constant warm-up lr, then a cosine schedule. The gate (a modulator) has its own lr.
 
     `gate_schedule`: `released` always uses `gate_warmup_lr`, because the published code never steps the
@@ -89,7 +89,7 @@ class OptimConfig(PlainData):
     weight_decay: float = Field(default=5e-4, ge=0, le=1e30)
 
 
-class TrainConfig(PlainData):
+class TrainConfig(StrictModel):
     """Epochs, batch size and seed."""
 
     epochs: int = Field(default=10, ge=1, le=100_000)

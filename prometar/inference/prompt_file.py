@@ -19,14 +19,14 @@ from prometar.data.datasets.dataset import invalid_name_reason
 from prometar.device import fetch
 from prometar.errors import UserError, WorkError, download_errors, first_line
 from prometar.io.files import resolve_path, write_atomically
-from prometar.io.plain_data import PlainData, problems_of
+from prometar.io.strict_model import StrictModel, problems_of
 from prometar.methods.prompts import Leaves
 
 FORMAT = "prometar-prompts-2"
 HUB_PREFIX, HUB_FILE = "hf://", "prompts.safetensors"
 
 
-class Card(PlainData):
+class Card(StrictModel):
     """Description of trained prompts, without paths of the training machine.
 
     Args:

@@ -18,16 +18,16 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from prometar.errors import PrometarError, UserError, is_accelerator_error
-from prometar.io.plain_data import problems_of
+from prometar.io.strict_model import problems_of
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
-def is_reference(name: str) -> bool:
+def is_custom(name: str) -> bool:
     """Return True if `name` has the form `package.module:Name`.
 
     Example:
-        >>> [is_reference(name) for name in ("mine:Huber", "l1", "a/b.py:Huber")]
+        >>> [is_custom(name) for name in ("mine:Huber", "l1", "a/b.py:Huber")]
         [True, False, False]
     """
     return _REFERENCE.fullmatch(name) is not None
@@ -136,6 +136,6 @@ def require_custom(kind: str, name: str, known: Iterable[str]) -> Any:
     Raises:
         UserError: the name is not a reference, or the component cannot be loaded.
     """
-    if not is_reference(name):
+    if not is_custom(name):
         raise UserError(f"unknown {kind} '{name}': choose one of {', '.join(known)}, or package.module:Name")
     return instantiate(name, {})

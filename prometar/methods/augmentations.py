@@ -47,7 +47,7 @@ class NoAugmentation(Augmentation):
 
 
 class _Mixup(Augmentation):
-    """Sampling of lam ~ Beta(mixup_alpha, mixup_beta), and of partners, uniformly with replacement."""
+    """Base class that samples lam from Beta(mixup_alpha, mixup_beta), and partners with replacement."""
 
     mixup_alpha: float = Field(default=0.5, gt=0)
     mixup_beta: float = Field(default=0.5, gt=0)
@@ -60,7 +60,7 @@ class _Mixup(Augmentation):
 
 
 class FeatureMixup(_Mixup):
-    """Mixed feature lam f(query) + (1 - lam) f(support) of unnormalized features f.
+    """Mixture of unnormalized features: lam f(query) + (1 - lam) f(support).
 
     Source: ProMetaR (published: Beta(0.5, 0.5)), after MetaMix, ICML 2021.
     """
@@ -69,7 +69,7 @@ class FeatureMixup(_Mixup):
 
 
 class InputMixup(_Mixup):
-    """Mixed image lam x_query + (1 - lam) x_support, with the same lam and partners as `FeatureMixup`.
+    """Mixture of images: lam x_query + (1 - lam) x_support, with the same lam and partners as `FeatureMixup`.
 
     Source: "mixup", ICLR 2018, applied to query and support.
     """
@@ -99,8 +99,8 @@ class CutMix(_Mixup):
 
         mix = super().draw(num_query, num_support, rng)
         half = (1 - mix.lam.double()).sqrt() / 2
-        down, right = torch.from_numpy(rng.random((2, num_query)))
-        edges = [down - half, down + half, right - half, right + half]
+        center_y, center_x = torch.from_numpy(rng.random((2, num_query)))
+        edges = [center_y - half, center_y + half, center_x - half, center_x + half]
         box = torch.stack(edges, dim=1).clamp(0, 1)
         area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
         return Mix((1 - area).float(), mix.partner, box.float())
@@ -114,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the fraction (Q, side) of each pixel between start and stop, which are fractions of `side`."""
+    """Return (Q, side): how much of each pixel lies between start and stop, both given relative to `side`."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

@@ -6,7 +6,7 @@ can be combined freely, so an ablation is a change of settings.
 
 from dataclasses import dataclass
 
-from prometar.io.plain_data import PlainData
+from prometar.io.strict_model import StrictModel
 from prometar.methods.augmentations import AnyAugmentation, Augmentation, FeatureMixup, NoAugmentation
 from prometar.methods.averagers import AnyAverager, Averager, Last
 from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
@@ -31,7 +31,7 @@ class Method:
         return self.regularizer.uses_images or self.prompts.conditional
 
 
-class MethodConfig(PlainData):
+class MethodConfig(StrictModel):
     """Part of `Config` that determines the method: one section per component. `task` is the augmentation."""
 
     method: str = "prometar"

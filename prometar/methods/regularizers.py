@@ -109,7 +109,7 @@ class ImageDistance:
 class LogitsDivergence:
     """Mean over images and classes of p log(p / q), for frozen probabilities p and prompted probabilities q.
 
-    Source: PromptSRC (ICCV 2023), whose published code also divides by images times classes.
+    Source: PromptSRC (ICCV 2023), whose code divides by the number of images times the number of classes.
     """
 
     name: str = "logits"
@@ -131,8 +131,8 @@ class LogitsDivergence:
 class Regularizer:
     """Weighted sum of terms.
 
-    The frozen text features are the mean over `templates`. If `templates` is empty, they use the dataset's
-    template `template_name`. The name "template" selects the main template of the dataset.
+    The frozen text features are the mean over `templates`. If `templates` is empty, the dataset's
+    template called `template_name` is used. "template" is the name of its main template.
     """
 
     terms: tuple[tuple[Term, float], ...] = ()
@@ -167,8 +167,8 @@ class _DistanceSettings(ComponentSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
 
     `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features, either
-    60 templates (`ensemble`) or one of the dataset. Those of `dtd` are "{} texture." (`template`), "a photo
-    of a {}, a type of texture." (`photo`) and "a texture of {}." (`name_last`).
+    60 templates (`ensemble`) or one of the dataset's own. For `dtd`, these are "{} texture." (`template`),
+    "a photo of a {}, a type of texture." (`photo`) and "a texture of {}." (`name_last`).
     """
 
     text_weight: float = Field(default=50.0, ge=0)

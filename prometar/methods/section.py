@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
-from prometar.io.custom import instantiate, is_reference
-from prometar.io.plain_data import BUILT_IN_TAG, PlainData
+from prometar.io.custom import instantiate, is_custom
+from prometar.io.strict_model import BUILT_IN_TAG, StrictModel
 
 
-class ComponentSection(PlainData):
+class ComponentSection(StrictModel):
     """Section that describes a component. `KIND_FIELD`: name of the field that selects its kind."""
 
     KIND_FIELD: ClassVar[str] = "kind"
@@ -55,7 +55,7 @@ def _origin(value: Any) -> str:
     """Return the tag of a section: built-in or custom."""
     fields = dict(value) if isinstance(value, Mapping | ComponentSection) else {}
     kinds = [fields.get(key) for key in ("kind", "augmentation")]  # the KIND_FIELD of every section
-    return "custom" if any(isinstance(kind, str) and is_reference(kind) for kind in kinds) else BUILT_IN_TAG
+    return "custom" if any(isinstance(kind, str) and is_custom(kind) for kind in kinds) else BUILT_IN_TAG
 
 
 BUILT_IN, CUSTOM, ORIGIN = Tag(BUILT_IN_TAG), Tag("custom"), Discriminator(_origin)

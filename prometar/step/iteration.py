@@ -1,7 +1,7 @@
 """One iteration: the direct phase on the whole batch, then the meta phase on support and query.
 
-The derivatives of the towers are hand-written (`prometar.clip.tower`). Autograd differentiates the losses
-with respect to the features, the map from prompts to tokens, and the inner step. Axes: `step/towers.py`.
+The derivatives of the towers are hand-written (`prometar.clip.tower`). Autograd differentiates the inner
+step, the map from prompts to tokens, and the losses (with respect to the features). Axes: `step/towers.py`.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -46,10 +46,11 @@ def step(
 ) -> tuple[State, Losses]:  # fmt: skip
     """Return the state after one iteration, and its detached, unweighted losses by name.
 
-    Direct phase: update the prompts theta by SGD with the modulated gradient g_task + m g_reg on the batch.
-    Meta phase: compute theta' = theta - inner_lr (g_task + m g_reg on the support), then update theta and the
-    gate by SGD on outer_weight * query loss(theta'). Both phases share the momenta of theta. If `meta_task`
-    is None, the meta phase is skipped.
+    The modulator computes g = g_task + m g_reg from the gradients of the task loss and the regularizer. Its
+    learnable tensors are called the gate. Direct phase: update the prompts theta by SGD with g on the batch.
+    Meta phase: compute theta' = theta - inner_lr g on the support, then update theta and the gate by SGD on
+    outer_weight * query loss(theta'). Both phases share the momenta of theta. If `meta_task` is None, the
+    meta phase is skipped.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     gradients, losses = _gradients(model, method, tokens, batch)
@@ -121,7 +122,7 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient (P, D) of each prompt, given the result of `_gradients`."""
+    """Return the modulated gradient (P, D) of each token tensor, given the result of `_gradients`."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
@@ -134,7 +135,7 @@ def _gradients(
 ) -> tuple[Tensors, Losses]:
     """Return the gradients (K, P, D) of K losses with respect to the tokens, and the losses by name.
 
-    K is 2 for the task loss and the regularizer, or 1 for the task loss alone or their weighted sum.
+    K is 2 (task loss and regularizer) or 1 (the task loss alone, or the weighted sum of both).
     """
     towers = model.run(tokens, batch.images, batch.frozen)
     values, losses, loss_vjp = vjp(partial(_losses, model, method, towers, batch), towers.features)
@@ -199,7 +200,7 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the cross-entropy of the query images, with their partners mixed in."""
+    """Return the cross-entropy of the Q query images. The R images are these, then partners to mix in."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:

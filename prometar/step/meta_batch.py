@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, cached_embedding, frozen_image
+from prometar.clip.features import FeatureCache, cached_embedding, frozen_image_features
 from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
 from prometar.methods.augmentations import Augmentation, Mix
@@ -133,7 +133,7 @@ def make_batch(
         cache: `FeatureCache` of the training images, keyed by step.
     """
     images, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
-    frozen = frozen_image(clip, images, cache, step) if method.uses_frozen_image_features else None
+    frozen = frozen_image_features(clip, images, cache, step) if method.uses_frozen_image_features else None
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=images.device)
     whole = Embeddings(images, labels, weights, frozen)
     if selection is None:

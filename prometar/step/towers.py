@@ -1,6 +1,6 @@
 """Passes and derivatives of both towers.
 
-Axes: K cotangents or tangents, P tokens of width D, B images, C classes, features of width E.
+Axes: K cotangents or tangents, P tokens of width D, B images, C classes, N features (B or C) of width E.
 """
 
 from collections.abc import Callable, Mapping

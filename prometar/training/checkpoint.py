@@ -12,7 +12,7 @@ from prometar.clip.weights import read_tensors
 from prometar.device import fetch
 from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import file_size, write_atomically
-from prometar.io.plain_data import problems_of
+from prometar.io.strict_model import problems_of
 from prometar.step.state import State
 from prometar.training.run_result import EpochRecord
 

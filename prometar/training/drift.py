@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, cached_embedding, frozen_image
+from prometar.clip.features import FeatureCache, cached_embedding, frozen_image_features
 from prometar.clip.openclip import Backbone
 from prometar.clip.wording import readable
 from prometar.data.datasets.dataset import Dataset
@@ -105,7 +105,7 @@ def drift_scores(
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
         embedded_BTD = cached_embedding(backbone.clip, pixels, cache, batch.step)
-        frozen.append(frozen_image(backbone.clip, embedded_BTD, cache, batch.step))
+        frozen.append(frozen_image_features(backbone.clip, embedded_BTD, cache, batch.step))
         images.append(F.normalize(base.image_features(prompt_tokens, embedded_BTD), dim=-1))
         labels.append(torch.from_numpy(batch.labels))
     image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)

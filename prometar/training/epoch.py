@@ -37,7 +37,7 @@ def train_epoch(
     """Train the remaining steps of an epoch. Return the state and the means of the losses over these steps.
 
     Raises:
-        WorkError: the cross-entropy of the direct phase, or a prompt, is not finite.
+        WorkError: the cross-entropy on the whole batch (`direct_ce`) or a prompt is not finite.
     """
     per_epoch, first = run.plan.steps_per_epoch, state.step
     epoch, step_losses = first // per_epoch, list[dict[str, Tensor]]()

@@ -20,7 +20,7 @@ from prometar.data.splits.objective import objective_of, split_dataset
 from prometar.data.streaming.plan import Plan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
-from prometar.io.custom import is_reference, source_digest
+from prometar.io.custom import is_custom, source_digest
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts
@@ -188,7 +188,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         cache=_feature_cache(clip, plan, *cache_key),
         cache_key=cache_key,
         out_of_domain=out_of_domain,
-        code_digests={ref: source_digest(ref) for ref in references if is_reference(ref)},
+        code_digests={ref: source_digest(ref) for ref in references if is_custom(ref)},
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, cached_embedding, frozen_image
+from prometar.clip.features import FeatureCache, cached_embedding, frozen_image_features
 from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
@@ -29,7 +29,8 @@ def make_logits_fn(
         embedded_BTD = cached_embedding(backbone.clip, backbone.normalize(images), cache, number)
         image_BE, text = model.image_features(tokens, embedded_BTD), text_CE
         if text is None:
-            text = model.text_features(tokens, frozen_image(backbone.clip, embedded_BTD, cache, number))
+            frozen_BE = frozen_image_features(backbone.clip, embedded_BTD, cache, number)
+            text = model.text_features(tokens, frozen_BE)
         return model.logits(image_BE, text)
 
     return logits

@@ -72,7 +72,7 @@ class StudyFolder:
             StudyRecord(
                 config=config,
                 score_name=objective.title,
-                reads_test_images=objective.reads_test_images,
+                reads_test_images=objective.search_reads_test_images,
                 digests=digests,
                 command=masked(_command_line(sys.argv)),
                 environment=current,

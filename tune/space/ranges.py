@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
-from prometar.io.plain_data import PlainData
+from prometar.io.strict_model import StrictModel
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -25,7 +25,7 @@ def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
 Distinct = AfterValidator(_distinct)
 
 
-class _Range(PlainData):
+class _Range(StrictModel):
     """Base class of ranges.
 
     Args:

@@ -10,7 +10,7 @@ from pydantic import ValidationError, model_validator
 from prometar.config.settings import Config, flatten, is_setting
 from prometar.errors import UserError
 from prometar.io.files import file_size
-from prometar.io.plain_data import PlainData, problems_of
+from prometar.io.strict_model import StrictModel, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from tune.space.ranges import Range, Settings, Value
 
@@ -24,7 +24,7 @@ MAX_COMBINATIONS = 1000
 """Spaces with more combinations are not enumerated."""
 
 
-class Space(PlainData):
+class Space(StrictModel):
     """Ranges by dotted setting name (`optim.lr`), in the order in which they are sampled.
 
     Example:

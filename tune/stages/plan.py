@@ -23,7 +23,7 @@ from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec
 from prometar.device import fetch
 from prometar.environment import num_cpus
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, is_reference, source_digest
+from prometar.io.custom import component_errors, is_custom, source_digest
 from prometar.io.files import file_size
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
@@ -133,7 +133,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     digests["weights"] = backbone.digest[:12]
     components = [search.objective, search.sampler, search.pruner, *config.run.references.values()]
-    digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_reference(name)}
+    digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_custom(name)}
     splits = [split for pair in plan.splits.values() for split in pair]
     if objective_of(search.objective).predicts_new:
         digests["drift"] = drift_identity(backbone)

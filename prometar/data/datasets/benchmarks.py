@@ -4,7 +4,7 @@ from importlib import resources
 
 from pydantic import Field
 
-from prometar.io.plain_data import PlainData
+from prometar.io.strict_model import StrictModel
 from prometar.io.yamltext import parse_yaml
 
 TEMPLATE = "a photo of a {}."
@@ -12,7 +12,7 @@ CLASSNAMES = "classnames.txt"
 AIRCRAFT_VARIANTS = "variants.txt"
 
 
-class Archive(PlainData):
+class Archive(StrictModel):
     """Public archive of a benchmark.
 
     Args:
@@ -27,7 +27,7 @@ class Archive(PlainData):
     digest: str = ""
 
 
-class Benchmark(PlainData):
+class Benchmark(StrictModel):
     """Entry of benchmarks.yaml.
 
     Args:

@@ -20,23 +20,23 @@ from prometar.data.datasets.dataset import (
     Source,
     invalid_name_reason,
 )
-from prometar.data.datasets.imagetree import FOLDER_NAME, FOLDER_TITLE, read_tree
+from prometar.data.datasets.imagetree import OWN_IMAGES, OWN_IMAGES_TITLE, read_tree
 from prometar.data.datasets.layouts import read_benchmark
 from prometar.data.datasets.prepared import MANIFEST, find_manifest, open_prepared
 from prometar.embedded.datasets import RENDERED
 from prometar.embedded.rendered import RenderedSet
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, instantiate, is_reference
+from prometar.io.custom import component_errors, instantiate, is_custom
 from prometar.io.files import is_utf8, resolve_path
 from prometar.io.stores import join, masked
 
-BUILT_IN_NAMES = (*BENCHMARKS, *RENDERED, FOLDER_NAME)
+BUILT_IN_NAMES = (*BENCHMARKS, *RENDERED, OWN_IMAGES)
 """Names that `--dataset` accepts besides `package.module:Name`."""
 
 
 def title_of(name: str) -> str:
     """Return the title of a built-in dataset for tables."""
-    return FOLDER_TITLE if name == FOLDER_NAME else (BENCHMARKS.get(name) or RENDERED[name]).title
+    return OWN_IMAGES_TITLE if name == OWN_IMAGES else (BENCHMARKS.get(name) or RENDERED[name]).title
 
 
 def file_name(name: str) -> str:
@@ -55,7 +55,7 @@ def require_name(name: str) -> None:
     Raises:
         UserError: the name is neither.
     """
-    if name not in BUILT_IN_NAMES and not is_reference(name):
+    if name not in BUILT_IN_NAMES and not is_custom(name):
         known = ", ".join(BUILT_IN_NAMES)
         raise UserError(f"Unknown dataset '{name}'. Use one of {known}, or a custom package.module:Name.")
 
@@ -72,7 +72,7 @@ def default_root(*names: str) -> str | None:
 
 def dataset_location(name: str, root: Path | str) -> str:
     """Return the folder or URI of a dataset below a data root. For `folder`, return the root itself."""
-    if name == FOLDER_NAME:
+    if name == OWN_IMAGES:
         return str(root)
     return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
 
@@ -86,7 +86,7 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
 
 def require_outside(out: Path, name: str, root: Path | str | None) -> None:
     """Raise a UserError if results in `out` would be read as a class of `--dataset folder`."""
-    if name == FOLDER_NAME and is_in_dataset_folder(out, name, root) and find_manifest(str(root)) is None:
+    if name == OWN_IMAGES and is_in_dataset_folder(out, name, root) and find_manifest(str(root)) is None:
         raise UserError(f"{resolve_path(out)} lies in the dataset's own folder. Choose another --out.")
 
 
@@ -122,7 +122,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
 def open_unverified(name: str, root: Path | str | None, args: Mapping[str, object] = {}) -> Dataset:
     """Open a dataset like `open_dataset`, without checking its image list or that its images exist."""
     require_name(name)
-    if is_reference(name):
+    if is_custom(name):
         return _open_custom(name, None if root is None else str(root), args)
     if name in RENDERED:
         return rendered_dataset(RENDERED[name], RenderedSource(name))
@@ -140,7 +140,7 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
             f"{masked(uri)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
         )
     else:
-        dataset = read_tree(Path(uri)) if name == FOLDER_NAME else read_benchmark(BENCHMARKS[name], Path(uri))
+        dataset = read_tree(Path(uri)) if name == OWN_IMAGES else read_benchmark(BENCHMARKS[name], Path(uri))
     return replace(dataset, templates=BENCHMARKS[name].templates) if name in BENCHMARKS else dataset
 
 
@@ -185,7 +185,7 @@ def find_list_errors(dataset: Dataset) -> Iterator[str]:
 
 
 def _expected_folder(name: str) -> str:
-    if name == FOLDER_NAME:
+    if name == OWN_IMAGES:
         return "Pass --data-root DIR, which contains class folders, or train/ and test/ with such folders."
     fix = f"Pass --data-root DIR, the folder that contains {dataset_location(name, '')}/"
     return f"{fix}, or run `prometar data download {name}`." if name in BENCHMARKS else f"{fix}."

@@ -9,7 +9,7 @@ from prometar.data.datasets.benchmarks import TEMPLATE
 from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, find_duplicate_names
 from prometar.errors import UserError
 
-FOLDER_NAME, FOLDER_TITLE = "folder", "your own images"
+OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"
 # suffixes of the formats in transforms.FORMATS
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
@@ -52,7 +52,7 @@ def read_tree(folder: Path) -> Dataset:
         items, note = _split_automatically(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
     train, val, test = (items.get(split, ()) for split in SPLITS)
     source, list_origin = FolderSource(str(folder)), f"folder {folder}"
-    return Dataset(FOLDER_NAME, FOLDER_TITLE, train, val, test, source, TEMPLATE, list_origin, note)
+    return Dataset(OWN_IMAGES, OWN_IMAGES_TITLE, train, val, test, source, TEMPLATE, list_origin, note)
 
 
 def _split_automatically(folder: Path, names: Sequence[str]) -> dict[str, Items]:

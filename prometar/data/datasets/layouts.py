@@ -11,7 +11,7 @@ from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, 
 from prometar.data.datasets.imagetree import class_folders, labeled_images
 from prometar.errors import UserError
 from prometar.io.files import read_text
-from prometar.io.plain_data import problems_of
+from prometar.io.strict_model import problems_of
 
 Entry = tuple[str, Annotated[int, Field(ge=-(10**9), le=10**9)], str]
 """Path below the image folder, label (limited, because batches contain int64), class name."""

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from prometar.data.datasets.dataset import SPLITS, Dataset, Item
 from prometar.errors import InfrastructureError, UserError
-from prometar.io.plain_data import problems_of
 from prometar.io.stores import filesystem, join, masked, read_file, reason
+from prometar.io.strict_model import problems_of
 
 MANIFEST = "manifest.json"
 _INDEX = {"path": pa.string(), "label": pa.int64(), "classname": pa.string(), "split": pa.string()}
@@ -25,8 +25,8 @@ _REBUILD = "Delete this copy and rerun `prometar data prepare`."
 _READ_THREADS = 8  # object stores have a high latency, but serve many requests in parallel
 
 
-Shard = dict[Literal["file"], Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]]
-"""Name of a Parquet file, which contains a hash of its content."""
+ShardEntry = dict[Literal["file"], Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]]
+"""Manifest entry of a shard: {"file": name}. The name contains a hash of the file's content."""
 
 
 class Manifest(BaseModel):
@@ -36,7 +36,7 @@ class Manifest(BaseModel):
     name: str
     counts: dict[str, int]
     note: str = ""
-    shards: tuple[Annotated[Shard, Field(min_length=1)], ...]
+    shards: tuple[Annotated[ShardEntry, Field(min_length=1)], ...]
 
 
 def find_manifest(uri: str) -> Manifest | None:
@@ -121,7 +121,7 @@ class ParquetSource:
 
 @lru_cache(maxsize=8)
 def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return the position of each image by path: numbers of shard, row group and row, from 0. Cached."""
+    """Return, for the path of each image, the 0-based indices of its shard, row group and row. Cached."""
     index: dict[str, tuple[int, int, int]] = {}
     for number, shard in enumerate(shards):
         table, sizes = _read_columns(uri, shard, ["path"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import (
     BUILT_IN_NAMES,
-    FOLDER_NAME,
+    OWN_IMAGES,
     dataset_location,
     find_list_errors,
     open_dataset,
@@ -26,19 +26,19 @@ _MAX_NAMES = 12  # class names in a note
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
-    """Return for each built-in name the dataset, the reason why it cannot be opened, or None if missing.
+    """For each built-in name, return the dataset, why it cannot be opened, or None if it is missing.
 
     Raises:
         UserError: `root` is missing.
         InfrastructureError: the store of `root` does not respond.
     """
     if root is not None and "://" in str(root):
-        find_manifest(str(root))  # otherwise every dataset would wait for a store that does not respond
+        find_manifest(str(root))  # raises now if the store does not respond, so that not every dataset waits
     elif root is not None and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. Pass --data-root DIR.")
     found = {name: _open_if_present(name, root) for name in BUILT_IN_NAMES}
-    if isinstance(found[FOLDER_NAME], str) and any(found[name] is not None for name in BENCHMARKS):
-        found[FOLDER_NAME] = None  # `root` contains benchmarks, not class folders
+    if isinstance(found[OWN_IMAGES], str) and any(found[name] is not None for name in BENCHMARKS):
+        found[OWN_IMAGES] = None  # `root` contains benchmarks, not class folders
     return found
 
 

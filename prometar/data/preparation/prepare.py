@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.catalog import FOLDER_NAME, dataset_location, is_in_dataset_folder, open_dataset
+from prometar.data.datasets.catalog import OWN_IMAGES, dataset_location, is_in_dataset_folder, open_dataset
 from prometar.data.datasets.dataset import Item
-from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, Shard, find_manifest
+from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, ShardEntry, find_manifest
 from prometar.data.preparation.check import decode_all
 from prometar.data.preparation.download import ProgressCallback
 from prometar.errors import InfrastructureError, UserError, WorkError
@@ -49,7 +49,7 @@ def prepare(
         UserError: the dataset cannot be opened, `to` lies in its folder, or `to` contains a different copy.
         WorkError: images are missing or corrupt (the message lists them), or `to` is not writable.
     """
-    known = (*BENCHMARKS, FOLDER_NAME)
+    known = (*BENCHMARKS, OWN_IMAGES)
     if name not in known:
         raise UserError(f"The dataset '{name}' cannot be prepared. Use one of {', '.join(known)}.")
     target = dataset_location(name, to if "://" in str(to) else resolve_path(to))
@@ -62,13 +62,13 @@ def prepare(
     dataset = open_dataset(name, root)
     rows = [(item, split) for split, items in dataset.splits.items() for item in items]
     chunks = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
-    shards, errors, existing = list[Shard](), list[str](), 0
+    shards, errors, existing = list[ShardEntry](), list[str](), 0
     for k, chunk in enumerate(chunks):
         decoded = list(decode_all([item for item, _ in chunk], dataset.source))
         errors += [message for _, message in decoded if message]
         if not errors:
             data = _encode_shard(chunk, [image for image, _ in decoded])
-            shard: Shard = {"file": f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"}
+            shard: ShardEntry = {"file": f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"}
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
                     f"{masked(target)} contains a different copy of '{name}'. Delete it, or use another --to."

@@ -1,4 +1,4 @@
-"""Objectives: the images that a run is trained and evaluated on, and the score of its accuracies.
+"""Objectives define which images a run is trained and evaluated on, and how its accuracies give a score.
 
 A search must not use the images of the final test. `drift` and `base_val` use only base-class images of the
 train and validation splits. `oracle_test` uses the test split, to show the bias of such a search. `final` is
@@ -22,7 +22,7 @@ from prometar.data.splits.fewshot import (
     select_and_relabel,
 )
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, is_reference, require_custom
+from prometar.io.custom import component_errors, is_custom, require_custom
 from prometar.metrics import harmonic_mean
 
 
@@ -46,7 +46,7 @@ class FewShotSplit:
 
 
 def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], kind: str) -> None:
-    """Raise a UserError if one of `labels` has no images in `items`, the `kind` images of the dataset."""
+    """Raise a UserError if one of `labels` has no images in `items`. `kind` names them, e.g. "validation"."""
     # Class names are taken from images, so a class without images would shift all later labels.
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
@@ -101,7 +101,7 @@ class Objective:
     Args:
         make_split: Function of (dataset, shots, seed, val_per_class) that returns a `FewShotSplit`.
         for_search: True if a search may use the objective. Every epoch is then evaluated.
-        reads_test_images: True if a search with this objective uses test images.
+        search_reads_test_images: True if a search with this objective uses test images.
         predicts_new: True if accuracy on new classes is predicted from base images and drift
             (`prometar.training.drift`), not measured.
         scores_new: True if runs have an accuracy on new classes, measured or predicted.
@@ -111,7 +111,7 @@ class Objective:
 
     make_split: Callable[..., FewShotSplit]
     for_search: bool = False
-    reads_test_images: bool = False
+    search_reads_test_images: bool = False
     predicts_new: bool = False
     scores_new: bool = True
     score: Callable[[Mapping[str, float]], float] = harmonic_mean
@@ -123,7 +123,7 @@ FINAL = "final"
 OBJECTIVES: dict[str, Objective] = {
     "drift": Objective(_split_train_val, for_search=True, predicts_new=True),
     "base_val": Objective(_split_train_val, for_search=True, scores_new=False, title="base accuracy"),
-    "oracle_test": Objective(_split_base_new, for_search=True, reads_test_images=True),
+    "oracle_test": Objective(_split_base_new, for_search=True, search_reads_test_images=True),
     FINAL: Objective(_split_base_new),
     "all_classes": Objective(_split_all_classes, scores_new=False, title="accuracy"),
 }
@@ -133,7 +133,7 @@ SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if obje
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """Return a built-in objective, or a custom one: an `Objective`, or a function of the accuracies.
 
-    The function replaces the score of `drift`.
+    A function is used as the score of an otherwise unchanged `drift` objective.
 
     Args:
         known: Names that the error message suggests. Default: all built-in objectives.
@@ -184,9 +184,9 @@ def split_dataset(
     objective = objective_of(name)
     with component_errors(name):
         split = objective.make_split(dataset, shots, seed, val_per_class)
-    if is_reference(name):
+    if is_custom(name):
         _require_valid_split(name, objective, split)
-    if not objective.reads_test_images:
+    if not objective.search_reads_test_images:
         return split
     note = f"objective {name} uses test images, so the scores of this search are not valid test results"
     return replace(split, note=note)

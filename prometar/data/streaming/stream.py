@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """Images of one step.
 
     Attributes:
-        step: Index of the step in the plan, from 0.
+        step: Number of the batch in its plan, from 0. In a training plan, this is the step.
         images: uint8 (B, H, W, 3), writable.
         labels: int64 (B,).
     """

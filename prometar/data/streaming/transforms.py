@@ -1,7 +1,7 @@
 """Decoding and transforms of images, determined by a spec and a seed.
 
-Importing torch would delay the start of every Ray task by seconds, so the transforms use numpy and Pillow.
-They follow torchvision's RandomResizedCrop, Resize and CenterCrop of Pillow images, like CLIP and ProMetaR.
+Importing torch would delay the start of every Ray task by seconds, so this module uses numpy and Pillow to
+reimplement torchvision's RandomResizedCrop, Resize and CenterCrop, which CLIP and ProMetaR use.
 """
 
 import io
@@ -23,7 +23,7 @@ CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
-TORCHVISION_CROP = (0.08, 1.0)  # torchvision's default. Evaluations ignore it, but their digests include it
+TORCHVISION_CROP = (0.08, 1.0)  # torchvision's default. Evaluation plans only include it in their digest
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
 def make_images(
     spec: TransformSpec, encoded: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return `apply` of N images as (N, H, W, 3). All streams call this function, so pixels are equal."""
+    """Return `apply` of N images as (N, H, W, 3). All streams use it, so they produce the same pixels."""
     images = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
     for k, (file, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
         images[k] = apply(spec, file, int(seed), path=path)
@@ -121,7 +121,7 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     rng = np.random.Generator(np.random.PCG64(seed))
-    # The crop is sampled last, so that crop_scale, which affects its number of draws, does not affect flips.
+    # The number of draws of the crop depends on crop_scale. It comes last, so flips and jitter do not.
     flipped = rng.random() < spec.flip
     factors = rng.uniform(-1.0, 1.0, size=3)
     order = rng.permutation(3)

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 
-class PlainData(BaseModel):
+class StrictModel(BaseModel):
     """Frozen model that rejects unknown keys, infinite numbers, and booleans in place of numbers.
 
     Example:
-        >>> class Point(PlainData):
+        >>> class Point(StrictModel):
         ...     x: float
         >>> Point.model_validate({"x": 1}).x
         1.0
@@ -22,10 +22,10 @@ class PlainData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
-    @model_validator(mode="before")  # a field validator of "*" is not allowed in a discriminated union
+    @model_validator(mode="before")  # field_validator("*") cannot be used in members of a discriminated union
     @classmethod
     def _reject_booleans(cls, tree: object) -> object:
-        """Reject booleans in fields of numbers, where pydantic would convert True to 1."""
+        """Reject booleans in numeric fields, where pydantic would convert True to 1."""
         for name, value in tree.items() if isinstance(tree, Mapping) else ():
             for each in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(each, bool) and _holds_numbers(cls, name):
@@ -34,7 +34,7 @@ class PlainData(BaseModel):
 
 
 BUILT_IN_TAG = "built-in"
-"""Part of an error's location that pydantic adds if a custom component, `module:Name`, is allowed too."""
+"""Union tag in the error location of fields that accept a built-in kind or `module:Name`."""
 
 
 def problems_of(
