@@ -52,7 +52,7 @@ def last_line(text: str) -> str:
 
 
 def is_accelerator_error(error: BaseException) -> bool:
-    """Return True for CUDA and cuDNN errors, such as out of memory. Torch is not imported."""
+    """Return True for CUDA and cuDNN errors, such as out of memory. Does not import torch."""
     kind, prefixes = type(error), ("CUDA error: ", "cuDNN error: ")
     of_torch = kind.__module__ == "torch" and kind.__name__ in {"AcceleratorError", "OutOfMemoryError"}
     return of_torch or (isinstance(error, RuntimeError) and str(error).startswith(prefixes))

@@ -117,7 +117,7 @@ def data_prepare(
 
 @contextmanager
 def _progress_bar(counter: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function (done, total) that updates a progress bar on stderr, shown if it is a terminal."""
+    """Yield a function (done, total) that updates a progress bar on stderr, shown only in a terminal."""
     console = Console(stderr=True)
     columns = TextColumn(""), BarColumn(), counter
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

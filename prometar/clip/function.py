@@ -15,7 +15,7 @@ class TokenFunction(Protocol):
     For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents. For second
     derivatives, call `forward`, `vjp_for_hvp` (same result as `vjp`), `jvp`, which returns J t_k for K
     tangents, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> for a cotangent r.
-    `value` returns the result of `forward` and stores nothing. The default methods are for linear f.
+    `value` is `forward` without storing tensors. Default methods are for linear f, where `hvp` returns J^T r.
     """
 
     def value(self, x: Tensor, /) -> Tensor:

@@ -30,7 +30,7 @@ class RenderedSet(Generic[Motif]):
         counts: Number of images per class, by split.
         draw: Function (motif, generator, side) -> (side, side, 3) pixels.
         families: For each family of similar classes, its motifs by class name.
-        salted: True if class seeds depend on the dataset's name. False only for the oldest one, `textures`.
+        salted: True if class seeds depend on the dataset's name. False only for `textures`, the oldest.
     """
 
     name: str

@@ -45,13 +45,13 @@ def spots(
 def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
     """Return the brightness (H, W), 0 to 1, of a surface lit from a random side. `height` is in cells."""
     angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
-    down, right = np.gradient(height, canvas.pixel)
-    slope = right * np.cos(angle) + down * np.sin(angle)
+    slope_y, slope_x = np.gradient(height, canvas.pixel)
+    slope = slope_x * np.cos(angle) + slope_y * np.sin(angle)
     return 0.5 + 0.5 * slope * strength / np.sqrt(1.0 + (slope * strength) ** 2)
 
 
 def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], softness: float) -> Floats:
-    """Draw layers along growing `value`, each with a random tone and a thickness in the range `thickness`."""
+    """Draw layers in order of `value`. Each has a random tone, and a thickness from the range `thickness`."""
     ink = np.full(value.shape, 0.5)
     at, tone = float(value.min()), 0.5
     while at < value.max():

@@ -10,7 +10,7 @@ from pyarrow import fs
 from prometar.errors import InfrastructureError, UserError
 from prometar.io.files import require_utf8, write_atomically
 
-_SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # found in names of URL options
+_SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of URL options
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:

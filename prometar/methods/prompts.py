@@ -110,7 +110,7 @@ class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
     Layer 0 is initialized with the token embeddings of `init`, other layers from N(0, init_std^2).
-    `init_padding`: if `init` has fewer tokens, `zeros` precede them, or layer 0 is `random` like the rest.
+    `init_padding`, if `init` has fewer tokens: `zeros` before them, or `random` values in all of layer 0.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)

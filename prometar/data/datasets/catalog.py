@@ -98,7 +98,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
             and returns a `Dataset`.
         root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. For `folder`, the
             tree of image folders. Not used by rendered datasets. If the dataset's folder contains a
-            manifest.json, its Parquet files are read.
+            manifest.json, the Parquet files that it lists are read.
         args: Arguments of a custom loader that is a class.
 
     Raises:
@@ -127,9 +127,9 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     if name in RENDERED:
         return rendered_dataset(RENDERED[name], RenderedSource(name))
     if root is None:
-        raise UserError(f"The dataset '{name}' needs a data root. {_expected_folder(name)}")
+        raise UserError(f"The dataset '{name}' needs a data root. {_data_root_advice(name)}")
     if "://" not in str(root) and not Path(root).is_dir():
-        raise UserError(f"The data root {root} is not a folder. {_expected_folder(name)}")
+        raise UserError(f"The data root {root} is not a folder. {_data_root_advice(name)}")
     uri = dataset_location(name, root)
     template = BENCHMARKS[name].template if name in BENCHMARKS else TEMPLATE
     manifest = find_manifest(uri)
@@ -184,7 +184,7 @@ def find_list_errors(dataset: Dataset) -> Iterator[str]:
             yield f"{dataset.list_origin} calls label {label} {name!a}, which {reason}"
 
 
-def _expected_folder(name: str) -> str:
+def _data_root_advice(name: str) -> str:
     if name == OWN_IMAGES:
         return "Pass --data-root DIR, which contains class folders, or train/ and test/ with such folders."
     fix = f"Pass --data-root DIR, the folder that contains {dataset_location(name, '')}/"

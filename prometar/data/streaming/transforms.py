@@ -121,7 +121,7 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     rng = np.random.Generator(np.random.PCG64(seed))
-    # The number of draws of the crop depends on crop_scale. It comes last, so flips and jitter do not.
+    # The crop's number of draws depends on crop_scale. It is sampled last, so flips and jitter do not change.
     flipped = rng.random() < spec.flip
     factors = rng.uniform(-1.0, 1.0, size=3)
     order = rng.permutation(3)
