@@ -111,7 +111,7 @@ class Study:
             raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
 
     def confirm(self) -> Confirmation:
-        """Rerun the best trials and the baseline with fresh seeds, and select the highest mean objective."""
+        """Rerun the best trials and the baseline with fresh seeds. Select settings by mean objective."""
         from tune.stages.confirmation import choose_trials, confirm
 
         config = self.config

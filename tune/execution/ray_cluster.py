@@ -123,7 +123,7 @@ def head_is_dead() -> bool:
 
     try:
         if ray.is_initialized():
-            _connect(ray.get_runtime_context().gcs_address)
+            _probe(ray.get_runtime_context().gcs_address)
     except ConnectionRefusedError:
         return True
     except OSError:  # the head may be alive, e.g. if the network is down
@@ -141,7 +141,7 @@ def local_node_is_dead() -> bool:
     return any(node["NodeID"] == this_node and not node["Alive"] for node in ray.nodes())
 
 
-def _connect(address: str) -> None:
+def _probe(address: str) -> None:
     """Connect to the server at `address`, then disconnect. Raise OSError if the connection fails."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
@@ -162,6 +162,6 @@ def _require_server(address: str) -> None:
     if not (host and port.isdigit()):
         raise UserError(f"--address must be auto or HOST:PORT of the cluster's head, got {address}.")
     try:
-        _connect(address)
+        _probe(address)
     except (OSError, OverflowError) as error:
         raise WorkError(f"Cannot connect to Ray at {address}: {error}. Check that it is running.") from None

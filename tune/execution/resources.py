@@ -96,7 +96,7 @@ def plan_resources(
     nodes: Sequence[Node],
     resources: ResourcesConfig,
     max_jobs: int,
-    reason: str,
+    max_jobs_reason: str,
     memory: float = 0,
     noun: str = "trial",
 ) -> tuple[ResourcePlan, str]:
@@ -104,7 +104,7 @@ def plan_resources(
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
-        reason: Reason for `max_jobs`, for the description.
+        max_jobs_reason: Reason for `max_jobs`, for the description.
         memory: Estimated bytes of machine memory per job, 0 if unknown. Each machine gets at least one job,
             whatever the estimate. If the user sets `max_concurrent`, the estimate is ignored.
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
@@ -114,7 +114,7 @@ def plan_resources(
     """
     max_cpus, max_gpus = (max((node.get(k, 0.0) for node in nodes), default=0.0) for k in ("CPU", "GPU"))
     if resources.max_concurrent:
-        max_jobs, reason, memory = resources.max_concurrent, "--max-concurrent", 0
+        max_jobs, max_jobs_reason, memory = resources.max_concurrent, "--max-concurrent", 0
 
     def capacity(cpus: float, gpus: float) -> int:
         return sum(_capacity(node, cpus, gpus, memory) for node in nodes)
@@ -139,6 +139,7 @@ def plan_resources(
     if resources.cpus_per_trial is None:
         larger = range(math.floor(max_cpus), 1, -1)
         cpus = next((float(each) for each in larger if capacity(each, gpus) >= num_jobs), cpus)
+    reason = max_jobs_reason
     if num_jobs < max_jobs:
         reason = f"as many of {reason} {max_jobs} as fit" if resources.max_concurrent else "all that fit"
     plan = ResourcePlan(num_jobs, cpus, gpus, max_cpus, max_gpus)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import tune
+from ray import tune as ray_tune
 from ray.exceptions import OutOfDiskError
 
 from prometar.errors import InfrastructureError, first_line, one_line
@@ -58,7 +58,7 @@ class JobRequest:
         return {"cpus": cpus, "gpus": gpus}
 
 
-class JobWorker(tune.Trainable):
+class JobWorker(ray_tune.Trainable):
     """Trainable that trains one job after another. Each step returns the report of one epoch.
 
     Backbone, datasets and frozen features stay in memory between jobs. Checkpoints are stored in the folders
@@ -70,9 +70,9 @@ class JobWorker(tune.Trainable):
     _training: "JobTraining | None" = None
 
     @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    def default_resource_request(cls, config: dict[str, Any]) -> ray_tune.PlacementGroupFactory:
         request: JobRequest = config["request"]
-        return tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
+        return ray_tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
         self._request = config["request"]  # `step` opens the job, because Tune hides errors of a reset
@@ -106,7 +106,7 @@ class JobWorker(tune.Trainable):
 
         torch.set_num_threads(request.resource_plan.threads)
         if not gc.get_freeze_count():
-            gc.freeze()  # else `gc.collect`, after a stream is closed early, traverses all modules (0.15 s)
+            gc.freeze()  # otherwise, `gc.collect` after an early-closed stream scans all modules (0.15 s)
         return JobTraining(request)
 
     @contextmanager

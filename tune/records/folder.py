@@ -1,4 +1,4 @@
-"""Folder of a study: file locations, records, and values that combine several records."""
+"""Folder of a study: file locations, records, and values derived from several records."""
 
 import shlex
 import sys
@@ -64,7 +64,7 @@ class StudyFolder:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
-        """Write study.yaml, with the current environment and those of earlier commands that differ."""
+        """Write study.yaml, with the current environment and those of earlier commands, where different."""
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()
@@ -124,7 +124,7 @@ class Records:
         return self.config.search
 
     @cached_property
-    def default_settings(self) -> dict[str, Any]:
+    def baseline_values(self) -> dict[str, Any]:
         """Complete configuration of the baseline by dotted key, with the first dataset as `data.name`."""
         return self.config.run.flat()
 

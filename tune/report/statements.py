@@ -149,7 +149,7 @@ def _epochs(records: Records) -> str:
     test = records.final_test
     final = test.epochs if test else records.config.test.epochs
     if EPOCHS_KEY not in records.search_config.space.ranges:
-        return f"Epochs: {records.default_settings[EPOCHS_KEY]} per trial, {final} per run of the final test."
+        return f"Epochs: {records.baseline_values[EPOCHS_KEY]} per trial, {final} per run of the final test."
     epochs = test.selected.settings.get(EPOCHS_KEY) if test and not test.baseline_selected else None
     selected = f"{epochs} with the selected settings, " if epochs else ""
     return f"Epochs: searched in trials. Final test: {selected}{final} with the default settings."
@@ -181,7 +181,7 @@ def _caveats(records: Records) -> Iterator[str]:
             f"The best search score is the maximum of {len(records.completed)} noisy scores, so it is "
             "biased upward. Rely on the final test."
         )
-    if records.default_settings.get("backbone.name") == "mini":
+    if records.baseline_values.get("backbone.name") == "mini":
         yield "The embedded backbone mini is for testing. Do not compare its accuracies with published ones."
     elif test and any(each.published is not None for each in test.datasets.values()):
         yield "Published numbers are cited from papers. Their seeds, images and epochs may differ."

@@ -6,7 +6,7 @@ from pathlib import Path
 from prometar.clip.openclip import load_backbone
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
-from prometar.data.datasets.catalog import open_dataset, require_outside
+from prometar.data.datasets.catalog import open_dataset, require_outside_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
@@ -35,8 +35,8 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
     console = plain_console()
     protocol, out = grid.protocol.name, resolve_path(out)
     for name in grid.all_datasets:
-        require_outside(out, name, grid.config.data.root)
-    datasets, splits, unavailable = _open_datasets(grid)
+        require_outside_dataset(out, name, grid.config.data.root)
+    datasets, largest_splits, unavailable = _open_datasets(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
     methods = {name: check_components(config, clip) for name, config in grid.configs.items()}
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
@@ -49,10 +49,10 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
         if remaining:
             nodes = start_ray(address=address)
             on_gpu = uses_gpus(nodes, resources)
-            footprint = Footprint.of(clip, splits)
+            footprint = Footprint.of(clip, largest_splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, plan_text = plan_resources(
-                nodes, resources, len(remaining), reason="all remaining runs", memory=memory, noun="run"
+                nodes, resources, len(remaining), "all remaining runs", memory=memory, noun="run"
             )
         console.print(f"{protocol} in {out}: {done} of {len(jobs)} runs done")
         for name, reason in unavailable.items():
@@ -81,18 +81,18 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
 
 
 def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:
-    """Return the available datasets, the training splits, and the reason for each unavailable dataset.
+    """Return the available datasets, their largest training splits, and the reason for each unavailable one.
 
     Raises:
         UserError: there is no dataset to train on.
     """
-    datasets, splits, unavailable = dict[str, Dataset](), list[FewShotSplit](), dict[str, str]()
+    datasets, largest_splits, unavailable = dict[str, Dataset](), list[FewShotSplit](), dict[str, str]()
     for name in grid.all_datasets:
         try:
             dataset = open_dataset(name, grid.config.data.root)
             if name in grid.trained_on:
                 shots, seed = max(grid.shots), grid.seeds[0]
-                splits.append(split_dataset(grid.protocol.objective, dataset, shots=shots, seed=seed))
+                largest_splits.append(split_dataset(grid.protocol.objective, dataset, shots=shots, seed=seed))
             elif not dataset.test:
                 raise UserError("The dataset has no test images.")
             datasets[name] = dataset
@@ -101,4 +101,4 @@ def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], 
     if unavailable.keys() >= set(grid.trained_on):
         name, reason = next(iter(unavailable.items()))
         raise UserError(f"There is no dataset to train on. {name}: {reason}")
-    return datasets, splits, unavailable
+    return datasets, largest_splits, unavailable

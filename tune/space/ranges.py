@@ -75,7 +75,8 @@ class NumberRange(_Range):
 
     @property
     def probe_values(self) -> tuple[float, ...]:
-        """Values tried before the search: the bounds and, for floats, one that integer settings reject."""
+        """Values validated before the search: the bounds and, for floats, a non-integer."""
+        # The non-integer exposes a float range of an integer setting.
         non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *non_integer
 
@@ -100,7 +101,7 @@ class Choice(_Range):
 
     @property
     def probe_values(self) -> tuple[Value, ...]:
-        """Values tried before the search: all choices."""
+        """Values validated before the search: all choices."""
         return self.choices
 
     def contains(self, value: object) -> bool:

@@ -1,6 +1,6 @@
 """Final test: comparison of the selected settings with the baseline on test images.
 
-A seed pair is one run of each with the same seed, and thus with the same training images.
+A seed pair is one run with the selected settings and one with the baseline, both with the same seed.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def run_final_test(
     if baseline_selected or config.test.seeds != "auto":
         # A fixed number of seeds needs one analysis, with the full 5%.
         alphas = {UNPAIRED_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # A rerun of a failed baseline has a number above 0. Both sides then use 0, so that they share their runs.
+    # A baseline that was rerun after a failure is not trial 0. Use 0 on both sides, so that they share runs.
     selected_number = 0 if baseline_selected else selected.number
     sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
@@ -60,7 +60,7 @@ def run_final_test(
         differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]
         if is_decided(differences, alpha, min_relevant=config.test.matters):
             break
-    # The analyses use intervals over seeds. An interval over several datasets is computed once, at 95%.
+    # Verdict: on one dataset, the interval over seeds. On several, a 95% interval over the datasets' means.
     difference = mean_interval([each.difference for each in results.values()])
     return FinalTest(
         seeds=seeds,

@@ -13,7 +13,7 @@ from tune.store.trial_store import TrialStore
 
 
 class SearchJobs(Iterator[Job]):
-    """Iterator over the jobs of the search, and their observer, which stores the results.
+    """Iterator over the jobs of the search. As their observer, it also stores the results.
 
     The trial store is the source of truth. Trial records are written from its contents.
     """
@@ -45,10 +45,11 @@ class SearchJobs(Iterator[Job]):
     def reported(self, job: Job, report: EpochReport) -> bool:
         continues = self._store.report(job.number, report)
         if not continues:
-            self._finish(job.number)
+            self._write_ended(job.number)
         return continues
 
     def finished(self, job: Job, failure: str) -> None:
+        """Store the failure, if any. A job that did not fail was already stored by `reported`."""
         if failure:
             self._fail(job.number, failure)
 
@@ -63,19 +64,22 @@ class SearchJobs(Iterator[Job]):
             yield f"--trials {trials} is below the {done} existing trials. All of them are used."
 
     def close(self) -> None:
-        """Store the duration of the search so far. `_finish` also calls this, after each trial."""
+        self._store_duration()
+
+    def _store_duration(self) -> None:
+        """Store the duration of the search so far."""
         now = time.monotonic()
         self._store.add_seconds(now - self._started)
         self._started = now
 
     def _fail(self, number: int, reason: str) -> None:
         self._store.fail(number, reason)
-        self._finish(number)
+        self._write_ended(number)
 
-    def _finish(self, number: int) -> None:
+    def _write_ended(self, number: int) -> None:
         if (trial := self._store.ended_record(number)) is not None:
             self._write_record(trial)
-            self.close()  # so that the duration is stored even if the process is killed later
+            self._store_duration()  # so that the duration is stored even if the process is killed later
 
     def _write_record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""

@@ -28,7 +28,7 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
 
     Args:
         max_epochs: Maximum number of epochs of a trial.
-        concurrency: Concurrent trials. Percentile and median pruners wait until as many are completed.
+        concurrency: Concurrent trials. `percentile` and `median` wait until at least this many are completed.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.

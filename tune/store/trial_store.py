@@ -184,7 +184,7 @@ class TrialStore:
 
         Args:
             fixed: Settings with fixed values. All other settings are sampled.
-            attempt: Number of duplicates that were already sampled for this trial.
+            attempt: Number of times that sampling for this trial repeated the settings of an earlier trial.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
         sampler, seed = sampler or self._search.sampler, derive_seed(self._search.seed, len(trials), attempt)
