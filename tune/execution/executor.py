@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle, tune
+from ray import cloudpickle
+from ray import tune as ray_tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
@@ -81,24 +82,24 @@ def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # Tune's own state is never restored
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patched():
-        tune.Tuner(
+        ray_tune.Tuner(
             worker,
-            tune_config=tune.TuneConfig(
+            tune_config=ray_tune.TuneConfig(
                 search_alg=dispatcher,
                 scheduler=_Scheduler(dispatcher),
                 num_samples=-1,
                 max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(
+            run_config=ray_tune.RunConfig(
                 storage_path=scratch,
                 stop=dispatcher,
                 verbose=0,
                 # The default reporter of a notebook clears the output of the cell.
-                progress_reporter=tune.CLIReporter(),
+                progress_reporter=ray_tune.CLIReporter(),
                 # The dispatcher retries jobs, because Tune counts a worker's death during a reset twice.
-                failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+                failure_config=ray_tune.FailureConfig(max_failures=0),
+                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
         ).fit()
 

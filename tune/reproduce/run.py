@@ -48,8 +48,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
         done = len(jobs) - len(remaining)
         if remaining:
             nodes = start_ray(address=address)
-            on_gpu = uses_gpus(nodes, resources)
-            footprint = Footprint.of(clip, largest_splits)
+            on_gpu, footprint = uses_gpus(nodes, resources), Footprint.of(clip, largest_splits)
             memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, plan_text = plan_resources(
                 nodes, resources, len(remaining), "all remaining runs", memory=memory, noun="run"

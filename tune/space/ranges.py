@@ -75,8 +75,7 @@ class NumberRange(_Range):
 
     @property
     def probe_values(self) -> tuple[float, ...]:
-        """Values validated before the search: the bounds and, for floats, a non-integer."""
-        # The non-integer exposes a float range of an integer setting.
+        """Values to validate: the bounds, and a non-integer to detect float ranges of integer settings."""
         non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *non_integer
 
@@ -101,7 +100,7 @@ class Choice(_Range):
 
     @property
     def probe_values(self) -> tuple[Value, ...]:
-        """Values validated before the search: all choices."""
+        """Values to validate: all choices."""
         return self.choices
 
     def contains(self, value: object) -> bool:
