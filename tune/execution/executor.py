@@ -29,7 +29,6 @@ from tune.execution.worker import STACKS_FILE, JobRequest, JobWorker
 
 MAX_RETRIES = 2
 """Maximum number of consecutive retries of a job whose workers die before completing another epoch."""
-
 _MAX_REASON = 1000  # maximum length of a failure reason in characters. Messages may contain long URLs.
 
 

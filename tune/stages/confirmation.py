@@ -24,7 +24,7 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 def confirm(
     config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: JobRunner
 ) -> Confirmation:
-    """Rerun trials with fresh seeds. Select the one with the highest mean over all seeds, in a tie the baseline.
+    """Rerun trials with fresh seeds. Select the highest mean score over all seeds. The baseline wins ties.
 
     Raises:
         WorkError: a run of the baseline failed, or every candidate has a failed run.
