@@ -63,10 +63,10 @@ def _final_test(records: Records) -> Table | None:
             rows.append((side, (name, *means, str(sum(run.objective is not None for run in runs)))))
         if not test.baseline_selected:
             differences = (result.base_difference, result.new_difference, result.difference)
-            pairs = str(result.difference.n) if result.difference else NONE
+            num_pairs = str(result.difference.n) if result.difference else NONE
             texts = [format_difference(each) if each else (NONE, "") for each in differences]
             centers, bounds = zip(*texts, strict=True)
-            rows.append(("", ("difference", *centers, pairs)))
+            rows.append(("", ("difference", *centers, num_pairs)))
             rows.append(("", (f"{test.dataset_confidence}% CI", *bounds, "")))
         if result.published is not None:
             rows.append(("", ("published (cited)", NONE, NONE, format_number(result.published), NONE)))
@@ -82,16 +82,16 @@ def _confirmation(records: Records) -> Table | None:
     ranked = sorted(confirmation.candidates, key=lambda c: (c.mean is None, -(c.mean or 0.0)))  # failed last
     by_number = {trial.number: trial for trial in records.trials}
     rows = list[tuple[str, tuple[str, ...]]]()
-    for each in ranked:
-        selected = "selected" if each.number == confirmation.selected_number else ""
-        tags = [tag for tag in ("default settings" if each.is_baseline else "", selected) if tag]
-        trial = by_number.get(each.number)
-        fresh = [value for seed, value in each.mean_by_seed.items() if seed in confirmation.seeds]
+    for candidate in ranked:
+        selected = "selected" if candidate.number == confirmation.selected_number else ""
+        tags = [tag for tag in ("default settings" if candidate.is_baseline else "", selected) if tag]
+        trial = by_number.get(candidate.number)
+        fresh = [value for seed, value in candidate.mean_by_seed.items() if seed in confirmation.seeds]
         cells = (
-            f"trial {each.number}" + (f" ({', '.join(tags)})" if tags else ""),
+            f"trial {candidate.number}" + (f" ({', '.join(tags)})" if tags else ""),
             format_number(trial.completed_objective if trial else None),
             format_number(mean(fresh)) if fresh else NONE,
-            format_mean(each.mean_by_seed.values()) if each.mean is not None else "failed",
+            format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed",
         )
         rows.append((selected, cells))
     images = "test" if records.study.reads_test_images else "validation"

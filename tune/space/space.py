@@ -139,7 +139,7 @@ class Space(StrictModel):
         return self.model_copy(update={"ranges": ranges})
 
     def probe_values(self, key: str) -> tuple[Value, ...]:
-        """Return the bounds or choices tried before the search, () if the setting is not searched."""
+        """Return the values of a setting to validate before the search, () if it is not searched."""
         return self.ranges[key].probe_values if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Ask-and-tell wrapper around an Optuna study. All state is in the storage, so any process may crash."""
+"""Ask-and-tell wrapper around an Optuna study. All state is in its storage and thus survives crashes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
