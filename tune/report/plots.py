@@ -170,12 +170,12 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
     """Plot the difference in H of each seed pair and the confidence interval of each dataset."""
     figure = go.Figure().add_vline(x=0, line={"color": "#4a5568", "width": 1.5})
     for row, (name, dataset) in enumerate(test.datasets.items()):
-        pairs = paired_differences(dataset.selected, dataset.baseline)
+        differences = paired_differences(dataset.selected, dataset.baseline)
         figure.add_scatter(
-            x=list(pairs.values()),
-            y=[row + 0.2] * len(pairs),
+            x=list(differences.values()),
+            y=[row + 0.2] * len(differences),
             mode="markers",
-            text=[f"seed {seed}" for seed in pairs],
+            text=[f"seed {seed}" for seed in differences],
             hovertemplate="%{text}: %{x:+.2f} points<extra></extra>",
             marker={"color": GRAY, "size": 7, "opacity": 0.6},
         )
