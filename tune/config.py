@@ -102,14 +102,14 @@ class FinalTestConfig(StrictModel):
     """Comparison of the selected settings with the default settings on test images.
 
     With `auto`, seed pairs are added until the interval of the difference in H excludes 0 or lies within
-    ±`matters`, or until `MAX_SEED_PAIRS` pairs are finished.
+    ±`min_relevant`, or until `MAX_SEED_PAIRS` pairs are finished.
     """
 
     seeds: Annotated[tuple[Seed, ...], Distinct] | Literal["auto"] = Field(
         "auto", description="auto, or seeds such as '1 2 3'."
     )
     epochs: int = Field(10, ge=1, le=100_000, description="Epochs of the final test. Default: from --method.")
-    matters: float = Field(1.0, gt=0, le=100, description="Smallest relevant difference in H, in points.")
+    min_relevant: float = Field(1.0, gt=0, le=100, description="Smallest relevant difference in H (points).")
 
     @field_validator("seeds", mode="before")
     @classmethod

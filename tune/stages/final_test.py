@@ -58,7 +58,7 @@ def run_final_test(
         per_dataset = [paired_differences(each.selected, each.baseline) for each in results.values()]
         complete = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
         differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]
-        if is_decided(differences, alpha, min_relevant=config.test.matters):
+        if is_decided(differences, alpha, min_relevant=config.test.min_relevant):
             break
     # Verdict: on one dataset, the interval over seeds. On several, a 95% interval over the datasets' means.
     difference = mean_interval([each.difference for each in results.values()])
@@ -70,7 +70,7 @@ def run_final_test(
         difference=difference,
         verdict=_verdict(difference, baseline_selected=baseline_selected),
         alpha=alpha,
-        min_relevant=config.test.matters if config.test.seeds == "auto" else None,
+        min_relevant=config.test.min_relevant if config.test.seeds == "auto" else None,
         detectable=None if baseline_selected or len(datasets) > 1 else min_detectable(differences, alpha),
         earlier_tests=_trials_tested_before(previous, selected.number, seeds),
     )
