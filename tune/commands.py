@@ -31,14 +31,14 @@ def _option(text: str, default: object, **limits: Any) -> Any:
 
 def report(study: Annotated[Path, typer.Argument(help="Folder of a study: OUT/STUDY.")]) -> None:
     """Rebuild the report of a study, and print its summary."""
-    from tune.execution.live import plain_console
+    from tune.execution.live import stdout_console
     from tune.records.folder import read_records
     from tune.report.page import write_report
     from tune.report.terminal import print_summary
 
     records = read_records(study)
     write_report(records)
-    print_summary(plain_console(), records)
+    print_summary(stdout_console(), records)
 
 
 def reproduce(

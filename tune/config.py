@@ -229,6 +229,7 @@ class StudyConfig(StrictModel):
             "data.name": next(iter(datasets), DEFAULT_DATASET),
             "data.root": absolute_root(str(root)) if root else None,
         }
+        # Of the options that set a run value, only --epochs can be invalid here.
         run = configure(method, run_flat, where="--set" if keys_without_option else "--epochs")
         run = absolute_paths(run.override({"train.seed": by_field.get("search.seed", 0)}, where="--seed"))
         space = by_field.get("search.space", "default")
@@ -287,7 +288,7 @@ class StudyConfig(StrictModel):
 
     @property
     def max_epochs(self) -> int:
-        """Maximum number of epochs of a trial."""
+        """Maximum number of epochs of a trial. The probe values of a range include its bounds."""
         return max([self.run.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property

@@ -14,7 +14,7 @@ from rich.console import Console
 from prometar.errors import FIX_AND_RESUME, UserError, WorkError
 from prometar.io.files import lock_folder
 from tune.config import StudyConfig
-from tune.execution.live import LiveView, plain_console
+from tune.execution.live import LiveView, stdout_console
 from tune.execution.ray_cluster import configure_ray
 from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
 from tune.records.folder import Records, StudyFolder, read_records
@@ -57,7 +57,7 @@ class Study:
     ) -> None:
         self.config = config or _build_config(folder, options)
         self.folder = StudyFolder.of(self.config)
-        self.console = console or plain_console()
+        self.console = console or stdout_console()
         self._opened: _OpenStudy | None = None
 
     def run(self) -> FinalTest:

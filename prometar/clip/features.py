@@ -29,7 +29,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function from N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""By batch number: normalized frozen features (B, E) or, without image prompts, unnormalized (B, 1, E)."""
+"""Frozen features by batch number. With image prompts: normalized (B, E). Without: unnormalized (B, 1, E)."""
 
 FORMAT = "prometar-text-features-1"
 """Part of the cache key. Change it if new code computes other features from the same inputs."""

@@ -24,7 +24,7 @@ ROW_LENGTH = 96
 """Target number of tokens per row. Long rows waste attention on other texts. Short rows slow down matmuls."""
 
 Prefix = tuple[int, ...]
-"""First token ids of a text, after those that all texts share. A prefix identifies a node of the tree."""
+"""Leading token ids of a text, without those that all texts share. A prefix identifies a node of the tree."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _build_pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor
 
 
 def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
-    """Pack texts into R rows of T slots. Each text is `shared`, then one of `rests`. None of these is empty.
+    """Pack texts into R rows of T slots. Each text is `shared` followed by one of `rests` (all nonempty).
 
     Returns:
         ids: Token id of each slot (R, T), 0 in empty slots. Row 0 starts with the shared tokens.

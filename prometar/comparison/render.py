@@ -34,7 +34,7 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         "p (Holm): corrected for all methods compared in the same metric.",
     ]
     if any(difference.metric == HARMONIC for difference in differences):
-        hints.append("H is computed per run, so its mean difference is not the difference in H of the means.")
+        hints.append("H is computed per run. H values of the mean accuracies would give another difference.")
     console.print(table)
     for note in (*hints, *notes):
         console.print(f"- {note}")

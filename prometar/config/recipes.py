@@ -70,7 +70,7 @@ def recipe(method: str) -> Recipe:
     if method in NAMES:
         return _read_built_in(method)
     if not is_recipe_file(method):
-        raise UserError(f"Unknown method '{method}'. Choose one of {', '.join(NAMES)}, or recipe FILE.yaml.")
+        raise UserError(f"Unknown method '{method}'. Choose one of {', '.join(NAMES)}, or a recipe (.yaml).")
     path = Path(method)
     tree = read_yaml(path)
     try:

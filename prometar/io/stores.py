@@ -42,7 +42,7 @@ def read_file(folder: str, name: str) -> bytes | None:
         InfrastructureError: the store failed.
     """
     system, path = filesystem(folder)
-    with _one_line_errors("read", join(folder, name)):
+    with _store_errors("read", join(folder, name)):
         try:
             with system.open_input_file(f"{path}/{name}") as file:
                 return bytes(file.read())
@@ -51,7 +51,7 @@ def read_file(folder: str, name: str) -> bytes | None:
 
 
 def write_file(folder: str, name: str, content: bytes) -> None:
-    """Write a file below a local folder or URI. Readers see only complete files, also in object stores.
+    """Write a file below a local folder or URI. Readers see only complete files, even in object stores.
 
     Raises:
         UserError: pyarrow does not support the URI.
@@ -61,14 +61,14 @@ def write_file(folder: str, name: str, content: bytes) -> None:
     if isinstance(system, fs.LocalFileSystem):
         write_atomically(Path(path, name), content)
     else:
-        with _one_line_errors("write", join(folder, name)):
+        with _store_errors("write", join(folder, name)):
             stream = system.open_output_stream(f"{path}/{name}", compression=None)
             stream.write(content)
             stream.close()
 
 
 @contextmanager
-def _one_line_errors(verb: str, uri: str) -> Iterator[None]:
+def _store_errors(verb: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # Arrow's errors derive from one of them

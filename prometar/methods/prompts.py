@@ -56,7 +56,7 @@ class Prompts(ComponentSection):
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return `enters_images`, or True if custom prompts do not define it."""
+    """Return True if prompts enter the image tower, or if custom prompts do not define `enters_images`."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -109,8 +109,8 @@ class NoPrompts(_FrozenText):
 class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
-    Layer 0 is initialized with the token embeddings of `init`, other layers from N(0, init_std^2).
-    `init_padding`, if `init` has fewer tokens: `zeros` before them, or `random` values in all of layer 0.
+    Layer 0 starts as the token embeddings of `init`, other layers as samples of N(0, init_std^2). If `init`
+    is too short, `init_padding="zeros"` puts zeros before it. "random" ignores it and samples layer 0, too.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)

@@ -1,7 +1,7 @@
 """One iteration: the direct phase on the whole batch, then the meta phase on support and query.
 
-The derivatives of the towers are hand-written (`prometar.clip.tower`). Autograd differentiates the inner
-step, the map from prompts to tokens, and the losses (with respect to the features). Axes: `step/towers.py`.
+The derivatives of the towers are hand-written (`prometar.clip.tower`). Autograd differentiates the map from
+prompts to tokens, the inner step, and the losses with respect to the features. Axes: `step/towers.py`.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -200,7 +200,7 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the cross-entropy of the Q query images. The R images are these, then partners to mix in."""
+    """Return the loss of the Q query images. The R image rows are these, then the partners to mix in."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:

@@ -107,8 +107,9 @@ class Towers:
     def hvp(self, cotangents: Tensors) -> Tensors:
         """Return the gradients (P, D) of <r, features> + sum_k <g_k, J t_k> at the tokens.
 
-        r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian. If r sums the
-        losses' HVPs at the features, in the directions J t_k, the result sums their HVPs at the tokens.
+        r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian.
+        If r = sum_k H_k J t_k, with H_k the Hessian of loss k at the features, the result is the sum of the
+        losses' HVPs at the tokens, in the directions t_k.
         """
         return self._pull_back(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
 

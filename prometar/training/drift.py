@@ -82,46 +82,46 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
 @torch.no_grad()
 def drift_scores(
     backbone: Backbone,
-    base: PromptedClip,
-    out_of_domain: PromptedClip,
+    base_model: PromptedClip,
+    out_of_domain_model: PromptedClip,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
     cache: FeatureCache | None,
 ) -> dict[str, float]:
-    """Return accuracy `base`, predicted accuracy `new`, and its inputs `zero_shot` and `divergence` (drift).
+    """Return the accuracy `base`, and the accuracy `new` predicted from `zero_shot` and `divergence` (drift).
 
     Args:
-        base, out_of_domain: Prompted CLIP for the two sets of names, with frozen text features.
+        base_model, out_of_domain_model: Prompted CLIP for the two sets of names, with frozen text features.
         leaves: Tensors of the trained prompts.
         batches, cache: Validation images of the base classes, and their cached features.
 
     Raises:
         WorkError: a value is not finite.
     """
-    assert base.frozen_text_CE is not None
-    assert out_of_domain.frozen_text_CE is not None
-    prompt_tokens = base.prompts.tokens(dict(leaves))
+    assert base_model.frozen_text_CE is not None
+    assert out_of_domain_model.frozen_text_CE is not None
+    prompt_tokens = base_model.prompts.tokens(dict(leaves))
     images, frozen, labels = [], [], []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
         embedded_BTD = cached_embedding(backbone.clip, pixels, cache, batch.step)
         frozen.append(frozen_image_features(backbone.clip, embedded_BTD, cache, batch.step))
-        images.append(F.normalize(base.image_features(prompt_tokens, embedded_BTD), dim=-1))
+        images.append(F.normalize(base_model.image_features(prompt_tokens, embedded_BTD), dim=-1))
         labels.append(torch.from_numpy(batch.labels))
     image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
     drift = mean_drift(
         image_NE,
-        out_of_domain.text_features(prompt_tokens, frozen_NE),
+        out_of_domain_model.text_features(prompt_tokens, frozen_NE),
         frozen_image_NE=frozen_NE,
-        frozen_text_VE=out_of_domain.frozen_text_CE,
+        frozen_text_VE=out_of_domain_model.frozen_text_CE,
         scale=backbone.clip.logit_scale,
     )
-    prompted_NC = similarity(image_NE, base.text_features(prompt_tokens, frozen_NE))
+    prompted_NC = similarity(image_NE, base_model.text_features(prompt_tokens, frozen_NE))
     if not (math.isfinite(drift) and bool(prompted_NC.isfinite().all())):
         raise not_finite_error(backbone)
     accuracy, zero_shot = (
         100 * int((cosines_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
-        for cosines_NC in (prompted_NC, similarity(frozen_NE, base.frozen_text_CE))
+        for cosines_NC in (prompted_NC, similarity(frozen_NE, base_model.frozen_text_CE))
     )
     new = zero_shot * math.exp(-ACCURACY_DECAY_PER_NAT * drift)
     return {"base": accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}

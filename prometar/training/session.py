@@ -109,7 +109,7 @@ class Session:
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)
         record: EpochRecord = {"epoch": len(self.history) + 1, **losses}
-        every_epoch = objective_of(self.run.objective).for_search
+        every_epoch = objective_of(self.run.objective).for_search  # a search prunes by epoch scores
         if every_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()
         previous = self.history[-1]["seconds"] if self.history else 0.0

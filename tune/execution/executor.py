@@ -128,7 +128,7 @@ class _Dispatcher(Searcher, Stopper):
     """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    After an error in one of them, `stop_all` ends the experiment, since Tune might only fail the trial.
+    After an error in one of them, `stop_all` ends the experiment, because Tune might fail only that trial.
 
     Attributes:
         error: First error of `jobs`, an observer or a worker's machine. It ends the experiment.
@@ -208,7 +208,7 @@ class _Dispatcher(Searcher, Stopper):
         return submission.ended or self._shutdown.requested
 
     def record_death(self, trial: Trial) -> None:
-        """Record why a worker died. `Trial.get_pickled_error` reads a copy that does not exist yet."""
+        """Record why a worker died. Tune has not yet made the copy that `Trial.get_pickled_error` reads."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].error = getattr(error, "cause", None) or error
@@ -231,7 +231,7 @@ class _Dispatcher(Searcher, Stopper):
                 observer.finished(job, failure)
 
     def _prepare_retry(self, submission: _Submission) -> bool:
-        """Return True to retry the job: `MAX_RETRIES` times, or with larger bundles if out of memory."""
+        """Return True to retry, with larger bundles if out of memory, otherwise up to `MAX_RETRIES` times."""
         if isinstance(submission.error, MemoryError):
             larger = self._plan.larger(submission.request.bundles)
             submission.request = replace(submission.request, bundles=larger or submission.request.bundles)

@@ -1,4 +1,4 @@
-"""Live view of a stage: progress, best score and time left."""
+"""Live view of a stage: progress, best objective and time left."""
 
 import sys
 import time
@@ -118,8 +118,8 @@ def _objective(report: EpochReport) -> str:
     return "" if report.objective is None else f", objective {report.objective:.1f}"
 
 
-def plain_console() -> Console:
+def stdout_console() -> Console:
     """Return a console for standard output, with colors only on a terminal."""
     # In a notebook, rich would assume color support and print escape codes.
-    tty = None if sys.stdout is not None and sys.stdout.isatty() else False  # None: rich decides
-    return Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=tty)
+    colored = None if sys.stdout is not None and sys.stdout.isatty() else False  # None: rich decides
+    return Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=colored)

@@ -16,8 +16,8 @@ from prometar.metrics import ACCURACY, HARMONIC
 from prometar.training.run_result import read_result
 from tune.execution.job import Job
 
-_BENCHMARKS = tuple(name for name, benchmark in BENCHMARKS.items() if not benchmark.imagenet_variant)
-_TARGETS = tuple(name for name in _BENCHMARKS if name != "imagenet")
+_MAIN_BENCHMARKS = tuple(name for name, benchmark in BENCHMARKS.items() if not benchmark.imagenet_variant)
+_TARGETS = tuple(name for name in _MAIN_BENCHMARKS if name != "imagenet")
 _VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.imagenet_variant)
 
 
@@ -98,10 +98,11 @@ class Grid:
             unavailable: Datasets that cannot be opened.
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
-        first, jobs, objective = (self.shots[0], self.seeds[0]), list[Job](), self.protocol.objective
+        first_shots_and_seed = self.shots[0], self.seeds[0]
+        jobs, objective = list[Job](), self.protocol.objective
         combinations = product(self.trained_on, self.shots, self.configs.items(), self.seeds)
         for dataset, shots, (method, method_config), seed in combinations:
-            if dataset in unavailable or (method in untrained and (shots, seed) != first):
+            if dataset in unavailable or (method in untrained and (shots, seed) != first_shots_and_seed):
                 continue
             values = {"data.name": dataset, "data.shots": shots, "train.seed": seed}
             config = method_config.override(values).with_defaults()
@@ -114,10 +115,10 @@ class Grid:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        BenchmarkProtocol("base-to-new", FINAL, _BENCHMARKS),
+        BenchmarkProtocol("base-to-new", FINAL, _MAIN_BENCHMARKS),
         BenchmarkProtocol("cross-dataset", "all_classes", _TARGETS, "imagenet"),
         BenchmarkProtocol("domain-generalisation", "all_classes", _VARIANTS, "imagenet"),
-        BenchmarkProtocol("few-shot", "all_classes", _BENCHMARKS, shots=(1, 2, 4, 8, 16)),
+        BenchmarkProtocol("few-shot", "all_classes", _MAIN_BENCHMARKS, shots=(1, 2, 4, 8, 16)),
     )
 }
 

@@ -16,7 +16,7 @@ from prometar.methods.prompts import NoPrompts
 from prometar.training.memory import Footprint
 from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs
-from tune.execution.live import LiveView, plain_console
+from tune.execution.live import LiveView, stdout_console
 from tune.execution.ray_cluster import start_ray
 from tune.execution.resources import plan_resources, uses_gpus
 from tune.reproduce.grid import Grid, read_run
@@ -32,7 +32,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
         UserError: an argument is invalid, or runs in the folder have other settings or data.
         WorkError: some runs failed or could not start. The tables are written without these runs.
     """
-    console = plain_console()
+    console = stdout_console()
     protocol, out = grid.protocol.name, resolve_path(out)
     for name in grid.all_datasets:
         require_outside_dataset(out, name, grid.config.data.root)

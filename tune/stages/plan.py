@@ -95,7 +95,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
     defaults = config.baseline_settings
     for key, entry in search.space.ranges.items():
-        required = required_values(entry, search.space.ranges)  # so that `key` is used
+        required = required_values(entry, search.space.ranges)  # without them, `key` has no effect
         for value in entry.probe_values:  # raises UserError if the value is invalid
             build(config.run.override({**defaults, **required, key: value}))
     with component_errors(search.sampler):
@@ -138,7 +138,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     if objective_of(search.objective).predicts_new:
         digests["drift"] = drift_identity(backbone)
         for dataset in plan.datasets:
-            out_of_domain_names(dataset, backbone.vocabulary)
+            out_of_domain_names(dataset, backbone.vocabulary)  # raises UserError if too few remain
     return digests, Footprint.of(backbone.clip, splits)
 
 

@@ -1,8 +1,8 @@
 """Statistics of the final test: the stopping rule, and the smallest detectable difference.
 
-Four analyses with an error probability of 5% each would too often show a difference that does not exist. The
-analyses therefore share the 5% (Bonferroni), so that in at least 95% of studies, the intervals of all four
-contain the true difference.
+The final test is analyzed up to four times, after 5, 8, 11 and 15 seed pairs. With an error probability of 5%
+each, the analyses would too often show a difference that does not exist. They therefore share the 5%
+(Bonferroni): in at least 95% of studies, the intervals of all four contain the true difference.
 """
 
 import math
@@ -17,7 +17,7 @@ from tune.config import MAX_SEED_PAIRS
 POWER = 0.8
 """Probability with which a test shows the difference that `min_detectable` returns."""
 UNPAIRED_SEEDS = 3
-"""Number of seeds if the baseline was selected, so that there are no pairs to compare."""
+"""Number of seeds if the baseline was selected, in which case there are no pairs to compare."""
 ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
 """Error probability of each analysis, by the number of seed pairs after which it takes place. Later analyses,
 which have more power, get more of the 5%."""
@@ -33,7 +33,7 @@ def mean_interval(differences: Sequence[Interval | None]) -> Interval | None:
 def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: float) -> bool:
     """Return True if no more seed pairs are needed.
 
-    The confidence interval of the mean difference then excludes 0, or all relevant differences.
+    The confidence interval of the mean difference then excludes 0 or lies within ±`min_relevant`.
 
     Args:
         differences: Selected minus baseline by seed, in points.

@@ -93,7 +93,7 @@ class TrialStore:
         return self._study.get_trials(deepcopy=False)
 
     def _check_identity(self, folder: Path, digests: Mapping[str, str]) -> dict[str, object]:
-        """Check that the storage has this study. Return the user attributes of trial 0, {} if it is stored.
+        """Check the stored study. Return the user attributes to write with trial 0, or {} if trial 0 exists.
 
         Raises:
             UserError: the stored study has other settings or another folder, or its trials are missing.
@@ -147,7 +147,7 @@ class TrialStore:
         return None if sampled is None else self._create(sampled)
 
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """Return the next trial, or None if there is none. The baseline is one of the --trials trials."""
+        """Return the next trial, or None if there is none. `--trials` includes the baseline."""
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline_settings, "baseline")
         if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
@@ -184,7 +184,7 @@ class TrialStore:
 
         Args:
             fixed: Settings with fixed values. All other settings are sampled.
-            attempt: Number of times that sampling for this trial repeated the settings of an earlier trial.
+            attempt: Number of earlier attempts for this trial, all of which gave duplicate settings.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
         sampler, seed = sampler or self._search.sampler, derive_seed(self._search.seed, len(trials), attempt)

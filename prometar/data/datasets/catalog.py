@@ -71,7 +71,7 @@ def default_root(*names: str) -> str | None:
 
 
 def dataset_location(name: str, root: Path | str) -> str:
-    """Return the folder or URI of a dataset below a data root. For `folder`, return the root itself."""
+    """Return the folder or URI of a dataset below a data root. For `folder` (own images), return the root."""
     if name == OWN_IMAGES:
         return str(root)
     return join(root, BENCHMARKS[name].folder if name in BENCHMARKS else file_name(name))
@@ -96,9 +96,9 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
     Args:
         name: One of `BUILT_IN_NAMES`, or a custom loader `package.module:Name`, which is called with `root`
             and returns a `Dataset`.
-        root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. For `folder`, the
-            tree of image folders. Not used by rendered datasets. If the dataset's folder contains a
-            manifest.json, the Parquet files that it lists are read.
+        root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. For `folder`
+            (your own images), the tree of image folders. Not used by rendered datasets. If the dataset's
+            folder contains a manifest.json, the Parquet files that it lists are read.
         args: Arguments of a custom loader that is a class.
 
     Raises:
@@ -113,7 +113,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
             instructions = BENCHMARKS[name].instructions if name in BENCHMARKS else ""
             fix = instructions or "Unpack the archive again, or point --data-root to a complete copy."
             raise UserError(
-                f"{len(missing)} of {len(dataset.items)} images are missing, the first is {missing[0]}. "
+                f"{len(missing)} of {len(dataset.items)} images are missing. The first is {missing[0]}. "
                 f"{fix} `prometar data check {name}` lists all missing images."
             )
     return dataset

@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Path of an image relative to the image folder (unique in a dataset), its label and its class name."""
+    """An image: its path relative to the image folder (unique in a dataset), its label and its class name."""
 
     path: str
     label: int

@@ -14,7 +14,7 @@ from prometar.io.files import read_text
 from prometar.io.strict_model import problems_of
 
 Entry = tuple[str, Annotated[int, Field(ge=-(10**9), le=10**9)], str]
-"""Path below the image folder, label (limited, because batches contain int64), class name."""
+"""Path below the image folder, label (within ±10^9, to fit the int64 labels of a batch), class name."""
 
 
 class SplitFile(BaseModel):

@@ -103,7 +103,7 @@ def test_missing_and_broken_images_are_all_listed(
     for path in images[10::4]:
         path.write_bytes(path.read_bytes()[:99])
     found = fails(name, tmp_path)
-    assert f"3 of {len(images)} images are missing, the first is {images[3]}" in found
+    assert f"3 of {len(images)} images are missing. The first is {images[3]}" in found
     assert main(["data", "check", name, "--data-root", str(tmp_path)]) == 1
     *errors, last = capsys.readouterr().err.splitlines()
     assert errors[:3] == [
