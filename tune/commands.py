@@ -105,7 +105,7 @@ def reproduce(
         require_name(name)
     backbone, pretrained = resolve_backbone(used, backbone, pretrained)
     root = data_root or default_root(*used)
-    configured = partial(configure, where="--set" if values else "--epochs")  # the option that errors name
+    configured = partial(configure, where="--set" if values else "--epochs")  # which option errors name
     shared: dict[str, Any] = {
         "data.root": root and absolute_root(root),
         "backbone.name": backbone,

@@ -1,4 +1,4 @@
-"""Functions with hand-written derivatives: the interface `TokenFunction`, `Projection` and `Norm`."""
+"""Functions with hand-written derivatives: the interface `TokenFunction`, and `Projection` and `Norm`."""
 
 from collections.abc import Callable
 from typing import Protocol

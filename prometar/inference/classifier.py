@@ -52,7 +52,7 @@ class Classifier:
     Args:
         prompts, leaves: Structure of the prompts, and their trained tensors.
         config, classnames: Settings and classes of the training run. `predict` uses the classes by default.
-        template: Template of class texts, such as "a photo of a {}.". Not used if a text context is learned.
+        template: Template of class texts, such as "a photo of a {}.". Not used if a text prompt is learned.
         card: Card of the prompt file from which the classifier was loaded, if any.
     """
 

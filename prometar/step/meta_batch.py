@@ -77,7 +77,7 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
 
     Args:
         is_query: (B,) mask of the query images.
-        mix: Mix of the query images. Its partners index the support images in batch order.
+        mix: Mix of the query images. `mix.partner` are indices into the support images, in batch order.
         mixes_pixels: True if pixels are mixed, False if features are.
     """
     query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]

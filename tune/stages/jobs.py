@@ -56,7 +56,7 @@ def final_job(
 
 
 def unfinished_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs that lack a valid result of at least one run. Delete invalid results."""
+    """Return the jobs in which at least one run has no valid result. Delete invalid results."""
     valid = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
     return [job for job, results in zip(jobs, valid, strict=True) if not all(results)]
 
