@@ -1,6 +1,5 @@
 """Commands `prometar report` and `prometar reproduce`, found by `prometar` through their entry points."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,19 +104,19 @@ def reproduce(
         require_name(name)
     backbone, pretrained = resolve_backbone(used, backbone, pretrained)
     root = data_root or default_root(*used)
-    configured = partial(configure, where="--set" if values else "--epochs")  # which option errors name
-    shared: dict[str, Any] = {
+    shared = {
         "data.root": root and absolute_root(root),
         "backbone.name": backbone,
         "backbone.pretrained": pretrained,
-        **({} if epochs is None else {"train.epochs": epochs}),
-        **values,
     }
+    by_source = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": values}
     grid = Grid(
         preset,
         datasets=names,
         configs={
-            name: absolute_paths(configured(method, {**protocol_settings(protocol, name), **shared}))
+            name: absolute_paths(
+                configure(method, {**protocol_settings(protocol, name), **shared}, by_source)
+            )
             for name, method in {recipe(method).name: method for method in methods}.items()
         },
         seeds=tuple(dict.fromkeys(seeds)),

@@ -214,7 +214,8 @@ class StudyConfig(StrictModel):
         run_flat = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
         datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
         method = run_flat.pop("method", "prometar")
-        keys_without_option = run_flat.keys() - {path.removeprefix("run.") for path in OPTIONS.values()}
+        options = {field.removeprefix("run.") for field in OPTIONS.values()}
+        without_option = {key: run_flat.pop(key) for key in run_flat.keys() - options}
         by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
             run_flat.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
@@ -229,9 +230,9 @@ class StudyConfig(StrictModel):
             "data.name": next(iter(datasets), DEFAULT_DATASET),
             "data.root": absolute_root(str(root)) if root else None,
         }
-        # Of the options that set a run value, only --epochs can be invalid here.
-        run = configure(method, run_flat, where="--set" if keys_without_option else "--epochs")
-        run = absolute_paths(run.override({"train.seed": by_field.get("search.seed", 0)}, where="--seed"))
+        seed = {"train.seed": by_field.get("search.seed", 0)}
+        sources = {"--epochs": run_flat, "--set": without_option, "--seed": seed}  # other options are valid
+        run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
         if not isinstance(space, Space):
             loaded = load_space(str(space))

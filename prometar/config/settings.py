@@ -348,14 +348,14 @@ def parse_assignments(assignments: list[str]) -> ConfigData:
 
 
 def configure(
-    method: str, overrides: Mapping[str, object] | None = None, *, where: str = "settings"
+    method: str, overrides: Mapping[str, object] = {}, by_source: Mapping[str, Mapping[str, object]] = {}
 ) -> Config:
     """Return the published settings of a method, with overrides and the defaults of custom components.
 
     Args:
         method: Name of a method, or path of a recipe file (FILE.yaml).
         overrides: Settings by dotted key.
-        where: Name of the source of `overrides`. Error messages for invalid values start with it.
+        by_source: Further overrides by source, e.g. "--set", with which messages for invalid values start.
 
     Raises:
         UserError: the method, a key or a component is unknown, or a value is invalid.
@@ -364,7 +364,10 @@ def configure(
         >>> configure("maple", {"data.name": "dtd"}).optim.lr
         0.0035
     """
-    return Config().override({"method": method, **(overrides or {})}, where=where).with_defaults()
+    config = Config().override({"method": method, **overrides})
+    for source, values in by_source.items():
+        config = config.override(values, where=source)
+    return config.with_defaults()
 
 
 def absolute_root(root: str) -> str:

@@ -4,7 +4,6 @@ A seed pair is one run with the selected settings and one with the baseline, bot
 """
 
 from collections.abc import Mapping
-from itertools import chain
 from statistics import mean
 
 from prometar.metrics import Interval, t_interval
@@ -44,7 +43,7 @@ def run_final_test(
             dataset: [[final_job(config, folder, *side, dataset, seed) for seed in seeds] for side in sides]
             for dataset in datasets
         }
-        jobs_by_name = {job.name: job for job in chain(*chain(*jobs.values()))}  # shared runs only once
+        jobs_by_name = {job.name: job for sides in jobs.values() for side_jobs in sides for job in side_jobs}
         failures |= run_jobs([job for name, job in jobs_by_name.items() if name not in failures])
         results = {
             dataset: _compare(
