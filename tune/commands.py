@@ -53,7 +53,7 @@ def reproduce(
         list[str], _option("Methods with their published settings, or recipes FILE.yaml.", " ".join(METHODS))
     ] = METHODS,
     seeds: Annotated[
-        list[int], _option("Seeds of few-shot draw, prompts and image order.", "1 2 3", min=0, max=2**32 - 1)
+        list[int], _option("Seeds. Every method runs with every seed.", "1 2 3", min=0, max=2**32 - 1)
     ] = SEEDS,
     shots: Annotated[
         list[int] | None, typer.Option(min=1, help="Training images per class. Default: from --protocol.")
@@ -74,13 +74,13 @@ def reproduce(
         int | None, typer.Option(min=1, help="Maximum number of concurrent runs. Default: as many as fit.")
     ] = None,
     cpus_per_run: Annotated[
-        float | None, typer.Option(min=0.1, help="CPUs per run. Default: an equal share of the machines.")
+        float | None, typer.Option(min=0.1, help="CPUs per run. Default: an equal share.")
     ] = None,
     gpus_per_run: Annotated[
-        float | None, typer.Option(min=0, help="GPUs per run. Default: an equal share, at least a quarter.")
+        float | None, typer.Option(min=0, help="GPUs per run. Default: an equal share, between 1/4 and 1.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster. Default: start Ray here.")
+        str | None, typer.Option(help="Address of a running Ray cluster. Default: start Ray on this machine.")
     ] = None,
 ) -> None:
     """Run methods under a benchmark protocol, and compare them. Rerun the same command to resume."""

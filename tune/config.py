@@ -101,8 +101,8 @@ class ConfirmConfig(StrictModel):
 class FinalTestConfig(StrictModel):
     """Comparison of the selected settings with the default settings on test images.
 
-    With `auto`, seed pairs are added until the interval of the difference in H excludes 0 or lies within
-    ±`min_relevant`, or until `MAX_SEED_PAIRS` pairs are finished.
+    With `auto`, seed pairs are added until the confidence interval of the difference in H excludes 0 or lies
+    within ±`min_relevant`, or until `MAX_SEED_PAIRS` pairs are finished.
     """
 
     seeds: Annotated[tuple[Seed, ...], Distinct] | Literal["auto"] = Field(
@@ -173,7 +173,7 @@ class StudyConfig(StrictModel):
         """Build a configuration from the options of `tune/search.py` or `Study`.
 
         Args:
-            options: Values by name of an option, with "_" for "-". None selects the default. `settings` are
+            options: Values by option name, with "_" for "-". None selects the default. `settings` are
                 `key=value` texts or a mapping by dotted key. Keys are those of the run (`optim.lr`) or of
                 this tree (`confirm.seeds`).
 
@@ -211,33 +211,34 @@ class StudyConfig(StrictModel):
     @staticmethod
     def _with_defaults(by_field: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
         """Return the baseline's configuration, and `by_field` with defaults that depend on other values."""
-        run_flat = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
+        run_values = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
         datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
-        method = run_flat.pop("method", "prometar")
+        method = run_values.pop("method", "prometar")
         options = {field.removeprefix("run.") for field in OPTIONS.values()}
-        without_option = {key: run_flat.pop(key) for key in run_flat.keys() - options}
+        without_option = {key: run_values.pop(key) for key in run_values.keys() - options}
         by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
-            run_flat.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
+            run_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
             by_field.setdefault("search.trials", TRIALS_IF_RENDERED)
         backbone, pretrained = resolve_backbone(
-            datasets, run_flat.get("backbone.name"), run_flat.get("backbone.pretrained")
+            datasets, run_values.get("backbone.name"), run_values.get("backbone.pretrained")
         )
-        root = run_flat.pop("data.root", None) or default_root(*datasets)
-        run_flat |= {
+        root = run_values.pop("data.root", None) or default_root(*datasets)
+        run_values |= {
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,
             "data.name": next(iter(datasets), DEFAULT_DATASET),
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        sources = {"--epochs": run_flat, "--set": without_option, "--seed": seed}  # other options are valid
+        # Of the options in `run_values`, only --epochs can have an invalid value.
+        sources = {"--epochs": run_values, "--set": without_option, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
-        if not isinstance(space, Space):
-            loaded = load_space(str(space))
-            is_built_in = space in built_in_spaces()
-            space = loaded.restrict(run, fixed={EPOCHS_KEY} & run_flat.keys()) if is_built_in else loaded
+        if space in built_in_spaces():  # they cover all methods. A custom space is used unchanged.
+            space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
+        elif not isinstance(space, Space):
+            space = load_space(str(space))
         if EPOCHS_KEY in space.ranges or len(_as_tuple(by_field.get("search.goals", "objective"))) > 1:
             by_field.setdefault("search.pruner", "none")
         files = _as_tuple(by_field.get("search.enqueue", ()))
@@ -270,7 +271,7 @@ class StudyConfig(StrictModel):
 
     @property
     def name(self) -> str:
-        """Name of the study."""
+        """Name of the study and of its folder."""
         return self.location.study or "-".join(map(file_name, self.search.datasets))
 
     @property

@@ -85,13 +85,13 @@ class Study:
             WorkError: no trial was completed.
         """
         from tune.stages.search import SearchJobs
-        from tune.store.trial_store import open_trials
+        from tune.store.trial_store import open_trial_store
         from tune.tracking import Trackers
 
         config, folder = self.config, self.folder.path
         with (
             self._open() as (_, digests, resources),
-            open_trials(config, folder, digests, concurrency=resources.max_concurrent) as store,
+            open_trial_store(config, folder, digests, concurrency=resources.max_concurrent) as store,
             closing(Trackers(config.location.trackers, folder, self.console)) as tracking,
         ):
             self.folder.write_study(config, digests)
@@ -141,8 +141,8 @@ class Study:
             if confirmation is None:
                 raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
             selected = confirmation.selected_candidate
-            challenger = "" if selected.is_baseline else f"trial {selected.number} against "
-            self.console.print(f"Final test on the test images: {challenger}the default settings")
+            prefix = "" if selected.is_baseline else f"trial {selected.number} against "
+            self.console.print(f"Final test on the test images: {prefix}the default settings")
             test = run_final_test(
                 self.config,
                 self.folder,
@@ -174,7 +174,7 @@ class Study:
 
     @cached_property
     def _plan(self) -> StudyPlan:
-        """Plan that `describe_plan` and `estimate` use. `run` makes its own, because the data may change."""
+        """Plan for `describe_plan` and `estimate`. `run` makes a new one, because the data may change."""
         return plan_study(self.config)
 
     def describe_plan(self) -> str:

@@ -21,7 +21,7 @@ EPOCHS_KEY = "train.epochs"
 """Key of the setting that determines the length of a trial."""
 _SPACES = files("tune.space") / "spaces"
 MAX_COMBINATIONS = 1000
-"""Spaces with more combinations are not enumerated."""
+"""Maximum number of combinations that `Space.combinations` lists."""
 
 
 class Space(StrictModel):
@@ -90,18 +90,16 @@ class Space(StrictModel):
         return self.check(searched, where="the default settings")
 
     def check(self, given: Settings, *, where: str) -> dict[str, Value]:
-        """Check settings, and return those that may be active. Error messages name their source, `where`.
+        """Return `given` without inactive settings. Error messages start with `where`, the settings' source.
 
-        A condition on a setting that is not given may still hold after sampling.
+        A condition on a setting that is not given counts as met, because it may hold after sampling.
 
         Raises:
             UserError: a value lies outside its range, or a setting is not searched.
         """
-        unknown = sorted(given.keys() - self.ranges.keys())
-        if unknown:
-            raise UserError(f"{where}: {unknown[0]} is not in the space {self.name}. Remove it.")
-        values: dict[str, Value] = {}
-        inactive: set[str] = set()
+        if unknown := given.keys() - self.ranges.keys():
+            raise UserError(f"{where}: {min(unknown)} is not in the space {self.name}. Remove it.")
+        values, inactive = dict[str, Value](), set[str]()
         for key, entry in self.ranges.items():
             if any(k in inactive or (k in values and values[k] not in v) for k, v in entry.when.items()):
                 inactive.add(key)
@@ -134,12 +132,12 @@ class Space(StrictModel):
             required = required_values(entry, ranges)
             variants = [config.override({**required, key: value}) for value in entry.probe_values]
             first, *others = map(_used_settings, variants)
-            if any(other != first for other in others):
+            if any(other != first for other in others):  # the setting has an effect
                 ranges[key] = entry
         return self.model_copy(update={"ranges": ranges})
 
     def probe_values(self, key: str) -> tuple[Value, ...]:
-        """Return the values of a setting to validate before the search, () if it is not searched."""
+        """Return the values that test whether a setting's range is valid, or () if it is not searched."""
         return self.ranges[key].probe_values if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from prometar.errors import FIX_AND_RESUME, WorkError
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, Confirmation, TrialRecord, rank_completed
-from tune.stages.jobs import JobRunner, scores, search_job
+from tune.stages.jobs import JobRunner, scores, trial_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
@@ -30,17 +30,17 @@ def confirm(
         WorkError: a run of the baseline failed, or every candidate has a failed run.
     """
     seeds = config.confirmation_seeds if len(trials) > 1 else ()
-    jobs = {
-        trial.number: [search_job(config, folder, trial.number, trial.settings, seed) for seed in seeds]
+    reruns = {
+        trial.number: [trial_job(config, folder, trial.number, trial.settings, seed) for seed in seeds]
         for trial in trials
     }
-    failures = run_jobs([job for each in jobs.values() for job in each])
+    failures = run_jobs([job for jobs in reruns.values() for job in jobs])
     candidates = tuple(
         Candidate(
             number=trial.number,
             is_baseline=trial.is_baseline,
             settings=trial.settings,
-            runs=(*trial.runs, *(run for job in jobs[trial.number] for run in scores(job, failures))),
+            runs=(*trial.runs, *(run for job in reruns[trial.number] for run in scores(job, failures))),
         )
         for trial in trials
     )
@@ -48,7 +48,7 @@ def confirm(
     fatal_if_failed = [each for each in candidates if each.is_baseline] if complete else candidates
     reason = next((run.error for each in fatal_if_failed for run in each.runs if run.error), "")
     if reason:
-        who = "the default settings" if complete else "all candidates"
-        raise WorkError(f"The confirmation of {who} failed: {reason}. {FIX_AND_RESUME}")
+        which = "the default settings" if complete else "all candidates"
+        raise WorkError(f"The confirmation of {which} failed: {reason}. {FIX_AND_RESUME}")
     best = max(complete, key=lambda each: (each.mean, each.is_baseline))
     return Confirmation(seeds=seeds, candidates=candidates, selected_number=best.number)

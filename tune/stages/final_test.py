@@ -43,8 +43,8 @@ def run_final_test(
             dataset: [[final_job(config, folder, *side, dataset, seed) for seed in seeds] for side in sides]
             for dataset in datasets
         }
-        jobs_by_name = {job.name: job for sides in jobs.values() for side_jobs in sides for job in side_jobs}
-        failures |= run_jobs([job for name, job in jobs_by_name.items() if name not in failures])
+        all_jobs = [job for by_side in jobs.values() for side_jobs in by_side for job in side_jobs]
+        failures |= run_jobs(list({job.name: job for job in all_jobs if job.name not in failures}.values()))
         results = {
             dataset: _compare(
                 *(tuple(run for job in side_jobs for run in scores(job, failures)) for side_jobs in by_side),
@@ -104,5 +104,6 @@ def _trials_tested_before(previous: FinalTest | None, number: int, seeds: tuple[
     if previous is None:
         return ()
     is_rerun = (previous.selected.number, previous.seeds) == (number, seeds)
-    new = () if is_rerun or previous.baseline_selected or not previous.seeds else (previous.selected.number,)
-    return tuple(dict.fromkeys((*previous.earlier_tests, *new)))
+    if is_rerun or previous.baseline_selected or not previous.seeds:
+        return previous.earlier_tests
+    return tuple(dict.fromkeys((*previous.earlier_tests, previous.selected.number)))

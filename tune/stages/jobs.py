@@ -19,10 +19,10 @@ JobRunner = Callable[[Sequence[Job]], Mapping[str, str]]
 """Function that runs the jobs that have no result yet, and returns failure reasons by job name."""
 
 
-def search_job(
+def trial_job(
     config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, fresh_seed: int | None = None
 ) -> Job:
-    """Return the job of a trial, or of its confirmation with a fresh seed.
+    """Return the job that trains a trial, or that reruns it with `fresh_seed` in the confirmation.
 
     A job has one run per dataset and seed, each in a subfolder. A single run needs no subfolder.
     """
@@ -50,8 +50,8 @@ def final_job(
     """
     path = folder.final_test_folder(number, dataset, seed)
     configs = {path: config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)}
-    who = f"trial {number}" if number else "the default settings"
-    name = f"final test of {who}, {dataset}, seed {seed}"
+    tested = f"trial {number}" if number else "the default settings"
+    name = f"final test of {tested}, {dataset}, seed {seed}"
     return Job(name, configs, FINAL, config.search.val_per_class, number, alignment=True)
 
 

@@ -39,7 +39,7 @@ from tune.stages.statistics import ALPHA_BY_PAIRS, UNPAIRED_SEEDS
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
-TOTAL = "Maximum total"
+TOTAL = "Maximum total"  # key of the sums in `StudyPlan.stages`
 TIMED_STEPS = 3
 """Number of timed steps of an estimate. They follow one untimed step."""
 
@@ -83,8 +83,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         raise UserError(f"--method {config.run.method} does not train. Choose a method with prompts.")
     search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
     if not objective.for_search:
-        known = ", ".join(SEARCH_OBJECTIVES)
-        raise UserError(f"--objective must be one of {known}, got {search.objective}.")
+        raise UserError(f"--objective must be one of {', '.join(SEARCH_OBJECTIVES)}, got {search.objective}.")
     if "new" in search.goals and not objective.scores_new:
         raise UserError(f"--goals new requires an objective that scores new classes, got {search.objective}.")
     if not search.space.ranges:
@@ -149,7 +148,7 @@ def _stages(
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
     smallest_batch = min(map(int, batch_sizes))
-    transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # images are only counted
+    transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # does not affect the count
     search_steps, final_steps = (
         sum(Plan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)

@@ -8,7 +8,7 @@ from tune.config import StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, TrialRecord
-from tune.stages.jobs import search_job
+from tune.stages.jobs import trial_job
 from tune.store.trial_store import TrialStore
 
 
@@ -34,7 +34,7 @@ class SearchJobs(Iterator[Job]):
     def __next__(self) -> Job:
         while trial := self._store.ask(new=not self.out_of_time):
             try:
-                return search_job(self._config, self._folder, trial.number, trial.params)
+                return trial_job(self._config, self._folder, trial.number, trial.params)
             except PrometarError as error:  # incompatible settings
                 self._fail(trial.number, str(error))
         raise StopIteration
@@ -54,7 +54,7 @@ class SearchJobs(Iterator[Job]):
             self._fail(job.number, failure)
 
     def notices(self) -> Iterator[str]:
-        """Explain why the number of trials differs from --trials."""
+        """Yield messages that explain why the number of trials differs from --trials."""
         done, trials = len(self._store.ended), self._config.search.trials
         if self._store.exhausted:
             yield "Search space exhausted: every combination has been tried."
@@ -67,7 +67,6 @@ class SearchJobs(Iterator[Job]):
         self._store_duration()
 
     def _store_duration(self) -> None:
-        """Store the duration of the search so far."""
         now = time.monotonic()
         self._store.add_seconds(now - self._started)
         self._started = now

@@ -27,7 +27,7 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
     numbers of epochs, a long trial may be worse than a short one at epoch 5, but better in the end.
 
     Args:
-        max_epochs: Maximum number of epochs of a trial.
+        max_epochs: Maximum number of epochs of a trial. A custom pruner `module:Name` is called with it.
         concurrency: Concurrent trials. `percentile` and `median` wait until at least this many are completed.
 
     Raises:

@@ -20,7 +20,7 @@ STARTUP_TRIALS = 6
 
 
 def derive_seed(study_seed: int, trial_number: int, attempt: int) -> int:
-    """Return a sampler's seed. `attempt`: how often this trial's settings repeated an earlier trial's."""
+    """Return the seed of a trial's sampler. `attempt` counts attempts that gave duplicate settings."""
     return int(np.random.SeedSequence((study_seed, trial_number, attempt)).generate_state(1)[0])
 
 

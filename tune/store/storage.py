@@ -66,7 +66,7 @@ def storage_errors(url: str) -> Iterator[None]:
         raise UserError(masked(f"--storage {url} is invalid: {str(error).splitlines()[0]}.")) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
-        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # a locked or full one raises a subclass
+        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # its subclasses mean locked or full
             raise InfrastructureError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
         raise _storage_error(url, cause) from None
 

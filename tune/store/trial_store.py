@@ -25,13 +25,13 @@ MAX_DUPLICATES = 20
 many combinations to list, settings are sampled at random instead."""
 
 IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0, written in its first transaction
-ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of every trial
+ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of trials
 SECONDS = "seconds_searched"  # user attribute of the study
 FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial
 
 
 @contextmanager
-def open_trials(
+def open_trial_store(
     config: StudyConfig, folder: Path, digests: Mapping[str, str], *, concurrency: int = 1
 ) -> Iterator["TrialStore"]:
     """Open the storage of a study in this context. Create the study if it does not exist.
@@ -127,10 +127,10 @@ class TrialStore:
         return build_record(trial) if trial.state.is_finished() else None
 
     def ask(self, *, new: bool = True) -> FrozenTrial | None:
-        """Start a trial: first the interrupted trials, then the baseline, enqueued and sampled settings.
+        """Start the next trial. Interrupted trials come first, then the baseline, enqueued and sampled ones.
 
         Args:
-            new: False to resume only interrupted trials.
+            new: False to only resume interrupted trials.
 
         Returns:
             The trial, or None if all trials were started, the space is exhausted or too many trials failed.

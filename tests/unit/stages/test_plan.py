@@ -12,7 +12,7 @@ from tests.support.own import PARTS
 from tune import Space, StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
-from tune.stages.jobs import final_job, search_job
+from tune.stages.jobs import final_job, trial_job
 from tune.stages.plan import plan_study
 
 
@@ -30,7 +30,7 @@ def steps_of(job: Job) -> int:
 def jobs_of(config: StudyConfig, **settings: Any) -> tuple[Job, Job]:
     """A trial, and a run of the final test on the first dataset."""
     folder, settings = StudyFolder.of(config), {**config.baseline_settings, **settings}
-    trial = search_job(config, folder, 1, settings)
+    trial = trial_job(config, folder, 1, settings)
     return trial, final_job(config, folder, 1, settings, config.search.datasets[0], 5)
 
 
