@@ -1,1 +1,1 @@
-"""Data: catalog -> few-shot draw -> plan (a pure value) -> stream of batches."""
+"""From the name of a dataset to batches: catalog -> few-shot split -> data plan -> stream."""

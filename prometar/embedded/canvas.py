@@ -22,7 +22,7 @@ class Canvas:
 
     Attributes:
         rng: Random generator of the image.
-        x, y: (H, W) coordinates, y downwards. Their unit is a cell of a pattern, or the radius of a figure.
+        x, y: (H, W) coordinates, y downwards, in cells of a pattern or in radii of a figure.
         pixel: Width of one pixel in this unit.
         cells: Number of cells across the image, or 0 for a figure.
     """

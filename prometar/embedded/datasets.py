@@ -1,4 +1,4 @@
-"""The rendered datasets of this package, and the default backbone of datasets."""
+"""The rendered datasets of this package, and the default backbone for a list of datasets."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +15,7 @@ DEFAULT_DATASET = CELLS.name
 def resolve_backbone(
     datasets: Iterable[str], backbone: str | None, pretrained: str | None
 ) -> tuple[str, str | None]:
-    """Fill in the backbone and weights that are None: `mini` if all datasets are rendered.
+    """Replace a backbone and weights of None by the defaults: `mini` if all datasets are rendered.
 
     Example:
         >>> resolve_backbone(["cells"], None, None), resolve_backbone(["cells", "dtd"], None, None)

@@ -1,4 +1,4 @@
-"""Datasets whose images are drawn when they are read. Equal arguments give equal pixels."""
+"""Datasets whose images are drawn when they are read. A path always gives the same pixels."""
 
 import io
 import zlib
@@ -30,7 +30,7 @@ class RenderedSet(Generic[Motif]):
         counts: Number of images per class, by split.
         draw: Function (motif, generator, side) -> (side, side, 3) pixels.
         families: For each family of similar classes, its motifs by class name.
-        salted: True if class seeds depend on the dataset's name. False only for `textures`, the oldest.
+        salted: True if class seeds depend on the dataset's name. False for `textures`, which predates this.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """`textures`: 32 patterns with ordinary names. `mini` was pretrained on other images of them.
 
-Both halves contain look-alikes: the base classes dotted and freckled, the new classes lined and striped.
-Each function draws a pattern on a canvas `c`: ink (H, W), about 0 for the background, 1 for the second color.
+Some base classes look alike (dotted, freckled), and so do some new classes (lined, striped). Each pattern
+function returns ink (H, W) on a canvas `c`: about 0 for the background color, 1 for the second color.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from prometar.embedded.rendered import RenderedSet
 
 @dataclass(frozen=True)
 class Pattern:
-    """Pattern of a class. `cells`: range of cells across the image. `turn`, `warp`: see `Canvas.pattern`."""
+    """Pattern of a class, with arguments of `Canvas.pattern`. `cells` is a range to sample from."""
 
     draw: Callable[[Canvas], Floats]
     cells: tuple[float, float] = (4.0, 8.0)
@@ -302,5 +302,5 @@ TEXTURES = RenderedSet(
             "wrinkled": Pattern(wrinkled),
         },
     },
-    salted=False,  # salting was added later, for other datasets. Here it would change the pixels
+    salted=False,
 )

@@ -1,7 +1,7 @@
 """Architecture and weights of the backbone `mini`.
 
-Training changed only a few rows of the token table. `mini.safetensors` contains these rows (`token_rows/ids`,
-`token_rows/values`). The other rows are generated from a fixed seed when the weights are loaded.
+Pretraining changed only a few rows of the token table. `mini.safetensors` contains these rows
+(`token_rows/ids`, `token_rows/values`). Loading generates the other rows from a fixed seed.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch import Tensor
 
 _FILES = resources.files("prometar.embedded")
 MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "foreign.txt").read_text(encoding="utf-8").split())
-"""100 additional nouns that `mini` was also trained on. None is a class of a rendered dataset."""
+"""100 more nouns that `mini` was pretrained on. None is a class of a rendered dataset."""
 
 TOKEN_TABLE = "token_embedding.weight"
 ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"

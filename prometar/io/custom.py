@@ -1,4 +1,4 @@
-"""Custom components: functions and classes that a reference `package.module:Name` identifies.
+"""Custom components: functions and classes outside the package, referenced by `package.module:Name`.
 
 Workers import the modules themselves. `PYTHONPATH` or Ray's `runtime_env` makes them available.
 """
@@ -33,14 +33,14 @@ def is_custom(name: str) -> bool:
     return _REFERENCE.fullmatch(name) is not None
 
 
-def load(reference: str) -> Any:
+def load_component(reference: str) -> Any:
     """Import the module of a reference and return the component.
 
     Raises:
         UserError: the module is missing, its import fails, or it does not define the name.
 
     Example:
-        >>> load("prometar.methods.regularizers:l1").__name__
+        >>> load_component("prometar.methods.regularizers:l1").__name__
         'l1'
     """
     name, _, attribute = reference.partition(":")
@@ -62,7 +62,7 @@ def instantiate(reference: str, args: Mapping[str, object]) -> Any:
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
     """
-    found = load(reference)
+    found = load_component(reference)
     validated = _validated_args(reference, found, args)
     with component_errors(reference):
         return found(**dict(validated)) if inspect.isclass(found) else found
@@ -74,7 +74,7 @@ def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
     """
-    return _validated_args(reference, load(reference), args).model_dump(mode="json")
+    return _validated_args(reference, load_component(reference), args).model_dump(mode="json")
 
 
 def _validated_args(reference: str, found: Any, args: Mapping[str, object]) -> BaseModel:
@@ -98,7 +98,7 @@ def source_digest(reference: str) -> str:
     Raises:
         UserError: the component cannot be loaded, or its module has no file.
     """
-    load(reference)
+    load_component(reference)
     with component_errors(reference):
         file = sys.modules[reference.partition(":")[0]].__file__
         if file is None:
@@ -126,12 +126,11 @@ def component_errors(reference: str) -> Iterator[None]:
         raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({at})") from error
 
 
-def require_custom(kind: str, name: str, known: Iterable[str]) -> Any:
-    """Load and instantiate the custom component `name`. Only call this for names that are not built in.
+def instantiate_custom(kind: str, name: str, known: Iterable[str]) -> Any:
+    """Load the custom component `name`. If it is a class, instantiate it without arguments.
 
     Args:
-        kind: Kind of component in the error message.
-        known: Built-in names in the error message.
+        kind, known: Kind of component, and its built-in names, for the error message.
 
     Raises:
         UserError: the name is not a reference, or the component cannot be loaded.

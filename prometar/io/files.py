@@ -27,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
         OSError: the file cannot be read, or is not a regular file. A pipe or a device may have no end.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # otherwise opening a pipe blocks
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe must not block
     except ValueError:
         raise OSError(errno.EINVAL, "the name contains a null character", str(path)) from None
     with open(handle, "rb") as file:
@@ -79,7 +79,7 @@ def resolve_path(path: Path | str) -> Path:
     found = None
     try:
         found = Path(os.path.realpath(os.path.expanduser(path)))
-        found.stat()  # only detects cycles of links, a missing path is fine
+        found.stat()  # detects cycles of links. A missing path is fine
     except OSError as error:
         if found is None or error.errno == errno.ELOOP:  # None: the current folder was deleted
             raise UserError(f"cannot resolve {path}: {error.strerror}.") from None

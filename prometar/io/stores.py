@@ -27,10 +27,10 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         system, path = fs.FileSystem.from_uri(uri)
     except ValueError as error:
         raise UserError(
-            f"Cannot open '{masked(uri)}': {reason(error)}. Pass a folder, s3://... or gs://..."
+            f"Cannot open '{masked(uri)}': {masked_message(error)}. Pass a folder, s3://... or gs://..."
         ) from None
     except OSError as error:
-        raise InfrastructureError(f"Cannot open {masked(uri)}: {reason(error)}.") from None
+        raise InfrastructureError(f"Cannot open {masked(uri)}: {masked_message(error)}.") from None
     return system, path.rstrip("/")
 
 
@@ -72,7 +72,7 @@ def _store_errors(verb: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # Arrow's errors derive from one of them
-        raise InfrastructureError(f"cannot {verb} {masked(uri)}: {reason(error)}.") from None
+        raise InfrastructureError(f"cannot {verb} {masked(uri)}: {masked_message(error)}.") from None
 
 
 def join(root: str | Path, name: str) -> str:
@@ -89,7 +89,7 @@ def join(root: str | Path, name: str) -> str:
     return f"{scheme}://{path.rstrip('/')}/{name}{question}{options}"
 
 
-def reason(error: Exception) -> str:
+def masked_message(error: Exception) -> str:
     """Return the message of an error in one line, with passwords hidden and no final period."""
     return masked(" ".join(str(error).split())).rstrip(".") or type(error).__name__
 

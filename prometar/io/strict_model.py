@@ -34,7 +34,7 @@ class StrictModel(BaseModel):
 
 
 BUILT_IN_TAG = "built-in"
-"""Union tag in the error location of fields that accept a built-in kind or `module:Name`."""
+"""Pydantic's union tag of a built-in component, where a custom `module:Name` is also accepted."""
 
 
 def problems_of(
@@ -42,7 +42,7 @@ def problems_of(
 ) -> str:
     """Return at most five problems of a validation error in one line.
 
-    `unknown` is the message for an unknown field. `without` contains union tags to omit from field names.
+    `unknown`: message for an unknown field. `without`: union tags to omit from the names of fields.
     """
     texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
     problems = []

@@ -12,8 +12,8 @@ from prometar.io.files import file_size, read_text
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 500_000  # a file of 1 MB without aliases cannot have more
 _MAX_DIGITS = 300
-_MERGE = "tag:yaml.org,2002:merge"
-_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+_NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,9 +70,9 @@ def _check_nodes(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) ->
         children = [child for pair in node.value for child in pair]
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         # PyYAML would silently use the last value of a repeated key.
-        if repeated := [value for tag, value in keys if tag != _MERGE and keys.count((tag, value)) > 1]:
+        if repeated := [value for tag, value in keys if tag != _MERGE_TAG and keys.count((tag, value)) > 1]:
             raise ValueError(f"'{repeated[0]}' is given twice")
-    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBER_TAGS and len(node.value) > _MAX_DIGITS:
         raise ValueError(f"a number has {len(node.value)} digits")
     ancestors.add(id(node))
     sizes[id(node)] = 1 + sum(_check_nodes(child, sizes, ancestors) for child in children)

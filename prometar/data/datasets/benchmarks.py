@@ -41,7 +41,7 @@ class Benchmark(StrictModel):
         numbered: True if class folders are named 0, 1, ... in the order of classnames.txt, not by WordNet ID.
         classes: Published number of classes.
         sizes: Published number of images per split.
-        template, templates: Zero-shot prompt, and other templates by name (see `Dataset`).
+        template, templates: Template of zero-shot prompts, and other templates by name (see `Dataset`).
         archives: Public archives of the images.
         instructions: How to obtain the images if `archives` is empty.
         imagenet_variant: True for a test set with classes of ImageNet but other kinds of images.
@@ -89,6 +89,7 @@ def how_to_get(benchmark: Benchmark, path: str = "") -> str:
     if path and path == benchmark.split_file:
         return f"{download}, or get the file from {_COOP}."
     if path == CLASSNAMES:
-        copy_file = f"Copy {CLASSNAMES} from the folder imagenet/ to this folder."
-        return copy_file if benchmark.imagenet_variant else f"Get the file from {_COOP}."
+        if benchmark.imagenet_variant:
+            return f"Copy {CLASSNAMES} from the folder imagenet/ to this folder."
+        return f"Get the file from {_COOP}."
     return f"{download}." if benchmark.archives else benchmark.instructions

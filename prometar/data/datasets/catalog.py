@@ -1,6 +1,6 @@
-"""Open datasets by name: benchmarks, prepared copies, custom folders and loaders, rendered datasets.
+"""Open datasets by name: benchmarks, rendered datasets, your own folders of images, and custom loaders.
 
-Benchmarks have their published splits. Only a custom folder without train/ or test/ is split automatically.
+Benchmarks have their published splits. Your own images without train/ and test/ are split automatically.
 """
 
 import os
@@ -97,8 +97,8 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
         name: One of `BUILT_IN_NAMES`, or a custom loader `package.module:Name`, which is called with `root`
             and returns a `Dataset`.
         root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. For `folder`
-            (your own images), the tree of image folders. Not used by rendered datasets. If the dataset's
-            folder contains a manifest.json, the Parquet files that it lists are read.
+            (your own images), the folder itself. Not used by rendered datasets. If the dataset's folder
+            contains a manifest.json, the Parquet files that it lists are read.
         args: Arguments of a custom loader that is a class.
 
     Raises:
@@ -130,8 +130,8 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
         raise UserError(f"The dataset '{name}' needs a data root. {_data_root_advice(name)}")
     if "://" not in str(root) and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. {_data_root_advice(name)}")
-    uri = dataset_location(name, root)
-    template = BENCHMARKS[name].template if name in BENCHMARKS else TEMPLATE
+    uri, benchmark = dataset_location(name, root), BENCHMARKS.get(name)
+    template = benchmark.template if benchmark else TEMPLATE
     manifest = find_manifest(uri)
     if manifest is not None:
         dataset = open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
@@ -140,8 +140,8 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
             f"{masked(uri)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
         )
     else:
-        dataset = read_tree(Path(uri)) if name == OWN_IMAGES else read_benchmark(BENCHMARKS[name], Path(uri))
-    return replace(dataset, templates=BENCHMARKS[name].templates) if name in BENCHMARKS else dataset
+        dataset = read_benchmark(benchmark, Path(uri)) if benchmark else read_tree(Path(uri))
+    return replace(dataset, templates=benchmark.templates) if benchmark else dataset
 
 
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:

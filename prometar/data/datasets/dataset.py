@@ -84,10 +84,10 @@ class Dataset:
         name, title: Name for `--dataset`, and name in tables.
         train, val, test: Images of each split. ImageNet's `val` is empty. Its variants have only `test`.
         source: Source of the encoded images.
-        template: Zero-shot prompt, such as "{} texture.".
+        template: Template of zero-shot prompts, such as "{} texture.".
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
-        list_origin: Source of the image list, as named in messages, such as "folder data/dtd/images".
+        list_origin: Name of the image list in error messages, such as "folder data/dtd/images".
         note: Remark for the user, such as the rule of an automatic split.
     """
 
@@ -103,7 +103,7 @@ class Dataset:
     templates: Mapping[str, str] = field(default_factory=dict)
 
     def template_named(self, name: str) -> str:
-        """Return the template `name`, or the zero-shot prompt if the dataset has no such template."""
+        """Return the template `name`, or the zero-shot template if the dataset has no such template."""
         return self.templates.get(name, self.template)
 
     @property

@@ -1,4 +1,4 @@
-"""Trees of class folders. A custom tree has train/, val/ and test/, or is split automatically."""
+"""Images in one folder per class. Your own images have folders for splits, or are split automatically."""
 
 import hashlib
 import os
@@ -22,10 +22,10 @@ ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
 def read_tree(folder: Path) -> Dataset:
-    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. A folder's name is the class name.
+    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. The folder's name is the class name.
 
-    `val` may be missing. A search then holds out images of `train`. A tree with only `test` can be used for
-    evaluation. All splits must have the same classes. If `test` directly contains images, it is a class.
+    `val` may be missing. A search then holds out images of `train`. Images in `test` alone suffice for an
+    evaluation. All splits must have the same classes. If `test` contains no folders, it is a class folder.
 
     Raises:
         UserError: fewer than two classes, an empty class, unknown split folders, or splits with different

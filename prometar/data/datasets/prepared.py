@@ -1,4 +1,4 @@
-"""Copies made by `prometar data prepare`: manifest.json and Parquet shards with one row per image."""
+"""Read copies made by `prometar data prepare`: manifest.json and Parquet shards, one row per image."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from prometar.data.datasets.dataset import SPLITS, Dataset, Item
 from prometar.errors import InfrastructureError, UserError
-from prometar.io.stores import filesystem, join, masked, read_file, reason
+from prometar.io.stores import filesystem, join, masked, masked_message, read_file
 from prometar.io.strict_model import problems_of
 
 MANIFEST = "manifest.json"
@@ -149,7 +149,7 @@ def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(stream, metadata=_read_footer(uri, shard), page_checksum_verification=True)
     except (OSError, LookupError, ValueError, pa.ArrowException) as error:
         raise InfrastructureError(
-            f"Cannot read shard {masked(join(uri, shard))} ({reason(error)}). "
+            f"Cannot read shard {masked(join(uri, shard))} ({masked_message(error)}). "
             "If the file is corrupt, delete this copy and rerun `prometar data prepare`."
         ) from None
 

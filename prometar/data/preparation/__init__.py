@@ -1,1 +1,1 @@
-"""Download, check, and copy datasets as Parquet."""
+"""Download datasets, check them, and copy them to Parquet files."""

@@ -21,7 +21,7 @@ from prometar.embedded.datasets import RENDERED
 from prometar.environment import num_cpus
 from prometar.errors import PrometarError, UserError
 
-_GROUP_SIZE = 16  # images per task
+_GROUP_SIZE = 16  # images that a thread decodes at a time
 _MAX_NAMES = 12  # class names in a note
 
 

@@ -75,7 +75,10 @@ def download(name: str, to: Path | str, *, progress: ProgressCallback) -> tuple[
 
 @contextmanager
 def _temporary_folder(root: Path) -> Iterator[Path]:
-    """Make a temporary folder below the data root, so that its files can be renamed into place."""
+    """Yield a temporary folder below the data root, from where files can be renamed into place.
+
+    An OSError in the `with` block becomes a WorkError.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".download-", dir=root) as folder:
@@ -156,7 +159,7 @@ def unpack(archive: Path, target: Path) -> None:
             shutil.unpack_archive(archive, target, "zip")  # skips members outside `target`
             return
         with tarfile.open(archive) as tar:
-            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and later
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # missing before Python 3.11.4
             for member in tar:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):

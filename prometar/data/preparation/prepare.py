@@ -33,7 +33,7 @@ def prepare(
 ) -> tuple[Manifest, int]:
     """Write shards and manifest.json to the dataset's folder below `to`, which is then a data root.
 
-    With the dataset `folder`, they are written to `to` itself. Each image is decoded before its shard is
+    For the dataset `folder`, they are written to `to` itself. Each image is decoded before its shard is
     written. No manifest is written if an image is missing or corrupt.
 
     Args:

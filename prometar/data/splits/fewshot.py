@@ -9,30 +9,24 @@ from collections.abc import Iterable, Sequence
 from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
 
-VAL_SHOTS = 4  # the published code draws at most four validation images per class
 MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
 HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum per class
 
 
-def draw(train: Sequence[Item], val: Sequence[Item], *, shots: int, seed: int) -> tuple[Items, Items]:
-    """Draw `shots` training images per class, then min(shots, 4) validation images per class.
+def draw(train: Sequence[Item], *, shots: int, seed: int) -> Items:
+    """Draw `shots` training images per class, or all images of a class that has fewer.
 
-    As in the published code, both draws share one random generator, and labels are drawn in the order of
-    their first appearance. Pass complete splits and select classes after the draw, because the images of a
-    label depend on the labels drawn before it. If a class has fewer images, all are drawn.
+    As in the published code, classes are drawn in the order of their first appearance, from one random
+    generator. The images of a class thus depend on the classes drawn before it, so pass the complete train
+    split, and select base classes after the draw.
 
     Raises:
         UserError: `train` is empty.
     """
     if not train:
         raise UserError("Cannot draw images from an empty train split. Use a dataset with training images.")
-    rng = random.Random(seed)
-    return _sample(train, shots, rng), _sample(val, min(shots, VAL_SHOTS), rng)
-
-
-def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> Items:
-    drawn: list[Item] = []
-    for group in group_by_label(items).values():
+    rng, drawn = random.Random(seed), list[Item]()
+    for group in group_by_label(train).values():
         drawn += rng.sample(group, shots) if len(group) >= shots else group
     return tuple(drawn)
 
@@ -101,8 +95,8 @@ def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
 def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
-    The first split must be train. Its `base_labels` are base classes, its other labels are new classes.
-    Labels that are not in train are dropped, as in the published code.
+    The first split must be train. The first half of its sorted labels are base classes, the others are new
+    classes. Labels that are not in train are dropped, as in the published code.
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)

@@ -22,7 +22,7 @@ from prometar.data.splits.fewshot import (
     select_and_relabel,
 )
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, is_custom, require_custom
+from prometar.io.custom import component_errors, instantiate_custom, is_custom
 from prometar.metrics import harmonic_mean
 
 
@@ -63,7 +63,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
     if not val:
         train, val, note = hold_out_val(train)
     _require_images(dataset, val, base_labels(train), "validation")
-    few_shot, _ = draw(train, (), shots=shots, seed=seed)
+    few_shot = draw(train, shots=shots, seed=seed)
     (few_shot_base, val_base), _ = base_new(few_shot, val)
     # The seed is fixed, so that all runs are scored on the same images.
     rng, groups = random.Random(0), group_by_label(val_base).values()
@@ -73,7 +73,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
 
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
     """Draw base-class images for training. Evaluate on all test images, base and new classes separately."""
-    few_shot, _ = draw(dataset.train, (), shots=shots, seed=seed)
+    few_shot = draw(dataset.train, shots=shots, seed=seed)
     (few_shot_base, test_base), (_, test_new) = base_new(few_shot, dataset.test)
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
@@ -86,7 +86,7 @@ def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int)
 
 
 def _split_all_classes(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
-    few_shot, _ = draw(dataset.train, (), shots=shots, seed=seed)
+    few_shot = draw(dataset.train, shots=shots, seed=seed)
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
@@ -143,7 +143,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = require_custom("objective", name, known)
+    found = instantiate_custom("objective", name, known)
     if isinstance(found, Objective):
         return found
     objective = replace(OBJECTIVES["drift"], score=found, title=name)

@@ -1,4 +1,4 @@
-"""Data plan, which determines the order and the pixels of all images on every machine.
+"""A data plan determines the order and the pixels of all images, identically on every machine.
 
 A row is one image in one epoch. Rows are numbered from 0 to epochs * rows_per_epoch - 1. The content of
 the k-th row of an epoch does not depend on the batch size, Ray Data's block size or the worker.

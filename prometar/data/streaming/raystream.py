@@ -150,13 +150,13 @@ def _build_dataset(
 def make_block(
     block: pa.Table, *, spec: TransformSpec, source: Source, stored: ray.ObjectRef | None
 ) -> dict[str, NDArray[np.uint8]]:
-    """Make the images of a block in a Ray task. `block` is one row with lists of indices, seeds and paths."""
-    [row] = block.to_pylist()
+    """Make the images of a block in a Ray task. `block` contains a list of indices, of seeds and of paths."""
+    [lists] = block.to_pylist()
     if stored is None:
-        encoded = source.read_many(row["path"])
+        encoded = source.read_many(lists["path"])
     else:
-        encoded = ray.get(stored).take(pa.array(row["index"])).to_pylist()
-    return {"image": make_images(spec, encoded, row["seed"], row["path"])}
+        encoded = ray.get(stored).take(pa.array(lists["index"])).to_pylist()
+    return {"image": make_images(spec, encoded, lists["seed"], lists["path"])}
 
 
 def _store_images(plan: Plan, source: Source) -> ray.ObjectRef | None:

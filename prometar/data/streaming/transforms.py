@@ -23,7 +23,7 @@ CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ATTEMPTS = 10
-TORCHVISION_CROP = (0.08, 1.0)  # torchvision's default. Evaluation plans only include it in their digest
+TORCHVISION_CROP = (0.08, 1.0)  # torchvision's default. Evaluation ignores it, but plan digests contain it
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     rng = np.random.Generator(np.random.PCG64(seed))
-    # The crop's number of draws depends on crop_scale. It is sampled last, so flips and jitter do not change.
+    # The crop is sampled last, because its number of draws depends on crop_scale and shifts all later draws.
     flipped = rng.random() < spec.flip
     factors = rng.uniform(-1.0, 1.0, size=3)
     order = rng.permutation(3)

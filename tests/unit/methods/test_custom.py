@@ -13,7 +13,7 @@ from prometar.clip.model import Clip
 from prometar.clip.openclip import load_backbone
 from prometar.config.settings import Config, configure, dump_config, load_config, parse, parse_assignments
 from prometar.errors import UserError
-from prometar.io.custom import load, source_digest
+from prometar.io.custom import load_component, source_digest
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
 from prometar.methods.regularizers import ImageDistance, LogitsDivergence, TextDistance
@@ -97,7 +97,7 @@ def test_a_mistake_is_reported_in_one_line(
 def test_a_module_that_fails_is_reported_with_the_line(mine: Path, line: str) -> None:
     mine.write_text(f"import torch\n\n{line}\n")
     with pytest.raises(UserError, match=r"mine:f fails: \w+: no luck \(mine\.py, line 3\)"):
-        load("mine:f")
+        load_component("mine:f")
 
 
 def test_errors_of_a_gpu_are_raised(mine: Path, clip: Clip) -> None:

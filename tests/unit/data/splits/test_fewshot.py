@@ -20,14 +20,13 @@ GOLDEN = golden_files("fewshot_*.json")
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.name)
 def test_fewshot_draws_equal_the_golden_file(file: Path) -> None:
     tree = json.loads(file.read_text())
-    train, val = (tuple(Item(*row) for row in tree["split"][name]) for name in ("train", "val"))
+    train = tuple(Item(*row) for row in tree["split"]["train"])
     assert tree["draws"]
     for key, want in tree["draws"].items():
         match = re.fullmatch(r"seed(\d+)-shots(\d+)", key)
         assert match, key
-        drawn = draw(train, val, seed=int(match[1]), shots=int(match[2]))
-        assert [item.path for item in drawn[0]] == want["train"], key
-        assert [item.path for item in drawn[1]] == want["val"], key
+        drawn = draw(train, seed=int(match[1]), shots=int(match[2]))
+        assert [item.path for item in drawn] == want["train"], key
 
 
 def test_fewshot_the_repository_holds_a_golden_file() -> None:
@@ -42,25 +41,24 @@ def _items(labels: list[int]) -> tuple[Item, ...]:
 def test_fewshot_draw_takes_shots_of_each_label_or_all(labels: list[int], shots: int, seed: int) -> None:
     items = _items(labels)
     state = random.getstate()
-    train, val = draw(items, items, shots=shots, seed=seed)
+    drawn = draw(items, shots=shots, seed=seed)
     assert random.getstate() == state
-    assert (train, val) == draw(items, items, shots=shots, seed=seed)
-    for drawn, most in ((train, shots), (val, min(shots, 4))):
-        assert len(set(drawn)) == len(drawn)
-        counts = {label: sum(item.label == label for item in drawn) for label in labels_of(items)}
-        assert counts == {label: min(most, labels.count(label)) for label in labels_of(items)}
+    assert drawn == draw(items, shots=shots, seed=seed)
+    assert len(set(drawn)) == len(drawn)
+    counts = {label: sum(item.label == label for item in drawn) for label in labels_of(items)}
+    assert counts == {label: min(shots, labels.count(label)) for label in labels_of(items)}
 
 
 def test_fewshot_draw_follows_first_appearance_not_label_order() -> None:
     items = _items([7, 7, 7, 2, 2, 2])
     rng = random.Random(5)
     want = rng.sample(items[:3], 2) + rng.sample(items[3:], 2)
-    assert list(draw(items, (), shots=2, seed=5)[0]) == want
+    assert list(draw(items, shots=2, seed=5)) == want
 
 
 def test_fewshot_draw_needs_training_images() -> None:
     with pytest.raises(UserError, match="empty train split"):
-        draw((), (), shots=1, seed=1)
+        draw((), shots=1, seed=1)
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 99))
@@ -73,9 +71,7 @@ def test_held_out_images_are_a_fifth_of_each_class_and_never_drawn(
     for label in range(7):
         count = sum(item.label == label for item in items)
         assert sum(item.label == label for item in val) == max(1, count // 5)
-    drawn, drawn_val = draw(train, val, shots=shots, seed=seed)
-    assert not {*drawn} & {*val}
-    assert {*drawn_val} <= {*val}
+    assert not {*draw(train, shots=shots, seed=seed)} & {*val}
     shuffled = random.Random(seed).sample(items, len(items))
     assert {*hold_out_val(shuffled)[1]} == {*val}
     assert f"{len(val)} of the {len(items)} training images" in message
