@@ -62,8 +62,8 @@ ray_tmp=/tmp/ray-$SLURM_JOB_ID
 export RAY_ADDRESS=$address
 # The status of `ray symmetric-run` is meaningless: 0 if Ray did not start, and on several nodes 1 after success,
 # since it stops the Ray that it is connected to. So a file marks the success of the study.
-ended=$SHARED/ended-$SLURM_JOB_ID
-rm -f "$ended"
+succeeded=$SHARED/succeeded-$SLURM_JOB_ID
+rm -f "$succeeded"
 status=0
 
 # The first node is head and worker: an allocation ends as a whole, so a separate head would waste its GPUs.
@@ -72,7 +72,7 @@ srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$SL
   ray symmetric-run --address "$address" --min-nodes "$nodes" \
   --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
   --temp-dir="$ray_tmp" --disable-usage-stats \
-  -- bash -c 'python "$@" && touch "$0"' "$ended" \
+  -- bash -c 'python "$@" && touch "$0"' "$succeeded" \
   tune/search.py --address "$address" --out "$SHARED/out" "$@" || status=$?
 
-if [ -e "$ended" ]; then rm "$ended"; else exit $((status ? status : 1)); fi
+if [ -e "$succeeded" ]; then rm "$succeeded"; else exit $((status ? status : 1)); fi

@@ -52,7 +52,7 @@ def upload_error(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
 
 
 def connection_error(arguments: list[str]) -> str | None:
-    """Return an error if no head accepts jobs at the address, or None. Ray would print a hundred lines."""
+    """Return why no head accepts jobs at the address, or None if one does. Ray prints a hundred lines."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
     address = options.parse_known_args(arguments)[0].address
@@ -60,7 +60,7 @@ def connection_error(arguments: list[str]) -> str | None:
         return None
     try:
         urlopen(f"{address.rstrip('/')}/api/version", timeout=20).close()
-    except HTTPError:  # something answers
+    except HTTPError:  # the server answers, so `ray job submit` can report the error
         return None
     except (OSError, ValueError, HTTPException) as error:
         return f"no head of a Ray cluster accepts jobs at {address}: {getattr(error, 'reason', error)}"
@@ -68,7 +68,7 @@ def connection_error(arguments: list[str]) -> str | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Check, then submit. Return the exit status of `ray job submit`."""
+    """Check address and upload size, then submit. Return the exit status of `ray job submit`."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
     if "--" not in arguments:
         print(__doc__, file=sys.stderr)

@@ -2,8 +2,8 @@
 
     python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
 
-A study plans with the CPUs and GPUs that it finds when it starts. If workers were still starting, the study
-would be refused, or would run too few concurrent trials. Missing resources are requested from the autoscaler.
+A study plans with the CPUs and GPUs that it finds when it starts. If workers are still starting, the study
+fails, or runs too few concurrent trials. This script requests missing resources from the autoscaler.
 """
 
 import argparse

@@ -15,9 +15,9 @@ from tune.records.schema import EpochReport
 
 
 def start(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
-    """Start or resume the run of a job. Return its functions log(metric, value, epoch) and finish(failure).
+    """Start or resume the run of a job. Return an object with log(metric, value, epoch) and finish(failure).
 
-    Trackers write to `folder` unless the environment sets a server. `failure` is the reason, or "".
+    Trackers write to `folder` unless the environment sets a server. `failure` is "" if the job finished.
     """
     defaults = {  # no telemetry and no output. An unreachable server must not delay the search.
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
@@ -60,7 +60,7 @@ class Trackers:
 
     def __init__(self, names: tuple[str, ...], folder: Path, console: Console) -> None:
         self._folder, self._console = folder, console
-        self._runs: dict[str, dict[str, SimpleNamespace]] = {name: {} for name in names}
+        self._runs: dict[str, dict[str, SimpleNamespace]] = {name: {} for name in names}  # by tracker, job
 
     def started(self, job: Job) -> None:
         self._for_each(lambda name, runs: runs.update({job.name: start(name, self._folder, job)}))

@@ -130,7 +130,7 @@ def test_a_study_runs_on_two_nodes(shared: Path) -> None:
     assert (shared / "ray-token").stat().st_mode & 0o077 == 0, "the token is nobody else's to read"
     records = sorted((shared / "out/cells/trials").glob("*/record.json"))
     assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2
-    assert not list(shared.glob("ended-*"))
+    assert not list(shared.glob("succeeded-*"))
 
 
 def test_a_ray_that_does_not_start_is_a_failure(shared: Path) -> None:

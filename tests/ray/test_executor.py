@@ -20,7 +20,6 @@ from tests.support.fake_trial import HANGS, FakeTrial, fake_job, misbehave
 from tune.execution.executor import run_jobs
 from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -31,7 +30,7 @@ class Source:
 
     def __init__(self, *jobs: Job, worst: float = 0.0) -> None:
         self.jobs, self.worst = jobs, worst
-        self.reports: dict[int, list[EpochReport]] = {job.number: [] for job in jobs}
+        self.reports: dict[int, list[EpochReport]] = {job.trial_number: [] for job in jobs}
         self.ends: list[tuple[int, str]] = []
         self.seen: list[str] = []
 
@@ -39,12 +38,12 @@ class Source:
         self.seen.append(f"{job.name} started")
 
     def reported(self, job: Job, report: EpochReport) -> bool:
-        self.reports[job.number].append(report)
+        self.reports[job.trial_number].append(report)
         self.seen.append(f"{job.name} epoch {report.epoch}")
         return report.objective is None or report.objective >= self.worst
 
     def finished(self, job: Job, failure: str) -> None:
-        self.ends.append((job.number, failure))
+        self.ends.append((job.trial_number, failure))
         self.seen.append(f"{job.name} finished{failure and ': '}{failure}")
 
     def epochs(self, number: int) -> list[int]:
@@ -123,9 +122,9 @@ class DiesWhenHandedOver(FakeTrial):
     """A worker that is killed while it gets ready for a job, once each or always."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        request: JobRequest = new_config["request"]
-        folder = request.job.folder
-        if request.job.number == 2 or (request.job.number == 1 and not (folder / "died").exists()):
+        job: Job = new_config["request"].job
+        folder, number = job.folder, job.trial_number
+        if number == 2 or (number == 1 and not (folder / "died").exists()):
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().reset_config(new_config)

@@ -217,7 +217,7 @@ def runner(score: Score) -> tuple[JobRunner, list[str]]:
         failures = {}
         for job in unfinished_jobs(jobs):
             names.append(job.name)
-            found = score(job.number, job.config)
+            found = score(job.trial_number, job.config)
             if isinstance(found, str):
                 failures[job.name] = found
             else:

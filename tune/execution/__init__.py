@@ -1,1 +1,1 @@
-"""Jobs on Ray Tune: sources, workers, resources, retries and the live view."""
+"""Jobs on Ray Tune: workers, resources, retries and the live view."""

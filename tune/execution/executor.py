@@ -111,9 +111,9 @@ class _Submission:
         request: Job, resources and timeout for the worker.
         deaths: Number of workers that died since the last new epoch.
         epoch: Last reported epoch.
-        failure: Reason for the job's failure, or "".
+        failure: Error message of the last report, or "".
         ended: True after the last report, or if an observer stopped the job.
-        error: Error with which the last worker died.
+        error: Exception that ended the last worker, or None.
     """
 
     request: JobRequest
@@ -207,8 +207,8 @@ class _Dispatcher(Searcher, Stopper):
         submission.failure = "" if stopped else report.error
         return submission.ended or self._shutdown.requested
 
-    def record_death(self, trial: Trial) -> None:
-        """Record why a worker died. Tune has not yet made the copy that `Trial.get_pickled_error` reads."""
+    def record_worker_error(self, trial: Trial) -> None:
+        """Store the error of a dead worker. `Trial.get_pickled_error` reads a copy that Tune makes later."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].error = getattr(error, "cause", None) or error
@@ -231,9 +231,9 @@ class _Dispatcher(Searcher, Stopper):
                 observer.finished(job, failure)
 
     def _prepare_retry(self, submission: _Submission) -> bool:
-        """Return True to retry, with larger bundles if out of memory, otherwise up to `MAX_RETRIES` times."""
+        """Prepare a retry, with larger bundles if memory ran out. Return False if the job fails for good."""
         if isinstance(submission.error, MemoryError):
-            larger = self._plan.larger(submission.request.bundles)
+            larger = self._plan.enlarge(submission.request.bundles)
             submission.request = replace(submission.request, bundles=larger or submission.request.bundles)
             return larger is not None
         submission.deaths += 1
@@ -259,4 +259,4 @@ class _Scheduler(FIFOScheduler):
         self._dispatcher = dispatcher
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._dispatcher.record_death(trial)
+        self._dispatcher.record_worker_error(trial)

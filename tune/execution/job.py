@@ -14,11 +14,11 @@ class Job:
     """Work of one worker: a trial, its rerun with a fresh seed, or a run of a final test or of a grid.
 
     Args:
-        name: Name in messages, e.g. "trial 7", which is unique within a stage.
+        name: Name in messages, e.g. "trial 7". It is unique within a stage.
         configs: Complete configuration of each run, by absolute path of its folder.
         objective: Name of the objective, `module:Name` of a custom one, or "final".
         val_per_class: Maximum number of validation images per class.
-        number: Number of the trial whose settings the job uses.
+        trial_number: Number of the trial whose settings the job uses. Unused in a grid.
         targets: Other datasets on which to test the prompts after training.
         alignment: True to record the cosine of support and query gradients during training.
     """
@@ -27,7 +27,7 @@ class Job:
     configs: Mapping[Path, Config]
     objective: str
     val_per_class: int = 20
-    number: int = 0
+    trial_number: int = 0
     targets: tuple[str, ...] = ()
     alignment: bool = False
 

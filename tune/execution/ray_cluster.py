@@ -103,7 +103,7 @@ def preserved_signal_handlers() -> Iterator[None]:
         return
     interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     if interrupt is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda number, frame: None)  # a handler is not inherited
+        signal.signal(signal.SIGINT, lambda number, frame: None)  # not inherited, unlike SIG_IGN
     try:
         yield
     finally:

@@ -13,10 +13,8 @@ from tune.config import ResourcesConfig
 
 Node = Mapping[str, float]
 """Resources of a machine as Ray reports them, e.g. {"CPU": 8.0, "GPU": 1.0, "memory": 2e10}."""
-TRIALS_PER_SLOT = 5
-"""Minimum ratio of the number of trials to the number of concurrent trials, so that samplers can learn."""
 _MAX_JOBS_PER_GPU = 4
-"""Maximum number of jobs on one GPU, unless the user sets a share. More jobs may run out of GPU memory."""
+"""Maximum number of jobs on one GPU, unless --gpus-per-trial is set. With more, GPU memory may run out."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,15 @@ class ResourcePlan:
         trainer = {"CPU": self.cpus - self.stream_cpus, **({"GPU": self.gpus} if self.gpus else {})}
         return [trainer, {"CPU": self.stream_cpus}]
 
-    def larger(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
-        """Return larger bundles for a retry after an out-of-memory error, or None if no machine has more.
+    def enlarge(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
+        """Return bundles for a retry after an out-of-memory error, or None if no machine has more resources.
 
-        The trainer's share of the GPU or of the CPUs is doubled, so that fewer jobs share the memory. The
-        number of threads and the stream stay the same, so results do not change.
+        The trainer gets twice its GPU share or, without GPUs, twice its CPUs, so that fewer jobs share the
+        memory. Threads and the stream's bundle stay the same, so results do not change.
 
         Example:
             >>> plan = ResourcePlan(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
-            >>> plan.larger([{"CPU": 0.5, "GPU": 0.25}, {"CPU": 0.5}])
+            >>> plan.enlarge([{"CPU": 0.5, "GPU": 0.25}, {"CPU": 0.5}])
             [{'CPU': 0.5, 'GPU': 0.5}, {'CPU': 0.5}]
         """
         trainer, stream = map(dict, bundles)
@@ -82,14 +80,14 @@ def plan_trials(
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line description.
 
-    At most a fifth of `trials` run concurrently. With fewer concurrent trials, each gets a larger share.
+    At most a fifth of `trials` run concurrently. The fewer run, the more resources each gets.
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
         2 concurrent trials (all that fit), each with 1 CPU
     """
     reason = f"a fifth of {trials}, so that the search learns from results"
-    return plan_resources(nodes, resources, max(1, trials // TRIALS_PER_SLOT), reason, memory)
+    return plan_resources(nodes, resources, max(1, trials // 5), reason, memory)
 
 
 def plan_resources(
@@ -100,7 +98,7 @@ def plan_resources(
     memory: float = 0,
     noun: str = "trial",
 ) -> tuple[ResourcePlan, str]:
-    """Plan as many concurrent jobs as fit, up to `max_jobs`, with the largest shares. Also describe the plan.
+    """Fit up to `max_jobs` concurrent jobs, then give each the most CPUs and GPUs. Also describe the plan.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
@@ -120,28 +118,29 @@ def plan_resources(
         return sum(_capacity(node, cpus, gpus, memory) for node in nodes)
 
     cpus = resources.cpus_per_trial or 1.0
-    shares = [0.0]
+    gpu_shares = [0.0]  # GPUs per job to choose from, largest first
     if max_gpus:  # rounded down to Ray's resolution of 1/10,000
-        shares = [math.floor(1e4 / count) / 1e4 for count in range(1, _MAX_JOBS_PER_GPU + 1)]
+        gpu_shares = [math.floor(1e4 / count) / 1e4 for count in range(1, _MAX_JOBS_PER_GPU + 1)]
     if resources.gpus_per_trial != "auto":
-        shares = [resources.gpus_per_trial]
-        if shares[0] > 1 and shares[0] % 1:
-            raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, got {shares[0]:g}.")
-    num_jobs = min(max_jobs, capacity(cpus, shares[-1]))
+        gpu_shares = [resources.gpus_per_trial]
+        if gpu_shares[0] > 1 and gpu_shares[0] % 1:
+            raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, got {gpu_shares[0]:g}.")
+    num_jobs = min(max_jobs, capacity(cpus, gpu_shares[-1]))
     if not num_jobs:
-        gpu = f" and {shares[-1]:g} GPU" if shares[-1] else ""
+        gpu = f" and {gpu_shares[-1]:g} GPU" if gpu_shares[-1] else ""
         raise UserError(
             f"A {noun} needs {cpus:g} CPU{gpu} on one machine, but Ray's machines have at most "
             f"{max_cpus:g} CPU and {max_gpus:g} GPU. Lower --cpus-per-{noun} or --gpus-per-{noun}, or wait "
             "until workers have joined (clusters/wait.py)."
         )
-    gpus = next(share for share in shares if capacity(cpus, share) >= num_jobs)
+    gpus = next(share for share in gpu_shares if capacity(cpus, share) >= num_jobs)
     if resources.cpus_per_trial is None:
-        larger = range(math.floor(max_cpus), 1, -1)
-        cpus = next((float(each) for each in larger if capacity(each, gpus) >= num_jobs), cpus)
+        cpu_counts = range(math.floor(max_cpus), 1, -1)
+        cpus = next((float(each) for each in cpu_counts if capacity(each, gpus) >= num_jobs), cpus)
     reason = max_jobs_reason
     if num_jobs < max_jobs:
-        reason = f"as many of {reason} {max_jobs} as fit" if resources.max_concurrent else "all that fit"
+        limit = f", below --max-concurrent {max_jobs}" if resources.max_concurrent else ""
+        reason = f"all that fit{limit}"
     plan = ResourcePlan(num_jobs, cpus, gpus, max_cpus, max_gpus)
     resources_text = _format_count(cpus, "CPU") + (f" and {_format_count(gpus, 'GPU')}" if gpus else "")
     return plan, f"{_format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"

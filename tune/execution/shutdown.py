@@ -67,7 +67,7 @@ class Shutdown:
                 self._exit(finished)
 
     def _watch_node(self, finished: threading.Event) -> None:
-        """Exit soon after this machine's node dies. `ray.nodes` blocks if the head dies during the call."""
+        """Exit soon after this machine's node dies. `ray.nodes` may block, so the head has its own thread."""
         while not finished.wait(_NODE_SECONDS):
             if not head_is_dead() and local_node_is_dead():
                 self._exit(finished)

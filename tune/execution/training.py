@@ -19,7 +19,7 @@ from tune.records.schema import EpochReport, RunScore
 
 
 class JobTraining:
-    """Training of one job. Epochs are reported in order, including those that checkpoints already contain.
+    """Training of one job. Reports every epoch in order, even those that checkpoints already contain.
 
     If a folder cannot be written, methods raise InfrastructureError, because the job itself did not fail.
     """
@@ -50,7 +50,8 @@ class JobTraining:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
         records = [session.history[self._epoch - 1] for session in sessions]
         configs, resources = self._request.job.configs.values(), self._request.resources
-        scores = [RunScore.of(*each, **resources) for each in zip(configs, records, strict=True)]
+        pairs = zip(configs, records, strict=True)
+        scores = [RunScore.of(config, record, **resources) for config, record in pairs]
         return EpochReport(
             epoch=self._epoch,
             runs=tuple(scores),

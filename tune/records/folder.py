@@ -45,7 +45,6 @@ class StudyFolder:
         return cls(config.location.out / config.name)
 
     def trial_folder(self, number: int) -> Path:
-        """Return the folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
 
     def confirmation_folder(self, number: int, seed: int) -> Path:
@@ -64,7 +63,7 @@ class StudyFolder:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
-        """Write study.yaml, with the current environment and those of earlier commands, where different."""
+        """Write study.yaml, with the current environment and different ones of earlier commands."""
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()
@@ -115,12 +114,10 @@ class Records:
 
     @property
     def config(self) -> StudyConfig:
-        """Configuration of the study."""
         return self.study.config
 
     @property
     def search_config(self) -> SearchConfig:
-        """Configuration of the search."""
         return self.config.search
 
     @cached_property
@@ -177,7 +174,7 @@ def read_records(folder: Path) -> Records:
 def paired_differences(
     selected: Sequence[RunScore], baseline: Sequence[RunScore], metric: str = "objective"
 ) -> dict[int, float]:
-    """Return selected minus baseline in a metric, by seed. Seeds with a missing value are left out."""
+    """Return selected minus baseline in a metric, by seed. Seeds that lack one of the values are omitted."""
     by_seed = {run.seed: getattr(run, metric) for run in baseline}
     pairs = {run.seed: (getattr(run, metric), by_seed.get(run.seed)) for run in selected}
     return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}

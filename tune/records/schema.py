@@ -48,7 +48,7 @@ class RunScore:
     """Result of one training run of a trial, the confirmation or the final test.
 
     Args:
-        base, new, objective: Scores in percent, None if not measured or if the run failed.
+        base, new, objective: Scores, None if not measured or if the run failed.
         seconds: Training time.
         error: Error message, or "" if the run did not fail.
         cpus, gpus: Allocated resources, None if unknown.
@@ -74,11 +74,11 @@ class RunScore:
         return cls(dataset=config.data.name, seed=config.train.seed, **measured, **more)
 
 
-Runs = tuple[RunScore, ...]
+RunScores = tuple[RunScore, ...]
 
 
 def seed_means(runs: Iterable[RunScore], metric: Goal = "objective") -> dict[int, float]:
-    """Return the mean of a metric over datasets by seed. Seeds with a missing value are left out."""
+    """Return the mean of a metric over datasets by seed. Seeds with a missing value are omitted."""
     groups: dict[int, list[RunScore]] = {}
     for run in runs:
         groups.setdefault(run.seed, []).append(run)
@@ -97,7 +97,7 @@ class EpochReport:
     """Result of one epoch of a job, sent by the worker.
 
     Args:
-        epoch: Number of the epoch, counted from 1. 0 in the empty report that stands for "no report yet".
+        epoch: Number of the epoch, counted from 1, or 0 before the first report.
         runs: Score of each run.
         loss: Mean training loss.
         finished: True if this is the last report of the job.
@@ -106,7 +106,7 @@ class EpochReport:
     """
 
     epoch: NonNegativeInt = 0
-    runs: Runs = ()
+    runs: RunScores = ()
     loss: float | None = None
     finished: bool = False
     error: _Error = ""
@@ -134,7 +134,7 @@ class TrialRecord:
     """trials/NNNN/record.json: a completed, pruned or failed trial of the search.
 
     Args:
-        origin: Source of the settings. The baseline has the default settings.
+        origin: Source of the settings: the defaults (baseline), `--enqueue`, or the sampler.
         objective, base, new: Scores after the last epoch, means over the runs.
         epoch: Number of the last epoch.
         scores_by_epoch: Objective after each epoch, counted from 1.
@@ -152,7 +152,7 @@ class TrialRecord:
     new: Score | None
     epoch: NonNegativeInt
     scores_by_epoch: _ScoresByEpoch
-    runs: Runs
+    runs: RunScores
     seconds: NonNegative
     notes: tuple[str, ...] = ()
     reason: str = ""
@@ -183,7 +183,7 @@ class Candidate:
     number: NonNegativeInt
     is_baseline: _IsBaseline
     settings: Settings
-    runs: Runs
+    runs: RunScores
 
     @property
     def mean_by_seed(self) -> dict[int, float]:
@@ -226,8 +226,8 @@ class DatasetTest:
         published: Published H of the method, None if unknown.
     """
 
-    selected: Runs
-    baseline: Runs
+    selected: RunScores
+    baseline: RunScores
     difference: Interval | None
     base_difference: Interval | None = None
     new_difference: Interval | None = None
@@ -239,7 +239,7 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs per run. If it was searched, runs with the selected settings use the selected number.
+        epochs: Epochs per run (`--final-epochs`). If epochs were searched, the settings override it.
         selected: Selected settings, with the runs on which the selection is based.
         difference: Selected minus baseline in H. With several datasets, interval of the mean over datasets.
         alpha: Significance level of the last interim analysis, used for each dataset's interval.

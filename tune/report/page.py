@@ -51,16 +51,16 @@ def write_report(records: Records) -> Report:
 
 
 def render(records: Records) -> str:
-    """Return the HTML of the page."""
+    """Return the HTML of the report."""
     study = records.study
     return _render_template(
         "report.html.jinja",
         records,
-        plotly=get_plotlyjs(),
+        plotly_js=get_plotlyjs(),
         plots=plots(records),
         detail_tables=detail_tables(records),
         min_completed=MIN_COMPLETED,
-        config=masked(yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False)),
+        config_yaml=masked(yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False)),
         environments=[study.environment, *study.earlier_environments],
     )
 

@@ -6,7 +6,6 @@ from statistics import mean
 from typing import Literal
 
 from prometar.data.splits.objective import OBJECTIVES
-from prometar.metrics import Interval
 from tune.config import EPOCHS_KEY
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
@@ -16,14 +15,14 @@ from tune.stages.statistics import mean_interval
 MAX_CAVEATS = 5
 LABELS = {"selected": "selected settings", "baseline": "default settings"}
 
-Side = Literal["selected", "baseline"]
-"""Settings that the final test compares."""
+SettingsName = Literal["selected", "baseline"]
+"""Name of the settings in a final test."""
 Outcome = Verdict | Literal["unfinished", "leaking"]
 """Verdict of the final test, or the reason why there is none. "leaking": the search read test images."""
 
 
 def outcome(records: Records) -> Outcome:
-    """Return the outcome of a study."""
+    """Return the verdict of a study, or why there is none."""
     if records.study.reads_test_images:
         return "leaking"
     if records.final_test is None or records.selected is None or records.final_test_outdated:
@@ -71,12 +70,12 @@ def evidence(records: Records) -> list[str]:
     """Return the sentences with the numbers behind the verdict."""
     test = records.final_test
     if test is None or records.final_test_outdated or not test.seeds:
-        return [line for line in (_leader(records), _epochs(records)) if line]
+        return [line for line in (_selection(records), _epochs(records)) if line]
     lines = [_difference(test), *_trade_off(test), _detectable(test), _new_accuracy(test), _epochs(records)]
     return [line for line in lines if line]
 
 
-def _leader(records: Records) -> str:
+def _selection(records: Records) -> str:
     selected, baseline = records.selected, records.baseline
     if selected is None:
         return ""
@@ -98,13 +97,10 @@ def _difference(test: FinalTest) -> str:
     return f"Mean difference in H over {over} (selected minus default settings, test images): {measured}."
 
 
-def _accuracy_interval(test: FinalTest, name: Literal["base", "new"]) -> Interval | None:
-    """Return the interval of the difference in base or new accuracy, selected minus default settings."""
-    return mean_interval([getattr(each, f"{name}_difference") for each in test.datasets.values()])
-
-
 def _trade_off(test: FinalTest) -> Iterator[str]:
-    base, new = (_accuracy_interval(test, name) for name in ("base", "new"))
+    tests = test.datasets.values()
+    base = mean_interval([each.base_difference for each in tests])
+    new = mean_interval([each.new_difference for each in tests])
     if base is None or new is None:
         return
     base_text, new_text = (describe_difference(each, test.confidence) for each in (base, new))
@@ -126,21 +122,22 @@ def _detectable(test: FinalTest) -> str:
     return line
 
 
-def sides(test: FinalTest) -> list[Side]:
-    """Return both sides of the test, or only the baseline if it was selected."""
+def compared_settings(test: FinalTest) -> list[SettingsName]:
+    """Return the names of the compared settings. If the baseline was selected, it is the only one."""
     return ["baseline"] if test.baseline_selected else ["selected", "baseline"]
 
 
-def side_runs(test: FinalTest, side: Side | None = None) -> list[RunScore]:
-    """Return the final-test runs of one side, or of both, on all datasets."""
-    chosen = [side] if side else sides(test)
-    return [run for name in chosen for each in test.datasets.values() for run in getattr(each, name)]
+def final_test_runs(test: FinalTest, *names: SettingsName) -> list[RunScore]:
+    """Return the final-test runs with the named settings, by default with all, on all datasets."""
+    chosen, tests = names or compared_settings(test), test.datasets.values()
+    return [run for name in chosen for each in tests for run in getattr(each, name)]
 
 
 def _new_accuracy(test: FinalTest) -> str:
-    by_side = {side: seed_means(side_runs(test, side), "new").values() for side in sides(test)}
-    texts = [f"{format_mean(values)} with the {LABELS[side]}" for side, values in by_side.items() if values]
-    seeds = max(map(len, by_side.values()))
+    names = compared_settings(test)
+    by_name = {name: seed_means(final_test_runs(test, name), "new").values() for name in names}
+    texts = [f"{format_mean(values)} with the {LABELS[name]}" for name, values in by_name.items() if values]
+    seeds = max(map(len, by_name.values()))
     statistics = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
     return f"New accuracy ({statistics}): {', '.join(texts)}." if texts else ""
 
@@ -188,7 +185,7 @@ def _caveats(records: Records) -> Iterator[str]:
 
 
 def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
-    runs = side_runs(test)
+    runs = final_test_runs(test)
     if failed := [run.error for run in runs if run.error]:
         reason = failed[0][:80]
         yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their seed pairs are ignored."
@@ -226,32 +223,32 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
         case "unfinished":
             return [("Rerun the same command to resume:", records.study.command)]
         case "selected":
-            return [_how_to_train(records, "selected")]
+            return [_training_step(records, "selected")]
         case "baseline":
-            steps = [_how_to_train(records, "baseline")]
+            steps = [_training_step(records, "baseline")]
         case _ if test is None or not test.seeds:
             return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
         case _:
-            steps = [_how_to_train(records, "selected"), _how_to_train(records, "baseline")]
+            steps = [_training_step(records, "selected"), _training_step(records, "baseline")]
             if difference and difference.mean < 0:
                 steps.reverse()
     more = f"such as --trials {2 * records.search_config.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {more}.", "")]
 
 
-def _how_to_train(records: Records, side: Side) -> tuple[str, str]:
-    """Return the step that trains with the settings of one side."""
+def _training_step(records: Records, name: SettingsName) -> tuple[str, str]:
+    """Return the next step that trains with the named settings."""
     test, config = records.final_test, records.folder / "best.yaml"
-    if side == "baseline" and test and test.seeds and not test.baseline_selected:
+    if name == "baseline" and test and test.seeds and not test.baseline_selected:
         run = StudyFolder(records.folder).final_test_folder(0, next(iter(test.datasets)), test.seeds[0])
         config = run / "config.yaml"  # best.yaml has the selected settings
-    return f"Train with the {LABELS[side]}:", f"prometar train --config {shlex.quote(str(config))}"
+    return f"Train with the {LABELS[name]}:", f"prometar train --config {shlex.quote(str(config))}"
 
 
 def alignment(test: FinalTest) -> str:
     """Return a sentence on gradient alignment in the final test, or "" if it was not measured."""
     means = []
-    for side in sides(test):
-        values = [run.alignment for run in side_runs(test, side) if run.alignment is not None]
-        means += [f"{mean(values):+.2f} with the {LABELS[side]}"] if values else []
+    for name in compared_settings(test):
+        values = [run.alignment for run in final_test_runs(test, name) if run.alignment is not None]
+        means += [f"{mean(values):+.2f} with the {LABELS[name]}"] if values else []
     return f"Mean cosine similarity of support and query gradients: {join(means)}." if means else ""

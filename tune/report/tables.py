@@ -8,7 +8,7 @@ from prometar.cli.console import format_duration
 from tune.records.folder import STATE_NAMES, Records
 from tune.records.schema import TrialRecord, seed_means
 from tune.report.formatting import NONE, format_difference, format_mean, format_number, format_setting, join
-from tune.report.statements import LABELS, side_runs, sides
+from tune.report.statements import LABELS, compared_settings, final_test_runs
 from tune.space.ranges import Settings
 
 MAX_SHOWN_SETTINGS = 8
@@ -55,21 +55,21 @@ def _final_test(records: Records) -> Table | None:
     if test is None or not test.seeds:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
-    for dataset, result in test.datasets.items():
-        for side in reversed(sides(test)):
-            runs = result.baseline if side == "baseline" else result.selected
-            name = LABELS[side] + (f", {dataset}" if len(test.datasets) > 1 else "")
+    for dataset, dataset_test in test.datasets.items():
+        for name in reversed(compared_settings(test)):
+            runs = getattr(dataset_test, name)
+            label = LABELS[name] + (f", {dataset}" if len(test.datasets) > 1 else "")
             means = [format_mean(seed_means(runs, key).values()) for key in ("base", "new", "objective")]
-            rows.append((side, (name, *means, str(sum(run.objective is not None for run in runs)))))
+            rows.append((name, (label, *means, str(sum(run.objective is not None for run in runs)))))
         if not test.baseline_selected:
-            differences = (result.base_difference, result.new_difference, result.difference)
-            num_pairs = str(result.difference.n) if result.difference else NONE
+            differences = (dataset_test.base_difference, dataset_test.new_difference, dataset_test.difference)
+            num_pairs = str(dataset_test.difference.n) if dataset_test.difference else NONE
             texts = [format_difference(each) if each else (NONE, "") for each in differences]
             centers, bounds = zip(*texts, strict=True)
             rows.append(("", ("difference", *centers, num_pairs)))
             rows.append(("", (f"{test.dataset_confidence}% CI", *bounds, "")))
-        if result.published is not None:
-            rows.append(("", ("published (cited)", NONE, NONE, format_number(result.published), NONE)))
+        if dataset_test.published is not None:
+            rows.append(("", ("published (cited)", NONE, NONE, format_number(dataset_test.published), NONE)))
     epochs = "1 epoch" if test.epochs == 1 else f"{test.epochs} epochs"
     title = f"Final test: {epochs}, test images, mean ± standard deviation over seeds"
     return Table(title, ("", "base (%)", "new (%)", "H (%)", "n"), rows)
@@ -149,7 +149,7 @@ def _costs(records: Records) -> Table:
     stages = {
         "search": [run for trial in records.trials for run in trial.runs],
         "confirmation": [run for run in confirmed if confirmation and run.seed in confirmation.seeds],
-        "final test": side_runs(test) if test else [],
+        "final test": final_test_runs(test) if test else [],
     }
     rows = []
     for name, runs in stages.items():

@@ -17,13 +17,13 @@ from prometar.training.run_result import read_result
 from tune.execution.job import Job
 
 _MAIN_BENCHMARKS = tuple(name for name, benchmark in BENCHMARKS.items() if not benchmark.imagenet_variant)
-_TARGETS = tuple(name for name in _MAIN_BENCHMARKS if name != "imagenet")
-_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.imagenet_variant)
+_ALL_BUT_IMAGENET = tuple(name for name in _MAIN_BENCHMARKS if name != "imagenet")
+_IMAGENET_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.imagenet_variant)
 
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """Benchmark protocol: images on which methods are trained and tested.
+    """Benchmark protocol: datasets, classes and shots with which methods are trained and tested.
 
     Args:
         objective: Objective of all runs (`prometar.data.splits.objective`).
@@ -116,8 +116,8 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         BenchmarkProtocol("base-to-new", FINAL, _MAIN_BENCHMARKS),
-        BenchmarkProtocol("cross-dataset", "all_classes", _TARGETS, "imagenet"),
-        BenchmarkProtocol("domain-generalisation", "all_classes", _VARIANTS, "imagenet"),
+        BenchmarkProtocol("cross-dataset", "all_classes", _ALL_BUT_IMAGENET, "imagenet"),
+        BenchmarkProtocol("domain-generalisation", "all_classes", _IMAGENET_VARIANTS, "imagenet"),
         BenchmarkProtocol("few-shot", "all_classes", _MAIN_BENCHMARKS, shots=(1, 2, 4, 8, 16)),
     )
 }
@@ -137,7 +137,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its result is missing or corrupt.
 
     Raises:
-        UserError: the folder has a run with other settings, or with splits other than those of `digests`.
+        UserError: the run has other settings, or splits with other digests than `digests` (by dataset).
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:

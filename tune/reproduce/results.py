@@ -35,12 +35,13 @@ Row = tuple[str, str, Mapping[str, AccuracySummary]]
 
 
 def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
-    """Return accuracies by method, dataset, column and seed. Unfinished datasets have no columns."""
+    """Return accuracies by method, dataset, column and seed. Datasets without a finished run are empty."""
     results: dict[str, dict[str, dict[str, dict[int, float]]]]
     results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
     for run in runs:
         by_dataset, data, accuracies = results[run.config.method], run.config.data, run.scores
         if grid.shots_are_columns:
+            # An untrained method runs once. Its accuracy is the same for every number of shots.
             shots = grid.shots if run.seed == EVERY_SEED else (data.shots,)
             accuracies = {shots_column(each): accuracies[ACCURACY] for each in shots}
         for column, value in accuracies.items():
@@ -120,7 +121,7 @@ def _summarize(
 
 
 def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare methods on all datasets but the source dataset. Return paired differences and notes."""
+    """Compare each method with ProMetaR or, without it, the first method. The source dataset is ignored."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

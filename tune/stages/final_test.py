@@ -9,7 +9,7 @@ from statistics import mean
 from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
-from tune.records.schema import Candidate, DatasetTest, FinalTest, Runs, Verdict
+from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
 from tune.stages.jobs import JobRunner, final_job, scores
 from tune.stages.statistics import ALPHA_BY_PAIRS, UNPAIRED_SEEDS, is_decided, mean_interval, min_detectable
 
@@ -75,7 +75,9 @@ def run_final_test(
     )
 
 
-def _compare(baseline: Runs, selected: Runs, *, published: float | None, alpha: float | None) -> DatasetTest:
+def _compare(
+    baseline: RunScores, selected: RunScores, *, published: float | None, alpha: float | None
+) -> DatasetTest:
     """Compare the runs on a dataset. If `alpha` is None, the baseline was selected, so the runs are equal."""
 
     def interval(metric: str) -> Interval | None:

@@ -12,7 +12,7 @@ from prometar.training.run_result import RESULT_FILE, read_result
 from tune.config import StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
-from tune.records.schema import Runs, RunScore
+from tune.records.schema import RunScore, RunScores
 from tune.space.ranges import Settings
 
 JobRunner = Callable[[Sequence[Job]], Mapping[str, str]]
@@ -61,7 +61,7 @@ def unfinished_jobs(jobs: Sequence[Job]) -> list[Job]:
     return [job for job, results in zip(jobs, valid, strict=True) if not all(results)]
 
 
-def scores(job: Job, failures: Mapping[str, str]) -> Runs:
+def scores(job: Job, failures: Mapping[str, str]) -> RunScores:
     """Return the scores of a job's runs. If a run has no result, `error` contains the reason.
 
     Args:

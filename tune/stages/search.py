@@ -43,15 +43,15 @@ class SearchJobs(Iterator[Job]):
         """Do nothing. The trial store has already created the trial."""
 
     def reported(self, job: Job, report: EpochReport) -> bool:
-        continues = self._store.report(job.number, report)
+        continues = self._store.report(job.trial_number, report)
         if not continues:
-            self._write_ended(job.number)
+            self._write_ended(job.trial_number)
         return continues
 
     def finished(self, job: Job, failure: str) -> None:
         """Store the failure, if any. A job that did not fail was already stored by `reported`."""
         if failure:
-            self._fail(job.number, failure)
+            self._fail(job.trial_number, failure)
 
     def notices(self) -> Iterator[str]:
         """Yield messages that explain why the number of trials differs from --trials."""

@@ -27,7 +27,7 @@ FIFTH = "a fifth of 40, so that the search learns from results"
         (FOUR_GPUS, {"max_concurrent": 16}, 40, (16, 2.0, 0.25),
          "16 concurrent trials (--max-concurrent), each with 2 CPUs and 0.25 GPU"),
         (FOUR_GPUS, {"max_concurrent": 99}, 40, (16, 2.0, 0.25),
-         "16 concurrent trials (as many of --max-concurrent 99 as fit), each with 2 CPUs and 0.25 GPU"),
+         "16 concurrent trials (all that fit, below --max-concurrent 99), each with 2 CPUs and 0.25 GPU"),
         (FOUR_GPUS, {"gpus_per_trial": 1.0}, 40, (4, 8.0, 1.0),
          "4 concurrent trials (all that fit), each with 8 CPUs and 1 GPU"),
         (FOUR_GPUS, {"gpus_per_trial": 0.0, "cpus_per_trial": 0.5}, 40, (8, 0.5, 0.0),
@@ -91,10 +91,10 @@ def test_a_larger_share_ends_at_a_whole_machine() -> None:
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 2.0}]
     plan, _ = plan_trials(nodes, ResourcesConfig(cpus_per_trial=1.0, gpus_per_trial=0.0), 40)
     shares = [plan.bundles()]
-    while (more := plan.larger(shares[-1])) is not None:
+    while (more := plan.enlarge(shares[-1])) is not None:
         shares.append(more)
     assert [bundles[0]["CPU"] for bundles in shares] == [0.5, 1.0, 2.0, 3.5]
     assert all(bundles[1] == {"CPU": 0.5} for bundles in shares), "the stream keeps its CPUs"
-    assert plan.larger([{"CPU": 1.0, "GPU": 0.75}, {"CPU": 1.0}]) == [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
+    assert plan.enlarge([{"CPU": 1.0, "GPU": 0.75}, {"CPU": 1.0}]) == [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
     whole = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
-    assert plan.larger(whole) is None, "two GPUs are not one of twice the memory"
+    assert plan.enlarge(whole) is None, "two GPUs are not one of twice the memory"

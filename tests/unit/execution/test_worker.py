@@ -34,8 +34,8 @@ class Worker(JobWorker):
         self.setup({"request": request})
 
     def open_training(self, request: JobRequest) -> "Worker":  # type: ignore[override]
-        self.opened.append(request.job.number)
-        if request.job.number == 1:
+        self.opened.append(request.job.trial_number)
+        if request.job.trial_number == 1:
             raise MemoryError
         return self
 

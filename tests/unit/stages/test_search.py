@@ -67,7 +67,7 @@ def test_a_record_that_a_kill_prevented_is_written_by_the_next_process(tmp_path:
     storage = InMemoryStorage()
     killed = Search(tmp_path, storage, trials=2)
     job = killed.start()
-    killed.store.report(job.number, EpochReport(3, (score(60.0),), finished=True))
+    killed.store.report(job.trial_number, EpochReport(3, (score(60.0),), finished=True))
     assert killed.states == []
     running = killed.start()
     resumed = Search(tmp_path, storage, trials=2)
