@@ -31,7 +31,7 @@ class WorkError(PrometarError):
 
 
 class InfrastructureError(PrometarError):
-    """A disk, store or machine failed. If a trial raises the error, the study stops, and no trial fails."""
+    """A disk, store or machine failed. It stops the study, and does not count as the failure of a trial."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Runs in folders. A folder contains config.yaml, checkpoint.safetensors and, after training, result.json."""
+"""Runs and their folders, with config.yaml, checkpoint.safetensors and, after training, result.json."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import Stream, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
-from prometar.inference.classifier import Classifier, matching_prompts
+from prometar.inference.classifier import Classifier, checked_prompt_component
 from prometar.inference.prompt_file import Card, require_new_prompt_file, write_prompts
 from prometar.io.custom import is_custom
 from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
@@ -49,7 +49,7 @@ def train_run(
     """
     require_outside_dataset(folder, config.data.name, config.data.root)
     config_text = dump_config(config).encode()
-    _require_same_run(folder, config_text, objective)  # first, because loading takes time
+    _require_same_run(folder, config_text, objective)  # before loading data, which takes time
     run = build_run(config, objective)
     with lock_folder(folder, f"the run {folder}"):
         session = Session(run, folder, before_step=before_step)
@@ -107,10 +107,10 @@ def write_result(
 
 
 def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
-    """Test a finished run again. Return its accuracies (in percent, by set) and its score.
+    """Test a finished run again. Return its accuracies in percent by evaluation set, and its score.
 
     Args:
-        trust_parts: True to import the custom components (parts) of the run. If False, their use is an error.
+        trust_parts: True to import the custom components (parts) of the run. By default, they are an error.
 
     Raises:
         UserError: the folder does not contain a finished run.
@@ -123,7 +123,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
 
 
 def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
-    """Return a classifier's accuracy (in percent) on all test images of a dataset."""
+    """Return a classifier's accuracy in percent on all test images of a dataset."""
     items = select_and_relabel(dataset.test, labels_of(dataset.items))
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
@@ -134,7 +134,7 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
 
 
 def evaluate_on_targets(folder: Path, names: Sequence[str], stream: Stream = stream_local) -> None:
-    """Test a finished run on other datasets, and add their accuracies to result.json if it lacks them.
+    """Test a finished run on the named datasets, and add the accuracies that result.json lacks.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -162,11 +162,11 @@ def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifie
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(
-            f"{folder} was not trained with the weights that {pretrained} now contains. Restore the weights."
+            f"The weights of {pretrained} have changed since {folder} was trained. Restore the old ones."
         )
-    prompt_tensors = checkpoint.state.to(backbone.clip.device).evaluated_prompts
-    prompts = matching_prompts(folder / "checkpoint.safetensors", config, backbone.clip, prompt_tensors)
-    return Classifier(backbone, prompts, prompt_tensors, config, result.classnames, result.template)
+    leaves = checkpoint.state.to(backbone.clip.device).evaluated_prompts
+    component = checked_prompt_component(folder / "checkpoint.safetensors", config, backbone.clip, leaves)
+    return Classifier(backbone, component, leaves, config, result.classnames, result.template)
 
 
 def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
@@ -174,7 +174,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
 
     Raises:
         UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
-        WorkError: the folder is not writable.
+        InfrastructureError: the folder is not writable.
     """
     require_new_prompt_file(to)
     classifier = load_run_classifier(folder, trust_parts=trust_parts)

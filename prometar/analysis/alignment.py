@@ -41,7 +41,7 @@ AlignmentRecord = dict[str, int | float]
 
 @dataclass
 class AlignmentRecorder:
-    """Step callback that appends a record to alignment.jsonl in the run's folder at every `every`-th step.
+    """Step callback that appends a record to alignment.jsonl in the run's folder every `every` steps.
 
     A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
     tower with prompts (`text`, `vision`), and the norms of the gradients (`support_norm`, `query_norm`).
@@ -76,7 +76,7 @@ def _lines(records: Iterable[AlignmentRecord]) -> str:
 def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord | None:
     """Return the cosines and norms of the modulated support gradient and the gradient of the query loss.
 
-    The meta task is that of the step, without augmentation. Returns None if the batch contains only one
+    The meta task is the one that the step samples, not augmented. Returns None if the batch contains only one
     class, or if the run has no prompts.
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)

@@ -44,8 +44,8 @@ def train(
     objective: Annotated[
         str,
         typer.Option(
-            help="final: train on base classes, test on base and new ones. all_classes: use all classes. "
-            "The objectives of a search work too. Default: final.",
+            help="final: train on base classes, test on base and new ones. all_classes: train and test on "
+            "all classes. The objectives of a search work too. Default: final.",
             show_default=False,
         ),
     ] = "final",

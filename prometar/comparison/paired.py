@@ -15,7 +15,7 @@ Scores = Mapping[str, Mapping[int, float]]
 Results = Mapping[str, Mapping[str, Scores]]
 """Scores by method and dataset."""
 
-_DECIMALS = 9  # so that floating-point errors do not break ties of the Wilcoxon test
+_DECIMALS = 9  # of rounded means, so that float errors do not break ties of the Wilcoxon test
 
 
 @dataclass(frozen=True)

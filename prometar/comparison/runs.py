@@ -77,14 +77,14 @@ def compare_runs(
     if reference not in methods:
         raise UserError(f"--to must be one of {'; '.join(methods)}, got {reference}.")
     metrics = list(dict.fromkeys(metric for run in runs for metric in run.scores))
-    differences, notes = compare(_collect(labels, runs), reference=reference, metrics=metrics)
+    differences, notes = compare(_comparable_scores(labels, runs), reference=reference, metrics=metrics)
     if not differences:
         raise UserError(f"No run shares dataset and seed with a run of {reference}. {' '.join(notes)}")
     return differences, [*_setting_notes(labels, runs), *notes]
 
 
 def _results_below(path: Path) -> list[Path]:
-    studies = {file.parent for file in path.rglob("study.yaml")}  # runs of trials are not compared
+    studies = {file.parent for file in path.rglob("study.yaml")}  # skip the runs of trials
     return [file for file in sorted(path.rglob(RESULT_FILE)) if studies.isdisjoint(file.parents)]
 
 
@@ -114,7 +114,7 @@ def method_labels(configs: Sequence[Config]) -> list[str]:
     return labels
 
 
-def _collect(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
+def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
     """Return the scores by label, dataset, metric and seed. Raise a UserError for incomparable runs."""
     first_values = dict[tuple[str, str], tuple[FinishedRun, object]]()
     first_runs = dict[tuple[str, str, int], FinishedRun]()

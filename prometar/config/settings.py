@@ -27,7 +27,7 @@ ConfigData = dict[str, Any]
 
 
 class DataConfig(StrictModel):
-    """Training data: `shots` images per class, drawn with `train.seed`. `args` configure a custom loader."""
+    """Training data: `shots` images per class, sampled with `train.seed`. `args` are for a custom loader."""
 
     name: str = "textures"
     root: str | None = None
@@ -62,7 +62,7 @@ class AugmentConfig(StrictModel):
 
 
 class BackboneConfig(StrictModel):
-    """Name of an open_clip model (or `mini`), and its weights: an open_clip tag or a local .safetensors file.
+    """Open_clip model or the embedded `mini`. `pretrained`: open_clip tag or local .safetensors file.
 
     `precision` applies to the towers. Prompts, gate, losses and optimizers use at least fp32.
     """
@@ -127,17 +127,17 @@ class Config(MethodConfig):
             return tree
         if not is_recipe_file(method):
             return _with_recipe(tree, method, recipe(method).settings)
-        # The recipe file is not read again: a saved configuration already contains its settings.
+        # Configurations that name a recipe file are saved with all settings, so the file is not read again.
         missing = sorted(cls.model_fields.keys() - tree.keys())
         if missing:
             raise ValueError(f"Section {missing[0]} is missing. To start from recipe {method}, use --method.")
         return tree
 
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
-        """Return a copy with dotted keys replaced. Error messages for invalid values start with `where`.
+        """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
-        Another `method` resets all settings except data, backbone and seed. If the kind of a component
-        changes, the settings that both kinds have are preserved.
+        If `method` changes, all settings except data, backbone and seed start from its recipe. If the kind
+        of a component changes, the new kind keeps the settings that the old kind also has.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -149,9 +149,9 @@ class Config(MethodConfig):
         start, values = self, dict(values)
         method = str(values.pop("method", self.method))
         if method != self.method:
-            kept = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
+            unchanged = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
             new = recipe(method)
-            start = parse(_with_recipe(kept, new.name, new.settings), where=f"method {method}")
+            start = parse(_with_recipe(unchanged, new.name, new.settings), where=f"method {method}")
         tree = start.model_dump(mode="json")
         for section, changes in _by_section(values).items():
             args = {key.removeprefix("args."): v for key, v in changes.items() if key.startswith("args.")}
@@ -184,10 +184,10 @@ class Config(MethodConfig):
         return parse(tree, where="settings")
 
     def require_trusted(self, where: str, *, trusted: bool = False) -> "Config":
-        """Return this configuration, which was read from `where`.
+        """Return the configuration itself, if its custom components may be imported.
 
         Raises:
-            UserError: the configuration has custom components and is not `trusted`.
+            UserError: it has custom components and is not `trusted`. The message starts with `where`.
         """
         if self.references and not trusted:
             raise UserError(
@@ -216,7 +216,7 @@ def _with_recipe(
 
 
 def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> ConfigData:
-    """Return `base` updated with `given`, without settings of `base` that the selected kind does not have."""
+    """Return `base` updated with `given`. Drop settings of `base` that the resulting kind lacks."""
     field, base_kind = _kind_field(section), base.get(_kind_field(section))
     kind = given.get(field, base_kind)
     fields, same = _fields(section, kind), kind == base_kind
@@ -239,7 +239,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
 
 
 def _kind_field(section: str) -> str:
-    """Return the name of the field that selects the kind of a component, or the dataset or backbone."""
+    """Return the field that selects a component's kind, and "name" for other sections such as data."""
     default = Config.model_fields[section].default
     return default.KIND_FIELD if isinstance(default, ComponentSection) else "name"
 
@@ -259,7 +259,7 @@ def is_setting(key: str) -> bool:
 
 @cache
 def _models(section: str) -> dict[str | None, type[BaseModel]]:
-    """Return the models of a section by kind (None for custom components and sections without kinds)."""
+    """Return a section's models by kind, or by None for custom components and sections without kinds."""
     found: dict[str | None, type[BaseModel]] = {}
     for model in leaf_types(Config.model_fields[section].annotation):
         if isinstance(model, type) and issubclass(model, BaseModel):
@@ -270,7 +270,7 @@ def _models(section: str) -> dict[str | None, type[BaseModel]]:
 
 
 def _fields(section: str, kind: object) -> Collection[str]:
-    """Return the settings of a kind. An unknown kind is a custom component."""
+    """Return the settings of a kind. A kind that no model lists is a custom component."""
     models = _models(section)
     return models.get(kind if isinstance(kind, str) else None, models[None]).model_fields
 
@@ -355,7 +355,7 @@ def configure(
     Args:
         method: Name of a method, or path of a recipe file (FILE.yaml).
         overrides: Settings by dotted key.
-        by_source: Further overrides by source, e.g. "--set", with which messages for invalid values start.
+        by_source: Further overrides by source, such as "--set". Messages for invalid values name the source.
 
     Raises:
         UserError: the method, a key or a component is unknown, or a value is invalid.

@@ -50,14 +50,14 @@ class Classifier:
     """Frozen CLIP with trained prompts, for arbitrary classes.
 
     Args:
-        prompts, leaves: Structure of the prompts, and their trained tensors.
+        prompt_component, leaves: Prompt component of the method, and its trained tensors.
         config, classnames: Settings and classes of the training run. `predict` uses the classes by default.
         template: Template of class texts, such as "a photo of a {}.". Not used if a text prompt is learned.
         card: Card of the prompt file from which the classifier was loaded, if any.
     """
 
     backbone: Backbone
-    prompts: Prompts
+    prompt_component: Prompts
     leaves: Mapping[str, Tensor]
     config: Config
     classnames: tuple[str, ...]
@@ -71,10 +71,9 @@ class Classifier:
 
     def model(self, classnames: Sequence[str], template: str | None = None) -> PromptedClip:
         """Return the prompted CLIP for these classes."""
-        texts = prompt_texts(
-            classnames, self.prompts, init=self.config.prompts.init, template=template or self.template
-        )
-        return build_model(self.backbone.clip, self.prompts, self.backbone.tokenize(texts))
+        component, init = self.prompt_component, self.config.prompts.init
+        texts = prompt_texts(classnames, component, init=init, template=template or self.template)
+        return build_model(self.backbone.clip, component, self.backbone.tokenize(texts))
 
     def predict(
         self,
@@ -123,7 +122,7 @@ def load(
         path: A file, or hf://owner/name[@revision] with a branch, tag or commit as revision.
         pretrained: Weights of the backbone. Default: as in training. Required if training used a local file.
         device: Device such as "cpu" or "cuda". Default: a GPU if available.
-        trust_parts: True to import the file's custom components (parts). By default, such files are rejected.
+        trust_parts: True to import the file's custom components (parts). By default, they are an error.
 
     Raises:
         UserError: the file is missing or was not exported, the weights are missing or differ from those in
@@ -135,7 +134,7 @@ def load(
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_parts)
     name, original = config.backbone.name, config.backbone.pretrained
-    # Names of pretrained weights contain neither dots nor slashes.
+    # A card must not select a local file to read. Tags of published weights contain no dots or slashes.
     is_path = original is not None and (bool(Path(original).suffix) or Path(original).name != original)
     if pretrained is None and (card.weights_file or is_path):
         raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
@@ -146,23 +145,23 @@ def load(
             "Pass the original weights as pretrained=FILE."
         )
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
-    prompts = matching_prompts(path, config, clip, leaves)
-    leaves = {name: leaf.to(clip.device) for name, leaf in leaves.items()}
+    component = checked_prompt_component(path, config, clip, leaves)
+    leaves = {key: leaf.to(clip.device) for key, leaf in leaves.items()}
     backbone = build_backbone(name, pretrained or original, clip)
-    return Classifier(backbone, prompts, leaves, config, card.classnames, card.template, card)
+    return Classifier(backbone, component, leaves, config, card.classnames, card.template, card)
 
 
-def matching_prompts(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor]) -> Prompts:
-    """Return the structure of the prompts, if the trained tensors `leaves` fit it.
+def checked_prompt_component(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor]) -> Prompts:
+    """Return the prompt component of a configuration, after checking that the trained tensors fit it.
 
     Raises:
-        UserError: the leaves, read from `path`, do not fit the method and this CLIP, or are not finite.
+        UserError: the tensors `leaves` of the file `path` have other names or shapes, or are not finite.
     """
-    prompts, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
-    expected = prompts.initialize(clip, no_tokens, torch.Generator())  # only names and shapes matter
+    component, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
+    expected = component.initialize(clip, no_tokens, torch.Generator())  # only names and shapes matter
     if problem := mismatch(expected, leaves):
         raise UserError(f"The prompts in {path} do not fit {config.method} ({problem}). Train them again.")
-    return prompts
+    return component
 
 
 def _check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
@@ -174,7 +173,8 @@ def _check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
         usable = False
     if not usable:
         raise UserError(
-            f"classnames must be different names (case and underscores are ignored), got {classnames!r:.200}"
+            "classnames must be a non-empty sequence of different names (case and underscores are ignored), "
+            f"got {classnames!r:.200}"
         )
     return names
 
@@ -183,12 +183,12 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]
     if not isinstance(images, Sequence | np.ndarray) or not len(images):
-        raise UserError(f"images must be an image or a non-empty sequence, found {type(images).__name__}")
+        raise UserError(f"images must be an image or a non-empty sequence of images, got {images!r:.80}")
     return list(images)
 
 
 def _encode(image: ImageInput) -> tuple[bytes, str]:
-    """Return the bytes of an image file, and its path for messages. Pixels are encoded losslessly."""
+    """Return an image as the bytes of a file, and its path for messages. Pixels are encoded losslessly."""
     if isinstance(image, str | Path):
         try:
             return read_bytes(Path(image)), str(image)

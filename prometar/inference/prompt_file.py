@@ -62,7 +62,7 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
     """Write a prompt file and its card, and return the path of the card.
 
     Raises:
-        WorkError: the folder is not writable.
+        InfrastructureError: the folder is not writable.
     """
     tensors = {name: leaf.contiguous() for name, leaf in fetch(dict(leaves)).items()}
     write_atomically(path, save(tensors, {"format": FORMAT, "card": card.model_dump_json()}))

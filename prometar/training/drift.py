@@ -23,7 +23,7 @@ from prometar.methods.regularizers import similarity
 from prometar.step.prompted_clip import PromptedClip
 from prometar.training.scoring import not_finite_error
 
-TEMPLATE = "a photo of a {}."
+DRIFT_TEMPLATE = "a photo of a {}."
 """Template of the frozen texts. Most methods initialize their context with it, so drift starts near 0."""
 ACCURACY_DECAY_PER_NAT = 0.05
 """Predicted accuracy on new classes: zero-shot base accuracy * exp(-0.05 * drift in nats)."""
@@ -54,7 +54,7 @@ def mean_drift(
 
 
 def drift_identity(backbone: Backbone) -> str:
-    """Return the identity of the prediction rule (decay, names). Scores of other rules are not comparable."""
+    """Return the decay and a digest of the names. Scores are comparable only if both are the same."""
     names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{ACCURACY_DECAY_PER_NAT} a nat, names {names}"
 
@@ -88,7 +88,7 @@ def drift_scores(
     batches: Iterable[Batch],
     cache: FeatureCache | None,
 ) -> dict[str, float]:
-    """Return the accuracy `base`, and the accuracy `new` predicted from `zero_shot` and `divergence` (drift).
+    """Return accuracies (`base`, its `zero_shot`, predicted `new`) in percent, and the drift (`divergence`).
 
     Args:
         base_model, out_of_domain_model: Prompted CLIP for the two sets of names, with frozen text features.

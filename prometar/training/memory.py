@@ -14,9 +14,9 @@ from prometar.training.session import MAX_CACHED_BYTES
 PROCESS_BYTES = 950 * 2**20
 """Memory of a training process and its data stream before any tensors: Python, torch, Ray, open_clip."""
 
-# Floats of a step: per image, one of the _IMAGE_ factors times floats_per_image. Per class, one of the
-# _CLASS_ factors times floats_per_class. A gate and its momenta need _GATE x weight_bytes bytes. The factors
-# fit measured peaks of ViT-B/32, ViT-B/16 and ViT-L/14 with 1 to 500 classes and 1 to 128 images per batch.
+# A step needs an _IMAGE_ factor x floats_per_image floats per image and a _CLASS_ factor x floats_per_class
+# floats per class. A gate and its momenta need _GATE x weight_bytes. These factors fit measured peaks of
+# ViT-B/32, ViT-B/16 and ViT-L/14 with 1 to 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
 _GATE = 0.45
@@ -30,7 +30,7 @@ class Footprint:
         weight_bytes: Bytes of the backbone's weights.
         floats_per_image: Floats per image in the vision tower: tokens x width x layers.
         floats_per_class: Floats per class in the text tower: tokens x width x layers.
-        num_classes: Number of training classes, or the largest if there are several splits.
+        num_classes: Number of training classes, or the maximum over several splits.
         cache_bytes: Bytes of cached evaluation images.
     """
 

@@ -26,7 +26,7 @@ from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.training.drift import TEMPLATE, out_of_domain_names
+from prometar.training.drift import DRIFT_TEMPLATE, out_of_domain_names
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -104,11 +104,11 @@ def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tu
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""By data plan and backbone: final size in bytes, and the image features computed so far by batch number."""
+"""By data plan and backbone: size in bytes of all features, and those computed so far by batch number."""
 
 
 def _feature_cache(clip: Clip, plan: Plan, *cache_key: Hashable) -> FeatureCache | None:
-    """Return the cache of a data plan's image features, or None if they exceed a quarter of the capacity."""
+    """Return the cache for a data plan's image features, or None if they exceed a quarter of its capacity."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
@@ -143,8 +143,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
         vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute
     clip, cache_key = backbone.clip, (config.backbone, *data, repr(dataset.source))
-    augment, train = config.augment, config.train
-    shots = config.data.shots
+    augment, train, shots = config.augment, config.train, config.data.shots
     split = split_dataset(objective, dataset, shots=shots, seed=train.seed, val_per_class=val_per_class)
 
     def model_of(names: Sequence[str], frozen: Tensor | None = None) -> PromptedClip:
@@ -171,7 +170,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
         frozen_out_of_domain, frozen_base = (
-            _frozen_text(config.backbone, classes, (TEMPLATE,)) for classes in (names, split.classnames)
+            _frozen_text(config.backbone, classes, (DRIFT_TEMPLATE,)) for classes in (names, split.classnames)
         )
         out_of_domain, base = model_of(names, frozen_out_of_domain), evaluations["base"]
         evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))

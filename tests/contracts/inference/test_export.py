@@ -130,15 +130,15 @@ def test_other_classes(exported: Path) -> None:
     assert predicted.classnames == names
     assert predicted.probabilities.shape == (4, 4)
     for wrong in ([], ["a", "a"], "striped", 1, ["a", None], ["a", " "], ["a_b", "A  b"]):
-        with pytest.raises(UserError, match="classnames must be different names"):
+        with pytest.raises(UserError, match="classnames must be a non-empty sequence of different"):
             classifier.predict(pictures, classnames=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (None, UserError, "images must be an image or a non-empty sequence, found NoneType"),
-        ([], UserError, "images must be an image or a non-empty sequence, found list"),
+        (None, UserError, "images must be an image or a non-empty sequence of images, got None"),
+        ([], UserError, r"images must be an image or a non-empty sequence of images, got \[\]"),
         (["none.png"], UserError, r"Cannot read image none.png \(No such file"),
         ([np.zeros((4, 4, 3), np.float32)], WorkError, r"given as pixels \(Cannot handle this data type"),
         ([3], WorkError, "Corrupt image given as pixels"),
