@@ -20,7 +20,7 @@ from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import Embeddings, MetaTask, Partners, make_batch
+from prometar.step.meta_batch import Embeddings, MetaTask, Partners, embed_batch
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 
@@ -44,7 +44,7 @@ class Rehearsal:
 
     def __call__(self) -> object:
         model, method = self.model, self.method
-        whole, task = make_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, cache=self.cache)
+        whole, task = embed_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, cache=self.cache)
         if not self.state.prompts:
             return whole
         num_support = len(self.labels_B) - self.num_query

@@ -41,7 +41,7 @@ from prometar.config.settings import Config
 from prometar.device import send
 from prometar.methods.composition import build
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import leave_one_class_out, make_batch
+from prometar.step.meta_batch import embed_batch, leave_one_class_out
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 
@@ -76,7 +76,7 @@ def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
     model = build_model(clip, method.prompts, tokens, teacher)
 
     def run() -> object:
-        batch = make_batch(clip, method, images, labels, send(task, images.device))
+        batch = embed_batch(clip, method, images, labels, send(task, images.device))
         return step(model, method, state, *batch, SgdConfig(0.0025, 1e-6))
 
     return run

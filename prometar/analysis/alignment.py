@@ -29,7 +29,7 @@ from prometar.methods.modulators import Add
 from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import Regularizer
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import Embeddings, leave_one_class_out, make_batch, meta_task_rng
+from prometar.step.meta_batch import Embeddings, embed_batch, leave_one_class_out, meta_task_rng
 from prometar.step.state import State
 from prometar.training.run import Run
 from prometar.training.run_result import STRICT
@@ -85,7 +85,7 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     if selection is None or not state.prompts:
         return None
     images = run.backbone.normalize(torch.from_numpy(batch.images))
-    _, task = make_batch(clip, method, images, labels, send(selection, images.device))
+    _, task = embed_batch(clip, method, images, labels, send(selection, images.device))
     assert task is not None
     support, query = task
     unregularized = replace(method, regularizer=Regularizer(), modulator=Add())

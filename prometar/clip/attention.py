@@ -16,7 +16,8 @@ class Attention:
     """o = softmax(q @ k.T + mask) @ v, from projections (B, T, 3D) to (B, N, D).
 
     Implements `prometar.clip.function.TokenFunction`, which defines g, r and t. t consists of tq, tk and tv.
-    The derivatives use the probabilities p and centered(x) = x - sum(p * x) over the keys. For i = 1..K:
+    The derivatives use the probabilities p, and centered(x) = x - sum(p * x) over the keys. The formulas of
+    vjp and jvp hold for each i = 1..K. They omit the index i.
         vjp: a = centered(g @ v.T), b = p * a. Gradients of (q, k, v): b @ k, b.T @ q, p.T @ g
         jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv
         hvp: s = p * centered(r @ v.T + sum_i(g_i @ tv_i.T + a_i * c_i)). Gradients of (q, k, v):
@@ -25,8 +26,8 @@ class Attention:
 
     Args:
         mask: Tensor (B, 1 or H, N, S) that is added to the scores q @ k.T.
-        num_shared: Number of leading tokens of row 0 that are prepended to the keys of every row. The mask
-            must exclude the second copy of these keys in row 0.
+        num_shared: Number of leading tokens of row 0 that are prepended to the keys of every row. As row 0
+            then contains their keys twice, the mask must exclude the second copy.
         num_queries: Number N of queries, which are the first tokens. Default: all T tokens.
         scale: Factor of the queries, or 1 if the projection weights contain the factor.
     """

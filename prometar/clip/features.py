@@ -59,7 +59,7 @@ def mean_text(clip: Clip, ids_NT: Tensor, num_templates: int, *, batch_size: int
 
 
 def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
-    """Return `embed_images` of batch `number`, from the cache if no prompt enters the image tower."""
+    """Return the result of `embed_images` for batch `number`, cached if no prompt enters the image tower."""
     return _cached(None if clip.image_prompts else cache, number, lambda: embed_images(clip, images_B3HW))
 
 

@@ -6,16 +6,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-EPS = 1e-5
+EPS = 1e-5  # default epsilon of LayerNorm
 
 
 class TokenFunction(Protocol):
     """Differentiable function f of tokens x, with Jacobian J and constant weights.
 
-    For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents. For second
+    For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents g_k. For second
     derivatives, call `forward`, `vjp_for_hvp` (same result as `vjp`), `jvp`, which returns J t_k for K
-    tangents, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> for a cotangent r.
-    `value` is `forward` without storing tensors. Default methods are for linear f, where `hvp` returns J^T r.
+    tangents t_k, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> for a cotangent r.
+    For linear f, this is J^T r, so the default vjps call `hvp`. `value` is `forward` without storing tensors.
     """
 
     def value(self, x: Tensor, /) -> Tensor:

@@ -108,11 +108,11 @@ class Clip:
     `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` or image
     projection. Some of its models also have no text projection.
 
-    pool: SigLIP's attention pool and last LayerNorm, as one block that returns one token per image.
+    pool: SigLIP's attention pool and last LayerNorm, as a one-block tower that returns one token per image.
     causal: True for CLIP: text tokens attend to earlier ones, and the text feature is at the end token (EOT).
         False for SigLIP: text tokens attend to all others, and the text feature is at the last token.
     num_start: Number of tokens that the tokenizer puts before a text.
-    image_prompts: True if prompts enter the image tower. Else `embed_images` returns features, not tokens.
+    image_prompts: True if prompts enter the image tower. If not, `embed_images` returns features, not tokens.
     """
 
     text: Tower

@@ -126,11 +126,7 @@ def _hub_tokenizer(name: str) -> Tokenize:
 
 
 def load_backbone(
-    name: str,
-    pretrained: str | None,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    name: str, pretrained: str | None, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Backbone:
     """Load a frozen backbone with folded weights (`Tower.folded`). Arguments and errors: see `load_clip`."""
     clip = load_clip(name, pretrained)

@@ -49,7 +49,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
 def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> None:
     """Raise a UserError if weights from `source` (a file or tag) do not fit the model or are not finite."""
-    # Additional tensors are ignored, except those of blocks, which belong to a deeper model.
+    # Unexpected tensors are ignored, except those of blocks, which show that the weights' model is deeper.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
@@ -60,7 +60,7 @@ def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> No
 
 
 def mismatch(expected: StateDict, found: StateDict) -> str:
-    """Describe the first tensor with a wrong name, shape or type, or a non-finite value, or return ""."""
+    """Describe the first tensor with a wrong name, shape or type, or non-finite values, or return ""."""
     for name in sorted(expected.keys() | found.keys()):
         wanted, actual = (_describe(each.get(name)) for each in (expected, found))
         if actual != wanted:

@@ -20,7 +20,7 @@ from prometar.io.files import require_utf8, resolve_path
 from prometar.io.strict_model import StrictModel, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.methods.composition import MethodConfig
-from prometar.methods.section import ORIGIN_TAGS, ComponentSection, CustomSection
+from prometar.methods.section import UNION_TAGS, ComponentSection, CustomSection
 
 ConfigData = dict[str, Any]
 """Plain data of a configuration: nested by section, or flat by dotted key."""
@@ -314,7 +314,7 @@ def parse(tree: object, *, where: str) -> Config:
         raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
         # Pydantic adds union tags and kinds to the locations of errors. Settings are named without them.
-        tags = ORIGIN_TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
+        tags = UNION_TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
         raise UserError(f"{where}: {problems_of(error, without=tags)}") from None
 
 

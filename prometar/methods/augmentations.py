@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from prometar.methods.section import BUILT_IN, CUSTOM, ORIGIN, ComponentSection, CustomSection
+from prometar.methods.section import BUILT_IN, CUSTOM, DISCRIMINATOR, ComponentSection, CustomSection
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -114,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return (Q, side): how much of each pixel lies between start and stop, both given relative to `side`."""
+    """Return the fraction (Q, side) of each pixel between start and stop, which are relative to `side`."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)
@@ -132,4 +132,4 @@ class CustomAugmentation(CustomSection):
 _BuiltIn = Annotated[
     NoAugmentation | FeatureMixup | InputMixup | CutMix, Field(discriminator="augmentation"), BUILT_IN
 ]
-AnyAugmentation = Annotated[_BuiltIn | Annotated[CustomAugmentation, CUSTOM], ORIGIN]
+AnyAugmentation = Annotated[_BuiltIn | Annotated[CustomAugmentation, CUSTOM], DISCRIMINATOR]

@@ -15,14 +15,17 @@ class Last(ComponentSection):
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Update `average`, initially {}, after `epoch` (0-based). Return {} to evaluate the last prompts."""
+        """Return the average after `epoch` (0-based), given the previous average, which is {} in epoch 0.
+
+        If the result is {}, the prompts of the last epoch are evaluated.
+        """
         return {}
 
 
 class Gaussian(ComponentSection):
     """Average sum_t w_t theta_t / sum_t w_t, w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
 
-    `mean` and `std` are fractions of `epochs`. The average is updated every epoch, so each can be scored.
+    `mean` and `std` are fractions of `epochs`. The average after each epoch covers the epochs so far.
     Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: mean 15/20, std 1/20).
     """
 

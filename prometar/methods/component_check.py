@@ -27,16 +27,16 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     method, generator = build(config), torch.Generator().manual_seed(0)
 
     def check(section: str, call: Callable[[], tuple[Mapping[str, object], Tensors]]) -> None:
-        """Check a custom component. `call` returns its results, and tensors of the expected shapes."""
+        """Check a component if it is custom. `call` returns its results, and tensors of expected shapes."""
         custom = getattr(config, section)
         if not isinstance(custom, CustomSection):
             return
         with component_errors(custom.reference):
-            results, like = call()
-            for name in results.keys() | like.keys():
-                got, expected = (_describe(tensors.get(name)) for tensors in (results, like))
-                if got != expected:
-                    raise UserError(f"{custom.reference} must return {expected} for {name}, got {got}.")
+            results, expected = call()
+            for name in results.keys() | expected.keys():
+                got, wanted = (_describe(tensors.get(name)) for tensors in (results, expected))
+                if got != wanted:
+                    raise UserError(f"{custom.reference} must return {wanted} for {name}, got {got}.")
 
     with component_errors(getattr(config.prompts, "reference", "prompts")):
         leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
@@ -44,10 +44,10 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     check("prompts", lambda: ({}, {}) if method.prompts.conditional else (tokens, _expected(tokens, clip)))
     with component_errors(getattr(config.modulator, "reference", "modulator")):
         learned = method.modulator.initialize(tokens, generator)
-    check("regularizer", lambda: _distances(method, clip))
+    check("regularizer", lambda: _call_regularizer(method, clip))
     check("modulator", lambda: (method.modulator(learned, tokens, tokens), tokens))
     check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
-    check("task", lambda: _task_augmentation(method))
+    check("task", lambda: _draw_mix(method))
     check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
     return method
 
@@ -65,13 +65,13 @@ def _expected(tokens: Tensors, clip: Clip) -> Tensors:
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
 
 
-def _task_augmentation(method: Method) -> tuple[Mapping[str, object], Tensors]:
+def _draw_mix(method: Method) -> tuple[Mapping[str, object], Tensors]:
     mix = method.augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0))
     results = {} if mix is None else {"lam": mix.lam, "partner": mix.partner}
     return results, {name: torch.empty(_QUERY) for name in results}
 
 
-def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Tensors]:
+def _call_regularizer(method: Method, clip: Clip) -> tuple[Mapping[str, object], Tensors]:
     """Return a regularizer's distances and terms for random features, and tensors of the expected shapes."""
 
     def features(count: int) -> Tensor:
@@ -80,10 +80,10 @@ def _distances(method: Method, clip: Clip) -> tuple[Mapping[str, object], Tensor
 
     weights = torch.full((_QUERY,), 1 / _QUERY, dtype=clip.working_dtype, device=clip.device)
     text, images = (features(_CLASSES), features(_CLASSES)), (features(_QUERY), features(_QUERY))
-    inputs, results, like = RegularizerInputs(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
+    inputs, results, expected = RegularizerInputs(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
             label = f"the distances of {_QUERY} features"
-            results[label], like[label] = term.distance(*images), weights
-        results[term.name], like[term.name] = term(inputs), weights.new_empty(())
-    return results, like
+            results[label], expected[label] = term.distance(*images), weights
+        results[term.name], expected[term.name] = term(inputs), weights.new_empty(())
+    return results, expected

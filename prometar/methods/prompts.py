@@ -85,7 +85,7 @@ def _randn(length: int, width: int, std: float, clip: "Clip", generator: "Genera
 
 
 class _FrozenText(Prompts):
-    """Prompts whose `frozen_text` selects the texts of the classes if no context is learned.
+    """Base class of prompts with the setting `frozen_text`: texts of the classes if no context is learned.
 
     Choices: `template` (of the dataset), `init` ("<init> <name>.") or `ensemble` (mean over 60 templates).
     """
@@ -110,7 +110,7 @@ class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
     Layer 0 starts as the token embeddings of `init`, other layers as samples of N(0, init_std^2). If `init`
-    is too short, `init_padding="zeros"` puts zeros before it. "random" ignores it and samples layer 0, too.
+    has fewer tokens, `init_padding="zeros"` puts zeros before it. "random" samples layer 0 as well.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)

@@ -167,7 +167,7 @@ class _DistanceSettings(ComponentSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
 
     `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features, either
-    60 templates (`ensemble`) or one of the dataset's own. For `dtd`, these are "{} texture." (`template`),
+    60 templates (`ensemble`) or one of the dataset's own. The dataset `dtd` has "{} texture." (`template`),
     "a photo of a {}, a type of texture." (`photo`) and "a texture of {}." (`name_last`).
     """
 

@@ -1,4 +1,4 @@
-"""Base classes of the configuration's sections that describe components of a method.
+"""Base classes of configuration sections, each of which describes one component of a method.
 
 Each kind of component is a class whose fields are its settings. The modules of these classes import
 torch only inside functions, so that loading a configuration does not import it.
@@ -24,7 +24,7 @@ class ComponentSection(StrictModel):
 
 
 class CustomSection(ComponentSection):
-    """Section with the reference to a custom component, `package.module:Name`, and its arguments."""
+    """Section of a custom component: its reference, `package.module:Name`, and its arguments."""
 
     args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
 
@@ -42,7 +42,7 @@ class CustomSection(ComponentSection):
 
 
 class CustomKindSection(CustomSection):
-    """Custom section with the reference in `kind`. The augmentation section has another `KIND_FIELD`."""
+    """Section of a custom component other than an augmentation, whose `KIND_FIELD` is not `kind`."""
 
     kind: str
 
@@ -51,16 +51,16 @@ BuiltInT = TypeVar("BuiltInT")
 CustomT = TypeVar("CustomT")
 
 
-def _origin(value: Any) -> str:
-    """Return the tag of a section: built-in or custom."""
+def _union_tag(value: Any) -> str:
+    """Return the tag by which pydantic selects the type of a section: built-in or custom."""
     fields = dict(value) if isinstance(value, Mapping | ComponentSection) else {}
     kinds = [fields.get(key) for key in ("kind", "augmentation")]  # the KIND_FIELD of every section
     return "custom" if any(isinstance(kind, str) and is_custom(kind) for kind in kinds) else BUILT_IN_TAG
 
 
-BUILT_IN, CUSTOM, ORIGIN = Tag(BUILT_IN_TAG), Tag("custom"), Discriminator(_origin)
-ORIGIN_TAGS = frozenset({BUILT_IN_TAG, "custom"})
+BUILT_IN, CUSTOM, DISCRIMINATOR = Tag(BUILT_IN_TAG), Tag("custom"), Discriminator(_union_tag)
+UNION_TAGS = frozenset({BUILT_IN_TAG, "custom"})
 BuiltInOrCustom = Annotated[
-    Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN] | Annotated[CustomT, CUSTOM], ORIGIN
+    Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN] | Annotated[CustomT, CUSTOM], DISCRIMINATOR
 ]
 """Type of a section that describes either a built-in or a custom component."""

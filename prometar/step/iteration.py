@@ -200,7 +200,7 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the loss of the Q query images. The R image rows are these, then the partners to mix in."""
+    """Return the query loss. The R image features belong to the Q query images, then to their partners."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:

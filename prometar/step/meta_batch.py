@@ -19,11 +19,11 @@ from prometar.methods.composition import Method
 
 
 class Partners(NamedTuple):
-    """Support images that are mixed into Q query images. All tensors are (Q,), except `mix.box` (Q, 4).
+    """Support images that `mix` mixes into Q query images. All tensors are (Q,), except `mix.box` (Q, 4).
 
     query_share, partner_share: Shares of each query image and of its partner. Their sum is 1.
     batch_rows: Rows of the partners in the batch.
-    image_rows: Rows of the partners in the query's `Embeddings.images`. None if pixels are mixed.
+    image_rows: Rows of the partners in `images` of the query's `Embeddings`. None if pixels are mixed.
     """
 
     query_share: Tensor
@@ -97,10 +97,10 @@ class Embeddings(NamedTuple):
     """Embedded images of a batch, of the support, or of the query.
 
     Args:
-        images: (R, T, D) results of `embed_images`. The first B have labels. The others are partners.
-        labels, weights: (B,) labels, and weights in the loss. Weights sum to 1.
+        images: (R, T, D) result of `embed_images`: B images, then the partners whose features are mixed in.
+        labels, weights: (B,) labels, and weights in the loss, which sum to 1.
         frozen: (B, E) features of the frozen CLIP, mixed like the images. None if not used.
-        partners, partner_labels: Partners of the query images and their labels (B,). None if not mixed.
+        partners, partner_labels: For mixed query images: their partners, and the partners' labels (B,).
     """
 
     images: Tensor
@@ -115,7 +115,7 @@ MetaTask = tuple[Embeddings, Embeddings]
 """Support and query."""
 
 
-def make_batch(
+def embed_batch(
     clip: Clip,
     method: Method,
     images_B3HW: Tensor,
@@ -125,12 +125,12 @@ def make_batch(
     cache: FeatureCache | None = None,
     step: int = 0,
 ) -> tuple[Embeddings, MetaTask | None]:
-    """Embed a batch. Return it and its meta task, which reuses the embeddings of images with unmixed pixels.
+    """Return the embeddings of a batch and its meta task. Images are embedded twice only if pixels are mixed.
 
     Args:
         images_B3HW, labels: Normalized images in the backbone's precision and on its device, and labels (B,).
         selection: Rows of the meta task, on the device of the images. None if there is no meta task.
-        cache: `FeatureCache` of the training images, keyed by step.
+        cache: Cached features of the training images, by step.
     """
     images, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
     frozen = frozen_image_features(clip, images, cache, step) if method.uses_frozen_image_features else None
@@ -145,7 +145,7 @@ def make_batch(
 
 
 def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, selection: Selection) -> Embeddings:
-    """Return the embedded query images and their partners."""
+    """Return the embeddings of the query images, with their partners."""
     query_rows, weights, partners = selection.query_rows, selection.query_weights, selection.partners
     partner_labels, frozen = None, None
     if partners is None or partners.image_rows is not None:

@@ -17,7 +17,7 @@ from prometar.methods.prompts import Prompts, Tensors, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
-_MAX_TEXTS = 256  # maximum number of texts to encode at once if prompts depend on the image
+_MAX_ROWS = 256  # maximum number of rows of packed texts to encode at once if prompts depend on the image
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PromptedClip:
         """Return the unnormalized text features (B, C, E) of conditional prompts."""
         assert frozen_BE is not None, "conditional prompts require frozen image features"
         conditioned = self._by_layer(self.prompts.condition_tokens(dict(tokens), frozen_BE), "text")
-        chunk_size = max(1, _MAX_TEXTS // len(text.embedded_RTD))
+        chunk_size = max(1, _MAX_ROWS // len(text.embedded_RTD))
         with torch.enable_grad():  # vmap does not support the fused attention that runs without gradients
             return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)
 

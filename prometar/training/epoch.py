@@ -11,7 +11,7 @@ from prometar.data.streaming.stream import Batch
 from prometar.device import fetch, send
 from prometar.errors import WorkError
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import leave_one_class_out, make_batch, meta_task_rng
+from prometar.step.meta_batch import embed_batch, leave_one_class_out, meta_task_rng
 from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
 from prometar.training.run import Run
@@ -74,5 +74,5 @@ def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[St
         selection = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalize(images)
-    whole, task = make_batch(clip, method, images, labels, selection, cache=run.cache, step=batch.step)
+    whole, task = embed_batch(clip, method, images, labels, selection, cache=run.cache, step=batch.step)
     return step(run.model, method, state, whole, task, sgd)

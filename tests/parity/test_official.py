@@ -15,7 +15,7 @@ from prometar.clip.vision import embed_images
 from prometar.data.datasets.benchmarks import BENCHMARKS, Benchmark
 from prometar.methods.prompts import Leaves
 from prometar.step.iteration import Losses, step
-from prometar.step.meta_batch import make_batch
+from prometar.step.meta_batch import embed_batch
 from prometar.step.state import State
 from prometar.training.epoch import sgd_config
 
@@ -52,7 +52,7 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
         epoch, place = divmod(index - 1, run.meta["steps_per_epoch"])
         now = sgd_config(run.config, epoch)
         assert now.prompt_lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
-        batch = make_batch(model.clip, method, images, labels, None)
+        batch = embed_batch(model.clip, method, images, labels, None)
         state, scalars = step(model, method, state, *batch, now)
         close(total(run, scalars), run.tensor(f"step{index}/loss"))
         close_leaves(state.prompts, run.leaves(f"step{index}/prompt/"))

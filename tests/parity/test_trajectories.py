@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from prometar.clip.vision import embed_images
 from prometar.step.iteration import step
-from prometar.step.meta_batch import make_batch
+from prometar.step.meta_batch import embed_batch
 
 from .golden import Golden, golden_files, load
 
@@ -31,7 +31,7 @@ def test_float64_trajectory(path: Path) -> None:
     golden, tolerance = load(path, torch.float64), 1e-8
     state = golden.start
     for index, images, labels, draw in golden.steps():
-        batch = make_batch(golden.model.clip, golden.method, images, labels, draw)
+        batch = embed_batch(golden.model.clip, golden.method, images, labels, draw)
         state, scalars = step(golden.model, golden.method, state, *batch, golden.rates)
         assert_scalars(golden, index, scalars, tolerance)
         for recorded, ours in ((golden.prompts(index), state.prompts), (golden.gate(index), state.gate)):
@@ -48,7 +48,7 @@ def test_float64_trajectory(path: Path) -> None:
 def test_float32_first_step(path: Path) -> None:
     golden, tolerance = load(path, torch.float32), 1e-4
     index, *drawn = next(iter(golden.steps()))
-    batch = make_batch(golden.model.clip, golden.method, *drawn)
+    batch = embed_batch(golden.model.clip, golden.method, *drawn)
     state, scalars = step(golden.model, golden.method, golden.start, *batch, golden.rates)
     assert_scalars(golden, index, scalars, tolerance)
     for name, value in golden.prompts(index).items():

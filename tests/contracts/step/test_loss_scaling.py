@@ -15,7 +15,7 @@ from prometar.methods.composition import build
 from prometar.step import iteration
 from prometar.step.iteration import SgdConfig, step
 from prometar.step.loss_scaling import scale_factor
-from prometar.step.meta_batch import leave_one_class_out, make_batch
+from prometar.step.meta_batch import embed_batch, leave_one_class_out
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 from tests.contracts.step.test_step import RATES, batch_for, make
@@ -54,7 +54,7 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     rng = np.random.default_rng(0)
     task = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     model = build_model(clip, method.prompts, tokens, teacher)
-    batch = make_batch(clip, method, images, labels, task)
+    batch = embed_batch(clip, method, images, labels, task)
     rates = SgdConfig(1e-3, 1e-3, momentum, weight_decay=0.0)
     after, _ = step(model, method, state, *batch, rates)
     groups = {"prompts": after.prompt_momenta, "gate": after.gate_momenta}

@@ -18,7 +18,7 @@ from prometar.data.datasets.dataset import classnames
 from prometar.methods.composition import build
 from prometar.methods.regularizers import ImageDistance, TextDistance
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import make_batch
+from prometar.step.meta_batch import embed_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.run import build_run
@@ -37,7 +37,7 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     labels = torch.tensor([0, 1, 1, 2])
     task = draw(method)
     assert task.partners is not None
-    drawn, batch = task.partners.mix, make_batch(clip.clip, method, images, labels, task)
+    drawn, batch = task.partners.mix, embed_batch(clip.clip, method, images, labels, task)
     _, scalars = step(model, method, state, *batch, SgdConfig(0.0, 0.0))
     query, partners = images[1:3], images[[0, 3]][drawn.partner]
     lam = drawn.lam.double()
@@ -85,7 +85,7 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
     for _ in range(3):
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         reference.step(name, images, labels)
-        batch = make_batch(clip.clip, method, images, labels, None)
+        batch = embed_batch(clip.clip, method, images, labels, None)
         state, _ = step(model, method, state, *batch, SgdConfig(0.05, 0.0))
         torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
 
@@ -101,7 +101,7 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
         images = torch.randn(batch_size, 3, 16, 16, dtype=torch.float64, generator=generator)
         labels = torch.tensor([0, 1, 1, 2])[:batch_size]
         reference.step(images, labels)
-        batch = make_batch(clip.clip, method, images, labels, None)
+        batch = embed_batch(clip.clip, method, images, labels, None)
         state, _ = step(model, method, state, *batch, SgdConfig(0.5, 0.0))
         torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
     pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
@@ -128,7 +128,7 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         task = draw(method, number)
         reference.train(images, labels, task)
-        state, _ = step(model, method, state, *make_batch(clip.clip, method, images, labels, task), RATES)
+        state, _ = step(model, method, state, *embed_batch(clip.clip, method, images, labels, task), RATES)
         for ours, theirs in ((state.prompts, reference.prompts), (state.gate, reference.gate)):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 

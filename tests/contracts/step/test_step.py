@@ -17,7 +17,7 @@ from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts
 from prometar.step.iteration import SgdConfig, step
-from prometar.step.meta_batch import Embeddings, MetaTask, Selection, make_batch, select
+from prometar.step.meta_batch import Embeddings, MetaTask, Selection, embed_batch, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from tests.support.tiny import backbone
@@ -72,7 +72,7 @@ def draw(method: Method, seed: int = 0) -> Selection:
 def batch_for(model: PromptedClip, method: Method) -> tuple[Embeddings, MetaTask | None]:
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     task = draw(method) if method.inner is not None else None
-    return make_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), task)
+    return embed_batch(model.clip, method, images, torch.tensor([0, 1, 1, 2]), task)
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
