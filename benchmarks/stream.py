@@ -30,7 +30,7 @@ from prometar.data.datasets.dataset import FolderSource, Item, Source
 from prometar.data.streaming.plan import Plan
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import stream_local
-from prometar.data.streaming.transforms import TransformSpec, apply
+from prometar.data.streaming.transforms import TransformSpec, make_image
 from tune.execution.ray_cluster import start_ray
 
 Images = NDArray[np.uint8]
@@ -68,7 +68,7 @@ class PlanRows(torch.utils.data.Dataset[Images]):
 
     def __getitem__(self, row: int) -> Images:
         [image], [seed] = self._plan.rows(row, row + 1)
-        return apply(self._plan.transform, self._files[image], int(seed))
+        return make_image(self._plan.transform, self._files[image], int(seed))
 
 
 def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _FILES = resources.files("prometar.embedded")
-MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "foreign.txt").read_text(encoding="utf-8").split())
+MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "vocabulary.txt").read_text(encoding="utf-8").split())
 """100 more nouns that `mini` was pretrained on. None is a class of a rendered dataset."""
 
 TOKEN_TABLE = "token_embedding.weight"

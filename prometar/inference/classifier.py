@@ -18,7 +18,7 @@ from prometar.clip.weights import mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
-from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, apply, to_rgb
+from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, make_image, to_rgb
 from prometar.device import default_device, fetch, named_device, send
 from prometar.errors import UserError, WorkError, first_line
 from prometar.inference.prompt_file import HUB_PREFIX, Card, download_prompts, read_prompts
@@ -104,7 +104,7 @@ class Classifier:
         spec, chunks = TransformSpec(clip.image_size, train=False, crop_scale=TORCHVISION_CROP), []
         for number, start in enumerate(range(0, len(inputs), batch_size)):
             encoded = map(_encode, inputs[start : start + batch_size])
-            pixels = np.stack([apply(spec, content, 0, path=path) for content, path in encoded])
+            pixels = np.stack([make_image(spec, content, 0, path=path) for content, path in encoded])
             logits_BC = logits(send(torch.from_numpy(pixels), clip.device), number)
             chunks.append(fetch(logits_BC.float().softmax(dim=-1)).numpy())
         probabilities = np.concatenate(chunks)

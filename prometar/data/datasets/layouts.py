@@ -73,11 +73,13 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
     splits: dict[str, Items] = {}
     for split in SPLITS:
         file = folder / f"images_variant_{split}.txt"
-        rows = [(number, *line.partition(" ")[::2]) for number, line in read_lines(file)]
-        if unknown := [(number, name) for number, _, name in rows if name not in labels]:
-            number, name = unknown[0]
-            raise UserError(f"{file}, line {number}: '{name}' is not listed in {AIRCRAFT_VARIANTS}.")
-        splits[split] = tuple(Item(f"{image}.jpg", labels[name], name) for _, image, name in rows)
+        items = list[Item]()
+        for number, line in read_lines(file):
+            image, _, name = line.partition(" ")
+            if name not in labels:
+                raise UserError(f"{file}, line {number}: '{name}' is not listed in {AIRCRAFT_VARIANTS}.")
+            items.append(Item(f"{image}.jpg", labels[name], name))
+        splits[split] = tuple(items)
     return splits
 
 

@@ -16,9 +16,9 @@ HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum
 def draw(train: Sequence[Item], *, shots: int, seed: int) -> Items:
     """Draw `shots` training images per class, or all images of a class that has fewer.
 
-    As in the published code, classes are drawn in the order of their first appearance, from one random
-    generator. The images of a class thus depend on the classes drawn before it, so pass the complete train
-    split, and select base classes after the draw.
+    As in the published code, one random generator draws from all classes, in the order of their first
+    appearance. The images of a class depend on the classes before it, so pass the complete train split, and
+    select base classes after the draw.
 
     Raises:
         UserError: `train` is empty.
@@ -92,7 +92,7 @@ def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
     return labels[: (len(labels) + 1) // 2]
 
 
-def base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
+def separate_base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
     The first split must be train. The first half of its sorted labels are base classes, the others are new

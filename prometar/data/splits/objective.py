@@ -14,12 +14,12 @@ from prometar.data.datasets.dataset import Dataset, Items, classnames
 from prometar.data.splits.fewshot import (
     MIN_CLASSES,
     base_labels,
-    base_new,
     draw,
     group_by_label,
     hold_out_val,
     labels_of,
     select_and_relabel,
+    separate_base_new,
 )
 from prometar.errors import UserError
 from prometar.io.custom import component_errors, instantiate_custom, is_custom
@@ -64,7 +64,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
         train, val, note = hold_out_val(train)
     _require_images(dataset, val, base_labels(train), "validation")
     few_shot = draw(train, shots=shots, seed=seed)
-    (few_shot_base, val_base), _ = base_new(few_shot, val)
+    (few_shot_base, val_base), _ = separate_base_new(few_shot, val)
     # The seed is fixed, so that all runs are scored on the same images.
     rng, groups = random.Random(0), group_by_label(val_base).values()
     chosen = {item for group in groups for item in rng.sample(group, min(val_per_class, len(group)))}
@@ -74,7 +74,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
     """Draw base-class images for training. Evaluate on all test images, base and new classes separately."""
     few_shot = draw(dataset.train, shots=shots, seed=seed)
-    (few_shot_base, test_base), (_, test_new) = base_new(few_shot, dataset.test)
+    (few_shot_base, test_base), (_, test_new) = separate_base_new(few_shot, dataset.test)
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     if len(labels) < MIN_CLASSES:

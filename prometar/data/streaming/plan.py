@@ -107,8 +107,8 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of everything that determines the batches. Equal digests mean equal batches."""
-        settings = {k: v for k, v in vars(self).items() if k not in ("items", "transform", "digest")}
-        head = {"format": FORMAT, "transform": asdict(self.transform), **settings}
+        fields = {k: v for k, v in vars(self).items() if k not in ("items", "transform", "digest")}
+        head = {"format": FORMAT, "transform": asdict(self.transform), **fields}
         state = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         for item in self.items:
             state.update(json.dumps([item.path, item.label]).encode() + b"\n")

@@ -80,8 +80,8 @@ def stream(
 class Pause:
     """Ray Data callback that slows down the scheduling loop, a thread of the training process.
 
-    While finished blocks wait to be consumed, the loop of Ray 2.60 polls without a pause. It would hold the
-    interpreter lock (GIL) up to half of the time.
+    Otherwise, while finished blocks wait to be consumed, the loop of Ray 2.60 polls without a pause and holds
+    the interpreter lock (GIL) up to half of the time.
     """
 
     def on_execution_step(self, executor: object) -> None:

@@ -80,7 +80,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> NDArray[np.uint8]:
+def make_image(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> NDArray[np.uint8]:
     """Decode and transform one image. Equal arguments give equal pixels.
 
     Args:
@@ -101,10 +101,10 @@ def apply(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = "") -> 
 def make_images(
     spec: TransformSpec, encoded: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return `apply` of N images as (N, H, W, 3). All streams use it, so they produce the same pixels."""
+    """Return `make_image` of N images as (N, H, W, 3). All streams call it, so their pixels are the same."""
     images = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
     for k, (file, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
-        images[k] = apply(spec, file, int(seed), path=path)
+        images[k] = make_image(spec, file, int(seed), path=path)
     return images
 
 

@@ -23,7 +23,7 @@ from prometar.config.recipes import NAMES as METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import classnames
-from prometar.data.splits.fewshot import base_new
+from prometar.data.splits.fewshot import separate_base_new
 from prometar.embedded.weights import load_mini
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
@@ -87,7 +87,7 @@ def test_every_method_comes_back_as_it_was(
     export_run(tmp_path, path)
     classifier = prometar.load(path)
     dataset = open_dataset("dtd", small_dtd)
-    (_, base), (_, new) = base_new(dataset.train, dataset.test)
+    (_, base), (_, new) = separate_base_new(dataset.train, dataset.test)
     for name, items in (("base", base), ("new", new)):
         images = [small_dtd / "dtd" / "images" / item.path for item in items]
         predicted = classifier.predict(images, classnames=classnames(items))

@@ -12,7 +12,7 @@ from prometar.data.datasets.catalog import BUILT_IN_NAMES, open_dataset
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
-from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, apply
+from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, make_image
 from prometar.errors import UserError
 from tests.support.copies import fails
 
@@ -38,7 +38,7 @@ def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
         first, second = dataset.source.read_many([item.path]), again.read_many([item.path])
         assert first == second
         spec = TransformSpec(64, train=False, crop_scale=TORCHVISION_CROP)
-        assert apply(spec, first[0], 0).shape == (64, 64, 3)
+        assert make_image(spec, first[0], 0).shape == (64, 64, 3)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

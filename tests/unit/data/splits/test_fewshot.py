@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.splits.fewshot import base_new, draw, hold_out_val, labels_of
+from prometar.data.splits.fewshot import draw, hold_out_val, labels_of, separate_base_new
 from prometar.errors import UserError
 from tests.parity.golden import golden_files
 
@@ -91,7 +91,7 @@ def test_held_out_images_are_the_same_for_ever() -> None:
 
 def test_base_new_halves_the_sorted_labels_of_the_first_split() -> None:
     train, test = _items([9, 1, 5, 3, 9]), _items([3, 5, 9])
-    base, new = base_new(train, test)
+    base, new = separate_base_new(train, test)
     assert [[(i.classname, i.label) for i in part] for part in base] == [
         [("class 1", 0), ("class 3", 1)],
         [("class 3", 1)],

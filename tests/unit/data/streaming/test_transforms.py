@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, apply, decode
+from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec, decode, make_image
 from prometar.errors import WorkError
 
 
@@ -35,7 +35,7 @@ def test_evaluation_equals_clip_resize_and_centre_crop(size: tuple[int, int]) ->
         [torchvision_transforms.Resize(32, interpolation=bicubic), torchvision_transforms.CenterCrop(32)]
     )
     want = np.asarray(clip(Image.open(io.BytesIO(file)).convert("RGB")))
-    got = apply(TransformSpec(32, train=False, crop_scale=TORCHVISION_CROP), file, seed=0)
+    got = make_image(TransformSpec(32, train=False, crop_scale=TORCHVISION_CROP), file, seed=0)
     assert got.dtype == np.uint8
     assert np.array_equal(got, want)
 
@@ -44,9 +44,9 @@ def test_evaluation_equals_clip_resize_and_centre_crop(size: tuple[int, int]) ->
 def test_training_always_gives_size_and_repeats(width: int, height: int, seed: int, jitter: float) -> None:
     spec = TransformSpec(24, train=True, crop_scale=TORCHVISION_CROP, jitter=jitter)
     file = encoded(width, height)
-    image = apply(spec, file, seed)
+    image = make_image(spec, file, seed)
     assert image.shape == (24, 24, 3)
-    assert np.array_equal(image, apply(spec, file, seed))
+    assert np.array_equal(image, make_image(spec, file, seed))
 
 
 def test_training_crops_are_spread_as_the_scale_says() -> None:
@@ -56,7 +56,7 @@ def test_training_crops_are_spread_as_the_scale_says() -> None:
     areas = []
     spec = TransformSpec(32, train=True, crop_scale=TORCHVISION_CROP, flip=0.0)
     for seed in range(400):
-        image = apply(spec, file, seed).astype(float)
+        image = make_image(spec, file, seed).astype(float)
         width = (image[0, -1, 0] - image[0, 0, 0]) / 255 * 32 / 31
         areas.append(width**2)
     assert 0.04 < min(areas) < 0.1
@@ -70,7 +70,7 @@ def test_flip_probability_and_its_independence_of_the_crop() -> None:
 
     def flips(scale: tuple[float, float]) -> list[bool]:
         spec = TransformSpec(8, train=True, crop_scale=scale, flip=0.25)
-        images = [apply(spec, file, seed) for seed in range(300)]
+        images = [make_image(spec, file, seed) for seed in range(300)]
         return [bool(image[4, -1, 0] > image[4, 0, 0]) for image in images]
 
     whole = flips((1.0, 1.0))
@@ -81,7 +81,8 @@ def test_flip_probability_and_its_independence_of_the_crop() -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     file = encoded(mode=mode, kind="TIFF" if mode == "CMYK" else "PNG")
-    assert apply(TransformSpec(16, train=False, crop_scale=TORCHVISION_CROP), file, 0).shape == (16, 16, 3)
+    image = make_image(TransformSpec(16, train=False, crop_scale=TORCHVISION_CROP), file, 0)
+    assert image.shape == (16, 16, 3)
 
 
 def test_palette_with_transparency_is_read_without_a_warning() -> None:
@@ -96,7 +97,7 @@ def test_palette_with_transparency_is_read_without_a_warning() -> None:
 )
 def test_a_broken_image_is_one_line_with_its_path(file: bytes) -> None:
     with pytest.raises(WorkError) as caught:
-        apply(TransformSpec(16, train=False, crop_scale=TORCHVISION_CROP), file, 0, path="banded/x.jpg")
+        make_image(TransformSpec(16, train=False, crop_scale=TORCHVISION_CROP), file, 0, path="banded/x.jpg")
     assert "banded/x.jpg" in str(caught.value)
     assert "\n" not in str(caught.value)
 
