@@ -33,7 +33,7 @@ FIRST_CONFIRMATION_SEED = 1000
 """First seed of the confirmation. Seeds of the search and of the final test are skipped."""
 
 Goal = Literal["objective", "base", "new", "seconds"]
-GOALS: dict[str, Literal["minimize", "maximize"]] = {
+DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "objective": "maximize", "base": "maximize", "new": "maximize", "seconds": "minimize"
 }  # fmt: skip
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -317,7 +317,7 @@ class StudyConfig(StrictModel):
         return self.run.override({**defaults, **settings, "data.name": dataset, "train.seed": seed})
 
 
-GROUPS: dict[str, dict[str, str]] = {
+OPTION_GROUPS: dict[str, dict[str, str]] = {
     "Basics": {
         "dataset": "search.datasets", "data-root": "run.data.root", "trials": "search.trials",
         "epochs": "run.train.epochs", "space": "search.space", "out": "location.out",
@@ -341,8 +341,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "address": "location.address",
     },
 }  # fmt: skip
-"""Options of `tune/search.py` by group of `--help`, with the field that each sets."""
-OPTIONS = {name: field for options in GROUPS.values() for name, field in options.items()}
+"""Field that each option of `tune/search.py` sets, by group of `--help`."""
+OPTIONS = {name: field for options in OPTION_GROUPS.values() for name, field in options.items()}
 """Fields by option. Other fields can be set with `--set`."""
 
 _ONLY_AS_OPTION = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}

@@ -22,7 +22,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from prometar.cli.console import TYPER_OPTIONS, Command, run_cli
-from tune.config import GROUPS, StudyConfig
+from tune.config import OPTION_GROUPS, StudyConfig
 
 app = typer.Typer(help=__doc__, **TYPER_OPTIONS)
 
@@ -37,13 +37,13 @@ _CONFIG_HELP = {
 
 
 def _parameters() -> Iterator[Parameter]:
-    """Yield the command's parameters, generated from `GROUPS`. `StudyConfig` validates the values."""
+    """Yield the command's parameters, generated from `OPTION_GROUPS`. `StudyConfig` validates the values."""
 
     def parameter(flag: str, kind: object, name: str, default: object = None, **attributes: Any) -> Parameter:
         annotation = Annotated[kind, typer.Option(flag, **attributes)]  # type: ignore[valid-type]
         return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
-    for group, options in GROUPS.items():
+    for group, options in OPTION_GROUPS.items():
         for name, path in options.items():
             field = _field(path)
             types = {field.annotation, *get_args(field.annotation)}

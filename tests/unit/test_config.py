@@ -45,7 +45,7 @@ CASES: list[tuple[list[str], dict[str, Any]]] = [
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[StudyConfig]:
-    """Configurations of studies that would have run. The current folder is the test's own."""
+    """Configurations of the studies that a test starts without running them, in `tmp_path`."""
     found: list[StudyConfig] = []
     monkeypatch.setattr(Study, "run", lambda study: found.append(study.config))
     monkeypatch.chdir(tmp_path)

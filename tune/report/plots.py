@@ -15,7 +15,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.io import to_html
 
-from tune.config import GOALS, Goal
+from tune.config import DIRECTIONS, Goal
 from tune.records.folder import Records, paired_differences
 from tune.records.schema import FinalTest, RunScore, TrialRecord
 from tune.report.formatting import format_difference
@@ -80,7 +80,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
 def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
     """Build an in-memory Optuna study of the trials. Trials that lack the value of a goal count as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=[GOALS[goal] for goal in goals])
+    study = optuna.create_study(directions=[DIRECTIONS[goal] for goal in goals])
     study.add_trials(_frozen_trial(trial, records, goals) for trial in records.trials)
     return study
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str
 Settings = Mapping[str, Value]
-"""Values of settings of a search space, by dotted key."""
+"""Values of searched settings, by dotted key."""
 
 
 def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:

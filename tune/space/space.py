@@ -74,7 +74,7 @@ class Space(StrictModel):
         return found
 
     def searched_values(self, config: Config) -> dict[str, Value]:
-        """Return the values of the searched settings in a configuration.
+        """Return the searched settings' values in `config`, which contains the default settings.
 
         Raises:
             UserError: a setting does not exist, or its value lies outside its range.

@@ -78,7 +78,7 @@ def run_final_test(
 def _compare(
     baseline: RunScores, selected: RunScores, *, published: float | None, alpha: float | None
 ) -> DatasetTest:
-    """Compare the runs on a dataset. If `alpha` is None, the baseline was selected, so the runs are equal."""
+    """Compare the runs on a dataset. `alpha` is None if the baseline was selected. Both are then equal."""
 
     def interval(metric: str) -> Interval | None:
         if alpha is None:

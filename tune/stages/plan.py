@@ -202,5 +202,5 @@ def _seconds_per_step(config: StudyConfig) -> float:
     for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
         state, scalars = train_step(run, state, batch, sgd)
         fetch(scalars)  # waits for the device
-        started = started if number else time.perf_counter()
+        started = started if number else time.perf_counter()  # after the first, untimed step
     return (time.perf_counter() - started) / TIMED_STEPS

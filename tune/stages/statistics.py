@@ -23,11 +23,11 @@ ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PA
 which have more power, get more of the 5%."""
 
 
-def mean_interval(differences: Sequence[Interval | None]) -> Interval | None:
+def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
     """Return the interval of a single dataset, or the 95% t-interval over the means of several datasets."""
-    if len(differences) == 1:
-        return differences[0]
-    return t_interval([each.mean for each in differences if each])
+    if len(intervals) == 1:
+        return intervals[0]
+    return t_interval([each.mean for each in intervals if each])
 
 
 def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: float) -> bool:

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
 from prometar.io.custom import component_errors
-from tune.config import GOALS, StudyConfig
+from tune.config import DIRECTIONS, StudyConfig
 from tune.records.schema import REPORT_ADAPTER, EpochReport, State, TrialRecord
 from tune.space.ranges import Settings, Value
 from tune.store.pruners import make_pruner
@@ -77,7 +77,7 @@ class TrialStore:
             pruner = make_pruner(self._search, config.max_epochs, concurrency)
         self._study = optuna.create_study(
             storage=storage, study_name=config.name, pruner=pruner, load_if_exists=True,
-            directions=[GOALS[goal] for goal in self._search.goals],
+            directions=[DIRECTIONS[goal] for goal in self._search.goals],
         )  # fmt: skip
         self._study_id = storage.get_study_id_from_name(config.name)
         self._running: dict[int, tuple[int, EpochReport]] = {}  # trial ID and last report, by number

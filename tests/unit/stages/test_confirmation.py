@@ -19,7 +19,7 @@ from tune.stages.confirmation import choose_trials, confirm
 from tune.stages.jobs import unfinished_jobs
 
 Results = Mapping[tuple[int, int], float | str]
-"""Objective, or the reason of a failure, by (trial, seed)."""
+"""Objective or failure reason, by trial number and seed."""
 
 
 def trials_of(config: StudyConfig, scores: Sequence[float]) -> list[TrialRecord]:
@@ -40,9 +40,9 @@ def confirmed(
 ) -> tuple[Confirmation, list[str]]:
     """The confirmation, and the names of its jobs."""
     config = small_config(tmp_path, dataset="textures", **{"top": 2, **options})
-    run_jobs, run = runner(lambda number, config: results[number, config.train.seed])
+    run_jobs, names = runner(lambda number, config: results[number, config.train.seed])
     chosen = choose_trials(trials_of(config, scores), config.confirm.top)
-    return confirm(config, StudyFolder.of(config), chosen, run_jobs), run
+    return confirm(config, StudyFolder.of(config), chosen, run_jobs), names
 
 
 def test_the_baseline_and_the_best_are_candidates() -> None:
@@ -55,13 +55,13 @@ def test_the_baseline_and_the_best_are_candidates() -> None:
 def test_the_highest_mean_over_all_seeds_is_selected(tmp_path: Path) -> None:
     fresh = {(0, 1000): 60.0, (0, 1001): 60.0, (2, 1000): 60.0, (2, 1001): 61.0,
              (1, 1000): 63.0, (1, 1001): 64.0}  # fmt: skip
-    found, run = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], fresh)
+    found, names = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], fresh)
     assert found.seeds == (1000, 1001)
-    assert [(row.number, row.mean) for row in found.candidates] == [(0, 60.0), (2, 187 / 3), (1, 63.0)]
+    assert [(each.number, each.mean) for each in found.candidates] == [(0, 60.0), (2, 187 / 3), (1, 63.0)]
     assert found.selected_number == 1
-    assert run[0] == "confirmation of trial 0, seed 1000"
-    again, run = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], {})
-    assert (again, run) == (found, []), "nothing is run twice"
+    assert names[0] == "confirmation of trial 0, seed 1000"
+    again, names = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], {})
+    assert (again, names) == (found, []), "nothing is run twice"
 
 
 def test_ties_go_to_the_baseline(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_a_candidate_that_failed_is_not_selected(tmp_path: Path) -> None:
     found, _ = confirmed(tmp_path, [60.0, 90.0], fresh)
     assert found.selected_number == 0
     assert (found.candidates[1].mean, found.candidates[1].runs[-1].error) == (None, "its worker died")
-    _, run = confirmed(tmp_path, [60.0, 90.0], fresh | {(1, 1001): 90.0})
-    assert run == ["confirmation of trial 1, seed 1001"], "it is repeated"
+    _, names = confirmed(tmp_path, [60.0, 90.0], fresh | {(1, 1001): 90.0})
+    assert names == ["confirmation of trial 1, seed 1001"], "only the failed run is repeated"
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_a_confirmation_without_a_baseline_stops(
 def test_nothing_is_rerun_without_a_choice(
     scores: list[float], top: int, selected: int, tmp_path: Path
 ) -> None:
-    found, run = confirmed(tmp_path, scores, {}, top=top)
-    assert (found.selected_number, found.seeds, len(found.candidates), run) == (selected, (), 1, [])
+    found, names = confirmed(tmp_path, scores, {}, top=top)
+    assert (found.selected_number, found.seeds, len(found.candidates), names) == (selected, (), 1, [])
 
 
 def test_a_result_of_other_settings_is_deleted_in_every_run_of_a_job(tmp_path: Path) -> None:

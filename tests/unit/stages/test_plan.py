@@ -1,4 +1,4 @@
-"""The plan counts what the stages train at most."""
+"""Plan of a study: maximum number of runs, epochs and steps."""
 
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ def config_of(tmp_path: Path, *, ranges: dict[str, Any] | None = None, **options
 
 
 def steps_of(job: Job) -> int:
-    """Steps of an epoch of all runs of a job, as they are trained."""
+    """Steps per epoch, summed over the runs of a job."""
     return sum(build_run(run, job.objective).plan.steps_per_epoch for run in job.configs.values())
 
 
 def jobs_of(config: StudyConfig, **settings: Any) -> tuple[Job, Job]:
-    """A trial, and a run of the final test on the first dataset."""
+    """Jobs of a trial, and of its final test on the first dataset."""
     folder, settings = StudyFolder.of(config), {**config.baseline_settings, **settings}
     trial = trial_job(config, folder, 1, settings)
     return trial, final_job(config, folder, 1, settings, config.search.datasets[0], 5)

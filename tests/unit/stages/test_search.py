@@ -23,7 +23,7 @@ def score(objective: float) -> RunScore:
 
 
 class Search:
-    """A search over a storage in memory, as a process sees it."""
+    """One process of a search whose storage is in memory."""
 
     def __init__(self, out: Path, storage: InMemoryStorage, **options: Any) -> None:
         config = small_config(out, **options)

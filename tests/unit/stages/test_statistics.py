@@ -1,4 +1,4 @@
-"""Interim analyses make no more errors together than one analysis does."""
+"""Statistics of the final test: error probability, power and early stopping."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tune.stages.statistics import ALPHA_BY_PAIRS, is_decided, min_detectable
 
 
 def run_test(rng: np.random.Generator, difference: float, spread: float = 1.1) -> tuple[int, bool]:
-    """Number of seed pairs of a final test, and if it shows a difference."""
+    """Simulate a final test. Return its number of seed pairs, and True if it shows a difference."""
     differences = rng.normal(difference, spread, max(ALPHA_BY_PAIRS)).tolist()
     for pairs, alpha in ALPHA_BY_PAIRS.items():
         if is_decided(differences[:pairs], alpha, min_relevant=1.0):

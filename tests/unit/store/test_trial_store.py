@@ -1,4 +1,4 @@
-"""The trial store: no Ray and no training."""
+"""Trial store, tested without Ray and without training."""
 
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ def test_a_record_holds_what_was_reported(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     trial = store.ask()
     assert trial is not None
-    figures = report(trial, 1, of=2, objective=61.0)
-    assert store.report(0, figures)
+    first = report(trial, 1, of=2, objective=61.0)
+    assert store.report(0, first)
     assert store.ended_record(0) is None
     last = report(trial, 2, of=2, objective=62.0)
     assert not store.report(0, last)
@@ -64,7 +64,7 @@ def test_a_record_holds_what_was_reported(tmp_path: Path) -> None:
     assert record.scores_by_epoch == {1: 61.0, 2: 62.0}
     assert (record.epoch, record.seconds, record.objective, record.new) == (2, 2.0, 62.0, 38.0)
     assert record.runs == last.runs
-    assert not store.report(0, figures), "it is over"
+    assert not store.report(0, first), "the trial has ended"
 
 
 def test_samples_are_those_of_optunas_sampler(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_samples_are_those_of_optunas_sampler(tmp_path: Path) -> None:
 def test_interrupted_trials_come_first_with_the_same_settings(tmp_path: Path) -> None:
     url = new_database(tmp_path / NAME)
     store = open_store(tmp_path, url=url, trials=4)
-    asked = [store.ask() for _ in range(3)]
-    first, _, third = map(sample, asked)
-    assert asked[1] is not None
-    store.report(1, report(asked[1]))
+    trials = [store.ask() for _ in range(3)]
+    first, _, third = map(sample, trials)
+    assert trials[1] is not None
+    store.report(1, report(trials[1]))
     again = open_store(tmp_path, url=url, trials=4)
     assert len(again.interrupted) == 2
     assert [sample(again.ask(new=False)), sample(again.ask(new=False))] == [first, third]
@@ -110,7 +110,7 @@ def test_an_epoch_may_be_reported_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("failed", "reason"),
     [
         (EpochReport(error="the loss is nan at step 3"), "the loss is nan at step 3"),
         (EpochReport(1), "the trial did not report objective, base, new"),
@@ -118,11 +118,11 @@ def test_an_epoch_may_be_reported_again(tmp_path: Path) -> None:
     ],
 )
 def test_a_failed_report_ends_the_trial_with_its_reason(
-    tmp_path: Path, told: EpochReport, reason: str
+    tmp_path: Path, failed: EpochReport, reason: str
 ) -> None:
     store = open_store(tmp_path, goals=("base", "new"))
     assert store.ask() is not None
-    assert not store.report(0, told)
+    assert not store.report(0, failed)
     assert [(trial.state, trial.reason) for trial in store.ended] == [("FAIL", reason)]
     assert store.ask() is not None
 
