@@ -6,7 +6,7 @@
 # One Ray per node. Run no other Ray on these nodes: `ray stop` at the end stops all of yours.
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
-# All memory of a node. Ray expects it, and --exclusive does not allocate it.
+# All memory of a node. Ray assumes that it can use all, but --exclusive does not allocate it.
 #SBATCH --mem=0
 #SBATCH --cpus-per-task=32
 #SBATCH --gpus-per-node=4

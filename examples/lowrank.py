@@ -19,8 +19,8 @@ class LowRank:
     length: int = 4
     depth: int = 3
     rank: int = 2
-    templates: tuple[str, ...] = ()
-    conditional: bool = False
+    templates = ()  # without annotation: a constant, not a setting
+    conditional = False  # prompts do not depend on the image
 
     @property
     def num_context(self) -> int:
@@ -36,4 +36,4 @@ class LowRank:
         return {f"text.{layer}": leaves[f"mix.{layer}"] @ leaves["basis"] for layer in range(self.depth)}
 
     def condition_tokens(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
-        return tokens  # prompts do not depend on the image
+        return tokens

@@ -38,7 +38,7 @@ def configure_ray(*, local: bool = True) -> None:
 
 
 def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> list[dict[str, float]]:
-    """Connect to the cluster at `address`, or start a local one. Do nothing if Ray is already initialized.
+    """Connect to the cluster at `address`, or start a local one, unless Ray is already initialized.
 
     Return the resources of each machine, e.g. [{"CPU": 2.0}]. A local cluster listens on 127.0.0.1 only.
 
@@ -152,7 +152,7 @@ def _require_server(address: str) -> None:
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "")
         if address in {"", "auto", "local"}:
-            return
+            return  # `ray.init` looks for a cluster on this machine
     host, _, port = address.rpartition(":")
     if "://" in address:
         raise UserError(

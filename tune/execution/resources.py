@@ -22,7 +22,8 @@ class ResourcePlan:
     """Number of concurrent jobs, and the resources of each.
 
     Args:
-        cpus: CPUs per job, for trainer and stream together. gpus: GPUs per job.
+        cpus: CPUs per job, for trainer and stream together.
+        gpus: GPUs per job. All are used by the trainer.
         max_cpus, max_gpus: CPUs and GPUs of the largest machine. They limit retries with more resources.
     """
 

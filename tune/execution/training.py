@@ -61,6 +61,7 @@ class JobTraining:
         )
 
     def _train(self) -> None:
+        """Train the runs up to the current epoch. Open them first if necessary."""
         if not self._sessions:
             configs = self._request.job.configs
             self._sessions = {folder: self._open(folder, config) for folder, config in configs.items()}

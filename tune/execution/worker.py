@@ -83,7 +83,7 @@ class JobWorker(ray_tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        with _typed_errors(), self._watchdog():
+        with _converted_errors(), self._watchdog():
             self._training = self._training or self.open_training(self._request)
             report = self._training.advance()
         return {"report": report, "done": report.finished}
@@ -141,8 +141,8 @@ class JobWorker(ray_tune.Trainable):
 
 
 @contextmanager
-def _typed_errors() -> Iterator[None]:
-    """Convert errors by which other libraries report a lack of disk space or memory.
+def _converted_errors() -> Iterator[None]:
+    """Convert errors with which other libraries report a lack of disk space or memory.
 
     Raises:
         InfrastructureError: the disk is full or read-only. MemoryError: memory is exhausted.
@@ -178,7 +178,7 @@ def _use_allocated_gpus() -> None:
 
 
 def _why_no_gpu() -> str:
-    """Return why torch cannot use a GPU in this process, or "" if it can."""
+    """Return why torch cannot use a GPU, or "" if it can."""
     import torch
 
     with warnings.catch_warnings(record=True) as warned:  # e.g. about an old driver

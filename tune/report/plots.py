@@ -52,7 +52,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
     title = escape(records.study.score_name if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         figures["history"] = visualization.plot_optimization_history(study, target_name=title)
-        if len(goals) in (2, 3):
+        if len(goals) in (2, 3):  # the numbers that Optuna can plot
             figures["pareto"] = visualization.plot_pareto_front(
                 rebuild_study(records, goals), target_names=list(goals)
             )

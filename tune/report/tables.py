@@ -83,8 +83,8 @@ def _confirmation(records: Records) -> Table | None:
     by_number = {trial.number: trial for trial in records.trials}
     rows = list[tuple[str, tuple[str, ...]]]()
     for candidate in ranked:
-        selected = "selected" if candidate.number == confirmation.selected_number else ""
-        tags = [tag for tag in ("default settings" if candidate.is_baseline else "", selected) if tag]
+        is_selected = candidate.number == confirmation.selected_number
+        tags = ["default settings"] * candidate.is_baseline + ["selected"] * is_selected
         trial = by_number.get(candidate.number)
         fresh = [value for seed, value in candidate.mean_by_seed.items() if seed in confirmation.seeds]
         cells = (
@@ -93,7 +93,7 @@ def _confirmation(records: Records) -> Table | None:
             format_number(mean(fresh)) if fresh else NONE,
             format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed",
         )
-        rows.append((selected, cells))
+        rows.append(("selected" if is_selected else "", cells))
     images = "test" if records.study.reads_test_images else "validation"
     seeds = join(confirmation.seeds, "seed")
     title = f"Confirmation: {records.study.score_name} on {images} images, fresh {seeds}"

@@ -47,8 +47,8 @@ def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Ma
     defaults, except for those that the authors changed for the protocol or for the series.
 
     Returns:
-        Accuracies by dataset (or "average") and column, including H if base and new accuracy were published,
-        and their citation. Both are empty if no series is comparable.
+        Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
+        Accuracies and citation are empty if no series is comparable.
     """
     data = _read_file()
     setup = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
@@ -74,7 +74,7 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the settings of `config` that differ from the method's defaults as changed by `settings`.
 
-    Dataset, shots, seed, backbone and precision are ignored. The result is empty for recipe files.
+    Dataset, shots, seed, backbone and precision are ignored. Recipe files have no published defaults: {}.
 
     Example:
         >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))

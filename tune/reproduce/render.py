@@ -39,7 +39,7 @@ def _table(grid: Grid, rows: Sequence[Row], *, markdown: bool) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for dataset, method, summaries in rows:
         counts = sorted({summary.n for summary in summaries.values()}) or [0]
-        n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))  # such as 3, or 2–3 if columns differ
         cells = [_cell(summaries.get(column), separator) for column in grid.columns]
         table.add_row(convert(dataset), convert(method), n, *map(convert, cells))
     return table
