@@ -76,6 +76,7 @@ def run_jobs(
 
 
 def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]) -> None:
+    """Run the jobs of the dispatcher with Tune. Return when none is left, or if the run is stopped."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only `fit`, not the study
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # Tune's own state is never restored

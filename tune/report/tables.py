@@ -11,7 +11,7 @@ from tune.report.formatting import NONE, format_difference, format_mean, format_
 from tune.report.statements import LABELS, compared_settings, final_test_runs
 from tune.space.ranges import Settings
 
-MAX_SHOWN_SETTINGS = 8
+_MAX_SHOWN_SETTINGS = 8
 """Maximum number of changed settings that are listed in one table row."""
 
 
@@ -41,13 +41,13 @@ def detail_tables(records: Records) -> dict[str, Table]:
     return {name: table for name, table in tables.items() if table.rows}
 
 
-def describe_changes(settings: Settings, records: Records) -> str:
+def _describe_changes(settings: Settings, records: Records) -> str:
     """List the settings that differ from the default settings, with their values."""
     default = records.baseline.settings if records.baseline else {}
     changed = {key: value for key, value in settings.items() if value != default.get(key)}
     texts = [f"{key} = {format_setting(value)}" for key, value in changed.items()]
-    more = len(texts) - MAX_SHOWN_SETTINGS
-    return ", ".join(texts[:MAX_SHOWN_SETTINGS]) + (f" and {more} more" if more > 0 else "")
+    more = len(texts) - _MAX_SHOWN_SETTINGS
+    return ", ".join(texts[:_MAX_SHOWN_SETTINGS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _final_test(records: Records) -> Table | None:
@@ -129,7 +129,7 @@ def _trials(records: Records) -> Table:
 def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield str(trial.number)
     yield STATE_NAMES[trial.state] + (" (default settings)" if trial.is_baseline else "")
-    yield describe_changes(trial.settings, records) or NONE
+    yield _describe_changes(trial.settings, records) or NONE
     yield "; ".join(filter(None, (trial.reason, *trial.notes))) or NONE
     yield from map(format_number, (trial.objective, trial.base, trial.new))
     yield str(trial.epoch)
