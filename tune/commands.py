@@ -98,12 +98,12 @@ def reproduce(
     if shots and len(shots) > 1 and len(preset.shots) == 1:
         raise UserError(f"--protocol {protocol} accepts one value of --shots, got {len(shots)}.")
     source = source or preset.source
-    names = tuple(name for name in dict.fromkeys(datasets or preset.datasets) if name != source)
-    used = [*names, source] if source else names
-    for name in used:
+    tested = tuple(name for name in dict.fromkeys(datasets or preset.datasets) if name != source)
+    with_source = [*tested, source] if source else tested
+    for name in with_source:
         require_name(name)
-    backbone, pretrained = resolve_backbone(used, backbone, pretrained)
-    root = data_root or default_root(*used)
+    backbone, pretrained = resolve_backbone(with_source, backbone, pretrained)
+    root = data_root or default_root(*with_source)
     shared = {
         "data.root": root and absolute_root(root),
         "backbone.name": backbone,
@@ -112,7 +112,7 @@ def reproduce(
     by_source = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": values}
     grid = Grid(
         preset,
-        datasets=names,
+        datasets=tested,
         configs={
             name: absolute_paths(
                 configure(method, {**protocol_settings(protocol, name), **shared}, by_source)

@@ -1,4 +1,4 @@
-"""Databases of studies, and stores on them."""
+"""Databases and trial stores of studies."""
 
 from collections.abc import Callable
 from functools import cache
@@ -45,7 +45,7 @@ def _empty() -> bytes:
 
 
 def open_study(url: str, name: str = NAME) -> optuna.Study:
-    """A study as other processes see it."""
+    """Load an Optuna study, as another process would."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.load_study(storage=url, study_name=name)
 
@@ -64,7 +64,7 @@ def study_config(out: Path, *, space: str = PLAIN, **options: Any) -> StudyConfi
 def open_store(
     out: Path, *, url: str = "", storage: BaseStorage | None = None, concurrency: int = 1, **options: Any
 ) -> TrialStore:
-    """Store of a study in OUT/s, in a database there, at a URL, or in a storage."""
+    """Trial store of a study in OUT/s. Default storage: a new database there."""
     config, folder = study_config(out, **options), out / NAME
     storage = storage or open_storage(url or new_database(folder))
     return TrialStore(config, storage, folder, {"weights": "abc"}, concurrency=concurrency)
@@ -77,7 +77,7 @@ def score(settings: Settings) -> float:
 
 
 def report(trial: FrozenTrial, epoch: int = 1, *, of: int = 1, objective: float | None = None) -> EpochReport:
-    """What a worker reports after an epoch."""
+    """Report of an epoch. It is the last one if `epoch` equals `of`."""
     value = score(trial.params) + epoch if objective is None else objective
     run = RunScore("textures", 3, value, 100 - value, value, 1.0 * epoch, cpus=2.0, gpus=0.5)
     return EpochReport(epoch, (run,), finished=epoch == of)
@@ -94,7 +94,7 @@ def sample(trial: FrozenTrial | None) -> tuple[int, dict[str, Any]]:
 
 
 def run(store: TrialStore, value: Callable[[Any], float] = score, most: int = 10**6) -> Samples:
-    """Run trials one after the other, until there is none, or `most`."""
+    """Complete trials in sequence, at most `most`. Return their numbers and settings."""
     done = Samples()
     while len(done) < most and (trial := store.ask()) is not None:
         assert not store.report(trial.number, report(trial, objective=value(trial.params)))

@@ -1,4 +1,4 @@
-"""Studies made up for the report's tests: realistic records, hostile names on request."""
+"""Records of made-up studies, to test reports. `rich` can contain hostile names."""
 
 import math
 import random
@@ -119,7 +119,7 @@ def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
     """Confirmation of the three best trials and the baseline, with seeds 1000 and 1001."""
     best = rank_completed(trials)
     chosen = [*best[:3], *(each for each in best[3:] if each.is_baseline)]
-    rows = tuple(
+    candidates = tuple(
         Candidate(
             t.number,
             t.is_baseline,
@@ -129,11 +129,11 @@ def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
         )
         for t in chosen
     )  # fmt: skip
-    return Confirmation((1000, 1001), rows, max(rows, key=lambda row: row.mean or 0.0).number)
+    return Confirmation((1000, 1001), candidates, max(candidates, key=lambda each: each.mean or 0.0).number)
 
 
 def candidate(number: int) -> Candidate:
-    """Settings of a trial as those under test."""
+    """Candidate with the settings of a trial, without runs."""
     return Candidate(number, number == 0, settings_of(number), ())
 
 
@@ -143,14 +143,14 @@ def final_test(
     seeds: Sequence[int] = (11, 12, 13, 14, 15),
     **changes: Any,
 ) -> FinalTest:
-    """Final test in which the selected settings gain so much base and new accuracy, by dataset."""
+    """Final test. `shifts`: gains of the selected settings in base and new accuracy, by dataset."""
     same, datasets = selected.is_baseline, dict[str, DatasetTest]()
     for name, shift in shifts.items():
-        theirs = tuple(run(name, seed, DEFAULT) for seed in seeds)
-        ours = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
-        ours = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in ours)
+        baseline = tuple(run(name, seed, DEFAULT) for seed in seeds)
+        shifted = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
+        shifted = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in shifted)
         datasets[name] = _compare(
-            theirs, theirs if same else ours, published=None, alpha=None if same else 0.05
+            baseline, baseline if same else shifted, published=None, alpha=None if same else 0.05
         )
     difference = mean_interval([each.difference for each in datasets.values()])
     test = FinalTest(
@@ -168,11 +168,11 @@ def write(folder: Path, records: Records) -> Path:
 
 
 def small(folder: Path, base: float = 3.0, new: float = 2.0, *, selected: int = 1, **options: Any) -> Records:
-    """Four trials on one dataset; trial `selected` gains so much base and new accuracy in the final test."""
+    """Study of four trials. In the final test, trial `selected` gains `base` and `new` points of accuracy."""
     trials = (trial(0), trial(1), trial(2, "PRUNED"), trial(3, "FAIL", reason="the loss is nan"))
-    rows = tuple(Candidate(t.number, t.is_baseline, t.settings, t.runs) for t in trials[:2])
+    candidates = tuple(Candidate(t.number, t.is_baseline, t.settings, t.runs) for t in trials[:2])
     test = final_test(candidate(selected), {"dtd": (base, new)})
-    return Records(folder, study(**options), trials, Confirmation((1000,), rows, selected), test)
+    return Records(folder, study(**options), trials, Confirmation((1000,), candidates, selected), test)
 
 
 def rich(folder: Path, *, hostile: bool = False, **options: Any) -> Path:
@@ -196,21 +196,21 @@ def rich(folder: Path, *, hostile: bool = False, **options: Any) -> Path:
         changes = {"reason": f"the loss is nan, class 'zig{evil}' {image}"} if state == "FAIL" else {}
         trials.append(trial(number, state, datasets, settings=settings, **changes))
     trials[5] = replace(trials[5], notes=(f"out of memory: larger share {evil}",))
-    again = confirmation(trials)
-    test = final_test(again.selected_candidate, {datasets[0]: (9.0, -6.0), datasets[1]: (2.0, 1.0)})
-    described = study(ranges, **options)
-    search = described.config.search.model_copy(update={"datasets": tuple(datasets)})
-    config = described.config.model_copy(update={"search": search})
-    described = replace(described, config=config, command=f"python tune/search.py --study '{evil}{image}'")
-    return write(folder, Records(folder, described, tuple(trials), again, test))
+    confirmed = confirmation(trials)
+    test = final_test(confirmed.selected_candidate, {datasets[0]: (9.0, -6.0), datasets[1]: (2.0, 1.0)})
+    record = study(ranges, **options)
+    search = record.config.search.model_copy(update={"datasets": tuple(datasets)})
+    config = record.config.model_copy(update={"search": search})
+    record = replace(record, config=config, command=f"python tune/search.py --study '{evil}{image}'")
+    return write(folder, Records(folder, record, tuple(trials), confirmed, test))
 
 
 Score = Callable[[int, Config], float | str]
-"""Objective of a run with the settings of a trial, or the reason of its failure."""
+"""Objective or failure reason of a run, by trial number and configuration."""
 
 
 def runner(score: Score) -> tuple[JobRunner, list[str]]:
-    """A function that runs the jobs of a stage by a formula, and the names of those that it ran."""
+    """Return a `JobRunner` that writes results with `score`, and a list of the jobs that it has run."""
     names = list[str]()
 
     def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:

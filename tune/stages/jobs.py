@@ -24,18 +24,18 @@ def trial_job(
 ) -> Job:
     """Return the job that trains a trial, or that reruns it with `fresh_seed` in the confirmation.
 
-    A job has one run per dataset and seed, each in a subfolder. A single run needs no subfolder.
+    The job has one run per dataset and seed. If there are several runs, each has a subfolder.
     """
     name, seeds, path = f"trial {number}", config.search.seeds, folder.trial_folder(number)
     if fresh_seed is not None:
         name, seeds = f"confirmation of trial {number}, seed {fresh_seed}", (fresh_seed,)
         path = folder.confirmation_folder(number, fresh_seed)
-    keys = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
+    runs = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
     configs = {
-        path / (f"{file_name(dataset)}-seed{seed}" if len(keys) > 1 else ""): config.run_config(
+        path / (f"{file_name(dataset)}-seed{seed}" if len(runs) > 1 else ""): config.run_config(
             settings, dataset=dataset, seed=seed
         )
-        for dataset, seed in keys
+        for dataset, seed in runs
     }
     return Job(name, configs, config.search.objective, config.search.val_per_class, number)
 

@@ -219,7 +219,7 @@ class TrialStore:
         return tuple(settings.get(name) for name in self._space.ranges)
 
     def report(self, number: int, report: EpochReport) -> bool:
-        """Store the report of an epoch. An epoch may be reported more than once.
+        """Store the report of an epoch. After a crash, an epoch may be reported again.
 
         If the report contains an error or lacks the value of a goal, the trial fails.
 

@@ -1,4 +1,4 @@
-"""Spaces as data, and settings to start from."""
+"""Search spaces and enqueued settings."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: [
 
 @pytest.mark.parametrize("name", built_in_spaces())
 def test_every_space_contains_the_default_settings(name: str) -> None:
-    """All that have an effect beside each other."""
+    """Except settings whose condition does not hold for the defaults."""
     space = load_space(name)
     values = space.searched_values(Config())
     assert values.keys() == {key for key, entry in space.ranges.items() if entry.is_active(values)}
@@ -77,8 +77,8 @@ def test_conditions() -> None:
     both = {**given, "regularizer.kind": "l1"}
     assert space.check(both, where="x") == both
     assert set(space.check({**both, "modulator.kind": "add"}, where="x")) == {*both} - {"inner.order"}
-    open_ = {"regularizer.text_weight": 5.0}
-    assert space.check(open_, where="x") == open_, "its condition may hold later"
+    without_kind = {"regularizer.text_weight": 5.0}
+    assert space.check(without_kind, where="x") == without_kind, "the condition may hold after sampling"
     assert space.describe()["inner.order"] == (
         "first | second if regularizer.kind = l1 and modulator.kind = gate"
     )
@@ -113,7 +113,7 @@ def test_defaults_outside_a_space_are_refused(text: str, message: str) -> None:
         space_from(text).searched_values(Config())
 
 
-LACKS = {
+REMOVED = {
     "coop": {"prompts.vision_depth", "regularizer.image_weight", "task.augmentation", EPOCHS_KEY},
     "vpt": {"prompts.text_depth", "regularizer.text_weight", "task.augmentation"},
     "maple": {"prompts.vision_depth", "task.augmentation"},
@@ -121,11 +121,11 @@ LACKS = {
 }
 
 
-@pytest.mark.parametrize("method", LACKS)
+@pytest.mark.parametrize("method", REMOVED)
 def test_settings_that_a_method_lacks_are_left_out(method: str) -> None:
     """CoOp's 200 epochs lie outside the range."""
     whole, found = load_space("default"), load_space("default").restrict(configure(method))
-    assert whole.ranges.keys() - found.ranges.keys() == LACKS[method]
+    assert whole.ranges.keys() - found.ranges.keys() == REMOVED[method]
     assert list(found.ranges) == [key for key in whole.ranges if key in found.ranges]
     assert found.searched_values(configure(method))
 
@@ -138,7 +138,7 @@ def test_settings_of_the_meta_phase_are_left_out_without_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "gone"),
+    ("key", "value", "removed"),
     [
         ("modulator.kind", "projection", {"modulator.kind", "optim.gate_schedule", "optim.gate_lr"}),
         ("task.augmentation", "cutmix", {"task.augmentation", "task.mixup_alpha", "task.mixup_beta"}),
@@ -146,10 +146,10 @@ def test_settings_of_the_meta_phase_are_left_out_without_one() -> None:
         ("regularizer.text_weight", 300, {"regularizer.text_weight"}),
     ],
 )
-def test_settings_whose_default_lies_outside_are_left_out(key: str, value: Any, gone: set[str]) -> None:
+def test_settings_whose_default_lies_outside_are_left_out(key: str, value: Any, removed: set[str]) -> None:
     config, whole = configure("prometar", {key: value}), load_space("full")
     found = whole.restrict(config)
-    assert whole.ranges.keys() - found.ranges.keys() == gone
+    assert whole.ranges.keys() - found.ranges.keys() == removed
     assert found.searched_values(config)
 
 

@@ -1,4 +1,4 @@
-"""The database of a study: what goes wrong with it is one line."""
+"""Database of a study: each error is one line."""
 
 import sqlite3
 import sys
@@ -18,7 +18,7 @@ from tune.store.storage import open_storage, storage_errors
 from tune.store.trial_store import open_trial_store
 
 
-def opened(url: str) -> None:
+def create_study(url: str) -> None:
     with storage_errors(url):
         optuna.create_study(storage=open_storage(url))
 
@@ -89,7 +89,7 @@ def test_a_file_of_something_else_is_one_line_and_stays(tmp_path: Path, make: An
     make(file)
     before = file.read_bytes() if file.is_file() else b""
     with pytest.raises(PrometarError, match=message) as caught:
-        opened(f"sqlite:///{file}")
+        create_study(f"sqlite:///{file}")
     assert "\n" not in str(caught.value)
     assert before == (file.read_bytes() if file.is_file() else b"")
 
@@ -105,7 +105,7 @@ def test_a_file_of_something_else_is_one_line_and_stays(tmp_path: Path, make: An
 )
 def test_a_database_that_cannot_be_reached_is_one_line(url: str, kind: type[PrometarError]) -> None:
     with pytest.raises(kind, match=f"storage {url}") as caught:
-        opened(url)
+        create_study(url)
     assert "\n" not in str(caught.value)
 
 
@@ -114,7 +114,7 @@ def test_tables_of_another_version_of_optuna_are_one_line(tmp_path: Path) -> Non
     with sqlite3.connect(tmp_path / "study.db") as database:
         database.execute("update alembic_version set version_num = 'v3.0.0.d'")
     with pytest.raises(UserError, match=rf"Cannot open --storage {url}: .*optuna storage upgrade"):
-        opened(url)
+        create_study(url)
 
 
 def test_the_cause_is_the_database_s_own_text(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_cause_is_the_database_s_own_text(tmp_path: Path) -> None:
     event.listen(Engine, "before_cursor_execute", fail)
     try:
         with pytest.raises(InfrastructureError, match=r"server closed the connection"):
-            opened(url)
+            create_study(url)
     finally:
         event.remove(Engine, "before_cursor_execute", fail)
 
@@ -136,5 +136,5 @@ def test_a_missing_driver_and_no_password(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(
         UserError, match=r"Cannot open .*psycopg.* Run pip install '\.\[postgresql\]'"
     ) as caught:
-        opened("postgresql+psycopg://me:secret@localhost/d")
+        create_study("postgresql+psycopg://me:secret@localhost/d")
     assert "secret" not in str(caught.value)
