@@ -27,12 +27,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from common import CLAIM, ROOT, WORSE, describe, machine, mean_and_interval, parser_of, publish, table
 
 from tune.records.folder import StudyFolder, paired_differences
-from tune.records.schema import FinalTest
+from tune.records.schema import FinalTest, Verdict
 
 RECORDS = Path(__file__).with_suffix(".jsonl")
 
@@ -92,6 +92,7 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
         "arm": arm,
         "search": number,
         "kept": final_test.baseline_selected,
+        "verdict": final_test.verdict,
         **gains,
         "new_spread": spread,
         "settings": dict(final_test.selected.settings),
@@ -113,15 +114,17 @@ def over_sets(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
 
 
 def results(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a table with one row per arm: mean gains with intervals, share of worse selections."""
+    """Return a table with one row per arm: mean gains with intervals, share of worse selections, verdicts."""
     lines = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         arm_rows = [row for row in rows if row["arm"] == arm]
         gains = (mean_and_interval(over_sets(arm_rows, key)) for key in FIGURES)
         worse = f"{100 * mean(row['H'] < WORSE for row in arm_rows):.0f} %"
-        kept = f"{100 * mean(row['kept'] for row in arm_rows):.0f} %"
-        lines.append((arm, *gains, worse, kept, len({row["dataset"] for row in arm_rows}), len(arm_rows)))
-    head = ("search", *FIGURES, "worse by more than 0.5", "default settings kept", "datasets", "searches")
+        verdicts = [row.get("verdict") for row in arm_rows]  # v0.1 had none
+        counts = (verdicts.count(verdict) if any(verdicts) else "-" for verdict in get_args(Verdict))
+        lines.append((arm, *gains, worse, *counts, len({row["dataset"] for row in arm_rows}), len(arm_rows)))
+    counted = ("use selected", "use either", "keep defaults")
+    head = ("search", *FIGURES, "worse by more than 0.5", *counted, "datasets", "searches")
     return table(head, lines)
 
 
