@@ -27,11 +27,11 @@ def read_bytes(path: Path) -> bytes:
         OSError: the file cannot be read, or is not a regular file. A pipe or a device may have no end.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe must not block
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # otherwise a pipe would block
     except ValueError:
         raise OSError(errno.EINVAL, "the name contains a null character", str(path)) from None
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read()
 

@@ -11,7 +11,7 @@ from prometar.io.files import file_size, read_text
 
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 500_000  # a file of 1 MB without aliases cannot have more
-_MAX_DIGITS = 300
+_MAX_DIGITS = 300  # of a number. Integers of more than 309 digits overflow float
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 

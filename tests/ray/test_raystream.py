@@ -103,13 +103,13 @@ def test_closing_a_stream_frees_the_object_store(small_dtd: Path) -> None:
 def test_a_slow_consumer_is_neither_flooded_nor_disturbed(
     small_dtd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pause, steps = raystream.Pause.on_execution_step, list[float]()
+    pause, steps = raystream.SchedulingPause.on_execution_step, list[float]()
 
-    def counted(callback: raystream.Pause, executor: object) -> None:
+    def counted(callback: raystream.SchedulingPause, executor: object) -> None:
         steps.append(time.monotonic())
         pause(callback, executor)
 
-    monkeypatch.setattr(raystream.Pause, "on_execution_step", counted)
+    monkeypatch.setattr(raystream.SchedulingPause, "on_execution_step", counted)
     plan, source = training_plan(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
     before = store_bytes()
     batches = stream(plan, source, memory_bytes=10**6)

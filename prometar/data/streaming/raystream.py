@@ -77,7 +77,7 @@ def stream(
         raise
 
 
-class Pause:
+class SchedulingPause:
     """Ray Data callback that slows down the scheduling loop, a thread of the training process.
 
     Otherwise, while finished blocks wait to be consumed, the loop of Ray 2.60 polls without a pause and holds
@@ -176,7 +176,7 @@ def _data_context(memory_bytes: int) -> Iterator[None]:
     context.enable_auto_log_stats = False
     context.raise_original_map_exception = True
     context.target_max_block_size = None  # never split a block
-    context.custom_execution_callback_classes = cast(Any, [Pause])
+    context.custom_execution_callback_classes = cast(Any, [SchedulingPause])
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     context.execution_options.resource_limits = ExecutionResources.for_limits(

@@ -16,13 +16,12 @@ from PIL import Image, ImageEnhance
 
 from prometar.errors import WorkError
 
-# Formats of the benchmarks. No other decoder may run: EPS would start a PostScript interpreter.
+# Accepted formats. No other decoder may run: EPS would start a PostScript interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
-CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
-CROP_ATTEMPTS = 10
+CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # those of torchvision's RandomResizedCrop
 TORCHVISION_CROP = (0.08, 1.0)  # torchvision's default. Evaluation ignores it, but plan digests contain it
 
 
