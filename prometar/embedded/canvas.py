@@ -23,7 +23,7 @@ class Canvas:
     Attributes:
         rng: Random generator of the image.
         x, y: (H, W) coordinates, y downwards, in cells of a pattern or in radii of a figure.
-        pixel: Width of one pixel in this unit.
+        pixel: Width of one pixel in the same unit.
         cells: Number of cells across the image, or 0 for a figure.
     """
 
