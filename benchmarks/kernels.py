@@ -20,7 +20,7 @@ from common import BACKBONE, ROOT, machine, parser_of, table
 from counting import Kernels, Rehearsal, kernels_of, operator_name, rehearse
 from torch.utils.flop_counter import FlopCounterMode
 
-from prometar.config.recipes import NAMES as METHODS
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, configure
 from prometar.training.run import DTYPES
 

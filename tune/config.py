@@ -15,7 +15,7 @@ from prometar.config.settings import (
     absolute_paths,
     absolute_root,
     configure,
-    differences,
+    describe_differences,
     flatten,
     parse_assignments,
 )
@@ -263,7 +263,7 @@ class StudyConfig(StrictModel):
         Raises:
             UserError: they differ. The message lists the differences.
         """
-        if changed := differences(previous, self.identity(digests)):
+        if changed := describe_differences(previous, self.identity(digests)):
             raise UserError(
                 f"The study {self.name} was started with other settings ({changed}). Restore them, or "
                 "start another study with --study NAME."

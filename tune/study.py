@@ -216,7 +216,7 @@ class Study:
             config.require_same(previous.config.identity(previous.digests), digests)
         with lock_folder(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
-            memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
+            memory = footprint.memory_bytes(config.run, on_gpu=uses_gpus(nodes, config.resources))
             resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), summary, *plan.notes):
                 self.console.print(line)

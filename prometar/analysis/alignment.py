@@ -32,7 +32,7 @@ from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Embeddings, embed_batch, leave_one_class_out, meta_task_rng
 from prometar.step.state import State
 from prometar.training.run import Run
-from prometar.training.run_result import STRICT
+from prometar.training.run_result import RECORD_CONFIG
 
 ALIGNMENT_FILE = "alignment.jsonl"
 _ALL_ZERO = SgdConfig(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
@@ -116,7 +116,7 @@ def _flat(tensors: Tensors) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors.values()]).double()
 
 
-_RECORD = TypeAdapter(AlignmentRecord, config=STRICT)
+_RECORD = TypeAdapter(AlignmentRecord, config=RECORD_CONFIG)
 
 
 def read_alignment(path: Path) -> list[AlignmentRecord]:

@@ -14,7 +14,7 @@ from prometar.errors import UserError
 from prometar.io.strict_model import StrictModel, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 
-NAMES = (
+METHODS = (
     "zero-shot", "zero-shot-ensemble", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "prograd",
     "promptsrc", "prometar", "ivlp-regularized", "prometar-coop", "prometar-vpt", "prometar-maple",
 )  # fmt: skip
@@ -67,10 +67,10 @@ def recipe(method: str) -> Recipe:
         >>> recipe("coop").settings["train"]
         {'epochs': 200, 'batch_size': 32}
     """
-    if method in NAMES:
+    if method in METHODS:
         return _read_built_in(method)
     if not is_recipe_file(method):
-        raise UserError(f"Unknown method '{method}'. Choose one of {', '.join(NAMES)}, or a recipe (.yaml).")
+        raise UserError(f"Unknown method '{method}'. Choose one of {', '.join(METHODS)}, or FILE.yaml.")
     path = Path(method)
     tree = read_yaml(path)
     try:

@@ -151,7 +151,7 @@ class Config(MethodConfig):
         if method != self.method:
             unchanged = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
             new = recipe(method)
-            start = parse(_with_recipe(unchanged, new.name, new.settings), where=f"method {method}")
+            start = parse_config(_with_recipe(unchanged, new.name, new.settings), where=f"method {method}")
         tree = start.model_dump(mode="json")
         for section, changes in _by_section(values).items():
             args = {key.removeprefix("args."): v for key, v in changes.items() if key.startswith("args.")}
@@ -160,7 +160,7 @@ class Config(MethodConfig):
             tree[section] = _merged(section, tree[section], {k: v for k, v in changes.items() if k in fields})
             if args:
                 tree[section]["args"] = {**tree[section].get("args", {}), **args}
-        return parse(tree, where=where)
+        return parse_config(tree, where=where)
 
     @property
     def references(self) -> dict[str, str]:
@@ -181,7 +181,7 @@ class Config(MethodConfig):
         tree = self.model_dump(mode="json")
         for name, reference in self.references.items():
             tree[name]["args"] = complete_args(reference, getattr(self, name).args)
-        return parse(tree, where="settings")
+        return parse_config(tree, where="settings")
 
     def require_trusted(self, where: str, *, trusted: bool = False) -> "Config":
         """Return the configuration itself, if its custom components may be imported.
@@ -286,11 +286,11 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> ConfigData:
     return flat
 
 
-def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
+def describe_differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Describe up to six differences between two flat mappings. Return "" if the mappings are equal.
 
     Example:
-        >>> differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
+        >>> describe_differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
         'b: 2 then, 3 now'
     """
     changed = [
@@ -302,7 +302,7 @@ def differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
     return "; ".join(changed[:6] + more)
 
 
-def parse(tree: object, *, where: str) -> Config:
+def parse_config(tree: object, *, where: str) -> Config:
     """Build a configuration from plain data. Error messages start with the source `where`.
 
     Raises:
@@ -324,7 +324,7 @@ def load_config(path: Path) -> Config:
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value is invalid.
     """
-    return parse(read_yaml(path) or {}, where=str(path))
+    return parse_config(read_yaml(path) or {}, where=str(path))
 
 
 def dump_config(config: Config) -> str:

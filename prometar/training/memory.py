@@ -51,7 +51,7 @@ class Footprint:
         weights = sum(tensor.nbytes for tensor in tensors_of(clip))
         return cls(weights, image, text, max(len(split.classnames) for split in splits), cache_bytes)
 
-    def memory(self, config: Config, *, on_gpu: bool = False) -> int:
+    def memory_bytes(self, config: Config, *, on_gpu: bool = False) -> int:
         """Return the estimated main memory of a run, in bytes.
 
         Args:
@@ -59,7 +59,7 @@ class Footprint:
 
         Example:
             >>> mini = Footprint(3 * 2**20, floats_per_image=50_000, floats_per_class=50_000, num_classes=12)
-            >>> mini.memory(Config()) / 2**30 < 1
+            >>> mini.memory_bytes(Config()) / 2**30 < 1
             True
         """
         process = PROCESS_BYTES + self.cache_bytes + self.weight_bytes

@@ -13,7 +13,7 @@ EpochRecord = dict[str, int | float]
 """Losses, accuracies and other numbers of an epoch by name (`Session.history`)."""
 Percent = Annotated[float, Field(ge=0, le=100)]
 
-STRICT = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+RECORD_CONFIG = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 """Pydantic configuration of records: types are not converted, and numbers must be finite."""
 
 
@@ -32,7 +32,7 @@ class RunResult(BaseModel):
         tests: Accuracy in percent on all classes of other datasets, and digest of their splits, by dataset.
     """
 
-    model_config = ConfigDict(**STRICT, validate_by_name=True)
+    model_config = ConfigDict(**RECORD_CONFIG, validate_by_name=True)
 
     last_epoch: EpochRecord = Field(alias="result")
     accuracies: dict[str, Percent] = Field(min_length=1)

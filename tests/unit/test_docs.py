@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from prometar import __version__
 from prometar.cli.app import app
-from prometar.config.recipes import NAMES
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, configure, is_setting, parse_assignments
 from prometar.methods.composition import build
 from tune.config import StudyConfig
@@ -32,10 +32,10 @@ COMMANDS = re.findall(r"^prometar train (.*?)(?: #.*)?$", TEXT, flags=re.MULTILI
 
 
 def test_every_method_has_its_row() -> None:
-    assert sorted(TABLE) == sorted(NAMES)
+    assert sorted(TABLE) == sorted(METHODS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_row_is_the_recipe(name: str) -> None:
     config, s = configure(name), configure(name).flat()
     _, prompts, regularizer, modulator, inner, query, averager, *numbers = TABLE[name]

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from prometar.comparison.runs import FinishedRun
-from prometar.config.settings import Config, differences, load_config
+from prometar.config.settings import Config, describe_differences, load_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
@@ -142,7 +142,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:
         return None
-    if changed := differences(load_config(folder / "config.yaml").flat(), config.flat()):
+    if changed := describe_differences(load_config(folder / "config.yaml").flat(), config.flat()):
         raise UserError(f"{folder} has other settings ({changed}). Pass the same settings or another --out.")
     try:
         result = read_result(folder)

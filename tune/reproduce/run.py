@@ -49,7 +49,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
         if remaining:
             nodes = start_ray(address=address)
             on_gpu, footprint = uses_gpus(nodes, resources), Footprint.of(clip, largest_splits)
-            memory = max(footprint.memory(config, on_gpu=on_gpu) for config in grid.configs.values())
+            memory = max(footprint.memory_bytes(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, plan_text = plan_resources(
                 nodes, resources, len(remaining), "all remaining runs", memory=memory, noun="run"
             )

@@ -186,7 +186,7 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = torch.cuda.device_count()
     nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(total_bytes)}]
-    memory = footprint.memory(config.run, on_gpu=uses_gpus(nodes, config.resources))
+    memory = footprint.memory_bytes(config.run, on_gpu=uses_gpus(nodes, config.resources))
     resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = _seconds_per_step(config)

@@ -21,7 +21,7 @@ from prometar.analysis.alignment import (
 )
 from prometar.cli.app import main
 from prometar.clip.openclip import tokenize
-from prometar.config.recipes import NAMES as METHODS
+from prometar.config.recipes import METHODS
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.methods.augmentations import NoAugmentation
 from prometar.step.meta_batch import leave_one_class_out, meta_task_rng

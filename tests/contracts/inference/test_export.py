@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import prometar
 from prometar.cli.app import main
-from prometar.config.recipes import NAMES as METHODS
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import classnames

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.clip.openclip import load_backbone, tokenize
-from prometar.config.recipes import NAMES as METHODS
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import build
 from prometar.step import iteration

@@ -12,7 +12,7 @@ from torch import Tensor
 from prometar.clip.features import frozen_text
 from prometar.clip.openclip import TEMPLATES, tokenize
 from prometar.clip.vision import embed_images
-from prometar.config.recipes import NAMES as METHODS
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
 from prometar.methods.composition import build

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prometar.clip.model import tensors_of
 from prometar.clip.openclip import Backbone, tokenize
-from prometar.config.recipes import NAMES as METHODS
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prometar.clip.openclip import Backbone
-from prometar.config.recipes import NAMES as METHODS
+from prometar.config.recipes import METHODS
 from prometar.device import fetch, send
 from prometar.step import iteration
 from prometar.training import epoch

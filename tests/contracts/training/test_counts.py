@@ -67,11 +67,11 @@ def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int
     clip = clip_without_weights("ViT-B-16-quickgelu")
     classes = FewShotSplit(tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {})
     asked = config("ViT-B-16-quickgelu", method)
-    estimated = Footprint.of(clip, [classes]).memory(asked) - PROCESS_BYTES
+    estimated = Footprint.of(clip, [classes]).memory_bytes(asked) - PROCESS_BYTES
     counted = memory_of(asked, num_classes=num_classes).peak
     assert 0.95 * counted < estimated < 1.2 * counted
     weights = sum(tensor.nbytes for tensor in tensors_of(clip))
-    assert Footprint.of(clip, [classes]).memory(asked, on_gpu=True) == PROCESS_BYTES + weights
+    assert Footprint.of(clip, [classes]).memory_bytes(asked, on_gpu=True) == PROCESS_BYTES + weights
 
 
 @pytest.mark.parametrize("method", ["coop", "prometar-coop"])

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from prometar.config.recipes import NAMES as METHODS
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item, Source
 from prometar.data.streaming.plan import Plan

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prometar.config import recipes
-from prometar.config.recipes import NAMES, recipe
+from prometar.config.recipes import METHODS, recipe
 from prometar.config.settings import Config, configure, dump_config, load_config
 from prometar.errors import UserError
 from prometar.methods.composition import build
@@ -14,7 +14,7 @@ from tune.reproduce.published import published_accuracies
 PAPERS_SETTING = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai", "data.name": "dtd"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_recipe_says_where_it_comes_from_and_is_a_configuration(name: str, tmp_path: Path) -> None:
     entry = recipe(name)
     assert entry.title
@@ -36,7 +36,7 @@ def test_a_recipe_says_where_it_comes_from_and_is_a_configuration(name: str, tmp
 
 def test_every_recipe_is_in_the_table() -> None:
     folder = Path(recipes.__file__).parent / "recipes"
-    assert sorted(NAMES) == sorted(path.stem for path in folder.glob("*.yaml"))
+    assert sorted(METHODS) == sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def test_the_defaults_are_prometars() -> None:

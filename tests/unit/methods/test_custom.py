@@ -11,7 +11,7 @@ import pytest
 
 from prometar.clip.model import Clip
 from prometar.clip.openclip import load_backbone
-from prometar.config.settings import Config, configure, dump_config, load_config, parse, parse_assignments
+from prometar.config.settings import Config, configure, dump_config, load_config, parse_assignments
 from prometar.errors import UserError
 from prometar.io.custom import load_component, source_digest
 from prometar.methods.component_check import check_components
@@ -110,7 +110,7 @@ def test_errors_of_a_gpu_are_raised(mine: Path, clip: Clip) -> None:
 
 def test_reading_a_configuration_imports_nothing(mine: Path) -> None:
     mine.write_text("raise SystemExit('imported')\n")
-    config = parse({"regularizer": {"kind": "mine:huber", "args": {"delta": 1}}}, where="a file")
+    config = Config.model_validate({"regularizer": {"kind": "mine:huber", "args": {"delta": 1}}})
     assert config.references == {"regularizer": "mine:huber"}
     assert "mine" not in sys.modules
     with pytest.raises(UserError, match=r"a file uses custom components \(mine:huber\)"):
