@@ -133,7 +133,7 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
 
 
-def evaluate_on_targets(folder: Path, names: Sequence[str], stream: Stream = stream_local) -> None:
+def evaluate_on_targets(folder: Path, names: Sequence[str], stream: Stream) -> None:
     """Test a finished run on the named datasets, and add the accuracies that result.json lacks.
 
     Raises:

@@ -186,7 +186,7 @@ def compare(
         print(f"Table written to {csv}")
 
 
-# report, reproduce and search, which belong to the package tune
+# The package tune registers report, reproduce and search as entry points.
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda entry: entry.name):
     app.command(name=_command.name, cls=Command)(_command.load())
 

@@ -16,6 +16,7 @@ from prometar.errors import PrometarError, first_line, is_accelerator_error, one
 
 INTERRUPTED = 130
 _STUDY_PACKAGES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "sqlalchemy"}
+"""Dependencies of the extra `study`, which `prometar train` does not need."""
 TRACEBACK_VARIABLE = "PROMETAR_TRACEBACK"
 """Environment variable. If it is 1, the traceback of an unexpected error is shown."""
 

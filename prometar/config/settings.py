@@ -137,7 +137,7 @@ class Config(MethodConfig):
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
         If `method` changes, all settings except data, backbone and seed start from its recipe. If the kind
-        of a component changes, the new kind keeps the settings that the old kind also has.
+        of a component changes, settings of both kinds are kept. Settings that a kind lacks are ignored.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.

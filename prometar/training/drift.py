@@ -88,7 +88,7 @@ def drift_scores(
     batches: Iterable[Batch],
     cache: FeatureCache | None,
 ) -> dict[str, float]:
-    """Return accuracies (`base`, its `zero_shot`, predicted `new`) in percent, and the drift (`divergence`).
+    """Return `base`, `zero_shot` and predicted `new` accuracy in percent, and the drift (`divergence`).
 
     Args:
         base_model, out_of_domain_model: Prompted CLIP for the two sets of names, with frozen text features.

@@ -107,7 +107,7 @@ _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
 """By data plan and backbone: size in bytes of all features, and those computed so far by batch number."""
 
 
-def _feature_cache(clip: Clip, plan: Plan, *cache_key: Hashable) -> FeatureCache | None:
+def _feature_cache(clip: Clip, plan: Plan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
     """Return the cache for a data plan's image features, or None if they exceed a quarter of its capacity."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
@@ -152,7 +152,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
 
     plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
-        name: EvaluationSet(plan, model_of(classnames(plan.items)), _feature_cache(clip, plan, *cache_key))
+        name: EvaluationSet(plan, model_of(classnames(plan.items)), _feature_cache(clip, plan, cache_key))
         for name, plan in plans.items()
     }
     templates = method.regularizer.templates or (dataset.template_named(method.regularizer.template_name),)
@@ -184,7 +184,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         model=model_of(split.classnames, frozen),
         plan=plan,
         evaluations=evaluations,
-        cache=_feature_cache(clip, plan, *cache_key),
+        cache=_feature_cache(clip, plan, cache_key),
         cache_key=cache_key,
         out_of_domain=out_of_domain,
         code_digests={ref: source_digest(ref) for ref in references if is_custom(ref)},

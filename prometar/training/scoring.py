@@ -18,7 +18,7 @@ def make_logits_fn(
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    Class texts are encoded once, or for each image if the prompts are conditional on it.
+    Class texts are encoded once, or per image if the prompts depend on it. `cache` is by batch number.
     """
     with torch.no_grad():
         tokens = model.prompts.tokens(dict(leaves))
