@@ -16,21 +16,23 @@ IN_WHEEL = (
 )  # fmt: skip
 
 
-def found(pattern: str, file: str) -> str:
+def first_match(pattern: str, file: str) -> str:
     """Return the first group of the first match in a file of the repository, or "none"."""
     match = re.search(pattern, (ROOT / file).read_text("utf-8"), re.MULTILINE)
     return match[1] if match else "none"
 
 
 def problems(dist: Path) -> list[str]:
-    """Return what forbids a release, one line each."""
-    version = found(r'^__version__ = "(.+)"', "prometar/__init__.py")
-    said = {
-        "CHANGELOG.md": found(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", "CHANGELOG.md"),
-        "CITATION.cff": found(r"^version: (.+)$", "CITATION.cff"),
+    """Return the problems that prevent a release, one line each."""
+    version = first_match(r'^__version__ = "(.+)"', "prometar/__init__.py")
+    other_versions = {
+        "CHANGELOG.md": first_match(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", "CHANGELOG.md"),
+        "CITATION.cff": first_match(r"^version: (.+)$", "CITATION.cff"),
     }
     wrong = [
-        f"{file} says {other}, the package {version}" for file, other in said.items() if other != version
+        f"{file} has version {other}, the package {version}"
+        for file, other in other_versions.items()
+        if other != version
     ]
     tags = subprocess.run(
         ["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False

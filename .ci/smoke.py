@@ -1,4 +1,4 @@
-"""The installed package without extras: a run trains, its prompts are exported and classify an image."""
+"""Smoke test of the installed package without extras: train a run, export its prompts, classify an image."""
 
 import subprocess
 import sys
@@ -12,28 +12,18 @@ def main() -> None:
     for name in ("ray", "optuna", "plotly"):
         assert find_spec(name) is None, f"{name} is installed: use an environment without extras"
     command = [str(Path(sys.executable).with_name("prometar"))]
-    train = [
-        "train",
-        "--dataset",
-        "cells",
-        "--set",
-        "train.epochs=1",
-        "--set",
-        "data.shots=1",
-        "--out",
-        "run",
-    ]
-    subprocess.run([*command, *train], check=True)
+    settings = ["--set", "train.epochs=1", "--set", "data.shots=1"]
+    subprocess.run([*command, "train", "--dataset", "cells", *settings, "--out", "run"], check=True)
     subprocess.run([*command, "evaluate", "run"], check=True)
     subprocess.run([*command, "export", "run", "--to", "prompts.safetensors"], check=True)
     from PIL import Image
 
     names = prometar.load("prompts.safetensors").predict(Image.new("RGB", (64, 64))).names
     print(f"without extras: trained, exported, and classified as {names[0]}")
-    said = subprocess.run([*command, "search"], capture_output=True, text=True, check=False)
-    assert said.returncode == 1, said
-    assert said.stderr.count("\n") == 1, said.stderr
-    assert "prometar[study]" in said.stderr, said.stderr
+    refused = subprocess.run([*command, "search"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1, refused
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    assert "prometar[study]" in refused.stderr, refused.stderr
 
 
 if __name__ == "__main__":

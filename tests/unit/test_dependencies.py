@@ -39,14 +39,14 @@ def test_every_direct_dependency_is_there_in_its_range(direct: Requirement) -> N
     assert direct.specifier.contains(exact.version), f"{pinned} is not {direct}: make constraints"
 
 
-def test_licences_are_those_of_the_packages() -> None:
+def test_licenses_are_those_of_the_packages() -> None:
     """Of the versions in constraints.txt: another one may say it in other words."""
     assert [row[0] for row in ROWS] == list(dict.fromkeys(direct.name for direct in DIRECT))
-    for name, licence, when in ROWS:
-        assert licence != "not said"
+    for name, stated, when in ROWS:
+        assert stated != "unknown"
         assert set(when.split(", ")) == {
             g for g, rs in DEPENDENCIES.groups().items() if name in {r.name for r in rs}
         }
         exact = re.sub(r".*==", "", str(PINNED[canonicalize_name(name)]))
         if Version(version(name)).public == exact:
-            assert licence == DEPENDENCIES.licence(name), f"{name}: make constraints"
+            assert stated == DEPENDENCIES.license_of(name), f"{name}: make constraints"
