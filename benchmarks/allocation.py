@@ -7,7 +7,7 @@ datasets: the search score, and H on test images. Each replay samples settings w
 the recorded means, which are shrunk by the noise of three seeds. It adds recorded noise to the scores and
 selects settings according to the plan. The default settings are always a candidate. The gain is the mean test
 H of the selected settings minus that of the default settings. Trials with half the epochs have an additional
-error, measured between epochs 2.5 and 5 of recorded learning curves (`curves.json`).
+error: that of predicting epoch 5 of recorded learning curves (`curves.json`) from the mean of epochs 2 and 3.
 """
 
 import json
@@ -27,11 +27,14 @@ FILES = ("objectives.json", "photographs.json")
 
 
 class Stage(NamedTuple):
-    """Run the best `settings` settings with `seeds` new seeds, for `length` of the epochs of a trial."""
+    """Stage of a plan: the best `settings` settings are run with `seeds` new seeds.
+
+    `epoch_share`: fraction of the epochs of a trial.
+    """
 
     settings: int
     seeds: int
-    length: float = 1.0
+    epoch_share: float = 1.0
 
 
 PLANS: Mapping[str, Sequence[Stage]] = {
@@ -53,7 +56,7 @@ class Model(NamedTuple):
 
 
 def fit(found: Table) -> Model:
-    """Shrink the means over seeds towards their overall mean, by the share of noise in their variance."""
+    """Estimate the model. Means over seeds are shrunk towards their overall mean, to remove seed noise."""
 
     def shrunk(values: Floats) -> tuple[Floats, float]:
         means, noise = values.mean(1), float(np.sqrt(values.var(1, ddof=1).mean()))
@@ -73,21 +76,21 @@ def half_length_error() -> float:
     return float((end - slope * half - offset).std() / end.std())
 
 
-def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, half: float) -> float:
-    """Return the gain of one search."""
+def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_error: float) -> float:
+    """Simulate one search and return its gain. `short_error`: the result of `half_length_error`."""
     total, spread = plan[0].settings, model.scores[1:].std()
-    drawn = rng.integers(1, len(model.scores), total)
+    rows = rng.integers(1, len(model.scores), total)
     jitter = rng.normal(0, 0.2, total)  # a smoothed bootstrap: no two sampled settings are the same
-    scores = np.append(model.scores[drawn] + jitter * spread, model.scores[0])
-    tests = np.append(model.tests[drawn] + jitter * model.tests[1:].std(), model.tests[0])
+    scores = np.append(model.scores[rows] + jitter * spread, model.scores[0])
+    tests = np.append(model.tests[rows] + jitter * model.tests[1:].std(), model.tests[0])
     sums, runs, alive = np.zeros(total + 1), np.zeros(total + 1), np.arange(total + 1)
     for number, stage in enumerate(plan):
         if number:
             order = alive[np.argsort(-sums[alive] / runs[alive])]
             alive = np.union1d(order[: stage.settings], [total])  # the default settings remain a candidate
-        extra = rng.normal(0, half * spread, len(alive)) if stage.length < 1 else 0.0
-        drawn_scores = rng.normal(scores[alive], model.noise, (stage.seeds, len(alive))) + extra
-        sums[alive] += drawn_scores.sum(0)
+        extra = rng.normal(0, short_error * spread, len(alive)) if stage.epoch_share < 1 else 0.0
+        new_scores = rng.normal(scores[alive], model.noise, (stage.seeds, len(alive))) + extra
+        sums[alive] += new_scores.sum(0)
         runs[alive] += stage.seeds
     best = alive[np.argmax(sums[alive] / runs[alive])]
     return float(tests[best] - tests[total])
@@ -101,16 +104,18 @@ def main() -> None:
     args = parser.parse_args()
     tables = [each for name in FILES for each in read_evidence(Path(__file__).with_name(name))[1]]
     models = {each.dataset: fit(each) for each in tables}
-    half, replays = half_length_error(), 100 if args.quick else args.replays
+    short_error, replays = half_length_error(), 100 if args.quick else args.replays
 
     def gains(plan: Sequence[Stage], model: Model) -> Floats:
         rng = np.random.default_rng(0)
-        return np.array([replay(model, plan, rng, half) for _ in range(replays)])
+        return np.array([replay(model, plan, rng, short_error) for _ in range(replays)])
 
     rows = []
     for name, plan in PLANS.items():
         found = [gains(plan, model) for model in models.values()]
-        runs = sum((stage.settings + (k > 0)) * stage.seeds * stage.length for k, stage in enumerate(plan))
+        runs = sum(
+            (stage.settings + (k > 0)) * stage.seeds * stage.epoch_share for k, stage in enumerate(plan)
+        )
         means = [float(each.mean()) for each in found]
         worse = f"{100 * np.mean([np.mean(each < WORSE) for each in found]):.0f} %"
         rows.append((name, f"{runs:g}", mean_and_interval(means), worse, *(f"{m:+.2f}" for m in means)))

@@ -1,4 +1,4 @@
-"""Kill studies at random moments until they finish, and count lost results.
+"""Interrupt studies at random moments, resume them until they finish, and count lost results.
 
     python benchmarks/chaos.py [--studies 10] [--real 0] [--kills 4] [--seed 0] [--quick] [--json FILE]
 
@@ -8,13 +8,12 @@ Each study is interrupted `--kills` times, restarted with the same command, and 
 - a full or read-only disk until the command ends (on a separate file system, which only root can mount);
 - a database in which one statement in fifty fails, or a clock that is set back by an hour;
 - SIGKILL of a node in every third study, which runs on a Ray cluster of three nodes. Another node then joins;
-- corrupt state (only `--real`): a checkpoint is truncated to half its size after the driver was killed.
+- a corrupt checkpoint (only `--real`): truncated to half its size after the driver was killed.
 
 `--studies` use a trial that does not train: six trials of three epochs, then two settings with two fresh
-seeds each, then the same settings with two final-test seeds. `--real` studies train on the rendered dataset
-and backbone. The baseline is the same study without interruptions and with one trial at a time. The results
-must be identical to the baseline's, including the final prompts of `--real` studies, bit for bit. The exit
-status is 1 if a result was lost.
+seeds each, then the same settings with two final-test seeds. `--real` studies train on `cells` with `mini`.
+The results must be identical to those of an uninterrupted study with one trial at a time, including the final
+prompts of `--real` studies, bit for bit. The exit status is 1 if a result was lost or differs.
 """
 
 import argparse
@@ -47,9 +46,9 @@ from tests.support.driver import NAME, Driver, misbehave, trial_workers
 from tests.support.nodes import Cluster
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 
-DRIVER, TERM, WORKER, NODE, DAMAGED = "driver -9", "SIGTERM", "worker -9", "node -9", "state damaged"
+DRIVER, TERM, WORKER, NODE, TRUNCATED = "driver -9", "SIGTERM", "worker -9", "node -9", "corrupt checkpoint"
 FULL, READ_ONLY, FLAKY, SET_BACK = "disk full", "disk read-only", "1 in 50 fails", "clock set back"
-KINDS = (DRIVER, TERM, WORKER, NODE, DAMAGED, FULL, READ_ONLY, FLAKY, SET_BACK)
+KINDS = (DRIVER, TERM, WORKER, NODE, TRUNCATED, FULL, READ_ONLY, FLAKY, SET_BACK)
 NUM_NODES = 3
 MAX_RESTARTS = 2  # per command, because a trial fails when its workers have died three times
 NOT_STARTED = "Cannot start Ray"  # on a busy machine, two attempts of 30 s can fail
@@ -107,13 +106,13 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 @cache
-def baseline(scenario: Scenario) -> tuple[dict[str, Any], float]:
+def uninterrupted(scenario: Scenario) -> tuple[dict[str, Any], float]:
     """Run the study without interruptions. Return its results and duration in seconds."""
     with TemporaryDirectory() as folder:
         out, began = Path(folder), time.monotonic()
         with scenario.driver(out, *scenario.options, "--max-concurrent", 1) as driver:
             if driver.wait(900):
-                raise SystemExit(f"the baseline study failed: {driver.errors()}")
+                raise SystemExit(f"the uninterrupted study failed: {driver.errors()}")
         return results_of(scenario, out), time.monotonic() - began
 
 
@@ -139,14 +138,14 @@ class InterruptedStudy:
         self, scenario: Scenario, rng: random.Random, num_kills: int, cluster: Cluster | None = None
     ) -> None:
         self._scenario, self._rng, self._left, self._cluster = scenario, rng, num_kills, cluster
-        self._place = ("--address", cluster.address) if cluster else ("--max-concurrent", 1)
+        self._where = ("--address", cluster.address) if cluster else ("--max-concurrent", 1)
         self._disk: Disk | None = None
         self._may_fail = False  # True if the current command may end with a one-line error
         self.count = Count()
 
     def run(self) -> Count:
         """Run the study until it finishes. Return its interruptions and losses."""
-        expected, _ = baseline(self._scenario)
+        expected, _ = uninterrupted(self._scenario)
         began = time.monotonic()
         with ExitStack() as started:
             out = Path(mkdtemp(prefix="prometar-chaos-"))
@@ -160,7 +159,7 @@ class InterruptedStudy:
             while status != 0:
                 env = self._cluster.env if self._cluster else None
                 driver = self._scenario.driver(
-                    out, *self._scenario.options, *self._place, *self._fault_options(), env=env
+                    out, *self._scenario.options, *self._where, *self._fault_options(), env=env
                 )
                 started.enter_context(driver)  # the Ray processes of a killed driver outlive it
                 status = self._command(out, driver)
@@ -206,14 +205,19 @@ class InterruptedStudy:
                 self.count.kills[kind] += 1
                 return self._refuse_writes(kind, self._disk, driver)
             status = driver.end(signal.SIGTERM) if kind == TERM else driver.kill()
-            if kind == DAMAGED and not self._truncate_checkpoint(out):
+            if kind == TRUNCATED and not self._truncate_checkpoint(out):
                 kind = DRIVER
             self.count.kills[kind] += 1
             return status
         return driver.wait(900)
 
     def _choose_kind(self, restarts: int) -> str:
-        kinds = [DRIVER, TERM, WORKER, DAMAGED if self._scenario.real else NODE if self._cluster else DRIVER]
+        kinds = [
+            DRIVER,
+            TERM,
+            WORKER,
+            TRUNCATED if self._scenario.real else NODE if self._cluster else DRIVER,
+        ]
         kind = self._rng.choice([*kinds, FULL, READ_ONLY] if self._disk else kinds)
         return DRIVER if kind in (WORKER, NODE) and restarts == MAX_RESTARTS else kind
 

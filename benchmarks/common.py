@@ -38,9 +38,9 @@ Figures = dict[str, Any]
 """Measurements of one run of a side, by name. JSON values."""
 
 DEVELOPMENT = ("textures", "cells", "suite:flags", "suite:leaves")
-"""Datasets that methods may be developed on."""
-CLAIM = ("suite:shapes", "suite:fabrics", "suite:plots", "suite:terrain", "suite:sketches")
-"""Datasets that nothing was developed on, for final results."""
+"""Datasets for development."""
+CLOSED = ("suite:shapes", "suite:fabrics", "suite:plots", "suite:terrain", "suite:sketches")
+"""Datasets that were not used for development, for final results."""
 WORSE = -0.5
 """A selection is worse if its difference in H from the default settings is below this value."""
 

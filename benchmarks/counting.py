@@ -1,4 +1,4 @@
-"""Exact counts of kernels, bytes and memory of an iteration, from fake tensors (shapes without data)."""
+"""Exact counts of kernels, bytes and memory of a training step, from fake tensors (shapes without data)."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from prometar.step.state import State
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One iteration of a configuration: embed the images, then run the direct and the meta phase.
+    """One training step of a configuration: embed the images, then run the direct and the meta phase.
 
     Without learnable prompts, both phases are omitted. `num_query`: number of images in the query. `cache`:
     features from earlier calls. All tensors belong to `mode`, which must be entered before a call.
@@ -132,7 +132,7 @@ class Kernels(TorchDispatchMode):
 
 
 def kernels_of(rehearsal: Rehearsal, name_of: Callable[[Any], str] = operator_name) -> Kernels:
-    """Count the kernels of one iteration."""
+    """Count the kernels of one step."""
     with rehearsal.mode, Kernels(name_of) as counted:
         rehearsal()
     return counted
@@ -140,7 +140,7 @@ def kernels_of(rehearsal: Rehearsal, name_of: Callable[[Any], str] = operator_na
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of tensors before an iteration, and their peak during the iteration.
+    """Bytes of tensors before a step, and their peak during the step.
 
     Other memory of the process (torch itself, workspaces of libraries, cached free blocks) is not counted.
     """
@@ -150,9 +150,9 @@ class Memory:
 
 
 def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.float32) -> Memory:
-    """Count the memory of one iteration of a configuration, which takes a second or two.
+    """Count the memory of one step of a configuration, which takes a second or two.
 
-    This is the iteration with the highest peak: all images but one are the support, whose gradients are
+    This is the step with the highest peak: all images but one are the support, whose gradients are
     differentiated.
     """
     rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, num_query=1)

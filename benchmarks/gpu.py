@@ -2,9 +2,9 @@
 
     python benchmarks/gpu.py [--minutes 30] [--out out/gpu] [--parts parity speed ...] [--docs FILE]
 
-Each part runs in a separate process and writes a record to --out. Rerun the same command to measure missing
-or failed parts. At the end, a table lists each claim as "holds", "does not hold" or "not measured". The table
-and the measurements also replace the block `gpu` of --docs. Without a GPU, the exit status is 2.
+Each part runs in a separate process, and its record is written to --out. Rerun the same command to measure
+missing or failed parts. At the end, a table lists each claim as "holds", "does not hold" or "not measured".
+The table and the measurements also replace the block `gpu` of --docs. Without a GPU, the exit status is 2.
 """
 
 import json
@@ -66,12 +66,12 @@ CLAIMS = (
     Claim("a resumed run equals one that never stopped, bit for bit", "repeat", lambda f: f["resumed"]),
     Claim("bf16 is faster than fp32", "speed", lambda f: f["bf16"] > f["fp32"]),
     Claim(
-        "the counted memory is within a quarter of what is allocated",
+        "the counted memory is within 25% of the allocated memory",
         "memory",
         lambda f: all(0.75 < counted / allocated < 1.25 for allocated, counted in f.values()),
     ),
     Claim("four trials on a GPU do 1.5 times the steps of one", "packing", lambda f: f["4"] >= 1.5 * f["1"]),
-    Claim("a whole study ends", "study", lambda f: f["status"] == 0),
+    Claim("a study finishes", "study", lambda f: f["status"] == 0),
 )
 
 
@@ -126,16 +126,16 @@ def run_part(name: str, seconds: float, *, folder: Path) -> Figures:
     command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures)]
     status = _run(command, seconds)
     if status is None:
-        return {"failed": "no time was left", "figures": {}}
+        return {"failed": "timed out", "figures": {}}
     if status or not figures.is_file():
-        return {"failed": f"ended with status {status}", "figures": {}}
+        return {"failed": f"exit status {status}", "figures": {}}
     return {"failed": "", "figures": json.loads(figures.read_text("utf-8"))}
 
 
 def _run(command: Sequence[str], seconds: float) -> int | None:
-    """Return a command's exit status, or None if its time is over.
+    """Return the exit status of a command, or None if it timed out.
 
-    All processes that it started are killed, also on Ctrl-C. Otherwise, they could hold GPU memory forever.
+    Afterwards, even on Ctrl-C, its processes are killed. Otherwise, they could hold GPU memory forever.
     """
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -159,7 +159,7 @@ def block(gpu: str, records: Mapping[str, Figures]) -> str:
         parts.append(table(("processes on one GPU, bf16", "total steps per second"), packed.items()))
     if memory := records.get("memory", {}).get("figures"):
         rows = [(name, *(size / 2**30 for size in pair)) for name, pair in memory.items()]
-        parts.append(table(("an iteration's peak", "allocated GiB", "counted GiB"), rows))
+        parts.append(table(("peak of a step", "allocated GiB", "counted GiB"), rows))
     return "\n\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Parts of benchmarks/gpu.py without their own script: python benchmarks/gpu_parts.py PART --json FILE."""
+"""Parts of benchmarks/gpu.py without their own script: python benchmarks/gpu_parts.py PART --json FILE"""
 
 import argparse
 import json
@@ -52,14 +52,14 @@ def prompts_after(run: Run) -> dict[str, Tensor]:
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Return the largest absolute difference between two sets of leaves."""
+    """Return the largest absolute difference between two sets of tensors."""
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
 def parity() -> Figures:
-    """Return the difference from float64 on the CPU after an epoch, by precision."""
-    here = prompts_after(run_of("fp64", device=HOST))
-    return {p: distance(prompts_after(run_of(p)), here) for p in ("fp64", *PRECISIONS)}
+    """Return the difference of the prompts from float64 on the CPU after an epoch, by precision."""
+    on_cpu = prompts_after(run_of("fp64", device=HOST))
+    return {p: distance(prompts_after(run_of(p)), on_cpu) for p in ("fp64", *PRECISIONS)}
 
 
 def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def speed() -> Figures:
 
 
 def steps_per_second(run: Run, ready: Callable[[], object] = lambda: None) -> float:
-    """Repeat one step on one batch. Return steps per second. `ready` is called before the measurement."""
+    """Repeat one step on one batch. Return steps per second. `ready` is called after the warm-up."""
     batch = next(iter(stream_local(run.plan, run.dataset.source)))
     start, now = initial_state(run), sgd_config(run.config, 1)
 
@@ -109,7 +109,7 @@ def steps_per_second(run: Run, ready: Callable[[], object] = lambda: None) -> fl
 
 
 def memory() -> Figures:
-    """Return peak bytes of an iteration by precision: allocated, and counted with fake tensors."""
+    """Return peak bytes of a step by precision: allocated, and counted with fake tensors."""
     found: Figures = {}
     for precision in PRECISIONS:
         run = run_of(precision, RANDOM_CLIP)
@@ -128,13 +128,13 @@ def packing() -> Figures:
     for count in PROCESS_COUNTS:
         steps = total_steps_per_second(count)
         if steps is None:
-            break  # so many processes do not fit
+            break  # so many processes do not fit into GPU memory
         found[str(count)] = steps
     return found
 
 
 def total_steps_per_second(count: int) -> float | None:
-    """Return the steps of `count` processes per second of the slowest, or None if a process failed."""
+    """Return the total steps per second of `count` processes, or None if a process failed."""
     context = multiprocessing.get_context("spawn")
     barrier, seconds = context.Barrier(count), context.Queue()
     workers = [context.Process(target=_steps, args=(barrier, seconds)) for _ in range(count)]
@@ -157,7 +157,7 @@ def _steps(barrier: Any, seconds: Any) -> None:
 
 
 def study() -> Figures:
-    """Run a study of the embedded default with the command line. Return its exit status and seconds."""
+    """Run a study of `cells` on the command line. Return its exit status and duration in seconds."""
     began = time.perf_counter()
     command = [sys.executable, str(ROOT / "tune" / "search.py"), "--trials", "8", "--out", tempfile.mkdtemp()]
     status = subprocess.run(command, cwd=ROOT).returncode

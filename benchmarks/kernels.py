@@ -1,12 +1,12 @@
-"""Exact counts of kernels, bytes and operations of one ProMetaR iteration, from fake tensors.
+"""Exact counts of kernels, bytes and operations of one ProMetaR step, from fake tensors.
 
     python benchmarks/kernels.py [--backbone ViT-B-16-quickgelu] [--classes 16] [--dtype fp32]
         [--places] [--methods] [--quick] [--json FILE]
 
-Nothing is computed, because the code of the step runs with shapes only. A kernel is an ATen operation that
-torch dispatches and that is not a view. Its bytes are those of all its operands and results. Operations are
-those of matrix products and convolutions. `--methods` counts one step of each method with its default batch
-size: the first step, and a step whose images already have cached frozen features.
+Tensors have shapes but no data. A kernel is an ATen operation that torch dispatches and that is not a
+view. Its bytes are those of all its operands and results. Operations are those of matrix products and
+convolutions. `--methods` counts two steps of each method with its default batch size: the first one, and one
+with cached features.
 """
 
 import json
@@ -35,7 +35,7 @@ def calling_function(_: object) -> str:
 
 
 def count(rehearsal: Rehearsal, *, places: bool = False) -> tuple[Kernels, int]:
-    """Return the kernels of an iteration, and its number of operations."""
+    """Return the kernels of a step, and its number of operations."""
     with rehearsal.mode, FlopCounterMode(display=False) as flops:
         rehearsal()
     return kernels_of(rehearsal, calling_function if places else operator_name), flops.get_total_flops()

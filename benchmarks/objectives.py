@@ -8,8 +8,8 @@ The default settings and random samples of a space are trained with several seed
 as in a search, and tested. Scores of one seed are compared with test results of the other seeds. Rerun the
 same command to resume from the records in --out. `--show` prints the tables of a file written by --evidence.
 
-Drift is also measured over the true names of the new classes, which a search does not know: an upper bound
-of what users would gain who can name future classes before they have images of them.
+Drift is also measured over the true names of the new classes, which a search does not know. This bounds the
+gain of users who can name future classes before they have images of them.
 """
 
 import argparse
@@ -44,13 +44,13 @@ from tune.space.space import load_space
 Floats = NDArray[np.float64]
 EVIDENCE = Path(__file__).with_suffix(".json")
 SEEN = ("base", "zero_shot", "divergence")
-"""Figures of `drift` that a search can see."""
+"""Values from which a search computes the score `drift`. `divergence` is the drift."""
 NAMED = "named divergence"
 """Drift over the true names of the new classes. Evidence files of earlier versions lack it."""
 BUDGET = 24
-"""Settings that a search compares."""
+"""Number of settings that a search compares."""
 RESAMPLED = 400
-"""Random draws of BUDGET settings."""
+"""Number of random draws of BUDGET settings."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
     return found, tables
 
 
-# Measuring
+# Measurement
 
 
 def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) -> Config:
@@ -154,12 +154,12 @@ def measure(args: argparse.Namespace) -> None:
     )
 
 
-# Judging
+# Evaluation
 
 
-def drift(t: Table, loss: float) -> Floats:
-    """Score by H of base validation accuracy and predicted new accuracy."""
-    new = t.signals["zero_shot"] * np.exp(-loss * t.signals["divergence"])
+def drift(t: Table, decay: float) -> Floats:
+    """Return H of base validation accuracy and predicted new accuracy. `decay`: per nat of drift."""
+    new = t.signals["zero_shot"] * np.exp(-decay * t.signals["divergence"])
     return np.vectorize(lambda b, n: harmonic_mean({"base": b, "new": n}))(t.signals["base"], new)
 
 
@@ -172,7 +172,7 @@ SCORES: dict[str, Callable[[Table], Floats]] = {
 }
 
 
-def others(tests: Floats, seed: int) -> Floats:
+def mean_of_other_seeds(tests: Floats, seed: int) -> Floats:
     """Return the mean test result of the other seeds, per setting."""
     means: Floats = np.delete(tests, seed, axis=1).mean(axis=1)
     return means
@@ -186,10 +186,12 @@ def pick_gains(score: Floats, test: Floats) -> Floats:
 
 
 def scores_table(tables: Sequence[Table]) -> str:
-    """Return a row per score: rank correlation, gain of the pick, share of picks worse than the default."""
+    """Return a table of scores: rank correlation, gain of the pick, share of picks worse than the default."""
     rows = []
     for name, score in SCORES.items():
-        pairs = [(score(t)[:, k], others(t.tests, k)) for t in tables for k in range(t.tests.shape[1])]
+        pairs = [
+            (score(t)[:, k], mean_of_other_seeds(t.tests, k)) for t in tables for k in range(t.tests.shape[1])
+        ]
         ranks = [spearmanr(*pair).statistic for pair in pairs]
         gains = np.array([pick_gains(*pair) for pair in pairs])
         cells = (f"{np.mean(ranks):.2f}", f"{gains.mean():+.2f}", f"{100 * np.mean(gains < WORSE):.0f} %")
@@ -197,21 +199,23 @@ def scores_table(tables: Sequence[Table]) -> str:
     return table(("score", "rank correlation", f"gain of the pick of {BUDGET}", "worse"), rows)
 
 
-def parts_table(tables: Sequence[Table]) -> str:
-    """Return rank correlations of base and new accuracy with the figures that predict them."""
-    parts: dict[str, Callable[[Table], tuple[Floats, Floats]]] = {
+def accuracies_table(tables: Sequence[Table]) -> str:
+    """Return a table of rank correlations of base and new accuracy with their predictors."""
+    predictors: dict[str, Callable[[Table], tuple[Floats, Floats]]] = {
         "base, by validation accuracy": lambda t: (t.signals["base"], t.base),
-        "new, by divergence": lambda t: (-t.signals["divergence"], t.new),
+        "new, by drift": lambda t: (-t.signals["divergence"], t.new),
     }
     if all(NAMED in t.signals for t in tables):
-        parts["new, by divergence over the true new names"] = lambda t: (-t.signals[NAMED], t.new)
-    parts["new, by the test with another seed"] = lambda t: (t.new, t.new)
+        predictors["new, by drift over the true new names"] = lambda t: (-t.signals[NAMED], t.new)
+    predictors["new, by the test with another seed"] = lambda t: (t.new, t.new)
     rows = []
-    for name, part in parts.items():
+    for name, predictor in predictors.items():
         ranks = []
-        for score, test in map(part, tables):
+        for score, test in map(predictor, tables):
             seeds = range(test.shape[1])
-            ranks.append(np.mean([spearmanr(score[:, k], others(test, k)).statistic for k in seeds]))
+            ranks.append(
+                np.mean([spearmanr(score[:, k], mean_of_other_seeds(test, k)).statistic for k in seeds])
+            )
         rows.append((name, *(f"{rank:.2f}" for rank in ranks)))
     return table(("rank correlation", *(t.dataset for t in tables)), rows)
 
@@ -243,7 +247,7 @@ def main() -> None:
         f"{how['machine']}. {sets}: the default settings and {how['settings']} samples of `{how['space']}`, "
         f"{how['epochs']} epochs, seeds {seeds}."
     )
-    publish(f"{head}\n\n{scores_table(tables)}\n\n{parts_table(tables)}", args.doc, args.block)
+    publish(f"{head}\n\n{scores_table(tables)}\n\n{accuracies_table(tables)}", args.doc, args.block)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@
         [--json FILE] [--plot docs/concurrency.svg] [--quick]
     python benchmarks/sampler.py --samplers gp --budgets 40 --seeds 3     # a minute per search
 
-Nothing is trained. The trial store of a study samples and stores trials of simulated duration, so samplers
-wait for the first wave as in a real study. The three problems are a quadratic function on the space
-`default`, in which few settings matter and whose optimum depends on the seed; the Hartmann function of six
-settings; and the nearest recorded trial (curves.json) on the space `full`. Durations are proportional to the
-number of epochs, if it is searched. Scores are noisy. Regret is that of the settings with the highest score:
-0 is the optimum, and 100 is the median of random samples. Wall time is in mean trial durations. Results are
-written to --json after each search. Rerun the same command to resume.
+Nothing is trained. The trial store of a study samples and stores trials of simulated duration. As in
+a real study, the first concurrent trials are thus sampled without any result. The three problems are a
+quadratic function on the space `default`, in which few settings matter and whose optimum depends on the
+seed; the Hartmann function of six settings; and the nearest recorded trial (curves.json) on the space
+`full`. Durations are proportional to the number of epochs, if it is searched. Scores are noisy. Regret is
+that of the settings with the highest score: 0 is the optimum, and 100 is the median of random samples. Wall
+time is in mean trial durations. Results are written to --json after each search. Rerun the same command to
+resume.
 """
 
 import argparse
@@ -139,13 +140,13 @@ def regret_function(problem: str, seed: int) -> Objective:
     return lambda settings: 100 * (optimum - function(settings)) / (optimum - typical)
 
 
-def search(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Simulate one search. Return `cell` with the regret of the best-scored settings and the wall time."""
+def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Simulate one search. Return `options`, the regret of the best-scored settings and the wall time."""
     warnings.simplefilter("ignore")
-    problem, seed, slots = cell["problem"], cell["seed"], cell["concurrency"]
+    problem, seed, slots = options["problem"], options["seed"], options["concurrency"]
     space, regret = space_of(problem), regret_function(problem, seed)
     config = StudyConfig.of(
-        space=space, trials=cell["budget"], sampler=cell["sampler"], pruner="none", seed=seed, epochs=10
+        space=space, trials=options["budget"], sampler=options["sampler"], pruner="none", seed=seed, epochs=10
     )
     store = TrialStore(config, InMemoryStorage(), Path("nowhere"), {}, concurrency=slots)
     running: list[tuple[float, int, dict[str, Any]]] = []
@@ -158,7 +159,7 @@ def search(cell: Mapping[str, Any]) -> dict[str, Any]:
             heapq.heappush(running, (now + duration, trial.number, trial.params))
         if not running:
             best = max(scores.values())
-            return {**cell, "regret": round(best[1], 3), "wall": round(now, 3)}
+            return {**options, "regret": round(best[1], 3), "wall": round(now, 3)}
         now, number, settings = heapq.heappop(running)
         true = regret(settings)
         score = random.Random(f"{seed} {number} noise").gauss(100 - true, NOISE)
@@ -167,8 +168,8 @@ def search(cell: Mapping[str, Any]) -> dict[str, Any]:
         store.report(number, EpochReport(1, (run,), finished=True))
 
 
-def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield all searches, seed by seed, so that unfinished results are balanced."""
+def all_searches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the options of all searches, seed by seed, so that partial results are balanced."""
     for seed, budget, problem, sampler, slots in product(
         range(args.seeds), args.budgets, PROBLEMS, args.samplers, CONCURRENCY
     ):
@@ -272,9 +273,9 @@ def main() -> None:
         args.seeds, args.budgets = 1, [10]
     rows = json.loads(args.json.read_text()) if args.json.exists() and not args.quick else []
     done = [{key: row[key] for key in row if key not in ("regret", "wall")} for row in rows]
-    missing = [cell for cell in cells(args) if cell not in done]
+    missing = [options for options in all_searches(args) if options not in done]
     with get_context("spawn").Pool(args.jobs) as pool:
-        for number, row in zip(count(1), pool.imap_unordered(search, missing), strict=False):
+        for number, row in zip(count(1), pool.imap_unordered(simulate, missing), strict=False):
             rows.append(row)
             if not args.quick:
                 write_atomically(args.json, ("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n").encode())

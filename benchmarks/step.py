@@ -1,11 +1,11 @@
-"""One ProMetaR iteration: a plain transcription of the published code against the optimized implementation.
+"""One ProMetaR step: a plain transcription of the published code against the optimized implementation.
 
     python benchmarks/step.py [--classes 24 100] [--dtypes fp32 bf16] [--repeats 2] [--threads 2]
         [--limit-gb 24] [--quick] [--json FILE]
 
 Compares time, memory and arithmetic with ViT-B/16, random weights and batch size 4. Both sides use the same
 images and prompts. The published code runs in fp32. Sides alternate in separate processes, and the first
-iteration of each process is not measured. Peak memory is that of the whole process, or on a GPU the memory
+step of each process is not measured. Peak memory is that of the whole process, or on a GPU the memory
 that torch allocated. Operations are those of the executed matrix products. Their rate is compared with the
 rate of 2048 x 2048 products in the same process. `tests/parity` checks that both sides compute the same.
 """
@@ -47,11 +47,11 @@ from prometar.step.state import State
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COUNTED = 2  # iterations per process
+COUNTED = 2  # timed steps per process
 
 
-def iteration(side: str, num_classes: int, backbone: str, dtype: str) -> Callable[[], object]:
-    """Return a function that runs one iteration of a side. Every call has the same state and batch."""
+def make_step(side: str, num_classes: int, backbone: str, dtype: str) -> Callable[[], object]:
+    """Return a function that runs one step of a side. Every call has the same state and batch."""
     clip = load_backbone(backbone, "random", dtype=DTYPES[dtype], device=DEVICE).clip
     method = build(Config())
     names = [f"class number {i}" for i in range(num_classes)]
@@ -98,11 +98,11 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def product_rate(dtype: str, side: int) -> float:
+def product_rate(dtype: str, size: int) -> float:
     """Return the operations per second of a large matrix product."""
-    a = torch.randn(side, side).to(DEVICE, DTYPES[dtype])
+    a = torch.randn(size, size).to(DEVICE, DTYPES[dtype])
     seconds = [timed(lambda: a @ a) for _ in range(12)]
-    return 2 * side**3 / median(seconds[2:])
+    return 2 * size**3 / median(seconds[2:])
 
 
 def reset_peak() -> None:
@@ -119,19 +119,19 @@ def peak_gb() -> float:
 
 
 def measure(
-    side: str, classes: int, backbone: str, dtype: str, threads: int, limit_gb: float, product: int
+    side: str, classes: int, backbone: str, dtype: str, threads: int, limit_gb: float, matrix_size: int
 ) -> Figures:
-    """Return seconds per iteration, operations, their rate and peak memory, or {"fits": False}."""
+    """Return seconds per step, operations, their rate and peak memory, or {"fits": False}."""
     torch.set_num_threads(threads)
     if DEVICE == "cpu":
         resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gb * 1e9),) * 2)
     try:
-        run = iteration(side, classes, backbone, dtype)
+        run = make_step(side, classes, backbone, dtype)
         run()
-        rates, seconds = [product_rate(dtype, product)], []
+        rates, seconds = [product_rate(dtype, matrix_size)], []
         for _ in range(COUNTED):
             seconds.append(timed(run))
-            rates.append(product_rate(dtype, product))
+            rates.append(product_rate(dtype, matrix_size))
         peak = peak_gb()
         with FlopCounterMode(display=False) as counter:
             run()
@@ -154,13 +154,16 @@ def main() -> None:
     args = arguments(__doc__, add, repeats=2)
     if args.side:
         return print_figures(measure(**args.side))
-    product = 2048
+    matrix_size = 2048
     if args.quick:
-        args.backbone, args.repeats, args.classes, product = "mini", 1, [4], 256
+        args.backbone, args.repeats, args.classes, matrix_size = "mini", 1, [4], 256
     rows, everything = [], []
     common = {
-        "backbone": args.backbone, "threads": args.threads, "limit_gb": args.limit_gb, "product": product
-    }  # fmt: skip
+        "backbone": args.backbone,
+        "threads": args.threads,
+        "limit_gb": args.limit_gb,
+        "matrix_size": matrix_size,
+    }
     for classes in args.classes:
         sides = [("released", "fp32"), *(("ours", dtype) for dtype in args.dtypes)]
         rounds = in_turn(

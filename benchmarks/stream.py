@@ -6,8 +6,8 @@
 DIR contains dtd/. Without DIR, JPEGs of similar size are generated. Both sides decode, crop, resize and flip
 the same images in the same order with the same code and number of worker processes, in batches of four. The
 Ray side runs in an actor with the resources of a trial. The rate is that of a second full pass in a warm
-process, including its start-up. `in-process` uses no workers, for comparison. The pixels of all sides are
-checked for equality.
+process, including the start of the pass. `in-process` uses no workers, for comparison. The pixels of all
+sides are checked for equality.
 """
 
 import argparse
@@ -48,9 +48,9 @@ def generate_images(folder: Path, count: int) -> None:
         Image.fromarray(noisy).save(folder / f"{k:04d}.jpg", quality=82)
 
 
-def plan_of(root: str, made: bool, size: int, epochs: int) -> tuple[Plan, Source]:
+def plan_of(root: str, generated: bool, size: int, epochs: int) -> tuple[Plan, Source]:
     """Return a training plan, and the source of its images."""
-    if made:
+    if generated:
         names = sorted(path.name for path in Path(root).glob("*.jpg"))
         items = tuple(Item(name, k % 10, str(k % 10)) for k, name in enumerate(names))
         source: Source = FolderSource(root)
@@ -93,9 +93,9 @@ def local_pass(plan: Plan, source: Source, workers: int) -> Pass:
 PASSES = {"loader": loader_pass, "ray": stream_pass, "in-process": local_pass}
 
 
-def consume(kind: str, workers: int, root: str, made: bool, size: int, epochs: int) -> Figures:
+def consume(kind: str, workers: int, root: str, generated: bool, size: int, epochs: int) -> Figures:
     """Run two passes and time the second: seconds to the first batch, and images per second."""
-    start = PASSES[kind](*plan_of(root, made, size, epochs), workers)
+    start = PASSES[kind](*plan_of(root, generated, size, epochs), workers)
     state = hashlib.sha256()
     for step, images in enumerate(start()):
         if step < DIGESTED:
@@ -148,11 +148,11 @@ def main() -> None:
     if args.quick:
         args.repeats, args.epochs, args.workers, args.size, count = 1, 2, [1], 64, 60
     with TemporaryDirectory() as folder:
-        made, root = args.data_root is None, str(args.data_root or folder)
-        if made:
+        generated, root = args.data_root is None, str(args.data_root or folder)
+        if generated:
             print(f"{count} generated JPEGs")
             generate_images(Path(folder), count)
-        work = {"root": root, "made": made, "size": args.size, "epochs": args.epochs}
+        work = {"root": root, "generated": generated, "size": args.size, "epochs": args.epochs}
         kinds = [("in-process", 0)] + [(kind, n) for n in args.workers for kind in ("loader", "ray")]
         rounds = in_turn([{"kind": kind, "workers": n, **work} for kind, n in kinds], args)
     show(kinds, rounds, args)

@@ -2,11 +2,11 @@
 
     python benchmarks/study.py [--trials 20] [--slots 2] [--repeats 3] [--quick] [--json FILE]
 
-Runs `python tune/search.py` on a rendered dataset and `mini` with 5 epochs per trial and one CPU per slot.
-Training time is that of the trial records, including the scoring after each epoch. `search` is the time from
-the start of the first trial to the end of the last one, including idle slots at the end. `command` is the
-whole command, including the start of Python, Ray and workers, the confirmation, the final test and the
-report. Its training time includes the runs of the confirmation and the final test.
+Runs `python tune/search.py` on `textures` with `mini` and five epochs per trial. A slot runs one trial at
+a time. Training time is that of the trial records, including the scoring after each epoch. `search` is the
+time from the start of the first trial to the end of the last one, including idle slots at the end. `command`
+is the whole command, including the start of Python, Ray and workers, the confirmation, the final test and
+the report. Its training time includes the runs of the confirmation and the final test.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
     python benchmarks/trial_start.py [--trials 10] [--repeats 3] [--quick] [--json FILE]
 
-Uses the embedded default. `new actor` runs each trial in a new actor and includes the start of its process.
-`reused actor` runs all trials in one actor, as a study does, and ignores the first trial. The worker is
-`tune.execution.worker.JobWorker` with additional timers, in the placement group of a trial. Each trial
-trains one epoch before the next trial starts.
+Trains ProMetaR on `textures` with `mini`. `new actor` runs each trial in a new actor and includes the
+start of its process. `reused actor` runs all trials in one actor, as a study does, and ignores the first
+trial. The worker is `tune.execution.worker.JobWorker` with additional timers, in the placement group of
+a trial. Each trial trains one epoch before the next trial starts. "Rest" is the remaining time, such as
+closing the previous stream.
 """
 
 import argparse
@@ -76,7 +77,7 @@ class TimedWorker(JobWorker):
 
 
 def requests(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
-    """Return requests for trials of the embedded default, each with another weight of the text distance."""
+    """Return requests for trials that differ in the weight of the text distance."""
     config = configure("prometar", {"train.seed": 0, "train.epochs": 5})
     found = []
     for k in range(count):
