@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-unexport PYTHONDONTWRITEBYTECODE # else each process compiles torch and Ray anew
+unexport PYTHONDONTWRITEBYTECODE # otherwise, each process compiles torch and Ray again
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test suite test-newest fuzz check bench gpu chaos docs constraints dist release-check smoke clean
@@ -12,11 +12,10 @@ install: $(STAMP)-dev
 SAY := "Installing torch, Ray and other packages into $(VENV). The first time takes some minutes."
 INSTALL := .ci/install.sh $(BIN)/python
 
-# Python's bundled pip is slower.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Repeated only if the requirements change. The demo installs what it runs, other targets the development tools too.
+# Repeated only if the requirements change. The demo needs no development tools, other targets do.
 $(STAMP): pyproject.toml | $(BIN)/python
 	@echo $(SAY)
 	$(INSTALL) --editable ".[study]"
@@ -27,7 +26,7 @@ $(STAMP)-dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable ".[study,cluster]" --group dev
 	touch $(STAMP) $@
 
-# Smaller than the study without options, to fit into five minutes with the installation. Its cost comes first.
+# Smaller than the default study, so that installation and study take five minutes. The plan is shown first.
 DEMO := --study demo --trials 12 --top 2 --set data.shots=8 --final-seeds "1 2 3 4 5"
 demo: $(STAMP)
 	@$(BIN)/python tune/search.py $(DEMO) --plan
@@ -43,12 +42,12 @@ check: install
 
 test: check suite
 
-# Each suite in a process of its own, three at a time on two cores, since tests that start clusters mostly wait,
-# and the longest first. One thread each: threads that share a core wait for each other.
+# Each suite runs in its own process, the longest first. Three run concurrently on two cores, because tests that
+# start clusters mostly wait. Each has one thread, because threads that share a core wait for each other.
 SUITES := contracts studies ray cluster fast tools
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 suite: install
-	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compiled once, not by three at a time
+	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compile once, not in three concurrent processes
 	@$(MAKE) --no-print-directory --keep-going --jobs 3 $(SYNC) $(addprefix test-,$(SUITES))
 
 test-%: install
@@ -58,12 +57,12 @@ test-%: install
 test-fast: FOLDERS := unit parity
 test-tools: FOLDERS := tools fuzz
 
-# The newest version of everything, whatever constraints pip is configured with.
+# The newest versions of all packages, without the constraints of pip's configuration.
 test-newest:
 	rm -rf out/newest
 	PIP_CONSTRAINT=/dev/null $(MAKE) suite check VENV=out/newest/.venv
 
-# Randomly changed files and values, other ones each time, for hours.
+# Randomly changed files and values, different in each run. Takes hours.
 FUZZ_EXAMPLES ?= 3000
 fuzz: install
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 0 tests/fuzz
@@ -83,7 +82,7 @@ bench: install
 gpu: install
 	$(BIN)/python benchmarks/gpu.py --docs docs/performance.md
 
-# Studies whose processes are killed (docs/reliability.md). Fails if anything finished was lost.
+# Interrupt studies at random (docs/reliability.md). Fails if a finished result was lost.
 chaos: install
 	mkdir -p out/bench
 	$(BIN)/python benchmarks/chaos.py $(QUICK) --real 2 --json out/bench/chaos.json
@@ -101,12 +100,12 @@ dist: install
 	rm -rf out/dist
 	$(BIN)/python -m build --outdir out/dist
 
-# What must be true before a release is tagged: version, changelog, tag, contents and metadata of the wheel.
+# Checks before a release: version, changelog, tag, contents and metadata of the wheel.
 release-check: dist
 	$(BIN)/python .ci/release.py out/dist
 	$(BIN)/twine check --strict out/dist/*
 
-# The wheel in empty environments: without extras prompts load and a run trains; with [study] a study runs.
+# The wheel in new environments. Without extras, a run trains and its prompts load. With [study], a study runs.
 smoke: dist
 	rm -rf out/smoke
 	$(PYTHON) -m venv out/smoke
