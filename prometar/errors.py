@@ -31,7 +31,7 @@ class WorkError(PrometarError):
 
 
 class InfrastructureError(PrometarError):
-    """A disk, store or machine failed. It stops the study, and does not count as the failure of a trial."""
+    """A disk, store or machine failed. The error stops a study, and does not count as a trial's failure."""
 
 
 def first_line(error: BaseException) -> str:

@@ -42,7 +42,7 @@ TrustOption = Annotated[
     bool,
     typer.Option(
         "--trust-parts",
-        help="Import the custom components (parts) listed in the run or the prompt file. Default: refuse.",
+        help="Import the custom components (parts) of the run or the prompt file. Default: reject them.",
     ),
 ]
 

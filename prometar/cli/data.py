@@ -71,7 +71,7 @@ def data_check(name: NameArgument, data_root: RootOption = None) -> None:
         print(one_line(line), file=sys.stderr)
     print("\n  ".join(map(one_line, summary)))
     if invalid or corrupt:
-        counts = f"list errors: {len(invalid)}, missing or corrupt images: {len(corrupt)}"
+        counts = f"errors of the image list: {len(invalid)}, missing or corrupt images: {len(corrupt)}"
         raise WorkError(f"{name} is invalid ({counts}). Fix the problems listed above.")
 
 

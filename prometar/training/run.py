@@ -73,11 +73,11 @@ class Run:
     def digest(self) -> str:
         """sha256 of settings, objective, plans, texts and custom components. Checkpoints contain it."""
         plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
-        parts = [self.config.model_dump_json(), self.objective, self.dataset.template]
-        parts += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
-        parts += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
-        parts += [f"{ref} {digest}" for ref, digest in self.code_digests.items()]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        lines = [self.config.model_dump_json(), self.objective, self.dataset.template]
+        lines += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
+        lines += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
+        lines += [f"{ref} {digest}" for ref, digest in self.code_digests.items()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def backbone_of(config: BackboneConfig) -> Backbone:
@@ -104,11 +104,11 @@ def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tu
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""By data plan and backbone: size in bytes of all features, and those computed so far by batch number."""
+"""By data plan and backbone: bytes of all features, and the features computed so far by batch number."""
 
 
 def _feature_cache(clip: Clip, plan: Plan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
-    """Return the cache for a data plan's image features, or None if they exceed a quarter of its capacity."""
+    """Return the cache for the image features of a data plan, or None if they are too large to cache."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
