@@ -99,7 +99,7 @@ def cached_text(
     path = folder / "text-features" / f"{name}.safetensors"
     # A cache that cannot be read or written is ignored, because the features can be recomputed.
     with suppress(UserError):
-        stored = read_tensors(path, "It is recomputed.")[0].get("features")
+        stored = read_tensors(path, fix="")[0].get("features")
         if stored is not None and stored.shape == (len(classnames), clip.embed_dim):
             return stored.to(clip.device)
     features = frozen_text(clip, tokenize, classnames, templates)

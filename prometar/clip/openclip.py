@@ -206,7 +206,7 @@ def require_backbone(name: str, pretrained: str | None) -> None:
     if pretrained not in (tags := _tags(name)):
         file = Path(str(pretrained))
         if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or file_size(file) is not None:
-            return
+            return  # `load_clip` checks the file
         raise UserError(
             f"'{pretrained}' is neither a file nor an open_clip tag of {name}. "
             f"Use a .safetensors file or one of these tags: {', '.join(tags) or 'none'}."

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prometar.clip.function import Norm, Projection, TokenFunction
 from prometar.clip.model import Clip
-from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, Replaced, appending_layers
+from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, ReplacedSlots, appending_layers
 from prometar.errors import UserError
 
 ROW_LENGTH = 96
@@ -109,12 +109,12 @@ def _with_positions(clip: Clip, text: TextInput, prompts: LayerPrompts) -> Layer
 
 def _build_pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | None) -> Pass:
     tower, num_context = clip.text, text.num_context
-    slots: Appended | Replaced
+    slots: AppendedSlots | ReplacedSlots
     if mask is None:
         num_tokens = text.embedded_RTD.shape[1] - num_context
-        slots, layers = Appended(num_tokens), appending_layers(tower, num_tokens, prompts, num_out=1)
+        slots, layers = AppendedSlots(num_tokens), appending_layers(tower, num_tokens, prompts, num_out=1)
     else:
-        slots = Replaced(text.num_start, num_context)
+        slots = ReplacedSlots(text.num_start, num_context)
         # The columns of the mask are the keys: the shared tokens, then the slots of the row.
         num_shared = mask.shape[-1] - mask.shape[-2]
         layers = [

@@ -92,7 +92,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Appended:
+class AppendedSlots:
     """Prompt slots after the first `num_before` tokens of every row."""
 
     num_before: int
@@ -111,8 +111,8 @@ class Appended:
 
 
 @dataclass(frozen=True)
-class Replaced:
-    """Prompt slots of texts packed by `text_input`: `num_prompt` slots of row 0, after `num_before` ones."""
+class ReplacedSlots:
+    """Prompt slots of texts packed by `text_input`: `num_prompt` of row 0, after the first `num_before`."""
 
     num_before: int
     num_prompt: int
@@ -130,7 +130,7 @@ class Replaced:
 
 
 def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
-    """Return the layers of a tower with `Appended` prompts and `num_out` output tokens."""
+    """Return the layers of a tower with `AppendedSlots` that returns `num_out` tokens per row."""
     # The prompt of a layer replaces the prompt tokens, so the previous layer need not return them.
     outs = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
     return [
@@ -148,7 +148,7 @@ class Pass:
     def __init__(
         self,
         layers: list[Layer],
-        slots: Appended | Replaced,
+        slots: AppendedSlots | ReplacedSlots,
         *,
         prompt_norm: Norm | None = None,
         head: Sequence[TokenFunction],

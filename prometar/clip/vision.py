@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prometar.clip.function import Norm, Projection, TokenFunction
 from prometar.clip.model import Clip
-from prometar.clip.tower import Appended, Layer, LayerPrompts, Pass, appending_layers
+from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, appending_layers
 
 
 @torch.no_grad()
@@ -76,4 +76,4 @@ def _build_pass(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> Pas
         head.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
     if clip.vision_projection is not None:
         head.append(Projection(clip.vision_projection))
-    return Pass(layers, Appended(num_image_tokens), prompt_norm=prompt_norm, head=head)
+    return Pass(layers, AppendedSlots(num_image_tokens), prompt_norm=prompt_norm, head=head)

@@ -173,7 +173,7 @@ class CoupledPrompts(_Context):
     """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    W_l and b_l are initialized like torch.nn.Linear. From layer 1 on, all layers start with the same values.
+    W_l and b_l are initialized like torch.nn.Linear, with equal values in all layers except layer 0.
     The depth is limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """
