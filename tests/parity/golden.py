@@ -1,4 +1,4 @@
-"""Recorded trajectories: finding them, and turning one into a model, a method and batches."""
+"""Recorded trajectories of the published code, and their conversion to a model, a method and batches."""
 
 import json
 import os
@@ -27,12 +27,12 @@ HERE = Path(__file__).resolve().parent.parent / "golden"
 
 
 def golden_folders() -> list[Path]:
-    """tests/golden and the directory that PROMETAR_GOLDEN names."""
+    """Return tests/golden and the folder in PROMETAR_GOLDEN, if set."""
     return [HERE] + ([Path(os.environ["PROMETAR_GOLDEN"])] if os.environ.get("PROMETAR_GOLDEN") else [])
 
 
 def golden_files(pattern: str) -> list[Path]:
-    """Files in tests/golden and in the directory that PROMETAR_GOLDEN names."""
+    """Return the files in `golden_folders` that match a pattern."""
     return [path for folder in golden_folders() for path in sorted(folder.glob(pattern))]
 
 
@@ -64,7 +64,7 @@ class Golden:
         return torch.from_numpy(self.arrays[key]).to(self.dtype)
 
     def steps(self) -> Iterator[tuple[int, Tensor, Tensor, Selection | None]]:
-        """Number, images, labels and meta task of every step."""
+        """Yield the number, images, labels and meta task of each step."""
         for index in range(1, int(self.meta["steps"]) + 1):
             key = f"step{index}"
             labels = torch.from_numpy(self.arrays[f"{key}/labels"])
@@ -107,7 +107,7 @@ def _config(meta: dict[str, Any]) -> Config:
 
 
 def frozen_clip(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype: torch.dtype) -> Clip:
-    """The recorded CLIP: weights under OpenAI's names, the token embeddings where they are used."""
+    """Return the recorded CLIP, which contains only the token embeddings that the run uses."""
     arch = meta["architecture"]
     stem = "frozen/"
     state = {k[len(stem) :]: torch.from_numpy(v).to(dtype) for k, v in arrays.items() if k.startswith(stem)}
@@ -118,7 +118,7 @@ def frozen_clip(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray], dtype
 
 
 def _described(arch: Mapping[str, Any]) -> dict[str, Any]:
-    """As open_clip describes it; heads are 64 wide."""
+    """Return the architecture in open_clip's format. Heads have width 64."""
     text = {"width": arch["transformer_width"], "layers": arch["transformer_layers"]}
     vision = {"width": arch["vision_width"], "layers": arch["vision_layers"]}
     return {

@@ -1,7 +1,7 @@
-"""Recorded trajectories of the methods' official trainers: finding them, and turning one into our run.
+"""Recorded trajectories of the methods' official trainers, and their conversion to our runs.
 
-A recording holds a run of one method; the frozen CLIP is in its own file, or in clip.npz beside it or in
-tests/golden/methods.
+A recording contains a run of one method. The frozen CLIP is in the same file, in clip.npz beside it, or in
+tests/golden/methods/clip.npz.
 """
 
 import json
@@ -28,7 +28,7 @@ from .golden import HERE, frozen_clip, golden_folders
 
 
 def official_files() -> list[Path]:
-    """Recordings of official trainers, whatever their names, in the golden folders and their methods/."""
+    """Return all recordings of official trainers in the golden folders and their subfolders `methods`."""
     folders = [place for folder in golden_folders() for place in (folder, folder / "methods")]
     return [path for folder in folders for path in sorted(folder.glob("*.npz")) if "official" in _meta(path)]
 
@@ -66,24 +66,24 @@ class Official:
         return key in self.arrays
 
     def leaves(self, stem: str) -> Leaves:
-        """The recorded leaves below a key, by our names."""
+        """Return the recorded leaves whose keys start with `stem`, by our names."""
         return {leaf_name(k[len(stem) :]): self.tensor(k) for k in self.arrays if k.startswith(stem)}
 
     def steps(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Number (from 1), images and labels of every step."""
+        """Yield the number (from 1), images and labels of each step."""
         for index in range(1, int(self.meta["steps"]) + 1):
             labels = torch.from_numpy(self.arrays[f"step{index}/labels"])
             yield index, self.tensor(f"step{index}/images"), labels
 
     def model(self, names: str) -> PromptedClip:
-        """The model of the classes under a key of the recording."""
+        """Return the model of the classes that the recording's entry `names` lists."""
         classes, init = self.meta[names], self.config.prompts.init
         texts = prompt_texts(classes, self.method.prompts, init=init, template=self.meta["template"])
         return build_model(self.clip.folded(), self.method.prompts, tokenize(texts), self.teacher)
 
     @cached_property
     def teacher(self) -> Tensor | None:
-        """The frozen text features that we hold to."""
+        """Frozen text features of the regularizer, computed by our code."""
         if not self.method.regularizer.uses_text:
             return None
         templates = self.method.regularizer.templates or (self.meta["template"],)
@@ -118,7 +118,7 @@ def load_official(path: Path) -> Official:
 
 
 def leaf_name(recorded: str) -> str:
-    """Our name of an official parameter.
+    """Return our name of an official parameter.
 
     Example:
         >>> leaf_name("prompt_learner.compound_prompt_projections.1.bias")

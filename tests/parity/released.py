@@ -1,8 +1,7 @@
-"""The released procedure, transcribed plainly: the readable reference beside the fast step.
+"""Plain transcription of the published training loop, as a reference for our step.
 
-Whole 77-token sequences and every token in every layer, modules and torch.optim.SGD, three gradient calls a
-phase. It decides nothing by itself: `test_released.py` holds it to the recorded trajectories, and then the
-fast step to it where no recording is at hand.
+It encodes whole sequences of 77 tokens, and calls autograd three times per phase. `test_released.py` compares
+it with recorded trajectories, and our step with it, also for settings without a recording.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ Leaves = dict[str, Tensor]
 
 
 def attend(tower: Tower, block: Block, x_BTD: Tensor, mask_TT: Tensor | None) -> Tensor:
-    """One block over all tokens."""
+    """Apply one block to all tokens."""
     h = F.layer_norm(x_BTD, x_BTD.shape[-1:], block.ln_1_weight, block.ln_1_bias)
     batch, length, width = h.shape
     qkv = F.linear(h, block.in_proj_weight, block.in_proj_bias).view(batch, length, 3, tower.num_heads, -1)
@@ -35,7 +34,7 @@ def attend(tower: Tower, block: Block, x_BTD: Tensor, mask_TT: Tensor | None) ->
 
 
 def text_features(clip: Clip, tokens_CT: Tensor, prompts: Mapping[str, Tensor]) -> Tensor:
-    """Normalised features of all classes; prompts stand after SOS."""
+    """Return the normalized features of all classes. Prompts follow the start token."""
 
     def put(x: Tensor, prompt: Tensor) -> Tensor:
         return torch.cat([x[:, :1], prompt.expand(len(x), -1, -1), x[:, 1 + len(prompt) :]], dim=1)
@@ -52,7 +51,7 @@ def text_features(clip: Clip, tokens_CT: Tensor, prompts: Mapping[str, Tensor]) 
 
 
 def image_features(clip: Clip, images: Tensor, prompts: Mapping[str, Tensor]) -> Tensor:
-    """Un-normalised features; prompts stand after the patches."""
+    """Return unnormalized features. Prompts follow the patches."""
     x = F.conv2d(images, clip.patch_weight, stride=clip.patch_weight.shape[-1]).flatten(2).mT
     x = torch.cat([clip.class_embedding.expand(len(x), 1, -1), x], dim=1) + clip.vision_positions
     num_own = x.shape[1]
@@ -69,7 +68,7 @@ def image_features(clip: Clip, images: Tensor, prompts: Mapping[str, Tensor]) ->
 
 @dataclass
 class Released:
-    """The released training loop; `step` returns the losses it logs."""
+    """Published training loop. `step` returns the losses that it logs."""
 
     clip: Clip
     tokens: Tensor
@@ -92,15 +91,15 @@ class Released:
         self.gate_optimizer = torch.optim.SGD(list(self.gate.values()), lr=self.gate_lr, **sgd)
 
     def text(self, prompts: Leaves) -> Tensor:
-        """Normalised text features."""
+        """Return normalized text features."""
         return text_features(self.clip, self.tokens, prompts)
 
     def image(self, images: Tensor, prompts: Leaves) -> Tensor:
-        """Un-normalised image features."""
+        """Return unnormalized image features."""
         return image_features(self.clip, images, prompts)
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy and both unweighted regularizers on a batch."""
+        """Return the cross-entropy and both unweighted regularizers on a batch."""
         g = self.text(self.prompts)
         f = F.normalize(self.image(images, self.prompts), dim=-1)
         with torch.no_grad():
@@ -109,7 +108,7 @@ class Released:
         return ce, F.l1_loss(g, self.teacher), F.l1_loss(f, f0)
 
     def modulated(self, losses: tuple[Tensor, Tensor, Tensor]) -> Leaves:
-        """Three gradient calls, and the gate for each prompt."""
+        """Return the modulated gradient of each prompt, from three calls of autograd."""
         ce, text, image = losses
         leaves = list(self.prompts.values())
         grads = [
@@ -123,23 +122,23 @@ class Released:
         return out
 
     def gated(self, name: str, g_task: Tensor, g_reg: Tensor) -> Tensor:
-        """The modulated gradient of one prompt."""
+        """Return the modulated gradient of one prompt."""
         hidden = F.linear(torch.cat([g_task.reshape(-1), g_reg.reshape(-1)]), self.gate[f"{name}.in"])
         strength = F.linear(hidden, self.gate[f"{name}.out"]).sigmoid()
         return g_task + strength.repeat_interleave(self.reduction).view_as(g_reg) * g_reg
 
     def direct(self, gradient: Leaves) -> None:
-        """The direct phase's update."""
+        """Update the prompts in the direct phase."""
         for name, value in gradient.items():
             self.prompts[name].grad = value.detach()
         self.optimizer.step()
 
     def inner(self, gradient: Leaves) -> Leaves:
-        """The prompts after the inner step."""
+        """Return the prompts after the inner step."""
         return {name: leaf - self.inner_lr * gradient[name] for name, leaf in self.prompts.items()}
 
     def meta(self, query_loss: Tensor) -> None:
-        """The meta phase's update of prompts and gate."""
+        """Update the prompts and the gate in the meta phase."""
         self.optimizer.zero_grad()
         self.gate_optimizer.zero_grad()
         (self.outer_weight * query_loss).backward()

@@ -1,7 +1,7 @@
 """Every recorded trajectory of an official trainer, replayed by our composition of the same method.
 
-float64: loss, learning rate and prompts within 1e-8 at every step; then the average of prompts, the frozen
-text features, and the logits among base and among new classes under the prompts that are tested.
+In float64, these agree within 1e-8: loss, learning rate and prompts of every step, the average of prompts,
+the frozen text features, and the logits of base and of new classes with the evaluated prompts.
 """
 
 from dataclasses import replace
@@ -67,13 +67,13 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
 
 
 def total(run: Official, scalars: Losses) -> Tensor:
-    """What is minimised, of the scalars that the step logs."""
-    held = [w * scalars[f"direct_{term.name}"] for term, w in run.method.regularizer.terms]
-    return torch.stack([scalars["direct_ce"], *held]).sum()
+    """Return the minimized loss, computed from the logged scalars."""
+    weighted = [w * scalars[f"direct_{term.name}"] for term, w in run.method.regularizer.terms]
+    return torch.stack([scalars["direct_ce"], *weighted]).sum()
 
 
 def close_average(run: Official, state: State, epoch: int) -> None:
-    """The official average is a sum whose weights are those of the whole run: complete at its end."""
+    """Compare averages. Until the last epoch, the official one is a partial sum of weighted prompts."""
     recorded = run.leaves(f"epoch{epoch + 1}/gpa/")
     assert bool(recorded) == bool(state.average) == run.has("gauss")
     if recorded:
@@ -89,7 +89,7 @@ def logits(run: Official, names: str, leaves: Leaves) -> Tensor:
 
 
 @every_recording
-def test_a_start_is_the_official_one_but_for_what_is_drawn(path: Path) -> None:
+def test_initial_values_are_the_official_ones_unless_sampled(path: Path) -> None:
     run, official = load_official(path), load_official(path).leaves("step0/prompt/")
     ours = run.method.prompts.initialize(run.clip, run.init_ids, torch.Generator().manual_seed(0))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in official.items()}
@@ -99,12 +99,12 @@ def test_a_start_is_the_official_one_but_for_what_is_drawn(path: Path) -> None:
 
 
 def equal_pairs(leaves: Leaves) -> set[tuple[str, str]]:
-    """Which leaves start as copies of each other."""
+    """Return the pairs of leaves with equal initial values."""
     return {(a, b) for a in leaves for b in leaves if a < b and torch.equal(leaves[a], leaves[b])}
 
 
 @every_recording
-def test_what_a_regularizer_holds_to_is_the_official_one(path: Path) -> None:
+def test_frozen_text_features_are_the_official_ones(path: Path) -> None:
     run = load_official(path)
     assert (run.teacher is not None) == run.has("teacher_text")
     if run.teacher is not None:
@@ -116,7 +116,7 @@ def test_what_a_regularizer_holds_to_is_the_official_one(path: Path) -> None:
 
 
 def official_name(row: Benchmark) -> str:
-    """What the official code calls a dataset."""
+    """Return the name of a dataset in the official code."""
     return {"Flowers102": "OxfordFlowers"}.get(row.title, row.title.replace("-", ""))
 
 

@@ -1,4 +1,4 @@
-"""The plain transcription against the recordings, and the fast step against the transcription."""
+"""The plain transcription against the recordings, and our step against the transcription."""
 
 from pathlib import Path
 from typing import Any

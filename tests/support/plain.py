@@ -1,6 +1,6 @@
-"""Methods written as their papers do: modules, one loss, torch.optim.SGD, whole towers.
+"""Plain implementations of the methods' papers, with modules, one loss, torch.optim.SGD and whole towers.
 
-Each takes the leaves it starts from, so that the composed method can be held to it step by step.
+Each starts from given leaves, so that tests can compare the composed method with it step by step.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from tests.parity.released import Leaves, Released, image_features, text_feature
 
 @dataclass
 class Plain:
-    """The loss on a batch of a method without a meta phase, minimised by SGD.
+    """Method without a meta phase, trained by SGD on the loss of a batch.
 
     Args:
-        tokens_CT: Token ids of the classes' texts. frozen_text_CE: What a regularizer holds the text to.
-        coupled: The vision tower's tokens are nn.Linear maps of the text's.
+        tokens_CT: Token ids of the classes' texts. frozen_text_CE: Frozen text features for the regularizer.
+        coupled: True if nn.Linear layers compute the vision tower's tokens from the text tower's.
     """
 
     clip: Clip
@@ -50,7 +50,7 @@ class Plain:
         return found
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised text features, image features, and the frozen image features."""
+        """Return normalized text features, image features, and frozen image features."""
         prompts: dict[str, Tensor] = dict(self.tokens)
         prompts |= {name: m(self.tokens[name.replace("vision", "text")]) for name, m in self.maps.items()}
         text = text_features(self.clip, self.tokens_CT, prompts)
@@ -86,7 +86,7 @@ class Plain:
 
 
 def without_conflict(gradient: Tensor | None, direction: Tensor) -> Tensor:
-    """The gradient, at a right angle to a direction that it points away from."""
+    """Return the gradient without its component along `direction` if they conflict."""
     assert gradient is not None
     unit = direction / direction.norm()
     along = torch.dot(gradient.flatten(), unit.flatten())
@@ -95,9 +95,9 @@ def without_conflict(gradient: Tensor | None, direction: Tensor) -> Tensor:
 
 @dataclass
 class PlainConditional:
-    """CoCoOp: a net of the image shifts the context, and each image has texts of its own.
+    """CoCoOp: a network shifts the context by the image's feature, so each image has its own texts.
 
-    Cross-entropy on a batch, one image after the other, minimised by SGD.
+    Images are encoded one by one. SGD minimizes the cross-entropy of the batch.
     """
 
     clip: Clip
@@ -138,14 +138,14 @@ class PlainConditional:
 
 @dataclass
 class PlainMeta(Released):
-    """ProMetaR's step on any prompts: the released procedure where tokens may be made of others.
+    """ProMetaR's step for prompts whose tokens may be functions of other tokens.
 
-    The gate sees the gradients at the towers' tokens.
+    The gate receives the gradients with respect to the towers' tokens.
     """
 
     @staticmethod
     def made(leaves: Leaves) -> Leaves:
-        """Each a variable of its own: what a text token does through a coupled one is not its gradient."""
+        """Return tokens as separate variables, so that a text token's gradient excludes coupled tokens."""
         tokens = {name: leaf.view_as(leaf) for name, leaf in leaves.items() if name.count(".") == 1}
         for name in [name for name in leaves if name.endswith(".weight")]:
             layer = name.removesuffix(".weight")

@@ -12,7 +12,7 @@ from prometar.clip.weights import from_state_dict
 
 
 def config(*, layers: int = 3, quick_gelu: bool = True) -> dict[str, Any]:
-    """As open_clip writes it."""
+    """Return a configuration in open_clip's format."""
     return {
         "embed_dim": 24,
         "vision_cfg": {"layers": layers, "width": 32, "head_width": 8, "image_size": 16, "patch_size": 8},
@@ -25,7 +25,7 @@ def open_clip_model(*, layers: int = 3) -> CLIP:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CLIP(**config(layers=layers))
-        with torch.no_grad():  # biases start at zero: give every weight something to do
+        with torch.no_grad():  # biases start at zero, where an error might have no effect
             for parameter in model.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
     return model.double().eval().requires_grad_(False)
@@ -37,5 +37,5 @@ def towers(model: CLIP) -> Clip:
 
 @cache
 def backbone(dtype: torch.dtype = torch.float32) -> Backbone:
-    """Made once: it is frozen."""
+    """Return the tiny backbone. Cached, because no test changes its tensors."""
     return Backbone("tiny", towers(open_clip_model()).to(dtype))

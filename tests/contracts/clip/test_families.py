@@ -1,4 +1,4 @@
-"""Each supported family against open_clip's own modules; trained with the command, exported and loaded."""
+"""Supported model families against open_clip's modules, and from training to an exported classifier."""
 
 import json
 from functools import cache
@@ -35,7 +35,7 @@ def _tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def loaded(name: str) -> tuple[Any, Backbone]:
-    """open_clip's model, and ours from a file of its weights, both in float64: once, nobody changes them."""
+    """Return open_clip's model, and our backbone with the same weights, both in float64."""
     with TemporaryDirectory() as folder:
         path = str(families.write_weights(name, Path(folder)))
         clip = load_clip(name, path)
@@ -60,7 +60,7 @@ def test_features_and_logits_are_open_clips(name: str) -> None:
         image, model.encode_image(images(clip), normalize=False), rtol=1e-9, atol=1e-10
     )
     torch.testing.assert_close(text, model.encode_text(ids, normalize=False), rtol=1e-9, atol=1e-10)
-    # A bias of the logits is the same for all classes.
+    # SigLIP's logit bias is omitted, because it is the same for all classes.
     theirs = model.encode_image(images(clip), normalize=True) @ model.encode_text(ids, normalize=True).T
     ours = clip.logit_scale * nn.functional.normalize(image) @ nn.functional.normalize(text).T
     torch.testing.assert_close(ours, model.logit_scale.exp() * theirs, rtol=1e-8, atol=1e-10)
@@ -87,7 +87,7 @@ def test_prompts_and_their_gradients_are_those_of_open_clips_modules(name: str, 
 @pytest.mark.parametrize("layers", [{0, 1, 2}, {1}, {2}], ids=str)
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_the_derivatives_are_those_of_the_forward_pass(name: str, layers: set[int]) -> None:
-    """To the second one, as `test_derivatives` has it."""
+    """First and second derivatives, as in `test_derivatives`."""
     _, backbone = loaded(name)
     clip = backbone.clip
     text = text_input(clip, backbone.tokenize(TEXTS), num_context=2)
@@ -103,7 +103,7 @@ def drawn(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
 
 
 @pytest.mark.parametrize("name", families.CONFIGS)
-def test_an_outline_has_the_shapes_of_the_weights(name: str, tmp_path: Path) -> None:
+def test_a_clip_without_weights_has_their_shapes(name: str, tmp_path: Path) -> None:
     whole = load_clip(name, str(families.write_weights(name, tmp_path)))
     assert [x.shape for x in tensors_of(clip_without_weights(name))] == [x.shape for x in tensors_of(whole)]
 
@@ -130,17 +130,17 @@ def test_images_are_normalised_as_the_weights_tag_says() -> None:
 
 
 def test_the_pools_query_is_the_same_to_the_last_bit_on_every_cpu(tmp_path: Path) -> None:
-    """CPUs sum a product in other orders: here its terms have another one."""
+    """CPUs sum products in different orders. Rolled tensors simulate this."""
     name, parts = "tiny-siglip", ("visual.trunk.attn_pool.latent", "visual.trunk.attn_pool.q.weight")
     path = families.write_weights(name, tmp_path)
     state = {key: tensor.float() for key, tensor in load_file(path).items()}
-    asked = set()
+    biases = set()
     for shift in range(5):
         save_file(state | {part: state[part].roll(shift, -1) for part in parts}, path)
         pool = load_clip(name, str(path)).pool
         assert pool is not None
-        asked.add(pool.blocks[0].in_proj_bias.numpy().tobytes())
-    assert len(asked) == 1
+        biases.add(pool.blocks[0].in_proj_bias.numpy().tobytes())
+    assert len(biases) == 1
 
 
 @pytest.mark.parametrize("name", families.CONFIGS)

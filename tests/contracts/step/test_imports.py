@@ -1,4 +1,4 @@
-"""What a worker's first step imports: a second of every trial, if it is too much."""
+"""Imports of a worker's first step. Unneeded ones would cost each worker about a second."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Scaled cotangents change nothing in exact arithmetic, and rescue float16's gradients of both orders."""
+"""Loss scaling changes nothing in float64, and keeps float16 gradients of both orders accurate."""
 
 from typing import Any
 
@@ -39,9 +39,9 @@ def test_in_float64_scaling_changes_nothing(name: str, monkeypatch: pytest.Monke
 
 
 def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> dict[str, Tensor]:
-    """After one step from rest they are the gradients: of the prompts and of the gate.
+    """Return the momenta of the prompts and the gate after the first step, which consist of gradients.
 
-    Without momentum the prompts' is of the meta phase alone, else of both phases.
+    Those of the prompts contain the gradients of both phases, or, without momentum, only of the meta phase.
     """
     clip = load_backbone("mini", None, dtype=dtype).clip
     method, generator = build(Config().override(settings)), torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
 
 
 def errors(settings: dict[str, Any], momentum: float = 0.9) -> dict[str, float]:
-    """Relative errors of float16's gradients; no L1, whose signs flip with the last bit of a feature."""
+    """Return the relative errors of float16 gradients. The last bit of a feature can flip l1's signs."""
     smooth = {"regularizer.kind": "l2", **settings}
     exact, near = (momenta(dtype, smooth, momentum) for dtype in (torch.float32, torch.float16))
     return {name: float((near[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
@@ -77,7 +77,7 @@ WEAK = {"inner.lr": 1e-5, "inner.outer_weight": 1e-5}
         ({}, 0.9),
         ({"inner.lr": 1.0, "inner.outer_weight": 1.0}, 0.9),
         (WEAK, 0.9),
-        ({"inner.lr": 1.0, "inner.outer_weight": 1e-5}, 0.0),  # a weak query's second-order part
+        ({"inner.lr": 1.0, "inner.outer_weight": 1e-5}, 0.0),  # second order, with a small outer weight
     ],
 )
 def test_float16_gradients_are_near_those_of_float32(settings: dict[str, Any], momentum: float) -> None:

@@ -1,4 +1,4 @@
-"""Contracts that every method of the table keeps, and each method against its paper's own procedure."""
+"""Properties of all methods, and each method against a plain implementation of its paper."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,7 +147,7 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str)
     name, values = COMPOSED[case]
     _, method, model, start = make(values, name)
     still, batch = SgdConfig(0.0, 0.0, momentum=0.0, weight_decay=0.0), batch_for(model, method)
-    state, _ = step(model, method, start, *batch, still)  # at rate 0 the momenta are the last gradients
+    state, _ = step(model, method, start, *batch, still)  # with lr and momentum 0, these are gradients
     gradient = {key: g for key, g in state.tensors().items() if "momenta" in key}
     for key, g in gradient.items():
         leaf = key.replace("prompt_momenta", "prompts").replace("gate_momenta", "gate")

@@ -1,4 +1,4 @@
-"""The step over the table of methods and identities, on a tiny backbone in float64."""
+"""The step of every method, and of variants of ProMetaR, on a tiny backbone in float64."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -87,7 +87,7 @@ def test_a_step_moves_all_leaves_and_nothing_else(name: str, values: dict[str, A
     fixed = [*tensors_of(model.clip), *start.tensors().values()]
     fixed += [each for each in (model.text, model.frozen_text_CE) if isinstance(each, Tensor)]
     copies = [tensor.clone() for tensor in fixed]
-    # Without weight decay only a gradient moves a leaf.
+    # Without weight decay, only gradients change a leaf.
     still = replace(RATES, weight_decay=0.0)
     state, scalars = step(model, method, start, *batch_for(model, method), still)
     assert all(value.isfinite() for value in [*scalars.values(), *map(torch.sum, state.tensors().values())])
@@ -103,6 +103,6 @@ def test_a_step_moves_all_leaves_and_nothing_else(name: str, values: dict[str, A
 
 
 def has_regularizer_gradient(method: Method, gate_leaf: str) -> bool:
-    """A gate learns where its modality has a regularizer."""
+    """Return True if the regularizer uses the tower of a gate's tensor. Otherwise, its gradient is 0."""
     regularizer = method.regularizer
     return regularizer.uses_images if gate_leaf.startswith("vision") else regularizer.uses_text

@@ -1,4 +1,4 @@
-"""Every hand-written derivative against torch's automatic ones of the plain formula, in float64.
+"""Hand-written derivatives against automatic derivatives of the plain formulas, in float64.
 
 `vjp` is J^T g, `jvp` is J t, and `hvp` is the gradient of <r, f(x)> + sum_k <g_k, J(x) t_k>.
 """
@@ -33,7 +33,7 @@ def random(*shape: int) -> Tensor:
 
 
 def tangent_of(function: Callable[[Any], Tensor], x: Any, t: Any) -> Tensor:
-    """J t, as the transpose of g -> J^T g."""
+    """Return J t, computed as the transpose of g -> J^T g."""
     value, pullback = vjp(function, x)
     (pushed,) = vjp(lambda g: pullback(g)[0], torch.zeros_like(value))[1](t)
     return pushed
@@ -97,7 +97,7 @@ def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -
 
 
 def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r: Tensor) -> Tensor:
-    """By <g, J t> = <J^T g, t>: the left side would ask for a third derivative, which LayerNorm has not."""
+    """Return the expected hvp, from <g, J t> = <J^T g, t>. torch has no third derivative of LayerNorm."""
 
     def whole(x: Tensor) -> Tensor:
         value, pullback = vjp(plain, x)
@@ -109,7 +109,7 @@ def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_activations_are_differentiated_in_float32_too(name: str, count: int) -> None:
-    """Its kernels on a CPU are others than those of float64."""
+    """On a CPU, float32 has other kernels than float64."""
     x, g = random(3, 40), random(count, 3, 40)
     wide, narrow = Activation(name), Activation(name)
     wide.forward(x), narrow.forward(x.float())
@@ -135,7 +135,7 @@ def vision_tower(layers: set[int]) -> tuple[Callable[[LayerPrompts], tuple[Tenso
 def test_a_tower_is_the_plain_one_to_its_second_derivative(
     tower: Any, layers: set[int], row_length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain is torch's differentiation of the same forward pass, which other tests hold to open_clip's."""
+    """Expected: torch's derivatives of the same forward pass, which other tests compare with open_clip."""
     monkeypatch.setattr(text_module, "ROW_LENGTH", row_length)
     require_derivatives(*tower(layers))
 

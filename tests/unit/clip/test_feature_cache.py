@@ -1,4 +1,4 @@
-"""Frozen text features on disk: the same as computed ones, or computed."""
+"""Frozen text features cached on disk: equal to computed ones, and recomputed if corrupt."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def get(clip: Clip, names: Sequence[str] = NAMES, templates: Sequence[str] = TEMPLATES) -> tuple[Tensor, int]:
-    """Features, and whether (1 or 0) they were computed."""
+    """Return the features, and 1 if they were computed, or 0 if they were cached."""
     counted = Mock(side_effect=tokenize)
     return cached_text(clip, weights_digest(clip), counted, names, templates), counted.call_count
 
@@ -79,4 +79,4 @@ def test_a_corrupt_entry_is_computed_again_and_replaced(folder: Path, damage: st
     features, computed = get(clip)
     assert computed == 1
     assert torch.equal(features, expected)
-    assert get(clip)[1] == (damage == "a folder")  # which nothing can replace
+    assert get(clip)[1] == (damage == "a folder")  # a folder cannot be replaced

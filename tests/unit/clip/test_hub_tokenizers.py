@@ -1,4 +1,4 @@
-"""Tokenizers of the Hugging Face hub: one from a folder, and what a user is told where there is none."""
+"""Tokenizers of the Hugging Face hub: reading one from a folder, and errors if there is none."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytes
     assert backbone.tokenize(["a photo of"]).tolist() == [[2, 4, 5, 6, *[0] * 8]]
     assert backbone.clip.num_start == 1
     assert backbone.token_ids("a photo of").tolist() == [4, 5, 6]
-    assert not (tmp_path / "ran").exists(), "code beside a tokenizer ran"
+    assert not (tmp_path / "ran").exists(), "the tokenizer's code was executed"
 
 
 def test_a_context_that_is_too_few_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

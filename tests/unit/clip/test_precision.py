@@ -1,4 +1,4 @@
-"""Towers in 16 bits give features near those of float32."""
+"""16-bit towers return features close to those of float32."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,10 +18,10 @@ from tests.support import tiny
 NAMES = ("banded", "polka-dotted", "sports_car")
 
 
-def test_convolutions_are_in_float32_as_such_and_the_caller_s_choice_comes_back(
+def test_convolutions_use_float32_and_restore_the_callers_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a GPU torch takes 10 bits of 23 for them, unless it is told."""
+    """On GPUs, torch's default for convolutions is TF32, with 10 instead of 23 mantissa bits."""
     convolve, kept = F.conv2d, list[str]()
 
     def note(*args: Any, **kwargs: Any) -> Tensor:
@@ -35,7 +35,7 @@ def test_convolutions_are_in_float32_as_such_and_the_caller_s_choice_comes_back(
         embed_images(clip, torch.zeros(1, 3, 16, 16))
     assert kept == ["ieee"] * 2
     assert torch.backends.cudnn.conv.fp32_precision == before == "tf32"
-    assert torch.backends.cudnn.allow_tf32, "what asks in the older way gets its answer"
+    assert torch.backends.cudnn.allow_tf32, "the older setting can still be read"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,4 +1,4 @@
-"""Packed texts: the tower over them equals the plain one."""
+"""Features of packed texts equal those of texts encoded one by one."""
 
 from collections.abc import Iterator
 

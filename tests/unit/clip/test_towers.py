@@ -1,4 +1,4 @@
-"""The fast towers against plain open_clip: whole sequences, every token in every layer."""
+"""Our towers against open_clip, which encodes whole sequences."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ def random_images(number: int) -> Tensor:
 
 
 def compare(fast: Tensor, plain: Tensor, prompts: Mapping[int, Tensor], *, rtol: float = 0) -> None:
-    """Features, and gradients of the prompts."""
+    """Compare features, and gradients of the prompts."""
     torch.testing.assert_close(fast, plain, rtol=rtol, atol=1e-10)
     if prompts:
         scale, leaves = torch.linspace(-1, 1, fast.numel(), dtype=fast.dtype), list(prompts.values())

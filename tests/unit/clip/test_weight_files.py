@@ -23,7 +23,7 @@ def state() -> dict[str, Tensor]:
 def test_a_pt_file_is_rejected_with_a_conversion_that_works(
     state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As OpenAI publishes them: TorchScript, with the sizes as further tensors."""
+    """The file is like OpenAI's: TorchScript, with model sizes as additional tensors."""
     monkeypatch.chdir(tmp_path)
     module = nn.Module()
     for name, tensor in {**state, "input_resolution": torch.tensor(64)}.items():
@@ -79,7 +79,7 @@ def test_tensors_are_checked_where_they_enter(kind: str, state: dict[str, Tensor
 @pytest.mark.parametrize("name", ["hf-hub:someone/something", "local-dir:/tmp", "hf-hub:"])
 def test_names_of_hubs_and_folders_are_rejected_unread(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*args: object) -> None:
-        raise AssertionError("open_clip was asked for it")
+        raise AssertionError("open_clip was called")
 
     monkeypatch.setattr("open_clip.get_model_config", read)
     with pytest.raises(UserError, match="Use mini or an open_clip name, not a hub or folder"):

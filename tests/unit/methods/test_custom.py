@@ -1,4 +1,4 @@
-"""Custom components: loaded, given their settings, called once, and reported in one line."""
+"""Custom components: loading, arguments, the check before training, and one-line errors."""
 
 import hashlib
 import importlib
@@ -27,7 +27,7 @@ def clip() -> Clip:
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The path of mine.py, which can be imported."""
+    """Return the path of an importable module mine.py."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield write_parts(tmp_path, "mine")

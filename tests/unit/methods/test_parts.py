@@ -1,4 +1,4 @@
-"""Each part against a plain reference, and the identities of the axes."""
+"""Components of methods against plain references, and settings that disable them."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_constant_modulators() -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.8, 0.0])
-def test_projection_takes_out_what_conflicts_and_nothing_else(share: float) -> None:
+def test_projection_removes_only_the_conflicting_component(share: float) -> None:
     task = {"against": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "along": torch.tensor([1.0, 2.0]),
             "alone": torch.tensor([5.0])}  # fmt: skip
     reg = {"against": torch.tensor([[0.0, -3.0], [0.0, -4.0]]), "along": torch.tensor([0.0, 1.0]),
@@ -45,7 +45,7 @@ def test_projection_takes_out_what_conflicts_and_nothing_else(share: float) -> N
         found = Projection(share=share)({}, task, {name: length * g for name, g in reg.items()})
         left = torch.tensor(
             [[0.0, 2 - 0.6 * 4.4], [0.0, 4 - 0.8 * 4.4]]
-        )  # (2, 4) less its part along (.6, .8)
+        )  # (2, 4) minus its component along (0.6, 0.8)
         left = left * share + torch.tensor([[0.0, 2.0], [0.0, 4.0]]) * (1 - share)
         torch.testing.assert_close(found["against"], left + torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
         assert torch.equal(found["along"], task["along"])
@@ -56,9 +56,9 @@ def test_projection_takes_out_what_conflicts_and_nothing_else(share: float) -> N
 def test_a_context_longer_than_its_words_starts_at_random_or_padded(kind: str) -> None:
     clip, words = backbone(torch.float64).clip, torch.tensor([320, 1125])
     embedded = clip.token_embedding[words]
-    asked = Config().override({"prompts.kind": kind, "prompts.text_length": 5})
+    config = Config().override({"prompts.kind": kind, "prompts.text_length": 5})
     padded, drawn = (
-        build(asked.override({"prompts.init_padding": padding})).prompts.initialize(
+        build(config.override({"prompts.init_padding": padding})).prompts.initialize(
             clip, words, torch.Generator()
         )
         for padding in ("zeros", "random")
@@ -99,7 +99,7 @@ def test_weights_of_zero_are_the_identity() -> None:
 def test_averages_far_from_their_mean_and_none_at_all() -> None:
     prompts = [{"a": torch.tensor([float(t)])} for t in range(3)]
     average: dict[str, Tensor] = {}
-    for epoch, leaves in enumerate(prompts):  # weights that would all be 0 as floats
+    for epoch, leaves in enumerate(prompts):  # each weight alone would underflow to 0
         average = Gaussian(mean=100, std=1e-4)(average, leaves, epoch, 100)
     assert average["a"].tolist() == [2.0]
     assert Last()({}, prompts[0], 0, 1) == {}
@@ -123,7 +123,7 @@ def test_input_mixup_is_a_weighted_sum_of_pixels() -> None:
 
 def test_cutmix_pastes_the_partners_box() -> None:
     query, partners = pictures(8, 0), pictures(8, 1)
-    box = torch.tensor([[0.25, 0.75, 0.0, 0.5], [0, 0, 0, 0]])  # rows 2-5, columns 0-3; nothing
+    box = torch.tensor([[0.25, 0.75, 0.0, 0.5], [0, 0, 0, 0]])  # rows 2-5, columns 0-3; an empty box
     mixed = CutMix().mixed_images(query, partners, Mix(torch.tensor([0.75, 1.0]), torch.tensor([0, 0]), box))
     expected = query.clone()
     expected[0, :, 2:6, 0:4] = partners[0, :, 2:6, 0:4]
