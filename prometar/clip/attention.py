@@ -17,7 +17,7 @@ class Attention:
 
     Implements `prometar.clip.function.TokenFunction`, which defines g, r and t. t consists of tq, tk and tv.
     The derivatives use the probabilities p, and centered(x) = x - sum(p * x) over the keys. The formulas of
-    vjp and jvp hold for each i = 1..K. They omit the index i.
+    vjp and jvp omit the index i = 1..K.
         vjp: a = centered(g @ v.T), b = p * a. Gradients of (q, k, v): b @ k, b.T @ q, p.T @ g
         jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv
         hvp: s = p * centered(r @ v.T + sum_i(g_i @ tv_i.T + a_i * c_i)). Gradients of (q, k, v):
