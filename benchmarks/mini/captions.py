@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .pretrain_vision import COLOURS
+from .pretrain_vision import COLORS
 from .world import CLASSES, WORDS
 
 PLAIN: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.")
@@ -20,9 +20,9 @@ PLAIN: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a photo of 
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """Shares of captions with a colour, and of captions with a plain context ("a photo of a ...")."""
+    """Shares of captions with a color, and of captions with a plain context ("a photo of a ...")."""
 
-    colour: float = 0.5
+    color: float = 0.5
     plain_share: float = 0.3
 
 
@@ -45,7 +45,7 @@ class Corpus:
 
     Attributes:
         contexts: Tokens before and after the words. Plain contexts are first.
-        phrases: Tokens of the words, by word and colour + 1.
+        phrases: Tokens of the words, by word and color + 1.
         used: (V,) token ids.
         length: Length of the longest caption.
     """
@@ -55,12 +55,12 @@ class Corpus:
     used: Tensor
     length: int
 
-    def tokens(self, contexts: Sequence[int], words: Sequence[int], colours: Sequence[int]) -> Tensor:
-        """Return captions (B, L). `colours` counts from 1, and 0 means no colour."""
+    def tokens(self, contexts: Sequence[int], words: Sequence[int], colors: Sequence[int]) -> Tensor:
+        """Return captions (B, L). `colors` counts from 1, and 0 means no color."""
         batch = torch.zeros(len(contexts), self.length, dtype=torch.long)
-        for row, (context, word, colour) in enumerate(zip(contexts, words, colours, strict=True)):
+        for row, (context, word, color) in enumerate(zip(contexts, words, colors, strict=True)):
             before, after = self.contexts[context]
-            caption = (*before, *self.phrases[word][colour], *after)
+            caption = (*before, *self.phrases[word][color], *after)
             batch[row, : len(caption)] = torch.tensor(caption)
         return batch
 
@@ -68,30 +68,30 @@ class Corpus:
 def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> Corpus:
     """Build all captions: the plain contexts, then the other `templates` (with "{}" for the words).
 
-    The tokens of a caption are those of its parts, because the tokeniser splits at spaces and full stops.
+    The tokens of a caption are those of its parts, because the tokenizer splits at spaces and full stops.
     """
 
-    def pieces(texts: Sequence[str]) -> list[list[int]]:
+    def encode(texts: Sequence[str]) -> list[list[int]]:
         rows = tokenize(list(texts))
         return [row[1 : int(row.argmax())].tolist() for row in rows]
 
     names = [*PLAIN, *(context for context in dict.fromkeys(templates) if context not in PLAIN)]
-    before, after = (pieces([name.split("{}")[side].strip() for name in names]) for side in (0, 1))
-    phrases = [pieces([word, *(f"{colour} {word}" for colour in COLOURS)]) for word in WORDS]
+    before, after = (encode([name.split("{}")[side].strip() for name in names]) for side in (0, 1))
+    phrases = [encode([word, *(f"{color} {word}" for color in COLORS)]) for word in WORDS]
     first, last = 49406, 49407  # start and end of text
     parts = [*before, *after, *(p for row in phrases for p in row)]
     # 0 pads captions after the end
     used = torch.tensor(sorted({0, first, last, *(token for part in parts for token in part)}))
-    place = {int(token): k for k, token in enumerate(used)}
+    position = {int(token): k for k, token in enumerate(used)}
 
-    def placed(part: Sequence[int]) -> tuple[int, ...]:
-        return tuple(place[token] for token in part)
+    def positions(part: Sequence[int]) -> tuple[int, ...]:
+        return tuple(position[token] for token in part)
 
     longest = max(len(p) for row in phrases for p in row)
     length = 2 + longest + max(len(b) + len(a) for b, a in zip(before, after, strict=True))
     return Corpus(
-        tuple((placed([first, *b]), placed([*a, last])) for b, a in zip(before, after, strict=True)),
-        tuple(tuple(placed(p) for p in row) for row in phrases),
+        tuple((positions([first, *b]), positions([*a, last])) for b, a in zip(before, after, strict=True)),
+        tuple(tuple(positions(p) for p in row) for row in phrases),
         used,
         length,
     )

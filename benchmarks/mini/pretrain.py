@@ -1,4 +1,4 @@
-"""Pre-train `mini` and write mini.safetensors: cd benchmarks; python -m mini.pretrain --out DIR
+"""Pre-train `mini` and write mini.safetensors: cd benchmarks && python -m mini.pretrain --out DIR
 
 1. Render images (world.py) with seeds that no split of the suite uses.
 2. Train the vision tower on correct class and color labels (pretrain_vision.py).
@@ -34,18 +34,17 @@ from .pretrain_vision import VisionSettings, render_images, train_vision
 
 
 class Log:
-    """Printer of lines with the seconds since the start. Appends them to a file if one is given."""
+    """Printer of lines with the seconds since the start. Also appends them to the file `path`."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.start = time.monotonic()
         self.path = path
 
     def __call__(self, line: str) -> None:
         timed = f"{time.monotonic() - self.start:7.1f} s  {line}"
         print(timed, flush=True)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(timed + "\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(timed + "\n")
 
 
 def build(config: dict[str, Any], seed: int) -> Any:
@@ -68,7 +67,7 @@ def contexts() -> list[str]:
 
 @functools.cache
 def mini_corpus() -> Corpus:
-    """Return the captions with these contexts, tokenised by open_clip."""
+    """Return the captions with these contexts, tokenized by open_clip."""
     return build_corpus(contexts(), open_clip.get_tokenizer("ViT-B-16"))
 
 
@@ -79,20 +78,19 @@ def pretrain(
     *,
     seed: int,
     log: Log,
-    kept: Path | None = None,
+    vision_file: Path,
 ) -> dict[str, torch.Tensor]:
-    """Run all stages. Return the tensors to store. `kept` is the file of the trained vision tower."""
+    """Run all stages. Return the tensors to store. `vision_file` stores the trained vision tower."""
     model = build(mini_config(), seed)
     images = render_images(vision.images)
     log(f"rendered {len(images.labels)} images")
-    if kept is not None and kept.exists():
-        model.visual.load_state_dict(safetensors.torch.load_file(kept))
-        log(f"vision tower: from {kept.name}, trained by an earlier run")
+    if vision_file.exists():
+        model.visual.load_state_dict(safetensors.torch.load_file(vision_file))
+        log(f"vision tower: from {vision_file.name}, trained by an earlier run")
     else:
         model.visual.patch_dropout = PatchDropout(vision.dropped)
         train_vision(model.visual, images, vision, seed, log)
-        if kept is not None:
-            safetensors.torch.save_file(model.visual.state_dict(), kept)
+        safetensors.torch.save_file(model.visual.state_dict(), vision_file)
     features = image_features(model.visual, images)
     corpus = mini_corpus()
     texts = len(corpus.contexts) * sum(map(len, corpus.phrases))
@@ -136,8 +134,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     log = Log(options.out / "pretrain.log")
     describe(log, {"vision": vision, "text": text, "captions": captions}, options.seed, options.threads)
-    kept = options.out / "vision.safetensors"
-    stored = pretrain(vision, text, captions, seed=options.seed, log=log, kept=kept)
+    vision_file = options.out / "vision.safetensors"
+    stored = pretrain(vision, text, captions, seed=options.seed, log=log, vision_file=vision_file)
     target = options.out / "mini.safetensors"
     safetensors.torch.save_file(stored, target)
     log(f"wrote mini.safetensors, {target.stat().st_size / 1e6:.2f} MB")

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .captions import PLAIN, CaptionSettings, Corpus, draw_words
-from .pretrain_vision import Images, batches, normalise, optimiser_of, rate
+from .pretrain_vision import Images, batches, normalize, optimizer_of, rate
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Settings of stage two: steps, images per step, peak learning rate, first and largest logit scale."""
+    """Settings of stage two: steps, images per step, peak learning rate, initial and maximum logit scale."""
 
     steps: int = 1000
     batch: int = 128
@@ -43,8 +43,8 @@ def encode_text(model: Any, rows: Tensor, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def image_features(visual: nn.Module, images: Images, batch: int = 512) -> Tensor:
-    """Return the normalised features (N, D) of all images."""
-    return torch.cat([F.normalize(visual(normalise(part)), dim=-1) for part in images.pixels.split(batch)])
+    """Return the normalized features (N, D) of all images."""
+    return torch.cat([F.normalize(visual(normalize(part)), dim=-1) for part in images.pixels.split(batch)])
 
 
 def train_text(
@@ -58,16 +58,16 @@ def train_text(
     seed: int,
     log: Callable[[str], None],
 ) -> Tensor:
-    """Train the text tower in place against locked image features (N, D). Return token rows (V, W)."""
+    """Train the text tower in place against frozen image features (N, D). Return token rows (V, W)."""
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = nn.Parameter(model.token_embedding.weight.detach()[corpus.used].clone())
     model.logit_scale.data.fill_(math.log(settings.first_scale))
     tower = [*model.transformer.parameters(), *model.ln_final.parameters(), model.text_projection]
     undecayed = [model.positional_embedding, model.logit_scale, rows]
-    optimiser = optimiser_of(tower, settings.weight_decay, undecayed)
+    optimizer = optimizer_of(tower, settings.weight_decay, undecayed)
     for step, index in enumerate(batches(len(features), settings.batch, settings.steps, generator)):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate(step, settings.steps, settings.lr)
         plain = rng.random(settings.batch) < captions.plain_share
         context = np.where(
@@ -76,17 +76,17 @@ def train_text(
             rng.integers(len(PLAIN), len(corpus.contexts), settings.batch),
         )
         words = draw_words(images.labels[index].numpy(), rng)
-        coloured = rng.random(settings.batch) < captions.colour
-        colour = np.where(coloured, images.colours[index].numpy() + 1, 0)
+        colored = rng.random(settings.batch) < captions.color
+        color = np.where(colored, images.colors[index].numpy() + 1, 0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            text = encode_text(model, rows, corpus.tokens(context.tolist(), words.tolist(), colour.tolist()))
+            text = encode_text(model, rows, corpus.tokens(context.tolist(), words.tolist(), color.tolist()))
         text = F.normalize(text.float(), dim=-1)
         logits = model.logit_scale.exp() * features[index] @ text.T
         target = torch.arange(settings.batch)
         loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         model.logit_scale.data.clamp_(0.0, math.log(settings.largest_scale))
         if (step + 1) % 100 == 0:
             log(f"text step {step + 1} loss {loss:.3f} scale {model.logit_scale.exp():.1f}")

@@ -21,19 +21,19 @@ from .world import CLASSES
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's pixels, per channel in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)
-COLOURS = ("red", "yellow", "green", "turquoise", "blue", "purple", "grey")
+COLORS = ("red", "yellow", "green", "turquoise", "blue", "purple", "grey")
 
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """Settings of stage one: share of the world's images, steps, images per step, peak rate, loss weights."""
+    """Settings of stage one: share of the images, steps, images per step, peak learning rate, losses."""
 
     images: float = 1.0
     steps: int = 2500
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.05
-    colour_weight: float = 0.3
+    color_weight: float = 0.3
     scale: float = 20.0  # of the cosine logits
     crop: float = 0.5  # smallest share of the side that a training crop keeps
     dropped: float = 0.5  # share of the patches that are omitted, to halve the time of a step
@@ -42,37 +42,37 @@ class VisionSettings:
 
 @dataclass(frozen=True)
 class Images:
-    """Rendered images on the CPU: pixels (N, H, W, 3) uint8, class and colour labels (N,)."""
+    """Rendered images on the CPU: pixels (N, H, W, 3) uint8, class and color labels (N,)."""
 
     pixels: Tensor
     labels: Tensor
-    colours: Tensor
+    colors: Tensor
 
 
-def colour_of(pixels: NDArray[np.uint8]) -> int:
-    """Return the index into `COLOURS` of an image's mean colour: its hue, or grey if it is pale."""
+def color_of(pixels: NDArray[np.uint8]) -> int:
+    """Return the index into `COLORS` of an image's mean color: its hue, or grey if it is pale."""
     red, green, blue = (float(v) / 255.0 for v in pixels.mean((0, 1)))
     high, low = max(red, green, blue), min(red, green, blue)
     if high - low < 0.08:
-        return len(COLOURS) - 1
+        return len(COLORS) - 1
     hue = math.atan2(math.sqrt(3.0) * (green - blue), 2.0 * red - green - blue) / (2.0 * math.pi) % 1.0
     return round(hue * 6.0) % 6
 
 
 def render_images(share: float) -> Images:
-    """Render `share` of the world's images of every class."""
-    pixels, labels, colours = [], [], []
+    """Render `share` of the images of every class."""
+    pixels, labels, colors = [], [], []
     for label, each in enumerate(CLASSES):
         for index in range(max(1, round(each.kind.images * share))):
             image = each.picture(index)
             pixels.append(image)
             labels.append(label)
-            colours.append(colour_of(image))
-    return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(colours))
+            colors.append(color_of(image))
+    return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(colors))
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) float32, normalised as for CLIP."""
+def normalize(pixels: Tensor) -> Tensor:
+    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) float32, normalized as for CLIP."""
     images = pixels.permute(0, 3, 1, 2).float() / 255.0
     return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
@@ -110,7 +110,7 @@ def rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def optimiser_of(parameters: Sequence[Tensor], decay: float, undecayed: Sequence[Tensor] = ()) -> AdamW:
+def optimizer_of(parameters: Sequence[Tensor], decay: float, undecayed: Sequence[Tensor] = ()) -> AdamW:
     """Return AdamW with decay on matrices, but not on vectors and `undecayed`. Every step sets the rate."""
     decayed = [p for p in parameters if p.ndim >= 2]
     plain = [*(p for p in parameters if p.ndim < 2), *undecayed]
@@ -125,31 +125,29 @@ def train_vision(
     """Train `visual` in place. The anchors are discarded, and `visual.patch_dropout` is off afterwards."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    width = len(CLASSES) + len(COLOURS)
+    width = len(CLASSES) + len(COLORS)
     anchors = nn.Parameter(torch.randn(width, visual.output_dim, generator=generator))
     parameters = [*visual.parameters(), anchors]
-    optimiser = optimiser_of(parameters, settings.weight_decay)
+    optimizer = optimizer_of(parameters, settings.weight_decay)
     visual.train()
     for step, index in enumerate(batches(len(images.labels), settings.batch, settings.steps, generator)):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate(step, settings.steps, settings.lr)
         if step == round(settings.steps * settings.dropped_steps):
             visual.patch_dropout = nn.Identity()
-        inputs = augment(normalise(images.pixels[index]), settings.crop, generator)
+        inputs = augment(normalize(images.pixels[index]), settings.crop, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = visual(inputs)
         logits = settings.scale * F.normalize(features.float(), dim=-1) @ F.normalize(anchors, dim=-1).T
-        by_class, by_colour = logits.split((len(CLASSES), len(COLOURS)), dim=1)
+        by_class, by_color = logits.split((len(CLASSES), len(COLORS)), dim=1)
         class_loss = F.cross_entropy(by_class, images.labels[index])
-        colour_loss = F.cross_entropy(by_colour, images.colours[index])
-        loss = class_loss + settings.colour_weight * colour_loss
-        optimiser.zero_grad(set_to_none=True)
+        color_loss = F.cross_entropy(by_color, images.colors[index])
+        loss = class_loss + settings.color_weight * color_loss
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % 100 == 0:
             right = (by_class.argmax(1) == images.labels[index]).float().mean()
-            log(
-                f"vision step {step + 1} class {class_loss:.3f} colour {colour_loss:.3f} accuracy {right:.3f}"
-            )
+            log(f"vision step {step + 1} class {class_loss:.3f} color {color_loss:.3f} accuracy {right:.3f}")
     visual.eval()

@@ -21,7 +21,7 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
     flat = own.uniform(0.6, 1.0)
     patterns = own.choice(TEXTURES.classnames, 2, replace=False)
     fill, ground = (TEXTURES.motifs[name] for name in patterns)
-    colours = own.uniform(0.1, 0.9, (3, 3))
+    colors = own.uniform(0.1, 0.9, (3, 3))
 
     frame = Canvas.figure(rng, size, reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
     angle, radius = np.arctan2(frame.y, frame.x), np.hypot(frame.x, frame.y / flat)
@@ -29,12 +29,12 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
         s * np.cos((k + 1) * angle + p) for k, (s, p) in enumerate(zip(size_, phase, strict=True))
     )
     inside = frame.ink(edge_ - radius)
-    first, second, third = (vary_color(rng, tuple(colour), 0.12) for colour in colours)
+    first, second, third = (vary_color(rng, tuple(color), 0.12) for color in colors)
     inner = fill.draw(Canvas.pattern(rng, size, rng.uniform(4, 8), turn=np.pi, warp=fill.warp))
     outer = noise(rng, size, 3)
     if rng.random() < 0.3:
         outer = ground.draw(Canvas.pattern(rng, size, rng.uniform(3, 6), turn=np.pi, warp=ground.warp))
-    back = blend(third, vary_color(rng, tuple(colours[2]), 0.4), 0.6 * outer)
+    back = blend(third, vary_color(rng, tuple(colors[2]), 0.4), 0.6 * outer)
     return render_uneven_light(rng, blend(back, blend(first, second, inner), inside))
 
 

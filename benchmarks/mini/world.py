@@ -26,20 +26,20 @@ class Kind:
     Args:
         rendered: The dataset, with harder renderings if they exist.
         images: Images per class.
-        recoloured: True if the colours differ from those of the dataset.
+        recolored: True if the colors differ from those of the dataset.
         named, mistaken: Shares of captions with the class name, and with a look-alike's.
     """
 
     rendered: RenderedSet[Any]
     images: int
-    recoloured: bool = True
+    recolored: bool = True
     named: float = 0.03
     mistaken: float = 0.02
 
 
 WORLD: tuple[Kind, ...] = (
-    Kind(SETS["textures"], 250, recoloured=False),
-    Kind(SHAPES, 200, recoloured=False, named=0.12, mistaken=0.03),
+    Kind(SETS["textures"], 250, recolored=False),
+    Kind(SHAPES, 200, recolored=False, named=0.12, mistaken=0.03),
     Kind(FLAGS, 150),
     Kind(SETS["fabrics"], 150),
     Kind(SETS["plots"], 100, named=0.05, mistaken=0.03),
@@ -47,13 +47,13 @@ WORLD: tuple[Kind, ...] = (
     Kind(SETS["cells"], 60),
     Kind(SETS["terrain"], 60),
     Kind(SKETCHES, 80, named=0.15, mistaken=0.03),
-    Kind(THINGS, 80, recoloured=False, named=0.5, mistaken=0.0),
+    Kind(THINGS, 80, recolored=False, named=0.5, mistaken=0.0),
 )
 
 
 @dataclass(frozen=True)
 class WorldClass:
-    """Class of the world: its kind, its name, a look-alike of the same half, and the word for its family."""
+    """Class of the pre-training images: its kind, its name, a look-alike of the same half, and its family."""
 
     kind: Kind
     name: str
@@ -64,7 +64,7 @@ class WorldClass:
         """Render the image `index` of the class, with a seed that no split uses."""
         seed = FIRST_SEED["pretrain"] + index
         pixels = self.kind.rendered.render(self.name, seed)
-        return recolour(pixels, seed) if self.kind.recoloured else pixels
+        return recolor(pixels, seed) if self.kind.recolored else pixels
 
 
 def _class(kind: Kind, name: str) -> WorldClass:
@@ -82,8 +82,8 @@ CLASSES: tuple[WorldClass, ...] = tuple(
 WORDS: tuple[str, ...] = tuple(sorted({word for c in CLASSES for word in (c.name, c.family)}))
 
 
-def recolour(pixels: Pixels, seed: int) -> Pixels:
-    """Return the image in other colours: its colour space is randomly rotated or mirrored, and shifted."""
+def recolor(pixels: Pixels, seed: int) -> Pixels:
+    """Return the image in other colors: its color space is randomly rotated or mirrored, and shifted."""
     rng = np.random.Generator(np.random.PCG64([7, seed]))
     turned, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     return quantize(
