@@ -96,7 +96,8 @@ def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) ->
     """Describe a machine in one line: this one, or `where`, a result of `machine`."""
     m = where or machine()
     versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "ray", "optuna"))
-    return f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {threads} threads, {dtype}, {versions}"
+    hardware = f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB"
+    return f"{hardware}, {threads} thread{'s' * (threads != 1)}, {dtype}, {versions}"
 
 
 def in_turn(
