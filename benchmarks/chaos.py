@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -42,8 +43,9 @@ sys.path.insert(0, str(ROOT))
 from prometar.cli.console import INTERRUPTED
 from prometar.training.checkpoint import load_checkpoint
 from tests.support.disk import MIB, Disk
-from tests.support.driver import NAME, Driver, misbehave, trial_workers
+from tests.support.driver import NAME, Driver, misbehave
 from tests.support.nodes import Cluster
+from tests.support.processes import session
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 
 DRIVER, TERM, WORKER, NODE, TRUNCATED = "driver -9", "SIGTERM", "worker -9", "node -9", "corrupt checkpoint"
@@ -231,11 +233,11 @@ class InterruptedStudy:
         return driver.process.poll() is None
 
     def _kill_worker(self, driver: Driver) -> int:
-        workers = trial_workers(self._cluster.leader if self._cluster else driver.process.pid)
-        for pid in workers[:1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                return 1
+        for pid in session(self._cluster.leader if self._cluster else driver.process.pid):
+            with contextlib.suppress(OSError):  # the process has ended
+                if re.match(r"ray::(JobWorker|FakeTrial)", Path(f"/proc/{pid}/cmdline").read_text()):
+                    os.kill(pid, signal.SIGKILL)
+                    return 1
         return 0  # no worker has started yet
 
     def _refuse_writes(self, kind: str, disk: Disk, driver: Driver) -> int:

@@ -306,15 +306,17 @@ class StudyConfig(StrictModel):
         used = (*self.search.seeds, *self.final_seeds)
         return _unused_seeds(FIRST_CONFIRMATION_SEED, self.confirm.seeds, used=used)
 
-    def run_config(self, settings: Settings, *, dataset: str, seed: int, epochs: int | None = None) -> Config:
+    def run_config(self, settings: Settings, *, dataset: str, seed: int, final: bool = False) -> Config:
         """Return the configuration of one run.
 
         Args:
             settings: Searched settings by dotted key.
-            epochs: Epochs of the run, unless `settings` sets them. Default: epochs of the baseline.
+            final: True for a run of the final test. The baseline then trains for `test.epochs`, as do other
+                settings unless they set the epochs.
         """
-        defaults = {} if epochs is None else {EPOCHS_KEY: epochs}
-        return self.run.override({**defaults, **settings, "data.name": dataset, "train.seed": seed})
+        epochs = {EPOCHS_KEY: self.test.epochs} if final else {}
+        values = {**settings, **epochs} if settings == self.baseline_settings else {**epochs, **settings}
+        return self.run.override({**values, "data.name": dataset, "train.seed": seed})
 
 
 OPTION_GROUPS: dict[str, dict[str, str]] = {

@@ -127,8 +127,7 @@ class Study:
             self.folder.write(confirmation)
             settings, dataset = confirmation.selected_candidate.settings, config.search.datasets[0]
             seed = config.final_seeds[0] if config.final_seeds else config.search.seed
-            best = config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)
-            self.folder.write_best(best)
+            self.folder.write_best(config.run_config(settings, dataset=dataset, seed=seed, final=True))
         return confirmation
 
     def test(self) -> FinalTest:

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -207,17 +206,6 @@ def _lives(pid: int) -> bool:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:
         return False
-
-
-def trial_workers(leader: int) -> list[int]:
-    """Ray's workers in a session that trials run in."""
-    found = []
-    for pid in session(leader):
-        with contextlib.suppress(OSError):
-            title = Path(f"/proc/{pid}/cmdline").read_text()
-            if re.match(r"ray::\w*Trial", title):
-                found.append(pid)
-    return found
 
 
 def _parse(options: Sequence[str]) -> argparse.Namespace:

@@ -130,8 +130,18 @@ def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
     assert main(["--dataset", "dtd", "eurosat", "--seeds-per-trial", "2", "--seed", "4"]) == 0
     (config,) = started
     assert config.name == "dtd-eurosat"
-    run = config.run_config({"optim.lr": 0.5, "train.epochs": 2}, dataset="eurosat", seed=9, epochs=7)
+    run = config.run_config({"optim.lr": 0.5, "train.epochs": 2}, dataset="eurosat", seed=9, final=True)
     assert (run.data.name, run.train.seed, run.optim.lr, run.train.epochs) == ("eurosat", 9, 0.5, 2)
+
+
+def test_the_final_test_trains_the_baseline_for_the_epochs_of_the_method() -> None:
+    ranges = {"train.epochs": {"type": "int", "low": 2, "high": 9}}
+    space = Space.model_validate({"name": "own", "ranges": ranges})
+    for more, final in ({}, 10), ({"final_epochs": 20}, 20):
+        config = StudyConfig.of(dataset="cells", space=space, **more)
+        assert config.baseline_settings == {"train.epochs": 5}, "of trial 0"
+        for settings, epochs in (config.baseline_settings, final), ({"train.epochs": 7}, 7):
+            assert config.run_config(settings, dataset="cells", seed=1, final=True).train.epochs == epochs
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def final_job(
         number: Number of the trial, or 0 for the default settings.
     """
     path = folder.final_test_folder(number, dataset, seed)
-    configs = {path: config.run_config(settings, dataset=dataset, seed=seed, epochs=config.test.epochs)}
+    configs = {path: config.run_config(settings, dataset=dataset, seed=seed, final=True)}
     tested = f"trial {number}" if number else "the default settings"
     name = f"final test of {tested}, {dataset}, seed {seed}"
     return Job(name, configs, FINAL, config.search.val_per_class, number, alignment=True)

@@ -13,7 +13,7 @@ MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single cl
 HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum per class
 
 
-def draw(train: Sequence[Item], *, shots: int, seed: int) -> Items:
+def draw(train: Sequence[Item], *, shots: int, rng: random.Random) -> Items:
     """Draw `shots` training images per class, or all images of a class that has fewer.
 
     As in the published code, one random generator draws from all classes, in the order of their first
@@ -25,7 +25,7 @@ def draw(train: Sequence[Item], *, shots: int, seed: int) -> Items:
     """
     if not train:
         raise UserError("Cannot draw images from an empty train split. Use a dataset with training images.")
-    rng, drawn = random.Random(seed), list[Item]()
+    drawn: list[Item] = []
     for group in group_by_label(train).values():
         drawn += rng.sample(group, shots) if len(group) >= shots else group
     return tuple(drawn)

@@ -63,7 +63,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
     if not val:
         train, val, note = hold_out_val(train)
     _require_images(dataset, val, base_labels(train), "validation")
-    few_shot = draw(train, shots=shots, seed=seed)
+    few_shot = draw(train, shots=shots, rng=random.Random(seed))
     (few_shot_base, val_base), _ = separate_base_new(few_shot, val)
     # The seed is fixed, so that all runs are scored on the same images.
     rng, groups = random.Random(0), group_by_label(val_base).values()
@@ -73,7 +73,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
 
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
     """Draw base-class images for training. Evaluate on all test images, base and new classes separately."""
-    few_shot = draw(dataset.train, shots=shots, seed=seed)
+    few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed))
     (few_shot_base, test_base), (_, test_new) = separate_base_new(few_shot, dataset.test)
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
@@ -86,7 +86,7 @@ def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int)
 
 
 def _split_all_classes(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
-    few_shot = draw(dataset.train, shots=shots, seed=seed)
+    few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed))
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     _require_images(dataset, dataset.train, labels_of(dataset.test), "training")

@@ -20,13 +20,14 @@ GOLDEN = golden_files("fewshot_*.json")
 @pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.name)
 def test_fewshot_draws_equal_the_golden_file(file: Path) -> None:
     tree = json.loads(file.read_text())
-    train = tuple(Item(*row) for row in tree["split"]["train"])
+    train, val = (tuple(Item(*row) for row in tree["split"][name]) for name in ("train", "val"))
     assert tree["draws"]
     for key, want in tree["draws"].items():
         match = re.fullmatch(r"seed(\d+)-shots(\d+)", key)
         assert match, key
-        drawn = draw(train, seed=int(match[1]), shots=int(match[2]))
-        assert [item.path for item in drawn] == want["train"], key
+        rng, shots = random.Random(int(match[1])), int(match[2])
+        drawn = draw(train, shots=shots, rng=rng), draw(val, shots=min(shots, 4), rng=rng)
+        assert [[item.path for item in items] for items in drawn] == [want["train"], want["val"]], key
 
 
 def test_fewshot_the_repository_holds_a_golden_file() -> None:
@@ -41,9 +42,9 @@ def _items(labels: list[int]) -> tuple[Item, ...]:
 def test_fewshot_draw_takes_shots_of_each_label_or_all(labels: list[int], shots: int, seed: int) -> None:
     items = _items(labels)
     state = random.getstate()
-    drawn = draw(items, shots=shots, seed=seed)
+    drawn = draw(items, shots=shots, rng=random.Random(seed))
     assert random.getstate() == state
-    assert drawn == draw(items, shots=shots, seed=seed)
+    assert drawn == draw(items, shots=shots, rng=random.Random(seed))
     assert len(set(drawn)) == len(drawn)
     counts = {label: sum(item.label == label for item in drawn) for label in labels_of(items)}
     assert counts == {label: min(shots, labels.count(label)) for label in labels_of(items)}
@@ -53,12 +54,12 @@ def test_fewshot_draw_follows_first_appearance_not_label_order() -> None:
     items = _items([7, 7, 7, 2, 2, 2])
     rng = random.Random(5)
     want = rng.sample(items[:3], 2) + rng.sample(items[3:], 2)
-    assert list(draw(items, shots=2, seed=5)) == want
+    assert list(draw(items, shots=2, rng=random.Random(5))) == want
 
 
 def test_fewshot_draw_needs_training_images() -> None:
     with pytest.raises(UserError, match="empty train split"):
-        draw((), shots=1, seed=1)
+        draw((), shots=1, rng=random.Random(1))
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 99))
@@ -71,7 +72,7 @@ def test_held_out_images_are_a_fifth_of_each_class_and_never_drawn(
     for label in range(7):
         count = sum(item.label == label for item in items)
         assert sum(item.label == label for item in val) == max(1, count // 5)
-    assert not {*draw(train, shots=shots, seed=seed)} & {*val}
+    assert not {*draw(train, shots=shots, rng=random.Random(seed))} & {*val}
     shuffled = random.Random(seed).sample(items, len(items))
     assert {*hold_out_val(shuffled)[1]} == {*val}
     assert f"{len(val)} of the {len(items)} training images" in message
