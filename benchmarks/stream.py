@@ -27,7 +27,7 @@ from PIL import Image
 
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import FolderSource, Item, Source
-from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec, make_image
@@ -48,7 +48,7 @@ def generate_images(folder: Path, count: int) -> None:
         Image.fromarray(noisy).save(folder / f"{k:04d}.jpg", quality=82)
 
 
-def plan_of(root: str, generated: bool, size: int, epochs: int) -> tuple[Plan, Source]:
+def plan_of(root: str, generated: bool, size: int, epochs: int) -> tuple[DataPlan, Source]:
     """Return a training plan, and the source of its images."""
     if generated:
         names = sorted(path.name for path in Path(root).glob("*.jpg"))
@@ -57,13 +57,14 @@ def plan_of(root: str, generated: bool, size: int, epochs: int) -> tuple[Plan, S
     else:
         dataset = open_dataset("dtd", root)
         items, source = dataset.train, dataset.source
-    return Plan(items, TransformSpec(size, train=True, crop_scale=(0.08, 1.0)), epochs=epochs, seed=1), source
+    transform = TransformSpec(size, train=True, crop_scale=(0.08, 1.0))
+    return DataPlan(items, transform, epochs=epochs, seed=1), source
 
 
 class PlanRows(torch.utils.data.Dataset[Images]):
     """Rows of a plan for a DataLoader. Encoded images are in memory, as in the Ray stream."""
 
-    def __init__(self, plan: Plan, source: Source) -> None:
+    def __init__(self, plan: DataPlan, source: Source) -> None:
         self._plan, self._files = plan, source.read_many([item.path for item in plan.items])
 
     def __getitem__(self, row: int) -> Images:
@@ -71,7 +72,7 @@ class PlanRows(torch.utils.data.Dataset[Images]):
         return make_image(self._plan.transform, self._files[image], int(seed))
 
 
-def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:
+def loader_pass(plan: DataPlan, source: Source, workers: int) -> Pass:
     warnings.filterwarnings(
         "ignore", message="The given NumPy array is not writable"
     )  # the arrays are only read
@@ -82,11 +83,11 @@ def loader_pass(plan: Plan, source: Source, workers: int) -> Pass:
     return lambda: (batch.numpy() for batch in loader)
 
 
-def stream_pass(plan: Plan, source: Source, workers: int) -> Pass:
+def stream_pass(plan: DataPlan, source: Source, workers: int) -> Pass:
     return lambda: (batch.images for batch in stream(plan, source, cpus=workers))
 
 
-def local_pass(plan: Plan, source: Source, workers: int) -> Pass:
+def local_pass(plan: DataPlan, source: Source, workers: int) -> Pass:
     return lambda: (batch.images for batch in stream_local(plan, source))
 
 

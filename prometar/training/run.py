@@ -17,7 +17,7 @@ from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.objective import objective_of, split_dataset
-from prometar.data.streaming.plan import Plan, eval_plan
+from prometar.data.streaming.plan import DataPlan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
 from prometar.io.custom import is_custom, source_digest
@@ -40,7 +40,7 @@ class EvaluationSet:
         model: Prompted CLIP for the classes.
     """
 
-    plan: Plan
+    plan: DataPlan
     model: PromptedClip
     cache: FeatureCache | None
 
@@ -62,7 +62,7 @@ class Run:
     backbone: Backbone
     method: Method
     model: PromptedClip
-    plan: Plan
+    plan: DataPlan
     evaluations: Mapping[str, EvaluationSet]
     cache: FeatureCache | None
     cache_key: tuple[Hashable, ...]
@@ -107,7 +107,7 @@ _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
 """By data plan and backbone: bytes of all features, and the features computed so far by batch number."""
 
 
-def _feature_cache(clip: Clip, plan: Plan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
+def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
     """Return the cache for the image features of a data plan, or None if they are too large to cache."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
@@ -165,7 +165,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         jitter=augment.jitter,
         train=True,
     )
-    plan = Plan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
+    plan = DataPlan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
     out_of_domain = None
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)

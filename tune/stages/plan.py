@@ -17,7 +17,7 @@ from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, require_outside_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
-from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec
 from prometar.device import fetch
@@ -150,7 +150,7 @@ def _stages(
     smallest_batch = min(map(int, batch_sizes))
     transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # does not affect the count
     search_steps, final_steps = (
-        sum(Plan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
+        sum(DataPlan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)
     )
     candidates = min(confirm.top + 1, search.trials) if confirm.top else 1

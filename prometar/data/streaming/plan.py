@@ -37,7 +37,7 @@ def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tu
 
 
 @dataclass(frozen=True)
-class Plan:
+class DataPlan:
     """Images, their order, their transform and their batches.
 
     Args:
@@ -115,7 +115,7 @@ class Plan:
         return state.hexdigest()
 
 
-def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> Plan:
+def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> DataPlan:
     """Return the plan of an evaluation: one pass over all items in their order, with center crops."""
     spec = TransformSpec(size=size, train=False, crop_scale=TORCHVISION_CROP)
-    return Plan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)
+    return DataPlan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

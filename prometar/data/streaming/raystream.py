@@ -27,7 +27,7 @@ from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import Batch, iter_steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import InfrastructureError, PrometarError, WorkError, last_line
@@ -37,7 +37,7 @@ PAUSE_SECONDS = 0.02
 
 
 def stream(
-    plan: Plan,
+    plan: DataPlan,
     source: Source,
     start_step: int = 0,
     *,
@@ -113,7 +113,7 @@ def _next_block(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.ui
 
 
 def _build_dataset(
-    plan: Plan, source: Source, start_step: int, cpus: float, block_rows: int
+    plan: DataPlan, source: Source, start_step: int, cpus: float, block_rows: int
 ) -> ray.data.Dataset:
     """Build a Ray dataset whose blocks contain the images of consecutive steps. Each task makes one block.
 
@@ -159,7 +159,7 @@ def make_block(
     return {"image": make_images(spec, encoded, lists["seed"], lists["path"])}
 
 
-def _store_images(plan: Plan, source: Source) -> ray.ObjectRef | None:
+def _store_images(plan: DataPlan, source: Source) -> ray.ObjectRef | None:
     """Put encoded images into the object store. Return None if they are too many, or are read only once."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import Ints, Plan
+from prometar.data.streaming.plan import DataPlan, Ints
 from prometar.data.streaming.transforms import make_images
 from prometar.environment import num_cpus
 
@@ -28,17 +28,17 @@ class Batch(NamedTuple):
     labels: Ints
 
 
-Stream = Callable[[Plan, Source, int], Iterator[Batch]]
+Stream = Callable[[DataPlan, Source, int], Iterator[Batch]]
 """Function that yields a plan's batches from a given step on: `stream_local` or `raystream.stream`."""
 
 
-def stream_labels(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
+def stream_labels(plan: DataPlan, source: Source, start_step: int = 0) -> Iterator[Batch]:
     """Yield the plan's batches from `start_step` on, with labels but without pixels. `source` is not read."""
     for step, _, _, labels in iter_steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 
 
-def iter_steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Ints, Ints, Ints]]:
+def iter_steps(plan: DataPlan, start_step: int) -> Iterator[tuple[int, Ints, Ints, Ints]]:
     """Yield (step, indices into the plan's items, augmentation seeds, labels) from `start_step` on."""
     labels = np.array([item.label for item in plan.items], np.int64)
     for step in range(start_step, plan.num_steps):
@@ -46,7 +46,7 @@ def iter_steps(plan: Plan, start_step: int) -> Iterator[tuple[int, Ints, Ints, I
         yield step, indices, seeds, labels[indices]
 
 
-def stream_local(plan: Plan, source: Source, start_step: int = 0) -> Iterator[Batch]:
+def stream_local(plan: DataPlan, source: Source, start_step: int = 0) -> Iterator[Batch]:
     """Yield the plan's batches from `start_step` on, made in threads of this process.
 
     Raises:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step.prompted_clip import PromptedClip
 from prometar.training.epoch import train_epoch
@@ -34,7 +34,7 @@ def run_of(name: str, **more: Any) -> Run:
     return small_run(name.split()[0], **{**small, **TEXT_ALONE.get(name, {}), **more})
 
 
-def batches(run: Run, plan: Plan | None = None) -> Iterator[Batch]:
+def batches(run: Run, plan: DataPlan | None = None) -> Iterator[Batch]:
     return stream_local(plan or run.plan, run.dataset.source)
 
 
@@ -73,9 +73,9 @@ def test_it_is_the_same_training(name: str) -> None:
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
 def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
     first, second = run_of(name), run_of(name, **{"optim.lr": 0.01})
-    read = list[tuple[Plan, int]]()
+    read = list[tuple[DataPlan, int]]()
 
-    def stream(plan: Plan, source: Source, start: int) -> Iterator[Batch]:
+    def stream(plan: DataPlan, source: Source, start: int) -> Iterator[Batch]:
         read.append((plan, start))
         return stream_local(plan, source, start)
 
@@ -96,10 +96,10 @@ def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
 def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: Path) -> None:
-    run, read = run_of(name), list[Plan]()
+    run, read = run_of(name), list[DataPlan]()
     train(Session(run, tmp_path / "first"))
 
-    def stream(plan: Plan, source: Source, start: int) -> Iterator[Batch]:
+    def stream(plan: DataPlan, source: Source, start: int) -> Iterator[Batch]:
         read.append(plan)
         return stream_local(plan, source, start)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item, Source
-from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import Batch, Stream, stream_local
 from prometar.errors import WorkError
 from prometar.training import session as session_module
@@ -99,7 +99,7 @@ def test_the_final_objective_tests_once(small_dtd: Path, tmp_path: Path) -> None
 
 
 def count_opened(opened: list[str]) -> Stream:
-    def stream(plan: Plan, source: Source, step: int) -> Iterator[Batch]:
+    def stream(plan: DataPlan, source: Source, step: int) -> Iterator[Batch]:
         opened.extend(item.path for item in plan.items)
         return stream_local(plan, source, step)
 
@@ -166,7 +166,7 @@ def test_a_stream_that_starts_slowly_costs_the_first_run_nothing(
     run, now = small_run("coop", train__epochs=1), [0.0]
     monkeypatch.setattr("prometar.training.session.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def slowly(plan: Plan, source: Source, step: int) -> Iterator[Batch]:
+    def slowly(plan: DataPlan, source: Source, step: int) -> Iterator[Batch]:
         now[0] += 1000
         for batch in stream_local(plan, source, step):
             yield batch

@@ -9,7 +9,7 @@ import torch
 
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import Plan
+from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import WorkError
 from tests.support.small import BACKBONE
@@ -29,7 +29,7 @@ PLAN = ResourcePlan(1, 1.0, 0.0)
 
 @pytest.fixture(autouse=True)
 def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    def local(plan: Plan, source: Source, step: int, cpus: float) -> Iterator[Batch]:
+    def local(plan: DataPlan, source: Source, step: int, cpus: float) -> Iterator[Batch]:
         return stream_local(plan, source, step)
 
     monkeypatch.setattr(training, "stream", local)

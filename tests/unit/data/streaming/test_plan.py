@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.streaming.plan import Plan, eval_plan
+from prometar.data.streaming.plan import DataPlan, eval_plan
 from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec
 
 SPEC = TransformSpec(size=32, train=True, crop_scale=TORCHVISION_CROP)
 
 
-def make_plan(num_items: int = 10, **settings: Any) -> Plan:
+def make_plan(num_items: int = 10, **settings: Any) -> DataPlan:
     items = tuple(Item(f"a/{k}.jpg", k % 3, f"c{k % 3}") for k in range(num_items))
-    return Plan(items, settings.pop("transform", SPEC), **settings)
+    return DataPlan(items, settings.pop("transform", SPEC), **settings)
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 4), st.booleans(), st.booleans())
@@ -48,7 +48,7 @@ def test_rows_do_not_depend_on_how_they_are_asked_for(a: int, b: int) -> None:
 
 
 def test_augmentation_seed_belongs_to_seed_epoch_and_image_alone() -> None:
-    def seeds(plan: Plan) -> dict[tuple[int, int], int]:
+    def seeds(plan: DataPlan) -> dict[tuple[int, int], int]:
         images, seeds = plan.rows(0, plan.num_rows)
         epochs = [row // plan.rows_per_epoch for row in range(plan.num_rows)]
         return {(e, int(k)): int(s) for e, k, s in zip(epochs, images, seeds, strict=True)}
