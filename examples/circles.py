@@ -1,4 +1,4 @@
-"""Custom dataset: circles in eight colors, drawn when they are read.
+"""Custom dataset: circles in eight colors, each drawn when it is read.
 
 PYTHONPATH=examples prometar search --dataset circles:Circles --backbone mini
 PYTHONPATH=examples prometar train --dataset circles:Circles --set data.args.size=96
@@ -17,7 +17,7 @@ COLORS = ("blue", "green", "orange", "purple", "red", "yellow", "brown", "gray")
 
 @dataclass(frozen=True)
 class Drawings:
-    """Image source that draws PNG images by path. Workers on other machines get a copy."""
+    """Image source that draws a PNG image for each path. Picklable, because each worker receives a copy."""
 
     size: int
 
@@ -25,10 +25,10 @@ class Drawings:
         return [self._draw(*path.split("/")) for path in paths]
 
     def _draw(self, color: str, number: str) -> bytes:
-        image, file, left = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
-        ImageDraw.Draw(image).ellipse((left, left, left + self.size // 2, left + self.size // 2), color)
-        image.save(file, "PNG")
-        return file.getvalue()
+        image, png, start = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
+        ImageDraw.Draw(image).ellipse((start, start, start + self.size // 2, start + self.size // 2), color)
+        image.save(png, "PNG")
+        return png.getvalue()
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Circles:
 
     def __call__(self, root: str | None) -> Dataset:
         train, val, test = (
-            tuple(Item(f"{name}/{k}", label, name) for label, name in enumerate(COLORS) for k in range(a, b))
-            for a, b in ((0, 8), (8, 12), (12, 16))
+            tuple(Item(f"{color}/{k}", label, color) for label, color in enumerate(COLORS) for k in numbers)
+            for numbers in (range(8), range(8, 12), range(12, 16))
         )
         return Dataset("circles", "Circles", train, val, test, Drawings(self.size), "a photo of a {} circle.")

@@ -1,4 +1,4 @@
-"""Custom distance: quadratic up to `delta`, linear above, so large changes of a few features cost less.
+"""Custom distance: quadratic up to `delta`, linear above, so large differences cost less than with l2.
 
 PYTHONPATH=examples prometar search --set regularizer.kind=huber:Huber --space examples/huber.yaml
 PYTHONPATH=examples prometar train --dataset cells --set regularizer.kind=huber:huber
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def huber(a: Tensor, b: Tensor) -> Tensor:
-    """Return the distances (N,) between rows of prompted and frozen features, both (N, E), for delta 0.05."""
+    """Return the distances (N,) between prompted and frozen features, both (N, E), with delta = 0.05."""
     return Huber()(a, b)
 
 
 @dataclass(frozen=True)
 class Huber:
-    """The same distance, with `delta` as the setting `regularizer.args.delta`."""
+    """Distance whose `delta` is the setting `regularizer.args.delta`."""
 
     delta: Annotated[float, Field(gt=0)] = 0.05
 

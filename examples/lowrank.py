@@ -1,4 +1,4 @@
-"""Custom prompts: low-rank deep text prompts. Each layer mixes the vectors of one shared basis.
+"""Custom prompts: deep text prompts that are linear combinations of a few learned vectors.
 
 PYTHONPATH=examples prometar train --set prompts.kind=lowrank:LowRank --set prompts.args.rank=2
 """
@@ -20,7 +20,8 @@ class LowRank:
     depth: int = 3
     rank: int = 2
     templates = ()  # without annotation: a constant, not a setting
-    conditional = False  # prompts do not depend on the image
+    conditional = False  # text prompts do not depend on the image
+    enters_images = False  # each image is encoded once
 
     @property
     def num_context(self) -> int:
@@ -30,7 +31,7 @@ class LowRank:
         shapes = {f"mix.{layer}": (self.length, self.rank) for layer in range(self.depth)}
         shapes["basis"] = (self.rank, clip.text.width)
         samples = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
-        return {name: 0.1 * each.to(clip.device, clip.working_dtype) for name, each in samples.items()}
+        return {name: 0.1 * sample.to(clip.device, clip.working_dtype) for name, sample in samples.items()}
 
     def tokens(self, leaves: Leaves) -> Leaves:
         return {f"text.{layer}": leaves[f"mix.{layer}"] @ leaves["basis"] for layer in range(self.depth)}

@@ -8,5 +8,5 @@ from collections.abc import Mapping
 
 
 def worst(accuracies: Mapping[str, float]) -> float:
-    """Return the score of a run, higher is better. `accuracies` has base and predicted new accuracy, in %."""
+    """Return the score of a run (higher is better), given its "base" and "new" accuracies in %."""
     return min(accuracies.values())
