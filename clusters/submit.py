@@ -2,8 +2,8 @@
 
     python clusters/submit.py --address http://127.0.0.1:8265 -- python tune/search.py --address auto ...
 
-Options before `--` are those of `ray job submit` (--no-wait, --submission-id, ...). Ray accepts at most
-100 MiB, but checks the limit only after packing everything, and does not name the largest entries.
+Options before `--` are those of `ray job submit` (--no-wait, --submission-id, ...). Ray limits uploads
+to 100 MiB, but checks the limit only after packing everything, and does not name the largest entries.
 """
 
 import argparse
@@ -22,9 +22,9 @@ LIMIT_MIB = 100
 
 
 def upload_sizes(root: Path) -> Counter[str]:
-    """Return the bytes that `--working-dir root` uploads, by entry of `root`.
+    """Return the number of bytes that `--working-dir root` uploads for each entry of `root`.
 
-    Follows Ray's rules (.gitignore and .rayignore in every folder). Sizes are those before compression.
+    Follows Ray's rules (.gitignore and .rayignore in every folder). Sizes are uncompressed.
     """
     from ray._private.runtime_env.packaging import _dir_travel
 
@@ -46,13 +46,13 @@ def upload_error(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
         return None
     largest = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.most_common(5))
     return (
-        f"{root} contains {total:.0f} MiB, but a job accepts at most {limit_mib:g} ({largest}). "
-        "List unneeded files in .rayignore."
+        f"{root} contains {total:.0f} MiB, but a job accepts at most {limit_mib:g} MiB. "
+        f"List unneeded files in .rayignore. Largest entries: {largest}."
     )
 
 
 def connection_error(arguments: list[str]) -> str | None:
-    """Return why no head accepts jobs at the address, or None if one does. Ray prints a hundred lines."""
+    """Return the error if no server answers at --address, else None. Ray itself prints a hundred lines."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
     address = options.parse_known_args(arguments)[0].address
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     options = ["--working-dir", str(ROOT), "--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]
     try:
         return subprocess.run([*command, *options, *arguments]).returncode
-    except KeyboardInterrupt:  # stops only the log; the job continues
+    except KeyboardInterrupt:  # Ctrl-C stops only the log, not the job
         return 130
 
 

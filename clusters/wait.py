@@ -2,8 +2,8 @@
 
     python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
 
-A study plans with the CPUs and GPUs that it finds when it starts. If workers are still starting, the study
-fails, or runs too few concurrent trials. This script requests missing resources from the autoscaler.
+A study uses only the CPUs and GPUs that the cluster has when the study starts. If some are missing then, the
+study fails, or runs too few trials at a time. This script requests missing resources from the autoscaler.
 """
 
 import argparse
@@ -28,28 +28,28 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     try:
         request_resources(bundles=[{kind: 1} for kind, count in wanted.items() for _ in range(count)])
-        end, shown = time.monotonic() + minutes * 60, ""
+        deadline, shown = time.monotonic() + minutes * 60, ""
         while missing := {kind: n for kind, n in wanted.items() if ray.cluster_resources().get(kind, 0) < n}:
             available = ", ".join(
-                f"{ray.cluster_resources().get(k, 0):g} of {n} {k}s" for k, n in missing.items()
+                f"{ray.cluster_resources().get(kind, 0):g} of {n} {kind}s" for kind, n in missing.items()
             )
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise TimeoutError(f"after {minutes:g} minutes the cluster has {available}")
             if available != shown:
                 print(f"waiting: the cluster has {available}", flush=True)
                 shown = available
             time.sleep(1)
     finally:
-        request_resources(bundles=[])  # from now on, the trials request the workers
+        request_resources(bundles=[])  # cancel the request: from now on, trials request machines
         ray.shutdown()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the options (cpus, gpus, minutes) and the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cpus", type=int, default=0)
-    parser.add_argument("--gpus", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--cpus", type=int, default=0, help="CPUs to wait for")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to wait for")
+    parser.add_argument("--minutes", type=float, default=30, help="time limit (default: 30)")
     parser.add_argument("command", nargs="+", metavar="-- COMMAND")
     options = parser.parse_args(arguments)
     if min(options.cpus, options.gpus, options.minutes) < 0 or not math.isfinite(options.minutes):
@@ -58,19 +58,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> NoReturn:
-    """Wait, and replace this process by the command, so that it receives the job's signals."""
+    """Wait, then replace this process with the command, so that the command receives the job's signals."""
     from ray.exceptions import AuthenticationError
 
     options = parse(sys.argv[1:])
     if shutil.which(options.command[0]) is None:
-        sys.exit(f"error: no command '{options.command[0]}' on this machine")  # before machines are requested
+        sys.exit(f"error: no command '{options.command[0]}' on this machine")  # before requesting machines
     wanted = {kind: count for kind, count in (("CPU", options.cpus), ("GPU", options.gpus)) if count > 0}
     try:
         wait(wanted, options.minutes)
     except (TimeoutError, ConnectionError, AuthenticationError) as error:
         hint = " (does this process have the cluster's token?)" if not isinstance(error, TimeoutError) else ""
         sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
-    except RuntimeError as error:  # the cluster has another version of Ray or Python
+    except RuntimeError as error:  # the cluster uses a different version of Ray or Python
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
