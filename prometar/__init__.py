@@ -14,7 +14,7 @@ _MODULES = {"load": "prometar.inference.classifier", "Study": "tune.study"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` or `Study` on first use, because torch loads slowly."""
+    """Import `load` or `Study` on first use, because importing torch is slow."""
     if name not in _MODULES:
         raise AttributeError(f"module 'prometar' has no attribute '{name}'")
     return getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""`prometar` and `python -m prometar`."""
+"""Entry point of `python -m prometar`."""
 
 import sys
 

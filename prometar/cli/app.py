@@ -39,13 +39,13 @@ def train(
     ] = None,
     data_root: RootOption = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, e.g. optim.lr=0.01.")
+        list[str] | None, typer.Option("--set", help="Setting as key=value, e.g. optim.lr=0.01.")
     ] = None,
     objective: Annotated[
         str,
         typer.Option(
-            help="final: train on base classes, test on base and new ones. all_classes: train and test on "
-            "all classes. The objectives of a search work too. Default: final.",
+            help="final: train on base classes, test on base and new classes. all_classes: train and test "
+            "on all classes. A search's objectives are also accepted. Default: final.",
             show_default=False,
         ),
     ] = "final",
@@ -83,7 +83,7 @@ def train(
     prompts = build(chosen).prompts
     if alignment_every is not None and not (prompts.num_context or has_image_prompts(prompts)):
         raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
-    objective_of(objective)  # raises a UserError if it is unknown
+    objective_of(objective)  # raises a UserError if the objective is unknown
     name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = resolve_path(out) if out else Path("out/train") / name
     before_step = None if alignment_every is None else AlignmentRecorder(folder, alignment_every)
@@ -125,7 +125,7 @@ def export(
 ) -> None:
     """Export the prompts of a finished run to a file.
 
-    `prometar.load(FILE).predict(images)` uses the prompts.
+    `prometar.load(FILE).predict(images)` classifies images with these prompts.
     """
     from prometar.runs import export_run
 
@@ -169,7 +169,7 @@ def alignment(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs. Subfolders are searched too.")],
     to: Annotated[
-        str | None, typer.Option(help="Reference method. Default: prometar or, if absent, the first found.")
+        str | None, typer.Option(help="Reference method. Default: prometar, or else the first method found.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:

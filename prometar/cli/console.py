@@ -1,4 +1,4 @@
-"""Options, exit statuses and error messages of all commands. An error is one line on stderr."""
+"""Options, exit statuses and error messages that commands share. Errors are printed as one line on stderr."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ import typer
 
 from prometar.errors import PrometarError, first_line, is_accelerator_error, one_line
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # exit status
 _STUDY_PACKAGES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "sqlalchemy"}
-"""Dependencies of the extra `study`, which `prometar train` does not need."""
+"""Packages that the extra `study` installs. `prometar train` does not need them."""
 TRACEBACK_VARIABLE = "PROMETAR_TRACEBACK"
 """Environment variable. If it is 1, the traceback of an unexpected error is shown."""
 
 TYPER_OPTIONS = dict[str, Any](add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-"""Arguments of every `typer.Typer`: one-line errors and plain text."""
+"""Arguments of every `typer.Typer`, for one-line errors and plain-text help."""
 
 
 def expand_home(path: str | None) -> str | None:
@@ -54,8 +54,8 @@ class Command(typer.core.TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        multiple = [each for each in self.params if getattr(each, "multiple", False)]
-        list_options = {name for each in multiple for name in each.opts}
+        multiple = [option for option in self.params if getattr(option, "multiple", False)]
+        list_options = {name for option in multiple for name in option.opts}
         return super().parse_args(ctx, repeat_option_names(args, list_options))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -95,7 +95,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
         with handle_signals([signal.SIGTERM], signal.default_int_handler):  # batch systems send SIGTERM
             status = int(typer.main.get_command(app).main(args, standalone_mode=False) or 0)
             sys.stdout.flush()
-    except SystemExit as error:  # raised by typer if the pipe is closed
+    except SystemExit as error:  # raised by typer if the reader of stdout has closed the pipe
         return int(error.code or 0)
     except typer.Exit as error:
         status = error.exit_code
@@ -133,18 +133,18 @@ def _print_error(error: Exception) -> int:
     if isinstance(error, OSError) and error.strerror:
         return _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 1)
     if isinstance(error, ModuleNotFoundError) and error.name in _STUDY_PACKAGES:
-        return _fail(f"{error.name} is not installed. Run pip install 'prometar[study]'.", 1)
+        return _fail(f"{error.name} is not installed. Run pip install -e '.[study]'.", 1)
     if isinstance(error, MemoryError):
         return _fail("Out of memory.", 1)
     if is_accelerator_error(error):
         return _fail(first_line(error), 1)
-    if hasattr(error, "format_message"):  # raised by the option parser, whose module varies with the version
+    if hasattr(error, "format_message"):  # option parser's error, whose class depends on typer's version
         message = str(error.format_message())
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message, file=sys.stderr)
             return 2
         if "extra argument" in message:
-            message += ". Quote values with spaces."
+            message += ". Put values that contain spaces in quotes."
         return _fail(message, getattr(error, "exit_code", 2))
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)

@@ -42,15 +42,15 @@ def data_list(
         access = "custom" if benchmark is None else "download" if benchmark.archives else "manual download"
         sizes: tuple[int, ...] = (0, 0, 0, 0)
         state = access if data_root is None else f"missing ({access})"
-        if isinstance(found, str):
+        if isinstance(found, str):  # the reason why the dataset cannot be opened
             state = "unusable"
             notes.append(f"{name}: {found}")
         elif found is not None:
             sizes = (len(found.classnames), *found.counts.values())
-            deviations = size_differences(name, sizes[0], found.counts)
-            state = "rendered" if name in RENDERED else "other sizes" if deviations else "complete"
-            if deviations or found.note:
-                notes.append(f"{name}: {'; '.join(filter(None, (*deviations, found.note)))}")
+            differences = size_differences(name, sizes[0], found.counts)
+            state = "rendered" if name in RENDERED else "other sizes" if differences else "complete"
+            if differences or found.note:
+                notes.append(f"{name}: {'; '.join(filter(None, (*differences, found.note)))}")
         elif benchmark and data_root is None:
             sizes = (benchmark.classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
@@ -66,12 +66,12 @@ def data_check(name: NameArgument, data_root: RootOption = None) -> None:
     """Decode every image, and list missing and corrupt ones. Compare sizes with the published ones."""
     from prometar.data.preparation.check import check
 
-    invalid, corrupt, summary = check(name, data_root or default_root(name))
-    for line in (*invalid, *corrupt):
+    list_errors, corrupt, summary = check(name, data_root or default_root(name))
+    for line in (*list_errors, *corrupt):
         print(one_line(line), file=sys.stderr)
     print("\n  ".join(map(one_line, summary)))
-    if invalid or corrupt:
-        counts = f"errors of the image list: {len(invalid)}, missing or corrupt images: {len(corrupt)}"
+    if list_errors or corrupt:
+        counts = f"errors in the image list: {len(list_errors)}, missing or corrupt images: {len(corrupt)}"
         raise WorkError(f"{name} is invalid ({counts}). Fix the problems listed above.")
 
 
@@ -111,7 +111,7 @@ def data_prepare(
     with _progress_bar(MofNCompleteColumn()) as progress:
         manifest, existing = prepare(name, data_root or default_root(name), to, progress=progress)
     images = sum(manifest.counts.values())
-    print(f"{name}: {images} images in {len(manifest.shards)} shards ({existing} existed before)")
+    print(f"{name}: {images} images in {len(manifest.shards)} shards ({existing} already existed)")
     print(f"To use the copy, pass --data-root {masked(to)}")
 
 

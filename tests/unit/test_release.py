@@ -42,7 +42,7 @@ def test_only_search_and_compare_need_packages_of_studies(small_dtd: Path, tmp_p
     assert (tmp_path / "prompts.safetensors").exists()
     refusals = done.stderr.splitlines()
     assert len(refusals) == 2
-    assert all("is not installed. Run pip install 'prometar[study]'." in line for line in refusals)
+    assert all("is not installed. Run pip install -e '.[study]'." in line for line in refusals)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda p: p.name)
