@@ -1,7 +1,7 @@
-"""Gradient alignment: the cosine of support and query gradients during training.
+"""Gradient alignment: the cosine of the angle between support and query gradients during training.
 
 To first order, the meta phase minimizes L_query - lr * dot(g_support, g_query), so it favors gradients that
-agree. `AlignmentRecorder` measures their cosine on the meta task of a step, even without a meta phase.
+agree. `AlignmentRecorder` measures this cosine on the meta task of a step, even without a meta phase.
 
 Source: ProMetaR (CVPR 2024) derives this effect but does not measure it.
 """
@@ -41,7 +41,7 @@ AlignmentRecord = dict[str, int | float]
 
 @dataclass
 class AlignmentRecorder:
-    """Step callback that appends a record to alignment.jsonl in the run's folder every `every` steps.
+    """Step callback that appends a record to `folder`/alignment.jsonl if the step is divisible by `every`.
 
     A record contains `step` (0-based), `epoch` (1-based), the cosine for all prompts (`cosine`) and for each
     tower with prompts (`text`, `vision`), and the norms of the gradients (`support_norm`, `query_norm`).
@@ -53,7 +53,7 @@ class AlignmentRecorder:
 
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
         path = self.folder / ALIGNMENT_FILE
-        if self._next_step != state.step and path.exists():  # a resumed run repeats recorded steps
+        if self._next_step != state.step and path.exists():  # a resumed run records its steps again
             write_atomically(path, _lines(r for r in read_alignment(path) if r["step"] < state.step).encode())
         self._next_step = state.step + 1
         if state.step % self.every:
@@ -74,10 +74,10 @@ def _lines(records: Iterable[AlignmentRecord]) -> str:
 
 
 def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord | None:
-    """Return the cosines and norms of the modulated support gradient and the gradient of the query loss.
+    """Compare the modulated support gradient with the gradient of the query loss: cosines and norms.
 
-    The meta task is the one that the step samples, not augmented. Returns None if the batch contains only one
-    class, or if the run has no prompts.
+    The meta task is the one that the step samples, but without augmentation. Returns None if the
+    batch contains only one class, or if the run has no prompts.
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = meta_task_rng(run.config.train.seed, state.step)
@@ -85,12 +85,12 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     if selection is None or not state.prompts:
         return None
     images = run.backbone.normalize(torch.from_numpy(batch.images))
-    _, task = embed_batch(clip, method, images, labels, send(selection, images.device))
-    assert task is not None
-    support, query = task
-    unregularized = replace(method, regularizer=Regularizer(), modulator=Add())
+    _, meta_task = embed_batch(clip, method, images, labels, send(selection, images.device))
+    assert meta_task is not None
+    support, query = meta_task
+    query_method = replace(method, regularizer=Regularizer(), modulator=Add())
     g_support = _gradient(run, method, state, support)
-    g_query = _gradient(run, unregularized, state, query)
+    g_query = _gradient(run, query_method, state, query)
     record: AlignmentRecord = {"cosine": _cosine(g_support, g_query)}
     for tower in ("text", "vision"):
         tower_gradient = {name: leaf for name, leaf in g_support.items() if name.startswith(f"{tower}.")}
@@ -101,7 +101,7 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
 
 
 def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tensors:
-    """Return the prompts' gradient in the direct phase of a step on a batch."""
+    """Return the gradient of the prompts in the direct phase of a step on `batch`."""
     # With lr, momentum coefficient and weight decay all 0, the momentum buffer after a step is the gradient.
     return step(run.model, replace(method, inner=None), state, batch, None, _ALL_ZERO)[0].prompt_momenta
 
@@ -128,8 +128,7 @@ def read_alignment(path: Path) -> list[AlignmentRecord]:
     try:
         lines = read_bytes(path).decode(errors="replace").splitlines()
     except OSError:
-        fix = "Train the run with `prometar train --alignment-every 20`."
-        raise UserError(f"Cannot read {path}. {fix}") from None
+        raise UserError(f"Cannot read {path}. Train with `prometar train --alignment-every 20`.") from None
     records: list[AlignmentRecord] = []
     for line in lines:
         with suppress(ValidationError):
@@ -146,7 +145,7 @@ def mean_cosine(folder: Path) -> float | None:
 
 
 def summary(records: Sequence[AlignmentRecord]) -> str:
-    """Summarize a run's cosines in one line, including their means in its first and last quarter."""
+    """Summarize the cosines of a run in one line, including the means in the first and last quarter."""
     cosines = [record["cosine"] for record in records]
     if not cosines:
         return "no records"
@@ -154,21 +153,21 @@ def summary(records: Sequence[AlignmentRecord]) -> str:
     first, last = mean(cosines[:quarter]), mean(cosines[-quarter:])
     return (
         f"gradient alignment (cosine of support and query gradient): mean {mean(cosines):.3f} over "
-        f"{len(cosines)} steps, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "
-        f"{mean(cosine > 0 for cosine in cosines):.0%} of steps"
+        f"{len(cosines)} records, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "
+        f"{mean(cosine > 0 for cosine in cosines):.0%} of them"
     )
 
 
 def render_page(runs: Mapping[str, Sequence[AlignmentRecord]]) -> str:
-    """Return an HTML page that plots the cosines of each run by step, and their means by epoch."""
+    """Return an HTML page that plots the cosines of each run over its steps, and their mean in each epoch."""
     import plotly.graph_objects as go  # optional dependency that is slow to import
     from plotly.colors import qualitative
 
     figure = go.Figure()
     for color, (name, records) in zip(cycle(qualitative.Plotly), runs.items(), strict=False):
         steps, cosines = [r["step"] for r in records], [r["cosine"] for r in records]
-        points = {"color": color, "size": 4, "opacity": 0.4}
-        figure.add_scatter(x=steps, y=cosines, mode="markers", marker=points, showlegend=False)
+        style = {"color": color, "size": 4, "opacity": 0.4}
+        figure.add_scatter(x=steps, y=cosines, mode="markers", marker=style, showlegend=False)
         epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]
         x, y = ([fmean(r[key] for r in epoch) for epoch in epochs] for key in ("step", "cosine"))
         figure.add_scatter(x=x, y=y, mode="lines+markers", line={"color": color}, name=escape(name))

@@ -145,7 +145,7 @@ def test_a_plot_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     runs = [str(write(tmp_path / "<b>", [0.1, 0.3, 0.5])), str(write(tmp_path / "other", [-0.25]))]
     assert main(["alignment", *runs, "--to", str(tmp_path / "plot.html")]) == 0
     out = capsys.readouterr().out
-    quarters = "mean 0.300 over 3 steps, 0.100 in the first quarter, 0.500 in the last, positive in 100%"
+    quarters = "mean 0.300 over 3 records, 0.100 in the first quarter, 0.500 in the last, positive in 100%"
     assert f"{runs[0]}: gradient alignment (cosine of support and query gradient): {quarters}" in out
     assert f"{runs[1]}: gradient alignment (cosine of support and query gradient): mean -0.250" in out
     text = (tmp_path / "plot.html").read_text("utf-8")
@@ -161,7 +161,7 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert error.count("\n") == 1
         return error
 
-    assert "Train the run with `prometar train --alignment-every 20`" in fails(["alignment", "nowhere"])
+    assert "Train with `prometar train --alignment-every 20`" in fails(["alignment", "nowhere"])
     args = ["train", "--method", "zero-shot", "--alignment-every", "2", "--out", str(tmp_path / "run")]
     assert "--alignment-every requires learnable prompts. zero-shot has none" in fails(args)
     folder = write(tmp_path / "pipe", [0.1, 0.2])
