@@ -1,4 +1,4 @@
-"""Activations of CLIP's MLPs, with first and second derivatives that take few kernels."""
+"""Activations of CLIP's MLPs, with first and second derivatives computed with few kernels."""
 
 import math
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Attention with hand-written first and second derivatives.
 
-torch's fused kernels have no second derivative. Autograd of unfused attention stores a dozen (queries x keys)
-tensors. Here, K cotangents or tangents are processed together, in a memory layout that avoids K copies of the
-queries, keys, values and probabilities.
+torch's fused kernels have no second derivative. For unfused attention, autograd stores a dozen tensors of
+shape (queries, keys). Here, K cotangents or tangents are processed together, in a memory layout that avoids
+K copies of the queries, keys, values and probabilities.
 
 Shape letters: B rows, T tokens, N queries, S keys, K cotangents or tangents, H heads of width W, D = H W.
 """
@@ -28,7 +28,7 @@ class Attention:
         mask: Tensor (B, 1 or H, N, S) that is added to the scores q @ k.T.
         num_shared: Number of leading tokens of row 0 that are prepended to the keys of every row. As row 0
             then contains their keys twice, the mask must exclude the second copy.
-        num_queries: Number N of queries, which are the first tokens. Default: all T tokens.
+        num_queries: Number N of tokens at the start of a row that are queries. Default: all T tokens.
         scale: Factor of the queries, or 1 if the projection weights contain the factor.
     """
 
@@ -45,7 +45,7 @@ class Attention:
         self._mask, self._num_shared = mask, num_shared
 
     def value(self, qkv: Tensor) -> Tensor:
-        """Return the output of torch's fused kernel. Stores nothing for derivatives."""
+        """Compute the output with torch's fused kernel. Store nothing for derivatives."""
         heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads[0, :, :, : self._num_queries], *self._with_shared(heads[1:])
         return _merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
@@ -53,7 +53,7 @@ class Attention:
     def forward(self, qkv: Tensor) -> Tensor:
         self._num_tokens = qkv.shape[1]
         heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if not self._num_shared:  # otherwise, torch.cat makes k and v contiguous
+        if not self._num_shared:  # if tokens are shared, torch.cat makes k and v contiguous
             heads = heads.contiguous()
         q = heads[0, :, :, : self._num_queries].flatten(0, 1)
         self._q = q if self._scale == 1 else q * self._scale
@@ -81,7 +81,7 @@ class Attention:
         return self._pull_back(self._g, self._a * self._p[:, :, None])
 
     def _centered_gv(self, g: Tensor) -> Tensor:
-        """Return centered(g @ v.T). The subtracted sum over the keys is the dot product of g and o."""
+        """Return centered(g @ v.T). The sum over the keys equals the dot product of g and o."""
         return _multiply(g, self._v.mT) - torch.matmul(g, self._o[..., None])
 
     def _pull_back(self, g: Tensor, b: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Attention:
     def _without_shared(self, grad_KBSHW: Tensor) -> Tensor:
         """Add the gradients of the prepended tokens to those of row 0 (transpose of `_with_shared`)."""
         shared, tokens = grad_KBSHW.split([self._num_shared, self._num_tokens], dim=2)
-        # In place, because no other tensor uses this memory.
+        # Safe in place, because no other tensor uses this memory.
         tokens[:, 0, : self._num_shared].add_(shared.sum(dim=1))
         return tokens
 

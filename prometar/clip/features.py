@@ -1,7 +1,7 @@
-"""Frozen features, which regularizers compare with prompted features, and their caches.
+"""Frozen features and their caches. Regularizers compare prompted features with frozen features.
 
-Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar, in one safetensors file per set of classes
-and templates. Missing and corrupt files are recomputed, so the folder can be deleted at any time.
+Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar, in one safetensors file per backbone and set
+of classes and templates. Missing and corrupt files are recomputed, so the folder can be deleted at any time.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from prometar.errors import InfrastructureError, UserError
 from prometar.io.files import write_atomically
 
 Tokenize = Callable[[Sequence[str]], Tensor]
-"""Function from N texts to token ids (N, context length)."""
+"""Function that maps N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""Frozen features by batch number. With image prompts: normalized (B, E). Without: unnormalized (B, 1, E)."""
+"""Frozen image features by batch number: normalized (B, E) with image prompts, else raw (B, 1, E)."""
 
 FORMAT = "prometar-text-features-1"
-"""Part of the cache key. Change it if new code computes other features from the same inputs."""
+"""Part of the cache key. Change it if new code computes different features from the same inputs."""
 
 
 def frozen_text(

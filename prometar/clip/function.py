@@ -15,7 +15,7 @@ class TokenFunction(Protocol):
     For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents g_k. For second
     derivatives, call `forward`, `vjp_for_hvp` (same result as `vjp`), `jvp`, which returns J t_k for K
     tangents t_k, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> for a cotangent r.
-    For linear f, this is J^T r, so the default vjps call `hvp`. `value` is `forward` without storing tensors.
+    `value` is `forward` without storing tensors. The default methods suit linear f, whose `hvp` is J^T r.
     """
 
     def value(self, x: Tensor, /) -> Tensor:

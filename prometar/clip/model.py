@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Tower:
-    """Blocks of one tower, with its number of heads and its activation (a key of `ACTIVATIONS`).
+    """Blocks of one tower, the number of heads, and the activation (a key of `ACTIVATIONS`).
 
     scale: Factor of the queries: 1 / sqrt(head width), or 1 if the projection weights contain the factor.
     eps: Epsilon of the LayerNorms.
@@ -102,7 +102,7 @@ def _fold_norm(
 
 @dataclass(frozen=True)
 class Clip:
-    """Frozen CLIP: two towers and the tensors before and after them.
+    """Frozen CLIP or SigLIP: two towers and the tensors before and after them.
 
     Shapes: `patch_weight` (D, 3, patch, patch), `token_embedding` (vocabulary, D), projections (D, E).
     `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` or image
@@ -166,7 +166,7 @@ class Clip:
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
 
 
-register_dataclass(Tower)
+register_dataclass(Tower)  # so that tree functions reach the tensors
 register_dataclass(Clip)
 
 

@@ -119,7 +119,7 @@ def load_tokenizer(name: str) -> Tokenize:
 
 @cache
 def _hub_tokenizer(name: str) -> Tokenize:
-    fix = "Run the command once on a machine with internet access, and copy its Hugging Face cache."
+    fix = "Run the command once on a machine with internet access, and copy its Hugging Face cache here."
     with download_errors(f"the tokenizer of {name}", fix):
         tokenizer = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: tokenizer(list(texts))
@@ -134,17 +134,17 @@ def load_backbone(
 
 
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
-    """Return a loaded CLIP with its tokenizer and image normalization.
+    """Add the tokenizer and the image normalization to a loaded CLIP.
 
-    Weights from a file get the normalization that all open_clip tags of the model share, or else OpenAI's.
+    Weights without a tag get the normalization of the model's tags or, if the tags differ, OpenAI's.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
     tags = _tags(name)
     used_tags = [pretrained] if pretrained in tags else tags
     configs = [_open_clip().get_pretrained_cfg(name, tag) for tag in used_tags]
-    pairs = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in configs}
-    mean, std = pairs.pop() if len(pairs) == 1 else (OPENAI_MEAN, OPENAI_STD)
+    stats = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in configs}
+    mean, std = stats.pop() if len(stats) == 1 else (OPENAI_MEAN, OPENAI_STD)
     return Backbone(name, clip, mean, std, tokenize=load_tokenizer(name))
 
 
@@ -161,7 +161,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
             measurements only). For `mini`, both None and `random` load its embedded, trained weights.
 
     Raises:
-        UserError: see `require_backbone`, or the file is missing, or the weights do not fit the model.
+        UserError: `require_backbone` raises it, the file is missing, or the weights do not fit the model.
         WorkError: the tag's weights or the tokenizer cannot be downloaded.
     """
     require_backbone(name, pretrained)
@@ -186,7 +186,7 @@ def require_backbone(name: str, pretrained: str | None) -> None:
 
     Raises:
         UserError: the name or tag is unknown, no weights are specified, `transformers` is required but not
-            installed, or the model is not supported or uses a different activation from the weights.
+            installed, the model is not supported, or its activation differs from that of the weights.
     """
     _architecture_and_state(name)
     config = _config(name)
@@ -214,10 +214,10 @@ def require_backbone(name: str, pretrained: str | None) -> None:
     weights_use_quick_gelu = bool(_open_clip().get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     if weights_use_quick_gelu != bool(config.get("quick_gelu")):
         activation = "quick_gelu" if weights_use_quick_gelu else "gelu"
-        better = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_use_quick_gelu else "")
+        matching = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_use_quick_gelu else "")
         raise UserError(
             f"Weights '{pretrained}' were trained with activation {activation}, which {name} does not use. "
-            f"Use {better}."
+            f"Use {matching}."
         )
 
 
@@ -259,8 +259,8 @@ def clip_architecture(config: ModelConfig) -> Architecture:
     """Return the architecture of a CLIP whose towers are transformers as in OpenAI's models."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    heads = vision["width"] // vision.get("head_width", 64)
-    return Architecture(heads, text["heads"], activation, activation, vision["image_size"])
+    vision_heads = vision["width"] // vision.get("head_width", 64)
+    return Architecture(vision_heads, text["heads"], activation, activation, vision["image_size"])
 
 
 def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:

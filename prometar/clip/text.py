@@ -1,8 +1,8 @@
 """Text tower.
 
 CLIP's text tower is causal, so texts with a common prefix share its hidden states. The texts of a batch form
-a prefix tree, packed into rows of about equal length. A token attends only to itself and its ancestors. All
-texts share the start token (SOT) and the context, which prompts can replace. They are computed once.
+a prefix tree, packed into rows of about equal length. A token attends only to itself and its ancestors. The
+start token (SOT) and the context, which prompts can replace, are common to all texts and computed once.
 
 SigLIP's text tower is not causal, so each text has its own row, including padding. After positions are added,
 the last token, whose output is the feature, moves to the front, and the context moves to the end.
@@ -33,8 +33,8 @@ class TextInput:
 
     embedded_RTD: Token embeddings plus position embeddings. SOT and the context are the first slots of row 0.
     mask_R1TS: Attention mask. The keys are SOT and the context (only if R > 1), then the slots of the row.
-    end_C: Slot of each end token (EOT), counted over all rows.
-    For SigLIP, `mask_R1TS` and `end_C` are None. A row is the last token, the others, and the context.
+    end_C: Index of each text's end token (EOT) in the flattened (R x T) slots.
+    For SigLIP, `mask_R1TS` and `end_C` are None. Rows start with the last token and end with the context.
     """
 
     embedded_RTD: Tensor
@@ -59,7 +59,7 @@ def text_input(clip: Clip, ids_CT: Tensor, *, num_context: int = 0) -> TextInput
     if min(ends) < num_shared + bool(num_context):
         raise UserError(
             f"prompts.text_length {num_context} leaves no room for class names. "
-            f"The backbone reads {len(texts[0])} tokens. Use a smaller value."
+            f"The backbone accepts {len(texts[0])} tokens. Use a smaller value."
         )
     if not clip.causal:
         last = len(texts[0]) - 1
@@ -165,7 +165,7 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
 
 
 def _split_into_rows(texts: Sequence[Prefix], num_shared: int) -> list[list[Prefix]]:
-    """Return the nodes of each row, parents first. Minimize the row length for the target number of rows."""
+    """Return the nodes of each row, parents first. Rows are as short as the target number of rows allows."""
     texts = sorted(set(texts))
     num_nodes = num_shared + len({text[: k + 1] for text in texts for k in range(len(text))})
     num_rows = max(1, round(num_nodes / ROW_LENGTH))

@@ -26,9 +26,9 @@ A layer without an entry receives the output of the previous layer unchanged.
 class Layer:
     """Block with derivatives: z = x + attention(norm_1(x)), then y = z + MLP(norm_2(z)).
 
-    In an attention pool, z = attention(norm_1(x)), without the residual. `mask` and `num_shared` are those of
-    `Attention`. A layer returns the first `num_out` of the T tokens of each row, or, as (len(out_slots), D),
-    the tokens at indices `out_slots` of the flattened (rows x T) tokens. Others are only attended to.
+    In an attention pool, z = attention(norm_1(x)), without the residual. `Attention` defines `mask` and
+    `num_shared`. A layer returns the first `num_out` tokens of each row. With `out_slots`, it
+    returns the tokens (len(out_slots), D) at these indices of the flattened (rows x T) tokens.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class AppendedSlots:
     num_before: int
 
     def put(self, x: Tensor, prompt: Tensor) -> Tensor:
-        """Return tokens (..., B, T, D) with a prompt (..., P, D) in its slots."""
+        """Return tokens (..., B, T, D) with a prompt (..., P, D) in the prompt slots."""
         before = x[..., : self.num_before, :]
         prompts = prompt.unsqueeze(-3).expand(*before.shape[:-2], *prompt.shape[-2:])
         return torch.cat([before, prompts], dim=-2)
@@ -112,7 +112,7 @@ class AppendedSlots:
 
 @dataclass(frozen=True)
 class ReplacedSlots:
-    """Prompt slots of texts packed by `text_input`: `num_prompt` of row 0, after the first `num_before`."""
+    """The `num_prompt` prompt slots of texts packed by `text_input`, after `num_before` slots of row 0."""
 
     num_before: int
     num_prompt: int
@@ -130,7 +130,7 @@ class ReplacedSlots:
 
 
 def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
-    """Return the layers of a tower with `AppendedSlots` that returns `num_out` tokens per row."""
+    """Return a tower's layers for `AppendedSlots`. The last layer returns `num_out` tokens per row."""
     # The prompt of a layer replaces the prompt tokens, so the previous layer need not return them.
     outs = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
     return [
@@ -142,7 +142,7 @@ class Pass:
     """One pass through a tower, from prompts to features (N, E), with the derivatives of a `TokenFunction`.
 
     `vjp` and `hvp` free the layers, so no other method can be called after them.
-    prompt_norm: Normalizes the prompt of layer 0. head: Functions from the last layer's output to features.
+    `prompt_norm` normalizes the prompt of layer 0. `head` maps the last layer's output to features.
     """
 
     def __init__(
