@@ -22,7 +22,7 @@ from rich.console import Console
 from prometar.errors import RESUME, InfrastructureError, WorkError, last_line
 from prometar.io.files import cannot_write_error
 from tune.execution.job import Job, Observer
-from tune.execution.patching import patched
+from tune.execution.patching import patched_tune
 from tune.execution.resources import ResourcePlan
 from tune.execution.shutdown import RAY_DIED, Shutdown
 from tune.execution.worker import STACKS_FILE, JobRequest, JobWorker
@@ -81,7 +81,7 @@ def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # Tune's own state is never restored
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patched():
+    with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patched_tune():
         ray_tune.Tuner(
             worker,
             tune_config=ray_tune.TuneConfig(

@@ -1,4 +1,4 @@
-"""Patches to Ray Tune that touch its private names."""
+"""Patches of private parts of Ray Tune."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,27 +11,27 @@ from ray.tune.execution import class_cache
 
 
 @contextmanager
-def patched() -> Iterator[None]:
-    """Patch Tune in this context.
+def patched_tune() -> Iterator[None]:
+    """Patch Tune in this context, so that out-of-memory errors can be retried and workers start faster.
 
-    Ray raises OutOfMemoryError, not RayActorError, if its memory monitor kills a worker. Tune 2.60 does not
-    handle this error, and would end the whole experiment.
+    If Ray's memory monitor kills a worker, Ray raises OutOfMemoryError, not RayActorError. Without the patch,
+    Tune 2.60 does not handle this error, and the whole experiment ends.
 
-    Tune sets PL_DISABLE_FORK, which only Lightning reads, in each worker's runtime_env. With a variable in
-    runtime_env, Ray starts Python twice per worker, which takes one second per worker and stage.
+    Tune sets PL_DISABLE_FORK for Lightning in each worker's runtime_env. Any variable there makes Ray start
+    Python twice per worker, which takes one second per worker and stage. The patch removes the variable.
     """
     original = RayActorManager._actor_task_failed
 
-    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+    def task_failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
             reason = MemoryError(str(exception).splitlines()[0])
-            death: Any = RayActorError(error_msg=str(reason))
-            death.cause = reason  # where Ray also stores the exception when a worker's own code fails
-            exception = death
+            actor_error: Any = RayActorError(error_msg=str(reason))
+            actor_error.cause = reason  # Ray also stores exceptions of a worker's own code in `cause`
+            exception = actor_error
         original(self, tracked_actor_task, exception)
 
     with (
-        mock.patch.object(RayActorManager, "_actor_task_failed", failed),
+        mock.patch.object(RayActorManager, "_actor_task_failed", task_failed),
         mock.patch.object(class_cache, "DEFAULT_ENV_VARS", {}),
     ):
         yield

@@ -14,19 +14,19 @@ from prometar.environment import num_cpus as usable_cpus
 from prometar.errors import UserError, WorkError, first_line
 
 _ENVIRONMENT = {
-    # Keep workers that are idle between two epochs, such as those of data streams. Ray's default is 1 s.
+    # Do not stop workers that are idle between two epochs, e.g. of data streams. Ray's default is 1 s.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a second local cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # so that Tune uses the progress reporter of `RunConfig`
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # `worker.py` sets CUDA_VISIBLE_DEVICES
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # only `worker.py` hides GPUs
 }
 _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, on Linux too
-    "RAY_prestart_worker_first_driver": "0",  # workers started early take 80 MB and 0.5 s each, even unused
+    "RAY_prestart_worker_first_driver": "0",  # a prestarted worker takes 80 MB and 0.5 s, even if unused
 }
-# If the head accepts connections but `ray.init` fails, a missing token is likely. Ray's error omits it.
+# If the head accepts connections but `ray.init` fails, a missing token is likely. Ray's error may not say so.
 _TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
 _owns_cluster = False
 
@@ -38,7 +38,7 @@ def configure_ray(*, local: bool = True) -> None:
 
 
 def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> list[dict[str, float]]:
-    """Connect to the cluster at `address`, or start a local one, unless Ray is already initialized.
+    """Unless Ray is initialized, connect to the cluster at `address`. None: start a local cluster.
 
     Return the resources of each machine, e.g. [{"CPU": 2.0}]. A local cluster listens on 127.0.0.1 only.
 
@@ -51,7 +51,7 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> lis
     import ray
 
     if ray.is_initialized() and (head_is_dead() or local_node_is_dead()):
-        ray.shutdown()  # the cluster died between two studies of a notebook
+        ray.shutdown()  # e.g. if the cluster died between two studies in a notebook
     if not ray.is_initialized():
         _start(address, num_cpus=num_cpus)
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
@@ -64,7 +64,7 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"include_dashboard": False} | _resource_options(num_cpus)
-        if not os.access(os.path.expanduser("~"), os.W_OK):  # Ray would store its token there
+        if not os.access(os.path.expanduser("~"), os.W_OK):  # otherwise, Ray stores its token there
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for attempts_left in (1, 0):
         try:
@@ -83,7 +83,7 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
 
 
 def _resource_options(num_cpus: int | None) -> dict[str, int]:
-    """Return options of `ray.init` that limit resources to those this process can use."""
+    """Return options of `ray.init` that limit resources to those that this process can use."""
     import torch
 
     options = {} if torch.cuda.is_available() else {"num_gpus": 0}  # Ray counts GPUs that torch cannot use
@@ -96,7 +96,7 @@ def _resource_options(num_cpus: int | None) -> dict[str, int]:
 def preserved_signal_handlers() -> Iterator[None]:
     """Preserve the signal handlers in this context, and prevent Ray's processes from ignoring SIGINT.
 
-    Ray cancels tasks with SIGINT. A shell's background jobs ignore it, and child processes inherit this.
+    Ray cancels tasks with SIGINT, which a shell's background jobs and their child processes ignore.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

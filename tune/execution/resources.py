@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
 
-Node = Mapping[str, float]
+NodeResources = Mapping[str, float]
 """Resources of a machine as Ray reports them, e.g. {"CPU": 8.0, "GPU": 1.0, "memory": 2e10}."""
 _MAX_JOBS_PER_GPU = 4
 """Maximum number of jobs on one GPU, unless --gpus-per-trial is set. With more, GPU memory may run out."""
@@ -24,7 +24,7 @@ class ResourcePlan:
     Args:
         cpus: CPUs per job, for trainer and stream together.
         gpus: GPUs per job. All are used by the trainer.
-        max_cpus, max_gpus: CPUs and GPUs of the largest machine. They limit retries with more resources.
+        max_cpus, max_gpus: Largest number of CPUs and of GPUs on one machine. No retry gets more.
     """
 
     max_concurrent: int
@@ -49,10 +49,10 @@ class ResourcePlan:
         return [trainer, {"CPU": self.stream_cpus}]
 
     def enlarge(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
-        """Return bundles for a retry after an out-of-memory error, or None if no machine has more resources.
+        """Return bundles for a retry after an out-of-memory error, or None if they cannot be larger.
 
-        The trainer gets twice its GPU share or, without GPUs, twice its CPUs, so that fewer jobs share the
-        memory. Threads and the stream's bundle stay the same, so results do not change.
+        The trainer gets twice its GPU share (at most one GPU) or, without GPUs, twice its CPUs. Fewer jobs
+        then share the memory. Threads and the stream's bundle stay the same, so results do not change.
 
         Example:
             >>> plan = ResourcePlan(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
@@ -66,7 +66,7 @@ class ResourcePlan:
         return [{**trainer, kind: share}, stream] if share > trainer[kind] else None
 
 
-def uses_gpus(nodes: Sequence[Node], resources: ResourcesConfig) -> bool:
+def uses_gpus(nodes: Sequence[NodeResources], resources: ResourcesConfig) -> bool:
     """Return True if jobs train on GPUs.
 
     Example:
@@ -77,7 +77,7 @@ def uses_gpus(nodes: Sequence[Node], resources: ResourcesConfig) -> bool:
 
 
 def plan_trials(
-    nodes: Sequence[Node], resources: ResourcesConfig, trials: int, memory: float = 0
+    nodes: Sequence[NodeResources], resources: ResourcesConfig, trials: int, memory: float = 0
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line description.
 
@@ -92,24 +92,24 @@ def plan_trials(
 
 
 def plan_resources(
-    nodes: Sequence[Node],
+    nodes: Sequence[NodeResources],
     resources: ResourcesConfig,
     max_jobs: int,
     max_jobs_reason: str,
     memory: float = 0,
     noun: str = "trial",
 ) -> tuple[ResourcePlan, str]:
-    """Fit up to `max_jobs` concurrent jobs, then give each the most CPUs and GPUs. Also describe the plan.
+    """Plan as many jobs as fit (at most `max_jobs`), each as large as possible. Return plan and description.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
         max_jobs_reason: Reason for `max_jobs`, for the description.
-        memory: Estimated bytes of machine memory per job, 0 if unknown. Each machine gets at least one job,
-            whatever the estimate. If the user sets `max_concurrent`, the estimate is ignored.
+        memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed. If the
+            user sets `max_concurrent`, the estimate is ignored.
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
 
     Raises:
-        UserError: a job does not fit on any machine.
+        UserError: a job does not fit on any machine, or cannot have this number of GPUs.
     """
     max_cpus, max_gpus = (max((node.get(k, 0.0) for node in nodes), default=0.0) for k in ("CPU", "GPU"))
     if resources.max_concurrent:
@@ -132,7 +132,7 @@ def plan_resources(
         raise UserError(
             f"A {noun} needs {cpus:g} CPU{gpu} on one machine, but Ray's machines have at most "
             f"{max_cpus:g} CPU and {max_gpus:g} GPU. Lower --cpus-per-{noun} or --gpus-per-{noun}, or wait "
-            "until workers have joined (clusters/wait.py)."
+            "until more machines have joined (clusters/wait.py)."
         )
     gpus = next(share for share in gpu_shares if capacity(cpus, share) >= num_jobs)
     if resources.cpus_per_trial is None:
@@ -147,7 +147,7 @@ def plan_resources(
     return plan, f"{_format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
 
 
-def _capacity(node: Node, cpus: float, gpus: float, memory: float) -> int:
+def _capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> int:
     """Return the number of jobs that fit on a machine. A share below 1 GPU cannot span several GPUs."""
     count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
     if gpus:

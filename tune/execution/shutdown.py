@@ -1,4 +1,4 @@
-"""Shutdown of `run_jobs`: after a signal, or if Ray dies on this machine."""
+"""Early stop of `run_jobs`, after a signal or if Ray dies on this machine."""
 
 import os
 import signal
@@ -15,17 +15,17 @@ from tune.execution.ray_cluster import head_is_dead, local_node_is_dead, owns_cl
 
 RAY_DIED = f"Ray died on this machine. {RESUME}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HEAD_SECONDS, _NODE_SECONDS = 1.0, 10.0
+_HEAD_INTERVAL, _NODE_INTERVAL = 1.0, 10.0
 """Seconds between checks of Ray's head, and of this machine's node."""
 _GRACE_SECONDS = 30.0
 """After Ray dies, seconds to wait for Tune to raise an error before the process exits."""
 
 
 class Shutdown:
-    """Reasons to stop `run_jobs` early: a signal, or the death of Ray on this machine.
+    """Early stop of `run_jobs`, after a signal or if Ray dies on this machine.
 
     Args:
-        console: Console on which signals are acknowledged.
+        console: Console for messages about the stop.
 
     Attributes:
         requested: True after the first signal. Running jobs stop after their current epoch.
@@ -40,8 +40,8 @@ class Shutdown:
     def watching(self) -> Iterator[None]:
         """Handle SIGINT and SIGTERM, and watch Ray.
 
-        The first signal requests a stop, the second raises KeyboardInterrupt. If Ray dies, the process exits,
-        because Ray's calls may block forever.
+        The first signal requests a stop, and the second raises KeyboardInterrupt. If Ray dies, the process
+        exits, because Ray's calls may block forever.
         """
         finished = threading.Event()
         with handle_signals(_SIGNALS, self._handle):
@@ -60,26 +60,26 @@ class Shutdown:
 
     def _watch_head(self, finished: threading.Event) -> None:
         """Exit soon after the head dies. Ray itself would wait for a minute and then abort."""
-        while not finished.wait(_HEAD_SECONDS):
-            # A cluster's head may restart, so its death is final only if this process started the cluster, or
-            # if a shutdown was requested: Ctrl-C also kills a local Ray.
+        while not finished.wait(_HEAD_INTERVAL):
+            # The head of an existing cluster may restart, so exit only if this process started the cluster,
+            # or if a stop was requested anyway.
             if head_is_dead() and (self.requested or owns_cluster()) and not finished.is_set():
                 self._exit(finished)
 
     def _watch_node(self, finished: threading.Event) -> None:
-        """Exit soon after this machine's node dies. `ray.nodes` may block, so the head has its own thread."""
-        while not finished.wait(_NODE_SECONDS):
+        """Exit soon after this machine's node dies. The check may block, so the head has its own thread."""
+        while not finished.wait(_NODE_INTERVAL):
             if not head_is_dead() and local_node_is_dead():
                 self._exit(finished)
 
     def _exit(self, finished: threading.Event) -> None:
-        """Exit unless Tune raises an error in time. All reported results are already on disk."""
+        """Exit, unless Tune soon raises an error itself. All reported results are already on disk."""
         self.ray_died = True
         waited = 0.0
         while not self.requested and waited < _GRACE_SECONDS:
-            if finished.wait(_HEAD_SECONDS):
+            if finished.wait(_HEAD_INTERVAL):
                 return
-            waited += _HEAD_SECONDS
+            waited += _HEAD_INTERVAL
         self._console.show_cursor()
         self._console.print(f"Interrupted. Ray has stopped too. {RESUME}" if self.requested else RAY_DIED)
         os._exit(128 + signal.SIGINT if self.requested else 1)

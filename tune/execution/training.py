@@ -19,9 +19,9 @@ from tune.records.schema import EpochReport, RunScore
 
 
 class JobTraining:
-    """Training of one job. Reports every epoch in order, even those that checkpoints already contain.
+    """Training of one job. Every epoch is reported in order, even if the checkpoints already contain it.
 
-    If a folder cannot be written, methods raise InfrastructureError, because the job itself did not fail.
+    Methods raise InfrastructureError if a folder cannot be written, because this is not the job's fault.
     """
 
     def __init__(self, request: JobRequest) -> None:
@@ -48,14 +48,14 @@ class JobTraining:
             raise
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
-        records = [session.history[self._epoch - 1] for session in sessions]
+        metrics = [session.history[self._epoch - 1] for session in sessions]
         configs, resources = self._request.job.configs.values(), self._request.resources
-        pairs = zip(configs, records, strict=True)
-        scores = [RunScore.of(config, record, **resources) for config, record in pairs]
+        pairs = zip(configs, metrics, strict=True)
+        scores = [RunScore.of(config, values, **resources) for config, values in pairs]
         return EpochReport(
             epoch=self._epoch,
             runs=tuple(scores),
-            loss=mean(each.get("direct_ce", 0.0) for each in records),
+            loss=mean(each.get("direct_ce", 0.0) for each in metrics),
             finished=finished,
             notes=tuple(self._notes),
         )
@@ -93,7 +93,7 @@ class JobTraining:
         return session
 
     def _finish(self, folder: Path, session: Session) -> None:
-        """Write result.json, then test the prompts on the job's target datasets."""
+        """Write result.json, then test the prompts on the job's target datasets, if any."""
         session.close()
         if not (folder / RESULT_FILE).exists():
             write_result(folder, session, **self._request.resources)

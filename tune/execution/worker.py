@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 STACKS_FILE = "hung.txt"
 """File in a job's folder with the stack of every thread of a worker that hung."""
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_OUT_OF_MEMORY = (
+_OUT_OF_MEMORY_MESSAGES = (
     "CUDA out of memory",
     "CUDA error: out of memory",  # raised by a CUDA context or graph, not by torch's allocator
     "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
     "_ALLOCATION_FAILED",  # cuDNN 9.0 or later
-    "NVML_SUCCESS == ",  # torch fails to list memory users of a MIG device
+    "NVML_SUCCESS == ",  # on a MIG device, torch fails to report that it is out of memory
     "can't allocate memory",
 )  # fmt: skip
 
@@ -99,14 +99,14 @@ class JobWorker(ray_tune.Trainable):
         Raises:
             InfrastructureError: torch cannot use the GPU of this machine.
         """
-        _use_allocated_gpus()  # before torch is imported
+        _hide_or_check_gpus()  # before torch is imported
         import torch
 
         from tune.execution.training import JobTraining
 
         torch.set_num_threads(request.resource_plan.threads)
         if not gc.get_freeze_count():
-            gc.freeze()  # otherwise, `gc.collect` after an early-closed stream scans all modules (0.15 s)
+            gc.freeze()  # `gc.collect` when a stream closes early would scan all modules (0.15 s)
         return JobTraining(request)
 
     @contextmanager
@@ -142,7 +142,7 @@ class JobWorker(ray_tune.Trainable):
 
 @contextmanager
 def _converted_errors() -> Iterator[None]:
-    """Convert errors with which other libraries report a lack of disk space or memory.
+    """Convert errors that other libraries raise if disk space or memory is exhausted.
 
     Raises:
         InfrastructureError: the disk is full or read-only. MemoryError: memory is exhausted.
@@ -156,12 +156,12 @@ def _converted_errors() -> Iterator[None]:
             raise
         raise cannot_write_error(Path(str(error.filename or "a file")), error) from None
     except RuntimeError as error:  # torch.OutOfMemoryError covers only torch's allocator
-        if not any(message in str(error) for message in _OUT_OF_MEMORY):
+        if not any(message in str(error) for message in _OUT_OF_MEMORY_MESSAGES):
             raise
         raise MemoryError(first_line(error)) from error
 
 
-def _use_allocated_gpus() -> None:
+def _hide_or_check_gpus() -> None:
     """Hide all GPUs if none is allocated to this worker. Otherwise, check that torch can use the GPU.
 
     Raises:
@@ -185,6 +185,6 @@ def _why_no_gpu() -> str:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             return ""
-    built = torch.version.cuda
-    why = f"no GPU can be used (torch is built for CUDA {built})" if built else "torch is built without CUDA"
+    cuda = torch.version.cuda
+    why = f"torch (built for CUDA {cuda}) finds no GPU" if cuda else "torch is built without CUDA"
     return why + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])

@@ -76,7 +76,7 @@ def test_memory_bounds_the_plan() -> None:
             {"cpus_per_trial": 3.0, "gpus_per_trial": 1.0},
             "A trial needs 3 CPU and 1 GPU on one machine",
         ),
-        ([{"GPU": 1.0}, {}], {}, "wait until workers have joined"),
+        ([{"GPU": 1.0}, {}], {}, "wait until more machines have joined"),
         (FOUR_GPUS, {"gpus_per_trial": 1.5}, "above 1 must be a whole number"),
     ],
 )

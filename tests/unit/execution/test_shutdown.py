@@ -19,7 +19,7 @@ def new() -> tuple[Shutdown, io.StringIO]:
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_HEAD_SECONDS", 0.05), ("_NODE_SECONDS", 0.05), ("_GRACE_SECONDS", 0.2)):
+    for name, seconds in (("_HEAD_INTERVAL", 0.05), ("_NODE_INTERVAL", 0.05), ("_GRACE_SECONDS", 0.2)):
         monkeypatch.setattr(shutdown, name, seconds)
     for name in ("head_is_dead", "local_node_is_dead", "owns_cluster"):
         monkeypatch.setattr(shutdown, name, lambda: False)

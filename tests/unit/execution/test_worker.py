@@ -12,7 +12,7 @@ from ray.exceptions import OutOfDiskError
 from prometar.errors import InfrastructureError
 from tests.support.fake_trial import fake_job
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import _OUT_OF_MEMORY, JobRequest, JobWorker, _use_allocated_gpus
+from tune.execution.worker import _OUT_OF_MEMORY_MESSAGES, JobRequest, JobWorker, _hide_or_check_gpus
 from tune.records.schema import EpochReport
 
 PLAN = ResourcePlan(1, 1.0, 0.5)
@@ -82,7 +82,7 @@ def test_a_full_disk_is_no_job_s_fault(error: Callable[[], Exception], tmp_path:
         Worker(request(tmp_path, 0), error=error()).step()
 
 
-@pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY, "something else"])
+@pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY_MESSAGES, "something else"])
 def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None:
     error = RuntimeError(f"{sign} (of 8 GiB)\nFor debugging consider passing A=1")
     with pytest.raises(RuntimeError if sign == "something else" else MemoryError, match="of 8 GiB"):
@@ -95,8 +95,8 @@ def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("socket.gethostname", lambda: "node3")
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     with pytest.raises(InfrastructureError, match=r"node3: the driver is too old.*request no GPUs"):
-        _use_allocated_gpus()
+        _hide_or_check_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     monkeypatch.setattr(ray, "get_gpu_ids", list)
-    _use_allocated_gpus()
+    _hide_or_check_gpus()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
