@@ -63,7 +63,7 @@ class StudyFolder:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
-        """Write study.yaml, with the current environment and different ones of earlier commands."""
+        """Write study.yaml, with the current environment and those of earlier commands that differ."""
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()
@@ -80,7 +80,7 @@ class StudyFolder:
         )
 
     def write_best(self, config: Config) -> None:
-        """Write best.yaml, the complete configuration of the selected settings."""
+        """Write best.yaml, the complete configuration with the selected settings."""
         write_atomically(self.path / "best.yaml", dump_config(config).encode())
 
     def read(self, kind: type[Record]) -> Record | None:
@@ -93,18 +93,18 @@ class StudyFolder:
         Raises:
             UserError: a record is corrupt, or is in the folder of another trial.
         """
-        found, parent = list[TrialRecord](), self.path / "trials"
+        trials, parent = list[TrialRecord](), self.path / "trials"
         for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
             trial = read_record(path := folder / "record.json", TrialRecord)
             if trial and folder != self.trial_folder(trial.number):
                 raise UserError(f"{path} belongs to trial {trial.number}. Move it out of the study.")
-            found += [trial] if trial else []
-        return tuple(sorted(found, key=lambda trial: trial.number))
+            trials += [trial] if trial else []
+        return tuple(sorted(trials, key=lambda trial: trial.number))
 
 
 @dataclass(frozen=True)
 class Records:
-    """All records of a study. Records of stages that have not finished are None."""
+    """All records of a study. `confirmation` and `final_test` are None if that stage has not finished."""
 
     folder: Path
     study: StudyRecord
@@ -122,7 +122,7 @@ class Records:
 
     @cached_property
     def baseline_values(self) -> dict[str, Any]:
-        """Complete configuration of the baseline by dotted key, with the first dataset as `data.name`."""
+        """Complete configuration of the baseline, by dotted key. `data.name` is the first dataset."""
         return self.config.run.flat()
 
     @property
@@ -138,7 +138,7 @@ class Records:
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
-        """Trial with the default settings. If the trial failed and was rerun, the completed rerun."""
+        """Trial with the default settings, or its completed rerun if it failed."""
         return next((trial for trial in (*self.completed, *self.trials) if trial.is_baseline), None)
 
     @cached_property
@@ -163,18 +163,18 @@ def read_records(folder: Path) -> Records:
     Raises:
         UserError: the folder does not contain a study, or a record is corrupt or has another file format.
     """
-    source = StudyFolder(folder)
-    study = source.read(StudyRecord)
+    study_folder = StudyFolder(folder)
+    study = study_folder.read(StudyRecord)
     if study is None:
         raise UserError(f"{folder} does not contain a study. Pass the folder of a study, such as out/dtd.")
-    trials = source.read_trials()
-    return Records(source.path, study, trials, source.read(Confirmation), source.read(FinalTest))
+    trials, confirmation = study_folder.read_trials(), study_folder.read(Confirmation)
+    return Records(study_folder.path, study, trials, confirmation, study_folder.read(FinalTest))
 
 
 def paired_differences(
     selected: Sequence[RunScore], baseline: Sequence[RunScore], metric: str = "objective"
 ) -> dict[int, float]:
-    """Return selected minus baseline in a metric, by seed. Seeds that lack one of the values are omitted."""
+    """Return, by seed, the selected minus the baseline value of `metric`. Seeds without both are omitted."""
     by_seed = {run.seed: getattr(run, metric) for run in baseline}
     pairs = {run.seed: (getattr(run, metric), by_seed.get(run.seed)) for run in selected}
     return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}

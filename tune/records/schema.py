@@ -1,7 +1,7 @@
-"""Typed records of a study folder. Only this module reads and writes their files.
+"""Typed records of a study folder. Only this module reads and writes the files of records.
 
 Validation is strict. A missing or unknown key, a wrong type, a non-finite number or another file format
-is a one-line error that names the file and the field.
+causes a one-line error that names the file and the field.
 """
 
 import json
@@ -67,18 +67,18 @@ class RunScore:
     alignment: float | None = None
 
     @classmethod
-    def of(cls, config: Config, metrics: Mapping[str, Any], **more: Any) -> Self:
-        """Return the score of a run from metrics, such as those of an epoch. `more` sets further fields."""
+    def of(cls, config: Config, metrics: Mapping[str, Any], **fields: Any) -> Self:
+        """Create the score of a run from metrics, such as those of an epoch. `fields` sets other fields."""
         names = ("base", "new", "objective", "seconds")
         measured: dict[str, Any] = {name: metrics.get(name) for name in names}
-        return cls(dataset=config.data.name, seed=config.train.seed, **measured, **more)
+        return cls(dataset=config.data.name, seed=config.train.seed, **measured, **fields)
 
 
 RunScores = tuple[RunScore, ...]
 
 
 def seed_means(runs: Iterable[RunScore], metric: Goal = "objective") -> dict[int, float]:
-    """Return the mean of a metric over datasets by seed. Seeds with a missing value are omitted."""
+    """Return, by seed, the mean of a metric over datasets. Seeds with a missing value are omitted."""
     groups: dict[int, list[RunScore]] = {}
     for run in runs:
         groups.setdefault(run.seed, []).append(run)
@@ -178,7 +178,7 @@ def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 @dataclass(frozen=True, config=_STRICT)
 class Candidate:
-    """Settings that may be selected. `runs` are those of the search, then those with fresh seeds."""
+    """Settings that may be selected. `runs` contains the runs of the search, then those with fresh seeds."""
 
     number: NonNegativeInt
     is_baseline: _IsBaseline
@@ -223,7 +223,7 @@ class DatasetTest:
         selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
         difference, base_difference, new_difference: Selected minus baseline in H, base accuracy and new
             accuracy, paired by seed, in percentage points. None if there are fewer than two pairs.
-        published: Published H of the method, None if unknown.
+        published: Published H of the method, None if unknown or not comparable.
     """
 
     selected: RunScores
@@ -239,12 +239,12 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs per run (`--final-epochs`). If epochs were searched, the settings override it.
+        epochs: Epochs per run (`--final-epochs`). If epochs were searched, the selected settings override it.
         selected: Selected settings, with the runs on which the selection is based.
-        difference: Selected minus baseline in H. With several datasets, interval of the mean over datasets.
+        difference: Selected minus baseline in H. With several datasets, mean and interval over datasets.
         alpha: Significance level of the last interim analysis, used for each dataset's interval.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
-        detectable: Smallest true difference in H that this test shows with a power of 80%.
+        detectable: Smallest true difference in H that this test detects with a power of 80%.
         earlier_tests: Trial numbers of the settings that earlier final tests compared with the baseline.
     """
 
@@ -322,10 +322,10 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         return None
     try:
         text = read_bytes(path).decode() if path.suffix == ".json" else json.dumps(read_yaml(path))
-        found = json.loads(text)
-        if isinstance(found, dict) and found.get("version") != VERSION:
+        data = json.loads(text)
+        if isinstance(data, dict) and data.get("version") != VERSION:
             raise UserError(
-                f"{path} has file format {str(found.get('version'))[:20]}, but this prometar reads format "
+                f"{path} has file format {str(data.get('version'))[:20]}, but this prometar reads format "
                 f"{VERSION}. Use the prometar release that wrote it, or another study (--study NAME)."
             )
         record: Record = _ADAPTERS[kind].validate_json(text, by_alias=True, by_name=False)

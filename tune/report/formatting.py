@@ -46,7 +46,7 @@ def format_difference(difference: Interval) -> tuple[str, str]:
 
 
 def describe_difference(difference: Interval, confidence: str) -> str:
-    """Format a mean difference in points and its `confidence`% interval, for use in a sentence.
+    """Format a mean difference in points and its interval for a sentence. `confidence` is in percent.
 
     Example:
         >>> describe_difference(Interval(2.34, 1.1, 4.06, 5), "95")

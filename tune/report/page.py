@@ -26,7 +26,7 @@ _TEMPLATES = Environment(
 
 @dataclass(frozen=True)
 class Report:
-    """Report of a study. Notebooks display the summary without plots.
+    """Report of a study. Notebooks display its summary, without the plots.
 
     Args:
         path: Path of report.html.

@@ -49,10 +49,10 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
     study = rebuild_study(records, goals[:1])
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         return {}
-    title = escape(records.study.score_name if goals[0] == "objective" else goals[0])
+    target_name = escape(records.study.score_name if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        figures["history"] = visualization.plot_optimization_history(study, target_name=title)
-        if len(goals) in (2, 3):  # the numbers that Optuna can plot
+        figures["history"] = visualization.plot_optimization_history(study, target_name=target_name)
+        if len(goals) in (2, 3):  # Optuna can plot fronts of two or three goals only
             figures["pareto"] = visualization.plot_pareto_front(
                 rebuild_study(records, goals), target_names=list(goals)
             )
@@ -61,7 +61,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
                 study, evaluator=_EVALUATOR
             ).update_layout(xaxis_title="importance", yaxis_title=None)
             figures["slice"] = visualization.plot_slice(
-                study, params=list(ranked)[:MAX_SLICES], target_name=title
+                study, params=list(ranked)[:MAX_SLICES], target_name=target_name
             )
         if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
             figures["curves"] = visualization.plot_intermediate_values(study)
@@ -78,7 +78,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
 
 
 def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
-    """Build an in-memory Optuna study of the trials. Trials that lack the value of a goal count as failed."""
+    """Build an in-memory study. Trials outside the space or without values for all goals count as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[DIRECTIONS[goal] for goal in goals])
     study.add_trials(_frozen_trial(trial, records, goals) for trial in records.trials)
@@ -99,12 +99,12 @@ def _frozen_trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -
     )
 
 
-def _distribution(entry: Range) -> BaseDistribution:
-    if isinstance(entry, Choice):
-        return CategoricalDistribution([escape(choice) for choice in entry.choices])
-    if entry.type == "int":
-        return IntDistribution(int(entry.low), int(entry.high), log=entry.log)
-    return FloatDistribution(entry.low, entry.high, log=entry.log)
+def _distribution(setting_range: Range) -> BaseDistribution:
+    if isinstance(setting_range, Choice):
+        return CategoricalDistribution([escape(choice) for choice in setting_range.choices])
+    if setting_range.type == "int":
+        return IntDistribution(int(setting_range.low), int(setting_range.high), log=setting_range.log)
+    return FloatDistribution(setting_range.low, setting_range.high, log=setting_range.log)
 
 
 def escape(value: Any) -> Any:
@@ -113,7 +113,7 @@ def escape(value: Any) -> Any:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return the importances by setting, highest first. {} if trials are too few or all scores are equal."""
+    """Return importances by setting, highest first. {} if trials are too few or all scores equal."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}
@@ -124,7 +124,7 @@ def _final_test_plots(records: Records) -> dict[str, go.Figure]:
     test = records.final_test
     if test is None or not test.seeds:
         return {}
-    names = reversed(compared_settings(test))
+    names = reversed(compared_settings(test))  # so that the selected settings are drawn on top
     runs = {LABELS[name]: final_test_runs(test, name) for name in names}
     figures = {"tested": plot_accuracies(runs)}
     if any(each.difference for each in test.datasets.values()):
@@ -168,29 +168,29 @@ def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> g
 
 
 def plot_seed_pairs(test: FinalTest) -> go.Figure:
-    """Plot the difference in H of each seed pair and the confidence interval of each dataset."""
+    """Plot, for each dataset, the differences in H of its seed pairs, and their mean with its interval."""
     figure = go.Figure().add_vline(x=0, line={"color": "#4a5568", "width": 1.5})
     for row, (name, dataset) in enumerate(test.datasets.items()):
-        differences = paired_differences(dataset.selected, dataset.baseline)
+        pair_differences = paired_differences(dataset.selected, dataset.baseline)
         figure.add_scatter(
-            x=list(differences.values()),
-            y=[row + 0.2] * len(differences),
+            x=list(pair_differences.values()),
+            y=[row + 0.2] * len(pair_differences),
             mode="markers",
-            text=[f"seed {seed}" for seed in differences],
+            text=[f"seed {seed}" for seed in pair_differences],
             hovertemplate="%{text}: %{x:+.2f} points<extra></extra>",
             marker={"color": GRAY, "size": 7, "opacity": 0.6},
         )
-        if interval := dataset.difference:
-            below, above = interval.mean - interval.low, interval.high - interval.mean
-            color = BLUE if interval.mean > 0 else ORANGE
+        if difference := dataset.difference:
+            below, above = difference.mean - difference.low, difference.high - difference.mean
+            color = BLUE if difference.mean > 0 else ORANGE
             figure.add_scatter(
-                x=[interval.mean],
+                x=[difference.mean],
                 y=[row],
                 error_x={"array": [above], "arrayminus": [below], "width": 6},
                 mode="markers",
-                hovertext=escape(f"{name}: {' '.join(format_difference(interval))} points"),
+                hovertext=escape(f"{name}: {' '.join(format_difference(difference))} points"),
                 hoverinfo="text",
-                marker={"color": color if interval.excludes_zero else GRAY, "size": 12, "symbol": "square"},
+                marker={"color": color if difference.excludes_zero else GRAY, "size": 12, "symbol": "square"},
             )
     ticks = [escape(name if len(name) <= 24 else f"{name[:23]}…") for name in test.datasets]
     figure.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.4, -0.6])

@@ -86,7 +86,7 @@ def _selection(records: Records) -> str:
     line = f"{trial} {verb}, with {score} on {images} images."
     if baseline is None or baseline.completed_objective is None or selected.is_baseline:
         return line
-    return f"{line} The default settings have {format_number(baseline.completed_objective)}."
+    return f"{line} The default settings score {format_number(baseline.completed_objective)}."
 
 
 def _difference(test: FinalTest) -> str:
@@ -105,7 +105,7 @@ def _trade_off(test: FinalTest) -> Iterator[str]:
         return
     base_text, new_text = (describe_difference(each, test.confidence) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
-    if base.mean > 0 and (new.high < 0 or new.mean <= -(test.min_relevant or 1.0)):
+    if base.mean > 0 and (new.high < 0 or new.mean <= -(test.min_relevant or 1.0)):  # significant or relevant
         unclear = [name for name, each in (("base", base), ("new", new)) if not each.excludes_zero]
         notes = [f" The interval of the difference in {name} accuracy contains 0." for name in unclear]
         means = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
@@ -116,7 +116,7 @@ def _detectable(test: FinalTest) -> str:
     limit, unit = test.min_relevant, "point" if test.min_relevant == 1 else "points"
     if test.verdict != "either" or test.detectable is None or test.detectable >= 100:  # H is at most 100
         return ""
-    line = f"This test has a power of 80% to show a true difference of {test.detectable:.1f} points in H."
+    line = f"This test has a power of 80% to detect a true difference of {test.detectable:.1f} points in H."
     if limit and test.difference and test.difference.within(limit):
         line += f" The interval excludes differences of {limit:g} {unit} or more."
     return line
@@ -128,7 +128,7 @@ def compared_settings(test: FinalTest) -> list[SettingsName]:
 
 
 def final_test_runs(test: FinalTest, *names: SettingsName) -> list[RunScore]:
-    """Return the final-test runs with the named settings, by default with all, on all datasets."""
+    """Return the final-test runs with the named settings (default: all) on all datasets."""
     chosen, tests = names or compared_settings(test), test.datasets.values()
     return [run for name in chosen for each in tests for run in getattr(each, name)]
 
@@ -149,7 +149,7 @@ def _epochs(records: Records) -> str:
         return f"Epochs: {records.baseline_values[EPOCHS_KEY]} per trial, {final} per run of the final test."
     epochs = test.selected.settings.get(EPOCHS_KEY) if test and not test.baseline_selected else None
     selected = f"{epochs} with the selected settings, " if epochs else ""
-    return f"Epochs: searched in trials. Final test: {selected}{final} with the default settings."
+    return f"Epochs: set by the search. Final test: {selected}{final} with the default settings."
 
 
 def caveats(records: Records) -> list[str]:
@@ -162,7 +162,7 @@ def _caveats(records: Records) -> Iterator[str]:
     test, baseline = records.final_test, records.baseline
     if records.completed and baseline and baseline.completed_objective is None:
         reason = baseline.reason[:80]
-        yield f"The default settings failed in the search: {reason}. Rerun the same command to resume."
+        yield f"The default settings failed in the search ({reason}). Rerun the same command to resume."
     if test and not records.final_test_outdated:
         yield from _test_caveats(records, test)
     objective = OBJECTIVES.get(records.search_config.objective)
@@ -181,7 +181,7 @@ def _caveats(records: Records) -> Iterator[str]:
     if records.baseline_values.get("backbone.name") == "mini":
         yield "The embedded backbone mini is for testing. Do not compare its accuracies with published ones."
     elif test and any(each.published is not None for each in test.datasets.values()):
-        yield "Published numbers are cited from papers. Their seeds, images and epochs may differ."
+        yield "Published numbers are cited from papers. Seeds, images and epochs may differ."
 
 
 def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
@@ -192,19 +192,19 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
     if earlier := sorted(test.earlier_tests):
         yield (
             f"The same test images were used earlier, to test {join(earlier, 'trial')}. "
-            "The interval does not account for choices made after seeing the results."
+            "The interval does not account for choices made after seeing those results."
         )
     if shared := sorted(set(records.search_config.seeds) & set(test.seeds)):
         yield (
-            f"The search and the final test share {join(shared, 'seed')}, so the settings were selected on "
-            "the same training images."
+            f"The search and the final test share {join(shared, 'seed')}, so the settings were selected "
+            "on the same training images."
         )
     if test.difference is None:
         return
     if len(test.datasets) > 1:
         yield (
-            f"The interval is over {test.difference.n} datasets, which are not a random sample of datasets. "
-            "It is only approximate."
+            f"The interval over {test.difference.n} datasets is only approximate, because these datasets are "
+            "not a random sample."
         )
     else:
         yield (
@@ -240,15 +240,15 @@ def _training_step(records: Records, name: SettingsName) -> tuple[str, str]:
     """Return the next step that trains with the named settings."""
     test, config = records.final_test, records.folder / "best.yaml"
     if name == "baseline" and test and test.seeds and not test.baseline_selected:
-        run = StudyFolder(records.folder).final_test_folder(0, next(iter(test.datasets)), test.seeds[0])
-        config = run / "config.yaml"  # best.yaml has the selected settings
+        folder = StudyFolder(records.folder).final_test_folder(0, next(iter(test.datasets)), test.seeds[0])
+        config = folder / "config.yaml"  # best.yaml has the selected settings
     return f"Train with the {LABELS[name]}:", f"prometar train --config {shlex.quote(str(config))}"
 
 
 def alignment(test: FinalTest) -> str:
     """Return a sentence on gradient alignment in the final test, or "" if it was not measured."""
-    means = []
+    texts = []
     for name in compared_settings(test):
         values = [run.alignment for run in final_test_runs(test, name) if run.alignment is not None]
-        means += [f"{mean(values):+.2f} with the {LABELS[name]}"] if values else []
-    return f"Mean cosine similarity of support and query gradients: {join(means)}." if means else ""
+        texts += [f"{mean(values):+.2f} with the {LABELS[name]}"] if values else []
+    return f"Mean cosine similarity of support and query gradients: {join(texts)}." if texts else ""

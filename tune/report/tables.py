@@ -36,7 +36,7 @@ def summary_tables(records: Records) -> list[Table]:
 
 
 def detail_tables(records: Records) -> dict[str, Table]:
-    """Return the nonempty tables of settings, trials and costs, which only the page shows."""
+    """Return the nonempty tables of settings, trials and costs, which only report.html shows."""
     tables = {"settings": _settings(records), "trials": _trials(records), "costs": _costs(records)}
     return {name: table for name, table in tables.items() if table.rows}
 
@@ -56,10 +56,10 @@ def _final_test(records: Records) -> Table | None:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
     for dataset, dataset_test in test.datasets.items():
-        for name in reversed(compared_settings(test)):
+        for name in reversed(compared_settings(test)):  # default settings first
             runs = getattr(dataset_test, name)
             label = LABELS[name] + (f", {dataset}" if len(test.datasets) > 1 else "")
-            means = [format_mean(seed_means(runs, key).values()) for key in ("base", "new", "objective")]
+            means = [format_mean(seed_means(runs, goal).values()) for goal in ("base", "new", "objective")]
             rows.append((name, (label, *means, str(sum(run.objective is not None for run in runs)))))
         if not test.baseline_selected:
             differences = (dataset_test.base_difference, dataset_test.new_difference, dataset_test.difference)
@@ -154,8 +154,8 @@ def _costs(records: Records) -> Table:
     rows = []
     for name, runs in stages.items():
         seconds = sum(run.seconds or 0.0 for run in runs)
-        cpu = sum((run.seconds or 0.0) * (run.cpus or 0.0) for run in runs) / 3600
-        gpu = sum((run.seconds or 0.0) * (run.gpus or 0.0) for run in runs) / 3600
-        cells = (name, str(len(runs)), format_duration(seconds), f"{cpu:.2f}", f"{gpu:.2f}")
+        cpu_hours = sum((run.seconds or 0.0) * (run.cpus or 0.0) for run in runs) / 3600
+        gpu_hours = sum((run.seconds or 0.0) * (run.gpus or 0.0) for run in runs) / 3600
+        cells = (name, str(len(runs)), format_duration(seconds), f"{cpu_hours:.2f}", f"{gpu_hours:.2f}")
         rows += [("", cells)] if runs else []
     return Table("Cost", ("stage", "runs", "training time", "CPU hours", "GPU hours"), rows)

@@ -31,7 +31,7 @@ def print_summary(console: Console, records: Records) -> None:
     for text, command in statements.next_steps(records):
         print_line(f"- {text}")
         if command:
-            console.print(Text(f"  {command}"), soft_wrap=True)  # no line breaks, so it can be copied
+            console.print(Text(f"  {command}"), soft_wrap=True)  # no line breaks, so that it can be copied
     console.print(Text(f"\nReport: {records.folder / 'report.html'}"), soft_wrap=True)
 
 
