@@ -1,4 +1,4 @@
-"""Benchmark protocols, the jobs that `prometar reproduce` runs for them, and their stored results."""
+"""Benchmark protocols, the jobs that `prometar reproduce` runs for them, and the results of these jobs."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ _IMAGENET_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if ben
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """Benchmark protocol: datasets, classes and shots with which methods are trained and tested.
+    """Benchmark protocol: datasets, classes and shots that methods are trained and tested on.
 
     Args:
         objective: Objective of all runs (`prometar.data.splits.objective`).
         datasets: Datasets to train and test on. If `source` is given, they are used only for testing.
         source: Dataset that all runs train on. None: train on each of `datasets` separately.
-        shots: Training images per class. If there are several numbers, each is a column of the table.
+        shots: Training images per class. If there are several numbers, the table has a column for each.
     """
 
     name: str
@@ -61,13 +61,13 @@ class Grid:
         return len(self.protocol.shots) > 1
 
     @property
-    def trained_on(self) -> tuple[str, ...]:
+    def training_datasets(self) -> tuple[str, ...]:
         return (self.source,) if self.source else self.datasets
 
     @property
     def all_datasets(self) -> tuple[str, ...]:
         """Datasets to train or test on, in the order of the table."""
-        return tuple(dict.fromkeys((*self.trained_on, *self.datasets)))
+        return tuple(dict.fromkeys((*self.training_datasets, *self.datasets)))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,14 +93,14 @@ class Grid:
         """Return one job per run, ordered by dataset.
 
         Args:
-            folder: Parent of the runs' folders. Runs that several protocols need share a folder.
-            untrained: Methods without training, which run once per dataset.
+            folder: Parent of the runs' folders. A run that several protocols need has only one folder.
+            untrained: Methods without training. One run per dataset suffices, whatever the shots and seeds.
             unavailable: Datasets that cannot be opened.
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
         first_shots_and_seed = self.shots[0], self.seeds[0]
         jobs, objective = list[Job](), self.protocol.objective
-        combinations = product(self.trained_on, self.shots, self.configs.items(), self.seeds)
+        combinations = product(self.training_datasets, self.shots, self.configs.items(), self.seeds)
         for dataset, shots, (method, method_config), seed in combinations:
             if dataset in unavailable or (method in untrained and (shots, seed) != first_shots_and_seed):
                 continue
@@ -137,7 +137,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its result is missing or corrupt.
 
     Raises:
-        UserError: the run has other settings, or splits with other digests than `digests` (by dataset).
+        UserError: the run has other settings, or its splits do not match `digests` (by dataset).
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:
@@ -148,8 +148,8 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
         result = read_result(folder)
     except PrometarError:
         return None
-    tested = {name: digest for name, (_, digest) in result.tests.items()}
-    for name, digest in {config.data.name: result.data_digest, **tested}.items():
+    test_digests = {name: digest for name, (_, digest) in result.tests.items()}
+    for name, digest in {config.data.name: result.data_digest, **test_digests}.items():
         if digests.get(name, digest) != digest:
             raise UserError(f"{folder} used another split of {name}. Restore that split or change --out.")
     return FinishedRun(folder, config, result)

@@ -25,7 +25,7 @@ def _read_file() -> dict[str, Any]:
 
     A series is a row of a published table: a `method`, its `title`, the `paper`, the `settings` in which it
     differs from other series of the method, and `accuracies` by dataset (or "average") and column, such as
-    {"dtd": {"base": 83.37}}. `configuration` names the configuration file in the authors' repository.
+    {"dtd": {"base": 83.37}}. `configuration` names the configuration file in the authors' repository, if any.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
@@ -68,13 +68,13 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
     if not {"base", "new"} <= accuracies.keys():
         return accuracies
     h = harmonic_mean({key: accuracies[key] for key in ("base", "new")})
-    return {HARMONIC: round(h, 2), **accuracies}
+    return {HARMONIC: round(h, 2), **accuracies}  # an H that was published takes precedence
 
 
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings of `config` that differ from the method's defaults as changed by `settings`.
+    """Return the settings of `config` that differ from the method's defaults with `settings` applied.
 
-    Dataset, shots, seed, backbone and precision are ignored. Recipe files have no published defaults: {}.
+    Ignore dataset, shots, seed, backbone and precision. Return {} for recipe files, which are not published.
 
     Example:
         >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))
@@ -95,9 +95,9 @@ def incomparable_reason(dataset: Dataset) -> str:
 
 
 def published_h(dataset: Dataset, config: Config) -> float | None:
-    """Return the H published for a dataset and the method of `config`, or None if it cannot be compared.
+    """Return the H published for a dataset and the method of `config`, or None if it is not comparable.
 
-    Backbone and shots must be those of the paper. All other settings of `config` are ignored.
+    Backbone, weights and shots must be those of the paper. All other settings of `config` are ignored.
     """
     if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None

@@ -89,7 +89,7 @@ def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], 
     for name in grid.all_datasets:
         try:
             dataset = open_dataset(name, grid.config.data.root)
-            if name in grid.trained_on:
+            if name in grid.training_datasets:
                 shots, seed = max(grid.shots), grid.seeds[0]
                 largest_splits.append(split_dataset(grid.protocol.objective, dataset, shots=shots, seed=seed))
             elif not dataset.test:
@@ -97,7 +97,7 @@ def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], 
             datasets[name] = dataset
         except PrometarError as error:
             unavailable[name] = one_line(str(error))
-    if unavailable.keys() >= set(grid.trained_on):
+    if unavailable.keys() >= set(grid.training_datasets):
         name, reason = next(iter(unavailable.items()))
         raise UserError(f"There is no dataset to train on. {name}: {reason}")
     return datasets, largest_splits, unavailable
