@@ -29,9 +29,9 @@ def test_every_combination_is_one_run(
     missing = grid.datasets[:num_missing]
     jobs = grid.jobs(RUNS, UNTRAINED, missing)
     assert len({job.name for job in jobs}) == len({job.folder for job in jobs}) == len(jobs)
-    trained_on = [name for name in grid.training_datasets if name not in missing]
+    available = [name for name in grid.training_datasets if name not in missing]
     per_method = {method: 1 if method in UNTRAINED else len(seeds) * len(grid.shots) for method in methods}
-    assert len(jobs) == len(trained_on) * sum(per_method.values())
+    assert len(jobs) == len(available) * sum(per_method.values())
     targets = set(grid.datasets) - set(missing) if grid.source else set()
     assert all(set(job.targets) == targets for job in jobs)
 
