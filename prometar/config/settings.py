@@ -163,7 +163,7 @@ class Config(MethodConfig):
         return parse_config(tree, where=where)
 
     @property
-    def references(self) -> dict[str, str]:
+    def custom_components(self) -> dict[str, str]:
         """References to custom components, `package.module:Name`, by section."""
         found = {name: section.reference for name, section in self if isinstance(section, CustomSection)}
         return found | ({"data": self.data.reference} if self.data.reference else {})
@@ -176,10 +176,10 @@ class Config(MethodConfig):
         Raises:
             UserError: a component cannot be imported, or rejects its settings.
         """
-        if not self.references:
+        if not self.custom_components:
             return self
         tree = self.model_dump(mode="json")
-        for name, reference in self.references.items():
+        for name, reference in self.custom_components.items():
             tree[name]["args"] = complete_args(reference, getattr(self, name).args)
         return parse_config(tree, where="settings")
 
@@ -189,10 +189,10 @@ class Config(MethodConfig):
         Raises:
             UserError: it has custom components and is not `trusted`. The message starts with `where`.
         """
-        if self.references and not trusted:
+        if self.custom_components and not trusted:
             raise UserError(
-                f"{where} uses custom components ({', '.join(self.references.values())}). Review the code "
-                "of these parts, then pass --trust-parts (in Python, trust_parts=True)."
+                f"{where} uses custom components ({', '.join(self.custom_components.values())}). Review the "
+                "code of these parts, then pass --trust-parts (in Python, trust_parts=True)."
             )
         return self
 

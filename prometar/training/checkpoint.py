@@ -44,7 +44,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     """Return the checkpoint at `path`, or None if there is none.
 
     Raises:
-        WorkError: the file is corrupt, or was written by another version of prometar.
+        WorkError: the file is corrupt, or has the format of another version of prometar.
     """
     if file_size(path) is None:
         return None

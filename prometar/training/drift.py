@@ -1,7 +1,7 @@
-"""Drift: how much trained prompts change CLIP's predictions over out-of-domain class names.
+"""Drift: divergence of the prompted from the frozen CLIP's predictions over out-of-domain class names.
 
-Accuracy on new classes cannot be measured without their images, but drift predicts it. Prompts that change
-the predictions over out-of-domain names also lose accuracy on new classes (docs/results.md).
+Accuracy on new classes cannot be measured without images of these classes, but drift predicts it. Prompts
+with a high drift also lose accuracy on new classes (docs/results.md).
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _MIN_NAMES = 20
 def mean_drift(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
 ) -> float:
-    """Return KL(frozen || prompted) in nats over the names, averaged over the images.
+    """Return KL(frozen || prompted) of the predictions over the names, in nats, averaged over the images.
 
     Args:
         image_NE: Normalized features (N, E) of the images.
@@ -54,9 +54,9 @@ def mean_drift(
 
 
 def drift_identity(backbone: Backbone) -> str:
-    """Return the decay and a digest of the names. Scores are comparable only if both are the same."""
-    names = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
-    return f"{ACCURACY_DECAY_PER_NAT} a nat, names {names}"
+    """Return the decay and a digest of the vocabulary. Scores are comparable only if both are the same."""
+    digest = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
+    return f"{ACCURACY_DECAY_PER_NAT} a nat, names {digest}"
 
 
 def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
@@ -88,15 +88,15 @@ def drift_scores(
     batches: Iterable[Batch],
     cache: FeatureCache | None,
 ) -> dict[str, float]:
-    """Return `base`, `zero_shot` and predicted `new` accuracy in percent, and the drift (`divergence`).
+    """Return accuracies in percent (`base`, `zero_shot` and predicted `new`), and the drift (`divergence`).
 
     Args:
-        base_model, out_of_domain_model: Prompted CLIP for the two sets of names, with frozen text features.
+        base_model, out_of_domain_model: Prompted CLIP for the base classes, and for the out-of-domain names.
         leaves: Tensors of the trained prompts.
         batches, cache: Validation images of the base classes, and their cached features.
 
     Raises:
-        WorkError: a value is not finite.
+        WorkError: the drift or a cosine is not finite.
     """
     assert base_model.frozen_text_CE is not None
     assert out_of_domain_model.frozen_text_CE is not None

@@ -17,14 +17,14 @@ from prometar.step.state import State
 from prometar.training.run import Run
 
 StepCallback = Callable[[Run, State, Batch], None]
-"""Callback before each step. Its arguments are the run, the state and the next batch."""
+"""Function that is called before each step, with the run, the state and the next batch."""
 
 
 def sgd_config(config: Config, epoch: int) -> SgdConfig:
     """Return the SGD hyperparameters of a 0-based epoch."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
-    gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler
+    gate_lr = optim.gate_warmup_lr  # `released`: the published code never steps the gate's scheduler
     if optim.gate_schedule == "configured":
         gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
     prompt_lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
@@ -39,8 +39,8 @@ def train_epoch(
     Raises:
         WorkError: the cross-entropy on the whole batch (`direct_ce`) or a prompt is not finite.
     """
-    per_epoch, first = run.plan.steps_per_epoch, state.step
-    epoch, step_losses = first // per_epoch, list[dict[str, Tensor]]()
+    per_epoch, start = run.plan.steps_per_epoch, state.step
+    epoch, step_losses = start // per_epoch, list[dict[str, Tensor]]()
     sgd = sgd_config(run.config, epoch)
     while not step_losses or state.step % per_epoch:
         batch = next(batches)
@@ -54,12 +54,12 @@ def train_epoch(
     by_name, finite = fetch((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
     loss, fix = by_name["direct_ce"], "Lower optim.lr or set backbone.precision=fp32."
     if len(bad := (~loss.isfinite()).nonzero()):
-        raise WorkError(f"The loss is {float(loss[bad[0, 0]])} at step {first + int(bad[0, 0]) + 1}. {fix}")
+        raise WorkError(f"The loss is {float(loss[bad[0, 0]])} at step {start + int(bad[0, 0]) + 1}. {fix}")
     if not all(map(bool, finite)):
         raise WorkError(f"The prompts are not finite after step {state.step}. {fix}")
     average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
     # A custom averager may return the prompts themselves, but safetensors rejects tensors that share memory.
-    if "averager" in run.config.references:
+    if "averager" in run.config.custom_components:
         average = {name: leaf.clone() for name, leaf in average.items()}
     return replace(state, average=average), {name: float(values.mean()) for name, values in by_name.items()}
 
@@ -74,5 +74,5 @@ def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[St
         selection = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalize(images)
-    whole, task = embed_batch(clip, method, images, labels, selection, cache=run.cache, step=batch.step)
-    return step(run.model, method, state, whole, task, sgd)
+    whole, meta_task = embed_batch(clip, method, images, labels, selection, cache=run.cache, step=batch.step)
+    return step(run.model, method, state, whole, meta_task, sgd)

@@ -12,11 +12,11 @@ from prometar.methods.prompts import has_image_prompts
 from prometar.training.session import MAX_CACHED_BYTES
 
 PROCESS_BYTES = 950 * 2**20
-"""Memory of a training process and its data stream before any tensors: Python, torch, Ray, open_clip."""
+"""Memory of a training process and its data stream without tensors: Python, torch, Ray, open_clip."""
 
-# A step needs an _IMAGE_ factor x floats_per_image floats per image and a _CLASS_ factor x floats_per_class
-# floats per class. A gate and its momenta need _GATE x weight_bytes. These factors fit measured peaks of
-# ViT-B/32, ViT-B/16 and ViT-L/14 with 1 to 500 classes and 1 to 128 images per batch.
+# Floats that a step needs per image and per class: floats_per_image times an _IMAGE_ factor, floats_per_class
+# times a _CLASS_ factor. A gate and its momenta need _GATE times weight_bytes. The factors fit peaks measured
+# with ViT-B/32, ViT-B/16 and ViT-L/14, 1 to 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
 _GATE = 0.45
@@ -46,10 +46,10 @@ class Footprint:
         evaluated = {items for split in splits for items in split.evaluations.values()}
         cache_bytes = min(sum(map(len, evaluated)) * 3 * clip.image_size**2, MAX_CACHED_BYTES)
         tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
-        image = tokens * clip.vision.width * len(clip.vision.blocks)
-        text = 77 * clip.text.width * len(clip.text.blocks)  # CLIP's texts have 77 tokens
+        per_image = tokens * clip.vision.width * len(clip.vision.blocks)
+        per_class = 77 * clip.text.width * len(clip.text.blocks)  # CLIP's texts have 77 tokens
         weights = sum(tensor.nbytes for tensor in tensors_of(clip))
-        return cls(weights, image, text, max(len(split.classnames) for split in splits), cache_bytes)
+        return cls(weights, per_image, per_class, max(len(split.classnames) for split in splits), cache_bytes)
 
     def memory_bytes(self, config: Config, *, on_gpu: bool = False) -> int:
         """Return the estimated main memory of a run, in bytes.

@@ -47,7 +47,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Run:
-    """Fixed inputs of one training run. `Session` contains its state, which changes.
+    """Fixed inputs of one training run. Its state, which changes, is in `Session`.
 
     Args:
         cache: Cached features of the training images.
@@ -71,7 +71,7 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of settings, objective, plans, texts and custom components. Checkpoints contain it."""
+        """Identity of the run: sha256 of settings, objective, data plans, texts and custom components."""
         plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
         lines = [self.config.model_dump_json(), self.objective, self.dataset.template]
         lines += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
@@ -104,11 +104,11 @@ def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tu
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""By data plan and backbone: bytes of all features, and the features computed so far by batch number."""
+"""By data plan, dataset and backbone: size of all features in bytes, and the features computed so far."""
 
 
 def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
-    """Return the cache for the image features of a data plan, or None if they are too large to cache."""
+    """Return the feature cache of a data plan, or None if its features exceed 1/4 of `_IMAGE_FEATURES`."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
@@ -119,30 +119,30 @@ def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) 
 
 
 def clear_caches() -> None:
-    """Clear the backbones, datasets and features cached in this process."""
+    """Clear the caches of backbones, datasets and features in this process."""
     for cached in (_cached_backbone, _cached_dataset, _frozen_text):
         cached.cache_clear()
     _IMAGE_FEATURES.clear()
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
-    """Load the dataset and the backbone (cached per process), and build the method.
+    """Build a run. Its dataset and its backbone are cached in this process.
 
     Raises:
         UserError: the configuration, the data or the weights are invalid.
     """
     method = build(config)
     code_digest = source_digest(config.data.reference) if config.data.reference else ""
-    data = (config.data.name, config.data.root, json.dumps(config.data.args), code_digest)
-    dataset = _cached_dataset(*data)
+    dataset_key = (config.data.name, config.data.root, json.dumps(config.data.args), code_digest)
+    dataset = _cached_dataset(*dataset_key)
     backbone = _cached_backbone(config.backbone)
-    if config.references:
+    if config.custom_components:
         check_components(config, backbone.clip)
     if not has_image_prompts(method.prompts):
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
         vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute
-    clip, cache_key = backbone.clip, (config.backbone, *data, repr(dataset.source))
+    clip, cache_key = backbone.clip, (config.backbone, *dataset_key, repr(dataset.source))
     augment, train, shots = config.augment, config.train, config.data.shots
     split = split_dataset(objective, dataset, shots=shots, seed=train.seed, val_per_class=val_per_class)
 
@@ -174,7 +174,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         )
         out_of_domain, base = model_of(names, frozen_out_of_domain), evaluations["base"]
         evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))
-    references = (*config.references.values(), objective)
+    references = (*config.custom_components.values(), objective)
     return Run(
         config=config,
         objective=objective,

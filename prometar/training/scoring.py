@@ -18,18 +18,18 @@ def make_logits_fn(
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    Class texts are encoded once, or per image if the prompts depend on it. `cache` is by batch number.
+    Class texts are encoded once, or per image if the prompts depend on it. `cache` is keyed by batch number.
     """
     with torch.no_grad():
         tokens = model.prompts.tokens(dict(leaves))
         text_CE = None if model.prompts.conditional else model.text_features(tokens)
 
     @torch.no_grad()
-    def logits(images: Tensor, number: int) -> Tensor:
-        embedded_BTD = cached_embedding(backbone.clip, backbone.normalize(images), cache, number)
+    def logits(images: Tensor, batch_number: int) -> Tensor:
+        embedded_BTD = cached_embedding(backbone.clip, backbone.normalize(images), cache, batch_number)
         image_BE, text = model.image_features(tokens, embedded_BTD), text_CE
         if text is None:
-            frozen_BE = frozen_image_features(backbone.clip, embedded_BTD, cache, number)
+            frozen_BE = frozen_image_features(backbone.clip, embedded_BTD, cache, batch_number)
             text = model.text_features(tokens, frozen_BE)
         return model.logits(image_BE, text)
 

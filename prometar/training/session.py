@@ -23,19 +23,19 @@ from prometar.training.scoring import accuracy
 _CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
 
 MAX_CACHED_BYTES = 2 * 2**30
-"""Maximum bytes of cached evaluation images per process."""
+"""Maximum size of the cached evaluation images of a process."""
 _EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
-"""Evaluation batches (never augmented), keyed by data plan, dataset and backbone."""
+"""Evaluation batches, which are never augmented, keyed by data plan, dataset and backbone."""
 
 
 class Session:
     """Training session of a run. If `folder` has a checkpoint, the session resumes from it exactly.
 
     Attributes:
-        history: One record per epoch: epoch (1-based), cumulative seconds, the mean of each loss, and for
-            scored epochs the accuracies in percent and their score (`objective`).
+        history: One record per epoch: epoch (1-based), cumulative seconds, and the mean of each loss. Scored
+            epochs also have the accuracies in percent and the score computed from them (`objective`).
 
     Raises:
         WorkError: the checkpoint is corrupt, or belongs to another run.
@@ -63,8 +63,8 @@ class Session:
     ) -> "tuple[Session, str]":
         """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 
-        An unusable checkpoint is renamed. A run that is started over has the same results, because settings
-        and seeds determine them. Returns the session, and the reason for starting over or "".
+        An unusable checkpoint is renamed. Starting over does not change the results, because settings and
+        seeds determine them. Returns the session, and the reason for starting over ("" if it resumed).
 
         Raises:
             InfrastructureError: the folder is not writable.
@@ -75,21 +75,21 @@ class Session:
             aside = folder / _SET_ASIDE
             try:
                 (folder / _CHECKPOINT).replace(aside)
-            except OSError as reason:
-                raise cannot_write_error(aside, reason) from None
+            except OSError as os_error:
+                raise cannot_write_error(aside, os_error) from None
             return cls(run, folder, stream, before_step), f"started over: {error}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        for key, described in (("run_digest", "settings or data"), ("weights_digest", "weights")):
+        for key, inputs in (("run_digest", "settings or data"), ("weights_digest", "weights")):
             if getattr(checkpoint, key) != self._digests[key]:
-                raise WorkError(f"{self._path} belongs to a run with other {described}. Use another folder.")
+                raise WorkError(f"{self._path} belongs to a run with other {inputs}. Use another folder.")
         expected = self.state.tensors()
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
         if problem := mismatch(expected, checkpoint.state.tensors()):
             raise checkpoint_error(self._path, problem)
-        if len(checkpoint.history) > self.run.config.train.epochs:
-            raise checkpoint_error(self._path, f"it contains {len(checkpoint.history)} epochs")
+        if (epochs := len(checkpoint.history)) > self.run.config.train.epochs:
+            raise checkpoint_error(self._path, f"it contains {epochs} epochs, more than train.epochs")
         self.state = checkpoint.state.to(self.run.backbone.clip.device)
         self.history = list(checkpoint.history)
 
@@ -101,10 +101,10 @@ class Session:
         """Train one epoch, score it if required, and write the checkpoint. Return the record of the epoch.
 
         Raises:
-            WorkError: the loss is not finite, or an image is corrupt.
-            InfrastructureError: the disk is full.
+            WorkError: a loss, a prompt or a logit is not finite, or an image is corrupt.
+            InfrastructureError: the checkpoint cannot be written.
         """
-        batches = self._remaining_batches() if self.state.prompts else None
+        batches = self._remaining_batches() if self.state.prompts else None  # None: nothing to train
         started, losses = time.perf_counter(), dict[str, float]()
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)

@@ -131,7 +131,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     check_components(config.run, backbone.clip)
     digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     digests["weights"] = backbone.digest[:12]
-    components = [search.objective, search.sampler, search.pruner, *config.run.references.values()]
+    components = [search.objective, search.sampler, search.pruner, *config.run.custom_components.values()]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_custom(name)}
     splits = [split for pair in plan.splits.values() for split in pair]
     if objective_of(search.objective).predicts_new:

@@ -205,7 +205,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "deep history": (lambda t, m: m.update(history="[" * 100_000), "is corrupt"),
     "long history": (
         lambda t, m: m.update(history=json.dumps([{"epoch": k, "seconds": 1} for k in range(1, 9)])),
-        "it contains 8 epochs",
+        "it contains 8 epochs, more than train.epochs",
     ),
     "no number of steps": (lambda t, m: m.update(step="x"), "invalid literal for int"),
 }  # fmt: skip

@@ -111,7 +111,7 @@ def test_errors_of_a_gpu_are_raised(mine: Path, clip: Clip) -> None:
 def test_reading_a_configuration_imports_nothing(mine: Path) -> None:
     mine.write_text("raise SystemExit('imported')\n")
     config = Config.model_validate({"regularizer": {"kind": "mine:huber", "args": {"delta": 1}}})
-    assert config.references == {"regularizer": "mine:huber"}
+    assert config.custom_components == {"regularizer": "mine:huber"}
     assert "mine" not in sys.modules
     with pytest.raises(UserError, match=r"a file uses custom components \(mine:huber\)"):
         config.require_trusted("a file")
