@@ -1,4 +1,4 @@
-"""Prompted CLIP: a frozen CLIP with prompts, for a set of classes. Shape letters: `prometar.clip.model`."""
+"""Prompted CLIP: a frozen CLIP with prompts, for fixed classes. Shape suffixes: see `prometar.clip.model`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from prometar.methods.prompts import Prompts, Tensors, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
-_MAX_ROWS = 256  # maximum number of rows of packed texts to encode at once if prompts depend on the image
+_MAX_TEXT_ROWS = 256  # maximum number of rows of packed texts per chunk if prompts depend on the image
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PromptedClip:
     def text_features(self, tokens: Tensors, frozen_BE: Tensor | None = None) -> Tensor:
         """Return the normalized text features (C, E), given the prompt tokens from `prompts.tokens`.
 
-        With conditional prompts, pass the frozen image features. The result is (B, C, E).
+        Conditional prompts also need the frozen image features. The result is then (B, C, E).
         """
         text = self.text
         if isinstance(text, Tensor):
@@ -51,7 +51,7 @@ class PromptedClip:
         """Return the unnormalized text features (B, C, E) of conditional prompts."""
         assert frozen_BE is not None, "conditional prompts require frozen image features"
         conditioned = self._by_layer(self.prompts.condition_tokens(dict(tokens), frozen_BE), "text")
-        chunk_size = max(1, _MAX_ROWS // len(text.embedded_RTD))
+        chunk_size = max(1, _MAX_TEXT_ROWS // len(text.embedded_RTD))
         with torch.enable_grad():  # vmap does not support the fused attention that runs without gradients
             return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)
 
@@ -67,8 +67,8 @@ class PromptedClip:
         features, text_CE, image_BE = dict[str, Tensor](), None, None
         text_tokens, vision_tokens = self._by_layer(tokens, "text"), self._by_layer(tokens, "vision")
         if isinstance(text, TextInput) and self.prompts.conditional:
-            tower = AutodiffPass(lambda t: self._text_per_image(text, t, frozen_BE).to(working), tokens)
-            features["text"], passes["text"] = tower.features, tower
+            tower_pass = AutodiffPass(lambda t: self._text_per_image(text, t, frozen_BE).to(working), tokens)
+            features["text"], passes["text"] = tower_pass.features, tower_pass
         elif isinstance(text, TextInput) and text_tokens:
             features["text"], passes["text"] = text_pass(self.clip, text, text_tokens)
         else:
@@ -77,15 +77,15 @@ class PromptedClip:
             features["vision"], passes["vision"] = image_pass(self.clip, images_BTD, vision_tokens)
         else:
             image_BE = self.image_features({}, images_BTD)
-        features = {name: value.to(working) for name, value in features.items()}
+        features = {tower: value.to(working) for tower, value in features.items()}
         return Towers(self.clip.dtype, passes, features, text_CE, image_BE)
 
     def _by_layer(self, tokens: Tensors, tower: str) -> dict[int, Tensor]:
-        """Return the tokens of a tower by layer, in the precision of its weights."""
+        """Return the tokens of one tower by layer, in the precision of the weights."""
         return {layer: token.to(self.clip.dtype) for layer, token in tokens_by_layer(tokens, tower).items()}
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
-        """Return the logits (B, C): cosines times the logit scale. Only `text_CE` must be normalized."""
+        """Return the logits (B, C): cosines times the logit scale. `text_CE` must already be normalized."""
         return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 

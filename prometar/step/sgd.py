@@ -10,10 +10,10 @@ from prometar.methods.prompts import Leaves, Tensors
 def sgd(
     leaves: Leaves, momenta: Tensors, gradient: Tensors, *, lr: float, momentum: float, weight_decay: float
 ) -> tuple[Leaves, Tensors]:
-    """Return new (leaves, momenta): m <- momentum m + (g + weight_decay theta); theta <- theta - lr m.
+    """Return new (leaves, momenta): m <- momentum m + (g + weight_decay theta), theta <- theta - lr m.
 
-    If m starts at 0, the updates equal those of torch.optim.SGD (dampening 0, no Nesterov). The function
-    empties `gradient` to release its memory early.
+    theta: leaves. m: momenta. g: `gradient`, which is emptied to release its memory early. If m starts at 0,
+    the updates equal those of torch.optim.SGD without Nesterov momentum.
     """
     if not leaves:
         return {}, {}
@@ -30,7 +30,7 @@ def sgd(
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
     """Return the lr of a 0-based epoch: `warmup_lr`, then lr (1 + cos(pi (epoch - warmup) / epochs)) / 2.
 
-    The cosine starts after the warm-up but has a length of `epochs`, so it never reaches zero. Published
+    The cosine starts after the warm-up but is `epochs` epochs long, so the lr never reaches zero. Published
     accuracies were measured with this schedule (ConstantWarmupScheduler of Dassl).
     """
     if epoch < warmup_epochs:

@@ -11,7 +11,7 @@ from prometar.methods.prompts import Leaves, Tensors
 
 @dataclass(frozen=True)
 class State:
-    """Prompts, modulator tensors (`gate`), their momenta, the prompts' average, and the number of steps done.
+    """Prompts and modulator tensors (`gate`) with their momenta, average of the prompts, and number of steps.
 
     Data order, augmentations and meta tasks are functions of (seed, step), so this state suffices to resume.
     """
@@ -44,7 +44,7 @@ class State:
 
     @staticmethod
     def from_tensors(tensors: Tensors, step: int) -> "State":
-        """Return the state with these tensors, named as in the result of `tensors`."""
+        """Return the state with these tensors, which have the names that `tensors` gives them."""
         groups: dict[str, Tensors] = {group: {} for group in _GROUPS}
         for key, value in tensors.items():
             group, _, name = key.partition("/")

@@ -1,6 +1,6 @@
 """Passes and derivatives of both towers.
 
-Axes: K cotangents or tangents, P tokens of width D, B images, C classes, N features (B or C) of width E.
+Shape suffixes: K cotangents or tangents, P tokens of width D, B images, C classes, N features of width E.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ from prometar.methods.prompts import Tensors, tokens_by_layer
 class AutodiffPass:
     """Pass through the text tower with conditional prompts. Its features are (B, C, E).
 
-    It has the same methods as `Pass`, but its dictionaries are keyed by token name instead of layer number.
-    torch.func computes its derivatives.
+    It has the derivative methods of `Pass`, but their dictionaries are keyed by token name instead of layer
+    number. torch.func computes the derivatives.
     """
 
     def __init__(self, function: Callable[[Tensors], Tensor], tokens: Tensors) -> None:
@@ -41,7 +41,7 @@ class AutodiffPass:
         def token_vjp(g: Tensor) -> Tensors:
             return vjp(self._function, self._tokens)[1](g)[0]
 
-        # The vjp of a vjp is the jvp.
+        # The vjp is linear in g, and its own vjp is the jvp.
         _, push_forward = vjp(token_vjp, torch.zeros_like(self.features))  # type: ignore[misc]
         return torch.stack([push_forward(t)[0] for t in self._tangents])
 
@@ -61,11 +61,11 @@ TowerPass = Pass | AutodiffPass
 
 @dataclass(frozen=True)
 class Towers:
-    """Passes through the towers and their unnormalized features, with keys "text" and "vision".
+    """Passes through the prompted towers, and the unnormalized features, by tower ("text" or "vision").
 
-    Text features are (C, E), or (B, C, E) if conditional. Image features are (B, E). A tower without prompts
-    has no entry. Its features are constants: `constant_text_CE`, normalized, or `constant_image_BE`, not
-    normalized, because the query loss mixes unnormalized image features.
+    Text features are (C, E), or (B, C, E) if conditional. Image features are (B, E). The features of a
+    tower without prompts are constant. `constant_text_CE` is normalized. `constant_image_BE` is not, because
+    the query loss mixes unnormalized image features.
     """
 
     dtype: torch.dtype
@@ -105,11 +105,11 @@ class Towers:
         return pushed
 
     def hvp(self, cotangents: Tensors) -> Tensors:
-        """Return the gradients (P, D) of <r, features> + sum_k <g_k, J t_k> at the tokens.
+        """Return the gradients (P, D) of <r, features> + sum_k <g_k, J t_k> with respect to the tokens.
 
         r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian.
-        If r = sum_k H_k J t_k, with H_k the Hessian of loss k at the features, the result is the sum of the
-        losses' HVPs at the tokens, in the directions t_k.
+        If H_k is the Hessian of loss k with respect to the features, and r = sum_k H_k J t_k, the result is
+        the sum of the losses' Hessian-vector products with t_k, with respect to the tokens.
         """
         return self._pull_back(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
 
