@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names when they are first used. Workers load only what they need."""
+    """Import a public name when it is first used, so that workers load only what they need."""
     if name not in _MODULES:
         raise AttributeError(f"module 'tune' has no attribute '{name}'")
     return getattr(import_module(_MODULES[name]), name)

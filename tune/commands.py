@@ -1,4 +1,4 @@
-"""Commands `prometar report` and `prometar reproduce`, found by `prometar` through their entry points."""
+"""Commands `prometar report` and `prometar reproduce`, which `prometar` finds through entry points."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,13 +50,13 @@ def reproduce(
         typer.Option(help="Training dataset of cross-dataset and domain-generalisation. Default: imagenet."),
     ] = None,
     methods: Annotated[
-        list[str], _option("Methods with their published settings, or recipes FILE.yaml.", " ".join(METHODS))
+        list[str], _option("Methods with their published settings, or recipe files.", " ".join(METHODS))
     ] = METHODS,
     seeds: Annotated[
         list[int], _option("Seeds. Every method runs with every seed.", "1 2 3", min=0, max=2**32 - 1)
     ] = SEEDS,
     shots: Annotated[
-        list[int] | None, typer.Option(min=1, help="Training images per class. Default: from --protocol.")
+        list[int] | None, typer.Option(min=1, help="Training images per class. Default: that of --protocol.")
     ] = None,
     out: Annotated[Path, _option("Folder of runs and tables.", OUT)] = OUT,
     data_root: RootOption = None,
@@ -90,8 +90,8 @@ def reproduce(
     from tune.reproduce.published import protocol_settings
     from tune.reproduce.run import run_grid
 
-    preset, values = PROTOCOLS[protocol], parse_assignments(settings or [])
-    if wrong := values.keys() & _OPTION_OF_SETTING.keys():
+    preset, overrides = PROTOCOLS[protocol], parse_assignments(settings or [])
+    if wrong := overrides.keys() & _OPTION_OF_SETTING.keys():
         raise UserError(f"--set {min(wrong)} is not allowed. Use {_OPTION_OF_SETTING[min(wrong)]}.")
     if source and not preset.source:
         raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")
@@ -99,23 +99,23 @@ def reproduce(
         raise UserError(f"--protocol {protocol} accepts one value of --shots, got {len(shots)}.")
     source = source or preset.source
     tested = tuple(name for name in dict.fromkeys(datasets or preset.datasets) if name != source)
-    with_source = [*tested, source] if source else tested
-    for name in with_source:
+    all_datasets = [*tested, source] if source else tested
+    for name in all_datasets:
         require_name(name)
-    backbone, pretrained = resolve_backbone(with_source, backbone, pretrained)
-    root = data_root or default_root(*with_source)
+    backbone, pretrained = resolve_backbone(all_datasets, backbone, pretrained)
+    root = data_root or default_root(*all_datasets)
     shared = {
         "data.root": root and absolute_root(root),
         "backbone.name": backbone,
         "backbone.pretrained": pretrained,
     }
-    by_source = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": values}
+    by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
     grid = Grid(
         preset,
         datasets=tested,
         configs={
             name: absolute_paths(
-                configure(method, {**protocol_settings(protocol, name), **shared}, by_source)
+                configure(method, {**protocol_settings(protocol, name), **shared}, by_option)
             )
             for name, method in {recipe(method).name: method for method in methods}.items()
         },

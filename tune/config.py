@@ -43,14 +43,14 @@ class SearchConfig(StrictModel):
     """Sampling and scoring of settings. A trial's score is the mean over its datasets and seeds."""
 
     datasets: Annotated[tuple[str, ...], Distinct] = Field(
-        (DEFAULT_DATASET,), min_length=1, description="Datasets. All are trained with the same settings."
+        (DEFAULT_DATASET,), min_length=1, description="Datasets. A trial uses the same settings on each."
     )
     space: Space = Field(description="Name of a search space, or a YAML file. Default: default.")
     trials: int = Field(
         40, ge=1, le=1_000_000, description="Number of trials. Default: 24 for rendered datasets, else 40."
     )
     objective: str = Field(
-        "drift", description="Score: drift, base_val, oracle_test (reads test images), module:Name."
+        "drift", description="Score: drift, base_val, oracle_test (reads test images) or module:Name."
     )
     goals: Annotated[tuple[Goal, ...], Distinct] = Field(
         ("objective",),
@@ -119,10 +119,10 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources of trials. They do not change results of runs, but may change which settings are sampled."""
+    """Resources of trials. They do not change the results of runs, but may change the sampled settings."""
 
     max_concurrent: int | None = Field(
-        None, ge=1, description="Concurrent trials. Default: as many as fit, up to a fifth of --trials."
+        None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
     )
     cpus_per_trial: float | None = Field(
         None, ge=0.1, lt=1e6, description="CPUs per trial. Half of them load images. Default: an equal share."
@@ -173,9 +173,9 @@ class StudyConfig(StrictModel):
         """Build a configuration from the options of `tune/search.py` or `Study`.
 
         Args:
-            options: Values by option name, with "_" for "-". None selects the default. `settings` are
-                `key=value` texts or a mapping by dotted key. Keys are those of the run (`optim.lr`) or of
-                this tree (`confirm.seeds`).
+            options: Values by option name, with "_" instead of "-". None selects the default. `settings` is a
+                list of `key=value` texts or a mapping by dotted key. A key is one of the run (`optim.lr`)
+                or of this tree (`confirm.seeds`).
 
         Raises:
             UserError: an option does not exist, or a value is invalid.
@@ -194,7 +194,7 @@ class StudyConfig(StrictModel):
         for key, value in settings.items():
             field = key if key.partition(".")[0] in cls.model_fields else f"run.{key}"
             if field in by_field:
-                raise UserError(f"--set {key} is also given as an option. Pass one of them.")
+                raise UserError(f"--set {key} is also given as an option. Pass only one of them.")
             if field in _ONLY_AS_OPTION:
                 raise UserError(f"--set {key} is not allowed in a study. Use {_ONLY_AS_OPTION[field]}.")
             by_field[field] = value
@@ -214,8 +214,8 @@ class StudyConfig(StrictModel):
         run_values = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
         datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
         method = run_values.pop("method", "prometar")
-        options = {field.removeprefix("run.") for field in OPTIONS.values()}
-        without_option = {key: run_values.pop(key) for key in run_values.keys() - options}
+        with_option = {field.removeprefix("run.") for field in OPTIONS.values()}
+        without_option = {key: run_values.pop(key) for key in run_values.keys() - with_option}
         by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
             run_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
@@ -231,11 +231,11 @@ class StudyConfig(StrictModel):
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # Of the options in `run_values`, only --epochs can have an invalid value.
+        # Error messages name the source. Of `run_values`, only --epochs can have an invalid value.
         sources = {"--epochs": run_values, "--set": without_option, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
-        if space in built_in_spaces():  # they cover all methods. A custom space is used unchanged.
+        if space in built_in_spaces():  # which cover all methods. A custom space is used unchanged.
             space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
@@ -261,7 +261,7 @@ class StudyConfig(StrictModel):
         """Check that `identity` has not changed since the study was started.
 
         Raises:
-            UserError: they differ. The message lists the differences.
+            UserError: it has changed. The message lists the differences.
         """
         if changed := describe_differences(previous, self.identity(digests)):
             raise UserError(
@@ -295,7 +295,7 @@ class StudyConfig(StrictModel):
 
     @property
     def final_seeds(self) -> tuple[int, ...]:
-        """Seeds of the final test, in order. With `auto`, the first ones that the search does not use."""
+        """Seeds of the final test, in order. With `auto`, the first seeds that the search does not use."""
         if self.test.seeds != "auto":
             return self.test.seeds
         return _unused_seeds(1, MAX_SEED_PAIRS, used=self.search.seeds)
@@ -345,7 +345,7 @@ OPTION_GROUPS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """Field that each option of `tune/search.py` sets, by group of `--help`."""
 OPTIONS = {name: field for options in OPTION_GROUPS.values() for name, field in options.items()}
-"""Fields by option. Other fields can be set with `--set`."""
+"""Field by option. Other fields can be set with `--set`."""
 
 _ONLY_AS_OPTION = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
 
@@ -354,7 +354,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
     """Yield a message about the first problem of each invalid field."""
     names = {field: f"--{option}" for option, field in OPTIONS.items()}
     first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}
-    for field, each in reversed(first.items()):
+    for field, each in reversed(first.items()):  # reversed twice: a dict keeps the last value of a key
         name = names.get(field, f"--set {field.rstrip('.')}")
         match each["type"]:
             case "extra_forbidden":

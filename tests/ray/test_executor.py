@@ -113,7 +113,7 @@ def test_dead_workers_are_replaced_and_not_for_ever(tmp_path: Path) -> None:
     assert reasons[1]
     assert source.epochs(1) == [1, 1, 1], "two retries"
     assert reasons[2] == "RuntimeError: the disk is made of cheese"
-    assert reasons[3].startswith("No result within 2 s.")
+    assert reasons[3].startswith("No epoch finished within 2 s.")
     assert "fake_trial.py" in (tmp_path / "trials/0003/hung.txt").read_text()
     assert steps(tmp_path, 3) == [1]
 

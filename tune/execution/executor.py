@@ -41,11 +41,11 @@ def run_jobs(
     timeout_seconds: float | None = None,
     worker: type[JobWorker] = JobWorker,
 ) -> Mapping[str, str]:
-    """Run jobs on Ray Tune. Return failure reasons by job name.
+    """Run jobs on Ray Tune. Return the failure reasons by job name.
 
     Args:
         plan: Concurrency, and the resources per job.
-        console: Console on which signals are acknowledged.
+        console: Console for the message that confirms a signal.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
 
     Raises:
@@ -76,7 +76,7 @@ def run_jobs(
 
 
 def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]) -> None:
-    """Run the jobs of the dispatcher with Tune. Return when none is left, or if the run is stopped."""
+    """Run the jobs of the dispatcher with Tune. Return when no job is left, or when Tune is stopped."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only `fit`, not the study
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # Tune's own state is never restored
@@ -232,7 +232,7 @@ class _Dispatcher(Searcher, Stopper):
                 observer.finished(job, failure)
 
     def _prepare_retry(self, submission: _Submission) -> bool:
-        """Prepare a retry, with larger bundles if memory ran out. Return False if the job fails for good."""
+        """Prepare a retry, with larger bundles if memory ran out. Return False if no retry is left."""
         if isinstance(submission.error, MemoryError):
             larger = self._plan.enlarge(submission.request.bundles)
             submission.request = replace(submission.request, bundles=larger or submission.request.bundles)
@@ -244,8 +244,8 @@ class _Dispatcher(Searcher, Stopper):
         stacks, seconds = submission.request.job.folder / STACKS_FILE, submission.request.timeout_seconds
         if seconds and stacks.exists() and stacks.stat().st_size:
             return (
-                f"No result within {seconds:g} s. {stacks} contains the stacks of the worker. Fix the cause, "
-                "or set a longer resources.trial_timeout."
+                f"No epoch finished within {seconds:g} s. {stacks} contains the stacks of the worker. "
+                "Fix the cause, or set a longer resources.trial_timeout."
             )
         error = submission.error or WorkError("The worker died.")
         kind = "" if isinstance(error, RayActorError | WorkError) else f"{type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""Jobs that workers train, and the interface of their observers."""
+"""Jobs that workers run, and the interface of observers of jobs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from tune.records.schema import EpochReport
 
 @dataclass(frozen=True)
 class Job:
-    """Work of one worker: a trial, its rerun with a fresh seed, or a run of a final test or of a grid.
+    """Work of one worker: a trial, the rerun of a trial with a fresh seed, or a run of a final test or grid.
 
     Args:
         name: Name in messages, e.g. "trial 7". It is unique within a stage.
         configs: Complete configuration of each run, by absolute path of its folder.
-        objective: Name of the objective, `module:Name` of a custom one, or "final".
+        objective: Name of a built-in objective, or `module:Name` of a custom one.
         val_per_class: Maximum number of validation images per class.
         trial_number: Number of the trial whose settings the job uses. Unused in a grid.
         targets: Other datasets on which to test the prompts after training.
-        alignment: True to record the cosine of support and query gradients during training.
+        records_alignment: True to record the cosine of support and query gradients during training.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Job:
     val_per_class: int = 20
     trial_number: int = 0
     targets: tuple[str, ...] = ()
-    alignment: bool = False
+    records_alignment: bool = False
 
     @property
     def folder(self) -> Path:

@@ -18,14 +18,14 @@ from tune.records.schema import EpochReport
 
 
 class LiveView:
-    """Progress of one stage: a progress bar on a terminal, otherwise one line per finished job.
+    """Progress of one stage: a progress bar on a terminal, otherwise one line per ended job.
 
     Use the view as a context manager around `run_jobs`, and pass it as one of the observers.
 
     Args:
-        stage: Title, e.g. "Search".
+        stage: Name of the stage, e.g. "Search".
         total: Number of jobs of the stage.
-        done: Number of jobs that had already ended in earlier processes.
+        done: Number of jobs that ended in earlier processes.
         best: Best objective so far, and the name of its job.
         show_best: Show the best objective. Pass False if the objectives of the jobs are not comparable.
     """

@@ -76,7 +76,7 @@ class JobTraining:
         job, result_path = self._request.job, folder / RESULT_FILE
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         session, note = Session.resume_or_restart(
-            run, folder, self._stream, AlignmentRecorder(folder) if job.alignment else None
+            run, folder, self._stream, AlignmentRecorder(folder) if job.records_alignment else None
         )
         self._notes += [note] if note else []
         # The folder may contain the result of another run, which would not match the new config.yaml.

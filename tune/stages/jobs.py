@@ -52,7 +52,7 @@ def final_job(
     configs = {path: config.run_config(settings, dataset=dataset, seed=seed, final=True)}
     tested = f"trial {number}" if number else "the default settings"
     name = f"final test of {tested}, {dataset}, seed {seed}"
-    return Job(name, configs, FINAL, config.search.val_per_class, number, alignment=True)
+    return Job(name, configs, FINAL, config.search.val_per_class, number, records_alignment=True)
 
 
 def unfinished_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -86,5 +86,5 @@ def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:
 def _score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
     if not (folder / RESULT_FILE).exists():
         return RunScore(config.data.name, config.train.seed, error=failure)
-    result, alignment = read_result(folder), mean_cosine(folder) if job.alignment else None
+    result, alignment = read_result(folder), mean_cosine(folder) if job.records_alignment else None
     return RunScore.of(config, result.last_epoch, cpus=result.cpus, gpus=result.gpus, alignment=alignment)

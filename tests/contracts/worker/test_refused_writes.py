@@ -66,7 +66,7 @@ def trial(folder: Path) -> list[dict[str, Any]]:
     except OSError as error:  # as the driver, which creates it
         raise cannot_write_error(folder / "trial", error) from None
     plan = ResourcePlan(1, 1.0, 0.0)
-    job = Job("trial 0", {folder / "trial": CONFIG}, runs.FINAL, alignment=True)
+    job = Job("trial 0", {folder / "trial": CONFIG}, runs.FINAL, records_alignment=True)
     worker = Worker(JobRequest(job, plan, plan.bundles(), 600))
     told: list[EpochReport] = []
     try:
