@@ -14,7 +14,7 @@ from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import OWN_IMAGES, dataset_location, is_in_dataset_folder, open_dataset
 from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, ShardEntry, find_manifest
-from prometar.data.preparation.check import decode_all
+from prometar.data.preparation.check import read_and_verify
 from prometar.data.preparation.download import ProgressCallback
 from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.io.files import resolve_path
@@ -64,10 +64,10 @@ def prepare(
     chunks = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
     shards, errors, existing = list[ShardEntry](), list[str](), 0
     for k, chunk in enumerate(chunks):
-        decoded = list(decode_all([item for item, _ in chunk], dataset.source))
-        errors += [message for _, message in decoded if message]
+        results = list(read_and_verify([item for item, _ in chunk], dataset.source))
+        errors += [message for _, message in results if message]
         if not errors:
-            data = _encode_shard(chunk, [image for image, _ in decoded])
+            data = _encode_shard(chunk, [image for image, _ in results])
             shard: ShardEntry = {"file": f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"}
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
