@@ -1,6 +1,6 @@
-"""Custom components: functions and classes outside the package, referenced by `package.module:Name`.
+"""Custom components: functions and classes outside the package, referenced as `package.module:Name`.
 
-Workers import the modules themselves. `PYTHONPATH` or Ray's `runtime_env` makes them available.
+Each worker imports their modules, which must be on `PYTHONPATH` or in Ray's `runtime_env`.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def load_component(reference: str) -> Any:
         try:
             module = import_module(name)
         except ModuleNotFoundError as error:
-            is_target = f"{name}.".startswith(f"{error.name}.")  # the module or a parent package
+            is_target = f"{name}.".startswith(f"{error.name}.")  # the module or its parent package
             fix = "Add its folder to PYTHONPATH." if is_target else f"Install it, because {name} imports it."
             raise UserError(f"{reference}: no module named '{error.name}'. {fix}") from None
     if not hasattr(module, attribute):
@@ -62,14 +62,14 @@ def instantiate(reference: str, args: Mapping[str, object]) -> Any:
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
     """
-    found = load_component(reference)
-    validated = _validated_args(reference, found, args)
+    component = load_component(reference)
+    validated = _validated_args(reference, component, args)
     with component_errors(reference):
-        return found(**dict(validated)) if inspect.isclass(found) else found
+        return component(**dict(validated)) if inspect.isclass(component) else component
 
 
 def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
-    """Return the arguments of a custom class as plain data, including defaults of missing ones.
+    """Return the arguments of a custom class, completed with its defaults, as plain data.
 
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
@@ -77,13 +77,13 @@ def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
     return _validated_args(reference, load_component(reference), args).model_dump(mode="json")
 
 
-def _validated_args(reference: str, found: Any, args: Mapping[str, object]) -> BaseModel:
+def _validated_args(reference: str, component: Any, args: Mapping[str, object]) -> BaseModel:
     """Validate `args` against the fields of a dataclass. Other components accept no arguments."""
     allowed: dict[str, Any] = {}
     with component_errors(reference):
-        if inspect.isclass(found) and is_dataclass(found):
-            hints = get_type_hints(found, include_extras=True)
-            allowed = {each.name: (hints[each.name], each) for each in fields(found) if each.init}
+        if inspect.isclass(component) and is_dataclass(component):
+            hints = get_type_hints(component, include_extras=True)
+            allowed = {each.name: (hints[each.name], each) for each in fields(component) if each.init}
         config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
         model: type[BaseModel] = create_model("Settings", __config__=config, **allowed)
         try:
@@ -108,10 +108,10 @@ def source_digest(reference: str) -> str:
 
 @contextmanager
 def component_errors(reference: str) -> Iterator[None]:
-    """Convert errors of custom code to a one-line UserError with file and line number.
+    """Convert an error of custom code into a one-line UserError with its file and line number.
 
-    SystemExit is converted too, because importing a script may exit. Accelerator errors are not converted,
-    because more memory or another device may avoid them.
+    SystemExit is converted too, because the import of a script may raise it. Accelerator errors are not
+    converted, because a retry with more memory or on another device may succeed.
     """
     try:
         yield
@@ -130,10 +130,10 @@ def instantiate_custom(kind: str, name: str, known: Iterable[str]) -> Any:
     """Load the custom component `name`. If it is a class, instantiate it without arguments.
 
     Args:
-        kind, known: Kind of component, and its built-in names, for the error message.
+        kind, known: Kind of component, and names of the built-in ones, for the error message.
 
     Raises:
-        UserError: the name is not a reference, or the component cannot be loaded.
+        UserError: the name is not of the form `package.module:Name`, or the component cannot be loaded.
     """
     if not is_custom(name):
         raise UserError(f"unknown {kind} '{name}': choose one of {', '.join(known)}, or package.module:Name")

@@ -24,12 +24,12 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: the file cannot be read, or is not a regular file. A pipe or a device may have no end.
+        OSError: the file cannot be read, or is not a regular file. Reading a pipe or a device may never end.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # otherwise a pipe would block
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block
     except ValueError:
-        raise OSError(errno.EINVAL, "the name contains a null character", str(path)) from None
+        raise OSError(errno.EINVAL, "the name contains a NUL", str(path)) from None
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -50,17 +50,17 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text.") from None
 
 
-def is_utf8(path: Path | str) -> bool:
-    """Return True if a path is UTF-8 and contains no NUL, so that records and databases can store it."""
+def is_storable(path: Path | str) -> bool:
+    """Return True if records and databases can store a path: it is UTF-8 and contains no NUL."""
     try:
         return b"\0" not in str(path).encode()
     except UnicodeEncodeError:
         return False
 
 
-def require_utf8(path: Path | str) -> None:
-    """Raise a UserError if records and databases cannot store a path (`is_utf8`)."""
-    if not is_utf8(path):
+def require_storable(path: Path | str) -> None:
+    """Raise a UserError if records and databases cannot store a path (`is_storable`)."""
+    if not is_storable(path):
         raise UserError(f"The path {str(path)!a} is not UTF-8 or contains a NUL. Rename the file or folder.")
 
 
@@ -68,23 +68,23 @@ def resolve_path(path: Path | str) -> Path:
     """Return the absolute path, with symbolic links and a leading ~ resolved.
 
     Raises:
-        UserError: records cannot store the path (`is_utf8`), its links form a cycle, or it is a URL.
+        UserError: records cannot store the path (`is_storable`), its links form a cycle, or it is a URL.
     """
-    require_utf8(path)
+    require_storable(path)
     if url := re.match(r"(s3|gs|gcs|abfss?|hdfs|hf|https?|file):/", str(path)):
         raise UserError(
             f"'{url[0]}...' is not a local path. Only --data-root and `prometar data prepare --to` accept "
             "URLs, such as s3://bucket/path."
         )
-    found = None
+    resolved = None
     try:
-        found = Path(os.path.realpath(os.path.expanduser(path)))
-        found.stat()  # detects cycles of links. A missing path is fine
+        resolved = Path(os.path.realpath(os.path.expanduser(path)))
+        resolved.stat()  # detects cycles of links. A missing path is fine
     except OSError as error:
-        if found is None or error.errno == errno.ELOOP:  # None: the current folder was deleted
+        if resolved is None or error.errno == errno.ELOOP:  # None: the current folder was deleted
             raise UserError(f"cannot resolve {path}: {error.strerror}.") from None
-    require_utf8(found)
-    return found
+    require_storable(resolved)
+    return resolved
 
 
 def file_size(path: Path) -> int | None:
@@ -94,14 +94,14 @@ def file_size(path: Path) -> int | None:
         UserError: `path` is a folder, a pipe or a device, or cannot be accessed.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file.")
-    return found.st_size
+    return status.st_size
 
 
 def cannot_write_error(path: Path, error: OSError) -> InfrastructureError:
@@ -116,7 +116,7 @@ def cannot_write_error(path: Path, error: OSError) -> InfrastructureError:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file atomically: readers see the complete old or new content, even after a crash.
+    """Write a file atomically: readers see all of the old or all of the new content, even after a crash.
 
     Raises:
         InfrastructureError: the disk is full or the folder is not writable.
@@ -139,7 +139,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def lock_folder(folder: Path, name: str) -> Iterator[None]:
     """Lock `folder` until the `with` block ends. If the process dies, the system releases the lock.
 
-    A missing folder is created. If the block fails before it writes files, the created folder is removed.
+    Missing folders are created, and removed if the block fails before it writes files.
 
     Args:
         name: Name of the folder in messages, such as "the study out/dtd".
@@ -154,7 +154,7 @@ def lock_folder(folder: Path, name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise WorkError(f"{name} is in use by another process. Wait until it ends, or stop it.") from None
+        raise WorkError(f"{name} is in use by another process. Stop that process, or try later.") from None
     except OSError as error:
         raise cannot_write_error(Path(error.filename or folder), error) from None
     try:

@@ -1,4 +1,4 @@
-"""Files in a store, which is a local folder or a URI, accessed with pyarrow's file systems."""
+"""Reading and writing files in a store (a local folder or a URI) with pyarrow's file systems."""
 
 import re
 from collections.abc import Iterator
@@ -8,19 +8,19 @@ from pathlib import Path
 from pyarrow import fs
 
 from prometar.errors import InfrastructureError, UserError
-from prometar.io.files import require_utf8, write_atomically
+from prometar.io.files import require_storable, write_atomically
 
-_SECRET = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of URL options
+_SECRET_NAMES = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # parts of parameter names
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the pyarrow file system of a local path or URI, and the path in this file system.
 
     Raises:
-        UserError: pyarrow does not support the URI.
+        UserError: pyarrow does not support the URI, or the path is not UTF-8.
         InfrastructureError: the store cannot be reached.
     """
-    require_utf8(uri)
+    require_storable(uri)
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     try:
@@ -76,7 +76,7 @@ def _store_errors(verb: str, uri: str) -> Iterator[None]:
 
 
 def join(root: str | Path, name: str) -> str:
-    """Append `name` to a local folder or URI. Options of the URI remain at the end.
+    """Append `name` to a local folder or URI. The query string of a URI remains at the end.
 
     Example:
         >>> join("s3://bucket/data?region=eu-west-1", "dtd")
@@ -85,17 +85,17 @@ def join(root: str | Path, name: str) -> str:
     if "://" not in f"{root}":
         return str(Path(root, name))
     scheme, _, path = f"{root}".partition("://")
-    path, question, options = path.partition("?")
-    return f"{scheme}://{path.rstrip('/')}/{name}{question}{options}"
+    path, question, query = path.partition("?")
+    return f"{scheme}://{path.rstrip('/')}/{name}{question}{query}"
 
 
 def masked_message(error: Exception) -> str:
-    """Return the message of an error in one line, with passwords hidden and no final period."""
+    """Return an error's message in one line, with secrets masked and the final period removed."""
     return masked(" ".join(str(error).split())).rstrip(".") or type(error).__name__
 
 
 def masked(text: str) -> str:
-    """Hide passwords and secret keys of the URLs in a text.
+    """Mask passwords and secret keys in the URLs of a text.
 
     Example:
         >>> masked("postgresql://me:secret@host/db"), masked("s3://key:se/cret@bucket/data")
@@ -104,4 +104,4 @@ def masked(text: str) -> str:
         'postgresql://me@host/db?password=***&sslmode=require'
     """
     text = re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
-    return re.sub(rf"([?&][\w.-]*(?:{_SECRET})[\w.-]*=)[^&\s'\"]+", r"\1***", text, flags=re.IGNORECASE)
+    return re.sub(rf"([?&][\w.-]*(?:{_SECRET_NAMES})[\w.-]*=)[^&\s'\"]+", r"\1***", text, flags=re.IGNORECASE)

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 
 class StrictModel(BaseModel):
-    """Frozen model that rejects unknown keys, infinite numbers, and booleans in place of numbers.
+    """Frozen model that rejects unknown keys, NaN and infinite numbers, and booleans in place of numbers.
 
     Example:
         >>> class Point(StrictModel):
@@ -24,17 +24,17 @@ class StrictModel(BaseModel):
 
     @model_validator(mode="before")  # field_validator("*") cannot be used in members of a discriminated union
     @classmethod
-    def _reject_booleans(cls, tree: object) -> object:
+    def _reject_booleans(cls, values: object) -> object:
         """Reject booleans in numeric fields, where pydantic would convert True to 1."""
-        for name, value in tree.items() if isinstance(tree, Mapping) else ():
+        for name, value in values.items() if isinstance(values, Mapping) else ():
             for each in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(each, bool) and _holds_numbers(cls, name):
                     raise ValueError(f"{name}: {str(each).lower()} is not a number")
-        return tree
+        return values
 
 
 BUILT_IN_TAG = "built-in"
-"""Pydantic's union tag of a built-in component, where a custom `module:Name` is also accepted."""
+"""Tag of built-in components in pydantic's unions of built-in and custom components (`module:Name`)."""
 
 
 def problems_of(
@@ -44,7 +44,7 @@ def problems_of(
 
     `unknown`: message for an unknown field. `without`: union tags to omit from the names of fields.
     """
-    texts = {"extra_forbidden": unknown, "missing": "a value is needed"}
+    texts = {"extra_forbidden": unknown, "missing": "a value is required"}
     problems = []
     for each in error.errors()[:5]:
         name = ".".join(str(key) for key in each["loc"] if key not in without)

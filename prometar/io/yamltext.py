@@ -1,4 +1,4 @@
-"""Safe reading of YAML from users: plain data, or a one-line error."""
+"""Safe parsing of YAML from users into plain data, with one-line errors."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,13 @@ from prometar.io.files import file_size, read_text
 
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 500_000  # a file of 1 MB without aliases cannot have more
-_MAX_DIGITS = 300  # of a number. Integers of more than 309 digits overflow float
+_MAX_LENGTH = 300  # characters per number, because integers of more than 309 digits overflow float
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but with numbers such as 1e-3, which PyYAML reads as text."""
+    """Loader of YAML 1.1 that also accepts numbers such as 1e-3, which PyYAML reads as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -55,16 +55,16 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise UserError(f"{where} is not valid YAML: {reason}") from None
 
 
-def _check_nodes(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) -> int:
+def _check_nodes(node: yaml.Node, size_by_id: dict[int, int], ancestor_ids: set[int]) -> int:
     """Check a node and everything below it. Return the number of nodes, with aliases expanded.
 
     Raises:
-        ValueError: too many nodes, a recursive alias, a repeated key, or a number with too many digits.
+        ValueError: too many nodes, a recursive alias, a repeated key, or a number that is too long.
     """
-    if id(node) in ancestors:
+    if id(node) in ancestor_ids:
         raise ValueError("an alias refers to a node that contains it")
-    if id(node) in sizes:
-        return sizes[id(node)]
+    if id(node) in size_by_id:
+        return size_by_id[id(node)]
     children = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
         children = [child for pair in node.value for child in pair]
@@ -72,11 +72,11 @@ def _check_nodes(node: yaml.Node, sizes: dict[int, int], ancestors: set[int]) ->
         # PyYAML would silently use the last value of a repeated key.
         if repeated := [value for tag, value in keys if tag != _MERGE_TAG and keys.count((tag, value)) > 1]:
             raise ValueError(f"'{repeated[0]}' is given twice")
-    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBER_TAGS and len(node.value) > _MAX_DIGITS:
-        raise ValueError(f"a number has {len(node.value)} digits")
-    ancestors.add(id(node))
-    sizes[id(node)] = 1 + sum(_check_nodes(child, sizes, ancestors) for child in children)
-    ancestors.discard(id(node))
-    if sizes[id(node)] > _MAX_NODES:
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBER_TAGS and len(node.value) > _MAX_LENGTH:
+        raise ValueError(f"a number has more than {_MAX_LENGTH} characters")
+    ancestor_ids.add(id(node))
+    size_by_id[id(node)] = 1 + sum(_check_nodes(child, size_by_id, ancestor_ids) for child in children)
+    ancestor_ids.discard(id(node))
+    if size_by_id[id(node)] > _MAX_NODES:
         raise ValueError(f"aliases expand to more than {_MAX_NODES:,} values")
-    return sizes[id(node)]
+    return size_by_id[id(node)]

@@ -72,7 +72,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"regularizer.kind": "mine:total"}, "mine:total"),
     ({"regularizer.kind": "mine:broken"}, "mine:broken"),
     ({"regularizer.kind": "mine:Mute"}, "mine:Mute"),
-    ({"regularizer.kind": "mine:Spread"}, "mine:Spread: weight: a value is needed"),
+    ({"regularizer.kind": "mine:Spread"}, "mine:Spread: weight: a value is required"),
     ({"regularizer.args.delta": 1}, "args"),
     ({"regularizer.kind": "mine:huber", "regularizer.args.delta": 1}, "delta: unknown setting"),
     ({"regularizer.kind": "mine:Huber", "regularizer.args.delta": "x"}, "delta must be a valid"),

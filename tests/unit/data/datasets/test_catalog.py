@@ -62,7 +62,7 @@ def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> Non
         ([["a.jpg", 9223372036854775808, "a"]], "train.0.1 must be at most 1000"),
         ([["a.jpg", "0", "a"]], "train.0.1 must be a valid integer, got '0'"),
         ([["a.jpg", True, "a"]], "train.0.1 must be a valid integer, got True"),
-        ([["a.jpg", 0]], "train.0.2: a value is needed"),
+        ([["a.jpg", 0]], "train.0.2: a value is required"),
         ([["a\ud800.jpg", 0, "a"]], "Invalid JSON"),
         ([["a.jpg", "0", "a"]] * 9, "and 4 more"),
         ([["../a.jpg", 0, "a"]], "lists ../a.jpg, which points outside the image folder"),

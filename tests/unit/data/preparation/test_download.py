@@ -152,7 +152,7 @@ def test_a_split_file_that_is_there_is_kept(
     assert download("dtd", tmp_path / "origin") == 0
     assert own.read_text() == "{}"
     assert (
-        f"The dataset is not usable yet: Invalid split file {own}: train: a value is needed"
+        f"The dataset is not usable yet: Invalid split file {own}: train: a value is required"
         in capsys.readouterr().out
     )
 
@@ -163,7 +163,7 @@ WRONG_SPLITS: dict[str, tuple[str, Callable[[Any], object]]] = {
         "differs from the published split: classes 4 of 5",
         lambda tree: [row.__setitem__(1, min(row[1], 3)) for part in tree.values() for row in part],
     ),
-    "no split file": ("train: a value is needed", lambda tree: tree.clear()),
+    "no split file": ("train: a value is required", lambda tree: tree.clear()),
 }
 
 
