@@ -17,7 +17,7 @@ class Mix(NamedTuple):
     Args:
         lam: (Q,) share of each query image. Its partner has share 1 - lam.
         partner: (Q,) index of each query image's partner among the support images.
-        box: (Q, 4) top, bottom, left and right of the box to replace, as fractions of height and width.
+        box: (Q, 4) top, bottom, left and right edges of the replaced box, relative to the image size.
     """
 
     lam: "Tensor"
@@ -32,7 +32,7 @@ class Augmentation(ComponentSection):
     mixes_pixels: ClassVar[bool] = False
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix | None:
-        """Sample the mix of the query images. By default, return None: nothing is mixed."""
+        """Sample the mix of the query images. The default, None, mixes nothing."""
         return None
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
@@ -86,8 +86,8 @@ class CutMix(_Mixup):
     """Query image with a box replaced by the same box of a support image.
 
     The box has sqrt(1 - l) times the height and width of the image, with l ~ Beta(mixup_alpha, mixup_beta).
-    Its center is uniform. It is clipped at the image border. A pixel on its edge is mixed in proportion to
-    the covered area, so lam, the fraction of the image outside the box, is exact at any resolution.
+    Its center is uniform. The image border clips the box. The support image's share of each pixel is
+    the fraction in the box, so lam, the fraction of the image outside the box, is exact at any resolution.
     Source: "CutMix", ICCV 2019, applied to query and support.
     """
 
@@ -98,9 +98,9 @@ class CutMix(_Mixup):
         import torch
 
         mix = super().draw(num_query, num_support, rng)
-        half = (1 - mix.lam.double()).sqrt() / 2
+        half_side = (1 - mix.lam.double()).sqrt() / 2
         center_y, center_x = torch.from_numpy(rng.random((2, num_query)))
-        edges = [center_y - half, center_y + half, center_x - half, center_x + half]
+        edges = [center_y - half_side, center_y + half_side, center_x - half_side, center_x + half_side]
         box = torch.stack(edges, dim=1).clamp(0, 1)
         area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
         return Mix((1 - area).float(), mix.partner, box.float())
@@ -114,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the fraction (Q, side) of each pixel between start and stop, which are relative to `side`."""
+    """Return the fraction (Q, side) of each pixel between start and stop, both relative to `side`."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

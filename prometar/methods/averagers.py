@@ -17,7 +17,7 @@ class Last(ComponentSection):
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
         """Return the average after `epoch` (0-based), given the previous average, which is {} in epoch 0.
 
-        If the result is {}, the prompts of the last epoch are evaluated.
+        If the result is {}, `prompts` are evaluated instead.
         """
         return {}
 
@@ -37,7 +37,7 @@ class Gaussian(ComponentSection):
         if not average:
             return {name: leaf.clone() for name, leaf in prompts.items()}
         logs = [-0.5 * ((t / epochs - self.mean) / self.std) ** 2 for t in range(1, epoch + 2)]
-        weights = [exp(log - max(logs)) for log in logs]
+        weights = [exp(log - max(logs)) for log in logs]  # each exp(log) alone may underflow to 0
         share = weights[-1] / sum(weights)
         return {name: old + share * (prompts[name] - old) for name, old in average.items()}
 

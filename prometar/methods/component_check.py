@@ -1,4 +1,4 @@
-"""Check of custom components, which reports their errors before training."""
+"""Checks of custom components on small tensors, before training."""
 
 from collections.abc import Callable, Mapping
 
@@ -27,7 +27,7 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     method, generator = build(config), torch.Generator().manual_seed(0)
 
     def check(section: str, call: Callable[[], tuple[Mapping[str, object], Tensors]]) -> None:
-        """Check a component if it is custom. `call` returns its results, and tensors of expected shapes."""
+        """Check a component if it is custom. `call` returns (results, tensors of the expected shapes)."""
         custom = getattr(config, section)
         if not isinstance(custom, CustomSection):
             return
@@ -41,14 +41,15 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     with component_errors(getattr(config.prompts, "reference", "prompts")):
         leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
         tokens = method.prompts.tokens(leaves)
-    check("prompts", lambda: ({}, {}) if method.prompts.conditional else (tokens, _expected(tokens, clip)))
+    if not method.prompts.conditional:  # conditional prompts also return tensors that are not tokens
+        check("prompts", lambda: (tokens, _expected(tokens, clip)))
     with component_errors(getattr(config.modulator, "reference", "modulator")):
-        learned = method.modulator.initialize(tokens, generator)
+        gate = method.modulator.initialize(tokens, generator)
     check("regularizer", lambda: _call_regularizer(method, clip))
-    check("modulator", lambda: (method.modulator(learned, tokens, tokens), tokens))
+    check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))  # tokens serve as gradients
     check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
-    check("task", lambda: _draw_mix(method))
-    check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
+    check("task", lambda: _draw_mix(method))  # the section of the task augmentation
+    check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))  # {}: no average
     return method
 
 

@@ -1,7 +1,6 @@
 """Composition of a method from components. Each component is described by a section of the configuration.
 
-The name of a method only selects the recipe (`prometar.config.recipes`) that sets these sections. Components
-can be combined freely, so an ablation is a change of settings.
+The method's name selects a recipe (`prometar.config.recipes`) of sections, and any section can be changed.
 """
 
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ class Method:
 
 
 class MethodConfig(StrictModel):
-    """Part of `Config` that determines the method: one section per component. `task` is the augmentation."""
+    """Part of `Config` that determines the method: a section per component. `task`: the augmentation."""
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()

@@ -21,8 +21,8 @@ class InnerSGD(ComponentSection):
     """One SGD step theta' = theta - lr * g, where g is the modulated gradient on the support images.
 
     `outer_weight`: weight of the query loss. `order`: "second" differentiates g with respect to theta.
-    "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017). Even then, the gate
-    receives gradients, because g depends on it directly.
+    "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017). The gate still
+    receives gradients, because g depends on the gate directly.
     """
 
     kind: Literal["sgd"] = "sgd"

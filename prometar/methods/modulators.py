@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Modulator(ComponentSection):
-    """Base class of modulators, which compute g = g_task + m * g_reg for the prompt of each layer."""
+    """Base class of modulators, which compute the gradient g = g_task + m * g_reg for each layer's prompt."""
 
     @property
     def constant(self) -> float | None:
@@ -24,8 +24,8 @@ class Modulator(ComponentSection):
         """Return the initial learnable tensors (default: none), given the tokens from `Prompts.tokens`."""
         return {}
 
-    def __call__(self, learned: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
-        """Return g for each prompt. `learned` contains the modulator's learnable tensors."""
+    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
+        """Return g for each prompt. `gate` contains the modulator's learnable tensors."""
         assert self.constant is not None
         return {name: g_task[name] + self.constant * g_reg[name] for name in g_task}
 
@@ -81,21 +81,21 @@ class Gate(Modulator):
             gate[f"{name}.out"] = sample_linear((hidden, hidden), hidden, like=leaf, generator=generator)
         return gate
 
-    def __call__(self, learned: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
+    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         import torch
 
         modulated = {}
         for name, g_t in g_task.items():
             g_r = g_reg[name]
             both = torch.cat([g_t.flatten(), g_r.flatten()])
-            m = torch.sigmoid(learned[f"{name}.out"] @ (learned[f"{name}.in"] @ both))
+            m = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
             rows_task, rows_reg = (g.reshape(-1, self.reduction) for g in (g_t, g_r))
             modulated[name] = torch.addcmul(rows_task, m[:, None], rows_reg).view_as(g_t)
         return modulated
 
 
 class Projection(Modulator):
-    """Projection of ProGrad: if g_task and g_reg conflict, remove `share` of g_task's component along g_reg.
+    """Projection of ProGrad: if gradients conflict, subtract `share` * projection of g_task onto g_reg.
 
     Gradients conflict if their dot product is negative. Otherwise, g = g_task. For each layer's prompt, m is
     the scalar max(0, -share <g_task, g_reg> / |g_reg|^2). The norm of g_reg has no effect on g.
@@ -105,7 +105,7 @@ class Projection(Modulator):
     kind: Literal["projection"] = "projection"
     share: float = Field(default=1.0, ge=0, le=1)
 
-    def __call__(self, learned: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
+    def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         import torch
 
         modulated = {}

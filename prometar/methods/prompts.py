@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 
     from prometar.clip.model import Clip
 
-Tensors = dict[str, "Tensor"]
-"""Tensors by name, such as tokens, features or gradients."""
+Tensors = dict[str, "Tensor"]  # by name, such as tokens, features or gradients
 Leaves = Tensors  # the learnable tensors of prompts or of a modulator
 
 
@@ -31,7 +30,7 @@ class Prompts(ComponentSection):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Templates whose features are averaged if no context is learned. Empty: the dataset's template."""
+        """Templates to average over if no context is learned. Empty means the dataset's template."""
         return ()
 
     @property
@@ -62,7 +61,7 @@ def has_image_prompts(prompts: Prompts) -> bool:
 
 def tokens_by_layer(tokens: Tensors, tower: str) -> dict[int, "Tensor"]:
     """Return the tokens of one tower ("text" or "vision") by layer."""
-    return {int(name.split(".")[1]): token for name, token in tokens.items() if name.startswith(f"{tower}.")}
+    return {int(name.split(".")[1]): each for name, each in tokens.items() if name.startswith(f"{tower}.")}
 
 
 def sample_linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "Generator") -> "Tensor":
@@ -76,7 +75,7 @@ def sample_linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", genera
     return (sample * num_in**-0.5).to(dtype=like.dtype, device=like.device)
 
 
-def _randn(length: int, width: int, std: float, clip: "Clip", generator: "Generator") -> "Tensor":
+def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Generator") -> "Tensor":
     """Sample from N(0, std^2), in float64 on the CPU like `sample_linear`."""
     import torch
 
@@ -84,10 +83,10 @@ def _randn(length: int, width: int, std: float, clip: "Clip", generator: "Genera
     return sample.to(dtype=clip.working_dtype, device=clip.device)
 
 
-class _FrozenText(Prompts):
-    """Base class of prompts with the setting `frozen_text`: texts of the classes if no context is learned.
+class _FrozenTextSetting(Prompts):
+    """Base class with the setting `frozen_text`, which selects the class texts if no context is learned.
 
-    Choices: `template` (of the dataset), `init` ("<init> <name>.") or `ensemble` (mean over 60 templates).
+    `template`: the dataset's template. `init`: "<init> <name>.". `ensemble`: the mean over 60 templates.
     """
 
     frozen_text: Literal["template", "init", "ensemble"] = "template"
@@ -100,7 +99,7 @@ class _FrozenText(Prompts):
         return () if self.num_context else choices[self.frozen_text]
 
 
-class NoPrompts(_FrozenText):
+class NoPrompts(_FrozenTextSetting):
     """No prompts: the frozen CLIP."""
 
     kind: Literal["none"] = "none"
@@ -110,7 +109,7 @@ class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
     Layer 0 starts as the token embeddings of `init`, other layers as samples of N(0, init_std^2). If `init`
-    has fewer tokens, `init_padding="zeros"` puts zeros before it. "random" samples layer 0 as well.
+    has fewer than `text_length` tokens, `init_padding` puts zeros before them or samples layer 0 as well.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -131,11 +130,11 @@ class _Context(Prompts):
                 leaves["text.0"][self.text_length - len(rows) :] = rows
             else:
                 width = clip.text.width
-                leaves[f"text.{layer}"] = _randn(self.text_length, width, self.init_std, clip, generator)
+                leaves[f"text.{layer}"] = _normal(self.text_length, width, self.init_std, clip, generator)
         return leaves
 
 
-class IndependentPrompts(_Context, _FrozenText):
+class IndependentPrompts(_Context, _FrozenTextSetting):
     """Independent vision-language prompts (IVLP), with leaves `text.<layer>` and `vision.<layer>`.
 
     A tower with prompt depth 0 has no prompts. Depths are limited to the tower's number of layers.
@@ -165,7 +164,7 @@ class IndependentPrompts(_Context, _FrozenText):
         leaves = self._initial_text(clip, init_ids, self.text_depth, generator)
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
             width = clip.vision.width
-            leaves[f"vision.{layer}"] = _randn(self.vision_length, width, self.init_std, clip, generator)
+            leaves[f"vision.{layer}"] = _normal(self.vision_length, width, self.init_std, clip, generator)
         return leaves
 
 
@@ -173,7 +172,7 @@ class CoupledPrompts(_Context):
     """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    W_l and b_l are initialized like torch.nn.Linear, with equal values in all layers except layer 0.
+    W_l and b_l are initialized like torch.nn.Linear. All layers except layer 0 start with the same values.
     The depth is limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """
@@ -201,9 +200,9 @@ class CoupledPrompts(_Context):
 
     def tokens(self, leaves: Leaves) -> Tensors:
         tokens = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
-        for name, token in list(tokens.items()):
-            layer = f"vision.{name.removeprefix('text.')}"
-            tokens[layer] = token @ leaves[f"{layer}.weight"].T + leaves[f"{layer}.bias"]
+        for name, prompt in list(tokens.items()):
+            vision = f"vision.{name.removeprefix('text.')}"
+            tokens[vision] = prompt @ leaves[f"{vision}.weight"].T + leaves[f"{vision}.bias"]
         return tokens
 
 
@@ -211,7 +210,7 @@ class ConditionalPrompts(_Context):
     """Context tokens t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out in layer 0 for each image x.
 
     f0(x): normalized feature (E,) of the frozen CLIP. The hidden layer has E / `reduction` units. Leaves:
-    `text.0`, and `.weight` and `.bias` of `shift.in` and `shift.out`, initialized like torch.nn.Linear.
+    `text.0`, and `.weight` and `.bias` of `shift.in` and `shift.out`, which start like torch.nn.Linear.
     Source: CoCoOp, CVPR 2022 (published: 4 tokens, reduction 16).
     """
 
@@ -236,7 +235,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKindSection, Prompts):
-    """Custom prompts. Their `initialize` receives the token ids of `init`, as for built-in prompts."""
+    """Custom prompts. Their `initialize` receives the token ids of `init`, like that of built-in prompts."""
 
 
 _BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts

@@ -1,4 +1,4 @@
-"""Regularizers: weighted sums of distances between prompted and frozen features."""
+"""Regularizers: weighted sums of terms that compare prompted and frozen features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class RegularizerInputs(NamedTuple):
     Args:
         text_CE: Text features, (B, C, E) if they depend on the image.
         weights_B: Weights of the images, with sum 1.
-        scale: Factor from cosines to logits.
+        scale: Factor that turns cosines into logits.
     """
 
     text_CE: "Tensor"
@@ -36,7 +36,7 @@ def similarity(image_BE: "Tensor", text_CE: "Tensor") -> "Tensor":
 
 
 Distance = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Function from features (N, E) and frozen features (N, E) to the distance of each row (N,)."""
+"""Function that maps features (N, E) and frozen features (N, E) to the distances (N,) of their rows."""
 
 
 def l1(a: "Tensor", b: "Tensor") -> "Tensor":
@@ -58,7 +58,7 @@ def cosine(a: "Tensor", b: "Tensor") -> "Tensor":
 
 @runtime_checkable
 class Term(Protocol):
-    """Unweighted term of a regularizer. It declares which frozen features it uses."""
+    """Unweighted scalar term. `uses_text` and `uses_images` state which frozen features it needs."""
 
     @property
     def name(self) -> str: ...
@@ -132,7 +132,7 @@ class Regularizer:
     """Weighted sum of terms.
 
     The frozen text features are the mean over `templates`. If `templates` is empty, the dataset's
-    template called `template_name` is used. "template" is the name of its main template.
+    template called `template_name` is used. The main template of a dataset is called "template".
     """
 
     terms: tuple[tuple[Term, float], ...] = ()
@@ -167,7 +167,7 @@ class _DistanceSettings(ComponentSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
 
     `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features, either
-    60 templates (`ensemble`) or one of the dataset's own. The dataset `dtd` has "{} texture." (`template`),
+    60 templates (`ensemble`) or one of the dataset's. For `dtd`, these are "{} texture." (`template`),
     "a photo of a {}, a type of texture." (`photo`) and "a texture of {}." (`name_last`).
     """
 
@@ -177,16 +177,16 @@ class _DistanceSettings(ComponentSection):
     teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
 
     def build(self, prompts: Prompts) -> Regularizer:
-        """Return the weighted sum of the terms that depend on these prompts.
+        """Return the weighted sum of all terms whose weight is not 0.
 
-        `component()` is either a `Distance` for both towers, or a `Term`, whose weight is 1.
+        `component()` returns either a `Distance` for both towers, or a `Term`, whose weight is 1.
         """
         from prometar.clip.openclip import TEMPLATES
 
         distance, terms = self.component(), list[tuple[Term, float]]()
         if isinstance(distance, Term):
             terms.append((distance, 1.0))
-        else:  # features of a tower without prompts are constant, so it needs no distance
+        else:  # features of a tower without prompts are constant
             if prompts.num_context > 0:
                 terms.append((TextDistance(distance), self.text_weight))
             if has_image_prompts(prompts):

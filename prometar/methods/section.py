@@ -1,7 +1,7 @@
 """Base classes of configuration sections, each of which describes one component of a method.
 
 Each kind of component is a class whose fields are its settings. The modules of these classes import
-torch only inside functions, so that loading a configuration does not import it.
+torch only inside functions, so that loading a configuration does not import torch.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class CustomSection(ComponentSection):
 
 
 class CustomKindSection(CustomSection):
-    """Section of a custom component other than an augmentation, whose `KIND_FIELD` is not `kind`."""
+    """Section of any custom component except an augmentation, which has another `KIND_FIELD`."""
 
     kind: str
 
@@ -54,7 +54,7 @@ CustomT = TypeVar("CustomT")
 def _union_tag(value: Any) -> str:
     """Return the tag by which pydantic selects the type of a section: built-in or custom."""
     fields = dict(value) if isinstance(value, Mapping | ComponentSection) else {}
-    kinds = [fields.get(key) for key in ("kind", "augmentation")]  # the KIND_FIELD of every section
+    kinds = [fields.get(key) for key in ("kind", "augmentation")]  # the KIND_FIELDs of all sections
     return "custom" if any(isinstance(kind, str) and is_custom(kind) for kind in kinds) else BUILT_IN_TAG
 
 
