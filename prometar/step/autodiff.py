@@ -8,7 +8,7 @@ from torch import Tensor
 from prometar.methods.prompts import Tensors
 
 Vjp = Callable[[Tensors], Tensors]
-"""Function from cotangents by value name to gradients by leaf name. Missing cotangents are zero."""
+"""Map from cotangents of values to gradients of leaves, both by name. Missing cotangents are zero."""
 
 
 def vjp(
@@ -17,10 +17,10 @@ def vjp(
     """Return the values of a function at `leaves`, its auxiliary values, and its vector-Jacobian product.
 
     Auxiliary values are not differentiated. If `differentiable`, the gradients can be differentiated with
-    respect to the leaves, the cotangents and captured tensors. Otherwise, the leaves are detached first.
+    respect to leaves, cotangents and tensors that the function captures. Otherwise, the leaves are detached.
     """
     if differentiable:
-        # Derivatives with respect to views include only the uses of the leaves inside the function.
+        # Captured tensors may depend on the leaves. Gradients with respect to views exclude those paths.
         leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
     else:
         leaves = fresh_leaves(leaves)
@@ -45,5 +45,5 @@ def vjp(
 
 
 def fresh_leaves(leaves: Tensors) -> Tensors:
-    """Return the leaves, detached from their graph, with requires_grad set. Their storage is shared."""
+    """Return detached leaves that share the storage of the given ones and require gradients."""
     return {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}

@@ -1,7 +1,7 @@
 """One iteration: the direct phase on the whole batch, then the meta phase on support and query.
 
-The derivatives of the towers are hand-written (`prometar.clip.tower`). Autograd differentiates the map from
-prompts to tokens, the inner step, and the losses with respect to the features. Axes: `step/towers.py`.
+The derivatives of the towers are hand-written (`prometar.clip.tower`), except with conditional prompts.
+Autograd does the rest. Axes: B images, C classes, K losses, P tokens of width D, N features of width E.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -44,13 +44,13 @@ def step(
     model: PromptedClip, method: Method, state: State, batch: Embeddings, meta_task: MetaTask | None,
     config: SgdConfig,
 ) -> tuple[State, Losses]:  # fmt: skip
-    """Return the state after one iteration, and its detached, unweighted losses by name.
+    """Return the state after one iteration, and the detached, unweighted losses by name.
 
-    The modulator computes g = g_task + m g_reg from the gradients of the task loss and the regularizer. Its
-    learnable tensors are called the gate. Direct phase: update the prompts theta by SGD with g on the batch.
-    Meta phase: compute theta' = theta - inner_lr g on the support, then update theta and the gate by SGD on
-    outer_weight * query loss(theta'). Both phases share the momenta of theta. If `meta_task` is None, the
-    meta phase is skipped.
+    The modulator computes g = g_task + m g_reg from the gradients of the task loss and the regularizer. The
+    gate consists of the modulator's learnable tensors. Direct phase: update the prompts theta by SGD
+    with g on the batch. Meta phase: compute theta' = theta - inner_lr g on the support, then update theta and
+    the gate by SGD on outer_weight * query loss(theta'). Both phases share the momenta of theta. The meta
+    phase is skipped without an inner loop, a meta task or prompts.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     gradients, losses = _gradients(model, method, tokens, batch)
@@ -76,13 +76,13 @@ def _update(state: State, g_prompts: Tensors, g_gate: Tensors, config: SgdConfig
 
 
 Hvp = Callable[[Tensors], Tensors]
-"""Function from directions u_k (K, P, D) of the tokens to sum_k H_k u_k, for Hessians H_k of K losses."""
+"""Function that maps token directions u_k (K, P, D) to sum_k H_k u_k, where H_k is the Hessian of loss k."""
 
 
 def _meta_gradients(
     model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Embeddings, query: Embeddings
 ) -> tuple[Tensors, Tensors, Losses]:
-    """Return the gradients of outer_weight * query loss for the prompts and the gate, and the losses.
+    """Return the gradients of outer_weight * query loss with respect to prompts and gate, and the losses.
 
     The inner step maps the prompts, the gate and the support gradients g_k to adapted tokens. Its vjp maps
     the query gradient at these tokens to gradients of the prompts and the gate, and to cotangents u_k of g_k.
@@ -118,11 +118,12 @@ def _meta_gradients(
 
 
 def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
+    """Return the tokens, and no auxiliary values, in the form that `vjp` requires."""
     return method.prompts.tokens(leaves), {}
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient (P, D) of each token tensor, given the result of `_gradients`."""
+    """Return the modulated gradient (P, D) of each token tensor. If K = 1, it is the only gradient."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
@@ -200,7 +201,7 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the query loss. The R image features belong to the Q query images, then to their partners."""
+    """Return the query loss. In the R image features, the Q query images come before their partners."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:
@@ -222,5 +223,5 @@ def _scale(leaves: Tensors, number: float) -> Tensors:
 
 
 def cross_entropy(logits_BC: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted sum of the images' cross-entropies, a weighted mean if the weights sum to 1."""
+    """Return the weighted sum of cross-entropies over images, a mean if the weights sum to 1."""
     return (F.cross_entropy(logits_BC, labels, reduction="none") * weights).sum()

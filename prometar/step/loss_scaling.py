@@ -1,9 +1,9 @@
-"""Loss scaling: keeps the cotangents of the meta phase within the range of float16.
+"""Loss scaling to keep the cotangents of the meta phase within the range of float16.
 
 float16 underflows below 6e-8 and is imprecise below 6e-5. The outer weight (default 5e-4) and the inner lr
 (default 5e-4) make cotangents that small. Each cotangent is scaled up before it enters the towers, and the
 result is scaled back in float32. Factors are powers of two, so scaling is exact within the range of float16.
-On `mini`, factors 16 times larger or smaller give the same gradients.
+With the backbone `mini`, factors 16 times larger or smaller give the same gradients.
 """
 
 import math

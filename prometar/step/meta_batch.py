@@ -53,7 +53,7 @@ class Selection(NamedTuple):
 def leave_one_class_out(
     labels: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, dtype: torch.dtype
 ) -> Selection | None:
-    """Sample one class of the batch. Its images are the query, all others are the support. Source: ProMetaR.
+    """Sample one class of the batch. Its images are the query, and all others the support. Source: ProMetaR.
 
     Return None if the batch contains only one class. `dtype` applies to weights and shares.
     """
@@ -67,7 +67,7 @@ def leave_one_class_out(
 
 
 def meta_task_rng(seed: int, step: int) -> np.random.Generator:
-    """Return the random generator of a meta task. It depends only on (seed, step), so runs can resume."""
+    """Return the random generator of a meta task. It depends only on seed and step, so runs can resume."""
     # The constant distinguishes this generator from those of data plans, which are seeded with [seed, epoch].
     return np.random.Generator(np.random.PCG64([seed, step, 0x7A5C]))
 
@@ -77,20 +77,20 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
 
     Args:
         is_query: (B,) mask of the query images.
-        mix: Mix of the query images. `mix.partner` are indices into the support images, in batch order.
+        mix: Mix of the query images. `mix.partner` contains indices into the support images in batch order.
         mixes_pixels: True if pixels are mixed, False if features are.
     """
     query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]
-    rows, partners = query, None
+    query_and_partners, partners = query, None
     if mix is not None:
         batch_rows, image_rows = support[mix.partner], None
         if not mixes_pixels:
-            others, inverse = batch_rows.unique(return_inverse=True)
-            rows, image_rows = torch.cat([query, others]), len(query) + inverse
+            distinct, inverse = batch_rows.unique(return_inverse=True)
+            query_and_partners, image_rows = torch.cat([query, distinct]), len(query) + inverse
         # The published code computes 1 - lam in the precision of lam.
         partners = Partners(mix.lam.to(dtype), (1 - mix.lam).to(dtype), batch_rows, image_rows, mix)
     support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
-    return Selection(support, support_weights, rows, query_weights, partners)
+    return Selection(support, support_weights, query_and_partners, query_weights, partners)
 
 
 class Embeddings(NamedTuple):
@@ -111,8 +111,7 @@ class Embeddings(NamedTuple):
     partner_labels: Tensor | None = None
 
 
-MetaTask = tuple[Embeddings, Embeddings]
-"""Support and query."""
+MetaTask = tuple[Embeddings, Embeddings]  # support and query
 
 
 def embed_batch(
