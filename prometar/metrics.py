@@ -38,7 +38,7 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | No
         >>> round(interval.low, 2), round(interval.high, 2)
         (-0.48, 4.48)
     """
-    from scipy.special import stdtrit  # takes a third of a second, so --help must not import it
+    from scipy.special import stdtrit  # this import takes 0.3 s, too long for --help
 
     n = len(values)
     if n < 2:
@@ -49,7 +49,7 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | No
 
 
 def harmonic_mean(accuracies: Mapping[str, float]) -> float:
-    """Return n / sum(1/a) of n accuracies a in percent, or 0 if one of them is 0.
+    """Return n / sum(1/a) for n accuracies a in percent, or 0 if one of them is 0.
 
     Example:
         >>> round(harmonic_mean({"base": 80.0, "new": 60.0}), 2)

@@ -1,4 +1,4 @@
-"""Runs and their folders, with config.yaml, checkpoint.safetensors and, after training, result.json."""
+"""Runs. Their folders contain config.yaml, checkpoint.safetensors and, after training, result.json."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
 from prometar.data.splits.objective import FINAL
 from prometar.data.streaming.plan import eval_plan
-from prometar.data.streaming.stream import StreamFn, stream_local
+from prometar.data.streaming.stream import Stream, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
 from prometar.inference.classifier import Classifier, checked_prompt_component
@@ -107,10 +107,10 @@ def write_result(
 
 
 def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
-    """Test a finished run again. Return its accuracies in percent by evaluation set, and its score.
+    """Test a finished run again. Return accuracies in percent by evaluation set, and the score (`objective`).
 
     Args:
-        trust_parts: True to import the custom components (parts) of the run. By default, they are an error.
+        trust_parts: True to import custom components (parts). By default, a run with any is refused.
 
     Raises:
         UserError: the folder does not contain a finished run.
@@ -122,7 +122,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     return Session(build_run(config, objective), folder).score()
 
 
-def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: StreamFn = stream_local) -> float:
+def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
     """Return a classifier's accuracy in percent on all test images of a dataset."""
     items = select_and_relabel(dataset.test, labels_of(dataset.items))
     if not items:
@@ -133,7 +133,7 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
 
 
-def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) -> None:
+def evaluate_on_targets(folder: Path, names: Sequence[str], stream: Stream) -> None:
     """Test a finished run on the named datasets, and add the accuracies that result.json lacks.
 
     Raises:
@@ -144,8 +144,8 @@ def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) ->
     for name in names:
         if name not in result.tests:
             dataset = open_dataset(name, classifier.config.data.root)
-            tested = evaluate_classifier(classifier, dataset, stream), dataset.digest
-            result = result.model_copy(update={"tests": {**result.tests, name: tested}})
+            accuracy_and_digest = evaluate_classifier(classifier, dataset, stream), dataset.digest
+            result = result.model_copy(update={"tests": {**result.tests, name: accuracy_and_digest}})
             result.write(folder)
 
 
@@ -153,7 +153,7 @@ def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifie
     """Return a classifier with the prompts of a finished run. No images are read.
 
     Raises:
-        UserError: the folder does not contain a finished run, or the weights are missing.
+        UserError: the folder does not contain a finished run, or the weights are missing or have changed.
     """
     config, checkpoint, result = _load_finished(folder, trust_parts)
     if checkpoint.run_digest != result.run_digest:
@@ -162,7 +162,7 @@ def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifie
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(
-            f"The weights of {pretrained} have changed since {folder} was trained. Restore the old ones."
+            f"The weights of {pretrained} have changed since {folder} was trained. Restore the originals."
         )
     leaves = checkpoint.state.to(backbone.clip.device).evaluated_prompts
     component = checked_prompt_component(folder / "checkpoint.safetensors", config, backbone.clip, leaves)
@@ -174,7 +174,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
 
     Raises:
         UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
-        InfrastructureError: the folder is not writable.
+        InfrastructureError: the folder of `to` is not writable.
     """
     require_new_prompt_file(to)
     classifier = load_run_classifier(folder, trust_parts=trust_parts)

@@ -1,7 +1,7 @@
 """Prompt files: learned tensors as safetensors, with a JSON card that describes them.
 
-The file's metadata contains the card. A .json file next to it repeats the card for human readers. Addresses
-`hf://owner/name[@revision]` refer to the Hugging Face Hub.
+The file's metadata contains the card. A .json file next to it repeats the card for human readers. An address
+`hf://owner/name[@revision]` refers to the prompt file in a repository of the Hugging Face Hub.
 """
 
 import os
@@ -35,7 +35,8 @@ class Card(StrictModel):
         digest: sha256 of the backbone's weights as loaded, before `Tower.folded` changes them.
         weights_file: True if the weights were loaded from a local file.
         accuracies, images: Test accuracy in percent and number of test images, by evaluation set.
-        environment, code: Software versions and machine, and sha256 of the custom components' source files.
+        environment: Machine and software versions of the training.
+        code: sha256 of the source file of each custom component.
     """
 
     config: Config
@@ -85,11 +86,11 @@ def read_prompts(path: Path) -> tuple[Leaves, Card]:
     """Return the tensors and the card of a prompt file. No code in the file is executed.
 
     Raises:
-        UserError: the file is missing, corrupt, or was not written by `prometar export`.
+        UserError: the file is missing or corrupt, or was not written by `prometar export`.
     """
     leaves, metadata = read_tensors(path, "Write one with `prometar export RUN --to FILE`.")
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by `prometar export` of this version. Export the run again.")
+        raise UserError(f"{path} was not written by this version of `prometar export`. Export the run again.")
     try:
         return leaves, Card.model_validate_json(metadata.get("card", ""))
     except ValidationError as error:
@@ -115,16 +116,16 @@ def push(path: Path, repository: str, *, public: bool = False) -> str:
     A new repository is private unless `public` is True. An existing repository keeps its visibility.
 
     Raises:
-        UserError: the file is not a prompt file.
+        UserError: the file is missing, or is not a prompt file.
         WorkError: the upload failed.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     _, card = read_prompts(path)
-    files = {HUB_FILE: path.read_bytes(), "card.json": card.model_dump_json(indent=1).encode()}
+    contents = {HUB_FILE: path.read_bytes(), "card.json": card.model_dump_json(indent=1).encode()}
     try:
         url = HfApi().create_repo(repository, private=not public, exist_ok=True)
-        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         HfApi().create_commit(repository, operations, commit_message="Prompts and card")
     except Exception as error:  # the client raises errors of several libraries
         raise WorkError(
