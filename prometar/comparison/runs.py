@@ -34,7 +34,7 @@ class FinishedRun:
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset. For custom datasets, the name includes the data root and the arguments."""
+        """Name of the dataset. For own images and custom loaders, it includes the data root and arguments."""
         data = self.config.data
         if data.name in BENCHMARKS or data.name in RENDERED:
             return data.name

@@ -1,6 +1,6 @@
 """Configuration of one run. Configurations are immutable and reject unknown keys.
 
-Each component of a method (`prometar.methods`) has a section. Its `kind` selects the implementation. Defaults
+Each component of a method (`prometar.methods`) has a section, which selects its kind. The defaults
 are those of ProMetaR's published code (CVPR 2024, commit c907bdb). Other methods start from their recipes.
 """
 
