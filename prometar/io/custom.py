@@ -1,6 +1,6 @@
 """Custom components: functions and classes outside the package, referenced as `package.module:Name`.
 
-Each worker imports their modules, which must be on `PYTHONPATH` or in Ray's `runtime_env`.
+Each worker imports their modules, which must be installed, on `PYTHONPATH` or in Ray's `runtime_env`.
 """
 
 import hashlib
