@@ -174,8 +174,8 @@ class StudyConfig(StrictModel):
 
         Args:
             options: Values by option name, with "_" instead of "-". None selects the default. `settings` is a
-                list of `key=value` texts or a mapping by dotted key. A key is one of the run (`optim.lr`)
-                or of this tree (`confirm.seeds`).
+                list of `key=value` texts or a mapping by dotted key. Keys belong to the run (`optim.lr`) or
+                to this tree (`confirm.seeds`).
 
         Raises:
             UserError: an option does not exist, or a value is invalid.
@@ -235,7 +235,7 @@ class StudyConfig(StrictModel):
         sources = {"--epochs": run_values, "--set": without_option, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
-        if space in built_in_spaces():  # which cover all methods. A custom space is used unchanged.
+        if space in built_in_spaces():  # restricted, as they cover all methods. Custom ones are not.
             space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))

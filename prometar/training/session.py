@@ -104,7 +104,7 @@ class Session:
             WorkError: a loss, a prompt or a logit is not finite, or an image is corrupt.
             InfrastructureError: the checkpoint cannot be written.
         """
-        batches = self._remaining_batches() if self.state.prompts else None  # None: nothing to train
+        batches = self._remaining_batches() if self.state.prompts else None  # no prompts: nothing to train
         started, losses = time.perf_counter(), dict[str, float]()
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)

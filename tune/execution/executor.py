@@ -232,7 +232,7 @@ class _Dispatcher(Searcher, Stopper):
                 observer.finished(job, failure)
 
     def _prepare_retry(self, submission: _Submission) -> bool:
-        """Prepare a retry, with larger bundles if memory ran out. Return False if no retry is left."""
+        """Prepare a retry, with larger bundles if memory ran out. Return False if the job has to fail."""
         if isinstance(submission.error, MemoryError):
             larger = self._plan.enlarge(submission.request.bundles)
             submission.request = replace(submission.request, bundles=larger or submission.request.bundles)

@@ -1,4 +1,4 @@
-"""Jobs that workers run, and the interface of observers of jobs."""
+"""Jobs that workers run, and the protocol for observers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
