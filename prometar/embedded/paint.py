@@ -22,7 +22,7 @@ def quantize(image: Floats) -> Pixels:
 
 
 def blend(background: Floats, color: Floats, ink: Floats) -> Floats:
-    """Return `color` where ink is 1 and `background` where it is 0. Both colors are (3,) or (H, W, 3)."""
+    """Mix `background` (where ink is 0) and `color` (where it is 1). Both are (3,) or (H, W, 3)."""
     return background + np.clip(ink, 0.0, 1.0)[:, :, None] * (color - background)
 
 

@@ -101,7 +101,7 @@ def download_prompts(address: str) -> Path:
     """Download the prompt file of a Hub repository, and return its path in the local cache.
 
     Raises:
-        WorkError: the Hub does not provide the file.
+        WorkError: the file cannot be downloaded from the Hub.
     """
     from huggingface_hub import hf_hub_download  # slow to import
 

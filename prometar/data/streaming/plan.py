@@ -67,7 +67,7 @@ class DataPlan:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Number of rows used per epoch."""
+        """Number of rows per epoch, without those of a dropped batch."""
         full = len(self.items) // self.batch_size * self.batch_size
         return full if self.drop_last and full else len(self.items)
 

@@ -52,7 +52,7 @@ def stream(
     Args:
         cpus: Logical CPUs for all tasks. One task runs per whole CPU, and at least one in total.
         block_rows: Approximate number of rows per task. A task never splits the batch of a step.
-        memory_bytes: Maximum size of finished blocks that wait to be consumed.
+        memory_bytes: Maximum total size of finished blocks that wait to be consumed.
 
     Raises:
         WorkError: an image is corrupt (the message contains its path), or a task failed for another reason.
