@@ -71,7 +71,7 @@ def prepare(
             shard: ShardEntry = {"file": f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"}
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
-                    f"{masked(target)} contains a different copy of '{name}'. Delete it, or choose another --to."
+                    f"{masked(target)} contains a different copy of '{name}'. Delete it, or use another --to."
                 )
             existing += not _write_if_changed(target, shard["file"], data)
             shards.append(shard)
