@@ -1,8 +1,8 @@
 """Default device, and packed transfers between host and device.
 
 GPU kernels run asynchronously while Python prepares the next step. Every copy to the host synchronizes, as
-does a copy to the device from pageable memory. Therefore, `send` packs tensors in pinned memory and copies
-them at once, and `fetch` packs tensors on the device and copies them at once.
+does a copy to the device from pageable memory. Therefore, `send` packs tensors in pinned memory, `fetch`
+packs them on the device, and both transfer them in a single copy.
 """
 
 from collections.abc import Collection
@@ -66,7 +66,7 @@ def send(values: T, device: torch.device) -> T:
 
 
 def fetch(values: T) -> T:
-    """Detach nested tuples, lists and dicts of tensors, and copy them to the host with one synchronization.
+    """Detach the tensors in nested tuples, lists and dicts. Copy them to the host with one synchronization.
 
     Example:
         >>> float(fetch({"loss": torch.tensor(0.5)})["loss"])

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def environment() -> dict[str, str]:
-    """Return package versions, the machine, and the name of the GPU if this process has used one."""
+    """Return software versions, the platform, and the name of the GPU if this process has used one."""
     packages = ("prometar", "torch", "open_clip_torch", "ray", "optuna", "numpy")
     found = {}
     for name in packages:

@@ -1,4 +1,4 @@
-"""Errors that a user can fix. Each message is one line that states the problem, then the fix."""
+"""Expected errors. Each message is one line that states the problem, then the fix."""
 
 import logging
 import re
@@ -52,14 +52,14 @@ def last_line(text: str) -> str:
 
 
 def is_accelerator_error(error: BaseException) -> bool:
-    """Return True for CUDA and cuDNN errors, such as out of memory. Does not import torch."""
+    """Return True for CUDA and cuDNN errors, such as out of memory. Works without importing torch."""
     kind, prefixes = type(error), ("CUDA error: ", "cuDNN error: ")
-    of_torch = kind.__module__ == "torch" and kind.__name__ in {"AcceleratorError", "OutOfMemoryError"}
-    return of_torch or (isinstance(error, RuntimeError) and str(error).startswith(prefixes))
+    is_torch_error = kind.__module__ == "torch" and kind.__name__ in {"AcceleratorError", "OutOfMemoryError"}
+    return is_torch_error or (isinstance(error, RuntimeError) and str(error).startswith(prefixes))
 
 
 def one_line(text: str) -> str:
-    """Replace newlines by spaces, and escape characters that could control the terminal.
+    """Replace newlines with spaces, and escape characters that could control the terminal.
 
     Example:
         >>> print(one_line("a\\nb\\x1b[2J"))
@@ -71,7 +71,7 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Suppress log records up to level ERROR, such as those of each attempt to download a file."""
+    """Suppress log records up to level ERROR, such as one per attempt to download a file."""
     previous = logging.root.manager.disable
     logging.disable(max(previous, logging.ERROR))
     try:
@@ -81,11 +81,11 @@ def suppress_logs() -> Iterator[None]:
 
 
 @contextmanager
-def download_errors(what: str, fix: str) -> Iterator[None]:
-    """Convert errors of a download to one-line errors.
+def download_errors(target: str, fix: str) -> Iterator[None]:
+    """Convert all exceptions of a download to `WorkError`.
 
     Args:
-        what: Downloaded object, as named in the message.
+        target: Name of the download in the message.
         fix: Last sentence of the message, which says what to do.
 
     Raises:
@@ -96,4 +96,4 @@ def download_errors(what: str, fix: str) -> Iterator[None]:
             yield
     except Exception as error:  # the client raises errors of several libraries
         reason = first_line(error.__cause__ or error)
-        raise WorkError(f"Cannot download {what} ({reason}). {fix}") from None
+        raise WorkError(f"Cannot download {target} ({reason}). {fix}") from None

@@ -13,7 +13,7 @@ from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
 from prometar.data.splits.objective import FINAL
 from prometar.data.streaming.plan import eval_plan
-from prometar.data.streaming.stream import Stream, stream_local
+from prometar.data.streaming.stream import StreamFn, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
 from prometar.inference.classifier import Classifier, checked_prompt_component
@@ -122,7 +122,7 @@ def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]
     return Session(build_run(config, objective), folder).score()
 
 
-def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream = stream_local) -> float:
+def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: StreamFn = stream_local) -> float:
     """Return a classifier's accuracy in percent on all test images of a dataset."""
     items = select_and_relabel(dataset.test, labels_of(dataset.items))
     if not items:
@@ -133,7 +133,7 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
 
 
-def evaluate_on_targets(folder: Path, names: Sequence[str], stream: Stream) -> None:
+def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) -> None:
     """Test a finished run on the named datasets, and add the accuracies that result.json lacks.
 
     Raises:

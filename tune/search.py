@@ -33,7 +33,7 @@ _CONFIG_HELP = {
     "backbone": "mini or an open_clip model. Default: mini for rendered datasets, else ViT-B-16-quickgelu.",
     "pretrained": "open_clip tag, or a .safetensors file. Default: openai for open_clip models.",
 }
-"""Help of the options that set fields of `Config`, which have no descriptions."""
+"""Help of options whose fields in `Config` have no description."""
 
 
 def _parameters() -> Iterator[Parameter]:
@@ -60,8 +60,8 @@ def _parameters() -> Iterator[Parameter]:
         "--set", list[str] | None, "settings", help="Change any setting.", rich_help_panel="Training",
         metavar="KEY=VALUE",
     )  # fmt: skip
-    plan = "Check data, weights, memory and settings, and estimate the duration. Start no trial."
-    yield parameter("--plan", bool, "plan", default=False, help=plan)
+    plan_help = "Check data, weights, memory and settings, and estimate the duration. Start no trial."
+    yield parameter("--plan", bool, "plan", default=False, help=plan_help)
 
 
 def _default(field: FieldInfo) -> str:
@@ -88,7 +88,7 @@ def search(*, plan: bool = False, **options: Any) -> None:
     study = Study(config=config)
     if plan:
         print(study.describe_plan(), flush=True)
-        print(f"{study.estimate()}\nThe report will be {study.folder.path / 'report.html'}")
+        print(f"{study.estimate()}\nThe report will be written to {study.folder.path / 'report.html'}")
     else:
         study.run()
 

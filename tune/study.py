@@ -37,7 +37,7 @@ class Study:
         config: Configuration. If given, `folder` and `options` are ignored. Default: the configuration of
             `options`, or that of the existing study in `folder` if there are no options.
         console: Console for progress. Default: standard output.
-        options: Options of `tune/search.py`, with "_" for "-" (`StudyConfig.of`).
+        options: Options of `tune/search.py`, with "_" instead of "-" (see `StudyConfig.of`).
 
     Raises:
         UserError: an option does not exist, or a value is invalid.
@@ -202,7 +202,7 @@ class Study:
 
     @contextmanager
     def _open(self) -> Iterator[_OpenStudy]:
-        """Check the inputs, lock the folder and start Ray. Nested calls yield the value of the outermost."""
+        """Check the inputs, lock the folder and start Ray. A nested call yields the same value."""
         if self._opened is not None:
             yield self._opened
             return
@@ -258,7 +258,7 @@ class Study:
 
 
 def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
-    """Build the configuration from the options. Without options, return that of the study in `folder`."""
+    """Build the configuration from `options`. If empty, return that of an existing study in `folder`."""
     if folder is None:
         return StudyConfig.of(**options)
     path = Path(folder).absolute()

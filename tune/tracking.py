@@ -14,10 +14,10 @@ from tune.execution.job import Job
 from tune.records.schema import EpochReport
 
 
-def start(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
+def start_run(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
     """Start or resume the run of a job. Return an object with log(metric, value, epoch) and finish(failure).
 
-    Trackers write to `folder` unless the environment sets a server. `failure` is "" if the job finished.
+    Trackers write to `folder` unless environment variables set a server. `failure` is "" on success.
     """
     defaults = {  # no telemetry and no output. An unreachable server must not delay the search.
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
@@ -60,10 +60,10 @@ class Trackers:
 
     def __init__(self, names: tuple[str, ...], folder: Path, console: Console) -> None:
         self._folder, self._console = folder, console
-        self._runs: dict[str, dict[str, SimpleNamespace]] = {name: {} for name in names}  # by tracker, job
+        self._runs: dict[str, dict[str, SimpleNamespace]] = {name: {} for name in names}  # by tracker and job
 
     def started(self, job: Job) -> None:
-        self._for_each(lambda name, runs: runs.update({job.name: start(name, self._folder, job)}))
+        self._for_each(lambda name, runs: runs.update({job.name: start_run(name, self._folder, job)}))
 
     def reported(self, job: Job, report: EpochReport) -> None:
         metrics = report.metrics.items()
@@ -73,7 +73,7 @@ class Trackers:
         self._for_each(lambda _, runs: runs.pop(job.name).finish(failure))
 
     def close(self) -> None:
-        """Finish the runs of interrupted jobs as failed."""
+        """Mark the runs of interrupted jobs as failed."""
         self._for_each(lambda _, runs: [run.finish("interrupted") for run in runs.values()])
 
     def _for_each(self, function: Callable[[str, dict[str, SimpleNamespace]], object]) -> None:

@@ -23,7 +23,7 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
     fill, ground = (TEXTURES.motifs[name] for name in patterns)
     colors = own.uniform(0.1, 0.9, (3, 3))
 
-    frame = Canvas.figure(rng, size, reach=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
+    frame = Canvas.figure(rng, size, radius=(0.65, 1.0), turn=0.4, shift=0.2, warp=0.06)
     angle, radius = np.arctan2(frame.y, frame.x), np.hypot(frame.x, frame.y / flat)
     edge_ = 0.8 + sum(
         s * np.cos((k + 1) * angle + p) for k, (s, p) in enumerate(zip(size_, phase, strict=True))

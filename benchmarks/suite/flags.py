@@ -44,8 +44,8 @@ def _saltire(f: Canvas) -> Floats:
     return np.maximum(_band((f.x - f.y) * 0.7, half), _band((f.x + f.y) * 0.7, half))
 
 
-_OWN = partial(Canvas.figure, reach=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
-_WILD = partial(Canvas.figure, reach=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
+_OWN = partial(Canvas.figure, radius=(0.9, 1.05), turn=0.06, shift=0.04, warp=0.03)
+_WILD = partial(Canvas.figure, radius=(0.8, 1.05), turn=0.15, shift=0.08, warp=0.06)
 
 
 def _draw(

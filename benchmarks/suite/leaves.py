@@ -71,8 +71,8 @@ def _pine(f: Canvas) -> Floats:
 
 
 _SEASONS = ((0.2, 0.5, 0.15), (0.35, 0.6, 0.2), (0.75, 0.6, 0.15), (0.7, 0.3, 0.12), (0.15, 0.35, 0.2))
-_OWN = partial(Canvas.figure, reach=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03)
-_WILD = partial(Canvas.figure, reach=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
+_OWN = partial(Canvas.figure, radius=(0.8, 0.95), turn=0.25, shift=0.06, warp=0.03)
+_WILD = partial(Canvas.figure, radius=(0.55, 0.85), turn=1.2, shift=0.2, warp=0.1)
 
 
 def _draw(

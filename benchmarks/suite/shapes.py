@@ -57,8 +57,8 @@ _CROSS = np.array([
     (0.28, 0.9), (-0.28, 0.9), (-0.28, 0.28), (-0.9, 0.28), (-0.9, -0.28), (-0.28, -0.28),
 ])  # fmt: skip
 _STAR = regular(10) * np.array([(1.0,), (0.45,)] * 5)
-_OWN = partial(Canvas.figure, reach=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02)
-_WILD = partial(Canvas.figure, reach=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
+_OWN = partial(Canvas.figure, radius=(0.75, 0.95), turn=0.12, shift=0.05, warp=0.02)
+_WILD = partial(Canvas.figure, radius=(0.4, 0.75), turn=0.45, shift=0.25, warp=0.05)
 
 
 def _draw(

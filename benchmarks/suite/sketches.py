@@ -101,8 +101,8 @@ def _segments(strokes: str) -> tuple[Floats, Floats]:
     return np.array([start for start, _ in pairs]), np.array([end for _, end in pairs])
 
 
-_OWN = partial(Canvas.figure, reach=(0.85, 0.95), turn=0.06, shift=0.04, warp=0.02)
-_WILD = partial(Canvas.figure, reach=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
+_OWN = partial(Canvas.figure, radius=(0.85, 0.95), turn=0.06, shift=0.04, warp=0.02)
+_WILD = partial(Canvas.figure, radius=(0.65, 0.9), turn=0.25, shift=0.12, warp=0.06)
 
 
 def _draw(

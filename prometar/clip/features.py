@@ -60,25 +60,25 @@ def mean_text(clip: Clip, ids_NT: Tensor, num_templates: int, *, batch_size: int
 
 def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
     """Return the result of `embed_images` for batch `number`, cached if no prompt enters the image tower."""
-    return _cached(None if clip.image_prompts else cache, number, lambda: embed_images(clip, images_B3HW))
+    return _cached(None if clip.has_image_prompts else cache, number, lambda: embed_images(clip, images_B3HW))
 
 
 @torch.no_grad()
 def frozen_image_features(clip: Clip, embedded: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
     """Return normalized frozen features (B, E), given the result (B, T, D) or (B, 1, E) of `embed_images`."""
     # Without image prompts, `embedded` already contains the features (B, 1, E). Only normalization remains.
-    store, dtype = cache if clip.image_prompts else None, clip.working_dtype
+    store, dtype = cache if clip.has_image_prompts else None, clip.working_dtype
     return _cached(store, number, lambda: F.normalize(encode_image(clip, embedded).to(dtype), dim=-1))
 
 
 def needs_images_once(clip: Clip, cache: FeatureCache | None) -> bool:
     """Return True if each batch of images is needed only once, because its features are then cached."""
-    return not clip.image_prompts and cache is not None
+    return not clip.has_image_prompts and cache is not None
 
 
 def can_skip_images(clip: Clip, cache: FeatureCache | None, numbers: Iterable[int]) -> bool:
     """Return True if the images of these batches are not needed, because their features are cached."""
-    return not clip.image_prompts and cache is not None and all(number in cache for number in numbers)
+    return not clip.has_image_prompts and cache is not None and all(number in cache for number in numbers)
 
 
 def _cached(cache: FeatureCache | None, number: int, compute: Callable[[], Tensor]) -> Tensor:

@@ -112,7 +112,7 @@ class Clip:
     causal: True for CLIP: text tokens attend to earlier ones, and the text feature is at the end token (EOT).
         False for SigLIP: text tokens attend to all others, and the text feature is at the last token.
     num_start: Number of tokens that the tokenizer puts before a text.
-    image_prompts: True if prompts enter the image tower. If not, `embed_images` returns features, not tokens.
+    has_image_prompts: True if prompts enter the image tower. If False, `embed_images` returns features.
     """
 
     text: Tower
@@ -136,7 +136,7 @@ class Clip:
     causal: bool = True
     num_start: int = 1
     image_size: int = 224
-    image_prompts: bool = True
+    has_image_prompts: bool = True
 
     @property
     def embed_dim(self) -> int:

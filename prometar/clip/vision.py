@@ -1,7 +1,7 @@
 """Vision tower.
 
-The prompt of a layer is put after the patches, in place of the prompt tokens from the previous layer. The
-feature is the output at the class token (CLS). In SigLIP, it is pooled from the outputs at the patches.
+The prompt tokens of a layer follow the patches, and replace the prompt tokens of the previous layer. The
+feature is the output at the class token (CLS). SigLIP pools it from the outputs at the patches instead.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, append
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """Return the tower's input tokens (B, T, D): CLS and patches after `ln_pre`, or SigLIP's patches.
 
-    The images must be normalized (`Backbone.normalize`). If `clip.image_prompts` is False, the whole tower is
-    applied, and the result is the unnormalized feature as a single token (B, 1, E).
+    The images must be normalized (`Backbone.normalize`). If `clip.has_image_prompts` is False, the
+    whole tower is applied. Its output, the unnormalized feature, is then returned as one token (B, 1, E).
     """
     cudnn: Any = torch.backends.cudnn
     convolution = cudnn.conv
@@ -30,7 +30,9 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
         tokens = _input_tokens(clip, images_B3HW)
     finally:
         convolution.fp32_precision = previous
-    return tokens if clip.image_prompts else _build_pass(clip, tokens.shape[1], {}).value(tokens, {})[:, None]
+    if clip.has_image_prompts:
+        return tokens
+    return _build_pass(clip, tokens.shape[1], prompts={}).value(tokens, {})[:, None]
 
 
 def _input_tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
@@ -49,8 +51,8 @@ def encode_image(clip: Clip, embedded: Tensor, prompts: LayerPrompts | None = No
 
     `ln_pre` also applies to the prompt of layer 0.
     """
-    if not clip.image_prompts:
-        assert not prompts, "the image tower takes no prompts"
+    if not clip.has_image_prompts:
+        assert not prompts, "the images were embedded without prompts"
         return embedded[:, 0]
     prompts = prompts or {}
     tower_pass = _build_pass(clip, embedded.shape[1], prompts)

@@ -1,4 +1,4 @@
-"""Frozen weights: reading safetensors files, checking their tensors, and converting them to a `Clip`."""
+"""Frozen weights: read safetensors files, check their tensors, and convert them to a `Clip`."""
 
 import hashlib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ StateDict = Mapping[str, Tensor]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name. Raises the errors of `read_tensors`."""
+    """Return the tensors of a safetensors file by name. For errors, see `read_tensors`."""
     fix = "Pass --pretrained with an existing .safetensors file."
     if path.suffix != ".safetensors" and path.is_file():
         load = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
@@ -40,7 +40,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
         raise UserError(f"{path} does not exist. {fix}")
     try:
         with safe_open(path, framework="pt") as file:
-            # Clones are aligned. Kernels would sum unaligned memory in a different order.
+            # Clones are aligned. With unaligned memory, kernels may sum in a different order.
             tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -49,7 +49,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
 def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> None:
     """Raise a UserError if weights from `source` (a file or tag) do not fit the model or are not finite."""
-    # Unexpected tensors are ignored, except those of blocks, which show that the weights' model is deeper.
+    # Unexpected tensors are ignored, except additional blocks: the weights are then of a deeper model.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
@@ -60,7 +60,7 @@ def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> No
 
 
 def mismatch(expected: StateDict, found: StateDict) -> str:
-    """Describe the first tensor with a wrong name, shape or type, or non-finite values, or return ""."""
+    """Describe the first tensor that does not match `expected` or is not finite. Return "" if all match."""
     for name in sorted(expected.keys() | found.keys()):
         wanted, actual = (_describe(each.get(name)) for each in (expected, found))
         if actual != wanted:
@@ -79,13 +79,13 @@ def _describe(tensor: Tensor | None) -> str:
 
 
 def weights_digest(clip: Clip) -> str:
-    """Return the SHA-256 (hex) of weights (in float32) and of each tower's head count, activation and eps."""
+    """Return the SHA-256 (hex) of the float32 weights and of each tower's head count, activation and eps."""
     digest = hashlib.sha256()
     for field in fields(clip):
         value = getattr(clip, field.name)
         if isinstance(value, Tower):
             digest.update(f"{value.num_heads} {value.activation}".encode())
-            if value.eps != EPS:
+            if value.eps != EPS:  # so that CLIP's digests equal those of versions without eps
                 digest.update(f" {value.eps}".encode())
         for tensor in tensors_of(value):
             array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
@@ -96,7 +96,7 @@ def weights_digest(clip: Clip) -> str:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Properties of a CLIP or SigLIP that its state dict does not contain."""
+    """Properties of a CLIP or SigLIP model that its state dict does not contain."""
 
     vision_heads: int
     text_heads: int
@@ -107,7 +107,7 @@ class Architecture:
 
 
 def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
-    """Convert open_clip's state dict to a `Clip` in float32, or in float64 if it contains float64 tensors."""
+    """Convert an open_clip state dict to a `Clip` in float32, or in float64 if it has float64 tensors."""
     floats = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     dtype = reduce(torch.promote_types, floats, torch.float32)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
@@ -115,7 +115,7 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
         state = _to_openai_layout(state)
     eps = 1e-6 if arch.is_siglip else EPS
     get, positions = state.get, state["visual.positional_embedding"]
-    if (bias := get("visual.conv1.bias")) is not None:  # added to every patch, like its position
+    if (bias := get("visual.conv1.bias")) is not None:  # added to every patch
         positions = positions + bias
     return Clip(
         text=_tower(state, "transformer", arch.text_heads, arch.text_activation, eps),
@@ -166,7 +166,7 @@ def _to_openai_layout(state: StateDict) -> dict[str, Tensor]:
     return renamed
 
 
-_BLOCK_KEYS = (
+_BLOCK_KEYS = (  # in the order of the fields of `Block`
     "ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
     "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
     "mlp.c_proj.weight", "mlp.c_proj.bias",
@@ -182,19 +182,19 @@ def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: 
 
 
 def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
-    """Return SigLIP's pool as a tower of one block, whose query projection returns the constant query."""
+    """Return SigLIP's pool as a one-block tower. Its query projection always returns the learned query."""
     pool = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     kv_weight = pool["kv.weight"]
     # In float64, for the same reason as the logit scale in `from_state_dict`.
     in_float64 = (pool[name].double() for name in ("latent", "q.weight", "q.bias"))
     query = F.linear(*in_float64).flatten(0, -2)[0].to(kv_weight.dtype)
-    layers = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")
+    modules = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")
     block = Block(
         state["visual.ln_post.weight"],
         state["visual.ln_post.bias"],
         torch.cat([torch.zeros_like(kv_weight[: len(query)]), kv_weight]),
         torch.cat([query, pool["kv.bias"]]),
-        *(pool[f"{layer}.{kind}"] for layer in layers for kind in ("weight", "bias")),
+        *(pool[f"{module}.{kind}"] for module in modules for kind in ("weight", "bias")),
     )
     scale = (len(query) // arch.vision_heads) ** -0.5
     return Tower((block,), arch.vision_heads, arch.vision_activation, scale, eps, residual=False)

@@ -19,7 +19,7 @@ def is_template(text: object) -> bool:
 
 
 def fill_template(template: str, classname: str) -> str:
-    """Replace "{}" in a template by the readable class name. Other braces are unchanged.
+    """Replace "{}" in a template with the readable class name. Other braces are unchanged.
 
     Raises:
         UserError: the template does not contain "{}" exactly once.
@@ -29,5 +29,5 @@ def fill_template(template: str, classname: str) -> str:
         'a photo of a polka dotted.'
     """
     if not is_template(template):
-        raise UserError(f"Template {template[:80]!a} must contain {{}} exactly once, for the class name.")
+        raise UserError(f"Template {template[:80]!a} must contain {{}} for the class name exactly once.")
     return template.replace("{}", readable(classname))

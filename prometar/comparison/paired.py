@@ -9,9 +9,9 @@ from scipy.stats import wilcoxon
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""Placeholder seed of a run that trains nothing, whose score is paired with every seed of other methods."""
+"""Placeholder for the seed of an untrained run. Its score is paired with every seed of other methods."""
 Scores = Mapping[str, Mapping[int, float]]
-"""Scores in percent of one method on one dataset, by metric (such as "H" or "4 shots") and seed."""
+"""Scores of one method on one dataset in percent, by metric (such as "H" or "4 shots") and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
 """Scores by method and dataset."""
 
@@ -24,7 +24,7 @@ class Difference:
 
     Args:
         reference: Method that is subtracted.
-        by_dataset: Differences by dataset, one per seed that both methods share.
+        by_dataset: Differences by dataset, one for each seed that both methods share.
         p: p-value of the two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
         p_holm: `p` after Holm's correction for all methods compared in the metric.
     """
@@ -55,10 +55,10 @@ class Difference:
 def compare(
     results: Results, *, reference: str, metrics: Sequence[str]
 ) -> tuple[list[Difference], list[str]]:
-    """Subtract the reference from each method on the same dataset and seed.
+    """Subtract the reference's scores from those of each other method on the same dataset and seed.
 
     Returns:
-        The differences, ordered by metric and method, and notes on runs without a partner.
+        The differences, ordered by metric and method, and notes on unpaired runs.
 
     Example:
         >>> results = {"a": {"dtd": {"H": {1: 60.0, 2: 64.0}}}, "b": {"dtd": {"H": {1: 61.0, 2: 66.0}}}}
@@ -78,12 +78,12 @@ def compare(
 
 
 def _differences(
-    scores: Mapping[str, Scores], reference: Mapping[str, Scores], metric: str
+    method_scores: Mapping[str, Scores], reference_scores: Mapping[str, Scores], metric: str
 ) -> dict[str, tuple[float, ...]]:
-    """Return the differences by dataset, one per shared seed."""
+    """Return the differences by dataset, one per shared seed, or a single one if both are untrained."""
     differences = {}
-    for dataset in reference:
-        a, b = scores.get(dataset, {}).get(metric, {}), reference[dataset].get(metric, {})
+    for dataset in reference_scores:
+        a, b = method_scores.get(dataset, {}).get(metric, {}), reference_scores[dataset].get(metric, {})
         seed_sets = [set(by_seed) for by_seed in (a, b) if EVERY_SEED not in by_seed]
         if seeds := sorted(set.intersection(*seed_sets)) if seed_sets else [EVERY_SEED]:
             differences[dataset] = tuple(
@@ -102,11 +102,11 @@ def _p_value(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
     means = _means(by_dataset)
     if len(means) < 2:
         return None
-    return float(wilcoxon(means).pvalue) if any(means) else 1.0  # no test if all are 0
+    return float(wilcoxon(means).pvalue) if any(means) else 1.0  # undefined if all are 0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Apply Holm's step-down correction. None entries are skipped.
+    """Apply Holm's step-down correction. None entries stay None.
 
     Example:
         >>> [p and round(p, 3) for p in holm([0.01, 0.04, None, 0.03])]
@@ -121,7 +121,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _unpaired(results: Results) -> Iterator[str]:
-    """Yield a note for each method that has no run on a dataset, or lacks a seed that others have there."""
+    """Yield a note for each method without runs on a dataset, or without a seed that another method has."""
     for dataset in dict.fromkeys(name for by_dataset in results.values() for name in by_dataset):
         seeds = {
             method: {seed for by_seed in by_dataset.get(dataset, {}).values() for seed in by_seed}
@@ -132,5 +132,5 @@ def _unpaired(results: Results) -> Iterator[str]:
             if not present:
                 yield f"Not paired: {method} has no run on {dataset}."
             elif EVERY_SEED not in present and (missing := all_seeds - present):
-                listed = ", ".join(map(str, sorted(missing)))
+                listed = " or ".join(map(str, sorted(missing)))
                 yield f"Not paired: {method} has no run on {dataset} with seed {listed}."

@@ -53,14 +53,14 @@ class FinishedRun:
 def compare_runs(
     paths: Sequence[Path], *, reference: str | None = None
 ) -> tuple[list[Difference], list[str]]:
-    """Compare finished runs with those of a reference method. Return the differences, and notes for the user.
+    """Compare finished runs with those of a reference method. Return differences and notes for the user.
 
     Args:
-        paths: Folders of runs, or folders that contain them.
+        paths: Folders of runs, or folders that contain such folders.
         reference: Label of the reference (`method_labels`). Default: prometar or, if absent, the first found.
 
     Raises:
-        UserError: there is nothing to compare, a record is corrupt, or runs are not comparable.
+        UserError: the reference is unknown, a record is corrupt, or the runs cannot be compared.
     """
     folders = dict.fromkeys(resolve_path(file.parent) for path in paths for file in _results_below(path))
     runs = [
@@ -69,7 +69,7 @@ def compare_runs(
     labels = method_labels([run.config for run in runs])
     methods = list(dict.fromkeys(labels))
     if len(methods) < 2:
-        found = f"all runs are of {methods[0]}" if methods else "no finished run found"
+        found = f"all runs use {methods[0]}" if methods else "no finished run found"
         raise UserError(
             f"Nothing to compare in {', '.join(map(str, paths))}: {found}. Pass runs of two methods."
         )
@@ -79,12 +79,12 @@ def compare_runs(
     metrics = list(dict.fromkeys(metric for run in runs for metric in run.scores))
     differences, notes = compare(_comparable_scores(labels, runs), reference=reference, metrics=metrics)
     if not differences:
-        raise UserError(f"No run shares dataset and seed with a run of {reference}. {' '.join(notes)}")
+        raise UserError(f"No run shares its dataset and seed with a run of {reference}. {' '.join(notes)}")
     return differences, [*_setting_notes(labels, runs), *notes]
 
 
 def _results_below(path: Path) -> list[Path]:
-    studies = {file.parent for file in path.rglob("study.yaml")}  # skip the runs of trials
+    studies = {file.parent for file in path.rglob("study.yaml")}  # all runs of studies are skipped
     return [file for file in sorted(path.rglob(RESULT_FILE)) if studies.isdisjoint(file.parents)]
 
 
@@ -121,17 +121,17 @@ def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Re
     scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {label: {} for label in labels}
     for label, run in zip(labels, runs, strict=True):
         result = run.result
-        for noun, key, value in (
+        for noun, scope, value in (
             ("objectives", "", result.objective),
             ("images or classes", run.dataset, (result.data_digest, result.classnames)),
             ("weights", str(run.config.backbone), result.weights_digest),
         ):
-            other, expected = first_values.setdefault((noun, key), (run, value))
+            other, expected = first_values.setdefault((noun, scope), (run, value))
             if value != expected:
                 raise UserError(f"{other.folder} and {run.folder} have different {noun}. Pass one of them.")
         other = first_runs.setdefault((label, run.dataset, run.seed), run)
-        if other is not run and run.seed != EVERY_SEED:
-            raise UserError(f"{other.folder} and {run.folder} are the same run of {label}. Pass one of them.")
+        if other is not run and run.seed != EVERY_SEED:  # untrained runs may repeat: seeds have no effect
+            raise UserError(f"{other.folder} and {run.folder} repeat one run of {label}. Pass one of them.")
         for metric, percent in run.scores.items():
             scores[label].setdefault(run.dataset, {}).setdefault(metric, {})[run.seed] = percent
     return scores

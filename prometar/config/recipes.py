@@ -1,6 +1,6 @@
 """Recipes: the published settings of each method, and their sources.
 
-A recipe contains the settings of a method that differ from the defaults, which are the settings of ProMetaR.
+A recipe contains only the settings that differ from the defaults. The defaults are ProMetaR's settings.
 `Config(method=NAME)` starts from the recipe of the method.
 """
 
@@ -29,10 +29,10 @@ class Recipe(StrictModel):
     """Published settings of one method.
 
     Args:
-        settings: Settings that differ from the defaults, by section.
-        name, title, about: Name in this package, name in the paper, and what the method learns.
+        settings: Settings that differ from ProMetaR's, by section.
+        name, title, about: Name here (or file name), name in the paper, and what the method learns.
         paper, source: Publication of the method, and source of the settings.
-        unverified: Details that could not be verified.
+        unverified: Details of the settings that could not be verified.
     """
 
     settings: _SettingsBySection
@@ -73,10 +73,9 @@ def recipe(method: str) -> Recipe:
         raise UserError(f"Unknown method '{method}'. Choose one of {', '.join(METHODS)}, or FILE.yaml.")
     path = Path(method)
     tree = read_yaml(path)
+    content = tree if isinstance(tree, dict) else {}  # rejected below, because `settings` is missing
     try:
-        return Recipe.model_validate(
-            {"title": path.stem, **tree, "name": path.name} if isinstance(tree, dict) else {}
-        )
+        return Recipe.model_validate({"title": path.stem, **content, "name": path.name})
     except ValidationError as error:
         raise UserError(f"{path} is not a valid recipe: {problems_of(error)}") from None
 

@@ -62,7 +62,7 @@ class AugmentConfig(StrictModel):
 
 
 class BackboneConfig(StrictModel):
-    """Open_clip model or the embedded `mini`. `pretrained`: open_clip tag or local .safetensors file.
+    """An open_clip model or the embedded `mini`. `pretrained`: open_clip tag or local .safetensors file.
 
     `precision` applies to the towers. Prompts, gate, losses and optimizers use at least fp32.
     """
@@ -100,7 +100,7 @@ class TrainConfig(StrictModel):
 class Config(MethodConfig):
     """Complete configuration of one run.
 
-    `Config(method=M)` is the method M with its published settings, by default ProMetaR. Other arguments
+    `Config(method=M)` has the published settings of the method M (default: ProMetaR). Other arguments
     override these settings. The default dataset is `textures`.
 
     Raises:
@@ -136,8 +136,8 @@ class Config(MethodConfig):
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
-        If `method` changes, all settings except data, backbone and seed start from its recipe. If the kind
-        of a component changes, settings of both kinds are kept. Settings that a kind lacks are ignored.
+        If `method` changes, all settings except data, backbone and seed start from its recipe. Settings that
+        the kind of a component lacks are ignored. If the kind changes, they are dropped.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -171,7 +171,7 @@ class Config(MethodConfig):
     def with_defaults(self) -> "Config":
         """Return a copy with the default settings of custom components filled in.
 
-        This imports their modules, so only call it for components that the user requested.
+        This imports the components' modules, so only call it if the user requested these components.
 
         Raises:
             UserError: a component cannot be imported, or rejects its settings.
@@ -179,20 +179,20 @@ class Config(MethodConfig):
         if not self.custom_components:
             return self
         tree = self.model_dump(mode="json")
-        for name, reference in self.custom_components.items():
-            tree[name]["args"] = complete_args(reference, getattr(self, name).args)
+        for section, reference in self.custom_components.items():
+            tree[section]["args"] = complete_args(reference, getattr(self, section).args)
         return parse_config(tree, where="settings")
 
     def require_trusted(self, where: str, *, trusted: bool = False) -> "Config":
-        """Return the configuration itself, if its custom components may be imported.
+        """Return the configuration if its custom components may be imported.
 
         Raises:
             UserError: it has custom components and is not `trusted`. The message starts with `where`.
         """
         if self.custom_components and not trusted:
             raise UserError(
-                f"{where} uses custom components ({', '.join(self.custom_components.values())}). Review the "
-                "code of these parts, then pass --trust-parts (in Python, trust_parts=True)."
+                f"{where} uses custom components ({', '.join(self.custom_components.values())}). Review "
+                "their code, then pass --trust-parts (in Python, trust_parts=True)."
             )
         return self
 
@@ -239,7 +239,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
 
 
 def _kind_field(section: str) -> str:
-    """Return the field that selects a component's kind, and "name" for other sections such as data."""
+    """Return the field that selects a component's kind, or "name" for sections without kinds (data, ...)."""
     default = Config.model_fields[section].default
     return default.KIND_FIELD if isinstance(default, ComponentSection) else "name"
 
@@ -259,7 +259,7 @@ def is_setting(key: str) -> bool:
 
 @cache
 def _models(section: str) -> dict[str | None, type[BaseModel]]:
-    """Return a section's models by kind, or by None for custom components and sections without kinds."""
+    """Return a section's Pydantic models by kind (None for custom components and sections without kinds)."""
     found: dict[str | None, type[BaseModel]] = {}
     for model in leaf_types(Config.model_fields[section].annotation):
         if isinstance(model, type) and issubclass(model, BaseModel):
@@ -276,7 +276,7 @@ def _fields(section: str, kind: object) -> Collection[str]:
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> ConfigData:
-    """Return values by dotted key."""
+    """Return the values of a nested mapping by dotted key."""
     flat: ConfigData = {}
     for key, value in tree.items():
         if isinstance(value, dict):

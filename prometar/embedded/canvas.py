@@ -49,20 +49,20 @@ class Canvas:
 
     @classmethod
     def figure(
-        cls, rng: Rng, size: int, *, reach: tuple[float, float], turn: float, shift: float, warp: float
+        cls, rng: Rng, size: int, *, radius: tuple[float, float], turn: float, shift: float, warp: float
     ) -> Self:
         """Return a canvas for one figure, turned by up to `turn` radians.
 
         Args:
-            reach: Range (low, high) of the figure's radius as a fraction of half the image.
+            radius: Range (low, high) of the figure's radius as a fraction of half the image.
             shift: Maximum shift of the figure as a fraction of half the image.
             warp: Typical displacement by the warp, in radii of the figure.
         """
-        unit, angle = rng.uniform(*reach), rng.uniform(-turn, turn)
+        unit, angle = rng.uniform(*radius), rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.1, 0.1))
-        left, top = rng.uniform(-shift, shift, 2)
+        center_x, center_y = rng.uniform(-shift, shift, 2)
         axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0
-        u, v = (axis[None, :] - left) / unit, (axis[:, None] - top) / unit
+        u, v = (axis[None, :] - center_x) / unit, (axis[:, None] - center_y) / unit
         x = (u * np.cos(angle) + v * np.sin(angle)) * stretch
         y = (v * np.cos(angle) - u * np.sin(angle)) / stretch
         if warp > 0.0:
@@ -76,7 +76,7 @@ class Canvas:
         return self.x.shape[0]
 
     def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
-        """Return 1 inside, 0 outside. `depth`: signed distance inward. `softness`: edge width in pixels."""
+        """Return 1 inside a shape, else 0. `depth`: distance inward. `softness`: edge width in pixels."""
         return edge(depth, softness * self.pixel)
 
 
@@ -88,12 +88,12 @@ def noise(rng: Rng, size: int, waves: float, stretch: float = 1.0) -> Floats:
     """Return smooth noise (H, W) with std about 1 and `waves` bumps across (`waves / stretch` downwards)."""
     shape = (max(2, round(waves * 2 / stretch)) + 2, max(2, round(waves * 2)) + 2)
     grid = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
-    grown = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
-    return grown * 1.25
+    resized = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
+    return resized * 1.25  # std about 1
 
 
 def fractal(rng: Rng, size: int, waves: float, octaves: int = 3) -> Floats:
-    """Return a sum (H, W) of noises, each twice as fine and half as strong as the last, with std about 1."""
+    """Return a sum of noises (H, W), std about 1. Each is twice as fine and half as strong as the last."""
     total = np.zeros((size, size))
     for octave in range(octaves):
         total += noise(rng, size, waves * 2**octave) * 0.5**octave
@@ -112,7 +112,7 @@ def integer_offset(value: Floats) -> Floats:
 
 
 def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floats]:
-    """Return x and y (N,) of the points of a jittered grid, `spacing` cells apart, that covers the canvas."""
+    """Return x and y (N,) of points on a jittered grid that covers the canvas. `spacing`: in cells."""
     left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
     columns = np.arange(left, canvas.x.max() + spacing, spacing)
     rows = np.arange(top, canvas.y.max() + spacing, spacing)
@@ -144,7 +144,7 @@ def voronoi(
 
 
 def segment_distance(canvas: Canvas, starts: Floats, ends: Floats) -> Floats:
-    """Return the distance (H, W) to the nearest segment from `starts` (N, 2) to `ends` (N, 2)."""
+    """Return the distance (H, W) to the nearest of the segments from `starts` (N, 2) to `ends` (N, 2)."""
     along = ends - starts
     start_x, start_y, along_x, along_y = (part[:, None, None] for part in (*starts.T, *along.T))
     dx, dy = canvas.x - start_x, canvas.y - start_y

@@ -1,4 +1,4 @@
-"""`cells`: 10 kinds of stained cells and microbes. `mini` was pretrained on them in other colors."""
+"""`cells`: 10 kinds of stained cells and microbes. `mini` was pretrained on these kinds in other colors."""
 
 from collections.abc import Callable
 
@@ -20,9 +20,9 @@ def _random_points(canvas: Canvas, count: int, spread: float = 0.85) -> Floats:
     return spread * canvas.rng.permutation(points)[:count]
 
 
-def _discs(canvas: Canvas, points: Floats, radius: Floats) -> Floats:
+def _discs(canvas: Canvas, points: Floats, radii: Floats) -> Floats:
     px, py = points.T[:, :, None, None]
-    return (radius[:, None, None] - np.hypot(canvas.x - px, canvas.y - py)).max(0)
+    return (radii[:, None, None] - np.hypot(canvas.x - px, canvas.y - py)).max(0)
 
 
 def _lumpy_disc(canvas: Canvas, radius: float, waves: int, height: float) -> Floats:
@@ -46,8 +46,8 @@ def _bacillus(canvas: Canvas) -> CellDepths:
 
 def _coccus(canvas: Canvas) -> CellDepths:
     count = int(canvas.rng.integers(8, 15))
-    steps = np.cumsum(canvas.rng.normal(0, 0.5, count)) + canvas.rng.uniform(0, 6)
-    chain = np.cumsum(np.stack([np.cos(steps), np.sin(steps)], axis=1) * 0.19, axis=0)
+    angle = np.cumsum(canvas.rng.normal(0, 0.5, count)) + canvas.rng.uniform(0, 6)
+    chain = np.cumsum(np.stack([np.cos(angle), np.sin(angle)], axis=1) * 0.19, axis=0)
     body = _discs(canvas, chain - chain.mean(0), np.full(count, 0.11))
     return body, body - 0.05
 
@@ -108,7 +108,7 @@ _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5
 
 
 def _draw(cell: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
-    canvas = Canvas.figure(rng, size, reach=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
+    canvas = Canvas.figure(rng, size, radius=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
     background = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
     body, dark = cell(canvas)
@@ -126,7 +126,7 @@ CELLS = RenderedSet(
     template="a microscope image of a {}.",
     counts={"train": 32, "val": 20, "test": 120},
     draw=_draw,
-    families={  # grouped by look, so the microbes contain the neuron
+    families={  # grouped by appearance, so a neuron counts as a microbe
         "bacterial": {"bacillus": _bacillus, "coccus": _coccus, "spirillum": _spirillum},
         "blood": {"erythrocyte": _erythrocyte, "lymphocyte": _lymphocyte, "neutrophil": _neutrophil},
         "microbe": {"amoeba": _amoeba, "diatom": _diatom, "neuron": _neuron, "yeast": _yeast},

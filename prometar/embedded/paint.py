@@ -1,4 +1,4 @@
-"""Conversion of drawn ink to pixels: colors, blending and uneven light."""
+"""Conversion of ink (0: background, 1: color) to pixels: colors, blending and uneven light."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -15,10 +15,10 @@ from prometar.errors import UserError
 
 SIZE = 64  # side of an image in pixels
 FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
-"""First image seed of a split or of `mini`'s pretraining. Image k of a class has FIRST_SEED[split] + k."""
+"""Seed of the first image of each class, by split (or pretraining of `mini`). Image k has this seed + k."""
 
 Motif = TypeVar("Motif")
-"""Type of a motif, which describes how a class is drawn, such as a function."""
+"""Type that describes how a class is drawn, such as a function."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class RenderedSet(Generic[Motif]):
         template: Template of zero-shot prompts.
         counts: Number of images per class, by split.
         draw: Function (motif, generator, side) -> (side, side, 3) pixels.
-        families: For each family of similar classes, its motifs by class name.
-        salted: True if class seeds depend on the dataset's name. False for `textures`, which predates this.
+        families: Motifs by class name, for each family of similar classes.
+        salted: True if class seeds depend on the dataset's name. False for `textures`, which is older.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`textures`: 32 patterns with ordinary names. `mini` was pretrained on other images of them.
+"""`textures`: 32 patterns with ordinary names. `mini` was pretrained on other images of the same patterns.
 
 Some base classes look alike (dotted, freckled), and so do some new classes (lined, striped). Each pattern
 function returns ink (H, W) on a canvas `c`: about 0 for the background color, 1 for the second color.
@@ -25,9 +25,9 @@ class Pattern:
     warp: float = 0.05
 
 
-def lines(value: Floats, half: float, pixel: float) -> Floats:
-    """Draw lines where `value` is an integer. `half`: half of their width, in cells."""
-    return edge(half - np.abs(integer_offset(value)), 1.5 * pixel)
+def lines(value: Floats, half_width: float, pixel: float) -> Floats:
+    """Draw lines where `value` (in cells) is an integer."""
+    return edge(half_width - np.abs(integer_offset(value)), 1.5 * pixel)
 
 
 def spots(
@@ -50,14 +50,14 @@ def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
     return 0.5 + 0.5 * slope * strength / np.sqrt(1.0 + (slope * strength) ** 2)
 
 
-def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], softness: float) -> Floats:
+def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], edge_width: float) -> Floats:
     """Draw layers in order of `value`. Each has a random tone, and a thickness from the range `thickness`."""
     ink = np.full(value.shape, 0.5)
-    at, tone = float(value.min()), 0.5
-    while at < value.max():
-        new = (tone + c.rng.uniform(0.3, 0.7)) % 1.0
-        ink = ink + (new - tone) * edge(value - at, softness)
-        at, tone = at + c.rng.uniform(*thickness), new
+    start, tone = float(value.min()), 0.5
+    while start < value.max():
+        next_tone = (tone + c.rng.uniform(0.3, 0.7)) % 1.0
+        ink = ink + (next_tone - tone) * edge(value - start, edge_width)
+        start, tone = start + c.rng.uniform(*thickness), next_tone
     return ink
 
 
@@ -93,12 +93,12 @@ def bumpy(c: Canvas) -> Floats:
 
 def cobwebbed(c: Canvas) -> Floats:
     dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
-    spokes = c.rng.integers(8, 14)
-    turn = np.arctan2(dy, dx) / tau * spokes
+    num_spokes = c.rng.integers(8, 14)
+    sector = np.arctan2(dy, dx) / tau * num_spokes
     radius = np.hypot(dx, dy)
-    web = lines(radius * (1.0 + 0.5 * integer_offset(turn) ** 2) * 1.3, 0.1, c.pixel)
-    spoke = c.ink(0.06 - np.abs(integer_offset(turn)) * radius * tau / spokes)
-    return np.maximum(0.8 * web, spoke)
+    rings = lines(radius * (1.0 + 0.5 * integer_offset(sector) ** 2) * 1.3, 0.1, c.pixel)
+    spokes = c.ink(0.06 - np.abs(integer_offset(sector)) * radius * tau / num_spokes)
+    return np.maximum(0.8 * rings, spokes)
 
 
 def cracked(c: Canvas) -> Floats:
@@ -204,8 +204,8 @@ def scaly(c: Canvas) -> Floats:
 
 def spiralled(c: Canvas) -> Floats:
     dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
-    arms, hand = c.rng.integers(1, 3), c.rng.choice((-1.0, 1.0))
-    return c.ink(np.sin(np.hypot(dx, dy) * tau * 0.8 + hand * arms * np.arctan2(dy, dx)), 6.0)
+    arms, direction = c.rng.integers(1, 3), c.rng.choice((-1.0, 1.0))
+    return c.ink(np.sin(np.hypot(dx, dy) * tau * 0.8 + direction * arms * np.arctan2(dy, dx)), 6.0)
 
 
 def stratified(c: Canvas) -> Floats:

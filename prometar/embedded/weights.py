@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-_FILES = resources.files("prometar.embedded")
-MINI_VOCABULARY: tuple[str, ...] = tuple((_FILES / "vocabulary.txt").read_text(encoding="utf-8").split())
-"""100 more nouns that `mini` was pretrained on. None is a class of a rendered dataset."""
+_FOLDER = resources.files("prometar.embedded")
+MINI_VOCABULARY: tuple[str, ...] = tuple((_FOLDER / "vocabulary.txt").read_text(encoding="utf-8").split())
+"""100 nouns that `mini` was pretrained on. None of them is a class of a rendered dataset."""
 
 TOKEN_TABLE = "token_embedding.weight"
 ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"
@@ -30,16 +30,16 @@ def initial_token_table(vocab_size: int, width: int) -> Tensor:
 
 def mini_config() -> dict[str, Any]:
     """Return the open_clip model configuration of `mini`."""
-    return json.loads((_FILES / "mini.json").read_text(encoding="utf-8"))
+    return json.loads((_FOLDER / "mini.json").read_text(encoding="utf-8"))
 
 
 @cache
 def load_mini() -> dict[str, Tensor]:
-    """Return the complete state dict of `mini` in float32, with open_clip's names.
+    """Return the complete state dict of `mini` in float32, with open_clip's parameter names.
 
     The result is cached. Copy its tensors before changing them.
     """
-    stored = safetensors.torch.load((_FILES / "mini.safetensors").read_bytes())
+    stored = safetensors.torch.load((_FOLDER / "mini.safetensors").read_bytes())
     ids, values = stored.pop(ROW_IDS), stored.pop(ROW_VALUES).float()
     table = initial_token_table(mini_config()["text_cfg"]["vocab_size"], values.shape[1])
     table[ids.long()] = values

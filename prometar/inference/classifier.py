@@ -52,7 +52,7 @@ class Classifier:
     Args:
         prompt_component, leaves: Prompt component of the method, and its trained tensors.
         config, classnames: Settings and classes of the training run. `predict` uses the classes by default.
-        template: Template of class texts, such as "a photo of a {}.". Not used if a text prompt is learned.
+        template: Template of class texts, such as "a photo of a {}.". Not used with learned text prompts.
         card: Card of the prompt file from which the classifier was loaded, if any.
     """
 
@@ -66,8 +66,8 @@ class Classifier:
 
     def __repr__(self) -> str:
         """Return one line without tensors."""
-        config, num = self.config, len(self.classnames)
-        return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num} classes>"
+        config, num_classes = self.config, len(self.classnames)
+        return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num_classes} classes>"
 
     def model(self, classnames: Sequence[str], template: str | None = None) -> PromptedClip:
         """Return the prompted CLIP for these classes."""
@@ -91,7 +91,7 @@ class Classifier:
 
         Raises:
             UserError: there are no images, class names are invalid or repeated, or a file is missing.
-            WorkError: an image is corrupt.
+            WorkError: an image is corrupt, or probabilities are not finite.
 
         Example:
             >>> import prometar
@@ -100,14 +100,14 @@ class Classifier:
         """
         names = self.classnames if classnames is None else _check_classnames(classnames)
         inputs = _to_sequence(images)
-        logits, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
-        spec, chunks = TransformSpec(clip.image_size, train=False, crop_scale=TORCHVISION_CROP), []
+        logits_fn, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
+        spec, batches = TransformSpec(clip.image_size, train=False, crop_scale=TORCHVISION_CROP), []
         for number, start in enumerate(range(0, len(inputs), batch_size)):
             encoded = map(_encode, inputs[start : start + batch_size])
             pixels = np.stack([make_image(spec, content, 0, path=path) for content, path in encoded])
-            logits_BC = logits(send(torch.from_numpy(pixels), clip.device), number)
-            chunks.append(fetch(logits_BC.float().softmax(dim=-1)).numpy())
-        probabilities = np.concatenate(chunks)
+            logits_BC = logits_fn(send(torch.from_numpy(pixels), clip.device), number)
+            batches.append(fetch(logits_BC.float().softmax(dim=-1)).numpy())
+        probabilities = np.concatenate(batches)
         if not np.isfinite(probabilities).all():
             raise not_finite_error(self.backbone)
         return Predictions(tuple(names[k] for k in probabilities.argmax(axis=1)), probabilities, names)
@@ -122,12 +122,12 @@ def load(
         path: A file, or hf://owner/name[@revision] with a branch, tag or commit as revision.
         pretrained: Weights of the backbone. Default: as in training. Required if training used a local file.
         device: Device such as "cpu" or "cuda". Default: a GPU if available.
-        trust_parts: True to import the file's custom components (parts). By default, they are an error.
+        trust_parts: True to import the file's custom components (parts). By default, such a file is refused.
 
     Raises:
-        UserError: the file is missing or was not exported, the weights are missing or differ from those in
+        UserError: the file is missing or was not exported, the weights are missing or are not those of
             training, a custom component is not trusted, or the device does not exist.
-        WorkError: the Hub does not provide the file.
+        WorkError: the file cannot be downloaded from the Hub.
     """
     target = default_device() if device is None else named_device(device)
     path = download_prompts(path) if isinstance(path, str) and path.startswith(HUB_PREFIX) else Path(path)
@@ -141,7 +141,7 @@ def load(
     clip = load_clip(name, pretrained or original)
     if weights_digest(clip) != card.digest:
         raise UserError(
-            f"{path} was trained with different weights of {name}, not {pretrained or original or 'mini'}. "
+            f"{path} was trained with other weights of {name} than {pretrained or original or 'mini'}. "
             "Pass the original weights as pretrained=FILE."
         )
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
@@ -155,7 +155,7 @@ def checked_prompt_component(path: Path, config: Config, clip: Clip, leaves: Map
     """Return the prompt component of a configuration, after checking that the trained tensors fit it.
 
     Raises:
-        UserError: the tensors `leaves` of the file `path` have other names or shapes, or are not finite.
+        UserError: the tensors `leaves` of the file `path` have wrong names or shapes, or are not finite.
     """
     component, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
     expected = component.initialize(clip, no_tokens, torch.Generator())  # only names and shapes matter
@@ -173,7 +173,7 @@ def _check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
         usable = False
     if not usable:
         raise UserError(
-            "classnames must be a non-empty sequence of different names (case and underscores are ignored), "
+            "classnames must be a non-empty sequence of unique names (case and underscores are ignored), "
             f"got {classnames!r:.200}"
         )
     return names
@@ -188,7 +188,7 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
 
 
 def _encode(image: ImageInput) -> tuple[bytes, str]:
-    """Return an image as the bytes of a file, and its path for messages. Pixels are encoded losslessly."""
+    """Return an image as the bytes of a file, losslessly, and its path or origin for messages."""
     if isinstance(image, str | Path):
         try:
             return read_bytes(Path(image)), str(image)

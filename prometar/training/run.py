@@ -112,7 +112,7 @@ def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) 
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
-    key = (plan.digest, clip.image_prompts, *cache_key)
+    key = (plan.digest, clip.has_image_prompts, *cache_key)
     if key not in _IMAGE_FEATURES:
         _IMAGE_FEATURES[key] = (num_bytes, {})
     return _IMAGE_FEATURES[key][1]
@@ -140,7 +140,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         check_components(config, backbone.clip)
     if not has_image_prompts(method.prompts):
         digest = backbone.digest
-        backbone = replace(backbone, clip=replace(backbone.clip, image_prompts=False))
+        backbone = replace(backbone, clip=replace(backbone.clip, has_image_prompts=False))
         vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute
     clip, cache_key = backbone.clip, (config.backbone, *dataset_key, repr(dataset.source))
     augment, train, shots = config.augment, config.train, config.data.shots

@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from prometar.clip.features import can_skip_images, needs_images_once
 from prometar.clip.weights import mismatch
 from prometar.data.splits.objective import objective_of, score_accuracies
-from prometar.data.streaming.stream import Batch, Stream, stream_labels, stream_local
+from prometar.data.streaming.stream import Batch, StreamFn, stream_labels, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import cannot_write_error
 from prometar.training.checkpoint import Checkpoint, checkpoint_error, load_checkpoint, save_checkpoint
@@ -42,7 +42,7 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, folder: Path, stream: Stream = stream_local, before_step: StepCallback | None = None
+        self, run: Run, folder: Path, stream: StreamFn = stream_local, before_step: StepCallback | None = None
     ) -> None:
         self.run = run
         self.state = initial_state(run)
@@ -59,7 +59,7 @@ class Session:
 
     @classmethod
     def resume_or_restart(
-        cls, run: Run, folder: Path, stream: Stream, before_step: StepCallback | None = None
+        cls, run: Run, folder: Path, stream: StreamFn, before_step: StepCallback | None = None
     ) -> "tuple[Session, str]":
         """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 

@@ -84,7 +84,7 @@ def test_problems_are_named_and_the_rest_is_run(
     args = ["--datasets", "dtd", "eurosat", "ucf101", "--methods", "zero-shot", "--shots", "1"]
     assert reproduce("base-to-new", root, out, *args) == 1
     text = capsys.readouterr()
-    assert text.err.startswith("error: Some runs are missing, see above.")
+    assert text.err.startswith("error: Some runs are missing (see above).")
     assert f"Skipping ucf101: Dataset folder {root / 'ucf101'} is missing" in text.out
     assert "dtd, zero-shot, 1 shot, seed 1 failed: " in text.out
     assert "tests/0_0.jpg" in text.out

@@ -1,4 +1,4 @@
-"""Result tables of `prometar reproduce` for the terminal, as CSV and as Markdown."""
+"""Result tables of `prometar reproduce`: in the terminal, as CSV and as Markdown."""
 
 import io
 from collections.abc import Sequence
@@ -25,23 +25,23 @@ def print_table(grid: Grid, rows: Sequence[Row], notes: Sequence[str], console: 
 def as_markdown(grid: Grid, rows: Sequence[Row], notes: Sequence[str]) -> str:
     """Return the table as Markdown, followed by its notes."""
     file = io.StringIO()
-    console = Console(file=file, width=10_000, markup=False, highlight=False)
+    console = Console(file=file, width=10_000, markup=False, highlight=False)  # cells do not wrap
     console.print(_table(grid, rows, markdown=True))
     table = "\n".join(line.strip() for line in file.getvalue().splitlines())
-    bullets = "\n".join(f"- {_escape(note)}" for note in notes)
-    return f"{_escape(grid.title)}\n\n{table.strip()}\n\n{bullets}\n"
+    bullets = "\n".join(f"- {_escape_markdown(note)}" for note in notes)
+    return f"{_escape_markdown(grid.title)}\n\n{table.strip()}\n\n{bullets}\n"
 
 
 def _table(grid: Grid, rows: Sequence[Row], *, markdown: bool) -> Table:
-    convert, separator = (_escape, " ") if markdown else (str, "\n")
+    convert, separator = (_escape_markdown, " ") if markdown else (str, "\n")
     table = Table("dataset", "method", box=MARKDOWN if markdown else None, pad_edge=markdown)
     for name in ("n", *grid.columns):
         table.add_column(name, justify="right", no_wrap=True)
     for dataset, method, summaries in rows:
         counts = sorted({summary.n for summary in summaries.values()}) or [0]
-        n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))  # such as 3, or 2–3 if columns differ
+        n_range = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))  # 3, or 2–3 if columns differ
         cells = [_cell(summaries.get(column), separator) for column in grid.columns]
-        table.add_row(convert(dataset), convert(method), n, *map(convert, cells))
+        table.add_row(convert(dataset), convert(method), n_range, *map(convert, cells))
     return table
 
 
@@ -63,14 +63,14 @@ def as_csv(grid: Grid, rows: Sequence[Row]) -> str:
     lines: list[tuple[object, ...]] = [("protocol", "dataset", "method", "column", *statistics)]
     for dataset, method, summaries in rows:
         for column in grid.columns:
-            if (cell := summaries.get(column)) is None:
+            if (summary := summaries.get(column)) is None:
                 continue
-            low, high = (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
-            difference = None if cell.published is None else cell.mean - cell.published
-            numbers = (cell.mean, cell.sd, low, high, cell.published, difference)
-            lines.append((grid.protocol.name, dataset, method, column, cell.n, *map(decimal, numbers)))
+            low, high = (summary.interval.low, summary.interval.high) if summary.interval else (None, None)
+            difference = None if summary.published is None else summary.mean - summary.published
+            numbers = (summary.mean, summary.sd, low, high, summary.published, difference)
+            lines.append((grid.protocol.name, dataset, method, column, summary.n, *map(decimal, numbers)))
     return csv_text(lines)
 
 
-def _escape(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     return " ".join(text.split()).translate(_ESCAPES)

@@ -1,4 +1,4 @@
-"""Results of `prometar reproduce`: a table with published accuracies, and paired differences."""
+"""Results of `prometar reproduce`: accuracies beside published ones, and paired differences of methods."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ class AccuracySummary:
 
 
 Row = tuple[str, str, Mapping[str, AccuracySummary]]
-"""Row of the table: dataset or average, method, and accuracies by column."""
+"""Row of the table: label (a dataset or an average), method, and summaries by column."""
 
 
 def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
-    """Return accuracies by method, dataset, column and seed. Datasets without a finished run are empty."""
+    """Return accuracies by method, dataset, column and seed. Datasets without a finished run map to {}."""
     results: dict[str, dict[str, dict[str, dict[int, float]]]]
     results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
     for run in runs:
@@ -46,7 +46,7 @@ def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
             accuracies = {shots_column(each): accuracies[ACCURACY] for each in shots}
         for column, value in accuracies.items():
             by_dataset[data.name].setdefault(column, {})[run.seed] = value
-        for name, (accuracy, _) in run.result.tests.items():
+        for name, (accuracy, _) in run.result.tests.items():  # datasets used only for testing
             if name in by_dataset:
                 by_dataset[name].setdefault(ACCURACY, {})[run.seed] = accuracy
     return results
@@ -58,9 +58,9 @@ def build_table(
     """Return the rows of the table and its notes.
 
     Args:
-        incomparable: Datasets whose results are not comparable with published ones, and the reasons.
+        incomparable: Reasons why results are not comparable with published ones, by dataset.
     """
-    shots = {"data.shots": grid.shots[0]}
+    shots = {"data.shots": grid.shots[0]}  # protocols with published accuracies have one number
     configs = {method: config.override(shots) for method, config in grid.configs.items()}
     published_by_method = {
         method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()
@@ -81,7 +81,7 @@ def build_table(
         comparable = set(averaged) == set(grid.protocol.datasets) and not incomparable
         averages = {method: _average([results[method][name] for name in averaged]) for method in grid.configs}
         rows += [row(label, method, scores, comparable=comparable) for method, scores in averages.items()]
-    cited = {method for _, method, cells in rows if any(cell.published for cell in cells.values())}
+    cited = {method for _, method, summaries in rows if any(each.published for each in summaries.values())}
     notes = list(_notes(grid, results))
     if cited:
         sources = ", ".join(source for method, (_, source) in published_by_method.items() if method in cited)
@@ -113,7 +113,7 @@ def _summarize(
         if values := list(scores.get(column, {}).values()):
             center = mean(values)
             if column == HARMONIC:
-                center = harmonic_mean({key: mean(scores[key].values()) for key in ("base", "new")})
+                center = harmonic_mean({part: mean(scores[part].values()) for part in ("base", "new")})
             interval = t_interval(values)
             sd = stdev(values) if interval else None
             summaries[column] = AccuracySummary(len(values), center, sd, interval, published.get(column))
@@ -121,7 +121,7 @@ def _summarize(
 
 
 def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare each method with ProMetaR or, without it, the first method. The source dataset is ignored."""
+    """Compare methods with ProMetaR, or with the first if ProMetaR is absent. Ignore the source dataset."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

@@ -26,7 +26,7 @@ from tune.reproduce.results import build_table, collect, compare_methods
 
 
 def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
-    """Run or resume a grid. Then print and write its table and the paired comparisons.
+    """Run or resume a grid. Print and write the table of accuracies and the paired comparisons.
 
     Raises:
         UserError: an argument is invalid, or runs in the folder have other settings or data.
@@ -76,11 +76,11 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
             write_atomically(out / protocol / name, content.encode())
     console.print(f"Wrote table.csv, table.md and pairs.csv to {out / protocol}")
     if problems:
-        raise WorkError(f"Some runs are missing, see above. {FIX_AND_RESUME}")
+        raise WorkError(f"Some runs are missing (see above). {FIX_AND_RESUME}")
 
 
 def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:
-    """Return the available datasets, their largest training splits, and the reason for each unavailable one.
+    """Return the available datasets, the largest split of each one trained on, and why others are missing.
 
     Raises:
         UserError: there is no dataset to train on.

@@ -43,7 +43,7 @@ class _Range(StrictModel):
 
     @property
     def condition_text(self) -> str:
-        """`when` as text for messages, or "" if it is empty."""
+        """`when` as a clause, such as " if prompts.kind = coupled", or "" if it is empty."""
         texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in self.when.items()]
         return f" if {' and '.join(texts)}" if texts else ""
 
@@ -52,15 +52,15 @@ class _Range(StrictModel):
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
-_Number = Annotated[float, AfterValidator(lambda x: int(x) if x.is_integer() else x)]  # 8.0 -> 8
+_IntIfWhole = Annotated[float, AfterValidator(lambda x: int(x) if x.is_integer() else x)]  # 8.0 -> 8
 
 
 class NumberRange(_Range):
     """Floats or integers from low to high, both included. With `log`, the logarithm is sampled uniformly."""
 
     type: Literal["float", "int"]
-    low: _Number
-    high: _Number
+    low: _IntIfWhole
+    high: _IntIfWhole
     log: StrictBool = Field(default=False, exclude_if=lambda log: not log)
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class NumberRange(_Range):
 
     @property
     def probe_values(self) -> tuple[float, ...]:
-        """Values to validate: the bounds, and a non-integer to detect float ranges of integer settings."""
+        """Values to validate: the bounds and, for floats, a non-integer that integer settings reject."""
         non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *non_integer
 

@@ -25,7 +25,7 @@ MAX_COMBINATIONS = 1000
 
 
 class Space(StrictModel):
-    """Ranges by dotted setting name (`optim.lr`), in the order in which they are sampled.
+    """Ranges by dotted key of a setting (`optim.lr`), in the order in which they are sampled.
 
     Example:
         >>> lr = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
@@ -82,7 +82,7 @@ class Space(StrictModel):
         values, searched = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
             active = entry.is_active(searched)
-            # An inactive setting may be missing, because it may belong to an unused kind of component.
+            # Inactive settings may be missing: those of other kinds of components, and `args` of custom ones.
             if key not in values and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:
@@ -113,7 +113,7 @@ class Space(StrictModel):
         return values
 
     def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
-        """Return the space without settings that have no effect or whose default lies outside their range.
+        """Return the space without settings that have no effect or whose range excludes the baseline's value.
 
         Conditions on removed settings are evaluated with the default values.
 
@@ -137,11 +137,11 @@ class Space(StrictModel):
         return self.model_copy(update={"ranges": ranges})
 
     def probe_values(self, key: str) -> tuple[Value, ...]:
-        """Return the values that test whether a setting's range is valid, or () if it is not searched."""
+        """Return a setting's values to validate, which include its bounds, or () if it is not searched."""
         return self.ranges[key].probe_values if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
-        """Return ranges as text, by setting."""
+        """Return ranges and their conditions as text, by setting."""
         return {key: entry.describe() + entry.condition_text for key, entry in self.ranges.items()}
 
 
@@ -153,7 +153,7 @@ def required_values(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Valu
     return required
 
 
-_COMPONENTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}
+_COMPONENTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}  # sections of Config
 
 
 def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
@@ -216,14 +216,14 @@ def load_enqueued(path: Path, space: Space) -> list[dict[str, Value]]:
     if file_size(path) is None:
         raise UserError(f"--enqueue {path} does not exist.")
     tree = read_yaml(path)
-    entries = tree if isinstance(tree, list) else [tree]
-    if not entries or not all(isinstance(entry, dict) and entry for entry in entries):
+    mappings = tree if isinstance(tree, list) else [tree]
+    if not mappings or not all(isinstance(each, dict) and each for each in mappings):
         raise UserError(f"--enqueue {path} must contain a mapping of settings to values, or a list of them.")
-    return [_parse_entry(entry, space, f"--enqueue {path}, entry {n}") for n, entry in enumerate(entries, 1)]
+    return [_parse_mapping(each, space, f"--enqueue {path}, entry {n}") for n, each in enumerate(mappings, 1)]
 
 
-def _parse_entry(entry: dict[str, Any], space: Space, where: str) -> dict[str, Value]:
-    given = flatten(entry)
+def _parse_mapping(mapping: dict[str, Any], space: Space, where: str) -> dict[str, Value]:
+    given = flatten(mapping)
     if {"method", "data.name"} <= given.keys():  # a complete configuration
         given = {key: value for key, value in given.items() if key in space.ranges}
     settings = space.check(given, where=where)

@@ -14,7 +14,7 @@ from tune.stages.jobs import JobRunner, scores, trial_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """Return the baseline, if completed, and the `top` best others. If `top` is 0, return the best trial."""
+    """Return the baseline, if completed, and the `top` best others, or only the best trial if `top` is 0."""
     ranked = rank_completed(trials)
     baseline = [trial for trial in ranked if trial.is_baseline]
     others = [trial for trial in ranked if not trial.is_baseline]
@@ -24,7 +24,7 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 def confirm(
     config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: JobRunner
 ) -> Confirmation:
-    """Rerun trials with fresh seeds. Select the highest mean score over all seeds. The baseline wins ties.
+    """Rerun trials with fresh seeds. Select by mean score over all seeds. The baseline wins ties.
 
     Raises:
         WorkError: a run of the baseline failed, or every candidate has a failed run.

@@ -1,6 +1,6 @@
 """Final test: comparison of the selected settings with the baseline on test images.
 
-A seed pair is one run with the selected settings and one with the baseline, both with the same seed.
+A seed pair consists of a run with the selected settings and a baseline run, both with the same seed.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ def run_final_test(
     published: Mapping[str, float | None],
     previous: FinalTest | None,
 ) -> FinalTest:
-    """Run seed pairs until an analysis of their differences is conclusive. Return the record of the test.
+    """Run seed pairs until an analysis of the differences is conclusive or no seeds are left.
 
     Args:
-        published: Published harmonic mean by dataset, None if unknown.
-        previous: Record of the previous final test of this study, None if there is none.
+        published: Published harmonic mean by dataset, or None if unknown.
+        previous: Record of the previous final test of this study, or None if there is none.
     """
     datasets, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
     if baseline_selected or config.test.seeds != "auto":
-        # A fixed number of seeds needs one analysis, with the full 5%.
+        # A fixed number of seeds is analyzed once, so this analysis gets the whole error probability of 5%.
         alphas = {UNPAIRED_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # A baseline that was rerun after a failure is not trial 0. Use 0 on both sides, so that they share runs.
+    # A baseline that was rerun after a failure is not trial 0. With 0 on both sides, both use the same runs.
     selected_number = 0 if baseline_selected else selected.number
     sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
@@ -59,7 +59,7 @@ def run_final_test(
         differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]
         if is_decided(differences, alpha, min_relevant=config.test.min_relevant):
             break
-    # Verdict: on one dataset, the interval over seeds. On several, a 95% interval over the datasets' means.
+    # The verdict uses the interval over seeds, or for several datasets the 95% interval over their means.
     difference = mean_interval([each.difference for each in results.values()])
     return FinalTest(
         seeds=seeds,
@@ -78,7 +78,7 @@ def run_final_test(
 def _compare(
     baseline: RunScores, selected: RunScores, *, published: float | None, alpha: float | None
 ) -> DatasetTest:
-    """Compare the runs on a dataset. `alpha` is None if the baseline was selected. Both are then equal."""
+    """Compare the runs on a dataset. `alpha` is None if both sides have the same settings."""
 
     def interval(metric: str) -> Interval | None:
         if alpha is None:
@@ -102,7 +102,7 @@ def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict
 
 
 def _trials_tested_before(previous: FinalTest | None, number: int, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the trials of earlier final tests, whose results may have influenced the user's choices."""
+    """Return the trials of earlier final tests. Their test results may have influenced the user's choices."""
     if previous is None:
         return ()
     is_rerun = (previous.selected.number, previous.seeds) == (number, seeds)

@@ -1,4 +1,4 @@
-"""Jobs of the three stages, and the results in their folders."""
+"""Jobs of the three stages, and their results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from tune.records.schema import RunScore, RunScores
 from tune.space.ranges import Settings
 
 JobRunner = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Function that runs the jobs that have no result yet, and returns failure reasons by job name."""
+"""Function that runs unfinished jobs and returns failure reasons by job name."""
 
 
 def trial_job(
     config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, fresh_seed: int | None = None
 ) -> Job:
-    """Return the job that trains a trial, or that reruns it with `fresh_seed` in the confirmation.
+    """Return the job of a trial, or of its rerun with `fresh_seed` in the confirmation.
 
     The job has one run per dataset and seed. If there are several runs, each has a subfolder.
     """
@@ -62,7 +62,7 @@ def unfinished_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def scores(job: Job, failures: Mapping[str, str]) -> RunScores:
-    """Return the scores of a job's runs. If a run has no result, `error` contains the reason.
+    """Return the scores of a job's runs. The `error` of a score is the reason why its run has no result.
 
     Args:
         failures: Failure reasons by job name.

@@ -49,7 +49,7 @@ class StudyPlan:
     """Plan of a study.
 
     Args:
-        stages: Maximum number of runs, epochs and steps by stage, and their sums as `TOTAL`.
+        stages: Maximum numbers of runs, epochs and steps, by stage. Their sums are under `TOTAL`.
         remarks: Conditions under which a stage needs fewer runs or epochs, by stage.
         splits: Images of the search and of the final test, by dataset.
     """
@@ -61,7 +61,7 @@ class StudyPlan:
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the user about the images."""
+        """Notes for the user about the splits of the search."""
         return list(dict.fromkeys(search.note for search, _ in self.splits.values() if search.note))
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     if weights and weights.endswith(".safetensors") and file_size(Path(weights)) is None:
         raise UserError(f"--pretrained {weights} does not exist.")
     data, datasets = config.run.data, list[Dataset]()
-    for name in search.datasets:
+    for name in search.datasets:  # only the first, `data.name`, has arguments
         require_outside_dataset(config.location.out / config.name, name, data.root)
         datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
     options = {"shots": data.shots, "seed": config.run.train.seed, "val_per_class": search.val_per_class}
@@ -118,10 +118,10 @@ def plan_study(config: StudyConfig) -> StudyPlan:
 
 
 def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str], Footprint]:
-    """Load the weights, and compute the digests of all inputs that determine results.
+    """Load the weights, and compute the digests of all inputs that determine results, except settings.
 
     Returns:
-        Digests of inputs other than settings, by name, and the sizes that determine memory use.
+        Digests by input, and the sizes that determine memory use.
 
     Raises:
         UserError: the weights are missing or do not fit the method, or drift cannot be measured on a dataset.
@@ -148,7 +148,7 @@ def _stages(
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
     smallest_batch = min(map(int, batch_sizes))
-    transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # does not affect the count
+    transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # no effect on the steps
     search_steps, final_steps = (
         sum(DataPlan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)
@@ -161,11 +161,11 @@ def _stages(
         "Confirmation": (reruns, config.max_epochs, search_steps),
         "Final test": (2 * len(config.final_seeds), final_epochs, final_steps),
     }
-    remarks = {} if search.pruner == "none" else {"Search": "pruned trials train fewer epochs"}
+    remarks = {} if search.pruner == "none" else {"Search": "pruned trials train for fewer epochs"}
     if config.test.seeds == "auto":
         min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), UNPAIRED_SEEDS * num_datasets
-        if_baseline = f"{baseline_runs} if the default settings are selected"
-        remarks["Final test"] = f"{min_runs} if the first analysis is conclusive, {if_baseline}"
+        if_baseline = f"{baseline_runs} runs if the default settings are selected"
+        remarks["Final test"] = f"{min_runs} runs if the first analysis is conclusive, {if_baseline}"
     stages = {
         name: (runs * num_datasets, runs * num_datasets * epochs, runs * epochs * steps)
         for name, (runs, epochs, steps) in amounts.items()

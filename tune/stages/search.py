@@ -49,7 +49,7 @@ class SearchJobs(Iterator[Job]):
         return continues
 
     def finished(self, job: Job, failure: str) -> None:
-        """Store the failure, if any. A job that did not fail was already stored by `reported`."""
+        """Store the failure, if any. `reported` has already stored the result of any other job."""
         if failure:
             self._fail(job.trial_number, failure)
 
@@ -59,9 +59,9 @@ class SearchJobs(Iterator[Job]):
         if self._store.exhausted:
             yield "Search space exhausted: every combination has been tried."
         elif self.out_of_time and done < trials:
-            yield "Time limit reached (--max-hours): no new trials will be started."
+            yield "Time limit reached (--max-hours): no more trials were started."
         if done > trials:
-            yield f"--trials {trials} is below the {done} existing trials. All of them are used."
+            yield f"--trials is {trials}, but the study has {done} trials. All are used."
 
     def close(self) -> None:
         self._store_duration()

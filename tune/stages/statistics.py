@@ -1,7 +1,7 @@
 """Statistics of the final test: the stopping rule, and the smallest detectable difference.
 
 The final test is analyzed up to four times, after 5, 8, 11 and 15 seed pairs. With an error probability of 5%
-each, the analyses would too often show a difference that does not exist. They therefore share the 5%
+each, the analyses would too often detect a difference that does not exist. They therefore share the 5%
 (Bonferroni): in at least 95% of studies, the intervals of all four contain the true difference.
 """
 
@@ -15,7 +15,7 @@ from prometar.metrics import Interval, t_interval
 from tune.config import MAX_SEED_PAIRS
 
 POWER = 0.8
-"""Probability with which a test shows the difference that `min_detectable` returns."""
+"""Probability with which a test detects the difference that `min_detectable` returns."""
 UNPAIRED_SEEDS = 3
 """Number of seeds if the baseline was selected, in which case there are no pairs to compare."""
 ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
@@ -31,9 +31,9 @@ def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
 
 
 def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: float) -> bool:
-    """Return True if no more seed pairs are needed.
+    """Return True if the interval of the mean difference excludes 0 or lies within ±`min_relevant`.
 
-    The confidence interval of the mean difference then excludes 0 or lies within ±`min_relevant`.
+    The final test then needs no more seed pairs.
 
     Args:
         differences: Selected minus baseline by seed, in points.
@@ -49,11 +49,11 @@ def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: floa
 
 
 def min_detectable(differences: Sequence[float], alpha: float) -> float | None:
-    """Return the minimum true difference that a two-sided paired t-test shows with probability `POWER`.
+    """Return the minimum true difference that a two-sided paired t-test detects with probability `POWER`.
 
-    This is delta s / sqrt(n), where s is the sample standard deviation. A noncentral t variable with n - 1
-    degrees of freedom and noncentrality delta exceeds the critical value t_{1 - alpha/2} with probability
-    `POWER`. Return None for fewer than two differences.
+    Let delta be the noncentrality for which a noncentral t variable with n - 1 degrees of freedom exceeds the
+    critical value t_{1 - alpha/2} with probability `POWER`. The minimum is delta s / sqrt(n), where s is the
+    sample standard deviation. For fewer than two differences, it is None.
     """
     n = len(differences)
     if n < 2:

@@ -28,7 +28,7 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
 
     Args:
         max_epochs: Maximum number of epochs of a trial. A custom pruner `module:Name` is called with it.
-        concurrency: Concurrent trials. `percentile` and `median` wait until at least this many are completed.
+        concurrency: Number of concurrent trials. `percentile` and `median` wait for this many completed ones.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.
@@ -40,7 +40,7 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
         "percentile": PercentilePruner(75.0, **limits),
         "median": MedianPruner(**limits),
         "asha": SuccessiveHalvingPruner(MIN_EPOCHS, reduction_factor=3),
-        "hyperband": HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, max_epochs), 3),
+        "hyperband": HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, max_epochs), reduction_factor=3),
         "none": NopPruner(),
     }
     pruner = pruners.get(name) or instantiate_custom("pruner", name, pruners)(max_epochs)

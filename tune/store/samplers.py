@@ -20,7 +20,7 @@ STARTUP_TRIALS = 6
 
 
 def derive_seed(study_seed: int, trial_number: int, attempt: int) -> int:
-    """Return the seed of a trial's sampler. `attempt` counts attempts that gave duplicate settings."""
+    """Return the seed of a trial's sampler. `attempt` is the number of earlier attempts for this trial."""
     return int(np.random.SeedSequence((study_seed, trial_number, attempt)).generate_state(1)[0])
 
 
@@ -30,7 +30,7 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.
         concurrency: Number of concurrent trials. Model-based samplers start after at least this many results,
-            because among concurrent trials the short ones finish first, and would bias the model.
+            because the shortest of the concurrent trials finish first and would bias the model.
 
     Raises:
         UserError: the sampler is unknown, or is not an Optuna sampler.

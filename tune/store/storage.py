@@ -66,7 +66,7 @@ def storage_errors(url: str) -> Iterator[None]:
         raise UserError(masked(f"--storage {url} is invalid: {str(error).splitlines()[0]}.")) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
-        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # its subclasses mean locked or full
+        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # OperationalError if locked or full
             raise InfrastructureError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
         raise _storage_error(url, cause) from None
 
@@ -78,5 +78,5 @@ def _storage_error(url: str, error: BaseException) -> InfrastructureError:
 
 def second_writer_error(url: str) -> InfrastructureError:
     """Return the error for a study to which two processes write."""
-    problem = masked(f"Another process writes to this study in {url}.")
+    problem = masked(f"Another process is writing to this study ({url}).")
     return InfrastructureError(f"{problem} Stop one of the processes, then rerun the same command to resume.")

@@ -24,7 +24,7 @@ MAX_DUPLICATES = 20
 """Number of consecutive duplicates after which the first untried combination is used. If the space has too
 many combinations to list, settings are sampled at random instead."""
 
-IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0, written in its first transaction
+IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0, which is created with them
 ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of trials
 SECONDS = "seconds_searched"  # user attribute of the study
 FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial
@@ -39,7 +39,7 @@ def open_trial_store(
     Args:
         folder: Folder of the study.
         digests: Digests of inputs other than the configuration that determine results, by name.
-        concurrency: Concurrent trials. Samplers and pruners start only after at least this many results.
+        concurrency: Number of concurrent trials (see `make_sampler` and `make_pruner`).
 
     Raises:
         UserError: the URL is invalid, or the stored study has other settings or another folder.
@@ -58,7 +58,7 @@ class TrialStore:
 
     Attributes:
         exhausted: True if every combination of the space has been tried.
-        seconds_searched: Duration of the search, including that in earlier processes.
+        seconds_searched: Duration of the search in seconds, including earlier processes.
     """
 
     def __init__(
@@ -127,13 +127,13 @@ class TrialStore:
         return build_record(trial) if trial.state.is_finished() else None
 
     def ask(self, *, new: bool = True) -> FrozenTrial | None:
-        """Start the next trial. Interrupted trials come first, then the baseline, enqueued and sampled ones.
+        """Start the next trial. The order is: interrupted, baseline, enqueued, sampled.
 
         Args:
             new: False to only resume interrupted trials.
 
         Returns:
-            The trial, or None if all trials were started, the space is exhausted or too many trials failed.
+            The trial, or None if there are no more trials, or too many have failed.
         """
         for trial in self.interrupted:
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)

@@ -16,7 +16,7 @@ class Archive(StrictModel):
     """Public archive of a benchmark.
 
     Args:
-        main_folder: Folder in `parent` that marks a complete download: it is moved after all other content.
+        main_folder: Folder in `parent`. It is moved last, so its presence marks a complete download.
         parent: Folder in the archive. All of its content is moved to the benchmark's folder.
         digest: Expected digest, such as "md5:<hex>". Empty if unknown.
     """
@@ -34,10 +34,10 @@ class Benchmark(StrictModel):
         name: Name for `--dataset`.
         title: Name in tables.
         folder: Folder below the data root.
-        image_folder: Relative to `folder`.
+        image_folder: Folder of the images, relative to `folder`.
         split_file: JSON file that lists the images. Empty if the benchmark has class folders or text lists.
         split_digest: Digest of CoOp's split file, such as "sha256:<hex>". Empty if unknown.
-        split_folders: By split, the folder that contains its class folders, relative to `image_folder`.
+        split_folders: Parent of the class folders, by split. Relative to `image_folder`.
         numbered: True if class folders are named 0, 1, ... in the order of classnames.txt, not by WordNet ID.
         classes: Published number of classes.
         sizes: Published number of images per split.

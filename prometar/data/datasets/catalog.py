@@ -61,7 +61,7 @@ def require_name(name: str) -> None:
 
 
 def default_root(*names: str) -> str | None:
-    """Return the default data root: PROMETAR_DATA or `data`, or None if no name is a benchmark.
+    """Return the default data root: PROMETAR_DATA or `data`, or None if none of `names` is a benchmark.
 
     Example:
         >>> default_root("cells"), default_root("cells", "dtd")
@@ -105,7 +105,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
         UserError: the name is unknown, the data root or an image is missing, or the image list is invalid.
     """
     dataset = open_unverified(name, root, args)
-    for problem in find_list_errors(dataset):
+    for problem in image_list_errors(dataset):
         raise UserError(f"{problem}. Fix the list. `prometar data check {name}` lists all errors.")
     if isinstance(dataset.source, FolderSource):
         missing = _missing_images(Path(dataset.source.folder), dataset.items)
@@ -162,8 +162,8 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
     return replace(found, name=name, list_origin=found.list_origin or name)
 
 
-def find_list_errors(dataset: Dataset) -> Iterator[str]:
-    """Yield errors of an image list: bad or repeated paths, bad class names, labels with several names."""
+def image_list_errors(dataset: Dataset) -> Iterator[str]:
+    """Yield errors in an image list: bad or repeated paths, bad class names, labels with several names."""
     seen: dict[str, str] = {}
     names: dict[int, str] = {}
     for split, items in dataset.splits.items():
@@ -186,7 +186,7 @@ def find_list_errors(dataset: Dataset) -> Iterator[str]:
 
 def _data_root_advice(name: str) -> str:
     if name == OWN_IMAGES:
-        return "Pass --data-root DIR, which contains class folders, or train/ and test/ with such folders."
+        return "Pass --data-root DIR. DIR must contain class folders, or train/ and test/ with class folders."
     fix = f"Pass --data-root DIR, the folder that contains {dataset_location(name, '')}/"
     return f"{fix}, or run `prometar data download {name}`." if name in BENCHMARKS else f"{fix}."
 
@@ -206,7 +206,7 @@ def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
 
 
 def _missing_images(image_folder: Path, items: Sequence[Item]) -> list[Path]:
-    """Return the missing files of `items`. Listing folders is faster than checking each file."""
+    """Return the paths of missing image files. Listing folders is faster than checking each file."""
     listed: dict[str, set[str]] = {}
     missing = []
     for item in items:

@@ -82,12 +82,12 @@ class Dataset:
 
     Args:
         name, title: Name for `--dataset`, and name in tables.
-        train, val, test: Images of each split. ImageNet's `val` is empty. Its variants have only `test`.
+        train, val, test: Images of each split. ImageNet's `val` is empty. ImageNet variants have only `test`.
         source: Source of the encoded images.
         template: Template of zero-shot prompts, such as "{} texture.".
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
-        list_origin: Name of the image list in error messages, such as "folder data/dtd/images".
+        list_origin: Source of the image list, for error messages, such as "folder data/dtd/images".
         note: Remark for the user, such as the rule of an automatic split.
     """
 
@@ -128,13 +128,13 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the paths, labels and class names of all splits. Image files are not read."""
-        state = hashlib.sha256()
+        """SHA-256 (hex) of the paths, labels and class names of all splits. Image files are not read."""
+        digest = hashlib.sha256()
         for split, items in self.splits.items():
-            state.update(f"{split}\n".encode())
+            digest.update(f"{split}\n".encode())
             for item in items:
-                state.update(f"{json.dumps([item.path, item.label, item.classname])}\n".encode())
-        return state.hexdigest()
+                digest.update(f"{json.dumps([item.path, item.label, item.classname])}\n".encode())
+        return digest.hexdigest()
 
 
 def normalize_name(name: str) -> str:
@@ -174,7 +174,7 @@ def invalid_name_reason(classname: str) -> str:
     """
     if len(classname) > MAX_NAME_LENGTH:
         return f"is longer than {MAX_NAME_LENGTH} characters"
-    categories = [category(character) for character in readable(classname)]
+    categories = [category(character) for character in readable(classname)]  # C*: invisible, Z*: spaces
     if {"Cc", "Cs"} & set(categories):
         return "contains control characters or is not UTF-8"
     return "" if any(each[0] not in "CZ" for each in categories) else "has no visible character"

@@ -22,10 +22,10 @@ ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
 def read_tree(folder: Path) -> Dataset:
-    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. The folder's name is the class name.
+    """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. <class> is the class name.
 
-    `val` may be missing. A search then holds out images of `train`. Images in `test` alone suffice for an
-    evaluation. All splits must have the same classes. If `test` contains no folders, it is a class folder.
+    `val` may be missing. A search then holds out images of `train`. For an evaluation, `test` suffices. All
+    splits must have the same classes. If train, val and test contain no folders, they are class folders.
 
     Raises:
         UserError: fewer than two classes, an empty class, unknown split folders, or splits with different
@@ -36,7 +36,7 @@ def read_tree(folder: Path) -> Dataset:
     if splits and (set(splits) != set(folders) or set(splits) not in ALLOWED_SPLITS):
         raise UserError(
             f"{folder} has the folders {', '.join(folders)}. Expected train and test (val is optional), "
-            "only test, or only class folders. None may be empty."
+            "only test, or only class folders. Each split needs class folders."
         )
     names = class_folders(*(folder / split for split in splits)) if splits else folders
     if len(names) < 2:
@@ -95,7 +95,7 @@ def _skipped_note(folder: Path) -> str:
         if not name.lower().endswith(SUFFIXES)
     )
     found = sorted(file for file in files if "/." not in f"/{file}")  # hidden files and folders are ignored
-    return f"{len(found)} files are not images and are skipped, such as {found[0]}" if found else ""
+    return f"{len(found)} files without an image suffix are skipped, such as {found[0]}" if found else ""
 
 
 def list_visible(folder: Path) -> tuple[list[str], list[str]]:

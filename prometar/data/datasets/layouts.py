@@ -14,11 +14,11 @@ from prometar.io.files import read_text
 from prometar.io.strict_model import problems_of
 
 Entry = tuple[str, Annotated[int, Field(ge=-(10**9), le=10**9)], str]
-"""Path below the image folder, label (within ±10^9, to fit the int64 labels of a batch), class name."""
+"""Path below the image folder, label (within ±10^9, so that it fits in int64), and class name."""
 
 
 class SplitFile(BaseModel):
-    """Content of a split file. The order of the entries matters, because few-shot draws depend on it."""
+    """Content of a split file. The order of the entries matters, because few-shot samples depend on it."""
 
     model_config = ConfigDict(strict=True)
 
@@ -68,7 +68,7 @@ def read_split_file(file: Path) -> dict[str, Items]:
 
 
 def _read_aircraft(folder: Path) -> dict[str, Items]:
-    """Read FGVC-Aircraft's lists of '<image> <variant>'. The first variant of variants.txt has label 0."""
+    """Read FGVC-Aircraft's '<image> <variant>' lists. The first variant in variants.txt has label 0."""
     labels = {name: label for label, (_, name) in enumerate(read_lines(folder / AIRCRAFT_VARIANTS))}
     splits: dict[str, Items] = {}
     for split in SPLITS:
@@ -86,10 +86,10 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
 def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     """Read ImageNet or one of its variants.
 
-    Class folders are named by WordNet IDs (wnids). Those of ImageNetV2 are named 0, 1, ... in the order of
-    classnames.txt. Labels are the positions of the sorted folders: 0 to 999 in ImageNet, and 0 to 199 in the
-    variants A and R, which have 200 classes. Images are sorted by name. The published code uses the order of
-    the file system, so its few-shot draws differ between disks.
+    Class folders are named by WordNet IDs (wnids), and in ImageNetV2 by the index of the class in
+    classnames.txt. A label is the position of the class folder in sorted order, from 0 to 999 (to 199 in the
+    variants A and R). Images are sorted by name. The published code uses the order of the file system, so
+    its few-shot samples differ between disks.
     """
     file, names = folder / CLASSNAMES, dict[str, str]()
     for number, line in read_lines(file):

@@ -17,13 +17,12 @@ from prometar.io.stores import filesystem, join, masked, masked_message, read_fi
 from prometar.io.strict_model import problems_of
 
 MANIFEST = "manifest.json"
-_INDEX = {"path": pa.string(), "label": pa.int64(), "classname": pa.string(), "split": pa.string()}
-_COLUMNS = {**_INDEX, "image": pa.binary()}
+_ITEM_COLUMNS = {"path": pa.string(), "label": pa.int64(), "classname": pa.string(), "split": pa.string()}
+_COLUMNS = {**_ITEM_COLUMNS, "image": pa.binary()}
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 """Columns of a shard."""
 _REBUILD = "Delete this copy and rerun `prometar data prepare`."
 _READ_THREADS = 8  # object stores have a high latency, but serve many requests in parallel
-
 
 ShardEntry = dict[Literal["file"], Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]]
 """Manifest entry of a shard: {"file": name}. The name contains a hash of the file's content."""
@@ -66,7 +65,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     source = ParquetSource(uri, tuple(shard["file"] for shard in manifest.shards))
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for shard in source.shards:
-        table, _ = _read_columns(uri, shard, list(_INDEX))
+        table, _ = _read_columns(uri, shard, list(_ITEM_COLUMNS))
         for path, label, classname, split in zip(*table.to_pydict().values(), strict=True):
             splits.setdefault(split, []).append(Item(path, label, classname))
     counts = {split: len(items) for split, items in splits.items()}
@@ -103,15 +102,15 @@ class ParquetSource:
         for k, path in enumerate(paths):
             if path not in index:
                 raise UserError(f"{masked(self.uri)} does not contain the image '{path}'. {_REBUILD}")
-            number, group, row = index[path]
-            rows_by_group.setdefault((number, group), []).append((row, k))
+            shard_index, group, row = index[path]
+            rows_by_group.setdefault((shard_index, group), []).append((row, k))
         found: list[bytes] = [b""] * len(paths)
 
-        def fetch(number_and_group: tuple[int, int]) -> None:
-            number, group = number_and_group
-            with _open_shard(self.uri, self.shards[number]) as file:
+        def fetch(shard_and_group: tuple[int, int]) -> None:
+            shard_index, group = shard_and_group
+            with _open_shard(self.uri, self.shards[shard_index]) as file:
                 column = file.read_row_group(group, columns=["image"]).column(0)
-                for row, k in rows_by_group[number_and_group]:
+                for row, k in rows_by_group[shard_and_group]:
                     found[k] = column[row].as_py()
 
         with ThreadPoolExecutor(_READ_THREADS) as pool:
@@ -121,11 +120,11 @@ class ParquetSource:
 
 @lru_cache(maxsize=8)
 def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return, for the path of each image, the 0-based indices of its shard, row group and row. Cached."""
+    """Return, by image path, the indices (from 0) of the image's shard, row group and row. Cached."""
     index: dict[str, tuple[int, int, int]] = {}
-    for number, shard in enumerate(shards):
+    for shard_index, shard in enumerate(shards):
         table, sizes = _read_columns(uri, shard, ["path"])
-        positions = ((number, group, row) for group, size in enumerate(sizes) for row in range(size))
+        positions = ((shard_index, group, row) for group, size in enumerate(sizes) for row in range(size))
         index.update(zip(table.column("path").to_pylist(), positions, strict=True))
     return index
 

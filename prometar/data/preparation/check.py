@@ -10,7 +10,7 @@ from prometar.data.datasets.catalog import (
     BUILT_IN_NAMES,
     OWN_IMAGES,
     dataset_location,
-    find_list_errors,
+    image_list_errors,
     open_dataset,
     open_unverified,
 )
@@ -26,14 +26,14 @@ _MAX_NAMES = 12  # class names in a note
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
-    """For each built-in name, return the dataset, why it cannot be opened, or None if it is missing.
+    """Return, by built-in name, the dataset, the reason why it cannot be opened, or None if it is missing.
 
     Raises:
-        UserError: `root` is missing.
+        UserError: `root` is not a folder.
         InfrastructureError: the store of `root` does not respond.
     """
     if root is not None and "://" in str(root):
-        find_manifest(str(root))  # raises now if the store does not respond, so that not every dataset waits
+        find_manifest(str(root))  # if the store does not respond, fail once, not once per dataset
     elif root is not None and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. Pass --data-root DIR.")
     found = {name: _open_if_present(name, root) for name in BUILT_IN_NAMES}
@@ -55,7 +55,7 @@ def _open_if_present(name: str, root: Path | str | None) -> Dataset | str | None
 
 
 def size_differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
-    """Return the differences from a benchmark's published sizes, such as "train 600 of 2820"."""
+    """Describe deviations from a benchmark's published sizes, such as "train 600 of 2820"."""
     if name not in BENCHMARKS:
         return ()
     published = {"classes": BENCHMARKS[name].classes, **BENCHMARKS[name].sizes}
@@ -70,19 +70,19 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         name, root: As for `open_dataset`.
 
     Returns:
-        Three lists: errors of the image list, such as labels with two names; one error per missing or corrupt
-        image; and a summary with notes, such as sizes that differ from the published ones, and class names.
+        Three lists: errors in the image list, such as labels with two names; one error per missing or corrupt
+        image; and a summary followed by notes, such as deviations from the published sizes.
 
     Raises:
         UserError: the dataset cannot be opened.
     """
     dataset = open_unverified(name, root)
     items = list({item.path: item for item in dataset.items}.values())
-    errors = [message for _, message in decode_all(items, dataset.source) if message]
+    errors = [message for _, message in read_and_verify(items, dataset.source) if message]
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
     state = f"{len(errors)} missing or corrupt" if errors else "all readable"
     summary = f"{name}: {len(dataset.classnames)} classes, {sizes} images, {state}"
-    return list(find_list_errors(dataset)), errors, [summary, *_notes(dataset, root)]
+    return list(image_list_errors(dataset)), errors, [summary, *_notes(dataset, root)]
 
 
 def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
@@ -100,7 +100,7 @@ def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
         present = {item.label for item in dataset.splits[split]}
         without = [name for label, name in names.items() if label not in present]
         if present and without:
-            yield f"no {split} images of {len(without)} classes: {', '.join(without[:_MAX_NAMES])}"
+            yield f"{len(without)} classes have no {split} images: {', '.join(without[:_MAX_NAMES])}"
     shown = list(dataset.classnames)
     if len(shown) > _MAX_NAMES:
         shown[_MAX_NAMES - 1 : -1] = ["..."]
@@ -113,8 +113,8 @@ def file_digest(file: Path, algorithm: str) -> str:
         return f"{algorithm}:{hashlib.file_digest(stream, algorithm).hexdigest()}"
 
 
-def decode_all(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, str]]:
-    """Read and decode images on all CPUs.
+def read_and_verify(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, str]]:
+    """Read images on all CPUs, and verify that they can be decoded.
 
     Yields:
         For each item in order, the encoded image and "", or b"" and the error.
@@ -125,17 +125,17 @@ def decode_all(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, s
         for start in range(0, len(items), chunk_size):
             chunk = items[start : start + chunk_size]
             groups = [chunk[k : k + _GROUP_SIZE] for k in range(0, len(chunk), _GROUP_SIZE)]
-            for found in pool.map(lambda group: _decode_group(group, source), groups):
+            for found in pool.map(lambda group: _read_group(group, source), groups):
                 yield from found
 
 
-def _decode_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, str]]:
+def _read_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, str]]:
     try:
         files = source.read_many([item.path for item in items])
         for file, item in zip(files, items, strict=True):
             decode(file, item.path)
     except PrometarError as error:
         if len(items) > 1:  # retry one by one, so that each image has its own error
-            return [found for item in items for found in _decode_group([item], source)]
+            return [found for item in items for found in _read_group([item], source)]
         return [(b"", str(error) if items[0].path in str(error) else f"{items[0].path}: {error}")]
     return [(file, "") for file in files]

@@ -32,7 +32,7 @@ ProgressCallback = Callable[[int, int], None]
 
 
 def download(name: str, to: Path | str, *, progress: ProgressCallback) -> tuple[list[Path], str]:
-    """Download, verify and unpack a benchmark's images and its split file to `<to>/<folder>`.
+    """Download a benchmark's images and split file to `<to>/<folder>`. Known digests are verified.
 
     Existing files are not changed. New files and folders appear only when they are complete.
 
@@ -75,7 +75,7 @@ def download(name: str, to: Path | str, *, progress: ProgressCallback) -> tuple[
 
 @contextmanager
 def _temporary_folder(root: Path) -> Iterator[Path]:
-    """Yield a temporary folder below the data root, from where files can be renamed into place.
+    """Yield a temporary folder below the data root. Its files can be moved into place by renaming.
 
     An OSError in the `with` block becomes a WorkError.
     """
@@ -98,7 +98,7 @@ def _install_archive(archive: Archive, folder: Path, temp: Path, progress: Progr
         missing = f"{archive.url} does not contain the folder {archive.parent}/{main}"
         raise WorkError(f"{missing}. Download and unpack it manually to {folder}.")
     folder.mkdir(exist_ok=True)
-    # The main folder is moved last: if it exists, a later call of `download` skips this archive.
+    # The main folder is moved last: if it exists, a later call to `download` skips this archive.
     for entry in sorted(parent.iterdir(), key=lambda entry: entry.name == main):
         if not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
@@ -149,10 +149,10 @@ def download_file(
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a .zip, .tar.gz or .tgz file into the folder `target`. Nothing is written outside.
+    """Unpack a .zip, .tar.gz or .tgz file into the folder `target`. Nothing is written outside it.
 
     Raises:
-        WorkError: the archive is corrupt, or a member of a tar file is a link or leaves `target`.
+        WorkError: the archive is corrupt, or a tar file contains a link or a path outside `target`.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -163,7 +163,7 @@ def unpack(archive: Path, target: Path) -> None:
             for member in tar:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-                    raise ValueError(f"its member '{member.name[:80]}' is a link or leaves the folder")
+                    raise ValueError(f"'{member.name[:80]}' is not a file or folder inside the target")
                 tar.extract(member, target, set_attrs=False)
     except Exception as error:  # hostile archives raise many kinds of errors
         raise WorkError(f"Cannot unpack {archive.name}: {first_line(error)}. Rerun this command.") from None

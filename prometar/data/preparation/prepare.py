@@ -14,13 +14,13 @@ from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import OWN_IMAGES, dataset_location, is_in_dataset_folder, open_dataset
 from prometar.data.datasets.dataset import Item
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, ShardEntry, find_manifest
-from prometar.data.preparation.check import decode_all
+from prometar.data.preparation.check import read_and_verify
 from prometar.data.preparation.download import ProgressCallback
 from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.io.files import resolve_path
 from prometar.io.stores import masked, read_file, write_file
 
-_GROUP_ROWS = 16  # rows per row group: reading one image reads its group
+_GROUP_ROWS = 16  # rows per row group: reading one image reads its whole group
 
 
 def prepare(
@@ -31,9 +31,9 @@ def prepare(
     shard_rows: int = 1024,
     progress: ProgressCallback = lambda done, total: None,
 ) -> tuple[Manifest, int]:
-    """Write shards and manifest.json to the dataset's folder below `to`, which is then a data root.
+    """Write shards and manifest.json to the dataset's folder in the data root `to`.
 
-    For the dataset `folder`, they are written to `to` itself. Each image is decoded before its shard is
+    For the dataset `folder`, the files are written to `to` itself. Each image is decoded before its shard is
     written. No manifest is written if an image is missing or corrupt.
 
     Args:
@@ -46,7 +46,7 @@ def prepare(
         The manifest, and the number of shards that already existed.
 
     Raises:
-        UserError: the dataset cannot be opened, `to` lies in its folder, or `to` contains a different copy.
+        UserError: the dataset cannot be opened, `to` lies in its folder, or the target contains another copy.
         WorkError: images are missing or corrupt (the message lists them), or `to` is not writable.
     """
     known = (*BENCHMARKS, OWN_IMAGES)
@@ -58,16 +58,16 @@ def prepare(
         raise UserError(f"{target} lies in the dataset's own folder. Choose another --to.")
     earlier = find_manifest(target)
     if earlier is not None and earlier.name != name:
-        raise UserError(f"{masked(target)} has a prepared copy of '{earlier.name}'. Choose another --to.")
+        raise UserError(f"{masked(target)} contains a copy of '{earlier.name}'. Choose another --to.")
     dataset = open_dataset(name, root)
     rows = [(item, split) for split, items in dataset.splits.items() for item in items]
     chunks = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
     shards, errors, existing = list[ShardEntry](), list[str](), 0
     for k, chunk in enumerate(chunks):
-        decoded = list(decode_all([item for item, _ in chunk], dataset.source))
-        errors += [message for _, message in decoded if message]
+        results = list(read_and_verify([item for item, _ in chunk], dataset.source))
+        errors += [message for _, message in results if message]
         if not errors:
-            data = _encode_shard(chunk, [image for image, _ in decoded])
+            data = _encode_shard(chunk, [image for image, _ in results])
             shard: ShardEntry = {"file": f"{k:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"}
             if earlier is not None and shard not in earlier.shards:
                 raise UserError(
@@ -77,8 +77,8 @@ def prepare(
             shards.append(shard)
         progress(k + 1, len(chunks))
     if errors:
-        count = f"{len(errors)} of {len(rows)} images of {name}"
-        raise WorkError(f"{count} are missing or corrupt. {' '.join(errors)}")
+        affected = f"{len(errors)} of {len(rows)} images of {name}"
+        raise WorkError(f"{affected} are missing or corrupt. {' '.join(errors)}")
     manifest = Manifest(name=name, counts=dataset.counts, note=dataset.note, shards=tuple(shards))
     _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest, existing

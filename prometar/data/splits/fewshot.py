@@ -10,14 +10,14 @@ from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
 
 MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
-HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum per class
+HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum of a class's images
 
 
 def draw(train: Sequence[Item], *, shots: int, rng: random.Random) -> Items:
     """Draw `shots` training images per class, or all images of a class that has fewer.
 
     As in the published code, one random generator draws from all classes, in the order of their first
-    appearance. The images of a class depend on the classes before it, so pass the complete train split, and
+    appearance. The draw from a class depends on the classes before it, so pass the complete train split, and
     select base classes after the draw.
 
     Raises:
@@ -42,9 +42,9 @@ def group_by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
 def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
     """Hold out training images as the validation split of a dataset that has none.
 
-    Of the n images of a class, min(floor(n / 5), 50) are held out, but at least one. They are the same for
-    every run and every order of `train`. Draw few-shot images only from the remaining images, so that no run
-    of a search trains on an image that the search is scored on.
+    Of the n images of a class, min(floor(n / 5), 50) are held out, but at least one. All runs hold out the
+    same images, whatever the order of `train`. Draw few-shot images only from the remaining images, so that
+    no run of a search trains on validation images.
 
     Returns:
         The remaining images, the held-out images, and a note for the user.
@@ -58,7 +58,7 @@ def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
         >>> len(rest), len(held_out)
         (16, 4)
     """
-    chosen: set[Item] = set()
+    held_out: set[Item] = set()
     for label, group in group_by_label(sorted(train, key=lambda item: item.path)).items():
         if len(group) < 2:
             raise UserError(
@@ -66,13 +66,13 @@ def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
                 "validation. Add a validation split or training images."
             )
         count = min(max(1, len(group) * HELD_OUT_PERCENT // 100), MAX_HELD_OUT)
-        chosen.update(random.Random(f"{HELD_OUT_SEED} {label}").sample(group, count))
-    val = tuple(item for item in train if item in chosen)
+        held_out.update(random.Random(f"{HELD_OUT_SEED} {label}").sample(group, count))
+    val = tuple(item for item in train if item in held_out)
     note = (
         f"no validation split: {len(val)} of the {len(train)} training images are held out for the search "
-        f"({HELD_OUT_PERCENT}% of each class, at most {MAX_HELD_OUT}, seed {HELD_OUT_SEED})"
+        f"({HELD_OUT_PERCENT}% of each class, at most {MAX_HELD_OUT} images, seed {HELD_OUT_SEED})"
     )
-    return tuple(item for item in train if item not in chosen), val, note
+    return tuple(item for item in train if item not in held_out), val, note
 
 
 def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
 
 
 def select_and_relabel(items: Iterable[Item], labels: Iterable[int]) -> Items:
-    """Return the items with these labels in their original order. The sorted labels become 0, 1, 2, ..."""
+    """Return the items with these labels, relabeled 0, 1, ... in ascending order. Items keep their order."""
     rank = {label: k for k, label in enumerate(sorted(labels))}
     return tuple(Item(item.path, rank[item.label], item.classname) for item in items if item.label in rank)
 
@@ -96,9 +96,9 @@ def separate_base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
     The first split must be train. The first half of its sorted labels are base classes, the others are new
-    classes. Labels that are not in train are dropped, as in the published code.
+    classes. Items whose label is not in train are dropped, as in the published code.
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)
-    base_splits = tuple(select_and_relabel(each, base) for each in splits)
-    return base_splits, tuple(select_and_relabel(each, new) for each in splits)
+    base_splits = tuple(select_and_relabel(items, base) for items in splits)
+    return base_splits, tuple(select_and_relabel(items, new) for items in splits)

@@ -25,29 +25,29 @@ Ints = NDArray[np.int64]
 
 @lru_cache(maxsize=8)
 def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
-    """Return the order of the images (N,), and the augmentation seed of each image (N,)."""
+    """Return the order of the images (N,), and the augmentation seed (63 bits) of each image (N,)."""
     order_seq, seed_seq = np.random.SeedSequence([seed, epoch]).spawn(2)
     order = np.arange(num_items)
     if shuffle:
         order = np.random.Generator(np.random.PCG64(order_seq)).permutation(num_items)
     # Philox is counter-based, so the seed of the k-th image does not depend on the number of images.
     seeds = (np.random.Philox(seed_seq).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
-    order.flags.writeable = seeds.flags.writeable = False
+    order.flags.writeable = seeds.flags.writeable = False  # the cache shares them
     return order, seeds
 
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Images, their order, their transform and their batches.
+    """Images with their order, transform and batches.
 
     Args:
         items: Images of an epoch.
-        batch_size: Rows per step. A batch contains rows of one epoch only.
+        batch_size: Rows per batch. A batch is one step, and contains rows of one epoch only.
         epochs: Number of passes over the items.
         seed: Seed of the order and the augmentation.
         shuffle: True for a new order in each epoch.
-        drop_last: True to drop the last batch of an epoch if it is incomplete and not the only one, like the
-            published code.
+        drop_last: True to drop the last batch of an epoch if it is incomplete and not the only one, as in
+            the published code.
 
     Raises:
         UserError: `items` is empty.
@@ -78,12 +78,12 @@ class DataPlan:
 
     @property
     def num_steps(self) -> int:
-        """Number of batches of all epochs."""
+        """Number of batches in all epochs."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def num_rows(self) -> int:
-        """Number of rows of all epochs."""
+        """Number of rows in all epochs."""
         return self.epochs * self.rows_per_epoch
 
     def rows(self, start: int, stop: int) -> tuple[Ints, Ints]:
@@ -99,7 +99,7 @@ class DataPlan:
         return np.concatenate(indices), np.concatenate(seeds)
 
     def step_rows(self, step: int) -> tuple[int, int]:
-        """Return the range of rows of a step: its first row, and the row after its last one."""
+        """Return the first row of a step, and the row after its last one."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = epoch * self.rows_per_epoch + batch * self.batch_size
         return start, min(start + self.batch_size, (epoch + 1) * self.rows_per_epoch)

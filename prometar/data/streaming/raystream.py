@@ -50,7 +50,7 @@ def stream(
     Ray must be running. To stop the tasks early, close the iterator or delete the last reference to it.
 
     Args:
-        cpus: Logical CPUs for all tasks. One task runs per whole CPU, and at least one in total.
+        cpus: Logical CPUs for all tasks together. max(1, floor(cpus)) tasks run in parallel.
         block_rows: Approximate number of rows per task. A task never splits the batch of a step.
         memory_bytes: Maximum total size of finished blocks that wait to be consumed.
 
@@ -81,7 +81,7 @@ class SchedulingPause:
     """Ray Data callback that slows down the scheduling loop, a thread of the training process.
 
     Otherwise, while finished blocks wait to be consumed, the loop of Ray 2.60 polls without a pause and holds
-    the interpreter lock (GIL) up to half of the time.
+    the interpreter lock (GIL) for up to half of the time.
     """
 
     def on_execution_step(self, executor: object) -> None:
@@ -121,28 +121,28 @@ def _build_dataset(
     stream is not consumed, so the evaluation would wait forever for this CPU.
     """
     steps_per_block, max_tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
-    blocks = []
-    for first in range(start_step, plan.num_steps, steps_per_block):
-        last = min(first + steps_per_block, plan.num_steps) - 1
-        indices, seeds = plan.rows(plan.step_rows(first)[0], plan.step_rows(last)[1])
+    inputs = []
+    for first_step in range(start_step, plan.num_steps, steps_per_block):
+        last_step = min(first_step + steps_per_block, plan.num_steps) - 1
+        indices, seeds = plan.rows(plan.step_rows(first_step)[0], plan.step_rows(last_step)[1])
         paths = [plan.items[k].path for k in indices]
-        blocks.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
+        inputs.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
     group = get_current_placement_group()
     strategy: Any = "DEFAULT"
     if group:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-    inputs = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+    dataset = ray.data.from_items(inputs, override_num_blocks=len(inputs))
     with warnings.catch_warnings():
         # `scheduling_strategy` is deprecated. If DataContext sets it instead, Ray Data 2.60 limits itself to
         # the object-store memory of the bundles (0 bytes), so it starts a task only once the consumer waits.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        return inputs.map_batches(
+        return dataset.map_batches(
             cast(Any, make_block),
             fn_kwargs={"spec": plan.transform, "source": source, "stored": _store_images(plan, source)},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=cpus / max_tasks,
-            compute=TaskPoolStrategy(size=min(max_tasks, len(blocks))),
+            compute=TaskPoolStrategy(size=min(max_tasks, len(inputs))),
             scheduling_strategy=strategy,
         )
 
@@ -150,17 +150,17 @@ def _build_dataset(
 def make_block(
     block: pa.Table, *, spec: TransformSpec, source: Source, stored: ray.ObjectRef | None
 ) -> dict[str, NDArray[np.uint8]]:
-    """Make the images of a block in a Ray task. `block` contains a list of indices, of seeds and of paths."""
-    [lists] = block.to_pylist()
+    """Make the images of a block in a Ray task. `block` is one row with three lists: index, seed, path."""
+    [row] = block.to_pylist()
     if stored is None:
-        encoded = source.read_many(lists["path"])
+        encoded = source.read_many(row["path"])
     else:
-        encoded = ray.get(stored).take(pa.array(lists["index"])).to_pylist()
-    return {"image": make_images(spec, encoded, lists["seed"], lists["path"])}
+        encoded = ray.get(stored).take(pa.array(row["index"])).to_pylist()
+    return {"image": make_images(spec, encoded, row["seed"], row["path"])}
 
 
 def _store_images(plan: DataPlan, source: Source) -> ray.ObjectRef | None:
-    """Put encoded images into the object store. Return None if they are too many, or are read only once."""
+    """Put encoded images into the object store, or return None if there are too many or each is read once."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None
     return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))
@@ -168,7 +168,7 @@ def _store_images(plan: DataPlan, source: Source) -> ray.ObjectRef | None:
 
 @contextmanager
 def _data_context(memory_bytes: int) -> Iterator[None]:
-    """Set Ray Data's options for one stream. A dataset keeps the options under which it was created."""
+    """Set Ray Data's options for one stream. A dataset keeps the options with which it was created."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the consumer raises what Ray Data would log
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False

@@ -15,10 +15,10 @@ from prometar.environment import num_cpus
 
 
 class Batch(NamedTuple):
-    """Images of one step.
+    """Images and labels of one step.
 
     Attributes:
-        step: Number of the batch in its plan, from 0. In a training plan, this is the step.
+        step: Index of the batch in its plan, from 0.
         images: uint8 (B, H, W, 3), writable.
         labels: int64 (B,).
     """
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     labels: Ints
 
 
-Stream = Callable[[DataPlan, Source, int], Iterator[Batch]]
+StreamFn = Callable[[DataPlan, Source, int], Iterator[Batch]]
 """Function that yields a plan's batches from a given step on: `stream_local` or `raystream.stream`."""
 
 
@@ -54,16 +54,16 @@ def stream_local(plan: DataPlan, source: Source, start_step: int = 0) -> Iterato
         UserError: an image is missing.
     """
 
-    def make(step: int, indices: Ints, seeds: Ints, labels: Ints) -> Batch:
+    def make_batch(step: int, indices: Ints, seeds: Ints, labels: Ints) -> Batch:
         paths = [plan.items[k].path for k in indices]
         return Batch(step, make_images(plan.transform, source.read_many(paths), seeds, paths), labels)
 
     threads = num_cpus()
     pending = deque[Future[Batch]]()
     with ThreadPoolExecutor(threads) as pool:
-        for each in iter_steps(plan, start_step):
-            pending.append(pool.submit(make, *each))
-            if len(pending) > 2 * threads:
+        for args in iter_steps(plan, start_step):
+            pending.append(pool.submit(make_batch, *args))
+            if len(pending) > 2 * threads:  # limits the batches in memory
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

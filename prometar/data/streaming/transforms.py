@@ -19,7 +19,7 @@ from prometar.errors import WorkError
 # Accepted formats. No other decoder may run: EPS would start a PostScript interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
-# Pillow only warns about images of more than 89 million pixels. Raise an error before they are decoded.
+# Pillow rejects images of more than 179 million pixels, but only warns above 89 million. Reject these, too.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # those of torchvision's RandomResizedCrop
 TORCHVISION_CROP = (0.08, 1.0)  # torchvision's default. Evaluation ignores it, but plan digests contain it
@@ -32,7 +32,7 @@ class TransformSpec:
     Args:
         size: Side of the square in pixels.
         train: True for random resized crop, flip and jitter. False for resize and center crop.
-        crop_scale: Range of the crop's area / the image's area. Unused if `train` is False.
+        crop_scale: Range of the crop's area as a fraction of the image's area. Unused if `train` is False.
         flip: Probability of a horizontal flip.
         jitter: Brightness, contrast and saturation are scaled by factors from 1 - jitter to 1 + jitter.
     """
@@ -55,7 +55,7 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             raise ValueError(f"the aspect ratio {image.width}:{image.height} exceeds {MAX_ASPECT_RATIO}:1")
         return to_rgb(image)
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on hostile bytes
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on corrupt files
         reason = "the file is empty" if not encoded else " ".join(str(error).split()) or type(error).__name__
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) and encoded else reason
         problem = f"Cannot use image {path or '(unnamed)'}: {reason.rstrip('.')}."
@@ -68,7 +68,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: pixels are floating-point or 32-bit numbers, whose range is unknown.
     """
-    # Pillow's own conversion would clip 16-bit levels at 255, so almost all pixels would become white.
+    # Pillow would clip 16-bit levels (mode I;16, or I in PNG and PPM files) to 255, so most would be white.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         gray = np.asarray(image).astype(np.float64) / (65535 / 255)
         image = Image.fromarray(np.clip(np.rint(gray), 0, 255).astype(np.uint8))
@@ -84,7 +84,7 @@ def make_image(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = ""
 
     Args:
         seed: Seed of the augmentation. Unused if `spec.train` is False.
-        path: Name of the image in the error message.
+        path: Path of the image for the error message.
 
     Returns:
         uint8 array (size, size, 3).
@@ -102,8 +102,8 @@ def make_images(
 ) -> NDArray[np.uint8]:
     """Return `make_image` of N images as (N, H, W, 3). All streams call it, so their pixels are the same."""
     images = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
-    for k, (file, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
-        images[k] = make_image(spec, file, int(seed), path=path)
+    for k, (content, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
+        images[k] = make_image(spec, content, int(seed), path=path)
     return images
 
 
@@ -120,7 +120,7 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     rng = np.random.Generator(np.random.PCG64(seed))
-    # The crop is sampled last, because its number of draws depends on crop_scale and shifts all later draws.
+    # The crop is sampled last, because its number of draws varies and would shift all later draws.
     flipped = rng.random() < spec.flip
     factors = rng.uniform(-1.0, 1.0, size=3)
     order = rng.permutation(3)
@@ -139,7 +139,7 @@ def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
 def _crop_box(
     rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Sample (left, top, width, height) as torchvision's RandomResizedCrop does, with another generator."""
+    """Sample (left, top, width, height) like torchvision's RandomResizedCrop, with a NumPy generator."""
     width, height = size
     for _ in range(CROP_ATTEMPTS):
         area = width * height * rng.uniform(*scale)

@@ -130,7 +130,7 @@ def test_other_classes(exported: Path) -> None:
     assert predicted.classnames == names
     assert predicted.probabilities.shape == (4, 4)
     for wrong in ([], ["a", "a"], "striped", 1, ["a", None], ["a", " "], ["a_b", "A  b"]):
-        with pytest.raises(UserError, match="classnames must be a non-empty sequence of different"):
+        with pytest.raises(UserError, match="classnames must be a non-empty sequence of unique"):
             classifier.predict(pictures, classnames=wrong)  # type: ignore[arg-type]
 
 
@@ -188,7 +188,7 @@ def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
     with pytest.raises(UserError, match=r"requires a local file of weights\. Pass it as pretrained=FILE"):
         prometar.load(path)
-    with pytest.raises(UserError, match="was trained with different weights"):
+    with pytest.raises(UserError, match="was trained with other weights"):
         prometar.load(path, pretrained=str(other))
     assert isinstance(prometar.load(path, pretrained=str(weights)), Classifier)
 

@@ -15,7 +15,7 @@ from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item, Source
 from prometar.data.streaming.plan import DataPlan
-from prometar.data.streaming.stream import Batch, Stream, stream_local
+from prometar.data.streaming.stream import Batch, StreamFn, stream_local
 from prometar.errors import WorkError
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
@@ -98,7 +98,7 @@ def test_the_final_objective_tests_once(small_dtd: Path, tmp_path: Path) -> None
     assert sorted(path for path in opened if path in tested) == sorted(tested)
 
 
-def count_opened(opened: list[str]) -> Stream:
+def count_opened(opened: list[str]) -> StreamFn:
     def stream(plan: DataPlan, source: Source, step: int) -> Iterator[Batch]:
         opened.extend(item.path for item in plan.items)
         return stream_local(plan, source, step)

@@ -114,10 +114,10 @@ def test_settings_distinguish_runs_of_a_method(said: Any, tmp_path: Path) -> Non
 def test_runs_that_are_not_comparable(said: Any, tmp_path: Path) -> None:
     out = grid(tmp_path / "out", seeds=(1,))
     later = write(tmp_path / "later", config_of("ivlp", 5), base=50.0, new=50.0)
-    assert "No run shares dataset and seed with a run of coop" in refused(said, out / "coop", later)
-    assert "all runs are of coop" in refused(said, out / "coop")
+    assert "No run shares its dataset and seed with a run of coop" in refused(said, out / "coop", later)
+    assert "all runs use coop" in refused(said, out / "coop")
     again = write(tmp_path / "again", config_of("coop"), base=50.0, new=50.0)
-    assert f"{out}/coop/dtd-1 and {again} are the same run of coop" in refused(said, out, again)
+    assert f"{out}/coop/dtd-1 and {again} repeat one run of coop" in refused(said, out, again)
     whole = write(tmp_path / "all", config_of("vpt"), objective="all_classes", all=50.0)
     assert "different objectives" in refused(said, out, whole)
 

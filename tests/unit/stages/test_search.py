@@ -88,7 +88,7 @@ def test_max_hours_ends_the_search_and_counts_earlier_commands(
     assert next(run.jobs, None) is None
     run.finish(job)
     assert next(run.jobs, None) is None
-    assert list(run.jobs.notices()) == ["Time limit reached (--max-hours): no new trials will be started."]
+    assert list(run.jobs.notices()) == ["Time limit reached (--max-hours): no more trials were started."]
     assert run.store.seconds_searched == 3601
     assert next(Search(tmp_path, storage, trials=9, max_hours=1).jobs, None) is None
     assert next(Search(tmp_path, storage, trials=9, max_hours=2).jobs)
@@ -103,4 +103,4 @@ def test_notices(tmp_path: Path) -> None:
     assert list(run.jobs.notices()) == ["Search space exhausted: every combination has been tried."]
     fewer = Search(tmp_path, storage, trials=1, space=Space.model_validate(SPACE))
     assert next(fewer.jobs, None) is None
-    assert list(fewer.jobs.notices()) == ["--trials 1 is below the 2 existing trials. All of them are used."]
+    assert list(fewer.jobs.notices()) == ["--trials is 1, but the study has 2 trials. All are used."]

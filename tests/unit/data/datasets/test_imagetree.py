@@ -72,7 +72,7 @@ def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
     write_tree(tmp_path / ".git", ["notes.txt"])
     (tmp_path / "train/cat/.DS_Store").write_text("")
     note = open_dataset("folder", tmp_path).note
-    assert note == "2 files are not images and are skipped, such as labels.csv"
+    assert note == "2 files without an image suffix are skipped, such as labels.csv"
     assert note in check("folder", tmp_path)[2]
 
 
