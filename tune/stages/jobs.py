@@ -43,7 +43,7 @@ def trial_job(
 def final_job(
     config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, dataset: str, seed: int
 ) -> Job:
-    """Return a job of the final test: one run on all base classes, scored on the test images.
+    """Return a job of the final test: a run trained on all base classes and scored on the test images.
 
     Args:
         number: Number of the trial, or 0 for the default settings.

@@ -2,7 +2,7 @@
 
 The final test is analyzed up to four times, after 5, 8, 11 and 15 seed pairs. With an error probability of 5%
 each, the analyses would too often detect a difference that does not exist. They therefore share the 5%
-(Bonferroni): in at least 95% of studies, the intervals of all four contain the true difference.
+(Bonferroni): in at least 95% of studies, all four intervals contain the true difference.
 """
 
 import math
