@@ -1,8 +1,8 @@
-"""Objectives define which images a run is trained and evaluated on, and how its accuracies give a score.
+"""Objectives define which images a run is trained and evaluated on, and how it is scored.
 
 A search must not use the images of the final test. `drift` and `base_val` use only base-class images of the
-train and validation splits. `oracle_test` uses the test split, to show the bias of such a search. `final` is
-the base-to-new protocol of final tests and `prometar train`. `all_classes` trains and tests on every class.
+train and validation splits. `oracle_test` uses test images, to show how biased such a search is. `final` is
+the base-to-new protocol of final tests and `prometar train`. `all_classes` does not split the classes.
 """
 
 import math
@@ -28,9 +28,9 @@ from prometar.metrics import harmonic_mean
 
 @dataclass(frozen=True)
 class FewShotSplit:
-    """Few-shot training images, and evaluation sets ("base", "new", "all"), each with its own accuracy.
+    """Few-shot training images, and evaluation sets ("base", "new", "all"). Each set has its own accuracy.
 
-    The labels of each set start at 0. Its images are classified among the classes of the set only.
+    The labels of each set start at 0. Images are classified among the classes of their set only.
 
     Args:
         note: Remark on the split for the user.
@@ -45,15 +45,15 @@ class FewShotSplit:
         return classnames(self.train)
 
 
-def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], kind: str) -> None:
-    """Raise a UserError if one of `labels` has no images in `items`. `kind` names them, e.g. "validation"."""
+def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], split: str) -> None:
+    """Raise a UserError if one of `labels` has no images in `items`, the split `split`."""
     # Class names are taken from images, so a class without images would shift all later labels.
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{dataset.name} has no {kind} images of '{names[missing[0]]}'{more}. Every class needs images."
+            f"{dataset.name} has no {split} images of '{names[missing[0]]}'{more}. Every class needs images."
         )
 
 
@@ -131,9 +131,9 @@ SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if obje
 
 
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
-    """Return a built-in objective, or a custom one: an `Objective`, or a function of the accuracies.
+    """Return an objective by name. A custom name refers to an `Objective` or to a function of accuracies.
 
-    A function is used as the score of an otherwise unchanged `drift` objective.
+    A function replaces the score of the objective `drift`.
 
     Args:
         known: Names that the error message suggests. Default: all built-in objectives.
@@ -171,7 +171,7 @@ def _finite_score(objective: Objective, name: str, accuracies: Mapping[str, floa
 def split_dataset(
     name: str, dataset: Dataset, *, shots: int, seed: int, val_per_class: int = 20
 ) -> FewShotSplit:
-    """Return the images that the objective `name` trains and evaluates on.
+    """Return the images on which a run with the objective `name` is trained and evaluated.
 
     Args:
         shots: Training images per class.
@@ -179,7 +179,7 @@ def split_dataset(
         val_per_class: Maximum number of validation images per class in a search.
 
     Raises:
-        UserError: unknown objective, too few classes, a class without images, or an invalid custom split.
+        UserError: the objective is unknown, classes or images are missing, or a custom split is invalid.
     """
     objective = objective_of(name)
     with component_errors(name):
@@ -207,4 +207,4 @@ def _require_valid_split(name: str, objective: Objective, split: FewShotSplit) -
         # Only "new" may have other classes than the training images. Each class needs an image.
         expected = labels_of(items if set_name == "new" else split.train)
         if labels != expected or labels != tuple(range(len(labels))):
-            raise UserError(f"{name}: its {set_name} images must have every label from 0 to (classes - 1).")
+            raise UserError(f"{name}: each class needs {set_name} images, and labels must be 0, 1, 2, ...")
