@@ -278,8 +278,10 @@ class FinalTest:
     @property
     def failures(self) -> list[str]:
         """Error messages of failed runs."""
-        tests = self.datasets.values()
-        return [run.error for test in tests for run in (*test.selected, *test.baseline) if run.error]
+        runs = (run for test in self.datasets.values() for run in (*test.selected, *test.baseline))
+        return [
+            run.error for run in dict.fromkeys(runs) if run.error
+        ]  # both have the baseline's runs if it won
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from prometar.data.datasets.dataset import Dataset, Items, classnames
 from prometar.data.splits.fewshot import (
@@ -163,7 +164,7 @@ def score_accuracies(name: str, accuracies: Mapping[str, float]) -> float:
 def _finite_score(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
     with component_errors(name):
         value = objective.score(accuracies)
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, Real) or not math.isfinite(value):
         raise UserError(f"{name} must return a finite number, got {value!a:.60}.")
     return float(value)
 
@@ -200,8 +201,8 @@ def _require_valid_split(name: str, objective: Objective, split: FewShotSplit) -
     if not split.evaluations or (objective.predicts_new and "base" not in split.evaluations):
         needed = "the evaluation set 'base'" if objective.predicts_new else "an evaluation set"
         raise UserError(f"{name}: its FewShotSplit needs {needed}, found {sorted(split.evaluations)}.")
-    scored = [*split.evaluations, *(["new"] if objective.predicts_new else [])]
-    _finite_score(objective, name, {each: 80.0 - 7 * k for k, each in enumerate(scored)})  # example values
+    scored = ("base", "new") if objective.predicts_new else tuple(split.evaluations)
+    _finite_score(objective, name, {each: 80.0 / (1 + k) for k, each in enumerate(scored)})  # example values
     for set_name, items in {"training": split.train, **split.evaluations}.items():
         labels = labels_of(items)
         # Only "new" may have other classes than the training images. Each class needs an image.

@@ -31,6 +31,11 @@ def made(dataset, shots, seed, per_class, **changes):
 blind = Objective(partial(made, evaluations={}), for_search=True)
 baseless = Objective(partial(made, evaluations={"val": ()}), for_search=True, predicts_new=True)
 newless = Objective(made, for_search=True, score=lambda accuracies: accuracies["new"])
+sets = lambda *args: dict.fromkeys(("base", "all"), made(*args).evaluations["base"])
+more = Objective(
+    lambda *args: made(*args, evaluations=sets(*args)), for_search=True, predicts_new=True,
+    score=lambda accuracies: accuracies["all"],
+)
 fewer = Objective(lambda *args: made(*args, train=made(*args).train[1:]), for_search=True)
 right = Objective(made, for_search=True)
 """
@@ -76,6 +81,7 @@ def test_anything_else_is_one_line(base: float, found: str) -> None:
         ("blind", r"its FewShotSplit needs an evaluation set, found \[\]"),
         ("baseless", r"its FewShotSplit needs the evaluation set 'base', found \['val'\]"),
         ("newless", "fails: KeyError: 'new'"),
+        ("more", "fails: KeyError: 'all'"),
         ("fewer", r"each class needs training images, and labels must be 0, 1, 2, \.\.\."),
     ],
 )
