@@ -40,7 +40,7 @@ def test_a_claim_holds_does_not_or_is_not_measured(gpu: ModuleType, tmp_path: Pa
     assert verdicts["bf16 is faster than fp32"] == "does not hold"
     assert verdicts["the counted memory is within 25% of the allocated memory"] == "holds"
     assert verdicts["four trials on a GPU do 1.5 times the steps of one"] == "does not hold"
-    assert verdicts["a whole study ends"] == "not measured"
+    assert verdicts["a study finishes"] == "not measured"
     assert {gpu.verdict(claim, {}) for claim in gpu.CLAIMS} == {"not measured"}
     assert all(text in gpu.block("a card", records) for text in verdicts)
 
