@@ -1,7 +1,7 @@
 """Custom dataset: circles in eight colors, each drawn when it is read.
 
 PYTHONPATH=examples prometar search --dataset circles:Circles --backbone mini
-PYTHONPATH=examples prometar train --dataset circles:Circles --set data.args.size=96
+PYTHONPATH=examples prometar train --dataset circles:Circles --set backbone.name=mini --set data.args.size=96
 """
 
 import io

@@ -100,7 +100,7 @@ def evaluate(
         str | None, typer.Option(help="Test on all classes of this dataset. Default: repeat the run's test.")
     ] = None,
     data_root: RootOption = None,
-    trust_parts: TrustOption = False,
+    trust_parts: TrustOption = False,  # parts: custom components
 ) -> None:
     """Test a finished run again, or on another dataset."""
     from prometar.runs import evaluate_classifier, evaluate_run, load_run_classifier
@@ -121,7 +121,7 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `prometar train` or `reproduce`.")],
     to: Annotated[Path, typer.Option(help="FILE.safetensors. Its metadata is written to FILE.json.")],
-    trust_parts: TrustOption = False,
+    trust_parts: TrustOption = False,  # parts: custom components
 ) -> None:
     """Export the prompts of a finished run to a file.
 

@@ -29,22 +29,22 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function that maps N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""Frozen image features by batch number: normalized (B, E) with image prompts, else raw (B, 1, E)."""
+"""Image features by batch number: normalized (B, E) with image prompts, unnormalized (B, 1, E) without."""
 
 FORMAT = "prometar-text-features-1"
 """Part of the cache key. Change it if new code computes different features from the same inputs."""
 
 
-def frozen_text(
+def frozen_text_features(
     clip: Clip, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
     """Return the normalized text feature (C, E) of each class, averaged over the templates."""
     texts = [fill_template(template, name) for name in classnames for template in templates]
-    return mean_text(clip, tokenize(texts), len(templates))
+    return mean_text_features(clip, tokenize(texts), len(templates))
 
 
 @torch.no_grad()
-def mean_text(clip: Clip, ids_NT: Tensor, num_templates: int, *, batch_size: int = 256) -> Tensor:
+def mean_text_features(clip: Clip, ids_NT: Tensor, num_templates: int, *, batch_size: int = 256) -> Tensor:
     """Average each class's features over its texts, then normalize the averages (C, E).
 
     `ids_NT` contains the token ids of `num_templates` consecutive texts per class. Texts are encoded in
@@ -89,10 +89,10 @@ def _cached(cache: FeatureCache | None, number: int, compute: Callable[[], Tenso
     return cache[number]
 
 
-def cached_text(
+def cached_text_features(
     clip: Clip, weights_digest: str, tokenize: Tokenize, classnames: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """Return the result of `frozen_text`, cached on disk."""
+    """Return the result of `frozen_text_features`, cached on disk."""
     key = [FORMAT, weights_digest, f"{clip.dtype} {clip.device.type}", list(classnames), list(templates)]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = Path(os.environ.get("PROMETAR_CACHE") or Path.home() / ".cache" / "prometar")
@@ -102,7 +102,7 @@ def cached_text(
         stored = read_tensors(path, fix="")[0].get("features")
         if stored is not None and stored.shape == (len(classnames), clip.embed_dim):
             return stored.to(clip.device)
-    features = frozen_text(clip, tokenize, classnames, templates)
+    features = frozen_text_features(clip, tokenize, classnames, templates)
     with suppress(InfrastructureError):
         write_atomically(path, save({"features": features.cpu().contiguous()}))
     return features

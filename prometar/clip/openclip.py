@@ -1,7 +1,6 @@
 """Backbones by name: open_clip's configurations, pretrained weights, tokenizers and templates.
 
-Importing open_clip takes three seconds. `mini` needs only three of its files (tokenizer, constants,
-templates), so these are loaded directly, without importing the package.
+Importing open_clip takes three seconds. `mini` needs only three of its files, so it loads them directly.
 """
 
 from collections.abc import Mapping, Sequence

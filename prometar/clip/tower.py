@@ -26,9 +26,9 @@ A layer without an entry receives the output of the previous layer unchanged.
 class Layer:
     """Block with derivatives: z = x + attention(norm_1(x)), then y = z + MLP(norm_2(z)).
 
-    In an attention pool, z = attention(norm_1(x)), without the residual. `Attention` defines `mask` and
-    `num_shared`. A layer returns the first `num_out` tokens of each row. With `out_slots`, it
-    returns the tokens (len(out_slots), D) at these indices of the flattened (rows x T) tokens.
+    In an attention pool, z = attention(norm_1(x)), without the residual. For `mask` and
+    `num_shared`, see `Attention`. A layer returns the first `num_out` tokens of each row. With `out_slots`,
+    it returns the tokens (len(out_slots), D) at these indices of the flattened (rows x T) tokens.
     """
 
     def __init__(
@@ -69,15 +69,18 @@ class Layer:
         return t + F.linear(h, block.c_proj_weight)
 
     def reverse(self, g: Tensor, apply: MethodCall) -> tuple[Tensor, Tensor]:
-        """Return cotangents of the first `num_out` tokens and of the rest. `apply` calls a vjp or `hvp`."""
+        """Return the cotangents of the first `num_out` input tokens, and those of the rest.
+
+        `apply` calls `TokenFunction.vjp`, `vjp_for_hvp` or `hvp`.
+        """
         block = self._block
         h = apply(self._activation, g @ block.c_proj_weight)
         g = g + apply(self._norm_2, h @ block.c_fc_weight)
         h = apply(self._attention, self._spread(g @ block.out_proj_weight))
         g_x = apply(self._norm_1, h @ block.in_proj_weight)
         num_out = g_x.shape[-2] if self._num_out is None else self._num_out
-        out, rest = g_x[..., :num_out, :], g_x[..., num_out:, :]
-        return out + self._spread(g) if self._residual else out, rest
+        g_first, g_rest = g_x[..., :num_out, :], g_x[..., num_out:, :]
+        return g_first + self._spread(g) if self._residual else g_first, g_rest
 
     def _select(self, x: Tensor) -> Tensor:
         return x if self._out_slots is None else x.flatten(-3, -2).index_select(-2, self._out_slots)
@@ -103,16 +106,16 @@ class AppendedSlots:
         prompts = prompt.unsqueeze(-3).expand(*before.shape[:-2], *prompt.shape[-2:])
         return torch.cat([before, prompts], dim=-2)
 
-    def take(self, out: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    def take(self, g_first: Tensor, g_rest: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cotangents of the tokens and of the prompt, given the results of `Layer.reverse`."""
-        if out.shape[-2] != self.num_before:
-            out, rest = torch.cat([out, rest], dim=-2).tensor_split([self.num_before], dim=-2)
-        return out, rest.sum(dim=-3)
+        if g_first.shape[-2] != self.num_before:
+            g_first, g_rest = torch.cat([g_first, g_rest], dim=-2).tensor_split([self.num_before], dim=-2)
+        return g_first, g_rest.sum(dim=-3)
 
 
 @dataclass(frozen=True)
 class ReplacedSlots:
-    """The `num_prompt` prompt slots of texts packed by `text_input`, after `num_before` slots of row 0."""
+    """Prompt slots of texts packed by `text_input`. They are in row 0, whose first tokens all texts share."""
 
     num_before: int
     num_prompt: int
@@ -122,11 +125,11 @@ class ReplacedSlots:
         parts = [flat[..., : self.num_before, :], prompt, flat[..., self.num_before + self.num_prompt :, :]]
         return torch.cat(parts, dim=-2).unflatten(-2, x.shape[-3:-1])
 
-    def take(self, out: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        slots = out.select(-3, 0).narrow(-2, self.num_before, self.num_prompt)
-        prompt = slots.clone()
-        slots.zero_()  # because `put` discarded these tokens
-        return out, prompt
+    def take(self, g_first: Tensor, g_rest: Tensor) -> tuple[Tensor, Tensor]:
+        g_slots = g_first.select(-3, 0).narrow(-2, self.num_before, self.num_prompt)
+        g_prompt = g_slots.clone()
+        g_slots.zero_()  # because `put` discarded the tokens in these slots
+        return g_first, g_prompt
 
 
 def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
@@ -139,7 +142,7 @@ def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, nu
 
 
 class Pass:
-    """One pass through a tower, from prompts to features (N, E), with the derivatives of a `TokenFunction`.
+    """Pass through a tower, from prompts to features (N, E), with the derivative methods of `TokenFunction`.
 
     `vjp` and `hvp` free the layers, so no other method can be called after them.
     `prompt_norm` normalizes the prompt of layer 0. `head` maps the last layer's output to features.
@@ -180,21 +183,20 @@ class Pass:
         return x
 
     def vjp(self, g_KNE: Tensor) -> dict[int, Tensor]:
-        # Popping each layer frees the tensors that it stores.
-        return self._reverse(g_KNE, lambda f, g: f.vjp(g), self._layers.pop)
+        return self._reverse(g_KNE, lambda f, g: f.vjp(g), self._layers.pop)  # pop frees stored tensors
 
     def vjp_for_hvp(self, g_KNE: Tensor) -> dict[int, Tensor]:
         return self._reverse(g_KNE, lambda f, g: f.vjp_for_hvp(g), self._layers.__getitem__)
 
-    def jvp(self, prompts: LayerPrompts) -> Tensor:
+    def jvp(self, tangents: LayerPrompts) -> Tensor:
         first = self._prompted[0]
-        t = prompts[first].new_zeros(len(prompts[first]), *self._input_shape)
+        t = tangents[first].new_zeros(len(tangents[first]), *self._input_shape)
         for number, layer in enumerate(self._layers[first:], first):
-            if number in prompts:
-                prompt = prompts[number]
+            if number in tangents:
+                tangent = tangents[number]
                 if number == 0 and self._prompt_norm is not None:
-                    prompt = self._prompt_norm.jvp(prompt)
-                t = self._slots.put(t, prompt)
+                    tangent = self._prompt_norm.jvp(tangent)
+                t = self._slots.put(t, tangent)
             t = layer.jvp(t)
         t = t.flatten(1, -2)
         for function in self._head:
@@ -210,14 +212,14 @@ class Pass:
         g = g.unflatten(-2, self._output_shape)
         cotangents: dict[int, Tensor] = {}
         for number in reversed(range(self._prompted[0], len(self._layers))):
-            g, rest = layer_at(number).reverse(g, apply)
+            g, g_rest = layer_at(number).reverse(g, apply)
             if number in self._prompted:
-                g, prompt = self._slots.take(g, rest)
+                g, g_prompt = self._slots.take(g, g_rest)
                 if number == 0 and self._prompt_norm is not None:
-                    prompt = apply(self._prompt_norm, prompt)
-                cotangents[number] = prompt
-            elif rest.shape[-2]:
-                g = torch.cat([g, rest], dim=-2)
+                    g_prompt = apply(self._prompt_norm, g_prompt)
+                cotangents[number] = g_prompt
+            elif g_rest.shape[-2]:
+                g = torch.cat([g, g_rest], dim=-2)
         return cotangents
 
 

@@ -20,7 +20,7 @@ from prometar.io.files import require_storable, resolve_path
 from prometar.io.strict_model import StrictModel, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.methods.composition import MethodConfig
-from prometar.methods.section import UNION_TAGS, ComponentSection, CustomSection
+from prometar.methods.section import TAG_NAMES, ComponentSection, CustomSection
 
 ConfigData = dict[str, Any]
 """Plain data of a configuration: nested by section, or flat by dotted key."""
@@ -73,10 +73,10 @@ class BackboneConfig(StrictModel):
 
 
 class OptimConfig(StrictModel):
-    """SGD with a constant warm-up lr, then a cosine schedule. The gate (a modulator) has its own lr.
+    """SGD with a constant warm-up lr, then a cosine schedule.
 
-    `gate_schedule`: `released` always uses `gate_warmup_lr`, because the published code never steps the
-    schedule of the gate. `configured` follows the schedule.
+    The modulator's learnable tensors (the gate) have their own lr. `gate_schedule`: `released` always uses
+    `gate_warmup_lr`, because the published code never steps their schedule. `configured` steps it.
     """
 
     lr: float = Field(default=0.0025, ge=0, le=1e30)
@@ -136,8 +136,8 @@ class Config(MethodConfig):
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
-        If `method` changes, all settings except data, backbone and seed start from its recipe. Settings that
-        the kind of a component lacks are ignored. If the kind changes, they are dropped.
+        If `method` changes, all settings except data, backbone and seed start from its recipe. Values that a
+        component's kind lacks are ignored. A change of kind drops the settings that the new kind lacks.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -239,7 +239,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
 
 
 def _kind_field(section: str) -> str:
-    """Return the field that selects a component's kind, or "name" for sections without kinds (data, ...)."""
+    """Return the field that selects a component's kind. Without kinds: "name", which selects nothing."""
     default = Config.model_fields[section].default
     return default.KIND_FIELD if isinstance(default, ComponentSection) else "name"
 
@@ -314,7 +314,7 @@ def parse_config(tree: object, *, where: str) -> Config:
         raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
         # Pydantic adds union tags and kinds to the locations of errors. Settings are named without them.
-        tags = UNION_TAGS | {kind for section in Config.model_fields for kind in _models(section) if kind}
+        tags = TAG_NAMES | {kind for section in Config.model_fields for kind in _models(section) if kind}
         raise UserError(f"{where}: {problems_of(error, without=tags)}") from None
 
 

@@ -15,7 +15,7 @@ from prometar.errors import UserError
 
 SIZE = 64  # side of an image in pixels
 FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
-"""Seed of the first image of each class, by split (or pretraining of `mini`). Image k has this seed + k."""
+"""Seed of image 0 of each class. Image k has this seed + k. `pretrain`: images that trained `mini`."""
 
 Motif = TypeVar("Motif")
 """Type that describes how a class is drawn, such as a function."""

@@ -1,6 +1,6 @@
 """Custom components: functions and classes outside the package, referenced as `package.module:Name`.
 
-Each worker imports their modules, which must be installed, on `PYTHONPATH` or in Ray's `runtime_env`.
+Their modules must be importable on each worker: installed, on `PYTHONPATH` or in Ray's `runtime_env`.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def load_component(reference: str) -> Any:
         'l1'
     """
     name, _, attribute = reference.partition(":")
-    with component_errors(reference):
+    with convert_errors(reference):
         try:
             module = import_module(name)
         except ModuleNotFoundError as error:
@@ -64,7 +64,7 @@ def instantiate(reference: str, args: Mapping[str, object]) -> Any:
     """
     component = load_component(reference)
     validated = _validated_args(reference, component, args)
-    with component_errors(reference):
+    with convert_errors(reference):
         return component(**dict(validated)) if inspect.isclass(component) else component
 
 
@@ -80,7 +80,7 @@ def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
 def _validated_args(reference: str, component: Any, args: Mapping[str, object]) -> BaseModel:
     """Validate `args` against the fields of a dataclass. Other components accept no arguments."""
     allowed: dict[str, Any] = {}
-    with component_errors(reference):
+    with convert_errors(reference):
         if inspect.isclass(component) and is_dataclass(component):
             hints = get_type_hints(component, include_extras=True)
             allowed = {each.name: (hints[each.name], each) for each in fields(component) if each.init}
@@ -99,7 +99,7 @@ def source_digest(reference: str) -> str:
         UserError: the component cannot be loaded, or its module has no file.
     """
     load_component(reference)
-    with component_errors(reference):
+    with convert_errors(reference):
         file = sys.modules[reference.partition(":")[0]].__file__
         if file is None:
             raise UserError(f"{reference}: its module has no source file.")
@@ -107,7 +107,7 @@ def source_digest(reference: str) -> str:
 
 
 @contextmanager
-def component_errors(reference: str) -> Iterator[None]:
+def convert_errors(reference: str) -> Iterator[None]:
     """Convert an error of custom code into a one-line UserError with its file and line number.
 
     SystemExit is converted too, because the import of a script may raise it. Accelerator errors are not
@@ -126,15 +126,15 @@ def component_errors(reference: str) -> Iterator[None]:
         raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({at})") from error
 
 
-def instantiate_custom(kind: str, name: str, known: Iterable[str]) -> Any:
+def resolve_custom(kind: str, name: str, names: Iterable[str]) -> Any:
     """Load the custom component `name`. If it is a class, instantiate it without arguments.
 
     Args:
-        kind, known: Kind of component, and names of the built-in ones, for the error message.
+        kind, names: Kind of component, and names of the built-in ones, for the error message.
 
     Raises:
         UserError: the name is not of the form `package.module:Name`, or the component cannot be loaded.
     """
     if not is_custom(name):
-        raise UserError(f"unknown {kind} '{name}': choose one of {', '.join(known)}, or package.module:Name")
+        raise UserError(f"unknown {kind} '{name}': choose one of {', '.join(names)}, or package.module:Name")
     return instantiate(name, {})

@@ -33,7 +33,7 @@ class StrictModel(BaseModel):
         return values
 
 
-BUILT_IN_TAG = "built-in"
+BUILT_IN = "built-in"
 """Tag of built-in components in pydantic's unions of built-in and custom components (`module:Name`)."""
 
 
@@ -67,7 +67,7 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         return f"{name}: {context['error']}".removeprefix(": ")
     if kind == "union_tag_invalid":
         name = f"{name}.{context['discriminator']}".replace("'", "").removeprefix(".")
-        custom = " or module:Name" if BUILT_IN_TAG in error["loc"] else ""
+        custom = " or module:Name" if BUILT_IN in error["loc"] else ""
         return f"{name} must be one of {context['expected_tags']}{custom}, got {context['tag']}"
     if kind in _EXPECTED:
         # Some versions of pydantic write all 31 digits of the bound 1e30.

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from prometar.methods.section import BUILT_IN, CUSTOM, DISCRIMINATOR, ComponentSection, CustomSection
+from prometar.methods.section import BUILT_IN_TAG, CUSTOM_TAG, DISCRIMINATOR, ComponentSection, CustomSection
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -130,6 +130,6 @@ class CustomAugmentation(CustomSection):
 
 
 _BuiltIn = Annotated[
-    NoAugmentation | FeatureMixup | InputMixup | CutMix, Field(discriminator="augmentation"), BUILT_IN
+    NoAugmentation | FeatureMixup | InputMixup | CutMix, Field(discriminator="augmentation"), BUILT_IN_TAG
 ]
-AnyAugmentation = Annotated[_BuiltIn | Annotated[CustomAugmentation, CUSTOM], DISCRIMINATOR]
+AnyAugmentation = Annotated[_BuiltIn | Annotated[CustomAugmentation, CUSTOM_TAG], DISCRIMINATOR]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prometar.clip.model import Clip
 from prometar.errors import UserError
-from prometar.io.custom import component_errors
+from prometar.io.custom import convert_errors
 from prometar.methods.composition import Method, MethodConfig, build
 from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
@@ -31,25 +31,26 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
         custom = getattr(config, section)
         if not isinstance(custom, CustomSection):
             return
-        with component_errors(custom.reference):
+        with convert_errors(custom.reference):
             results, expected = call()
             for name in results.keys() | expected.keys():
                 got, wanted = (_describe(tensors.get(name)) for tensors in (results, expected))
                 if got != wanted:
                     raise UserError(f"{custom.reference} must return {wanted} for {name}, got {got}.")
 
-    with component_errors(getattr(config.prompts, "reference", "prompts")):
+    with convert_errors(getattr(config.prompts, "reference", "prompts")):
         leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
         tokens = method.prompts.tokens(leaves)
     if not method.prompts.conditional:  # conditional prompts also return tensors that are not tokens
         check("prompts", lambda: (tokens, _expected(tokens, clip)))
-    with component_errors(getattr(config.modulator, "reference", "modulator")):
+    with convert_errors(getattr(config.modulator, "reference", "modulator")):
         gate = method.modulator.initialize(tokens, generator)
     check("regularizer", lambda: _call_regularizer(method, clip))
     check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))  # tokens serve as gradients
     check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
     check("task", lambda: _draw_mix(method))  # the section of the task augmentation
-    check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))  # {}: no average
+    # As an argument, {} means that there is no average yet. The result {} is also valid.
+    check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
     return method
 
 

@@ -108,8 +108,8 @@ class NoPrompts(_FrozenTextSetting):
 class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
-    Layer 0 starts as the token embeddings of `init`, other layers as samples of N(0, init_std^2). If `init`
-    has fewer than `text_length` tokens, `init_padding` puts zeros before them or samples layer 0 as well.
+    Layer 0 starts as the embedded `init`, the other layers as samples of N(0, init_std^2). If `init` is too
+    short, `init_padding` decides. `zeros`: put zeros before it. `random`: ignore it and sample layer 0 too.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -172,7 +172,7 @@ class CoupledPrompts(_Context):
     """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    W_l and b_l are initialized like torch.nn.Linear. All layers except layer 0 start with the same values.
+    W_l and b_l start like torch.nn.Linear. Those of layers 1, 2, ... start as copies of each other.
     The depth is limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from prometar.io.custom import instantiate, is_custom
-from prometar.io.strict_model import BUILT_IN_TAG, StrictModel
+from prometar.io.strict_model import BUILT_IN, StrictModel
 
 
 class ComponentSection(StrictModel):
@@ -55,12 +55,13 @@ def _union_tag(value: Any) -> str:
     """Return the tag by which pydantic selects the type of a section: built-in or custom."""
     fields = dict(value) if isinstance(value, Mapping | ComponentSection) else {}
     kinds = [fields.get(key) for key in ("kind", "augmentation")]  # the KIND_FIELDs of all sections
-    return "custom" if any(isinstance(kind, str) and is_custom(kind) for kind in kinds) else BUILT_IN_TAG
+    return "custom" if any(isinstance(kind, str) and is_custom(kind) for kind in kinds) else BUILT_IN
 
 
-BUILT_IN, CUSTOM, DISCRIMINATOR = Tag(BUILT_IN_TAG), Tag("custom"), Discriminator(_union_tag)
-UNION_TAGS = frozenset({BUILT_IN_TAG, "custom"})
+BUILT_IN_TAG, CUSTOM_TAG, DISCRIMINATOR = Tag(BUILT_IN), Tag("custom"), Discriminator(_union_tag)
+TAG_NAMES = frozenset({BUILT_IN, "custom"})
 BuiltInOrCustom = Annotated[
-    Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN] | Annotated[CustomT, CUSTOM], DISCRIMINATOR
+    Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN_TAG] | Annotated[CustomT, CUSTOM_TAG],
+    DISCRIMINATOR,
 ]
 """Type of a section that describes either a built-in or a custom component."""

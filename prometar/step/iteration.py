@@ -46,11 +46,11 @@ def step(
 ) -> tuple[State, Losses]:  # fmt: skip
     """Return the state after one iteration, and the detached, unweighted losses by name.
 
-    The modulator computes g = g_task + m g_reg from the gradients of the task loss and the regularizer. The
-    gate consists of the modulator's learnable tensors. Direct phase: update the prompts theta by SGD
-    with g on the batch. Meta phase: compute theta' = theta - inner_lr g on the support, then update theta and
-    the gate by SGD on outer_weight * query loss(theta'). Both phases share the momenta of theta. The meta
-    phase is skipped without an inner loop, a meta task or prompts.
+    The modulator chooses the factor m in g = g_task + m g_reg, which combines the gradients of the task loss
+    and the regularizer. The modulator's learnable tensors are called the gate. Direct phase: update the
+    prompts theta by SGD with g on the batch. Meta phase: compute theta' = theta - inner_lr g on the support,
+    then update theta and the gate by SGD on outer_weight * query loss(theta'). Both phases share the momenta
+    of theta. The meta phase is skipped without an inner loop, a meta task or prompts.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     gradients, losses = _gradients(model, method, tokens, batch)
@@ -76,7 +76,7 @@ def _update(state: State, g_prompts: Tensors, g_gate: Tensors, config: SgdConfig
 
 
 Hvp = Callable[[Tensors], Tensors]
-"""Function that maps token directions u_k (K, P, D) to sum_k H_k u_k, where H_k is the Hessian of loss k."""
+"""Map from token directions u_k (K, P, D) to sum_k H_k u_k. H_k: Hessian of loss k over the tokens."""
 
 
 def _meta_gradients(
@@ -123,7 +123,7 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient (P, D) of each token tensor. If K = 1, it is the only gradient."""
+    """Return the modulated gradient (P, D) of each token tensor. If K = 1, the gradient is unchanged."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
@@ -139,8 +139,8 @@ def _gradients(
     K is 2 (task loss and regularizer) or 1 (the task loss alone, or the weighted sum of both).
     """
     towers = model.run(tokens, batch.images, batch.frozen)
-    values, losses, loss_vjp = vjp(partial(_losses, model, method, towers, batch), towers.features)
-    return towers.vjp(_feature_gradients(method, values, loss_vjp)), losses
+    terms, losses, loss_vjp = vjp(partial(_losses, model, method, towers, batch), towers.features)
+    return towers.vjp(_feature_gradients(method, terms, loss_vjp)), losses
 
 
 def _gradients_and_hvp(
@@ -151,18 +151,18 @@ def _gradients_and_hvp(
 
     def feature_gradients(features: Tensors) -> tuple[Tensors, Losses]:
         losses_of = partial(_losses, model, method, towers, batch)
-        values, losses, loss_vjp = vjp(losses_of, features, differentiable=True)
-        return _feature_gradients(method, values, loss_vjp), losses
+        terms, losses, loss_vjp = vjp(losses_of, features, differentiable=True)
+        return _feature_gradients(method, terms, loss_vjp), losses
 
     cotangents, losses, features_hvp = vjp(feature_gradients, towers.features)
     gradients = towers.vjp_for_hvp(cotangents)
     return gradients, losses, lambda u: towers.hvp(features_hvp(towers.jvp(u)))
 
 
-def _feature_gradients(method: Method, values: Tensors, loss_vjp: Vjp) -> Tensors:
+def _feature_gradients(method: Method, terms: Tensors, loss_vjp: Vjp) -> Tensors:
     """Return the gradients (K, N, E) of K losses with respect to the features of each tower."""
-    one, constant = torch.ones_like(values["task"]), method.modulator.constant
-    if "regularizer" not in values:
+    one, constant = torch.ones_like(terms["task"]), method.modulator.constant
+    if "regularizer" not in terms:
         gradients = [loss_vjp({"task": one})]
     elif constant is not None:  # with a constant m, the modulated gradient is the gradient of a weighted sum
         gradients = [loss_vjp({"task": one, "regularizer": constant * one})]
@@ -182,8 +182,8 @@ def _losses(
         model.clip.logit_scale,
     )  # fmt: skip
     total, distances = method.regularizer(inputs)
-    values = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
-    return values, {"ce": task_loss, **distances}
+    terms = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
+    return terms, {"ce": task_loss, **distances}
 
 
 def _query_gradient(
@@ -191,17 +191,17 @@ def _query_gradient(
 ) -> tuple[Tensors, Tensor]:
     """Return the gradient of outer_weight * query loss at the adapted tokens, and the query loss itself."""
     towers = model.run(tokens, query.images, query.frozen)
-    values, _, loss_vjp = vjp(
+    loss, _, loss_vjp = vjp(
         lambda features: ({"query": _query_loss(model, towers, features, query)}, {}), towers.features
     )
     scale = scale_factor(model.clip.dtype, outer_weight)
-    weight = torch.ones_like(values["query"]) * (outer_weight * scale)
+    weight = torch.ones_like(loss["query"]) * (outer_weight * scale)
     gradient = towers.vjp({name: g[None] for name, g in loss_vjp({"query": weight}).items()})
-    return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), values["query"]
+    return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), loss["query"]
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the query loss. In the R image features, the Q query images come before their partners."""
+    """Return the query loss. Rows of the R image features: Q query images, then their mixed-in partners."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:

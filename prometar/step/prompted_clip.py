@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import mean_text
+from prometar.clip.features import mean_text_features
 from prometar.clip.model import Clip
 from prometar.clip.text import TextInput, encode_text, text_input, text_pass
 from prometar.clip.vision import encode_image, image_pass
@@ -122,5 +122,5 @@ def build_model(
             )
         text: TextInput | Tensor = text_input(clip, ids_NT, num_context=prompts.num_context)
     else:
-        text = mean_text(clip, ids_NT, len(prompts.templates) or 1)
+        text = mean_text_features(clip, ids_NT, len(prompts.templates) or 1)
     return PromptedClip(clip, prompts, text, frozen_text_CE)

@@ -19,8 +19,7 @@ from prometar.methods.prompts import Tensors, tokens_by_layer
 class AutodiffPass:
     """Pass through the text tower with conditional prompts. Its features are (B, C, E).
 
-    It has the derivative methods of `Pass`, but their dictionaries are keyed by token name instead of layer
-    number. torch.func computes the derivatives.
+    It has the derivative methods of `Pass`, computed by torch.func. Dictionaries are keyed by token name.
     """
 
     def __init__(self, function: Callable[[Tensors], Tensor], tokens: Tensors) -> None:
@@ -85,11 +84,11 @@ class Towers:
 
     def vjp(self, cotangents: Tensors) -> Tensors:
         """Map cotangents of the features, such as (K, B, E), to cotangents (K, P, D) of the tokens."""
-        return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp(g))
+        return self._token_gradients(cotangents, lambda tower_pass, g: tower_pass.vjp(g))
 
     def vjp_for_hvp(self, cotangents: Tensors) -> Tensors:
         """Return the result of `vjp`, and save what `jvp` needs. Call `jvp` next, then `hvp`."""
-        return self._pull_back(cotangents, lambda tower_pass, g: tower_pass.vjp_for_hvp(g))
+        return self._token_gradients(cotangents, lambda tower_pass, g: tower_pass.vjp_for_hvp(g))
 
     @torch.no_grad()
     def jvp(self, tangents: Tensors) -> Tensors:
@@ -105,24 +104,24 @@ class Towers:
         return pushed
 
     def hvp(self, cotangents: Tensors) -> Tensors:
-        """Return the gradients (P, D) of <r, features> + sum_k <g_k, J t_k> with respect to the tokens.
+        """Return the gradients (P, D), over tokens, of the scalar <r, features> + sum_k <g_k, J t_k>.
 
         r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian.
-        If H_k is the Hessian of loss k with respect to the features, and r = sum_k H_k J t_k, the result is
-        the sum of the losses' Hessian-vector products with t_k, with respect to the tokens.
+        If A_k is the Hessian of loss k with respect to the features, and r = sum_k A_k J t_k, the result is
+        sum_k H_k t_k, where H_k is the Hessian of loss k with respect to the tokens.
         """
-        return self._pull_back(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
+        return self._token_gradients(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
 
     @torch.no_grad()
-    def _pull_back(
-        self, cotangents: Tensors, pullback: Callable[[TowerPass, Tensor], Mapping[Any, Tensor]]
+    def _token_gradients(
+        self, cotangents: Tensors, derivative: Callable[[TowerPass, Tensor], Mapping[Any, Tensor]]
     ) -> Tensors:
         gradients: Tensors = {}
         for tower, tower_pass in self.passes.items():
             g = cotangents[tower]
             if isinstance(tower_pass, Pass):
-                for layer, tensor in pullback(tower_pass, g.to(self.dtype)).items():
+                for layer, tensor in derivative(tower_pass, g.to(self.dtype)).items():
                     gradients[f"{tower}.{layer}"] = tensor.to(g.dtype)
             else:
-                gradients |= {str(name): tensor for name, tensor in pullback(tower_pass, g).items()}
+                gradients |= {str(name): tensor for name, tensor in derivative(tower_pass, g).items()}
         return gradients

@@ -1,7 +1,7 @@
-"""Drift: divergence of the prompted from the frozen CLIP's predictions over out-of-domain class names.
+"""Drift: how far the prompted CLIP's predictions diverge from the frozen CLIP's, over out-of-domain names.
 
 Accuracy on new classes cannot be measured without images of these classes, but drift predicts it. Prompts
-with a high drift also lose accuracy on new classes (docs/results.md).
+with a high drift tend to lose accuracy on new classes (docs/results.md).
 """
 
 import hashlib
@@ -27,8 +27,7 @@ DRIFT_TEMPLATE = "a photo of a {}."
 """Template of the frozen texts. Most methods initialize their context with it, so drift starts near 0."""
 ACCURACY_DECAY_PER_NAT = 0.05
 """Predicted accuracy on new classes: zero-shot base accuracy * exp(-0.05 * drift in nats)."""
-_MIN_NAMES = 20
-"""Minimum number of out-of-domain names."""
+_MIN_NAMES = 20  # minimum number of out-of-domain names
 
 
 @torch.no_grad()
@@ -53,7 +52,7 @@ def mean_drift(
     return float(F.kl_div(prompted, frozen, log_target=True, reduction="batchmean"))
 
 
-def drift_identity(backbone: Backbone) -> str:
+def drift_version(backbone: Backbone) -> str:
     """Return the decay and a digest of the vocabulary. Scores are comparable only if both are the same."""
     digest = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{ACCURACY_DECAY_PER_NAT} a nat, names {digest}"

@@ -10,7 +10,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, cached_text
+from prometar.clip.features import FeatureCache, cached_text_features
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_backbone
 from prometar.config.settings import BackboneConfig, Config
@@ -96,9 +96,9 @@ def _cached_dataset(name: str, root: str | None, args_json: str, code_digest: st
 
 
 @lru_cache(maxsize=32)
-def _frozen_text(config: BackboneConfig, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
     backbone = _cached_backbone(config)
-    return cached_text(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
+    return cached_text_features(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
 
 
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
@@ -120,7 +120,7 @@ def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) 
 
 def clear_caches() -> None:
     """Clear the caches of backbones, datasets and features in this process."""
-    for cached in (_cached_backbone, _cached_dataset, _frozen_text):
+    for cached in (_cached_backbone, _cached_dataset, _text_features):
         cached.cache_clear()
     _IMAGE_FEATURES.clear()
 
@@ -157,7 +157,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     }
     templates = method.regularizer.templates or (dataset.template_named(method.regularizer.template_name),)
     uses_text = method.regularizer.uses_text
-    frozen = _frozen_text(config.backbone, split.classnames, templates) if uses_text else None
+    frozen = _text_features(config.backbone, split.classnames, templates) if uses_text else None
     transform = TransformSpec(
         size=clip.image_size,
         crop_scale=(augment.crop_scale_min, augment.crop_scale_max),
@@ -170,7 +170,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
         frozen_out_of_domain, frozen_base = (
-            _frozen_text(config.backbone, classes, (DRIFT_TEMPLATE,)) for classes in (names, split.classnames)
+            _text_features(config.backbone, each, (DRIFT_TEMPLATE,)) for each in (names, split.classnames)
         )
         out_of_domain, base = model_of(names, frozen_out_of_domain), evaluations["base"]
         evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))

@@ -22,8 +22,7 @@ from prometar.training.scoring import accuracy
 
 _CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
 
-MAX_CACHED_BYTES = 2 * 2**30
-"""Maximum size of the cached evaluation images of a process."""
+MAX_CACHED_BYTES = 2 * 2**30  # maximum size of the cached evaluation images of a process
 _EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )

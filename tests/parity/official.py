@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import frozen_text
+from prometar.clip.features import frozen_text_features
 from prometar.clip.model import Clip
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, configure
@@ -87,7 +87,7 @@ class Official:
         if not self.method.regularizer.uses_text:
             return None
         templates = self.method.regularizer.templates or (self.meta["template"],)
-        return frozen_text(self.clip, tokenize, self.meta["classnames"], templates)
+        return frozen_text_features(self.clip, tokenize, self.meta["classnames"], templates)
 
     @property
     def init_ids(self) -> Tensor:

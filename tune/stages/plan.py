@@ -23,12 +23,12 @@ from prometar.data.streaming.transforms import TORCHVISION_CROP, TransformSpec
 from prometar.device import fetch
 from prometar.environment import num_cpus
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, is_custom, source_digest
+from prometar.io.custom import convert_errors, is_custom, source_digest
 from prometar.io.files import file_size
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
 from prometar.methods.prompts import NoPrompts
-from prometar.training.drift import drift_identity, out_of_domain_names
+from prometar.training.drift import drift_version, out_of_domain_names
 from prometar.training.epoch import sgd_config, train_step
 from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
@@ -97,9 +97,9 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         required = required_values(entry, search.space.ranges)  # without them, `key` has no effect
         for value in entry.probe_values:  # raises UserError if the value is invalid
             build(config.run.override({**defaults, **required, key: value}))
-    with component_errors(search.sampler):
+    with convert_errors(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
-    with component_errors(search.pruner):
+    with convert_errors(search.pruner):
         make_pruner(search, config.max_epochs, 1)
     weights = config.run.backbone.pretrained
     require_backbone(config.run.backbone.name, weights)
@@ -135,7 +135,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_custom(name)}
     splits = [split for pair in plan.splits.values() for split in pair]
     if objective_of(search.objective).predicts_new:
-        digests["drift"] = drift_identity(backbone)
+        digests["drift"] = drift_version(backbone)
         for dataset in plan.datasets:
             out_of_domain_names(dataset, backbone.vocabulary)  # raises UserError if too few remain
     return digests, Footprint.of(backbone.clip, splits)

@@ -10,7 +10,7 @@ from optuna.pruners import (
 )
 
 from prometar.errors import UserError
-from prometar.io.custom import instantiate_custom
+from prometar.io.custom import resolve_custom
 from tune.config import SearchConfig
 from tune.space.space import EPOCHS_KEY
 
@@ -43,7 +43,7 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
         "hyperband": HyperbandPruner(MIN_EPOCHS, max(MIN_EPOCHS, max_epochs), reduction_factor=3),
         "none": NopPruner(),
     }
-    pruner = pruners.get(name) or instantiate_custom("pruner", name, pruners)(max_epochs)
+    pruner = pruners.get(name) or resolve_custom("pruner", name, pruners)(max_epochs)
     if not isinstance(pruner, BasePruner):
         raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
     if not isinstance(pruner, NopPruner) and (EPOCHS_KEY in search.space.ranges or len(search.goals) > 1):

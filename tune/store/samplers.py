@@ -12,7 +12,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from prometar.errors import UserError
-from prometar.io.custom import instantiate_custom
+from prometar.io.custom import resolve_custom
 from tune.space.space import Space
 
 STARTUP_TRIALS = 6
@@ -48,7 +48,7 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
         # GPSampler samples conditional settings at random, and would warn about each of them.
         "gp": lambda _, seed: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
     }
-    make = samplers.get(name) or instantiate_custom("sampler", name, samplers)
+    make = samplers.get(name) or resolve_custom("sampler", name, samplers)
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         sampler = make(space, seed)
     if not isinstance(sampler, BaseSampler):

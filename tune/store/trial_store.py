@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from prometar.errors import UserError
-from prometar.io.custom import component_errors
+from prometar.io.custom import convert_errors
 from tune.config import DIRECTIONS, StudyConfig
 from tune.records.schema import REPORT_ADAPTER, EpochReport, State, TrialRecord
 from tune.space.ranges import Settings, Value
@@ -279,7 +279,7 @@ class TrialStore:
     @contextmanager
     def _errors_of(self, name: str) -> Iterator[None]:
         """Prefix errors of a custom sampler or pruner with its name. Storage errors get no prefix."""
-        with component_errors(name) if ":" in name else nullcontext(), storage_errors(self._config.storage):
+        with convert_errors(name) if ":" in name else nullcontext(), storage_errors(self._config.storage):
             yield
 
 

@@ -26,7 +26,7 @@ from prometar.data.datasets.prepared import MANIFEST, find_manifest, open_prepar
 from prometar.embedded.datasets import RENDERED
 from prometar.embedded.rendered import RenderedSet
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, instantiate, is_custom
+from prometar.io.custom import convert_errors, instantiate, is_custom
 from prometar.io.files import is_storable, resolve_path
 from prometar.io.stores import join, masked
 
@@ -146,7 +146,7 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
 
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
     loader = instantiate(name, args)
-    with component_errors(name):
+    with convert_errors(name):
         found = loader(root)
     if not isinstance(found, Dataset):
         raise UserError(f"{name} must return a Dataset, got {type(found).__name__}. See docs/extending.md.")

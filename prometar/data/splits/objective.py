@@ -23,7 +23,7 @@ from prometar.data.splits.fewshot import (
     separate_base_new,
 )
 from prometar.errors import UserError
-from prometar.io.custom import component_errors, instantiate_custom, is_custom
+from prometar.io.custom import convert_errors, is_custom, resolve_custom
 from prometar.metrics import harmonic_mean
 
 
@@ -144,7 +144,7 @@ def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = instantiate_custom("objective", name, known)
+    found = resolve_custom("objective", name, known)
     if isinstance(found, Objective):
         return found
     objective = replace(OBJECTIVES["drift"], score=found, title=name)
@@ -162,7 +162,7 @@ def score_accuracies(name: str, accuracies: Mapping[str, float]) -> float:
 
 
 def _finite_score(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
-    with component_errors(name):
+    with convert_errors(name):
         value = objective.score(accuracies)
     if not isinstance(value, Real) or not math.isfinite(value):
         raise UserError(f"{name} must return a finite number, got {value!a:.60}.")
@@ -183,7 +183,7 @@ def split_dataset(
         UserError: the objective is unknown, classes or images are missing, or a custom split is invalid.
     """
     objective = objective_of(name)
-    with component_errors(name):
+    with convert_errors(name):
         split = objective.make_split(dataset, shots, seed, val_per_class)
     if is_custom(name):
         _require_valid_split(name, objective, split)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.features import frozen_text
+from prometar.clip.features import frozen_text_features
 from prometar.clip.openclip import TEMPLATES, tokenize
 from prometar.clip.vision import embed_images
 from prometar.config.recipes import METHODS
@@ -60,7 +60,7 @@ def test_where_no_context_is_learned_the_templates_decide() -> None:
     clip = backbone(torch.float64).clip
 
     def text(templates: Sequence[str]) -> Tensor:
-        return frozen_text(clip, tokenize, CLASSES, templates)
+        return frozen_text_features(clip, tokenize, CLASSES, templates)
 
     for name, templates in {
         "zero-shot": ["an image of {}."],
@@ -173,6 +173,6 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str)
 def test_a_run_holds_the_text_to_the_data_sets_wording(teacher: str, template: str, small_dtd: Path) -> None:
     settings = {"data.name": "dtd", "data.root": str(small_dtd), "regularizer.teacher": teacher}
     run = build_run(configure("kgcoop", settings), "final")
-    expected = frozen_text(run.backbone.clip, tokenize, classnames(run.plan.items), [template])
+    expected = frozen_text_features(run.backbone.clip, tokenize, classnames(run.plan.items), [template])
     assert run.model.frozen_text_CE is not None
     torch.testing.assert_close(run.model.frozen_text_CE, expected)

@@ -19,7 +19,7 @@ import torch
 from prometar import runs
 from prometar.analysis import alignment
 from prometar.analysis.alignment import AlignmentRecorder
-from prometar.clip.features import cached_text
+from prometar.clip.features import cached_text_features
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config, dump_config
 from prometar.errors import InfrastructureError
@@ -206,7 +206,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(
     tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = backbone().clip
-    ask = partial(cached_text, clip, "digest", tokenize, ["cat", "dog"], ["a photo of a {}."])
+    ask = partial(cached_text_features, clip, "digest", tokenize, ["cat", "dog"], ["a photo of a {}."])
     monkeypatch.setenv("PROMETAR_CACHE", str(tmp_path / "whole"))
     whole = ask()
     for number in range(1, 200):

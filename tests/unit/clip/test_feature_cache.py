@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prometar.clip.features import cached_text, frozen_text
+from prometar.clip.features import cached_text_features, frozen_text_features
 from prometar.clip.model import Clip
 from prometar.clip.openclip import tokenize
 from prometar.clip.weights import weights_digest
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def get(clip: Clip, names: Sequence[str] = NAMES, templates: Sequence[str] = TEMPLATES) -> tuple[Tensor, int]:
     """Return the features, and 1 if they were computed, or 0 if they were cached."""
     counted = Mock(side_effect=tokenize)
-    return cached_text(clip, weights_digest(clip), counted, names, templates), counted.call_count
+    return cached_text_features(clip, weights_digest(clip), counted, names, templates), counted.call_count
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -37,7 +37,7 @@ def test_the_second_time_gives_the_same_bits_without_computing(folder: Path, dty
     clip = backbone(dtype).clip
     first, computed = get(clip)
     assert computed == 1
-    torch.testing.assert_close(first, frozen_text(clip, tokenize, NAMES, TEMPLATES), rtol=0, atol=0)
+    torch.testing.assert_close(first, frozen_text_features(clip, tokenize, NAMES, TEMPLATES), rtol=0, atol=0)
     again, computed = get(clip)
     assert computed == 0
     assert again.dtype == first.dtype

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from prometar.clip import text as text_module
-from prometar.clip.features import frozen_text, mean_text
+from prometar.clip.features import frozen_text_features, mean_text_features
 from prometar.clip.openclip import TEMPLATES, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.wording import fill_template
@@ -56,9 +56,9 @@ def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batc
     templates = (*TEMPLATES[::6], "{} texture.", "{}")
     ids = tokenize([each.format(name) for name in NAMES for each in templates])
     plain = model.encode_text(ids).unflatten(0, (len(NAMES), -1)).mean(dim=1)
-    ours = mean_text(towers(model), ids, len(templates), batch_size=batch_size)
+    ours = mean_text_features(towers(model), ids, len(templates), batch_size=batch_size)
     torch.testing.assert_close(ours, F.normalize(plain, dim=-1), **EXACT)
-    torch.testing.assert_close(frozen_text(towers(model), tokenize, NAMES, templates), ours, **EXACT)
+    torch.testing.assert_close(frozen_text_features(towers(model), tokenize, NAMES, templates), ours, **EXACT)
 
 
 def test_braces_of_a_template_are_text() -> None:
