@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources of trials. They do not change the results of runs, but may change the sampled settings."""
+    """Resources of trials. They affect results only by rounding, but may change the sampled settings."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
