@@ -53,7 +53,7 @@ def reproduce(
         list[str], _option("Methods with their published settings, or recipe files.", " ".join(METHODS))
     ] = METHODS,
     seeds: Annotated[
-        list[int], _option("Seeds. Every method runs with every seed.", "1 2 3", min=0, max=2**32 - 1)
+        list[int], _option("Seeds. Every trained method runs with every seed.", "1 2 3", min=0, max=2**32 - 1)
     ] = SEEDS,
     shots: Annotated[
         list[int] | None, typer.Option(min=1, help="Training images per class. Default: that of --protocol.")

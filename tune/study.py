@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from prometar.cli.console import format_count
 from prometar.errors import FIX_AND_RESUME, UserError, WorkError
 from prometar.io.files import lock_folder
 from tune.config import StudyConfig
@@ -74,8 +75,8 @@ class Study:
             test = self.test()
             self.report()
         if test.failures:
-            failed = f"{len(test.failures)} runs of the final test failed"
-            raise WorkError(f"{failed} ({test.failures[0]}). {FIX_AND_RESUME}")
+            failed = format_count(len(test.failures), "final-test run")
+            raise WorkError(f"{failed} failed ({test.failures[0]}). {FIX_AND_RESUME}")
         return test
 
     def search(self) -> None:
@@ -111,7 +112,7 @@ class Study:
             raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
 
     def confirm(self) -> Confirmation:
-        """Rerun the best trials and the baseline with fresh seeds. Select settings by mean objective."""
+        """Rerun the best trials and the baseline with fresh seeds. Select settings by mean score."""
         from tune.stages.confirmation import choose_trials, confirm
 
         config = self.config
@@ -121,7 +122,7 @@ class Study:
                 raise WorkError(f"{self.folder.path} contains no completed trial. Run the search first.")
             if len(chosen) > 1:
                 names = [str(trial.number) + " (default settings)" * trial.is_baseline for trial in chosen]
-                seeds = f"{config.confirm.seeds} fresh seeds"
+                seeds = format_count(config.confirm.seeds, "fresh seed")
                 self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {', '.join(names)}")
             confirmation = confirm(config, self.folder, chosen, partial(self._run_unfinished, "Confirmation"))
             self.folder.write(confirmation)
@@ -194,10 +195,11 @@ class Study:
     @property
     def _headline(self) -> str:
         config, search = self.config, self.config.search
+        trials, epochs = format_count(search.trials, "trial"), format_count(config.max_epochs, "epoch")
         return (
-            f"Study {self.folder.path}: {search.trials} trials of up to {config.max_epochs} epochs, "
-            f"{config.run.method} on {' + '.join(search.datasets)} with {config.run.backbone.name}, "
-            f"objective {search.objective}, space {search.space.name}"
+            f"Study {self.folder.path}: {trials} of up to {epochs}, {config.run.method} on "
+            f"{' + '.join(search.datasets)} with {config.run.backbone.name}, objective {search.objective}, "
+            f"space {search.space.name}"
         )
 
     @contextmanager

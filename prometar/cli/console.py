@@ -159,6 +159,11 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
+def format_count(number: float, noun: str) -> str:
+    """Return the number and the noun, in the plural above 1."""
+    return f"{round(number, 2):g} {noun}{'s' if number > 1 else ''}"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration as m:ss, or as h:mm:ss if it is at least one hour.
 

@@ -30,7 +30,7 @@ def test_the_notebook_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     assert "Search: 2 runs, 2 epochs, " in shown(cells["budget"], "text")
     said = shown(cells["search"], "text") + shown(cells["search"], "text/plain")
     assert "\x1b[" not in said, "plain lines, since no terminal could move a cursor"
-    assert "2 trials of up to 1 epochs, prometar on cells with mini" in said
+    assert "2 trials of up to 1 epoch, prometar on cells with mini" in said
     records = Study(tmp_path / "out" / "notebook").records
     assert [trial.state for trial in records.trials] == ["COMPLETE"] * 2
     assert shown(cells["trials"], "text/plain").count("COMPLETE") == 2

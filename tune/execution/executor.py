@@ -187,7 +187,7 @@ class _Dispatcher(Searcher, Stopper):
         if job is None:
             self._jobs = iter(())  # so that `next`, which may be expensive, is not called again
             return None
-        for folder in job.configs:  # workers check that it exists, i.e. that the file system is shared
+        for folder in job.configs:  # workers check that the folders exist, i.e. that storage is shared
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -204,8 +204,7 @@ class _Dispatcher(Searcher, Stopper):
         with self._record_error():  # an observer returns False to stop the job
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
-        # If an observer stopped the job, it has recorded the reason.
-        submission.failure = "" if stopped else report.error
+        submission.failure = "" if stopped else report.error  # an observer that stops a job records why
         return submission.ended or self._shutdown.requested
 
     def record_worker_error(self, trial: Trial) -> None:

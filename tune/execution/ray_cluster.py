@@ -38,7 +38,7 @@ def configure_ray(*, local: bool = True) -> None:
 
 
 def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> list[dict[str, float]]:
-    """Unless Ray is initialized, connect to the cluster at `address`. None: start a local cluster.
+    """Connect to the cluster at `address` (None: start a local one), unless Ray is already initialized.
 
     Return the resources of each machine, e.g. [{"CPU": 2.0}]. A local cluster listens on 127.0.0.1 only.
 
@@ -108,7 +108,7 @@ def preserved_signal_handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, interrupt)
-        if callable(terminate):
+        if callable(terminate):  # otherwise, keep Ray's handler, which exits cleanly
             signal.signal(signal.SIGTERM, terminate)
 
 

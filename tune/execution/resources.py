@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from prometar.cli.console import format_count
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
 
@@ -143,8 +144,8 @@ def plan_resources(
         limit = f", below --max-concurrent {max_jobs}" if resources.max_concurrent else ""
         reason = f"all that fit{limit}"
     plan = ResourcePlan(num_jobs, cpus, gpus, max_cpus, max_gpus)
-    resources_text = _format_count(cpus, "CPU") + (f" and {_format_count(gpus, 'GPU')}" if gpus else "")
-    return plan, f"{_format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
+    resources_text = format_count(cpus, "CPU") + (f" and {format_count(gpus, 'GPU')}" if gpus else "")
+    return plan, f"{format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
 
 
 def _capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> int:
@@ -157,7 +158,3 @@ def _capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> i
     if memory and "memory" in node:
         count = min(count, max(1, math.floor(node["memory"] / memory)))
     return count
-
-
-def _format_count(number: float, noun: str) -> str:
-    return f"{round(number, 2):g} {noun}{'s' if number > 1 else ''}"

@@ -106,7 +106,7 @@ class JobWorker(ray_tune.Trainable):
 
         torch.set_num_threads(request.resource_plan.threads)
         if not gc.get_freeze_count():
-            gc.freeze()  # `gc.collect` when a stream closes early would scan all modules (0.15 s)
+            gc.freeze()  # excludes all modules from `gc.collect`, which streams call (saves 0.15 s)
         return JobTraining(request)
 
     @contextmanager

@@ -165,15 +165,15 @@ class TrialRecord:
         return self.origin == "baseline"
 
     @property
-    def completed_objective(self) -> float | None:
+    def objective_if_completed(self) -> float | None:
         """Objective of a completed trial, None for other trials."""
         return self.objective if self.state == "COMPLETE" else None
 
 
 def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the completed trials, highest objective first. Ties are ordered by number."""
-    completed = [trial for trial in trials if trial.completed_objective is not None]
-    return sorted(completed, key=lambda trial: (-(trial.completed_objective or 0.0), trial.number))
+    completed = [trial for trial in trials if trial.objective_if_completed is not None]
+    return sorted(completed, key=lambda trial: (-(trial.objective_if_completed or 0.0), trial.number))
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -78,7 +78,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
 
 
 def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
-    """Build an in-memory study. Trials outside the space or without values for all goals count as failed."""
+    """Build an in-memory study. Trials outside the space, or without the value of a goal, count as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[DIRECTIONS[goal] for goal in goals])
     study.add_trials(_frozen_trial(trial, records, goals) for trial in records.trials)

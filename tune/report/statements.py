@@ -48,7 +48,9 @@ def verdict_text(records: Records) -> str:
         return "Use either. No final test was requested, so nothing was compared on test images."
     if test.difference is None:
         return "Use either. Fewer than two seed pairs finished, so no difference can be shown."
-    return "Use either. The final test could not show a difference between selected and default settings."
+    return (
+        "Use either. The final test could not show a difference in H between selected and default settings."
+    )
 
 
 def _reason_for_no_verdict(records: Records) -> str:
@@ -79,14 +81,12 @@ def _selection(records: Records) -> str:
     selected, baseline = records.selected, records.baseline
     if selected is None:
         return ""
-    images = "test" if records.study.reads_test_images else "validation"
-    score = f"{records.study.score_name} {format_number(selected.completed_objective)}"
     trial = "The trial with the default settings" if selected.is_baseline else f"Trial {selected.number}"
     verb = "is selected" if records.confirmation else "leads the search"
-    line = f"{trial} {verb}, with {score} on {images} images."
-    if baseline is None or baseline.completed_objective is None or selected.is_baseline:
+    line = f"{trial} {verb}, with a search score of {format_number(selected.objective_if_completed)}."
+    if baseline is None or baseline.objective_if_completed is None or selected.is_baseline:
         return line
-    return f"{line} The default settings score {format_number(baseline.completed_objective)}."
+    return f"{line} The default settings score {format_number(baseline.objective_if_completed)}."
 
 
 def _difference(test: FinalTest) -> str:
@@ -160,7 +160,7 @@ def caveats(records: Records) -> list[str]:
 def _caveats(records: Records) -> Iterator[str]:
     """Yield all caveats, the most important first, because reports omit those after the first MAX_CAVEATS."""
     test, baseline = records.final_test, records.baseline
-    if records.completed and baseline and baseline.completed_objective is None:
+    if records.completed and baseline and baseline.objective_if_completed is None:
         reason = baseline.reason[:80]
         yield f"The default settings failed in the search ({reason}). Rerun the same command to resume."
     if test and not records.final_test_outdated:
@@ -168,8 +168,8 @@ def _caveats(records: Records) -> Iterator[str]:
     objective = OBJECTIVES.get(records.search_config.objective)
     if objective and objective.predicts_new:
         yield (
-            "The search predicts new accuracy from drift: how much the prompts change predictions on "
-            "unrelated class names. It uses no images of new classes."
+            "The search predicts new accuracy from drift: how much the prompts change the predicted "
+            "probabilities among class names unrelated to the dataset. It uses no images of new classes."
         )
     elif records.study.score_name != "H":
         yield f"The search maximized {records.study.score_name}. The final test compares H."
@@ -197,7 +197,7 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
     if shared := sorted(set(records.search_config.seeds) & set(test.seeds)):
         yield (
             f"The search and the final test share {join(shared, 'seed')}, so the settings were selected "
-            "on the same training images."
+            "with training images of the final test."
         )
     if test.difference is None:
         return

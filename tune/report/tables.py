@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from prometar.cli.console import format_duration
+from prometar.cli.console import format_count, format_duration
 from tune.records.folder import STATE_NAMES, Records
 from tune.records.schema import TrialRecord, seed_means
 from tune.report.formatting import NONE, format_difference, format_mean, format_number, format_setting, join
 from tune.report.statements import LABELS, compared_settings, final_test_runs
 from tune.space.ranges import Settings
 
-_MAX_SHOWN_SETTINGS = 8
-"""Maximum number of changed settings that are listed in one table row."""
+_MAX_SHOWN_SETTINGS = 8  # maximum number of changed settings that are listed in one table row
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,9 @@ def _final_test(records: Records) -> Table | None:
             rows.append(("", (f"{test.dataset_confidence}% CI", *bounds, "")))
         if dataset_test.published is not None:
             rows.append(("", ("published (cited)", NONE, NONE, format_number(dataset_test.published), NONE)))
-    epochs = "1 epoch" if test.epochs == 1 else f"{test.epochs} epochs"
-    title = f"Final test: {epochs}, test images, mean ± standard deviation over seeds"
+    title = (
+        f"Final test: {format_count(test.epochs, 'epoch')}, test images, mean ± standard deviation over seeds"
+    )
     return Table(title, ("", "base (%)", "new (%)", "H (%)", "n"), rows)
 
 
@@ -89,14 +89,12 @@ def _confirmation(records: Records) -> Table | None:
         fresh = [value for seed, value in candidate.mean_by_seed.items() if seed in confirmation.seeds]
         cells = (
             f"trial {candidate.number}" + (f" ({', '.join(tags)})" if tags else ""),
-            format_number(trial.completed_objective if trial else None),
+            format_number(trial.objective_if_completed if trial else None),
             format_number(mean(fresh)) if fresh else NONE,
             format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed",
         )
         rows.append(("selected" if is_selected else "", cells))
-    images = "test" if records.study.reads_test_images else "validation"
-    seeds = join(confirmation.seeds, "seed")
-    title = f"Confirmation: {records.study.score_name} on {images} images, fresh {seeds}"
+    title = f"Confirmation: search score, fresh {join(confirmation.seeds, 'seed')}"
     return Table(title, ("", "search", "fresh seeds", "all seeds"), rows)
 
 
@@ -118,7 +116,7 @@ def _settings(records: Records) -> Table:
 
 def _trials(records: Records) -> Table:
     """Return the table of all trials: completed ones by objective, then pruned and failed ones by epoch."""
-    trials = sorted(records.trials, key=lambda t: (-(t.completed_objective or 0.0), -t.epoch, t.number))
+    trials = sorted(records.trials, key=lambda t: (-(t.objective_if_completed or 0.0), -t.epoch, t.number))
     trials = sorted(trials, key=lambda t: list(STATE_NAMES).index(t.state))  # stable
     rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in trials]
     score = records.study.score_name

@@ -23,7 +23,7 @@ _IMAGENET_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if ben
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """Benchmark protocol: datasets, classes and shots that methods are trained and tested on.
+    """Benchmark protocol: the datasets, classes and shots of its runs.
 
     Args:
         objective: Objective of all runs (`prometar.data.splits.objective`).

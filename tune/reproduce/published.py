@@ -1,4 +1,4 @@
-"""Published accuracies and their settings, from published.json."""
+"""Published accuracies, and the settings of the published runs, from published.json."""
 
 import json
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings of `config` that differ from the method's defaults with `settings` applied.
+    """Return the settings of `config` that differ from the method's defaults, overridden by `settings`.
 
     Ignore dataset, shots, seed, backbone and precision. Return {} for recipe files, which are not published.
 

@@ -60,7 +60,7 @@ def build_table(
     Args:
         incomparable: Reasons why results are not comparable with published ones, by dataset.
     """
-    shots = {"data.shots": grid.shots[0]}  # protocols with published accuracies have one number
+    shots = {"data.shots": grid.shots[0]}  # protocols with published accuracies have a single number of shots
     configs = {method: config.override(shots) for method, config in grid.configs.items()}
     published_by_method = {
         method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()

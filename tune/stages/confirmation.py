@@ -1,7 +1,6 @@
 """Confirmation: reruns of the best trials and the baseline with fresh seeds, and selection among them.
 
-The highest of many noisy scores is biased upward. Reruns with fresh seeds, which all candidates share,
-correct most of this bias.
+The highest of many noisy scores is biased upward. Reruns with the same fresh seeds correct most of this.
 """
 
 from collections.abc import Sequence

@@ -33,7 +33,7 @@ def run_final_test(
     if baseline_selected or config.test.seeds != "auto":
         # A fixed number of seeds is analyzed once, so this analysis gets the whole error probability of 5%.
         alphas = {UNPAIRED_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # A baseline that was rerun after a failure is not trial 0. With 0 on both sides, both use the same runs.
+    # If trial 0 failed, the selected baseline has another number. With 0, both sides share the runs.
     selected_number = 0 if baseline_selected else selected.number
     sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}

@@ -40,8 +40,7 @@ from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
 TOTAL = "Maximum total"  # key of the sums in `StudyPlan.stages`
-TIMED_STEPS = 3
-"""Number of timed steps of an estimate. They follow one untimed step."""
+TIMED_STEPS = 3  # number of timed steps of an estimate, after one untimed step
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _stages(
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
     smallest_batch = min(map(int, batch_sizes))
-    transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # no effect on the steps
+    transform = TransformSpec(1, train=False, crop_scale=TORCHVISION_CROP)  # does not affect steps
     search_steps, final_steps = (
         sum(DataPlan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)

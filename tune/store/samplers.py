@@ -19,9 +19,9 @@ STARTUP_TRIALS = 6
 """Minimum number of results before a model-based sampler is used instead of random sampling."""
 
 
-def derive_seed(study_seed: int, trial_number: int, attempt: int) -> int:
-    """Return the seed of a trial's sampler. `attempt` is the number of earlier attempts for this trial."""
-    return int(np.random.SeedSequence((study_seed, trial_number, attempt)).generate_state(1)[0])
+def derive_seed(study_seed: int, trial_number: int, duplicates: int) -> int:
+    """Return the sampler's seed for a trial, after `duplicates` samples that repeated earlier settings."""
+    return int(np.random.SeedSequence((study_seed, trial_number, duplicates)).generate_state(1)[0])
 
 
 def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSampler:

@@ -1,4 +1,4 @@
-"""Ask-and-tell wrapper around an Optuna study. All state is in its storage and thus survives crashes."""
+"""Ask-and-tell wrapper around an Optuna study. All state is in the storage, so it survives crashes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -24,7 +24,7 @@ MAX_DUPLICATES = 20
 """Number of consecutive duplicates after which the first untried combination is used. If the space has too
 many combinations to list, settings are sampled at random instead."""
 
-IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0, which is created with them
+IDENTITY, OWNER = "identity", "owner"  # user attributes with which trial 0 is created
 ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of trials
 SECONDS = "seconds_searched"  # user attribute of the study
 FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial
@@ -160,8 +160,8 @@ class TrialStore:
                 trial = self._sample(trials, settings, "enqueued")
                 if self._combination(trial.params) not in tried:
                     return trial
-        for attempt in range(MAX_DUPLICATES):
-            trial = self._sample(trials, attempt=attempt)
+        for duplicates in range(MAX_DUPLICATES):
+            trial = self._sample(trials, duplicates=duplicates)
             if self._combination(trial.params) not in tried:
                 return trial
         combinations = self._space.combinations()
@@ -177,17 +177,18 @@ class TrialStore:
         fixed: Settings | None = None,
         origin: str = "sampled",
         *,
-        attempt: int = 0,
+        duplicates: int = 0,
         sampler: str = "",
     ) -> FrozenTrial:
         """Sample a trial with an in-memory copy of the study, so that the trial can be stored atomically.
 
         Args:
             fixed: Settings with fixed values. All other settings are sampled.
-            attempt: Number of earlier attempts for this trial, all of which gave duplicate settings.
+            duplicates: Number of samples for this trial that were rejected, as their settings had been tried.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
-        sampler, seed = sampler or self._search.sampler, derive_seed(self._search.seed, len(trials), attempt)
+        sampler = sampler or self._search.sampler
+        seed = derive_seed(self._search.seed, len(trials), duplicates)
         with self._errors_of(sampler):
             copy = optuna.create_study(
                 sampler=make_sampler(sampler, self._space, seed, self._concurrency),

@@ -32,8 +32,8 @@ def printed(records: Records, width: int = 110) -> str:
     [
         ((3, 2), 1, "Use the selected settings (trial 1). They are better than the default settings.",
          ["best.yaml"]),
-        ((0, 0), 1, "Use either. The final test could not show a difference between selected and default "
-         "settings.", ["best.yaml", "finals/trial-0000-dtd-seed11/config.yaml"]),
+        ((0, 0), 1, "Use either. The final test could not show a difference in H between selected and "
+         "default settings.", ["best.yaml", "finals/trial-0000-dtd-seed11/config.yaml"]),
         ((-3, -2), 1, "Keep the default settings. The selected settings (trial 1) are worse.",
          ["finals/trial-0000-dtd-seed11/config.yaml"]),
         ((0, 0), 0, "Keep the default settings. The search found nothing better: no other settings scored "
@@ -134,7 +134,7 @@ def test_several_datasets_are_judged_over_their_means(tmp_path: Path) -> None:
     assert evidence(records)[0].startswith("Mean difference in H over datasets")
     assert "n = 3)" in evidence(records)[0]
     assert "+1.3 points (95% CI [-0.1, +2.8], n = 3)" in evidence(records)[1]
-    assert caveats(records)[0].startswith("The interval is over 3 datasets")
+    assert caveats(records)[0].startswith("The interval over 3 datasets is only approximate")
     assert "selected settings, eurosat" in printed(records)
 
 
@@ -142,7 +142,7 @@ def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
     whole = small(tmp_path)
     records = replace(whole, final_test=None)
     assert verdict_text(records) == "No verdict yet. The final test has not finished."
-    assert evidence(records)[0].startswith("Trial 1 is selected, with H 69.56 on validation images.")
+    assert evidence(records)[0].startswith("Trial 1 is selected, with a search score of 69.56.")
     assert next_steps(records) == [("Rerun the same command to resume:", records.study.command)]
     nothing = replace(records, trials=(), confirmation=None)
     assert verdict_text(nothing) == "No verdict yet. No trial has finished."
