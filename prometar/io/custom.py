@@ -108,7 +108,7 @@ def source_digest(reference: str) -> str:
 
 @contextmanager
 def convert_errors(reference: str) -> Iterator[None]:
-    """Convert an error of custom code into a one-line UserError with its file and line number.
+    """Convert an error of custom code into a one-line UserError that names the file and the line.
 
     SystemExit is converted too, because the import of a script may raise it. Accelerator errors are not
     converted, because a retry with more memory or on another device may succeed.
@@ -126,15 +126,16 @@ def convert_errors(reference: str) -> Iterator[None]:
         raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({at})") from error
 
 
-def resolve_custom(kind: str, name: str, names: Iterable[str]) -> Any:
+def resolve_custom(kind: str, name: str, built_in: Iterable[str]) -> Any:
     """Load the custom component `name`. If it is a class, instantiate it without arguments.
 
     Args:
-        kind, names: Kind of component, and names of the built-in ones, for the error message.
+        kind, built_in: Kind of component, and names of the built-in ones, for the error message.
 
     Raises:
         UserError: the name is not of the form `package.module:Name`, or the component cannot be loaded.
     """
     if not is_custom(name):
-        raise UserError(f"unknown {kind} '{name}': choose one of {', '.join(names)}, or package.module:Name")
+        options = f"{', '.join(built_in)}, or package.module:Name"
+        raise UserError(f"unknown {kind} '{name}': choose one of {options}")
     return instantiate(name, {})

@@ -86,8 +86,8 @@ class CutMix(_Mixup):
     """Query image with a box replaced by the same box of a support image.
 
     The box has sqrt(1 - l) times the height and width of the image, with l ~ Beta(mixup_alpha, mixup_beta).
-    Its center is uniform. The image border clips the box. The support image's share of each pixel is
-    the fraction in the box, so lam, the fraction of the image outside the box, is exact at any resolution.
+    Its center is uniform. The image border clips the box. Pixels partly in the box are mixed in proportion,
+    so lam, the fraction of the image outside the box, is exact at any resolution.
     Source: "CutMix", ICCV 2019, applied to query and support.
     """
 

@@ -31,7 +31,7 @@ class Method:
 
 
 class MethodConfig(StrictModel):
-    """Part of `Config` that determines the method: a section per component. `task`: the augmentation."""
+    """Part of `Config` that determines the method: a section per component (`task`: augmentation)."""
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()

@@ -223,5 +223,5 @@ def _scale(leaves: Tensors, number: float) -> Tensors:
 
 
 def cross_entropy(logits_BC: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted sum of cross-entropies over images, a mean if the weights sum to 1."""
+    """Return the weighted sum of the images' cross-entropies. If the weights sum to 1, it is a mean."""
     return (F.cross_entropy(logits_BC, labels, reduction="none") * weights).sum()

@@ -10,8 +10,7 @@ import math
 
 import torch
 
-HEADROOM = 16.0
-"""Divisor of a tangent's scale factor, so that products with cotangents do not overflow float16."""
+HEADROOM = 16.0  # divides a tangent's scale factor, so that products with cotangents do not overflow
 
 
 def scale_factor(dtype: torch.dtype, *numbers: float) -> float:

@@ -53,7 +53,7 @@ class Selection(NamedTuple):
 def leave_one_class_out(
     labels: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, dtype: torch.dtype
 ) -> Selection | None:
-    """Sample one class of the batch. Its images are the query, and all others the support. Source: ProMetaR.
+    """Sample one class of the batch. Its images are the query, all others are the support. Source: ProMetaR.
 
     Return None if the batch contains only one class. `dtype` applies to weights and shares.
     """
@@ -124,7 +124,7 @@ def embed_batch(
     cache: FeatureCache | None = None,
     step: int = 0,
 ) -> tuple[Embeddings, MetaTask | None]:
-    """Return the embeddings of a batch and its meta task. Images are embedded twice only if pixels are mixed.
+    """Return the embeddings of a batch and its meta task. Only images with mixed pixels are embedded again.
 
     Args:
         images_B3HW, labels: Normalized images in the backbone's precision and on its device, and labels (B,).

@@ -44,7 +44,7 @@ class State:
 
     @staticmethod
     def from_tensors(tensors: Tensors, step: int) -> "State":
-        """Return the state with these tensors, which have the names that `tensors` gives them."""
+        """Return the state with these tensors, named as in the result of `State.tensors`."""
         groups: dict[str, Tensors] = {group: {} for group in _GROUPS}
         for key, value in tensors.items():
             group, _, name = key.partition("/")

@@ -39,7 +39,7 @@ def mean_drift(
     Args:
         image_NE: Normalized features (N, E) of the images.
         text_VE: Normalized features (V, E) of the names, or (N, V, E) if they depend on the images.
-        scale: Factor from cosines to logits.
+        scale: Factor that turns cosines into logits.
 
     Example:
         >>> features = F.normalize(torch.eye(2))

@@ -51,7 +51,7 @@ class Run:
 
     Args:
         cache: Cached features of the training images.
-        cache_key: Identifies the dataset and the backbone in caches.
+        cache_key: Key of the dataset and the backbone in caches.
         out_of_domain: Prompted CLIP whose classes are the out-of-domain names. None if drift is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
     """

@@ -29,7 +29,7 @@ class RunResult(BaseModel):
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
         cpus, gpus: Allocated resources, or None if unknown.
-        tests: Accuracy in percent on all classes, and digest of the splits, by name of the other dataset.
+        tests: Tests on other datasets, by name: accuracy in percent on all classes, and digest of the splits.
     """
 
     model_config = ConfigDict(**RECORD_CONFIG, validate_by_name=True)

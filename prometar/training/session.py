@@ -30,7 +30,7 @@ _EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
 
 
 class Session:
-    """Training session of a run. If `folder` has a checkpoint, the session resumes from it exactly.
+    """Training session of a run. If `folder` has a checkpoint, the session resumes from it.
 
     Attributes:
         history: One record per epoch: epoch (1-based), cumulative seconds, and the mean of each loss. Scored
