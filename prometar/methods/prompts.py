@@ -55,7 +55,7 @@ class Prompts(ComponentSection):
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return True if prompts enter the image tower, or if custom prompts do not define `enters_images`."""
+    """Return True if prompts enter the image tower. Custom prompts without `enters_images` are assumed to."""
     return bool(getattr(prompts, "enters_images", True))
 
 

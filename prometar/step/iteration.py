@@ -111,8 +111,8 @@ def _meta_gradients(
     if support_hvp is not None:
         scale = scale_factor(model.clip.dtype, HEADROOM, inner.lr, inner.outer_weight)
         product = support_hvp(_scale(_group(pulled, "gradient"), scale))
-        second_order = tokens_vjp(_scale(product, 1 / scale))
-        g_prompts = {name: g + second_order[name] for name, g in g_prompts.items()}
+        correction = tokens_vjp(_scale(product, 1 / scale))
+        g_prompts = {name: g + correction[name] for name, g in g_prompts.items()}
     named = {f"support_{name}": loss for name, loss in losses.items()}
     return g_prompts, _group(pulled, "gate"), named | {"query_loss": query_loss}
 
@@ -191,13 +191,13 @@ def _query_gradient(
 ) -> tuple[Tensors, Tensor]:
     """Return the gradient of outer_weight * query loss at the adapted tokens, and the query loss itself."""
     towers = model.run(tokens, query.images, query.frozen)
-    loss, _, loss_vjp = vjp(
+    terms, _, loss_vjp = vjp(
         lambda features: ({"query": _query_loss(model, towers, features, query)}, {}), towers.features
     )
     scale = scale_factor(model.clip.dtype, outer_weight)
-    weight = torch.ones_like(loss["query"]) * (outer_weight * scale)
+    weight = torch.ones_like(terms["query"]) * (outer_weight * scale)
     gradient = towers.vjp({name: g[None] for name, g in loss_vjp({"query": weight}).items()})
-    return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), loss["query"]
+    return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), terms["query"]
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:

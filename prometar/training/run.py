@@ -108,7 +108,7 @@ _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
 
 
 def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
-    """Return the feature cache of a data plan, or None if its features exceed 1/4 of `_IMAGE_FEATURES`."""
+    """Return a data plan's feature cache, or None if its features would fill 1/4 of `_IMAGE_FEATURES`."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
