@@ -161,7 +161,7 @@ def _fail(message: str, status: int) -> int:
 
 def format_count(number: float, noun: str) -> str:
     """Return the number and the noun, in the plural above 1."""
-    return f"{round(number, 2):g} {noun}{'s' if number > 1 else ''}"
+    return f"{round(number, 2):.9g} {noun}{'s' if number > 1 else ''}"
 
 
 def format_duration(seconds: float) -> str:

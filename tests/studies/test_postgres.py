@@ -19,7 +19,7 @@ from optuna.storages import RDBStorage
 from prometar.errors import InfrastructureError, PrometarError
 from tests.support.databases import NAME, open_store
 from tests.support.processes import ROOT
-from tune.store.storage import open_storage, storage_errors
+from tune.store.storage import convert_db_errors, open_storage
 
 PASSWORD = "never-to-be-shown"
 
@@ -126,7 +126,7 @@ def test_a_killed_process_and_a_lost_server_lose_no_trial(server: Server, url: s
     try:
         with (
             pytest.raises(InfrastructureError, match=r"The study storage postgresql.* failed") as down,
-            storage_errors(url),
+            convert_db_errors(url),
         ):
             open_store(tmp_path, url=url)
     finally:
@@ -175,7 +175,7 @@ def test_a_wrong_url_is_one_line_without_the_password(
     url: str, tmp_path: Path, change: tuple[str, str], message: str, status: int
 ) -> None:
     wrong = url.replace(*change)
-    with pytest.raises(PrometarError, match=message) as caught, storage_errors(wrong):
+    with pytest.raises(PrometarError, match=message) as caught, convert_db_errors(wrong):
         open_store(tmp_path, url=wrong)
     assert caught.value.exit_code == status
     assert "\n" not in str(caught.value)

@@ -11,11 +11,11 @@ from optuna.trial import FrozenTrial
 
 from prometar.errors import PrometarError
 from tests.support.databases import open_store, report
-from tune.store.storage import storage_errors
+from tune.store.storage import convert_db_errors
 
 
 def drive(out: Path, url: str, hanging: set[int]) -> None:
-    with storage_errors(url):
+    with convert_db_errors(url):
         store = open_store(out, url=url, trials=4)
         running: list[FrozenTrial] = []
         while True:

@@ -18,7 +18,7 @@ from tune.records.schema import EpochReport
 
 
 class LiveView:
-    """Progress of one stage: a progress bar on a terminal, otherwise one line when a job ends.
+    """Progress of one stage: a progress bar on a terminal, otherwise one line for each job that ends.
 
     Use the view as a context manager around `run_jobs`, and pass it as one of the observers.
 

@@ -82,7 +82,7 @@ def plan_trials(
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line description.
 
-    At most a fifth of `trials` run concurrently. The fewer run, the more resources each gets.
+    At most a fifth of `trials` run concurrently. The fewer trials run, the more resources each gets.
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
@@ -105,8 +105,8 @@ def plan_resources(
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
         max_jobs_reason: Reason for `max_jobs`, for the description.
-        memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed. If the
-            user sets `max_concurrent`, the estimate is ignored.
+        memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed, as the
+            estimate may be too high. If the user sets `max_concurrent`, the estimate is ignored.
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
 
     Raises:

@@ -83,7 +83,7 @@ class JobWorker(ray_tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        with _converted_errors(), self._watchdog():
+        with _convert_errors(), self._watchdog():
             self._training = self._training or self.open_training(self._request)
             report = self._training.advance()
         return {"report": report, "done": report.finished}
@@ -141,7 +141,7 @@ class JobWorker(ray_tune.Trainable):
 
 
 @contextmanager
-def _converted_errors() -> Iterator[None]:
+def _convert_errors() -> Iterator[None]:
     """Convert errors that other libraries raise if disk space or memory is exhausted.
 
     Raises:

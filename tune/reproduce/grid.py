@@ -94,7 +94,7 @@ class Grid:
 
         Args:
             folder: Parent of the runs' folders. A run that several protocols need has only one folder.
-            untrained: Methods without training. One run per dataset suffices, whatever the shots and seeds.
+            untrained: Methods without training. One run per dataset represents all shots and seeds.
             unavailable: Datasets that cannot be opened.
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()

@@ -1,6 +1,6 @@
 """Confirmation: reruns of the best trials and the baseline with fresh seeds, and selection among them.
 
-The highest of many noisy scores is biased upward. Reruns with the same fresh seeds correct most of this.
+The highest of many noisy scores is biased upward. Fresh seeds, the same for all candidates, reduce this bias.
 """
 
 from collections.abc import Sequence

@@ -51,7 +51,7 @@ def open_storage(url: str) -> RDBStorage:
 
 
 @contextmanager
-def storage_errors(url: str) -> Iterator[None]:
+def convert_db_errors(url: str) -> Iterator[None]:
     """Convert database errors to one-line errors.
 
     Raises:

@@ -16,7 +16,7 @@ from tune.records.schema import REPORT_ADAPTER, EpochReport, State, TrialRecord
 from tune.space.ranges import Settings, Value
 from tune.store.pruners import make_pruner
 from tune.store.samplers import derive_seed, make_sampler
-from tune.store.storage import open_storage, second_writer_error, storage_errors
+from tune.store.storage import convert_db_errors, open_storage, second_writer_error
 
 MAX_FAILURES = 5
 """A process stops the study after this many failed trials, unless it has completed or pruned a trial."""
@@ -45,7 +45,7 @@ def open_trial_store(
         UserError: the URL is invalid, or the stored study has other settings or another folder.
         InfrastructureError: the storage fails, when it is opened or later in this context.
     """
-    with storage_errors(config.storage), ExitStack() as stack:
+    with convert_db_errors(config.storage), ExitStack() as stack:
         storage = open_storage(config.storage)
         stack.callback(storage.engine.dispose)
         store = TrialStore(config, storage, folder, digests, concurrency=concurrency)
@@ -73,7 +73,7 @@ class TrialStore:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._config, self._search, self._space = config, config.search, config.search.space
         self._storage, self._concurrency = storage, concurrency
-        with self._errors_of(self._search.pruner):
+        with self._convert_errors(self._search.pruner):
             pruner = make_pruner(self._search, config.max_epochs, concurrency)
         self._study = optuna.create_study(
             storage=storage, study_name=config.name, pruner=pruner, load_if_exists=True,
@@ -189,7 +189,7 @@ class TrialStore:
         """
         sampler = sampler or self._search.sampler
         seed = derive_seed(self._search.seed, len(trials), duplicates)
-        with self._errors_of(sampler):
+        with self._convert_errors(sampler):
             copy = optuna.create_study(
                 sampler=make_sampler(sampler, self._space, seed, self._concurrency),
                 pruner=self._study.pruner,
@@ -241,7 +241,7 @@ class TrialStore:
             self._tell(number, TrialState.COMPLETE, [values[goal] for goal in self._search.goals])
             return False
         trial = self._storage.get_trial(trial_id)
-        with self._errors_of(self._search.pruner):
+        with self._convert_errors(self._search.pruner):
             pruned = not _is_baseline(trial) and self._study.pruner.prune(self._study, trial)
         if pruned:
             self._tell(number, TrialState.PRUNED)
@@ -278,9 +278,9 @@ class TrialStore:
         self._running.clear()
 
     @contextmanager
-    def _errors_of(self, name: str) -> Iterator[None]:
+    def _convert_errors(self, name: str) -> Iterator[None]:
         """Prefix errors of a custom sampler or pruner with its name. Storage errors get no prefix."""
-        with convert_errors(name) if ":" in name else nullcontext(), storage_errors(self._config.storage):
+        with convert_errors(name) if ":" in name else nullcontext(), convert_db_errors(self._config.storage):
             yield
 
 

@@ -14,12 +14,12 @@ from sqlalchemy.exc import OperationalError
 
 from prometar.errors import InfrastructureError, PrometarError, UserError
 from tests.support.databases import NAME, new_database, open_store, open_study, report, study_config
-from tune.store.storage import open_storage, storage_errors
+from tune.store.storage import convert_db_errors, open_storage
 from tune.store.trial_store import open_trial_store
 
 
 def create_study(url: str) -> None:
-    with storage_errors(url):
+    with convert_db_errors(url):
         optuna.create_study(storage=open_storage(url))
 
 
@@ -61,7 +61,7 @@ def test_a_second_writer_is_one_line(tmp_path: Path) -> None:
     open_study(url).tell(0, 1.0)
     with (
         pytest.raises(InfrastructureError, match=rf"Another process is writing to this study \({url}"),
-        storage_errors(url),
+        convert_db_errors(url),
     ):
         first.report(0, report(trial))
 
