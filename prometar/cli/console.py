@@ -160,8 +160,8 @@ def _fail(message: str, status: int) -> int:
 
 
 def format_count(number: float, noun: str) -> str:
-    """Return the number and the noun, in the plural above 1."""
-    return f"{round(number, 2):.9g} {noun}{'s' if number > 1 else ''}"
+    """Return a number and a noun, in the plural if the number is above 1."""
+    return f"{round(number, 2):,.12g} {noun}{'s' if number > 1 else ''}"
 
 
 def format_duration(seconds: float) -> str:

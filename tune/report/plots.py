@@ -26,8 +26,7 @@ ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
 MAX_SLICES = 6  # number of settings that are plotted against the score, most important first
 MIN_COMPLETED = 8
 """Minimum number of completed trials for importances. With fewer trials, they are noise."""
-_EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)
-"""Evaluator of importances. It compares the best quarter of the trials with all trials."""
+_EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)  # compares the best quarter with all trials
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
 _MARKERS = {

@@ -81,8 +81,8 @@ class Grid:
         backbone = " ".join(filter(None, (self.config.backbone.name, self.config.backbone.pretrained)))
         shots = "" if self.shots_are_columns else f"{shots_column(self.shots[0])}, "
         source = f"trained on {self.source}, " if self.source else ""
-        seeds = ", ".join(map(str, self.seeds))
-        return f"{self.protocol.name}: test accuracy (%), {source}{shots}{backbone}, seeds {seeds}"
+        seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
+        return f"{self.protocol.name}: test accuracy (%), {source}{shots}{backbone}, {seeds}"
 
     @property
     def config(self) -> Config:

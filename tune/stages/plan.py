@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from prometar.cli.console import format_duration
+from prometar.cli.console import format_count, format_duration
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, require_outside_dataset
 from prometar.data.datasets.dataset import Dataset
@@ -65,9 +65,10 @@ class StudyPlan:
 
     def __str__(self) -> str:
         lines = []
-        for name, (runs, epochs, steps) in self.stages.items():
+        for name, amounts in self.stages.items():
             remark = f" ({self.remarks[name]})" if name in self.remarks else ""
-            lines += [f"{name}: {runs:,} runs, {epochs:,} epochs, {steps:,} steps{remark}"] if runs else []
+            counts = ", ".join(map(format_count, amounts, ("run", "epoch", "step")))
+            lines += [f"{name}: {counts}{remark}"] if any(amounts) else []
         return "\n".join(lines)
 
 
