@@ -250,7 +250,7 @@ def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tenso
             model = _open_clip().create_model(name, device="meta")
         architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
         state = model.state_dict()
-    # SigLIP's `logit_bias` does not change softmax probabilities.
+    # SigLIP's `logit_bias` does not change softmax probabilities, so it is dropped.
     return architecture, {key: tensor.to("meta") for key, tensor in state.items() if key != "logit_bias"}
 
 
@@ -280,7 +280,7 @@ def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
     vision, text = config["vision_cfg"], config["text_cfg"]
     is_siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS
     is_clip = vision.keys() <= _SUPPORTED_CLIP_VISION_KEYS and text.keys() <= _SUPPORTED_CLIP_TEXT_KEYS
-    if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):
+    if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):  # ResNets have a list
         raise UserError(
             f"Backbone {name} is not supported. It is neither a CLIP with a vision transformer nor a SigLIP. "
             "Use a supported model, such as ViT-B-16-quickgelu (docs/data.md)."
