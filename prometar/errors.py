@@ -81,7 +81,7 @@ def suppress_logs() -> Iterator[None]:
 
 
 @contextmanager
-def download_errors(target: str, fix: str) -> Iterator[None]:
+def convert_download_errors(target: str, fix: str) -> Iterator[None]:
     """Convert all exceptions of a download to `WorkError`.
 
     Args:

@@ -18,7 +18,7 @@ from prometar.clip.features import Tokenize
 from prometar.clip.model import Clip
 from prometar.clip.weights import Architecture, from_state_dict, read_weights, require_tensors, weights_digest
 from prometar.embedded.weights import MINI_VOCABULARY, load_mini, mini_config
-from prometar.errors import UserError, download_errors, suppress_logs
+from prometar.errors import UserError, convert_download_errors, suppress_logs
 from prometar.io.files import file_size
 
 ModelConfig = Mapping[str, Any]
@@ -119,7 +119,7 @@ def load_tokenizer(name: str) -> Tokenize:
 @cache
 def _hub_tokenizer(name: str) -> Tokenize:
     fix = "Run the command once on a machine with internet access, and copy its Hugging Face cache here."
-    with download_errors(f"the tokenizer of {name}", fix):
+    with convert_download_errors(f"the tokenizer of {name}", fix):
         tokenizer = _open_clip().get_tokenizer(name, trust_remote_code=False)
     return lambda texts: tokenizer(list(texts))
 
@@ -174,7 +174,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         state = read_weights(Path(str(pretrained)))
     else:
         fix = "Download them on a machine with internet access, and pass the file with --pretrained FILE."
-        with download_errors(f"the weights '{pretrained}' of {name}", fix):
+        with convert_download_errors(f"the weights '{pretrained}' of {name}", fix):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
     require_tensors(_architecture_and_state(name)[1], state, source=str(pretrained))
     return _build_clip(name, state)

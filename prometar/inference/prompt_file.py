@@ -17,7 +17,7 @@ from prometar.clip.wording import is_template
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason
 from prometar.device import fetch
-from prometar.errors import UserError, WorkError, download_errors, first_line
+from prometar.errors import UserError, WorkError, convert_download_errors, first_line
 from prometar.io.files import resolve_path, write_atomically
 from prometar.io.strict_model import StrictModel, problems_of
 from prometar.methods.prompts import Leaves
@@ -106,7 +106,7 @@ def download_prompts(address: str) -> Path:
     from huggingface_hub import hf_hub_download  # slow to import
 
     repository, _, revision = address.removeprefix(HUB_PREFIX).partition("@")
-    with download_errors(address, "Check the name and the network, and run `hf auth login`."):
+    with convert_download_errors(address, "Check the name and the network, and run `hf auth login`."):
         return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
 
 
