@@ -174,7 +174,7 @@ def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
             "Do not use these results. The objective oracle_test reads the test"
         )
         assert not any(command for _, command in next_steps(records))
-        assert "on test images" in printed(records)
+        assert "The objective oracle_test reads the test images." in printed(records)
 
 
 @pytest.mark.parametrize(
