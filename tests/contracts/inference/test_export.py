@@ -206,7 +206,7 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     path.write_bytes(exported.read_bytes()[:-7])
     refused(r"is not a \.safetensors file")
     save_file(leaves, path)
-    refused("was not written by `prometar export`")
+    refused("was not written by this version of `prometar export`")
     card = json.loads(metadata["card"])
     wrong = [{**card, "template": each} for each in ("a photo.", "{} {}")]
     wrong += [{**card, "classnames": ["a", each]} for each in (" ", "\x1b[2J", "\ud800", "b" * 2000)]
