@@ -27,7 +27,7 @@ def outline(name: str, root: str | None = None) -> Dataset:
     def items(split: str, number: int) -> tuple[Item, ...]:
         return tuple(
             Item(f"{split}/{label}/{image}", label, f"class {label}")
-            for label in range(benchmark.classes)
+            for label in range(benchmark.num_classes)
             for image in range(number)
         )
 

@@ -1,7 +1,7 @@
 """Gradient alignment: the cosine of the angle between support and query gradients during training.
 
-To first order, the meta phase minimizes L_query - lr * dot(g_support, g_query), so it favors gradients that
-agree. `AlignmentRecorder` measures this cosine on the meta task of a step, even without a meta phase.
+A meta task takes one class of a batch as query, and the others as support. To first order, the meta phase
+minimizes L_query - lr * dot(g_support, g_query), so it favors gradients that agree.
 
 Source: ProMetaR (CVPR 2024) derives this effect but does not measure it.
 """
@@ -35,7 +35,7 @@ from prometar.training.run import Run
 from prometar.training.run_result import RECORD_CONFIG
 
 ALIGNMENT_FILE = "alignment.jsonl"
-_ALL_ZERO = SgdConfig(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
+_NO_UPDATE = SgdConfig(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
 AlignmentRecord = dict[str, int | float]
 
 
@@ -76,8 +76,8 @@ def _lines(records: Iterable[AlignmentRecord]) -> str:
 def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord | None:
     """Compare the modulated support gradient with the gradient of the query loss: cosines and norms.
 
-    The meta task is the one that the step samples, but without augmentation. Returns None if the
-    batch contains only one class, or if the run has no prompts.
+    The meta task is sampled as in the meta phase, even if the method has none, but without augmentation.
+    Return None if the batch contains only one class, or if the run has no prompts.
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = meta_task_rng(run.config.train.seed, state.step)
@@ -103,7 +103,7 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
 def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tensors:
     """Return the gradient of the prompts in the direct phase of a step on `batch`."""
     # With lr, momentum coefficient and weight decay all 0, the momentum buffer after a step is the gradient.
-    return step(run.model, replace(method, inner=None), state, batch, None, _ALL_ZERO)[0].prompt_momenta
+    return step(run.model, replace(method, inner=None), state, batch, None, _NO_UPDATE)[0].prompt_momenta
 
 
 def _cosine(a: Tensors, b: Tensors) -> float:
@@ -154,12 +154,12 @@ def summary(records: Sequence[AlignmentRecord]) -> str:
     return (
         f"gradient alignment (cosine of support and query gradient): mean {mean(cosines):.3f} over "
         f"{len(cosines)} records, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "
-        f"{mean(cosine > 0 for cosine in cosines):.0%} of them"
+        f"{mean(cosine > 0 for cosine in cosines):.0%} of the records"
     )
 
 
 def render_page(runs: Mapping[str, Sequence[AlignmentRecord]]) -> str:
-    """Return an HTML page that plots the cosines of each run over its steps, and their mean in each epoch."""
+    """Return an HTML page that plots the cosines of each run over its steps, and the mean of each epoch."""
     import plotly.graph_objects as go  # optional dependency that is slow to import
     from plotly.colors import qualitative
 

@@ -52,7 +52,7 @@ def data_list(
             if differences or found.note:
                 notes.append(f"{name}: {'; '.join(filter(None, (*differences, found.note)))}")
         elif benchmark and data_root is None:
-            sizes = (benchmark.classes, *benchmark.sizes.values())
+            sizes = (benchmark.num_classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
     Console(markup=False).print(table)
     if data_root is None:

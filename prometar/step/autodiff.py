@@ -1,4 +1,4 @@
-"""Vector-Jacobian products of functions of named tensors, computed by torch.autograd."""
+"""Vector-Jacobian products of functions of tensor dictionaries, computed by torch.autograd."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from prometar.methods.prompts import Tensors
 
 Vjp = Callable[[Tensors], Tensors]
-"""Map from cotangents of values to gradients of leaves, both by name. Missing cotangents are zero."""
+"""Map from cotangents of values to gradients of leaves, both by name. Missing cotangents count as zero."""
 
 
 def vjp(
@@ -17,10 +17,10 @@ def vjp(
     """Return the values of a function at `leaves`, its auxiliary values, and its vector-Jacobian product.
 
     Auxiliary values are not differentiated. If `differentiable`, the gradients can be differentiated with
-    respect to leaves, cotangents and tensors that the function captures. Otherwise, the leaves are detached.
+    respect to leaves, cotangents and tensors that the function captures. Otherwise, leaves are detached.
     """
     if differentiable:
-        # Captured tensors may depend on the leaves. Gradients with respect to views exclude those paths.
+        # Gradients with respect to views exclude paths through captured tensors that depend on the leaves.
         leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
     else:
         leaves = fresh_leaves(leaves)

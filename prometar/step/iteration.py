@@ -1,4 +1,4 @@
-"""One iteration: the direct phase on the whole batch, then the meta phase on support and query.
+"""One iteration: the direct phase on a batch, then the meta phase on its meta task (support and query).
 
 The derivatives of the towers are hand-written (`prometar.clip.tower`), except with conditional prompts.
 Autograd does the rest. Axes: B images, C classes, K losses, P tokens of width D, N features of width E.
@@ -29,7 +29,7 @@ from prometar.step.towers import Towers
 
 @dataclass(frozen=True)
 class SgdConfig:
-    """SGD hyperparameters of one step, for the prompts and the gate."""
+    """SGD hyperparameters of one step, for the prompts and the gate (the modulator's learnable tensors)."""
 
     prompt_lr: float
     gate_lr: float
@@ -47,10 +47,10 @@ def step(
     """Return the state after one iteration, and the detached, unweighted losses by name.
 
     The modulator chooses the factor m in g = g_task + m g_reg, which combines the gradients of the task loss
-    and the regularizer. The modulator's learnable tensors are called the gate. Direct phase: update the
-    prompts theta by SGD with g on the batch. Meta phase: compute theta' = theta - inner_lr g on the support,
-    then update theta and the gate by SGD on outer_weight * query loss(theta'). Both phases share the momenta
-    of theta. The meta phase is skipped without an inner loop, a meta task or prompts.
+    and the regularizer. Direct phase: update the prompts theta by SGD with g on the batch. Meta phase, unless
+    the inner loop, the meta task or the prompts are missing: compute theta' = theta - inner_lr g on the
+    support, then update theta and the gate by SGD on outer_weight * query loss(theta'). Both phases share the
+    momenta of theta.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     gradients, losses = _gradients(model, method, tokens, batch)
@@ -201,7 +201,7 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the query loss. Rows of the R image features: Q query images, then their mixed-in partners."""
+    """Return the query loss. Rows of the R image features: Q query images, then partners to mix in."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:
@@ -223,5 +223,5 @@ def _scale(leaves: Tensors, number: float) -> Tensors:
 
 
 def cross_entropy(logits_BC: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted sum of the images' cross-entropies. If the weights sum to 1, it is a mean."""
+    """Return the weighted sum of the images' cross-entropies (the mean, if all weights are 1 / B)."""
     return (F.cross_entropy(logits_BC, labels, reduction="none") * weights).sum()

@@ -1,7 +1,7 @@
 """Inputs of a step: the embedded images of a batch, and its meta task (support and query images).
 
-Support and query are selected on the CPU. Their sizes depend on the labels, so a selection on the GPU would
-force a synchronization.
+Support and query are selected on the CPU, because their sizes depend on the labels: a selection on the GPU
+would force a synchronization.
 """
 
 from typing import NamedTuple
@@ -53,7 +53,7 @@ class Selection(NamedTuple):
 def leave_one_class_out(
     labels: Tensor, augmentation: Augmentation, rng: np.random.Generator, *, dtype: torch.dtype
 ) -> Selection | None:
-    """Sample one class of the batch. Its images are the query, all others are the support. Source: ProMetaR.
+    """Sample one class of the batch. Its images are the query. All others are the support. Source: ProMetaR.
 
     Return None if the batch contains only one class. `dtype` applies to weights and shares.
     """
@@ -87,7 +87,7 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
         if not mixes_pixels:
             distinct, inverse = batch_rows.unique(return_inverse=True)
             query_and_partners, image_rows = torch.cat([query, distinct]), len(query) + inverse
-        # The published code computes 1 - lam in the precision of lam.
+        # As in the published code, 1 - lam is computed in the precision of lam.
         partners = Partners(mix.lam.to(dtype), (1 - mix.lam).to(dtype), batch_rows, image_rows, mix)
     support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
     return Selection(support, support_weights, query_and_partners, query_weights, partners)
@@ -129,7 +129,7 @@ def embed_batch(
     Args:
         images_B3HW, labels: Normalized images in the backbone's precision and on its device, and labels (B,).
         selection: Rows of the meta task, on the device of the images. None if there is no meta task.
-        cache: Cached features of the training images, by step.
+        cache, step: Cached features of the training images by step, and the current step.
     """
     images, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
     frozen = frozen_image_features(clip, images, cache, step) if method.uses_frozen_image_features else None

@@ -17,14 +17,14 @@ from prometar.methods.prompts import Prompts, Tensors, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
-_MAX_TEXT_ROWS = 256  # maximum number of rows of packed texts per chunk if prompts depend on the image
+_MAX_TEXT_ROWS = 256  # maximum number of rows encoded together if the prompts depend on the image
 
 
 @dataclass(frozen=True)
 class PromptedClip:
-    """Prompted CLIP for fixed classes.
+    """Frozen CLIP with the structure of its prompts, for fixed classes.
 
-    text: Input of the text tower, or the normalized text features (C, E) if no context is learned.
+    text: Input of the text tower, or the normalized text features (C, E) if the text has no learned prompt.
     frozen_text_CE: Frozen text features of the classes. None if they are not used.
     """
 
@@ -36,7 +36,7 @@ class PromptedClip:
     def text_features(self, tokens: Tensors, frozen_BE: Tensor | None = None) -> Tensor:
         """Return the normalized text features (C, E), given the prompt tokens from `prompts.tokens`.
 
-        Conditional prompts also need the frozen image features. The result is then (B, C, E).
+        Conditional prompts, which depend on the image, need the frozen image features and yield (B, C, E).
         """
         text = self.text
         if isinstance(text, Tensor):
@@ -92,9 +92,9 @@ class PromptedClip:
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
     """Return the texts of the classes, grouped by class.
 
-    With a learned context, each class has one text, "<init> <name>.". If `init` has fewer words than the
-    context has tokens, placeholder words replace it, as in the published code. Without a learned context,
-    each class has one text per template of the prompts, by default the dataset's `template`.
+    If `prompts` learns a context (text tokens before the name), each class has one text, "<init> <name>.". If
+    `init` has fewer words than the context has tokens, placeholder words replace it, as in the published
+    code. Otherwise, a class has one text per template of `prompts`, or one with `template` if there are none.
 
     Raises:
         UserError: a template does not contain {} exactly once.

@@ -28,10 +28,10 @@ def sgd(
 
 
 def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
-    """Return the lr of a 0-based epoch: `warmup_lr`, then lr (1 + cos(pi (epoch - warmup) / epochs)) / 2.
+    """Return the lr of a 0-based epoch: `warmup_lr`, then lr / 2 * (1 + cos(pi * cosine_epoch / epochs)).
 
-    The cosine starts after the warm-up but is `epochs` epochs long, so the lr never reaches zero. Published
-    accuracies were measured with this schedule (ConstantWarmupScheduler of Dassl).
+    The cosine starts after the warm-up (cosine_epoch = epoch - warmup_epochs) but has a length of `epochs`
+    epochs, so the lr never reaches zero. Published accuracies use this schedule (from Dassl).
     """
     if epoch < warmup_epochs:
         return warmup_lr

@@ -1,4 +1,4 @@
-"""State of a run: all tensors that training changes and checkpoints contain."""
+"""State of a run: everything that training changes and that checkpoints contain."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from prometar.methods.prompts import Leaves, Tensors
 
 @dataclass(frozen=True)
 class State:
-    """Prompts and modulator tensors (`gate`) with their momenta, average of the prompts, and number of steps.
+    """Prompts and modulator tensors (`gate`), the momenta of both, averaged prompts, and the number of steps.
 
     Data order, augmentations and meta tasks are functions of (seed, step), so this state suffices to resume.
     """

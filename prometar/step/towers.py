@@ -1,4 +1,4 @@
-"""Passes and derivatives of both towers.
+"""Forward passes through CLIP's towers, and derivatives of their features with respect to prompt tokens.
 
 Shape suffixes: K cotangents or tangents, P tokens of width D, B images, C classes, N features of width E.
 """
@@ -19,7 +19,7 @@ from prometar.methods.prompts import Tensors, tokens_by_layer
 class AutodiffPass:
     """Pass through the text tower with conditional prompts. Its features are (B, C, E).
 
-    It has the derivative methods of `Pass`, computed by torch.func. Dictionaries are keyed by token name.
+    It has the derivative methods of `Pass`, computed by torch.func. Token tensors are keyed by name.
     """
 
     def __init__(self, function: Callable[[Tensors], Tensor], tokens: Tensors) -> None:
@@ -62,9 +62,9 @@ TowerPass = Pass | AutodiffPass
 class Towers:
     """Passes through the prompted towers, and the unnormalized features, by tower ("text" or "vision").
 
-    Text features are (C, E), or (B, C, E) if conditional. Image features are (B, E). The features of a
-    tower without prompts are constant. `constant_text_CE` is normalized. `constant_image_BE` is not, because
-    the query loss mixes unnormalized image features.
+    Text features are (C, E), or (B, C, E) with conditional prompts. Image features are (B, E). `constant_*`:
+    features of a tower without prompts, otherwise None. The text features are normalized. The image features
+    are not, because the query loss mixes unnormalized ones.
     """
 
     dtype: torch.dtype

@@ -58,7 +58,7 @@ def with_split(served: Served, row: Benchmark, folder: Path) -> Benchmark:
     served.files[f"/splits/{row.split_file}"] = content
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     sizes = {split: CLASSES * count for split, count in COUNTS.items()}
-    return row.model_copy(update={"split_digest": digest, "classes": CLASSES, "sizes": sizes})
+    return row.model_copy(update={"split_digest": digest, "num_classes": CLASSES, "sizes": sizes})
 
 
 def _write_split_file(row: Benchmark, folder: Path) -> None:

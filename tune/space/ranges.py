@@ -43,7 +43,7 @@ class _Range(StrictModel):
 
     @property
     def condition_text(self) -> str:
-        """`when` as a clause, such as " if prompts.kind = coupled", or "" if it is empty."""
+        """`when` as a clause, such as " if prompts.kind = coupled", or "" without a condition."""
         texts = [f"{key} = {' or '.join(map(str, values))}" for key, values in self.when.items()]
         return f" if {' and '.join(texts)}" if texts else ""
 

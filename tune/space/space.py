@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 EPOCHS_KEY = "train.epochs"
 """Key of the setting that determines the length of a trial."""
-_SPACES = files("tune.space") / "spaces"
+_SPACES_FOLDER = files("tune.space") / "spaces"
 MAX_COMBINATIONS = 1000
-"""Maximum number of combinations that `Space.combinations` lists."""
+"""Number of combinations above which `Space.combinations` returns None."""
 
 
 class Space(StrictModel):
@@ -58,7 +58,7 @@ class Space(StrictModel):
         return settings
 
     def combinations(self) -> list[dict[str, Value]] | None:
-        """Return every combination of settings, or None if there are floats or too many combinations."""
+        """Return every combination of settings, or None if there are floats or over MAX_COMBINATIONS."""
         found: list[dict[str, Value]] = [{}]
         for key, entry in self.ranges.items():
             if entry.type == "float":
@@ -74,7 +74,7 @@ class Space(StrictModel):
         return found
 
     def searched_values(self, config: Config) -> dict[str, Value]:
-        """Return the searched settings' values in `config`, which contains the default settings.
+        """Return the values of the active searched settings in `config`, which contains the default settings.
 
         Raises:
             UserError: a setting does not exist, or its value lies outside its range.
@@ -113,12 +113,12 @@ class Space(StrictModel):
         return values
 
     def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
-        """Return the space without settings that have no effect or whose range excludes the baseline's value.
+        """Return the space without settings that have no effect or whose range excludes the default value.
 
         Conditions on removed settings are evaluated with the default values.
 
         Args:
-            fixed: Settings whose values the user has fixed. They are removed too.
+            fixed: Settings whose values the user has fixed. They are also removed.
         """
         defaults, ranges = config.flat(), dict[str, Range]()
         for key, original in self.ranges.items():
@@ -137,7 +137,7 @@ class Space(StrictModel):
         return self.model_copy(update={"ranges": ranges})
 
     def probe_values(self, key: str) -> tuple[Value, ...]:
-        """Return a setting's values to validate, which include its bounds, or () if it is not searched."""
+        """Return the values of a setting to validate (bounds or choices), or () if it is not searched."""
         return self.ranges[key].probe_values if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
@@ -161,7 +161,7 @@ def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
     from prometar.methods.composition import build  # loads torch, which --help does not need
 
     method = build(config)
-    # Only the meta phase (`inner`) trains the gate.
+    # Only the meta phase (`inner`) trains the gate (the modulator's learnable tensors).
     excluded = _COMPONENTS if method.inner else {*_COMPONENTS, "optim.gate_lr", "optim.gate_schedule"}
     others = {k: v for k, v in config.flat().items() if not {k, k.partition(".")[0]} & excluded}
     return method, others
@@ -169,17 +169,17 @@ def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
 
 def built_in_spaces() -> list[str]:
     """Return the names of the spaces in this package."""
-    return sorted(file.name.removesuffix(".yaml") for file in _SPACES.iterdir())
+    return sorted(file.name.removesuffix(".yaml") for file in _SPACES_FOLDER.iterdir())
 
 
 def load_space(name: str) -> Space:
-    """Load a space by name, or from a YAML file.
+    """Load a built-in space by name, or a space from a YAML file.
 
     Raises:
-        UserError: neither a space nor a file has this name, or an entry is not a range.
+        UserError: neither a built-in space nor a file has this name, or an entry is not a range.
     """
     if name in built_in_spaces():
-        text = (_SPACES / f"{name}.yaml").read_text("utf-8")
+        text = (_SPACES_FOLDER / f"{name}.yaml").read_text("utf-8")
         return build_space(parse_yaml(text, where=f"space {name}"), name=name)
     if file_size(Path(name)) is None:
         raise UserError(f"--space {name} does not exist. Use {', '.join(built_in_spaces())}, or a YAML file.")

@@ -16,8 +16,8 @@ class Archive(StrictModel):
     """Public archive of a benchmark.
 
     Args:
-        main_folder: Folder in `parent`. It is moved last, so its presence marks a complete download.
         parent: Folder in the archive. All of its content is moved to the benchmark's folder.
+        main_folder: Folder in `parent` that is moved last, so that its presence marks a complete download.
         digest: Expected digest, such as "md5:<hex>". Empty if unknown.
     """
 
@@ -37,14 +37,14 @@ class Benchmark(StrictModel):
         image_folder: Folder of the images, relative to `folder`.
         split_file: JSON file that lists the images. Empty if the benchmark has class folders or text lists.
         split_digest: Digest of CoOp's split file, such as "sha256:<hex>". Empty if unknown.
-        split_folders: Parent of the class folders, by split. Relative to `image_folder`.
+        split_folders: Folder that contains the class folders, by split. Relative to `image_folder`.
         numbered: True if class folders are named 0, 1, ... in the order of classnames.txt, not by WordNet ID.
-        classes: Published number of classes.
+        num_classes: Published number of classes.
         sizes: Published number of images per split.
         template, templates: Template of zero-shot prompts, and other templates by name (see `Dataset`).
         archives: Public archives of the images.
         instructions: How to obtain the images if `archives` is empty.
-        imagenet_variant: True for a test set with classes of ImageNet but other kinds of images.
+        imagenet_variant: True for a test set of new images of ImageNet's classes, or of some of them.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Benchmark(StrictModel):
     split_digest: str = ""
     split_folders: dict[str, str] = Field(default={})
     numbered: bool = False
-    classes: int
+    num_classes: int
     sizes: dict[str, int]
     template: str = TEMPLATE
     templates: dict[str, str] = Field(default={})
@@ -75,21 +75,21 @@ class Benchmark(StrictModel):
         return (images, AIRCRAFT_VARIANTS, *(f"images_variant_{split}.txt" for split in self.sizes))
 
 
-_TABLE = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")
+_YAML = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")
 BENCHMARKS: dict[str, Benchmark] = {
-    name: Benchmark(name=name, **row) for name, row in parse_yaml(_TABLE, where="benchmarks.yaml").items()
+    name: Benchmark(name=name, **entry) for name, entry in parse_yaml(_YAML, where="benchmarks.yaml").items()
 }
 
 _COOP = "CoOp (github.com/KaiyangZhou/CoOp, DATASETS.md)"
 
 
 def how_to_get(benchmark: Benchmark, path: str = "") -> str:
-    """Return instructions for obtaining a required path of a benchmark, or its images if `path` is ""."""
+    """Return instructions for obtaining a required path of a benchmark, or all images if `path` is ""."""
     download = f"Run `prometar data download {benchmark.name} --to DIR`"
     if path and path == benchmark.split_file:
         return f"{download}, or get the file from {_COOP}."
     if path == CLASSNAMES:
         if benchmark.imagenet_variant:
-            return f"Copy {CLASSNAMES} from the folder imagenet/ to this folder."
+            return f"Copy {CLASSNAMES} from the folder imagenet/."
         return f"Get the file from {_COOP}."
     return f"{download}." if benchmark.archives else benchmark.instructions

@@ -1,6 +1,6 @@
-"""Open datasets by name: benchmarks, rendered datasets, your own folders of images, and custom loaders.
+"""Open datasets by name: benchmarks, rendered (drawn) datasets, your own images, and custom loaders.
 
-Benchmarks have their published splits. Your own images without train/ and test/ are split automatically.
+Benchmarks have their published splits. Your own images are split automatically if they have no split folders.
 """
 
 import os
@@ -78,7 +78,7 @@ def dataset_location(name: str, root: Path | str) -> str:
 
 
 def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bool:
-    """Return True if `folder` is the local folder of a dataset, or lies in it."""
+    """Return True if `folder` is the local folder of a dataset or lies inside it."""
     if root is None or "://" in str(root):
         return False
     return resolve_path(folder).is_relative_to(resolve_path(dataset_location(name, root)))
@@ -91,7 +91,7 @@ def require_outside_dataset(out: Path, name: str, root: Path | str | None) -> No
 
 
 def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, object] = {}) -> Dataset:
-    """Open a dataset and check that its image list is valid and its images exist.
+    """Open a dataset and check that its image list is valid and that no image file is missing.
 
     Args:
         name: One of `BUILT_IN_NAMES`, or a custom loader `package.module:Name`, which is called with `root`
@@ -105,13 +105,13 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
         UserError: the name is unknown, the data root or an image is missing, or the image list is invalid.
     """
     dataset = open_unverified(name, root, args)
-    for problem in image_list_errors(dataset):
-        raise UserError(f"{problem}. Fix the list. `prometar data check {name}` lists all errors.")
+    for error in image_list_errors(dataset):
+        raise UserError(f"{error}. Fix the list. `prometar data check {name}` lists all errors.")
     if isinstance(dataset.source, FolderSource):
         missing = _missing_images(Path(dataset.source.folder), dataset.items)
         if missing:
             instructions = BENCHMARKS[name].instructions if name in BENCHMARKS else ""
-            fix = instructions or "Unpack the archive again, or point --data-root to a complete copy."
+            fix = instructions or "Restore them, or pass --data-root with a complete copy."
             raise UserError(
                 f"{len(missing)} of {len(dataset.items)} images are missing. The first is {missing[0]}. "
                 f"{fix} `prometar data check {name}` lists all missing images."
@@ -147,19 +147,19 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
     loader = instantiate(name, args)
     with convert_errors(name):
-        found = loader(root)
-    if not isinstance(found, Dataset):
-        raise UserError(f"{name} must return a Dataset, got {type(found).__name__}. See docs/extending.md.")
-    for item in found.items:
+        dataset = loader(root)
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"{name} must return a Dataset, got {type(dataset).__name__}. See docs/extending.md.")
+    for item in dataset.items:
         if [type(item), *map(type, (item.path, item.label, item.classname))] != [Item, str, int, str]:
             expected = "Item(path: str, label: int, classname: str)"
             raise UserError(f"{name} must return images as {expected}, got {item!a:.200}.")
-    for template in (found.template, *found.templates.values()):
+    for template in (dataset.template, *dataset.templates.values()):
         if not is_template(template):
             raise UserError(
                 f"{name} must return templates with one {{}} for the class name, got {template!a:.80}."
             )
-    return replace(found, name=name, list_origin=found.list_origin or name)
+    return replace(dataset, name=name, list_origin=dataset.list_origin or name)
 
 
 def image_list_errors(dataset: Dataset) -> Iterator[str]:
@@ -192,7 +192,7 @@ def _data_root_advice(name: str) -> str:
 
 
 def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
-    """Build the `Dataset` (image lists) of a `RenderedSet`. `source` renders or reads the images."""
+    """Build the `Dataset` (image lists) of a `RenderedSet`, whose images `source` renders or reads."""
     labels = {name: label for label, name in enumerate(rendered.classnames)}
 
     def items(split: str) -> Iterator[Item]:

@@ -88,7 +88,7 @@ class Dataset:
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
         list_origin: Source of the image list, for error messages, such as "folder data/dtd/images".
-        note: Remark for the user, such as the rule of an automatic split.
+        note: Remark for the user, such as the rule of an automatic split. Empty if there is none.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Dataset:
     templates: Mapping[str, str] = field(default_factory=dict)
 
     def template_named(self, name: str) -> str:
-        """Return the template `name`, or the zero-shot template if the dataset has no such template."""
+        """Return the template `name`, or the zero-shot template if the dataset has none of this name."""
         return self.templates.get(name, self.template)
 
     @property
@@ -118,7 +118,7 @@ class Dataset:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of images per split."""
+        """Number of images by split."""
         return {split: len(items) for split, items in self.splits.items()}
 
     @property

@@ -1,4 +1,4 @@
-"""Images in one folder per class. Your own images have folders for splits, or are split automatically."""
+"""Images in one folder per class. Your own images are split automatically unless they have split folders."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
 MIN_TO_SPLIT = 3  # one image per split
 SPLIT_NOTE = (
     f"automatic split, because the folder has no train/ or test/: {TEST_PERCENT}% of each class are test "
-    f"images, {VAL_PERCENT}% val, the others train (by hash of the path, seed {SPLIT_SEED})"
+    f"images, {VAL_PERCENT}% val, the rest train (by hash of the path, seed {SPLIT_SEED})"
 )
 ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
@@ -24,12 +24,12 @@ ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 def read_tree(folder: Path) -> Dataset:
     """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. <class> is the class name.
 
-    `val` may be missing. A search then holds out images of `train`. For an evaluation, `test` suffices. All
-    splits must have the same classes. If train, val and test contain no folders, they are class folders.
+    If `val` is missing, a search holds out images of `train`. For an evaluation, `test` suffices. All splits
+    must have the same classes. Folders named train, val or test are classes if none of them contains folders.
 
     Raises:
-        UserError: fewer than two classes, an empty class, unknown split folders, or splits with different
-            classes.
+        UserError: there are fewer than two classes, two names of one class, a class without images or with
+            subfolders, too few images to split, unknown split folders, or splits with different classes.
     """
     folders = class_folders(folder)
     splits = [split for split in SPLITS if split in folders and list_visible(folder / split)[0]]
@@ -41,8 +41,8 @@ def read_tree(folder: Path) -> Dataset:
     names = class_folders(*(folder / split for split in splits)) if splits else folders
     if len(names) < 2:
         raise UserError(f"{folder} has only one class folder ({names[0]}). Add at least one more.")
-    if same := find_duplicate_names(names):
-        raise UserError(f"{folder}: the folders '{same[0]}' and '{same[1]}' name the same class. Rename one.")
+    if pair := find_duplicate_names(names):
+        raise UserError(f"{folder}: the folders '{pair[0]}' and '{pair[1]}' name the same class. Rename one.")
     note = _skipped_note(folder)
     if splits:
         items = {
@@ -73,16 +73,16 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     """Split the n >= 3 images of one class into train, val and test. The order of `paths` has no effect.
 
     Images are ranked by the hash of their paths. The first floor(0.3 n) are `test`, the next floor(0.2 n)
-    are `val` (at least one each), and the others are `train`. An added image moves few others between splits.
+    are `val` (at least one each), and the rest are `train`. Adding an image moves few others between splits.
     """
 
     def rank(path: str) -> bytes:
         return hashlib.sha256(f"{SPLIT_SEED}/{path}".encode("utf-8", "surrogateescape")).digest()
 
     ranked = sorted(paths, key=rank)
-    test = max(1, len(paths) * TEST_PERCENT // 100)
-    val = max(1, len(paths) * VAL_PERCENT // 100)
-    splits = {"train": ranked[test + val :], "val": ranked[test : test + val], "test": ranked[:test]}
+    val_start = max(1, len(paths) * TEST_PERCENT // 100)
+    train_start = val_start + max(1, len(paths) * VAL_PERCENT // 100)
+    splits = {"train": ranked[train_start:], "val": ranked[val_start:train_start], "test": ranked[:val_start]}
     return {split: sorted(chosen) for split, chosen in splits.items()}
 
 
@@ -116,7 +116,7 @@ def class_folders(*folders: Path) -> list[str]:
     """Return the sorted names of the class folders, which must be the same in all `folders`.
 
     Raises:
-        UserError: there are no class folders, or `folders` have different ones.
+        UserError: one of `folders` has no class folders, or two have different ones.
     """
     names = [list_visible(folder)[0] for folder in folders]
     for folder, found in zip(folders, names, strict=True):

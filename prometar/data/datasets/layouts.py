@@ -58,7 +58,7 @@ def read_split_file(file: Path) -> dict[str, Items]:
     """Return the items of a JSON file {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
     Raises:
-        UserError: the file cannot be read, or has another layout.
+        UserError: the file cannot be read, or does not have this layout.
     """
     try:
         found = SplitFile.model_validate_json(read_text(file))
@@ -86,10 +86,10 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
 def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     """Read ImageNet or one of its variants.
 
-    Class folders are named by WordNet IDs (wnids), and in ImageNetV2 by the index of the class in
-    classnames.txt. A label is the position of the class folder in sorted order, from 0 to 999 (to 199 in the
-    variants A and R). Images are sorted by name. The published code uses the order of the file system, so
-    its few-shot samples differ between disks.
+    Class folders are named by WordNet ID (wnid), except in ImageNetV2, which uses indices of classnames.txt.
+    A label is the position of the class folder in sorted order, from 0 to 999 (to 199 in the variants A and
+    R). Images are sorted by name, unlike in the published code, whose few-shot samples depend on the order in
+    which the file system lists them.
     """
     file, names = folder / CLASSNAMES, dict[str, str]()
     for number, line in read_lines(file):

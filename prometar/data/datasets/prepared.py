@@ -54,7 +54,7 @@ def find_manifest(uri: str) -> Manifest | None:
 
 
 def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, template: str) -> Dataset:
-    """Return the dataset of a prepared copy. Its items have the order of the original list.
+    """Return the dataset of a prepared copy, with the items in the order of the original list.
 
     Raises:
         UserError: the copy contains another dataset, or its image counts differ from those in the manifest.
@@ -80,7 +80,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Images in the shards of a prepared copy. Reading one image reads its row group.
+    """Images in the shards of a prepared copy. Reading an image reads its whole row group.
 
     Args:
         uri: Folder of the copy: a local path or a URI that pyarrow supports (s3://, gs://, ...).
@@ -155,7 +155,7 @@ def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
 
 @lru_cache(maxsize=4096)
 def _read_footer(uri: str, shard: str) -> pq.FileMetaData:
-    """Return a shard's footer, cached because object stores have a high latency."""
+    """Return a shard's footer. Cached, because object stores have a high latency."""
     system, folder = filesystem(uri)
     with system.open_input_file(f"{folder}/{shard}") as stream:
         return pq.read_metadata(stream)

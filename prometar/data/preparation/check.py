@@ -58,7 +58,7 @@ def size_differences(name: str, classes: int, counts: dict[str, int]) -> tuple[s
     """Describe deviations from a benchmark's published sizes, such as "train 600 of 2820"."""
     if name not in BENCHMARKS:
         return ()
-    published = {"classes": BENCHMARKS[name].classes, **BENCHMARKS[name].sizes}
+    published = {"classes": BENCHMARKS[name].num_classes, **BENCHMARKS[name].sizes}
     found = {"classes": classes, **counts}
     return tuple(f"{key} {found[key]} of {size}" for key, size in published.items() if found[key] != size)
 

@@ -102,7 +102,7 @@ def whole(name: str) -> Dataset:
     """A benchmark's list of images, each of a class in turn."""
     benchmark = BENCHMARKS[name]
     train, val, test = (
-        tuple(Item(f"{split}/{k}", k % benchmark.classes, str(k % benchmark.classes)) for k in range(size))
+        tuple(Item(f"{split}/{k}", label := k % benchmark.num_classes, str(label)) for k in range(size))
         for split, size in benchmark.sizes.items()
     )
     return Dataset(name, name, train, val, test, FolderSource("nowhere"), "{}")

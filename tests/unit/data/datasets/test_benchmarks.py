@@ -48,7 +48,7 @@ def test_a_copy_opens_and_is_checked_and_prepared(copies: Path, tmp_path: Path, 
     assert set(dataset.templates) <= {"photo", "name_last"}
     problems, broken, (_, sizes, *_, names) = check(name, copies)
     assert problems == broken == []
-    assert f"classes {CLASSES} of {row.classes}" in sizes
+    assert f"classes {CLASSES} of {row.num_classes}" in sizes
     assert f"test {CLASSES * COUNTS['test']} of {row.sizes['test']}" in sizes
     assert "tench" in names
     prepare(name, copies, tmp_path)
