@@ -39,7 +39,7 @@ def upload_sizes(root: Path) -> Counter[str]:
 
 
 def upload_error(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
-    """Return the reason why `root` cannot be uploaded, or None if it can."""
+    """Return an error message if `root` is too large to upload, else None."""
     sizes = upload_sizes(root)
     total = sum(sizes.values()) / 2**20
     if total < limit_mib:
@@ -52,18 +52,18 @@ def upload_error(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
 
 
 def connection_error(arguments: list[str]) -> str | None:
-    """Return the error if no server answers at --address, else None. Ray itself prints a hundred lines."""
+    """Return an error message if no server answers at --address, else None. Ray's is a hundred lines long."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
     address = options.parse_known_args(arguments)[0].address
     if not address.startswith("http"):
-        return None
+        return None  # `ray job submit` reports missing and other addresses
     try:
         urlopen(f"{address.rstrip('/')}/api/version", timeout=20).close()
     except HTTPError:  # the server answers, so `ray job submit` can report the error
         return None
     except (OSError, ValueError, HTTPException) as error:
-        return f"no head of a Ray cluster accepts jobs at {address}: {getattr(error, 'reason', error)}"
+        return f"no Ray cluster accepts jobs at {address}: {getattr(error, 'reason', error)}"
     return None
 
 
@@ -73,8 +73,8 @@ def main(arguments: list[str]) -> int:
     if "--" not in arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    if reason := connection_error(arguments[: arguments.index("--")]) or upload_error(ROOT):
-        print(f"error: {reason}", file=sys.stderr)
+    if error := connection_error(arguments[: arguments.index("--")]) or upload_error(ROOT):
+        print(f"error: {error}", file=sys.stderr)
         return 1
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
     options = ["--working-dir", str(ROOT), "--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]

@@ -2,8 +2,8 @@
 
     python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
 
-A study uses only the CPUs and GPUs that the cluster has when the study starts. If some are missing then, the
-study fails, or runs too few trials at a time. This script requests missing resources from the autoscaler.
+The CPUs and GPUs that the cluster has when a study starts limit the number of concurrent trials. If some are
+missing, the study fails, or runs too few trials at a time. This script requests them from the autoscaler.
 """
 
 import argparse
@@ -30,14 +30,14 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
         request_resources(bundles=[{kind: 1} for kind, count in wanted.items() for _ in range(count)])
         deadline, shown = time.monotonic() + minutes * 60, ""
         while missing := {kind: n for kind, n in wanted.items() if ray.cluster_resources().get(kind, 0) < n}:
-            available = ", ".join(
+            status = ", ".join(
                 f"{ray.cluster_resources().get(kind, 0):g} of {n} {kind}s" for kind, n in missing.items()
             )
             if time.monotonic() > deadline:
-                raise TimeoutError(f"after {minutes:g} minutes the cluster has {available}")
-            if available != shown:
-                print(f"waiting: the cluster has {available}", flush=True)
-                shown = available
+                raise TimeoutError(f"after {minutes:g} minutes the cluster has {status}")
+            if status != shown:
+                print(f"waiting: the cluster has {status}", flush=True)
+                shown = status
             time.sleep(1)
     finally:
         request_resources(bundles=[])  # cancel the request: from now on, trials request machines

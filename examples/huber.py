@@ -1,4 +1,4 @@
-"""Custom distance: quadratic up to `delta`, linear above, so large differences cost less than with l2.
+"""Custom distance: quadratic up to `delta`, linear beyond it, so large differences cost less than with l2.
 
 PYTHONPATH=examples prometar search --set regularizer.kind=huber:Huber --space examples/huber.yaml
 PYTHONPATH=examples prometar train --dataset cells --set regularizer.kind=huber:huber

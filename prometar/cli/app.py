@@ -23,17 +23,17 @@ app.add_typer(data.app, name="data")
 
 @app.command()
 def train(
-    config: Annotated[
-        Path | None, typer.Option(help="YAML configuration, e.g. best.yaml of a study.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration, e.g. best.yaml of a study.")] = None,
     method: Annotated[
         str | None,
         typer.Option(
             help="Name of a method, or a recipe FILE.yaml. If it differs from the method in --config, only "
-            "data, backbone and seed are taken from --config. Default: prometar."
+            "data, backbone and seed are taken from --config. Default: from --config, or prometar."
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help=f"Dataset. Default: {DEFAULT_DATASET}.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"Dataset. Default: from --config, or {DEFAULT_DATASET}.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run. Default: out/train/METHOD-DATASET-seedSEED.")
     ] = None,
@@ -45,7 +45,7 @@ def train(
         str,
         typer.Option(
             help="final: train on base classes, test on base and new classes. all_classes: train and test "
-            "on all classes. A search's objectives are also accepted. Default: final.",
+            "on all classes. Objectives of searches are also accepted. Default: final.",
             show_default=False,
         ),
     ] = "final",
@@ -53,7 +53,7 @@ def train(
         int | None, typer.Option(min=1, help="Record the gradient alignment every N steps. Default: never.")
     ] = None,
 ) -> None:
-    """Train one run and test it. Rerun the same command to resume."""
+    """Train and test one run. Rerun the same command to resume."""
     chosen = load_config(config) if config else Config()
     values = parse_assignments(settings or [])
     options = (

@@ -113,14 +113,14 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
 
 @contextmanager
 def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Install a signal handler for a `with` block. Python allows this only in the main thread."""
-    in_main = threading.current_thread() is threading.main_thread()  # elsewhere, do nothing
+    """Install a signal handler for a `with` block. In other threads, where Python forbids it, do nothing."""
+    in_main = threading.current_thread() is threading.main_thread()
     previous = {number: signal.signal(number, handler) for number in signals} if in_main else {}
     try:
         yield
     finally:
         for number, old in previous.items():
-            signal.signal(number, signal.SIG_DFL if old is None else old)
+            signal.signal(number, signal.SIG_DFL if old is None else old)  # None: not set in Python
 
 
 def _print_error(error: Exception) -> int:

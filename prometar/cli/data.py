@@ -30,7 +30,7 @@ def data_list(
         str | None, typer.Option(help="Data root. Default: show the published sizes.", callback=expand_home)
     ] = None,
 ) -> None:
-    """List all known datasets. With --data-root, compare the datasets there with the published sizes."""
+    """List all known datasets. With --data-root, compare their sizes with the published ones."""
     from prometar.data.preparation.check import list_datasets, size_differences
     from prometar.embedded.datasets import RENDERED
 
@@ -63,15 +63,15 @@ def data_list(
 
 @app.command("check")
 def data_check(name: NameArgument, data_root: RootOption = None) -> None:
-    """Decode every image, and list missing and corrupt ones. Compare sizes with the published ones."""
+    """Decode every image, list missing and corrupt images, and compare sizes with the published ones."""
     from prometar.data.preparation.check import check
 
-    list_errors, corrupt, summary = check(name, data_root or default_root(name))
-    for line in (*list_errors, *corrupt):
+    list_errors, unreadable, summary = check(name, data_root or default_root(name))
+    for line in (*list_errors, *unreadable):
         print(one_line(line), file=sys.stderr)
     print("\n  ".join(map(one_line, summary)))
-    if list_errors or corrupt:
-        counts = f"errors in the image list: {len(list_errors)}, missing or corrupt images: {len(corrupt)}"
+    if list_errors or unreadable:
+        counts = f"errors in the image list: {len(list_errors)}, missing or corrupt images: {len(unreadable)}"
         raise WorkError(f"{name} is invalid ({counts}). Fix the problems listed above.")
 
 
@@ -109,9 +109,9 @@ def data_prepare(
     from prometar.data.preparation.prepare import prepare
 
     with _progress_bar(MofNCompleteColumn()) as progress:
-        manifest, existing = prepare(name, data_root or default_root(name), to, progress=progress)
-    images = sum(manifest.counts.values())
-    print(f"{name}: {images} images in {len(manifest.shards)} shards ({existing} already existed)")
+        manifest, num_existing = prepare(name, data_root or default_root(name), to, progress=progress)
+    num_images = sum(manifest.counts.values())
+    print(f"{name}: {num_images} images in {len(manifest.shards)} shards ({num_existing} already existed)")
     print(f"To use the copy, pass --data-root {masked(to)}")
 
 

@@ -2,10 +2,10 @@
 
 CLIP's text tower is causal, so texts with a common prefix share its hidden states. The texts of a batch form
 a prefix tree, packed into rows of about equal length. A token attends only to itself and its ancestors. The
-start token (SOT) and the context, which prompts can replace, are common to all texts and computed once.
+start token (SOT) and the context (the tokens that prompts can replace) are shared and computed once.
 
 SigLIP's text tower is not causal, so each text has its own row, including padding. After positions are added,
-the last token, whose output is the feature, moves to the front, and the context moves to the end.
+the last token, whose output is the feature, moves to the front, and the context to the end (`AppendedSlots`).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ ROW_LENGTH = 96
 """Target number of tokens per row. Long rows waste attention on other texts. Short rows slow down matmuls."""
 
 Prefix = tuple[int, ...]
-"""Leading token ids of a text, without those that all texts share. A prefix identifies a node of the tree."""
+"""First token ids of a text, without the tokens that all texts share. Each prefix is a node of the tree."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class TextInput:
 
 @torch.no_grad()
 def text_input(clip: Clip, ids_CT: Tensor, *, num_context: int = 0) -> TextInput:
-    """Pack token ids (C, context length). Prompts can replace the `num_context` tokens after the start.
+    """Pack the token ids (C, maximum length) of texts whose context has `num_context` tokens.
 
-    For CLIP, the first text provides the context. Unless prompts replace it, all texts must share it.
+    For CLIP, the first text provides the context, which all texts must share unless prompts replace it.
 
     Raises:
         UserError: the context leaves no room for class names.
     """
     num_start, texts = clip.num_start, ids_CT.tolist()
     num_shared = num_start + num_context
-    ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in texts]
+    ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in texts]  # EOT has the highest id
     if min(ends) < num_shared + bool(num_context):
         raise UserError(
             f"prompts.text_length {num_context} leaves no room for class names. "
@@ -134,7 +134,7 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
         ids: Token id of each slot (R, T), 0 in empty slots. Row 0 starts with the shared tokens.
         positions: Position of each slot's token in its text (R, T), 0 in empty slots.
         attends: True if a slot attends to a key (R, T, len(shared) + T). Keys are the shared tokens, then the
-            slots of the row. An empty slot attends to itself.
+            slots of the row. An empty slot attends to itself, because a softmax over no keys would be NaN.
         ends: Last slot of each text (N), as row * T + slot.
 
     Example:
@@ -176,7 +176,7 @@ def _split_into_rows(texts: Sequence[Prefix], num_shared: int) -> list[list[Pref
 
 
 def _fill_rows(texts: Sequence[Prefix], num_shared: int, length: int) -> list[list[Prefix]]:
-    """Fill rows of at most `length` slots. A longer text gets a longer row."""
+    """Fill rows of at most `length` slots, except that a longer text gets a longer row."""
     rows: list[dict[Prefix, None]] = [{}]
     free = length - num_shared
     for text in texts:

@@ -1,7 +1,7 @@
 """Prompted towers as functions of their prompts, with first and second derivatives.
 
-Weights are frozen, so only derivatives with respect to prompts are computed. All cotangents or tangents are
-processed together, and one more reverse pass computes all second derivatives.
+Weights are frozen, so only derivatives with respect to prompts are computed. K cotangents or tangents are
+processed together. A slot is a position that holds one token. Prompt tokens are put into prompt slots.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,9 @@ A layer without an entry receives the output of the previous layer unchanged.
 class Layer:
     """Block with derivatives: z = x + attention(norm_1(x)), then y = z + MLP(norm_2(z)).
 
-    In an attention pool, z = attention(norm_1(x)), without the residual. For `mask` and
-    `num_shared`, see `Attention`. A layer returns the first `num_out` tokens of each row. With `out_slots`,
-    it returns the tokens (len(out_slots), D) at these indices of the flattened (rows x T) tokens.
+    In an attention pool, z = attention(norm_1(x)), without the residual. For `mask` and `num_shared`, see
+    `Attention`. A layer returns the first `num_out` tokens of each row (default: all) or, with `out_slots`,
+    the tokens (len(out_slots), D) at these indices of the flattened (rows x T) slots.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Layer:
         return x if self._out_slots is None else x.flatten(-3, -2).index_select(-2, self._out_slots)
 
     def _spread(self, x: Tensor) -> Tensor:
-        """Put cotangents into the output slots, and zeros into the others (transpose of `_select`)."""
+        """Put cotangents into the output slots, and zeros elsewhere (transpose of `_select`)."""
         if self._out_slots is None:
             return x
         rows, length = self._input_shape
@@ -101,13 +101,13 @@ class AppendedSlots:
     num_before: int
 
     def put(self, x: Tensor, prompt: Tensor) -> Tensor:
-        """Return tokens (..., B, T, D) with a prompt (..., P, D) in the prompt slots."""
+        """Return the first `num_before` tokens of rows (..., B, T, D), followed by a prompt (..., P, D)."""
         before = x[..., : self.num_before, :]
         prompts = prompt.unsqueeze(-3).expand(*before.shape[:-2], *prompt.shape[-2:])
         return torch.cat([before, prompts], dim=-2)
 
     def take(self, g_first: Tensor, g_rest: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cotangents of the tokens and of the prompt, given the results of `Layer.reverse`."""
+        """Split the results of `Layer.reverse` into the cotangents of the first tokens and of the prompt."""
         if g_first.shape[-2] != self.num_before:
             g_first, g_rest = torch.cat([g_first, g_rest], dim=-2).tensor_split([self.num_before], dim=-2)
         return g_first, g_rest.sum(dim=-3)
@@ -115,7 +115,7 @@ class AppendedSlots:
 
 @dataclass(frozen=True)
 class ReplacedSlots:
-    """Prompt slots of texts packed by `text_input`. They are in row 0, whose first tokens all texts share."""
+    """Prompt slots in packed texts (`text_input`), among the first slots of row 0, which all texts share."""
 
     num_before: int
     num_prompt: int
@@ -134,7 +134,7 @@ class ReplacedSlots:
 
 def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
     """Return a tower's layers for `AppendedSlots`. The last layer returns `num_out` tokens per row."""
-    # The prompt of a layer replaces the prompt tokens, so the previous layer need not return them.
+    # A layer with a prompt discards earlier prompt tokens, so the previous layer need not return them.
     outs = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
     return [
         Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*outs, num_out], strict=True)
@@ -163,7 +163,7 @@ class Pass:
         return self._forward(x_BTD, prompts, _value)
 
     def forward(self, x_BTD: Tensor, prompts: LayerPrompts) -> Tensor:
-        self._input_shape, self._prompted = x_BTD.shape, sorted(prompts)
+        self._input_shape, self._prompted_layers = x_BTD.shape, sorted(prompts)
         return self._forward(x_BTD, prompts, lambda f, x: f.forward(x))
 
     def _forward(self, x: Tensor, prompts: LayerPrompts, apply: MethodCall) -> Tensor:
@@ -189,7 +189,7 @@ class Pass:
         return self._reverse(g_KNE, lambda f, g: f.vjp_for_hvp(g), self._layers.__getitem__)
 
     def jvp(self, tangents: LayerPrompts) -> Tensor:
-        first = self._prompted[0]
+        first = self._prompted_layers[0]
         t = tangents[first].new_zeros(len(tangents[first]), *self._input_shape)
         for number, layer in enumerate(self._layers[first:], first):
             if number in tangents:
@@ -211,9 +211,9 @@ class Pass:
             g = apply(function, g)
         g = g.unflatten(-2, self._output_shape)
         cotangents: dict[int, Tensor] = {}
-        for number in reversed(range(self._prompted[0], len(self._layers))):
+        for number in reversed(range(self._prompted_layers[0], len(self._layers))):
             g, g_rest = layer_at(number).reverse(g, apply)
-            if number in self._prompted:
+            if number in self._prompted_layers:
                 g, g_prompt = self._slots.take(g, g_rest)
                 if number == 0 and self._prompt_norm is not None:
                     g_prompt = apply(self._prompt_norm, g_prompt)

@@ -1,7 +1,7 @@
 """Vision tower.
 
 The prompt tokens of a layer follow the patches, and replace the prompt tokens of the previous layer. The
-feature is the output at the class token (CLS). SigLIP pools it from the outputs at the patches instead.
+feature is CLIP's output at the class token (CLS), or the attention pool of SigLIP's outputs at the patches.
 """
 
 from typing import Any
@@ -19,17 +19,17 @@ from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, append
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """Return the tower's input tokens (B, T, D): CLS and patches after `ln_pre`, or SigLIP's patches.
 
-    The images must be normalized (`Backbone.normalize`). If `clip.has_image_prompts` is False, the
-    whole tower is applied. Its output, the unnormalized feature, is then returned as one token (B, 1, E).
+    If no prompts enter the tower (`clip.has_image_prompts` is False), return the tower's output instead: one
+    unnormalized feature per image (B, 1, E). The images must be normalized (`Backbone.normalize`).
     """
     cudnn: Any = torch.backends.cudnn
-    convolution = cudnn.conv
+    conv_settings = cudnn.conv
     # On GPUs, torch's default for convolutions is TF32, which has 10 instead of 23 mantissa bits.
-    previous, convolution.fp32_precision = convolution.fp32_precision, "ieee"
+    previous, conv_settings.fp32_precision = conv_settings.fp32_precision, "ieee"
     try:
         tokens = _input_tokens(clip, images_B3HW)
     finally:
-        convolution.fp32_precision = previous
+        conv_settings.fp32_precision = previous
     if clip.has_image_prompts:
         return tokens
     return _build_pass(clip, tokens.shape[1], prompts={}).value(tokens, {})[:, None]
@@ -52,7 +52,7 @@ def encode_image(clip: Clip, embedded: Tensor, prompts: LayerPrompts | None = No
     `ln_pre` also applies to the prompt of layer 0.
     """
     if not clip.has_image_prompts:
-        assert not prompts, "the images were embedded without prompts"
+        assert not prompts, "the tower was applied without prompts"
         return embedded[:, 0]
     prompts = prompts or {}
     tower_pass = _build_pass(clip, embedded.shape[1], prompts)

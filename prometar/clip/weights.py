@@ -49,24 +49,24 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
 def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> None:
     """Raise a UserError if weights from `source` (a file or tag) do not fit the model or are not finite."""
-    # Unexpected tensors are ignored, except additional blocks: the weights are then of a deeper model.
+    # Unexpected tensors are ignored, except blocks, which show that the weights are of a deeper model.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
-    if problem := mismatch(expected, found):
+    if problem := describe_mismatch(expected, found):
         raise UserError(
             f"{source} does not fit the backbone or is corrupt: {problem}. Use weights of this backbone."
         )
 
 
-def mismatch(expected: StateDict, found: StateDict) -> str:
-    """Describe the first tensor that does not match `expected` or is not finite. Return "" if all match."""
+def describe_mismatch(expected: StateDict, found: StateDict) -> str:
+    """Describe the first tensor that does not match `expected` or is not finite ("" if there is none)."""
     for name in sorted(expected.keys() | found.keys()):
         wanted, actual = (_describe(each.get(name)) for each in (expected, found))
         if actual != wanted:
             return f"{name} is {actual}, expected {wanted}" if name in expected else f"{name} is unexpected"
     for name, tensor in found.items():
-        # isfinite of the whole tensor would allocate a mask of its size.
+        # torch.isfinite(tensor) would allocate a mask as large as the tensor.
         if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all():
             return f"{name} is not finite"
     return ""
@@ -85,7 +85,7 @@ def weights_digest(clip: Clip) -> str:
         value = getattr(clip, field.name)
         if isinstance(value, Tower):
             digest.update(f"{value.num_heads} {value.activation}".encode())
-            if value.eps != EPS:  # so that CLIP's digests equal those of versions without eps
+            if value.eps != EPS:  # so that CLIP's digests equal those of versions that lacked eps
                 digest.update(f" {value.eps}".encode())
         for tensor in tensors_of(value):
             array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
@@ -107,7 +107,7 @@ class Architecture:
 
 
 def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
-    """Convert an open_clip state dict to a `Clip` in float32, or in float64 if it has float64 tensors."""
+    """Convert an open_clip state dict to a `Clip` in float32, or in float64 if any tensor is float64."""
     floats = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     dtype = reduce(torch.promote_types, floats, torch.float32)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}

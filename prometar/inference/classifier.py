@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, build_backbone, load_clip
-from prometar.clip.weights import mismatch, weights_digest
+from prometar.clip.weights import describe_mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
@@ -159,7 +159,7 @@ def checked_prompt_component(path: Path, config: Config, clip: Clip, leaves: Map
     """
     component, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
     expected = component.initialize(clip, no_tokens, torch.Generator())  # only names and shapes matter
-    if problem := mismatch(expected, leaves):
+    if problem := describe_mismatch(expected, leaves):
         raise UserError(f"The prompts in {path} do not fit {config.method} ({problem}). Train them again.")
     return component
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cachetools import LRUCache
 
 from prometar.clip.features import can_skip_images, needs_images_once
-from prometar.clip.weights import mismatch
+from prometar.clip.weights import describe_mismatch
 from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, StreamFn, stream_labels, stream_local
 from prometar.errors import WorkError
@@ -85,7 +85,7 @@ class Session:
         expected = self.state.tensors()
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
-        if problem := mismatch(expected, checkpoint.state.tensors()):
+        if problem := describe_mismatch(expected, checkpoint.state.tensors()):
             raise checkpoint_error(self._path, problem)
         if (epochs := len(checkpoint.history)) > self.run.config.train.epochs:
             raise checkpoint_error(self._path, f"it contains {epochs} epochs, more than train.epochs")

@@ -178,7 +178,7 @@ def test_where_nobody_takes_jobs_one_line_says_so(capsys: pytest.CaptureFixture[
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     assert script("submit").main(["--address", address, "--", "ls"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: no head of a Ray cluster accepts jobs at {address}: ")
+    assert said.startswith(f"error: no Ray cluster accepts jobs at {address}: ")
     assert said.count("\n") == 1
 
 

@@ -5,19 +5,19 @@ from statistics import mean, stdev
 
 from prometar.metrics import Interval
 
-NONE = "-"
+DASH = "-"
 """Placeholder for missing values."""
 
 
 def format_number(value: float | None) -> str:
     """Format a number with two decimals, or None as a dash."""
-    return NONE if value is None else f"{value:.2f}"
+    return DASH if value is None else f"{value:.2f}"
 
 
 def format_setting(value: object) -> str:
-    """Format the value of a setting, floats with four significant digits."""
+    """Format a setting's value: floats with four significant digits, None as a dash."""
     if value is None:
-        return NONE
+        return DASH
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -29,7 +29,7 @@ def format_mean(values: Collection[float]) -> str:
         ('61.0 ± 1.4', '60.0', '-')
     """
     if not values:
-        return NONE
+        return DASH
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 

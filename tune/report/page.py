@@ -26,7 +26,7 @@ _TEMPLATES = Environment(
 
 @dataclass(frozen=True)
 class Report:
-    """Report of a study. Notebooks display its summary, without the plots.
+    """Report of a study. Notebooks display only the summary.
 
     Args:
         path: Path of report.html.

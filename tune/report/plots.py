@@ -45,7 +45,7 @@ def plots(records: Records) -> dict[str, Markup]:
 def _search_plots(records: Records) -> dict[str, go.Figure]:
     """Return Optuna's plots of the search, and a plot of the accuracies of the trials."""
     goals, figures = records.search_config.goals, dict[str, go.Figure]()
-    study = rebuild_study(records, goals[:1])
+    study = rebuild_study(records, goals[:1])  # only the Pareto front shows several goals
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         return {}
     target_name = escape(records.study.score_name if goals[0] == "objective" else goals[0])
@@ -77,7 +77,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
 
 
 def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
-    """Build an in-memory study. Trials outside the space, or without the value of a goal, count as failed."""
+    """Build a study in memory. Trials outside the space or without a value for a goal count as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[DIRECTIONS[goal] for goal in goals])
     study.add_trials(_frozen_trial(trial, records, goals) for trial in records.trials)
@@ -112,7 +112,7 @@ def escape(value: Any) -> Any:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return importances by setting, highest first. {} if trials are too few or all scores are equal."""
+    """Return importances by setting, highest first, or {} if trials are too few or score the same."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}
@@ -167,10 +167,10 @@ def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> g
 
 
 def plot_seed_pairs(test: FinalTest) -> go.Figure:
-    """Plot, for each dataset, the differences in H of its seed pairs, and their mean with its interval."""
+    """Plot the difference in H for each seed, and the mean and interval of these differences, by dataset."""
     figure = go.Figure().add_vline(x=0, line={"color": "#4a5568", "width": 1.5})
-    for row, (name, dataset) in enumerate(test.datasets.items()):
-        pair_differences = paired_differences(dataset.selected, dataset.baseline)
+    for row, (name, dataset_test) in enumerate(test.datasets.items()):
+        pair_differences = paired_differences(dataset_test.selected, dataset_test.baseline)
         figure.add_scatter(
             x=list(pair_differences.values()),
             y=[row + 0.2] * len(pair_differences),
@@ -179,7 +179,7 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
             hovertemplate="%{text}: %{x:+.2f} points<extra></extra>",
             marker={"color": GRAY, "size": 7, "opacity": 0.6},
         )
-        if difference := dataset.difference:
+        if difference := dataset_test.difference:
             below, above = difference.mean - difference.low, difference.high - difference.mean
             color = BLUE if difference.mean > 0 else ORANGE
             figure.add_scatter(

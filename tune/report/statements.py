@@ -123,7 +123,7 @@ def _detectable(test: FinalTest) -> str:
 
 
 def compared_settings(test: FinalTest) -> list[SettingsName]:
-    """Return the names of the compared settings. If the baseline was selected, it is the only one."""
+    """Return the names of the compared settings, or only "baseline" if the baseline was selected."""
     return ["baseline"] if test.baseline_selected else ["selected", "baseline"]
 
 
@@ -137,8 +137,8 @@ def _new_accuracy(test: FinalTest) -> str:
     names = compared_settings(test)
     by_name = {name: seed_means(final_test_runs(test, name), "new").values() for name in names}
     texts = [f"{format_mean(values)} with the {LABELS[name]}" for name, values in by_name.items() if values]
-    seeds = max(map(len, by_name.values()))
-    statistics = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
+    num_seeds = max(map(len, by_name.values()))
+    statistics = f"mean ± standard deviation over {num_seeds} seeds" if num_seeds > 1 else "1 seed"
     return f"New accuracy ({statistics}): {', '.join(texts)}." if texts else ""
 
 
@@ -148,8 +148,8 @@ def _epochs(records: Records) -> str:
     if EPOCHS_KEY not in records.search_config.space.ranges:
         return f"Epochs: {records.baseline_values[EPOCHS_KEY]} per trial, {final} per run of the final test."
     epochs = test.selected.settings.get(EPOCHS_KEY) if test and not test.baseline_selected else None
-    selected = f"{epochs} with the selected settings, " if epochs else ""
-    return f"Epochs: set by the search. Final test: {selected}{final} with the default settings."
+    with_selected = f"{epochs} with the selected settings, " if epochs else ""
+    return f"Epochs: set by the search. Final test: {with_selected}{final} with the default settings."
 
 
 def caveats(records: Records) -> list[str]:
@@ -168,8 +168,8 @@ def _caveats(records: Records) -> Iterator[str]:
     objective = OBJECTIVES.get(records.search_config.objective)
     if objective and objective.predicts_new:
         yield (
-            "The search predicts new accuracy from drift: how much the prompts change the predicted "
-            "probabilities among class names unrelated to the dataset. It uses no images of new classes."
+            "The search predicts new accuracy from drift: how much the prompts change CLIP's "
+            "predictions over class names unrelated to the dataset. It uses no images of new classes."
         )
     elif records.study.score_name != "H":
         yield f"The search maximized {records.study.score_name}. The final test compares H."
@@ -186,9 +186,9 @@ def _caveats(records: Records) -> Iterator[str]:
 
 def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
     runs = final_test_runs(test)
-    if failed := [run.error for run in runs if run.error]:
-        reason = failed[0][:80]
-        yield f"{len(failed)} of {len(runs)} final-test runs failed ({reason}). Their seed pairs are ignored."
+    if errors := [run.error for run in runs if run.error]:
+        error = errors[0][:80]
+        yield f"{len(errors)} of {len(runs)} final-test runs failed ({error}). Their seed pairs are ignored."
     if earlier := sorted(test.earlier_tests):
         yield (
             f"The same test images were used earlier, to test {join(earlier, 'trial')}. "

@@ -7,7 +7,7 @@ from statistics import mean
 from prometar.cli.console import format_count, format_duration
 from tune.records.folder import STATE_NAMES, Records
 from tune.records.schema import TrialRecord, seed_means
-from tune.report.formatting import NONE, format_difference, format_mean, format_number, format_setting, join
+from tune.report.formatting import DASH, format_difference, format_mean, format_number, format_setting, join
 from tune.report.statements import LABELS, compared_settings, final_test_runs
 from tune.space.ranges import Settings
 
@@ -20,13 +20,13 @@ class Table:
 
     Args:
         rows: CSS class ("selected", "baseline" or "") and cells of each row.
-        text_columns: Number of columns with text.
+        num_text_columns: Number of columns with text.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, tuple[str, ...]]]
-    text_columns: int = 1
+    num_text_columns: int = 1
 
 
 def summary_tables(records: Records) -> list[Table]:
@@ -62,13 +62,13 @@ def _final_test(records: Records) -> Table | None:
             rows.append((name, (label, *means, str(sum(run.objective is not None for run in runs)))))
         if not test.baseline_selected:
             differences = (dataset_test.base_difference, dataset_test.new_difference, dataset_test.difference)
-            num_pairs = str(dataset_test.difference.n) if dataset_test.difference else NONE
-            texts = [format_difference(each) if each else (NONE, "") for each in differences]
-            centers, bounds = zip(*texts, strict=True)
+            num_pairs = str(dataset_test.difference.n) if dataset_test.difference else DASH
+            formatted = [format_difference(each) if each else (DASH, "") for each in differences]
+            centers, bounds = zip(*formatted, strict=True)
             rows.append(("", ("difference", *centers, num_pairs)))
             rows.append(("", (f"{test.dataset_confidence}% CI", *bounds, "")))
         if dataset_test.published is not None:
-            rows.append(("", ("published (cited)", NONE, NONE, format_number(dataset_test.published), NONE)))
+            rows.append(("", ("published (cited)", DASH, DASH, format_number(dataset_test.published), DASH)))
     title = (
         f"Final test: {format_count(test.epochs, 'epoch')}, test images, mean ± standard deviation over seeds"
     )
@@ -90,7 +90,7 @@ def _confirmation(records: Records) -> Table | None:
         cells = (
             f"trial {candidate.number}" + (f" ({', '.join(tags)})" if tags else ""),
             format_number(trial.objective_if_completed if trial else None),
-            format_number(mean(fresh)) if fresh else NONE,
+            format_number(mean(fresh)) if fresh else DASH,
             format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed",
         )
         rows.append(("selected" if is_selected else "", cells))
@@ -111,24 +111,24 @@ def _settings(records: Records) -> Table:
         )
         for key in sorted(ranges, key=lambda key: not changed[key])
     ]
-    return Table("Settings", ("setting", "default", "selected", "range"), rows, text_columns=4)
+    return Table("Settings", ("setting", "default", "selected", "range"), rows, num_text_columns=4)
 
 
 def _trials(records: Records) -> Table:
-    """Return the table of all trials: completed ones by objective, then pruned and failed ones by epoch."""
+    """Return the table of all trials: completed by objective, then pruned and failed by number of epochs."""
     trials = sorted(records.trials, key=lambda t: (-(t.objective_if_completed or 0.0), -t.epoch, t.number))
-    trials = sorted(trials, key=lambda t: list(STATE_NAMES).index(t.state))  # stable
+    trials = sorted(trials, key=lambda t: list(STATE_NAMES).index(t.state))  # a stable sort
     rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in trials]
     score = records.study.score_name
     columns = ("trial", "state", "changed settings", "notes", score, "base", "new", "epochs", "time")
-    return Table("Trials", columns, rows, text_columns=4)
+    return Table("Trials", columns, rows, num_text_columns=4)
 
 
 def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield str(trial.number)
     yield STATE_NAMES[trial.state] + (" (default settings)" if trial.is_baseline else "")
-    yield _describe_changes(trial.settings, records) or NONE
-    yield "; ".join(filter(None, (trial.reason, *trial.notes))) or NONE
+    yield _describe_changes(trial.settings, records) or DASH
+    yield "; ".join(filter(None, (trial.reason, *trial.notes))) or DASH
     yield from map(format_number, (trial.objective, trial.base, trial.new))
     yield str(trial.epoch)
     yield format_duration(trial.seconds)
@@ -143,10 +143,10 @@ def _css_class(trial: TrialRecord, records: Records) -> str:
 def _costs(records: Records) -> Table:
     """Return the table of training time and allocated resources by stage."""
     confirmation, test = records.confirmation, records.final_test
-    confirmed = [run for each in confirmation.candidates for run in each.runs] if confirmation else []
+    candidate_runs = [run for each in confirmation.candidates for run in each.runs] if confirmation else []
     stages = {
         "search": [run for trial in records.trials for run in trial.runs],
-        "confirmation": [run for run in confirmed if confirmation and run.seed in confirmation.seeds],
+        "confirmation": [run for run in candidate_runs if confirmation and run.seed in confirmation.seeds],
         "final test": final_test_runs(test) if test else [],
     }
     rows = []

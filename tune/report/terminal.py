@@ -10,7 +10,7 @@ from tune.report.tables import Table, summary_tables
 
 
 def print_summary(console: Console, records: Records) -> None:
-    """Print verdict, evidence, summary tables, caveats and next steps."""
+    """Print the verdict, the evidence for it, summary tables, caveats and next steps."""
 
     def print_line(line: str, style: str = "") -> None:
         console.print(Text(line, style), soft_wrap=False)
@@ -40,7 +40,7 @@ def _rich_table(table: Table) -> RichTable:
         title=Text(table.title), title_justify="left", box=None, min_width=len(table.title), pad_edge=False
     )
     for index, column in enumerate(table.columns):
-        if index < table.text_columns:
+        if index < table.num_text_columns:
             rich_table.add_column(Text(column), overflow="fold")
         else:
             rich_table.add_column(Text(column), justify="right", no_wrap=True)
