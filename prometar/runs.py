@@ -164,7 +164,7 @@ def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifie
         raise UserError(
             f"The weights of {pretrained} have changed since {folder} was trained. Restore the originals."
         )
-    leaves = checkpoint.state.to(backbone.clip.device).evaluated_prompts
+    leaves = checkpoint.state.to(backbone.clip.device).evaluation_prompts
     component = checked_prompt_component(folder / "checkpoint.safetensors", config, backbone.clip, leaves)
     return Classifier(backbone, component, leaves, config, result.classnames, result.template)
 

@@ -1,9 +1,8 @@
 """Gradient alignment: the cosine of the angle between support and query gradients during training.
 
 A meta task takes one class of a batch as query, and the others as support. To first order, the meta phase
-minimizes L_query - lr * dot(g_support, g_query), so it favors gradients that agree.
-
-Source: ProMetaR (CVPR 2024) derives this effect but does not measure it.
+minimizes L_query - lr * dot(g_support, g_query), so it favors gradients that agree. The paper of ProMetaR
+(CVPR 2024) derives this effect but does not measure it.
 """
 
 import json
@@ -74,10 +73,11 @@ def _lines(records: Iterable[AlignmentRecord]) -> str:
 
 
 def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord | None:
-    """Compare the modulated support gradient with the gradient of the query loss: cosines and norms.
+    """Return cosines and norms of the modulated support gradient and the gradient of the query loss.
 
-    The meta task is sampled as in the meta phase, even if the method has none, but without augmentation.
-    Return None if the batch contains only one class, or if the run has no prompts.
+    The modulated gradient combines task loss and regularizer. The meta task is sampled as in the meta phase,
+    even if the method has none, but without augmentation. Return None if the batch contains only one class,
+    or if the run has no prompts.
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = meta_task_rng(run.config.train.seed, state.step)

@@ -106,15 +106,15 @@ def _meta_gradients(
     inputs = {f"{name}/{key}": leaf for name, group in groups.items() for key, leaf in group.items()}
     adapted, _, adapt_vjp = vjp(adapt, inputs)
     query_gradient, query_loss = _query_gradient(model, adapted, query, inner.outer_weight)
-    pulled = adapt_vjp(query_gradient)
-    g_prompts = _group(pulled, "prompts")
+    pulled_back = adapt_vjp(query_gradient)
+    g_prompts = _group(pulled_back, "prompts")
     if support_hvp is not None:
         scale = scale_factor(model.clip.dtype, HEADROOM, inner.lr, inner.outer_weight)
-        product = support_hvp(_scale(_group(pulled, "gradient"), scale))
+        product = support_hvp(_scale(_group(pulled_back, "gradient"), scale))
         correction = tokens_vjp(_scale(product, 1 / scale))
         g_prompts = {name: g + correction[name] for name, g in g_prompts.items()}
-    named = {f"support_{name}": loss for name, loss in losses.items()}
-    return g_prompts, _group(pulled, "gate"), named | {"query_loss": query_loss}
+    support_losses = {f"support_{name}": loss for name, loss in losses.items()}
+    return g_prompts, _group(pulled_back, "gate"), support_losses | {"query_loss": query_loss}
 
 
 def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
@@ -201,7 +201,7 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the query loss. Rows of the R image features: Q query images, then partners to mix in."""
+    """Return the query loss. Image features (R rows): Q query images, then support images (partners) to mix in."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:

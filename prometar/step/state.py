@@ -29,7 +29,7 @@ class State:
         return State(prompts, tree_map(torch.zeros_like, prompts), gate, tree_map(torch.zeros_like, gate), {})
 
     @property
-    def evaluated_prompts(self) -> Leaves:
+    def evaluation_prompts(self) -> Leaves:
         """Prompts for evaluation: the average over epochs, or the last prompts if there is no average."""
         return self.average or self.prompts
 

@@ -130,7 +130,7 @@ class Session:
 
     def score(self) -> dict[str, float]:
         """Return the accuracies in percent by evaluation set, and the resulting score as `objective`."""
-        backbone, leaves, sets = self.run.backbone, self.state.evaluated_prompts, self.run.evaluations
+        backbone, leaves, sets = self.run.backbone, self.state.evaluation_prompts, self.run.evaluations
         if self.run.out_of_domain is not None:
             base = sets["base"]
             batches = self._eval_batches(base)

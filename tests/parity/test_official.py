@@ -61,9 +61,9 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
             state = replace(state, average=average)
             close_average(run, state, epoch)
     assert state.step == run.meta["steps"]
-    close_leaves(state.evaluated_prompts, run.leaves("final/prompt/"))
+    close_leaves(state.evaluation_prompts, run.leaves("final/prompt/"))
     for names, key in (("classnames", "eval/logits"), ("new_classnames", "eval/new_logits")):
-        close(logits(run, names, state.evaluated_prompts), run.tensor(key))
+        close(logits(run, names, state.evaluation_prompts), run.tensor(key))
 
 
 def total(run: Official, scalars: Losses) -> Tensor:

@@ -61,10 +61,10 @@ def read_split_file(file: Path) -> dict[str, Items]:
         UserError: the file cannot be read, or does not have this layout.
     """
     try:
-        found = SplitFile.model_validate_json(read_text(file))
+        content = SplitFile.model_validate_json(read_text(file))
     except ValidationError as error:
         raise UserError(f"Invalid split file {file}: {problems_of(error)}") from None
-    return {split: tuple(Item(*entry) for entry in entries) for split, entries in found}
+    return {split: tuple(Item(*entry) for entry in entries) for split, entries in content}
 
 
 def _read_aircraft(folder: Path) -> dict[str, Items]:

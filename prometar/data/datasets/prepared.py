@@ -104,18 +104,18 @@ class ParquetSource:
                 raise UserError(f"{masked(self.uri)} does not contain the image '{path}'. {_REBUILD}")
             shard_index, group, row = index[path]
             rows_by_group.setdefault((shard_index, group), []).append((row, k))
-        found: list[bytes] = [b""] * len(paths)
+        images: list[bytes] = [b""] * len(paths)
 
         def fetch(shard_and_group: tuple[int, int]) -> None:
             shard_index, group = shard_and_group
             with _open_shard(self.uri, self.shards[shard_index]) as file:
                 column = file.read_row_group(group, columns=["image"]).column(0)
                 for row, k in rows_by_group[shard_and_group]:
-                    found[k] = column[row].as_py()
+                    images[k] = column[row].as_py()
 
         with ThreadPoolExecutor(_READ_THREADS) as pool:
             list(pool.map(fetch, sorted(rows_by_group)))
-        return found
+        return images
 
 
 @lru_cache(maxsize=8)
