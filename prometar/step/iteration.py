@@ -201,7 +201,7 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the query loss. Image features (R rows): Q query images, then support images (partners) to mix in."""
+    """Return the query loss. Image features (R): Q query images, then support images to mix in (partners)."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:
