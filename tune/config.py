@@ -1,6 +1,6 @@
 """Configuration of a study as one typed tree.
 
-The command line (`OPTIONS`), `Study(...)` in Python and study.yaml are three forms of this tree.
+The command line (`OPTIONS`), the arguments of `Study` and study.yaml are three forms of this tree.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,9 +26,9 @@ from prometar.io.strict_model import StrictModel, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space
 
-TRIALS_IF_RENDERED, EPOCHS_IF_RENDERED = 24, 5  # defaults for rendered datasets
+TRIALS_IF_RENDERED, EPOCHS_IF_RENDERED = 24, 5  # defaults for rendered (generated) datasets
 MAX_SEED_PAIRS = 15
-"""Maximum number of seed pairs in a final test with `--final-seeds auto`."""
+"""Maximum number of seed pairs (selected and baseline run) in a final test with `--final-seeds auto`."""
 FIRST_CONFIRMATION_SEED = 1000
 """First seed of the confirmation. Seeds of the search and of the final test are skipped."""
 
@@ -45,7 +45,7 @@ class SearchConfig(StrictModel):
     datasets: Annotated[tuple[str, ...], Distinct] = Field(
         (DEFAULT_DATASET,), min_length=1, description="Datasets. A trial uses the same settings on each."
     )
-    space: Space = Field(description="Name of a search space, or a YAML file. Default: default.")
+    space: Space = Field(description="Name of a search space, or a YAML file. Default: 'default'.")
     trials: int = Field(
         40, ge=1, le=1_000_000, description="Number of trials. Default: 24 for rendered datasets, else 40."
     )
@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources of trials. They affect results only by rounding, but may change the sampled settings."""
+    """Resources. They affect a run only through floating-point rounding, but may change what is sampled."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
@@ -175,7 +175,7 @@ class StudyConfig(StrictModel):
         Args:
             options: Values by option name, with "_" instead of "-". None selects the default. `settings` is a
                 list of `key=value` texts or a mapping by dotted key. Keys belong to the run (`optim.lr`) or
-                to this tree (`confirm.seeds`).
+                to the study (`confirm.seeds`).
 
         Raises:
             UserError: an option does not exist, or a value is invalid.
@@ -235,7 +235,7 @@ class StudyConfig(StrictModel):
         sources = {"--epochs": run_values, "--set": without_option, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
-        if space in built_in_spaces():  # restricted, as they cover all methods. Custom ones are not.
+        if space in built_in_spaces():  # they cover all methods, but custom spaces must fit this one
             space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
@@ -311,8 +311,8 @@ class StudyConfig(StrictModel):
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. The baseline then trains for `test.epochs`, as do other
-                settings unless they set the epochs.
+            final: True for a run of the final test. It trains for `test.epochs`, unless settings other than
+                the default ones set the epochs.
         """
         epochs = {EPOCHS_KEY: self.test.epochs} if final else {}
         values = {**settings, **epochs} if settings == self.baseline_settings else {**epochs, **settings}

@@ -260,7 +260,7 @@ class Study:
 
 
 def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
-    """Build the configuration from `options`. If empty, return that of an existing study in `folder`."""
+    """Build the configuration from `options`. If there are none, read that of a study in `folder`."""
     if folder is None:
         return StudyConfig.of(**options)
     path = Path(folder).absolute()

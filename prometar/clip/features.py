@@ -71,7 +71,7 @@ def frozen_image_features(clip: Clip, embedded: Tensor, cache: FeatureCache | No
     return _cached(store, number, lambda: F.normalize(encode_image(clip, embedded).to(dtype), dim=-1))
 
 
-def needs_images_once(clip: Clip, cache: FeatureCache | None) -> bool:
+def needs_images_only_once(clip: Clip, cache: FeatureCache | None) -> bool:
     """Return True if each batch of images is needed only once, because its features are then cached."""
     return not clip.has_image_prompts and cache is not None
 

@@ -1,4 +1,4 @@
-"""Base classes of configuration sections, each of which describes one component of a method.
+"""Base classes of the configuration sections that describe a method's components.
 
 Each kind of component is a class whose fields are its settings. The modules of these classes import
 torch only inside functions, so that loading a configuration does not import torch.
@@ -42,7 +42,7 @@ class CustomSection(ComponentSection):
 
 
 class CustomKindSection(CustomSection):
-    """Section of any custom component except an augmentation, which has another `KIND_FIELD`."""
+    """Section of a custom component whose `KIND_FIELD` is "kind": any except an augmentation."""
 
     kind: str
 
@@ -59,7 +59,7 @@ def _union_tag(value: Any) -> str:
 
 
 BUILT_IN_TAG, CUSTOM_TAG, DISCRIMINATOR = Tag(BUILT_IN), Tag("custom"), Discriminator(_union_tag)
-TAG_NAMES = frozenset({BUILT_IN, "custom"})
+TAG_NAMES = frozenset({BUILT_IN, "custom"})  # omitted from validation messages
 BuiltInOrCustom = Annotated[
     Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN_TAG] | Annotated[CustomT, CUSTOM_TAG],
     DISCRIMINATOR,

@@ -1,7 +1,7 @@
-"""Drift: how far the prompted CLIP's predictions diverge from the frozen CLIP's, over out-of-domain names.
+"""Drift: divergence of the prompted CLIP's predictions from the frozen CLIP's over out-of-domain names.
 
-Accuracy on new classes cannot be measured without images of these classes, but drift predicts it. Prompts
-with a high drift tend to lose accuracy on new classes (docs/results.md).
+Out-of-domain names are object names that share no word with the class names. Drift predicts accuracy on new
+classes without images of them, because accuracy tends to decrease as drift increases (docs/results.md).
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from prometar.step.prompted_clip import PromptedClip
 from prometar.training.scoring import not_finite_error
 
 DRIFT_TEMPLATE = "a photo of a {}."
-"""Template of the frozen texts. Most methods initialize their context with it, so drift starts near 0."""
+"""Template of the frozen texts. Most methods initialize prompts with its words, so drift starts near 0."""
 ACCURACY_DECAY_PER_NAT = 0.05
 """Predicted accuracy on new classes: zero-shot base accuracy * exp(-0.05 * drift in nats)."""
 _MIN_NAMES = 20  # minimum number of out-of-domain names
@@ -37,8 +37,8 @@ def mean_drift(
     """Return KL(frozen || prompted) of the predictions over the names, in nats, averaged over the images.
 
     Args:
-        image_NE: Normalized features (N, E) of the images.
-        text_VE: Normalized features (V, E) of the names, or (N, V, E) if they depend on the images.
+        image_NE, frozen_image_NE: Normalized features of the images from the prompted and the frozen CLIP.
+        text_VE, frozen_text_VE: Those of the names. `text_VE` is (N, V, E) if prompts depend on the images.
         scale: Factor that turns cosines into logits.
 
     Example:
@@ -53,7 +53,7 @@ def mean_drift(
 
 
 def drift_version(backbone: Backbone) -> str:
-    """Return the decay and a digest of the vocabulary. Scores are comparable only if both are the same."""
+    """Return a text that identifies decay and vocabulary. Only scores with the same text are comparable."""
     digest = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{ACCURACY_DECAY_PER_NAT} a nat, names {digest}"
 
@@ -62,7 +62,7 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
     """Return the names of a vocabulary that share no word with the class names of a dataset.
 
     Raises:
-        UserError: fewer than 20 names remain. On ImageNet, the classes cover most of the vocabulary.
+        UserError: fewer than 20 names remain, e.g. for ImageNet, whose classes cover most of the vocabulary.
     """
 
     def words(name: str) -> set[str]:
@@ -87,7 +87,7 @@ def drift_scores(
     batches: Iterable[Batch],
     cache: FeatureCache | None,
 ) -> dict[str, float]:
-    """Return accuracies in percent (`base`, `zero_shot` and predicted `new`), and the drift (`divergence`).
+    """Return `base`, `zero_shot` (frozen CLIP) and predicted `new` in percent, and the drift (`divergence`).
 
     Args:
         base_model, out_of_domain_model: Prompted CLIP for the base classes, and for the out-of-domain names.
@@ -100,14 +100,14 @@ def drift_scores(
     assert base_model.frozen_text_CE is not None
     assert out_of_domain_model.frozen_text_CE is not None
     prompt_tokens = base_model.prompts.tokens(dict(leaves))
-    images, frozen, labels = [], [], []
+    prompted, frozen, labels = [], [], []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
         embedded_BTD = cached_embedding(backbone.clip, pixels, cache, batch.step)
         frozen.append(frozen_image_features(backbone.clip, embedded_BTD, cache, batch.step))
-        images.append(F.normalize(base_model.image_features(prompt_tokens, embedded_BTD), dim=-1))
+        prompted.append(F.normalize(base_model.image_features(prompt_tokens, embedded_BTD), dim=-1))
         labels.append(torch.from_numpy(batch.labels))
-    image_NE, frozen_NE, labels_N = torch.cat(images), torch.cat(frozen), torch.cat(labels)
+    image_NE, frozen_NE, labels_N = torch.cat(prompted), torch.cat(frozen), torch.cat(labels)
     drift = mean_drift(
         image_NE,
         out_of_domain_model.text_features(prompt_tokens, frozen_NE),
@@ -115,12 +115,12 @@ def drift_scores(
         frozen_text_VE=out_of_domain_model.frozen_text_CE,
         scale=backbone.clip.logit_scale,
     )
-    prompted_NC = similarity(image_NE, base_model.text_features(prompt_tokens, frozen_NE))
-    if not (math.isfinite(drift) and bool(prompted_NC.isfinite().all())):
+    prompted_cosines_NC = similarity(image_NE, base_model.text_features(prompt_tokens, frozen_NE))
+    if not (math.isfinite(drift) and bool(prompted_cosines_NC.isfinite().all())):
         raise not_finite_error(backbone)
     accuracy, zero_shot = (
         100 * int((cosines_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
-        for cosines_NC in (prompted_NC, similarity(frozen_NE, base_model.frozen_text_CE))
+        for cosines_NC in (prompted_cosines_NC, similarity(frozen_NE, base_model.frozen_text_CE))
     )
     new = zero_shot * math.exp(-ACCURACY_DECAY_PER_NAT * drift)
     return {"base": accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}

@@ -21,10 +21,10 @@ StepCallback = Callable[[Run, State, Batch], None]
 
 
 def sgd_config(config: Config, epoch: int) -> SgdConfig:
-    """Return the SGD hyperparameters of a 0-based epoch."""
+    """Return the SGD hyperparameters of a 0-based epoch for prompts and gate (the modulator's tensors)."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
-    gate_lr = optim.gate_warmup_lr  # `released`: the published code never steps the gate's scheduler
+    gate_lr = optim.gate_warmup_lr  # as in the published code, which never steps the gate's scheduler
     if optim.gate_schedule == "configured":
         gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
     prompt_lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
@@ -65,7 +65,7 @@ def train_epoch(
 
 
 def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[State, dict[str, Tensor]]:
-    """Embed a streamed batch, sample its meta task, and train one step. Return the state and the losses."""
+    """Train one step. Methods with an inner loop also use a meta task: a support-query split of the batch."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     clip, method, selection = run.backbone.clip, run.method, None
     labels = torch.from_numpy(batch.labels)

@@ -12,11 +12,11 @@ from prometar.methods.prompts import has_image_prompts
 from prometar.training.session import MAX_CACHED_BYTES
 
 PROCESS_BYTES = 950 * 2**20
-"""Memory of a training process and its data stream without tensors: Python, torch, Ray, open_clip."""
+"""Memory of a training process and its data stream, excluding tensors: Python, torch, Ray, open_clip."""
 
 # Floats that a step needs per image and per class: floats_per_image times an _IMAGE_ factor, floats_per_class
-# times a _CLASS_ factor. A gate and its momenta need _GATE times weight_bytes. The factors fit peaks measured
-# with ViT-B/32, ViT-B/16 and ViT-L/14, 1 to 500 classes and 1 to 128 images per batch.
+# times a _CLASS_ factor. A gate (learned modulator) and its momentum buffers need _GATE times weight_bytes.
+# Fitted to measured peaks: ViT-B/32, ViT-B/16, ViT-L/14, 1 to 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
 _GATE = 0.45
@@ -30,7 +30,7 @@ class Footprint:
         weight_bytes: Bytes of the backbone's weights.
         floats_per_image: Floats per image in the vision tower: tokens x width x layers.
         floats_per_class: Floats per class in the text tower: tokens x width x layers.
-        num_classes: Number of training classes, or the maximum over several splits.
+        num_classes: Number of training classes. For several splits, the maximum.
         cache_bytes: Bytes of cached evaluation images.
     """
 
@@ -55,21 +55,22 @@ class Footprint:
         """Return the estimated main memory of a run, in bytes.
 
         Args:
-            on_gpu: True if the run uses a GPU. The tensors of a step are then not in main memory.
+            on_gpu: True if the run uses a GPU, which then holds the tensors of each step.
 
         Example:
             >>> mini = Footprint(3 * 2**20, floats_per_image=50_000, floats_per_class=50_000, num_classes=12)
             >>> mini.memory_bytes(Config()) / 2**30 < 1
             True
         """
-        process = PROCESS_BYTES + self.cache_bytes + self.weight_bytes
+        process_bytes = PROCESS_BYTES + self.cache_bytes + self.weight_bytes
         if on_gpu:
-            return process
+            return process_bytes
         method = build(config)
         second_order = method.inner is not None and method.inner.second_order
         per_image = (_IMAGE_SECOND_ORDER if second_order else _IMAGE_FIRST_ORDER) * self.floats_per_image
         if not has_image_prompts(method.prompts):
             per_image = _IMAGE_FORWARD * self.floats_per_image
         per_class = (_CLASS_SECOND_ORDER if second_order else _CLASS_FIRST_ORDER) * self.floats_per_class
-        gate = _GATE * self.weight_bytes if isinstance(method.modulator, Gate) else 0
-        return int(process + gate + 4 * (config.train.batch_size * per_image + self.num_classes * per_class))
+        gate_bytes = _GATE * self.weight_bytes if isinstance(method.modulator, Gate) else 0
+        step_bytes = 4 * (config.train.batch_size * per_image + self.num_classes * per_class)
+        return int(process_bytes + gate_bytes + step_bytes)

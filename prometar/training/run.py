@@ -36,8 +36,8 @@ class EvaluationSet:
     """Images that are evaluated together, and their classes.
 
     Args:
-        plan, cache: Data plan of the images, and their cached features.
-        model: Prompted CLIP for the classes.
+        plan, model: Data plan of the images, and prompted CLIP for their classes.
+        cache: Cached features of the images, None if they would be too large.
     """
 
     plan: DataPlan
@@ -50,9 +50,9 @@ class Run:
     """Fixed inputs of one training run. Its state, which changes, is in `Session`.
 
     Args:
-        cache: Cached features of the training images.
-        cache_key: Key of the dataset and the backbone in caches.
-        out_of_domain: Prompted CLIP whose classes are the out-of-domain names. None if drift is not measured.
+        plan, cache: Data plan of the training images, and their cached features, None if too large.
+        cache_key: Identity of the dataset and the backbone in caches.
+        out_of_domain_model: Prompted CLIP with out-of-domain names as classes. None if drift is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
     """
 
@@ -66,7 +66,7 @@ class Run:
     evaluations: Mapping[str, EvaluationSet]
     cache: FeatureCache | None
     cache_key: tuple[Hashable, ...]
-    out_of_domain: PromptedClip | None
+    out_of_domain_model: PromptedClip | None
     code_digests: dict[str, str]
 
     @cached_property
@@ -104,11 +104,11 @@ def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: 
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""By data plan, dataset and backbone: size of all features in bytes, and the features computed so far."""
+"""By data plan, dataset and backbone: maximum size of its features in bytes, and those computed so far."""
 
 
 def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
-    """Return a data plan's feature cache, or None if its features would fill 1/4 of `_IMAGE_FEATURES`."""
+    """Return a data plan's feature cache, or None if it could exceed 1/4 of `_IMAGE_FEATURES`."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
@@ -126,7 +126,7 @@ def clear_caches() -> None:
 
 
 def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
-    """Build a run. Its dataset and its backbone are cached in this process.
+    """Build a run. Its dataset and backbone are cached in this process.
 
     Raises:
         UserError: the configuration, the data or the weights are invalid.
@@ -166,15 +166,15 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         train=True,
     )
     plan = DataPlan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
-    out_of_domain = None
+    out_of_domain_model = None
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
-        frozen_out_of_domain, frozen_base = (
+        frozen_names, frozen_base = (
             _text_features(config.backbone, each, (DRIFT_TEMPLATE,)) for each in (names, split.classnames)
         )
-        out_of_domain, base = model_of(names, frozen_out_of_domain), evaluations["base"]
+        out_of_domain_model, base = model_of(names, frozen_names), evaluations["base"]
         evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))
-    references = (*config.custom_components.values(), objective)
+    components = (*config.custom_components.values(), objective)
     return Run(
         config=config,
         objective=objective,
@@ -186,8 +186,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         evaluations=evaluations,
         cache=_feature_cache(clip, plan, cache_key),
         cache_key=cache_key,
-        out_of_domain=out_of_domain,
-        code_digests={ref: source_digest(ref) for ref in references if is_custom(ref)},
+        out_of_domain_model=out_of_domain_model,
+        code_digests={name: source_digest(name) for name in components if is_custom(name)},
     )
 
 

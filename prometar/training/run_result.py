@@ -10,11 +10,11 @@ from prometar.io.files import read_bytes, write_atomically
 
 RESULT_FILE = "result.json"
 EpochRecord = dict[str, int | float]
-"""Losses, accuracies and other numbers of an epoch by name (`Session.history`)."""
+"""Losses, accuracies and other numbers of an epoch by name (an element of `Session.history`)."""
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 RECORD_CONFIG = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
-"""Pydantic configuration of records: types are not converted, and numbers must be finite."""
+"""Configuration of records: unknown keys are ignored, values are not converted, numbers are finite."""
 
 
 class RunResult(BaseModel):
@@ -23,13 +23,13 @@ class RunResult(BaseModel):
     Args:
         last_epoch, history: Record of the last epoch, and records of all epochs.
         accuracies, images: Accuracy in percent and number of images by evaluation set.
-        objective: Name of the objective, which determines the images and the score.
+        objective: Name of the objective, which selects the training and evaluation images and the score.
         classnames, template: Training classes by label, and the template of their texts.
-        run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the backbone.
+        run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the weights.
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
         cpus, gpus: Allocated resources, or None if unknown.
-        tests: Tests on other datasets, by name: accuracy in percent on all classes, and digest of the splits.
+        tests: By other dataset: test accuracy in percent on all classes, and digest of the dataset's splits.
     """
 
     model_config = ConfigDict(**RECORD_CONFIG, validate_by_name=True)

@@ -18,7 +18,7 @@ def make_logits_fn(
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    Class texts are encoded once, or per image if the prompts depend on it. `cache` is keyed by batch number.
+    `leaves`: the trained prompts. Class texts are encoded once, or per image if the prompts depend on it.
     """
     with torch.no_grad():
         tokens = model.prompts.tokens(dict(leaves))
@@ -57,7 +57,7 @@ def accuracy(
         correct += (logits_BC.argmax(dim=-1) == labels).sum()
         finite &= logits_BC.isfinite().all()
         total += len(batch.labels)
-    # Each fetch synchronizes with the GPU, so both results are fetched together.
+    # Each fetch synchronizes with the GPU, so both results are fetched in one call.
     correct, finite = fetch((correct, finite))
     if not finite:
         raise not_finite_error(backbone)

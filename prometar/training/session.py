@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from prometar.clip.features import can_skip_images, needs_images_once
+from prometar.clip.features import can_skip_images, needs_images_only_once
 from prometar.clip.weights import describe_mismatch
 from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, StreamFn, stream_labels, stream_local
@@ -26,7 +26,7 @@ MAX_CACHED_BYTES = 2 * 2**30  # maximum size of the cached evaluation images of 
 _EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
-"""Evaluation batches, which are never augmented, keyed by data plan, dataset and backbone."""
+"""Evaluation batches by data plan, dataset and backbone. They are not augmented, so they can be reused."""
 
 
 class Session:
@@ -37,7 +37,7 @@ class Session:
             epochs also have the accuracies in percent and the score computed from them (`objective`).
 
     Raises:
-        WorkError: the checkpoint is corrupt, or belongs to another run.
+        WorkError: the checkpoint is corrupt or outdated, or belongs to another run.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Session:
     ) -> "tuple[Session, str]":
         """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 
-        An unusable checkpoint is renamed. Starting over does not change the results, because settings and
-        seeds determine them. Returns the session, and the reason for starting over ("" if it resumed).
+        An unusable checkpoint is renamed. Starting over does not change the results, which depend only on
+        settings and seeds. Returns the session, and a notice if the run was started over, otherwise "".
 
         Raises:
             InfrastructureError: the folder is not writable.
@@ -79,8 +79,8 @@ class Session:
             return cls(run, folder, stream, before_step), f"started over: {error}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        for key, inputs in (("run_digest", "settings or data"), ("weights_digest", "weights")):
-            if getattr(checkpoint, key) != self._digests[key]:
+        for field, inputs in (("run_digest", "settings or data"), ("weights_digest", "weights")):
+            if getattr(checkpoint, field) != self._digests[field]:
                 raise WorkError(f"{self._path} belongs to a run with other {inputs}. Use another folder.")
         expected = self.state.tensors()
         if checkpoint.state.average:
@@ -97,7 +97,7 @@ class Session:
         return len(self.history) == self.run.config.train.epochs
 
     def run_epoch(self) -> EpochRecord:
-        """Train one epoch, score it if required, and write the checkpoint. Return the record of the epoch.
+        """Train one epoch, score it if it is the last or the objective requires it, and write the checkpoint.
 
         Raises:
             WorkError: a loss, a prompt or a logit is not finite, or an image is corrupt.
@@ -108,8 +108,8 @@ class Session:
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)
         record: EpochRecord = {"epoch": len(self.history) + 1, **losses}
-        every_epoch = objective_of(self.run.objective).for_search  # a search prunes by epoch scores
-        if every_epoch or record["epoch"] == self.run.config.train.epochs:
+        score_each_epoch = objective_of(self.run.objective).for_search  # pruners compare epochs
+        if score_each_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()
         previous = self.history[-1]["seconds"] if self.history else 0.0
         record["seconds"] = round(previous + time.perf_counter() - started, 3)
@@ -118,7 +118,7 @@ class Session:
         return record
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Return the remaining batches. Prefetch one, so that `seconds` excludes the start of the stream."""
+        """Return the remaining batches. Prefetch the first, so that `seconds` excludes the stream's start."""
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
@@ -129,12 +129,12 @@ class Session:
         return self._batches
 
     def score(self) -> dict[str, float]:
-        """Return the accuracies in percent by evaluation set, and the resulting score as `objective`."""
+        """Return the accuracies in percent, the resulting score (`objective`) and, if measured, the drift."""
         backbone, leaves, sets = self.run.backbone, self.state.evaluation_prompts, self.run.evaluations
-        if self.run.out_of_domain is not None:
-            base = sets["base"]
+        if self.run.out_of_domain_model is not None:
+            base, names_model = sets["base"], self.run.out_of_domain_model
             batches = self._eval_batches(base)
-            scores = drift_scores(backbone, base.model, self.run.out_of_domain, leaves, batches, base.cache)
+            scores = drift_scores(backbone, base.model, names_model, leaves, batches, base.cache)
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {
@@ -149,7 +149,7 @@ class Session:
         self._stream = self._batches = None
 
     def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
-        """Yield the batches of an evaluation set, from the cache if possible."""
+        """Yield an evaluation set's batches, cached or streamed, without pixels if features are cached."""
         plan, cache, clip = evaluation.plan, evaluation.cache, self.run.backbone.clip
         if can_skip_images(clip, cache, range(plan.num_steps)):
             yield from stream_labels(plan, self.run.dataset.source)
@@ -159,7 +159,7 @@ class Session:
             yield from _EVAL_BATCHES[key]
             return
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
-        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and not needs_images_once(clip, cache)
+        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and not needs_images_only_once(clip, cache)
         batches: list[Batch] = []
         for batch in self._start_stream(plan, self.run.dataset.source, 0):
             if should_cache:

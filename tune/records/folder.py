@@ -63,7 +63,7 @@ class StudyFolder:
             write_record(self.path / _FILES[type(record)], record)
 
     def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
-        """Write study.yaml, with the current environment and those of earlier commands that differ."""
+        """Write study.yaml, with the current environment and the earlier ones that differ from it."""
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()
@@ -88,7 +88,7 @@ class StudyFolder:
         return read_record(self.path / _FILES[kind], kind)
 
     def read_trials(self) -> tuple[TrialRecord, ...]:
-        """Return the records of all trials, by number.
+        """Return the records of all trials, in order of number.
 
         Raises:
             UserError: a record is corrupt, or is in the folder of another trial.
@@ -138,12 +138,12 @@ class Records:
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
-        """Trial with the default settings, or its completed rerun if it failed."""
+        """Trial with the default settings, or its completed rerun if it failed. None before it ends."""
         return next((trial for trial in (*self.completed, *self.trials) if trial.is_baseline), None)
 
     @cached_property
     def selected(self) -> TrialRecord | None:
-        """Trial that the confirmation selected. Without a confirmation, the best trial of the search."""
+        """Trial that the confirmation selected, or else the best completed trial. None if there is none."""
         number = self.confirmation.selected_number if self.confirmation else None
         best = self.completed[0] if self.completed else None
         return next((trial for trial in self.trials if trial.number == number), best)
@@ -174,9 +174,9 @@ def read_records(folder: Path) -> Records:
 def paired_differences(
     selected: Sequence[RunScore], baseline: Sequence[RunScore], metric: str = "objective"
 ) -> dict[int, float]:
-    """Return, by seed, the selected minus the baseline value of `metric`. Seeds without both are omitted."""
-    by_seed = {run.seed: getattr(run, metric) for run in baseline}
-    pairs = {run.seed: (getattr(run, metric), by_seed.get(run.seed)) for run in selected}
+    """Return, by seed, the selected minus the baseline value of `metric`. Seeds that lack one are omitted."""
+    baseline_by_seed = {run.seed: getattr(run, metric) for run in baseline}
+    pairs = {run.seed: (getattr(run, metric), baseline_by_seed.get(run.seed)) for run in selected}
     return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
 
 

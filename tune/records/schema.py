@@ -1,7 +1,7 @@
-"""Typed records of a study folder. Only this module reads and writes the files of records.
+"""Records of a study. All other modules read and write the files of records through this one.
 
-Validation is strict. A missing or unknown key, a wrong type, a non-finite number or another file format
-causes a one-line error that names the file and the field.
+Validation is strict. A missing or unknown key, a wrong type, a non-finite number or another format version
+causes a one-line error that names the file and the problem.
 """
 
 import json
@@ -27,13 +27,13 @@ VERSION: Literal[3] = 3
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 Verdict = Literal["selected", "either", "baseline"]
-"""Settings to use: selected, default (baseline), or either if no difference was shown."""
+"""Settings to use: selected, default (baseline), or either if neither is shown to be better."""
 Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Score in percent, or in the unit of a custom objective."""
 NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
-_Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # aliases are the keys in the files
+_Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # aliases: keys of existing files
 _ReadsTestImages = Annotated[bool, Field(alias="leaks")]
 _Error = Annotated[str, Field(alias="failed")]
 _IsBaseline = Annotated[bool, Field(alias="baseline")]
@@ -48,11 +48,11 @@ class RunScore:
     """Result of one training run of a trial, the confirmation or the final test.
 
     Args:
-        base, new, objective: Scores, None if not measured or if the run failed.
+        base, new, objective: Accuracies in percent and score, None if not measured or if the run failed.
         seconds: Training time.
         error: Error message, or "" if the run did not fail.
         cpus, gpus: Allocated resources, None if unknown.
-        alignment: Mean cosine of the support and query gradients, None if not measured.
+        alignment: Mean cosine of the support and query gradients of meta tasks, None if not measured.
     """
 
     dataset: str
@@ -99,7 +99,7 @@ class EpochReport:
     Args:
         epoch: Number of the epoch, counted from 1, or 0 before the first report.
         runs: Score of each run.
-        loss: Mean training loss.
+        loss: Mean training loss, None if nothing was trained.
         finished: True if this is the last report of the job.
         error: Error message, or "" if the job did not fail.
         notes: Notices for the user, e.g. "started over: the checkpoint is corrupt".
@@ -135,12 +135,12 @@ class TrialRecord:
 
     Args:
         origin: Source of the settings: the defaults (baseline), `--enqueue`, or the sampler.
-        objective, base, new: Scores after the last epoch, means over the runs.
+        objective, base, new: Means over the runs after the last epoch, None if not measured.
         epoch: Number of the last epoch.
-        scores_by_epoch: Objective after each epoch, counted from 1.
+        scores_by_epoch: Objective by epoch (1-based).
         seconds: Training time, summed over the runs.
         notes: Notices for the user.
-        reason: Error message, or "" if the trial did not fail.
+        reason: Failure reason, or "" if the trial did not fail.
     """
 
     number: NonNegativeInt
@@ -221,9 +221,9 @@ class DatasetTest:
 
     Args:
         selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
-        difference, base_difference, new_difference: Selected minus baseline in H, base accuracy and new
-            accuracy, paired by seed, in percentage points. None if there are fewer than two pairs.
-        published: Published H of the method, None if unknown or not comparable.
+        difference, base_difference, new_difference: Selected minus baseline in H, base and new accuracy,
+            paired by seed, in points. None if the baseline was selected or there are fewer than two pairs.
+        published: Published H (harmonic mean) of the method, None if unknown or not comparable.
     """
 
     selected: RunScores
@@ -239,12 +239,12 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs per run (`--final-epochs`). If epochs were searched, the selected settings override it.
+        epochs: Epochs per run (`--final-epochs`), unless the selected settings include their own number.
         selected: Selected settings, with the runs on which the selection is based.
-        difference: Selected minus baseline in H. With several datasets, mean and interval over datasets.
-        alpha: Significance level of the last interim analysis, used for each dataset's interval.
+        difference: Selected minus baseline in H, over the seeds of a single dataset or over several datasets.
+        alpha: Significance level of each dataset's interval, which depends on the number of seed pairs.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
-        detectable: Smallest true difference in H that this test detects with a power of 80%.
+        detectable: Smallest true difference detected with 80% power, None unless a single dataset is tested.
         earlier_tests: Trial numbers of the settings that earlier final tests compared with the baseline.
     """
 
@@ -279,9 +279,8 @@ class FinalTest:
     def failures(self) -> list[str]:
         """Error messages of failed runs."""
         runs = (run for test in self.datasets.values() for run in (*test.selected, *test.baseline))
-        return [
-            run.error for run in dict.fromkeys(runs) if run.error
-        ]  # both have the baseline's runs if it won
+        # `dict.fromkeys` removes duplicates: if the baseline was selected, both sides have the same runs.
+        return [run.error for run in dict.fromkeys(runs) if run.error]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -290,10 +289,10 @@ class StudyRecord:
 
     Args:
         score_name: Name of the objective's score.
-        reads_test_images: True if the objective reads test images before the final test.
-        digests: Digests of splits, weights and custom components, by name.
+        reads_test_images: True if the search reads test images, which biases the final test.
+        digests: Digests of what determines results besides settings, e.g. splits and weights, by name.
         command: Last command that ran the study.
-        environment: Versions and machine of the last command.
+        environment: Software versions and machine of the last command.
         earlier_environments: Environments of earlier commands that differ from the last one.
     """
 

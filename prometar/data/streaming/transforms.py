@@ -16,13 +16,13 @@ from PIL import Image, ImageEnhance
 
 from prometar.errors import WorkError
 
-# Accepted formats. No other decoder may run: EPS would start a PostScript interpreter.
+# Accepted formats. Pillow must not try its other decoders: the one for EPS starts a PostScript interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
 # Pillow rejects images of more than 179 million pixels, but only warns above 89 million. Reject these, too.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # those of torchvision's RandomResizedCrop
-TORCHVISION_CROP = (0.08, 1.0)  # torchvision's default. Evaluation ignores it, but plan digests contain it
+DEFAULT_CROP_SCALE = (0.08, 1.0)  # as in torchvision. Plan digests contain it even if unused
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class TransformSpec:
 
     Args:
         size: Side of the square in pixels.
-        train: True for random resized crop, flip and jitter. False for resize and center crop.
-        crop_scale: Range of the crop's area as a fraction of the image's area. Unused if `train` is False.
+        train: True for random resized crop, flip and jitter. False for a center crop, which uses only `size`.
+        crop_scale: Range of the crop's area as a fraction of the image's area.
         flip: Probability of a horizontal flip.
-        jitter: Brightness, contrast and saturation are scaled by factors from 1 - jitter to 1 + jitter.
+        jitter: Brightness, contrast and saturation are scaled by random factors in 1 ± jitter.
     """
 
     size: int
