@@ -82,7 +82,7 @@ Hvp = Callable[[Tensors], Tensors]
 def _meta_gradients(
     model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Embeddings, query: Embeddings
 ) -> tuple[Tensors, Tensors, Losses]:
-    """Return the gradients of outer_weight * query loss with respect to prompts and gate, and the losses.
+    """Return the gradients of outer_weight * query loss with respect to prompts and gate, and all losses.
 
     The inner step maps the prompts, the gate and the support gradients g_k to adapted tokens. Its vjp maps
     the query gradient at these tokens to gradients of the prompts and the gate, and to cotangents u_k of g_k.
@@ -123,7 +123,7 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient (P, D) of each token tensor. If K = 1, the gradient is unchanged."""
+    """Return the modulated gradient (P, D) of each token tensor. K = 1: no modulation (see `_gradients`)."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}

@@ -19,7 +19,7 @@ from prometar.methods.prompts import Tensors, tokens_by_layer
 class AutodiffPass:
     """Pass through the text tower with conditional prompts. Its features are (B, C, E).
 
-    It has the derivative methods of `Pass`, computed by torch.func. Token tensors are keyed by name.
+    It has the derivative methods of `Pass`, computed by torch.func. Tokens are keyed by name, not by layer.
     """
 
     def __init__(self, function: Callable[[Tensors], Tensor], tokens: Tensors) -> None:
@@ -64,7 +64,7 @@ class Towers:
 
     Text features are (C, E), or (B, C, E) with conditional prompts. Image features are (B, E). `constant_*`:
     features of a tower without prompts, otherwise None. The text features are normalized. The image features
-    are not, because the query loss mixes unnormalized ones.
+    are not, because the query loss mixes unnormalized ones. Passes compute in `dtype`.
     """
 
     dtype: torch.dtype
