@@ -19,9 +19,9 @@ class LowRank:
     length: int = 4
     depth: int = 3
     rank: int = 2
-    templates = ()  # no annotation, so this is a constant instead of a setting
+    templates = ()  # unused, because a context is learned. No annotation, so it is not a setting.
     conditional = False  # text prompts do not depend on the image
-    enters_images = False  # so each image is encoded only once
+    enters_images = False  # no prompts in the image tower, so each image is encoded only once
 
     @property
     def num_context(self) -> int:

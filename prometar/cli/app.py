@@ -168,8 +168,8 @@ def alignment(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs. Subfolders are searched too.")],
-    to: Annotated[
-        str | None, typer.Option(help="Reference method. Default: prometar, or else the first method found.")
+    reference: Annotated[
+        str | None, typer.Option("--to", help="Reference method. Default: prometar, or else the first found.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
@@ -179,7 +179,7 @@ def compare(
     from prometar.comparison.render import as_csv, print_comparison
     from prometar.comparison.runs import compare_runs
 
-    differences, notes = compare_runs(runs, reference=to)
+    differences, notes = compare_runs(runs, reference=reference)
     print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False))
     if csv is not None:
         write_atomically(csv, as_csv(differences).encode())

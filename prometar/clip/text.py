@@ -56,7 +56,7 @@ def text_input(clip: Clip, ids_CT: Tensor, *, num_context: int = 0) -> TextInput
     num_start, texts = clip.num_start, ids_CT.tolist()
     num_shared = num_start + num_context
     ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in texts]  # EOT has the highest id
-    if min(ends) < num_shared + bool(num_context):
+    if min(ends) < num_shared + bool(num_context):  # no class name before EOT
         raise UserError(
             f"prompts.text_length {num_context} leaves no room for class names. "
             f"The backbone accepts {len(texts[0])} tokens. Use a smaller value."
