@@ -15,9 +15,9 @@ def environment() -> dict[str, str]:
         with suppress(PackageNotFoundError):  # Ray and Optuna are optional
             found[name] = version(name)
     found |= {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
-    torch = sys.modules.get("torch")  # a process that has not imported torch has used no GPU
+    torch = sys.modules.get("torch")  # a process that has not imported torch has not used a GPU
     if torch is not None and torch.cuda.is_initialized():
-        with suppress(RuntimeError):  # a failed GPU was already reported
+        with suppress(RuntimeError):  # a GPU that fails here has already been reported
             found["gpu"] = torch.cuda.get_device_name()
     return found
 

@@ -1,4 +1,4 @@
-"""Runs. Their folders contain config.yaml, checkpoint.safetensors and, after training, result.json."""
+"""Runs. A run's folder contains config.yaml, checkpoint.safetensors and, after training, result.json."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ def write_result(
     """Write result.json of a finished session, and return the result.
 
     Args:
-        cpus, gpus: Resources that were allocated to the run.
+        cpus, gpus: Resources that were allocated to the run. None: not recorded.
     """
     run, last = session.run, session.history[-1]
     result = RunResult(
@@ -107,10 +107,10 @@ def write_result(
 
 
 def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
-    """Test a finished run again. Return accuracies in percent by evaluation set, and the score (`objective`).
+    """Test a finished run again. Return accuracies in percent by evaluation set, and "objective", the score.
 
     Args:
-        trust_parts: True to import custom components (parts). By default, a run with any is refused.
+        trust_parts: True to import custom components (parts). By default, a run that uses any is refused.
 
     Raises:
         UserError: the folder does not contain a finished run.
@@ -134,13 +134,13 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
 
 
 def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) -> None:
-    """Test a finished run on the named datasets, and add the accuracies that result.json lacks.
+    """Test a finished run on the named datasets that result.json lacks, and add the accuracies to this file.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
     """
     result = read_result(folder)
-    classifier = load_run_classifier(folder, trust_parts=True)
+    classifier = load_run_classifier(folder, trust_parts=True)  # the caller trained this run
     for name in names:
         if name not in result.tests:
             dataset = open_dataset(name, classifier.config.data.root)
@@ -170,7 +170,7 @@ def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifie
 
 
 def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
-    """Write the prompts of a finished run and their card. Return the path of the card (JSON).
+    """Write the prompts of a finished run, and a card (JSON) that describes them. Return the card's path.
 
     Raises:
         UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
@@ -187,7 +187,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         config=classifier.config.override(overrides),
         digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),
         weights_file=is_local,
-        **read_result(folder).model_dump(include=set(Card.model_fields)),  # the other fields of the card
+        **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
     )
     return write_prompts(to, classifier.leaves, card)
 

@@ -9,13 +9,13 @@ from scipy.stats import wilcoxon
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""Placeholder for the seed of an untrained run. Its score is paired with every seed of other methods."""
+"""Placeholder for the seed of an untrained run, whose score is paired with every seed of other methods."""
 Scores = Mapping[str, Mapping[int, float]]
 """Scores of one method on one dataset in percent, by metric (such as "H" or "4 shots") and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
 """Scores by method and dataset."""
 
-_DECIMALS = 9  # of rounded means, so that float errors do not break ties of the Wilcoxon test
+_DECIMALS = 9  # Means are rounded, so that float errors do not break ties of the Wilcoxon test.
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Difference:
     """Difference between a method and the reference in one metric, in percentage points.
 
     Args:
-        reference: Method that is subtracted.
-        by_dataset: Differences by dataset, one for each seed that both methods share.
+        reference: Method whose scores are subtracted.
+        by_dataset: Differences by dataset, one per shared seed, or one if both methods are untrained.
         p: p-value of the two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
         p_holm: `p` after Holm's correction for all methods compared in the metric.
     """
@@ -55,10 +55,10 @@ class Difference:
 def compare(
     results: Results, *, reference: str, metrics: Sequence[str]
 ) -> tuple[list[Difference], list[str]]:
-    """Subtract the reference's scores from those of each other method on the same dataset and seed.
+    """Subtract the reference's scores from every other method's scores on the same dataset and seed.
 
     Returns:
-        The differences, ordered by metric and method, and notes on unpaired runs.
+        The differences, ordered by metric and method, and notes on missing runs.
 
     Example:
         >>> results = {"a": {"dtd": {"H": {1: 60.0, 2: 64.0}}}, "b": {"dtd": {"H": {1: 61.0, 2: 66.0}}}}
@@ -102,7 +102,7 @@ def _p_value(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
     means = _means(by_dataset)
     if len(means) < 2:
         return None
-    return float(wilcoxon(means).pvalue) if any(means) else 1.0  # undefined if all are 0
+    return float(wilcoxon(means).pvalue) if any(means) else 1.0  # the test is undefined if all are 0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -27,16 +27,16 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
             f"{len(difference.values)} {difference.unit}",
             *("–" if p is None else f"{p:.3f}" for p in (difference.p, difference.p_holm)),
         )
-    hints = [
+    explanations = [
         f"Each row is a method minus {differences[0].reference} in points, paired by dataset and seed. "
         "The mean is over seeds, then over datasets.",
         "p: two-sided Wilcoxon signed-rank test over datasets. With n datasets, p is at least 2 / 2^n.",
         "p (Holm): corrected for all methods compared in the same metric.",
     ]
     if any(difference.metric == HARMONIC for difference in differences):
-        hints.append("H is computed per run, so its mean is not the H of the mean accuracies.")
+        explanations.append("H is computed per run, so its mean is not the H of the mean accuracies.")
     console.print(table)
-    for note in (*hints, *notes):
+    for note in (*explanations, *notes):
         console.print(f"- {note}")
 
 

@@ -28,13 +28,13 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
-        """Seed of the run, or EVERY_SEED if it trained nothing."""
-        trained = "direct_ce" in self.result.last_epoch  # the loss of the direct phase
+        """Seed of the run, or EVERY_SEED if it is untrained."""
+        trained = "direct_ce" in self.result.last_epoch  # a loss that every training has
         return self.config.train.seed if trained else EVERY_SEED
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset. For own images and custom loaders, it includes the data root and arguments."""
+        """Name of the dataset. For the user's images and custom loaders, it includes root and arguments."""
         data = self.config.data
         if data.name in BENCHMARKS or data.name in RENDERED:
             return data.name
@@ -57,10 +57,10 @@ def compare_runs(
 
     Args:
         paths: Folders of runs, or folders that contain such folders.
-        reference: Label of the reference (`method_labels`). Default: prometar or, if absent, the first found.
+        reference: Label of the reference (`method_labels`). Default: prometar or, if absent, the first one.
 
     Raises:
-        UserError: the reference is unknown, a record is corrupt, or the runs cannot be compared.
+        UserError: the reference is unknown, a file of a run is corrupt, or the runs cannot be compared.
     """
     folders = dict.fromkeys(resolve_path(file.parent) for path in paths for file in _results_below(path))
     runs = [
@@ -69,10 +69,9 @@ def compare_runs(
     labels = method_labels([run.config for run in runs])
     methods = list(dict.fromkeys(labels))
     if len(methods) < 2:
+        listed = ", ".join(map(str, paths))
         found = f"all runs use {methods[0]}" if methods else "no finished run found"
-        raise UserError(
-            f"Nothing to compare in {', '.join(map(str, paths))}: {found}. Pass runs of two methods."
-        )
+        raise UserError(f"Nothing to compare in {listed}: {found}. Pass runs of several methods.")
     reference = reference or (Config().method if Config().method in methods else methods[0])
     if reference not in methods:
         raise UserError(f"--to must be one of {'; '.join(methods)}, got {reference}.")
@@ -89,9 +88,9 @@ def _results_below(path: Path) -> list[Path]:
 
 
 def method_labels(configs: Sequence[Config]) -> list[str]:
-    """Return a label per configuration: the method, and the settings in which its configurations differ.
+    """Return a label per configuration: the method, and the settings that vary among its configurations.
 
-    The dataset and the seed are not part of a label, so runs that differ only in these have the same label.
+    Labels omit the seed and all data settings but `data.shots`: runs that differ only in these share a label.
 
     Example:
         >>> coop, vpt = Config(method="coop"), Config(method="vpt")
@@ -120,20 +119,21 @@ def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Re
     first_runs = dict[tuple[str, str, int], FinishedRun]()
     scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {label: {} for label in labels}
     for label, run in zip(labels, runs, strict=True):
-        result = run.result
         for noun, scope, value in (
-            ("objectives", "", result.objective),
-            ("images or classes", run.dataset, (result.data_digest, result.classnames)),
-            ("weights", str(run.config.backbone), result.weights_digest),
+            ("objectives", "", run.result.objective),
+            ("images or classes", run.dataset, (run.result.data_digest, run.result.classnames)),
+            ("weights", str(run.config.backbone), run.result.weights_digest),
         ):
             other, expected = first_values.setdefault((noun, scope), (run, value))
             if value != expected:
-                raise UserError(f"{other.folder} and {run.folder} have different {noun}. Pass one of them.")
+                raise UserError(f"{other.folder} and {run.folder} have different {noun}. Pass only one.")
         other = first_runs.setdefault((label, run.dataset, run.seed), run)
         if other is not run and run.seed != EVERY_SEED:  # untrained runs may repeat: seeds have no effect
-            raise UserError(f"{other.folder} and {run.folder} repeat one run of {label}. Pass one of them.")
-        for metric, percent in run.scores.items():
-            scores[label].setdefault(run.dataset, {}).setdefault(metric, {})[run.seed] = percent
+            raise UserError(
+                f"{label}: {other.folder} and {run.folder} have the same dataset and seed. Pass only one."
+            )
+        for metric, score in run.scores.items():
+            scores[label].setdefault(run.dataset, {}).setdefault(metric, {})[run.seed] = score
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Task augmentations: mix the query images of a meta task with support images."""
+"""Task augmentations: mix the query images of a batch with its support images (together: a meta task)."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
@@ -15,9 +15,9 @@ class Mix(NamedTuple):
     """Sampled parameters that mix Q query images with support images.
 
     Args:
-        lam: (Q,) share of each query image. Its partner has share 1 - lam.
-        partner: (Q,) index of each query image's partner among the support images.
-        box: (Q, 4) top, bottom, left and right edges of the replaced box, relative to the image size.
+        lam: (Q,) share of each query image in its mix. The support image's share is 1 - lam.
+        partner: (Q,) index of each query image's partner, the support image that is mixed into it.
+        box: (Q, 4) top, bottom, left and right edges of the replaced box, if any, relative to the image size.
     """
 
     lam: "Tensor"
@@ -32,11 +32,11 @@ class Augmentation(ComponentSection):
     mixes_pixels: ClassVar[bool] = False
 
     def draw(self, num_query: int, num_support: int, rng: "Generator") -> Mix | None:
-        """Sample the mix of the query images. The default, None, mixes nothing."""
+        """Sample the mix of the query images, or return None (the default) to mix nothing."""
         return None
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
-        """Return query images with their partners mixed in. Only called if `mixes_pixels`."""
+        """Return the query images mixed with their partners. Only called if `mixes_pixels`."""
         raise NotImplementedError
 
 
@@ -47,7 +47,7 @@ class NoAugmentation(Augmentation):
 
 
 class _Mixup(Augmentation):
-    """Base class that samples lam from Beta(mixup_alpha, mixup_beta), and partners with replacement."""
+    """Base class that samples lam from Beta(mixup_alpha, mixup_beta), and partners uniformly."""
 
     mixup_alpha: float = Field(default=0.5, gt=0)
     mixup_beta: float = Field(default=0.5, gt=0)
@@ -87,7 +87,7 @@ class CutMix(_Mixup):
 
     The box has sqrt(1 - l) times the height and width of the image, with l ~ Beta(mixup_alpha, mixup_beta).
     Its center is uniform. The image border clips the box. Pixels partly in the box are mixed in proportion,
-    so lam, the fraction of the image outside the box, is exact at any resolution.
+    so `Mix.lam`, the fraction of the image outside the box, is exact at any resolution.
     Source: "CutMix", ICCV 2019, applied to query and support.
     """
 
@@ -114,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the fraction (Q, side) of each pixel between start and stop, both relative to `side`."""
+    """Return the fraction (Q, side) of each pixel between start and stop, which are fractions of `side`."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

@@ -15,9 +15,9 @@ class Last(ComponentSection):
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Return the average after `epoch` (0-based), given the previous average, which is {} in epoch 0.
+        """Return the average after `epoch` (0-based), given the previous `average` ({} in epoch 0).
 
-        If the result is {}, `prompts` are evaluated instead.
+        The result {} means that the `prompts` of this epoch are evaluated without averaging.
         """
         return {}
 
@@ -25,7 +25,7 @@ class Last(ComponentSection):
 class Gaussian(ComponentSection):
     """Average sum_t w_t theta_t / sum_t w_t, w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
 
-    `mean` and `std` are fractions of `epochs`. The average after each epoch covers the epochs so far.
+    theta_t: prompts after epoch t. `mean`, `std`: fractions of `epochs`. An average covers the epochs so far.
     Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: mean 15/20, std 1/20).
     """
 
@@ -36,8 +36,8 @@ class Gaussian(ComponentSection):
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
         if not average:
             return {name: leaf.clone() for name, leaf in prompts.items()}
-        logs = [-0.5 * ((t / epochs - self.mean) / self.std) ** 2 for t in range(1, epoch + 2)]
-        weights = [exp(log - max(logs)) for log in logs]  # each exp(log) alone may underflow to 0
+        log_weights = [-0.5 * ((t / epochs - self.mean) / self.std) ** 2 for t in range(1, epoch + 2)]
+        weights = [exp(log - max(log_weights)) for log in log_weights]  # exp(log) alone may underflow to 0
         share = weights[-1] / sum(weights)
         return {name: old + share * (prompts[name] - old) for name, old in average.items()}
 

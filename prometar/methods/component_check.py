@@ -15,19 +15,19 @@ from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
 from prometar.methods.section import CustomSection
 
-_QUERY, _SUPPORT, _CLASSES = 2, 3, 4  # numbers of query images, support images and classes
+_NUM_QUERY, _NUM_SUPPORT, _NUM_CLASSES = 2, 3, 4
 
 
 def check_components(config: MethodConfig, clip: Clip) -> Method:
     """Call each custom component of a configuration once on small tensors. Return the built method.
 
     Raises:
-        UserError: a component fails, or returns a wrong shape.
+        UserError: a component fails, or returns wrong names, types or shapes.
     """
     method, generator = build(config), torch.Generator().manual_seed(0)
 
     def check(section: str, call: Callable[[], tuple[Mapping[str, object], Tensors]]) -> None:
-        """Check a component if it is custom. `call` returns (results, tensors of the expected shapes)."""
+        """Check a component if it is custom. `call` returns results and tensors of the expected shapes."""
         custom = getattr(config, section)
         if not isinstance(custom, CustomSection):
             return
@@ -42,14 +42,14 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
         leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
         tokens = method.prompts.tokens(leaves)
     if not method.prompts.conditional:  # conditional prompts also return tensors that are not tokens
-        check("prompts", lambda: (tokens, _expected(tokens, clip)))
+        check("prompts", lambda: (tokens, _expected_tokens(tokens, clip)))
     with convert_errors(getattr(config.modulator, "reference", "modulator")):
         gate = method.modulator.initialize(tokens, generator)
     check("regularizer", lambda: _call_regularizer(method, clip))
     check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))  # tokens serve as gradients
     check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
-    check("task", lambda: _draw_mix(method))  # the section of the task augmentation
-    # As an argument, {} means that there is no average yet. The result {} is also valid.
+    check("task", lambda: _draw_mix(method))  # section of the task augmentation
+    # The argument {} means that there is no average yet, the result {} that `leaves` are evaluated.
     check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
     return method
 
@@ -60,17 +60,17 @@ def _describe(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def _expected(tokens: Tensors, clip: Clip) -> Tensors:
-    """Return tensors of the expected token shapes, for all names of the form <tower>.<layer>."""
+def _expected_tokens(tokens: Tensors, clip: Clip) -> Tensors:
+    """Return tensors of the expected shapes for the valid names of `tokens`, of the form <tower>.<layer>."""
     widths = {"text": clip.text.width, "vision": clip.vision.width}
     names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
 
 
 def _draw_mix(method: Method) -> tuple[Mapping[str, object], Tensors]:
-    mix = method.augmentation.draw(_QUERY, _SUPPORT, np.random.default_rng(0))
+    mix = method.augmentation.draw(_NUM_QUERY, _NUM_SUPPORT, np.random.default_rng(0))
     results = {} if mix is None else {"lam": mix.lam, "partner": mix.partner}
-    return results, {name: torch.empty(_QUERY) for name in results}
+    return results, {name: torch.empty(_NUM_QUERY) for name in results}
 
 
 def _call_regularizer(method: Method, clip: Clip) -> tuple[Mapping[str, object], Tensors]:
@@ -80,12 +80,13 @@ def _call_regularizer(method: Method, clip: Clip) -> tuple[Mapping[str, object],
         rows = F.normalize(torch.randn(count, clip.embed_dim), dim=-1)
         return rows.to(dtype=clip.working_dtype, device=clip.device)
 
-    weights = torch.full((_QUERY,), 1 / _QUERY, dtype=clip.working_dtype, device=clip.device)
-    text, images = (features(_CLASSES), features(_CLASSES)), (features(_QUERY), features(_QUERY))
-    inputs, results, expected = RegularizerInputs(*text, *images, weights, weights.new_tensor(100.0)), {}, {}
+    weights = torch.full((_NUM_QUERY,), 1 / _NUM_QUERY, dtype=clip.working_dtype, device=clip.device)
+    text, frozen_text, images, frozen_images = map(features, (_NUM_CLASSES,) * 2 + (_NUM_QUERY,) * 2)
+    scale, results, expected = weights.new_tensor(100.0), {}, {}
+    inputs = RegularizerInputs(text, frozen_text, images, frozen_images, weights, scale)
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
-            label = f"the distances of {_QUERY} features"
-            results[label], expected[label] = term.distance(*images), weights
+            label = f"the distances of {_NUM_QUERY} features"
+            results[label], expected[label] = term.distance(images, frozen_images), weights
         results[term.name], expected[term.name] = term(inputs), weights.new_empty(())
     return results, expected

@@ -16,7 +16,7 @@ from prometar.methods.regularizers import AnyRegularizer, BuiltInDistances, Regu
 
 @dataclass(frozen=True)
 class Method:
-    """Components of a method. `inner` is None if there is no meta phase."""
+    """Components of a method. `inner` is None if there is no inner loop, and thus no meta phase."""
 
     prompts: Prompts
     regularizer: Regularizer
@@ -31,7 +31,7 @@ class Method:
 
 
 class MethodConfig(StrictModel):
-    """Part of `Config` that determines the method: a section per component (`task`: augmentation)."""
+    """Part of `Config` that determines the method: a section per component (`task` for the augmentation)."""
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()
@@ -55,5 +55,5 @@ def build(config: MethodConfig) -> Method:
     """
     prompts, inner = config.prompts.component(), config.inner.component()
     regularizer, modulator = config.regularizer.build(prompts), config.modulator.component()
-    augmentation = NoAugmentation() if inner is None else config.task.component()
+    augmentation = NoAugmentation() if inner is None else config.task.component()  # for the meta phase
     return Method(prompts, regularizer, modulator, inner, augmentation, config.averager.component())

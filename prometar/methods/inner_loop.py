@@ -1,4 +1,4 @@
-"""Inner loops: adapt the prompts to the support images in the meta phase."""
+"""Inner loops: adapt the prompts to the support images in the meta phase, before the loss on query images."""
 
 from typing import Literal
 
@@ -18,11 +18,11 @@ class NoInnerLoop(ComponentSection):
 
 
 class InnerSGD(ComponentSection):
-    """One SGD step theta' = theta - lr * g, where g is the modulated gradient on the support images.
+    """One SGD step theta' = theta - lr * g on prompts theta; g: modulated gradient on the support images.
 
-    `outer_weight`: weight of the query loss. `order`: "second" differentiates g with respect to theta.
-    "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017). The gate still
-    receives gradients, because g depends on the gate directly.
+    `outer_weight`: factor of the query loss at theta'. `order`: "second" differentiates g with respect to
+    theta. "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017), but the gate
+    (a learned modulator) still receives gradients, because g depends on the gate directly.
     """
 
     kind: Literal["sgd"] = "sgd"

@@ -1,4 +1,4 @@
-"""Modulators: combine the gradients of the task loss and the regularizer."""
+"""Modulators: combine the gradients of the task loss (g_task) and of the regularizer (g_reg)."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -54,8 +54,8 @@ class Constant(Modulator):
 class Gate(Modulator):
     """Gate of ProMetaR: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
 
-    The prompt of each layer (P x D scalars, row-major) has its own W_in (P*D/reduction, 2*P*D) and a square
-    W_out, both without bias. Each output is repeated for `reduction` consecutive scalars.
+    The prompt of each layer (P tokens of width D) has its own W_in (P*D/reduction, 2*P*D) and a square
+    W_out, both without bias. Each output is repeated for `reduction` consecutive scalars (row-major).
     Source: ProMetaR. As in its published code, there is no nonlinearity between W_in and W_out.
     """
 
@@ -73,7 +73,7 @@ class Gate(Modulator):
             size = leaf.numel()
             if size % self.reduction:
                 raise UserError(
-                    f"modulator.reduction {self.reduction} does not divide the {size} scalars of {name}. "
+                    f"modulator.reduction {self.reduction} does not divide {size}, the size of {name}. "
                     f"Set it to a divisor of {size}."
                 )
             hidden = size // self.reduction
@@ -95,10 +95,10 @@ class Gate(Modulator):
 
 
 class Projection(Modulator):
-    """Projection of ProGrad: if gradients conflict, subtract `share` * projection of g_task onto g_reg.
+    """Projection of ProGrad: g = g_task - `share` * projection of g_task onto g_reg if the two conflict.
 
-    Gradients conflict if their dot product is negative. Otherwise, g = g_task. For each layer's prompt, m is
-    the scalar max(0, -share <g_task, g_reg> / |g_reg|^2). The norm of g_reg has no effect on g.
+    They conflict if their dot product is negative. Otherwise, g = g_task. For each layer's prompt, m is the
+    scalar max(0, -share <g_task, g_reg> / |g_reg|^2), so the norm of g_reg has no effect on g.
     Source: "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023 (published: share 1).
     """
 
@@ -112,7 +112,7 @@ class Projection(Modulator):
         for name, g_t in g_task.items():
             g_r = g_reg[name]
             product, square = (g_t * g_r).sum(), g_r.square().sum()
-            # g_reg is 0 for a prompt that the regularizer does not depend on.
+            # If the regularizer does not depend on a prompt, its g_reg is 0.
             m = -self.share * product.clamp(max=0) / torch.where(square > 0, square, 1)
             modulated[name] = g_t + m * g_r
         return modulated

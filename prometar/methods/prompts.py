@@ -1,4 +1,4 @@
-"""Prompts, which map learnable tensors (leaves) to the tokens that enter the towers."""
+"""Prompts, which map learnable tensors (leaves) to the tokens that enter CLIP's text and image towers."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -16,7 +16,7 @@ Leaves = Tensors  # the learnable tensors of prompts or of a modulator
 
 
 class Prompts(ComponentSection):
-    """Base class of prompts. `init`: words whose token embeddings initialize the learned text context."""
+    """Base class of prompts. `init`: words whose embeddings initialize the learned text tokens (context)."""
 
     conditional: ClassVar[bool] = False
     """True if text tokens, and thus text features, depend on the image."""
@@ -25,12 +25,12 @@ class Prompts(ComponentSection):
 
     @property
     def num_context(self) -> int:
-        """Number of learned text tokens in layer 0, which follow the start token."""
+        """Number of learned tokens that follow the start token in layer 0 of the text tower."""
         return 0
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Templates to average over if no context is learned. Empty means the dataset's template."""
+        """Templates whose text features are averaged if no context is learned. (): the dataset's template."""
         return ()
 
     @property
@@ -55,7 +55,7 @@ class Prompts(ComponentSection):
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return True if prompts enter the image tower. Custom prompts without `enters_images` are assumed to."""
+    """Return True if prompts enter the image tower, or if they lack `enters_images`."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -86,7 +86,7 @@ def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Gener
 class _FrozenTextSetting(Prompts):
     """Base class with the setting `frozen_text`, which selects the class texts if no context is learned.
 
-    `template`: the dataset's template. `init`: "<init> <name>.". `ensemble`: the mean over 60 templates.
+    `template`: the dataset's template. `init`: "<init> <class>.". `ensemble`: the mean over 60 templates.
     """
 
     frozen_text: Literal["template", "init", "ensemble"] = "template"
@@ -108,8 +108,8 @@ class NoPrompts(_FrozenTextSetting):
 class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
-    Layer 0 starts as the embedded `init`, the other layers as samples of N(0, init_std^2). If `init` is too
-    short, `init_padding` decides. `zeros`: put zeros before it. `random`: ignore it and sample layer 0 too.
+    Layer 0 starts as the embedded `init`. The others are sampled from N(0, init_std^2). If `init` has too few
+    tokens, `init_padding` applies. `zeros`: zeros precede `init`. `random`: layer 0 is sampled, too.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -137,7 +137,7 @@ class _Context(Prompts):
 class IndependentPrompts(_Context, _FrozenTextSetting):
     """Independent vision-language prompts (IVLP), with leaves `text.<layer>` and `vision.<layer>`.
 
-    A tower with prompt depth 0 has no prompts. Depths are limited to the tower's number of layers.
+    A tower with depth 0 has no prompts. A depth is limited to the number of layers of its tower.
     Source: IVLP baseline in "MaPLe", CVPR 2023; ProMetaR.
     """
 
@@ -169,10 +169,10 @@ class IndependentPrompts(_Context, _FrozenTextSetting):
 
 
 class CoupledPrompts(_Context):
-    """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l.
+    """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l, in each layer l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    W_l and b_l start like torch.nn.Linear. Those of layers 1, 2, ... start as copies of each other.
+    W_l and b_l start like torch.nn.Linear, with the same values in all layers after layer 0.
     The depth is limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """
@@ -201,16 +201,16 @@ class CoupledPrompts(_Context):
     def tokens(self, leaves: Leaves) -> Tensors:
         tokens = {name: leaf for name, leaf in leaves.items() if name.startswith("text.")}
         for name, prompt in list(tokens.items()):
-            vision = f"vision.{name.removeprefix('text.')}"
-            tokens[vision] = prompt @ leaves[f"{vision}.weight"].T + leaves[f"{vision}.bias"]
+            vision_name = f"vision.{name.removeprefix('text.')}"
+            tokens[vision_name] = prompt @ leaves[f"{vision_name}.weight"].T + leaves[f"{vision_name}.bias"]
         return tokens
 
 
 class ConditionalPrompts(_Context):
     """Context tokens t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out in layer 0 for each image x.
 
-    f0(x): normalized feature (E,) of the frozen CLIP. The hidden layer has E / `reduction` units. Leaves:
-    `text.0`, and `.weight` and `.bias` of `shift.in` and `shift.out`, which start like torch.nn.Linear.
+    f0(x): normalized feature (E,) of the frozen CLIP. The hidden layer has E / `reduction` units. Leaves: t
+    (`text.0`), and `.weight` and `.bias` of `shift.in` and `shift.out`, which start like torch.nn.Linear.
     Source: CoCoOp, CVPR 2022 (published: 4 tokens, reduction 16).
     """
 
@@ -235,7 +235,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKindSection, Prompts):
-    """Custom prompts. Their `initialize` receives the token ids of `init`, like that of built-in prompts."""
+    """Custom prompts. As for built-in prompts, their `initialize` receives the token ids of `init`."""
 
 
 _BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class RegularizerInputs(NamedTuple):
-    """Normalized prompted and frozen features of a batch. Frozen features that no term uses are None.
+    """Normalized prompted and frozen features of a batch. Frozen ones are None unless a term uses them.
 
     Args:
-        text_CE: Text features, (B, C, E) if they depend on the image.
-        weights_B: Weights of the images, with sum 1.
+        text_CE: Text features (C, E), or (B, C, E) if they depend on the image.
+        weights_B: Weights of the images. Their sum is 1.
         scale: Factor that turns cosines into logits.
     """
 
@@ -74,7 +74,7 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class TextDistance:
-    """Mean distance of text features over classes. Source: ProMetaR; KgCoOp (CVPR 2023)."""
+    """Mean distance of prompted and frozen text features. Source: ProMetaR; KgCoOp (CVPR 2023)."""
 
     distance: Distance = l1
     name: str = "text"
@@ -93,7 +93,7 @@ class TextDistance:
 
 @dataclass(frozen=True)
 class ImageDistance:
-    """Mean distance of image features, weighted by `weights_B`. Source: ProMetaR."""
+    """Mean distance of prompted and frozen image features, weighted by `weights_B`. Source: ProMetaR."""
 
     distance: Distance = l1
     name: str = "image"
@@ -129,7 +129,7 @@ class LogitsDivergence:
 
 @dataclass(frozen=True)
 class Regularizer:
-    """Weighted sum of terms.
+    """Weighted sum of `terms`, which are pairs of a term and its weight.
 
     The frozen text features are the mean over `templates`. If `templates` is empty, the dataset's
     template called `template_name` is used. The main template of a dataset is called "template".
@@ -167,8 +167,8 @@ class _DistanceSettings(ComponentSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
 
     `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features, either
-    60 templates (`ensemble`) or one of the dataset's. For `dtd`, these are "{} texture." (`template`),
-    "a photo of a {}, a type of texture." (`photo`) and "a texture of {}." (`name_last`).
+    60 templates (`ensemble`) or one template of the dataset, which for `dtd` is "{} texture." (`template`),
+    "a photo of a {}, a type of texture." (`photo`) or "a texture of {}." (`name_last`).
     """
 
     text_weight: float = Field(default=50.0, ge=0)
@@ -179,14 +179,14 @@ class _DistanceSettings(ComponentSection):
     def build(self, prompts: Prompts) -> Regularizer:
         """Return the weighted sum of all terms whose weight is not 0.
 
-        `component()` returns either a `Distance` for both towers, or a `Term`, whose weight is 1.
+        `component()` returns either a `Distance` for both towers, or a `Term`, which gets weight 1.
         """
         from prometar.clip.openclip import TEMPLATES
 
         distance, terms = self.component(), list[tuple[Term, float]]()
         if isinstance(distance, Term):
             terms.append((distance, 1.0))
-        else:  # features of a tower without prompts are constant
+        else:  # a tower without prompts has constant features and needs no term
             if prompts.num_context > 0:
                 terms.append((TextDistance(distance), self.text_weight))
             if has_image_prompts(prompts):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tune.execution.training import JobTraining
 
 STACKS_FILE = "hung.txt"
-"""File in a job's folder with the stack of every thread of a worker that hung."""
+"""File in a job's folder that contains the stacks of all threads of a hung worker."""
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _OUT_OF_MEMORY_MESSAGES = (
     "CUDA out of memory",
@@ -42,8 +42,8 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
-        bundles: Allocated resources. They grow after an out-of-memory error. `resource_plan` does not change.
-        timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
+        bundles: Resources of each Ray bundle. Unlike `resource_plan`, they grow after an out-of-memory error.
+        timeout_seconds: Seconds without a report after which the worker is restarted. None: no limit.
     """
 
     job: Job
@@ -61,9 +61,9 @@ class JobRequest:
 class JobWorker(ray_tune.Trainable):
     """Trainable that trains one job after another. Each step returns the report of one epoch.
 
-    Backbone, datasets and frozen features stay in memory between jobs. Checkpoints are stored in the folders
-    of the runs, not by Tune, so that any worker can resume a job. Epochs in existing checkpoints are reported
-    again, because the driver may have missed the last reports.
+    Backbone, datasets and features of the frozen CLIP stay in memory between jobs. Checkpoints are stored in
+    the folders of the runs, not by Tune, so that any worker can resume a job. Epochs in existing checkpoints
+    are reported again, because the driver may have missed the last reports.
     """
 
     _request: JobRequest
@@ -75,7 +75,7 @@ class JobWorker(ray_tune.Trainable):
         return ray_tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._request = config["request"]  # `step` opens the job, because Tune hides errors of a reset
+        self._request = config["request"]  # `step` opens the job, because Tune hides errors in `reset_config`
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -99,14 +99,14 @@ class JobWorker(ray_tune.Trainable):
         Raises:
             InfrastructureError: torch cannot use the GPU of this machine.
         """
-        _hide_or_check_gpus()  # before torch is imported
+        _hide_or_check_gpus()  # may set CUDA_VISIBLE_DEVICES, so it precedes the import of torch
         import torch
 
         from tune.execution.training import JobTraining
 
         torch.set_num_threads(request.resource_plan.threads)
         if not gc.get_freeze_count():
-            gc.freeze()  # excludes all modules from `gc.collect`, which streams call (saves 0.15 s)
+            gc.freeze()  # excludes all modules from `gc.collect`, which streams call (saves 0.15 s per call)
         return JobTraining(request)
 
     @contextmanager
@@ -142,7 +142,7 @@ class JobWorker(ray_tune.Trainable):
 
 @contextmanager
 def _convert_errors() -> Iterator[None]:
-    """Convert errors that other libraries raise if disk space or memory is exhausted.
+    """Replace errors that other libraries raise if the disk is full or read-only, or memory is exhausted.
 
     Raises:
         InfrastructureError: the disk is full or read-only. MemoryError: memory is exhausted.
@@ -155,7 +155,7 @@ def _convert_errors() -> Iterator[None]:
         if error.errno not in _STORAGE_ERRNOS:
             raise
         raise cannot_write_error(Path(str(error.filename or "a file")), error) from None
-    except RuntimeError as error:  # torch.OutOfMemoryError covers only torch's allocator
+    except RuntimeError as error:  # its subclass torch.OutOfMemoryError covers only torch's allocator
         if not any(message in str(error) for message in _OUT_OF_MEMORY_MESSAGES):
             raise
         raise MemoryError(first_line(error)) from error
@@ -170,14 +170,14 @@ def _hide_or_check_gpus() -> None:
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
-    if why := _why_no_gpu():
+    if problem := _gpu_problem():
         raise InfrastructureError(
-            f"torch cannot use the GPU of {socket.gethostname()}: {why}. Fix the driver or the torch "
+            f"torch cannot use the GPU of {socket.gethostname()}: {problem}. Fix the driver or the torch "
             "installation, or request no GPUs."
         )
 
 
-def _why_no_gpu() -> str:
+def _gpu_problem() -> str:
     """Return why torch cannot use a GPU, or "" if it can."""
     import torch
 
@@ -186,5 +186,5 @@ def _why_no_gpu() -> str:
         if torch.cuda.is_available():
             return ""
     cuda = torch.version.cuda
-    why = f"torch (built for CUDA {cuda}) finds no GPU" if cuda else "torch is built without CUDA"
-    return why + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])
+    problem = f"torch (built for CUDA {cuda}) finds no GPU" if cuda else "torch is built without CUDA"
+    return problem + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])

@@ -1,4 +1,4 @@
-"""Benchmark protocols, the jobs that `prometar reproduce` runs for them, and the results of these jobs."""
+"""Benchmark protocols, the grid of jobs that `prometar reproduce` runs for each, and their finished runs."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Grid:
     """Grid of runs under a protocol: each method with each dataset, number of shots and seed.
 
     Args:
-        datasets, source, shots: Those of the protocol, or the user's choice.
+        datasets, source, shots: As in the protocol, unless the user chose others.
         configs: One configuration per method, complete except for dataset, shots and seed.
         seeds: Seeds of the few-shot split, the prompts and the order of the images.
     """
@@ -93,9 +93,9 @@ class Grid:
         """Return one job per run, ordered by dataset.
 
         Args:
-            folder: Parent of the runs' folders. A run that several protocols need has only one folder.
-            untrained: Methods without training. One run per dataset represents all shots and seeds.
-            unavailable: Datasets that cannot be opened.
+            folder: Parent of the runs' folders. A run that several protocols need has a single folder.
+            untrained: Methods without training. They get one run per dataset for all shots and seeds.
+            unavailable: Datasets that cannot be opened. They are left out.
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
         first_shots_and_seed = self.shots[0], self.seeds[0]
@@ -134,10 +134,10 @@ def shots_column(shots: int) -> str:
 
 
 def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
-    """Return the finished run of a job, or None if its result is missing or corrupt.
+    """Return the finished run of a job, or None if its files are missing or the result is corrupt.
 
     Raises:
-        UserError: the run has other settings, or its splits do not match `digests` (by dataset).
+        UserError: the run has other settings, or its splits have other digests than `digests` (by dataset).
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:

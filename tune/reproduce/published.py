@@ -1,4 +1,4 @@
-"""Published accuracies, and the settings of the published runs, from published.json."""
+"""Accuracies from papers and the settings of their runs, stored in published.json."""
 
 import json
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.p
 def _read_file() -> dict[str, Any]:
     """Read published.json: settings by protocol and method, and lists of series by protocol.
 
-    A series is a row of a published table: a `method`, its `title`, the `paper`, the `settings` in which it
-    differs from other series of the method, and `accuracies` by dataset (or "average") and column, such as
+    A series is a row of a published table: a `method`, its `title`, the `paper`, the `settings` that it
+    changes besides those of the protocol, and `accuracies` by dataset (or "average") and column, such as
     {"dtd": {"base": 83.37}}. `configuration` names the configuration file in the authors' repository, if any.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
@@ -41,7 +41,7 @@ def protocol_settings(protocol: str, method: str) -> Mapping[str, Any]:
 
 
 def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Mapping[str, float]], str]:
-    """Return the published accuracies that are comparable with runs of `config`, and their citation.
+    """Return the published accuracies that are comparable with runs of `config`, and a citation.
 
     Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. Their other settings are the method's
     defaults, except for those that the authors changed for the protocol or for the series.
@@ -72,9 +72,9 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings of `config` that differ from the method's defaults, overridden by `settings`.
+    """Return the settings of `config` that differ from `settings` or, if not given there, from the defaults.
 
-    Ignore dataset, shots, seed, backbone and precision. Return {} for recipe files, which are not published.
+    Ignore dataset, shots, seed, backbone and precision. Return {} for recipe files, which no paper covers.
 
     Example:
         >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))
@@ -82,20 +82,19 @@ def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) 
     """
     if is_recipe_file(config.method):
         return {}
-    expected = Config(method=config.method).override(settings or {}).flat()
-    values = config.flat()
+    values, expected = config.flat(), Config(method=config.method).override(settings or {}).flat()
     return {key: values[key] for key in values if key not in _IGNORED and values[key] != expected.get(key)}
 
 
 def incomparable_reason(dataset: Dataset) -> str:
-    """Return why results on a dataset cannot be compared with published ones, or "" if they can."""
+    """Return why results on a dataset cannot be compared with published ones, or "" if they can be."""
     if dataset.name not in BENCHMARKS:
         return "not a benchmark"
     return ", ".join(size_differences(dataset.name, len(dataset.classnames), dataset.counts))
 
 
 def published_h(dataset: Dataset, config: Config) -> float | None:
-    """Return the H published for a dataset and the method of `config`, or None if it is not comparable.
+    """Return the H published for a dataset and the method of `config`, or None if no H is comparable.
 
     Backbone, weights and shots must be those of the paper. All other settings of `config` are ignored.
     """

@@ -14,11 +14,11 @@ from tune.reproduce.published import AVERAGE, changed_settings, published_accura
 
 @dataclass(frozen=True)
 class AccuracySummary:
-    """Accuracy over n seeds, in percent.
+    """Accuracy of a method in percent over n seeds.
 
     Args:
         mean: Mean over seeds. For H, the harmonic mean of the mean base and mean new accuracy.
-        sd, interval: Standard deviation and 95% t-interval over seeds, or None for one seed. For H, both are
+        sd, interval: Standard deviation and 95% t-interval over seeds (None for one seed). For H, both are
             computed from the H of each seed.
         published: Published accuracy, or None if there is none to compare with.
     """
@@ -41,7 +41,7 @@ def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
     for run in runs:
         by_dataset, data, accuracies = results[run.config.method], run.config.data, run.scores
         if grid.shots_are_columns:
-            # An untrained method runs once. Its accuracy is the same for every number of shots.
+            # An untrained method runs once, because its accuracy is the same for every number of shots.
             shots = grid.shots if run.seed == EVERY_SEED else (data.shots,)
             accuracies = {shots_column(each): accuracies[ACCURACY] for each in shots}
         for column, value in accuracies.items():
@@ -85,7 +85,7 @@ def build_table(
     notes = list(_notes(grid, results))
     if cited:
         sources = ", ".join(source for method, (_, source) in published_by_method.items() if method in cited)
-        notes.append(f"Sources of published accuracies: {sources}. In parentheses: ours - published.")
+        notes.append(f"Sources of published accuracies: {sources}. In parentheses: our mean - published.")
     if any(accuracies for accuracies, _ in published_by_method.values()):
         for name, reason in incomparable.items():
             notes.append(f"Not comparable with published accuracies: {name} ({reason}).")
@@ -121,7 +121,7 @@ def _summarize(
 
 
 def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare methods with ProMetaR, or with the first if ProMetaR is absent. Ignore the source dataset."""
+    """Compare with ProMetaR or, if it is absent, the first method. Ignore the source dataset."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

@@ -91,7 +91,7 @@ def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None
 
 def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr("tune.execution.worker._why_no_gpu", lambda: "the driver is too old")
+    monkeypatch.setattr("tune.execution.worker._gpu_problem", lambda: "the driver is too old")
     monkeypatch.setattr("socket.gethostname", lambda: "node3")
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     with pytest.raises(InfrastructureError, match=r"node3: the driver is too old.*request no GPUs"):

@@ -25,7 +25,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def test_gate_refuses_a_reduction_that_does_not_divide() -> None:
-    with pytest.raises(UserError, match=r"modulator.reduction 5 does not divide the 24 scalars of text\.0"):
+    with pytest.raises(UserError, match=r"modulator.reduction 5 does not divide 24, the size of text\.0"):
         Gate(reduction=5).initialize({"text.0": torch.zeros(4, 6)}, torch.Generator())
 
 
