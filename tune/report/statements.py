@@ -73,13 +73,7 @@ def evidence(records: Records) -> list[str]:
     test = records.final_test
     if test is None or records.final_test_outdated or not test.seeds:
         return [line for line in (_selection(records), _epochs(records)) if line]
-    lines = [
-        _difference(test),
-        *_base_and_new(test),
-        _detectable(test),
-        _new_accuracy(test),
-        _epochs(records),
-    ]
+    lines = [_difference(test), *_accuracies(test), _detectable(test), _new_accuracy(test), _epochs(records)]
     return [line for line in lines if line]
 
 
@@ -103,7 +97,7 @@ def _difference(test: FinalTest) -> str:
     return f"Mean difference in H over {over} (selected minus default settings, test images): {measured}."
 
 
-def _base_and_new(test: FinalTest) -> Iterator[str]:
+def _accuracies(test: FinalTest) -> Iterator[str]:
     tests = test.datasets.values()
     base = mean_interval([each.base_difference for each in tests])
     new = mean_interval([each.new_difference for each in tests])
