@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 ACCURACY, HARMONIC = "accuracy", "H"
-"""Names of metrics: accuracy on all classes, and harmonic mean of base and new accuracy."""
+"""Metrics: accuracy on all classes, and harmonic mean of the accuracies on base (trained) and new classes."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hyperparameter studies: Optuna samples and stores trials, Ray runs them. `from tune import Study`."""
+"""Hyperparameter studies: Optuna samples and stores trials, and Ray runs them. `from tune import Study`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

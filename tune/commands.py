@@ -56,7 +56,7 @@ def reproduce(
         list[int], _option("Seeds. Every trained method runs with every seed.", "1 2 3", min=0, max=2**32 - 1)
     ] = SEEDS,
     shots: Annotated[
-        list[int] | None, typer.Option(min=1, help="Training images per class. Default: that of --protocol.")
+        list[int] | None, typer.Option(min=1, help="Training images per class. Default: from --protocol.")
     ] = None,
     out: Annotated[Path, _option("Folder of runs and tables.", OUT)] = OUT,
     data_root: RootOption = None,
@@ -64,7 +64,7 @@ def reproduce(
         str | None, typer.Option(help="mini or an open_clip model. Default: as in `prometar search`.")
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="open_clip tag, or a .safetensors file. Default: openai.")
+        str | None, typer.Option(help="open_clip tag or .safetensors file. Default: openai, none for mini.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of every run. Default: from the method.")] = None,
     settings: Annotated[
@@ -98,8 +98,8 @@ def reproduce(
     if shots and len(shots) > 1 and len(preset.shots) == 1:
         raise UserError(f"--protocol {protocol} accepts one value of --shots, got {len(shots)}.")
     source = source or preset.source
-    tested = tuple(name for name in dict.fromkeys(datasets or preset.datasets) if name != source)
-    all_datasets = [*tested, source] if source else tested
+    test_datasets = tuple(name for name in dict.fromkeys(datasets or preset.datasets) if name != source)
+    all_datasets = [*test_datasets, source] if source else test_datasets
     for name in all_datasets:
         require_name(name)
     backbone, pretrained = resolve_backbone(all_datasets, backbone, pretrained)
@@ -112,7 +112,7 @@ def reproduce(
     by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
     grid = Grid(
         preset,
-        datasets=tested,
+        datasets=test_datasets,
         configs={
             name: absolute_paths(
                 configure(method, {**protocol_settings(protocol, name), **shared}, by_option)

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from prometar.embedded.canvas import Canvas, noise
-from prometar.embedded.paint import Pixels, blend, render_uneven_light, vary_color
+from prometar.embedded.paint import Pixels, blend, light_and_quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import TEXTURES
 from prometar.embedded.weights import MINI_VOCABULARY
@@ -35,7 +35,7 @@ def _draw(noun: str, rng: np.random.Generator, size: int) -> Pixels:
     if rng.random() < 0.3:
         outer = ground.draw(Canvas.pattern(rng, size, rng.uniform(3, 6), turn=np.pi, warp=ground.warp))
     back = blend(third, vary_color(rng, tuple(colors[2]), 0.4), 0.6 * outer)
-    return render_uneven_light(rng, blend(back, blend(first, second, inner), inside))
+    return light_and_quantize(rng, blend(back, blend(first, second, inner), inside))
 
 
 THINGS = RenderedSet(

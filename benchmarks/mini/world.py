@@ -14,7 +14,7 @@ from suite.shapes import WILD as SHAPES
 from suite.sketches import WILD as SKETCHES
 
 from prometar.embedded.paint import Pixels, quantize
-from prometar.embedded.rendered import FIRST_SEED, RenderedSet
+from prometar.embedded.rendered import FIRST_SEEDS, RenderedSet
 
 from .things import THINGS
 
@@ -62,7 +62,7 @@ class WorldClass:
 
     def picture(self, index: int) -> Pixels:
         """Render the image `index` of the class, with a seed that no split uses."""
-        seed = FIRST_SEED["pretrain"] + index
+        seed = FIRST_SEEDS["pretrain"] + index
         pixels = self.kind.rendered.render(self.name, seed)
         return recolor(pixels, seed) if self.kind.recolored else pixels
 

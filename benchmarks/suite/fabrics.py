@@ -6,7 +6,7 @@ from math import tau
 import numpy as np
 
 from prometar.embedded.canvas import Canvas, Floats, edge, integer_offset, noise
-from prometar.embedded.paint import Pixels, blend, render_uneven_light, vary_color
+from prometar.embedded.paint import Pixels, blend, light_and_quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import lines
 
@@ -116,7 +116,7 @@ def _draw(pattern: Callable[[Canvas], Floats], rng: np.random.Generator, size: i
     background, color = (dye, plain) if rng.random() < 0.5 else (plain, dye)
     threads = 0.06 * (np.sin(tau * canvas.x * 5) + np.sin(tau * canvas.y * 5))
     image = blend(background, color, pattern(canvas)) * (1.0 + threads[:, :, None])
-    return render_uneven_light(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
+    return light_and_quantize(rng, image * (1.0 + 0.1 * noise(rng, size, 2)[:, :, None]))
 
 
 FABRICS = RenderedSet(

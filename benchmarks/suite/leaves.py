@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, fractal, noise, segment_distance
-from prometar.embedded.paint import Pixels, blend, render_uneven_light, vary_color
+from prometar.embedded.paint import Pixels, blend, light_and_quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 
@@ -92,7 +92,7 @@ def _draw(
     image = blend(image, leaf, frame.ink(np.maximum(inside, stem), 2.0))
     rib = np.minimum(0.03 - np.abs(frame.x), inside)
     image = blend(image, np.clip(leaf * 1.3, 0, 1), frame.ink(rib) * 0.7)
-    return render_uneven_light(rng, image)
+    return light_and_quantize(rng, image)
 
 
 LEAVES = RenderedSet(

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, edge, fractal, segment_distance
-from prometar.embedded.paint import Pixels, blend, contrasting_colors, render_uneven_light
+from prometar.embedded.paint import Pixels, blend, contrasting_colors, light_and_quantize
 from prometar.embedded.rendered import RenderedSet
 
 
@@ -76,7 +76,7 @@ def _draw(
     back = background + 0.35 * clutter * clouds * (rng.uniform(0.0, 1.0, 3) - background)
     outline = rng.random() < 0.4 * clutter
     ink = frame.ink(0.09 - np.abs(inside)) if outline else frame.ink(inside)
-    return render_uneven_light(rng, blend(back, color, ink))
+    return light_and_quantize(rng, blend(back, color, ink))
 
 
 SHAPES = RenderedSet(

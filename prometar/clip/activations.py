@@ -1,4 +1,4 @@
-"""Activations of CLIP's MLPs, with first and second derivatives computed with few kernels."""
+"""Activations of CLIP's MLPs, with first and second derivatives that need few kernel launches."""
 
 import math
 from collections.abc import Callable
@@ -22,15 +22,15 @@ def _silu_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
 
 
 def _gelu_first_order(g: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    # The float32 CPU kernel requires operands of equal shape.
+    # g can have a leading dimension K, but the float32 CPU kernel requires operands of equal shape.
     return torch.ops.aten.gelu_backward(g, x.expand_as(g), approximate=approximate)
 
 
 def _gelu_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     """Return r a'(x) + w a''(x), where a'' = (2 - x^2) exp(-x^2 / 2) / sqrt(2 pi)."""
     square = x * x
-    bell = torch.exp(square / -2) * w
-    return torch.add(_gelu_first_order(r, x), (2 - square) * bell, alpha=(2 * math.pi) ** -0.5)
+    weighted_bell = torch.exp(square / -2) * w
+    return torch.add(_gelu_first_order(r, x), (2 - square) * weighted_bell, alpha=(2 * math.pi) ** -0.5)
 
 
 def _gelu_tanh_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
@@ -65,11 +65,11 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Calla
         lambda r, w, x: _silu_second_order(r, QUICK_GELU_FACTOR * w, QUICK_GELU_FACTOR * x),
     ),
 }
-"""Functions (x) -> a(x), (g, x) -> g a'(x), and (r, w, x) -> r a'(x) + w a''(x) of each activation a."""
+"""Functions (x) -> a(x), (g, x) -> g a'(x), and (r, w, x) -> r a'(x) + w a''(x) of activations a, by name."""
 
 
 class Activation:
-    """Activation a(x) as a `TokenFunction`. `name` is a key of `ACTIVATIONS`."""
+    """Activation a(x) as a `prometar.clip.function.TokenFunction`. `name` is a key of `ACTIVATIONS`."""
 
     def __init__(self, name: str) -> None:
         self.value, self._first_order, self._second_order = ACTIVATIONS[name]
@@ -90,7 +90,7 @@ class Activation:
         return self._first_order(t_K, self._x)
 
     def hvp(self, r: Tensor) -> Tensor:
-        # The gradient of sum_k <g_k, a'(x) t_k> is a''(x) sum_k g_k t_k.
+        # The gradient of sum_k <g_k, a'(x) t_k> is w a''(x), where w = sum_k g_k t_k.
         w = self._g_K[0] * self._t_K[0]
         for g, t in zip(self._g_K[1:], self._t_K[1:], strict=True):
             w = torch.addcmul(w, g, t)

@@ -15,21 +15,21 @@ from torch import Tensor
 class Attention:
     """o = softmax(q @ k.T + mask) @ v, from projections (B, T, 3D) to (B, N, D).
 
-    Implements `prometar.clip.function.TokenFunction`, which defines g, r and t. t consists of tq, tk and tv.
-    The derivatives use the probabilities p, and centered(x) = x - sum(p * x) over the keys. The formulas of
-    vjp and jvp omit the index i = 1..K.
+    Implements `prometar.clip.function.TokenFunction`. g_i and r are cotangents of o, and tq_i, tk_i and tv_i
+    are tangents of q, k and v. p are the probabilities, and centered(x) = x - sum(p * x) over the keys. The
+    formulas of vjp and jvp omit the index i = 1..K.
         vjp: a = centered(g @ v.T), b = p * a. Gradients of (q, k, v): b @ k, b.T @ q, p.T @ g
         jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv
         hvp: s = p * centered(r @ v.T + sum_i(g_i @ tv_i.T + a_i * c_i)). Gradients of (q, k, v):
             s @ k + sum_i(b_i @ tk_i), s.T @ q + sum_i(b_i.T @ tq_i), p.T @ r + sum_i(d_i.T @ g_i)
-    In hvp, a_i * c_i differs from the exact term by a constant per query, which `centered` removes.
+    In hvp, a_i * c_i has an error that is the same for all keys, so `centered` removes it.
 
     Args:
         mask: Tensor (B, 1 or H, N, S) that is added to the scores q @ k.T.
-        num_shared: Number of leading tokens of row 0 that are prepended to the keys of every row. As row 0
-            then contains their keys twice, the mask must exclude the second copy.
+        num_shared: Number of leading tokens of row 0 whose keys and values are prepended to those of every
+            row. The mask must exclude the second copy in row 0, which then contains them twice.
         num_queries: Number N of tokens at the start of a row that are queries. Default: all T tokens.
-        scale: Factor of the queries, or 1 if the projection weights contain the factor.
+        scale: Factor of the queries, or 1 if the projection weights already include it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Attention:
         g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
         if len(g_KBND) > 1:
             return self._pull_back(g, self._centered_gv(g) * self._p[:, :, None])
-        # For K > 1, this kernel would need K copies of the probabilities.
+        # Used only for K = 1, because this kernel would need K copies of the probabilities.
         gv, p = _multiply(g, self._v.mT), self._p[:, :, None]
         return self._pull_back(g, torch.ops.aten._softmax_backward_data(gv, p, -1, gv.dtype))
 
@@ -81,7 +81,7 @@ class Attention:
         return self._pull_back(self._g, self._a * self._p[:, :, None])
 
     def _centered_gv(self, g: Tensor) -> Tensor:
-        """Return centered(g @ v.T). The sum over the keys equals the dot product of g and o."""
+        """Return centered(g @ v.T). The subtracted sum is the dot product of g and o."""
         return _multiply(g, self._v.mT) - torch.matmul(g, self._o[..., None])
 
     def _pull_back(self, g: Tensor, b: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Attention:
     def _without_shared(self, grad_KBSHW: Tensor) -> Tensor:
         """Add the gradients of the prepended tokens to those of row 0 (transpose of `_with_shared`)."""
         shared, tokens = grad_KBSHW.split([self._num_shared, self._num_tokens], dim=2)
-        # Safe in place, because no other tensor uses this memory.
+        # Safe in place, because the caller does not use `grad_KBSHW` again.
         tokens[:, 0, : self._num_shared].add_(shared.sum(dim=1))
         return tokens
 

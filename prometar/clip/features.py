@@ -1,7 +1,7 @@
 """Frozen features and their caches. Regularizers compare prompted features with frozen features.
 
-Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar, in one safetensors file per backbone and set
-of classes and templates. Missing and corrupt files are recomputed, so the folder can be deleted at any time.
+Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar. The name of each safetensors file is a hash
+of all inputs. Missing and corrupt files are recomputed, so the folder can be deleted at any time.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function that maps N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""Image features by batch number: normalized (B, E) with image prompts, unnormalized (B, 1, E) without."""
+"""Image features by batch number: normalized (B, E) with image prompts, else unnormalized (B, 1, E)."""
 
 FORMAT = "prometar-text-features-1"
 """Part of the cache key. Change it if new code computes different features from the same inputs."""
@@ -66,9 +66,9 @@ def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None
 @torch.no_grad()
 def frozen_image_features(clip: Clip, embedded: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
     """Return normalized frozen features (B, E), given the result (B, T, D) or (B, 1, E) of `embed_images`."""
-    # Without image prompts, `embedded` already contains the features (B, 1, E). Only normalization remains.
-    store, dtype = cache if clip.has_image_prompts else None, clip.working_dtype
-    return _cached(store, number, lambda: F.normalize(encode_image(clip, embedded).to(dtype), dim=-1))
+    # Without image prompts, `embedded` already contains the features, so only the normalization is repeated.
+    used_cache, dtype = cache if clip.has_image_prompts else None, clip.working_dtype
+    return _cached(used_cache, number, lambda: F.normalize(encode_image(clip, embedded).to(dtype), dim=-1))
 
 
 def needs_images_only_once(clip: Clip, cache: FeatureCache | None) -> bool:

@@ -1,4 +1,4 @@
-"""Functions with hand-written derivatives: the interface `TokenFunction`, and `Projection` and `Norm`."""
+"""Hand-written derivatives: the interface `TokenFunction`, and implementations `Projection` and `Norm`."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,10 +12,10 @@ EPS = 1e-5  # default epsilon of LayerNorm
 class TokenFunction(Protocol):
     """Differentiable function f of tokens x, with Jacobian J and constant weights.
 
-    For first derivatives, call `forward`, then `vjp`, which returns J^T g_k for K cotangents g_k. For second
-    derivatives, call `forward`, `vjp_for_hvp` (same result as `vjp`), `jvp`, which returns J t_k for K
-    tangents t_k, and `hvp`, which returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> for a cotangent r.
-    `value` is `forward` without storing tensors. The default methods suit linear f, whose `hvp` is J^T r.
+    First derivatives: call `forward`, then `vjp`. Second: `forward`, `vjp_for_hvp`, `jvp`, then `hvp`.
+    With K cotangents g_k, K tangents t_k and one cotangent r, `vjp` and `vjp_for_hvp` return J^T g_k, `jvp`
+    returns J t_k, and `hvp` returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> with respect to x.
+    `value` is `forward` without storing tensors. The default methods are for linear f, whose `hvp` is J^T r.
     """
 
     def value(self, x: Tensor, /) -> Tensor:
@@ -34,7 +34,7 @@ class TokenFunction(Protocol):
     def hvp(self, r: Tensor, /) -> Tensor: ...
 
 
-MethodCall = Callable[[TokenFunction, Tensor], Tensor]
+FunctionCall = Callable[[TokenFunction, Tensor], Tensor]
 """Function that calls one method of a `TokenFunction`, such as `vjp`, with a tensor."""
 
 
@@ -63,8 +63,8 @@ class Norm:
 
         -(J c + n s) / (D sigma),  c = sum_k <n, t_k> g_k + <n, g_k> t_k,  s = sum_k <g_k, J t_k>
 
-    For float16 inputs, computations use float32, as in torch.autocast. In float16, powers of 1 / sigma could
-    overflow, because token embeddings can have sigma < 0.025.
+    Float16 inputs are converted to float32, as in torch.autocast, because powers of 1 / sigma could overflow
+    in float16 (token embeddings can have sigma < 0.025).
     """
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> None:

@@ -34,11 +34,11 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Tower:
-    """Blocks of one tower, the number of heads, and the activation (a key of `ACTIVATIONS`).
+    """Transformer blocks of the text or image tower, or SigLIP's attention pool (see `Clip`).
 
-    scale: Factor of the queries: 1 / sqrt(head width), or 1 if the projection weights contain the factor.
-    eps: Epsilon of the LayerNorms.
-    residual: True if attention has a residual connection.
+    activation: Key of `ACTIVATIONS`.
+    scale: Factor of the queries: 1 / sqrt(head width), or 1 if the projection weights already include it.
+    residual: True if attention has a residual connection. False for the attention pool.
     """
 
     blocks: tuple[Block, ...]
@@ -58,13 +58,13 @@ class Tower:
         Linear layers absorb the LayerNorms' weights and biases, the queries' scale and QuickGELU's factor a.
         SiLU replaces QuickGELU, because x sigmoid(a x) = silu(a x) / a.
         """
-        factor = QUICK_GELU_FACTOR if self.activation == "quick_gelu" else 1.0
+        gelu_factor = QUICK_GELU_FACTOR if self.activation == "quick_gelu" else 1.0
         activation = "silu" if self.activation == "quick_gelu" else self.activation
-        blocks = tuple(_fold_block(block, self.scale, factor) for block in self.blocks)
+        blocks = tuple(_fold_block(block, self.scale, gelu_factor) for block in self.blocks)
         return replace(self, blocks=blocks, activation=activation, scale=1.0)
 
 
-def _fold_block(block: Block, scale: float, factor: float) -> Block:
+def _fold_block(block: Block, scale: float, gelu_factor: float) -> Block:
     in_proj_weight, in_proj_bias = _fold_norm(
         block.in_proj_weight, block.in_proj_bias, block.ln_1_weight, block.ln_1_bias
     )
@@ -80,9 +80,9 @@ def _fold_block(block: Block, scale: float, factor: float) -> Block:
         in_proj_bias=in_proj_bias * row_factors,
         ln_2_weight=None,
         ln_2_bias=None,
-        c_fc_weight=c_fc_weight * factor,
-        c_fc_bias=c_fc_bias * factor,
-        c_proj_weight=block.c_proj_weight / factor,
+        c_fc_weight=c_fc_weight * gelu_factor,
+        c_fc_bias=c_fc_bias * gelu_factor,
+        c_proj_weight=block.c_proj_weight / gelu_factor,
     )
 
 
@@ -106,11 +106,11 @@ class Clip:
 
     Shapes: `patch_weight` (D, 3, patch, patch), `token_embedding` (vocabulary, D), projections (D, E).
     `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` or image
-    projection. Some of its models also have no text projection.
+    projection, and some SigLIP models have no text projection.
 
-    pool: SigLIP's attention pool and last LayerNorm, as a one-block tower that returns one token per image.
-    causal: True for CLIP: text tokens attend to earlier ones, and the text feature is at the end token (EOT).
-        False for SigLIP: text tokens attend to all others, and the text feature is at the last token.
+    pool: SigLIP's last LayerNorm and attention pool (one block, one token per image). None for CLIP.
+    causal: True for CLIP. Its text tokens attend to earlier ones, and the end token (EOT) gives the feature.
+        False for SigLIP. Its text tokens attend to all others, and the last token gives the feature.
     num_start: Number of tokens that the tokenizer puts before a text.
     has_image_prompts: True if prompts enter the image tower. If False, `embed_images` returns features.
     """
@@ -148,7 +148,7 @@ class Clip:
 
     @property
     def working_dtype(self) -> torch.dtype:
-        """Data type of prompts, gates and losses: the data type of the weights, but at least float32."""
+        """Data type of learned tensors and losses: that of the frozen weights, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
@@ -161,12 +161,12 @@ class Clip:
         return replace(self, text=self.text.folded(), vision=self.vision.folded(), pool=pool)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Clip":
-        """Return a copy with tensors converted by `Tensor.to`. `logit_scale` gets the working data type."""
+        """Return a copy with tensors converted by `Tensor.to`. `logit_scale` gets `working_dtype`."""
         clip: Clip = tree_map_only(Tensor, lambda tensor: tensor.to(device=device, dtype=dtype), self)
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
 
 
-register_dataclass(Tower)  # so that tree functions reach the tensors
+register_dataclass(Tower)  # so that pytree functions find the tensors
 register_dataclass(Clip)
 
 

@@ -1,6 +1,6 @@
-"""Backbones by name: open_clip's configurations, pretrained weights, tokenizers and templates.
+"""Backbones by name: open_clip's models and the embedded `mini`, with weights, tokenizers and templates.
 
-Importing open_clip takes three seconds. `mini` needs only three of its files, so it loads them directly.
+Importing open_clip takes three seconds, so the three files that `mini` needs are loaded without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,10 +52,10 @@ def _submodule(name: str) -> ModuleType:
 TEMPLATES: tuple[str, ...] = tuple(
     template("{}") for template in _submodule("zero_shot_metadata").OPENAI_IMAGENET_TEMPLATES[:60]
 )
-"""The first 60 of OpenAI's ImageNet templates, with "{}" for the class name, as in the published code."""
+"""The first 60 of OpenAI's ImageNet templates, with "{}" for the class name, as in ProMetaR's code."""
 
 IMAGENET_VOCABULARY: tuple[str, ...] = tuple(_submodule("zero_shot_metadata").IMAGENET_CLASSNAMES[::10])
-"""100 ImageNet class names: the `Backbone.vocabulary` of pretrained models."""
+"""100 ImageNet class names: the `Backbone.vocabulary` of open_clip's models."""
 
 OPENAI_MEAN = _submodule("constants").OPENAI_DATASET_MEAN
 OPENAI_STD = _submodule("constants").OPENAI_DATASET_STD
@@ -70,7 +70,7 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
 class Backbone:
     """Frozen CLIP, its tokenizer, and the channel means and standard deviations that normalize its images.
 
-    vocabulary: Object names that the backbone knows. `prometar.training.drift` selects out-of-domain ones.
+    vocabulary: Class names that CLIP knows. `prometar.training.drift` uses those unrelated to the dataset.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Backbone:
         start, ids = self.clip.num_start, self.tokenize([text])[0]
         if self.clip.causal:
             return ids[start : ids.argmax()]  # the end token has the largest id
-        # After its start tokens, an empty text has only end and padding tokens.
+        # The end and padding tokens are the tokens of an empty text after its start tokens.
         is_end = torch.isin(ids[start:], self.tokenize([""])[0][start:])
         return ids[start : start + int(is_end.int().argmax())]
 
@@ -98,7 +98,7 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the weights, cached because it takes a second for ViT-B/16."""
+        """SHA-256 (hex) of the weights, cached because computing it takes a second for ViT-B/16."""
         return weights_digest(self.clip)
 
     @cached_property
@@ -135,7 +135,7 @@ def load_backbone(
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """Add the tokenizer and the image normalization to a loaded CLIP.
 
-    Weights without a tag get the normalization of the model's tags or, if the tags differ, OpenAI's.
+    Weights without an open_clip tag get the normalization of the model's tags or, if these differ, OpenAI's.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
@@ -160,7 +160,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
             measurements only). For `mini`, both None and `random` load its embedded, trained weights.
 
     Raises:
-        UserError: `require_backbone` raises it, the file is missing, or the weights do not fit the model.
+        UserError: as in `require_backbone`, or the weights are missing or do not fit the model.
         WorkError: the tag's weights or the tokenizer cannot be downloaded.
     """
     require_backbone(name, pretrained)
@@ -280,7 +280,7 @@ def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
     vision, text = config["vision_cfg"], config["text_cfg"]
     is_siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS
     is_clip = vision.keys() <= _SUPPORTED_CLIP_VISION_KEYS and text.keys() <= _SUPPORTED_CLIP_TEXT_KEYS
-    if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):  # ResNets have a list
+    if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):  # a list for ResNets
         raise UserError(
             f"Backbone {name} is not supported. It is neither a CLIP with a vision transformer nor a SigLIP. "
             "Use a supported model, such as ViT-B-16-quickgelu (docs/data.md)."

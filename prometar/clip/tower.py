@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prometar.clip.activations import Activation
 from prometar.clip.attention import Attention
-from prometar.clip.function import MethodCall, Norm, TokenFunction
+from prometar.clip.function import FunctionCall, Norm, TokenFunction
 from prometar.clip.model import Block, Tower
 
 LayerPrompts = Mapping[int, Tensor]
@@ -50,7 +50,7 @@ class Layer:
         self._norm_2 = Norm(block.ln_2_weight, block.ln_2_bias, tower.eps)
         self._activation = Activation(tower.activation)
 
-    def forward(self, x_BTD: Tensor, apply: MethodCall) -> Tensor:
+    def forward(self, x_BTD: Tensor, apply: FunctionCall) -> Tensor:
         """Run the forward pass. `apply` calls `TokenFunction.forward` or `TokenFunction.value`."""
         block = self._block
         self._input_shape = x_BTD.shape[:-1]
@@ -68,7 +68,7 @@ class Layer:
         h = self._activation.jvp(F.linear(self._norm_2.jvp(t), block.c_fc_weight))
         return t + F.linear(h, block.c_proj_weight)
 
-    def reverse(self, g: Tensor, apply: MethodCall) -> tuple[Tensor, Tensor]:
+    def reverse(self, g: Tensor, apply: FunctionCall) -> tuple[Tensor, Tensor]:
         """Return the cotangents of the first `num_out` input tokens, and those of the rest.
 
         `apply` calls `TokenFunction.vjp`, `vjp_for_hvp` or `hvp`.
@@ -166,7 +166,7 @@ class Pass:
         self._input_shape, self._prompted_layers = x_BTD.shape, sorted(prompts)
         return self._forward(x_BTD, prompts, lambda f, x: f.forward(x))
 
-    def _forward(self, x: Tensor, prompts: LayerPrompts, apply: MethodCall) -> Tensor:
+    def _forward(self, x: Tensor, prompts: LayerPrompts, apply: FunctionCall) -> Tensor:
         first = min(prompts, default=len(self._layers))
         for number, layer in enumerate(self._layers):
             if number in prompts:
@@ -206,7 +206,7 @@ class Pass:
     def hvp(self, r_NE: Tensor) -> dict[int, Tensor]:
         return self._reverse(r_NE, lambda f, r: f.hvp(r), self._layers.pop)
 
-    def _reverse(self, g: Tensor, apply: MethodCall, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
+    def _reverse(self, g: Tensor, apply: FunctionCall, layer_at: Callable[[int], Layer]) -> dict[int, Tensor]:
         for function in reversed(self._head):
             g = apply(function, g)
         g = g.unflatten(-2, self._output_shape)

@@ -18,13 +18,13 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pixel coordinates of an image. Create one with `pattern` or `figure`.
+    """Pixel coordinates of an image. Create one with `pattern` (repeated in cells) or `figure` (one shape).
 
     Attributes:
         rng: Random generator of the image.
         x, y: (H, W) coordinates, y downwards, in cells of a pattern or in radii of a figure.
         pixel: Width of one pixel in the same unit.
-        cells: Number of cells across the image, or 0 for a figure.
+        cells: Number of a pattern's cells across the image, or 0 for a figure.
     """
 
     rng: Rng
@@ -54,8 +54,8 @@ class Canvas:
         """Return a canvas for one figure, turned by up to `turn` radians.
 
         Args:
-            radius: Range (low, high) of the figure's radius as a fraction of half the image.
-            shift: Maximum shift of the figure as a fraction of half the image.
+            radius: Range (low, high) of the figure's radius as a fraction of half the image side.
+            shift: Maximum shift of the figure as a fraction of half the image side.
             warp: Typical displacement by the warp, in radii of the figure.
         """
         unit, angle = rng.uniform(*radius), rng.uniform(-turn, turn)
@@ -76,7 +76,7 @@ class Canvas:
         return self.x.shape[0]
 
     def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
-        """Return 1 inside a shape, else 0. `depth`: distance inward. `softness`: edge width in pixels."""
+        """Return 1 where `depth` > 0 (in a shape) and 0 elsewhere, with an edge `softness` pixels wide."""
         return edge(depth, softness * self.pixel)
 
 
@@ -93,7 +93,7 @@ def noise(rng: Rng, size: int, waves: float, stretch: float = 1.0) -> Floats:
 
 
 def fractal(rng: Rng, size: int, waves: float, octaves: int = 3) -> Floats:
-    """Return a sum of noises (H, W), std about 1. Each is twice as fine and half as strong as the last."""
+    """Return a sum of noises (H, W), std about 1, each twice as fine and half as strong as the one before."""
     total = np.zeros((size, size))
     for octave in range(octaves):
         total += noise(rng, size, waves * 2**octave) * 0.5**octave
@@ -112,7 +112,7 @@ def integer_offset(value: Floats) -> Floats:
 
 
 def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floats]:
-    """Return x and y (N,) of points on a jittered grid that covers the canvas. `spacing`: in cells."""
+    """Return x and y (N,) of a jittered grid that covers the canvas, with `spacing` in cells."""
     left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
     columns = np.arange(left, canvas.x.max() + spacing, spacing)
     rows = np.arange(top, canvas.y.max() + spacing, spacing)

@@ -1,4 +1,4 @@
-"""`cells`: 10 kinds of stained cells and microbes. `mini` was pretrained on these kinds in other colors."""
+"""Dataset `cells`: 10 kinds of cells and microbes. `mini` was pretrained on these kinds in other colors."""
 
 from collections.abc import Callable
 
@@ -107,11 +107,11 @@ def _yeast(canvas: Canvas) -> CellDepths:
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
 
 
-def _draw(cell: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
+def _draw(draw_depths: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
     canvas = Canvas.figure(rng, size, radius=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
     background = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
-    body, dark = cell(canvas)
+    body, dark = draw_depths(canvas)
     blur = rng.uniform(2.0, 5.0)  # out of focus
     grains = 0.75 + 0.15 * noise(rng, size, 12)
     image = blend(background, 0.5 * stain + 0.45, canvas.ink(body, blur) * grains)

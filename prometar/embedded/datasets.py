@@ -9,13 +9,13 @@ from prometar.embedded.textures import TEXTURES
 
 RENDERED: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS)}
 DEFAULT_DATASET = CELLS.name
-"""Default of `prometar train` and `prometar search`. A run takes about a third as long as on `textures`."""
+"""Default of `prometar train` and `prometar search`: runs take about a third as long as on `textures`."""
 
 
 def resolve_backbone(
     datasets: Iterable[str], backbone: str | None, pretrained: str | None
 ) -> tuple[str, str | None]:
-    """Replace None with the default backbone and weights: `mini` if all datasets are rendered.
+    """Replace None with the defaults: `mini` if all datasets are rendered, otherwise OpenAI's ViT-B/16.
 
     Example:
         >>> resolve_backbone(["cells"], None, None), resolve_backbone(["cells", "dtd"], None, None)

@@ -9,7 +9,7 @@ Pixels = NDArray[np.uint8]
 
 
 def contrasting_colors(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return a background and an ink color (2, 3) in 0..1 whose brightness differs by more than 0.35."""
+    """Return a background and a second color (2, 3) in 0..1 whose brightnesses differ by more than 0.35."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
         if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:
@@ -22,12 +22,12 @@ def quantize(image: Floats) -> Pixels:
 
 
 def blend(background: Floats, color: Floats, ink: Floats) -> Floats:
-    """Mix `background` (where ink is 0) and `color` (where it is 1). Both are (3,) or (H, W, 3)."""
+    """Blend `background` (ink 0) into `color` (ink 1). Each color argument is (3,) or (H, W, 3)."""
     return background + np.clip(ink, 0.0, 1.0)[:, :, None] * (color - background)
 
 
-def render_uneven_light(rng: np.random.Generator, image: Floats) -> Pixels:
-    """Return pixels (H, W, 3) of an image under uneven light, with grain."""
+def light_and_quantize(rng: np.random.Generator, image: Floats) -> Pixels:
+    """Apply uneven light and grain to an image (H, W, 3), and convert it to uint8."""
     size = image.shape[0]
     axis = np.linspace(-1.0, 1.0, size)
     tilt = rng.uniform(-0.2, 0.2, 2)

@@ -14,11 +14,11 @@ from prometar.embedded.paint import Pixels
 from prometar.errors import UserError
 
 SIZE = 64  # side of an image in pixels
-FIRST_SEED: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
-"""Seed of image 0 of each class. Image k has this seed + k. `pretrain`: images that trained `mini`."""
+FIRST_SEEDS: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
+"""Image seed of image 0 of each class, by split. Image k has this seed + k. `pretrain`: trained `mini`."""
 
 Motif = TypeVar("Motif")
-"""Type that describes how a class is drawn, such as a function."""
+"""Type of the object that describes how a class is drawn, such as a function."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class RenderedSet(Generic[Motif]):
         template: Template of zero-shot prompts.
         counts: Number of images per class, by split.
         draw: Function (motif, generator, side) -> (side, side, 3) pixels.
-        families: Motifs by class name, for each family of similar classes.
-        salted: True if class seeds depend on the dataset's name. False for `textures`, which is older.
+        families: Motifs by class name, grouped into families of similar classes.
+        salted: True if the dataset's name affects class seeds. False only for `textures`, to keep its pixels.
     """
 
     name: str
@@ -70,7 +70,7 @@ class RenderedSet(Generic[Motif]):
     def _seeds(self) -> dict[str, int]:
         """Image seeds by path."""
         return {
-            path: FIRST_SEED[split] + number % count
+            path: FIRST_SEEDS[split] + number % count
             for split, count in self.counts.items()
             for number, path in enumerate(self.paths(split))
         }
@@ -86,7 +86,7 @@ class RenderedSet(Generic[Motif]):
         raise UserError(f"{self.name} has no image {path!r}. Paths look like {self.paths('train')[0]!r}.")
 
     def encode(self, path: str) -> bytes:
-        """Return an image as PNG. The zlib version affects its bytes, but not its pixels."""
+        """Return an image as PNG. The bytes depend on the zlib version, but the pixels do not."""
         buffer = io.BytesIO()
         Image.fromarray(self.render(*self.locate(path))).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""`textures`: 32 patterns with ordinary names. `mini` was pretrained on other images of the same patterns.
+"""Dataset `textures`: 32 patterns. `mini` was pretrained on other images of the same patterns.
 
-Some base classes look alike (dotted, freckled), and so do some new classes (lined, striped). Each pattern
-function returns ink (H, W) on a canvas `c`: about 0 for the background color, 1 for the second color.
+Some base (trained) classes look alike, such as dotted and freckled, and so do some new ones (lined, striped).
+Pattern functions return ink (H, W) on a canvas `c`: about 0 for the background, 1 for the second color.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from math import tau
 import numpy as np
 
 from prometar.embedded.canvas import Canvas, Floats, edge, fractal, integer_offset, noise, scatter, voronoi
-from prometar.embedded.paint import Pixels, blend, contrasting_colors, render_uneven_light
+from prometar.embedded.paint import Pixels, blend, contrasting_colors, light_and_quantize
 from prometar.embedded.rendered import RenderedSet
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Pattern of a class, with arguments of `Canvas.pattern`. `cells` is a range to sample from."""
+    """Pattern of a class, and arguments for `Canvas.pattern`. `cells` is a range to sample from."""
 
     draw: Callable[[Canvas], Floats]
     cells: tuple[float, float] = (4.0, 8.0)
@@ -248,7 +248,7 @@ def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
     cells = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     ink = pattern.draw(Canvas.pattern(rng, size, cells, turn=pattern.turn, warp=pattern.warp))
     background, color = contrasting_colors(rng)
-    return render_uneven_light(rng, blend(background, color, ink))
+    return light_and_quantize(rng, blend(background, color, ink))
 
 
 TEXTURES = RenderedSet(

@@ -1,7 +1,7 @@
 """Architecture and weights of the backbone `mini`.
 
-Pretraining changed only a few rows of the token table. `mini.safetensors` contains these rows
-(`token_rows/ids`, `token_rows/values`). Loading generates the other rows from a fixed seed.
+Pretraining changed only a few rows of the token embedding table, so `mini.safetensors` contains only these
+rows. `load_mini` generates the others from a fixed seed.
 """
 
 import json
@@ -18,12 +18,12 @@ _FOLDER = resources.files("prometar.embedded")
 MINI_VOCABULARY: tuple[str, ...] = tuple((_FOLDER / "vocabulary.txt").read_text(encoding="utf-8").split())
 """100 nouns that `mini` was pretrained on. None of them is a class of a rendered dataset."""
 
-TOKEN_TABLE = "token_embedding.weight"
-ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"
+TOKEN_TABLE = "token_embedding.weight"  # name in the state dict
+ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"  # names in mini.safetensors
 
 
 def initial_token_table(vocab_size: int, width: int) -> Tensor:
-    """Return the initial token table, the same on all platforms (normal, standard deviation 0.02)."""
+    """Return the initial token table, normal with standard deviation 0.02, the same on all platforms."""
     rng = np.random.Generator(np.random.PCG64(0))
     return torch.from_numpy(rng.standard_normal((vocab_size, width), dtype=np.float32) * np.float32(0.02))
 
@@ -37,7 +37,7 @@ def mini_config() -> dict[str, Any]:
 def load_mini() -> dict[str, Tensor]:
     """Return the complete state dict of `mini` in float32, with open_clip's parameter names.
 
-    The result is cached. Copy its tensors before changing them.
+    All callers share the cached tensors, so clone them before changing them.
     """
     stored = safetensors.torch.load((_FOLDER / "mini.safetensors").read_bytes())
     ids, values = stored.pop(ROW_IDS), stored.pop(ROW_VALUES).float()

@@ -52,8 +52,8 @@ class Classifier:
     Args:
         prompt_component, leaves: Prompt component of the method, and its trained tensors.
         config, classnames: Settings and classes of the training run. `predict` uses the classes by default.
-        template: Template of class texts, such as "a photo of a {}.". Not used with learned text prompts.
-        card: Card of the prompt file from which the classifier was loaded, if any.
+        template: Template of class texts, such as "a photo of a {}.". Not used if text prompts are learned.
+        card: JSON description in the prompt file, or None if the classifier was loaded from a run.
     """
 
     backbone: Backbone
@@ -104,7 +104,7 @@ class Classifier:
         spec, batches = TransformSpec(clip.image_size, train=False, crop_scale=DEFAULT_CROP_SCALE), []
         for number, start in enumerate(range(0, len(inputs), batch_size)):
             encoded = map(_encode, inputs[start : start + batch_size])
-            pixels = np.stack([make_image(spec, content, 0, path=path) for content, path in encoded])
+            pixels = np.stack([make_image(spec, content, seed=0, path=path) for content, path in encoded])
             logits_BC = logits_fn(send(torch.from_numpy(pixels), clip.device), number)
             batches.append(fetch(logits_BC.float().softmax(dim=-1)).numpy())
         probabilities = np.concatenate(batches)
@@ -122,11 +122,11 @@ def load(
         path: A file, or hf://owner/name[@revision] with a branch, tag or commit as revision.
         pretrained: Weights of the backbone. Default: as in training. Required if training used a local file.
         device: Device such as "cpu" or "cuda". Default: a GPU if available.
-        trust_parts: True to import the file's custom components (parts). By default, such a file is refused.
+        trust_parts: True to import custom components (parts). By default, files that use them are refused.
 
     Raises:
-        UserError: the file is missing or was not exported, the weights are missing or are not those of
-            training, a custom component is not trusted, or the device does not exist.
+        UserError: the file is missing or not a prompt file, the weights are missing or not those of training,
+            a custom component is not trusted, or the device does not exist.
         WorkError: the file cannot be downloaded from the Hub.
     """
     target = default_device() if device is None else named_device(device)
@@ -134,7 +134,7 @@ def load(
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_parts)
     name, original = config.backbone.name, config.backbone.pretrained
-    # A card must not select a local file to read. Tags of published weights contain no dots or slashes.
+    # A card must not make `load` read a local file. open_clip tags contain no dots or slashes.
     is_path = original is not None and (bool(Path(original).suffix) or Path(original).name != original)
     if pretrained is None and (card.weights_file or is_path):
         raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
@@ -188,7 +188,7 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
 
 
 def _encode(image: ImageInput) -> tuple[bytes, str]:
-    """Return an image as the bytes of a file, losslessly, and its path or origin for messages."""
+    """Return the bytes of an image file (PPM for images in memory), and a path or origin for messages."""
     if isinstance(image, str | Path):
         try:
             return read_bytes(Path(image)), str(image)

@@ -1,7 +1,7 @@
 """Prompt files: learned tensors as safetensors, with a JSON card that describes them.
 
-The file's metadata contains the card. A .json file next to it repeats the card for human readers. An address
-`hf://owner/name[@revision]` refers to the prompt file in a repository of the Hugging Face Hub.
+The file's metadata contains the card. A .json copy of the card, in the same folder, is for human readers. An
+address `hf://owner/name[@revision]` refers to the prompt file in a repository of the Hugging Face Hub.
 """
 
 import os
@@ -30,13 +30,13 @@ class Card(StrictModel):
     """Description of trained prompts, without paths of the training machine.
 
     Args:
-        objective: Name of the objective, which determines the images and the score.
+        objective: Name of the objective, which defines the training images, evaluation sets and score.
         classnames, template: Training classes in label order, and the template of their texts.
         digest: sha256 of the backbone's weights as loaded, before `Tower.folded` changes them.
-        weights_file: True if the weights were loaded from a local file.
+        weights_file: True if the backbone's weights were loaded from a local file.
         accuracies, images: Test accuracy in percent and number of test images, by evaluation set.
-        environment: Machine and software versions of the training.
-        code: sha256 of the source file of each custom component.
+        environment: Machine and software versions of the training run.
+        code: sha256 of the source file of each custom component. Empty if there are none.
     """
 
     config: Config
@@ -86,7 +86,7 @@ def read_prompts(path: Path) -> tuple[Leaves, Card]:
     """Return the tensors and the card of a prompt file. No code in the file is executed.
 
     Raises:
-        UserError: the file is missing or corrupt, or was not written by `prometar export`.
+        UserError: the file is missing or corrupt, or was not written by this version of `prometar export`.
     """
     leaves, metadata = read_tensors(path, "Write one with `prometar export RUN --to FILE`.")
     if metadata.get("format") != FORMAT:
@@ -117,7 +117,7 @@ def push(path: Path, repository: str, *, public: bool = False) -> str:
 
     Raises:
         UserError: the file is missing, or is not a prompt file.
-        WorkError: the upload failed.
+        WorkError: the upload fails.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

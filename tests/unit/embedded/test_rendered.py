@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from prometar.embedded.datasets import RENDERED
-from prometar.embedded.rendered import FIRST_SEED, RenderedSet, image_path
+from prometar.embedded.rendered import FIRST_SEEDS, RenderedSet, image_path
 from prometar.embedded.textures import TEXTURES
 from prometar.embedded.weights import MINI_VOCABULARY
 from prometar.errors import UserError
@@ -40,7 +40,7 @@ def test_paths_are_in_order_and_splits_share_no_seed(rendered: RenderedSet[Any])
         assert paths[0] == f"{names[0]}/{split}_0000.png"
         seen += [rendered.locate(path) for path in paths]
     assert len(seen) == len(set(seen))
-    assert max(seed for _, seed in seen) < FIRST_SEED["pretrain"]
+    assert max(seed for _, seed in seen) < FIRST_SEEDS["pretrain"]
 
 
 def test_the_vocabulary_of_mini_names_no_class() -> None:
