@@ -27,11 +27,11 @@ class UserError(PrometarError):
 
 
 class WorkError(PrometarError):
-    """An operation failed, e.g. because an image is corrupt. If a trial raises the error, the trial fails."""
+    """Failure of an operation, e.g. because an image is corrupt. A trial that raises this error fails."""
 
 
 class InfrastructureError(PrometarError):
-    """A disk, store or machine failed. The error stops a study, and does not count as a trial's failure."""
+    """Failure of a disk, database, store or machine. It stops a study, and no trial counts as failed."""
 
 
 def first_line(error: BaseException) -> str:
@@ -41,7 +41,7 @@ def first_line(error: BaseException) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a traceback. The advice that torch appends to GPU errors is skipped.
+    """Return the last line of a traceback, without the advice that torch appends to GPU errors.
 
     Example:
         >>> last_line("Traceback:\\nAcceleratorError: CUDA error: some\\nFor debugging consider passing A=1")
@@ -71,7 +71,7 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Suppress log records up to level ERROR, such as one per attempt to download a file."""
+    """Suppress log records up to level ERROR, e.g. those of failed attempts to download a file."""
     previous = logging.root.manager.disable
     logging.disable(max(previous, logging.ERROR))
     try:
@@ -85,7 +85,7 @@ def convert_download_errors(target: str, fix: str) -> Iterator[None]:
     """Convert all exceptions of a download to `WorkError`.
 
     Args:
-        target: Name of the download in the message.
+        target: Name of the downloaded file or model, for the message.
         fix: Last sentence of the message, which says what to do.
 
     Raises:
@@ -94,6 +94,6 @@ def convert_download_errors(target: str, fix: str) -> Iterator[None]:
     try:
         with suppress_logs():
             yield
-    except Exception as error:  # the client raises errors of several libraries
+    except Exception as error:  # download clients raise errors of several libraries
         reason = first_line(error.__cause__ or error)
         raise WorkError(f"Cannot download {target} ({reason}). {fix}") from None

@@ -44,8 +44,8 @@ def _parameters() -> Iterator[Parameter]:
         return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     for group, options in OPTION_GROUPS.items():
-        for name, path in options.items():
-            field = _field(path)
+        for name, field_path in options.items():
+            field = _field(field_path)
             types = {field.annotation, *get_args(field.annotation)}
             metavar = "NUMBER" if types & {int, float} else "DIR" if Path in types else "VALUE"
             yield parameter(
@@ -60,7 +60,7 @@ def _parameters() -> Iterator[Parameter]:
         "--set", list[str] | None, "settings", help="Change any setting.", rich_help_panel="Training",
         metavar="KEY=VALUE",
     )  # fmt: skip
-    plan_help = "Check data, weights, memory and settings, and estimate the duration. Start no trial."
+    plan_help = "Check data, weights, memory and settings, and estimate the duration, but start no trial."
     yield parameter("--plan", bool, "plan", default=False, help=plan_help)
 
 
@@ -70,8 +70,8 @@ def _default(field: FieldInfo) -> str:
     return f" Default: {default}." if default and "Default" not in str(field.description) else ""
 
 
-def _field(path: str) -> FieldInfo:
-    *sections, name = path.split(".")
+def _field(field_path: str) -> FieldInfo:
+    *sections, name = field_path.split(".")
     model: Any = StudyConfig
     for section in sections:
         model = model.model_fields[section].annotation

@@ -253,9 +253,9 @@ class Study:
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs that have no result yet. Return failure reasons by job name."""
-        from tune.stages.jobs import unfinished_jobs
+        from tune.stages.jobs import reset_unfinished_jobs
 
-        unfinished = unfinished_jobs(jobs)
+        unfinished = reset_unfinished_jobs(jobs)
         return self._run(iter(unfinished), stage, len(unfinished)) if unfinished else {}
 
 

@@ -22,14 +22,14 @@ from rich.console import Console
 from prometar.errors import RESUME, InfrastructureError, WorkError, last_line
 from prometar.io.files import cannot_write_error
 from tune.execution.job import Job, Observer
-from tune.execution.patching import patched_tune
+from tune.execution.patching import patch_tune
 from tune.execution.resources import ResourcePlan
 from tune.execution.shutdown import RAY_DIED, Shutdown
 from tune.execution.worker import STACKS_FILE, JobRequest, JobWorker
 
 MAX_RETRIES = 2
 """Maximum number of consecutive retries of a job whose workers die before completing another epoch."""
-_MAX_REASON = 1000  # maximum length of a failure reason in characters. Messages may contain long URLs.
+_MAX_REASON_LENGTH = 1000  # in characters. Error messages may contain long URLs.
 
 
 def run_jobs(
@@ -45,7 +45,7 @@ def run_jobs(
 
     Args:
         plan: Concurrency, and the resources per job.
-        console: Console for the message that confirms a signal.
+        console: Console for messages about an early stop.
         timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
 
     Raises:
@@ -56,20 +56,20 @@ def run_jobs(
     """
     shutdown = Shutdown(console)
     dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, shutdown)
-    failure: Exception | None = None
-    with shutdown.watching():
+    tune_error: Exception | None = None
+    with shutdown.watch():
         try:
             _fit(dispatcher, plan.max_concurrent, worker)
         except Exception as error:
-            failure = error
+            tune_error = error
     if shutdown.ray_died:
         raise WorkError(RAY_DIED)
     if isinstance(dispatcher.error, InfrastructureError):
         raise InfrastructureError(f"Stopped: {str(dispatcher.error).rstrip('.')}. {RESUME}") from None
     if dispatcher.error is not None:
         raise dispatcher.error
-    if failure is not None:
-        raise WorkError(f"Stopped: {last_line(str(failure))}. {RESUME}") from failure
+    if tune_error is not None:
+        raise WorkError(f"Stopped: {last_line(str(tune_error))}. {RESUME}") from tune_error
     if shutdown.requested:
         raise KeyboardInterrupt
     return dispatcher.failures
@@ -79,9 +79,9 @@ def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]
     """Run the jobs of the dispatcher with Tune. Return when no job is left, or when Tune is stopped."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only `fit`, not the study
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # Tune's own state is never restored
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # rarely, as Tune's state is never restored
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patched_tune():
+    with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patch_tune():
         ray_tune.Tuner(
             worker,
             tune_config=ray_tune.TuneConfig(
@@ -111,25 +111,25 @@ class _Submission:
     Attributes:
         request: Job, resources and timeout for the worker.
         deaths: Number of workers that died since the last new epoch.
-        epoch: Last reported epoch.
-        failure: Error message of the last report, or "".
-        ended: True after the last report, or if an observer stopped the job.
-        error: Exception that ended the last worker, or None.
+        epoch: Latest reported epoch.
+        reported_error: Error message of the latest report, or "".
+        ended: True if the latest report is the final one, or if an observer stopped the job.
+        worker_error: Exception that ended the latest worker that died, or None.
     """
 
     request: JobRequest
     deaths: int = 0
     epoch: int = 0
-    failure: str = ""
+    reported_error: str = ""
     ended: bool = False
-    error: BaseException | None = None
+    worker_error: BaseException | None = None
 
 
 class _Dispatcher(Searcher, Stopper):
     """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    After an error in one of them, `stop_all` ends the experiment, because Tune might fail only that trial.
+    If one of these methods raises, `stop_all` ends the experiment. Tune itself might only fail the trial.
 
     Attributes:
         error: First error of `jobs`, an observer or a worker's machine. It ends the experiment.
@@ -153,7 +153,7 @@ class _Dispatcher(Searcher, Stopper):
         self.failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return {}. Tune pickles its searcher, but the jobs hold database connections."""
+        """Return {}, because Tune pickles its searcher, whose jobs hold database connections."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
@@ -172,7 +172,7 @@ class _Dispatcher(Searcher, Stopper):
             raise
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the configuration of a trial, None to be called again later, or `Searcher.FINISHED`."""
+        """Return the configuration of a Tune trial, None to be called again, or `FINISHED` after all jobs."""
         with self._record_error():
             if self._shutdown.requested:
                 return Searcher.FINISHED
@@ -204,14 +204,14 @@ class _Dispatcher(Searcher, Stopper):
         with self._record_error():  # an observer returns False to stop the job
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
-        submission.failure = "" if stopped else report.error  # an observer that stops a job records why
+        submission.reported_error = "" if stopped else report.error  # the observer has stored the reason
         return submission.ended or self._shutdown.requested
 
     def record_worker_error(self, trial: Trial) -> None:
-        """Store the error of a dead worker. `Trial.get_pickled_error` reads a copy that Tune makes later."""
+        """Store the error of a dead worker. Tune has yet to make the copy that `get_pickled_error` reads."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-            self._running[trial.trial_id].error = getattr(error, "cause", None) or error
+            self._running[trial.trial_id].worker_error = getattr(error, "cause", None) or error
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Finish or retry the job of a Tune trial, unless the job was interrupted."""
@@ -219,20 +219,20 @@ class _Dispatcher(Searcher, Stopper):
         if self.stop_all() or (not error and not submission.ended):
             return
         with self._record_error():
-            if error and isinstance(submission.error, InfrastructureError):
-                raise submission.error
+            if error and isinstance(submission.worker_error, InfrastructureError):
+                raise submission.worker_error
             if error and self._prepare_retry(submission):
                 self._retries.append(submission)
                 return
             job = submission.request.job
-            failure = self._failure_reason(submission) if error else submission.failure
+            failure = self._failure_reason(submission) if error else submission.reported_error
             self.failures |= {job.name: failure} if failure else {}
             for observer in self._observers:
                 observer.finished(job, failure)
 
     def _prepare_retry(self, submission: _Submission) -> bool:
-        """Prepare a retry, with larger bundles if memory ran out. Return False if the job has to fail."""
-        if isinstance(submission.error, MemoryError):
+        """Prepare a retry, with more resources if memory ran out. Return False if the job has to fail."""
+        if isinstance(submission.worker_error, MemoryError):
             larger = self._plan.enlarge(submission.request.bundles)
             submission.request = replace(submission.request, bundles=larger or submission.request.bundles)
             return larger is not None
@@ -246,13 +246,13 @@ class _Dispatcher(Searcher, Stopper):
                 f"No epoch finished within {seconds:g} s. {stacks} contains the stacks of the worker. "
                 "Fix the cause, or set a longer resources.trial_timeout."
             )
-        error = submission.error or WorkError("The worker died.")
-        kind = "" if isinstance(error, RayActorError | WorkError) else f"{type(error).__name__}: "
-        return f"{kind}{last_line(str(error))}"[:_MAX_REASON]
+        error = submission.worker_error or WorkError("The worker died.")
+        prefix = "" if isinstance(error, RayActorError | WorkError) else f"{type(error).__name__}: "
+        return f"{prefix}{last_line(str(error))}"[:_MAX_REASON_LENGTH]
 
 
 class _Scheduler(FIFOScheduler):
-    """Scheduler that passes errors of workers to the dispatcher. Tune does not pass them to searchers."""
+    """Scheduler that passes errors of workers to the dispatcher, as Tune does not pass them to searchers."""
 
     def __init__(self, dispatcher: _Dispatcher) -> None:
         super().__init__()

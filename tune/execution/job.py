@@ -11,14 +11,14 @@ from tune.records.schema import EpochReport
 
 @dataclass(frozen=True)
 class Job:
-    """Work of one worker: a trial, the rerun of a trial with a fresh seed, or a run of a final test or grid.
+    """Unit of work: a trial, its rerun with a fresh seed, or a run of a final test or `prometar reproduce`.
 
     Args:
-        name: Name in messages, e.g. "trial 7". It is unique within a stage.
+        name: Name in messages, e.g. "trial 7". It is unique within a `run_jobs` call.
         configs: Complete configuration of each run, by absolute path of its folder.
         objective: Name of a built-in objective, or `module:Name` of a custom one.
         val_per_class: Maximum number of validation images per class.
-        trial_number: Number of the trial whose settings the job uses. Unused in a grid.
+        trial_number: Number of the trial whose settings the job uses. Unused by `prometar reproduce`.
         targets: Other datasets on which to test the prompts after training.
         records_alignment: True to record the cosine of support and query gradients during training.
     """
@@ -50,13 +50,13 @@ class Observer(Protocol):
     """Observer of the jobs of a `run_jobs` call, e.g. a live view or an experiment tracker."""
 
     def started(self, job: Job) -> None:
-        """Called when a job is submitted to Tune for the first time. Not called for retries."""
+        """Called when a job is submitted to Tune, but not when it is retried."""
 
     def reported(self, job: Job, report: EpochReport) -> bool | None:
         """Called when a worker reports an epoch. Return False to stop the job, e.g. to prune it."""
 
     def finished(self, job: Job, failure: str) -> None:
-        """Called when a job finishes, fails or is stopped. Not called if a signal interrupts the job.
+        """Called when a job finishes, fails or is stopped by an observer, but not if a signal interrupts it.
 
         Args:
             failure: Failure reason, or "" if the job finished or an observer stopped the job.

@@ -18,16 +18,16 @@ from tune.records.schema import EpochReport
 
 
 class LiveView:
-    """Progress of one stage: a progress bar on a terminal, otherwise one line for each job that ends.
+    """Progress of one stage: a progress bar and failures on a terminal, otherwise a line per ended job.
 
     Use the view as a context manager around `run_jobs`, and pass it as one of the observers.
 
     Args:
         stage: Name of the stage, e.g. "Search".
-        total: Number of jobs of the stage.
+        total: Number of jobs, including `done`.
         done: Number of jobs that ended in earlier processes.
-        best: Best objective so far, and the name of its job.
-        show_best: Show the best objective. Pass False if the objectives of the jobs are not comparable.
+        best: Best objective so far and the name of its job, or None if there is none.
+        show_best: False if the objectives of the jobs are not comparable, so that there is no best one.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class LiveView:
         self._console, self._stage, self._total, self._done = console, stage, total, done
         self._best, self._show_best, self._clock = best, show_best, clock
         self._start = clock()
-        self._running: dict[str, tuple[Job, EpochReport]] = {}  # each job and its last report
+        self._running: dict[str, tuple[Job, EpochReport]] = {}  # job and its latest report, by name
         self._done_here = 0  # jobs that have ended in this process
-        live = Live(console=console, refresh_per_second=2, get_renderable=self._view)
+        live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
         self._live = live if console.is_terminal and not console.is_dumb_terminal else None
 
     def __enter__(self) -> Self:
@@ -88,26 +88,26 @@ class LiveView:
         summary = [f"{self._done} of {self._total} done"]
         if self._show_best and self._best:
             summary.append(f"best {self._best[0]:.1f} ({self._best[1]})")
-        running = self._running_progress
-        if done_here := self._done_here + running:  # assumes that the remaining jobs run at the same rate
-            seconds = (self._total - self._done - running) * (self._clock() - self._start) / done_here
+        partial = self._partial_progress
+        if progress := self._done_here + partial:  # assumes that the remaining jobs run at the same rate
+            seconds = (self._total - self._done - partial) * (self._clock() - self._start) / progress
             summary.append(f"{format_duration(seconds)} left")
         return summary
 
     @property
-    def _running_progress(self) -> float:
+    def _partial_progress(self) -> float:
         """Sum of the completed fractions of the running jobs, e.g. 1.5 for three half-finished jobs."""
         return sum(report.epoch / job.epochs for job, report in list(self._running.values()))
 
-    def _view(self) -> Group:
+    def _render(self) -> Group:
         running = list(self._running.values())
-        progress = Table.grid(padding=(0, 1))
-        bar = ProgressBar(self._total, self._done + self._running_progress, width=30)
-        progress.add_row(self._stage, bar, _truncated(", ".join(self._summary())))
+        table = Table.grid(padding=(0, 1))
+        bar = ProgressBar(self._total, self._done + self._partial_progress, width=30)
+        table.add_row(self._stage, bar, _truncated(", ".join(self._summary())))
         lines = (
             f"  {job.name}: epoch {report.epoch}/{job.epochs}{_objective(report)}" for job, report in running
         )
-        return Group(progress, *map(_truncated, lines))
+        return Group(table, *map(_truncated, lines))
 
 
 def _truncated(text: str) -> Text:

@@ -11,22 +11,22 @@ from ray.tune.execution import class_cache
 
 
 @contextmanager
-def patched_tune() -> Iterator[None]:
-    """Patch Tune in this context, so that out-of-memory errors can be retried and workers start faster.
+def patch_tune() -> Iterator[None]:
+    """Patch Tune in this context, so that jobs can be retried if memory runs out, and workers start faster.
 
     If Ray's memory monitor kills a worker, Ray raises OutOfMemoryError, not RayActorError. Without the patch,
     Tune 2.60 does not handle this error, and the whole experiment ends.
 
-    Tune sets PL_DISABLE_FORK for Lightning in each worker's runtime_env. Any variable there makes Ray start
-    Python twice per worker, which takes one second per worker and stage. The patch removes the variable.
+    Tune sets PL_DISABLE_FORK for Lightning in each worker's runtime_env. If a runtime_env sets variables, Ray
+    starts Python twice per worker, which takes one second more. The patch removes the variable.
     """
     original = RayActorManager._actor_task_failed
 
     def task_failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
-            reason = MemoryError(str(exception).splitlines()[0])
-            actor_error: Any = RayActorError(error_msg=str(reason))
-            actor_error.cause = reason  # Ray also stores exceptions of a worker's own code in `cause`
+            memory_error = MemoryError(str(exception).splitlines()[0])
+            actor_error: Any = RayActorError(error_msg=str(memory_error))
+            actor_error.cause = memory_error  # where Ray stores exceptions of a worker's own code
             exception = actor_error
         original(self, tracked_actor_task, exception)
 

@@ -14,25 +14,25 @@ from prometar.environment import num_cpus as usable_cpus
 from prometar.errors import UserError, WorkError, first_line
 
 _ENVIRONMENT = {
-    # Do not stop workers that are idle between two epochs, e.g. of data streams. Ray's default is 1 s.
+    # Do not stop workers (e.g. those of data streams) that are idle between epochs. Ray's default is 1 s.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a second local cluster.
+    # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a new local cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # so that Tune uses the progress reporter of `RunConfig`
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # only `worker.py` hides GPUs
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # tune/execution/worker.py hides GPUs
 }
 _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, on Linux too
     "RAY_prestart_worker_first_driver": "0",  # a prestarted worker takes 80 MB and 0.5 s, even if unused
 }
-# If the head accepts connections but `ray.init` fails, a missing token is likely. Ray's error may not say so.
+# If the head accepts connections but `ray.init` fails, a token may be missing. Ray's error may not say so.
 _TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
 _owns_cluster = False
 
 
 def configure_ray(*, local: bool = True) -> None:
-    """Set defaults of Ray's environment variables. Call this function before the first import of ray."""
+    """Set defaults of Ray's environment variables, before ray is imported. `local`: for a local cluster."""
     for name, value in (_ENVIRONMENT | (_LOCAL_ENVIRONMENT if local else {})).items():
         os.environ.setdefault(name, value)
 
@@ -40,7 +40,7 @@ def configure_ray(*, local: bool = True) -> None:
 def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> list[dict[str, float]]:
     """Connect to the cluster at `address` (None: start a local one), unless Ray is already initialized.
 
-    Return the resources of each machine, e.g. [{"CPU": 2.0}]. A local cluster listens on 127.0.0.1 only.
+    Return the resources of each machine, e.g. [{"CPU": 2.0}]. `num_cpus` limits those of a local cluster.
 
     Raises:
         UserError: `address` is invalid. WorkError: Ray cannot be started, or the connection fails.
@@ -64,11 +64,11 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"include_dashboard": False} | _resource_options(num_cpus)
-        if not os.access(os.path.expanduser("~"), os.W_OK):  # otherwise, Ray stores its token there
+        if not os.access(os.path.expanduser("~"), os.W_OK):  # the folder in which Ray stores its token
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for attempts_left in (1, 0):
         try:
-            with preserved_signal_handlers():
+            with restore_signal_handlers():
                 ray.init(address=address or "local", **options)
             break
         except Exception as error:
@@ -93,8 +93,8 @@ def _resource_options(num_cpus: int | None) -> dict[str, int]:
 
 
 @contextmanager
-def preserved_signal_handlers() -> Iterator[None]:
-    """Preserve the signal handlers in this context, and prevent Ray's processes from ignoring SIGINT.
+def restore_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers after this context, and prevent Ray's processes from ignoring SIGINT.
 
     Ray cancels tasks with SIGINT, which a shell's background jobs and their child processes ignore.
     """
@@ -108,7 +108,7 @@ def preserved_signal_handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, interrupt)
-        if callable(terminate):  # otherwise, keep Ray's handler, which exits cleanly
+        if callable(terminate):  # a default is replaced with Ray's handler, which exits cleanly
             signal.signal(signal.SIGTERM, terminate)
 
 

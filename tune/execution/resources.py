@@ -24,8 +24,8 @@ class ResourcePlan:
 
     Args:
         cpus: CPUs per job, for trainer and stream together.
-        gpus: GPUs per job. All are used by the trainer.
-        max_cpus, max_gpus: Largest number of CPUs and of GPUs on one machine. No retry gets more.
+        gpus: GPUs per job, all for the trainer.
+        max_cpus, max_gpus: Largest number of CPUs and of GPUs on one machine, as limits for retries.
     """
 
     max_concurrent: int
@@ -52,8 +52,8 @@ class ResourcePlan:
     def enlarge(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
         """Return bundles for a retry after an out-of-memory error, or None if they cannot be larger.
 
-        The trainer gets twice its GPU share (at most one GPU) or, without GPUs, twice its CPUs. Fewer jobs
-        then share the memory. Threads and the stream's bundle stay the same, so results do not change.
+        The trainer gets twice its GPU share (at most 1) or, without GPUs, twice its CPUs (at most all). Fewer
+        jobs then share the memory. Threads and the stream's bundle stay the same, so results do not change.
 
         Example:
             >>> plan = ResourcePlan(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
@@ -78,18 +78,18 @@ def uses_gpus(nodes: Sequence[NodeResources], resources: ResourcesConfig) -> boo
 
 
 def plan_trials(
-    nodes: Sequence[NodeResources], resources: ResourcesConfig, trials: int, memory: float = 0
+    nodes: Sequence[NodeResources], resources: ResourcesConfig, num_trials: int, memory: float = 0
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line description.
 
-    At most a fifth of `trials` run concurrently. The fewer trials run, the more resources each gets.
+    Unless --max-concurrent is set, at most a fifth of `num_trials` run concurrently. See `plan_resources`.
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
         2 concurrent trials (all that fit), each with 1 CPU
     """
-    reason = f"a fifth of {trials}, so that the search learns from results"
-    return plan_resources(nodes, resources, max(1, trials // 5), reason, memory)
+    reason = f"a fifth of {num_trials}, so that the search learns from results"
+    return plan_resources(nodes, resources, max(1, num_trials // 5), reason, memory)
 
 
 def plan_resources(
@@ -100,7 +100,7 @@ def plan_resources(
     memory: float = 0,
     noun: str = "trial",
 ) -> tuple[ResourcePlan, str]:
-    """Plan as many jobs as fit (at most `max_jobs`), each as large as possible. Return plan and description.
+    """Plan as many jobs as fit (up to `max_jobs`), each as large as possible. Return a plan and a summary.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
@@ -110,7 +110,7 @@ def plan_resources(
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
 
     Raises:
-        UserError: a job does not fit on any machine, or cannot have this number of GPUs.
+        UserError: a job does not fit on any machine, or requests a fraction of GPUs above 1.
     """
     max_cpus, max_gpus = (max((node.get(k, 0.0) for node in nodes), default=0.0) for k in ("CPU", "GPU"))
     if resources.max_concurrent:
@@ -150,7 +150,7 @@ def plan_resources(
 
 def _capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> int:
     """Return the number of jobs that fit on a machine. A share below 1 GPU cannot span several GPUs."""
-    count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
+    count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)  # + 1e-9: tolerates rounding errors
     if gpus:
         total = node.get("GPU", 0.0)
         per_gpu, whole = math.floor(1 / gpus + 1e-9), math.floor(total / gpus + 1e-9)

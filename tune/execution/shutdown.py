@@ -37,16 +37,16 @@ class Shutdown:
         self.requested = self.ray_died = False
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watch(self) -> Iterator[None]:
         """Handle SIGINT and SIGTERM, and watch Ray.
 
-        The first signal requests a stop, and the second raises KeyboardInterrupt. If Ray dies, the process
-        exits, because Ray's calls may block forever.
+        The first signal requests a stop, and the second raises KeyboardInterrupt. If Ray dies and Tune raises
+        no error within 30 s, the process exits, because Ray's calls may block forever.
         """
         finished = threading.Event()
         with handle_signals(_SIGNALS, self._handle):
-            for watch in (self._watch_head, self._watch_node):
-                threading.Thread(target=watch, args=(finished,), daemon=True).start()
+            for target in (self._watch_head, self._watch_node):
+                threading.Thread(target=target, args=(finished,), daemon=True).start()
             try:
                 yield
             finally:
@@ -64,15 +64,15 @@ class Shutdown:
             # The head of an existing cluster may restart, so exit only if this process started the cluster,
             # or if a stop was requested anyway.
             if head_is_dead() and (self.requested or owns_cluster()) and not finished.is_set():
-                self._exit(finished)
+                self._exit_unless_finished(finished)
 
     def _watch_node(self, finished: threading.Event) -> None:
-        """Exit soon after this machine's node dies. The check may block, so the head has its own thread."""
+        """Exit soon after this machine's node dies. The check may block. The head thus has its own thread."""
         while not finished.wait(_NODE_INTERVAL):
             if not head_is_dead() and local_node_is_dead():
-                self._exit(finished)
+                self._exit_unless_finished(finished)
 
-    def _exit(self, finished: threading.Event) -> None:
+    def _exit_unless_finished(self, finished: threading.Event) -> None:
         """Exit, unless Tune soon raises an error itself. All reported results are already on disk."""
         self.ray_died = True
         waited = 0.0

@@ -72,14 +72,14 @@ class JobTraining:
                     session.close()  # a job has CPUs for only one open stream
 
     def _open(self, folder: Path, config: Config) -> Session:
-        """Open the session of a run. Resume it if the folder contains a checkpoint."""
+        """Open the session of a run. Resume the run if the folder contains a checkpoint."""
         job, result_path = self._request.job, folder / RESULT_FILE
         run = build_run(config, job.objective, val_per_class=job.val_per_class)
         session, note = Session.resume_or_restart(
             run, folder, self._stream, AlignmentRecorder(folder) if job.records_alignment else None
         )
         self._notes += [note] if note else []
-        # The folder may contain the result of another run, which would not match the new config.yaml.
+        # The folder may contain the result of a run with other settings, which must not be used.
         try:
             is_same_run = read_result(folder).run_digest == run.digest
         except PrometarError:  # the result is missing or corrupt

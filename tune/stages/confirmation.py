@@ -9,11 +9,11 @@ from prometar.errors import FIX_AND_RESUME, WorkError
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, Confirmation, TrialRecord, rank_completed
-from tune.stages.jobs import JobRunner, scores, trial_job
+from tune.stages.jobs import JobRunner, read_scores, trial_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """Return the baseline, if completed, and the `top` best others, or only the best trial if `top` is 0."""
+    """Return the baseline, if completed, and the `top` best others. If `top` is 0, return only the best."""
     ranked = rank_completed(trials)
     baseline = [trial for trial in ranked if trial.is_baseline]
     others = [trial for trial in ranked if not trial.is_baseline]
@@ -23,7 +23,7 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 def confirm(
     config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: JobRunner
 ) -> Confirmation:
-    """Rerun trials with fresh seeds. Select by mean score over all seeds. The baseline wins ties.
+    """Rerun trials (unless there is only one) with fresh seeds. Select by mean score. The baseline wins ties.
 
     Raises:
         WorkError: a run of the baseline failed, or every candidate has a failed run.
@@ -39,15 +39,15 @@ def confirm(
             number=trial.number,
             is_baseline=trial.is_baseline,
             settings=trial.settings,
-            runs=(*trial.runs, *(run for job in reruns[trial.number] for run in scores(job, failures))),
+            runs=(*trial.runs, *(run for job in reruns[trial.number] for run in read_scores(job, failures))),
         )
         for trial in trials
     )
     complete = [each for each in candidates if each.mean is not None]
-    fatal_if_failed = [each for each in candidates if each.is_baseline] if complete else candidates
-    reason = next((run.error for each in fatal_if_failed for run in each.runs if run.error), "")
-    if reason:
-        which = "the default settings" if complete else "all candidates"
-        raise WorkError(f"The confirmation of {which} failed: {reason}. {FIX_AND_RESUME}")
+    required = [each for each in candidates if each.is_baseline] if complete else candidates
+    error = next((run.error for each in required for run in each.runs if run.error), "")
+    if error:
+        failed = "the default settings" if complete else "all candidates"
+        raise WorkError(f"The confirmation of {failed} failed: {error}. {FIX_AND_RESUME}")
     best = max(complete, key=lambda each: (each.mean, each.is_baseline))
     return Confirmation(seeds=seeds, candidates=candidates, selected_number=best.number)

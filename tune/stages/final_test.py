@@ -10,8 +10,8 @@ from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
-from tune.stages.jobs import JobRunner, final_job, scores
-from tune.stages.statistics import ALPHA_BY_PAIRS, UNPAIRED_SEEDS, is_decided, mean_interval, min_detectable
+from tune.stages.jobs import JobRunner, final_job, read_scores
+from tune.stages.statistics import ALPHA_BY_PAIRS, NUM_UNPAIRED, is_decided, mean_interval, min_detectable
 
 
 def run_final_test(
@@ -26,14 +26,14 @@ def run_final_test(
     """Run seed pairs until an analysis of the differences is conclusive or no seeds are left.
 
     Args:
-        published: Published harmonic mean by dataset, or None if unknown.
-        previous: Record of the previous final test of this study, or None if there is none.
+        published: Published H (harmonic mean of base and new accuracy) by dataset, or None if unknown.
+        previous: The study's previous final test, or None if there is none.
     """
     datasets, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
     if baseline_selected or config.test.seeds != "auto":
         # A fixed number of seeds is analyzed once, so this analysis gets the whole error probability of 5%.
-        alphas = {UNPAIRED_SEEDS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # If trial 0 failed, the selected baseline has another number. With 0, both sides share the runs.
+        alphas = {NUM_UNPAIRED if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
+    # If trial 0 failed, a selected baseline has another number. With number 0, both sides have equal jobs.
     selected_number = 0 if baseline_selected else selected.number
     sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
@@ -47,7 +47,7 @@ def run_final_test(
         failures |= run_jobs(list({job.name: job for job in all_jobs if job.name not in failures}.values()))
         results = {
             dataset: _compare(
-                *(tuple(run for job in side_jobs for run in scores(job, failures)) for side_jobs in by_side),
+                *(tuple(run for job in each for run in read_scores(job, failures)) for each in by_side),
                 published=published.get(dataset),
                 alpha=None if baseline_selected else alpha,
             )
@@ -59,7 +59,7 @@ def run_final_test(
         differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]
         if is_decided(differences, alpha, min_relevant=config.test.min_relevant):
             break
-    # The verdict uses the interval over seeds, or for several datasets the 95% interval over their means.
+    # The verdict uses the interval over seeds or, for several datasets, the 95% interval over their means.
     difference = mean_interval([each.difference for each in results.values()])
     return FinalTest(
         seeds=seeds,
@@ -78,7 +78,7 @@ def run_final_test(
 def _compare(
     baseline: RunScores, selected: RunScores, *, published: float | None, alpha: float | None
 ) -> DatasetTest:
-    """Compare the runs on a dataset. `alpha` is None if both sides have the same settings."""
+    """Compare the runs on a dataset. If both sides have the same settings, `alpha` and intervals are None."""
 
     def interval(metric: str) -> Interval | None:
         if alpha is None:
@@ -102,7 +102,7 @@ def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict
 
 
 def _trials_tested_before(previous: FinalTest | None, number: int, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the trials of earlier final tests. Their test results may have influenced the user's choices."""
+    """Return the trials of earlier final tests, whose results may have influenced the user's choices."""
     if previous is None:
         return ()
     is_rerun = (previous.selected.number, previous.seeds) == (number, seeds)

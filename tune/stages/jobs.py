@@ -1,4 +1,4 @@
-"""Jobs of the three stages, and their results."""
+"""Jobs of search, confirmation and final test, and the results of these jobs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from tune.records.schema import RunScore, RunScores
 from tune.space.ranges import Settings
 
 JobRunner = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Function that runs unfinished jobs and returns failure reasons by job name."""
+"""Function that runs the given jobs unless they are finished, and returns failure reasons by job name."""
 
 
 def trial_job(
@@ -55,19 +55,19 @@ def final_job(
     return Job(name, configs, FINAL, config.search.val_per_class, number, records_alignment=True)
 
 
-def unfinished_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs in which at least one run has no valid result. Delete invalid results."""
+def reset_unfinished_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Delete invalid results. Return the jobs in which at least one run has no valid result."""
     valid = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
     return [job for job, results in zip(jobs, valid, strict=True) if not all(results)]
 
 
-def scores(job: Job, failures: Mapping[str, str]) -> RunScores:
-    """Return the scores of a job's runs. The `error` of a score is the reason why its run has no result.
+def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:
+    """Return the scores of a job's runs. If a run has no result, the `error` of its score is the reason.
 
     Args:
         failures: Failure reasons by job name.
     """
-    return tuple(_score(job, *run, failures.get(job.name, "no result")) for run in job.configs.items())
+    return tuple(_read_score(job, *run, failures.get(job.name, "no result")) for run in job.configs.items())
 
 
 def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:
@@ -83,7 +83,7 @@ def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:
     return False
 
 
-def _score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
+def _read_score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
     if not (folder / RESULT_FILE).exists():
         return RunScore(config.data.name, config.train.seed, error=failure)
     result, alignment = read_result(folder), mean_cosine(folder) if job.records_alignment else None

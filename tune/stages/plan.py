@@ -1,6 +1,6 @@
 """Plan of a study: checks, digests of inputs, number of runs, and estimated duration.
 
-`plan_study` reads the image lists of the datasets. It does not open images or load weights.
+`plan_study` reads the image lists of the datasets, but does not open images or load weights.
 """
 
 import os
@@ -35,7 +35,7 @@ from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
 from tune.execution.resources import plan_trials, uses_gpus
 from tune.space.space import EPOCHS_KEY, required_values
-from tune.stages.statistics import ALPHA_BY_PAIRS, UNPAIRED_SEEDS
+from tune.stages.statistics import ALPHA_BY_PAIRS, NUM_UNPAIRED
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
@@ -76,8 +76,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     """Check everything that can be checked without weights, and count runs, epochs and steps.
 
     Raises:
-        UserError: a dataset is missing or too small; the backbone, sampler or pruner is unknown; or the space
-            is empty.
+        UserError: a dataset is missing or too small, or an option is invalid, e.g. an unknown sampler or an
+            empty space.
     """
     if isinstance(build(config.run).prompts, NoPrompts):
         raise UserError(f"--method {config.run.method} does not train. Choose a method with prompts.")
@@ -124,7 +124,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
         Digests by input, and the sizes that determine memory use.
 
     Raises:
-        UserError: the weights are missing or do not fit the method, or drift cannot be measured on a dataset.
+        UserError: the weights are missing, a component fails, or too few names are unrelated to a dataset.
     """
     search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
@@ -135,7 +135,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_custom(name)}
     splits = [split for pair in plan.splits.values() for split in pair]
     if objective_of(search.objective).predicts_new:
-        digests["drift"] = drift_version(backbone)
+        digests["drift"] = drift_version(backbone)  # drift predicts new accuracy
         for dataset in plan.datasets:
             out_of_domain_names(dataset, backbone.vocabulary)  # raises UserError if too few remain
     return digests, Footprint.of(backbone.clip, splits)
@@ -148,22 +148,22 @@ def _stages(
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
     smallest_batch = min(map(int, batch_sizes))
-    transform = TransformSpec(1, train=False, crop_scale=DEFAULT_CROP_SCALE)  # does not affect steps
+    transform = TransformSpec(1, train=False, crop_scale=DEFAULT_CROP_SCALE)  # not used to count steps
     search_steps, final_steps = (
         sum(DataPlan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)
     )
-    candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
-    reruns = candidates * confirm.seeds if candidates > 1 else 0
+    num_candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
+    num_reruns = num_candidates * confirm.seeds if num_candidates > 1 else 0
     final_epochs = max([config.test.epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
     amounts = {  # runs per dataset, epochs per run, and steps per epoch summed over the datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, search_steps),
-        "Confirmation": (reruns, config.max_epochs, search_steps),
+        "Confirmation": (num_reruns, config.max_epochs, search_steps),
         "Final test": (2 * len(config.final_seeds), final_epochs, final_steps),
     }
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train for fewer epochs"}
     if config.test.seeds == "auto":
-        min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), UNPAIRED_SEEDS * num_datasets
+        min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), NUM_UNPAIRED * num_datasets
         if_baseline = f"{baseline_runs} runs if the default settings are selected"
         remarks["Final test"] = f"{min_runs} runs if the first analysis is conclusive, {if_baseline}"
     stages = {
@@ -191,8 +191,8 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     torch.set_num_threads(resources.threads)
     seconds = _seconds_per_step(config)
     _, _, steps = plan.stages[TOTAL]
-    longest = format_duration(steps / resources.max_concurrent * seconds)
-    return f"{summary}\nTraining on this machine: {seconds:.2g} s per step, at most {longest} in total"
+    max_duration = format_duration(steps / resources.max_concurrent * seconds)
+    return f"{summary}\nTraining on this machine: {seconds:.2g} s per step, at most {max_duration} in total"
 
 
 def _seconds_per_step(config: StudyConfig) -> float:

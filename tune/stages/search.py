@@ -15,13 +15,13 @@ from tune.store.trial_store import TrialStore
 class SearchJobs(Iterator[Job]):
     """Iterator over the jobs of the search. As their observer, it also stores the results.
 
-    The trial store is the source of truth. Trial records are written from its contents.
+    The trial store is the source of truth. The files record.json are written from its contents.
     """
 
     def __init__(self, config: StudyConfig, folder: StudyFolder, store: TrialStore) -> None:
         self._config, self._folder, self._store = config, folder, store
-        self._started, hours = time.monotonic(), config.resources.max_hours
-        self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._started
+        self._counted_to, hours = time.monotonic(), config.resources.max_hours
+        self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._counted_to
         for trial in store.ended:  # an earlier process may have been killed before it wrote a record
             if not (folder.trial_folder(trial.number) / "record.json").exists():
                 self._write_record(trial)
@@ -32,7 +32,7 @@ class SearchJobs(Iterator[Job]):
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def __next__(self) -> Job:
-        while trial := self._store.ask(new=not self.out_of_time):
+        while trial := self._store.ask(allow_new=not self.out_of_time):
             try:
                 return trial_job(self._config, self._folder, trial.number, trial.params)
             except PrometarError as error:  # incompatible settings
@@ -45,7 +45,7 @@ class SearchJobs(Iterator[Job]):
     def reported(self, job: Job, report: EpochReport) -> bool:
         continues = self._store.report(job.trial_number, report)
         if not continues:
-            self._write_ended(job.trial_number)
+            self._write_record_if_ended(job.trial_number)
         return continues
 
     def finished(self, job: Job, failure: str) -> None:
@@ -64,21 +64,21 @@ class SearchJobs(Iterator[Job]):
             yield f"--trials is {trials}, but the study has {done} trials. All are used."
 
     def close(self) -> None:
-        self._store_duration()
+        self._add_duration()
 
-    def _store_duration(self) -> None:
+    def _add_duration(self) -> None:
         now = time.monotonic()
-        self._store.add_seconds(now - self._started)
-        self._started = now
+        self._store.add_seconds(now - self._counted_to)
+        self._counted_to = now
 
     def _fail(self, number: int, reason: str) -> None:
         self._store.fail(number, reason)
-        self._write_ended(number)
+        self._write_record_if_ended(number)
 
-    def _write_ended(self, number: int) -> None:
+    def _write_record_if_ended(self, number: int) -> None:
         if (trial := self._store.ended_record(number)) is not None:
             self._write_record(trial)
-            self._store_duration()  # so that the duration is stored even if the process is killed later
+            self._add_duration()  # so that the duration is stored even if the process is killed later
 
     def _write_record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""

@@ -1,7 +1,8 @@
 """Statistics of the final test: the stopping rule, and the smallest detectable difference.
 
-The final test is analyzed up to four times, after 5, 8, 11 and 15 seed pairs. With an error probability of 5%
-each, the analyses would too often detect a difference that does not exist. They therefore share the 5%
+A seed pair consists of a run with the selected settings and a baseline run, both with the same seed. The
+final test is analyzed up to four times, after 5, 8, 11 and 15 pairs. With an error probability of 5% each,
+the analyses would too often detect a difference that does not exist. They therefore share the 5%
 (Bonferroni): in at least 95% of studies, all four intervals contain the true difference.
 """
 
@@ -16,8 +17,8 @@ from tune.config import MAX_SEED_PAIRS
 
 POWER = 0.8
 """Probability with which a test detects the difference that `min_detectable` returns."""
-UNPAIRED_SEEDS = 3
-"""Number of seeds if the baseline was selected, in which case there are no pairs to compare."""
+NUM_UNPAIRED = 3
+"""Number of seeds if the baseline itself is selected, in which case there are no pairs to compare."""
 ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
 """Error probability of each analysis, by the number of seed pairs after which it takes place. Later analyses,
 which have more power, get more of the 5%."""
@@ -31,13 +32,11 @@ def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
 
 
 def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: float) -> bool:
-    """Return True if the interval of the mean difference excludes 0 or lies within ±`min_relevant`.
-
-    The final test then needs no more seed pairs.
+    """Return True if the interval excludes 0 or lies within ±`min_relevant`, so no more pairs are needed.
 
     Args:
         differences: Selected minus baseline by seed, in points.
-        alpha: Error probability of the interval.
+        alpha: Error probability of the interval of the mean difference.
         min_relevant: Smallest relevant difference, in points.
 
     Example:

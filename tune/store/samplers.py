@@ -1,6 +1,6 @@
 """Samplers of settings.
 
-Samplers have no state. The settings of a trial depend only on the study's seed, the trial's number and the
+Each trial gets a new sampler, so its settings depend only on the study's seed, the trial's number and the
 stored results. A resumed study thus samples the same settings as an uninterrupted one.
 """
 
@@ -40,7 +40,7 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
         "tpe": lambda space, seed: TPESampler(
             seed=seed,
             multivariate=True,
-            group=any(entry.when for entry in space.ranges.values()),
+            group=any(entry.when for entry in space.ranges.values()),  # for conditional settings
             constant_liar=True,
             n_startup_trials=startup,
         ),

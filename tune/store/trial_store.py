@@ -21,8 +21,8 @@ from tune.store.storage import convert_db_errors, open_storage, second_writer_er
 MAX_FAILURES = 5
 """A process stops the study after this many failed trials, unless it has completed or pruned a trial."""
 MAX_DUPLICATES = 20
-"""Number of consecutive duplicates after which the first untried combination is used. If the space has too
-many combinations to list, settings are sampled at random instead."""
+"""Number of consecutive samples that repeat earlier settings, after which the first untried combination is
+used or, if the space has too many combinations to list, a random sample."""
 
 IDENTITY, OWNER = "identity", "owner"  # user attributes with which trial 0 is created
 ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of trials
@@ -57,7 +57,7 @@ class TrialStore:
     """Trials of one study.
 
     Attributes:
-        exhausted: True if every combination of the space has been tried.
+        exhausted: True once `ask` finds that every combination of the space has been tried.
         seconds_searched: Duration of the search in seconds, including earlier processes.
     """
 
@@ -126,11 +126,11 @@ class TrialStore:
         trial = self._trials[number]
         return build_record(trial) if trial.state.is_finished() else None
 
-    def ask(self, *, new: bool = True) -> FrozenTrial | None:
+    def ask(self, *, allow_new: bool = True) -> FrozenTrial | None:
         """Start the next trial. The order is: interrupted, baseline, enqueued, sampled.
 
         Args:
-            new: False to only resume interrupted trials.
+            allow_new: False to only resume interrupted trials.
 
         Returns:
             The trial, or None if there are no more trials, or too many have failed.
@@ -141,13 +141,13 @@ class TrialStore:
                 self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
             self._running[trial.number] = trial_id, EpochReport()
             return trial
-        if not new or self.abort_reason() is not None:
+        if not allow_new or self.abort_reason() is not None:
             return None
         sampled = self._sample_next(self._trials)
         return None if sampled is None else self._create(sampled)
 
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """Return the next trial, or None if there is none. `--trials` includes the baseline."""
+        """Return the next trial, or None if there is none. `--trials` counts one baseline, even if rerun."""
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline_settings, "baseline")
         if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
@@ -222,7 +222,7 @@ class TrialStore:
     def report(self, number: int, report: EpochReport) -> bool:
         """Store the report of an epoch. After a crash, an epoch may be reported again.
 
-        If the report contains an error or lacks the value of a goal, the trial fails.
+        If the report contains an error, or lacks the objective or another goal, the trial fails.
 
         Returns:
             True if the trial continues.

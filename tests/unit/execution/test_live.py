@@ -43,7 +43,7 @@ class Stage:
     @property
     def shown(self) -> list[str]:
         with self.console.capture() as capture:
-            self.console.print(self.view._view())
+            self.console.print(self.view._render())
         return [line.rstrip() for line in capture.get().splitlines()]
 
 

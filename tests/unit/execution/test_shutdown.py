@@ -37,7 +37,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> dict[int, threading.Event]:
 def test_the_first_signal_requests_a_stop_and_the_second_stops(number: signal.Signals) -> None:
     stop, said = new()
     before = signal.getsignal(number)
-    with stop.watching():
+    with stop.watch():
         os.kill(os.getpid(), number)
         assert stop.requested
         assert "Stopping after the current epoch." in said.getvalue()
@@ -57,7 +57,7 @@ def test_a_study_whose_ray_died_exits(
     stop, said = new()
 
     def run() -> None:
-        with stop.watching():
+        with stop.watch():
             assert ended[1].wait(30)
 
     thread = threading.Thread(target=run)
@@ -76,7 +76,7 @@ def test_a_head_elsewhere_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(shutdown, "head_is_dead", gone)
     stop, _ = new()
-    with stop.watching():
+    with stop.watch():
         assert looked.wait(30)
     assert not stop.ray_died
 
@@ -95,7 +95,7 @@ def test_a_signal_to_all_of_ray_ends_the_study_at_once(
     monkeypatch.setattr(shutdown, "local_node_is_dead", no_answer)
     monkeypatch.setattr(shutdown, "_GRACE_SECONDS", 60.0)
     stop, said = new()
-    with stop.watching():
+    with stop.watch():
         assert asking.wait(30)
         stop.requested = True
         assert ended[130].wait(30)
@@ -110,7 +110,7 @@ def test_a_study_that_can_still_end_does_so_itself(
     monkeypatch.setattr(shutdown, "_GRACE_SECONDS", 60.0)
     stop, _ = new()
     died = threading.Event()
-    with stop.watching():
+    with stop.watch():
         while not stop.ray_died:
             died.wait(0.01)
     assert not any(event.is_set() for event in ended.values())

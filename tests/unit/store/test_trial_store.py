@@ -87,8 +87,8 @@ def test_interrupted_trials_come_first_with_the_same_settings(tmp_path: Path) ->
     store.report(1, report(trials[1]))
     again = open_store(tmp_path, url=url, trials=4)
     assert len(again.interrupted) == 2
-    assert [sample(again.ask(new=False)), sample(again.ask(new=False))] == [first, third]
-    assert again.ask(new=False) is None
+    assert [sample(again.ask(allow_new=False)), sample(again.ask(allow_new=False))] == [first, third]
+    assert again.ask(allow_new=False) is None
     again.release()  # as on an interrupt
     assert [t.state for t in open_study(url).trials].count(TrialState.WAITING) == 2
     again = open_store(tmp_path, url=url, trials=4)
