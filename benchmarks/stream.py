@@ -76,7 +76,7 @@ def loader_pass(plan: DataPlan, source: Source, workers: int) -> Pass:
     warnings.filterwarnings(
         "ignore", message="The given NumPy array is not writable"
     )  # the arrays are only read
-    steps = [list(range(*plan.step_rows(step))) for step in range(plan.num_steps)]
+    steps = [list(range(*plan.row_range(step))) for step in range(plan.num_steps)]
     loader = torch.utils.data.DataLoader(
         PlanRows(plan, source), batch_sampler=steps, num_workers=workers, persistent_workers=True
     )

@@ -84,7 +84,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
     if not objective.for_search:
         raise UserError(f"--objective must be one of {', '.join(SEARCH_OBJECTIVES)}, got {search.objective}.")
-    if "new" in search.goals and not objective.scores_new:
+    if "new" in search.goals and not objective.has_new_accuracy:
         raise UserError(f"--goals new requires an objective that scores new classes, got {search.objective}.")
     if not search.space.ranges:
         raise UserError(

@@ -22,11 +22,11 @@ from prometar.environment import num_cpus
 from prometar.errors import PrometarError, UserError
 
 _GROUP_SIZE = 16  # images that a thread decodes at a time
-_MAX_NAMES = 12  # class names in a note
+_MAX_NAMES = 12  # class names per note
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
-    """Return, by built-in name, the dataset, the reason why it cannot be opened, or None if it is missing.
+    """Map each built-in name to its dataset, the reason why it cannot be opened, or None if it is missing.
 
     Raises:
         UserError: `root` is not a folder.
@@ -55,7 +55,7 @@ def _open_if_present(name: str, root: Path | str | None) -> Dataset | str | None
 
 
 def size_differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
-    """Describe deviations from a benchmark's published sizes, such as "train 600 of 2820"."""
+    """Describe deviations from published sizes, such as "train 600 of 2820". Only benchmarks have these."""
     if name not in BENCHMARKS:
         return ()
     published = {"classes": BENCHMARKS[name].num_classes, **BENCHMARKS[name].sizes}
@@ -77,7 +77,7 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         UserError: the dataset cannot be opened.
     """
     dataset = open_unverified(name, root)
-    items = list({item.path: item for item in dataset.items}.values())
+    items = list({item.path: item for item in dataset.items}.values())  # each image once
     errors = [message for _, message in read_and_verify(items, dataset.source) if message]
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
     state = f"{len(errors)} missing or corrupt" if errors else "all readable"
@@ -88,8 +88,8 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
 def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
     benchmark = BENCHMARKS.get(dataset.name)
     names = {item.label: item.classname for item in dataset.items}
-    if found := size_differences(dataset.name, len(names), dataset.counts):
-        yield f"sizes differ from the published ones: {', '.join(found)}"
+    if differences := size_differences(dataset.name, len(names), dataset.counts):
+        yield f"sizes differ from the published ones: {', '.join(differences)}"
     elif benchmark and benchmark.split_digest and isinstance(dataset.source, FolderSource):
         file = Path(dataset_location(benchmark.name, str(root)), benchmark.split_file)
         if file_digest(file, "sha256") != benchmark.split_digest:
@@ -98,9 +98,9 @@ def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
         yield dataset.note
     for split in ("train", "test"):
         present = {item.label for item in dataset.splits[split]}
-        without = [name for label, name in names.items() if label not in present]
-        if present and without:
-            yield f"{len(without)} classes have no {split} images: {', '.join(without[:_MAX_NAMES])}"
+        absent = [name for label, name in names.items() if label not in present]
+        if present and absent:
+            yield f"{len(absent)} classes have no {split} images: {', '.join(absent[:_MAX_NAMES])}"
     shown = list(dataset.classnames)
     if len(shown) > _MAX_NAMES:
         shown[_MAX_NAMES - 1 : -1] = ["..."]
@@ -125,17 +125,17 @@ def read_and_verify(items: Sequence[Item], source: Source) -> Iterator[tuple[byt
         for start in range(0, len(items), chunk_size):
             chunk = items[start : start + chunk_size]
             groups = [chunk[k : k + _GROUP_SIZE] for k in range(0, len(chunk), _GROUP_SIZE)]
-            for found in pool.map(lambda group: _read_group(group, source), groups):
-                yield from found
+            for results in pool.map(lambda group: _read_group(group, source), groups):
+                yield from results
 
 
 def _read_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, str]]:
     try:
-        files = source.read_many([item.path for item in items])
-        for file, item in zip(files, items, strict=True):
-            decode(file, item.path)
+        images = source.read_many([item.path for item in items])
+        for image, item in zip(images, items, strict=True):
+            decode(image, item.path)
     except PrometarError as error:
         if len(items) > 1:  # retry one by one, so that each image has its own error
-            return [found for item in items for found in _read_group([item], source)]
+            return [result for item in items for result in _read_group([item], source)]
         return [(b"", str(error) if items[0].path in str(error) else f"{items[0].path}: {error}")]
-    return [(file, "") for file in files]
+    return [(image, "") for image in images]

@@ -75,7 +75,7 @@ def download(name: str, to: Path | str, *, progress: ProgressCallback) -> tuple[
 
 @contextmanager
 def _temporary_folder(root: Path) -> Iterator[Path]:
-    """Yield a temporary folder below the data root. Its files can be moved into place by renaming.
+    """Yield a temporary folder below the data root, so that its files can be moved into place by renaming.
 
     An OSError in the `with` block becomes a WorkError.
     """
@@ -95,8 +95,8 @@ def _install_archive(archive: Archive, folder: Path, temp: Path, progress: Progr
     unpack(file, temp / "unpacked")
     parent, main = temp / "unpacked" / archive.parent, archive.main_folder
     if not (parent / main).is_dir():
-        missing = f"{archive.url} does not contain the folder {archive.parent}/{main}"
-        raise WorkError(f"{missing}. Download and unpack it manually to {folder}.")
+        problem = f"{archive.url} does not contain the folder {archive.parent}/{main}"
+        raise WorkError(f"{problem}. Download and unpack it manually to {folder}.")
     folder.mkdir(exist_ok=True)
     # The main folder is moved last: if it exists, a later call to `download` skips this archive.
     for entry in sorted(parent.iterdir(), key=lambda entry: entry.name == main):
@@ -144,7 +144,7 @@ def download_file(
         raise WorkError(f"Cannot download {url}: {first_line(error)}. Rerun this command.") from None
     if digest and (found := file_digest(file, digest.partition(":")[0])) != digest:
         raise WorkError(
-            f"{url} has the digest {found}, expected {digest}. Rerun this command, or get the file manually."
+            f"{url} has the digest {found}, expected {digest}. Rerun this command, or download it manually."
         )
 
 
@@ -165,5 +165,5 @@ def unpack(archive: Path, target: Path) -> None:
                 if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
                     raise ValueError(f"'{member.name[:80]}' is not a file or folder inside the target")
                 tar.extract(member, target, set_attrs=False)
-    except Exception as error:  # hostile archives raise many kinds of errors
+    except Exception as error:  # corrupt and hostile archives raise many kinds of errors
         raise WorkError(f"Cannot unpack {archive.name}: {first_line(error)}. Rerun this command.") from None

@@ -33,12 +33,12 @@ def prepare(
 ) -> tuple[Manifest, int]:
     """Write shards and manifest.json to the dataset's folder in the data root `to`.
 
-    For the dataset `folder`, the files are written to `to` itself. Each image is decoded before its shard is
-    written. No manifest is written if an image is missing or corrupt.
+    For the dataset `folder` (your own images), this is `to` itself. Each image is decoded before its shard is
+    written. After a missing or corrupt image, the rest are only checked, and no manifest is written.
 
     Args:
         name, root: As for `open_dataset`.
-        to: Folder or URI that pyarrow supports (s3://bucket/path, gs://...), outside the dataset's folder.
+        to: Folder or URI that pyarrow supports (s3://bucket/path, gs://...), outside the source images.
         shard_rows: Images per shard.
         progress: Receives (finished shards, total shards).
 
@@ -46,12 +46,12 @@ def prepare(
         The manifest, and the number of shards that already existed.
 
     Raises:
-        UserError: the dataset cannot be opened, `to` lies in its folder, or the target contains another copy.
+        UserError: the dataset cannot be opened, or `to` lies in its folder or contains a different copy.
         WorkError: images are missing or corrupt (the message lists them), or `to` is not writable.
     """
-    known = (*BENCHMARKS, OWN_IMAGES)
-    if name not in known:
-        raise UserError(f"The dataset '{name}' cannot be prepared. Use one of {', '.join(known)}.")
+    supported = (*BENCHMARKS, OWN_IMAGES)
+    if name not in supported:
+        raise UserError(f"The dataset '{name}' cannot be prepared. Use one of {', '.join(supported)}.")
     target = dataset_location(name, to if "://" in str(to) else resolve_path(to))
     local = target.removeprefix("file://")
     if "://" not in local and is_in_dataset_folder(Path(local), name, root):
@@ -62,7 +62,7 @@ def prepare(
     dataset = open_dataset(name, root)
     rows = [(item, split) for split, items in dataset.splits.items() for item in items]
     chunks = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
-    shards, errors, existing = list[ShardEntry](), list[str](), 0
+    shards, errors, num_existing = list[ShardEntry](), list[str](), 0
     for k, chunk in enumerate(chunks):
         results = list(read_and_verify([item for item, _ in chunk], dataset.source))
         errors += [message for _, message in results if message]
@@ -73,7 +73,7 @@ def prepare(
                 raise UserError(
                     f"{masked(target)} contains a different copy of '{name}'. Delete it, or use another --to."
                 )
-            existing += not _write_if_changed(target, shard["file"], data)
+            num_existing += not _write_if_changed(target, shard["file"], data)
             shards.append(shard)
         progress(k + 1, len(chunks))
     if errors:
@@ -81,7 +81,7 @@ def prepare(
         raise WorkError(f"{affected} are missing or corrupt. {' '.join(errors)}")
     manifest = Manifest(name=name, counts=dataset.counts, note=dataset.note, shards=tuple(shards))
     _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
-    return manifest, existing
+    return manifest, num_existing
 
 
 def _encode_shard(chunk: list[tuple[Item, str]], images: list[bytes]) -> bytes:

@@ -1,6 +1,6 @@
-"""Few-shot draws and class splits, identical to those of the published code, so that results are comparable.
+"""Few-shot draws, held-out validation images, and the split into base and new classes.
 
-Reference: CoOp / Dassl, as used by ProMetaR (mlvlab/ProMetaR, commit c907bdb).
+Draws and class splits equal those of the published code (CoOp / Dassl in mlvlab/ProMetaR, commit c907bdb).
 """
 
 import random
@@ -10,7 +10,7 @@ from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
 
 MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
-HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # percent and maximum of a class's images
+HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # for validation, per class
 
 
 def draw(train: Sequence[Item], *, shots: int, rng: random.Random) -> Items:
@@ -70,7 +70,7 @@ def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
     val = tuple(item for item in train if item in held_out)
     note = (
         f"no validation split: {len(val)} of the {len(train)} training images are held out for the search "
-        f"({HELD_OUT_PERCENT}% of each class, at most {MAX_HELD_OUT} images, seed {HELD_OUT_SEED})"
+        f"({HELD_OUT_PERCENT}% and at most {MAX_HELD_OUT} images of each class, seed {HELD_OUT_SEED})"
     )
     return tuple(item for item in train if item not in held_out), val, note
 
@@ -81,7 +81,7 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
 
 
 def select_and_relabel(items: Iterable[Item], labels: Iterable[int]) -> Items:
-    """Return the items with these labels, relabeled 0, 1, ... in ascending order. Items keep their order."""
+    """Select the items with these labels, and renumber the labels from 0. Items and labels stay in order."""
     rank = {label: k for k, label in enumerate(sorted(labels))}
     return tuple(Item(item.path, rank[item.label], item.classname) for item in items if item.label in rank)
 
@@ -95,8 +95,8 @@ def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
 def separate_base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
-    The first split must be train. The first half of its sorted labels are base classes, the others are new
-    classes. Items whose label is not in train are dropped, as in the published code.
+    The first split must be train. The first half of its sorted labels are the base classes, the rest are the
+    new classes. Items whose label is not in train are dropped, as in the published code.
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)

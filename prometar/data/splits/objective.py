@@ -1,8 +1,9 @@
 """Objectives define which images a run is trained and evaluated on, and how it is scored.
 
-A search must not use the images of the final test. `drift` and `base_val` use only base-class images of the
-train and validation splits. `oracle_test` uses test images, to show how biased such a search is. `final` is
-the base-to-new protocol of final tests and `prometar train`. `all_classes` does not split the classes.
+Base classes are the first half of a dataset's classes, new classes the second half. A search must not use
+the images of the final test, so `drift` and `base_val` use base-class images of the train and validation
+splits. `oracle_test` uses test images, to show how biased such a search is. `final` is the base-to-new
+protocol of final tests and `prometar train`. `all_classes` does not split the classes.
 """
 
 import math
@@ -29,12 +30,10 @@ from prometar.metrics import harmonic_mean
 
 @dataclass(frozen=True)
 class FewShotSplit:
-    """Few-shot training images, and evaluation sets ("base", "new", "all"). Each set has its own accuracy.
+    """Few-shot training images, and evaluation sets by name, such as "base". Each set has its own accuracy.
 
-    The labels of each set start at 0. Images are classified among the classes of their set only.
-
-    Args:
-        note: Remark on the split for the user.
+    The labels of each set start at 0. Images are classified among the classes of their set only. `note` is a
+    remark on the split for the user.
     """
 
     train: Items
@@ -46,15 +45,15 @@ class FewShotSplit:
         return classnames(self.train)
 
 
-def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], split: str) -> None:
-    """Raise a UserError if one of `labels` has no images in `items`, the split `split`."""
+def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], usage: str) -> None:
+    """Raise a UserError if one of `labels` has no images in `items`. `usage`: such as "test"."""
     # Class names are taken from images, so a class without images would shift all later labels.
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{dataset.name} has no {split} images of '{names[missing[0]]}'{more}. Every class needs images."
+            f"{dataset.name} has no {usage} images of '{names[missing[0]]}'{more}. Every class needs images."
         )
 
 
@@ -101,11 +100,11 @@ class Objective:
 
     Args:
         make_split: Function of (dataset, shots, seed, val_per_class) that returns a `FewShotSplit`.
-        for_search: True if a search may use the objective. Every epoch is then evaluated.
+        for_search: True if a search may use the objective. If so, every epoch is evaluated.
         search_reads_test_images: True if a search with this objective uses test images.
-        predicts_new: True if accuracy on new classes is predicted from base images and drift
-            (`prometar.training.drift`), not measured.
-        scores_new: True if runs have an accuracy on new classes, measured or predicted.
+        predicts_new: True if accuracy on new classes is not measured but predicted from base images and from
+            drift, the change of predictions over unrelated class names (`prometar.training.drift`).
+        has_new_accuracy: True if runs have an accuracy on new classes, measured or predicted.
         score: Function of the accuracies (in percent, by evaluation set). Higher scores are better.
         title: Name of the score.
     """
@@ -114,7 +113,7 @@ class Objective:
     for_search: bool = False
     search_reads_test_images: bool = False
     predicts_new: bool = False
-    scores_new: bool = True
+    has_new_accuracy: bool = True
     score: Callable[[Mapping[str, float]], float] = harmonic_mean
     title: str = "H"
 
@@ -123,10 +122,10 @@ FINAL = "final"
 """Objective of final tests, and the default of `prometar train`."""
 OBJECTIVES: dict[str, Objective] = {
     "drift": Objective(_split_train_val, for_search=True, predicts_new=True),
-    "base_val": Objective(_split_train_val, for_search=True, scores_new=False, title="base accuracy"),
+    "base_val": Objective(_split_train_val, for_search=True, has_new_accuracy=False, title="base accuracy"),
     "oracle_test": Objective(_split_base_new, for_search=True, search_reads_test_images=True),
     FINAL: Objective(_split_base_new),
-    "all_classes": Objective(_split_all_classes, scores_new=False, title="accuracy"),
+    "all_classes": Objective(_split_all_classes, has_new_accuracy=False, title="accuracy"),
 }
 SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.for_search)
 
@@ -134,10 +133,10 @@ SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if obje
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
     """Return an objective by name. A custom name refers to an `Objective` or to a function of accuracies.
 
-    A function replaces the score of the objective `drift`.
+    Such a function replaces the score of the objective `drift`.
 
     Args:
-        known: Names that the error message suggests. Default: all built-in objectives.
+        known: Names that the message for an unknown objective lists. Default: all built-in objectives.
 
     Raises:
         UserError: the objective is unknown or cannot be loaded, or its score is invalid.
@@ -205,7 +204,7 @@ def _require_valid_split(name: str, objective: Objective, split: FewShotSplit) -
     _finite_score(objective, name, {each: 80.0 / (1 + k) for k, each in enumerate(scored)})  # example values
     for set_name, items in {"training": split.train, **split.evaluations}.items():
         labels = labels_of(items)
-        # Only "new" may have other classes than the training images. Each class needs an image.
+        # Only the set "new" may have classes that the training images lack.
         expected = labels_of(items if set_name == "new" else split.train)
         if labels != expected or labels != tuple(range(len(labels))):
-            raise UserError(f"{name}: each class needs {set_name} images, and labels must be 0, 1, 2, ...")
+            raise UserError(f"{name}: {set_name} images must include every class, with labels 0, 1, 2, ...")

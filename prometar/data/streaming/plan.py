@@ -17,7 +17,7 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec
 from prometar.errors import UserError
 
-FORMAT = 1  # increase if a code change alters the batches of a plan
+FORMAT = 1  # part of the digest. Increase it if a code change alters the batches of a plan
 EVAL_BATCH_SIZE = 64
 
 Ints = NDArray[np.int64]
@@ -32,7 +32,7 @@ def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tu
         order = np.random.Generator(np.random.PCG64(order_seq)).permutation(num_items)
     # Philox is counter-based, so the seed of the k-th image does not depend on the number of images.
     seeds = (np.random.Philox(seed_seq).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
-    order.flags.writeable = seeds.flags.writeable = False  # the cache shares them
+    order.flags.writeable = seeds.flags.writeable = False  # callers share the cached arrays
     return order, seeds
 
 
@@ -41,7 +41,7 @@ class DataPlan:
     """Images with their order, transform and batches.
 
     Args:
-        items: Images of an epoch.
+        items, transform: Images of an epoch, and the transform of each image.
         batch_size: Rows per batch. A batch is one step, and contains rows of one epoch only.
         epochs: Number of passes over the items.
         seed: Seed of the order and the augmentation.
@@ -68,8 +68,8 @@ class DataPlan:
     @property
     def rows_per_epoch(self) -> int:
         """Number of rows per epoch, without those of a dropped batch."""
-        full = len(self.items) // self.batch_size * self.batch_size
-        return full if self.drop_last and full else len(self.items)
+        in_full_batches = len(self.items) // self.batch_size * self.batch_size
+        return in_full_batches if self.drop_last and in_full_batches else len(self.items)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -98,7 +98,7 @@ class DataPlan:
             start += end - first
         return np.concatenate(indices), np.concatenate(seeds)
 
-    def step_rows(self, step: int) -> tuple[int, int]:
+    def row_range(self, step: int) -> tuple[int, int]:
         """Return the first row of a step, and the row after its last one."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = epoch * self.rows_per_epoch + batch * self.batch_size

@@ -32,7 +32,7 @@ from prometar.data.streaming.stream import Batch, iter_steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import InfrastructureError, PrometarError, WorkError, last_line
 
-MAX_STORED_IMAGES = 10_000  # about 1 GB of JPEG files
+MAX_STORED_IMAGES = 10_000  # in the object store, about 1 GB of JPEG files
 PAUSE_SECONDS = 0.02
 
 
@@ -51,7 +51,7 @@ def stream(
 
     Args:
         cpus: Logical CPUs for all tasks together. max(1, floor(cpus)) tasks run in parallel.
-        block_rows: Approximate number of rows per task. A task never splits the batch of a step.
+        block_rows: Approximate number of rows per block (the output of a task). A block never splits a batch.
         memory_bytes: Maximum total size of finished blocks that wait to be consumed.
 
     Raises:
@@ -124,7 +124,7 @@ def _build_dataset(
     inputs = []
     for first_step in range(start_step, plan.num_steps, steps_per_block):
         last_step = min(first_step + steps_per_block, plan.num_steps) - 1
-        indices, seeds = plan.rows(plan.step_rows(first_step)[0], plan.step_rows(last_step)[1])
+        indices, seeds = plan.rows(plan.row_range(first_step)[0], plan.row_range(last_step)[1])
         paths = [plan.items[k].path for k in indices]
         inputs.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
     group = get_current_placement_group()
@@ -138,7 +138,7 @@ def _build_dataset(
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             cast(Any, make_block),
-            fn_kwargs={"spec": plan.transform, "source": source, "stored": _store_images(plan, source)},
+            fn_kwargs={"spec": plan.transform, "source": source, "encoded_ref": _store_images(plan, source)},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=cpus / max_tasks,
@@ -148,19 +148,19 @@ def _build_dataset(
 
 
 def make_block(
-    block: pa.Table, *, spec: TransformSpec, source: Source, stored: ray.ObjectRef | None
+    table: pa.Table, *, spec: TransformSpec, source: Source, encoded_ref: ray.ObjectRef | None
 ) -> dict[str, NDArray[np.uint8]]:
-    """Make the images of a block in a Ray task. `block` is one row with three lists: index, seed, path."""
-    [row] = block.to_pylist()
-    if stored is None:
-        encoded = source.read_many(row["path"])
+    """Make the images of a block in a Ray task. `table` has one row of three lists: index, seed, path."""
+    [inputs] = table.to_pylist()
+    if encoded_ref is None:
+        encoded = source.read_many(inputs["path"])
     else:
-        encoded = ray.get(stored).take(pa.array(row["index"])).to_pylist()
-    return {"image": make_images(spec, encoded, row["seed"], row["path"])}
+        encoded = ray.get(encoded_ref).take(pa.array(inputs["index"])).to_pylist()
+    return {"image": make_images(spec, encoded, inputs["seed"], inputs["path"])}
 
 
 def _store_images(plan: DataPlan, source: Source) -> ray.ObjectRef | None:
-    """Put encoded images into the object store, or return None if there are too many or each is read once."""
+    """Store all encoded images in Ray, or return None if they are too many or each is read only once."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None
     return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))
@@ -169,7 +169,7 @@ def _store_images(plan: DataPlan, source: Source) -> ray.ObjectRef | None:
 @contextmanager
 def _data_context(memory_bytes: int) -> Iterator[None]:
     """Set Ray Data's options for one stream. A dataset keeps the options with which it was created."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the consumer raises what Ray Data would log
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised in the consumer instead
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -42,7 +42,7 @@ def iter_steps(plan: DataPlan, start_step: int) -> Iterator[tuple[int, Ints, Int
     """Yield (step, indices into the plan's items, augmentation seeds, labels) from `start_step` on."""
     labels = np.array([item.label for item in plan.items], np.int64)
     for step in range(start_step, plan.num_steps):
-        indices, seeds = plan.rows(*plan.step_rows(step))
+        indices, seeds = plan.rows(*plan.row_range(step))
         yield step, indices, seeds, labels[indices]
 
 

@@ -82,7 +82,7 @@ def test_anything_else_is_one_line(base: float, found: str) -> None:
         ("baseless", r"its FewShotSplit needs the evaluation set 'base', found \['val'\]"),
         ("newless", "fails: KeyError: 'new'"),
         ("more", "fails: KeyError: 'all'"),
-        ("fewer", r"each class needs training images, and labels must be 0, 1, 2, \.\.\."),
+        ("fewer", r"training images must include every class, with labels 0, 1, 2, \.\.\."),
     ],
 )
 def test_a_split_that_cannot_be_scored_is_rejected_first(name: str, said: str) -> None:

@@ -25,7 +25,7 @@ def test_steps_cover_the_rows_and_never_cross_an_epoch(
     num_items: int, batch: int, epochs: int, shuffle: bool, drop_last: bool
 ) -> None:
     plan = make_plan(num_items, batch_size=batch, epochs=epochs, shuffle=shuffle, drop_last=drop_last)
-    ranges = [plan.step_rows(step) for step in range(plan.num_steps)]
+    ranges = [plan.row_range(step) for step in range(plan.num_steps)]
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(plan.num_rows))
     for start, stop in ranges:
         assert start // plan.rows_per_epoch == (stop - 1) // plan.rows_per_epoch
@@ -90,5 +90,5 @@ def test_digest_changes_with_everything_that_decides_pixels(change: dict[str, An
 
 def test_eval_plan_keeps_every_image_in_order() -> None:
     plan = eval_plan(make_plan(10).items, size=32, batch_size=4)
-    assert [plan.step_rows(step) for step in range(plan.num_steps)] == [(0, 4), (4, 8), (8, 10)]
+    assert [plan.row_range(step) for step in range(plan.num_steps)] == [(0, 4), (4, 8), (8, 10)]
     assert list(plan.rows(0, 10)[0]) == list(range(10))

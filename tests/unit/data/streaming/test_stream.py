@@ -58,7 +58,7 @@ def test_batches_are_writable_uint8_with_the_items_labels(small_dtd: Path) -> No
         assert batch.images.dtype == np.uint8
         assert batch.images.flags.writeable
         assert batch.images.shape == (4, 32, 32, 3)
-        want = [plan.items[k].label for k in plan.rows(*plan.step_rows(batch.step))[0]]
+        want = [plan.items[k].label for k in plan.rows(*plan.row_range(batch.step))[0]]
         assert batch.labels.tolist() == want
         assert batch.labels.dtype == np.int64
 
