@@ -46,8 +46,8 @@ def named_device(name: str) -> torch.device:
 def send(values: T, device: torch.device) -> T:
     """Copy nested tuples, lists and dicts of host tensors to a device, asynchronously.
 
-    The copies are views of one allocation. A tensor that occurs twice is copied once. If the device is a CPU,
-    `values` is returned.
+    If the device is a CPU, return `values`. Otherwise, the copies are views of one allocation, and a tensor
+    that occurs twice is copied once.
 
     Example:
         >>> images, labels = send((torch.zeros(2, 3), torch.tensor([0, 1])), torch.device("cpu"))
@@ -90,7 +90,7 @@ def release_cached_memory() -> None:
 
 
 def _pack(tensors: Collection[Tensor], **options: Any) -> tuple[Tensor, list[int]]:
-    """Copy the bytes of all tensors into a new tensor. Return it and the offset of each tensor."""
+    """Copy the bytes of all tensors into a new tensor. Return it and the byte offset of each tensor."""
     offsets, size = [], 0
     for tensor in tensors:
         offsets.append(size)

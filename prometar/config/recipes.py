@@ -22,7 +22,7 @@ METHODS = (
 
 _SettingsBySection = dict[str, dict[str, JsonValue]]
 _EXCLUDED = ("data", "backbone", "train.seed")
-"""Settings that recipes must not contain, so that methods are compared on the same images and backbone."""
+"""Not allowed in recipes, so that methods are compared on the same images and backbone."""
 
 
 class Recipe(StrictModel):
@@ -30,7 +30,7 @@ class Recipe(StrictModel):
 
     Args:
         settings: Settings that differ from ProMetaR's, by section.
-        name, title, about: Name here (or file name), name in the paper, and what the method learns.
+        name, title, about: Name (or file name), name in the paper, and what the method learns.
         paper, source: Publication of the method, and source of the settings.
         unverified: Details of the settings that could not be verified.
     """
@@ -61,7 +61,7 @@ def recipe(method: str) -> Recipe:
     """Return the recipe of a built-in method, or load a recipe file.
 
     Raises:
-        UserError: the method is unknown, or the file is not a recipe.
+        UserError: the method is unknown, or the file is not a valid recipe.
 
     Example:
         >>> recipe("coop").settings["train"]

@@ -55,16 +55,16 @@ class AugmentConfig(StrictModel):
     jitter: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _require_ordered_crop_scales(self) -> "AugmentConfig":
+    def _require_ordered_crop_scales(self) -> Self:
         if self.crop_scale_min > self.crop_scale_max:
             raise ValueError(f"crop_scale_min {self.crop_scale_min} exceeds crop_scale_max")
         return self
 
 
 class BackboneConfig(StrictModel):
-    """An open_clip model or the embedded `mini`. `pretrained`: open_clip tag or local .safetensors file.
+    """An open_clip model and its `pretrained` weights (tag or .safetensors file), or the embedded `mini`.
 
-    `precision` applies to the towers. Prompts, gate, losses and optimizers use at least fp32.
+    `precision` applies to the towers. Prompts, the modulator's gate, losses and optimizers use at least fp32.
     """
 
     name: str = "mini"
@@ -76,7 +76,7 @@ class OptimConfig(StrictModel):
     """SGD with a constant warm-up lr, then a cosine schedule.
 
     The modulator's learnable tensors (the gate) have their own lr. `gate_schedule`: `released` always uses
-    `gate_warmup_lr`, because the published code never steps their schedule. `configured` steps it.
+    `gate_warmup_lr`, because the published code never steps the gate's schedule. `configured` steps it.
     """
 
     lr: float = Field(default=0.0025, ge=0, le=1e30)
@@ -136,8 +136,8 @@ class Config(MethodConfig):
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
-        If `method` changes, all settings except data, backbone and seed start from its recipe. Values that a
-        component's kind lacks are ignored. A change of kind drops the settings that the new kind lacks.
+        If `method` changes, its recipe replaces all settings except data, backbone and seed. Values for
+        settings that the component's kind lacks are ignored. A change of kind drops what the new kind lacks.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -187,7 +187,7 @@ class Config(MethodConfig):
         """Return the configuration if its custom components may be imported.
 
         Raises:
-            UserError: it has custom components and is not `trusted`. The message starts with `where`.
+            UserError: it has custom components, and `trusted` is False. The message starts with `where`.
         """
         if self.custom_components and not trusted:
             raise UserError(
@@ -216,7 +216,7 @@ def _with_recipe(
 
 
 def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> ConfigData:
-    """Return `base` updated with `given`. Drop settings of `base` that the resulting kind lacks."""
+    """Return `base` updated with `given`. Drop what the new kind lacks, and `args` if the kind changes."""
     field, base_kind = _kind_field(section), base.get(_kind_field(section))
     kind = given.get(field, base_kind)
     fields, same = _fields(section, kind), kind == base_kind
@@ -239,7 +239,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
 
 
 def _kind_field(section: str) -> str:
-    """Return the field that selects a component's kind. Without kinds: "name", which selects nothing."""
+    """Return the field that selects a component's kind, or "name" (unused) for a section without kinds."""
     default = Config.model_fields[section].default
     return default.KIND_FIELD if isinstance(default, ComponentSection) else "name"
 
@@ -315,7 +315,7 @@ def parse_config(tree: object, *, where: str) -> Config:
     except ValidationError as error:
         # Pydantic adds union tags and kinds to the locations of errors. Settings are named without them.
         tags = TAG_NAMES | {kind for section in Config.model_fields for kind in _models(section) if kind}
-        raise UserError(f"{where}: {problems_of(error, without=tags)}") from None
+        raise UserError(f"{where}: {problems_of(error, omitted_tags=tags)}") from None
 
 
 def load_config(path: Path) -> Config:
@@ -374,7 +374,7 @@ def absolute_root(root: str) -> str:
     """Return the absolute path of a data root. URIs (s3://...) are returned unchanged.
 
     Raises:
-        UserError: the path is not UTF-8, or contains a loop of symbolic links.
+        UserError: the path is not UTF-8 or contains a NUL, or its symbolic links form a cycle.
     """
     require_storable(root)
     return root if "://" in root else str(resolve_path(root))

@@ -89,7 +89,7 @@ def _validated_args(reference: str, component: Any, args: Mapping[str, object]) 
         try:
             return model.model_validate(dict(args))
         except ValidationError as error:
-            raise UserError(f"{reference}: {problems_of(error, unknown='unknown setting')}") from None
+            raise UserError(f"{reference}: {problems_of(error, unknown_text='unknown setting')}") from None
 
 
 def source_digest(reference: str) -> str:
@@ -110,8 +110,8 @@ def source_digest(reference: str) -> str:
 def convert_errors(reference: str) -> Iterator[None]:
     """Convert an error of custom code into a one-line UserError that names the file and the line.
 
-    SystemExit is converted too, because the import of a script may raise it. Accelerator errors are not
-    converted, because a retry with more memory or on another device may succeed.
+    SystemExit is converted too, because the import of a script may raise it. PrometarErrors pass unchanged,
+    as do accelerator errors, because a retry with more memory or on another device may succeed.
     """
     try:
         yield
@@ -120,10 +120,10 @@ def convert_errors(reference: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if is_accelerator_error(error):
             raise
-        last = extract_tb(error.__traceback__)[-1]
-        at = f"{Path(last.filename).name}, line {last.lineno}"
+        frame = extract_tb(error.__traceback__)[-1]
+        location = f"{Path(frame.filename).name}, line {frame.lineno}"
         text = " ".join(str(error).split())[:300]
-        raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({at})") from error
+        raise UserError(f"{reference} fails: {type(error).__name__}: {text} ({location})") from error
 
 
 def resolve_custom(kind: str, name: str, built_in: Iterable[str]) -> Any:

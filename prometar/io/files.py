@@ -24,7 +24,7 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: the file cannot be read, or is not a regular file. Reading a pipe or a device may never end.
+        OSError: the file cannot be read, or is not regular (reading a pipe or a device may never end).
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block
@@ -51,7 +51,7 @@ def read_text(path: Path) -> str:
 
 
 def is_storable(path: Path | str) -> bool:
-    """Return True if records and databases can store a path: it is UTF-8 and contains no NUL."""
+    """Return True if records and databases can store a path, which must be UTF-8 without NUL."""
     try:
         return b"\0" not in str(path).encode()
     except UnicodeEncodeError:
@@ -116,10 +116,10 @@ def cannot_write_error(path: Path, error: OSError) -> InfrastructureError:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file atomically: readers see all of the old or all of the new content, even after a crash.
+    """Write a file atomically: readers see either the old or the new content, even after a crash.
 
     Raises:
-        InfrastructureError: the disk is full or the folder is not writable.
+        InfrastructureError: the file cannot be written, for example because the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS_TOKEN}")
     try:

@@ -35,7 +35,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def read_file(folder: str, name: str) -> bytes | None:
-    """Return the content of a file below a local folder or URI, or None if it does not exist.
+    """Return the content of a file below a local folder or URI, or None if the file does not exist.
 
     Raises:
         UserError: pyarrow does not support the URI.
@@ -51,7 +51,7 @@ def read_file(folder: str, name: str) -> bytes | None:
 
 
 def write_file(folder: str, name: str, content: bytes) -> None:
-    """Write a file below a local folder or URI. Readers see only complete files, even in object stores.
+    """Write a file below a local folder or URI. Local folders and object stores show only complete files.
 
     Raises:
         UserError: pyarrow does not support the URI.
@@ -90,7 +90,7 @@ def join(root: str | Path, name: str) -> str:
 
 
 def masked_message(error: Exception) -> str:
-    """Return an error's message in one line, with secrets masked and the final period removed."""
+    """Return an error's message in one line, with secrets masked and without the final period."""
     return masked(" ".join(str(error).split())).rstrip(".") or type(error).__name__
 
 

@@ -20,6 +20,7 @@ class StrictModel(BaseModel):
         1.0
     """
 
+    # Text fields accept numbers, because YAML reads the unquoted name 101 as a number.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
     @model_validator(mode="before")  # field_validator("*") cannot be used in members of a discriminated union
@@ -38,30 +39,30 @@ BUILT_IN = "built-in"
 
 
 def problems_of(
-    error: ValidationError, *, unknown: str = "unknown key", without: Collection[str] = ()
+    error: ValidationError, *, unknown_text: str = "unknown key", omitted_tags: Collection[str] = ()
 ) -> str:
     """Return at most five problems of a validation error in one line.
 
-    `unknown`: message for an unknown field. `without`: union tags to omit from the names of fields.
+    `unknown_text`: problem of an unknown field. `omitted_tags`: union tags to omit from the names of fields.
     """
-    texts = {"extra_forbidden": unknown, "missing": "a value is required"}
+    texts = {"extra_forbidden": unknown_text, "missing": "a value is required"}
     problems = []
     for each in error.errors()[:5]:
-        name = ".".join(str(key) for key in each["loc"] if key not in without)
+        name = ".".join(str(key) for key in each["loc"] if key not in omitted_tags)
         text = texts.get(each["type"])
         problems.append(f"{name}: {text}" if text else describe_problem(each, name))
     more = error.error_count() - len(problems)
     return "; ".join([*problems, f"and {more} more"] if more else problems)
 
 
-_EXPECTED = {
+_BOUNDS = {
     "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
 }  # fmt: skip
 
 
 def describe_problem(error: ErrorDetails, name: str) -> str:
-    """Describe an error of a field, such as "optim.lr must be at least 0, got -1". `name` may be ""."""
+    """Describe an error of a field, such as "optim.lr must be at least 0, got -1". `name`: "" for a model."""
     kind, context, found = error["type"], error.get("ctx", {}), reprlib.repr(error["input"])
     if kind == "value_error":
         return f"{name}: {context['error']}".removeprefix(": ")
@@ -69,9 +70,9 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         name = f"{name}.{context['discriminator']}".replace("'", "").removeprefix(".")
         custom = " or module:Name" if BUILT_IN in error["loc"] else ""
         return f"{name} must be one of {context['expected_tags']}{custom}, got {context['tag']}"
-    if kind in _EXPECTED:
+    if kind in _BOUNDS:
         # Some versions of pydantic write all 31 digits of the bound 1e30.
-        bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", _EXPECTED[kind].format(**context))
+        bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", _BOUNDS[kind].format(**context))
         found = found.strip("'")
         return f"{name} must be {bound}, got {found}".lstrip()
     message = error["msg"].replace("Input should be", "must be")
@@ -82,12 +83,12 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
 @cache
 def _holds_numbers(model: type[BaseModel], name: object) -> bool:
     field = model.model_fields.get(str(name))
-    kinds = set(leaf_types(field.annotation)) if field else set()
-    return bool not in kinds and not kinds.isdisjoint({int, float})
+    types = set(leaf_types(field.annotation)) if field else set()
+    return bool not in types and not types.isdisjoint({int, float})
 
 
 def leaf_types(annotation: object) -> Iterator[object]:
-    """Yield the types in a nested annotation, such as int and str of `list[int] | str`."""
+    """Yield the innermost types of an annotation, such as int and str of `list[int] | str`."""
     nested = get_args(annotation)
     if not nested:
         yield annotation

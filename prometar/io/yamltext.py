@@ -10,7 +10,7 @@ from prometar.errors import UserError
 from prometar.io.files import file_size, read_text
 
 _MAX_BYTES = 1_000_000
-_MAX_NODES = 500_000  # a file of 1 MB without aliases cannot have more
+_MAX_NODES = 500_000  # more than a real file of 1 MB has without aliases
 _MAX_LENGTH = 300  # characters per number, because integers of more than 309 digits overflow float
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
@@ -40,7 +40,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """Return plain data from YAML text. `where` names the source in messages.
 
     Raises:
-        UserError: the text is not YAML, is nested too deeply, or is too large after aliases are expanded.
+        UserError: the text is not YAML, is nested too deeply, or is rejected by `_check_nodes`.
     """
     try:
         loader = _Loader(text)
