@@ -101,8 +101,8 @@ class ConfirmConfig(StrictModel):
 class FinalTestConfig(StrictModel):
     """Comparison of the selected settings with the default settings on test images.
 
-    With `auto`, seed pairs are added until the confidence interval of the difference in H excludes 0 or lies
-    within ±`min_relevant`, or until `MAX_SEED_PAIRS` pairs are finished.
+    With `auto`, seed pairs are added until the confidence interval of the difference in H (harmonic mean of
+    base and new accuracy) excludes 0 or lies within ±`min_relevant`, or `MAX_SEED_PAIRS` pairs are finished.
     """
 
     seeds: Annotated[tuple[Seed, ...], Distinct] | Literal["auto"] = Field(
@@ -311,8 +311,8 @@ class StudyConfig(StrictModel):
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. It trains for `test.epochs`, unless settings other than
-                the default ones set the epochs.
+            final: True for a run of the final test. It trains for `test.epochs`, unless `settings` differ
+                from the default settings and include the number of epochs.
         """
         epochs = {EPOCHS_KEY: self.test.epochs} if final else {}
         values = {**settings, **epochs} if settings == self.baseline_settings else {**epochs, **settings}

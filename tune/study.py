@@ -89,11 +89,11 @@ class Study:
         from tune.store.trial_store import open_trial_store
         from tune.tracking import Trackers
 
-        config, folder = self.config, self.folder.path
+        config, path = self.config, self.folder.path
         with (
             self._open() as (_, digests, resources),
-            open_trial_store(config, folder, digests, concurrency=resources.max_concurrent) as store,
-            closing(Trackers(config.location.trackers, folder, self.console)) as tracking,
+            open_trial_store(config, path, digests, concurrency=resources.max_concurrent) as store,
+            closing(Trackers(config.location.trackers, path, self.console)) as tracking,
         ):
             self.folder.write_study(config, digests)
             done, interrupted = len(store.ended), len(store.interrupted)
@@ -174,7 +174,7 @@ class Study:
 
     @cached_property
     def _plan(self) -> StudyPlan:
-        """Plan for `describe_plan` and `estimate`. `run` makes a new one, because the data may change."""
+        """Plan for `describe_plan` and `estimate`. `run` makes another, because data may have changed."""
         return plan_study(self.config)
 
     def describe_plan(self) -> str:
@@ -235,7 +235,7 @@ class Study:
         done: int = 0,
         observers: "Sequence[Observer]" = (),
     ) -> Mapping[str, str]:
-        """Run the jobs of a stage with a live view. Return failure reasons by job name."""
+        """Run a stage's jobs. Show `done` of `total` in a live view. Return failure reasons by job name."""
         from tune.execution.executor import run_jobs
 
         assert self._opened is not None

@@ -123,8 +123,8 @@ class Session:
             run, start = self.run, self.state.step
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
             cached = can_skip_images(run.backbone.clip, run.cache, range(start, run.plan.num_steps))
-            stream = stream_labels if cached and not reads_pixels else self._start_stream
-            self._stream = stream(run.plan, run.dataset.source, start)
+            start_stream = stream_labels if cached and not reads_pixels else self._start_stream
+            self._stream = start_stream(run.plan, run.dataset.source, start)
             self._batches = chain([*islice(self._stream, 1)], self._stream)
         return self._batches
 

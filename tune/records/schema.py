@@ -94,7 +94,7 @@ def mean_of(runs: Iterable[RunScore], metric: Goal = "objective") -> float | Non
 
 @dataclass(frozen=True, config=_STRICT)
 class EpochReport:
-    """Result of one epoch of a job, sent by the worker.
+    """Result of one epoch of a job: of the runs that one worker trains for a trial or a later stage.
 
     Args:
         epoch: Number of the epoch, counted from 1, or 0 before the first report.
@@ -102,7 +102,7 @@ class EpochReport:
         loss: Mean training loss, None if nothing was trained.
         finished: True if this is the last report of the job.
         error: Error message, or "" if the job did not fail.
-        notes: Notices for the user, e.g. "started over: the checkpoint is corrupt".
+        notes: Notes for the user, e.g. "started over: the checkpoint is corrupt".
     """
 
     epoch: NonNegativeInt = 0
@@ -139,7 +139,7 @@ class TrialRecord:
         epoch: Number of the last epoch.
         scores_by_epoch: Objective by epoch (1-based).
         seconds: Training time, summed over the runs.
-        notes: Notices for the user.
+        notes: Notes for the user.
         reason: Failure reason, or "" if the trial did not fail.
     """
 
@@ -221,9 +221,9 @@ class DatasetTest:
 
     Args:
         selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
-        difference, base_difference, new_difference: Selected minus baseline in H, base and new accuracy,
-            paired by seed, in points. None if the baseline was selected or there are fewer than two pairs.
-        published: Published H (harmonic mean) of the method, None if unknown or not comparable.
+        difference, base_difference, new_difference: Selected minus baseline in H (harmonic mean), base and
+            new accuracy in points, paired by seed. None for a selected baseline or fewer than two pairs.
+        published: Published H of the method, None if unknown or not comparable.
     """
 
     selected: RunScores
