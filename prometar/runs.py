@@ -67,12 +67,12 @@ def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
         raise UserError(f"{folder} contains a study. Choose another folder with --out.")
     if file_size(folder / "checkpoint.safetensors") is not None:
         return  # the session compares the checkpoint with the run
-    config, result = folder / "config.yaml", folder / RESULT_FILE
-    is_same = file_size(config) is not None and read_bytes(config) == config_text
-    if is_same and file_size(result) is not None:
+    config_file, result_file = folder / "config.yaml", folder / RESULT_FILE
+    is_same = file_size(config_file) is not None and read_bytes(config_file) == config_text
+    if is_same and file_size(result_file) is not None:
         with suppress(PrometarError):  # a corrupt result is replaced
             is_same = read_result(folder).objective == objective
-    for file in (config, result):
+    for file in (config_file, result_file):
         if not is_same and file_size(file) is not None:
             raise UserError(f"{file} belongs to another run. Choose another folder with --out.")
 

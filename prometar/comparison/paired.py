@@ -74,7 +74,7 @@ def compare(
         p_values = [_p_value(by_dataset) for by_dataset in paired.values()]
         for (method, by_dataset), p, p_holm in zip(paired.items(), p_values, holm(p_values), strict=True):
             differences.append(Difference(metric, method, reference, by_dataset, p, p_holm))
-    return differences, list(_unpaired(results))
+    return differences, list(_missing_run_notes(results))
 
 
 def _differences(
@@ -120,7 +120,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _unpaired(results: Results) -> Iterator[str]:
+def _missing_run_notes(results: Results) -> Iterator[str]:
     """Yield a note for each method without runs on a dataset, or without a seed that another method has."""
     for dataset in dict.fromkeys(name for by_dataset in results.values() for name in by_dataset):
         seeds = {

@@ -83,7 +83,7 @@ def compare_runs(
 
 
 def _results_below(path: Path) -> list[Path]:
-    studies = {file.parent for file in path.rglob("study.yaml")}  # all runs of studies are skipped
+    studies = {file.parent for file in path.rglob("study.yaml")}  # skipped: a study has its own report
     return [file for file in sorted(path.rglob(RESULT_FILE)) if studies.isdisjoint(file.parents)]
 
 

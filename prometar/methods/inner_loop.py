@@ -18,7 +18,7 @@ class NoInnerLoop(ComponentSection):
 
 
 class InnerSGD(ComponentSection):
-    """One SGD step theta' = theta - lr * g on prompts theta; g: modulated gradient on the support images.
+    """SGD step theta' = theta - lr * g of the prompts theta, with the modulated gradient g on support images.
 
     `outer_weight`: factor of the query loss at theta'. `order`: "second" differentiates g with respect to
     theta. "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017), but the gate

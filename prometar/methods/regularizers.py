@@ -17,7 +17,7 @@ class RegularizerInputs(NamedTuple):
     """Normalized prompted and frozen features of a batch. Frozen ones are None unless a term uses them.
 
     Args:
-        text_CE: Text features (C, E), or (B, C, E) if they depend on the image.
+        text_CE: Text features of C classes (C, E), or (B, C, E) if they depend on the image.
         weights_B: Weights of the images. Their sum is 1.
         scale: Factor that turns cosines into logits.
     """
@@ -183,14 +183,14 @@ class _DistanceSettings(ComponentSection):
         """
         from prometar.clip.openclip import TEMPLATES
 
-        distance, terms = self.component(), list[tuple[Term, float]]()
-        if isinstance(distance, Term):
-            terms.append((distance, 1.0))
+        component, terms = self.component(), list[tuple[Term, float]]()
+        if isinstance(component, Term):
+            terms.append((component, 1.0))
         else:  # a tower without prompts has constant features and needs no term
             if prompts.num_context > 0:
-                terms.append((TextDistance(distance), self.text_weight))
+                terms.append((TextDistance(component), self.text_weight))
             if has_image_prompts(prompts):
-                terms.append((ImageDistance(distance), self.image_weight))
+                terms.append((ImageDistance(component), self.image_weight))
         terms.append((LogitsDivergence(), self.logits_weight))
         used = tuple((term, weight) for term, weight in terms if weight)
         return Regularizer(used, TEMPLATES if self.teacher == "ensemble" else (), self.teacher)

@@ -44,7 +44,7 @@ def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Ma
     """Return the published accuracies that are comparable with runs of `config`, and a citation.
 
     Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. Their other settings are the method's
-    defaults, except for those that the authors changed for the protocol or for the series.
+    defaults, except for those that the authors changed for the protocol or a series (a row of their table).
 
     Returns:
         Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
