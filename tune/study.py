@@ -1,6 +1,6 @@
-"""A hyperparameter study: search, confirmation, final test, report.
+"""A hyperparameter study: search, confirmation, final test and report.
 
-Each stage reads its records, runs the missing jobs and writes its records. A rerun thus resumes a study.
+Each stage reads its records, runs the missing jobs and writes its records. A rerun therefore resumes a study.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

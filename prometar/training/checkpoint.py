@@ -18,7 +18,7 @@ from prometar.training.run_result import EpochRecord
 
 
 class Checkpoint(BaseModel):
-    """State of a run, records of its finished epochs, and digests of the `Run` and the backbone's weights."""
+    """State of a run, its epoch records, and the digests of its fixed inputs (`Run`) and backbone weights."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -267,7 +267,7 @@ class FinalTest:
 
     @property
     def confidence(self) -> str:
-        """Confidence level of `difference` in percent."""
+        """Confidence level of `difference` in percent. It is 95% for an interval over several datasets."""
         return "95" if len(self.datasets) > 1 else self.dataset_confidence
 
     @property
