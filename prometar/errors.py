@@ -35,7 +35,7 @@ class InfrastructureError(PrometarError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line (at most 160 characters) of an error's message, or the error's class name."""
+    """Return the first line (up to 160 characters) of an error's message. If empty, return the class name."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
 

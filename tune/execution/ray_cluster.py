@@ -32,7 +32,7 @@ _owns_cluster = False
 
 
 def configure_ray(*, local: bool = True) -> None:
-    """Set defaults of Ray's environment variables, before ray is imported. `local`: for a local cluster."""
+    """Set defaults of Ray's environment variables before ray is imported. `local`: for a local cluster."""
     for name, value in (_ENVIRONMENT | (_LOCAL_ENVIRONMENT if local else {})).items():
         os.environ.setdefault(name, value)
 
@@ -40,7 +40,7 @@ def configure_ray(*, local: bool = True) -> None:
 def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> list[dict[str, float]]:
     """Connect to the cluster at `address` (None: start a local one), unless Ray is already initialized.
 
-    Return the resources of each machine, e.g. [{"CPU": 2.0}]. `num_cpus` limits those of a local cluster.
+    Return the resources of each machine, e.g. [{"CPU": 2.0}]. `num_cpus` limits a local cluster.
 
     Raises:
         UserError: `address` is invalid. WorkError: Ray cannot be started, or the connection fails.

@@ -80,7 +80,7 @@ def uses_gpus(nodes: Sequence[NodeResources], resources: ResourcesConfig) -> boo
 def plan_trials(
     nodes: Sequence[NodeResources], resources: ResourcesConfig, num_trials: int, memory: float = 0
 ) -> tuple[ResourcePlan, str]:
-    """Plan the resources per trial. Return the plan and a one-line description.
+    """Plan the resources per trial. Return the plan and a one-line summary.
 
     Unless --max-concurrent is set, at most a fifth of `num_trials` run concurrently. See `plan_resources`.
 
@@ -104,7 +104,7 @@ def plan_resources(
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
-        max_jobs_reason: Reason for `max_jobs`, for the description.
+        max_jobs_reason: Reason for `max_jobs`, for the summary.
         memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed, as the
             estimate may be too high. If the user sets `max_concurrent`, the estimate is ignored.
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).

@@ -67,7 +67,7 @@ class Shutdown:
                 self._exit_unless_finished(finished)
 
     def _watch_node(self, finished: threading.Event) -> None:
-        """Exit soon after this machine's node dies. The check may block. The head thus has its own thread."""
+        """Exit soon after this machine's node dies. Runs in its own thread, because the check may block."""
         while not finished.wait(_NODE_INTERVAL):
             if not head_is_dead() and local_node_is_dead():
                 self._exit_unless_finished(finished)

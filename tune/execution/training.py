@@ -55,7 +55,7 @@ class JobTraining:
         return EpochReport(
             epoch=self._epoch,
             runs=tuple(scores),
-            loss=mean(each.get("direct_ce", 0.0) for each in metrics),
+            loss=mean(each.get("direct_ce", 0.0) for each in metrics),  # cross-entropy on whole batches
             finished=finished,
             notes=tuple(self._notes),
         )

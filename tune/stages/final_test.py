@@ -53,7 +53,7 @@ def run_final_test(
             )
             for dataset, by_side in jobs.items()
         }
-        # Mean differences over the datasets, for seeds with a result on each dataset.
+        # Mean differences over the datasets, for seeds with both results on each dataset.
         per_dataset = [paired_differences(each.selected, each.baseline) for each in results.values()]
         complete = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
         differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]

@@ -67,6 +67,7 @@ class SearchJobs(Iterator[Job]):
         self._add_duration()
 
     def _add_duration(self) -> None:
+        """Add the time since the last call to the stored duration of the search."""
         now = time.monotonic()
         self._store.add_seconds(now - self._counted_to)
         self._counted_to = now

@@ -38,7 +38,7 @@ def open_trial_store(
 
     Args:
         folder: Folder of the study.
-        digests: Digests of inputs other than the configuration that determine results, by name.
+        digests: Digests, by name, of the inputs that determine results, except the configuration.
         concurrency: Number of concurrent trials (see `make_sampler` and `make_pruner`).
 
     Raises:
@@ -133,7 +133,7 @@ class TrialStore:
             allow_new: False to only resume interrupted trials.
 
         Returns:
-            The trial, or None if there are no more trials, or too many have failed.
+            The trial, or None if no trials are left or too many have failed.
         """
         for trial in self.interrupted:
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
@@ -248,7 +248,7 @@ class TrialStore:
         return not pruned
 
     def fail(self, number: int, reason: str) -> None:
-        """Mark a trial as failed. Do nothing if the trial has already ended."""
+        """Mark a trial as failed, unless it has already ended."""
         if number in self._running:
             self._storage.set_trial_user_attr(self._running[number][0], REASON, reason)
             self._tell(number, TrialState.FAIL)
