@@ -24,7 +24,7 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: the file cannot be read, or is not regular (reading a pipe or a device may never end).
+        OSError: the file cannot be read, or is not a regular file (a pipe or a device may never end).
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block

@@ -54,12 +54,12 @@ def _open_if_present(name: str, root: Path | str | None) -> Dataset | str | None
         return str(error)
 
 
-def size_differences(name: str, classes: int, counts: dict[str, int]) -> tuple[str, ...]:
+def size_differences(name: str, num_classes: int, counts: dict[str, int]) -> tuple[str, ...]:
     """Describe deviations from published sizes, such as "train 600 of 2820". Only benchmarks have these."""
     if name not in BENCHMARKS:
         return ()
     published = {"classes": BENCHMARKS[name].num_classes, **BENCHMARKS[name].sizes}
-    found = {"classes": classes, **counts}
+    found = {"classes": num_classes, **counts}
     return tuple(f"{key} {found[key]} of {size}" for key, size in published.items() if found[key] != size)
 
 

@@ -38,7 +38,7 @@ def prepare(
 
     Args:
         name, root: As for `open_dataset`.
-        to: Folder or URI that pyarrow supports (s3://bucket/path, gs://...), outside the source images.
+        to: Folder or URI that pyarrow supports (s3://bucket/path, gs://...), outside the images' own folder.
         shard_rows: Images per shard.
         progress: Receives (finished shards, total shards).
 

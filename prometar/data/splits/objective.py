@@ -2,8 +2,8 @@
 
 Base classes are the first half of a dataset's classes, new classes the second half. A search must not use
 the images of the final test, so `drift` and `base_val` use base-class images of the train and validation
-splits. `oracle_test` uses test images, to show how biased such a search is. `final` is the base-to-new
-protocol of final tests and `prometar train`. `all_classes` does not split the classes.
+splits. `oracle_test` uses test images, to show how biased such a search is. `final` (final tests and
+`prometar train`) tests base and new classes separately. `all_classes` does not split the classes.
 """
 
 import math

@@ -33,7 +33,7 @@ from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import InfrastructureError, PrometarError, WorkError, last_line
 
 MAX_STORED_IMAGES = 10_000  # in the object store, about 1 GB of JPEG files
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.02  # per iteration of Ray Data's scheduling loop
 
 
 def stream(
@@ -121,17 +121,17 @@ def _build_dataset(
     stream is not consumed, so the evaluation would wait forever for this CPU.
     """
     steps_per_block, max_tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
-    inputs = []
+    block_inputs = []
     for first_step in range(start_step, plan.num_steps, steps_per_block):
         last_step = min(first_step + steps_per_block, plan.num_steps) - 1
         indices, seeds = plan.rows(plan.row_range(first_step)[0], plan.row_range(last_step)[1])
         paths = [plan.items[k].path for k in indices]
-        inputs.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
+        block_inputs.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
     group = get_current_placement_group()
     strategy: Any = "DEFAULT"
     if group:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-    dataset = ray.data.from_items(inputs, override_num_blocks=len(inputs))
+    dataset = ray.data.from_items(block_inputs, override_num_blocks=len(block_inputs))
     with warnings.catch_warnings():
         # `scheduling_strategy` is deprecated. If DataContext sets it instead, Ray Data 2.60 limits itself to
         # the object-store memory of the bundles (0 bytes), so it starts a task only once the consumer waits.
@@ -142,7 +142,7 @@ def _build_dataset(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=cpus / max_tasks,
-            compute=TaskPoolStrategy(size=min(max_tasks, len(inputs))),
+            compute=TaskPoolStrategy(size=min(max_tasks, len(block_inputs))),
             scheduling_strategy=strategy,
         )
 
