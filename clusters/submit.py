@@ -24,17 +24,17 @@ LIMIT_MIB = 100
 def upload_sizes(root: Path) -> Counter[str]:
     """Return the number of bytes that `--working-dir root` uploads for each entry of `root`.
 
-    Follows Ray's rules (.gitignore and .rayignore in every folder). Sizes are uncompressed.
+    As in Ray, the .gitignore and .rayignore of every folder apply. Sizes are uncompressed.
     """
     from ray._private.runtime_env.packaging import _dir_travel
 
     sizes: Counter[str] = Counter()
 
-    def count(path: Path) -> None:
+    def add_size(path: Path) -> None:
         if path.is_file():
             sizes[path.relative_to(root).parts[0]] += path.stat().st_size
 
-    _dir_travel(root, [], count, include_gitignore=True, logger=logging.getLogger(__name__))
+    _dir_travel(root, [], add_size, include_gitignore=True, logger=logging.getLogger(__name__))
     return sizes
 
 
@@ -46,16 +46,16 @@ def upload_error(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
         return None
     largest = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.most_common(5))
     return (
-        f"{root} contains {total:.0f} MiB, but a job accepts at most {limit_mib:g} MiB. "
+        f"{root} contains {total:.0f} MiB, but an upload may contain at most {limit_mib:g} MiB. "
         f"List unneeded files in .rayignore. Largest entries: {largest}."
     )
 
 
 def connection_error(arguments: list[str]) -> str | None:
     """Return an error message if no server answers at --address, else None. Ray's is a hundred lines long."""
-    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
-    address = options.parse_known_args(arguments)[0].address
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
+    address = parser.parse_known_args(arguments)[0].address
     if not address.startswith("http"):
         return None  # `ray job submit` reports missing and other addresses
     try:
@@ -68,8 +68,8 @@ def connection_error(arguments: list[str]) -> str | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Check address and upload size, then submit. Return the exit status of `ray job submit`."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
+    """Check the address and the upload size, then submit. Return the exit status."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
     if "--" not in arguments:
         print(__doc__, file=sys.stderr)
         return 2

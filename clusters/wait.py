@@ -2,8 +2,8 @@
 
     python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
 
-The CPUs and GPUs that the cluster has when a study starts limit the number of concurrent trials. If some are
-missing, the study fails, or runs too few trials at a time. This script requests them from the autoscaler.
+The number of concurrent trials is fixed when a study starts. If the cluster has too few CPUs or GPUs then,
+too few trials run at a time, or the study fails. This script requests the missing ones from the autoscaler.
 """
 
 import argparse
@@ -28,19 +28,19 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     try:
         request_resources(bundles=[{kind: 1} for kind, count in wanted.items() for _ in range(count)])
-        deadline, shown = time.monotonic() + minutes * 60, ""
+        deadline, last_status = time.monotonic() + minutes * 60, ""
         while missing := {kind: n for kind, n in wanted.items() if ray.cluster_resources().get(kind, 0) < n}:
             status = ", ".join(
                 f"{ray.cluster_resources().get(kind, 0):g} of {n} {kind}s" for kind, n in missing.items()
             )
             if time.monotonic() > deadline:
                 raise TimeoutError(f"after {minutes:g} minutes the cluster has {status}")
-            if status != shown:
+            if status != last_status:
                 print(f"waiting: the cluster has {status}", flush=True)
-                shown = status
+                last_status = status
             time.sleep(1)
     finally:
-        request_resources(bundles=[])  # cancel the request: from now on, trials request machines
+        request_resources(bundles=[])  # cancel the request, because trials request machines themselves
         ray.shutdown()
 
 
@@ -62,13 +62,13 @@ def main() -> NoReturn:
     from ray.exceptions import AuthenticationError
 
     options = parse(sys.argv[1:])
-    if shutil.which(options.command[0]) is None:
-        sys.exit(f"error: no command '{options.command[0]}' on this machine")  # before requesting machines
+    if shutil.which(options.command[0]) is None:  # checked before machines are requested
+        sys.exit(f"error: no command '{options.command[0]}' on this machine")
     wanted = {kind: count for kind, count in (("CPU", options.cpus), ("GPU", options.gpus)) if count > 0}
     try:
         wait(wanted, options.minutes)
     except (TimeoutError, ConnectionError, AuthenticationError) as error:
-        hint = " (does this process have the cluster's token?)" if not isinstance(error, TimeoutError) else ""
+        hint = "" if isinstance(error, TimeoutError) else " (does this process have the cluster's token?)"
         sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
     except RuntimeError as error:  # the cluster uses a different version of Ray or Python
         sys.exit(f"error: {' '.join(str(error).split())}")

@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).resolve().parent.parent
-LINK = re.compile(r"\]\(([^)\s#:]+)")  # of Markdown, to a file
+LINK = re.compile(r"\]\(([^)\s#:]+)")  # target file of a Markdown link
 GALLERY = "examples/index.md"
 PICTURES = (".png", ".svg", ".webp", ".gif")
 
@@ -28,7 +28,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    site = [file for file in files if file.src_dir != config.docs_dir]  # the theme's
+    site = [file for file in files if file.src_dir != config.docs_dir]  # files of the theme
     included = InclusionLevel.INCLUDED
     for path in sources():
         site.append(File.generated(config, path, abs_src_path=str(ROOT / path), inclusion=included))
@@ -64,8 +64,8 @@ def gallery() -> str:
     for path in sorted(ROOT.glob("examples/*")):
         if path.suffix in {".py", ".yaml", ".ipynb"}:
             shown.append(f"## [{path.name}]({path.name})\n")
-            beside = sorted(path.parent.glob(f"{path.stem}.*"))
-            shown += [f"![{each.name}]({each.name})\n" for each in beside if each.suffix in PICTURES]
+            siblings = sorted(path.parent.glob(f"{path.stem}.*"))
+            shown += [f"![{each.name}]({each.name})\n" for each in siblings if each.suffix in PICTURES]
             shown.append(_notebook(path) if path.suffix == ".ipynb" else _code(path))
     return "\n".join(shown)
 
@@ -74,9 +74,9 @@ def _code(path: Path) -> str:
     text = path.read_text("utf-8")
     if path.suffix != ".py":
         return f"```yaml\n{text}```\n"
-    title, _, commands = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")
+    description, _, commands = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")
     code = text.split('"""', 2)[2].strip()
-    return f"{title}\n\n```\n{commands}\n```\n\n```python\n{code}\n```\n"
+    return f"{description}\n\n```\n{commands}\n```\n\n```python\n{code}\n```\n"
 
 
 def _notebook(path: Path) -> str:

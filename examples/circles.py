@@ -17,7 +17,7 @@ COLORS = ("blue", "green", "orange", "purple", "red", "yellow", "brown", "gray")
 
 @dataclass(frozen=True)
 class Drawings:
-    """Image source that draws a PNG image for each path. Picklable, because each worker receives a copy."""
+    """Source that draws a PNG image for a path such as "red/3". Picklable: each worker receives a copy."""
 
     size: int
 
@@ -25,21 +25,21 @@ class Drawings:
         return [self._draw(*path.split("/")) for path in paths]
 
     def _draw(self, color: str, number: str) -> bytes:
-        image, png, start = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
-        ImageDraw.Draw(image).ellipse((start, start, start + self.size // 2, start + self.size // 2), color)
+        image, png, left = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
+        ImageDraw.Draw(image).ellipse((left, left, left + self.size // 2, left + self.size // 2), color)
         image.save(png, "PNG")
         return png.getvalue()
 
 
 @dataclass(frozen=True)
 class Circles:
-    """Dataset loader, called with the value of --data-root. `size` is the setting `data.args.size`."""
+    """Dataset loader, called with the value of --data-root. `size` (pixels) is `data.args.size`."""
 
     size: int = 64
 
     def __call__(self, root: str | None) -> Dataset:
         train, val, test = (
-            tuple(Item(f"{color}/{k}", label, color) for label, color in enumerate(COLORS) for k in numbers)
+            tuple(Item(f"{color}/{n}", label, color) for label, color in enumerate(COLORS) for n in numbers)
             for numbers in (range(8), range(8, 12), range(12, 16))
         )
         return Dataset("circles", "Circles", train, val, test, Drawings(self.size), "a photo of a {} circle.")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from prometar.clip.model import Clip
-from prometar.methods.prompts import Leaves
+from prometar.methods.prompts import Leaves, Tensors
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Prompt tokens of layer l < `depth`: mix.l (length, rank) @ basis (rank, width of the text tower)."""
+    """Tokens of each text layer l < `depth`: mix.l (length, rank) @ basis (rank, width of the text tower)."""
 
     length: int = 4
     depth: int = 3
@@ -33,8 +33,8 @@ class LowRank:
         samples = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
         return {name: 0.1 * sample.to(clip.device, clip.working_dtype) for name, sample in samples.items()}
 
-    def tokens(self, leaves: Leaves) -> Leaves:
+    def tokens(self, leaves: Leaves) -> Tensors:
         return {f"text.{layer}": leaves[f"mix.{layer}"] @ leaves["basis"] for layer in range(self.depth)}
 
-    def condition_tokens(self, tokens: Leaves, frozen_BE: Tensor) -> Leaves:
+    def condition_tokens(self, tokens: Tensors, frozen_BE: Tensor) -> Tensors:
         return tokens
