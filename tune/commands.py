@@ -84,15 +84,15 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run methods under a benchmark protocol, and compare them. Rerun the same command to resume."""
-    configure_ray(local=address is None)  # before ray is imported
+    configure_ray(local=address is None)  # sets variables that ray reads when it is imported
     from prometar.data.datasets.catalog import default_root, require_name
     from tune.reproduce.grid import PROTOCOLS, Grid
     from tune.reproduce.published import protocol_settings
     from tune.reproduce.run import run_grid
 
     preset, overrides = PROTOCOLS[protocol], parse_assignments(settings or [])
-    if wrong := overrides.keys() & _OPTION_OF_SETTING.keys():
-        raise UserError(f"--set {min(wrong)} is not allowed. Use {_OPTION_OF_SETTING[min(wrong)]}.")
+    if reserved := overrides.keys() & _OPTION_OF_SETTING.keys():
+        raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
     if source and not preset.source:
         raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")
     if shots and len(shots) > 1 and len(preset.shots) == 1:

@@ -16,8 +16,8 @@ class Attention:
     """o = softmax(q @ k.T + mask) @ v, from projections (B, T, 3D) to (B, N, D).
 
     Implements `prometar.clip.function.TokenFunction`. g_i and r are cotangents of o, and tq_i, tk_i and tv_i
-    are tangents of q, k and v. p are the probabilities, and centered(x) = x - sum(p * x) over the keys. The
-    formulas of vjp and jvp omit the index i = 1..K.
+    are tangents of q, k and v. p = softmax(q @ k.T + mask), and centered(x) = x - sum(p * x) over the keys.
+    The formulas of vjp and jvp omit the index i = 1..K.
         vjp: a = centered(g @ v.T), b = p * a. Gradients of (q, k, v): b @ k, b.T @ q, p.T @ g
         jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv
         hvp: s = p * centered(r @ v.T + sum_i(g_i @ tv_i.T + a_i * c_i)). Gradients of (q, k, v):
@@ -28,7 +28,7 @@ class Attention:
         mask: Tensor (B, 1 or H, N, S) that is added to the scores q @ k.T.
         num_shared: Number of leading tokens of row 0 whose keys and values are prepended to those of every
             row. The mask must exclude the second copy in row 0, which then contains them twice.
-        num_queries: Number N of tokens at the start of a row that are queries. Default: all T tokens.
+        num_queries: Number N of leading tokens per row that are used as queries. Default: all T tokens.
         scale: Factor of the queries, or 1 if the projection weights already include it.
     """
 
@@ -129,7 +129,7 @@ class Attention:
         return torch.cat([shared.expand_as(x.narrow(-2, 0, self._num_shared)), x], dim=-2)
 
     def _join(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
-        """Join the gradients of queries, keys and values, each (K, BH, tokens, W), to (K, B, T, 3D)."""
+        """Join the gradients of queries, keys and values, each (K, BH, tokens, W), into (K, B, T, 3D)."""
         if self._scale != 1:
             dq = dq * self._scale
         if num_others := self._num_tokens - dq.shape[2]:  # tokens that are not queries

@@ -1,4 +1,4 @@
-"""Hand-written derivatives: the interface `TokenFunction`, and implementations `Projection` and `Norm`."""
+"""Hand-written derivatives: the interface `TokenFunction` with implementations `Projection` and `Norm`."""
 
 from collections.abc import Callable
 from typing import Protocol

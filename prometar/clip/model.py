@@ -112,7 +112,7 @@ class Clip:
     causal: True for CLIP. Its text tokens attend to earlier ones, and the end token (EOT) gives the feature.
         False for SigLIP. Its text tokens attend to all others, and the last token gives the feature.
     num_start: Number of tokens that the tokenizer puts before a text.
-    has_image_prompts: True if prompts enter the image tower. If False, `embed_images` returns features.
+    has_image_prompts: True if prompts enter the image tower. If not, `embed_images` returns features.
     """
 
     text: Tower

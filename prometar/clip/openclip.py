@@ -110,9 +110,9 @@ class Backbone:
 
 def load_tokenizer(name: str) -> Tokenize:
     """Return a model's tokenizer. SigLIP's tokenizers require `transformers` and are downloaded once."""
-    text = _config(name)["text_cfg"]
-    if not text.get("hf_tokenizer_name"):
-        return partial(tokenize, context_length=text.get("context_length", 77))
+    text_config = _config(name)["text_cfg"]
+    if not text_config.get("hf_tokenizer_name"):
+        return partial(tokenize, context_length=text_config.get("context_length", 77))
     return _hub_tokenizer(name)
 
 

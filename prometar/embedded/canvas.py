@@ -112,14 +112,14 @@ def integer_offset(value: Floats) -> Floats:
 
 
 def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floats]:
-    """Return x and y (N,) of a jittered grid that covers the canvas, with `spacing` in cells."""
+    """Return x and y (N,) of a jittered grid over the canvas. `spacing`: in cells, `jitter`: in spacings."""
     left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
     columns = np.arange(left, canvas.x.max() + spacing, spacing)
     rows = np.arange(top, canvas.y.max() + spacing, spacing)
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # the grid covers the bounding box of a turned canvas: drop points far outside
+    margin = 0.75 * spacing  # drop farther points: the grid covers the bounding box of a turned canvas
     sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2

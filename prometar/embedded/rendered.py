@@ -56,7 +56,7 @@ class RenderedSet(Generic[Motif]):
 
     def render(self, classname: str, seed: int, size: int = SIZE) -> Pixels:
         """Draw the image of a class with the image seed `seed`."""
-        # Class seeds depend on names, not on labels, so that adding a class does not change other classes.
+        # Class seeds depend on names, not on labels, so that a new class does not change images of others.
         class_seed = zlib.crc32((f"{self.name}/{classname}" if self.salted else classname).encode())
         rng = np.random.Generator(np.random.PCG64([class_seed, seed]))
         return self.draw(self.motifs[classname], rng, size)

@@ -141,8 +141,8 @@ def load(
     clip = load_clip(name, pretrained or original)
     if weights_digest(clip) != card.digest:
         raise UserError(
-            f"{path} was trained with other weights of {name} than {pretrained or original or 'mini'}. "
-            "Pass the original weights as pretrained=FILE."
+            f"{path} was trained with other weights of {name} than "
+            f"{pretrained or original or 'the embedded ones'}. Pass the original weights as pretrained=FILE."
         )
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
     component = checked_prompt_component(path, config, clip, leaves)
