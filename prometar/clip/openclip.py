@@ -135,7 +135,7 @@ def load_backbone(
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """Add the tokenizer and the image normalization to a loaded CLIP.
 
-    Weights without an open_clip tag get the normalization of the model's tags or, if these differ, OpenAI's.
+    Weights from a file get the normalization that all open_clip tags of the model share, otherwise OpenAI's.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
