@@ -160,8 +160,8 @@ def _fail(message: str, status: int) -> int:
 
 
 def format_count(number: float, noun: str) -> str:
-    """Return a number and a noun, in the plural if the number is above 1."""
-    return f"{round(number, 2):,.12g} {noun}{'s' if number > 1 else ''}"
+    """Return a number and a noun, which is singular for 1 and for fractions of 1."""
+    return f"{round(number, 2):,.12g} {noun}{'' if 0 < number <= 1 else 's'}"
 
 
 def format_duration(seconds: float) -> str:

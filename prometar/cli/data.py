@@ -39,7 +39,9 @@ def data_list(
         table.add_column(column)
     for name, found in list_datasets(data_root).items():
         benchmark = BENCHMARKS.get(name)
-        access = "custom" if benchmark is None else "download" if benchmark.archives else "manual download"
+        access = (
+            "your images" if benchmark is None else "download" if benchmark.archives else "manual download"
+        )
         sizes: tuple[int, ...] = (0, 0, 0, 0)
         state = access if data_root is None else f"missing ({access})"
         if isinstance(found, str):  # the reason why the dataset cannot be opened
@@ -63,7 +65,7 @@ def data_list(
 
 @app.command("check")
 def data_check(name: NameArgument, data_root: RootOption = None) -> None:
-    """Decode every image, list missing and corrupt images, and compare sizes with the published ones."""
+    """Decode every image. List missing and corrupt images, and compare sizes with the published ones."""
     from prometar.data.preparation.check import check
 
     list_errors, unreadable, summary = check(name, data_root or default_root(name))

@@ -62,9 +62,8 @@ def write_file(folder: str, name: str, content: bytes) -> None:
         write_atomically(Path(path, name), content)
     else:
         with _store_errors("write", join(folder, name)):
-            stream = system.open_output_stream(f"{path}/{name}", compression=None)
-            stream.write(content)
-            stream.close()
+            with system.open_output_stream(f"{path}/{name}", compression=None) as stream:
+                stream.write(content)
 
 
 @contextmanager

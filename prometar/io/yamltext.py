@@ -1,6 +1,7 @@
 """Safe parsing of YAML from users into plain data, with one-line errors."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def _check_nodes(node: yaml.Node, size_by_id: dict[int, int], ancestor_ids: set[
     children = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):
         children = [child for pair in node.value for child in pair]
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         # PyYAML would silently use the last value of a repeated key.
-        if repeated := [value for tag, value in keys if tag != _MERGE_TAG and keys.count((tag, value)) > 1]:
+        if repeated := [value for (tag, value), n in keys.items() if tag != _MERGE_TAG and n > 1]:
             raise ValueError(f"'{repeated[0]}' is given twice")
     elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBER_TAGS and len(node.value) > _MAX_LENGTH:
         raise ValueError(f"a number has more than {_MAX_LENGTH} characters")
