@@ -40,7 +40,7 @@ def data_list(
     for name, found in list_datasets(data_root).items():
         benchmark = BENCHMARKS.get(name)
         access = (
-            "your images" if benchmark is None else "download" if benchmark.archives else "manual download"
+            "own images" if benchmark is None else "download" if benchmark.archives else "manual download"
         )
         sizes: tuple[int, ...] = (0, 0, 0, 0)
         state = access if data_root is None else f"missing ({access})"

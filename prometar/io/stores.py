@@ -61,9 +61,11 @@ def write_file(folder: str, name: str, content: bytes) -> None:
     if isinstance(system, fs.LocalFileSystem):
         write_atomically(Path(path, name), content)
     else:
-        with _store_errors("write", join(folder, name)):
-            with system.open_output_stream(f"{path}/{name}", compression=None) as stream:
-                stream.write(content)
+        with (
+            _store_errors("write", join(folder, name)),
+            system.open_output_stream(f"{path}/{name}") as stream,
+        ):
+            stream.write(content)
 
 
 @contextmanager
