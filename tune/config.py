@@ -145,9 +145,7 @@ class LocationConfig(StrictModel):
     study: str = Field(
         "", pattern=r"^(\w[\w.-]*)?$", description="Name of the study. Default: names of the datasets."
     )
-    storage: str | None = Field(
-        None, description="Optuna storage URL. Default: study.db in the study's folder."
-    )
+    storage: str | None = Field(None, description="Optuna storage URL. Default: study.db in OUT/STUDY.")
     address: str | None = Field(
         None, description="Address of a running Ray cluster. Default: start Ray on this machine."
     )

@@ -39,9 +39,7 @@ def data_list(
         table.add_column(column)
     for name, found in list_datasets(data_root).items():
         benchmark = BENCHMARKS.get(name)
-        access = (
-            "own images" if benchmark is None else "download" if benchmark.archives else "manual download"
-        )
+        access = "yours" if benchmark is None else "download" if benchmark.archives else "manual download"
         sizes: tuple[int, ...] = (0, 0, 0, 0)
         state = access if data_root is None else f"missing ({access})"
         if isinstance(found, str):  # the reason why the dataset cannot be opened

@@ -61,11 +61,10 @@ def write_file(folder: str, name: str, content: bytes) -> None:
     if isinstance(system, fs.LocalFileSystem):
         write_atomically(Path(path, name), content)
     else:
-        with (
-            _store_errors("write", join(folder, name)),
-            system.open_output_stream(f"{path}/{name}") as stream,
-        ):
+        with _store_errors("write", join(folder, name)):
+            stream = system.open_output_stream(f"{path}/{name}", compression=None)
             stream.write(content)
+            stream.close()
 
 
 @contextmanager
