@@ -48,7 +48,7 @@ def test_class_folders_are_split_by_the_stated_rule(tmp_path: Path) -> None:
     assert {s: set(c.values()) for s, c in counts.items()} == {"train": {5}, "val": {2}, "test": {3}}
     assert sorted(i.path for items in dataset.splits.values() for i in items) == sorted(FLAT)
     assert dataset.note == SPLIT_NOTE
-    assert "30% of each class are test images, 20% val, the others train" in SPLIT_NOTE
+    assert "30% of each class are test images, 20% val, the rest train" in SPLIT_NOTE
     # a golden draw: a change of the rule would change what users have measured
     assert [i.path for i in dataset.test][:3] == ["oak_tree/1.jpg", "oak_tree/8.jpg", "oak_tree/9.jpg"]
 
