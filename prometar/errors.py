@@ -27,7 +27,7 @@ class UserError(PrometarError):
 
 
 class WorkError(PrometarError):
-    """Failure of an operation, e.g. because an image is corrupt. A trial that raises this error fails."""
+    """Failure that is neither a `UserError` nor an `InfrastructureError`, e.g. a corrupt image."""
 
 
 class InfrastructureError(PrometarError):

@@ -107,7 +107,7 @@ def write_result(
 
 
 def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
-    """Test a finished run again. Return accuracies in percent by evaluation set, and "objective", the score.
+    """Test a finished run again. Return accuracies in percent by evaluation set, and the score ("objective").
 
     Args:
         trust_parts: True to import custom components (parts). By default, a run that uses any is refused.
@@ -185,7 +185,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
-        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),
+        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # as loaded, before folding
         weights_file=is_local,
         **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
     )

@@ -37,20 +37,20 @@ def data_list(
     table, notes = Table(box=None), []
     for column in ("name", "title", "classes", "train", "val", "test", "state"):
         table.add_column(column)
-    for name, found in list_datasets(data_root).items():
+    for name, outcome in list_datasets(data_root).items():
         benchmark = BENCHMARKS.get(name)
-        access = "yours" if benchmark is None else "download" if benchmark.archives else "manual download"
+        access = "your images" if not benchmark else "download" if benchmark.archives else "manual download"
         sizes: tuple[int, ...] = (0, 0, 0, 0)
         state = access if data_root is None else f"missing ({access})"
-        if isinstance(found, str):  # the reason why the dataset cannot be opened
+        if isinstance(outcome, str):  # the reason why the dataset cannot be opened
             state = "unusable"
-            notes.append(f"{name}: {found}")
-        elif found is not None:
-            sizes = (len(found.classnames), *found.counts.values())
-            differences = size_differences(name, sizes[0], found.counts)
-            state = "rendered" if name in RENDERED else "other sizes" if differences else "complete"
-            if differences or found.note:
-                notes.append(f"{name}: {'; '.join(filter(None, (*differences, found.note)))}")
+            notes.append(f"{name}: {outcome}")
+        elif outcome is not None:
+            sizes = (len(outcome.classnames), *outcome.counts.values())
+            differences = size_differences(name, sizes[0], outcome.counts)
+            state = "rendered" if name in RENDERED else "sizes differ" if differences else "complete"
+            if differences or outcome.note:
+                notes.append(f"{name}: {'; '.join(filter(None, (*differences, outcome.note)))}")
         elif benchmark and data_root is None:
             sizes = (benchmark.num_classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
@@ -66,12 +66,12 @@ def data_check(name: NameArgument, data_root: RootOption = None) -> None:
     """Decode every image. List missing and corrupt images, and compare sizes with the published ones."""
     from prometar.data.preparation.check import check
 
-    list_errors, unreadable, summary = check(name, data_root or default_root(name))
-    for line in (*list_errors, *unreadable):
+    image_list_errors, unreadable, summary = check(name, data_root or default_root(name))
+    for line in (*image_list_errors, *unreadable):
         print(one_line(line), file=sys.stderr)
     print("\n  ".join(map(one_line, summary)))
-    if list_errors or unreadable:
-        counts = f"errors in the image list: {len(list_errors)}, missing or corrupt images: {len(unreadable)}"
+    if image_list_errors or unreadable:
+        counts = f"image list errors: {len(image_list_errors)}, missing or corrupt images: {len(unreadable)}"
         raise WorkError(f"{name} is invalid ({counts}). Fix the problems listed above.")
 
 

@@ -27,8 +27,8 @@ class Layer:
     """Block with derivatives: z = x + attention(norm_1(x)), then y = z + MLP(norm_2(z)).
 
     In an attention pool, z = attention(norm_1(x)), without the residual. For `mask` and `num_shared`, see
-    `Attention`. A layer returns the first `num_out` tokens of each row (default: all) or, with `out_slots`,
-    the tokens (len(out_slots), D) at these indices of the flattened (rows x T) slots.
+    `Attention`. A layer returns the first `num_out` tokens of each row (default: all). With `out_slots`, it
+    returns only the tokens in these slots, as (len(out_slots), D). Slot b * T + t is token t of row b.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class AppendedSlots:
 
 @dataclass(frozen=True)
 class ReplacedSlots:
-    """Prompt slots in packed texts (`text_input`), among the first slots of row 0, which all texts share."""
+    """Prompt slots of packed texts (`text_input`). They are in the part of row 0 that all texts share."""
 
     num_before: int
     num_prompt: int
@@ -142,7 +142,7 @@ def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, nu
 
 
 class Pass:
-    """Pass through a tower, from prompts to features (N, E), with the derivative methods of `TokenFunction`.
+    """One pass through a tower, from prompts to features (N, E), with derivative methods of `TokenFunction`.
 
     `vjp` and `hvp` free the layers, so no other method can be called after them.
     `prompt_norm` normalizes the prompt of layer 0. `head` maps the last layer's output to features.
@@ -159,7 +159,7 @@ class Pass:
         self._layers, self._slots, self._prompt_norm, self._head = layers, slots, prompt_norm, head
 
     def value(self, x_BTD: Tensor, prompts: LayerPrompts) -> Tensor:
-        """Return the features with torch's fused attention. Stores nothing for derivatives."""
+        """Compute the features with torch's fused attention. Store nothing for derivatives."""
         return self._forward(x_BTD, prompts, _value)
 
     def forward(self, x_BTD: Tensor, prompts: LayerPrompts) -> Tensor:

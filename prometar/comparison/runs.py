@@ -29,7 +29,7 @@ class FinishedRun:
     @property
     def seed(self) -> int:
         """Seed of the run, or EVERY_SEED if it is untrained."""
-        trained = "direct_ce" in self.result.last_epoch  # a loss that every training has
+        trained = "direct_ce" in self.result.last_epoch  # every trained run records this loss
         return self.config.train.seed if trained else EVERY_SEED
 
     @property
@@ -119,18 +119,18 @@ def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Re
     first_runs = dict[tuple[str, str, int], FinishedRun]()
     scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {label: {} for label in labels}
     for label, run in zip(labels, runs, strict=True):
-        for noun, scope, value in (
+        for aspect, scope, value in (  # runs with the same scope must have the same value
             ("objectives", "", run.result.objective),
             ("images or classes", run.dataset, (run.result.data_digest, run.result.classnames)),
             ("weights", str(run.config.backbone), run.result.weights_digest),
         ):
-            other, expected = first_values.setdefault((noun, scope), (run, value))
+            first, expected = first_values.setdefault((aspect, scope), (run, value))
             if value != expected:
-                raise UserError(f"{other.folder} and {run.folder} have different {noun}. Pass only one.")
-        other = first_runs.setdefault((label, run.dataset, run.seed), run)
-        if other is not run and run.seed != EVERY_SEED:  # untrained runs may repeat: seeds have no effect
+                raise UserError(f"{first.folder} and {run.folder} have different {aspect}. Pass only one.")
+        first = first_runs.setdefault((label, run.dataset, run.seed), run)
+        if first is not run and run.seed != EVERY_SEED:  # untrained runs may repeat: seeds have no effect
             raise UserError(
-                f"{label}: {other.folder} and {run.folder} have the same dataset and seed. Pass only one."
+                f"{label}: {first.folder} and {run.folder} have the same dataset and seed. Pass only one."
             )
         for metric, score in run.scores.items():
             scores[label].setdefault(run.dataset, {}).setdefault(metric, {})[run.seed] = score

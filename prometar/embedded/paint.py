@@ -9,7 +9,7 @@ Pixels = NDArray[np.uint8]
 
 
 def contrasting_colors(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return a background and a second color (2, 3) in 0..1 whose brightnesses differ by more than 0.35."""
+    """Return background and ink colors (2, 3) in 0..1 whose channel means differ by more than 0.35."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
         if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:

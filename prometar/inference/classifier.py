@@ -18,7 +18,7 @@ from prometar.clip.weights import describe_mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec, make_image, to_rgb
+from prometar.data.streaming.transforms import TransformSpec, make_image, to_rgb
 from prometar.device import default_device, fetch, named_device, send
 from prometar.errors import UserError, WorkError, first_line
 from prometar.inference.prompt_file import HUB_PREFIX, Card, download_prompts, read_prompts
@@ -101,7 +101,7 @@ class Classifier:
         names = self.classnames if classnames is None else _check_classnames(classnames)
         inputs = _to_sequence(images)
         logits_fn, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
-        spec, batches = TransformSpec(clip.image_size, train=False, crop_scale=DEFAULT_CROP_SCALE), []
+        spec, batches = TransformSpec(clip.image_size, train=False), []
         for number, start in enumerate(range(0, len(inputs), batch_size)):
             encoded = map(_encode, inputs[start : start + batch_size])
             pixels = np.stack([make_image(spec, content, seed=0, path=path) for content, path in encoded])

@@ -114,7 +114,7 @@ class CutMix(_Mixup):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the fraction (Q, side) of each pixel between start and stop, which are fractions of `side`."""
+    """Return how much of each pixel (0 to 1) is between start and stop (relative to `side`), as (Q, side)."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

@@ -36,13 +36,13 @@ def similarity(image_BE: "Tensor", text_CE: "Tensor") -> "Tensor":
 
 
 Distance = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Function that maps features (N, E) and frozen features (N, E) to the distances (N,) of their rows."""
+"""Function that returns the distances (N,) between corresponding rows of two feature tensors (N, E)."""
 
 
 def l1(a: "Tensor", b: "Tensor") -> "Tensor":
     """Return the mean of |a - b| over dimensions."""
     difference = a - b
-    # For the second derivative of abs(), which is 0, torch imports its compiler. x sgn(x) avoids the import.
+    # To differentiate abs() twice, torch imports its compiler, which is slow. x sgn(x) avoids the import.
     return (difference * difference.detach().sgn()).mean(dim=-1)
 
 
@@ -74,7 +74,7 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class TextDistance:
-    """Mean distance of prompted and frozen text features. Source: ProMetaR; KgCoOp (CVPR 2023)."""
+    """Mean distance between prompted and frozen text features. Source: ProMetaR; KgCoOp (CVPR 2023)."""
 
     distance: Distance = l1
     name: str = "text"
@@ -93,7 +93,7 @@ class TextDistance:
 
 @dataclass(frozen=True)
 class ImageDistance:
-    """Mean distance of prompted and frozen image features, weighted by `weights_B`. Source: ProMetaR."""
+    """Mean distance between prompted and frozen image features, weighted by `weights_B`. Source: ProMetaR."""
 
     distance: Distance = l1
     name: str = "image"
@@ -166,9 +166,9 @@ class NoRegularizer(ComponentSection):
 class _DistanceSettings(ComponentSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
 
-    `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features, either
-    60 templates (`ensemble`) or one template of the dataset, which for `dtd` is "{} texture." (`template`),
-    "a photo of a {}, a type of texture." (`photo`) or "a texture of {}." (`name_last`).
+    `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features.
+    `ensemble`: 60 templates. The others are templates of the dataset, shown here for `dtd`.
+    `template`: "{} texture.", `photo`: "a photo of a {}, a type of texture.", `name_last`: "a texture of {}."
     """
 
     text_weight: float = Field(default=50.0, ge=0)

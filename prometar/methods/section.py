@@ -1,7 +1,7 @@
 """Base classes of the configuration sections that describe a method's components.
 
-Each kind of component is a class whose fields are its settings. The modules of these classes import
-torch only inside functions, so that loading a configuration does not import torch.
+Each kind of component has its own section class, whose fields are the component's settings. Modules that
+define sections import torch only inside functions, so that loading a configuration does not import torch.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class CustomSection(ComponentSection):
 
 
 class CustomKindSection(CustomSection):
-    """Section of a custom component whose `KIND_FIELD` is "kind": any except an augmentation."""
+    """Section of any custom component except an augmentation. Its `KIND_FIELD` is "kind"."""
 
     kind: str
 

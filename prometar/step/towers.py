@@ -60,11 +60,11 @@ TowerPass = Pass | AutodiffPass
 
 @dataclass(frozen=True)
 class Towers:
-    """Passes through the prompted towers, and the unnormalized features, by tower ("text" or "vision").
+    """Forward passes of the prompted towers and their unnormalized features, keyed by "text" and "vision".
 
     Text features are (C, E), or (B, C, E) with conditional prompts. Image features are (B, E). `constant_*`:
-    features of a tower without prompts, otherwise None. The text features are normalized. The image features
-    are not, because the query loss mixes unnormalized ones. Passes compute in `dtype`.
+    features of a tower without prompts, otherwise None. `constant_text_CE` is normalized. `constant_image_BE`
+    is not, because the query loss mixes unnormalized image features. Passes compute in `dtype`.
     """
 
     dtype: torch.dtype

@@ -14,8 +14,8 @@ from prometar.training.session import MAX_CACHED_BYTES
 PROCESS_BYTES = 950 * 2**20
 """Memory of a training process and its data stream, excluding tensors: Python, torch, Ray, open_clip."""
 
-# Floats that a step needs per image and per class: floats_per_image times an _IMAGE_ factor, floats_per_class
-# times a _CLASS_ factor. A gate (learned modulator) and its momentum buffers need _GATE times weight_bytes.
+# A step needs floats_per_image times an _IMAGE_ factor for each image, and floats_per_class times a _CLASS_
+# factor for each class. A gate (learned modulator) and its momentum buffers need _GATE times weight_bytes.
 # Fitted to measured peaks: ViT-B/32, ViT-B/16, ViT-L/14, 1 to 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5

@@ -76,7 +76,8 @@ class Session:
                 (folder / _CHECKPOINT).replace(aside)
             except OSError as os_error:
                 raise cannot_write_error(aside, os_error) from None
-            return cls(run, folder, stream, before_step), f"started over: {error}"
+            reason = str(error).rsplit(". ", 1)[0]  # without the advice
+            return cls(run, folder, stream, before_step), f"started over: {reason}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         for field, inputs in (("run_digest", "settings or data"), ("weights_digest", "weights")):
@@ -108,7 +109,7 @@ class Session:
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)
         record: EpochRecord = {"epoch": len(self.history) + 1, **losses}
-        score_each_epoch = objective_of(self.run.objective).for_search  # pruners compare epochs
+        score_each_epoch = objective_of(self.run.objective).for_search  # pruners compare scores per epoch
         if score_each_epoch or record["epoch"] == self.run.config.train.epochs:
             record |= self.score()
         previous = self.history[-1]["seconds"] if self.history else 0.0
@@ -132,9 +133,9 @@ class Session:
         """Return the accuracies in percent, the resulting score (`objective`) and, if measured, the drift."""
         backbone, leaves, sets = self.run.backbone, self.state.evaluation_prompts, self.run.evaluations
         if self.run.out_of_domain_model is not None:
-            base, names_model = sets["base"], self.run.out_of_domain_model
+            base, out_of_domain_model = sets["base"], self.run.out_of_domain_model
             batches = self._eval_batches(base)
-            scores = drift_scores(backbone, base.model, names_model, leaves, batches, base.cache)
+            scores = drift_scores(backbone, base.model, out_of_domain_model, leaves, batches, base.cache)
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {

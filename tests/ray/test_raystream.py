@@ -15,7 +15,7 @@ from prometar.data.streaming import raystream
 from prometar.data.streaming.plan import DataPlan, eval_plan
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import InfrastructureError, UserError, WorkError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 def training_plan(root: Path, epochs: int = 3) -> DataPlan:
     items = open_dataset("dtd", root).train
-    return DataPlan(items, TransformSpec(32, True, DEFAULT_CROP_SCALE, jitter=0.2), 5, epochs, seed=2)
+    return DataPlan(items, TransformSpec(32, True, jitter=0.2), 5, epochs, seed=2)
 
 
 def check_equal(got: list[Batch], want: list[Batch]) -> None:
@@ -72,7 +72,7 @@ def test_a_missing_shard_is_a_storage_error(
     monkeypatch.setattr(raystream, "MAX_STORED_IMAGES", 1)
     prepare("dtd", small_dtd, tmp_path)
     dataset = open_dataset("dtd", tmp_path)
-    plan = DataPlan(dataset.train, TransformSpec(16, True, DEFAULT_CROP_SCALE), 4, epochs=100, seed=2)
+    plan = DataPlan(dataset.train, TransformSpec(16, True), 4, epochs=100, seed=2)
     batches = stream(plan, dataset.source)
     next(batches)
     for shard in (tmp_path / "dtd").glob("*.parquet"):

@@ -17,7 +17,7 @@ from prometar.data.streaming import raystream
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import stream_local
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
 from prometar.io.stores import filesystem, join
 
@@ -100,7 +100,7 @@ def test_streams_from_a_bucket_give_equal_pixels(
     batches = []
     for root, read in ((small_dtd, stream_local), (bucket, stream)):
         dataset = open_dataset("dtd", root)
-        plan = DataPlan(dataset.train, TransformSpec(24, True, DEFAULT_CROP_SCALE), batch_size=5)
+        plan = DataPlan(dataset.train, TransformSpec(24, True), batch_size=5)
         batches.append(np.concatenate([batch.images for batch in read(plan, dataset.source)]))
     assert np.array_equal(*batches)
 

@@ -19,7 +19,7 @@ from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import stream_local
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import fetch
 from prometar.environment import num_cpus
 from prometar.errors import UserError
@@ -148,7 +148,7 @@ def _stages(
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
     smallest_batch = min(map(int, batch_sizes))
-    transform = TransformSpec(1, train=False, crop_scale=DEFAULT_CROP_SCALE)  # not used to count steps
+    transform = TransformSpec(1, train=False)  # not used to count steps
     search_steps, final_steps = (
         sum(DataPlan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)

@@ -33,8 +33,8 @@ def prepare(
 ) -> tuple[Manifest, int]:
     """Write shards and manifest.json to the dataset's folder in the data root `to`.
 
-    For the dataset `folder` (your own images), this is `to` itself. Each image is decoded before its shard is
-    written. After a missing or corrupt image, the rest are only checked, and no manifest is written.
+    For your own images (`--dataset folder`), that folder is `to` itself. Each image is decoded before its
+    shard is written. After a missing or corrupt image, the rest are only checked, and no manifest is written.
 
     Args:
         name, root: As for `open_dataset`.
@@ -53,8 +53,8 @@ def prepare(
     if name not in supported:
         raise UserError(f"The dataset '{name}' cannot be prepared. Use one of {', '.join(supported)}.")
     target = dataset_location(name, to if "://" in str(to) else resolve_path(to))
-    local = target.removeprefix("file://")
-    if "://" not in local and is_in_dataset_folder(Path(local), name, root):
+    path_or_uri = target.removeprefix("file://")
+    if "://" not in path_or_uri and is_in_dataset_folder(Path(path_or_uri), name, root):
         raise UserError(f"{target} lies in the dataset's own folder. Choose another --to.")
     earlier = find_manifest(target)
     if earlier is not None and earlier.name != name:

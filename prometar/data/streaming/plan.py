@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prometar.data.datasets.dataset import Item
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 
 FORMAT = 1  # part of the digest. Increase it if a code change alters the batches of a plan
@@ -117,5 +117,5 @@ class DataPlan:
 
 def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> DataPlan:
     """Return the plan of an evaluation: one pass over all items in their order, with center crops."""
-    spec = TransformSpec(size=size, train=False, crop_scale=DEFAULT_CROP_SCALE)
+    spec = TransformSpec(size=size, train=False)
     return DataPlan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

@@ -22,7 +22,6 @@ MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter si
 # Pillow rejects images of more than 179 million pixels, but only warns above 89 million. Reject these, too.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # those of torchvision's RandomResizedCrop
-DEFAULT_CROP_SCALE = (0.08, 1.0)  # as in torchvision. Plan digests contain it even if unused
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class TransformSpec:
 
     size: int
     train: bool
-    crop_scale: tuple[float, float]
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # as in torchvision. Digests of evaluation plans contain it
     flip: float = 0.5
     jitter: float = 0.0
 

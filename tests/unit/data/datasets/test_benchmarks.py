@@ -113,7 +113,7 @@ def test_missing_and_broken_images_are_all_listed(
     ]
     for message, item in zip(errors[3:], dataset.items[10::4], strict=True):
         assert message.startswith(f"Cannot use image {item.path}: ")
-    counts = f"errors in the image list: 0, missing or corrupt images: {len(errors)}"
+    counts = f"image list errors: 0, missing or corrupt images: {len(errors)}"
     assert last == f"error: {name} is invalid ({counts}). Fix the problems listed above."
 
 

@@ -12,7 +12,7 @@ from prometar.data.datasets.catalog import BUILT_IN_NAMES, open_dataset
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec, make_image
+from prometar.data.streaming.transforms import TransformSpec, make_image
 from prometar.errors import UserError
 from tests.support.copies import fails
 
@@ -37,7 +37,7 @@ def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
     for item in (dataset.train[0], dataset.val[-1], dataset.test[-1]):
         first, second = dataset.source.read_many([item.path]), again.read_many([item.path])
         assert first == second
-        spec = TransformSpec(64, train=False, crop_scale=DEFAULT_CROP_SCALE)
+        spec = TransformSpec(64, train=False)
         assert make_image(spec, first[0], 0).shape == (64, 64, 3)
 
 

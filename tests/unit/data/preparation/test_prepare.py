@@ -16,7 +16,7 @@ from prometar.data.preparation.prepare import prepare
 from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import stream_local
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import InfrastructureError, UserError, WorkError
 
 
@@ -37,7 +37,7 @@ def test_a_copy_gives_equal_plans_and_pixels(small_dtd: Path, tmp_path: Path, ur
     for root in (small_dtd, to):
         dataset = open_dataset("dtd", root)
         train = draw(dataset.train, shots=3, rng=random.Random(1))
-        plan = DataPlan(train, TransformSpec(32, True, DEFAULT_CROP_SCALE), batch_size=5, epochs=2)
+        plan = DataPlan(train, TransformSpec(32, True), batch_size=5, epochs=2)
         source = pickle.loads(pickle.dumps(dataset.source))
         plans.append((dataset.splits, plan.digest, [b.images for b in stream_local(plan, source)]))
     assert plans[0][:2] == plans[1][:2]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.plan import DataPlan, eval_plan
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec
+from prometar.data.streaming.transforms import TransformSpec
 
-SPEC = TransformSpec(size=32, train=True, crop_scale=DEFAULT_CROP_SCALE)
+SPEC = TransformSpec(size=32, train=True)
 
 
 def make_plan(num_items: int = 10, **settings: Any) -> DataPlan:

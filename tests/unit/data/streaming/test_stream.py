@@ -13,7 +13,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.splits.fewshot import draw
 from prometar.data.streaming.plan import DataPlan, eval_plan
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec
+from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import WorkError
 
 
@@ -21,7 +21,7 @@ from prometar.errors import WorkError
 def reference(root: Path, batch_size: int, drop_last: bool) -> tuple[DataPlan, list[Batch]]:
     dataset = open_dataset("dtd", root)
     train = draw(dataset.train, shots=2, rng=random.Random(1))
-    spec = TransformSpec(32, train=True, crop_scale=DEFAULT_CROP_SCALE, jitter=0.3)
+    spec = TransformSpec(32, train=True, jitter=0.3)
     plan = DataPlan(train, spec, batch_size=batch_size, epochs=3, seed=4, drop_last=drop_last)
     return plan, list(stream_local(plan, dataset.source))
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prometar.data.streaming.transforms import DEFAULT_CROP_SCALE, TransformSpec, decode, make_image
+from prometar.data.streaming.transforms import TransformSpec, decode, make_image
 from prometar.errors import WorkError
 
 
@@ -35,14 +35,14 @@ def test_evaluation_equals_clip_resize_and_centre_crop(size: tuple[int, int]) ->
         [torchvision_transforms.Resize(32, interpolation=bicubic), torchvision_transforms.CenterCrop(32)]
     )
     want = np.asarray(clip(Image.open(io.BytesIO(file)).convert("RGB")))
-    got = make_image(TransformSpec(32, train=False, crop_scale=DEFAULT_CROP_SCALE), file, seed=0)
+    got = make_image(TransformSpec(32, train=False), file, seed=0)
     assert got.dtype == np.uint8
     assert np.array_equal(got, want)
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 2**63 - 1), st.floats(0, 1))
 def test_training_always_gives_size_and_repeats(width: int, height: int, seed: int, jitter: float) -> None:
-    spec = TransformSpec(24, train=True, crop_scale=DEFAULT_CROP_SCALE, jitter=jitter)
+    spec = TransformSpec(24, train=True, jitter=jitter)
     file = encoded(width, height)
     image = make_image(spec, file, seed)
     assert image.shape == (24, 24, 3)
@@ -54,7 +54,7 @@ def test_training_crops_are_spread_as_the_scale_says() -> None:
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
     file = saved(np.ascontiguousarray(ramp))
     areas = []
-    spec = TransformSpec(32, train=True, crop_scale=DEFAULT_CROP_SCALE, flip=0.0)
+    spec = TransformSpec(32, train=True, flip=0.0)
     for seed in range(400):
         image = make_image(spec, file, seed).astype(float)
         width = (image[0, -1, 0] - image[0, 0, 0]) / 255 * 32 / 31
@@ -81,7 +81,7 @@ def test_flip_probability_and_its_independence_of_the_crop() -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     file = encoded(mode=mode, kind="TIFF" if mode == "CMYK" else "PNG")
-    image = make_image(TransformSpec(16, train=False, crop_scale=DEFAULT_CROP_SCALE), file, 0)
+    image = make_image(TransformSpec(16, train=False), file, 0)
     assert image.shape == (16, 16, 3)
 
 
@@ -97,7 +97,7 @@ def test_palette_with_transparency_is_read_without_a_warning() -> None:
 )
 def test_a_broken_image_is_one_line_with_its_path(file: bytes) -> None:
     with pytest.raises(WorkError) as caught:
-        make_image(TransformSpec(16, train=False, crop_scale=DEFAULT_CROP_SCALE), file, 0, path="dots/x.jpg")
+        make_image(TransformSpec(16, train=False), file, 0, path="dots/x.jpg")
     assert "dots/x.jpg" in str(caught.value)
     assert "\n" not in str(caught.value)
 
