@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources. They affect a run only through floating-point rounding, but may change what is sampled."""
+    """Resources. They affect runs only by rounding, but concurrency may change which settings are sampled."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
@@ -131,7 +131,7 @@ class ResourcesConfig(StrictModel):
         "auto", description="GPUs per trial. auto: an equal share, between 1/4 and 1."
     )
     trial_timeout: float | None = Field(
-        None, gt=0, le=1e6, description="Restart trials that hang for this many seconds. Default: no limit."
+        None, gt=0, le=1e6, description="Restart a trial if an epoch takes this many seconds. Default: none."
     )
     max_hours: float | None = Field(
         None, gt=0, le=1e6, description="Start no trials after this many hours of search. Default: no limit."
@@ -172,7 +172,7 @@ class StudyConfig(StrictModel):
 
         Args:
             options: Values by option name, with "_" instead of "-". None selects the default. `settings` is a
-                list of `key=value` texts or a mapping by dotted key. Keys belong to the run (`optim.lr`) or
+                list of `key=value` strings or a mapping by dotted key. Keys belong to the run (`optim.lr`) or
                 to the study (`confirm.seeds`).
 
         Raises:
@@ -212,8 +212,8 @@ class StudyConfig(StrictModel):
         run_values = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
         datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
         method = run_values.pop("method", "prometar")
-        with_option = {field.removeprefix("run.") for field in OPTIONS.values()}
-        without_option = {key: run_values.pop(key) for key in run_values.keys() - with_option}
+        option_keys = {field.removeprefix("run.") for field in OPTIONS.values()}
+        set_only_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}
         by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
             run_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
@@ -229,11 +229,11 @@ class StudyConfig(StrictModel):
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # Error messages name the source. Of `run_values`, only --epochs can have an invalid value.
-        sources = {"--epochs": run_values, "--set": without_option, "--seed": seed}
+        # `configure` names the source of an invalid value. In `run_values`, this can only be --epochs.
+        sources = {"--epochs": run_values, "--set": set_only_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
-        if space in built_in_spaces():  # they cover all methods, but custom spaces must fit this one
+        if space in built_in_spaces():  # made for all methods. A custom one must fit the method
             space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
@@ -288,7 +288,7 @@ class StudyConfig(StrictModel):
 
     @property
     def max_epochs(self) -> int:
-        """Maximum number of epochs of a trial. The probe values of a range include its bounds."""
+        """Maximum number of epochs of a trial. A range's probe values include its upper bound."""
         return max([self.run.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property
@@ -309,8 +309,8 @@ class StudyConfig(StrictModel):
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. It trains for `test.epochs`, unless `settings` differ
-                from the default settings and include the number of epochs.
+            final: True for a run of the final test. The default settings train for `test.epochs`. Others
+                train for their own number of epochs if it was searched, otherwise for `test.epochs`.
         """
         epochs = {EPOCHS_KEY: self.test.epochs} if final else {}
         values = {**settings, **epochs} if settings == self.baseline_settings else {**epochs, **settings}

@@ -33,7 +33,7 @@ _CONFIG_HELP = {
     "backbone": "mini or an open_clip model. Default: mini for rendered datasets, else ViT-B-16-quickgelu.",
     "pretrained": "open_clip tag, or a .safetensors file. Default: openai for open_clip models.",
 }
-"""Help of options whose fields in `Config` have no description."""
+"""Help for options that set fields of `prometar.config.settings.Config`, which have no descriptions."""
 
 
 def _parameters() -> Iterator[Parameter]:

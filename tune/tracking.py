@@ -15,9 +15,9 @@ from tune.records.schema import EpochReport
 
 
 def start_run(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
-    """Start or resume a job's run in `tracker`. Return its log(name, value, epoch) and finish(failure).
+    """Start or resume a job's run in `tracker`, in the study's `folder` unless a server is configured.
 
-    Trackers write to the study's `folder` unless a server is configured. `failure` is "" on success.
+    Return a namespace with two functions: log(name, value, epoch) and finish(failure), "" on success.
     """
     defaults = {  # no telemetry and no output. An unreachable server must not delay the search.
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",

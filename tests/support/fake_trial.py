@@ -112,7 +112,7 @@ class FakeTraining:
     def _score(self, run: Config, epoch: int, behaviour: str) -> RunScore:
         value = 1.0 + epoch if behaviour == "bad" else value_of(run, epoch)
         score = RunScore(
-            run.data.name, run.train.seed, value + 2, value - 2, value, 0.5 * epoch, **self._request.resources
+            run.data.name, run.train.seed, value + 2, value - 2, value, 0.5 * epoch, **self._request.allocated
         )
         return replace(score, objective=None) if behaviour == "missing" else score
 
@@ -136,7 +136,7 @@ class FakeTraining:
             for folder, run in self._job.configs.items():
                 last = {"objective": value_of(run, self._job.epochs), "base": 1.0, "new": 1.0}
                 write_result(
-                    folder, run, self._job.objective, {**last, "seconds": 1.5}, **self._request.resources
+                    folder, run, self._job.objective, {**last, "seconds": 1.5}, **self._request.allocated
                 )
         return report
 

@@ -97,7 +97,7 @@ def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]
                 verbose=0,
                 # The default reporter of a notebook clears the output of the cell.
                 progress_reporter=ray_tune.CLIReporter(),
-                # The dispatcher retries jobs, because Tune counts a worker's death during a reset twice.
+                # The dispatcher retries instead of Tune, which counts a worker's death during a reset twice.
                 failure_config=ray_tune.FailureConfig(max_failures=0),
                 checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
@@ -129,7 +129,7 @@ class _Dispatcher(Searcher, Stopper):
     """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    If one of these methods raises, `stop_all` ends the experiment. Tune itself might only fail the trial.
+    If one of these methods raises, `stop_all` ends the experiment. Otherwise, Tune might fail only the trial.
 
     Attributes:
         error: First error of `jobs`, an observer or a worker's machine. It ends the experiment.
@@ -204,11 +204,11 @@ class _Dispatcher(Searcher, Stopper):
         with self._record_error():  # an observer returns False to stop the job
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
-        submission.reported_error = "" if stopped else report.error  # the observer has stored the reason
+        submission.reported_error = "" if stopped else report.error  # the stopping observer stores the error
         return submission.ended or self._shutdown.requested
 
     def record_worker_error(self, trial: Trial) -> None:
-        """Store the error of a dead worker. Tune has yet to make the copy that `get_pickled_error` reads."""
+        """Store the error of a dead worker. The copy that `get_pickled_error` reads does not exist yet."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].worker_error = getattr(error, "cause", None) or error

@@ -50,7 +50,7 @@ class Observer(Protocol):
     """Observer of the jobs of a `run_jobs` call, e.g. a live view or an experiment tracker."""
 
     def started(self, job: Job) -> None:
-        """Called when a job is submitted to Tune, but not when it is retried."""
+        """Called when a job is submitted to Ray Tune, but not when it is retried."""
 
     def reported(self, job: Job, report: EpochReport) -> bool | None:
         """Called when a worker reports an epoch. Return False to stop the job, e.g. to prune it."""

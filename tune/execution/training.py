@@ -49,13 +49,13 @@ class JobTraining:
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
         metrics = [session.history[self._epoch - 1] for session in sessions]
-        configs, resources = self._request.job.configs.values(), self._request.resources
+        configs, allocated = self._request.job.configs.values(), self._request.allocated
         pairs = zip(configs, metrics, strict=True)
-        scores = [RunScore.of(config, values, **resources) for config, values in pairs]
+        scores = [RunScore.of(config, values, **allocated) for config, values in pairs]
         return EpochReport(
             epoch=self._epoch,
             runs=tuple(scores),
-            loss=mean(each.get("direct_ce", 0.0) for each in metrics),  # cross-entropy on whole batches
+            loss=mean(each.get("direct_ce", 0.0) for each in metrics),  # on the full batch, not support/query
             finished=finished,
             notes=tuple(self._notes),
         )
@@ -69,7 +69,7 @@ class JobTraining:
             while len(session.history) < self._epoch:
                 session.run_epoch()
                 if len(self._sessions) > 1:
-                    session.close()  # a job has CPUs for only one open stream
+                    session.close()  # closes only the stream: a job has CPUs for one
 
     def _open(self, folder: Path, config: Config) -> Session:
         """Open the session of a run. Resume the run if the folder contains a checkpoint."""
@@ -96,7 +96,7 @@ class JobTraining:
         """Write result.json, then test the prompts on the job's target datasets, if any."""
         session.close()
         if not (folder / RESULT_FILE).exists():
-            write_result(folder, session, **self._request.resources)
+            write_result(folder, session, **self._request.allocated)
         if self._request.job.targets:
             evaluate_on_targets(folder, self._request.job.targets, self._stream)
 

@@ -52,7 +52,7 @@ class JobRequest:
     timeout_seconds: float | None = None
 
     @property
-    def resources(self) -> dict[str, float]:
+    def allocated(self) -> dict[str, float]:
         """Allocated CPUs and GPUs."""
         cpus, gpus = (sum(bundle.get(kind, 0.0) for bundle in self.bundles) for kind in ("CPU", "GPU"))
         return {"cpus": cpus, "gpus": gpus}

@@ -28,7 +28,7 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
 
     Args:
         max_epochs: Maximum number of epochs of a trial. A custom pruner `module:Name` is called with it.
-        concurrency: Number of concurrent trials. `percentile` and `median` wait for this many results.
+        concurrency: Number of concurrent trials. `percentile` and `median` need at least this many results.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.

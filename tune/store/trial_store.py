@@ -24,7 +24,7 @@ MAX_DUPLICATES = 20
 """Number of consecutive samples that repeat earlier settings, after which the first untried combination is
 used or, if the space has too many combinations to list, a random sample."""
 
-IDENTITY, OWNER = "identity", "owner"  # user attributes with which trial 0 is created
+IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0. The owner is the study's folder
 ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of trials
 SECONDS = "seconds_searched"  # user attribute of the study
 FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial
@@ -184,7 +184,7 @@ class TrialStore:
 
         Args:
             fixed: Settings with fixed values. All other settings are sampled.
-            duplicates: Number of samples for this trial that were rejected, as their settings had been tried.
+            duplicates: Number of samples already rejected as duplicates. It changes the seed of the sampler.
             sampler: Name of the sampler. Default: the sampler of the search.
         """
         sampler = sampler or self._search.sampler
@@ -258,7 +258,7 @@ class TrialStore:
         trial_id, report = self._running[number]
         result = REPORT_ADAPTER.dump_python(report, mode="json", by_alias=True)
         self._storage.set_trial_user_attr(trial_id, RESULT, result)
-        del self._running[number]  # before `tell`, which may succeed even if its response is lost
+        del self._running[number]  # before `tell`: the database may commit even if the connection then fails
         self._study.tell(number, values, state=state)
         self._successes += state is not TrialState.FAIL
 

@@ -69,7 +69,7 @@ def test_out_of_memory_doubles_the_share(tmp_path: Path) -> None:
     error = raised(MemoryError("of 8 GiB"))
     tune, shares, trial = Tune(tmp_path), [], 0
     while isinstance(request := tune.begin(str(trial)), JobRequest):
-        shares.append((request.bundles[0]["GPU"], request.resources["gpus"]))
+        shares.append((request.bundles[0]["GPU"], request.allocated["gpus"]))
         assert request.resource_plan.threads == GPU.threads
         tune.die(str(trial), error)
         trial += 1
