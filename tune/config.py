@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources. They affect runs only by rounding, but concurrency may change which settings are sampled."""
+    """Resources. A run's results change by rounding errors only. The sampled settings may change."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
@@ -209,32 +209,34 @@ class StudyConfig(StrictModel):
     @staticmethod
     def _with_defaults(by_field: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
         """Return the baseline's configuration, and `by_field` with defaults that depend on other values."""
-        run_values = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
+        option_values = {
+            key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")
+        }
         datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
-        method = run_values.pop("method", "prometar")
+        method = option_values.pop("method", "prometar")
         option_keys = {field.removeprefix("run.") for field in OPTIONS.values()}
-        set_only_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}
+        set_values = {key: option_values.pop(key) for key in option_values.keys() - option_keys}  # of --set
         by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
-            run_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
+            option_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
             by_field.setdefault("search.trials", TRIALS_IF_RENDERED)
         backbone, pretrained = resolve_backbone(
-            datasets, run_values.get("backbone.name"), run_values.get("backbone.pretrained")
+            datasets, option_values.get("backbone.name"), option_values.get("backbone.pretrained")
         )
-        root = run_values.pop("data.root", None) or default_root(*datasets)
-        run_values |= {
+        root = option_values.pop("data.root", None) or default_root(*datasets)
+        option_values |= {
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,
             "data.name": next(iter(datasets), DEFAULT_DATASET),
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # `configure` names the source of an invalid value. In `run_values`, this can only be --epochs.
-        sources = {"--epochs": run_values, "--set": set_only_values, "--seed": seed}
+        # By source, for messages about invalid values. Of `option_values`, only --epochs can be invalid.
+        sources = {"--epochs": option_values, "--set": set_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
-        if space in built_in_spaces():  # made for all methods. A custom one must fit the method
-            space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
+        if space in built_in_spaces():  # they cover all methods, so remove what this one lacks
+            space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & option_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
         if EPOCHS_KEY in space.ranges or len(_as_tuple(by_field.get("search.goals", "objective"))) > 1:
@@ -309,8 +311,8 @@ class StudyConfig(StrictModel):
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. The default settings train for `test.epochs`. Others
-                train for their own number of epochs if it was searched, otherwise for `test.epochs`.
+            final: True for a run of the final test. With the default settings, it trains for `test.epochs`,
+                with others for their number of epochs if it was searched, otherwise for `test.epochs`.
         """
         epochs = {EPOCHS_KEY: self.test.epochs} if final else {}
         values = {**settings, **epochs} if settings == self.baseline_settings else {**epochs, **settings}
@@ -352,7 +354,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
     """Yield a message about the first problem of each invalid field."""
     names = {field: f"--{option}" for option, field in OPTIONS.items()}
     first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}
-    for field, each in reversed(first.items()):  # reversed twice: a dict keeps the last value of a key
+    for field, each in reversed(first.items()):  # reversed twice: a dict keeps a key's last value
         name = names.get(field, f"--set {field.rstrip('.')}")
         match each["type"]:
             case "extra_forbidden":
