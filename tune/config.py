@@ -209,34 +209,32 @@ class StudyConfig(StrictModel):
     @staticmethod
     def _with_defaults(by_field: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
         """Return the baseline's configuration, and `by_field` with defaults that depend on other values."""
-        option_values = {
-            key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")
-        }
+        run_values = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
         datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
-        method = option_values.pop("method", "prometar")
+        method = run_values.pop("method", "prometar")
         option_keys = {field.removeprefix("run.") for field in OPTIONS.values()}
-        set_values = {key: option_values.pop(key) for key in option_values.keys() - option_keys}  # of --set
+        set_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}  # of --set
         by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
-            option_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
+            run_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
             by_field.setdefault("search.trials", TRIALS_IF_RENDERED)
         backbone, pretrained = resolve_backbone(
-            datasets, option_values.get("backbone.name"), option_values.get("backbone.pretrained")
+            datasets, run_values.get("backbone.name"), run_values.get("backbone.pretrained")
         )
-        root = option_values.pop("data.root", None) or default_root(*datasets)
-        option_values |= {
+        root = run_values.pop("data.root", None) or default_root(*datasets)
+        run_values |= {
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,
             "data.name": next(iter(datasets), DEFAULT_DATASET),
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # By source, for messages about invalid values. Of `option_values`, only --epochs can be invalid.
-        sources = {"--epochs": option_values, "--set": set_values, "--seed": seed}
+        # By source, for messages about invalid values. Of `run_values`, only --epochs can be invalid.
+        sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
         if space in built_in_spaces():  # they cover all methods, so remove what this one lacks
-            space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & option_values.keys())
+            space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
         if EPOCHS_KEY in space.ranges or len(_as_tuple(by_field.get("search.goals", "objective"))) > 1:
