@@ -110,10 +110,8 @@ def test_files_pictures_and_arrays_are_the_same_images(exported: Path, tmp_path:
     together = classifier.predict([path, str(path), picture, array]).probabilities
     # Where several threads share a product, its rows may differ in their last bit.
     np.testing.assert_allclose(together, np.repeat(together[:1], 4, axis=0), rtol=1e-5)
-    for alone in (path, picture, array):
-        assert np.array_equal(
-            classifier.predict(alone).probabilities, classifier.predict([path]).probabilities
-        )
+    for one in (path, picture, array):
+        assert np.array_equal(classifier.predict(one).probabilities, classifier.predict([path]).probabilities)
     grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     eight_bits, sixteen_bits = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)
     found = [classifier.predict(each).probabilities for each in (eight_bits, sixteen_bits)]
