@@ -1,9 +1,9 @@
-"""Wait until the cluster has the CPUs and GPUs of a study, then run the command after `--`.
+"""Wait until the cluster has the CPUs and GPUs that a study needs, then run the command after `--`.
 
     python clusters/wait.py --gpus 8 -- python tune/search.py --dataset dtd --address auto ...
 
-The number of concurrent trials is fixed when a study starts. If the cluster has too few CPUs or GPUs then,
-too few trials run at a time, or the study fails. This script requests the missing ones from the autoscaler.
+The number of concurrent trials is fixed when a study starts. If the cluster has too few CPUs or GPUs at that
+time, too few trials run, or the study fails. This script requests the missing ones from the autoscaler.
 """
 
 import argparse

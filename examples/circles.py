@@ -1,6 +1,7 @@
 """Custom dataset: circles in eight colors, each drawn when it is read.
 
 PYTHONPATH=examples prometar search --dataset circles:Circles --backbone mini
+`train` has no --backbone option, so set backbone.name:
 PYTHONPATH=examples prometar train --dataset circles:Circles --set backbone.name=mini --set data.args.size=96
 """
 
@@ -25,8 +26,9 @@ class Drawings:
         return [self._draw(*path.split("/")) for path in paths]
 
     def _draw(self, color: str, number: str) -> bytes:
-        image, png, left = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO(), int(number) % 9
-        ImageDraw.Draw(image).ellipse((left, left, left + self.size // 2, left + self.size // 2), color)
+        image, png = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO()
+        left, top = divmod(int(number), 4)  # its own position, so no two images are equal
+        ImageDraw.Draw(image).ellipse((left, top, left + self.size // 2, top + self.size // 2), color)
         image.save(png, "PNG")
         return png.getvalue()
 
