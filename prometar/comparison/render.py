@@ -42,7 +42,7 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
 
 def as_csv(differences: Sequence[Difference]) -> str:
     """Return CSV with a line per metric and method, each followed by a line per dataset."""
-    header = "column method reference dataset unit n difference low high p p_holm"
+    header = "metric method reference dataset unit n difference low high p p_holm"
     rows: list[tuple[object, ...]] = [tuple(header.split())]
     for each in differences:
         names = (each.metric, each.method, each.reference)

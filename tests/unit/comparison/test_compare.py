@@ -80,7 +80,7 @@ def test_runs_below_folders(said: Any, tmp_path: Path) -> None:
     row = "base coop -3.00 [-28.41, +22.41] 2 datasets 0.500 0.500"
     assert row.split() in [line.split() for line in text.splitlines()]
     with table.open() as file:
-        rows = {(r["column"], r["method"], r["dataset"]): r for r in csv.DictReader(file)}
+        rows = {(r["metric"], r["method"], r["dataset"]): r for r in csv.DictReader(file)}
     assert rows["base", "coop", "eurosat"]["difference"] == "-5.0000"
     h = [
         [harmonic_mean({"base": b, "new": b - 10}) for b in (60 + gain + 5 * s for s in (1, 2))]
