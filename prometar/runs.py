@@ -8,7 +8,7 @@ from pathlib import Path
 from prometar.clip.openclip import load_clip
 from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
-from prometar.data.datasets.catalog import open_dataset, require_outside_dataset
+from prometar.data.datasets.catalog import open_dataset, require_outside_own_images
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
 from prometar.data.splits.objective import FINAL
@@ -47,7 +47,7 @@ def train_run(
         UserError: the settings, the data or the weights are invalid, or the folder contains another run.
         WorkError: the checkpoint belongs to another run, or the loss is not finite.
     """
-    require_outside_dataset(folder, config.data.name, config.data.root)
+    require_outside_own_images(folder, config.data.name, config.data.root)
     config_text = dump_config(config).encode()
     _require_same_run(folder, config_text, objective)  # before loading data, which takes time
     run = build_run(config, objective)
@@ -185,7 +185,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
-        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # as loaded, before folding
+        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # `load` compares it unfolded
         weights_file=is_local,
         **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
     )

@@ -44,8 +44,8 @@ def train(
     objective: Annotated[
         str,
         typer.Option(
-            help="final: train on base classes, test on base and new classes. all_classes: train and test "
-            "on all classes. Objectives of searches are also accepted. Default: final.",
+            help="What to train and test on, and how to score it. final: train on base, test on base and new "
+            "classes. all_classes: all classes for both. Objectives of searches also work. Default: final.",
             show_default=False,
         ),
     ] = "final",

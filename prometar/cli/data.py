@@ -27,30 +27,29 @@ NameArgument = Annotated[str, typer.Argument(help="Dataset. `prometar data list`
 @app.command("list")
 def data_list(
     data_root: Annotated[
-        str | None, typer.Option(help="Data root. Default: show the published sizes.", callback=expand_home)
+        str | None,
+        typer.Option(help="Data root. Without it, only the published sizes are shown.", callback=expand_home),
     ] = None,
 ) -> None:
     """List all known datasets. With --data-root, compare their sizes with the published ones."""
     from prometar.data.preparation.check import list_datasets, size_differences
     from prometar.embedded.datasets import RENDERED
 
-    table, notes = Table(box=None), []
-    for column in ("name", "title", "classes", "train", "val", "test", "state"):
-        table.add_column(column)
-    for name, outcome in list_datasets(data_root).items():
+    table, notes = Table("name", "title", "classes", "train", "val", "test", "state", box=None), []
+    for name, dataset_or_reason in list_datasets(data_root).items():
         benchmark = BENCHMARKS.get(name)
         access = "your images" if not benchmark else "download" if benchmark.archives else "manual download"
         sizes: tuple[int, ...] = (0, 0, 0, 0)
-        state = access if data_root is None else f"missing ({access})"
-        if isinstance(outcome, str):  # the reason why the dataset cannot be opened
+        state = access if data_root is None else f"missing ({access})"  # rendered datasets are never missing
+        if isinstance(dataset_or_reason, str):
             state = "unusable"
-            notes.append(f"{name}: {outcome}")
-        elif outcome is not None:
-            sizes = (len(outcome.classnames), *outcome.counts.values())
-            differences = size_differences(name, sizes[0], outcome.counts)
+            notes.append(f"{name}: {dataset_or_reason}")
+        elif (dataset := dataset_or_reason) is not None:  # None if missing
+            sizes = (len(dataset.classnames), *dataset.counts.values())
+            differences = size_differences(name, sizes[0], dataset.counts)
             state = "rendered" if name in RENDERED else "sizes differ" if differences else "complete"
-            if differences or outcome.note:
-                notes.append(f"{name}: {'; '.join(filter(None, (*differences, outcome.note)))}")
+            if differences or dataset.note:
+                notes.append(f"{name}: {'; '.join(filter(None, (*differences, dataset.note)))}")
         elif benchmark and data_root is None:
             sizes = (benchmark.num_classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)

@@ -15,7 +15,7 @@ class TokenFunction(Protocol):
     First derivatives: call `forward`, then `vjp`. Second: `forward`, `vjp_for_hvp`, `jvp`, then `hvp`.
     With K cotangents g_k, K tangents t_k and one cotangent r, `vjp` and `vjp_for_hvp` return J^T g_k, `jvp`
     returns J t_k, and `hvp` returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> with respect to x.
-    `value` is `forward` without storing tensors. The default methods are for linear f, whose `hvp` is J^T r.
+    `value` is `forward` without storing tensors. Defaults are for linear f, whose `hvp` equals `vjp` (J^T r).
     """
 
     def value(self, x: Tensor, /) -> Tensor:

@@ -85,7 +85,7 @@ def weights_digest(clip: Clip) -> str:
         value = getattr(clip, field.name)
         if isinstance(value, Tower):
             digest.update(f"{value.num_heads} {value.activation}".encode())
-            if value.eps != EPS:  # so that CLIP's digests equal those of versions that lacked eps
+            if value.eps != EPS:  # so that CLIP's digests stay as they were before towers had `eps`
                 digest.update(f" {value.eps}".encode())
         for tensor in tensors_of(value):
             array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 from prometar.config.recipes import is_recipe_file, recipe
 from prometar.errors import UserError
 from prometar.io.custom import complete_args, is_custom
-from prometar.io.files import require_storable, resolve_path
+from prometar.io.files import require_recordable, resolve_path
 from prometar.io.strict_model import StrictModel, leaf_types, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 from prometar.methods.composition import MethodConfig
@@ -376,7 +376,7 @@ def absolute_root(root: str) -> str:
     Raises:
         UserError: the path is not UTF-8 or contains a NUL, or its symbolic links form a cycle.
     """
-    require_storable(root)
+    require_recordable(root)
     return root if "://" in root else str(resolve_path(root))
 
 

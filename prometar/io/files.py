@@ -50,7 +50,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text.") from None
 
 
-def is_storable(path: Path | str) -> bool:
+def is_recordable(path: Path | str) -> bool:
     """Return True if records and databases can store a path, which must be UTF-8 without NUL."""
     try:
         return b"\0" not in str(path).encode()
@@ -58,9 +58,9 @@ def is_storable(path: Path | str) -> bool:
         return False
 
 
-def require_storable(path: Path | str) -> None:
-    """Raise a UserError if records and databases cannot store a path (`is_storable`)."""
-    if not is_storable(path):
+def require_recordable(path: Path | str) -> None:
+    """Raise a UserError if records and databases cannot store a path (`is_recordable`)."""
+    if not is_recordable(path):
         raise UserError(f"The path {str(path)!a} is not UTF-8 or contains a NUL. Rename the file or folder.")
 
 
@@ -68,9 +68,9 @@ def resolve_path(path: Path | str) -> Path:
     """Return the absolute path, with symbolic links and a leading ~ resolved.
 
     Raises:
-        UserError: records cannot store the path (`is_storable`), its links form a cycle, or it is a URL.
+        UserError: records cannot store the path (`is_recordable`), its links form a cycle, or it is a URL.
     """
-    require_storable(path)
+    require_recordable(path)
     if url := re.match(r"(s3|gs|gcs|abfss?|hdfs|hf|https?|file):/", str(path)):
         raise UserError(
             f"'{url[0]}...' is not a local path. Only --data-root and `prometar data prepare --to` accept "
@@ -83,7 +83,7 @@ def resolve_path(path: Path | str) -> Path:
     except OSError as error:
         if resolved is None or error.errno == errno.ELOOP:  # None: the current folder was deleted
             raise UserError(f"cannot resolve {path}: {error.strerror}.") from None
-    require_storable(resolved)
+    require_recordable(resolved)
     return resolved
 
 

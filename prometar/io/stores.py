@@ -8,7 +8,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from prometar.errors import InfrastructureError, UserError
-from prometar.io.files import require_storable, write_atomically
+from prometar.io.files import require_recordable, write_atomically
 
 _SECRET_NAMES = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # parts of parameter names
 
@@ -20,7 +20,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         UserError: pyarrow does not support the URI, or the path is not UTF-8.
         InfrastructureError: the store cannot be reached.
     """
-    require_storable(uri)
+    require_recordable(uri)
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     try:

@@ -48,8 +48,8 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     check("regularizer", lambda: _call_regularizer(method, clip))
     check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))  # tokens serve as gradients
     check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
-    check("task", lambda: _draw_mix(method))  # section of the task augmentation
-    # The argument {} means that there is no average yet, the result {} that `leaves` are evaluated.
+    check("task", lambda: _draw_mix(method))  # the section `task` configures the augmentation
+    # In epoch 0, the previous average is {}. If the result is {}, `leaves` themselves are evaluated.
     check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
     return method
 
@@ -87,6 +87,6 @@ def _call_regularizer(method: Method, clip: Clip) -> tuple[Mapping[str, object],
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
             label = f"the distances of {_NUM_QUERY} features"
-            results[label], expected[label] = term.distance(images, frozen_images), weights
-        results[term.name], expected[term.name] = term(inputs), weights.new_empty(())
+            results[label], expected[label] = term.distance(images, frozen_images), torch.empty(_NUM_QUERY)
+        results[term.name], expected[term.name] = term(inputs), torch.empty(())
     return results, expected

@@ -18,11 +18,11 @@ class NoInnerLoop(ComponentSection):
 
 
 class InnerSGD(ComponentSection):
-    """SGD step theta' = theta - lr * g of the prompts theta, with the modulated gradient g on support images.
+    """One SGD step, theta' = theta - lr * g. theta: prompts, g: modulated gradient on the support images.
 
     `outer_weight`: factor of the query loss at theta'. `order`: "second" differentiates g with respect to
     theta. "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017), but the gate
-    (a learned modulator) still receives gradients, because g depends on the gate directly.
+    (the modulator's learnable tensors) still receives gradients, because g depends on the gate directly.
     """
 
     kind: Literal["sgd"] = "sgd"

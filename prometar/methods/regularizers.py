@@ -166,9 +166,9 @@ class NoRegularizer(ComponentSection):
 class _DistanceSettings(ComponentSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
 
-    `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features.
-    `ensemble`: 60 templates. The others are templates of the dataset, shown here for `dtd`.
-    `template`: "{} texture.", `photo`: "a photo of a {}, a type of texture.", `name_last`: "a texture of {}."
+    `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features:
+    "ensemble" (mean of 60), or one of the dataset's own templates. For DTD: "template" ("{} texture."),
+    "photo" ("a photo of a {}, a type of texture.") or "name_last" ("a texture of {}.").
     """
 
     text_weight: float = Field(default=50.0, ge=0)

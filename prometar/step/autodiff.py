@@ -20,7 +20,7 @@ def vjp(
     respect to leaves, cotangents and tensors that the function captures. Otherwise, leaves are detached.
     """
     if differentiable:
-        # Gradients with respect to views exclude paths through captured tensors that depend on the leaves.
+        # Captured tensors may depend on the leaves. Gradients with respect to views exclude these paths.
         leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
     else:
         leaves = fresh_leaves(leaves)

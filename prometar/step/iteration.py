@@ -29,7 +29,7 @@ from prometar.step.towers import Towers
 
 @dataclass(frozen=True)
 class SgdConfig:
-    """SGD hyperparameters of one step, for the prompts and the gate (the modulator's learnable tensors)."""
+    """SGD hyperparameters of both phases, fixed within an epoch. Gate: the modulator's learnable tensors."""
 
     prompt_lr: float
     gate_lr: float
@@ -98,9 +98,9 @@ def _meta_gradients(
     def adapt(inputs: Tensors) -> tuple[Tensors, Tensors]:
         prompts, gate, gradients = (_group(inputs, name) for name in ("prompts", "gate", "gradient"))
         # First order treats the gradient of the inner step as independent of the prompts.
-        point = prompts if inner.second_order else fresh_leaves(prompts)
-        _, _, point_vjp = vjp(partial(_tokens, method), point, differentiable=True)
-        return _tokens(method, inner(prompts, point_vjp(_modulate(method, gate, gradients))))
+        inner_prompts = prompts if inner.second_order else fresh_leaves(prompts)
+        _, _, inner_vjp = vjp(partial(_tokens, method), inner_prompts, differentiable=True)
+        return _tokens(method, inner(prompts, inner_vjp(_modulate(method, gate, gradients))))
 
     groups = {"prompts": state.prompts, "gate": state.gate, "gradient": support_gradients}
     inputs = {f"{name}/{key}": leaf for name, group in groups.items() for key, leaf in group.items()}
@@ -123,9 +123,9 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient (P, D) of each token tensor. K = 1: no modulation (see `_gradients`)."""
+    """Return the modulated gradient g (P, D) of each token tensor. For K = 1, see `_feature_gradients`."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
-        return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
+        return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}  # already g
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
     g_task, g_reg = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
     return method.modulator(gate, g_task, g_reg)

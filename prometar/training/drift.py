@@ -87,7 +87,7 @@ def drift_scores(
     batches: Iterable[Batch],
     cache: FeatureCache | None,
 ) -> dict[str, float]:
-    """Return `base`, `zero_shot` (frozen CLIP) and predicted `new` in percent, and the drift (`divergence`).
+    """Return `base`, `zero_shot` (frozen CLIP) and predicted `new` in percent, and the drift as `divergence`.
 
     Args:
         base_model, out_of_domain_model: Prompted CLIP for the base classes, and for the out-of-domain names.

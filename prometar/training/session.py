@@ -41,15 +41,16 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, folder: Path, stream: StreamFn = stream_local, before_step: StepCallback | None = None
-    ) -> None:
+        self, run: Run, folder: Path, start_stream: StreamFn = stream_local,
+        before_step: StepCallback | None = None,
+    ) -> None:  # fmt: skip
         self.run = run
         self.state = initial_state(run)
         self.history: list[EpochRecord] = []
         self._before_step = before_step
         self._path = folder / _CHECKPOINT
         self._digests = {"run_digest": run.digest, "weights_digest": run.backbone.digest}
-        self._start_stream = stream
+        self._start_stream = start_stream
         self._stream: Iterator[Batch] | None = None
         self._batches: Iterator[Batch] | None = None
         checkpoint = load_checkpoint(self._path)
@@ -58,7 +59,7 @@ class Session:
 
     @classmethod
     def resume_or_restart(
-        cls, run: Run, folder: Path, stream: StreamFn, before_step: StepCallback | None = None
+        cls, run: Run, folder: Path, start_stream: StreamFn, before_step: StepCallback | None = None
     ) -> "tuple[Session, str]":
         """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 
@@ -69,7 +70,7 @@ class Session:
             InfrastructureError: the folder is not writable.
         """
         try:
-            return cls(run, folder, stream, before_step), ""
+            return cls(run, folder, start_stream, before_step), ""
         except WorkError as error:
             aside = folder / _SET_ASIDE
             try:
@@ -77,7 +78,7 @@ class Session:
             except OSError as os_error:
                 raise cannot_write_error(aside, os_error) from None
             reason = str(error).rsplit(". ", 1)[0]  # without the advice
-            return cls(run, folder, stream, before_step), f"started over: {reason}"
+            return cls(run, folder, start_stream, before_step), f"started over: {reason}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         for field, inputs in (("run_digest", "settings or data"), ("weights_digest", "weights")):
