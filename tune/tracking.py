@@ -14,10 +14,10 @@ from tune.execution.job import Job
 from tune.records.schema import EpochReport
 
 
-def start_run(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
-    """Start or resume a job's run in `tracker`, in the study's `folder` unless a server is configured.
+def start_tracking(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
+    """Start or resume tracking a job, in the study's `folder` unless the tracker has a server configured.
 
-    Return a namespace with two functions: log(name, value, epoch) and finish(failure), "" on success.
+    Return a namespace: log(name, value, epoch), and finish(failure), where `failure` is "" on success.
     """
     defaults = {  # no telemetry and no output. An unreachable server must not delay the search.
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
@@ -60,10 +60,10 @@ class Trackers:
 
     def __init__(self, names: tuple[str, ...], folder: Path, console: Console) -> None:
         self._folder, self._console = folder, console
-        self._runs: dict[str, dict[str, SimpleNamespace]] = {name: {} for name in names}  # by tracker and job
+        self._tracker_runs = {name: dict[str, SimpleNamespace]() for name in names}  # by tracker and job
 
     def started(self, job: Job) -> None:
-        self._for_each(lambda name, runs: runs.update({job.name: start_run(name, self._folder, job)}))
+        self._for_each(lambda name, runs: runs.update({job.name: start_tracking(name, self._folder, job)}))
 
     def reported(self, job: Job, report: EpochReport) -> None:
         metrics = report.metrics.items()
@@ -73,13 +73,13 @@ class Trackers:
         self._for_each(lambda _, runs: runs.pop(job.name).finish(failure))
 
     def close(self) -> None:
-        """Mark the runs of interrupted jobs as failed."""
+        """Mark the tracker runs of interrupted jobs as failed."""
         self._for_each(lambda _, runs: [run.finish("interrupted") for run in runs.values()])
 
     def _for_each(self, function: Callable[[str, dict[str, SimpleNamespace]], object]) -> None:
-        for name, runs in list(self._runs.items()):
+        for name, runs in list(self._tracker_runs.items()):
             try:
                 function(name, runs)
             except Exception as error:  # trackers raise errors of many types
-                del self._runs[name]
+                del self._tracker_runs[name]
                 self._console.print(f"Tracker {name} is disabled: {first_line(error)}", markup=False)

@@ -73,7 +73,7 @@ class Shutdown:
                 self._exit_unless_finished(finished)
 
     def _exit_unless_finished(self, finished: threading.Event) -> None:
-        """Exit, unless Tune soon raises an error itself. All reported results are already on disk."""
+        """Exit, unless Tune raises an error within 30 s. No result is lost: those reported are on disk."""
         self.ray_died = True
         waited = 0.0
         while not self.requested and waited < _GRACE_SECONDS:

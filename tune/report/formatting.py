@@ -56,13 +56,13 @@ def describe_difference(difference: Interval, confidence: str) -> str:
     return f"{center} points ({confidence}% CI {bounds}, n = {difference.n})"
 
 
-def join(names: Collection[object], noun: str = "") -> str:
-    """Join names with commas and "and". The noun comes first, in the plural for several names.
+def phrase(words: Collection[object], noun: str = "") -> str:
+    """Return words joined with commas and "and", after an optional noun (in the plural for several words).
 
     Example:
-        >>> join(["a"]), join(["a", "b", "c"]), join([3], "seed"), join([3, 4], "seed")
+        >>> phrase(["a"]), phrase(["a", "b", "c"]), phrase([3], "seed"), phrase([3, 4], "seed")
         ('a', 'a, b and c', 'seed 3', 'seeds 3 and 4')
     """
-    *first, last = map(str, names)
+    *first, last = map(str, words)
     text = f"{', '.join(first)} and {last}" if first else last
     return f"{noun}{'s' if first else ''} {text}" if noun else text

@@ -9,7 +9,7 @@ from prometar.data.splits.objective import OBJECTIVES
 from tune.config import EPOCHS_KEY
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
-from tune.report.formatting import describe_difference, format_mean, format_number, join
+from tune.report.formatting import describe_difference, format_mean, format_number, phrase
 from tune.stages.statistics import mean_interval
 
 MAX_CAVEATS = 5
@@ -122,19 +122,19 @@ def _detectable(test: FinalTest) -> str:
     return line
 
 
-def compared_settings(test: FinalTest) -> list[SettingsName]:
+def compared_names(test: FinalTest) -> list[SettingsName]:
     """Return the names of the compared settings, or only "baseline" if the baseline was selected."""
     return ["baseline"] if test.baseline_selected else ["selected", "baseline"]
 
 
 def final_test_runs(test: FinalTest, *names: SettingsName) -> list[RunScore]:
     """Return the final-test runs with the named settings (default: all) on all datasets."""
-    chosen, tests = names or compared_settings(test), test.datasets.values()
+    chosen, tests = names or compared_names(test), test.datasets.values()
     return [run for name in chosen for each in tests for run in getattr(each, name)]
 
 
 def _new_accuracy(test: FinalTest) -> str:
-    names = compared_settings(test)
+    names = compared_names(test)
     by_name = {name: seed_means(final_test_runs(test, name), "new").values() for name in names}
     texts = [f"{format_mean(values)} with the {LABELS[name]}" for name, values in by_name.items() if values]
     num_seeds = max(map(len, by_name.values()))
@@ -191,12 +191,12 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
         yield f"{len(errors)} of {len(runs)} final-test runs failed ({error}). Their seed pairs are ignored."
     if earlier := sorted(test.earlier_tests):
         yield (
-            f"The same test images were used earlier, to test {join(earlier, 'trial')}. "
+            f"The same test images were used earlier, to test {phrase(earlier, 'trial')}. "
             "The interval does not account for choices made after seeing those results."
         )
     if shared := sorted(set(records.search_config.seeds) & set(test.seeds)):
         yield (
-            f"The search and the final test share {join(shared, 'seed')}, so the settings were selected "
+            f"The search and the final test share {phrase(shared, 'seed')}, so the settings were selected "
             "with training images of the final test."
         )
     if test.difference is None:
@@ -248,7 +248,7 @@ def _training_step(records: Records, name: SettingsName) -> tuple[str, str]:
 def alignment(test: FinalTest) -> str:
     """Return a sentence on gradient alignment in the final test, or "" if it was not measured."""
     texts = []
-    for name in compared_settings(test):
+    for name in compared_names(test):
         values = [run.alignment for run in final_test_runs(test, name) if run.alignment is not None]
         texts += [f"{mean(values):+.2f} with the {LABELS[name]}"] if values else []
-    return f"Mean cosine similarity of support and query gradients: {join(texts)}." if texts else ""
+    return f"Mean cosine similarity of support and query gradients: {phrase(texts)}." if texts else ""

@@ -7,8 +7,8 @@ from statistics import mean
 from prometar.cli.console import format_count, format_duration
 from tune.records.folder import STATE_NAMES, Records
 from tune.records.schema import TrialRecord, seed_means
-from tune.report.formatting import DASH, format_difference, format_mean, format_number, format_setting, join
-from tune.report.statements import LABELS, compared_settings, final_test_runs
+from tune.report.formatting import DASH, format_difference, format_mean, format_number, format_setting, phrase
+from tune.report.statements import LABELS, compared_names, final_test_runs
 from tune.space.ranges import Settings
 
 _MAX_SHOWN_SETTINGS = 8  # maximum number of changed settings that are listed in one table row
@@ -55,7 +55,7 @@ def _final_test(records: Records) -> Table | None:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
     for dataset, dataset_test in test.datasets.items():
-        for name in reversed(compared_settings(test)):  # default settings first
+        for name in reversed(compared_names(test)):  # default settings first
             runs = getattr(dataset_test, name)
             label = LABELS[name] + (f", {dataset}" if len(test.datasets) > 1 else "")
             means = [format_mean(seed_means(runs, goal).values()) for goal in ("base", "new", "objective")]
@@ -94,7 +94,7 @@ def _confirmation(records: Records) -> Table | None:
             format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed",
         )
         rows.append(("selected" if is_selected else "", cells))
-    title = f"Confirmation: search score, fresh {join(confirmation.seeds, 'seed')}"
+    title = f"Confirmation: score as in the search, fresh {phrase(confirmation.seeds, 'seed')}"
     return Table(title, ("", "search", "fresh seeds", "all seeds"), rows)
 
 
@@ -115,7 +115,7 @@ def _settings(records: Records) -> Table:
 
 
 def _trials(records: Records) -> Table:
-    """Return the table of all trials: completed by objective, then pruned and failed by number of epochs."""
+    """Return completed trials sorted by objective, then pruned and failed ones sorted by number of epochs."""
     trials = sorted(records.trials, key=lambda t: (-(t.objective_if_completed or 0.0), -t.epoch, t.number))
     trials = sorted(trials, key=lambda t: list(STATE_NAMES).index(t.state))  # a stable sort
     rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in trials]

@@ -21,11 +21,11 @@ _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.p
 
 @cache
 def _read_file() -> dict[str, Any]:
-    """Read published.json: settings by protocol and method, and lists of series by protocol.
+    """Read published.json: the common setup, settings by protocol and method, and rows by protocol.
 
-    A series is a row of a published table: a `method`, its `title`, the `paper`, the `settings` that it
-    changes besides those of the protocol, and `accuracies` by dataset (or "average") and column, such as
-    {"dtd": {"base": 83.37}}. `configuration` names the configuration file in the authors' repository, if any.
+    The setup is backbone, weights and shots. A row of a published table has a `method`, its `title`, the
+    `paper`, `settings` changed besides those of the protocol, `accuracies` by dataset (or "average") and
+    column, such as {"dtd": {"base": 83.37}}, and perhaps the `configuration` file of the authors.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
@@ -44,23 +44,23 @@ def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Ma
     """Return the published accuracies that are comparable with runs of `config`, and a citation.
 
     Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. Their other settings are the method's
-    defaults, except for those that the authors changed for the protocol or a series (a row of their table).
+    defaults, except for those that the authors changed for the protocol or for the row of their table.
 
     Returns:
         Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
-        Accuracies and citation are empty if no series is comparable.
+        Accuracies and citation are empty if no row is comparable.
     """
     data = _read_file()
     setup = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
     if data["setup"] != {**setup, "shots": config.data.shots}:
         return {}, ""
     protocol_changes = protocol_settings(protocol, config.method)
-    for series in data["series"].get(protocol, ()):
-        settings = {**protocol_changes, **series["settings"]}
-        if series["method"] == config.method and not changed_settings(config, settings):
-            sources = filter(None, (series["paper"], series.get("configuration")))
-            accuracies = {dataset: _with_h(values) for dataset, values in series["accuracies"].items()}
-            return accuracies, f"{series['title']} ({'; '.join(sources)})"
+    for row in data["rows"].get(protocol, ()):
+        settings = {**protocol_changes, **row["settings"]}
+        if row["method"] == config.method and not changed_settings(config, settings):
+            sources = filter(None, (row["paper"], row.get("configuration")))
+            accuracies = {dataset: _with_h(values) for dataset, values in row["accuracies"].items()}
+            return accuracies, f"{row['title']} ({'; '.join(sources)})"
     return {}, ""
 
 
@@ -71,8 +71,8 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
     return {HARMONIC: round(h, 2), **accuracies}  # an H that was published takes precedence
 
 
-def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings of `config` that differ from `settings` or, if not given there, from the defaults.
+def changed_settings(config: Config, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the settings of `config` that differ from `expected` or, if not given there, from the defaults.
 
     Ignore dataset, shots, seed, backbone and precision. Return {} for recipe files, which no paper covers.
 
@@ -82,8 +82,8 @@ def changed_settings(config: Config, settings: Mapping[str, Any] | None = None) 
     """
     if is_recipe_file(config.method):
         return {}
-    values, expected = config.flat(), Config(method=config.method).override(settings or {}).flat()
-    return {key: values[key] for key in values if key not in _IGNORED and values[key] != expected.get(key)}
+    values, others = config.flat(), Config(method=config.method).override(expected or {}).flat()
+    return {key: values[key] for key in values if key not in _IGNORED and values[key] != others.get(key)}
 
 
 def incomparable_reason(dataset: Dataset) -> str:

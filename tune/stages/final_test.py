@@ -11,7 +11,7 @@ from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
 from tune.stages.jobs import JobRunner, final_job, read_scores
-from tune.stages.statistics import ALPHA_BY_PAIRS, NUM_UNPAIRED, is_decided, mean_interval, min_detectable
+from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS, is_decided, mean_interval, min_detectable
 
 
 def run_final_test(
@@ -32,7 +32,7 @@ def run_final_test(
     datasets, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
     if baseline_selected or config.test.seeds != "auto":
         # A fixed number of seeds is analyzed once, so this analysis gets the whole error probability of 5%.
-        alphas = {NUM_UNPAIRED if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
+        alphas = {BASELINE_RUNS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
     # If trial 0 failed, a selected baseline has another number. With number 0, both sides have equal jobs.
     selected_number = 0 if baseline_selected else selected.number
     sides = [(0, config.baseline_settings), (selected_number, selected.settings)]

@@ -35,7 +35,7 @@ from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
 from tune.execution.resources import plan_trials, uses_gpus
 from tune.space.space import EPOCHS_KEY, required_values
-from tune.stages.statistics import ALPHA_BY_PAIRS, NUM_UNPAIRED
+from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS
 from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
@@ -124,7 +124,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
         Digests by input, and the sizes that determine memory use.
 
     Raises:
-        UserError: the weights are missing, a component fails, or too few names are unrelated to a dataset.
+        UserError: the weights are missing, a component fails, or too few out-of-domain names remain.
     """
     search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
@@ -148,7 +148,7 @@ def _stages(
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
     smallest_batch = min(map(int, batch_sizes))
-    transform = TransformSpec(1, train=False)  # not used to count steps
+    transform = TransformSpec(1, train=False)  # any transform, because it does not affect the number of steps
     search_steps, final_steps = (
         sum(DataPlan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)
@@ -163,7 +163,7 @@ def _stages(
     }
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train for fewer epochs"}
     if config.test.seeds == "auto":
-        min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), NUM_UNPAIRED * num_datasets
+        min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), BASELINE_RUNS * num_datasets
         if_baseline = f"{baseline_runs} runs if the default settings are selected"
         remarks["Final test"] = f"{min_runs} runs if the first analysis is conclusive, {if_baseline}"
     stages = {

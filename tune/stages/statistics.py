@@ -17,8 +17,8 @@ from tune.config import MAX_SEED_PAIRS
 
 POWER = 0.8
 """Probability with which a test detects the difference that `min_detectable` returns."""
-NUM_UNPAIRED = 3
-"""Number of seeds if the baseline itself is selected, in which case there are no pairs to compare."""
+BASELINE_RUNS = 3
+"""Runs per dataset, with different seeds, if the baseline is selected, so that there are no pairs."""
 ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
 """Error probability of each analysis, by the number of seed pairs after which it takes place. Later analyses,
 which have more power, get more of the 5%."""
