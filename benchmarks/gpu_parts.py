@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
-from prometar.device import fetch
+from prometar.device import to_cpu
 from prometar.training.epoch import sgd_config, train_epoch, train_step
 from prometar.training.run import DTYPES, Run, build_run, clear_caches, initial_state
 from prometar.training.session import Session
@@ -48,7 +48,7 @@ def prompts_after(run: Run) -> dict[str, Tensor]:
     """Train one epoch. Return the prompts."""
     batches = stream_local(run.plan, run.dataset.source)
     state, _ = train_epoch(run, initial_state(run), batches)
-    return fetch(state.prompts)
+    return to_cpu(state.prompts)
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -70,7 +70,7 @@ def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
         for _ in range(2 // sessions):
             session.run_epoch()
         session.close()
-    return fetch(session.state.prompts)
+    return to_cpu(session.state.prompts)
 
 
 def repeat() -> Figures:

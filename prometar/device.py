@@ -1,7 +1,7 @@
 """Default device, and packed transfers between host and device.
 
 GPU kernels run asynchronously while Python prepares the next step. Every copy to the host synchronizes, as
-does a copy to the device from pageable memory. Therefore, `send` packs tensors in pinned memory, `fetch`
+does a copy to the device from pageable memory. Therefore, `send` packs tensors in pinned memory, `to_cpu`
 packs them on the device, and both transfer them in a single copy.
 """
 
@@ -65,11 +65,11 @@ def send(values: T, device: torch.device) -> T:
     return sent
 
 
-def fetch(values: T) -> T:
+def to_cpu(values: T) -> T:
     """Detach the tensors in nested tuples, lists and dicts. Copy them to the host with one synchronization.
 
     Example:
-        >>> float(fetch({"loss": torch.tensor(0.5)})["loss"])
+        >>> float(to_cpu({"loss": torch.tensor(0.5)})["loss"])
         0.5
     """
     values = tree_map_only(Tensor, Tensor.detach, values)

@@ -27,7 +27,7 @@ class UserError(PrometarError):
 
 
 class WorkError(PrometarError):
-    """Failure that is neither a `UserError` nor an `InfrastructureError`, e.g. a corrupt image."""
+    """Failure despite correct usage and a working machine, e.g. a corrupt image or a non-finite loss."""
 
 
 class InfrastructureError(PrometarError):

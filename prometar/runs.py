@@ -44,8 +44,8 @@ def train_run(
         before_step: Called before each step.
 
     Raises:
-        UserError: the settings, the data or the weights are invalid, or the folder contains another run.
-        WorkError: the checkpoint belongs to another run, or the loss is not finite.
+        UserError: the settings, data or weights are invalid, or the folder contains a study or another run.
+        WorkError: the folder's checkpoint is corrupt or belongs to another run, or the loss is not finite.
     """
     require_outside_own_images(folder, config.data.name, config.data.root)
     config_text = dump_config(config).encode()
@@ -185,7 +185,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
-        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # `load` compares it unfolded
+        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # `load` checks it, then folds
         weights_file=is_local,
         **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
     )

@@ -113,7 +113,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
 
 @contextmanager
 def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Install a signal handler for a `with` block. In other threads, where Python forbids it, do nothing."""
+    """Handle signals in a `with` block. Outside the main thread, where Python forbids it, do nothing."""
     in_main = threading.current_thread() is threading.main_thread()
     previous = {number: signal.signal(number, handler) for number in signals} if in_main else {}
     try:
@@ -144,7 +144,7 @@ def _print_error(error: Exception) -> int:
             print(message, file=sys.stderr)
             return 2
         if "extra argument" in message:
-            message += ". Put values that contain spaces in quotes."
+            message += ". Quote values that contain spaces."
         return _fail(message, getattr(error, "exit_code", 2))
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)

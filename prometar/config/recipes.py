@@ -1,6 +1,6 @@
 """Recipes: the published settings of each method, and their sources.
 
-A recipe contains only the settings that differ from the defaults. The defaults are ProMetaR's settings.
+A recipe contains only the settings that differ from the defaults, which are those of ProMetaR.
 `Config(method=NAME)` starts from the recipe of the method.
 """
 

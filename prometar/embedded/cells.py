@@ -25,10 +25,10 @@ def _discs(canvas: Canvas, points: Floats, radii: Floats) -> Floats:
     return (radii[:, None, None] - np.hypot(canvas.x - px, canvas.y - py)).max(0)
 
 
-def _lumpy_disc(canvas: Canvas, radius: float, waves: int, height: float) -> Floats:
+def _lumpy_disc(canvas: Canvas, radius: float, waves: int, amplitude: float) -> Floats:
     angle, phase = np.arctan2(canvas.y, canvas.x), canvas.rng.uniform(0, 2 * np.pi, 2)
     wave = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
-    return radius + height * wave - np.hypot(canvas.x, canvas.y)
+    return radius + amplitude * wave - np.hypot(canvas.x, canvas.y)
 
 
 def _amoeba(canvas: Canvas) -> CellDepths:
@@ -91,8 +91,8 @@ def _spirillum(canvas: Canvas) -> CellDepths:
     waves, swing = canvas.rng.uniform(9, 13), canvas.rng.uniform(0.09, 0.14)
     body = np.full(canvas.x.shape, -1.0)
     for shift in (-0.55, 0.0, 0.55)[: canvas.rng.integers(2, 4)]:
-        line = np.abs(canvas.y - shift - swing * np.sin(canvas.x * waves + shift * 9)) * 0.8
-        body = np.maximum(body, np.minimum(0.055 - line, 0.75 - np.abs(canvas.x + shift * 0.3)))
+        distance = np.abs(canvas.y - shift - swing * np.sin(canvas.x * waves + shift * 9)) * 0.8
+        body = np.maximum(body, np.minimum(0.055 - distance, 0.75 - np.abs(canvas.x + shift * 0.3)))
     return body, body - 0.03
 
 
@@ -116,8 +116,8 @@ def _draw(draw_depths: Callable[[Canvas], CellDepths], rng: np.random.Generator,
     grains = 0.75 + 0.15 * noise(rng, size, 12)
     image = blend(background, 0.5 * stain + 0.45, canvas.ink(body, blur) * grains)
     image = blend(image, 0.8 * stain, canvas.ink(dark, blur) * 0.9)
-    radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
-    image = image * (1.0 - 0.25 * rng.random() * radius**2)[:, :, None]
+    from_center = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
+    image = image * (1.0 - 0.25 * rng.random() * from_center**2)[:, :, None]  # vignette
     return quantize(image + 0.03 * rng.standard_normal((size, size, 1)))
 
 

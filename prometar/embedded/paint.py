@@ -1,4 +1,4 @@
-"""Conversion of ink (0: background, 1: color) to pixels: colors, blending and uneven light."""
+"""Painting: random colors, blending by ink (0: background, 1: color), uneven light, conversion to uint8."""
 
 import numpy as np
 from numpy.typing import NDArray

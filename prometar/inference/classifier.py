@@ -19,7 +19,7 @@ from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, make_image, to_rgb
-from prometar.device import default_device, fetch, named_device, send
+from prometar.device import default_device, named_device, send, to_cpu
 from prometar.errors import UserError, WorkError, first_line
 from prometar.inference.prompt_file import HUB_PREFIX, Card, download_prompts, read_prompts
 from prometar.io.files import read_bytes
@@ -106,7 +106,7 @@ class Classifier:
             encoded = map(_encode, inputs[start : start + batch_size])
             pixels = np.stack([make_image(spec, content, seed=0, path=path) for content, path in encoded])
             logits_BC = logits_fn(send(torch.from_numpy(pixels), clip.device), number)
-            batches.append(fetch(logits_BC.float().softmax(dim=-1)).numpy())
+            batches.append(to_cpu(logits_BC.float().softmax(dim=-1)).numpy())
         probabilities = np.concatenate(batches)
         if not np.isfinite(probabilities).all():
             raise not_finite_error(self.backbone)

@@ -16,7 +16,7 @@ from prometar.clip.weights import read_tensors
 from prometar.clip.wording import is_template
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason
-from prometar.device import fetch
+from prometar.device import to_cpu
 from prometar.errors import UserError, WorkError, convert_download_errors, first_line
 from prometar.io.files import resolve_path, write_atomically
 from prometar.io.strict_model import StrictModel, problems_of
@@ -65,7 +65,7 @@ def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
     Raises:
         InfrastructureError: the folder is not writable.
     """
-    tensors = {name: leaf.contiguous() for name, leaf in fetch(dict(leaves)).items()}
+    tensors = {name: leaf.contiguous() for name, leaf in to_cpu(dict(leaves)).items()}
     write_atomically(path, save(tensors, {"format": FORMAT, "card": card.model_dump_json()}))
     card_path = path.with_suffix(".json")
     write_atomically(card_path, (card.model_dump_json(indent=1) + "\n").encode())

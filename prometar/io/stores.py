@@ -13,7 +13,7 @@ from prometar.io.files import require_recordable, write_atomically
 _SECRET_NAMES = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # parts of parameter names
 
 
-def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the pyarrow file system of a local path or URI, and the path in this file system.
 
     Raises:
@@ -41,8 +41,8 @@ def read_file(folder: str, name: str) -> bytes | None:
         UserError: pyarrow does not support the URI.
         InfrastructureError: the store failed.
     """
-    system, path = filesystem(folder)
-    with _store_errors("read", join(folder, name)):
+    system, path = filesystem_and_path(folder)
+    with _convert_store_errors("read", join(folder, name)):
         try:
             with system.open_input_file(f"{path}/{name}") as file:
                 return bytes(file.read())
@@ -51,24 +51,24 @@ def read_file(folder: str, name: str) -> bytes | None:
 
 
 def write_file(folder: str, name: str, content: bytes) -> None:
-    """Write a file below a local folder or URI. Local folders and object stores show only complete files.
+    """Write a file below a local folder or URI. Readers never see a partially written file.
 
     Raises:
         UserError: pyarrow does not support the URI.
         InfrastructureError: the store failed.
     """
-    system, path = filesystem(folder)
+    system, path = filesystem_and_path(folder)
     if isinstance(system, fs.LocalFileSystem):
         write_atomically(Path(path, name), content)
     else:
-        with _store_errors("write", join(folder, name)):
+        with _convert_store_errors("write", join(folder, name)):
             stream = system.open_output_stream(f"{path}/{name}", compression=None)
             stream.write(content)
             stream.close()
 
 
 @contextmanager
-def _store_errors(verb: str, uri: str) -> Iterator[None]:
+def _convert_store_errors(verb: str, uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # Arrow's errors derive from one of them

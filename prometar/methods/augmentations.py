@@ -1,4 +1,4 @@
-"""Task augmentations: mix the query images of a batch with its support images (together: a meta task)."""
+"""Task augmentations. They mix the query images of a meta task with its support images."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
@@ -46,7 +46,7 @@ class NoAugmentation(Augmentation):
     augmentation: Literal["none"] = "none"
 
 
-class _Mixup(Augmentation):
+class _BetaMix(Augmentation):
     """Base class that samples lam from Beta(mixup_alpha, mixup_beta), and partners uniformly."""
 
     mixup_alpha: float = Field(default=0.5, gt=0)
@@ -59,17 +59,17 @@ class _Mixup(Augmentation):
         return Mix(lam, torch.from_numpy(rng.integers(num_support, size=num_query)))
 
 
-class FeatureMixup(_Mixup):
-    """Mixture of unnormalized features: lam f(query) + (1 - lam) f(support).
+class FeatureMixup(_BetaMix):
+    """Mixture of unnormalized image features: lam * query + (1 - lam) * partner.
 
-    Source: ProMetaR (published: Beta(0.5, 0.5)), after MetaMix, ICML 2021.
+    Source: ProMetaR, which uses Beta(0.5, 0.5). It follows MetaMix, ICML 2021.
     """
 
     augmentation: Literal["feature_mixup"] = "feature_mixup"
 
 
-class InputMixup(_Mixup):
-    """Mixture of images: lam x_query + (1 - lam) x_support, with the same lam and partners as `FeatureMixup`.
+class InputMixup(_BetaMix):
+    """Mixture of images: lam * query + (1 - lam) * partner, with the same draws as `FeatureMixup`.
 
     Source: "mixup", ICLR 2018, applied to query and support.
     """
@@ -82,7 +82,7 @@ class InputMixup(_Mixup):
         return lam * query_Q3HW + (1 - lam) * partners_Q3HW
 
 
-class CutMix(_Mixup):
+class CutMix(_BetaMix):
     """Query image with a box replaced by the same box of a support image.
 
     The box has sqrt(1 - l) times the height and width of the image, with l ~ Beta(mixup_alpha, mixup_beta).

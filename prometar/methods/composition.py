@@ -1,6 +1,6 @@
 """Composition of a method from components. Each component is described by a section of the configuration.
 
-The method's name selects a recipe (`prometar.config.recipes`) of sections, and any section can be changed.
+The method's name selects a recipe (`prometar.config.recipes`), whose settings can be changed.
 """
 
 from dataclasses import dataclass
@@ -55,5 +55,5 @@ def build(config: MethodConfig) -> Method:
     """
     prompts, inner = config.prompts.component(), config.inner.component()
     regularizer, modulator = config.regularizer.build(prompts), config.modulator.component()
-    augmentation = NoAugmentation() if inner is None else config.task.component()  # for the meta phase
+    augmentation = NoAugmentation() if inner is None else config.task.component()  # only meta tasks use it
     return Method(prompts, regularizer, modulator, inner, augmentation, config.averager.component())

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from prometar.clip.model import Clip
 
-Tensors = dict[str, "Tensor"]  # by name, such as tokens, features or gradients
+Tensors = dict[str, "Tensor"]  # tensors by name, e.g. tokens, features or gradients
 Leaves = Tensors  # the learnable tensors of prompts or of a modulator
 
 
@@ -50,12 +50,12 @@ class Prompts(ComponentSection):
         return leaves
 
     def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
-        """Return `text.<layer>` (B, P, D) for frozen image features. Only called if `conditional`."""
+        """Return `text.<layer>` (B, P, D) for B images' frozen features. Only called if `conditional`."""
         return tokens
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return True if prompts enter the image tower, or if they lack `enters_images`."""
+    """Return True if prompts enter the image tower. This is assumed if they lack `enters_images`."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -109,7 +109,7 @@ class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
     Layer 0 starts as the embedded `init`. The others are sampled from N(0, init_std^2). If `init` has too few
-    tokens, `init_padding` applies. `zeros`: zeros precede `init`. `random`: layer 0 is sampled, too.
+    tokens, `init_padding` applies: `zeros` puts zeros before it, `random` ignores it and samples layer 0 too.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -235,7 +235,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKindSection, Prompts):
-    """Custom prompts. As for built-in prompts, their `initialize` receives the token ids of `init`."""
+    """Custom prompts. Like that of built-in prompts, their `initialize` receives the token ids of `init`."""
 
 
 _BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts

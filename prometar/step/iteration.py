@@ -1,7 +1,7 @@
 """One iteration: the direct phase on a batch, then the meta phase on its meta task (support and query).
 
-The derivatives of the towers are hand-written (`prometar.clip.tower`), except with conditional prompts.
-Autograd does the rest. Axes: B images, C classes, K losses, P tokens of width D, N features of width E.
+Towers have hand-written derivatives (`prometar.clip.tower`) unless prompts are conditional. Autograd does the
+rest. Suffixes of names are axes: B images, C classes, K losses, P tokens of width D, N features of width E.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -201,7 +201,7 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the query loss. Image features (R): Q query images, then support images to mix in (partners)."""
+    """Return the query loss. Rows of `image_RE`: Q query images, then any partners (support images)."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
     if partners is not None and partners.image_rows is not None:

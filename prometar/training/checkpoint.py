@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, Json, ValidationE
 from safetensors.torch import save
 
 from prometar.clip.weights import read_tensors
-from prometar.device import fetch
+from prometar.device import to_cpu
 from prometar.errors import UserError, WorkError, first_line
 from prometar.io.files import file_size, write_atomically
 from prometar.io.strict_model import problems_of
@@ -32,7 +32,7 @@ class Checkpoint(BaseModel):
 def save_checkpoint(
     path: Path, state: State, history: Sequence[EpochRecord], *, run_digest: str, weights_digest: str
 ) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in fetch(state.tensors()).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in to_cpu(state.tensors()).items()}
     metadata = {
         "format": "prometar-run-2", "run": run_digest, "weights": weights_digest, "step": str(state.step),
         "history": json.dumps(list(history)),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prometar.config.settings import Config
 from prometar.data.streaming.stream import Batch
-from prometar.device import fetch, send
+from prometar.device import send, to_cpu
 from prometar.errors import WorkError
 from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import embed_batch, leave_one_class_out, meta_task_rng
@@ -21,10 +21,10 @@ StepCallback = Callable[[Run, State, Batch], None]
 
 
 def sgd_config(config: Config, epoch: int) -> SgdConfig:
-    """Return the SGD hyperparameters of a 0-based epoch for prompts and gate (the modulator's tensors)."""
+    """Return the SGD hyperparameters of an epoch (from 0) for prompts and gate (the modulator's tensors)."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
-    gate_lr = optim.gate_warmup_lr  # as in the published code, which never steps the gate's scheduler
+    gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler
     if optim.gate_schedule == "configured":
         gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
     prompt_lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
@@ -51,7 +51,7 @@ def train_epoch(
     names = dict.fromkeys(name for losses in step_losses for name in losses)
     stacked = {name: torch.stack([each[name] for each in step_losses if name in each]) for name in names}
     # The only synchronization with the device in an epoch.
-    by_name, finite = fetch((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
+    by_name, finite = to_cpu((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
     loss, fix = by_name["direct_ce"], "Lower optim.lr or set backbone.precision=fp32."
     if len(bad := (~loss.isfinite()).nonzero()):
         raise WorkError(f"The loss is {float(loss[bad[0, 0]])} at step {start + int(bad[0, 0]) + 1}. {fix}")
@@ -65,7 +65,7 @@ def train_epoch(
 
 
 def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[State, dict[str, Tensor]]:
-    """Train one step. Methods with an inner loop also use a meta task: a support-query split of the batch."""
+    """Train one step. An inner loop also needs a meta task, a selection of support and query images."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     clip, method, selection = run.backbone.clip, run.method, None
     labels = torch.from_numpy(batch.labels)

@@ -50,7 +50,7 @@ class Run:
     """Fixed inputs of one training run. Its state, which changes, is in `Session`.
 
     Args:
-        plan, cache: Data plan of the training images, and their cached features, None if too large.
+        plan, cache: Data plan of the training images, and their cached features (None if too large).
         cache_key: Identity of the dataset and the backbone in caches.
         out_of_domain_model: Prompted CLIP with out-of-domain names as classes. None if drift is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
@@ -104,11 +104,11 @@ def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: 
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""By data plan, dataset and backbone: maximum size of its features in bytes, and those computed so far."""
+"""Caches by data plan, dataset and backbone: size in bytes if full, and the features computed so far."""
 
 
 def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
-    """Return a data plan's feature cache, or None if it could exceed 1/4 of `_IMAGE_FEATURES`."""
+    """Return a data plan's feature cache, or None if it could fill more than 1/4 of `_IMAGE_FEATURES`."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
@@ -138,7 +138,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     backbone = _cached_backbone(config.backbone)
     if config.custom_components:
         check_components(config, backbone.clip)
-    if not has_image_prompts(method.prompts):
+    if not has_image_prompts(method.prompts):  # then `embed_images` returns final features, to be cached
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, has_image_prompts=False))
         vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute
@@ -146,9 +146,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     augment, train, shots = config.augment, config.train, config.data.shots
     split = split_dataset(objective, dataset, shots=shots, seed=train.seed, val_per_class=val_per_class)
 
-    def model_of(names: Sequence[str], frozen: Tensor | None = None) -> PromptedClip:
+    def model_of(names: Sequence[str], frozen_text_CE: Tensor | None = None) -> PromptedClip:
         texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
-        return build_model(clip, method.prompts, backbone.tokenize(texts), frozen)
+        return build_model(clip, method.prompts, backbone.tokenize(texts), frozen_text_CE)
 
     plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
     evaluations = {
@@ -157,7 +157,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     }
     templates = method.regularizer.templates or (dataset.template_named(method.regularizer.template_name),)
     uses_text = method.regularizer.uses_text
-    frozen = _text_features(config.backbone, split.classnames, templates) if uses_text else None
+    frozen_text_CE = _text_features(config.backbone, split.classnames, templates) if uses_text else None
     transform = TransformSpec(
         size=clip.image_size,
         crop_scale=(augment.crop_scale_min, augment.crop_scale_max),
@@ -169,11 +169,11 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     out_of_domain_model = None
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
-        frozen_names, frozen_base = (
+        frozen_out_of_domain_CE, frozen_base_CE = (
             _text_features(config.backbone, each, (DRIFT_TEMPLATE,)) for each in (names, split.classnames)
         )
-        out_of_domain_model, base = model_of(names, frozen_names), evaluations["base"]
-        evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base))
+        out_of_domain_model, base = model_of(names, frozen_out_of_domain_CE), evaluations["base"]
+        evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base_CE))
     components = (*config.custom_components.values(), objective)
     return Run(
         config=config,
@@ -181,7 +181,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         dataset=dataset,
         backbone=backbone,
         method=method,
-        model=model_of(split.classnames, frozen),
+        model=model_of(split.classnames, frozen_text_CE),
         plan=plan,
         evaluations=evaluations,
         cache=_feature_cache(clip, plan, cache_key),

@@ -8,7 +8,7 @@ from torch import Tensor
 from prometar.clip.features import FeatureCache, cached_embedding, frozen_image_features
 from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
-from prometar.device import fetch, send
+from prometar.device import send, to_cpu
 from prometar.errors import WorkError
 from prometar.step.prompted_clip import PromptedClip
 
@@ -57,8 +57,8 @@ def accuracy(
         correct += (logits_BC.argmax(dim=-1) == labels).sum()
         finite &= logits_BC.isfinite().all()
         total += len(batch.labels)
-    # Each fetch synchronizes with the GPU, so both results are fetched in one call.
-    correct, finite = fetch((correct, finite))
+    # Each copy to the CPU synchronizes with the GPU, so one call copies both results.
+    correct, finite = to_cpu((correct, finite))
     if not finite:
         raise not_finite_error(backbone)
     return 100 * int(correct) / total

@@ -19,7 +19,7 @@ from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError, WorkError
-from prometar.io.stores import filesystem, join
+from prometar.io.stores import filesystem_and_path, join
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def create(endpoint: str, bucket: str) -> None:
 
 
 def files(uri: str) -> list[str]:
-    system, folder = filesystem(uri)
+    system, folder = filesystem_and_path(uri)
     found = system.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 

@@ -72,7 +72,7 @@ SEARCHES = [
     (["--set", "confirm.sedes=2"], "--set confirm.sedes is not a setting"),
     (["--pruner", "json:loads"], "json:loads fails: TypeError: the JSON object must be"),
     (["--nonsense"], "No such option"),
-    (["--final-seeds", "1", "2"], "extra argument(s) (2). Put values that contain spaces in quotes."),
+    (["--final-seeds", "1", "2"], "extra argument(s) (2). Quote values that contain spaces."),
     (["--set", "optim.lr=1e39"], "optim.lr must be at most 1e+30, got 1e+39"),
 ]  # fmt: skip
 

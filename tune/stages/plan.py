@@ -20,7 +20,7 @@ from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSpli
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
-from prometar.device import fetch
+from prometar.device import to_cpu
 from prometar.environment import num_cpus
 from prometar.errors import UserError
 from prometar.io.custom import convert_errors, is_custom, source_digest
@@ -201,6 +201,6 @@ def _seconds_per_step(config: StudyConfig) -> float:
     state, sgd, started = initial_state(run), sgd_config(run.config, 0), 0.0
     for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
         state, scalars = train_step(run, state, batch, sgd)
-        fetch(scalars)  # waits for the device
+        to_cpu(scalars)  # waits for the device
         started = started if number else time.perf_counter()  # after the first, untimed step
     return (time.perf_counter() - started) / TIMED_STEPS

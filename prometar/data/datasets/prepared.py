@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from prometar.data.datasets.dataset import SPLITS, Dataset, Item
 from prometar.errors import InfrastructureError, UserError
-from prometar.io.stores import filesystem, join, masked, masked_message, read_file
+from prometar.io.stores import filesystem_and_path, join, masked, masked_message, read_file
 from prometar.io.strict_model import problems_of
 
 MANIFEST = "manifest.json"
@@ -140,8 +140,8 @@ def _read_columns(uri: str, shard: str, columns: list[str]) -> tuple[pa.Table, l
 
 @contextmanager
 def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard. Raise an InfrastructureError if it is missing or corrupt, or has other columns."""
-    system, folder = filesystem(uri)
+    """Open a shard. Errors in the `with` block, such as missing columns, become an InfrastructureError."""
+    system, folder = filesystem_and_path(uri)
     try:
         with system.open_input_file(f"{folder}/{shard}") as stream:
             # Without checksums, a flipped bit would silently change an image.
@@ -156,6 +156,6 @@ def _open_shard(uri: str, shard: str) -> Iterator[pq.ParquetFile]:
 @lru_cache(maxsize=4096)
 def _read_footer(uri: str, shard: str) -> pq.FileMetaData:
     """Return a shard's footer. Cached, because object stores have a high latency."""
-    system, folder = filesystem(uri)
+    system, folder = filesystem_and_path(uri)
     with system.open_input_file(f"{folder}/{shard}") as stream:
         return pq.read_metadata(stream)

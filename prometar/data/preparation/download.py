@@ -75,7 +75,7 @@ def download(name: str, to: Path | str, *, progress: ProgressCallback) -> tuple[
 
 @contextmanager
 def _temporary_folder(root: Path) -> Iterator[Path]:
-    """Yield a temporary folder below the data root, so that its files can be moved into place by renaming.
+    """Yield a temporary folder inside the data root, so that its files can be moved into place by renaming.
 
     An OSError in the `with` block becomes a WorkError.
     """
@@ -85,7 +85,7 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
             yield Path(folder)
     except OSError as error:
         raise WorkError(
-            f"Cannot write below {root}: {error.strerror or error}. Free disk space, or use another --to."
+            f"Cannot write to {root}: {error.strerror or error}. Free disk space, or use another --to."
         ) from None
 
 

@@ -81,7 +81,7 @@ def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
 
 
 def select_and_relabel(items: Iterable[Item], labels: Iterable[int]) -> Items:
-    """Select the items with these labels, and renumber the labels from 0. Items and labels stay in order."""
+    """Select items by label, and renumber the labels from 0. Items and labels keep their relative order."""
     rank = {label: k for k, label in enumerate(sorted(labels))}
     return tuple(Item(item.path, rank[item.label], item.classname) for item in items if item.label in rank)
 

@@ -30,7 +30,7 @@ def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tu
     order = np.arange(num_items)
     if shuffle:
         order = np.random.Generator(np.random.PCG64(order_seq)).permutation(num_items)
-    # Philox is counter-based, so the seed of the k-th image does not depend on the number of images.
+    # Any generator would do, but a change from Philox would alter the batches (see `FORMAT`).
     seeds = (np.random.Philox(seed_seq).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
     order.flags.writeable = seeds.flags.writeable = False  # callers share the cached arrays
     return order, seeds

@@ -31,14 +31,14 @@ class TransformSpec:
     Args:
         size: Side of the square in pixels.
         train: True for random resized crop, flip and jitter. False for a center crop, which uses only `size`.
-        crop_scale: Range of the crop's area as a fraction of the image's area.
+        crop_scale: Range of the crop's area as a fraction of the image's area (`augment.crop_scale_*`).
         flip: Probability of a horizontal flip.
         jitter: Brightness, contrast and saturation are scaled by random factors in 1 ± jitter.
     """
 
     size: int
     train: bool
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # as in torchvision. Digests of evaluation plans contain it
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # not used by evaluation plans, but part of their digests
     flip: float = 0.5
     jitter: float = 0.0
 
@@ -99,7 +99,7 @@ def make_image(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = ""
 def make_images(
     spec: TransformSpec, encoded: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return `make_image` of N images as (N, H, W, 3). All streams call it, so their pixels are the same."""
+    """Apply `make_image` to N images. Return (N, H, W, 3). All streams use this, so their pixels agree."""
     images = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
     for k, (content, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
         images[k] = make_image(spec, content, int(seed), path=path)

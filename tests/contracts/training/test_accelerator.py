@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prometar.clip.openclip import Backbone
 from prometar.config.recipes import METHODS
-from prometar.device import fetch, send
+from prometar.device import send, to_cpu
 from prometar.step import iteration
 from prometar.training import epoch
 from prometar.training import run as run_module
@@ -105,7 +105,7 @@ def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: p
         assert there.finished
         for ours, its in zip(without_time(there.history), without_time(here.history), strict=True):
             assert ours == pytest.approx(its, rel=1e-9)
-        for name, tensor in fetch(there.state.tensors()).items():
+        for name, tensor in to_cpu(there.state.tensors()).items():
             torch.testing.assert_close(tensor, here.state.tensors()[name], rtol=0, atol=1e-10)
 
 
@@ -135,6 +135,6 @@ def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:
     sent = send({**packed, "d": half}, DEVICE)
     assert len(seen.copies) == 1
     assert sent["a"][0] is sent["d"]
-    back = fetch(sent)
+    back = to_cpu(sent)
     assert len(seen.waits) == 1
     torch.testing.assert_close(back, {**packed, "d": half}, rtol=0, atol=0)
