@@ -53,7 +53,7 @@ def reproduce(
         list[str], _option("Methods with their published settings, or recipe files.", " ".join(METHODS))
     ] = METHODS,
     seeds: Annotated[
-        list[int], _option("Seeds. Every trained method runs with every seed.", "1 2 3", min=0, max=2**32 - 1)
+        list[int], _option("Seeds of trained methods. Others run once.", "1 2 3", min=0, max=2**32 - 1)
     ] = SEEDS,
     shots: Annotated[
         list[int] | None, typer.Option(min=1, help="Training images per class. Default: from --protocol.")
@@ -109,13 +109,14 @@ def reproduce(
         "backbone.name": backbone,
         "backbone.pretrained": pretrained,
     }
-    by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
+    # By option, because messages for invalid values name the option.
+    overrides_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
     grid = Grid(
         preset,
         datasets=test_datasets,
         configs={
             name: absolute_paths(
-                configure(method, {**protocol_settings(protocol, name), **shared}, by_option)
+                configure(method, {**protocol_settings(protocol, name), **shared}, overrides_by_option)
             )
             for name, method in {recipe(method).name: method for method in methods}.items()
         },

@@ -130,7 +130,7 @@ class ResourcesConfig(StrictModel):
     gpus_per_trial: Annotated[float, Field(ge=0, lt=1e6)] | Literal["auto"] = Field(
         "auto", description="GPUs per trial. auto: an equal share, between 1/4 and 1."
     )
-    trial_timeout: float | None = Field(
+    epoch_timeout: float | None = Field(
         None, gt=0, le=1e6, description="Restart a trial if an epoch takes this many seconds. Default: none."
     )
     max_hours: float | None = Field(

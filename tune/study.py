@@ -248,7 +248,7 @@ class Study:
                 resources,
                 [*observers, view],
                 console=self.console,
-                timeout_seconds=self.config.resources.trial_timeout,
+                timeout_seconds=self.config.resources.epoch_timeout,
             )
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:

@@ -37,7 +37,7 @@ SEARCHES = [
     (["--sampler", "grid"], "unknown sampler 'grid': choose one of tpe, random, gp, or"),
     (["--top", "-1"], "--top must be at least 0"),
     (["--max-hours", "nan"], "--max-hours must be a finite number, got 'nan'"),
-    (["--set", "resources.trial_timeout=inf"], "--set resources.trial_timeout must be a finite"),
+    (["--set", "resources.epoch_timeout=inf"], "--set resources.epoch_timeout must be a finite"),
     (["--set", "location.trackers=[diary]"], "--set location.trackers must be 'tensorboard'"),
     (["--address", "ray://head:10001"], "--address ray://head:10001: Ray Client is not supported"),
     (["--address", "head"], "--address must be auto or HOST:PORT of the cluster's head, got head"),

@@ -114,7 +114,7 @@ class _Submission:
         epoch: Latest reported epoch.
         reported_error: Error message of the latest report, or "".
         ended: True if the latest report is the final one, or if an observer stopped the job.
-        worker_error: Exception that ended the latest worker that died, or None.
+        worker_error: Error of the worker that died most recently, or None.
     """
 
     request: JobRequest
@@ -187,7 +187,7 @@ class _Dispatcher(Searcher, Stopper):
         if job is None:
             self._jobs = iter(())  # so that `next`, which may be expensive, is not called again
             return None
-        for folder in job.configs:  # workers check that the folders exist, i.e. that storage is shared
+        for folder in job.configs:  # the keys. Workers check that they exist, i.e. that storage is shared
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -204,11 +204,11 @@ class _Dispatcher(Searcher, Stopper):
         with self._record_error():  # an observer returns False to stop the job
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
-        submission.reported_error = "" if stopped else report.error  # the stopping observer stores the error
+        submission.reported_error = "" if stopped else report.error  # the observer that stops it records why
         return submission.ended or self._shutdown.requested
 
     def record_worker_error(self, trial: Trial) -> None:
-        """Store the error of a dead worker. The copy that `get_pickled_error` reads does not exist yet."""
+        """Store a dead worker's error. `Trial.get_pickled_error` reads a copy that is not written yet."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].worker_error = getattr(error, "cause", None) or error
@@ -244,7 +244,7 @@ class _Dispatcher(Searcher, Stopper):
         if seconds and stacks.exists() and stacks.stat().st_size:
             return (
                 f"No epoch finished within {seconds:g} s. {stacks} contains the stacks of the worker. "
-                "Fix the cause, or set a longer resources.trial_timeout."
+                "Fix the cause, or set a longer resources.epoch_timeout."
             )
         error = submission.worker_error or WorkError("The worker died.")
         prefix = "" if isinstance(error, RayActorError | WorkError) else f"{type(error).__name__}: "

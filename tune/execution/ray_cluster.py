@@ -20,7 +20,7 @@ _ENVIRONMENT = {
     # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a new local cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # so that Tune uses the progress reporter of `RunConfig`
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # tune/execution/worker.py hides GPUs
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # instead of Ray, worker.py hides GPUs
 }
 _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, on Linux too
@@ -32,7 +32,7 @@ _owns_cluster = False
 
 
 def configure_ray(*, local: bool = True) -> None:
-    """Set defaults of Ray's environment variables before ray is imported. `local`: for a local cluster."""
+    """Set defaults for Ray's environment variables. Call this before importing ray."""
     for name, value in (_ENVIRONMENT | (_LOCAL_ENVIRONMENT if local else {})).items():
         os.environ.setdefault(name, value)
 
@@ -108,7 +108,7 @@ def restore_signal_handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, interrupt)
-        if callable(terminate):  # a default is replaced with Ray's handler, which exits cleanly
+        if callable(terminate):  # SIG_DFL is not restored: Ray's handler exits cleanly
             signal.signal(signal.SIGTERM, terminate)
 
 

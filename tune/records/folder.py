@@ -121,7 +121,7 @@ class Records:
         return self.config.search
 
     @cached_property
-    def baseline_values(self) -> dict[str, Any]:
+    def baseline_config(self) -> dict[str, Any]:
         """Complete configuration of the baseline, by dotted key. `data.name` is the first dataset."""
         return self.config.run.flat()
 
@@ -138,7 +138,7 @@ class Records:
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
-        """Trial with the default settings, or its completed rerun if it failed. None before it ends."""
+        """Trial with the default settings, preferably a completed one. None if none has ended."""
         return next((trial for trial in (*self.completed, *self.trials) if trial.is_baseline), None)
 
     @cached_property

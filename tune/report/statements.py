@@ -105,7 +105,8 @@ def _accuracies(test: FinalTest) -> Iterator[str]:
         return
     base_text, new_text = (describe_difference(each, test.confidence) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
-    if base.mean > 0 and (new.high < 0 or new.mean <= -(test.min_relevant or 1.0)):  # significant or relevant
+    relevant = test.min_relevant or 1.0
+    if base.mean > 0 and (new.high < 0 or new.mean <= -relevant):  # the fall is significant or relevant
         unclear = [name for name, each in (("base", base), ("new", new)) if not each.excludes_zero]
         notes = [f" The interval of the difference in {name} accuracy contains 0." for name in unclear]
         means = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
@@ -116,7 +117,7 @@ def _detectable(test: FinalTest) -> str:
     limit, unit = test.min_relevant, "point" if test.min_relevant == 1 else "points"
     if test.verdict != "either" or test.detectable is None or test.detectable >= 100:  # H is at most 100
         return ""
-    line = f"This test has a power of 80% to detect a true difference of {test.detectable:.1f} points in H."
+    line = f"This test has 80% power to detect a true difference of {test.detectable:.1f} points in H."
     if limit and test.difference and test.difference.within(limit):
         line += f" The interval excludes differences of {limit:g} {unit} or more."
     return line
@@ -146,7 +147,7 @@ def _epochs(records: Records) -> str:
     test = records.final_test
     final = test.epochs if test else records.config.test.epochs
     if EPOCHS_KEY not in records.search_config.space.ranges:
-        return f"Epochs: {records.baseline_values[EPOCHS_KEY]} per trial, {final} per run of the final test."
+        return f"Epochs: {records.baseline_config[EPOCHS_KEY]} per trial, {final} per run of the final test."
     epochs = test.selected.settings.get(EPOCHS_KEY) if test and not test.baseline_selected else None
     with_selected = f"{epochs} with the selected settings, " if epochs else ""
     return f"Epochs: set by the search. Final test: {with_selected}{final} with the default settings."
@@ -161,8 +162,7 @@ def _caveats(records: Records) -> Iterator[str]:
     """Yield all caveats, the most important first, because reports omit those after the first MAX_CAVEATS."""
     test, baseline = records.final_test, records.baseline
     if records.completed and baseline and baseline.objective_if_completed is None:
-        reason = baseline.reason[:80]
-        yield f"The default settings failed in the search ({reason}). Rerun the same command to resume."
+        yield f"The baseline trial failed ({baseline.reason[:80]}). Rerun the same command to retry it."
     if test and not records.final_test_outdated:
         yield from _test_caveats(records, test)
     objective = OBJECTIVES.get(records.search_config.objective)
@@ -178,7 +178,7 @@ def _caveats(records: Records) -> Iterator[str]:
             f"The best search score is the maximum of {len(records.completed)} noisy scores, so it is "
             "biased upward. Rely on the final test."
         )
-    if records.baseline_values.get("backbone.name") == "mini":
+    if records.baseline_config.get("backbone.name") == "mini":
         yield "The embedded backbone mini is for testing. Do not compare its accuracies with published ones."
     elif test and any(each.published is not None for each in test.datasets.values()):
         yield "Published numbers are cited from papers. Seeds, images and epochs may differ."
@@ -196,8 +196,8 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
         )
     if shared := sorted(set(records.search_config.seeds) & set(test.seeds)):
         yield (
-            f"The search and the final test share {phrase(shared, 'seed')}, so the settings were selected "
-            "with training images of the final test."
+            f"The search and the final test share {phrase(shared, 'seed')} and thus training images. "
+            "This favors the selected settings."
         )
     if test.difference is None:
         return

@@ -60,8 +60,8 @@ def build_table(
     Args:
         incomparable: Reasons why results are not comparable with published ones, by dataset.
     """
-    shots = {"data.shots": grid.shots[0]}  # protocols with published accuracies have a single number of shots
-    configs = {method: config.override(shots) for method, config in grid.configs.items()}
+    override = {"data.shots": grid.shots[0]}  # protocols with published accuracies have one number of shots
+    configs = {method: config.override(override) for method, config in grid.configs.items()}
     published_by_method = {
         method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()
     }
@@ -121,7 +121,7 @@ def _summarize(
 
 
 def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare with ProMetaR or, if it is absent, the first method. Ignore the source dataset."""
+    """Compare each method with ProMetaR or, if it is absent, with the first, except on the source dataset."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

@@ -31,9 +31,9 @@ def run_final_test(
     """
     datasets, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
     if baseline_selected or config.test.seeds != "auto":
-        # A fixed number of seeds is analyzed once, so this analysis gets the whole error probability of 5%.
+        # A fixed number of seeds is analyzed once, so this one analysis may have an error probability of 5%.
         alphas = {BASELINE_RUNS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # If trial 0 failed, a selected baseline has another number. With number 0, both sides have equal jobs.
+    # A selected baseline may be a rerun of trial 0. Number 0 gives both sides the same jobs, which run once.
     selected_number = 0 if baseline_selected else selected.number
     sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
@@ -47,19 +47,19 @@ def run_final_test(
         failures |= run_jobs(list({job.name: job for job in all_jobs if job.name not in failures}.values()))
         results = {
             dataset: _compare(
-                *(tuple(run for job in each for run in read_scores(job, failures)) for each in by_side),
+                *(tuple(run for job in side for run in read_scores(job, failures)) for side in by_side),
                 published=published.get(dataset),
                 alpha=None if baseline_selected else alpha,
             )
             for dataset, by_side in jobs.items()
         }
-        # Mean differences over the datasets, for seeds with both results on each dataset.
+        # For each seed with results of both sides on every dataset: the mean difference over the datasets.
         per_dataset = [paired_differences(each.selected, each.baseline) for each in results.values()]
         complete = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
         differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]
         if is_decided(differences, alpha, min_relevant=config.test.min_relevant):
             break
-    # The verdict uses the interval over seeds or, for several datasets, the 95% interval over their means.
+    # With one dataset, the interval over seeds. With several, the 95% interval over their mean differences.
     difference = mean_interval([each.difference for each in results.values()])
     return FinalTest(
         seeds=seeds,

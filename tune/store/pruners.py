@@ -27,8 +27,8 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
     numbers of epochs, a long trial may be worse than a short one at epoch 5, but better in the end.
 
     Args:
-        max_epochs: Maximum number of epochs of a trial. A custom pruner `module:Name` is called with it.
-        concurrency: Number of concurrent trials. `percentile` and `median` need at least this many results.
+        max_epochs: Maximum number of epochs of a trial, the argument of a custom pruner (`module:Name`).
+        concurrency: `percentile` and `median` prune only after at least this many trials have completed.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.
@@ -46,9 +46,7 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
     pruner = pruners.get(name) or resolve_custom("pruner", name, pruners)(max_epochs)
     if not isinstance(pruner, BasePruner):
         raise UserError(f"--pruner {name} must return an Optuna pruner, got {type(pruner).__name__}.")
-    if not isinstance(pruner, NopPruner) and (EPOCHS_KEY in search.space.ranges or len(search.goals) > 1):
-        raise UserError(
-            f"--pruner {name} requires a single goal and trials with the same number of epochs, but the "
-            f"search has several goals or searches {EPOCHS_KEY}. Use --pruner none."
-        )
+    if not isinstance(pruner, NopPruner) and (len(search.goals) > 1 or EPOCHS_KEY in search.space.ranges):
+        requirement = "a single goal" if len(search.goals) > 1 else f"a --space without {EPOCHS_KEY}"
+        raise UserError(f"--pruner {name} requires {requirement}. Use --pruner none.")
     return pruner

@@ -66,7 +66,8 @@ def convert_db_errors(url: str) -> Iterator[None]:
         raise UserError(masked(f"--storage {url} is invalid: {str(error).splitlines()[0]}.")) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
-        if url.startswith(SQLITE) and type(cause) is DatabaseError:  # not OperationalError (locked, full)
+        # Exactly DatabaseError means corrupt. Its subclass OperationalError means locked or full.
+        if url.startswith(SQLITE) and type(cause) is DatabaseError:
             raise InfrastructureError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
         raise _storage_error(url, cause) from None
 

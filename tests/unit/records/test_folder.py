@@ -31,7 +31,7 @@ def test_a_study_is_described_and_its_environments_are_remembered(
     assert (records.study.score_name, records.study.reads_test_images) == ("H", False)
     assert records.study.command.startswith("python tune/search.py --trials 3")
     assert "secret" not in records.study.command
-    assert records.baseline_values["data.name"] == "textures"
+    assert records.baseline_config["data.name"] == "textures"
 
 
 def test_the_earliest_of_the_best_trials_leads() -> None:

@@ -112,8 +112,8 @@ def test_higher_base_and_lower_new_accuracy_is_said(
 @pytest.mark.parametrize(
     ("detectable", "within", "says"),
     [
-        (1.9, False, ["This test has a power of 80% to detect a true difference of 1.9 points in H."]),
-        (0.4, True, ["This test has a power of 80% to detect a true difference of 0.4 points in H. "
+        (1.9, False, ["This test has 80% power to detect a true difference of 1.9 points in H."]),
+        (0.4, True, ["This test has 80% power to detect a true difference of 0.4 points in H. "
                      "The interval excludes differences of 1 point or more."]),
         (150.0, False, []),
     ],
@@ -197,7 +197,7 @@ def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:
     records = with_test(records, datasets={"dtd": DatasetTest(found.selected, failed, found.difference)})
     records = replace(records, trials=(trial(0, "FAIL", reason="killed"), trial(1), trial(9)))
     lines = caveats(records)
-    assert lines[0] == "The default settings failed in the search (killed). Rerun the same command to resume."
+    assert lines[0] == "The baseline trial failed (killed). Rerun the same command to retry it."
     assert lines[1].startswith("1 of 10 final-test runs failed (out of memory).")
     assert len(lines) == 5, "more are left out"
 
