@@ -66,7 +66,7 @@ def test_trials_of_different_lengths(tmp_path: Path) -> None:
     trial, final = jobs_of(config, **{"train.epochs": 6})
     assert (trial.epochs, final.epochs, config.baseline_settings) == (6, 6, {"train.epochs": 2})
     assert [epochs for _, epochs, _ in plan_study(config).stages.values()] == [24, 0, 12, 36]
-    with pytest.raises(UserError, match=r"searches train\.epochs. Use --pruner none"):
+    with pytest.raises(UserError, match=r"requires a --space without train\.epochs. Use --pruner none"):
         plan_study(config_of(tmp_path, ranges=lengths, pruner="percentile"))
 
 
