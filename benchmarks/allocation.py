@@ -1,6 +1,6 @@
 """Compare ways to spend the same number of runs on a search, by replaying recorded runs.
 
-    python benchmarks/allocation.py [--replays 4000] [--doc docs/results.md]
+    python benchmarks/allocation.py [--replays 4000] [--decay 0.05] [--doc docs/results.md]
 
 Nothing is trained. `objectives.json` and `photographs.json` record 25 settings with three seeds each on five
 datasets: the search score, and H on test images. Each replay samples settings with a smoothed bootstrap from
@@ -55,7 +55,7 @@ class Model(NamedTuple):
     noise: float
 
 
-def fit(found: Table) -> Model:
+def fit(found: Table, decay: float) -> Model:
     """Estimate the model. Means over seeds are shrunk towards their overall mean, to remove seed noise."""
 
     def shrunk(values: Floats) -> tuple[Floats, float]:
@@ -63,7 +63,7 @@ def fit(found: Table) -> Model:
         true = max(0.0, means.var(ddof=1) - noise**2 / values.shape[1])
         return means.mean() + np.sqrt(true / means.var(ddof=1)) * (means - means.mean()), noise
 
-    (expected, noise), (tests, _) = shrunk(drift(found, ACCURACY_DECAY_PER_NAT)), shrunk(found.tests)
+    (expected, noise), (tests, _) = shrunk(drift(found, decay)), shrunk(found.tests)
     return Model(expected, tests, noise)
 
 
@@ -99,11 +99,12 @@ def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--replays", type=int, default=4000, help="simulated searches per plan and dataset")
+    parser.add_argument("--decay", type=float, default=ACCURACY_DECAY_PER_NAT, help="decay per nat of drift")
     parser.add_argument("--doc", type=Path, help="document whose block `allocation` is replaced by the table")
     parser.add_argument("--quick", action="store_true", help="run 100 replays only")
     args = parser.parse_args()
     tables = [each for name in FILES for each in read_evidence(Path(__file__).with_name(name))[1]]
-    models = {each.dataset: fit(each) for each in tables}
+    models = {each.dataset: fit(each, args.decay) for each in tables}
     short_error, replays = half_length_error(), 100 if args.quick else args.replays
 
     def gains(plan: Sequence[Stage], model: Model) -> Floats:

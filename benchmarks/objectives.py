@@ -1,7 +1,7 @@
 """Rank settings by scores that use no test images, and compare these ranks with ranks on test images.
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
-        [--space full] [--out DIR] [--jobs 2] [--evidence FILE] [--quick]
+        [--space default] [--out DIR] [--jobs 2] [--evidence FILE] [--quick]
     python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/results.md] [--block objectives]
 
 The default settings and random samples of a space are trained with several seeds on all base classes, scored
@@ -28,7 +28,7 @@ import optuna
 import torch
 from common import DEVELOPMENT, WORSE, describe, parser_of, publish, table
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import linregress, spearmanr
 
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
@@ -46,7 +46,7 @@ EVIDENCE = Path(__file__).with_suffix(".json")
 SEEN = ("base", "zero_shot", "divergence")
 """Values from which a search computes the score `drift`. `divergence` is the drift."""
 NAMED = "named divergence"
-"""Drift over the true names of the new classes. Evidence files of earlier versions lack it."""
+"""Drift over the true names of the new classes."""
 BUDGET = 24
 """Number of settings that a search compares."""
 RESAMPLED = 400
@@ -200,14 +200,13 @@ def scores_table(tables: Sequence[Table]) -> str:
 
 
 def accuracies_table(tables: Sequence[Table]) -> str:
-    """Return a table of rank correlations of base and new accuracy with their predictors."""
+    """Return how well base and new accuracy are predicted per dataset: rank correlations, loss per nat."""
     predictors: dict[str, Callable[[Table], tuple[Floats, Floats]]] = {
-        "base, by validation accuracy": lambda t: (t.signals["base"], t.base),
-        "new, by drift": lambda t: (-t.signals["divergence"], t.new),
+        "base accuracy with validation accuracy": lambda t: (t.signals["base"], t.base),
+        "new accuracy with drift": lambda t: (-t.signals["divergence"], t.new),
+        "new accuracy with drift over the true new names": lambda t: (-t.signals[NAMED], t.new),
+        "new accuracy with that of another seed": lambda t: (t.new, t.new),
     }
-    if all(NAMED in t.signals for t in tables):
-        predictors["new, by drift over the true new names"] = lambda t: (-t.signals[NAMED], t.new)
-    predictors["new, by the test with another seed"] = lambda t: (t.new, t.new)
     rows = []
     for name, predictor in predictors.items():
         ranks = []
@@ -217,7 +216,15 @@ def accuracies_table(tables: Sequence[Table]) -> str:
                 np.mean([spearmanr(score[:, k], mean_of_other_seeds(test, k)).statistic for k in seeds])
             )
         rows.append((name, *(f"{rank:.2f}" for rank in ranks)))
-    return table(("rank correlation", *(t.dataset for t in tables)), rows)
+    rows.append(("measured loss of new accuracy per nat of drift", *map(loss_per_nat, tables)))
+    return table(("rank correlation of", *(t.dataset for t in tables)), rows)
+
+
+def loss_per_nat(t: Table) -> str:
+    """Return the slope of log(new accuracy) over drift, in all runs that did not diverge, with its 95% CI."""
+    trained = t.new > 0
+    slope = linregress(t.signals["divergence"][trained], np.log(t.new[trained]))
+    return f"{-slope.slope:.2f} ± {1.96 * slope.stderr:.2f}"
 
 
 def main() -> None:
@@ -227,7 +234,7 @@ def main() -> None:
     parser.add_argument("--settings", type=int, default=24, help="number of random settings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of each setting")
     parser.add_argument("--epochs", type=int, default=5, help="epochs per run")
-    parser.add_argument("--space", default="full", help="search space")
+    parser.add_argument("--space", default="default", help="search space")
     parser.add_argument("--out", type=Path, default=Path("out/objectives"), help="folder of the records")
     parser.add_argument("--jobs", type=int, default=2, help="concurrent runs with one thread each")
     parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="file of the results")
