@@ -114,10 +114,17 @@ def means_by_dataset(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
 
 
 def results(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a table with one row per arm: mean gains with intervals, share of worse selections, verdicts."""
+    """Return a table with one row per arm: mean gains with intervals, share of worse selections, verdicts.
+
+    Photographs have a row of their own, because the goal is about the closed sets.
+    """
+
+    def label(row: dict[str, Any]) -> str:
+        return row["arm"] if row["dataset"] in CLOSED else f"{row['arm']}, {row['dataset']}"
+
     lines = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        arm_rows = [row for row in rows if row["arm"] == arm]
+    for arm in sorted(dict.fromkeys(map(label, rows))):
+        arm_rows = [row for row in rows if label(row) == arm]
         gains = (mean_and_interval(means_by_dataset(arm_rows, key)) for key in METRICS)
         worse = f"{100 * mean(row['H'] < WORSE for row in arm_rows):.0f} %"
         verdicts = [row.get("verdict") for row in arm_rows]  # v0.1 had none
