@@ -28,6 +28,8 @@ VERSION: Literal[3] = 3
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 Verdict = Literal["selected", "either", "baseline"]
 """Settings to use: selected, default (baseline), or either if neither is shown to be better."""
+SettingsName = Literal["selected", "baseline"]
+"""Name of the settings in a final test."""
 Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Score in percent, or in the unit of a custom objective."""
 NonNegative = Annotated[float, Field(ge=0, le=1e10)]
@@ -276,11 +278,19 @@ class FinalTest:
         return f"{100 * (1 - self.alpha):g}"
 
     @property
+    def compared_names(self) -> list[SettingsName]:
+        """Names of the compared settings, or only "baseline" if the baseline was selected."""
+        return ["baseline"] if self.baseline_selected else ["selected", "baseline"]
+
+    def runs(self, *names: SettingsName) -> list[RunScore]:
+        """Return the runs with the named settings (default: all) on all datasets."""
+        tests = self.datasets.values()
+        return [run for name in names or self.compared_names for test in tests for run in getattr(test, name)]
+
+    @property
     def failures(self) -> list[str]:
         """Error messages of failed runs."""
-        runs = (run for test in self.datasets.values() for run in (*test.selected, *test.baseline))
-        # `dict.fromkeys` removes duplicates: if the baseline was selected, both sides have the same runs.
-        return [run.error for run in dict.fromkeys(runs) if run.error]
+        return [run.error for run in self.runs() if run.error]
 
 
 @dataclass(frozen=True, config=_STRICT)

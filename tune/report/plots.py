@@ -19,7 +19,7 @@ from tune.config import DIRECTIONS, Goal
 from tune.records.folder import Records, paired_differences
 from tune.records.schema import FinalTest, RunScore, TrialRecord
 from tune.report.formatting import format_difference
-from tune.report.statements import LABELS, compared_names, final_test_runs
+from tune.report.statements import LABELS
 from tune.space.ranges import Choice, Range
 
 ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
@@ -123,8 +123,8 @@ def _final_test_plots(records: Records) -> dict[str, go.Figure]:
     test = records.final_test
     if test is None or not test.seeds:
         return {}
-    names = reversed(compared_names(test))  # so that the selected settings are drawn on top
-    runs = {LABELS[name]: final_test_runs(test, name) for name in names}
+    names = reversed(test.compared_names)  # so that the selected settings are drawn on top
+    runs = {LABELS[name]: test.runs(name) for name in names}
     figures = {"tested": plot_accuracies(runs)}
     if any(each.difference for each in test.datasets.values()):
         figures["pairs"] = plot_seed_pairs(test)

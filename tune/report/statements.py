@@ -8,15 +8,12 @@ from typing import Literal
 from prometar.data.splits.objective import OBJECTIVES
 from tune.config import EPOCHS_KEY
 from tune.records.folder import Records, StudyFolder
-from tune.records.schema import FinalTest, RunScore, Verdict, seed_means
+from tune.records.schema import FinalTest, SettingsName, Verdict, seed_means
 from tune.report.formatting import describe_difference, format_mean, format_number, phrase
 from tune.stages.statistics import mean_interval
 
 MAX_CAVEATS = 5
 LABELS = {"selected": "selected settings", "baseline": "default settings"}
-
-SettingsName = Literal["selected", "baseline"]
-"""Name of the settings in a final test."""
 Outcome = Verdict | Literal["unfinished", "leaking"]
 """Verdict of the final test, or the reason why there is none. "leaking": the search read test images."""
 
@@ -123,20 +120,9 @@ def _detectable(test: FinalTest) -> str:
     return line
 
 
-def compared_names(test: FinalTest) -> list[SettingsName]:
-    """Return the names of the compared settings, or only "baseline" if the baseline was selected."""
-    return ["baseline"] if test.baseline_selected else ["selected", "baseline"]
-
-
-def final_test_runs(test: FinalTest, *names: SettingsName) -> list[RunScore]:
-    """Return the final-test runs with the named settings (default: all) on all datasets."""
-    chosen, tests = names or compared_names(test), test.datasets.values()
-    return [run for name in chosen for each in tests for run in getattr(each, name)]
-
-
 def _new_accuracy(test: FinalTest) -> str:
-    names = compared_names(test)
-    by_name = {name: seed_means(final_test_runs(test, name), "new").values() for name in names}
+    names = test.compared_names
+    by_name = {name: seed_means(test.runs(name), "new").values() for name in names}
     texts = [f"{format_mean(values)} with the {LABELS[name]}" for name, values in by_name.items() if values]
     num_seeds = max(map(len, by_name.values()))
     statistics = f"mean ± standard deviation over {num_seeds} seeds" if num_seeds > 1 else "1 seed"
@@ -185,7 +171,7 @@ def _caveats(records: Records) -> Iterator[str]:
 
 
 def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
-    runs = final_test_runs(test)
+    runs = test.runs()
     if errors := [run.error for run in runs if run.error]:
         error = errors[0][:80]
         yield f"{len(errors)} of {len(runs)} final-test runs failed ({error}). Their seed pairs are ignored."
@@ -248,7 +234,7 @@ def _training_step(records: Records, name: SettingsName) -> tuple[str, str]:
 def alignment(test: FinalTest) -> str:
     """Return a sentence on gradient alignment in the final test, or "" if it was not measured."""
     texts = []
-    for name in compared_names(test):
-        values = [run.alignment for run in final_test_runs(test, name) if run.alignment is not None]
+    for name in test.compared_names:
+        values = [run.alignment for run in test.runs(name) if run.alignment is not None]
         texts += [f"{mean(values):+.2f} with the {LABELS[name]}"] if values else []
     return f"Mean cosine similarity of support and query gradients: {phrase(texts)}." if texts else ""

@@ -8,7 +8,7 @@ from prometar.cli.console import format_count, format_duration
 from tune.records.folder import STATE_NAMES, Records
 from tune.records.schema import TrialRecord, seed_means
 from tune.report.formatting import DASH, format_difference, format_mean, format_number, format_setting, phrase
-from tune.report.statements import LABELS, compared_names, final_test_runs
+from tune.report.statements import LABELS
 from tune.space.ranges import Settings
 
 _MAX_SHOWN_SETTINGS = 8  # maximum number of changed settings that are listed in one table row
@@ -55,7 +55,7 @@ def _final_test(records: Records) -> Table | None:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
     for dataset, dataset_test in test.datasets.items():
-        for name in reversed(compared_names(test)):  # default settings first
+        for name in reversed(test.compared_names):  # default settings first
             runs = getattr(dataset_test, name)
             label = LABELS[name] + (f", {dataset}" if len(test.datasets) > 1 else "")
             means = [format_mean(seed_means(runs, goal).values()) for goal in ("base", "new", "objective")]
@@ -147,7 +147,7 @@ def _costs(records: Records) -> Table:
     stages = {
         "search": [run for trial in records.trials for run in trial.runs],
         "confirmation": [run for run in candidate_runs if confirmation and run.seed in confirmation.seeds],
-        "final test": final_test_runs(test) if test else [],
+        "final test": test.runs() if test else [],
     }
     rows = []
     for name, runs in stages.items():
