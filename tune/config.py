@@ -312,9 +312,9 @@ class StudyConfig(StrictModel):
             final: True for a run of the final test. With the default settings, it trains for `test.epochs`,
                 with others for their number of epochs if it was searched, otherwise for `test.epochs`.
         """
-        epochs = {EPOCHS_KEY: self.test.epochs} if final else {}
-        values = {**settings, **epochs} if settings == self.baseline_settings else {**epochs, **settings}
-        return self.run.override({**values, "data.name": dataset, "train.seed": seed})
+        if final and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
+            settings = {**settings, EPOCHS_KEY: self.test.epochs}
+        return self.run.override({**settings, "data.name": dataset, "train.seed": seed})
 
 
 OPTION_GROUPS: dict[str, dict[str, str]] = {
