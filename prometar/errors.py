@@ -15,9 +15,12 @@ FIX_AND_RESUME = "Fix the cause, then rerun the same command to resume."
 
 
 class PrometarError(Exception):
-    """Base class of expected errors. A command prints the message and exits with `exit_code`."""
+    """Base class of expected errors. A command prints `args` (problem, fix) and exits with `exit_code`."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
 
 
 class UserError(PrometarError):

@@ -77,13 +77,12 @@ class Session:
                 (folder / _CHECKPOINT).replace(aside)
             except OSError as os_error:
                 raise cannot_write_error(aside, os_error) from None
-            reason = str(error).rsplit(". ", 1)[0]  # without the advice
-            return cls(run, folder, start_stream, before_step), f"started over: {reason}"
+            return cls(run, folder, start_stream, before_step), f"started over: {error.args[0].rstrip('.')}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         for field, inputs in (("run_digest", "settings or data"), ("weights_digest", "weights")):
             if getattr(checkpoint, field) != self._digests[field]:
-                raise WorkError(f"{self._path} belongs to a run with other {inputs}. Use another folder.")
+                raise WorkError(f"{self._path} belongs to a run with other {inputs}.", "Use another folder.")
         expected = self.state.tensors()
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
