@@ -82,7 +82,7 @@ def rehearse(
     tokens = load_tokenizer(config.backbone.name)(texts)
     with (mode := FakeTensorMode()):
         clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip).folded()
-        clip = replace(clip, has_image_prompts=has_image_prompts(method.prompts))
+        clip = replace(clip, takes_image_prompts=has_image_prompts(method.prompts))
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
         if method.prompts.num_context:
             model = build_model(clip, method.prompts, tokens, frozen)

@@ -106,19 +106,19 @@ def write_result(
     return result
 
 
-def evaluate_run(folder: Path, *, trust_parts: bool = False) -> dict[str, float]:
+def evaluate_run(folder: Path, *, trust_code: bool = False) -> dict[str, float]:
     """Test a finished run again. Return accuracies in percent by evaluation set, and the score ("objective").
 
     Args:
-        trust_parts: True to import custom components (parts). By default, a run that uses any is refused.
+        trust_code: True to import custom components. By default, a run that uses any is refused.
 
     Raises:
         UserError: the folder does not contain a finished run.
     """
-    config, _, result = _load_finished(folder, trust_parts)
+    config, _, result = _load_finished(folder, trust_code)
     objective = result.objective
-    if is_custom(objective) and not trust_parts:
-        raise UserError(f"{folder} uses objective {objective}. Review its code, then pass --trust-parts.")
+    if is_custom(objective) and not trust_code:
+        raise UserError(f"{folder} uses objective {objective}. Review its code, then pass --trust-code.")
     return Session(build_run(config, objective), folder).score()
 
 
@@ -140,7 +140,7 @@ def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) ->
         UserError: a dataset is missing, or has no test images.
     """
     result = read_result(folder)
-    classifier = load_run_classifier(folder, trust_parts=True)  # the caller trained this run
+    classifier = load_run_classifier(folder, trust_code=True)  # the caller trained this run
     for name in names:
         if name not in result.tests:
             dataset = open_dataset(name, classifier.config.data.root)
@@ -149,13 +149,13 @@ def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) ->
             result.write(folder)
 
 
-def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifier:
+def load_run_classifier(folder: Path, *, trust_code: bool = False) -> Classifier:
     """Return a classifier with the prompts of a finished run. No images are read.
 
     Raises:
         UserError: the folder does not contain a finished run, or the weights are missing or have changed.
     """
-    config, checkpoint, result = _load_finished(folder, trust_parts)
+    config, checkpoint, result = _load_finished(folder, trust_code)
     if checkpoint.run_digest != result.run_digest:
         raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
     backbone = backbone_of(config.backbone)
@@ -169,7 +169,7 @@ def load_run_classifier(folder: Path, *, trust_parts: bool = False) -> Classifie
     return Classifier(backbone, component, leaves, config, result.classnames, result.template)
 
 
-def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
+def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
     """Write the prompts of a finished run, and a card (JSON) that describes them. Return the card's path.
 
     Raises:
@@ -177,7 +177,7 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
         InfrastructureError: the folder of `to` is not writable.
     """
     require_new_prompt_file(to)
-    classifier = load_run_classifier(folder, trust_parts=trust_parts)
+    classifier = load_run_classifier(folder, trust_code=trust_code)
     backbone = classifier.config.backbone
     is_local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
     overrides: dict[str, object] = {"data.root": None}  # a card contains no paths of this machine
@@ -192,11 +192,11 @@ def export_run(folder: Path, to: Path, *, trust_parts: bool = False) -> Path:
     return write_prompts(to, classifier.leaves, card)
 
 
-def _load_finished(folder: Path, trust_parts: bool) -> tuple[Config, Checkpoint, RunResult]:
+def _load_finished(folder: Path, trust_code: bool) -> tuple[Config, Checkpoint, RunResult]:
     """Load the configuration, the checkpoint and the result of a finished run."""
     if file_size(folder / "config.yaml") is None:
         raise UserError(f"{folder} does not contain a run. Pass a folder that `prometar train --out` wrote.")
-    config = load_config(folder / "config.yaml").require_trusted(str(folder), trusted=trust_parts)
+    config = load_config(folder / "config.yaml").require_trusted(str(folder), trusted=trust_code)
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint. Train again with its config.yaml, in another folder.")

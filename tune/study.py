@@ -35,8 +35,8 @@ class Study:
 
     Args:
         folder: OUT/STUDY. Default: a folder in `out`, named after the datasets.
-        config: Configuration. If given, `folder` and `options` are ignored. Default: the configuration of
-            `options`, or that of the existing study in `folder` if there are no options.
+        config: Configuration. If given, `folder` and `options` are ignored. Default: built from `options`,
+            or, if there are none, read from the existing study in `folder`.
         console: Console for progress. Default: standard output.
         options: Options of `tune/search.py`, with "_" instead of "-" (see `StudyConfig.of`).
 
@@ -253,9 +253,9 @@ class Study:
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs that have no result yet. Return failure reasons by job name."""
-        from tune.stages.jobs import reset_unfinished_jobs
+        from tune.stages.jobs import drop_finished_jobs
 
-        unfinished = reset_unfinished_jobs(jobs)
+        unfinished = drop_finished_jobs(jobs)
         return self._run(iter(unfinished), stage, len(unfinished)) if unfinished else {}
 
 

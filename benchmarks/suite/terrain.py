@@ -70,7 +70,7 @@ def _highway(c: Canvas) -> Floats:
 
 
 def _lake(c: Canvas) -> Floats:
-    middle = np.hypot(c.x - c.x.mean(), c.y - c.y.mean()) / c.cells
+    middle = np.hypot(c.x - c.x.mean(), c.y - c.y.mean()) / c.tiles
     depth = c.rng.uniform(0.3, 0.42) + 0.08 * noise(c.rng, c.size, 1.5) - middle
     return blend(_fields(c), vary_color(c.rng, _WATER, 0.05), edge(depth, 0.03))
 

@@ -45,7 +45,7 @@ def train(
         str,
         typer.Option(
             help="What to train and test on, and how to score it. final: train on base, test on base and new "
-            "classes. all_classes: all classes for both. Objectives of searches also work. Default: final.",
+            "classes. all_classes: train and test on all. Objectives of searches also work. Default: final.",
             show_default=False,
         ),
     ] = "final",
@@ -100,7 +100,7 @@ def evaluate(
         str | None, typer.Option(help="Test on all classes of this dataset. Default: repeat the run's test.")
     ] = None,
     data_root: RootOption = None,
-    trust_parts: TrustOption = False,  # parts: custom components
+    trust_code: TrustOption = False,
 ) -> None:
     """Test a finished run again, or on another dataset."""
     from prometar.runs import evaluate_classifier, evaluate_run, load_run_classifier
@@ -109,10 +109,10 @@ def evaluate(
     if dataset is None and data_root is not None:
         raise UserError("--data-root requires --dataset. Pass both, or neither to repeat the run's own test.")
     if dataset is None:
-        _print_accuracies(str(run), evaluate_run(run, trust_parts=trust_parts), read_result(run).objective)
+        _print_accuracies(str(run), evaluate_run(run, trust_code=trust_code), read_result(run).objective)
     else:
         root = data_root or default_root(dataset)
-        classifier = load_run_classifier(run, trust_parts=trust_parts)
+        classifier = load_run_classifier(run, trust_code=trust_code)
         accuracy = evaluate_classifier(classifier, open_dataset(dataset, root and absolute_root(root)))
         print(f"{run} on {dataset}: {accuracy:.2f} %")
 
@@ -121,7 +121,7 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `prometar train` or `reproduce`.")],
     to: Annotated[Path, typer.Option(help="FILE.safetensors. Its metadata is written to FILE.json.")],
-    trust_parts: TrustOption = False,  # parts: custom components
+    trust_code: TrustOption = False,
 ) -> None:
     """Export the prompts of a finished run to a file.
 
@@ -129,7 +129,7 @@ def export(
     """
     from prometar.runs import export_run
 
-    print(f"Exported to {to} and {export_run(run, to, trust_parts=trust_parts)}")
+    print(f"Exported to {to} and {export_run(run, to, trust_code=trust_code)}")
 
 
 @app.command()
@@ -169,7 +169,7 @@ def alignment(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs. Subfolders are searched too.")],
     reference: Annotated[
-        str | None, typer.Option("--to", help="Reference method. Default: prometar, or else the first found.")
+        str | None, typer.Option(help="Reference method. Default: prometar, or else the first found.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:

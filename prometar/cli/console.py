@@ -41,8 +41,8 @@ RootOption = Annotated[
 TrustOption = Annotated[
     bool,
     typer.Option(
-        "--trust-parts",
-        help="Import the custom components (parts) of the run or the prompt file. Default: reject them.",
+        "--trust-code",
+        help="Import the custom components of the run or the prompt file. Default: reject them.",
     ),
 ]
 

@@ -1,7 +1,7 @@
 """Frozen features and their caches. Regularizers compare prompted features with frozen features.
 
-Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar. The name of each safetensors file is a hash
-of all inputs. Missing and corrupt files are recomputed, so the folder can be deleted at any time.
+Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar. The name of each file is a hash of weights,
+precision, device, class names and templates. Missing and corrupt files are recomputed. They may be deleted.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function that maps N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""Image features by batch number: normalized (B, E) with image prompts, else unnormalized (B, 1, E)."""
+"""By batch number: normalized frozen features (B, E); without image prompts, those of `embed_images`."""
 
 FORMAT = "prometar-text-features-1"
 """Part of the cache key. Change it if new code computes different features from the same inputs."""
@@ -60,25 +60,26 @@ def mean_text_features(clip: Clip, ids_NT: Tensor, num_templates: int, *, batch_
 
 def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
     """Return the result of `embed_images` for batch `number`, cached if no prompt enters the image tower."""
-    return _cached(None if clip.has_image_prompts else cache, number, lambda: embed_images(clip, images_B3HW))
+    used_cache = None if clip.takes_image_prompts else cache
+    return _cached(used_cache, number, lambda: embed_images(clip, images_B3HW))
 
 
 @torch.no_grad()
 def frozen_image_features(clip: Clip, embedded: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
     """Return normalized frozen features (B, E), given the result (B, T, D) or (B, 1, E) of `embed_images`."""
-    # Without image prompts, `embedded` already contains the features, so only the normalization is repeated.
-    used_cache, dtype = cache if clip.has_image_prompts else None, clip.working_dtype
+    # Without image prompts, `encode_image` only returns the features in `embedded`. Caching saves nothing.
+    used_cache, dtype = cache if clip.takes_image_prompts else None, clip.working_dtype
     return _cached(used_cache, number, lambda: F.normalize(encode_image(clip, embedded).to(dtype), dim=-1))
 
 
 def needs_images_only_once(clip: Clip, cache: FeatureCache | None) -> bool:
     """Return True if each batch of images is needed only once, because its features are then cached."""
-    return not clip.has_image_prompts and cache is not None
+    return not clip.takes_image_prompts and cache is not None
 
 
 def can_skip_images(clip: Clip, cache: FeatureCache | None, numbers: Iterable[int]) -> bool:
     """Return True if the images of these batches are not needed, because their features are cached."""
-    return not clip.has_image_prompts and cache is not None and all(number in cache for number in numbers)
+    return not clip.takes_image_prompts and cache is not None and all(number in cache for number in numbers)
 
 
 def _cached(cache: FeatureCache | None, number: int, compute: Callable[[], Tensor]) -> Tensor:

@@ -112,7 +112,7 @@ class Clip:
     causal: True for CLIP. Its text tokens attend to earlier ones, and the end token (EOT) gives the feature.
         False for SigLIP. Its text tokens attend to all others, and the last token gives the feature.
     num_start: Number of tokens that the tokenizer puts before a text.
-    has_image_prompts: True if prompts enter the image tower. If not, `embed_images` returns features.
+    takes_image_prompts: True if prompts enter the image tower. If not, `embed_images` returns features.
     """
 
     text: Tower
@@ -136,7 +136,7 @@ class Clip:
     causal: bool = True
     num_start: int = 1
     image_size: int = 224
-    has_image_prompts: bool = True
+    takes_image_prompts: bool = True
 
     @property
     def embed_dim(self) -> int:

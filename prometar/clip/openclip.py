@@ -70,7 +70,7 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
 class Backbone:
     """Frozen CLIP, its tokenizer, and the channel means and standard deviations that normalize its images.
 
-    vocabulary: Class names that CLIP knows. `prometar.training.drift` uses those unrelated to the dataset.
+    vocabulary: Names of common objects. `prometar.training.drift` uses those unrelated to the dataset.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Backbone:
         start, ids = self.clip.num_start, self.tokenize([text])[0]
         if self.clip.causal:
             return ids[start : ids.argmax()]  # the end token has the largest id
-        # The end and padding tokens are the tokens of an empty text after its start tokens.
+        # An empty text has only start tokens, then end and padding tokens.
         is_end = torch.isin(ids[start:], self.tokenize([""])[0][start:])
         return ids[start : start + int(is_end.int().argmax())]
 
@@ -135,7 +135,7 @@ def load_backbone(
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """Add the tokenizer and the image normalization to a loaded CLIP.
 
-    Weights from a file get the normalization that all open_clip tags of the model share, otherwise OpenAI's.
+    If weights come from a file and the model's open_clip tags differ in normalization, OpenAI's is used.
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
@@ -181,7 +181,7 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
 
 
 def require_backbone(name: str, pretrained: str | None) -> None:
-    """Check a backbone's name and weights without reading or downloading the weights.
+    """Check that a backbone's name and tag or file are valid, without reading or downloading weights.
 
     Raises:
         UserError: the name or tag is unknown, no weights are specified, `transformers` is required but not

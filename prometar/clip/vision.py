@@ -19,7 +19,7 @@ from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, append
 def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
     """Return the tower's input tokens (B, T, D): CLS and patches after `ln_pre`, or SigLIP's patches.
 
-    If no prompts enter the tower (`clip.has_image_prompts` is False), return the tower's output instead: one
+    If the tower takes no prompts (`clip.takes_image_prompts` is False), return its output instead: one
     unnormalized feature per image (B, 1, E). The images must be normalized (`Backbone.normalize`).
     """
     cudnn: Any = torch.backends.cudnn
@@ -30,7 +30,7 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
         tokens = _input_tokens(clip, images_B3HW)
     finally:
         conv_settings.fp32_precision = previous
-    if clip.has_image_prompts:
+    if clip.takes_image_prompts:
         return tokens
     return _build_pass(clip, tokens.shape[1], prompts={}).value(tokens, {})[:, None]
 
@@ -51,7 +51,7 @@ def encode_image(clip: Clip, embedded: Tensor, prompts: LayerPrompts | None = No
 
     `ln_pre` also applies to the prompt of layer 0.
     """
-    if not clip.has_image_prompts:
+    if not clip.takes_image_prompts:
         assert not prompts, "the tower was applied without prompts"
         return embedded[:, 0]
     prompts = prompts or {}

@@ -29,7 +29,7 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         )
     explanations = [
         f"Each row is a method minus {differences[0].reference} in points, paired by dataset and seed. "
-        "The mean is over seeds, then over datasets.",
+        "The difference is averaged over seeds, then over datasets.",
         "p: two-sided Wilcoxon signed-rank test over datasets. With n datasets, p is at least 2 / 2^n.",
         "p (Holm): corrected for all methods compared in the same metric.",
     ]
@@ -46,9 +46,9 @@ def as_csv(differences: Sequence[Difference]) -> str:
     rows: list[tuple[object, ...]] = [tuple(header.split())]
     for each in differences:
         names = (each.metric, each.method, each.reference)
-        rows.append((*names, "", each.unit, *_summary(each.values), decimal(each.p), decimal(each.p_holm)))
-        for dataset, by_seed in each.by_dataset.items():
-            rows.append((*names, dataset, "seeds", *_summary(by_seed), "", ""))
+        rows.append((*names, "", each.unit, *_summary(each.values), as_text(each.p), as_text(each.p_holm)))
+        for dataset, seed_differences in each.by_dataset.items():
+            rows.append((*names, dataset, "seeds", *_summary(seed_differences), "", ""))
     return csv_text(rows)
 
 
@@ -56,10 +56,10 @@ def _summary(values: tuple[float, ...]) -> tuple[int, str, str, str]:
     """Return n, the mean, and the bounds of its 95% confidence interval."""
     interval = t_interval(values)
     low, high = (interval.low, interval.high) if interval else (None, None)
-    return len(values), decimal(mean(values)), decimal(low), decimal(high)
+    return len(values), as_text(mean(values)), as_text(low), as_text(high)
 
 
-def decimal(value: float | None) -> str:
+def as_text(value: float | None) -> str:
     """Format a number with four decimals, or None as ""."""
     return "" if value is None else f"{value:.4f}"
 

@@ -74,7 +74,7 @@ def compare_runs(
         raise UserError(f"Nothing to compare in {listed}: {found}. Pass runs of several methods.")
     reference = reference or (Config().method if Config().method in methods else methods[0])
     if reference not in methods:
-        raise UserError(f"--to must be one of {'; '.join(methods)}, got {reference}.")
+        raise UserError(f"--reference must be one of {'; '.join(methods)}, got {reference}.")
     metrics = list(dict.fromkeys(metric for run in runs for metric in run.scores))
     differences, notes = compare(_comparable_scores(labels, runs), reference=reference, metrics=metrics)
     if not differences:

@@ -192,7 +192,7 @@ class Config(MethodConfig):
         if self.custom_components and not trusted:
             raise UserError(
                 f"{where} uses custom components ({', '.join(self.custom_components.values())}). Review "
-                "their code, then pass --trust-parts (in Python, trust_parts=True)."
+                "their code, then pass --trust-code (in Python, trust_code=True)."
             )
         return self
 

@@ -18,34 +18,34 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pixel coordinates of an image. Create one with `pattern` (repeated in cells) or `figure` (one shape).
+    """Pixel coordinates of an image. Create one with `pattern` (repeated in tiles) or `figure` (one shape).
 
     Attributes:
         rng: Random generator of the image.
-        x, y: (H, W) coordinates, y downwards, in cells of a pattern or in radii of a figure.
+        x, y: (H, W) coordinates, y downwards, measured in tiles of a pattern or in radii of a figure.
         pixel: Width of one pixel in the same unit.
-        cells: Number of a pattern's cells across the image, or 0 for a figure.
+        tiles: Number of a pattern's tiles across the image, or 0 for a figure.
     """
 
     rng: Rng
     x: Floats
     y: Floats
     pixel: float
-    cells: float = 0.0
+    tiles: float = 0.0
 
     @classmethod
-    def pattern(cls, rng: Rng, size: int, cells: float, *, turn: float, warp: float) -> Self:
-        """Return a canvas of `cells` cells, turned by up to `turn` radians, warped by about `warp` cells."""
+    def pattern(cls, rng: Rng, size: int, tiles: float, *, turn: float, warp: float) -> Self:
+        """Return a canvas of `tiles` tiles, turned by up to `turn` radians, warped by about `warp` tiles."""
         angle = rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         axis = (np.arange(size) + 0.5) / size - 0.5
-        u, v = axis[None, :] * cells, axis[:, None] * cells
+        u, v = axis[None, :] * tiles, axis[:, None] * tiles
         x = (u * np.cos(angle) - v * np.sin(angle)) * stretch + rng.uniform(0.0, 8.0)
         y = (u * np.sin(angle) + v * np.cos(angle)) / stretch + rng.uniform(0.0, 8.0)
         if warp > 0.0:
             x = x + warp * noise(rng, size, 2.5)
             y = y + warp * noise(rng, size, 2.5)
-        return cls(rng, x, y, cells / size, cells)
+        return cls(rng, x, y, tiles / size, tiles)
 
     @classmethod
     def figure(
@@ -85,7 +85,7 @@ MakeCanvas = Callable[[Rng, int], Canvas]
 
 
 def noise(rng: Rng, size: int, waves: float, stretch: float = 1.0) -> Floats:
-    """Return smooth noise (H, W) with std about 1 and `waves` bumps across (`waves / stretch` downwards)."""
+    """Return smooth noise (H, W) with std about 1 and `waves` bumps per row, `waves / stretch` per column."""
     shape = (max(2, round(waves * 2 / stretch)) + 2, max(2, round(waves * 2)) + 2)
     grid = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
     resized = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
@@ -93,7 +93,7 @@ def noise(rng: Rng, size: int, waves: float, stretch: float = 1.0) -> Floats:
 
 
 def fractal(rng: Rng, size: int, waves: float, octaves: int = 3) -> Floats:
-    """Return a sum of noises (H, W), std about 1, each twice as fine and half as strong as the one before."""
+    """Return fractal noise (H, W), std about 1: a sum of octaves, each twice as fine and half as strong."""
     total = np.zeros((size, size))
     for octave in range(octaves):
         total += noise(rng, size, waves * 2**octave) * 0.5**octave
@@ -112,14 +112,14 @@ def integer_offset(value: Floats) -> Floats:
 
 
 def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floats]:
-    """Return x and y (N,) of a jittered grid over the canvas. `spacing`: in cells, `jitter`: in spacings."""
+    """Return x and y (N,) of a grid over the canvas, shifted by up to `jitter * spacing`."""
     left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
     columns = np.arange(left, canvas.x.max() + spacing, spacing)
     rows = np.arange(top, canvas.y.max() + spacing, spacing)
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # drop farther points: the grid covers the bounding box of a turned canvas
+    margin = 0.75 * spacing  # drop points farther from the canvas: the grid covers its bounding box
     sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2

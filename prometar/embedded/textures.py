@@ -17,23 +17,23 @@ from prometar.embedded.rendered import RenderedSet
 
 @dataclass(frozen=True)
 class Pattern:
-    """Pattern of a class, and arguments for `Canvas.pattern`. `cells` is a range to sample from."""
+    """Pattern of a class, and arguments for `Canvas.pattern`. `tiles` is a range to sample from."""
 
     draw: Callable[[Canvas], Floats]
-    cells: tuple[float, float] = (4.0, 8.0)
+    tiles: tuple[float, float] = (4.0, 8.0)
     turn: float = np.pi
     warp: float = 0.05
 
 
 def lines(value: Floats, half_width: float, pixel: float) -> Floats:
-    """Draw lines where `value` (in cells) is an integer."""
+    """Draw lines where `value` (in tiles) is an integer."""
     return edge(half_width - np.abs(integer_offset(value)), 1.5 * pixel)
 
 
 def spots(
     c: Canvas, radius: tuple[float, float], *, spacing: float, jitter: float, keep: float = 1.0
 ) -> Floats:
-    """Draw spots on a jittered grid, each with probability `keep`. `radius`: range of radii in cells."""
+    """Draw spots on a jittered grid, each with probability `keep`. `radius`: range of radii in tiles."""
     ink = np.zeros(c.x.shape)
     for px, py in zip(*scatter(c, spacing, jitter), strict=True):
         kept, r = c.rng.random() < keep, c.rng.uniform(*radius)
@@ -43,7 +43,7 @@ def spots(
 
 
 def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
-    """Return the brightness (H, W), 0 to 1, of a surface lit from a random side. `height` is in cells."""
+    """Return the brightness (H, W), 0 to 1, of a surface lit from a random side. `height` is in tiles."""
     angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
     slope_y, slope_x = np.gradient(height, canvas.pixel)
     slope = slope_x * np.cos(angle) + slope_y * np.sin(angle)
@@ -62,7 +62,7 @@ def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], edge_width
 
 
 def blotchy(c: Canvas) -> Floats:
-    return 0.7 * edge(fractal(c.rng, c.size, c.cells * 0.45), 0.8) + 0.3 * edge(noise(c.rng, c.size, 3), 2.0)
+    return 0.7 * edge(fractal(c.rng, c.size, c.tiles * 0.45), 0.8) + 0.3 * edge(noise(c.rng, c.size, 3), 2.0)
 
 
 def braided(c: Canvas) -> Floats:
@@ -188,7 +188,7 @@ def polka_dotted(c: Canvas) -> Floats:
 
 
 def porous(c: Canvas) -> Floats:
-    return edge(0.75 - fractal(c.rng, c.size, c.cells * 1.1, 2), 0.5) * (0.9 + 0.1 * noise(c.rng, c.size, 4))
+    return edge(0.75 - fractal(c.rng, c.size, c.tiles * 1.1, 2), 0.5) * (0.9 + 0.1 * noise(c.rng, c.size, 4))
 
 
 def scaly(c: Canvas) -> Floats:
@@ -219,8 +219,8 @@ def studded(c: Canvas) -> Floats:
 
 
 def veined(c: Canvas) -> Floats:
-    main = edge(0.14 - np.abs(noise(c.rng, c.size, c.cells * 0.3)), 0.15)
-    fine = edge(0.13 - np.abs(noise(c.rng, c.size, c.cells * 0.6)), 0.2)
+    main = edge(0.14 - np.abs(noise(c.rng, c.size, c.tiles * 0.3)), 0.15)
+    fine = edge(0.13 - np.abs(noise(c.rng, c.size, c.tiles * 0.6)), 0.2)
     return np.maximum(main, 0.6 * fine)
 
 
@@ -239,14 +239,14 @@ def woven(c: Canvas) -> Floats:
 
 
 def wrinkled(c: Canvas) -> Floats:
-    coarse, fine = (np.abs(noise(c.rng, c.size, c.cells * factor, 1.8)) for factor in (0.5, 1.0))
+    coarse, fine = (np.abs(noise(c.rng, c.size, c.tiles * factor, 1.8)) for factor in (0.5, 1.0))
     return relief(c, -0.7 * (coarse + 0.5 * fine), 0.8)
 
 
 def _draw(pattern: Pattern, rng: np.random.Generator, size: int) -> Pixels:
-    low, high = pattern.cells
-    cells = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    ink = pattern.draw(Canvas.pattern(rng, size, cells, turn=pattern.turn, warp=pattern.warp))
+    low, high = pattern.tiles
+    tiles = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    ink = pattern.draw(Canvas.pattern(rng, size, tiles, turn=pattern.turn, warp=pattern.warp))
     background, color = contrasting_colors(rng)
     return light_and_quantize(rng, blend(background, color, ink))
 

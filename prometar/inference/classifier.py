@@ -114,7 +114,7 @@ class Classifier:
 
 
 def load(
-    path: str | Path, *, pretrained: str | None = None, device: str | None = None, trust_parts: bool = False
+    path: str | Path, *, pretrained: str | None = None, device: str | None = None, trust_code: bool = False
 ) -> Classifier:
     """Load a classifier from a file written by `prometar export`, or from the Hugging Face Hub.
 
@@ -122,7 +122,7 @@ def load(
         path: A file, or hf://owner/name[@revision] with a branch, tag or commit as revision.
         pretrained: Weights of the backbone. Default: as in training. Required if training used a local file.
         device: Device such as "cpu" or "cuda". Default: a GPU if available.
-        trust_parts: True to import custom components (parts). By default, files that use them are refused.
+        trust_code: True to import custom components. By default, files that use them are refused.
 
     Raises:
         UserError: the file is missing or not a prompt file, the weights are missing or not those of training,
@@ -132,7 +132,7 @@ def load(
     target = default_device() if device is None else named_device(device)
     path = download_prompts(path) if isinstance(path, str) and path.startswith(HUB_PREFIX) else Path(path)
     leaves, card = read_prompts(path)
-    config = card.config.require_trusted(str(path), trusted=trust_parts)
+    config = card.config.require_trusted(str(path), trusted=trust_code)
     name, original = config.backbone.name, config.backbone.pretrained
     # A card must not make `load` read a local file. open_clip tags contain no dots or slashes.
     is_path = original is not None and (bool(Path(original).suffix) or Path(original).name != original)

@@ -90,7 +90,7 @@ def join(root: str | Path, name: str) -> str:
 
 
 def masked_message(error: Exception) -> str:
-    """Return an error's message in one line, with secrets masked and without the final period."""
+    """Return an error's message on one line, with secrets masked and without the final period."""
     return masked(" ".join(str(error).split())).rstrip(".") or type(error).__name__
 
 

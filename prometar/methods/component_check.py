@@ -61,7 +61,7 @@ def _describe(value: object) -> str:
 
 
 def _expected_tokens(tokens: Tensors, clip: Clip) -> Tensors:
-    """Return tensors of the expected shapes for the valid names of `tokens`, of the form <tower>.<layer>."""
+    """Return a tensor of the expected shape for each name <tower>.<layer>. Other names are not expected."""
     widths = {"text": clip.text.width, "vision": clip.vision.width}
     names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}

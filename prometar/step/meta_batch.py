@@ -23,7 +23,7 @@ class Partners(NamedTuple):
 
     query_share, partner_share: Shares of each query image and of its partner. Their sum is 1.
     batch_rows: Rows of the partners in the batch.
-    image_rows: Rows of the partners in `images` of the query's `Embeddings`. None if pixels are mixed.
+    image_rows: Rows of the partners in the query's `Embeddings.images`. None if pixels are mixed.
     """
 
     query_share: Tensor
@@ -94,13 +94,13 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
 
 
 class Embeddings(NamedTuple):
-    """Embedded images of a batch, of the support, or of the query.
+    """Embedded images: the N images of a batch, of the support, or of the query.
 
     Args:
-        images: (R, T, D) result of `embed_images`: B images, then the partners whose features are mixed in.
-        labels, weights: (B,) labels, and weights in the loss, which sum to 1.
-        frozen: (B, E) features of the frozen CLIP, mixed like the images. None if not used.
-        partners, partner_labels: For mixed query images: their partners, and the partners' labels (B,).
+        images: (R, T, D) result of `embed_images`: N images, then the partners whose features are mixed in.
+        labels, weights: (N,) labels, and weights in the loss, which sum to 1.
+        frozen: (N, E) features of the frozen CLIP, mixed like the images. None if not used.
+        partners, partner_labels: For mixed query images: their partners, and the partners' labels (N,).
     """
 
     images: Tensor

@@ -104,7 +104,7 @@ class Towers:
         return pushed
 
     def hvp(self, cotangents: Tensors) -> Tensors:
-        """Return the gradients (P, D), over tokens, of the scalar <r, features> + sum_k <g_k, J t_k>.
+        """Return the gradients (P, D), with respect to the tokens, of <r, features> + sum_k <g_k, J t_k>.
 
         r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian.
         If A_k is the Hessian of loss k with respect to the features, and r = sum_k A_k J t_k, the result is

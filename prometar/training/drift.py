@@ -1,7 +1,7 @@
-"""Drift: divergence of the prompted CLIP's predictions from the frozen CLIP's over out-of-domain names.
+"""Drift: how far predictions of the prompted CLIP diverge from the frozen CLIP's, over out-of-domain names.
 
-Out-of-domain names are object names that share no word with the class names. Drift predicts accuracy on new
-classes without images of them, because accuracy tends to decrease as drift increases (docs/results.md).
+Out-of-domain names share no word with the class names. Accuracy on new classes tends to decrease as drift
+increases (docs/results.md), so drift, measured on images of base classes, predicts it.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ def mean_drift(
     """Return KL(frozen || prompted) of the predictions over the names, in nats, averaged over the images.
 
     Args:
-        image_NE, frozen_image_NE: Normalized features of the images from the prompted and the frozen CLIP.
-        text_VE, frozen_text_VE: Those of the names. `text_VE` is (N, V, E) if prompts depend on the images.
+        image_NE, frozen_image_NE: Normalized features of N images from the prompted and the frozen CLIP.
+        text_VE, frozen_text_VE: The same of the V names. `text_VE` is (N, V, E) if prompts depend on images.
         scale: Factor that turns cosines into logits.
 
     Example:
@@ -53,7 +53,7 @@ def mean_drift(
 
 
 def drift_version(backbone: Backbone) -> str:
-    """Return a text that identifies decay and vocabulary. Only scores with the same text are comparable."""
+    """Return a string that identifies decay and vocabulary. Scores with different ones are not comparable."""
     digest = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{ACCURACY_DECAY_PER_NAT} a nat, names {digest}"
 

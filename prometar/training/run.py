@@ -104,7 +104,7 @@ def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: 
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""Caches by data plan, dataset and backbone: size in bytes if full, and the features computed so far."""
+"""For each data plan, dataset and backbone: the size in bytes of its full cache, and the features so far."""
 
 
 def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
@@ -112,7 +112,7 @@ def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) 
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
-    key = (plan.digest, clip.has_image_prompts, *cache_key)
+    key = (plan.digest, clip.takes_image_prompts, *cache_key)
     if key not in _IMAGE_FEATURES:
         _IMAGE_FEATURES[key] = (num_bytes, {})
     return _IMAGE_FEATURES[key][1]
@@ -138,9 +138,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     backbone = _cached_backbone(config.backbone)
     if config.custom_components:
         check_components(config, backbone.clip)
-    if not has_image_prompts(method.prompts):  # then `embed_images` returns final features, to be cached
+    if not has_image_prompts(method.prompts):  # then the image tower's output does not change: cache it
         digest = backbone.digest
-        backbone = replace(backbone, clip=replace(backbone.clip, has_image_prompts=False))
+        backbone = replace(backbone, clip=replace(backbone.clip, takes_image_prompts=False))
         vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute
     clip, cache_key = backbone.clip, (config.backbone, *dataset_key, repr(dataset.source))
     augment, train, shots = config.augment, config.train, config.data.shots

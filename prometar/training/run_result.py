@@ -23,13 +23,13 @@ class RunResult(BaseModel):
     Args:
         last_epoch, history: Record of the last epoch, and records of all epochs.
         accuracies, images: Accuracy in percent and number of images by evaluation set.
-        objective: Name of the objective, which selects the training and evaluation images and the score.
-        classnames, template: Training classes by label, and the template of their texts.
+        objective: Name of the objective, which determines the training and evaluation images and the score.
+        classnames, template: Names of the training classes in label order, and the template of their texts.
         run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the weights.
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
         cpus, gpus: Allocated resources, or None if unknown.
-        tests: By other dataset: test accuracy in percent on all classes, and digest of the dataset's splits.
+        tests: Accuracy in percent on all classes of each other test dataset, and digest of its splits.
     """
 
     model_config = ConfigDict(**RECORD_CONFIG, validate_by_name=True)

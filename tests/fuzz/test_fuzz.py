@@ -122,7 +122,7 @@ OPTIONS: dict[str, list[str]] = {
     "export": ["", "--to"],
     "push": ["", ""],
     "report": [""],
-    "compare": ["", "--to", "--csv"],
+    "compare": ["", "--reference", "--csv"],
     "data check": ["", "--data-root"],
     "data list": ["--data-root"],
 }  # fmt: skip

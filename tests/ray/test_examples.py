@@ -62,11 +62,11 @@ def test_an_example_is_trained_and_trusted_only_when_told(
     assert {reference.partition(":")[0] for reference in result["code"]} == {"huber", "lowrank", "circles"}
     forget()
     assert prometar_main(["evaluate", str(tmp_path)]) == 2
-    assert "--trust-parts" in capsys.readouterr().err
+    assert "--trust-code" in capsys.readouterr().err
     path = tmp_path / "prompts.safetensors"
-    export_run(tmp_path, path, trust_parts=True)
+    export_run(tmp_path, path, trust_code=True)
     forget()
-    with pytest.raises(UserError, match="trust_parts=True"):
+    with pytest.raises(UserError, match="trust_code=True"):
         prometar.load(path)
     assert not sys.modules.keys() & {"huber", "lowrank", "circles"}
-    assert prometar.load(path, trust_parts=True).leaves.keys() == {"basis", "mix.0", "mix.1", "mix.2"}
+    assert prometar.load(path, trust_code=True).leaves.keys() == {"basis", "mix.0", "mix.1", "mix.2"}

@@ -69,7 +69,7 @@ def test_a_protocol_from_end_to_end(
     assert first.out.endswith("".join(again.splitlines(keepends=True)[1:])), "the same table"
     assert table(tmp_path, protocol) == found
     if protocol == "base-to-new":
-        assert main(["compare", str(tmp_path), "--to", "coop"]) == 0
+        assert main(["compare", str(tmp_path), "--reference", "coop"]) == 0
         assert "a method minus coop in points" in capsys.readouterr().out
     assert sorted(copies.rglob("*")) == before, "nothing is written into the data folder"
 

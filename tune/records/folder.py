@@ -62,7 +62,7 @@ class StudyFolder:
         else:
             write_record(self.path / _FILES[type(record)], record)
 
-    def write_study(self, config: StudyConfig, digests: Mapping[str, str]) -> None:
+    def write_study(self, config: StudyConfig, input_digests: Mapping[str, str]) -> None:
         """Write study.yaml, with the current environment and the earlier ones that differ from it."""
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
@@ -72,7 +72,7 @@ class StudyFolder:
                 config=config,
                 score_name=objective.title,
                 reads_test_images=objective.search_reads_test_images,
-                digests=digests,
+                digests=input_digests,
                 command=masked(_command_line(sys.argv)),
                 environment=current,
                 earlier_environments=tuple(each for each in earlier if each != current),
@@ -174,7 +174,7 @@ def read_records(folder: Path) -> Records:
 def paired_differences(
     selected: Sequence[RunScore], baseline: Sequence[RunScore], metric: str = "objective"
 ) -> dict[int, float]:
-    """Return, by seed, the selected minus the baseline value of `metric`. Seeds that lack one are omitted."""
+    """Return the difference in `metric`, selected minus baseline, of each seed that has both values."""
     baseline_by_seed = {run.seed: getattr(run, metric) for run in baseline}
     pairs = {run.seed: (getattr(run, metric), baseline_by_seed.get(run.seed)) for run in selected}
     return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}

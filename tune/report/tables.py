@@ -115,7 +115,7 @@ def _settings(records: Records) -> Table:
 
 
 def _trials(records: Records) -> Table:
-    """Return completed trials sorted by objective, then pruned and failed ones sorted by number of epochs."""
+    """Return the table of trials: completed ones by objective, then pruned and failed ones by epochs."""
     trials = sorted(records.trials, key=lambda t: (-(t.objective_if_completed or 0.0), -t.epoch, t.number))
     trials = sorted(trials, key=lambda t: list(STATE_NAMES).index(t.state))  # a stable sort
     rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in trials]

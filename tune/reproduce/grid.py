@@ -1,4 +1,4 @@
-"""Benchmark protocols, the grid of jobs that `prometar reproduce` runs for each, and their finished runs."""
+"""Benchmark protocols, their grids of jobs for `prometar reproduce`, and the finished runs of these jobs."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from prometar.training.run_result import read_result
 from tune.execution.job import Job
 
 _MAIN_BENCHMARKS = tuple(name for name, benchmark in BENCHMARKS.items() if not benchmark.imagenet_variant)
-_ALL_BUT_IMAGENET = tuple(name for name in _MAIN_BENCHMARKS if name != "imagenet")
+_MAIN_BUT_IMAGENET = tuple(name for name in _MAIN_BENCHMARKS if name != "imagenet")
 _IMAGENET_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.imagenet_variant)
 
 
@@ -116,7 +116,7 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         BenchmarkProtocol("base-to-new", FINAL, _MAIN_BENCHMARKS),
-        BenchmarkProtocol("cross-dataset", "all_classes", _ALL_BUT_IMAGENET, "imagenet"),
+        BenchmarkProtocol("cross-dataset", "all_classes", _MAIN_BUT_IMAGENET, "imagenet"),
         BenchmarkProtocol("domain-generalisation", "all_classes", _IMAGENET_VARIANTS, "imagenet"),
         BenchmarkProtocol("few-shot", "all_classes", _MAIN_BENCHMARKS, shots=(1, 2, 4, 8, 16)),
     )
@@ -137,7 +137,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its files are missing or the result is corrupt.
 
     Raises:
-        UserError: the run has other settings, or its splits have other digests than `digests` (by dataset).
+        UserError: the run has other settings, or one of its splits has another digest than in `digests`.
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:

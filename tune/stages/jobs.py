@@ -55,7 +55,7 @@ def final_job(
     return Job(name, configs, FINAL, config.search.val_per_class, number, records_alignment=True)
 
 
-def reset_unfinished_jobs(jobs: Sequence[Job]) -> list[Job]:
+def drop_finished_jobs(jobs: Sequence[Job]) -> list[Job]:
     """Delete invalid results. Return the jobs in which at least one run has no valid result."""
     valid = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
     return [job for job, results in zip(jobs, valid, strict=True) if not all(results)]

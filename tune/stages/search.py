@@ -15,13 +15,13 @@ from tune.store.trial_store import TrialStore
 class SearchJobs(Iterator[Job]):
     """Iterator over the jobs of the search. As their observer, it also stores the results.
 
-    The trial store is the source of truth. The files record.json are written from its contents.
+    The trial store is the source of truth. Each trial's record.json is written from it.
     """
 
     def __init__(self, config: StudyConfig, folder: StudyFolder, store: TrialStore) -> None:
         self._config, self._folder, self._store = config, folder, store
-        self._counted_to, hours = time.monotonic(), config.resources.max_hours
-        self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._counted_to
+        self._stored_at, hours = time.monotonic(), config.resources.max_hours
+        self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._stored_at
         for trial in store.ended:  # an earlier process may have been killed before it wrote a record
             if not (folder.trial_folder(trial.number) / "record.json").exists():
                 self._write_record(trial)
@@ -49,7 +49,7 @@ class SearchJobs(Iterator[Job]):
         return continues
 
     def finished(self, job: Job, failure: str) -> None:
-        """Store the failure, if any. `reported` has already stored the result of any other job."""
+        """Store the failure, if any. Otherwise, `reported` has already stored the result."""
         if failure:
             self._fail(job.trial_number, failure)
 
@@ -69,8 +69,8 @@ class SearchJobs(Iterator[Job]):
     def _add_duration(self) -> None:
         """Add the time since the last call to the stored duration of the search."""
         now = time.monotonic()
-        self._store.add_seconds(now - self._counted_to)
-        self._counted_to = now
+        self._store.add_seconds(now - self._stored_at)
+        self._stored_at = now
 
     def _fail(self, number: int, reason: str) -> None:
         self._store.fail(number, reason)

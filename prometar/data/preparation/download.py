@@ -95,8 +95,8 @@ def _install_archive(archive: Archive, folder: Path, temp: Path, progress: Progr
     unpack(file, temp / "unpacked")
     parent, main = temp / "unpacked" / archive.parent, archive.main_folder
     if not (parent / main).is_dir():
-        problem = f"{archive.url} does not contain the folder {archive.parent}/{main}"
-        raise WorkError(f"{problem}. Download and unpack it manually to {folder}.")
+        problem = f"{archive.url} no longer contains the folder {main}"
+        raise WorkError(f"{problem}. Get the images elsewhere, and put them in {folder / main}.")
     folder.mkdir(exist_ok=True)
     # The main folder is moved last: if it exists, a later call to `download` skips this archive.
     for entry in sorted(parent.iterdir(), key=lambda entry: entry.name == main):

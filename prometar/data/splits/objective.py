@@ -51,7 +51,7 @@ def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], usage
     missing = sorted(set(labels) - set(labels_of(items)))
     if missing:
         names = {item.label: item.classname for item in dataset.items}
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        more = f" ({len(missing)} classes lack images)" if len(missing) > 1 else ""
         raise UserError(
             f"{dataset.name} has no {usage} images of '{names[missing[0]]}'{more}. Every class needs images."
         )
@@ -131,12 +131,12 @@ SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if obje
 
 
 def objective_of(name: str, known: Iterable[str] = OBJECTIVES) -> Objective:
-    """Return an objective by name. A custom name refers to an `Objective` or to a function of accuracies.
+    """Return an objective by name.
 
-    Such a function replaces the score of the objective `drift`.
+    A custom name refers to an `Objective`, or to a function of accuracies that replaces the score of `drift`.
 
     Args:
-        known: Names that the message for an unknown objective lists. Default: all built-in objectives.
+        known: Names to list in the error message for an unknown objective. Default: all built-in objectives.
 
     Raises:
         UserError: the objective is unknown or cannot be loaded, or its score is invalid.

@@ -50,7 +50,7 @@ def as_if_prompts_came(run: Run) -> Run:
     """The same run by the tower as it is where prompts enter it."""
 
     def plain(model: PromptedClip) -> PromptedClip:
-        return replace(model, clip=replace(model.clip, has_image_prompts=True))
+        return replace(model, clip=replace(model.clip, takes_image_prompts=True))
 
     evaluations = {
         name: replace(each, model=plain(each.model), cache=None) for name, each in run.evaluations.items()

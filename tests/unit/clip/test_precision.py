@@ -31,7 +31,7 @@ def test_convolutions_use_float32_and_restore_the_callers_precision(
     monkeypatch.setattr(F, "conv2d", note)
     whole = tiny.backbone().clip
     before = torch.backends.cudnn.conv.fp32_precision
-    for clip in (whole, replace(whole, has_image_prompts=False)):
+    for clip in (whole, replace(whole, takes_image_prompts=False)):
         embed_images(clip, torch.zeros(1, 3, 16, 16))
     assert kept == ["ieee"] * 2
     assert torch.backends.cudnn.conv.fp32_precision == before == "tf32"

@@ -93,8 +93,8 @@ def test_runs_below_folders(said: Any, tmp_path: Path) -> None:
 def test_the_reference_is_chosen(said: Any, tmp_path: Path) -> None:
     out = grid(tmp_path / "out")
     assert "a method minus prometar in points" in said(out)[1]
-    assert "a method minus coop in points" in said(out, "--to", "coop")[1]
-    assert "--to must be one of coop; prometar, got vpt" in refused(said, out, "--to", "vpt")
+    assert "a method minus coop in points" in said(out, "--reference", "coop")[1]
+    assert "--reference must be one of coop; prometar, got vpt" in refused(said, out, "--reference", "vpt")
 
 
 def test_settings_distinguish_runs_of_a_method(said: Any, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_settings_distinguish_runs_of_a_method(said: Any, tmp_path: Path) -> Non
         write(
             tmp_path / "fast" / str(seed), config_of("coop", seed, **{"optim.lr": 0.1}), base=70.0, new=70.0
         )
-    _, text, _ = said(out, tmp_path / "fast", "--to", "coop optim.lr=0.1")
+    _, text, _ = said(out, tmp_path / "fast", "--reference", "coop optim.lr=0.1")
     assert "a method minus coop optim.lr=0.1 in points" in text
     assert "coop optim.lr=0.002 " in text
     assert "Not paired: coop optim.lr=0.1 has no run on eurosat." in text
