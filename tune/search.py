@@ -1,14 +1,14 @@
 """Search hyperparameters of a prompt-learning method: `python tune/search.py --dataset dtd --data-root DIR`.
 
-Without arguments, run a small study on a rendered dataset. Rerun the same command to resume. A larger
---trials extends the study.
+Without arguments, run a small study on a rendered dataset. Rerun the same command to resume, or with a
+larger --trials to extend the study.
 """
 
 if __name__ == "__main__":
     import os
     import sys
 
-    # Python puts tune/ first on sys.path, so a user's config.py would be hidden by tune/config.py.
+    # Python puts tune/ first on sys.path, so tune/config.py would hide a user's config.py.
     _HERE = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder or ".") != _HERE]
 

@@ -1,7 +1,7 @@
 """Prompted towers as functions of their prompts, with first and second derivatives.
 
-Weights are frozen, so only derivatives with respect to prompts are computed. K cotangents or tangents are
-processed together. A slot is a position that holds one token. Prompt tokens are put into prompt slots.
+Weights are frozen, so only derivatives with respect to prompts are computed, for K cotangents or tangents
+together. A tower's input is B rows of T tokens of width D. A slot is the position of one token in a row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from prometar.clip.function import FunctionCall, Norm, TokenFunction
 from prometar.clip.model import Block, Tower
 
 LayerPrompts = Mapping[int, Tensor]
-"""Prompts (P, D) by layer number, or K cotangents or tangents of prompts (K, P, D).
+"""Prompts of P tokens (P, D) by layer number, or K cotangents or tangents of prompts (K, P, D).
 
 A layer without an entry receives the output of the previous layer unchanged.
 """
@@ -63,13 +63,13 @@ class Layer:
     def jvp(self, t: Tensor) -> Tensor:
         block = self._block
         h = self._attention.jvp(F.linear(self._norm_1.jvp(t), block.in_proj_weight))
-        pushed = F.linear(self._select(h), block.out_proj_weight)
-        t = self._select(t[..., : self._num_out, :]) + pushed if self._residual else pushed
+        h = F.linear(self._select(h), block.out_proj_weight)
+        t = self._select(t[..., : self._num_out, :]) + h if self._residual else h
         h = self._activation.jvp(F.linear(self._norm_2.jvp(t), block.c_fc_weight))
         return t + F.linear(h, block.c_proj_weight)
 
     def reverse(self, g: Tensor, apply: FunctionCall) -> tuple[Tensor, Tensor]:
-        """Return the cotangents of the first `num_out` input tokens, and those of the rest.
+        """Return the cotangents of the first `num_out` input tokens, and of the remaining input tokens.
 
         `apply` calls `TokenFunction.vjp`, `vjp_for_hvp` or `hvp`.
         """
@@ -115,7 +115,7 @@ class AppendedSlots:
 
 @dataclass(frozen=True)
 class ReplacedSlots:
-    """Prompt slots of packed texts (`text_input`). They are in the part of row 0 that all texts share."""
+    """Prompt slots that replace tokens in the part of row 0 that all packed texts share (`text_input`)."""
 
     num_before: int
     num_prompt: int
@@ -135,14 +135,13 @@ class ReplacedSlots:
 def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
     """Return a tower's layers for `AppendedSlots`. The last layer returns `num_out` tokens per row."""
     # A layer with a prompt discards earlier prompt tokens, so the previous layer need not return them.
-    outs = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
-    return [
-        Layer(tower, block, num_out=num) for block, num in zip(tower.blocks, [*outs, num_out], strict=True)
-    ]
+    counts = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
+    blocks = zip(tower.blocks, [*counts, num_out], strict=True)
+    return [Layer(tower, block, num_out=count) for block, count in blocks]
 
 
 class Pass:
-    """One pass through a tower, from prompts to features (N, E), with derivative methods of `TokenFunction`.
+    """Pass from prompts to features (N, E) of N images or texts, with `TokenFunction`'s derivative methods.
 
     `vjp` and `hvp` free the layers, so no other method can be called after them.
     `prompt_norm` normalizes the prompt of layer 0. `head` maps the last layer's output to features.
@@ -174,7 +173,7 @@ class Pass:
                 if number == 0 and self._prompt_norm is not None:
                     prompt = apply(self._prompt_norm, prompt)
                 x = self._slots.put(x, prompt)
-            # Layers below the first prompt need no derivatives.
+            # Layers before the first prompt need no derivatives.
             x = layer.forward(x, _value if number < first else apply)
         self._output_shape = x.shape[:-1]
         x = x.flatten(0, -2)

@@ -1,4 +1,4 @@
-"""Modulators: combine the gradients of the task loss (g_task) and of the regularizer (g_reg)."""
+"""Modulators, which combine the gradients of the task loss (g_task) and of the regularizer (g_reg)."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -52,10 +52,10 @@ class Constant(Modulator):
 
 
 class Gate(Modulator):
-    """Gate of ProMetaR: m = repeat(sigmoid(W_out W_in [g_task ; g_reg]), `reduction`).
+    """Gate of ProMetaR: m = sigmoid(W_out W_in [g_task ; g_reg]).
 
     The prompt of each layer (P tokens of width D) has its own W_in (P*D/reduction, 2*P*D) and a square
-    W_out, both without bias. Each output is repeated for `reduction` consecutive scalars (row-major).
+    W_out, both without bias. Each entry of m weights `reduction` consecutive scalars (row-major).
     Source: ProMetaR. As in its published code, there is no nonlinearity between W_in and W_out.
     """
 
@@ -112,7 +112,7 @@ class Projection(Modulator):
         for name, g_t in g_task.items():
             g_r = g_reg[name]
             product, square = (g_t * g_r).sum(), g_r.square().sum()
-            # If the regularizer does not depend on a prompt, its g_reg is 0.
+            # g_reg is 0 for prompts on which the regularizer does not depend.
             m = -self.share * product.clamp(max=0) / torch.where(square > 0, square, 1)
             modulated[name] = g_t + m * g_r
         return modulated

@@ -1,4 +1,4 @@
-"""Training of one job. The job's runs advance together, epoch by epoch."""
+"""Training of one job. The job's runs (e.g. one per seed) advance together, epoch by epoch."""
 
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from tune.records.schema import EpochReport, RunScore
 class JobTraining:
     """Training of one job. Every epoch is reported in order, even if the checkpoints already contain it.
 
-    Methods raise InfrastructureError if a folder cannot be written, because this is not the job's fault.
+    If a folder cannot be written, methods raise InfrastructureError, because the job is not at fault.
     """
 
     def __init__(self, request: JobRequest) -> None:
@@ -50,18 +50,18 @@ class JobTraining:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
         metrics = [session.history[self._epoch - 1] for session in sessions]
         configs, allocated = self._request.job.configs.values(), self._request.allocated
-        pairs = zip(configs, metrics, strict=True)
-        scores = [RunScore.of(config, values, **allocated) for config, values in pairs]
+        measured = zip(configs, metrics, strict=True)
+        scores = [RunScore.of(config, values, **allocated) for config, values in measured]
         return EpochReport(
             epoch=self._epoch,
             runs=tuple(scores),
-            loss=mean(each.get("direct_ce", 0.0) for each in metrics),  # on the full batch, not support/query
+            loss=mean(each.get("direct_ce", 0.0) for each in metrics),  # cross-entropy on the whole batch
             finished=finished,
             notes=tuple(self._notes),
         )
 
     def _train(self) -> None:
-        """Train the runs up to the current epoch. Open them first if necessary."""
+        """Train the runs up to the current epoch. Open their sessions first if necessary."""
         if not self._sessions:
             configs = self._request.job.configs
             self._sessions = {folder: self._open(folder, config) for folder, config in configs.items()}
@@ -69,7 +69,7 @@ class JobTraining:
             while len(session.history) < self._epoch:
                 session.run_epoch()
                 if len(self._sessions) > 1:
-                    session.close()  # closes only the stream: a job has CPUs for one
+                    session.close()  # closes only the data stream, because a job has CPUs for one stream
 
     def _open(self, folder: Path, config: Config) -> Session:
         """Open the session of a run. Resume the run if the folder contains a checkpoint."""
@@ -79,7 +79,7 @@ class JobTraining:
             run, folder, self._stream, AlignmentRecorder(folder) if job.records_alignment else None
         )
         self._notes += [note] if note else []
-        # The folder may contain the result of a run with other settings, which must not be used.
+        # If the folder contains the result of a run with other settings, the result must not be used.
         try:
             is_same_run = read_result(folder).run_digest == run.digest
         except PrometarError:  # the result is missing or corrupt
@@ -93,7 +93,7 @@ class JobTraining:
         return session
 
     def _finish(self, folder: Path, session: Session) -> None:
-        """Write result.json, then test the prompts on the job's target datasets, if any."""
+        """Write result.json if it is missing, then test the prompts on the job's target datasets, if any."""
         session.close()
         if not (folder / RESULT_FILE).exists():
             write_result(folder, session, **self._request.allocated)

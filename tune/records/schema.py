@@ -1,7 +1,7 @@
-"""Records of a study. All other modules read and write the files of records through this one.
+"""Records of a study. All other modules read and write record files through this module.
 
 Validation is strict. A missing or unknown key, a wrong type, a non-finite number or another format version
-causes a one-line error that names the file and the problem.
+causes an error that names the file and the problem in one line.
 """
 
 import json
@@ -35,7 +35,7 @@ Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e10)]
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_by_name=True)
-_Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # aliases: keys of existing files
+_Digests = Annotated[Mapping[str, str], Field(alias="contents")]  # aliases: the keys in existing files
 _ReadsTestImages = Annotated[bool, Field(alias="leaks")]
 _Error = Annotated[str, Field(alias="failed")]
 _IsBaseline = Annotated[bool, Field(alias="baseline")]
@@ -50,11 +50,11 @@ class RunScore:
     """Result of one training run of a trial, the confirmation or the final test.
 
     Args:
-        base, new, objective: Accuracies in percent and score, None if not measured or if the run failed.
+        base, new, objective: Accuracies on base and new classes in percent, and score. None if not measured.
         seconds: Training time.
         error: Error message, or "" if the run did not fail.
         cpus, gpus: Allocated resources, None if unknown.
-        alignment: Mean cosine of the support and query gradients of meta tasks, None if not measured.
+        alignment: Mean cosine of the support and query gradients during training, None if not measured.
     """
 
     dataset: str
@@ -96,7 +96,7 @@ def mean_of(runs: Iterable[RunScore], metric: Goal = "objective") -> float | Non
 
 @dataclass(frozen=True, config=_STRICT)
 class EpochReport:
-    """Result of one epoch of a job: of the runs that one worker trains for a trial or a later stage.
+    """Result of one epoch of a job, i.e. of the runs that a worker trains together for a trial.
 
     Args:
         epoch: Number of the epoch, counted from 1, or 0 before the first report.
@@ -121,7 +121,7 @@ class EpochReport:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Measured values by name: means over runs, the sum of `seconds`, and the loss."""
+        """Measured values by name: means of the scores over runs, the sum of `seconds`, and the loss."""
         means = {name: mean_of(self.runs, name) for name in ("objective", "base", "new")}
         seconds = sum(run.seconds or 0.0 for run in self.runs) if self.runs else None
         values = {**means, "loss": self.loss, "seconds": seconds}
@@ -139,7 +139,7 @@ class TrialRecord:
         origin: Source of the settings: the defaults (baseline), `--enqueue`, or the sampler.
         objective, base, new: Means over the runs after the last epoch, None if not measured.
         epoch: Number of the last epoch.
-        scores_by_epoch: Objective by epoch (1-based).
+        scores_by_epoch: Mean objective over the runs after each epoch, by epoch number (from 1).
         seconds: Training time, summed over the runs.
         notes: Notes for the user.
         reason: Failure reason, or "" if the trial did not fail.
@@ -173,14 +173,14 @@ class TrialRecord:
 
 
 def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Return the completed trials, highest objective first. Ties are ordered by number."""
+    """Return the completed trials, highest objective first. Ties are ordered by trial number."""
     completed = [trial for trial in trials if trial.objective_if_completed is not None]
     return sorted(completed, key=lambda trial: (-(trial.objective_if_completed or 0.0), trial.number))
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Candidate:
-    """Settings that may be selected. `runs` contains the runs of the search, then those with fresh seeds."""
+    """Settings that may be selected. `runs` are the runs of the search, then the runs with fresh seeds."""
 
     number: NonNegativeInt
     is_baseline: _IsBaseline
@@ -194,7 +194,7 @@ class Candidate:
 
     @property
     def mean(self) -> float | None:
-        """Mean objective over all runs, None if a run failed."""
+        """Mean objective over all runs, None if a run has no objective."""
         return mean_of(self.runs)
 
 
@@ -223,8 +223,8 @@ class DatasetTest:
 
     Args:
         selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
-        difference, base_difference, new_difference: Selected minus baseline in H (harmonic mean), base and
-            new accuracy in points, paired by seed. None for a selected baseline or fewer than two pairs.
+        difference, base_difference, new_difference: Selected minus baseline, paired by seed, in points of H
+            (harmonic mean), base and new accuracy. None if the baseline was selected, or without two pairs.
         published: Published H of the method, None if unknown or not comparable.
     """
 
@@ -241,10 +241,10 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs per run (`--final-epochs`), unless the selected settings include their own number.
+        epochs: Epochs per run (`--final-epochs`). If the search sets the epochs, only baseline runs use it.
         selected: Selected settings, with the runs on which the selection is based.
-        difference: Selected minus baseline in H, over the seeds of a single dataset or over several datasets.
-        alpha: Significance level of each dataset's interval, which depends on the number of seed pairs.
+        difference: Selected minus baseline in H, over the seeds of one dataset, or over several datasets.
+        alpha: Significance level of each dataset's interval. It depends on the number of seed pairs.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
         detectable: Smallest true difference detected with 80% power, None unless a single dataset is tested.
         earlier_tests: Trial numbers of the settings that earlier final tests compared with the baseline.
@@ -298,12 +298,12 @@ class StudyRecord:
     """study.yaml: configuration and environment of a study.
 
     Args:
-        score_name: Name of the objective's score.
+        score_name: Name of the score that the search maximizes, such as "H".
         reads_test_images: True if the search reads test images, which biases the final test.
-        digests: Digests of what determines results besides settings, e.g. splits and weights, by name.
+        digests: Digests, by name, of inputs that affect results besides settings, e.g. splits and weights.
         command: Last command that ran the study.
         environment: Software versions and machine of the last command.
-        earlier_environments: Environments of earlier commands that differ from the last one.
+        earlier_environments: Environments of earlier commands, if different from `environment`.
     """
 
     config: StudyConfig
@@ -336,7 +336,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         data = json.loads(text)
         if isinstance(data, dict) and data.get("version") != VERSION:
             raise UserError(
-                f"{path} has file format {str(data.get('version'))[:20]}, but this prometar reads format "
+                f"{path} has file format {str(data.get('version'))[:20]}, but this release reads format "
                 f"{VERSION}. Use the prometar release that wrote it, or another study (--study NAME)."
             )
         record: Record = _ADAPTERS[kind].validate_json(text, by_alias=True, by_name=False)

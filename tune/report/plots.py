@@ -25,7 +25,7 @@ from tune.space.ranges import Choice, Range
 ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
 MAX_SLICES = 6  # number of settings that are plotted against the score, most important first
 MIN_COMPLETED = 8
-"""Minimum number of completed trials for importances. With fewer trials, they are noise."""
+"""Minimum number of completed trials for importances. With fewer trials, importances are noise."""
 _EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)  # compares the best quarter with all trials
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
@@ -51,7 +51,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
     target_name = escape(records.study.score_name if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         figures["history"] = visualization.plot_optimization_history(study, target_name=target_name)
-        if len(goals) in (2, 3):  # Optuna can plot fronts of two or three goals only
+        if len(goals) in (2, 3):  # Optuna plots only fronts of two or three goals
             figures["pareto"] = visualization.plot_pareto_front(
                 rebuild_study(records, goals), target_names=list(goals)
             )
@@ -77,7 +77,7 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
 
 
 def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
-    """Build a study in memory. Trials outside the space or without a value for a goal count as failed."""
+    """Rebuild the Optuna study. Trials outside the space or without a value for a goal count as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[DIRECTIONS[goal] for goal in goals])
     study.add_trials(_frozen_trial(trial, records, goals) for trial in records.trials)
@@ -141,10 +141,10 @@ def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> g
     all_points = [point for group in points_by_group.values() for point in group]
     bases, news = zip(*all_points, strict=True) if all_points else ((50.0,), (50.0,))
     low, high = min(bases) - 1, max(bases) + 1
-    steps = [low + (high - low) * i / 50 for i in range(51)]
+    grid = [low + (high - low) * i / 50 for i in range(51)]
     means = [2 * base * new / (base + new) for base, new in all_points if base + new]
     for harmonic in sorted({5 * round(mean / 5) for mean in means} - {0}):
-        line = [(base, harmonic * base / (2 * base - harmonic)) for base in steps if 2 * base > harmonic]
+        line = [(base, harmonic * base / (2 * base - harmonic)) for base in grid if 2 * base > harmonic]
         figure.add_scatter(
             x=[x for x, _ in line],
             y=[y for _, y in line],
@@ -167,7 +167,7 @@ def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> g
 
 
 def plot_seed_pairs(test: FinalTest) -> go.Figure:
-    """Plot the difference in H for each seed, and the mean and interval of these differences, by dataset."""
+    """For each dataset, plot the difference in H per seed, and the mean and interval of these differences."""
     figure = go.Figure().add_vline(x=0, line={"color": "#4a5568", "width": 1.5})
     for row, (name, dataset_test) in enumerate(test.datasets.items()):
         pair_differences = paired_differences(dataset_test.selected, dataset_test.baseline)

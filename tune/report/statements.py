@@ -103,7 +103,7 @@ def _accuracies(test: FinalTest) -> Iterator[str]:
     base_text, new_text = (describe_difference(each, test.confidence) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
     relevant = test.min_relevant or 1.0
-    if base.mean > 0 and (new.high < 0 or new.mean <= -relevant):  # the fall is significant or relevant
+    if base.mean > 0 and (new.high < 0 or new.mean <= -relevant):  # a significant or relevant fall
         unclear = [name for name, each in (("base", base), ("new", new)) if not each.excludes_zero]
         notes = [f" The interval of the difference in {name} accuracy contains 0." for name in unclear]
         means = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
@@ -111,12 +111,12 @@ def _accuracies(test: FinalTest) -> Iterator[str]:
 
 
 def _detectable(test: FinalTest) -> str:
-    limit, unit = test.min_relevant, "point" if test.min_relevant == 1 else "points"
+    relevant, unit = test.min_relevant, "point" if test.min_relevant == 1 else "points"
     if test.verdict != "either" or test.detectable is None or test.detectable >= 100:  # H is at most 100
         return ""
     line = f"This test has 80% power to detect a true difference of {test.detectable:.1f} points in H."
-    if limit and test.difference and test.difference.within(limit):
-        line += f" The interval excludes differences of {limit:g} {unit} or more."
+    if relevant and test.difference and test.difference.within(relevant):
+        line += f" The interval excludes differences of {relevant:g} {unit} or more."
     return line
 
 
@@ -200,7 +200,7 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
 
 
 def next_steps(records: Records) -> list[tuple[str, str]]:
-    """Return the next steps that follow from the verdict, each with a command or ""."""
+    """Return the next steps that follow from the verdict, each with its command, or "" if it has none."""
     test = records.final_test
     difference = test.difference if test else None
     match outcome(records):
@@ -217,9 +217,9 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
         case _:
             steps = [_training_step(records, "selected"), _training_step(records, "baseline")]
             if difference and difference.mean < 0:
-                steps.reverse()
-    more = f"such as --trials {2 * records.search_config.trials}"
-    return [*steps, (f"To search longer, rerun the same command with more trials, {more}.", "")]
+                steps.reverse()  # the better settings first
+    example = f"such as --trials {2 * records.search_config.trials}"
+    return [*steps, (f"To search longer, rerun the same command with more trials, {example}.", "")]
 
 
 def _training_step(records: Records, name: SettingsName) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Search spaces: YAML files that map settings to ranges. A range may have a condition."""
+"""Search spaces: YAML files that map settings to ranges. A range may have a condition on other settings."""
 
 from collections.abc import Mapping, Set
 from importlib.resources import files
@@ -25,7 +25,7 @@ MAX_COMBINATIONS = 1000
 
 
 class Space(StrictModel):
-    """Ranges by dotted key of a setting (`optim.lr`), in the order in which they are sampled.
+    """Ranges by the dotted key of a setting (`optim.lr`), in the order in which they are sampled.
 
     Example:
         >>> lr = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
@@ -58,23 +58,23 @@ class Space(StrictModel):
         return settings
 
     def combinations(self) -> list[dict[str, Value]] | None:
-        """Return every combination of settings, or None if there are floats or over MAX_COMBINATIONS."""
-        found: list[dict[str, Value]] = [{}]
+        """Return all combinations of settings, or None if they exceed MAX_COMBINATIONS or a range has floats."""
+        combinations: list[dict[str, Value]] = [{}]
         for key, entry in self.ranges.items():
             if entry.type == "float":
                 return None
             values = entry.choices if entry.type == "choice" else range(int(entry.low), int(entry.high) + 1)
-            if len(found) * len(values) > MAX_COMBINATIONS:
+            if len(combinations) * len(values) > MAX_COMBINATIONS:
                 return None
-            found = [
+            combinations = [
                 {**settings, **chosen}
-                for settings in found
+                for settings in combinations
                 for chosen in ([{key: value} for value in values] if entry.is_active(settings) else [{}])
             ]
-        return found
+        return combinations
 
     def searched_values(self, config: Config) -> dict[str, Value]:
-        """Return the values of the active searched settings in `config`, which contains the default settings.
+        """Return the default values (in `config`) of the searched settings whose conditions hold.
 
         Raises:
             UserError: a setting does not exist, or its value lies outside its range.
@@ -82,7 +82,7 @@ class Space(StrictModel):
         values, searched = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
             active = entry.is_active(searched)
-            # Inactive settings may be missing: those of other kinds of components, and `args` of custom ones.
+            # Inactive settings may be missing: settings of other component kinds, and `args` of custom kinds.
             if key not in values and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:
@@ -90,7 +90,7 @@ class Space(StrictModel):
         return self.check(searched, where="the default settings")
 
     def check(self, given: Settings, *, where: str) -> dict[str, Value]:
-        """Return `given` without inactive settings. Error messages start with `where`, the settings' source.
+        """Return `given` without settings whose condition fails. `where` names the source in error messages.
 
         A condition on a setting that is not given counts as met, because it may hold after sampling.
 
@@ -107,7 +107,7 @@ class Space(StrictModel):
                 if not entry.contains(given[key]):
                     raise UserError(
                         f"{where}: {key} = {given[key]!r} lies outside the range {entry.describe()} of the "
-                        f"space {self.name}. Choose a value in it, or pass a --space FILE with a wider one."
+                        f"space {self.name}. Choose another value, or pass a --space FILE with a wider range."
                     )
                 values[key] = given[key]
         return values
@@ -131,17 +131,17 @@ class Space(StrictModel):
                 continue
             required = required_values(entry, ranges)
             variants = [config.override({**required, key: value}) for value in entry.probe_values]
-            first, *others = map(_used_settings, variants)
-            if any(other != first for other in others):  # the setting has an effect
+            first, *rest = map(_used_settings, variants)
+            if any(used != first for used in rest):  # the setting has an effect
                 ranges[key] = entry
         return self.model_copy(update={"ranges": ranges})
 
     def probe_values(self, key: str) -> tuple[Value, ...]:
-        """Return the values of a setting to validate (bounds or choices), or () if it is not searched."""
+        """Return the values to validate for a setting (bounds or choices), or () if it is not searched."""
         return self.ranges[key].probe_values if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:
-        """Return ranges and their conditions as text, by setting."""
+        """Return each range and its condition as text, by setting."""
         return {key: entry.describe() + entry.condition_text for key, entry in self.ranges.items()}
 
 

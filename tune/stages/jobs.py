@@ -16,7 +16,7 @@ from tune.records.schema import RunScore, RunScores
 from tune.space.ranges import Settings
 
 JobRunner = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Function that runs the given jobs unless they are finished, and returns failure reasons by job name."""
+"""Function that runs jobs, skips those that are finished, and returns the failure reasons by job name."""
 
 
 def trial_job(
@@ -26,13 +26,13 @@ def trial_job(
 
     The job has one run per dataset and seed. If there are several runs, each has a subfolder.
     """
-    name, seeds, path = f"trial {number}", config.search.seeds, folder.trial_folder(number)
+    name, seeds, job_folder = f"trial {number}", config.search.seeds, folder.trial_folder(number)
     if fresh_seed is not None:
         name, seeds = f"confirmation of trial {number}, seed {fresh_seed}", (fresh_seed,)
-        path = folder.confirmation_folder(number, fresh_seed)
+        job_folder = folder.confirmation_folder(number, fresh_seed)
     runs = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
     configs = {
-        path / (f"{file_name(dataset)}-seed{seed}" if len(runs) > 1 else ""): config.run_config(
+        job_folder / (f"{file_name(dataset)}-seed{seed}" if len(runs) > 1 else ""): config.run_config(
             settings, dataset=dataset, seed=seed
         )
         for dataset, seed in runs
@@ -48,21 +48,21 @@ def final_job(
     Args:
         number: Number of the trial, or 0 for the default settings.
     """
-    path = folder.final_test_folder(number, dataset, seed)
-    configs = {path: config.run_config(settings, dataset=dataset, seed=seed, final=True)}
+    run_folder = folder.final_test_folder(number, dataset, seed)
+    configs = {run_folder: config.run_config(settings, dataset=dataset, seed=seed, final=True)}
     tested = f"trial {number}" if number else "the default settings"
     name = f"final test of {tested}, {dataset}, seed {seed}"
     return Job(name, configs, FINAL, config.search.val_per_class, number, records_alignment=True)
 
 
 def drop_finished_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Delete invalid results. Return the jobs in which at least one run has no valid result."""
-    valid = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
-    return [job for job, results in zip(jobs, valid, strict=True) if not all(results)]
+    """Delete invalid results. Return the unfinished jobs, i.e. jobs with a run that has no valid result."""
+    validity = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
+    return [job for job, valid in zip(jobs, validity, strict=True) if not all(valid)]
 
 
 def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:
-    """Return the scores of a job's runs. If a run has no result, the `error` of its score is the reason.
+    """Return the scores of a job's runs. The score of a run without a result has the reason as `error`.
 
     Args:
         failures: Failure reasons by job name.
@@ -71,7 +71,7 @@ def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:
 
 
 def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:
-    """Return True if the folder has a result of this configuration and objective. Delete any other result."""
+    """Return True if the folder has a result of `config` and the job's objective. Delete any other result."""
     if not (folder / RESULT_FILE).exists():
         return False
     try:

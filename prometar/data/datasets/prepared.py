@@ -1,4 +1,4 @@
-"""Read copies made by `prometar data prepare`: manifest.json and Parquet shards, one row per image."""
+"""Read datasets copied by `prometar data prepare`: manifest.json and Parquet shards, one row per image."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ ShardEntry = dict[Literal["file"], Annotated[str, Field(pattern=r"^[A-Za-z0-9_][
 
 
 class Manifest(BaseModel):
-    """Content of manifest.json. The file is written last, so its presence marks a complete copy."""
+    """Content of manifest.json, with image counts by split. It is written last and marks a complete copy."""
 
     format: Literal[1] = 1
     name: str
@@ -91,7 +91,7 @@ class ParquetSource:
     shards: tuple[str, ...]
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """Return the bytes of the original image files.
+        """Return the content of the original image files at `paths`.
 
         Raises:
             UserError: an image is in no shard.

@@ -142,7 +142,7 @@ def test_settings_keep_their_values_and_types(values: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize("version", [None, 1, 2, VERSION + 1])
 def test_another_version_is_refused_in_one_line(name: str, version: int | None, copy: Path) -> None:
     put(copy / name, content(copy / name), ("version",), version)
-    line = f"{name} has file format {version}, but this prometar reads format {VERSION}"
+    line = f"{name} has file format {version}, but this release reads format {VERSION}"
     with pytest.raises(UserError, match=line) as caught:
         read_records(copy)
     assert "\n" not in str(caught.value)
