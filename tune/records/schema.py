@@ -96,7 +96,7 @@ def mean_of(runs: Iterable[RunScore], metric: Goal = "objective") -> float | Non
 
 @dataclass(frozen=True, config=_STRICT)
 class EpochReport:
-    """Result of one epoch of a job, i.e. of the runs that a worker trains together for a trial.
+    """Result of one epoch of a job, i.e. of the runs that a worker trains together, e.g. for a trial.
 
     Args:
         epoch: Number of the epoch, counted from 1, or 0 before the first report.
