@@ -15,11 +15,11 @@ from tune.records.schema import EpochReport
 
 
 def start_tracking(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
-    """Start or resume tracking a job, in the study's `folder` unless the tracker has a server configured.
+    """Start or resume tracking a job. Without a tracking server, log to the study's `folder`.
 
-    Return a namespace: log(name, value, epoch), and finish(failure), where `failure` is "" on success.
+    Return a namespace with functions log(name, value, epoch) and finish(failure). `failure` is "" on success.
     """
-    defaults = {  # no telemetry and no output. An unreachable server must not delay the search.
+    defaults = {  # disable telemetry and output, and give up on an unreachable server soon
         "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     }  # fmt: skip
@@ -29,7 +29,7 @@ def start_tracking(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
     settings = {key: value for key, value in flat.items() if isinstance(value, bool | int | float | str)}
     if tracker == "tensorboard":
         writer = library.SummaryWriter(folder / tracker / job.name, flush_secs=5)
-        writer.add_hparams(settings, {}, run_name=".")
+        writer.add_hparams(settings, {}, run_name=".")  # "." avoids a subfolder
         return SimpleNamespace(log=writer.add_scalar, finish=lambda failure: writer.close())
     if tracker == "mlflow":
         client = library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db"))
@@ -60,7 +60,7 @@ class Trackers:
 
     def __init__(self, names: tuple[str, ...], folder: Path, console: Console) -> None:
         self._folder, self._console = folder, console
-        self._tracker_runs = {name: dict[str, SimpleNamespace]() for name in names}  # by tracker and job
+        self._tracker_runs = {name: dict[str, SimpleNamespace]() for name in names}  # by tracker, then by job
 
     def started(self, job: Job) -> None:
         self._for_each(lambda name, runs: runs.update({job.name: start_tracking(name, self._folder, job)}))
@@ -73,7 +73,7 @@ class Trackers:
         self._for_each(lambda _, runs: runs.pop(job.name).finish(failure))
 
     def close(self) -> None:
-        """Mark the tracker runs of interrupted jobs as failed."""
+        """End the tracker runs of interrupted jobs. MLflow and W&B record the runs as failed."""
         self._for_each(lambda _, runs: [run.finish("interrupted") for run in runs.values()])
 
     def _for_each(self, function: Callable[[str, dict[str, SimpleNamespace]], object]) -> None:

@@ -1,10 +1,10 @@
-"""Readable class names and prompt templates."""
+"""Prompt templates, and the readable class names that fill them."""
 
 from prometar.errors import UserError
 
 
 def readable(classname: str) -> str:
-    """Return a class name with underscores replaced by spaces."""
+    """Return a class name with spaces instead of underscores."""
     return classname.replace("_", " ")
 
 
@@ -19,7 +19,7 @@ def is_template(text: object) -> bool:
 
 
 def fill_template(template: str, classname: str) -> str:
-    """Replace "{}" in a template with the readable class name. Other braces are unchanged.
+    """Replace "{}" in a template with the readable class name. Keep other braces.
 
     Raises:
         UserError: the template does not contain "{}" exactly once.
@@ -29,5 +29,5 @@ def fill_template(template: str, classname: str) -> str:
         'a photo of a polka dotted.'
     """
     if not is_template(template):
-        raise UserError(f"Template {template[:80]!a} must contain {{}} for the class name exactly once.")
+        raise UserError(f"Template {template[:80]!a} must contain {{}}, for the class name, exactly once.")
     return template.replace("{}", readable(classname))

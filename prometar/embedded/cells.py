@@ -1,4 +1,4 @@
-"""Dataset `cells`: 10 kinds of cells and microbes. `mini` was pretrained on these kinds in other colors."""
+"""Dataset `cells`: 10 kinds of cells and microbes. The model `mini` learned these kinds in other colors."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ CellDepths = tuple[Floats, Floats]
 
 
 def _random_points(canvas: Canvas, count: int, spread: float = 0.85) -> Floats:
-    """Return `count` random points (N, 2), at most one per square of a coarse grid."""
+    """Return random points (count, 2), at most one per square of a coarse grid."""
     side = int(np.ceil(np.sqrt(count)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)
     points = (grid + 0.5 + canvas.rng.uniform(-0.3, 0.3, grid.shape)) / side * 2.0 - 1.0
@@ -88,10 +88,10 @@ def _neuron(canvas: Canvas) -> CellDepths:
 
 
 def _spirillum(canvas: Canvas) -> CellDepths:
-    waves, swing = canvas.rng.uniform(9, 13), canvas.rng.uniform(0.09, 0.14)
+    frequency, amplitude = canvas.rng.uniform(9, 13), canvas.rng.uniform(0.09, 0.14)
     body = np.full(canvas.x.shape, -1.0)
     for shift in (-0.55, 0.0, 0.55)[: canvas.rng.integers(2, 4)]:
-        distance = np.abs(canvas.y - shift - swing * np.sin(canvas.x * waves + shift * 9)) * 0.8
+        distance = np.abs(canvas.y - shift - amplitude * np.sin(canvas.x * frequency + shift * 9)) * 0.8
         body = np.maximum(body, np.minimum(0.055 - distance, 0.75 - np.abs(canvas.x + shift * 0.3)))
     return body, body - 0.03
 
@@ -104,7 +104,7 @@ def _yeast(canvas: Canvas) -> CellDepths:
     return body, np.maximum(_discs(canvas, points, radius * 0.35), 0.025 - np.abs(body - 0.02))
 
 
-_STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))
+_STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))  # RGB
 
 
 def _draw(draw_depths: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:

@@ -1,6 +1,6 @@
 """Custom components: functions and classes outside the package, referenced as `package.module:Name`.
 
-Their modules must be importable on each worker: installed, on `PYTHONPATH` or in Ray's `runtime_env`.
+The modules must be importable on each worker: installed, on `PYTHONPATH` or in Ray's `runtime_env`.
 """
 
 import hashlib
@@ -37,22 +37,22 @@ def load_component(reference: str) -> Any:
     """Import the module of a reference and return the component.
 
     Raises:
-        UserError: the module is missing, its import fails, or it does not define the name.
+        UserError: the module is missing, its import fails, or it does not define the component.
 
     Example:
         >>> load_component("prometar.methods.regularizers:l1").__name__
         'l1'
     """
-    name, _, attribute = reference.partition(":")
+    module_name, _, attribute = reference.partition(":")
     with convert_errors(reference):
         try:
-            module = import_module(name)
+            module = import_module(module_name)
         except ModuleNotFoundError as error:
-            is_target = f"{name}.".startswith(f"{error.name}.")  # the module or its parent package
-            fix = "Add its folder to PYTHONPATH." if is_target else f"Install it, because {name} imports it."
+            is_own = f"{module_name}.".startswith(f"{error.name}.")  # the module or its parent package
+            fix = "Add its folder to PYTHONPATH." if is_own else f"Install it, as {module_name} imports it."
             raise UserError(f"{reference}: no module named '{error.name}'. {fix}") from None
     if not hasattr(module, attribute):
-        raise UserError(f"{reference}: {module.__file__ or name} does not define '{attribute}'.")
+        raise UserError(f"{reference}: {module.__file__ or module_name} does not define '{attribute}'.")
     return getattr(module, attribute)
 
 
@@ -69,7 +69,7 @@ def instantiate(reference: str, args: Mapping[str, object]) -> Any:
 
 
 def complete_args(reference: str, args: Mapping[str, object]) -> dict[str, Any]:
-    """Return the arguments of a custom class, completed with its defaults, as plain data.
+    """Return the arguments of a custom class, completed with the defaults of its fields, as plain data.
 
     Raises:
         UserError: the component cannot be loaded, or rejects the arguments.
@@ -110,8 +110,8 @@ def source_digest(reference: str) -> str:
 def convert_errors(reference: str) -> Iterator[None]:
     """Convert an error of custom code into a one-line UserError that names the file and the line.
 
-    SystemExit is converted too, because the import of a script may raise it. PrometarErrors pass unchanged,
-    as do accelerator errors, because a retry with more memory or on another device may succeed.
+    SystemExit is converted too, because the import of a script may raise it. PrometarErrors pass unchanged.
+    Accelerator errors pass unchanged because a retry with more memory or on another device may succeed.
     """
     try:
         yield
@@ -130,7 +130,7 @@ def resolve_custom(kind: str, name: str, built_in: Iterable[str]) -> Any:
     """Load the custom component `name`. If it is a class, instantiate it without arguments.
 
     Args:
-        kind, built_in: Kind of component, and names of the built-in ones, for the error message.
+        kind, built_in: Kind of component, and names of its built-in components, for the error message.
 
     Raises:
         UserError: the name is not of the form `package.module:Name`, or the component cannot be loaded.

@@ -1,4 +1,4 @@
-"""Regularizers: weighted sums of terms that compare prompted and frozen features."""
+"""Regularizers: weighted sums of terms that compare features of the prompted and the frozen CLIP."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class RegularizerInputs(NamedTuple):
-    """Normalized prompted and frozen features of a batch. Frozen ones are None unless a term uses them.
+    """Normalized prompted and frozen features of a batch. Frozen features are None unless a term uses them.
 
     Args:
-        text_CE: Text features of C classes (C, E), or (B, C, E) if they depend on the image.
-        weights_B: Weights of the images. Their sum is 1.
-        scale: Factor that turns cosines into logits.
+        text_CE: Text features (C, E) of C classes, or (B, C, E) if they depend on the B images.
+        weights_B: Weights of the images. The sum of the weights is 1.
+        scale: Factor that turns cosine similarities into logits.
     """
 
     text_CE: "Tensor"
@@ -36,18 +36,18 @@ def similarity(image_BE: "Tensor", text_CE: "Tensor") -> "Tensor":
 
 
 Distance = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Function that returns the distances (N,) between corresponding rows of two feature tensors (N, E)."""
+"""Function that returns the distances (N,) between corresponding rows of two tensors (N, E) of features."""
 
 
 def l1(a: "Tensor", b: "Tensor") -> "Tensor":
-    """Return the mean of |a - b| over dimensions."""
+    """Return the mean of |a - b| over the feature dimensions."""
     difference = a - b
     # To differentiate abs() twice, torch imports its compiler, which is slow. x sgn(x) avoids the import.
     return (difference * difference.detach().sgn()).mean(dim=-1)
 
 
 def l2(a: "Tensor", b: "Tensor") -> "Tensor":
-    """Return the mean of (a - b)^2 over dimensions."""
+    """Return the mean of (a - b)^2 over the feature dimensions."""
     return (a - b).square().mean(dim=-1)
 
 
@@ -58,7 +58,7 @@ def cosine(a: "Tensor", b: "Tensor") -> "Tensor":
 
 @runtime_checkable
 class Term(Protocol):
-    """Unweighted scalar term. `uses_text` and `uses_images` state which frozen features it needs."""
+    """Unweighted scalar term. `uses_text` and `uses_images` state which frozen features the term needs."""
 
     @property
     def name(self) -> str: ...
@@ -107,9 +107,9 @@ class ImageDistance:
 
 @dataclass(frozen=True)
 class LogitsDivergence:
-    """Mean over images and classes of p log(p / q), for frozen probabilities p and prompted probabilities q.
+    """Mean of p log(p / q) over classes and weighted images, where p are frozen and q prompted probabilities.
 
-    Source: PromptSRC (ICCV 2023), whose code divides by the number of images times the number of classes.
+    Source: PromptSRC (ICCV 2023), whose code also averages over both images and classes.
     """
 
     name: str = "logits"
@@ -129,9 +129,9 @@ class LogitsDivergence:
 
 @dataclass(frozen=True)
 class Regularizer:
-    """Weighted sum of `terms`, which are pairs of a term and its weight.
+    """Weighted sum of terms. `terms` contains pairs (term, weight).
 
-    The frozen text features are the mean over `templates`. If `templates` is empty, the dataset's
+    The frozen text features are averaged over `templates`. If `templates` is empty, the dataset's
     template called `template_name` is used. The main template of a dataset is called "template".
     """
 
@@ -164,11 +164,11 @@ class NoRegularizer(ComponentSection):
 
 
 class _DistanceSettings(ComponentSection):
-    """Settings of distances between prompted and frozen features. A weight of 0 disables a term.
+    """Settings of distances between prompted and frozen features. A weight of 0 disables its term.
 
-    `logits_weight`: weight of `LogitsDivergence`. `teacher`: templates of the frozen text features:
-    "ensemble" (mean of 60), or one of the dataset's own templates. For DTD: "template" ("{} texture."),
-    "photo" ("a photo of a {}, a type of texture.") or "name_last" ("a texture of {}.").
+    `logits_weight` is the weight of `LogitsDivergence`. `teacher` selects the templates of the frozen text
+    features, "ensemble" (mean over 60) or one of the dataset's own. For DTD, these are "template"
+    ("{} texture."), "photo" ("a photo of a {}, a type of texture.") and "name_last" ("a texture of {}.").
     """
 
     text_weight: float = Field(default=50.0, ge=0)

@@ -1,4 +1,4 @@
-"""report.html: a single file that works offline and is rendered from records only."""
+"""report.html: a single file that works offline and is rendered from the study's records only."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,5 +66,5 @@ def render(records: Records) -> str:
 
 
 def _render_template(name: str, records: Records, **values: Any) -> str:
-    shared = {"records": records, "statements": statements, "tables": summary_tables(records)}
-    return _TEMPLATES.get_template(name).render(**shared, **values)
+    common = {"records": records, "statements": statements, "tables": summary_tables(records)}
+    return _TEMPLATES.get_template(name).render(**common, **values)

@@ -31,19 +31,19 @@ def run_final_test(
     """
     datasets, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
     if baseline_selected or config.test.seeds != "auto":
-        # A fixed number of seeds is analyzed once, so this one analysis may have an error probability of 5%.
+        # With a fixed number of seeds, there is one analysis, which has the whole error probability of 5%.
         alphas = {BASELINE_RUNS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # A selected baseline may be a rerun of trial 0. Number 0 gives both sides the same jobs, which run once.
+    # A selected baseline may be a later trial that reran trial 0. Number 0 gives both sides the same jobs.
     selected_number = 0 if baseline_selected else selected.number
-    sides = [(0, config.baseline_settings), (selected_number, selected.settings)]
+    trials = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
     for num_pairs, alpha in alphas.items():
         seeds = config.final_seeds[:num_pairs]
         jobs = {
-            dataset: [[final_job(config, folder, *side, dataset, seed) for seed in seeds] for side in sides]
+            dataset: [[final_job(config, folder, *each, dataset, seed) for seed in seeds] for each in trials]
             for dataset in datasets
         }
-        all_jobs = [job for by_side in jobs.values() for side_jobs in by_side for job in side_jobs]
+        all_jobs = [job for by_side in jobs.values() for side in by_side for job in side]
         failures |= run_jobs(list({job.name: job for job in all_jobs if job.name not in failures}.values()))
         results = {
             dataset: _compare(
@@ -53,13 +53,13 @@ def run_final_test(
             )
             for dataset, by_side in jobs.items()
         }
-        # For each seed with results of both sides on every dataset: the mean difference over the datasets.
+        # Average over the datasets, for each seed with results of both sides on every dataset.
         per_dataset = [paired_differences(each.selected, each.baseline) for each in results.values()]
-        complete = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
-        differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete]
+        complete_seeds = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
+        differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete_seeds]
         if is_decided(differences, alpha, min_relevant=config.test.min_relevant):
             break
-    # With one dataset, the interval over seeds. With several, the 95% interval over their mean differences.
+    # With one dataset, this is the interval over seeds. With several, it is a 95% interval over their means.
     difference = mean_interval([each.difference for each in results.values()])
     return FinalTest(
         seeds=seeds,
@@ -78,7 +78,7 @@ def run_final_test(
 def _compare(
     baseline: RunScores, selected: RunScores, *, published: float | None, alpha: float | None
 ) -> DatasetTest:
-    """Compare the runs on a dataset. If both sides have the same settings, `alpha` and intervals are None."""
+    """Compare both sides on a dataset. If the baseline is selected, `alpha` and the intervals are None."""
 
     def interval(metric: str) -> Interval | None:
         if alpha is None:
@@ -102,7 +102,7 @@ def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict
 
 
 def _trials_tested_before(previous: FinalTest | None, number: int, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the trials of earlier final tests, whose results may have influenced the user's choices."""
+    """Return the trials whose results in earlier final tests may have influenced the user."""
     if previous is None:
         return ()
     is_rerun = (previous.selected.number, previous.seeds) == (number, seeds)

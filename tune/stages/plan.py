@@ -40,7 +40,7 @@ from tune.store.pruners import make_pruner
 from tune.store.samplers import make_sampler
 
 TOTAL = "Maximum total"  # key of the sums in `StudyPlan.stages`
-TIMED_STEPS = 3  # number of timed steps of an estimate, after one untimed step
+TIMED_STEPS = 3  # number of steps that an estimate times, after one untimed step
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class StudyPlan:
     """Plan of a study.
 
     Args:
-        stages: Maximum numbers of runs, epochs and steps, by stage. Their sums are under `TOTAL`.
+        stages: Maximum numbers of runs, epochs and steps, by stage. The sums are under the key `TOTAL`.
         remarks: Conditions under which a stage needs fewer runs or epochs, by stage.
-        splits: Images of the search and of the final test, by dataset.
+        splits: Splits of the search and of the final test, by dataset.
     """
 
     stages: Mapping[str, tuple[int, int, int]]
@@ -76,8 +76,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     """Check everything that can be checked without weights, and count runs, epochs and steps.
 
     Raises:
-        UserError: a dataset is missing or too small, or an option is invalid, e.g. an unknown sampler or an
-            empty space.
+        UserError: a dataset is missing or too small, or an option is invalid (e.g. the sampler is unknown, or
+            the space is empty).
     """
     if isinstance(build(config.run).prompts, NoPrompts):
         raise UserError(f"--method {config.run.method} does not train. Choose a method with prompts.")
@@ -106,7 +106,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     if weights and weights.endswith(".safetensors") and file_size(Path(weights)) is None:
         raise UserError(f"--pretrained {weights} does not exist.")
     data, datasets = config.run.data, list[Dataset]()
-    for name in search.datasets:  # only the first, `data.name`, has arguments
+    for name in search.datasets:  # `data.args` applies only to `data.name`, the first dataset
         require_outside_own_images(config.location.out / config.name, name, data.root)
         datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
     options = {"shots": data.shots, "seed": config.run.train.seed, "val_per_class": search.val_per_class}
@@ -124,7 +124,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
         Digests by input, and the sizes that determine memory use.
 
     Raises:
-        UserError: the weights are missing, a component fails, or too few out-of-domain names remain.
+        UserError: the weights are missing, a component fails, or a dataset has too few out-of-domain names.
     """
     search = config.search
     backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
@@ -135,9 +135,9 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components if is_custom(name)}
     splits = [split for pair in plan.splits.values() for split in pair]
     if objective_of(search.objective).predicts_new:
-        digests["drift"] = drift_version(backbone)  # drift predicts new accuracy
+        digests["drift"] = drift_version(backbone)  # new accuracy is predicted from drift
         for dataset in plan.datasets:
-            out_of_domain_names(dataset, backbone.vocabulary)  # raises UserError if too few remain
+            out_of_domain_names(dataset, backbone.vocabulary)  # raises UserError if there are too few
     return digests, Footprint.of(backbone.clip, splits)
 
 
@@ -147,13 +147,13 @@ def _stages(
     """Return the stages and the remarks of a plan."""
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
     batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
-    smallest_batch = min(map(int, batch_sizes))
-    transform = TransformSpec(1, train=False)  # any transform, because it does not affect the number of steps
+    smallest_batch = min(map(int, batch_sizes))  # gives the maximum number of steps
+    transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
     search_steps, final_steps = (
         sum(DataPlan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)
     )
-    num_candidates = min(confirm.top + 1, search.trials) if confirm.top else 1
+    num_candidates = min(confirm.top + 1, search.trials) if confirm.top else 1  # with the baseline
     num_reruns = num_candidates * confirm.seeds if num_candidates > 1 else 0
     final_epochs = max([config.test.epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
     amounts = {  # runs per dataset, epochs per run, and steps per epoch summed over the datasets
@@ -164,8 +164,8 @@ def _stages(
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train for fewer epochs"}
     if config.test.seeds == "auto":
         min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), BASELINE_RUNS * num_datasets
-        if_baseline = f"{baseline_runs} runs if the default settings are selected"
-        remarks["Final test"] = f"{min_runs} runs if the first analysis is conclusive, {if_baseline}"
+        baseline_case = f"{baseline_runs} runs if the default settings are selected"
+        remarks["Final test"] = f"{min_runs} runs if the first analysis is conclusive, {baseline_case}"
     stages = {
         name: (runs * num_datasets, runs * num_datasets * epochs, runs * epochs * steps)
         for name, (runs, epochs, steps) in amounts.items()

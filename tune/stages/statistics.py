@@ -1,9 +1,9 @@
 """Statistics of the final test: the stopping rule, and the smallest detectable difference.
 
 A seed pair consists of a run with the selected settings and a baseline run, both with the same seed. The
-final test is analyzed up to four times, after 5, 8, 11 and 15 pairs. With an error probability of 5% each,
-the analyses would too often detect a difference that does not exist. They therefore share the 5%
-(Bonferroni): in at least 95% of studies, all four intervals contain the true difference.
+final test is analyzed up to four times, after 5, 8, 11 and 15 pairs, with a confidence interval each time.
+With error probabilities of 5% each, the analyses would too often detect a difference that does not exist.
+They therefore share the 5% (Bonferroni): all four intervals contain the true difference in >= 95% of studies.
 """
 
 import math
@@ -18,7 +18,7 @@ from tune.config import MAX_SEED_PAIRS
 POWER = 0.8
 """Probability with which a test detects the difference that `min_detectable` returns."""
 BASELINE_RUNS = 3
-"""Runs per dataset, with different seeds, if the baseline is selected, so that there are no pairs."""
+"""Runs per dataset, with different seeds, if the baseline is selected and therefore nothing is compared."""
 ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
 """Error probability of each analysis, by the number of seed pairs after which it takes place. Later analyses,
 which have more power, get more of the 5%."""
@@ -36,7 +36,7 @@ def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: floa
 
     Args:
         differences: Selected minus baseline by seed, in points.
-        alpha: Error probability of the interval of the mean difference.
+        alpha: Error probability of the interval, which is a confidence interval of the mean difference.
         min_relevant: Smallest relevant difference, in points.
 
     Example:
@@ -48,11 +48,11 @@ def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: floa
 
 
 def min_detectable(differences: Sequence[float], alpha: float) -> float | None:
-    """Return the minimum true difference that a two-sided paired t-test detects with probability `POWER`.
+    """Return the smallest true difference that a two-sided paired t-test detects with probability `POWER`.
 
     Let delta be the noncentrality for which a noncentral t variable with n - 1 degrees of freedom exceeds the
-    critical value t_{1 - alpha/2} with probability `POWER`. The minimum is delta s / sqrt(n), where s is the
-    sample standard deviation. For fewer than two differences, it is None.
+    critical value t_{1 - alpha/2} with probability `POWER`. The result is delta s / sqrt(n), where s is the
+    sample standard deviation of the n differences, or None if n < 2.
     """
     n = len(differences)
     if n < 2:

@@ -1,4 +1,4 @@
-"""Read-only checks: list the datasets below a data root, and find errors in a dataset."""
+"""Read-only checks of the datasets in a data root, and of the images of one dataset."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -21,12 +21,12 @@ from prometar.embedded.datasets import RENDERED
 from prometar.environment import num_cpus
 from prometar.errors import PrometarError, UserError
 
-_GROUP_SIZE = 16  # images that a thread decodes at a time
+_GROUP_SIZE = 16  # images that a thread reads and decodes at a time
 _MAX_NAMES = 12  # class names per note
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
-    """Map each built-in name to its dataset, the reason why it cannot be opened, or None if it is missing.
+    """Map each built-in name to the dataset, the error if it cannot be opened, or None if it is missing.
 
     Raises:
         UserError: `root` is not a folder.
@@ -55,7 +55,7 @@ def _open_if_present(name: str, root: Path | str | None) -> Dataset | str | None
 
 
 def size_differences(name: str, num_classes: int, counts: dict[str, int]) -> tuple[str, ...]:
-    """Describe deviations from published sizes, such as "train 600 of 2820". Only benchmarks have these."""
+    """Describe differences from the published sizes, such as "train 600 of 2820". Return () if none exist."""
     if name not in BENCHMARKS:
         return ()
     published = {"classes": BENCHMARKS[name].num_classes, **BENCHMARKS[name].sizes}
@@ -71,18 +71,18 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
 
     Returns:
         Three lists: errors in the image list, such as labels with two names; one error per missing or corrupt
-        image; and a summary followed by notes, such as deviations from the published sizes.
+        image; and a summary followed by notes, such as differences from the published sizes.
 
     Raises:
         UserError: the dataset cannot be opened.
     """
     dataset = open_unverified(name, root)
     items = list({item.path: item for item in dataset.items}.values())  # each image once
-    errors = [message for _, message in read_and_verify(items, dataset.source) if message]
+    image_errors = [message for _, message in read_and_verify(items, dataset.source) if message]
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
-    state = f"{len(errors)} missing or corrupt" if errors else "all readable"
+    state = f"{len(image_errors)} missing or corrupt" if image_errors else "all readable"
     summary = f"{name}: {len(dataset.classnames)} classes, {sizes} images, {state}"
-    return list(image_list_errors(dataset)), errors, [summary, *_notes(dataset, root)]
+    return list(image_list_errors(dataset)), image_errors, [summary, *_notes(dataset, root)]
 
 
 def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
     elif benchmark and benchmark.split_digest and isinstance(dataset.source, FolderSource):
         file = Path(dataset_location(benchmark.name, str(root)), benchmark.split_file)
         if file_digest(file, "sha256") != benchmark.split_digest:
-            yield f"{file.name} differs from CoOp's file, so results may differ from published ones"
+            yield f"{file.name} differs from CoOp's split file, so results may differ from published ones"
     if dataset.note:
         yield dataset.note
     for split in ("train", "test"):

@@ -64,5 +64,5 @@ def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batc
 def test_braces_of_a_template_are_text() -> None:
     assert fill_template("{:>9} {0.__class__} {} {", "a_{}") == "{:>9} {0.__class__} a {} {"
     for template in ("a photo.", "{} {}", "{:>100000000}"):
-        with pytest.raises(UserError, match=r"must contain \{\} for the class name exactly once"):
+        with pytest.raises(UserError, match=r"must contain \{\}, for the class name, exactly once"):
             fill_template(template, "a")
