@@ -29,9 +29,9 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval | None:
-    """Return the t-interval of the mean at a confidence level, or None if there are fewer than 2 values.
+    """Return the t-interval of the mean at confidence `level`, or None if there are fewer than 2 values.
 
-    The bounds are mean +- t s / sqrt(n), where t is the two-sided quantile for n - 1 degrees of freedom.
+    Bounds: mean +- t s / sqrt(n). s: standard deviation. t: two-sided quantile for n - 1 degrees of freedom.
 
     Example:
         >>> interval = t_interval([1.0, 2.0, 3.0])

@@ -24,14 +24,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name. For errors, see `read_tensors`."""
     fix = "Pass --pretrained with an existing .safetensors file."
     if path.suffix != ".safetensors" and path.is_file():
-        load = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
-        save = f"safetensors.torch.save_file(state, {str(path.with_suffix('.safetensors'))!r})"
-        fix = f"Convert it with `{load}` (or torch.load if the file contains a state dict) and `{save}`."
+        load_code = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
+        save_code = f"safetensors.torch.save_file(state, {str(path.with_suffix('.safetensors'))!r})"
+        fix = f"Convert it with `{load_code}` (or torch.load if it contains a state dict) and `{save_code}`."
     return read_tensors(path, fix)[0]
 
 
 def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file. Errors end with the sentence `fix`.
+    """Return the tensors and the metadata of a safetensors file. Error messages end with `fix`.
 
     Raises:
         UserError: the file does not exist, or is not a safetensors file.
@@ -48,8 +48,8 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> None:
-    """Raise a UserError if weights from `source` (a file or tag) do not fit the model or are not finite."""
-    # Unexpected tensors are ignored, except blocks, which show that the weights are of a deeper model.
+    """Raise a UserError if weights do not fit the model or are not finite. `source`: name for the message."""
+    # Unexpected tensors are ignored, except further blocks, which only the weights of a deeper model contain.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
@@ -115,7 +115,7 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
         state = _to_openai_layout(state)
     eps = 1e-6 if arch.is_siglip else EPS
     get, positions = state.get, state["visual.positional_embedding"]
-    if (bias := get("visual.conv1.bias")) is not None:  # added to every patch
+    if (bias := get("visual.conv1.bias")) is not None:  # the convolution adds this bias to every patch
         positions = positions + bias
     return Clip(
         text=_tower(state, "transformer", arch.text_heads, arch.text_activation, eps),
@@ -133,7 +133,7 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
         ln_post_weight=None if arch.is_siglip else get("visual.ln_post.weight"),
         ln_post_bias=None if arch.is_siglip else get("visual.ln_post.bias"),
         vision_projection=get("visual.proj"),
-        # Computed in float64, so that all CPUs give the same last bit, and therefore the same digest.
+        # Computed in float64, so that the rounded value, and hence the digest, do not depend on the CPU.
         logit_scale=state["logit_scale"].double().exp().to(dtype).reshape(()),
         text_projection_bias=get("text_projection.bias"),
         pool=_attention_pool(state, arch, eps) if arch.is_siglip else None,
@@ -182,10 +182,10 @@ def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: 
 
 
 def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
-    """Return SigLIP's pool as a one-block tower. Its query projection always returns the learned query."""
+    """Return SigLIP's pool as a tower of one block, whose query projection is constant: the learned query."""
     pool = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     kv_weight = pool["kv.weight"]
-    # In float64, for the same reason as the logit scale in `from_state_dict`.
+    # Computed in float64 for the same reason as the logit scale in `from_state_dict`.
     in_float64 = (pool[name].double() for name in ("latent", "q.weight", "q.bias"))
     query = F.linear(*in_float64).flatten(0, -2)[0].to(kv_weight.dtype)
     modules = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")

@@ -24,10 +24,10 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: the file cannot be read, or is not a regular file (a pipe or a device may never end).
+        OSError: the file cannot be read, or is not a regular file (reading a pipe or a device may never end).
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opens pipes without waiting
     except ValueError:
         raise OSError(errno.EINVAL, "the name contains a NUL", str(path)) from None
     with open(descriptor, "rb") as file:
@@ -51,7 +51,7 @@ def read_text(path: Path) -> str:
 
 
 def is_recordable(path: Path | str) -> bool:
-    """Return True if records and databases can store a path, which must be UTF-8 without NUL."""
+    """Return True if `path` is UTF-8 without NUL, so that records and databases can store it."""
     try:
         return b"\0" not in str(path).encode()
     except UnicodeEncodeError:
@@ -59,7 +59,7 @@ def is_recordable(path: Path | str) -> bool:
 
 
 def require_recordable(path: Path | str) -> None:
-    """Raise a UserError if records and databases cannot store a path (`is_recordable`)."""
+    """Raise a UserError unless records and databases can store `path` (see `is_recordable`)."""
     if not is_recordable(path):
         raise UserError(f"The path {str(path)!a} is not UTF-8 or contains a NUL. Rename the file or folder.")
 
@@ -68,7 +68,7 @@ def resolve_path(path: Path | str) -> Path:
     """Return the absolute path, with symbolic links and a leading ~ resolved.
 
     Raises:
-        UserError: records cannot store the path (`is_recordable`), its links form a cycle, or it is a URL.
+        UserError: `path` is a URL, not recordable or a cycle of links, or the current folder was deleted.
     """
     require_recordable(path)
     if url := re.match(r"(s3|gs|gcs|abfss?|hdfs|hf|https?|file):/", str(path)):
@@ -79,9 +79,9 @@ def resolve_path(path: Path | str) -> Path:
     resolved = None
     try:
         resolved = Path(os.path.realpath(os.path.expanduser(path)))
-        resolved.stat()  # detects cycles of links. A missing path is fine
+        resolved.stat()  # raises ELOOP if links form a cycle. The path may be missing
     except OSError as error:
-        if resolved is None or error.errno == errno.ELOOP:  # None: the current folder was deleted
+        if resolved is None or error.errno == errno.ELOOP:  # if None, the current folder was deleted
             raise UserError(f"cannot resolve {path}: {error.strerror}.") from None
     require_recordable(resolved)
     return resolved
@@ -105,7 +105,7 @@ def file_size(path: Path) -> int | None:
 
 
 def cannot_write_error(path: Path, error: OSError) -> InfrastructureError:
-    """Return the error for a file that cannot be written. Its message contains a fix if one is known.
+    """Return the error for a file that cannot be written, with a fix in its message if one is known.
 
     Example:
         >>> print(cannot_write_error(Path("out/a"), OSError(errno.ENOSPC, "No space left on device")))
@@ -136,13 +136,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path, name: str) -> Iterator[None]:
-    """Lock `folder` until the `with` block ends. If the process dies, the system releases the lock.
+def lock_folder(folder: Path, label: str) -> Iterator[None]:
+    """Lock `folder` until the `with` block ends. If the process dies, the operating system unlocks it.
 
-    Missing folders are created, and removed if the block fails before it writes files.
+    Missing folders are created, and removed again if the block fails before it writes files.
 
     Args:
-        name: Name of the folder in messages, such as "the study out/dtd".
+        label: Name of the folder in messages, such as "the study out/dtd".
 
     Raises:
         WorkError: another process has locked the folder.
@@ -154,7 +154,7 @@ def lock_folder(folder: Path, name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise WorkError(f"{name} is in use by another process. Stop that process, or try later.") from None
+        raise WorkError(f"{label} is in use by another process. Stop that process, or try later.") from None
     except OSError as error:
         raise cannot_write_error(Path(error.filename or folder), error) from None
     try:

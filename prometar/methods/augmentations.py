@@ -1,4 +1,4 @@
-"""Task augmentations. They mix the query images of a meta task with its support images."""
+"""Task augmentations. They mix the query images of a meta task (a split batch) with its support images."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ class Mix(NamedTuple):
     Args:
         lam: (Q,) share of each query image in its mix. The support image's share is 1 - lam.
         partner: (Q,) index of each query image's partner, the support image that is mixed into it.
-        box: (Q, 4) top, bottom, left and right edges of the replaced box, if any, relative to the image size.
+        box: (Q, 4) top, bottom, left and right edges of the replaced box relative to the image size, or None.
     """
 
     lam: "Tensor"
@@ -26,7 +26,7 @@ class Mix(NamedTuple):
 
 
 class Augmentation(ComponentSection):
-    """Base class of task augmentations. `mixes_pixels`: True if pixels are mixed, False if features are."""
+    """Base class of task augmentations. `mixes_pixels`: True to mix pixels, False to mix features."""
 
     KIND_FIELD: ClassVar[str] = "augmentation"
     mixes_pixels: ClassVar[bool] = False
@@ -62,16 +62,16 @@ class _BetaMix(Augmentation):
 class FeatureMixup(_BetaMix):
     """Mixture of unnormalized image features: lam * query + (1 - lam) * partner.
 
-    Source: ProMetaR, which uses Beta(0.5, 0.5). It follows MetaMix, ICML 2021.
+    Source: ProMetaR, which follows MetaMix (ICML 2021) and uses Beta(0.5, 0.5).
     """
 
     augmentation: Literal["feature_mixup"] = "feature_mixup"
 
 
 class InputMixup(_BetaMix):
-    """Mixture of images: lam * query + (1 - lam) * partner, with the same draws as `FeatureMixup`.
+    """Mixture of images: lam * query + (1 - lam) * partner, sampled as in `FeatureMixup`.
 
-    Source: "mixup", ICLR 2018, applied to query and support.
+    Source: "mixup" (ICLR 2018), applied to query and support images.
     """
 
     augmentation: Literal["input_mixup"] = "input_mixup"
@@ -85,10 +85,10 @@ class InputMixup(_BetaMix):
 class CutMix(_BetaMix):
     """Query image with a box replaced by the same box of a support image.
 
-    The box has sqrt(1 - l) times the height and width of the image, with l ~ Beta(mixup_alpha, mixup_beta).
-    Its center is uniform. The image border clips the box. Pixels partly in the box are mixed in proportion,
-    so `Mix.lam`, the fraction of the image outside the box, is exact at any resolution.
-    Source: "CutMix", ICCV 2019, applied to query and support.
+    The box has sqrt(1 - x) times the height and width of the image, with x ~ Beta(mixup_alpha, mixup_beta).
+    Its center is uniform in the image, whose border clips it. Pixels partly in the box are mixed in
+    proportion, so `Mix.lam`, the fraction of the image outside the box, is exact at any resolution.
+    Source: "CutMix" (ICCV 2019), applied to query and support images.
     """
 
     augmentation: Literal["cutmix"] = "cutmix"
@@ -114,7 +114,7 @@ class CutMix(_BetaMix):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return how much of each pixel (0 to 1) is between start and stop (relative to `side`), as (Q, side)."""
+    """Return the fraction (Q, side) of each pixel between start and stop, which are relative to `side`."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

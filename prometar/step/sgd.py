@@ -10,16 +10,16 @@ from prometar.methods.prompts import Leaves, Tensors
 def sgd(
     leaves: Leaves, momenta: Tensors, gradient: Tensors, *, lr: float, momentum: float, weight_decay: float
 ) -> tuple[Leaves, Tensors]:
-    """Return new (leaves, momenta): m <- momentum m + (g + weight_decay theta), theta <- theta - lr m.
+    """Return new (leaves, momenta): m <- momentum * m + g + weight_decay * theta, theta <- theta - lr * m.
 
-    theta: leaves. m: momenta. g: `gradient`, which is emptied to release its memory early. If m starts at 0,
-    the updates equal those of torch.optim.SGD without Nesterov momentum.
+    theta: `leaves`. m: `momenta`. g: `gradient`, which is emptied to release its memory early. If m starts at
+    0, the updates equal those of torch.optim.SGD without Nesterov momentum.
     """
     if not leaves:
         return {}, {}
     old = [leaf.detach() for leaf in leaves.values()]
-    # Autograd may return transposed layouts, but tensors from a checkpoint are contiguous. Contiguous momenta
-    # make resumed and uninterrupted runs sum in the same order.
+    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. If momenta are
+    # always contiguous, resumed and uninterrupted runs sum in the same order.
     new_momenta = [gradient.pop(name).detach().contiguous() for name in leaves]
     new_momenta = list(torch._foreach_add(new_momenta, [momenta[name] for name in leaves], alpha=momentum))
     new_momenta = list(torch._foreach_add(new_momenta, old, alpha=weight_decay))
@@ -31,7 +31,7 @@ def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmu
     """Return the lr of a 0-based epoch: `warmup_lr`, then lr / 2 * (1 + cos(pi * cosine_epoch / epochs)).
 
     The cosine starts after the warm-up (cosine_epoch = epoch - warmup_epochs) but has a length of `epochs`
-    epochs, so the lr never reaches zero. Published accuracies use this schedule (from Dassl).
+    epochs, so the lr never reaches zero. The published accuracies use this schedule of Dassl.
     """
     if epoch < warmup_epochs:
         return warmup_lr

@@ -21,7 +21,7 @@ StepCallback = Callable[[Run, State, Batch], None]
 
 
 def sgd_config(config: Config, epoch: int) -> SgdConfig:
-    """Return the SGD hyperparameters of an epoch (from 0) for prompts and gate (the modulator's tensors)."""
+    """Return the SGD hyperparameters of a 0-based epoch for prompts and gate (the modulator's tensors)."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
     gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler
@@ -50,7 +50,7 @@ def train_epoch(
         step_losses.append(losses)
     names = dict.fromkeys(name for losses in step_losses for name in losses)
     stacked = {name: torch.stack([each[name] for each in step_losses if name in each]) for name in names}
-    # The only synchronization with the device in an epoch.
+    # This is the only synchronization with the device in an epoch.
     by_name, finite = to_cpu((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
     loss, fix = by_name["direct_ce"], "Lower optim.lr or set backbone.precision=fp32."
     if len(bad := (~loss.isfinite()).nonzero()):
@@ -65,7 +65,7 @@ def train_epoch(
 
 
 def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[State, dict[str, Tensor]]:
-    """Train one step. An inner loop also needs a meta task, a selection of support and query images."""
+    """Train one step. For an inner loop, also select the support and query images of a meta task."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     clip, method, selection = run.backbone.clip, run.method, None
     labels = torch.from_numpy(batch.labels)

@@ -1,4 +1,4 @@
-"""Accuracy of trained prompts."""
+"""Accuracy of trained prompts. Suffixes: B images, C classes, T tokens of width D, features of width E."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -18,7 +18,7 @@ def make_logits_fn(
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    `leaves`: the trained prompts. Class texts are encoded once, or per image if the prompts depend on it.
+    `leaves`: the trained prompts. Class texts are encoded once, or per image if prompts depend on images.
     """
     with torch.no_grad():
         tokens = model.prompts.tokens(dict(leaves))
@@ -43,7 +43,7 @@ def accuracy(
     batches: Iterable[Batch],
     cache: FeatureCache | None = None,
 ) -> float:
-    """Return the accuracy in percent on batches of images whose labels refer to the classes of `model`.
+    """Return the accuracy in percent on batches of images with labels from the classes of `model`.
 
     Raises:
         WorkError: a logit is not finite.

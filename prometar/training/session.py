@@ -20,13 +20,13 @@ from prometar.training.run import EvaluationSet, Run, initial_state
 from prometar.training.run_result import EpochRecord
 from prometar.training.scoring import accuracy
 
-_CHECKPOINT, _SET_ASIDE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
+_CHECKPOINT_FILE, _UNUSABLE_FILE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
 
-MAX_CACHED_BYTES = 2 * 2**30  # maximum size of the cached evaluation images of a process
+MAX_CACHED_BYTES = 2 * 2**30  # maximum total size of the evaluation images that a process caches
 _EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
-"""Evaluation batches by data plan, dataset and backbone. They are not augmented, so they can be reused."""
+"""For each data plan, dataset and backbone: evaluation batches, reusable because they are not augmented."""
 
 
 class Session:
@@ -34,7 +34,7 @@ class Session:
 
     Attributes:
         history: One record per epoch: epoch (1-based), cumulative seconds, and the mean of each loss. Scored
-            epochs also have the accuracies in percent and the score computed from them (`objective`).
+            epochs also have the values that `score` returns.
 
     Raises:
         WorkError: the checkpoint is corrupt or outdated, or belongs to another run.
@@ -48,7 +48,7 @@ class Session:
         self.state = initial_state(run)
         self.history: list[EpochRecord] = []
         self._before_step = before_step
-        self._path = folder / _CHECKPOINT
+        self._path = folder / _CHECKPOINT_FILE
         self._digests = {"run_digest": run.digest, "weights_digest": run.backbone.digest}
         self._start_stream = start_stream
         self._stream: Iterator[Batch] | None = None
@@ -64,7 +64,7 @@ class Session:
         """Resume the run in `folder`, or start it over if the checkpoint is unusable.
 
         An unusable checkpoint is renamed. Starting over does not change the results, which depend only on
-        settings and seeds. Returns the session, and a notice if the run was started over, otherwise "".
+        settings and seeds. Returns the session and a notice, which is "" unless the run was started over.
 
         Raises:
             InfrastructureError: the folder is not writable.
@@ -72,9 +72,9 @@ class Session:
         try:
             return cls(run, folder, start_stream, before_step), ""
         except WorkError as error:
-            aside = folder / _SET_ASIDE
+            aside = folder / _UNUSABLE_FILE
             try:
-                (folder / _CHECKPOINT).replace(aside)
+                (folder / _CHECKPOINT_FILE).replace(aside)
             except OSError as os_error:
                 raise cannot_write_error(aside, os_error) from None
             return cls(run, folder, start_stream, before_step), f"started over: {error.args[0].rstrip('.')}"
@@ -98,7 +98,7 @@ class Session:
         return len(self.history) == self.run.config.train.epochs
 
     def run_epoch(self) -> EpochRecord:
-        """Train one epoch, score it if it is the last or the objective requires it, and write the checkpoint.
+        """Train an epoch, score it if it is the last or if searches use the objective, and save a checkpoint.
 
         Raises:
             WorkError: a loss, a prompt or a logit is not finite, or an image is corrupt.
@@ -119,7 +119,7 @@ class Session:
         return record
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Return the remaining batches. Prefetch the first, so that `seconds` excludes the stream's start."""
+        """Return the remaining batches. Prefetch the first, so that no epoch's time includes the start-up."""
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
@@ -150,7 +150,7 @@ class Session:
         self._stream = self._batches = None
 
     def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
-        """Yield an evaluation set's batches, cached or streamed, without pixels if features are cached."""
+        """Yield an evaluation set's batches, cached or streamed. If features are cached, omit pixels."""
         plan, cache, clip = evaluation.plan, evaluation.cache, self.run.backbone.clip
         if can_skip_images(clip, cache, range(plan.num_steps)):
             yield from stream_labels(plan, self.run.dataset.source)

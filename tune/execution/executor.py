@@ -41,18 +41,18 @@ def run_jobs(
     timeout_seconds: float | None = None,
     worker: type[JobWorker] = JobWorker,
 ) -> Mapping[str, str]:
-    """Run jobs on Ray Tune. Return the failure reasons by job name.
+    """Run jobs on Ray Tune. Return failure reasons, keyed by job name.
 
     Args:
         plan: Concurrency, and the resources per job.
         console: Console for messages about an early stop.
-        timeout_seconds: Seconds without a report after which a worker is restarted. None: no limit.
+        timeout_seconds: Seconds without a report after which a worker counts as hung. None: no limit.
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
         InfrastructureError: a disk is full, a folder cannot be written, or a GPU or the database is unusable.
         WorkError: Ray or Tune failed.
-        Exception: any other error of `jobs` or an observer, unchanged.
+        Exception: any other error raised by `jobs` or an observer, unchanged.
     """
     shutdown = Shutdown(console)
     dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, shutdown)
@@ -79,7 +79,7 @@ def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]
     """Run the jobs of the dispatcher with Tune. Return when no job is left, or when Tune is stopped."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only `fit`, not the study
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # rarely, as Tune's state is never restored
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # rarely: Tune's state is never restored
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patch_tune():
         ray_tune.Tuner(
@@ -95,9 +95,9 @@ def _fit(dispatcher: "_Dispatcher", max_concurrent: int, worker: type[JobWorker]
                 storage_path=scratch,
                 stop=dispatcher,
                 verbose=0,
-                # The default reporter of a notebook clears the output of the cell.
+                # In a notebook, Tune's default reporter would clear the output of the cell.
                 progress_reporter=ray_tune.CLIReporter(),
-                # The dispatcher retries instead of Tune, which counts a worker's death during a reset twice.
+                # The dispatcher retries jobs, because Tune counts a worker's death during a reset twice.
                 failure_config=ray_tune.FailureConfig(max_failures=0),
                 checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
             ),
@@ -110,9 +110,9 @@ class _Submission:
 
     Attributes:
         request: Job, resources and timeout for the worker.
-        deaths: Number of workers that died since the last new epoch.
-        epoch: Latest reported epoch.
-        reported_error: Error message of the latest report, or "".
+        deaths: Number of worker deaths since the last new epoch, except those due to lack of memory.
+        epoch: Highest reported epoch.
+        reported_error: Error message of the latest report, or "". Always "" if an observer stopped the job.
         ended: True if the latest report is the final one, or if an observer stopped the job.
         worker_error: Error of the worker that died most recently, or None.
     """
@@ -129,7 +129,7 @@ class _Dispatcher(Searcher, Stopper):
     """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    If one of these methods raises, `stop_all` ends the experiment. Otherwise, Tune might fail only the trial.
+    If one of these methods raises, `stop_all` ends the experiment, because Tune might fail only the trial.
 
     Attributes:
         error: First error of `jobs`, an observer or a worker's machine. It ends the experiment.
@@ -153,14 +153,14 @@ class _Dispatcher(Searcher, Stopper):
         self.failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return {}, because Tune pickles its searcher, whose jobs hold database connections."""
+        """Return {}. Tune pickles its searcher, but the jobs' database connections cannot be pickled."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing. The dispatcher has no state to save."""
+        """Do nothing, because Tune's state is never restored."""
 
     def stop_all(self) -> bool:
-        """Return True if the experiment must end, because no more jobs can be run."""
+        """Return True if the experiment must end, because of an error or because Ray died."""
         return self.error is not None or self._shutdown.ray_died
 
     @contextmanager
@@ -172,7 +172,7 @@ class _Dispatcher(Searcher, Stopper):
             raise
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the configuration of a Tune trial, None to be called again, or `FINISHED` after all jobs."""
+        """Return the configuration of a Tune trial, None to be called again later, or `FINISHED`."""
         with self._record_error():
             if self._shutdown.requested:
                 return Searcher.FINISHED
@@ -187,7 +187,7 @@ class _Dispatcher(Searcher, Stopper):
         if job is None:
             self._jobs = iter(())  # so that `next`, which may be expensive, is not called again
             return None
-        for folder in job.configs:  # the keys. Workers check that they exist, i.e. that storage is shared
+        for folder in job.configs:  # workers check that the folders exist, i.e. that storage is shared
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -199,22 +199,22 @@ class _Dispatcher(Searcher, Stopper):
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Pass the report of an epoch to the observers. Return True to stop the trial."""
         submission, report = self._running[trial_id], result["report"]
-        if report.epoch > submission.epoch:  # a new worker reports earlier epochs again
+        if report.epoch > submission.epoch:  # after a retry, earlier epochs are reported again
             submission.epoch, submission.deaths = report.epoch, 0
         with self._record_error():  # an observer returns False to stop the job
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
-        submission.reported_error = "" if stopped else report.error  # the observer that stops it records why
+        submission.reported_error = "" if stopped else report.error  # the observer records why
         return submission.ended or self._shutdown.requested
 
     def record_worker_error(self, trial: Trial) -> None:
-        """Store a dead worker's error. `Trial.get_pickled_error` reads a copy that is not written yet."""
+        """Store a dead worker's error. `Trial.get_pickled_error` reads a copy that does not exist yet."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].worker_error = getattr(error, "cause", None) or error
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Finish or retry the job of a Tune trial, unless the job was interrupted."""
+        """Finish or retry a Tune trial's job, unless the experiment ends or a signal interrupted the job."""
         submission = self._running.pop(trial_id)
         if self.stop_all() or (not error and not submission.ended):
             return
@@ -240,10 +240,10 @@ class _Dispatcher(Searcher, Stopper):
         return submission.deaths <= MAX_RETRIES
 
     def _failure_reason(self, submission: _Submission) -> str:
-        stacks, seconds = submission.request.job.folder / STACKS_FILE, submission.request.timeout_seconds
-        if seconds and stacks.exists() and stacks.stat().st_size:
+        path, seconds = submission.request.job.folder / STACKS_FILE, submission.request.timeout_seconds
+        if seconds and path.exists() and path.stat().st_size:
             return (
-                f"No epoch finished within {seconds:g} s. {stacks} contains the stacks of the worker. "
+                f"No epoch finished within {seconds:g} s. {path} contains the worker's stacks. "
                 "Fix the cause, or set a longer resources.epoch_timeout."
             )
         error = submission.worker_error or WorkError("The worker died.")
@@ -252,7 +252,7 @@ class _Dispatcher(Searcher, Stopper):
 
 
 class _Scheduler(FIFOScheduler):
-    """Scheduler that passes errors of workers to the dispatcher, as Tune does not pass them to searchers."""
+    """Scheduler that passes workers' errors to the dispatcher, because Tune shows searchers no errors."""
 
     def __init__(self, dispatcher: _Dispatcher) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 A trial's placement group has two bundles. The training process fills the first, so the tasks of Ray Data run
 in the second and can start even if trials occupy every CPU. The dataset is created by `from_items`, because
-other sources need read tasks. Ray Data places these outside the group, where they may never get a CPU.
+other sources need read tasks, which Ray Data places outside the group, where they may never get a CPU.
 """
 
 import gc
@@ -32,7 +32,7 @@ from prometar.data.streaming.stream import Batch, iter_steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import InfrastructureError, PrometarError, WorkError, last_line
 
-MAX_STORED_IMAGES = 10_000  # in the object store, about 1 GB of JPEG files
+MAX_STORED_IMAGES = 10_000  # in Ray's object store. As JPEG files, about 1 GB
 PAUSE_SECONDS = 0.02  # per iteration of Ray Data's scheduling loop
 
 
@@ -50,8 +50,8 @@ def stream(
     Ray must be running. To stop the tasks early, close the iterator or delete the last reference to it.
 
     Args:
-        cpus: Logical CPUs for all tasks together. max(1, floor(cpus)) tasks run in parallel.
-        block_rows: Approximate number of rows per block (the output of a task). A block never splits a batch.
+        cpus: Logical CPUs for all tasks together. Up to max(1, floor(cpus)) tasks run in parallel.
+        block_rows: Approximate number of images per block (the output of a task). Blocks never split a batch.
         memory_bytes: Maximum total size of finished blocks that wait to be consumed.
 
     Raises:
@@ -73,15 +73,15 @@ def stream(
             images = images[size:]
     except GeneratorExit:
         blocks.close()
-        gc.collect()  # Ray Data holds finished blocks in reference cycles
+        gc.collect()  # reference cycles of Ray Data hold finished blocks
         raise
 
 
 class SchedulingPause:
     """Ray Data callback that slows down the scheduling loop, a thread of the training process.
 
-    Otherwise, while finished blocks wait to be consumed, the loop of Ray 2.60 polls without a pause and holds
-    the interpreter lock (GIL) for up to half of the time.
+    Without this pause, the loop of Ray 2.60 polls continuously while finished blocks wait to be consumed, and
+    holds the interpreter lock (GIL) for up to half of the time.
     """
 
     def on_execution_step(self, executor: object) -> None:
@@ -117,8 +117,8 @@ def _build_dataset(
 ) -> ray.data.Dataset:
     """Build a Ray dataset whose blocks contain the images of consecutive steps. Each task makes one block.
 
-    A task with several blocks would keep its CPU until they are consumed. Between two epochs, the training
-    stream is not consumed, so the evaluation would wait forever for this CPU.
+    If a task made several blocks, it would keep its CPU until they are consumed. Between two epochs, nothing
+    consumes the training stream, so the evaluation would wait forever for this CPU.
     """
     steps_per_block, max_tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
     block_inputs = []
@@ -160,7 +160,7 @@ def make_block(
 
 
 def _store_images(plan: DataPlan, source: Source) -> ray.ObjectRef | None:
-    """Store all encoded images in Ray, or return None if they are too many or each is read only once."""
+    """Store all encoded images in Ray, or return None if there are too many or each is read only once."""
     if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
         return None
     return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))
