@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True, help="List, check and download datasets, or copy them to Parquet.", **TYPER_OPTIONS
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Dataset. `prometar data list` lists all names.")]
+NameArgument = Annotated[str, typer.Argument(help="Dataset name, as listed by `prometar data list`.")]
 
 
 @app.command("list")
@@ -87,8 +87,8 @@ def data_download(
 
     to = to or default_root(name) or "data"
     with _progress_bar(DownloadColumn()) as progress:
-        added, problem = download(name, to, progress=progress)
-    for path in added:
+        downloaded, problem = download(name, to, progress=progress)
+    for path in downloaded:
         print(f"Downloaded {path}")
     if problem:
         print(f"The dataset is not usable yet: {problem}")

@@ -15,7 +15,7 @@ from prometar.errors import UserError
 
 SIZE = 64  # side of an image in pixels
 FIRST_SEEDS: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
-"""Image seed of image 0 of each class, by split. Image k has this seed + k. `pretrain`: trained `mini`."""
+"""Seed of image 0 of each class, by split. Image k has this seed plus k. `mini` was trained on `pretrain`."""
 
 Motif = TypeVar("Motif")
 """Type of the object that describes how a class is drawn, such as a function."""
@@ -30,7 +30,7 @@ class RenderedSet(Generic[Motif]):
         counts: Number of images per class, by split.
         draw: Function (motif, generator, side) -> (side, side, 3) pixels.
         families: Motifs by class name, grouped into families of similar classes.
-        salted: True if the dataset's name affects class seeds. False only for `textures`, to keep its pixels.
+        salted: True if the dataset's name affects pixels. False for `textures`, whose pixels must not change.
     """
 
     name: str
@@ -56,7 +56,7 @@ class RenderedSet(Generic[Motif]):
 
     def render(self, classname: str, seed: int, size: int = SIZE) -> Pixels:
         """Draw the image of a class with the image seed `seed`."""
-        # Class seeds depend on names, not on labels, so that a new class does not change images of others.
+        # Class seeds depend on names, not on labels, so that a new class changes no image of other classes.
         class_seed = zlib.crc32((f"{self.name}/{classname}" if self.salted else classname).encode())
         rng = np.random.Generator(np.random.PCG64([class_seed, seed]))
         return self.draw(self.motifs[classname], rng, size)

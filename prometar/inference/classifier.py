@@ -51,7 +51,7 @@ class Classifier:
 
     Args:
         prompt_component, leaves: Prompt component of the method, and its trained tensors.
-        config, classnames: Settings and classes of the training run. `predict` uses the classes by default.
+        config, classnames: Settings of the training run, and its classes, which `predict` uses by default.
         template: Template of class texts, such as "a photo of a {}.". Not used if text prompts are learned.
         card: JSON description in the prompt file, or None if the classifier was loaded from a run.
     """
@@ -65,12 +65,12 @@ class Classifier:
     card: Card | None = None
 
     def __repr__(self) -> str:
-        """Return one line without tensors."""
+        """Return a one-line summary without tensors."""
         config, num_classes = self.config, len(self.classnames)
         return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num_classes} classes>"
 
     def model(self, classnames: Sequence[str], template: str | None = None) -> PromptedClip:
-        """Return the prompted CLIP for these classes."""
+        """Return the prompted CLIP for these classes. `template` replaces that of the classifier."""
         component, init = self.prompt_component, self.config.prompts.init
         texts = prompt_texts(classnames, component, init=init, template=template or self.template)
         return build_model(self.backbone.clip, component, self.backbone.tokenize(texts))
@@ -102,11 +102,11 @@ class Classifier:
         inputs = _to_sequence(images)
         logits_fn, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
         spec, batches = TransformSpec(clip.image_size, train=False), []
-        for number, start in enumerate(range(0, len(inputs), batch_size)):
-            encoded = map(_encode, inputs[start : start + batch_size])
+        for batch_number, start in enumerate(range(0, len(inputs), batch_size)):
+            encoded = map(_read_or_encode, inputs[start : start + batch_size])
             pixels = np.stack([make_image(spec, content, seed=0, path=path) for content, path in encoded])
-            logits_BC = logits_fn(send(torch.from_numpy(pixels), clip.device), number)
-            batches.append(to_cpu(logits_BC.float().softmax(dim=-1)).numpy())
+            logits = logits_fn(send(torch.from_numpy(pixels), clip.device), batch_number)
+            batches.append(to_cpu(logits.float().softmax(dim=-1)).numpy())
         probabilities = np.concatenate(batches)
         if not np.isfinite(probabilities).all():
             raise not_finite_error(self.backbone)
@@ -120,13 +120,13 @@ def load(
 
     Args:
         path: A file, or hf://owner/name[@revision] with a branch, tag or commit as revision.
-        pretrained: Weights of the backbone. Default: as in training. Required if training used a local file.
+        pretrained: Weights of the backbone. Default: as in training. Required if training read a local file.
         device: Device such as "cpu" or "cuda". Default: a GPU if available.
         trust_code: True to import custom components. By default, files that use them are refused.
 
     Raises:
         UserError: the file is missing or not a prompt file, the weights are missing or not those of training,
-            a custom component is not trusted, or the device does not exist.
+            custom components are used without `trust_code`, or the device does not exist.
         WorkError: the file cannot be downloaded from the Hub.
     """
     target = default_device() if device is None else named_device(device)
@@ -134,7 +134,7 @@ def load(
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_code)
     name, original = config.backbone.name, config.backbone.pretrained
-    # A card must not make `load` read a local file. open_clip tags contain no dots or slashes.
+    # A card must not make `load` read a local file. Unlike paths, open_clip tags contain no dots or slashes.
     is_path = original is not None and (bool(Path(original).suffix) or Path(original).name != original)
     if pretrained is None and (card.weights_file or is_path):
         raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
@@ -173,8 +173,8 @@ def _check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
         usable = False
     if not usable:
         raise UserError(
-            "classnames must be a non-empty sequence of unique names (case and underscores are ignored), "
-            f"got {classnames!r:.200}"
+            "classnames must be a non-empty sequence of printable, unique names "
+            f"(case and underscores are ignored), got {classnames!r:.200}"
         )
     return names
 
@@ -187,8 +187,8 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
     return list(images)
 
 
-def _encode(image: ImageInput) -> tuple[bytes, str]:
-    """Return the bytes of an image file (PPM for images in memory), and a path or origin for messages."""
+def _read_or_encode(image: ImageInput) -> tuple[bytes, str]:
+    """Return an encoded image (PPM if given as pixels), and for messages its path or "given as pixels"."""
     if isinstance(image, str | Path):
         try:
             return read_bytes(Path(image)), str(image)

@@ -1,4 +1,4 @@
-"""Averagers: combine the prompts of all epochs into the prompts for evaluation."""
+"""Averagers: combine the prompts of the epochs so far into the prompts for evaluation."""
 
 from math import exp
 from typing import Literal
@@ -17,15 +17,15 @@ class Last(ComponentSection):
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
         """Return the average after `epoch` (0-based), given the previous `average` ({} in epoch 0).
 
-        The result {} means that the `prompts` of this epoch are evaluated without averaging.
+        If the result is {}, as here, the `prompts` of this epoch are evaluated without averaging.
         """
         return {}
 
 
 class Gaussian(ComponentSection):
-    """Average sum_t w_t theta_t / sum_t w_t, w_t = exp(-(t / epochs - mean)^2 / (2 std^2)), t = 1 .. epochs.
+    """Average sum_t w_t theta_t / sum_t w_t over the epochs so far, t = 1, 2, ...
 
-    theta_t: prompts after epoch t. `mean`, `std`: fractions of `epochs`. An average covers the epochs so far.
+    theta_t: prompts after epoch t of `epochs`. w_t = exp(-(t / epochs - mean)^2 / (2 std^2)).
     Source: PromptSRC (ICCV 2023), Gaussian weighted prompt aggregation (published: mean 15/20, std 1/20).
     """
 

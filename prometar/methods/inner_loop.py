@@ -1,4 +1,4 @@
-"""Inner loops: adapt the prompts to the support images in the meta phase, before the loss on query images."""
+"""Inner loops: in the meta phase, adapt the prompts to support images before computing the query loss."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKi
 
 
 class NoInnerLoop(ComponentSection):
-    """No inner loop, and thus no meta phase."""
+    """No inner loop, and thus no meta phase: `component` returns None."""
 
     kind: Literal["none"] = "none"
 
@@ -18,9 +18,9 @@ class NoInnerLoop(ComponentSection):
 
 
 class InnerSGD(ComponentSection):
-    """One SGD step, theta' = theta - lr * g. theta: prompts, g: modulated gradient on the support images.
+    """One SGD step on the prompts theta: theta' = theta - lr * g. The modulator computes g on support images.
 
-    `outer_weight`: factor of the query loss at theta'. `order`: "second" differentiates g with respect to
+    `outer_weight`: weight of the query loss at theta'. `order`: "second" differentiates g with respect to
     theta. "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017), but the gate
     (the modulator's learnable tensors) still receives gradients, because g depends on the gate directly.
     """

@@ -30,7 +30,7 @@ class Prompts(ComponentSection):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Templates whose text features are averaged if no context is learned. (): the dataset's template."""
+        """Templates whose text features are averaged if no context is learned. Empty to use the dataset's."""
         return ()
 
     @property
@@ -43,19 +43,19 @@ class Prompts(ComponentSection):
         return {}
 
     def tokens(self, leaves: Leaves) -> Tensors:
-        """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (P, D).
+        """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (tokens, width).
 
         Conditional prompts also return the other tensors that `condition_tokens` needs.
         """
         return leaves
 
     def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
-        """Return `text.<layer>` (B, P, D) for B images' frozen features. Only called if `conditional`."""
+        """Return `text.<layer>` (B, tokens, width) for features of B images. Only called if `conditional`."""
         return tokens
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return True if prompts enter the image tower. This is assumed if they lack `enters_images`."""
+    """Return True if prompts enter the image tower, or if they do not define `enters_images`."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -67,7 +67,7 @@ def tokens_by_layer(tokens: Tensors, tower: str) -> dict[int, "Tensor"]:
 def sample_linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "Generator") -> "Tensor":
     """Sample from U(-1/sqrt(num_in), 1/sqrt(num_in)), the default initialization of torch.nn.Linear.
 
-    Samples are float64 on the CPU, so they do not depend on the precision and device of `like`.
+    Sampling in float64 on the CPU gives the same values for every precision and device of `like`.
     """
     import torch
 
@@ -86,7 +86,7 @@ def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Gener
 class _FrozenTextSetting(Prompts):
     """Base class with the setting `frozen_text`, which selects the class texts if no context is learned.
 
-    `template`: the dataset's template. `init`: "<init> <class>.". `ensemble`: the mean over 60 templates.
+    "template": the dataset's template. "init": "<init> <class>.". "ensemble": the mean of 60 templates.
     """
 
     frozen_text: Literal["template", "init", "ensemble"] = "template"
@@ -108,8 +108,8 @@ class NoPrompts(_FrozenTextSetting):
 class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
-    Layer 0 starts as the embedded `init`. The others are sampled from N(0, init_std^2). If `init` has too few
-    tokens, `init_padding` applies: `zeros` puts zeros before it, `random` ignores it and samples layer 0 too.
+    Layer 0 starts as the embedded `init`. Deeper layers are sampled from N(0, init_std^2). If `init` has too
+    few tokens, `init_padding` "zeros" puts zeros before them, and "random" samples layer 0 like the rest.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -137,7 +137,7 @@ class _Context(Prompts):
 class IndependentPrompts(_Context, _FrozenTextSetting):
     """Independent vision-language prompts (IVLP), with leaves `text.<layer>` and `vision.<layer>`.
 
-    A tower with depth 0 has no prompts. A depth is limited to the number of layers of its tower.
+    A tower with depth 0 has no prompts. A depth above the tower's number of layers means all of its layers.
     Source: IVLP baseline in "MaPLe", CVPR 2023; ProMetaR.
     """
 
@@ -172,8 +172,8 @@ class CoupledPrompts(_Context):
     """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l, in each layer l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    W_l and b_l start like torch.nn.Linear, with the same values in all layers after layer 0.
-    The depth is limited to the number of layers of the shallower tower.
+    W_l and b_l are initialized like torch.nn.Linear. All layers after layer 0 start with the same values.
+    `text_depth` is limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """
 
@@ -209,8 +209,8 @@ class CoupledPrompts(_Context):
 class ConditionalPrompts(_Context):
     """Context tokens t(x) = t + W_out relu(W_in f0(x) + b_in) + b_out in layer 0 for each image x.
 
-    f0(x): normalized feature (E,) of the frozen CLIP. The hidden layer has E / `reduction` units. Leaves: t
-    (`text.0`), and `.weight` and `.bias` of `shift.in` and `shift.out`, which start like torch.nn.Linear.
+    f0(x): normalized image feature (E,) of frozen CLIP. The hidden layer has E / `reduction` units. Leaves: t
+    (`text.0`), and `.weight` and `.bias` of `shift.in` and `shift.out`, initialized like torch.nn.Linear.
     Source: CoCoOp, CVPR 2022 (published: 4 tokens, reduction 16).
     """
 
@@ -235,7 +235,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKindSection, Prompts):
-    """Custom prompts. Like that of built-in prompts, their `initialize` receives the token ids of `init`."""
+    """Custom prompts. As in built-in prompts, `initialize` receives the token ids of the setting `init`."""
 
 
 _BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts

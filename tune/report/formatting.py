@@ -1,4 +1,4 @@
-"""Formatting of numbers, settings, intervals and lists of names."""
+"""Formatting of numbers, settings, differences and lists."""
 
 from collections.abc import Collection
 from statistics import mean, stdev
@@ -34,7 +34,7 @@ def format_mean(values: Collection[float]) -> str:
 
 
 def format_difference(difference: Interval) -> tuple[str, str]:
-    """Format the mean and the bounds of a difference, with a second decimal if a bound is close to 0.
+    """Format a mean difference and its confidence bounds, with two decimals if a bound is close to 0.
 
     Example:
         >>> format_difference(Interval(2.34, 1.1, 4.06, 5)), format_difference(Interval(0.24, 0.03, 0.45, 5))
@@ -46,7 +46,7 @@ def format_difference(difference: Interval) -> tuple[str, str]:
 
 
 def describe_difference(difference: Interval, confidence: str) -> str:
-    """Format a mean difference in points and its interval for a sentence. `confidence` is in percent.
+    """Format a mean difference in points, with its confidence interval. `confidence` is in percent.
 
     Example:
         >>> describe_difference(Interval(2.34, 1.1, 4.06, 5), "95")
@@ -57,7 +57,7 @@ def describe_difference(difference: Interval, confidence: str) -> str:
 
 
 def phrase(words: Collection[object], noun: str = "") -> str:
-    """Return words joined with commas and "and", after an optional noun (in the plural for several words).
+    """Join words with commas and "and". If given, `noun` precedes them, in the plural if there are several.
 
     Example:
         >>> phrase(["a"]), phrase(["a", "b", "c"]), phrase([3], "seed"), phrase([3, 4], "seed")

@@ -1,6 +1,6 @@
-"""Confirmation: reruns of the best trials and the baseline with fresh seeds, and selection among them.
+"""Confirmation: rerun the best trials and the baseline with fresh seeds, then select one of these trials.
 
-The highest of many noisy scores is biased upward. Fresh seeds, the same for all candidates, reduce this bias.
+The highest of many noisy scores is biased upward. Fresh seeds, the same for all trials, reduce this bias.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from tune.stages.jobs import JobRunner, read_scores, trial_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
-    """Return the baseline, if completed, and the `top` best others. If `top` is 0, return only the best."""
+    """Return the completed baseline and the `top` best other trials, or only the best trial if `top` is 0."""
     ranked = rank_completed(trials)
     baseline = [trial for trial in ranked if trial.is_baseline]
     others = [trial for trial in ranked if not trial.is_baseline]
@@ -23,23 +23,23 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 def confirm(
     config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: JobRunner
 ) -> Confirmation:
-    """Rerun trials (unless there is only one) with fresh seeds. Select by mean score. The baseline wins ties.
+    """Rerun trials with fresh seeds, unless there is only one. Select the best mean. The baseline wins ties.
 
     Raises:
         WorkError: a run of the baseline failed, or every candidate has a failed run.
     """
     seeds = config.confirmation_seeds if len(trials) > 1 else ()
-    reruns = {
+    jobs = {
         trial.number: [trial_job(config, folder, trial.number, trial.settings, seed) for seed in seeds]
         for trial in trials
     }
-    failures = run_jobs([job for jobs in reruns.values() for job in jobs])
+    failures = run_jobs([job for reruns in jobs.values() for job in reruns])
     candidates = tuple(
         Candidate(
             number=trial.number,
             is_baseline=trial.is_baseline,
             settings=trial.settings,
-            runs=(*trial.runs, *(run for job in reruns[trial.number] for run in read_scores(job, failures))),
+            runs=(*trial.runs, *(run for job in jobs[trial.number] for run in read_scores(job, failures))),
         )
         for trial in trials
     )

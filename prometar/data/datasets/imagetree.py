@@ -1,4 +1,4 @@
-"""Images in one folder per class. Your own images are split automatically unless they have split folders."""
+"""Datasets with one folder per class. They are split automatically if there is no folder train/ or test/."""
 
 import hashlib
 import os
@@ -9,8 +9,8 @@ from prometar.data.datasets.benchmarks import TEMPLATE
 from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, find_duplicate_names
 from prometar.errors import UserError
 
-OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"
-# suffixes of the formats in transforms.FORMATS
+OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"  # name and title of such a dataset
+# Suffixes of the formats in transforms.FORMATS.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
 MIN_TO_SPLIT = 3  # one image per split
@@ -28,8 +28,8 @@ def read_tree(folder: Path) -> Dataset:
     must have the same classes. Folders named train, val or test are classes if none of them contains folders.
 
     Raises:
-        UserError: there are fewer than two classes, two names of one class, a class without images or with
-            subfolders, too few images to split, unknown split folders, or splits with different classes.
+        UserError: there are fewer than two classes, two folders for one class, a class without images or with
+            subfolders, too few images to split, unexpected folders, or splits with different classes.
     """
     folders = class_folders(folder)
     splits = [split for split in SPLITS if split in folders and list_visible(folder / split)[0]]
@@ -72,8 +72,8 @@ def _split_automatically(folder: Path, names: Sequence[str]) -> dict[str, Items]
 def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     """Split the n >= 3 images of one class into train, val and test. The order of `paths` has no effect.
 
-    Images are ranked by the hash of their paths. The first floor(0.3 n) are `test`, the next floor(0.2 n)
-    are `val` (at least one each), and the rest are `train`. Adding an image moves few others between splits.
+    Images are ranked by the hash of their paths. The first floor(0.3 n) are `test` and the next floor(0.2 n)
+    are `val`, with at least one image each. The rest are `train`. Adding an image moves few other images.
     """
 
     def rank(path: str) -> bytes:
@@ -99,7 +99,7 @@ def _skipped_note(folder: Path) -> str:
 
 
 def list_visible(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the sorted names of folders and of files in `folder`. Hidden entries are skipped.
+    """Return two sorted lists: the names of the subfolders and of the files in `folder`, without hidden ones.
 
     Raises:
         UserError: `folder` cannot be listed.
@@ -116,18 +116,18 @@ def class_folders(*folders: Path) -> list[str]:
     """Return the sorted names of the class folders, which must be the same in all `folders`.
 
     Raises:
-        UserError: one of `folders` has no class folders, or two have different ones.
+        UserError: one of `folders` has no class folders, or two of them have different class folders.
     """
-    names = [list_visible(folder)[0] for folder in folders]
-    for folder, found in zip(folders, names, strict=True):
-        if not found:
+    listings = [list_visible(folder)[0] for folder in folders]
+    for folder, names in zip(folders, listings, strict=True):
+        if not names:
             raise UserError(f"{folder} has no class folders. Put each class's images into its own folder.")
-        if differing := sorted(set(found) ^ set(names[0])):
+        if differing := sorted(set(names) ^ set(listings[0])):
             raise UserError(
                 f"{folders[0]} and {folder} have different classes, such as '{differing[0]}'. Every split "
                 "needs a folder for every class."
             )
-    return names[0]
+    return listings[0]
 
 
 def image_files(folder: Path) -> list[str]:
@@ -146,7 +146,7 @@ def image_files(folder: Path) -> list[str]:
 
 
 def labeled_images(root: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
-    """Return the images of `folders` below `root`. The k-th folder (from 0) has label k and the k-th name.
+    """Return the images in the `folders` of `root`. Images in folders[k] have label k and class names[k].
 
     Raises:
         UserError: see `image_files`.

@@ -1,4 +1,4 @@
-"""Decoding and transforms of images, determined by a spec and a seed.
+"""Image decoding and transforms, determined by a `TransformSpec` and a seed.
 
 Importing torch would delay the start of every Ray task by seconds, so this module uses numpy and Pillow to
 reimplement torchvision's RandomResizedCrop, Resize and CenterCrop, which CLIP and ProMetaR use.
@@ -19,18 +19,18 @@ from prometar.errors import WorkError
 # Accepted formats. Pillow must not try its other decoders: the one for EPS starts a PostScript interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
-# Pillow rejects images of more than 179 million pixels, but only warns above 89 million. Reject these, too.
+# Pillow rejects images above 179 million pixels, but only warns above 89 million. Make this warning an error.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
-CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # those of torchvision's RandomResizedCrop
+CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # as in torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True)
 class TransformSpec:
-    """Transform from a decoded image to a square of pixels.
+    """Transform of a decoded image to a square image.
 
     Args:
-        size: Side of the square in pixels.
-        train: True for random resized crop, flip and jitter. False for a center crop, which uses only `size`.
+        size: Side of the square image in pixels.
+        train: True for random crop, flip and jitter. False for resize and center crop, which use only `size`.
         crop_scale: Range of the crop's area as a fraction of the image's area (`augment.crop_scale_*`).
         flip: Probability of a horizontal flip.
         jitter: Brightness, contrast and saturation are scaled by random factors in 1 ± jitter.
@@ -38,7 +38,7 @@ class TransformSpec:
 
     size: int
     train: bool
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # not used by evaluation plans, but part of their digests
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # unused if not `train`, but part of data plan digests
     flip: float = 0.5
     jitter: float = 0.0
 
@@ -67,7 +67,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: pixels are floating-point or 32-bit numbers, whose range is unknown.
     """
-    # Pillow would clip 16-bit levels (mode I;16, or I in PNG and PPM files) to 255, so most would be white.
+    # Pillow would clip 16-bit levels (mode I;16, or I in PNG and PPM) to 255, so most pixels would be white.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         gray = np.asarray(image).astype(np.float64) / (65535 / 255)
         image = Image.fromarray(np.clip(np.rint(gray), 0, 255).astype(np.uint8))
@@ -92,21 +92,21 @@ def make_image(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = ""
         WorkError: the image is corrupt or not supported.
     """
     image = decode(encoded, path)
-    result = _augment(spec, image, seed) if spec.train else _center_crop(image, spec.size)
+    result = _augment(spec, image, seed) if spec.train else _resize_and_crop(image, spec.size)
     return np.asarray(result)
 
 
 def make_images(
     spec: TransformSpec, encoded: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Apply `make_image` to N images. Return (N, H, W, 3). All streams use this, so their pixels agree."""
+    """Apply `make_image` to N images. Return (N, size, size, 3). All streams call it, for equal pixels."""
     images = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
     for k, (content, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
         images[k] = make_image(spec, content, int(seed), path=path)
     return images
 
 
-def _center_crop(image: Image.Image, size: int) -> Image.Image:
+def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     short, long = min(width, height), max(width, height)
     longer = int(size * long / short)
@@ -119,9 +119,9 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     rng = np.random.Generator(np.random.PCG64(seed))
-    # The crop is sampled last, because its number of draws varies and would shift all later draws.
+    # The crop is sampled last, because it takes a varying number of draws, which would shift later draws.
     flipped = rng.random() < spec.flip
-    factors = rng.uniform(-1.0, 1.0, size=3)
+    offsets = rng.uniform(-1.0, 1.0, size=3)
     order = rng.permutation(3)
     left, top, width, height = _crop_box(rng, image.size, spec.crop_scale)
     image = image.crop((left, top, left + width, top + height))
@@ -131,14 +131,14 @@ def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
     if spec.jitter > 0:
         enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
         for k in order:
-            image = enhancers[k](image).enhance(1.0 + spec.jitter * float(factors[k]))
+            image = enhancers[k](image).enhance(1.0 + spec.jitter * float(offsets[k]))
     return image
 
 
 def _crop_box(
     rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Sample (left, top, width, height) like torchvision's RandomResizedCrop, with a NumPy generator."""
+    """Sample (left, top, width, height) like RandomResizedCrop: a center crop if every attempt fails."""
     width, height = size
     for _ in range(CROP_ATTEMPTS):
         area = width * height * rng.uniform(*scale)
