@@ -55,7 +55,7 @@ class Gate(Modulator):
     """Gate of ProMetaR: m = sigmoid(W_out W_in [g_task ; g_reg]).
 
     The prompt of each layer (P tokens of width D) has its own W_in (P*D/reduction, 2*P*D) and a square
-    W_out, both without bias. Each entry of m weights `reduction` consecutive scalars (row-major).
+    W_out, both without bias. Each entry of m weights `reduction` consecutive scalars of g_reg (row-major).
     Source: ProMetaR. As in its published code, there is no nonlinearity between W_in and W_out.
     """
 

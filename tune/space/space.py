@@ -58,7 +58,7 @@ class Space(StrictModel):
         return settings
 
     def combinations(self) -> list[dict[str, Value]] | None:
-        """Return all combinations of settings, or None if over MAX_COMBINATIONS exist or a range has floats."""
+        """Return all combinations of settings, or None if they include floats or exceed MAX_COMBINATIONS."""
         combinations: list[dict[str, Value]] = [{}]
         for key, entry in self.ranges.items():
             if entry.type == "float":
