@@ -48,7 +48,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> None:
-    """Raise a UserError if weights do not fit the model or are not finite. `source`: name for the message."""
+    """Raise a UserError if weights do not fit the backbone or are not finite. `source`: name in messages."""
     # Unexpected tensors are ignored, except further blocks, which only the weights of a deeper model contain.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:

@@ -69,7 +69,7 @@ class FeatureMixup(_BetaMix):
 
 
 class InputMixup(_BetaMix):
-    """Mixture of images: lam * query + (1 - lam) * partner, sampled as in `FeatureMixup`.
+    """Mixture of images: lam * query + (1 - lam) * partner, with lam and partner drawn as in `FeatureMixup`.
 
     Source: "mixup" (ICLR 2018), applied to query and support images.
     """
@@ -86,7 +86,7 @@ class CutMix(_BetaMix):
     """Query image with a box replaced by the same box of a support image.
 
     The box has sqrt(1 - x) times the height and width of the image, with x ~ Beta(mixup_alpha, mixup_beta).
-    Its center is uniform in the image, whose border clips it. Pixels partly in the box are mixed in
+    Its center is uniform in the image, whose border clips the box. Pixels partly in the box are mixed in
     proportion, so `Mix.lam`, the fraction of the image outside the box, is exact at any resolution.
     Source: "CutMix" (ICCV 2019), applied to query and support images.
     """

@@ -31,7 +31,7 @@ def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmu
     """Return the lr of a 0-based epoch: `warmup_lr`, then lr / 2 * (1 + cos(pi * cosine_epoch / epochs)).
 
     The cosine starts after the warm-up (cosine_epoch = epoch - warmup_epochs) but has a length of `epochs`
-    epochs, so the lr never reaches zero. The published accuracies use this schedule of Dassl.
+    epochs, so the lr never reaches zero. This schedule of Dassl was used for the published accuracies.
     """
     if epoch < warmup_epochs:
         return warmup_lr

@@ -43,7 +43,7 @@ def accuracy(
     batches: Iterable[Batch],
     cache: FeatureCache | None = None,
 ) -> float:
-    """Return the accuracy in percent on batches of images with labels from the classes of `model`.
+    """Return the accuracy in percent. Labels in `batches` are indices of the classes of `model`.
 
     Raises:
         WorkError: a logit is not finite.

@@ -46,7 +46,7 @@ def run_jobs(
     Args:
         plan: Concurrency, and the resources per job.
         console: Console for messages about an early stop.
-        timeout_seconds: Seconds without a report after which a worker counts as hung. None: no limit.
+        timeout_seconds: Seconds without a report before a hung worker is restarted. None: no limit.
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.

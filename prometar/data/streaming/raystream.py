@@ -32,7 +32,7 @@ from prometar.data.streaming.stream import Batch, iter_steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import InfrastructureError, PrometarError, WorkError, last_line
 
-MAX_STORED_IMAGES = 10_000  # in Ray's object store. As JPEG files, about 1 GB
+MAX_STORED_IMAGES = 10_000  # per plan, in Ray's object store (about 1 GB of JPEG files)
 PAUSE_SECONDS = 0.02  # per iteration of Ray Data's scheduling loop
 
 
