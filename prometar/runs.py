@@ -1,4 +1,4 @@
-"""Runs. A run's folder contains config.yaml, checkpoint.safetensors and, after training, result.json."""
+"""Training runs, whose folders contain config.yaml, checkpoint.safetensors and, at the end, result.json."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def train_run(
 
     Raises:
         UserError: the settings, data or weights are invalid, or the folder contains a study or another run.
-        WorkError: the folder's checkpoint is corrupt or belongs to another run, or the loss is not finite.
+        WorkError: the checkpoint is corrupt or does not match the run, or the loss is not finite.
     """
     require_outside_own_images(folder, config.data.name, config.data.root)
     config_text = dump_config(config).encode()
@@ -83,7 +83,7 @@ def write_result(
     """Write result.json of a finished session, and return the result.
 
     Args:
-        cpus, gpus: Resources that were allocated to the run. None: not recorded.
+        cpus, gpus: Resources that were allocated to the run, or None if unknown.
     """
     run, last = session.run, session.history[-1]
     result = RunResult(
@@ -110,7 +110,7 @@ def evaluate_run(folder: Path, *, trust_code: bool = False) -> dict[str, float]:
     """Test a finished run again. Return accuracies in percent by evaluation set, and the score ("objective").
 
     Args:
-        trust_code: True to import custom components. By default, a run that uses any is refused.
+        trust_code: True to import custom components. By default, runs that use them are refused.
 
     Raises:
         UserError: the folder does not contain a finished run.
@@ -134,7 +134,7 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
 
 
 def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) -> None:
-    """Test a finished run on the named datasets that result.json lacks, and add the accuracies to this file.
+    """Test a finished run on the named datasets that result.json lacks. Add their accuracies to result.json.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -185,7 +185,7 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
-        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # `load` checks it, then folds
+        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # before folding, as in `load`
         weights_file=is_local,
         **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
     )

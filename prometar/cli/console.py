@@ -1,4 +1,4 @@
-"""Options, exit statuses and error messages that commands share. Errors are printed as one line on stderr."""
+"""Options, exit statuses and error messages of all commands. Errors are printed as one line on stderr."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ TrustOption = Annotated[
     bool,
     typer.Option(
         "--trust-code",
-        help="Import the custom components of the run or the prompt file. Default: reject them.",
+        help="Import the custom components of the run or the prompt file. Default: refuse them.",
     ),
 ]
 
@@ -54,8 +54,8 @@ class Command(typer.core.TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        multiple = [option for option in self.params if getattr(option, "multiple", False)]
-        list_options = {name for option in multiple for name in option.opts}
+        repeatable = [option for option in self.params if getattr(option, "multiple", False)]
+        list_options = {name for option in repeatable for name in option.opts}
         return super().parse_args(ctx, repeat_option_names(args, list_options))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -87,7 +87,7 @@ def repeat_option_names(args: Sequence[str], list_options: set[str]) -> list[str
 
 
 def run_cli(app: typer.Typer, args: list[str]) -> int:
-    """Run `app`. Return 0 (success), the error's code (usually 1), 2 (wrong usage) or 130 (interrupted)."""
+    """Run `app`. Return its exit status: 0 (success), 1 (failure), 2 (wrong usage) or 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # not every terminal can print all class names
@@ -106,28 +106,28 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
         # Frames may reference streams of Ray Data, which must be closed before Ray shuts down.
         traceback.clear_frames(error.__traceback__)
         return status
-    if status == INTERRUPTED:  # some versions of typer return it instead of raising
+    if status == INTERRUPTED:  # some versions of typer return 130 instead of raising
         return _fail("Interrupted. Rerun the same command to resume.", INTERRUPTED)
     return status
 
 
 @contextmanager
 def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle signals in a `with` block. Outside the main thread, where Python forbids it, do nothing."""
+    """Handle signals in a `with` block. Do nothing outside the main thread, where Python forbids handlers."""
     in_main = threading.current_thread() is threading.main_thread()
     previous = {number: signal.signal(number, handler) for number in signals} if in_main else {}
     try:
         yield
     finally:
         for number, old in previous.items():
-            signal.signal(number, signal.SIG_DFL if old is None else old)  # None: not set in Python
+            signal.signal(number, signal.SIG_DFL if old is None else old)  # None: not set by Python code
 
 
 def _print_error(error: Exception) -> int:
-    """Print an error as one line. Return its exit status."""
+    """Print the message of an error, and return the exit status."""
     if isinstance(error, PrometarError):
         return _fail(str(error), error.exit_code)
-    if isinstance(error, BrokenPipeError):  # otherwise Python flushes stdout at exit and fails again
+    if isinstance(error, BrokenPipeError):  # otherwise Python would flush stdout at exit and fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, OSError) and error.strerror:
@@ -160,7 +160,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def format_count(number: float, noun: str) -> str:
-    """Return a number and a noun, which is singular for 1 and for fractions of 1."""
+    """Return a number and a noun. The noun is singular for 1 and for fractions of 1."""
     return f"{round(number, 2):,.12g} {noun}{'' if 0 < number <= 1 else 's'}"
 
 

@@ -1,10 +1,10 @@
 """Attention with hand-written first and second derivatives.
 
 torch's fused kernels have no second derivative. For unfused attention, autograd stores a dozen tensors of
-shape (queries, keys). Here, K cotangents or tangents are processed together, in a memory layout that avoids
-K copies of the queries, keys, values and probabilities.
+shape (queries, keys). This module processes K cotangents or tangents together, in a memory layout that
+avoids K copies of the queries, keys, values and probabilities.
 
-Shape letters: B rows, T tokens, N queries, S keys, K cotangents or tangents, H heads of width W, D = H W.
+Shape letters: B rows of T tokens, N queries, S keys, K cotangents or tangents, H heads of width W, D = H W.
 """
 
 import torch
@@ -22,14 +22,14 @@ class Attention:
         jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv
         hvp: s = p * centered(r @ v.T + sum_i(g_i @ tv_i.T + a_i * c_i)). Gradients of (q, k, v):
             s @ k + sum_i(b_i @ tk_i), s.T @ q + sum_i(b_i.T @ tq_i), p.T @ r + sum_i(d_i.T @ g_i)
-    In hvp, a_i * c_i has an error that is the same for all keys, so `centered` removes it.
+    In hvp, a_i * c_i lacks a term that is the same for all keys, because `centered` would remove it.
 
     Args:
         mask: Tensor (B, 1 or H, N, S) that is added to the scores q @ k.T.
         num_shared: Number of leading tokens of row 0 whose keys and values are prepended to those of every
-            row. The mask must exclude the second copy in row 0, which then contains them twice.
+            row. Row 0 then contains these tokens twice, so the mask must exclude the second copy.
         num_queries: Number N of leading tokens per row that are used as queries. Default: all T tokens.
-        scale: Factor of the queries, or 1 if the projection weights already include it.
+        scale: Factor to apply to the queries, or 1 if the projection weights already include it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Attention:
         g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
         if len(g_KBND) > 1:
             return self._pull_back(g, self._centered_gv(g) * self._p[:, :, None])
-        # Used only for K = 1, because this kernel would need K copies of the probabilities.
+        # This kernel is used only for K = 1. Otherwise, it would need K copies of the probabilities.
         gv, p = _multiply(g, self._v.mT), self._p[:, :, None]
         return self._pull_back(g, torch.ops.aten._softmax_backward_data(gv, p, -1, gv.dtype))
 
@@ -136,10 +136,10 @@ class Attention:
             dq = F.pad(dq, (0, 0, 0, num_others))
         grads = [x.unflatten(1, (-1, self._num_heads)).transpose(2, 3) for x in (dq, dk, dv)]
         if self._num_shared:
-            grads[1:] = [self._without_shared(grad) for grad in grads[1:]]
+            grads[1:] = [self._merge_shared(grad) for grad in grads[1:]]
         return torch.stack(grads, dim=3).flatten(3)
 
-    def _without_shared(self, grad_KBSHW: Tensor) -> Tensor:
+    def _merge_shared(self, grad_KBSHW: Tensor) -> Tensor:
         """Add the gradients of the prepended tokens to those of row 0 (transpose of `_with_shared`)."""
         shared, tokens = grad_KBSHW.split([self._num_shared, self._num_tokens], dim=2)
         # Safe in place, because the caller does not use `grad_KBSHW` again.
@@ -152,5 +152,5 @@ def _merge_heads(x_BHTW: Tensor) -> Tensor:
 
 
 def _multiply(x: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply cotangents or tangents (BH, tokens, K, n) by one matrix (BH, n, m) per row and head."""
+    """Multiply cotangents or tangents (BH, tokens, K, in) by one matrix (BH, in, out) per row and head."""
     return torch.bmm(x.flatten(1, 2), matrix).unflatten(1, x.shape[1:3])

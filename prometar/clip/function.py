@@ -1,4 +1,4 @@
-"""Hand-written derivatives: the interface `TokenFunction` with implementations `Projection` and `Norm`."""
+"""Interface for functions with hand-written derivatives, and its implementations `Projection` and `Norm`."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,10 +12,10 @@ EPS = 1e-5  # default epsilon of LayerNorm
 class TokenFunction(Protocol):
     """Differentiable function f of tokens x, with Jacobian J and constant weights.
 
-    First derivatives: call `forward`, then `vjp`. Second: `forward`, `vjp_for_hvp`, `jvp`, then `hvp`.
-    With K cotangents g_k, K tangents t_k and one cotangent r, `vjp` and `vjp_for_hvp` return J^T g_k, `jvp`
-    returns J t_k, and `hvp` returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> with respect to x.
-    `value` is `forward` without storing tensors. Defaults are for linear f, whose `hvp` equals `vjp` (J^T r).
+    For first derivatives, call `forward` and `vjp`. For second derivatives, call `forward`, `vjp_for_hvp`,
+    `jvp` and `hvp`. With K cotangents g_k, K tangents t_k and one cotangent r, `vjp` and `vjp_for_hvp` return
+    J^T g_k, `jvp` returns J t_k, and `hvp` returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> with
+    respect to x. `value` is `forward` without storing tensors. The suffix _K marks K stacked tensors.
     """
 
     def value(self, x: Tensor, /) -> Tensor:
@@ -24,10 +24,10 @@ class TokenFunction(Protocol):
     def forward(self, x: Tensor, /) -> Tensor: ...
 
     def vjp(self, g_K: Tensor, /) -> Tensor:
-        return self.hvp(g_K)
+        return self.hvp(g_K)  # default for linear f, where `hvp` returns J^T r
 
     def vjp_for_hvp(self, g_K: Tensor, /) -> Tensor:
-        return self.hvp(g_K)
+        return self.hvp(g_K)  # default for linear f, where `hvp` returns J^T r
 
     def jvp(self, t_K: Tensor, /) -> Tensor: ...
 
@@ -39,7 +39,7 @@ FunctionCall = Callable[[TokenFunction, Tensor], Tensor]
 
 
 class Projection(TokenFunction):
-    """Linear layer x W + b."""
+    """Linear layer x W + b from width D to width E."""
 
     def __init__(self, weight_DE: Tensor, bias_E: Tensor | None = None) -> None:
         self._weight_DE, self._bias_E = weight_DE, bias_E
@@ -56,10 +56,10 @@ class Projection(TokenFunction):
 
 
 class Norm:
-    """LayerNorm: n(x) = (x - mean) / sigma over the last dimension, then an optional weight and bias.
+    """LayerNorm: n(x) = (x - mean) / sigma over the last dimension D, then an optional weight and bias.
 
-    The Jacobian J = (I - 1 1^T / D - n n^T / D) / sigma is symmetric, so `vjp` and `jvp` use the same
-    kernel. The gradient of sum_k <g_k, J(x) t_k> is
+    The Jacobian J = (I - 1 1^T / D - n n^T / D) / sigma of n is symmetric, so `vjp` and `jvp` use the
+    same kernel. The gradient of sum_k <g_k, J(x) t_k> is
 
         -(J c + n s) / (D sigma),  c = sum_k <n, t_k> g_k + <n, g_k> t_k,  s = sum_k <g_k, J t_k>
 

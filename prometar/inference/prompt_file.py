@@ -1,7 +1,7 @@
 """Prompt files: learned tensors as safetensors, with a JSON card that describes them.
 
-The file's metadata contains the card. A .json copy of the card, in the same folder, is for human readers. An
-address `hf://owner/name[@revision]` refers to the prompt file in a repository of the Hugging Face Hub.
+The file's metadata contains the card. A .json file beside it contains a copy for human readers. An address
+`hf://owner/name[@revision]` refers to the prompt file in a repository of the Hugging Face Hub.
 """
 
 import os
@@ -31,12 +31,12 @@ class Card(StrictModel):
 
     Args:
         objective: Name of the objective, which defines the training images, evaluation sets and score.
-        classnames, template: Training classes in label order, and the template of their texts.
+        classnames, template: Training classes in label order, and the template of the class texts.
         digest: sha256 of the backbone's weights as loaded, before `Tower.folded` changes them.
         weights_file: True if the backbone's weights were loaded from a local file.
         accuracies, images: Test accuracy in percent and number of test images, by evaluation set.
         environment: Machine and software versions of the training run.
-        code: sha256 of the source file of each custom component. Empty if there are none.
+        code: sha256 of the source file of each custom component. Empty if the run used none.
     """
 
     config: Config
@@ -60,7 +60,7 @@ class Card(StrictModel):
 
 
 def write_prompts(path: Path, leaves: Mapping[str, Tensor], card: Card) -> Path:
-    """Write a prompt file and its card, and return the path of the card.
+    """Write learned tensors (`leaves`) and a card to a prompt file. Return the path of the card's .json copy.
 
     Raises:
         InfrastructureError: the folder is not writable.
@@ -83,7 +83,7 @@ def require_new_prompt_file(path: Path) -> None:
 
 
 def read_prompts(path: Path) -> tuple[Leaves, Card]:
-    """Return the tensors and the card of a prompt file. No code in the file is executed.
+    """Return the tensors and the card of a prompt file, without executing any code.
 
     Raises:
         UserError: the file is missing or corrupt, or was not written by this version of `prometar export`.

@@ -1,4 +1,4 @@
-"""Live view of a stage: progress, best objective and time left."""
+"""Live view of a study's stage: progress, best objective and time left."""
 
 import sys
 import time
@@ -18,16 +18,16 @@ from tune.records.schema import EpochReport
 
 
 class LiveView:
-    """Progress of one stage: a progress bar and failures on a terminal, otherwise a line per ended job.
+    """Progress of one stage: on a terminal, a progress bar and failures; elsewhere, a line per ended job.
 
-    Use the view as a context manager around `run_jobs`, and pass it as one of the observers.
+    Use the view as a context manager around `run_jobs`, and pass it as an observer.
 
     Args:
         stage: Name of the stage, e.g. "Search".
         total: Number of jobs, including `done`.
-        done: Number of jobs that ended in earlier processes.
-        best: Best objective so far and the name of its job, or None if there is none.
-        show_best: False if the objectives of the jobs are not comparable, so that there is no best one.
+        done: Number of jobs that ended (finished, were pruned or failed) in earlier processes.
+        best: Best objective so far and the name of its job, or None if no job has finished.
+        show_best: False to hide the best objective, for jobs whose objectives are not comparable.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LiveView:
         self._console, self._stage, self._total, self._done = console, stage, total, done
         self._best, self._show_best, self._clock = best, show_best, clock
         self._start = clock()
-        self._running: dict[str, tuple[Job, EpochReport]] = {}  # job and its latest report, by name
+        self._running: dict[str, tuple[Job, EpochReport]] = {}  # job and its latest report, by job name
         self._done_here = 0  # jobs that have ended in this process
         live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
         self._live = live if console.is_terminal and not console.is_dumb_terminal else None
@@ -63,7 +63,7 @@ class LiveView:
 
     def reported(self, job: Job, report: EpochReport) -> None:
         self._running[job.name] = job, report
-        for note in report.notes if report.epoch == 1 else ():
+        for note in report.notes if report.epoch == 1 else ():  # each report repeats the notes
             self._print(f"{job.name}: {note}")
 
     def finished(self, job: Job, failure: str) -> None:
@@ -100,7 +100,7 @@ class LiveView:
         return sum(report.epoch / job.epochs for job, report in list(self._running.values()))
 
     def _render(self) -> Group:
-        running = list(self._running.values())
+        running = list(self._running.values())  # a copy, because rich renders in another thread
         table = Table.grid(padding=(0, 1))
         bar = ProgressBar(self._total, self._done + self._partial_progress, width=30)
         table.add_row(self._stage, bar, _truncated(", ".join(self._summary())))

@@ -12,26 +12,26 @@ from tune.report.tables import Table, summary_tables
 def print_summary(console: Console, records: Records) -> None:
     """Print the verdict, the evidence for it, summary tables, caveats and next steps."""
 
-    def print_line(line: str, style: str = "") -> None:
-        console.print(Text(line, style), soft_wrap=False)
+    def print_wrapped(text: str, style: str = "") -> None:
+        console.print(Text(text, style), soft_wrap=False)
 
-    print_line(f"\n{statements.verdict_text(records)}", "bold")
+    print_wrapped(f"\n{statements.verdict_text(records)}", "bold")
     for line in statements.evidence(records):
-        print_line(line)
-    trials = records.search_config.trials
-    print_line(f"Search: {len(records.trials)} of {trials} trials ({records.state_summary}).")
+        print_wrapped(line)
+    planned = records.search_config.trials
+    print_wrapped(f"Search: {len(records.trials)} of {planned} trials ({records.state_summary}).")
     for table in summary_tables(records):
         console.print()
         console.print(_rich_table(table), soft_wrap=False)
     if lines := statements.caveats(records):
-        print_line("\nCaveats", "bold")
+        print_wrapped("\nCaveats", "bold")
         for line in lines:
-            print_line(f"- {line}")
-    print_line("\nNext steps", "bold")
+            print_wrapped(f"- {line}")
+    print_wrapped("\nNext steps", "bold")
     for text, command in statements.next_steps(records):
-        print_line(f"- {text}")
+        print_wrapped(f"- {text}")
         if command:
-            console.print(Text(f"  {command}"), soft_wrap=True)  # no line breaks, so that it can be copied
+            console.print(Text(f"  {command}"), soft_wrap=True)  # without line breaks, for copying
     console.print(Text(f"\nReport: {records.folder / 'report.html'}"), soft_wrap=True)
 
 
@@ -44,6 +44,6 @@ def _rich_table(table: Table) -> RichTable:
             rich_table.add_column(Text(column), overflow="fold")
         else:
             rich_table.add_column(Text(column), justify="right", no_wrap=True)
-    for _, cells in table.rows:
+    for _css_class, cells in table.rows:
         rich_table.add_row(*map(Text, cells))
     return rich_table

@@ -1,4 +1,4 @@
-"""Accuracies from papers and the settings of their runs, stored in published.json."""
+"""Published accuracies, and the settings with which they were measured, from published.json."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from prometar.data.preparation.check import size_differences
 from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
-# Settings that may differ from those of the published runs, or are checked elsewhere.
+# Settings that `changed_settings` ignores. Some may differ, and `published_accuracies` checks the others.
 _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained",
             "backbone.precision", "train.seed"}  # fmt: skip
 
@@ -23,15 +23,15 @@ _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.p
 def _read_file() -> dict[str, Any]:
     """Read published.json: the common setup, settings by protocol and method, and rows by protocol.
 
-    The setup is backbone, weights and shots. A row of a published table has a `method`, its `title`, the
-    `paper`, `settings` changed besides those of the protocol, `accuracies` by dataset (or "average") and
-    column, such as {"dtd": {"base": 83.37}}, and perhaps the `configuration` file of the authors.
+    The setup consists of backbone, weights and shots. A row of a published table contains `method`, `title`,
+    `paper`, `settings` (changed in addition to the protocol's), `accuracies` by dataset (or "average") and
+    column, such as {"dtd": {"base": 83.37}}, and optionally the authors' `configuration` file.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
 
 def protocol_settings(protocol: str, method: str) -> Mapping[str, Any]:
-    """Return the settings that a method's authors changed for a protocol.
+    """Return the settings that a method's authors changed for a benchmark protocol.
 
     Example:
         >>> protocol_settings("cross-dataset", "maple")["train.epochs"]
@@ -43,19 +43,19 @@ def protocol_settings(protocol: str, method: str) -> Mapping[str, Any]:
 def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Mapping[str, float]], str]:
     """Return the published accuracies that are comparable with runs of `config`, and a citation.
 
-    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. Their other settings are the method's
-    defaults, except for those that the authors changed for the protocol or for the row of their table.
+    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. All other settings are the method's
+    defaults, except for the authors' changes for the protocol or for one row of a published table.
 
     Returns:
         Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
         Accuracies and citation are empty if no row is comparable.
     """
-    data = _read_file()
+    file = _read_file()
     setup = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
-    if data["setup"] != {**setup, "shots": config.data.shots}:
+    if file["setup"] != {**setup, "shots": config.data.shots}:
         return {}, ""
     protocol_changes = protocol_settings(protocol, config.method)
-    for row in data["rows"].get(protocol, ()):
+    for row in file["rows"].get(protocol, ()):
         settings = {**protocol_changes, **row["settings"]}
         if row["method"] == config.method and not changed_settings(config, settings):
             sources = filter(None, (row["paper"], row.get("configuration")))
@@ -68,13 +68,13 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
     if not {"base", "new"} <= accuracies.keys():
         return accuracies
     h = harmonic_mean({key: accuracies[key] for key in ("base", "new")})
-    return {HARMONIC: round(h, 2), **accuracies}  # an H that was published takes precedence
+    return {HARMONIC: round(h, 2), **accuracies}  # a published H takes precedence
 
 
 def changed_settings(config: Config, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings of `config` that differ from `expected` or, if not given there, from the defaults.
+    """Return the settings of `config` that differ from `expected` or, if missing there, from the defaults.
 
-    Ignore dataset, shots, seed, backbone and precision. Return {} for recipe files, which no paper covers.
+    Leave out the settings in `_IGNORED`. Return {} if the method is a recipe file, which no paper covers.
 
     Example:
         >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))
@@ -82,8 +82,8 @@ def changed_settings(config: Config, expected: Mapping[str, Any] | None = None) 
     """
     if is_recipe_file(config.method):
         return {}
-    values, others = config.flat(), Config(method=config.method).override(expected or {}).flat()
-    return {key: values[key] for key in values if key not in _IGNORED and values[key] != others.get(key)}
+    values, basis = config.flat(), Config(method=config.method).override(expected or {}).flat()
+    return {key: values[key] for key in values if key not in _IGNORED and values[key] != basis.get(key)}
 
 
 def incomparable_reason(dataset: Dataset) -> str:
@@ -96,7 +96,7 @@ def incomparable_reason(dataset: Dataset) -> str:
 def published_h(dataset: Dataset, config: Config) -> float | None:
     """Return the H published for a dataset and the method of `config`, or None if no H is comparable.
 
-    Backbone, weights and shots must be those of the paper. All other settings of `config` are ignored.
+    No H is comparable if the backbone, weights or shots differ from the paper's. Other settings are ignored.
     """
     if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None

@@ -1,4 +1,4 @@
-"""Results of `prometar reproduce`: accuracies beside published ones, and paired differences of methods."""
+"""Results of `prometar reproduce`: accuracies beside published ones, and paired method differences."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class AccuracySummary:
         mean: Mean over seeds. For H, the harmonic mean of the mean base and mean new accuracy.
         sd, interval: Standard deviation and 95% t-interval over seeds (None for one seed). For H, both are
             computed from the H of each seed.
-        published: Published accuracy, or None if there is none to compare with.
+        published: Published accuracy, or None if none is comparable.
     """
 
     n: int
@@ -31,7 +31,7 @@ class AccuracySummary:
 
 
 Row = tuple[str, str, Mapping[str, AccuracySummary]]
-"""Row of the table: label (a dataset or an average), method, and summaries by column."""
+"""Row of the table: label (name of a dataset, or e.g. "average of 3"), method, and summaries by column."""
 
 
 def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
@@ -41,7 +41,7 @@ def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
     for run in runs:
         by_dataset, data, accuracies = results[run.config.method], run.config.data, run.scores
         if grid.shots_are_columns:
-            # An untrained method runs once, because its accuracy is the same for every number of shots.
+            # `EVERY_SEED` marks an untrained method. Its accuracy is the same for every number of shots.
             shots = grid.shots if run.seed == EVERY_SEED else (data.shots,)
             accuracies = {shots_column(each): accuracies[ACCURACY] for each in shots}
         for column, value in accuracies.items():
@@ -58,7 +58,7 @@ def build_table(
     """Return the rows of the table and its notes.
 
     Args:
-        incomparable: Reasons why results are not comparable with published ones, by dataset.
+        incomparable: For each dataset whose results are not comparable with published ones, the reason.
     """
     override = {"data.shots": grid.shots[0]}  # protocols with published accuracies have one number of shots
     configs = {method: config.override(override) for method, config in grid.configs.items()}
@@ -84,20 +84,20 @@ def build_table(
     cited = {method for _, method, summaries in rows if any(each.published for each in summaries.values())}
     notes = list(_notes(grid, results))
     if cited:
-        sources = ", ".join(source for method, (_, source) in published_by_method.items() if method in cited)
-        notes.append(f"Sources of published accuracies: {sources}. In parentheses: our mean - published.")
+        sources = ", ".join(text for method, (_, text) in published_by_method.items() if method in cited)
+        notes.append(f"Sources of published accuracies: {sources}. Differences are our mean - published.")
     if any(accuracies for accuracies, _ in published_by_method.values()):
         for name, reason in incomparable.items():
             notes.append(f"Not comparable with published accuracies: {name} ({reason}).")
     return rows, notes
 
 
-def _average(scores: Sequence[Scores]) -> Scores:
-    """Average over datasets for each seed. H is computed from the average base and new accuracy."""
+def _average(all_scores: Sequence[Scores]) -> Scores:
+    """Average each column and seed over datasets. H is computed from the average base and new accuracy."""
     averages: dict[str, dict[int, float]] = {}
-    for column in set.intersection(*(set(each) for each in scores)):
-        seeds = set.intersection(*(set(each[column]) for each in scores))
-        averages[column] = {seed: mean(each[column][seed] for each in scores) for seed in sorted(seeds)}
+    for column in set.intersection(*(set(each) for each in all_scores)):
+        seeds = set.intersection(*(set(each[column]) for each in all_scores))
+        averages[column] = {seed: mean(each[column][seed] for each in all_scores) for seed in sorted(seeds)}
     if HARMONIC in averages:
         base, new = averages["base"], averages["new"]
         averages[HARMONIC] = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in averages[HARMONIC]}
@@ -121,7 +121,7 @@ def _summarize(
 
 
 def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
-    """Compare each method with ProMetaR or, if it is absent, with the first, except on the source dataset."""
+    """Compare methods with ProMetaR or, if the grid lacks it, the first method. Skip the source dataset."""
     compared = {
         method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
         for method, by_dataset in results.items()

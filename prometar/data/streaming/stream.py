@@ -1,4 +1,4 @@
-"""Batches of a data plan, made in local threads. `raystream` makes identical batches with Ray Data."""
+"""Batches of a `DataPlan`, made in local threads. `raystream` makes identical batches with Ray Data."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ class Batch(NamedTuple):
 
     Attributes:
         step: Index of the batch in its plan, from 0.
-        images: uint8 (B, H, W, 3), writable.
-        labels: int64 (B,).
+        images: uint8 (batch, height, width, 3), writable.
+        labels: int64 (batch,).
     """
 
     step: int
@@ -33,7 +33,7 @@ StreamFn = Callable[[DataPlan, Source, int], Iterator[Batch]]
 
 
 def stream_labels(plan: DataPlan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """Yield the plan's batches from `start_step` on, with labels but no pixels. `source` is not read."""
+    """Yield the plan's batches from `start_step` on, with labels but no pixels. Ignore `source`."""
     for step, _, _, labels in iter_steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 
@@ -55,15 +55,15 @@ def stream_local(plan: DataPlan, source: Source, start_step: int = 0) -> Iterato
     """
 
     def make_batch(step: int, indices: Ints, seeds: Ints, labels: Ints) -> Batch:
-        paths = [plan.items[k].path for k in indices]
+        paths = [plan.items[index].path for index in indices]
         return Batch(step, make_images(plan.transform, source.read_many(paths), seeds, paths), labels)
 
-    threads = num_cpus()
+    num_threads = num_cpus()
     pending = deque[Future[Batch]]()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         for args in iter_steps(plan, start_step):
             pending.append(pool.submit(make_batch, *args))
-            if len(pending) > 2 * threads:  # limits the batches in memory
+            if len(pending) > 2 * num_threads:  # limits the batches in memory
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
