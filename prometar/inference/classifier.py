@@ -188,7 +188,7 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
 
 
 def _read_or_encode(image: ImageInput) -> tuple[bytes, str]:
-    """Return an encoded image (PPM if given as pixels), and for messages its path or "given as pixels"."""
+    """Return an encoded image (PPM if given as pixels) and, for messages, its path or "given as pixels"."""
     if isinstance(image, str | Path):
         try:
             return read_bytes(Path(image)), str(image)

@@ -86,7 +86,7 @@ def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Gener
 class _FrozenTextSetting(Prompts):
     """Base class with the setting `frozen_text`, which selects the class texts if no context is learned.
 
-    "template": the dataset's template. "init": "<init> <class>.". "ensemble": the mean of 60 templates.
+    "template": the dataset's template. "init": "<init> <class>.". "ensemble": 60 templates, averaged.
     """
 
     frozen_text: Literal["template", "init", "ensemble"] = "template"

@@ -23,10 +23,10 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 def confirm(
     config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: JobRunner
 ) -> Confirmation:
-    """Rerun trials with fresh seeds, unless there is only one. Select the best mean. The baseline wins ties.
+    """Rerun trials with fresh seeds, unless there is just one. Select the best mean. The baseline wins ties.
 
     Raises:
-        WorkError: a run of the baseline failed, or every candidate has a failed run.
+        WorkError: a rerun of the baseline failed, or every trial has a failed rerun.
     """
     seeds = config.confirmation_seeds if len(trials) > 1 else ()
     jobs = {

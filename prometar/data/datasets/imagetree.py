@@ -9,7 +9,7 @@ from prometar.data.datasets.benchmarks import TEMPLATE
 from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, find_duplicate_names
 from prometar.errors import UserError
 
-OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"  # name and title of such a dataset
+OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"  # name and title, see `read_tree`
 # Suffixes of the formats in transforms.FORMATS.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
@@ -73,7 +73,7 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     """Split the n >= 3 images of one class into train, val and test. The order of `paths` has no effect.
 
     Images are ranked by the hash of their paths. The first floor(0.3 n) are `test` and the next floor(0.2 n)
-    are `val`, with at least one image each. The rest are `train`. Adding an image moves few other images.
+    are `val`, at least one image each. The rest are `train`. A new image changes the split of few others.
     """
 
     def rank(path: str) -> bytes:
