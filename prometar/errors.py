@@ -38,7 +38,7 @@ class InfrastructureError(PrometarError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line (up to 160 characters) of an error's message. If empty, return the class name."""
+    """Return the first line (up to 160 characters) of an error's message, or else the error's class name."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
 
@@ -74,7 +74,7 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Suppress log records up to level ERROR, e.g. those of failed attempts to download a file."""
+    """Suppress log records up to level ERROR, e.g. records of failed download attempts."""
     previous = logging.root.manager.disable
     logging.disable(max(previous, logging.ERROR))
     try:

@@ -53,7 +53,7 @@ def reproduce(
         list[str], _option("Methods with their published settings, or recipe files.", " ".join(METHODS))
     ] = METHODS,
     seeds: Annotated[
-        list[int], _option("Seeds of trained methods. Others run once.", "1 2 3", min=0, max=2**32 - 1)
+        list[int], _option("Seeds. Zero-shot methods run only once.", "1 2 3", min=0, max=2**32 - 1)
     ] = SEEDS,
     shots: Annotated[
         list[int] | None, typer.Option(min=1, help="Training images per class. Default: from --protocol.")
@@ -64,7 +64,7 @@ def reproduce(
         str | None, typer.Option(help="mini or an open_clip model. Default: as in `prometar search`.")
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="open_clip tag or .safetensors file. Default: openai, none for mini.")
+        str | None, typer.Option(help="open_clip tag or .safetensors file. Default: openai (mini: none).")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of every run. Default: from the method.")] = None,
     settings: Annotated[

@@ -101,8 +101,8 @@ class ConfirmConfig(StrictModel):
 class FinalTestConfig(StrictModel):
     """Comparison of the selected settings with the default settings on test images.
 
-    With `auto`, seed pairs are added until the confidence interval of the difference in H (harmonic mean of
-    base and new accuracy) excludes 0 or lies within ±`min_relevant`, or `MAX_SEED_PAIRS` pairs are finished.
+    With seeds `auto`, up to `MAX_SEED_PAIRS` seed pairs run, until the confidence interval of the difference
+    in H (harmonic mean of base and new accuracy) excludes 0 or lies within ±`min_relevant`.
     """
 
     seeds: Annotated[tuple[Seed, ...], Distinct] | Literal["auto"] = Field(
@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources. A run's results change by rounding errors only. The sampled settings may change."""
+    """Resources. They affect a run only through rounding errors, but may change the sampled settings."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
@@ -131,7 +131,7 @@ class ResourcesConfig(StrictModel):
         "auto", description="GPUs per trial. auto: an equal share, between 1/4 and 1."
     )
     epoch_timeout: float | None = Field(
-        None, gt=0, le=1e6, description="Restart a trial if an epoch takes this many seconds. Default: none."
+        None, gt=0, le=1e6, description="Seconds per epoch before a trial is restarted. Default: no limit."
     )
     max_hours: float | None = Field(
         None, gt=0, le=1e6, description="Start no trials after this many hours of search. Default: no limit."
@@ -139,7 +139,7 @@ class ResourcesConfig(StrictModel):
 
 
 class LocationConfig(StrictModel):
-    """Location of a study, and trackers to which each epoch is logged. They do not influence results."""
+    """Location of a study, and trackers to which each epoch is logged. Neither affects results."""
 
     out: Path = Field(Path("out"), description="Folder of studies.")
     study: str = Field(
@@ -229,11 +229,11 @@ class StudyConfig(StrictModel):
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # By source, for messages about invalid values. Of `run_values`, only --epochs can be invalid.
+        # By source, which messages about invalid values name. Of `run_values`, only --epochs can be invalid.
         sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
-        if space in built_in_spaces():  # they cover all methods, so remove what this one lacks
+        if space in built_in_spaces():  # which cover all methods, so drop settings without effect
             space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
@@ -300,7 +300,7 @@ class StudyConfig(StrictModel):
 
     @property
     def confirmation_seeds(self) -> tuple[int, ...]:
-        """Seeds that neither the search nor the final test uses."""
+        """Seeds of the confirmation. Neither the search nor the final test uses them."""
         used = (*self.search.seeds, *self.final_seeds)
         return _unused_seeds(FIRST_CONFIRMATION_SEED, self.confirm.seeds, used=used)
 
@@ -309,8 +309,8 @@ class StudyConfig(StrictModel):
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. With the default settings, it trains for `test.epochs`,
-                with others for their number of epochs if it was searched, otherwise for `test.epochs`.
+            final: True for a run of the final test. It trains for `test.epochs`, unless `settings` contain
+                epochs and differ from the default settings.
         """
         if final and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
             settings = {**settings, EPOCHS_KEY: self.test.epochs}
@@ -352,7 +352,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
     """Yield a message about the first problem of each invalid field."""
     names = {field: f"--{option}" for option, field in OPTIONS.items()}
     first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}
-    for field, each in reversed(first.items()):  # reversed twice: a dict keeps a key's last value
+    for field, each in reversed(first.items()):  # reversed twice, because a dict keeps a key's last value
         name = names.get(field, f"--set {field.rstrip('.')}")
         match each["type"]:
             case "extra_forbidden":

@@ -108,7 +108,7 @@ class Clip:
     `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` or image
     projection, and some SigLIP models have no text projection.
 
-    pool: SigLIP's last LayerNorm and attention pool (one block, one token per image). None for CLIP.
+    pool: SigLIP's last LayerNorm and attention pool (one block with one output token). None for CLIP.
     causal: True for CLIP. Its text tokens attend to earlier ones, and the end token (EOT) gives the feature.
         False for SigLIP. Its text tokens attend to all others, and the last token gives the feature.
     num_start: Number of tokens that the tokenizer puts before a text.
@@ -161,7 +161,7 @@ class Clip:
         return replace(self, text=self.text.folded(), vision=self.vision.folded(), pool=pool)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Clip":
-        """Return a copy with tensors converted by `Tensor.to`. `logit_scale` gets `working_dtype`."""
+        """Return a copy converted by `Tensor.to`, except that `logit_scale` has the `working_dtype`."""
         clip: Clip = tree_map_only(Tensor, lambda tensor: tensor.to(device=device, dtype=dtype), self)
         return replace(clip, logit_scale=self.logit_scale.to(device=clip.device, dtype=clip.working_dtype))
 

@@ -5,7 +5,7 @@ a prefix tree, packed into rows of about equal length. A token attends only to i
 start token (SOT) and the context (the tokens that prompts can replace) are shared and computed once.
 
 SigLIP's text tower is not causal, so each text has its own row, including padding. After positions are added,
-the last token, whose output is the feature, moves to the front, and the context to the end (`AppendedSlots`).
+the last token, whose output is the feature, is put first, and the context is put last (`AppendedSlots`).
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ Prefix = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TextInput:
-    """Texts of a set of classes, packed into R rows of T slots. A slot holds one token.
+    """Texts of C classes, packed into R rows of T slots. A slot holds one token.
 
     embedded_RTD: Token embeddings plus position embeddings. SOT and the context are the first slots of row 0.
-    mask_R1TS: Attention mask. The keys are SOT and the context (only if R > 1), then the slots of the row.
+    mask_R1TS: Attention mask. Its S keys are SOT and the context (only if R > 1), then the row's slots.
     end_C: Index of each text's end token (EOT) in the flattened (R x T) slots.
     For SigLIP, `mask_R1TS` and `end_C` are None. Rows start with the last token and end with the context.
     """
@@ -135,7 +135,7 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
         positions: Position of each slot's token in its text (R, T), 0 in empty slots.
         attends: True if a slot attends to a key (R, T, len(shared) + T). Keys are the shared tokens, then the
             slots of the row. An empty slot attends to itself, because a softmax over no keys would be NaN.
-        ends: Last slot of each text (N), as row * T + slot.
+        ends: Last slot of each text, as row * T + slot.
 
     Example:
         >>> ids, _, _, ends = pack([7], [[1, 2], [1, 3]])

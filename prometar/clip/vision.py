@@ -1,7 +1,7 @@
 """Vision tower.
 
-The prompt tokens of a layer follow the patches, and replace the prompt tokens of the previous layer. The
-feature is CLIP's output at the class token (CLS), or the attention pool of SigLIP's outputs at the patches.
+The prompt tokens of a layer follow the patches, and replace the prompt tokens of the previous layer. CLIP's
+image feature is the output at the class token (CLS). SigLIP's is the attention pool of the patch outputs.
 """
 
 from typing import Any

@@ -22,7 +22,7 @@ METHODS = (
 
 _SettingsBySection = dict[str, dict[str, JsonValue]]
 _EXCLUDED = ("data", "backbone", "train.seed")
-"""Not allowed in recipes, so that methods are compared on the same images and backbone."""
+"""Rejected in recipes, so that all methods are compared with the same images, backbone and seed."""
 
 
 class Recipe(StrictModel):
@@ -30,7 +30,7 @@ class Recipe(StrictModel):
 
     Args:
         settings: Settings that differ from ProMetaR's, by section.
-        name, title, about: Name (or file name), name in the paper, and what the method learns.
+        name, title, about: Name (or file name) of the recipe, the method's name in the paper, what it learns.
         paper, source: Publication of the method, and source of the settings.
         unverified: Details of the settings that could not be verified.
     """

@@ -1,7 +1,7 @@
 """Configuration of one run. Configurations are immutable and reject unknown keys.
 
 Each component of a method (`prometar.methods`) has a section, which selects its kind. The defaults
-are those of ProMetaR's published code (CVPR 2024, commit c907bdb). Other methods start from their recipes.
+are those of ProMetaR's published code (CVPR 2024, commit c907bdb). Other methods have recipes.
 """
 
 import os
@@ -136,8 +136,8 @@ class Config(MethodConfig):
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
-        If `method` changes, its recipe replaces all settings except data, backbone and seed. Values for
-        settings that the component's kind lacks are ignored. A change of kind drops what the new kind lacks.
+        If `method` changes, its recipe replaces all settings except data, backbone and seed. Settings
+        that a component's kind lacks are ignored in `values`, and removed from the copy if the kind changes.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -216,7 +216,7 @@ def _with_recipe(
 
 
 def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> ConfigData:
-    """Return `base` updated with `given`. Drop what the new kind lacks, and `args` if the kind changes."""
+    """Return `base` updated with `given`. If the kind changes, drop `args` and what the new kind lacks."""
     field, base_kind = _kind_field(section), base.get(_kind_field(section))
     kind = given.get(field, base_kind)
     fields, same = _fields(section, kind), kind == base_kind
@@ -313,7 +313,7 @@ def parse_config(tree: object, *, where: str) -> Config:
     except UnicodeEncodeError:  # YAML escapes can encode unpaired surrogates
         raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
-        # Pydantic adds union tags and kinds to the locations of errors. Settings are named without them.
+        # Pydantic adds union tags and kinds to the locations of errors. Messages name settings without them.
         tags = TAG_NAMES | {kind for section in Config.model_fields for kind in _models(section) if kind}
         raise UserError(f"{where}: {problems_of(error, omitted_tags=tags)}") from None
 

@@ -9,7 +9,7 @@ from prometar.embedded.textures import TEXTURES
 
 RENDERED: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS)}
 DEFAULT_DATASET = CELLS.name
-"""Default of `prometar train` and `prometar search`: runs take about a third as long as on `textures`."""
+"""Default dataset, because its runs take about a third as long as those on `textures`."""
 
 
 def resolve_backbone(

@@ -1,7 +1,7 @@
 """Architecture and weights of the backbone `mini`.
 
 Pretraining changed only a few rows of the token embedding table, so `mini.safetensors` contains only these
-rows. `load_mini` generates the others from a fixed seed.
+rows. `load_mini` generates the other rows from a fixed seed.
 """
 
 import json
@@ -23,7 +23,7 @@ ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"  # names in mini.saf
 
 
 def initial_token_table(vocab_size: int, width: int) -> Tensor:
-    """Return the initial token table, normal with standard deviation 0.02, the same on all platforms."""
+    """Return the initial token table: normally distributed (std 0.02), identical on all platforms."""
     rng = np.random.Generator(np.random.PCG64(0))
     return torch.from_numpy(rng.standard_normal((vocab_size, width), dtype=np.float32) * np.float32(0.02))
 

@@ -14,7 +14,7 @@ from prometar.io.strict_model import BUILT_IN, StrictModel
 
 
 class ComponentSection(StrictModel):
-    """Section that describes a component. `KIND_FIELD`: name of the field that selects its kind."""
+    """Section that describes a component. `KIND_FIELD` is the field that selects the component's kind."""
 
     KIND_FIELD: ClassVar[str] = "kind"
 
@@ -42,7 +42,7 @@ class CustomSection(ComponentSection):
 
 
 class CustomKindSection(CustomSection):
-    """Section of any custom component except an augmentation. Its `KIND_FIELD` is "kind"."""
+    """Section of a custom component whose `KIND_FIELD` is "kind": any component except an augmentation."""
 
     kind: str
 

@@ -1,4 +1,4 @@
-"""Loss scaling to keep the cotangents of the meta phase within the range of float16.
+"""Loss scaling, which keeps the cotangents (gradients) of the meta phase within the range of float16.
 
 float16 underflows below 6e-8 and is imprecise below 6e-5. The outer weight (default 5e-4) and the inner lr
 (default 5e-4) make cotangents that small. Each cotangent is scaled up before it enters the towers, and the

@@ -1,4 +1,4 @@
-"""Checkpoints: the complete state of a run in a safetensors file, replaced atomically."""
+"""Checkpoints. Each stores the complete state of a run in a safetensors file, replaced atomically."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from prometar.training.run_result import EpochRecord
 
 
 class Checkpoint(BaseModel):
-    """State of a run, its epoch records, and the digests of its fixed inputs (`Run`) and backbone weights."""
+    """State and epoch records of a run, and digests of its fixed inputs (`Run`) and its backbone weights."""
 
     model_config = ConfigDict(frozen=True)
 

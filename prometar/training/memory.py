@@ -12,10 +12,10 @@ from prometar.methods.prompts import has_image_prompts
 from prometar.training.session import MAX_CACHED_BYTES
 
 PROCESS_BYTES = 950 * 2**20
-"""Memory of a training process and its data stream, excluding tensors: Python, torch, Ray, open_clip."""
+"""Memory of a training process and its data stream without tensors (Python, torch, Ray, open_clip)."""
 
-# A step needs floats_per_image times an _IMAGE_ factor for each image, and floats_per_class times a _CLASS_
-# factor for each class. A gate (learned modulator) and its momentum buffers need _GATE times weight_bytes.
+# Floats of a step: floats_per_image times an _IMAGE_ factor for each image, plus floats_per_class times a
+# _CLASS_ factor for each class. Bytes of a gate (learned modulator) with momentum: _GATE times weight_bytes.
 # Fitted to measured peaks: ViT-B/32, ViT-B/16, ViT-L/14, 1 to 500 classes and 1 to 128 images per batch.
 _IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
 _CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
@@ -30,7 +30,7 @@ class Footprint:
         weight_bytes: Bytes of the backbone's weights.
         floats_per_image: Floats per image in the vision tower: tokens x width x layers.
         floats_per_class: Floats per class in the text tower: tokens x width x layers.
-        num_classes: Number of training classes. For several splits, the maximum.
+        num_classes: Number of training classes, or its maximum over several splits.
         cache_bytes: Bytes of cached evaluation images.
     """
 

@@ -108,7 +108,7 @@ def restore_signal_handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, interrupt)
-        if callable(terminate):  # SIG_DFL is not restored: Ray's handler exits cleanly
+        if callable(terminate):  # SIG_DFL is not restored, because Ray's handler exits cleanly
             signal.signal(signal.SIGTERM, terminate)
 
 

@@ -73,7 +73,7 @@ class Shutdown:
                 self._exit_unless_finished(finished)
 
     def _exit_unless_finished(self, finished: threading.Event) -> None:
-        """Exit, unless Tune raises an error within 30 s. No result is lost: those reported are on disk."""
+        """Exit if a stop is requested or Tune raises no error within 30 s. Reported results are on disk."""
         self.ray_died = True
         waited = 0.0
         while not self.requested and waited < _GRACE_SECONDS:

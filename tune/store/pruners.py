@@ -23,12 +23,12 @@ MIN_EPOCHS = 2
 def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> BasePruner:
     """Return the pruner of a search.
 
-    Pruners compare trials at the same epoch, so they require schedules of equal length. With different
+    Pruners compare trials at the same epoch, so they require lr schedules of equal length. With different
     numbers of epochs, a long trial may be worse than a short one at epoch 5, but better in the end.
 
     Args:
-        max_epochs: Maximum number of epochs of a trial, the argument of a custom pruner (`module:Name`).
-        concurrency: `percentile` and `median` prune only after at least this many trials have completed.
+        max_epochs: Maximum number of epochs of a trial. It is passed to a custom pruner (`module:Name`).
+        concurrency: Number of concurrent trials. `percentile` and `median` wait until as many have completed.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.

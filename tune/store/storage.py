@@ -25,8 +25,8 @@ def open_storage(url: str) -> RDBStorage:
     """
     engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("postgresql+psycopg"):
-        # psycopg returns bytes if the encoding of the database is SQL_ASCII. Some connection poolers do not
-        # support prepared statements.
+        # Without client_encoding, psycopg returns bytes if the database uses SQL_ASCII. prepare_threshold
+        # turns off prepared statements, which some connection poolers do not support.
         engine_kwargs["connect_args"] = {"client_encoding": "utf8", "prepare_threshold": None}
     try:
         if url.startswith(SQLITE):
@@ -41,7 +41,7 @@ def open_storage(url: str) -> RDBStorage:
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
     def raise_if_disconnected(context: ExceptionContext) -> None:
-        # Optuna would repeat the statement, although the database may already have executed it.
+        # Otherwise, Optuna would repeat the statement, although the database may already have executed it.
         error = context.sqlalchemy_exception  # None if a signal interrupted the statement
         if error is not None and context.is_disconnect and not context.is_pre_ping:
             raise _storage_error(url, error)
@@ -66,7 +66,7 @@ def convert_db_errors(url: str) -> Iterator[None]:
         raise UserError(masked(f"--storage {url} is invalid: {str(error).splitlines()[0]}.")) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
-        # Exactly DatabaseError means corrupt. Its subclass OperationalError means locked or full.
+        # DatabaseError itself means corrupt, and its subclass OperationalError means locked or full.
         if url.startswith(SQLITE) and type(cause) is DatabaseError:
             raise InfrastructureError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
         raise _storage_error(url, cause) from None

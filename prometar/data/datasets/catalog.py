@@ -98,7 +98,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
             and returns a `Dataset`.
         root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. The dataset
             named "folder" (your own images) is the root itself. Rendered datasets need no root. If the
-            dataset's folder contains a manifest.json, the Parquet files that it lists are read.
+            dataset's folder contains a manifest.json, images are read from the Parquet files listed there.
         args: Arguments of a custom loader that is a class.
 
     Raises:
@@ -120,7 +120,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
 
 
 def open_unverified(name: str, root: Path | str | None, args: Mapping[str, object] = {}) -> Dataset:
-    """Open a dataset like `open_dataset`, without checking its image list or that its images exist."""
+    """Open a dataset like `open_dataset`, without checking its image list or its image files."""
     require_name(name)
     if is_custom(name):
         return _open_custom(name, None if root is None else str(root), args)

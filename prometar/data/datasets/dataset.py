@@ -1,4 +1,4 @@
-"""Datasets: images with their labels and class names in three splits, and the source of their files."""
+"""Datasets: images with their labels and class names in three splits, and the source of the image files."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class RenderedSource:
-    """Images of the rendered dataset `name`. Each is rendered as a PNG file when it is read."""
+    """Images of the rendered dataset `name`. Each image is rendered as a PNG file when it is read."""
 
     name: str
 
@@ -78,7 +78,7 @@ def _render(name: str, path: str) -> bytes:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of images, and the source of their files.
+    """Three splits of images, and the source of the image files.
 
     Args:
         name, title: Name for `--dataset`, and name in tables.
@@ -103,7 +103,7 @@ class Dataset:
     templates: Mapping[str, str] = field(default_factory=dict)
 
     def template_named(self, name: str) -> str:
-        """Return the template `name`, or the zero-shot template if the dataset has none of this name."""
+        """Return the template `name`, or the zero-shot template if the dataset does not define `name`."""
         return self.templates.get(name, self.template)
 
     @property
@@ -166,7 +166,7 @@ MAX_NAME_LENGTH = 1000  # characters, far more than CLIP's limit of 77 tokens
 
 
 def invalid_name_reason(classname: str) -> str:
-    """Return the reason why a prompt cannot contain a class name, or "" if it can.
+    """Return the reason why a prompt cannot contain a class name, or "" for a valid class name.
 
     Example:
         >>> invalid_name_reason("zigzagged"), invalid_name_reason(" ")

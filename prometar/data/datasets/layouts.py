@@ -28,7 +28,7 @@ class SplitFile(BaseModel):
 
 
 def read_benchmark(benchmark: Benchmark, folder: Path) -> Dataset:
-    """Return a benchmark's dataset, without opening its images.
+    """Return the dataset of a benchmark, without opening the images.
 
     Raises:
         UserError: a file or folder is missing, or does not have the expected layout.
@@ -86,8 +86,8 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
 def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     """Read ImageNet or one of its variants.
 
-    Class folders are named by WordNet ID (wnid), except in ImageNetV2, which uses indices of classnames.txt.
-    A label is the position of the class folder in sorted order, from 0 to 999 (to 199 in the variants A and
+    Class folders are named by WordNet ID (wnid), except in ImageNetV2 (index into classnames.txt).
+    A label is the position of the class folder in sorted order, from 0 to 999 (0 to 199 in the variants A and
     R). Images are sorted by name, unlike in the published code, whose few-shot samples depend on the order in
     which the file system lists them.
     """

@@ -10,7 +10,7 @@ from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
 
 MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
-HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # for validation, per class
+HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # validation images of each class
 
 
 def draw(train: Sequence[Item], *, shots: int, rng: random.Random) -> Items:
@@ -76,7 +76,7 @@ def hold_out_val(train: Sequence[Item]) -> tuple[Items, Items, str]:
 
 
 def labels_of(items: Iterable[Item]) -> tuple[int, ...]:
-    """Return the sorted labels of `items`, each once."""
+    """Return the distinct labels of `items`, sorted."""
     return tuple(sorted({item.label for item in items}))
 
 
@@ -95,8 +95,8 @@ def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
 def separate_base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
-    The first split must be train. The first half of its sorted labels are the base classes, the rest are the
-    new classes. Items whose label is not in train are dropped, as in the published code.
+    The first split must be train. The first half of its sorted labels are the base classes, and the others
+    are the new classes. Items whose label is not in train are dropped, as in the published code.
     """
     base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)

@@ -1,4 +1,4 @@
-"""A data plan determines the order and the pixels of all images, identically on every machine.
+"""Data plans, which determine the order and the pixels of all images, identically on every machine.
 
 A row is one image in one epoch. Rows are numbered from 0 to epochs * rows_per_epoch - 1. The content of
 the k-th row of an epoch does not depend on the batch size, Ray Data's block size or the worker.
@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 
 @lru_cache(maxsize=8)
 def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tuple[Ints, Ints]:
-    """Return the order of the images (N,), and the augmentation seed (63 bits) of each image (N,)."""
+    """Return the order of the images, and the augmentation seed (63 bits) of each image."""
     order_seq, seed_seq = np.random.SeedSequence([seed, epoch]).spawn(2)
     order = np.arange(num_items)
     if shuffle:
@@ -42,7 +42,7 @@ class DataPlan:
 
     Args:
         items, transform: Images of an epoch, and the transform of each image.
-        batch_size: Rows per batch. A batch is one step, and contains rows of one epoch only.
+        batch_size: Rows per batch. Each step uses one batch, with rows of a single epoch.
         epochs: Number of passes over the items.
         seed: Seed of the order and the augmentation.
         shuffle: True for a new order in each epoch.
@@ -99,14 +99,14 @@ class DataPlan:
         return np.concatenate(indices), np.concatenate(seeds)
 
     def row_range(self, step: int) -> tuple[int, int]:
-        """Return the first row of a step, and the row after its last one."""
+        """Return the first row of a step, and the row after the step's last row."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = epoch * self.rows_per_epoch + batch * self.batch_size
         return start, min(start + self.batch_size, (epoch + 1) * self.rows_per_epoch)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of everything that determines the batches. Equal digests mean equal batches."""
+        """SHA-256 (hex) of everything that determines the batches. Equal digests mean equal batches."""
         fields = {k: v for k, v in vars(self).items() if k not in ("items", "transform", "digest")}
         head = {"format": FORMAT, "transform": asdict(self.transform), **fields}
         state = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
