@@ -107,7 +107,7 @@ class AppendedSlots:
         return torch.cat([before, prompts], dim=-2)
 
     def take(self, g_first: Tensor, g_rest: Tensor) -> tuple[Tensor, Tensor]:
-        """Split the results of `Layer.reverse` into the cotangents of the first tokens and of the prompt."""
+        """Split the results of `Layer.reverse` into cotangents of the first tokens, and of the prompt."""
         if g_first.shape[-2] != self.num_before:
             g_first, g_rest = torch.cat([g_first, g_rest], dim=-2).tensor_split([self.num_before], dim=-2)
         return g_first, g_rest.sum(dim=-3)

@@ -223,8 +223,8 @@ class DatasetTest:
 
     Args:
         selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
-        difference, base_difference, new_difference: Selected minus baseline, paired by seed, in points of H
-            (harmonic mean), base and new accuracy. None if the baseline was selected, or without two pairs.
+        difference, base_difference, new_difference: Selected minus baseline in points of H (harmonic
+            mean), base and new accuracy, by seed pair. None for a selected baseline or fewer than two pairs.
         published: Published H of the method, None if unknown or not comparable.
     """
 
@@ -241,7 +241,7 @@ class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
 
     Args:
-        epochs: Epochs per run (`--final-epochs`). If the search sets the epochs, only baseline runs use it.
+        epochs: Epochs (`--final-epochs`) per run, or per baseline run if the search sets the epochs.
         selected: Selected settings, with the runs on which the selection is based.
         difference: Selected minus baseline in H, over the seeds of one dataset, or over several datasets.
         alpha: Significance level of each dataset's interval. It depends on the number of seed pairs.

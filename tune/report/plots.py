@@ -112,7 +112,7 @@ def escape(value: Any) -> Any:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return importances by setting, highest first, or {} if trials are too few or all have equal scores."""
+    """Return importances by setting, highest first, or {} if trials are too few or all scores are equal."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
         return {}
