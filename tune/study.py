@@ -96,7 +96,7 @@ class Study:
             closing(Trackers(config.location.trackers, path, self.console)) as tracking,
         ):
             self.folder.write_study(config, digests)
-            done, interrupted = len(store.ended), len(store.interrupted)
+            done, interrupted = len(store.ended_trials), len(store.interrupted_trials)
             if done or interrupted:
                 self.console.print(f"Resuming: {done} done, {interrupted} interrupted")
             with closing(SearchJobs(config, self.folder, store)) as jobs:

@@ -22,7 +22,7 @@ class SearchJobs(Iterator[Job]):
         self._config, self._folder, self._store = config, folder, store
         self._stored_at, hours = time.monotonic(), config.resources.max_hours
         self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._stored_at
-        for trial in store.ended:  # an earlier process may have been killed before it wrote a record
+        for trial in store.ended_trials:  # an earlier process may have been killed before it wrote a record
             if not (folder.trial_folder(trial.number) / "record.json").exists():
                 self._write_record(trial)
 
@@ -55,7 +55,7 @@ class SearchJobs(Iterator[Job]):
 
     def notices(self) -> Iterator[str]:
         """Yield messages that explain why the number of trials differs from --trials."""
-        done, trials = len(self._store.ended), self._config.search.trials
+        done, trials = len(self._store.ended_trials), self._config.search.trials
         if self._store.exhausted:
             yield "Search space exhausted: every combination has been tried."
         elif self.out_of_time and done < trials:

@@ -1,4 +1,4 @@
-"""Ask-and-tell wrapper around an Optuna study. All state is in the storage, so it survives crashes."""
+"""Ask-and-tell wrapper around an Optuna study. All state is in the storage and thus survives crashes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -19,10 +19,10 @@ from tune.store.samplers import derive_seed, make_sampler
 from tune.store.storage import convert_db_errors, open_storage, second_writer_error
 
 MAX_FAILURES = 5
-"""A process stops the study after this many failed trials, unless it has completed or pruned a trial."""
+"""A process stops the study after this many failed trials, unless the process completed or pruned a trial."""
 MAX_DUPLICATES = 20
-"""Number of consecutive samples that repeat earlier settings, after which the first untried combination is
-used or, if the space has too many combinations to list, a random sample."""
+"""After this many consecutive samples that repeat earlier settings, the next trial is the first untried
+combination or, if the space has too many combinations to list, a random sample."""
 
 IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0. The owner is the study's folder
 ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of trials
@@ -34,7 +34,7 @@ FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enque
 def open_trial_store(
     config: StudyConfig, folder: Path, digests: Mapping[str, str], *, concurrency: int = 1
 ) -> Iterator["TrialStore"]:
-    """Open the storage of a study in this context. Create the study if it does not exist.
+    """Open the trial store of a study in this context. Create the study if it does not exist.
 
     Args:
         folder: Folder of the study.
@@ -42,8 +42,8 @@ def open_trial_store(
         concurrency: Number of concurrent trials (see `make_sampler` and `make_pruner`).
 
     Raises:
-        UserError: the URL is invalid, or the stored study has other settings or another folder.
-        InfrastructureError: the storage fails, when it is opened or later in this context.
+        UserError: the storage URL is invalid, or the stored study has other settings or another folder.
+        InfrastructureError: the storage cannot be opened, or fails later in this context.
     """
     with convert_db_errors(config.storage), ExitStack() as stack:
         storage = open_storage(config.storage)
@@ -112,12 +112,12 @@ class TrialStore:
         return {} if trials else {IDENTITY: config.identity(digests), OWNER: owner}
 
     @property
-    def ended(self) -> list[TrialRecord]:
+    def ended_trials(self) -> list[TrialRecord]:
         """Completed, pruned and failed trials, in order of their numbers."""
         return [build_record(trial) for trial in self._trials if trial.state.is_finished()]
 
     @property
-    def interrupted(self) -> list[FrozenTrial]:
+    def interrupted_trials(self) -> list[FrozenTrial]:
         """Unfinished trials of earlier processes."""
         return [t for t in self._trials if not t.state.is_finished() and t.number not in self._running]
 
@@ -127,15 +127,15 @@ class TrialStore:
         return build_record(trial) if trial.state.is_finished() else None
 
     def ask(self, *, allow_new: bool = True) -> FrozenTrial | None:
-        """Start the next trial. The order is: interrupted, baseline, enqueued, sampled.
+        """Resume an interrupted trial or, if none is left, start one. Order: baseline, enqueued, sampled.
 
         Args:
-            allow_new: False to only resume interrupted trials.
+            allow_new: False to resume interrupted trials only.
 
         Returns:
             The trial, or None if no trials are left or too many have failed.
         """
-        for trial in self.interrupted:
+        for trial in self.interrupted_trials:
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
             if trial.state is TrialState.WAITING:
                 self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
@@ -147,7 +147,7 @@ class TrialStore:
         return None if sampled is None else self._create(sampled)
 
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """Return the next trial, or None if there is none. `--trials` counts one baseline, even if rerun."""
+        """Return the next trial, or None if none is left. `--trials` counts a rerun baseline only once."""
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline_settings, "baseline")
         if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
@@ -225,7 +225,7 @@ class TrialStore:
         If the report contains an error, or lacks the objective or another goal, the trial fails.
 
         Returns:
-            True if the trial continues.
+            True if the trial continues. The baseline is never pruned.
         """
         if number not in self._running:
             return False
@@ -263,7 +263,7 @@ class TrialStore:
         self._successes += state is not TrialState.FAIL
 
     def abort_reason(self) -> str | None:
-        """Return the last error if the study must stop (see `MAX_FAILURES`), otherwise None."""
+        """Return the reason of the last failure if the study must stop (see `MAX_FAILURES`), else None."""
         return self._failures[-1] if len(self._failures) >= MAX_FAILURES and not self._successes else None
 
     def add_seconds(self, seconds: float) -> None:

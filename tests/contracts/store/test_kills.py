@@ -54,7 +54,7 @@ def test_no_trial_is_lost_or_repeated_wherever_the_process_dies(
     def finish(folder: Path) -> list[dict[str, Any]]:
         store = open_store(folder, space=space, trials=trials)
         run(store, lambda settings: 50.0 + len(str(settings["regularizer.kind"])))
-        return [{**trial.settings, "state": trial.state} for trial in store.ended]
+        return [{**trial.settings, "state": trial.state} for trial in store.ended_trials]
 
     whole = finish(tmp_path / "whole")
     folder, count = tmp_path / "killed", 0

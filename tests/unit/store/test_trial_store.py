@@ -45,8 +45,8 @@ def test_the_baseline_is_trial_0_and_the_budget_holds(tmp_path: Path) -> None:
     done = run(store)
     assert [number for number, _ in done] == [0, 1, 2, 3, 4]
     assert done[0] == (0, BASELINE)
-    assert [t.origin for t in store.ended[:2]] == ["baseline", "sampled"]
-    assert [t.objective for t in store.ended] == [score(settings) for _, settings in done]
+    assert [t.origin for t in store.ended_trials[:2]] == ["baseline", "sampled"]
+    assert [t.objective for t in store.ended_trials] == [score(settings) for _, settings in done]
     assert [number for number, _ in run(open_store(tmp_path, trials=7))] == [5, 6]
 
 
@@ -86,7 +86,7 @@ def test_interrupted_trials_come_first_with_the_same_settings(tmp_path: Path) ->
     assert trials[1] is not None
     store.report(1, report(trials[1]))
     again = open_store(tmp_path, url=url, trials=4)
-    assert len(again.interrupted) == 2
+    assert len(again.interrupted_trials) == 2
     assert [sample(again.ask(allow_new=False)), sample(again.ask(allow_new=False))] == [first, third]
     assert again.ask(allow_new=False) is None
     again.release()  # as on an interrupt
@@ -105,7 +105,7 @@ def test_an_epoch_may_be_reported_again(tmp_path: Path) -> None:
     assert sample(again.ask()) == (0, BASELINE)
     for epoch in (1, 2, 3):
         again.report(0, report(trial, epoch, of=3))
-    (record,) = again.ended
+    (record,) = again.ended_trials
     assert record.scores_by_epoch == {epoch: score(BASELINE) + epoch for epoch in (1, 2, 3)}
 
 
@@ -123,7 +123,7 @@ def test_a_failed_report_ends_the_trial_with_its_reason(
     store = open_store(tmp_path, goals=("base", "new"))
     assert store.ask() is not None
     assert not store.report(0, failed)
-    assert [(trial.state, trial.reason) for trial in store.ended] == [("FAIL", reason)]
+    assert [(trial.state, trial.reason) for trial in store.ended_trials] == [("FAIL", reason)]
     assert store.ask() is not None
 
 
@@ -168,10 +168,10 @@ def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> Non
     assert [settings for _, settings in run(store)] == MINE[:2]
     store = open_store(tmp_path, **given)
     assert [settings for _, settings in run(store)] == [BASELINE]
-    assert [trial.is_baseline for trial in store.ended] == [True, False, False, True]
+    assert [trial.is_baseline for trial in store.ended_trials] == [True, False, False, True]
     store = open_store(tmp_path, **{**given, "trials": 5})
     assert [settings in MINE for _, settings in run(store)] == [True, False]
-    assert [t.origin for t in store.ended] == [
+    assert [t.origin for t in store.ended_trials] == [
         "baseline", "enqueued", "enqueued", "baseline", "enqueued", "sampled"
     ]  # fmt: skip
 
