@@ -8,8 +8,8 @@ from prometar.io.strict_model import StrictModel
 from prometar.io.yamltext import parse_yaml
 
 TEMPLATE = "a photo of a {}."
-CLASSNAMES = "classnames.txt"
-AIRCRAFT_VARIANTS = "variants.txt"
+CLASSNAMES_FILE = "classnames.txt"
+VARIANTS_FILE = "variants.txt"  # class names of FGVC Aircraft
 
 
 class Archive(StrictModel):
@@ -37,14 +37,14 @@ class Benchmark(StrictModel):
         image_folder: Folder of the images, relative to `folder`.
         split_file: JSON file that lists the images. Empty if the benchmark has class folders or text lists.
         split_digest: Digest of CoOp's split file, such as "sha256:<hex>". Empty if unknown.
-        split_folders: Folder that contains the class folders, by split. Relative to `image_folder`.
+        split_folders: For each split, the folder that contains the class folders. Relative to `image_folder`.
         numbered: True if class folders are named 0, 1, ... in the order of classnames.txt, not by WordNet ID.
         num_classes: Published number of classes.
         sizes: Published number of images per split.
         template, templates: Template of zero-shot prompts, and other templates by name (see `Dataset`).
         archives: Public archives of the images.
         instructions: How to obtain the images if `archives` is empty.
-        imagenet_variant: True for a test set of new images of ImageNet's classes, or of some of them.
+        imagenet_variant: True for a test set with new images of all or some of ImageNet's classes.
     """
 
     name: str
@@ -71,8 +71,8 @@ class Benchmark(StrictModel):
             return (self.split_file,) if images == "." else (images, self.split_file)
         if self.split_folders:
             folders = (f"{images}/{folder}".removesuffix("/.") for folder in self.split_folders.values())
-            return (*folders, CLASSNAMES)
-        return (images, AIRCRAFT_VARIANTS, *(f"images_variant_{split}.txt" for split in self.sizes))
+            return (*folders, CLASSNAMES_FILE)
+        return (images, VARIANTS_FILE, *(f"images_variant_{split}.txt" for split in self.sizes))
 
 
 _YAML = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")
@@ -88,8 +88,8 @@ def how_to_get(benchmark: Benchmark, path: str = "") -> str:
     download = f"Run `prometar data download {benchmark.name} --to DIR`"
     if path and path == benchmark.split_file:
         return f"{download}, or get the file from {_COOP}."
-    if path == CLASSNAMES:
+    if path == CLASSNAMES_FILE:
         if benchmark.imagenet_variant:
-            return f"Copy {CLASSNAMES} from the folder imagenet/."
+            return f"Copy {CLASSNAMES_FILE} from the folder imagenet/."
         return f"Get the file from {_COOP}."
     return f"{download}." if benchmark.archives else benchmark.instructions

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prometar.data.datasets.benchmarks import AIRCRAFT_VARIANTS, CLASSNAMES, Benchmark, how_to_get
+from prometar.data.datasets.benchmarks import CLASSNAMES_FILE, VARIANTS_FILE, Benchmark, how_to_get
 from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items
 from prometar.data.datasets.imagetree import class_folders, labeled_images
 from prometar.errors import UserError
@@ -69,7 +69,7 @@ def read_split_file(file: Path) -> dict[str, Items]:
 
 def _read_aircraft(folder: Path) -> dict[str, Items]:
     """Read FGVC-Aircraft's '<image> <variant>' lists. The first variant in variants.txt has label 0."""
-    labels = {name: label for label, (_, name) in enumerate(read_lines(folder / AIRCRAFT_VARIANTS))}
+    labels = {name: label for label, (_, name) in enumerate(read_lines(folder / VARIANTS_FILE))}
     splits: dict[str, Items] = {}
     for split in SPLITS:
         file = folder / f"images_variant_{split}.txt"
@@ -77,7 +77,7 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
         for number, line in read_lines(file):
             image, _, name = line.partition(" ")
             if name not in labels:
-                raise UserError(f"{file}, line {number}: '{name}' is not listed in {AIRCRAFT_VARIANTS}.")
+                raise UserError(f"{file}, line {number}: '{name}' is not listed in {VARIANTS_FILE}.")
             items.append(Item(f"{image}.jpg", labels[name], name))
         splits[split] = tuple(items)
     return splits
@@ -91,7 +91,7 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     R). Images are sorted by name, unlike in the published code, whose few-shot samples depend on the order in
     which the file system lists them.
     """
-    file, names = folder / CLASSNAMES, dict[str, str]()
+    file, names = folder / CLASSNAMES_FILE, dict[str, str]()
     for number, line in read_lines(file):
         wnid, _, name = line.partition(" ")
         if not name or wnid in names:
