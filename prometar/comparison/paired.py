@@ -9,7 +9,7 @@ from scipy.stats import wilcoxon
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""Placeholder for the seed of an untrained run, whose score is paired with every seed of other methods."""
+"""Placeholder for the seed of an untrained run. Its score is paired with every seed of other methods."""
 Scores = Mapping[str, Mapping[int, float]]
 """Scores of one method on one dataset in percent, by metric (such as "H" or "4 shots") and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
@@ -24,7 +24,7 @@ class Difference:
 
     Args:
         reference: Method whose scores are subtracted.
-        by_dataset: Differences by dataset, one per shared seed, or one if both methods are untrained.
+        by_dataset: For each dataset, one difference per shared seed, or a single one if both are untrained.
         p: p-value of the two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
         p_holm: `p` after Holm's correction for all methods compared in the metric.
     """
@@ -80,7 +80,7 @@ def compare(
 def _differences(
     method_scores: Mapping[str, Scores], reference_scores: Mapping[str, Scores], metric: str
 ) -> dict[str, tuple[float, ...]]:
-    """Return the differences by dataset, one per shared seed, or a single one if both are untrained."""
+    """For each dataset, return one difference per shared seed, or a single one if both are untrained."""
     differences = {}
     for dataset in reference_scores:
         a, b = method_scores.get(dataset, {}).get(metric, {}), reference_scores[dataset].get(metric, {})
@@ -102,7 +102,7 @@ def _p_value(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
     means = _means(by_dataset)
     if len(means) < 2:
         return None
-    return float(wilcoxon(means).pvalue) if any(means) else 1.0  # the test is undefined if all are 0
+    return float(wilcoxon(means).pvalue) if any(means) else 1.0  # the test is undefined if all means are 0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -122,10 +122,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def _missing_run_notes(results: Results) -> Iterator[str]:
     """Yield a note for each method without runs on a dataset, or without a seed that another method has."""
-    for dataset in dict.fromkeys(name for by_dataset in results.values() for name in by_dataset):
+    for dataset in dict.fromkeys(name for datasets in results.values() for name in datasets):
         seeds = {
-            method: {seed for by_seed in by_dataset.get(dataset, {}).values() for seed in by_seed}
-            for method, by_dataset in results.items()
+            method: {seed for by_seed in datasets.get(dataset, {}).values() for seed in by_seed}
+            for method, datasets in results.items()
         }
         all_seeds = set.union(*seeds.values()) - {EVERY_SEED}
         for method, present in seeds.items():

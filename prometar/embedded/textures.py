@@ -1,7 +1,7 @@
-"""Dataset `textures`: 32 patterns. `mini` was pretrained on other images of the same patterns.
+"""Dataset `textures`: 32 patterns. The backbone `mini` was pretrained on other images of the same patterns.
 
-Some base (trained) classes look alike, such as dotted and freckled, and so do some new ones (lined, striped).
-Pattern functions return ink (H, W) on a canvas `c`: about 0 for the background, 1 for the second color.
+Some classes look alike, such as dotted and freckled (base, i.e. trained) or lined and striped (new).
+Pattern functions return an array of ink (height, width): about 0 for the background, 1 for the second color.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Pattern:
 
 
 def lines(value: Floats, half_width: float, pixel: float) -> Floats:
-    """Draw lines where `value` (in tiles) is an integer."""
+    """Draw lines where `value` is an integer. All arguments are in tiles of the pattern."""
     return edge(half_width - np.abs(integer_offset(value)), 1.5 * pixel)
 
 
@@ -43,7 +43,7 @@ def spots(
 
 
 def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
-    """Return the brightness (H, W), 0 to 1, of a surface lit from a random side. `height` is in tiles."""
+    """Return the brightness (0 to 1) of a surface that is lit from a random side. `height` is in tiles."""
     angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
     slope_y, slope_x = np.gradient(height, canvas.pixel)
     slope = slope_x * np.cos(angle) + slope_y * np.sin(angle)
@@ -51,7 +51,7 @@ def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
 
 
 def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], edge_width: float) -> Floats:
-    """Draw layers in order of `value`. Each has a random tone, and a thickness from the range `thickness`."""
+    """Draw layers between contours of `value`. `thickness`: range of layer thicknesses. Tones are random."""
     ink = np.full(value.shape, 0.5)
     start, tone = float(value.min()), 0.5
     while start < value.max():
@@ -302,5 +302,5 @@ TEXTURES = RenderedSet(
             "wrinkled": Pattern(wrinkled),
         },
     },
-    salted=False,
+    salted=False,  # only this dataset: its pixels must not change
 )

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 class StrictModel(BaseModel):
     """Frozen model that rejects unknown keys, NaN and infinite numbers, and booleans in place of numbers.
 
-    Example:
+    Pydantic's strict mode is off, so an integer becomes a float in a float field:
         >>> class Point(StrictModel):
         ...     x: float
         >>> Point.model_validate({"x": 1}).x
@@ -35,15 +35,15 @@ class StrictModel(BaseModel):
 
 
 BUILT_IN = "built-in"
-"""Tag of built-in components in pydantic's unions of built-in and custom components (`module:Name`)."""
+"""Tag of built-in components in unions with custom components (`module:Name`)."""
 
 
 def problems_of(
     error: ValidationError, *, unknown_text: str = "unknown key", omitted_tags: Collection[str] = ()
 ) -> str:
-    """Return at most five problems of a validation error in one line.
+    """Describe at most five problems of a validation error in a single line.
 
-    `unknown_text`: problem of an unknown field. `omitted_tags`: union tags to omit from the names of fields.
+    `unknown_text`: description of an unknown field. `omitted_tags`: union tags to omit from field names.
     """
     texts = {"extra_forbidden": unknown_text, "missing": "a value is required"}
     problems = []
@@ -62,7 +62,7 @@ _BOUNDS = {
 
 
 def describe_problem(error: ErrorDetails, name: str) -> str:
-    """Describe an error of a field, such as "optim.lr must be at least 0, got -1". `name`: "" for a model."""
+    """Describe an error of the field `name` ("": the model), e.g. "optim.lr must be at least 0, got -1"."""
     kind, context, found = error["type"], error.get("ctx", {}), reprlib.repr(error["input"])
     if kind == "value_error":
         return f"{name}: {context['error']}".removeprefix(": ")
@@ -73,7 +73,7 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
     if kind in _BOUNDS:
         # Some versions of pydantic write all 31 digits of the bound 1e30.
         bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", _BOUNDS[kind].format(**context))
-        found = found.strip("'")
+        found = found.strip("'")  # pydantic accepts numbers in quotes
         return f"{name} must be {bound}, got {found}".lstrip()
     message = error["msg"].replace("Input should be", "must be")
     separator = " " if message.startswith("must be") else ": "
@@ -88,7 +88,7 @@ def _holds_numbers(model: type[BaseModel], name: object) -> bool:
 
 
 def leaf_types(annotation: object) -> Iterator[object]:
-    """Yield the innermost types of an annotation, such as int and str of `list[int] | str`."""
+    """Yield the innermost types of an annotation, such as int and str for `list[int] | str`."""
     nested = get_args(annotation)
     if not nested:
         yield annotation

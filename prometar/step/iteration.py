@@ -1,7 +1,7 @@
 """One iteration: the direct phase on a batch, then the meta phase on its meta task (support and query).
 
-Towers have hand-written derivatives (`prometar.clip.tower`) unless prompts are conditional. Autograd does the
-rest. Suffixes of names are axes: B images, C classes, K losses, P tokens of width D, N features of width E.
+Towers have hand-written derivatives (`prometar.clip.tower`) unless prompts are conditional. Autograd computes
+the others. Name suffixes are axes: B images, C classes, K losses, P tokens of width D, N features of width E.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -47,10 +47,10 @@ def step(
     """Return the state after one iteration, and the detached, unweighted losses by name.
 
     The modulator chooses the factor m in g = g_task + m g_reg, which combines the gradients of the task loss
-    and the regularizer. Direct phase: update the prompts theta by SGD with g on the batch. Meta phase, unless
-    the inner loop, the meta task or the prompts are missing: compute theta' = theta - inner_lr g on the
-    support, then update theta and the gate by SGD on outer_weight * query loss(theta'). Both phases share the
-    momenta of theta.
+    and the regularizer. Direct phase: update the prompts theta by SGD with g on the batch. Meta phase
+    (skipped without an inner loop, a meta task or learnable prompts): compute theta' = theta - inner_lr g on
+    the support, then update theta and the gate by SGD on outer_weight * query loss(theta'). Both phases share
+    the momenta of theta.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     gradients, losses = _gradients(model, method, tokens, batch)
@@ -65,7 +65,7 @@ def step(
 
 
 def _update(state: State, g_prompts: Tensors, g_gate: Tensors, config: SgdConfig) -> State:
-    """Return the state after an SGD step of the prompts, and of the gate if it has gradients."""
+    """Return the state after an SGD step of the prompts, and of the gate if `g_gate` is not empty."""
     common = {"momentum": config.momentum, "weight_decay": config.weight_decay}
     leaves, momenta = sgd(state.prompts, state.prompt_momenta, g_prompts, lr=config.prompt_lr, **common)
     state = replace(state, prompts=leaves, prompt_momenta=momenta)
@@ -76,7 +76,7 @@ def _update(state: State, g_prompts: Tensors, g_gate: Tensors, config: SgdConfig
 
 
 Hvp = Callable[[Tensors], Tensors]
-"""Map from token directions u_k (K, P, D) to sum_k H_k u_k. H_k: Hessian of loss k over the tokens."""
+"""Map from token directions u_k (K, P, D) to sum_k H_k u_k. H_k: Hessian of loss k with respect to tokens."""
 
 
 def _meta_gradients(
@@ -85,8 +85,8 @@ def _meta_gradients(
     """Return the gradients of outer_weight * query loss with respect to prompts and gate, and all losses.
 
     The inner step maps the prompts, the gate and the support gradients g_k to adapted tokens. Its vjp maps
-    the query gradient at these tokens to gradients of the prompts and the gate, and to cotangents u_k of g_k.
-    With second order, sum_k H_k u_k is pulled back to the prompts and added to their gradient.
+    the query gradient at the adapted tokens to gradients of the prompts and the gate, and to cotangents u_k
+    of g_k. With second order, sum_k H_k u_k is pulled back to the prompts and added to the prompts' gradient.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     support_hvp: Hvp | None = None
@@ -123,7 +123,7 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient g (P, D) of each token tensor. For K = 1, see `_feature_gradients`."""
+    """Return the modulated gradient g (P, D) of each token tensor. If K = 1, `gradients` is already g."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}  # already g
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
@@ -136,7 +136,7 @@ def _gradients(
 ) -> tuple[Tensors, Losses]:
     """Return the gradients (K, P, D) of K losses with respect to the tokens, and the losses by name.
 
-    K is 2 (task loss and regularizer) or 1 (the task loss alone, or the weighted sum of both).
+    K is 2 (task loss and regularizer) or 1 (the task loss, or its weighted sum with the regularizer).
     """
     towers = model.run(tokens, batch.images, batch.frozen)
     terms, losses, loss_vjp = vjp(partial(_losses, model, method, towers, batch), towers.features)
@@ -201,10 +201,10 @@ def _query_gradient(
 
 
 def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
-    """Return the query loss. Rows of `image_RE`: Q query images, then any partners (support images)."""
+    """Return the query loss. Rows of `image_RE`: Q query images, then partners (support images to mix in)."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
-    if partners is not None and partners.image_rows is not None:
+    if partners is not None and partners.image_rows is not None:  # None: the pixels are already mixed
         query_share, partner_share = partners.query_share[:, None], partners.partner_share[:, None]
         image_QE = query_share * image_QE + partner_share * image_RE[partners.image_rows]
     logits = model.logits(image_QE, text_CE)

@@ -1,4 +1,4 @@
-"""Prompted CLIP: a frozen CLIP with prompts, for fixed classes. Shape suffixes: see `prometar.clip.model`."""
+"""Prompted CLIP for fixed classes. Shapes: B images, C classes, N texts, T tokens, R rows, D and E widths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from prometar.methods.prompts import Prompts, Tensors, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, Towers
 
-_MAX_TEXT_ROWS = 256  # maximum number of rows encoded together if the prompts depend on the image
+_MAX_TEXT_ROWS = 256  # maximum number of packed text rows per chunk of vmap, unless one image has more
 
 
 @dataclass(frozen=True)
 class PromptedClip:
-    """Frozen CLIP with the structure of its prompts, for fixed classes.
+    """Frozen CLIP and prompts for fixed classes. Its methods take the learned values as `tokens`.
 
-    text: Input of the text tower, or the normalized text features (C, E) if the text has no learned prompt.
-    frozen_text_CE: Frozen text features of the classes. None if they are not used.
+    text: Input of the text tower, or the normalized text features (C, E) if no text prompt is learned.
+    frozen_text_CE: Text features of the frozen CLIP, to compare with. None if they are not used.
     """
 
     clip: Clip
@@ -36,7 +36,7 @@ class PromptedClip:
     def text_features(self, tokens: Tensors, frozen_BE: Tensor | None = None) -> Tensor:
         """Return the normalized text features (C, E), given the prompt tokens from `prompts.tokens`.
 
-        Conditional prompts, which depend on the image, need the frozen image features and yield (B, C, E).
+        If prompts are conditional (depend on the image), pass frozen image features. The result is (B, C, E).
         """
         text = self.text
         if isinstance(text, Tensor):
@@ -52,7 +52,7 @@ class PromptedClip:
         assert frozen_BE is not None, "conditional prompts require frozen image features"
         conditioned = self._by_layer(self.prompts.condition_tokens(dict(tokens), frozen_BE), "text")
         chunk_size = max(1, _MAX_TEXT_ROWS // len(text.embedded_RTD))
-        with torch.enable_grad():  # vmap does not support the fused attention that runs without gradients
+        with torch.enable_grad():  # without gradients, torch fuses attention, which vmap does not support
             return torch.vmap(lambda t: encode_text(self.clip, text, t), chunk_size=chunk_size)(conditioned)
 
     def image_features(self, tokens: Tensors, images_BTD: Tensor) -> Tensor:
@@ -85,16 +85,16 @@ class PromptedClip:
         return {layer: token.to(self.clip.dtype) for layer, token in tokens_by_layer(tokens, tower).items()}
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
-        """Return the logits (B, C): cosines times the logit scale. `text_CE` must already be normalized."""
+        """Return the logits (B, C): cosines times the logit scale. Only `text_CE` must be normalized."""
         return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
     """Return the texts of the classes, grouped by class.
 
-    If `prompts` learns a context (text tokens before the name), each class has one text, "<init> <name>.". If
-    `init` has fewer words than the context has tokens, placeholder words replace it, as in the published
-    code. Otherwise, a class has one text per template of `prompts`, or one with `template` if there are none.
+    If `prompts` learns a context (text tokens before the name), each class has the text "<init> <name>.",
+    where placeholder words replace an `init` that has fewer words than the context has tokens, as in the
+    published code. Without a context, each class has one text per template of `prompts` (none: `template`).
 
     Raises:
         UserError: a template does not contain {} exactly once.

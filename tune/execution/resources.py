@@ -1,7 +1,7 @@
-"""Resources of jobs: the number of concurrent jobs, and the CPUs and GPUs of each.
+"""Number of concurrent jobs (trials, or training runs of later stages) and resources of each job.
 
 A job has a placement group of two bundles on one machine: one for the trainer, one for the tasks of the data
-stream. The stream has reserved CPUs, because Ray Data waits forever if trainers occupy every CPU.
+stream. The stream's CPUs are reserved, because Ray Data waits forever if trainers occupy every CPU.
 """
 
 import math
@@ -52,8 +52,8 @@ class ResourcePlan:
     def enlarge(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
         """Return bundles for a retry after an out-of-memory error, or None if they cannot be larger.
 
-        The trainer gets twice its GPU share (at most 1) or, without GPUs, twice its CPUs (at most all). Fewer
-        jobs then share the memory. Threads and the stream's bundle stay the same, so results do not change.
+        Double the trainer's GPU share (at most 1) or, without GPUs, its CPUs, so that fewer jobs share the
+        memory. Threads and the stream's bundle stay the same, so results do not change.
 
         Example:
             >>> plan = ResourcePlan(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
@@ -63,8 +63,8 @@ class ResourcePlan:
         trainer, stream = map(dict, bundles)
         kind = "GPU" if trainer.get("GPU") else "CPU"
         limit = min(1.0, self.max_gpus) if kind == "GPU" else self.max_cpus - stream["CPU"]
-        share = min(2 * trainer[kind], limit)
-        return [{**trainer, kind: share}, stream] if share > trainer[kind] else None
+        amount = min(2 * trainer[kind], limit)
+        return [{**trainer, kind: amount}, stream] if amount > trainer[kind] else None
 
 
 def uses_gpus(nodes: Sequence[NodeResources], resources: ResourcesConfig) -> bool:
@@ -82,7 +82,7 @@ def plan_trials(
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line summary.
 
-    Unless --max-concurrent is set, at most a fifth of `num_trials` run concurrently. See `plan_resources`.
+    Unless --max-concurrent is set, at most a fifth of `num_trials` run at a time (see `plan_resources`).
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
@@ -105,12 +105,12 @@ def plan_resources(
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
         max_jobs_reason: Reason for `max_jobs`, for the summary.
-        memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed, as the
-            estimate may be too high. If the user sets `max_concurrent`, the estimate is ignored.
+        memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed,
+            because the estimate may be too high. If the user sets `max_concurrent`, the estimate is ignored.
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
 
     Raises:
-        UserError: a job does not fit on any machine, or requests a fraction of GPUs above 1.
+        UserError: a job does not fit on any machine, or requests a fractional number of GPUs above 1.
     """
     max_cpus, max_gpus = (max((node.get(k, 0.0) for node in nodes), default=0.0) for k in ("CPU", "GPU"))
     if resources.max_concurrent:

@@ -1,4 +1,4 @@
-"""Tune trainable that trains jobs in a Ray actor."""
+"""Tune trainable that runs jobs (trials and other groups of training runs) in a Ray actor."""
 
 import errno
 import faulthandler
@@ -32,7 +32,7 @@ _OUT_OF_MEMORY_MESSAGES = (
     "CUDA error: out of memory",  # raised by a CUDA context or graph, not by torch's allocator
     "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
     "_ALLOCATION_FAILED",  # cuDNN 9.0 or later
-    "NVML_SUCCESS == ",  # on a MIG device, torch fails to report that it is out of memory
+    "NVML_SUCCESS == ",  # torch's failed assertion if memory is exhausted on a MIG device
     "can't allocate memory",
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
-        bundles: Resources of each Ray bundle. Unlike `resource_plan`, they grow after an out-of-memory error.
+        bundles: Resources of each Ray bundle. Larger than in `resource_plan` after an out-of-memory error.
         timeout_seconds: Seconds without a report after which the worker is restarted. None: no limit.
     """
 
@@ -59,11 +59,11 @@ class JobRequest:
 
 
 class JobWorker(ray_tune.Trainable):
-    """Trainable that trains one job after another. Each step returns the report of one epoch.
+    """Trainable that runs one job after another. Each step returns the report of one epoch.
 
     Backbone, datasets and features of the frozen CLIP stay in memory between jobs. Checkpoints are stored in
-    the folders of the runs, not by Tune, so that any worker can resume a job. Epochs in existing checkpoints
-    are reported again, because the driver may have missed the last reports.
+    the folders of training runs, not by Tune, so that any worker can resume a job. Epochs in existing
+    checkpoints are reported again, because the driver may have missed the last reports.
     """
 
     _request: JobRequest
@@ -75,7 +75,7 @@ class JobWorker(ray_tune.Trainable):
         return ray_tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._request = config["request"]  # `step` opens the job, because Tune hides errors in `reset_config`
+        self._request = config["request"]  # training opens in `step`: Tune hides errors in `reset_config`
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -106,7 +106,7 @@ class JobWorker(ray_tune.Trainable):
 
         torch.set_num_threads(request.resource_plan.threads)
         if not gc.get_freeze_count():
-            gc.freeze()  # excludes all modules from `gc.collect`, which streams call (saves 0.15 s per call)
+            gc.freeze()  # `gc.collect`, which data streams call, skips all modules (saves 0.15 s per call)
         return JobTraining(request)
 
     @contextmanager
@@ -116,7 +116,7 @@ class JobWorker(ray_tune.Trainable):
         The timer is not a Python thread, so it works even if a library holds the GIL.
 
         Raises:
-            InfrastructureError: the job's folder, which the driver created, is missing on this machine.
+            InfrastructureError: the job's folder, which the driver created, is missing here or not writable.
         """
         folder, seconds = self._request.job.folder, self._request.timeout_seconds
         if not folder.is_dir():
@@ -145,7 +145,8 @@ def _convert_errors() -> Iterator[None]:
     """Replace errors that other libraries raise if the disk is full or read-only, or memory is exhausted.
 
     Raises:
-        InfrastructureError: the disk is full or read-only. MemoryError: memory is exhausted.
+        InfrastructureError: the disk is full or read-only.
+        MemoryError: memory is exhausted.
     """
     try:
         yield
@@ -162,7 +163,7 @@ def _convert_errors() -> Iterator[None]:
 
 
 def _hide_or_check_gpus() -> None:
-    """Hide all GPUs if none is allocated to this worker. Otherwise, check that torch can use the GPU.
+    """Hide all GPUs if none is allocated to this worker. Otherwise, check that torch can use a GPU.
 
     Raises:
         InfrastructureError: torch cannot use the GPU. This is a problem of the machine, not of the job.

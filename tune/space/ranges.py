@@ -28,8 +28,7 @@ Distinct = AfterValidator(_distinct)
 class _Range(StrictModel):
     """Base class of ranges.
 
-    Args:
-        when: Condition. The setting is sampled only if every setting in `when` has one of the listed values.
+    when: Condition, {} if none. The setting is sampled only if every setting in `when` has a listed value.
     """
 
     when: Mapping[str, tuple[Value, ...]] = Field(default={}, exclude_if=lambda when: not when)
@@ -48,7 +47,7 @@ class _Range(StrictModel):
         return f" if {' and '.join(texts)}" if texts else ""
 
     def is_active(self, settings: Settings) -> bool:
-        """Return True if `settings` satisfy the condition."""
+        """Return True if `settings` satisfy the condition, or if there is none."""
         return all(key in settings and settings[key] in values for key, values in self.when.items())
 
 
@@ -56,7 +55,7 @@ _IntIfWhole = Annotated[float, AfterValidator(lambda x: int(x) if x.is_integer()
 
 
 class NumberRange(_Range):
-    """Floats or integers from low to high, both included. With `log`, the logarithm is sampled uniformly."""
+    """Floats or integers from low to high, both included. With `log`, they are sampled on a log scale."""
 
     type: Literal["float", "int"]
     low: _IntIfWhole
@@ -75,7 +74,7 @@ class NumberRange(_Range):
 
     @property
     def probe_values(self) -> tuple[float, ...]:
-        """Values to validate: the bounds and, for floats, a non-integer that integer settings reject."""
+        """Values to validate: the bounds and, for floats, a non-integer, which integer settings reject."""
         non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *non_integer
 
