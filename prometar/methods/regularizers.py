@@ -149,8 +149,9 @@ class Regularizer:
 
     def __call__(self, inputs: RegularizerInputs) -> "tuple[Tensor | None, dict[str, Tensor]]":
         """Return the weighted sum (None if there are no terms), and the unweighted terms by name."""
-        unweighted = {term.name: term(inputs) for term, _ in self.terms}
-        weighted = [weight * unweighted[term.name] for term, weight in self.terms]
+        values = [term(inputs) for term, _ in self.terms]
+        weighted = [weight * value for (_, weight), value in zip(self.terms, values, strict=True)]
+        unweighted = {term.name: value for (term, _), value in zip(self.terms, values, strict=True)}
         return (sum(weighted[1:], weighted[0]) if weighted else None), unweighted
 
 
