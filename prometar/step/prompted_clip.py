@@ -93,8 +93,8 @@ def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, temp
     """Return the texts of the classes, grouped by class.
 
     If `prompts` learns a context (text tokens before the name), each class has the text "<init> <name>.",
-    where placeholder words replace an `init` that has fewer words than the context has tokens, as in the
-    published code. Without a context, each class has one text per template of `prompts` (none: `template`).
+    where placeholders replace an `init` with fewer words than the context has tokens (as in ProMetaR).
+    Without a context, each class has one text per template (`prompts.templates` or, if (), `template`).
 
     Raises:
         UserError: a template does not contain {} exactly once.

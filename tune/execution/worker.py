@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tune.execution.training import JobTraining
 
 STACKS_FILE = "hung.txt"
-"""File in a job's folder that contains the stacks of all threads of a hung worker."""
+"""File with the stacks of all threads of a hung worker, in the folder of the job."""
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _OUT_OF_MEMORY_MESSAGES = (
     "CUDA out of memory",
