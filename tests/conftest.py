@@ -94,12 +94,12 @@ def ray_local() -> Iterator[str]:
     """
     import ray
 
-    from tune.execution.ray_cluster import restore_signal_handlers
+    from tune.execution.ray_cluster import preserve_signal_handlers
 
     for attempt in range(3):
         ray.shutdown()  # what a test has left running, or a start that broke off half-way
         try:
-            with restore_signal_handlers():
+            with preserve_signal_handlers():
                 ray.init(
                     address="local",  # never one that runs already
                     num_cpus=2,

@@ -49,7 +49,7 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
 def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> None:
     """Raise a UserError if weights do not fit the backbone or are not finite. `source`: name in messages."""
-    # Unexpected tensors are ignored, except further blocks, which only the weights of a deeper model contain.
+    # Unexpected tensors are ignored, except those of extra blocks: they belong to a deeper model.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
@@ -182,7 +182,7 @@ def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: 
 
 
 def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
-    """Return SigLIP's pool as a tower of one block, whose query projection is constant: the learned query."""
+    """Return SigLIP's pool as a one-block tower. Its query is constant: a bias without projection weight."""
     pool = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     kv_weight = pool["kv.weight"]
     # Computed in float64 for the same reason as the logit scale in `from_state_dict`.

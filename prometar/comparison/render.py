@@ -46,7 +46,7 @@ def as_csv(differences: Sequence[Difference]) -> str:
     rows: list[tuple[object, ...]] = [tuple(header.split())]
     for each in differences:
         names = (each.metric, each.method, each.reference)
-        rows.append((*names, "", each.unit, *_summary(each.values), as_text(each.p), as_text(each.p_holm)))
+        rows.append((*names, "", each.unit, *_summary(each.values), decimals(each.p), decimals(each.p_holm)))
         for dataset, seed_differences in each.by_dataset.items():
             rows.append((*names, dataset, "seeds", *_summary(seed_differences), "", ""))
     return csv_text(rows)
@@ -56,10 +56,10 @@ def _summary(values: tuple[float, ...]) -> tuple[int, str, str, str]:
     """Return n, the mean, and the bounds of its 95% confidence interval."""
     interval = t_interval(values)
     low, high = (interval.low, interval.high) if interval else (None, None)
-    return len(values), as_text(mean(values)), as_text(low), as_text(high)
+    return len(values), decimals(mean(values)), decimals(low), decimals(high)
 
 
-def as_text(value: float | None) -> str:
+def decimals(value: float | None) -> str:
     """Format a number with four decimals, or None as ""."""
     return "" if value is None else f"{value:.4f}"
 

@@ -1,7 +1,7 @@
 """Configuration of one run. Configurations are immutable and reject unknown keys.
 
 Each component of a method (`prometar.methods`) has a section, which selects its kind. The defaults
-are those of ProMetaR's published code (CVPR 2024, commit c907bdb). Other methods have recipes.
+are those of ProMetaR's published code (CVPR 2024, commit c907bdb). Recipes change them for other methods.
 """
 
 import os
@@ -47,7 +47,7 @@ class DataConfig(StrictModel):
 
 
 class AugmentConfig(StrictModel):
-    """Augmentation of training images (RandomResizedCrop, flip, color jitter)."""
+    """Augmentation of training images: RandomResizedCrop, probability of a flip, amount of color jitter."""
 
     crop_scale_min: float = Field(default=0.08, gt=0, le=1)
     crop_scale_max: float = Field(default=1.0, gt=0, le=1)
@@ -136,8 +136,8 @@ class Config(MethodConfig):
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
-        If `method` changes, its recipe replaces all settings except data, backbone and seed. Settings
-        that a component's kind lacks are ignored in `values`, and removed from the copy if the kind changes.
+        If `method` changes, its recipe replaces all settings except data, backbone and seed. Values
+        that a component's kind lacks are ignored. If the kind changes, what the new kind lacks is dropped.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -239,13 +239,13 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
 
 
 def _kind_field(section: str) -> str:
-    """Return the field that selects a component's kind, or "name" (unused) for a section without kinds."""
+    """Return the field that selects a component's kind, or "name" (a new data.name drops data.args)."""
     default = Config.model_fields[section].default
     return default.KIND_FIELD if isinstance(default, ComponentSection) else "name"
 
 
 def is_setting(key: str) -> bool:
-    """Return True if the dotted key is a setting of any kind of component.
+    """Return True if the dotted key is a setting of its section, whichever kind is selected.
 
     Example:
         >>> [is_setting(key) for key in ("averager.std", "averager.sdt")]

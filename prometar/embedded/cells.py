@@ -1,4 +1,4 @@
-"""Dataset `cells`: 10 kinds of cells and microbes. The model `mini` learned these kinds in other colors."""
+"""Dataset `cells`: 10 kinds of cells and microbes. `mini` was trained on other colors of these."""
 
 from collections.abc import Callable
 

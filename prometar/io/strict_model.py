@@ -23,7 +23,7 @@ class StrictModel(BaseModel):
     # Text fields accept numbers, because YAML reads the unquoted name 101 as a number.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
-    @model_validator(mode="before")  # field_validator("*") cannot be used in members of a discriminated union
+    @model_validator(mode="before")  # field_validator("*") would include discriminators, which is not allowed
     @classmethod
     def _reject_booleans(cls, values: object) -> object:
         """Reject booleans in numeric fields, where pydantic would convert True to 1."""

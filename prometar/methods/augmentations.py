@@ -1,4 +1,4 @@
-"""Task augmentations. They mix the query images of a meta task (a split batch) with its support images."""
+"""Task augmentations. They mix a meta task's query images with its support images (the rest of the batch)."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
@@ -114,7 +114,7 @@ class CutMix(_BetaMix):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the fraction (Q, side) of each pixel between start and stop, which are relative to `side`."""
+    """Return, per pixel, the fraction (Q, side) between start and stop, which are fractions of `side`."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

@@ -17,7 +17,7 @@ class Modulator(ComponentSection):
 
     @property
     def constant(self) -> float | None:
-        """m if it is constant, so that one backward pass suffices. Otherwise None."""
+        """m if it is constant (one backward pass then suffices), else None."""
         return None
 
     def initialize(self, tokens: Tensors, generator: "torch.Generator") -> Leaves:

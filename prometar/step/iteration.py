@@ -1,7 +1,7 @@
 """One iteration: the direct phase on a batch, then the meta phase on its meta task (support and query).
 
-Towers have hand-written derivatives (`prometar.clip.tower`) unless prompts are conditional. Autograd computes
-the others. Name suffixes are axes: B images, C classes, K losses, P tokens of width D, N features of width E.
+Towers have hand-written derivatives (`prometar.clip.tower`). Autograd computes the rest, and conditional
+text prompts. Suffixes are axes: B images, C classes, K losses, P tokens of width D, N features of width E.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -24,7 +24,7 @@ from prometar.step.meta_batch import Embeddings, MetaTask
 from prometar.step.prompted_clip import PromptedClip
 from prometar.step.sgd import sgd
 from prometar.step.state import State
-from prometar.step.towers import Towers
+from prometar.step.towers import TowerPasses
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient g (P, D) of each token tensor. If K = 1, `gradients` is already g."""
+    """Return the modulated gradient g (P, D) of each token tensor. K: see `_gradients`."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
-        return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}  # already g
+        return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
     g_task, g_reg = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
     return method.modulator(gate, g_task, g_reg)
@@ -138,7 +138,7 @@ def _gradients(
 
     K is 2 (task loss and regularizer) or 1 (the task loss, or its weighted sum with the regularizer).
     """
-    towers = model.run(tokens, batch.images, batch.frozen)
+    towers = model.forward(tokens, batch.images, batch.frozen)
     terms, losses, loss_vjp = vjp(partial(_losses, model, method, towers, batch), towers.features)
     return towers.vjp(_feature_gradients(method, terms, loss_vjp)), losses
 
@@ -147,13 +147,14 @@ def _gradients_and_hvp(
     model: PromptedClip, method: Method, tokens: Tensors, batch: Embeddings
 ) -> tuple[Tensors, Losses, Hvp]:
     """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the tokens."""
-    towers = model.run(tokens, batch.images, batch.frozen)
+    towers = model.forward(tokens, batch.images, batch.frozen)
 
     def feature_gradients(features: Tensors) -> tuple[Tensors, Losses]:
         losses_of = partial(_losses, model, method, towers, batch)
         terms, losses, loss_vjp = vjp(losses_of, features, differentiable=True)
         return _feature_gradients(method, terms, loss_vjp), losses
 
+    # A Hessian is symmetric, so the vjp of the gradients is the Hessian-vector product.
     cotangents, losses, features_hvp = vjp(feature_gradients, towers.features)
     gradients = towers.vjp_for_hvp(cotangents)
     return gradients, losses, lambda u: towers.hvp(features_hvp(towers.jvp(u)))
@@ -172,9 +173,9 @@ def _feature_gradients(method: Method, terms: Tensors, loss_vjp: Vjp) -> Tensors
 
 
 def _losses(
-    model: PromptedClip, method: Method, towers: Towers, batch: Embeddings, features: Tensors
+    model: PromptedClip, method: Method, towers: TowerPasses, batch: Embeddings, features: Tensors
 ) -> tuple[Tensors, Losses]:
-    """Return the task loss and the regularizer, to differentiate, and all unweighted losses, to log."""
+    """Return the terms to differentiate (task loss, regularizer), and all unweighted losses for logging."""
     text_CE, image_BE = towers.text_and_image(features)
     task_loss = cross_entropy(model.logits(image_BE, text_CE), batch.labels, batch.weights)
     inputs = RegularizerInputs(
@@ -190,7 +191,7 @@ def _query_gradient(
     model: PromptedClip, tokens: Tensors, query: Embeddings, outer_weight: float
 ) -> tuple[Tensors, Tensor]:
     """Return the gradient of outer_weight * query loss at the adapted tokens, and the query loss itself."""
-    towers = model.run(tokens, query.images, query.frozen)
+    towers = model.forward(tokens, query.images, query.frozen)
     terms, _, loss_vjp = vjp(
         lambda features: ({"query": _query_loss(model, towers, features, query)}, {}), towers.features
     )
@@ -200,7 +201,7 @@ def _query_gradient(
     return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), terms["query"]
 
 
-def _query_loss(model: PromptedClip, towers: Towers, features: Tensors, query: Embeddings) -> Tensor:
+def _query_loss(model: PromptedClip, towers: TowerPasses, features: Tensors, query: Embeddings) -> Tensor:
     """Return the query loss. Rows of `image_RE`: Q query images, then partners (support images to mix in)."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners

@@ -1,4 +1,4 @@
-"""Prompted CLIP for fixed classes. Shapes: B images, C classes, N texts, T tokens, R rows, D and E widths."""
+"""Prompted CLIP for fixed classes. B images, C classes, N texts in R rows of T tokens, D and E widths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from prometar.clip.wording import fill_template, readable
 from prometar.errors import UserError
 from prometar.methods.prompts import Prompts, Tensors, tokens_by_layer
 from prometar.methods.regularizers import similarity
-from prometar.step.towers import AutodiffPass, TowerPass, Towers
+from prometar.step.towers import AutodiffPass, TowerPass, TowerPasses
 
-_MAX_TEXT_ROWS = 256  # maximum number of packed text rows per chunk of vmap, unless one image has more
+_MAX_TEXT_ROWS = 256  # rows of packed texts (see clip/text.py) per chunk of vmap; one image may exceed it
 
 
 @dataclass(frozen=True)
 class PromptedClip:
-    """Frozen CLIP and prompts for fixed classes. Its methods take the learned values as `tokens`.
+    """Frozen CLIP and prompts for fixed classes. `tokens` are the result of `prompts.tokens(leaves)`.
 
     text: Input of the text tower, or the normalized text features (C, E) if no text prompt is learned.
     frozen_text_CE: Text features of the frozen CLIP, to compare with. None if they are not used.
@@ -61,7 +61,7 @@ class PromptedClip:
         return features.to(self.clip.working_dtype)
 
     @torch.no_grad()
-    def run(self, tokens: Tensors, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> Towers:
+    def forward(self, tokens: Tensors, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> TowerPasses:
         """Run both towers, and save what their derivatives need. Autograd records no graph."""
         text, working, passes = self.text, self.clip.working_dtype, dict[str, TowerPass]()
         features, text_CE, image_BE = dict[str, Tensor](), None, None
@@ -78,23 +78,23 @@ class PromptedClip:
         else:
             image_BE = self.image_features({}, images_BTD)
         features = {tower: value.to(working) for tower, value in features.items()}
-        return Towers(self.clip.dtype, passes, features, text_CE, image_BE)
+        return TowerPasses(self.clip.dtype, passes, features, text_CE, image_BE)
 
     def _by_layer(self, tokens: Tensors, tower: str) -> dict[int, Tensor]:
         """Return the tokens of one tower by layer, in the precision of the weights."""
         return {layer: token.to(self.clip.dtype) for layer, token in tokens_by_layer(tokens, tower).items()}
 
     def logits(self, image_BE: Tensor, text_CE: Tensor) -> Tensor:
-        """Return the logits (B, C): cosines times the logit scale. Only `text_CE` must be normalized."""
+        """Return the logits (B, C): cosines times the logit scale. `text_CE` must already be normalized."""
         return self.clip.logit_scale * similarity(F.normalize(image_BE, dim=-1), text_CE)
 
 
 def prompt_texts(classnames: Sequence[str], prompts: Prompts, *, init: str, template: str) -> list[str]:
     """Return the texts of the classes, grouped by class.
 
-    If `prompts` learns a context (text tokens before the name), each class has the text "<init> <name>.",
-    where placeholders replace an `init` with fewer words than the context has tokens (as in ProMetaR).
-    Without a context, each class has one text per template (`prompts.templates` or, if (), `template`).
+    If `prompts` learns a context (text tokens before the name), each class has the text "<init> <name>."
+    If `init` has fewer words than the context has tokens, <init> is one X per token, as in ProMetaR.
+    Without a context, each class has one text per template: `prompts.templates`, or `template` if empty.
 
     Raises:
         UserError: a template does not contain {} exactly once.

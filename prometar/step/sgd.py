@@ -12,14 +12,13 @@ def sgd(
 ) -> tuple[Leaves, Tensors]:
     """Return new (leaves, momenta): m <- momentum * m + g + weight_decay * theta, theta <- theta - lr * m.
 
-    theta: `leaves`. m: `momenta`. g: `gradient`, which is emptied to release its memory early. If m starts at
-    0, the updates equal those of torch.optim.SGD without Nesterov momentum.
+    theta: `leaves`. m: `momenta`. g: `gradient` (emptied to free memory). As torch.optim.SGD if m starts at 0.
     """
     if not leaves:
         return {}, {}
     old = [leaf.detach() for leaf in leaves.values()]
-    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. If momenta are
-    # always contiguous, resumed and uninterrupted runs sum in the same order.
+    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. If they always
+    # are, reductions of leaves and momenta have the same order in resumed and uninterrupted runs.
     new_momenta = [gradient.pop(name).detach().contiguous() for name in leaves]
     new_momenta = list(torch._foreach_add(new_momenta, [momenta[name] for name in leaves], alpha=momentum))
     new_momenta = list(torch._foreach_add(new_momenta, old, alpha=weight_decay))

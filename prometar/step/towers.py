@@ -40,7 +40,7 @@ class AutodiffPass:
         def token_vjp(g: Tensor) -> Tensors:
             return vjp(self._function, self._tokens)[1](g)[0]
 
-        # The vjp is linear in g, and its own vjp is the jvp.
+        # The vjp is linear in g. The vjp of this linear map is the jvp.
         _, push_forward = vjp(token_vjp, torch.zeros_like(self.features))  # type: ignore[misc]
         return torch.stack([push_forward(t)[0] for t in self._tangents])
 
@@ -59,7 +59,7 @@ TowerPass = Pass | AutodiffPass
 
 
 @dataclass(frozen=True)
-class Towers:
+class TowerPasses:
     """Forward passes of the prompted towers and their unnormalized features, keyed by "text" and "vision".
 
     Text features are (C, E), or (B, C, E) with conditional prompts. Image features are (B, E). `constant_*`:
@@ -107,8 +107,8 @@ class Towers:
         """Return the gradients (P, D), with respect to the tokens, of <r, features> + sum_k <g_k, J t_k>.
 
         r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian.
-        If A_k is the Hessian of loss k with respect to the features, and r = sum_k A_k J t_k, the result is
-        sum_k H_k t_k, where H_k is the Hessian of loss k with respect to the tokens.
+        If g_k and A_k are gradient and Hessian of loss k in the features, and r = sum_k A_k J t_k,
+        the result is sum_k H_k t_k, where H_k is the Hessian of loss k in the tokens.
         """
         return self._token_gradients(cotangents, lambda tower_pass, r: tower_pass.hvp(r))
 

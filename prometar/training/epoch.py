@@ -21,7 +21,7 @@ StepCallback = Callable[[Run, State, Batch], None]
 
 
 def sgd_config(config: Config, epoch: int) -> SgdConfig:
-    """Return the SGD hyperparameters of a 0-based epoch for prompts and gate (the modulator's tensors)."""
+    """Return the SGD hyperparameters of prompts and gate (the modulator) in an epoch, counted from 0."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
     gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler

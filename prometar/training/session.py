@@ -98,7 +98,7 @@ class Session:
         return len(self.history) == self.run.config.train.epochs
 
     def run_epoch(self) -> EpochRecord:
-        """Train an epoch, score it if it is the last or if searches use the objective, and save a checkpoint.
+        """Train an epoch and save a checkpoint. Score the last epoch, or every epoch in searches.
 
         Raises:
             WorkError: a loss, a prompt or a logit is not finite, or an image is corrupt.
@@ -119,7 +119,7 @@ class Session:
         return record
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Return the remaining batches. Prefetch the first, so that no epoch's time includes the start-up."""
+        """Return one iterator over the batches of all remaining epochs. Prefetch the first batch."""
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels

@@ -26,8 +26,8 @@ class LiveView:
         stage: Name of the stage, e.g. "Search".
         total: Number of jobs, including `done`.
         done: Number of jobs that ended (finished, were pruned or failed) in earlier processes.
-        best: Best objective so far and the name of its job, or None if no job has finished.
-        show_best: False to hide the best objective, for jobs whose objectives are not comparable.
+        best: Best score (objective) so far and the name of its job, or None if no job has finished.
+        show_best: False to hide the best score, for jobs whose scores are not comparable.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LiveView:
         self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True)
 
     def _summary(self) -> list[str]:
-        """Return the counts, the best objective and the estimated time left."""
+        """Return the counts, the best score and the estimated time left."""
         summary = [f"{self._done} of {self._total} done"]
         if self._show_best and self._best:
             summary.append(f"best {self._best[0]:.1f} ({self._best[1]})")
@@ -121,5 +121,5 @@ def _objective(report: EpochReport) -> str:
 def stdout_console() -> Console:
     """Return a console for standard output, with colors only on a terminal."""
     # In a notebook, rich would assume color support and print escape codes.
-    colored = None if sys.stdout is not None and sys.stdout.isatty() else False  # None: rich decides
-    return Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=colored)
+    force = None if sys.stdout is not None and sys.stdout.isatty() else False  # None: rich decides
+    return Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=force)

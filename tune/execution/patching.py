@@ -1,4 +1,4 @@
-"""Patches of private parts of Ray Tune."""
+"""Patches for internals of Ray Tune."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

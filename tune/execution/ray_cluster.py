@@ -20,7 +20,7 @@ _ENVIRONMENT = {
     # Otherwise, a Ray call after `ray.shutdown`, e.g. to close a stream, starts a new local cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # so that Tune uses the progress reporter of `RunConfig`
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # instead of Ray, worker.py hides GPUs
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # worker.py, not Ray, hides GPUs
 }
 _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1 only, on Linux too
@@ -68,7 +68,7 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for attempts_left in (1, 0):
         try:
-            with restore_signal_handlers():
+            with preserve_signal_handlers():
                 ray.init(address=address or "local", **options)
             break
         except Exception as error:
@@ -93,7 +93,7 @@ def _resource_options(num_cpus: int | None) -> dict[str, int]:
 
 
 @contextmanager
-def restore_signal_handlers() -> Iterator[None]:
+def preserve_signal_handlers() -> Iterator[None]:
     """Restore the signal handlers after this context, and prevent Ray's processes from ignoring SIGINT.
 
     Ray cancels tasks with SIGINT, which a shell's background jobs and their child processes ignore.
@@ -108,7 +108,7 @@ def restore_signal_handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, interrupt)
-        if callable(terminate):  # SIG_DFL is not restored, because Ray's handler exits cleanly
+        if callable(terminate):  # instead of SIG_DFL, keep Ray's handler, which exits cleanly
             signal.signal(signal.SIGTERM, terminate)
 
 

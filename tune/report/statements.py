@@ -69,12 +69,12 @@ def evidence(records: Records) -> list[str]:
     """Return the sentences with the numbers behind the verdict."""
     test = records.final_test
     if test is None or records.final_test_outdated or not test.seeds:
-        return [line for line in (_selection(records), _epochs(records)) if line]
-    lines = [_difference(test), *_accuracies(test), _detectable(test), _new_accuracy(test), _epochs(records)]
-    return [line for line in lines if line]
+        return [line for line in (_about_selection(records), _about_epochs(records)) if line]
+    lines = [_about_h(test), *_about_accuracies(test), _about_power(test), _about_new(test)]
+    return [line for line in (*lines, _about_epochs(records)) if line]
 
 
-def _selection(records: Records) -> str:
+def _about_selection(records: Records) -> str:
     selected, baseline = records.selected, records.baseline
     if selected is None:
         return ""
@@ -86,7 +86,7 @@ def _selection(records: Records) -> str:
     return f"{line} The default settings score {format_number(baseline.objective_if_completed)}."
 
 
-def _difference(test: FinalTest) -> str:
+def _about_h(test: FinalTest) -> str:
     if test.difference is None:
         return ""
     over = "datasets" if len(test.datasets) > 1 else "seed pairs"
@@ -94,7 +94,7 @@ def _difference(test: FinalTest) -> str:
     return f"Mean difference in H over {over} (selected minus default settings, test images): {measured}."
 
 
-def _accuracies(test: FinalTest) -> Iterator[str]:
+def _about_accuracies(test: FinalTest) -> Iterator[str]:
     tests = test.datasets.values()
     base = mean_interval([each.base_difference for each in tests])
     new = mean_interval([each.new_difference for each in tests])
@@ -110,7 +110,7 @@ def _accuracies(test: FinalTest) -> Iterator[str]:
         yield f"On average, base accuracy rose and new accuracy fell: {means}.{''.join(notes)}"
 
 
-def _detectable(test: FinalTest) -> str:
+def _about_power(test: FinalTest) -> str:
     relevant, unit = test.min_relevant, "point" if test.min_relevant == 1 else "points"
     if test.verdict != "either" or test.detectable is None or test.detectable >= 100:  # H is at most 100
         return ""
@@ -120,7 +120,7 @@ def _detectable(test: FinalTest) -> str:
     return line
 
 
-def _new_accuracy(test: FinalTest) -> str:
+def _about_new(test: FinalTest) -> str:
     names = test.compared_names
     by_name = {name: seed_means(test.runs(name), "new").values() for name in names}
     texts = [f"{format_mean(values)} with the {LABELS[name]}" for name, values in by_name.items() if values]
@@ -129,7 +129,7 @@ def _new_accuracy(test: FinalTest) -> str:
     return f"New accuracy ({statistics}): {', '.join(texts)}." if texts else ""
 
 
-def _epochs(records: Records) -> str:
+def _about_epochs(records: Records) -> str:
     test = records.final_test
     final = test.epochs if test else records.config.test.epochs
     if EPOCHS_KEY not in records.search_config.space.ranges:

@@ -14,7 +14,7 @@ from prometar.data.preparation.check import size_differences
 from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
-# Settings that `changed_settings` ignores. Some may differ, and `published_accuracies` checks the others.
+# Settings that `changed_settings` ignores. `published_accuracies` checks backbone, weights and shots itself.
 _IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained",
             "backbone.precision", "train.seed"}  # fmt: skip
 
@@ -24,7 +24,7 @@ def _read_file() -> dict[str, Any]:
     """Read published.json: the common setup, settings by protocol and method, and rows by protocol.
 
     The setup consists of backbone, weights and shots. A row of a published table contains `method`, `title`,
-    `paper`, `settings` (changed in addition to the protocol's), `accuracies` by dataset (or "average") and
+    `paper`, `settings` (changes on top of the protocol's), `accuracies` by dataset (or "average") and
     column, such as {"dtd": {"base": 83.37}}, and optionally the authors' `configuration` file.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
@@ -44,7 +44,7 @@ def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Ma
     """Return the published accuracies that are comparable with runs of `config`, and a citation.
 
     Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. All other settings are the method's
-    defaults, except for the authors' changes for the protocol or for one row of a published table.
+    defaults, except for the authors' changes for the protocol and, on top of these, for the table's row.
 
     Returns:
         Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
@@ -74,7 +74,7 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 def changed_settings(config: Config, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the settings of `config` that differ from `expected` or, if missing there, from the defaults.
 
-    Leave out the settings in `_IGNORED`. Return {} if the method is a recipe file, which no paper covers.
+    Leave out the settings in `_IGNORED`. Return {} for a recipe file, which has no published settings.
 
     Example:
         >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))
@@ -96,7 +96,7 @@ def incomparable_reason(dataset: Dataset) -> str:
 def published_h(dataset: Dataset, config: Config) -> float | None:
     """Return the H published for a dataset and the method of `config`, or None if no H is comparable.
 
-    No H is comparable if the backbone, weights or shots differ from the paper's. Other settings are ignored.
+    No H is comparable if the backbone, weights or shots differ from the paper's. Other settings may.
     """
     if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None
