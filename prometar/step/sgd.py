@@ -12,7 +12,7 @@ def sgd(
 ) -> tuple[Leaves, Tensors]:
     """Return new (leaves, momenta): m <- momentum * m + g + weight_decay * theta, theta <- theta - lr * m.
 
-    theta: `leaves`. m: `momenta`. g: `gradient` (emptied to free memory). As torch.optim.SGD if m starts at 0.
+    theta: `leaves`. m: `momenta`. g: `gradient`, which is emptied. As torch.optim.SGD if m starts at 0.
     """
     if not leaves:
         return {}, {}
