@@ -55,7 +55,7 @@ class SearchConfig(StrictModel):
     goals: Annotated[tuple[Goal, ...], Distinct] = Field(
         ("objective",),
         min_length=1,
-        description="objective, or several of objective, base, new and seconds for a Pareto front.",
+        description="objective, or for a Pareto front several of objective, base, new and seconds.",
     )
     sampler: str = Field("tpe", description="tpe, random, gp or module:Name.")
     pruner: str = Field(
@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources. They affect a run only through rounding errors, but may change the sampled settings."""
+    """Resources. Runs depend on them only by rounding errors. Concurrency may change the sampled settings."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
@@ -229,11 +229,11 @@ class StudyConfig(StrictModel):
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # By source, which messages about invalid values name. Of `run_values`, only --epochs can be invalid.
+        # Messages name the source of an invalid value. In `run_values`, only that of --epochs can be invalid.
         sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
-        if space in built_in_spaces():  # which cover all methods, so drop settings without effect
+        if space in built_in_spaces():  # they cover all methods: drop settings without effect
             space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
@@ -288,7 +288,7 @@ class StudyConfig(StrictModel):
 
     @property
     def max_epochs(self) -> int:
-        """Maximum number of epochs of a trial. A range's probe values include its upper bound."""
+        """Maximum number of epochs of a trial. Probe values of a range include its upper bound."""
         return max([self.run.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property

@@ -1,4 +1,4 @@
-"""Search hyperparameters of a prompt-learning method: `python tune/search.py --dataset dtd --data-root DIR`.
+"""Tune hyperparameters of a prompt-learning method: `python tune/search.py --dataset dtd --data-root DIR`.
 
 Without arguments, run a small study on a rendered dataset. Rerun the same command to resume, or with a
 larger --trials to extend the study.
@@ -81,7 +81,7 @@ def _field(field_path: str) -> FieldInfo:
 
 @app.command(cls=Command)
 def search(*, plan: bool = False, **options: Any) -> None:
-    """Search hyperparameters, then test the selected settings."""
+    """Tune hyperparameters, then test the selected settings."""
     config = StudyConfig.of(**options)
     from tune.study import Study  # loads torch and Ray, which are not needed for --help
 

@@ -66,7 +66,7 @@ class Study:
 
         Raises:
             UserError: the study was started with other settings, or data or weights are missing.
-            WorkError: another process runs the study, or a stage lacks results because runs failed.
+            WorkError: another process is running the study, or a stage lacks results because runs failed.
             KeyboardInterrupt: a signal stopped the study.
         """
         with self._open():
@@ -83,7 +83,7 @@ class Study:
         """Sample, train and score trials until --trials or --max-hours is reached.
 
         Raises:
-            WorkError: no trial was completed.
+            WorkError: no trial was completed, or all new trials failed.
         """
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trial_store

@@ -36,15 +36,15 @@ def data_list(
     from prometar.embedded.datasets import RENDERED
 
     table, notes = Table("name", "title", "classes", "train", "val", "test", "state", box=None), []
-    for name, dataset_or_reason in list_datasets(data_root).items():
+    for name, opened in list_datasets(data_root).items():  # a dataset, why it is unusable, or None
         benchmark = BENCHMARKS.get(name)
-        access = "your images" if not benchmark else "download" if benchmark.archives else "manual download"
+        access = "class folders" if not benchmark else "download" if benchmark.archives else "manual download"
         sizes: tuple[int, ...] = (0, 0, 0, 0)
-        state = access if data_root is None else f"missing ({access})"  # rendered datasets are never missing
-        if isinstance(dataset_or_reason, str):
+        state = access if data_root is None else f"missing ({access})"
+        if isinstance(opened, str):
             state = "unusable"
-            notes.append(f"{name}: {dataset_or_reason}")
-        elif (dataset := dataset_or_reason) is not None:  # None if missing
+            notes.append(f"{name}: {opened}")
+        elif (dataset := opened) is not None:
             sizes = (len(dataset.classnames), *dataset.counts.values())
             differences = size_differences(name, sizes[0], dataset.counts)
             state = "rendered" if name in RENDERED else "sizes differ" if differences else "complete"

@@ -26,7 +26,7 @@ class Difference:
         reference: Method whose scores are subtracted.
         by_dataset: For each dataset, one difference per shared seed, or a single one if both are untrained.
         p: p-value of the two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
-        p_holm: `p` after Holm's correction for all methods compared in the metric.
+        p_holm: `p` after Holm's correction for the number of methods compared in the metric.
     """
 
     metric: str

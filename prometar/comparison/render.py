@@ -28,10 +28,10 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
             *("–" if p is None else f"{p:.3f}" for p in (difference.p, difference.p_holm)),
         )
     explanations = [
-        f"Each row is a method minus {differences[0].reference} in points, paired by dataset and seed. "
+        f"Each row shows a method minus {differences[0].reference} in points, paired by dataset and seed. "
         "The difference is averaged over seeds, then over datasets.",
         "p: two-sided Wilcoxon signed-rank test over datasets. With n datasets, p is at least 2 / 2^n.",
-        "p (Holm): corrected for all methods compared in the same metric.",
+        "p (Holm): corrected for the number of methods compared in the metric.",
     ]
     if any(difference.metric == HARMONIC for difference in differences):
         explanations.append("H is computed per run, so its mean is not the H of the mean accuracies.")
@@ -46,7 +46,7 @@ def as_csv(differences: Sequence[Difference]) -> str:
     rows: list[tuple[object, ...]] = [tuple(header.split())]
     for each in differences:
         names = (each.metric, each.method, each.reference)
-        rows.append((*names, "", each.unit, *_summary(each.values), decimals(each.p), decimals(each.p_holm)))
+        rows.append((*names, "", each.unit, *_summary(each.values), rounded(each.p), rounded(each.p_holm)))
         for dataset, seed_differences in each.by_dataset.items():
             rows.append((*names, dataset, "seeds", *_summary(seed_differences), "", ""))
     return csv_text(rows)
@@ -56,10 +56,10 @@ def _summary(values: tuple[float, ...]) -> tuple[int, str, str, str]:
     """Return n, the mean, and the bounds of its 95% confidence interval."""
     interval = t_interval(values)
     low, high = (interval.low, interval.high) if interval else (None, None)
-    return len(values), decimals(mean(values)), decimals(low), decimals(high)
+    return len(values), rounded(mean(values)), rounded(low), rounded(high)
 
 
-def decimals(value: float | None) -> str:
+def rounded(value: float | None) -> str:
     """Format a number with four decimals, or None as ""."""
     return "" if value is None else f"{value:.4f}"
 

@@ -30,9 +30,9 @@ class Recipe(StrictModel):
 
     Args:
         settings: Settings that differ from ProMetaR's, by section.
-        name, title, about: Name (or file name) of the recipe, the method's name in the paper, what it learns.
-        paper, source: Publication of the method, and source of the settings.
-        unverified: Details of the settings that could not be verified.
+        name, title: Name (or file name) of the recipe, and the method's name in the paper.
+        about: What the method learns.
+        paper, source, unverified: Publication, source of the settings, and details that are not verified.
     """
 
     settings: _SettingsBySection

@@ -18,7 +18,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pixel coordinates of an image. Create one with `pattern` (repeated in tiles) or `figure` (one shape).
+    """Coordinates of an image's pixels. Created by `pattern` (repeated in tiles) or `figure` (one shape).
 
     Attributes:
         rng: Random generator of the image.
@@ -112,14 +112,14 @@ def integer_offset(value: Floats) -> Floats:
 
 
 def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floats]:
-    """Return x and y (N,) of a grid over the canvas, shifted by up to `jitter * spacing`."""
+    """Return x and y (N,) of a grid's points, each shifted at random by up to `jitter * spacing`."""
     left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
     columns = np.arange(left, canvas.x.max() + spacing, spacing)
     rows = np.arange(top, canvas.y.max() + spacing, spacing)
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # drop points farther from the canvas: the grid covers its bounding box
+    margin = 0.75 * spacing  # points of the bounding box that are farther from the canvas are dropped
     sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2

@@ -1,4 +1,4 @@
-"""Dataset `cells`: 10 kinds of cells and microbes. `mini` was trained on other colors of these."""
+"""Dataset `cells`: 10 kinds of cells and microbes. `mini` was trained on these in other colors."""
 
 from collections.abc import Callable
 

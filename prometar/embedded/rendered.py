@@ -15,7 +15,7 @@ from prometar.errors import UserError
 
 SIZE = 64  # side of an image in pixels
 FIRST_SEEDS: dict[str, int] = {"train": 0, "val": 100_000, "test": 200_000, "pretrain": 1_000_000}
-"""Seed of image 0 of each class, by split. Image k has this seed + k. `pretrain` trained the CLIP `mini`."""
+"""Seed of image 0 of each class, by split. Image k has this seed + k. `mini` was trained on `pretrain`."""
 
 Motif = TypeVar("Motif")
 """Type of the object that describes how a class is drawn, such as a function."""

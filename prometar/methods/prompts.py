@@ -235,7 +235,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKindSection, Prompts):
-    """Custom prompts. As in built-in prompts, `initialize` receives the token ids of the setting `init`."""
+    """Custom prompts. Their `initialize` also receives the token ids of the setting `init`."""
 
 
 _BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts

@@ -23,7 +23,7 @@ class Partners(NamedTuple):
 
     query_share, partner_share: Shares of each query image and of its partner. Their sum is 1.
     batch_rows: Rows of the partners in the batch.
-    image_rows: Rows of the partners in the query's `Embeddings.images`. None if pixels are mixed.
+    image_rows: Rows of the partners in the query's `Embeddings.images` (below). None if pixels are mixed.
     """
 
     query_share: Tensor
@@ -100,7 +100,7 @@ class Embeddings(NamedTuple):
         images: (R, T, D) result of `embed_images`: N images, then the partners whose features are mixed in.
         labels, weights: (N,) labels, and weights in the loss, which sum to 1.
         frozen: (N, E) features of the frozen CLIP, mixed like the images. None if not used.
-        partners, partner_labels: For mixed query images: their partners, and the partners' labels (N,).
+        partners, partner_labels: Partners of mixed query images, and their labels (N,). Otherwise None.
     """
 
     images: Tensor
@@ -147,7 +147,7 @@ def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, select
     """Return the embeddings of the query images, with their partners."""
     query_rows, weights, partners = selection.query_rows, selection.query_weights, selection.partners
     partner_labels, frozen = None, None
-    if partners is None or partners.image_rows is not None:
+    if partners is None or partners.image_rows is not None:  # pixels are not mixed
         images = whole.images[selection.query_and_partner_rows]
     else:
         query_pixels, partner_pixels = pixels[query_rows], pixels[partners.batch_rows]

@@ -1,4 +1,4 @@
-"""Prompted CLIP for fixed classes. B images, C classes, N texts in R rows of T tokens, D and E widths."""
+"""Prompted CLIP for fixed classes. B images, C classes, R rows of packed texts, T tokens, widths D and E."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from prometar.methods.prompts import Prompts, Tensors, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, TowerPasses
 
-_MAX_TEXT_ROWS = 256  # rows of packed texts (see clip/text.py) per chunk of vmap; one image may exceed it
+_MAX_TEXT_ROWS = 256  # text rows (see clip/text.py) per chunk of vmap, or those of one image if it has more
 
 
 @dataclass(frozen=True)
 class PromptedClip:
-    """Frozen CLIP and prompts for fixed classes. `tokens` are the result of `prompts.tokens(leaves)`.
+    """Frozen CLIP and prompts for fixed classes. Argument `tokens`: the result of `prompts.tokens(leaves)`.
 
     text: Input of the text tower, or the normalized text features (C, E) if no text prompt is learned.
     frozen_text_CE: Text features of the frozen CLIP, to compare with. None if they are not used.
@@ -62,7 +62,7 @@ class PromptedClip:
 
     @torch.no_grad()
     def forward(self, tokens: Tensors, images_BTD: Tensor, frozen_BE: Tensor | None = None) -> TowerPasses:
-        """Run both towers, and save what their derivatives need. Autograd records no graph."""
+        """Run both towers, and save what their derivatives need, but no autograd graph."""
         text, working, passes = self.text, self.clip.working_dtype, dict[str, TowerPass]()
         features, text_CE, image_BE = dict[str, Tensor](), None, None
         text_tokens, vision_tokens = self._by_layer(tokens, "text"), self._by_layer(tokens, "vision")

@@ -29,7 +29,7 @@ class RunResult(BaseModel):
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
         cpus, gpus: Allocated resources, or None if unknown.
-        tests: Accuracy in percent on all classes of each other test dataset, and digest of its splits.
+        tests: For each additional test dataset: accuracy in percent on all classes, digest of its splits.
     """
 
     model_config = ConfigDict(**RECORD_CONFIG, validate_by_name=True)

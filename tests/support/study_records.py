@@ -27,7 +27,7 @@ from tune.records.schema import (
 from tune.space.space import build_space
 from tune.stages.final_test import _compare, _verdict
 from tune.stages.jobs import JobRunner, drop_finished_jobs
-from tune.stages.statistics import mean_interval
+from tune.stages.statistics import dataset_interval
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
@@ -152,7 +152,7 @@ def final_test(
         datasets[name] = _compare(
             baseline, baseline if same else shifted, published=None, alpha=None if same else 0.05
         )
-    difference = mean_interval([each.difference for each in datasets.values()])
+    difference = dataset_interval([each.difference for each in datasets.values()])
     test = FinalTest(
         tuple(seeds), 10, selected, datasets, difference, _verdict(difference, baseline_selected=same)
     )

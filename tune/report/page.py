@@ -12,7 +12,7 @@ from prometar.io.files import write_atomically
 from prometar.io.stores import masked
 from tune.records.folder import Records
 from tune.report import statements
-from tune.report.plots import MIN_COMPLETED, plots
+from tune.report.plots import MIN_IMPORTANCE_TRIALS, plots
 from tune.report.tables import detail_tables, summary_tables
 
 _TEMPLATES = Environment(
@@ -59,7 +59,7 @@ def render(records: Records) -> str:
         plotly_js=get_plotlyjs(),
         plots=plots(records),
         detail_tables=detail_tables(records),
-        min_completed=MIN_COMPLETED,
+        min_importance_trials=MIN_IMPORTANCE_TRIALS,
         config_yaml=masked(yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False)),
         environments=[study.environment, *study.earlier_environments],
     )

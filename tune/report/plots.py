@@ -24,7 +24,7 @@ from tune.space.ranges import Choice, Range
 
 ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
 MAX_SLICES = 6  # number of settings that are plotted against the score, most important first
-MIN_COMPLETED = 8
+MIN_IMPORTANCE_TRIALS = 8
 """Minimum number of completed trials for importances. With fewer trials, importances are noise."""
 _EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)  # compares the best quarter with all trials
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
@@ -114,7 +114,7 @@ def escape(value: Any) -> Any:
 def importances(study: optuna.Study) -> dict[str, float]:
     """Return importances by setting, highest first, or {} if trials are too few or all scores are equal."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    if len(completed) < MIN_COMPLETED or len({trial.value for trial in completed}) == 1:
+    if len(completed) < MIN_IMPORTANCE_TRIALS or len({trial.value for trial in completed}) == 1:
         return {}
     return get_param_importances(study, evaluator=_EVALUATOR)
 

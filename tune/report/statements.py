@@ -10,7 +10,7 @@ from tune.config import EPOCHS_KEY
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, SettingsName, Verdict, seed_means
 from tune.report.formatting import describe_difference, format_mean, format_number, phrase
-from tune.stages.statistics import mean_interval
+from tune.stages.statistics import dataset_interval
 
 MAX_CAVEATS = 5
 LABELS = {"selected": "selected settings", "baseline": "default settings"}
@@ -96,8 +96,8 @@ def _about_h(test: FinalTest) -> str:
 
 def _about_accuracies(test: FinalTest) -> Iterator[str]:
     tests = test.datasets.values()
-    base = mean_interval([each.base_difference for each in tests])
-    new = mean_interval([each.new_difference for each in tests])
+    base = dataset_interval([each.base_difference for each in tests])
+    new = dataset_interval([each.new_difference for each in tests])
     if base is None or new is None:
         return
     base_text, new_text = (describe_difference(each, test.confidence) for each in (base, new))

@@ -23,7 +23,7 @@ _IMAGENET_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if ben
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """Benchmark protocol: the datasets, classes and shots of its runs.
+    """Benchmark protocol: the datasets, objective and shots of its runs.
 
     Args:
         objective: Objective of all runs (`prometar.data.splits.objective`).
@@ -94,7 +94,7 @@ class Grid:
 
         Args:
             folder: Parent of the runs' folders. A run that several protocols need has a single folder.
-            untrained: Methods without training. They get one run per dataset for all shots and seeds.
+            untrained: Methods without training. One run per dataset stands for all shots and seeds.
             unavailable: Datasets that cannot be opened. They are left out.
         """
         targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
@@ -137,7 +137,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its files are missing or the result is corrupt.
 
     Raises:
-        UserError: the run has other settings, or one of its splits has another digest than in `digests`.
+        UserError: the run has other settings, or a split's digest is not that of its dataset in `digests`.
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:

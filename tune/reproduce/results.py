@@ -60,7 +60,7 @@ def build_table(
     Args:
         incomparable: For each dataset whose results are not comparable with published ones, the reason.
     """
-    override = {"data.shots": grid.shots[0]}  # protocols with published accuracies have one number of shots
+    override = {"data.shots": grid.shots[0]}  # only protocols with one value have published numbers
     configs = {method: config.override(override) for method, config in grid.configs.items()}
     published_by_method = {
         method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()
@@ -85,7 +85,7 @@ def build_table(
     notes = list(_notes(grid, results))
     if cited:
         sources = ", ".join(text for method, (_, text) in published_by_method.items() if method in cited)
-        notes.append(f"Sources of published accuracies: {sources}. Differences are our mean - published.")
+        notes.append(f"Sources of published accuracies: {sources}. Differences are ours minus published.")
     if any(accuracies for accuracies, _ in published_by_method.values()):
         for name, reason in incomparable.items():
             notes.append(f"Not comparable with published accuracies: {name} ({reason}).")

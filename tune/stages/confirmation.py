@@ -23,7 +23,7 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
 def confirm(
     config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: JobRunner
 ) -> Confirmation:
-    """Rerun trials with fresh seeds, unless there is just one. Select the best mean. The baseline wins ties.
+    """If there are several trials, rerun them with fresh seeds. Select the best mean. The baseline wins ties.
 
     Raises:
         WorkError: a rerun of the baseline failed, or every trial has a failed rerun.
@@ -44,8 +44,8 @@ def confirm(
         for trial in trials
     )
     complete = [each for each in candidates if each.mean is not None]
-    must_succeed = [each for each in candidates if each.is_baseline] if complete else candidates
-    error = next((run.error for each in must_succeed for run in each.runs if run.error), "")
+    relevant = [each for each in candidates if each.is_baseline] if complete else candidates
+    error = next((run.error for each in relevant for run in each.runs if run.error), "")
     if error:
         failed = "the default settings" if complete else "all candidates"
         raise WorkError(f"The confirmation of {failed} failed: {error}. {FIX_AND_RESUME}")

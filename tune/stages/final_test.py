@@ -11,7 +11,7 @@ from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
 from tune.stages.jobs import JobRunner, final_job, read_scores
-from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS, is_decided, mean_interval, min_detectable
+from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS, dataset_interval, is_decided, min_detectable
 
 
 def run_final_test(
@@ -60,7 +60,7 @@ def run_final_test(
         if is_decided(differences, alpha, min_relevant=config.test.min_relevant):
             break
     # With one dataset, this is the interval over seeds. With several, it is a 95% interval over their means.
-    difference = mean_interval([each.difference for each in results.values()])
+    difference = dataset_interval([each.difference for each in results.values()])
     return FinalTest(
         seeds=seeds,
         epochs=config.test.epochs,

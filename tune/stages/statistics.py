@@ -24,7 +24,7 @@ ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PA
 which have more power, get more of the 5%."""
 
 
-def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
+def dataset_interval(intervals: Sequence[Interval | None]) -> Interval | None:
     """Return the interval of a single dataset, or the 95% t-interval over the means of several datasets."""
     if len(intervals) == 1:
         return intervals[0]

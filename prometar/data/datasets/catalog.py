@@ -159,7 +159,7 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
             raise UserError(
                 f"{name} must return templates with one {{}} for the class name, got {template!a:.80}."
             )
-    return replace(dataset, name=name, list_origin=dataset.list_origin or name)
+    return replace(dataset, name=name, items_origin=dataset.items_origin or name)
 
 
 def image_list_errors(dataset: Dataset) -> Iterator[str]:
@@ -169,19 +169,19 @@ def image_list_errors(dataset: Dataset) -> Iterator[str]:
     for split, items in dataset.splits.items():
         for item in items:
             if item.path in seen:
-                yield f"{dataset.list_origin} lists {item.path} twice ({seen[item.path]}, {split})"
+                yield f"{dataset.items_origin} lists {item.path} twice ({seen[item.path]}, {split})"
             elif not is_recordable(item.path):
-                yield f"{dataset.list_origin} lists {item.path!a}, which is not UTF-8 or contains a NUL"
+                yield f"{dataset.items_origin} lists {item.path!a}, which is not UTF-8 or contains a NUL"
             elif item.path.startswith("/") or ".." in item.path.split("/"):
-                yield f"{dataset.list_origin} lists {item.path}, which points outside the image folder"
+                yield f"{dataset.items_origin} lists {item.path}, which points outside the image folder"
             seen[item.path] = split
             classname = names.setdefault(item.label, item.classname)
             if classname != item.classname:
                 both = f"both '{classname}' and '{item.classname}'"
-                yield f"{dataset.list_origin} calls label {item.label} {both} (at {item.path})"
+                yield f"{dataset.items_origin} calls label {item.label} {both} (at {item.path})"
     for label, name in names.items():
         if reason := invalid_name_reason(name):
-            yield f"{dataset.list_origin} calls label {label} {name!a}, which {reason}"
+            yield f"{dataset.items_origin} calls label {label} {name!a}, which {reason}"
 
 
 def _data_root_advice(name: str) -> str:

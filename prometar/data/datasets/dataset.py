@@ -87,7 +87,7 @@ class Dataset:
         template: Template of zero-shot prompts, such as "{} texture.".
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
-        list_origin: Source of the image list, for error messages, such as "folder data/dtd/images".
+        items_origin: Source of the image list, for error messages, such as "folder data/dtd/images".
         note: Remark for the user, such as the rule of an automatic split. Empty if there is none.
     """
 
@@ -98,7 +98,7 @@ class Dataset:
     test: Items
     source: Source
     template: str
-    list_origin: str = ""
+    items_origin: str = ""
     note: str = ""
     templates: Mapping[str, str] = field(default_factory=dict)
 

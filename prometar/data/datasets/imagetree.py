@@ -51,8 +51,8 @@ def read_tree(folder: Path) -> Dataset:
     else:
         items, note = _split_automatically(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
     train, val, test = (items.get(split, ()) for split in SPLITS)
-    source, list_origin = FolderSource(str(folder)), f"folder {folder}"
-    return Dataset(OWN_IMAGES, OWN_IMAGES_TITLE, train, val, test, source, TEMPLATE, list_origin, note)
+    source, items_origin = FolderSource(str(folder)), f"folder {folder}"
+    return Dataset(OWN_IMAGES, OWN_IMAGES_TITLE, train, val, test, source, TEMPLATE, items_origin, note)
 
 
 def _split_automatically(folder: Path, names: Sequence[str]) -> dict[str, Items]:

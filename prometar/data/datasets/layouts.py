@@ -44,14 +44,14 @@ def read_benchmark(benchmark: Benchmark, folder: Path) -> Dataset:
     image_folder = folder / benchmark.image_folder
     if benchmark.split_file:
         split_file = folder / benchmark.split_file
-        splits, list_origin = read_split_file(split_file), f"split file {split_file}"
+        splits, items_origin = read_split_file(split_file), f"split file {split_file}"
     elif benchmark.split_folders:
-        splits, list_origin = _read_class_folders(benchmark, folder), f"folder {image_folder}"
+        splits, items_origin = _read_class_folders(benchmark, folder), f"folder {image_folder}"
     else:
-        splits, list_origin = _read_aircraft(folder), f"{folder / 'images_variant_*.txt'}"
+        splits, items_origin = _read_aircraft(folder), f"{folder / 'images_variant_*.txt'}"
     train, val, test = (splits.get(split, ()) for split in SPLITS)
     name, title, template = benchmark.name, benchmark.title, benchmark.template
-    return Dataset(name, title, train, val, test, FolderSource(str(image_folder)), template, list_origin)
+    return Dataset(name, title, train, val, test, FolderSource(str(image_folder)), template, items_origin)
 
 
 def read_split_file(file: Path) -> dict[str, Items]:

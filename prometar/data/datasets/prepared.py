@@ -74,8 +74,8 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
             f"{masked(uri)} contains {counts} images, but {MANIFEST} lists {manifest.counts}. {_REBUILD}"
         )
     train, val, test = (tuple(splits[split]) for split in SPLITS)
-    list_origin = f"prepared copy {masked(uri)}"
-    return Dataset(name, title, train, val, test, source, template, list_origin, manifest.note)
+    items_origin = f"prepared copy {masked(uri)}"
+    return Dataset(name, title, train, val, test, source, template, items_origin, manifest.note)
 
 
 @dataclass(frozen=True)

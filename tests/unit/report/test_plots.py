@@ -11,7 +11,7 @@ from tests.support.study_records import run, settings_of, small, trial
 from tune.config import Goal
 from tune.records.folder import Records
 from tune.report.plots import (
-    MIN_COMPLETED,
+    MIN_IMPORTANCE_TRIALS,
     embed,
     importances,
     plot_accuracies,
@@ -53,8 +53,8 @@ def test_importance_finds_the_setting_that_matters(goal: Goal, setting: str, tmp
 
 
 def test_no_importance_without_enough_different_trials(tmp_path: Path) -> None:
-    assert importances(rebuild_study(searched(tmp_path, MIN_COMPLETED - 1), ["objective"])) == {}
-    records = searched(tmp_path, MIN_COMPLETED)
+    assert importances(rebuild_study(searched(tmp_path, MIN_IMPORTANCE_TRIALS - 1), ["objective"])) == {}
+    records = searched(tmp_path, MIN_IMPORTANCE_TRIALS)
     assert importances(rebuild_study(records, ["objective"]))
     equal = tuple(replace(each, objective=60.0) for each in records.trials)
     assert importances(rebuild_study(replace(records, trials=equal), ["objective"])) == {}
