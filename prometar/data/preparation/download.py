@@ -95,7 +95,7 @@ def _install_archive(archive: Archive, folder: Path, temp: Path, progress: Progr
     unpack(file, temp / "unpacked")
     parent, main = temp / "unpacked" / archive.parent, archive.main_folder
     if not (parent / main).is_dir():
-        problem = f"{archive.url} no longer contains the folder {main}"
+        problem = f"{archive.url} no longer contains the folder {Path(archive.parent, main)}"
         raise WorkError(f"{problem}. Get the images elsewhere, and put them in {folder / main}.")
     folder.mkdir(exist_ok=True)
     # The main folder is moved last: if it exists, a later call to `download` skips this archive.

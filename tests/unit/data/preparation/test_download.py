@@ -269,7 +269,7 @@ def test_an_archive_of_something_else_is_told(
     folder = write_copy("dtd", tmp_path)
     server.files["/fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"] = tar_of(folder, "dtd")
     assert download("fgvc_aircraft", tmp_path / "root") == 1
-    assert "does not contain the folder fgvc-aircraft-2013b/data/images. Download" in capsys.readouterr().err
+    assert "no longer contains the folder fgvc-aircraft-2013b/data/images. Get" in capsys.readouterr().err
 
 
 WRONG = [
