@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources. Runs depend on them only by rounding errors. Concurrency may change the sampled settings."""
+    """Resources. They affect runs only through rounding. Concurrency may change the samples."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
@@ -213,7 +213,7 @@ class StudyConfig(StrictModel):
         datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
         method = run_values.pop("method", "prometar")
         option_keys = {field.removeprefix("run.") for field in OPTIONS.values()}
-        set_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}  # of --set
+        set_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}  # given with --set
         by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
             run_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
@@ -229,7 +229,7 @@ class StudyConfig(StrictModel):
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # Messages name the source of an invalid value. In `run_values`, only that of --epochs can be invalid.
+        # Messages name the option of an invalid value. Of `run_values`, only --epochs can be invalid.
         sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
@@ -288,7 +288,7 @@ class StudyConfig(StrictModel):
 
     @property
     def max_epochs(self) -> int:
-        """Maximum number of epochs of a trial. Probe values of a range include its upper bound."""
+        """Maximum number of epochs of a trial. `probe_values` contains the bounds of a range."""
         return max([self.run.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property
@@ -309,8 +309,8 @@ class StudyConfig(StrictModel):
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. It trains for `test.epochs`, unless `settings` contain
-                epochs and differ from the default settings.
+            final: True for a run of the final test. Default settings, and settings without epochs, then train
+                for `test.epochs`. Others train for their own epochs.
         """
         if final and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
             settings = {**settings, EPOCHS_KEY: self.test.epochs}
@@ -352,7 +352,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
     """Yield a message about the first problem of each invalid field."""
     names = {field: f"--{option}" for option, field in OPTIONS.items()}
     first = {".".join(map(str, each["loc"][:2])): each for each in reversed(error.errors())}
-    for field, each in reversed(first.items()):  # reversed twice, because a dict keeps a key's last value
+    for field, each in reversed(first.items()):  # reversed twice: the first problem of a field wins
         name = names.get(field, f"--set {field.rstrip('.')}")
         match each["type"]:
             case "extra_forbidden":

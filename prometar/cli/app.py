@@ -45,7 +45,7 @@ def train(
         str,
         typer.Option(
             help="What to train and test on, and how to score it. final: train on base, test on base and new "
-            "classes. all_classes: train and test on all. Objectives of searches also work. Default: final.",
+            "classes. all_classes: train and test on all. Those of `search` work too. Default: final.",
             show_default=False,
         ),
     ] = "final",
@@ -198,7 +198,7 @@ def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
 
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
     names = {"all": "all classes", "base": "base", "new": "new"}
-    if "new" in result:  # without new classes, the objective would repeat the accuracy already shown
+    if "new" in result:  # without new classes, the score equals the accuracy already shown
         names["objective"] = objective_of(objective).title
     values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
     print(f"{title}: {', '.join(values)}")

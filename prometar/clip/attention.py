@@ -22,7 +22,7 @@ class Attention:
         jvp: c = centered(tq @ k.T + q @ tk.T), d = p * c. Tangent of o: d @ v + p @ tv
         hvp: s = p * centered(r @ v.T + sum_i(g_i @ tv_i.T + a_i * c_i)). Gradients of (q, k, v):
             s @ k + sum_i(b_i @ tk_i), s.T @ q + sum_i(b_i.T @ tq_i), p.T @ r + sum_i(d_i.T @ g_i)
-    In hvp, a_i * c_i lacks a term that is the same for all keys, because `centered` would remove it.
+    In hvp, a term that is the same for all keys is omitted, because `centered` would remove it.
 
     Args:
         mask: Tensor (B, 1 or H, N, S) that is added to the scores q @ k.T.
@@ -71,7 +71,7 @@ class Attention:
         g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
         if len(g_KBND) > 1:
             return self._pull_back(g, self._centered_gv(g) * self._p[:, :, None])
-        # This kernel is used only for K = 1. Otherwise, it would need K copies of the probabilities.
+        # For K = 1, use torch's kernel. For K > 1, it would need K copies of the probabilities.
         gv, p = _multiply(g, self._v.mT), self._p[:, :, None]
         return self._pull_back(g, torch.ops.aten._softmax_backward_data(gv, p, -1, gv.dtype))
 

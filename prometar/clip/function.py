@@ -15,7 +15,7 @@ class TokenFunction(Protocol):
     For first derivatives, call `forward` and `vjp`. For second derivatives, call `forward`, `vjp_for_hvp`,
     `jvp` and `hvp`. With K cotangents g_k, K tangents t_k and one cotangent r, `vjp` and `vjp_for_hvp` return
     J^T g_k, `jvp` returns J t_k, and `hvp` returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> with
-    respect to x. `value` is `forward` without storing tensors. The suffix _K marks K stacked tensors.
+    respect to x (for linear f, J^T r). `value` is `forward` without storing tensors. _K: K stacked tensors.
     """
 
     def value(self, x: Tensor, /) -> Tensor:

@@ -1,6 +1,6 @@
 """Backbones by name: open_clip's models and the embedded `mini`, with weights, tokenizers and templates.
 
-Importing open_clip takes three seconds, so the three files that `mini` needs are loaded without it.
+Importing open_clip takes three seconds, so the three of its modules that `mini` needs are loaded alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ class Backbone:
         start, ids = self.clip.num_start, self.tokenize([text])[0]
         if self.clip.causal:
             return ids[start : ids.argmax()]  # the end token has the largest id
-        # An empty text has only start tokens, then end and padding tokens.
+        # After its start tokens, an empty text has only end and padding tokens.
         is_end = torch.isin(ids[start:], self.tokenize([""])[0][start:])
         return ids[start : start + int(is_end.int().argmax())]
 
@@ -98,7 +98,7 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the weights, cached because computing it takes a second for ViT-B/16."""
+        """SHA-256 (hex) of the folded weights. Computing it takes a second for ViT-B/16."""
         return weights_digest(self.clip)
 
     @cached_property
@@ -280,7 +280,7 @@ def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
     vision, text = config["vision_cfg"], config["text_cfg"]
     is_siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS
     is_clip = vision.keys() <= _SUPPORTED_CLIP_VISION_KEYS and text.keys() <= _SUPPORTED_CLIP_TEXT_KEYS
-    if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):  # a list for ResNets
+    if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):  # ResNets have a list
         raise UserError(
             f"Backbone {name} is not supported. It is neither a CLIP with a vision transformer nor a SigLIP. "
             "Use a supported model, such as ViT-B-16-quickgelu (docs/data.md)."

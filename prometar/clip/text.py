@@ -24,7 +24,7 @@ ROW_LENGTH = 96
 """Target number of tokens per row. Long rows waste attention on other texts. Short rows slow down matmuls."""
 
 Prefix = tuple[int, ...]
-"""First token ids of a text, without the tokens that all texts share. Each prefix is a node of the tree."""
+"""One or more first token ids of a text, after those that all texts share. A node of the prefix tree."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Dataset `cells`: 10 kinds of cells and microbes. `mini` was trained on these in other colors."""
+"""Dataset `cells`: 10 kinds of cells and microbes. `mini` was pretrained on other colors of them."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """Dataset `textures`: 32 patterns. The backbone `mini` was pretrained on other images of the same patterns.
 
-Some classes look alike, such as dotted and freckled (base, i.e. trained) or lined and striped (new).
+Some classes look alike, such as dotted and freckled (both base classes) or lined and striped (both new).
 Pattern functions return an array of ink (height, width): about 0 for the background, 1 for the second color.
 """
 
@@ -26,7 +26,7 @@ class Pattern:
 
 
 def lines(value: Floats, half_width: float, pixel: float) -> Floats:
-    """Draw lines where `value` is an integer. All arguments are in tiles of the pattern."""
+    """Draw lines where `value` is an integer. `half_width` and `pixel` are in units of `value`."""
     return edge(half_width - np.abs(integer_offset(value)), 1.5 * pixel)
 
 
@@ -302,5 +302,5 @@ TEXTURES = RenderedSet(
             "wrinkled": Pattern(wrinkled),
         },
     },
-    salted=False,  # only this dataset: its pixels must not change
+    salted=False,  # seeds without the dataset's name, so that existing pixels do not change
 )

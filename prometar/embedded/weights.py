@@ -16,7 +16,7 @@ from torch import Tensor
 
 _FOLDER = resources.files("prometar.embedded")
 MINI_VOCABULARY: tuple[str, ...] = tuple((_FOLDER / "vocabulary.txt").read_text(encoding="utf-8").split())
-"""100 nouns that `mini` was pretrained on. None of them is a class of a rendered dataset."""
+"""100 nouns that `mini` was also pretrained on. None of them is a class of a rendered dataset."""
 
 TOKEN_TABLE = "token_embedding.weight"  # name in the state dict
 ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"  # names in mini.safetensors

@@ -35,7 +35,7 @@ class StrictModel(BaseModel):
 
 
 BUILT_IN = "built-in"
-"""Tag of built-in components in unions with custom components (`module:Name`)."""
+"""Name of the tag of built-in members in unions of built-in and custom components (`module:Name`)."""
 
 
 def problems_of(
@@ -62,7 +62,7 @@ _BOUNDS = {
 
 
 def describe_problem(error: ErrorDetails, name: str) -> str:
-    """Describe an error of the field `name` ("": the model), e.g. "optim.lr must be at least 0, got -1"."""
+    """Describe an error of field `name` ("" for the model), e.g. "optim.lr must be at least 0, got -1"."""
     kind, context, found = error["type"], error.get("ctx", {}), reprlib.repr(error["input"])
     if kind == "value_error":
         return f"{name}: {context['error']}".removeprefix(": ")

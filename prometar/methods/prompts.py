@@ -55,7 +55,7 @@ class Prompts(ComponentSection):
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return True if prompts enter the image tower, or if they do not define `enters_images`."""
+    """Return True if prompts enter the image tower, or are custom prompts without `enters_images`."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -83,8 +83,8 @@ def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Gener
     return sample.to(dtype=clip.working_dtype, device=clip.device)
 
 
-class _FrozenTextSetting(Prompts):
-    """Base class with the setting `frozen_text`, which selects the class texts if no context is learned.
+class _PromptsWithTemplates(Prompts):
+    """Base class with the setting `frozen_text`, the template of class texts if no context is learned.
 
     "template": the dataset's template. "init": "<init> <class>.". "ensemble": 60 templates, averaged.
     """
@@ -99,7 +99,7 @@ class _FrozenTextSetting(Prompts):
         return () if self.num_context else choices[self.frozen_text]
 
 
-class NoPrompts(_FrozenTextSetting):
+class NoPrompts(_PromptsWithTemplates):
     """No prompts: the frozen CLIP."""
 
     kind: Literal["none"] = "none"
@@ -134,7 +134,7 @@ class _Context(Prompts):
         return leaves
 
 
-class IndependentPrompts(_Context, _FrozenTextSetting):
+class IndependentPrompts(_Context, _PromptsWithTemplates):
     """Independent vision-language prompts (IVLP), with leaves `text.<layer>` and `vision.<layer>`.
 
     A tower with depth 0 has no prompts. A depth above the tower's number of layers means all of its layers.
@@ -235,7 +235,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKindSection, Prompts):
-    """Custom prompts. Their `initialize` also receives the token ids of the setting `init`."""
+    """Custom prompts. Like that of built-in prompts, their `initialize` receives the token ids of `init`."""
 
 
 _BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts

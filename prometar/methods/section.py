@@ -42,7 +42,7 @@ class CustomSection(ComponentSection):
 
 
 class CustomKindSection(CustomSection):
-    """Section of a custom component whose `KIND_FIELD` is "kind": any component except an augmentation."""
+    """Section of a custom component that the field `kind` selects: any component except augmentations."""
 
     kind: str
 

@@ -12,13 +12,13 @@ def sgd(
 ) -> tuple[Leaves, Tensors]:
     """Return new (leaves, momenta): m <- momentum * m + g + weight_decay * theta, theta <- theta - lr * m.
 
-    theta: `leaves`. m: `momenta`. g: `gradient`, which is emptied. As torch.optim.SGD if m starts at 0.
+    theta: `leaves`. m: `momenta`. g: `gradient`, which is emptied. Equals torch.optim.SGD if m starts at 0.
     """
     if not leaves:
         return {}, {}
     old = [leaf.detach() for leaf in leaves.values()]
-    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. If they always
-    # are, reductions of leaves and momenta have the same order in resumed and uninterrupted runs.
+    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. If momenta
+    # always are, reductions have the same order in resumed and uninterrupted runs.
     new_momenta = [gradient.pop(name).detach().contiguous() for name in leaves]
     new_momenta = list(torch._foreach_add(new_momenta, [momenta[name] for name in leaves], alpha=momentum))
     new_momenta = list(torch._foreach_add(new_momenta, old, alpha=weight_decay))
@@ -30,7 +30,7 @@ def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmu
     """Return the lr of a 0-based epoch: `warmup_lr`, then lr / 2 * (1 + cos(pi * cosine_epoch / epochs)).
 
     The cosine starts after the warm-up (cosine_epoch = epoch - warmup_epochs) but has a length of `epochs`
-    epochs, so the lr never reaches zero. This schedule of Dassl was used for the published accuracies.
+    epochs, so the lr never reaches zero. This is Dassl's schedule, as in the published runs.
     """
     if epoch < warmup_epochs:
         return warmup_lr

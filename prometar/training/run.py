@@ -104,7 +104,7 @@ def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: 
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""For each data plan, dataset and backbone: the size in bytes of its full cache, and the features so far."""
+"""For each data plan, dataset and backbone: the size in bytes of all features, and those computed so far."""
 
 
 def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
@@ -138,7 +138,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     backbone = _cached_backbone(config.backbone)
     if config.custom_components:
         check_components(config, backbone.clip)
-    if not has_image_prompts(method.prompts):  # then the image tower's output does not change: cache it
+    if not has_image_prompts(method.prompts):  # then the image tower's output is constant and can be cached
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, takes_image_prompts=False))
         vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute

@@ -208,5 +208,5 @@ def test_help_and_records_load_little(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, tmp_path / "small"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.search(r"^  search +Search hyperparameters", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^  search +Tune hyperparameters", done.stdout, flags=re.MULTILINE)
     assert done.stdout.splitlines()[-2:] == ["0 []", "4 []"]

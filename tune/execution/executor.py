@@ -50,7 +50,7 @@ def run_jobs(
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
-        InfrastructureError: a disk is full, a folder cannot be written, or a GPU or the database is unusable.
+        InfrastructureError: a disk is full, a folder is not writable, or a GPU or the database is unusable.
         WorkError: Ray or Tune failed.
         Exception: any other error raised by `jobs` or an observer, unchanged.
     """
@@ -164,7 +164,7 @@ class _Dispatcher(Searcher, Stopper):
         return self.error is not None or self._shutdown.ray_died
 
     @contextmanager
-    def _record_error(self) -> Iterator[None]:
+    def _end_on_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -173,7 +173,7 @@ class _Dispatcher(Searcher, Stopper):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the configuration of a Tune trial, None to be called again later, or `FINISHED`."""
-        with self._record_error():
+        with self._end_on_error():
             if self._shutdown.requested:
                 return Searcher.FINISHED
             submission = self._retries.popleft() if self._retries else self._next_submission()
@@ -201,14 +201,14 @@ class _Dispatcher(Searcher, Stopper):
         submission, report = self._running[trial_id], result["report"]
         if report.epoch > submission.epoch:  # after a retry, earlier epochs are reported again
             submission.epoch, submission.deaths = report.epoch, 0
-        with self._record_error():  # an observer returns False to stop the job
+        with self._end_on_error():  # an observer returns False to stop the job
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
-        submission.reported_error = "" if stopped else report.error  # the observer records why
+        submission.reported_error = "" if stopped else report.error  # the observer records its own reason
         return submission.ended or self._shutdown.requested
 
     def record_worker_error(self, trial: Trial) -> None:
-        """Store a dead worker's error. `Trial.get_pickled_error` reads a copy that does not exist yet."""
+        """Store a dead worker's error. `Trial.get_pickled_error` would read Tune's storage, too early."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].worker_error = getattr(error, "cause", None) or error
@@ -218,7 +218,7 @@ class _Dispatcher(Searcher, Stopper):
         submission = self._running.pop(trial_id)
         if self.stop_all() or (not error and not submission.ended):
             return
-        with self._record_error():
+        with self._end_on_error():
             if error and isinstance(submission.worker_error, InfrastructureError):
                 raise submission.worker_error
             if error and self._prepare_retry(submission):
@@ -252,7 +252,7 @@ class _Dispatcher(Searcher, Stopper):
 
 
 class _Scheduler(FIFOScheduler):
-    """Scheduler that passes workers' errors to the dispatcher, because Tune shows searchers no errors."""
+    """Scheduler that passes workers' errors to the dispatcher. Tune does not pass them to searchers."""
 
     def __init__(self, dispatcher: _Dispatcher) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ def _read_file() -> dict[str, Any]:
 
     The setup consists of backbone, weights and shots. A row of a published table contains `method`, `title`,
     `paper`, `settings` (changes on top of the protocol's), `accuracies` by dataset (or "average") and
-    column, such as {"dtd": {"base": 83.37}}, and optionally the authors' `configuration` file.
+    column, such as {"dtd": {"base": 83.37}}, and `configuration`, the name of the authors' file.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
@@ -72,7 +72,7 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def changed_settings(config: Config, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the settings of `config` that differ from `expected` or, if missing there, from the defaults.
+    """Return settings of `config` that differ from `expected`, or from the default if not in `expected`.
 
     Leave out the settings in `_IGNORED`. Return {} for a recipe file, which has no published settings.
 
@@ -96,7 +96,7 @@ def incomparable_reason(dataset: Dataset) -> str:
 def published_h(dataset: Dataset, config: Config) -> float | None:
     """Return the H published for a dataset and the method of `config`, or None if no H is comparable.
 
-    No H is comparable if the backbone, weights or shots differ from the paper's. Other settings may.
+    No H is comparable if the backbone, weights or shots differ from the paper's. Other settings may differ.
     """
     if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None

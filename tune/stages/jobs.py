@@ -43,7 +43,7 @@ def trial_job(
 def final_job(
     config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, dataset: str, seed: int
 ) -> Job:
-    """Return a job of the final test: a run trained on all base classes and scored on the test images.
+    """Return a job of the final test: a run scored on the test images of base and new classes.
 
     Args:
         number: Number of the trial, or 0 for the default settings.
@@ -56,13 +56,13 @@ def final_job(
 
 
 def drop_finished_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Delete invalid results. Return the unfinished jobs, i.e. jobs with a run that has no valid result."""
+    """Return the jobs in which a run has no valid result. Also delete invalid results."""
     validity = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
     return [job for job, valid in zip(jobs, validity, strict=True) if not all(valid)]
 
 
 def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:
-    """Return the scores of a job's runs. The score of a run without a result has the reason as `error`.
+    """Return the scores of a job's runs. For a run without a result, `error` of the score is the reason.
 
     Args:
         failures: Failure reasons by job name.

@@ -13,15 +13,15 @@ from tune.store.trial_store import TrialStore
 
 
 class SearchJobs(Iterator[Job]):
-    """Iterator over the jobs of the search. As their observer, it also stores the results.
+    """Iterator over the jobs of the search. It is also an `Observer`, which stores the jobs' results.
 
     The trial store is the source of truth. Each trial's record.json is written from it.
     """
 
     def __init__(self, config: StudyConfig, folder: StudyFolder, store: TrialStore) -> None:
-        self._config, self._folder, self._store = config, folder, store
-        self._stored_at, hours = time.monotonic(), config.resources.max_hours
-        self._deadline = None if hours is None else 3600 * hours - store.seconds_searched + self._stored_at
+        self._config, self._folder, self._store, hours = config, folder, store, config.resources.max_hours
+        self._duration_stored_until = now = time.monotonic()
+        self._deadline = None if hours is None else now + 3600 * hours - store.seconds_searched
         for trial in store.ended_trials:  # an earlier process may have been killed before it wrote a record
             if not (folder.trial_folder(trial.number) / "record.json").exists():
                 self._write_record(trial)
@@ -69,8 +69,8 @@ class SearchJobs(Iterator[Job]):
     def _add_duration(self) -> None:
         """Add the time since the last call to the stored duration of the search."""
         now = time.monotonic()
-        self._store.add_seconds(now - self._stored_at)
-        self._stored_at = now
+        self._store.add_seconds(now - self._duration_stored_until)
+        self._duration_stored_until = now
 
     def _fail(self, number: int, reason: str) -> None:
         self._store.fail(number, reason)

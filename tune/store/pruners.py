@@ -28,7 +28,7 @@ def make_pruner(search: SearchConfig, max_epochs: int, concurrency: int) -> Base
 
     Args:
         max_epochs: Maximum number of epochs of a trial. It is passed to a custom pruner (`module:Name`).
-        concurrency: Number of concurrent trials. `percentile` and `median` wait for this many results.
+        concurrency: Number of concurrent trials. `percentile` and `median` wait for at least as many.
 
     Raises:
         UserError: the pruner is unknown, is not an Optuna pruner, or cannot be used for this search.

@@ -19,12 +19,12 @@ from tune.store.samplers import derive_seed, make_sampler
 from tune.store.storage import convert_db_errors, open_storage, second_writer_error
 
 MAX_FAILURES = 5
-"""A process stops the study after this many failed trials, unless the process completed or pruned a trial."""
+"""A process stops the study after this many failed trials, unless another of its trials did not fail."""
 MAX_DUPLICATES = 20
 """After this many consecutive samples that repeat earlier settings, the next trial is the first untried
 combination or, if the space has too many combinations to list, a random sample."""
 
-IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0. The owner is the study's folder
+IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0. OWNER: the study's folder
 ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of trials
 SECONDS = "seconds_searched"  # user attribute of the study
 FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial

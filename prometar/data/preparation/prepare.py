@@ -33,7 +33,7 @@ def prepare(
 ) -> tuple[Manifest, int]:
     """Write shards and manifest.json to the dataset's folder in the data root `to`.
 
-    For your own images (`--dataset folder`), that folder is `to` itself. Each image is decoded before its
+    For your own images (name `folder`), the dataset's folder is `to` itself. Each image is decoded before its
     shard is written. After a missing or corrupt image, the rest are only checked, and no manifest is written.
 
     Args:

@@ -72,7 +72,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
 
 
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
-    """Draw base-class images for training. Evaluate on all test images, base and new classes separately."""
+    """Draw base-class images for training. Evaluation sets: all test images of base and of new classes."""
     few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed))
     (few_shot_base, test_base), (_, test_new) = separate_base_new(few_shot, dataset.test)
     labels = labels_of(dataset.train)
@@ -103,7 +103,7 @@ class Objective:
         for_search: True if a search may use the objective. If so, every epoch is evaluated.
         search_reads_test_images: True if a search with this objective uses test images.
         predicts_new: True if accuracy on new classes is not measured but predicted from base images and from
-            drift, the change of predictions over unrelated class names (`prometar.training.drift`).
+            drift, the change of predictions among unrelated class names (`prometar.training.drift`).
         has_new_accuracy: True if runs have an accuracy on new classes, measured or predicted.
         score: Function of the accuracies (in percent, by evaluation set). Higher scores are better.
         title: Name of the score.
