@@ -8,7 +8,7 @@ from pathlib import Path
 from prometar.clip.openclip import load_clip
 from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
-from prometar.data.datasets.catalog import open_dataset, require_outside_own_images
+from prometar.data.datasets.catalog import open_dataset, reject_output_in_images
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
 from prometar.data.splits.objective import FINAL
@@ -47,7 +47,7 @@ def train_run(
         UserError: the settings, data or weights are invalid, or the folder contains a study or another run.
         WorkError: the checkpoint is corrupt or does not match the run, or the loss is not finite.
     """
-    require_outside_own_images(folder, config.data.name, config.data.root)
+    reject_output_in_images(folder, config.data.name, config.data.root)
     config_text = dump_config(config).encode()
     _require_same_run(folder, config_text, objective)  # before loading data, which takes time
     run = build_run(config, objective)
@@ -134,7 +134,7 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
 
 
 def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) -> None:
-    """Test a finished run on the named datasets that result.json lacks. Add their accuracies to result.json.
+    """Test a finished run on those of `names` without accuracy in result.json. Add the accuracies to it.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -185,7 +185,7 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
-        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # before folding, as in `load`
+        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # unfolded, as in `load`
         weights_file=is_local,
         **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
     )

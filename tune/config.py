@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources. They affect runs only through rounding. Concurrency may change the samples."""
+    """Resources. They affect runs only through rounding. Concurrency may change the trials."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
@@ -288,7 +288,7 @@ class StudyConfig(StrictModel):
 
     @property
     def max_epochs(self) -> int:
-        """Maximum number of epochs of a trial. `probe_values` contains the bounds of a range."""
+        """Maximum number of epochs of a trial: the upper bound, if searched, is among the probe values."""
         return max([self.run.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property
@@ -309,8 +309,8 @@ class StudyConfig(StrictModel):
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. Default settings, and settings without epochs, then train
-                for `test.epochs`. Others train for their own epochs.
+            final: True for a run of the final test. It trains for `test.epochs`, unless `settings` set other
+                epochs and are not the default settings.
         """
         if final and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
             settings = {**settings, EPOCHS_KEY: self.test.epochs}

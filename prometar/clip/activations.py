@@ -90,7 +90,7 @@ class Activation:
         return self._first_order(t_K, self._x)
 
     def hvp(self, r: Tensor) -> Tensor:
-        # r a'(x), plus the gradient of sum_k <g_k, a'(x) t_k>: w a''(x), where w = sum_k g_k t_k.
+        # r a'(x) + w a''(x), the gradient of <r, a(x)> + sum_k <g_k, a'(x) t_k>. w = sum_k g_k t_k.
         w = self._g_K[0] * self._t_K[0]
         for g, t in zip(self._g_K[1:], self._t_K[1:], strict=True):
             w = torch.addcmul(w, g, t)

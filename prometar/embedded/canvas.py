@@ -1,6 +1,6 @@
 """Drawing primitives of rendered images: canvases, noise, Voronoi cells and line segments.
 
-All values are float64 and edges are soft, so that rounding differences between machines do not change pixels.
+Values are float64 and edges are soft, so that rounding differences between machines do not change pixels.
 Shapes: H = W is the image side in pixels, N is the number of points or segments.
 """
 
@@ -76,7 +76,7 @@ class Canvas:
         return self.x.shape[0]
 
     def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
-        """Return 1 where `depth` > 0 (in a shape) and 0 elsewhere, with an edge `softness` pixels wide."""
+        """Return 1 in a shape, 0 outside, with a soft edge. `depth`: distance to the edge, > 0 inside."""
         return edge(depth, softness * self.pixel)
 
 
@@ -119,7 +119,7 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # points of the bounding box that are farther from the canvas are dropped
+    margin = 0.75 * spacing  # drop points that are farther than this from the (turned) canvas
     sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2

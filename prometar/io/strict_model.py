@@ -35,7 +35,7 @@ class StrictModel(BaseModel):
 
 
 BUILT_IN = "built-in"
-"""Name of the tag of built-in members in unions of built-in and custom components (`module:Name`)."""
+"""Tag of the built-in members of a union that also accepts custom components (`module:Name`)."""
 
 
 def problems_of(

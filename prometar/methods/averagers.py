@@ -1,4 +1,4 @@
-"""Averagers: combine the prompts of the epochs so far into the prompts for evaluation."""
+"""Averagers combine the prompts of the epochs so far into the prompts for evaluation."""
 
 from math import exp
 from typing import Literal

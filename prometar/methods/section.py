@@ -42,7 +42,7 @@ class CustomSection(ComponentSection):
 
 
 class CustomKindSection(CustomSection):
-    """Section of a custom component that the field `kind` selects: any component except augmentations."""
+    """Section of a custom component that is selected by `kind`, as are all except augmentations."""
 
     kind: str
 

@@ -21,16 +21,16 @@ def make_logits_fn(
     `leaves`: the trained prompts. Class texts are encoded once, or per image if prompts depend on images.
     """
     with torch.no_grad():
-        tokens = model.prompts.tokens(dict(leaves))
-        text_CE = None if model.prompts.conditional else model.text_features(tokens)
+        prompt_tokens = model.prompts.tokens(dict(leaves))
+        text_CE = None if model.prompts.conditional else model.text_features(prompt_tokens)
 
     @torch.no_grad()
     def logits(images: Tensor, batch_number: int) -> Tensor:
         embedded_BTD = cached_embedding(backbone.clip, backbone.normalize(images), cache, batch_number)
-        image_BE, text = model.image_features(tokens, embedded_BTD), text_CE
+        image_BE, text = model.image_features(prompt_tokens, embedded_BTD), text_CE
         if text is None:
             frozen_BE = frozen_image_features(backbone.clip, embedded_BTD, cache, batch_number)
-            text = model.text_features(tokens, frozen_BE)
+            text = model.text_features(prompt_tokens, frozen_BE)
         return model.logits(image_BE, text)
 
     return logits

@@ -129,7 +129,7 @@ class _Dispatcher(Searcher, Stopper):
     """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    If one of these methods raises, `stop_all` ends the experiment, because Tune might fail only the trial.
+    If one of these methods raises, `stop_all` returns True. Otherwise, Tune might fail only the trial.
 
     Attributes:
         error: First error of `jobs`, an observer or a worker's machine. It ends the experiment.
@@ -208,7 +208,7 @@ class _Dispatcher(Searcher, Stopper):
         return submission.ended or self._shutdown.requested
 
     def record_worker_error(self, trial: Trial) -> None:
-        """Store a dead worker's error. `Trial.get_pickled_error` would read Tune's storage, too early."""
+        """Store a dead worker's error. `Trial.get_pickled_error` reads Tune's storage, which lacks it."""
         if trial.pickled_error_file and Path(trial.pickled_error_file).exists():
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             self._running[trial.trial_id].worker_error = getattr(error, "cause", None) or error

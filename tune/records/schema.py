@@ -96,10 +96,10 @@ def mean_of(runs: Iterable[RunScore], metric: Goal = "objective") -> float | Non
 
 @dataclass(frozen=True, config=_STRICT)
 class EpochReport:
-    """Result of one epoch of a job, i.e. of the runs that a worker trains together, e.g. for a trial.
+    """Result of one epoch of a job, whose runs (such as those of a trial) a worker trains together.
 
     Args:
-        epoch: Number of the epoch, counted from 1, or 0 before the first report.
+        epoch: Number of the epoch, counted from 1. 0 if no epoch has ended yet.
         runs: Score of each run.
         loss: Mean training loss, None if nothing was trained.
         finished: True if this is the last report of the job.
@@ -223,8 +223,8 @@ class DatasetTest:
 
     Args:
         selected, baseline: One run per seed. If the baseline was selected, both contain the same runs.
-        difference, base_difference, new_difference: Selected minus baseline in points of H (harmonic
-            mean), base and new accuracy, by seed pair. None for a selected baseline or fewer than two pairs.
+        difference, base_difference, new_difference: Intervals over seed pairs of selected minus baseline,
+            in points of H, base and new accuracy. None for a selected baseline or fewer than two pairs.
         published: Published H of the method, None if unknown or not comparable.
     """
 
@@ -243,7 +243,7 @@ class FinalTest:
     Args:
         epochs: Epochs (`--final-epochs`) per run, or per baseline run if the search sets the epochs.
         selected: Selected settings, with the runs on which the selection is based.
-        difference: Selected minus baseline in H, over the seeds of one dataset, or over several datasets.
+        difference: Interval of selected minus baseline in H, over seeds or, if there are several, datasets.
         alpha: Significance level of each dataset's interval. It depends on the number of seed pairs.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
         detectable: Smallest true difference detected with 80% power, None unless a single dataset is tested.
@@ -300,7 +300,7 @@ class StudyRecord:
     Args:
         score_name: Name of the score that the search maximizes, such as "H".
         reads_test_images: True if the search reads test images, which biases the final test.
-        digests: Digests, by name, of inputs that affect results besides settings, e.g. splits and weights.
+        digests: Digests, by name, of inputs other than settings that affect results, e.g. splits.
         command: Last command that ran the study.
         environment: Software versions and machine of the last command.
         earlier_environments: Environments of earlier commands, if different from `environment`.

@@ -94,7 +94,7 @@ def _confirmation(records: Records) -> Table | None:
             format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed",
         )
         rows.append(("selected" if is_selected else "", cells))
-    title = f"Confirmation: score as in the search, fresh {phrase(confirmation.seeds, 'seed')}"
+    title = f"Confirmation (score as in the search, fresh {phrase(confirmation.seeds, 'seed')})"
     return Table(title, ("", "search", "fresh seeds", "all seeds"), rows)
 
 

@@ -33,7 +33,7 @@ def run_final_test(
     if baseline_selected or config.test.seeds != "auto":
         # With a fixed number of seeds, there is one analysis, which has the whole error probability of 5%.
         alphas = {BASELINE_RUNS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # A selected baseline may be a later trial that reran trial 0. Number 0 gives both sides the same jobs.
+    # A selected baseline may be a later trial that reran trial 0. With number 0, both sides have equal jobs.
     selected_number = 0 if baseline_selected else selected.number
     trials = [(0, config.baseline_settings), (selected_number, selected.settings)]
     failures: dict[str, str] = {}
@@ -43,15 +43,15 @@ def run_final_test(
             dataset: [[final_job(config, folder, *each, dataset, seed) for seed in seeds] for each in trials]
             for dataset in datasets
         }
-        all_jobs = [job for by_side in jobs.values() for side in by_side for job in side]
+        all_jobs = [job for sides in jobs.values() for side in sides for job in side]
         failures |= run_jobs(list({job.name: job for job in all_jobs if job.name not in failures}.values()))
         results = {
             dataset: _compare(
-                *(tuple(run for job in side for run in read_scores(job, failures)) for side in by_side),
+                *(tuple(run for job in side for run in read_scores(job, failures)) for side in sides),
                 published=published.get(dataset),
                 alpha=None if baseline_selected else alpha,
             )
-            for dataset, by_side in jobs.items()
+            for dataset, sides in jobs.items()
         }
         # Average over the datasets, for each seed with results of both sides on every dataset.
         per_dataset = [paired_differences(each.selected, each.baseline) for each in results.values()]
@@ -88,7 +88,7 @@ def _compare(
     return DatasetTest(
         selected=selected,
         baseline=baseline,
-        difference=interval("objective"),
+        difference=interval("objective"),  # H
         base_difference=interval("base"),
         new_difference=interval("new"),
         published=published,

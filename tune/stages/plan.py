@@ -14,7 +14,7 @@ import torch
 
 from prometar.cli.console import format_count, format_duration
 from prometar.clip.openclip import load_backbone, require_backbone
-from prometar.data.datasets.catalog import open_dataset, require_outside_own_images
+from prometar.data.datasets.catalog import open_dataset, reject_output_in_images
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
 from prometar.data.streaming.plan import DataPlan
@@ -107,7 +107,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         raise UserError(f"--pretrained {weights} does not exist.")
     data, datasets = config.run.data, list[Dataset]()
     for name in search.datasets:  # `data.args` applies only to `data.name`, the first dataset
-        require_outside_own_images(config.location.out / config.name, name, data.root)
+        reject_output_in_images(config.location.out / config.name, name, data.root)
         datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
     options = {"shots": data.shots, "seed": config.run.train.seed, "val_per_class": search.val_per_class}
     splits = {

@@ -84,7 +84,7 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
     return resolve_path(folder).is_relative_to(resolve_path(dataset_location(name, root)))
 
 
-def require_outside_own_images(out: Path, name: str, root: Path | str | None) -> None:
+def reject_output_in_images(out: Path, name: str, root: Path | str | None) -> None:
     """Raise a UserError if results in `out` would be read as a class of `--dataset folder`."""
     if name == OWN_IMAGES and is_in_dataset_folder(out, name, root) and find_manifest(str(root)) is None:
         raise UserError(f"{resolve_path(out)} lies in the dataset's own folder. Choose another --out.")

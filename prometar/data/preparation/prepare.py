@@ -1,7 +1,7 @@
 """Write a dataset as Parquet shards and a manifest, for sequential and remote reading.
 
-The name of a shard contains a hash of its content. A rerun decodes every image again, but writes only missing
-and corrupt shards. The manifest is written last, so its presence marks a complete copy.
+The name of a shard contains a hash of its content. A rerun decodes every image again, but writes a shard only
+if it is missing or corrupt. The manifest is written last, so its presence marks a complete copy.
 """
 
 import hashlib

@@ -99,7 +99,7 @@ def make_image(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = ""
 def make_images(
     spec: TransformSpec, encoded: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Apply `make_image` to N images. Return (N, size, size, 3). All streams call it, for equal pixels."""
+    """Apply `make_image` to N images. Return (N, size, size, 3). Pixels are the same in all streams."""
     images = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
     for k, (content, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
         images[k] = make_image(spec, content, int(seed), path=path)
@@ -138,7 +138,7 @@ def _augment(spec: TransformSpec, image: Image.Image, seed: int) -> Image.Image:
 def _crop_box(
     rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Sample (left, top, width, height) like RandomResizedCrop: a center crop if every attempt fails."""
+    """Sample (left, top, width, height) as RandomResizedCrop does. If attempts fail, use the center."""
     width, height = size
     for _ in range(CROP_ATTEMPTS):
         area = width * height * rng.uniform(*scale)

@@ -65,7 +65,7 @@ def test_sections_of_a_whole_study(goals: tuple[str, ...], tmp_path: Path) -> No
     plots = {"history", "importance", "slice", "curves", "accuracies", "tested", "pairs"}
     assert found == plots | ({"pareto"} if len(goals) > 1 else set())
     shown = text(records)
-    for title in ("Settings", "Trials", "Cost", "Configuration", "Confirmation: score as in the search"):
+    for title in ("Settings", "Trials", "Cost", "Configuration", "Confirmation (score as in the search"):
         assert title in shown
     assert "60 of 60 trials: 43 completed, 15 pruned, 2 failed." in shown
     assert "the loss is nan, class 'zig'" in shown
