@@ -14,9 +14,9 @@ from tune.config import ResourcesConfig
 from tune.execution.ray_cluster import configure_ray
 
 Protocol = Literal["base-to-new", "cross-dataset", "domain-generalisation", "few-shot"]
-METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
-SEEDS = [1, 2, 3]
-OUT = Path("out/reproduce")
+DEFAULT_METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
+DEFAULT_SEEDS = [1, 2, 3]
+DEFAULT_OUT = Path("out/reproduce")
 _OPTION_OF_SETTING = {
     "method": "--methods", "data.name": "--datasets", "data.root": "--data-root", "data.shots": "--shots",
     "train.seed": "--seeds", "train.epochs": "--epochs", "backbone.name": "--backbone",
@@ -50,15 +50,15 @@ def reproduce(
         typer.Option(help="Training dataset of cross-dataset and domain-generalisation. Default: imagenet."),
     ] = None,
     methods: Annotated[
-        list[str], _option("Methods with their published settings, or recipe files.", " ".join(METHODS))
-    ] = METHODS,
+        list[str], _option("Methods (published settings), or recipe files.", " ".join(DEFAULT_METHODS))
+    ] = DEFAULT_METHODS,
     seeds: Annotated[
         list[int], _option("Seeds. Zero-shot methods run only once.", "1 2 3", min=0, max=2**32 - 1)
-    ] = SEEDS,
+    ] = DEFAULT_SEEDS,
     shots: Annotated[
         list[int] | None, typer.Option(min=1, help="Training images per class. Default: from --protocol.")
     ] = None,
-    out: Annotated[Path, _option("Folder of runs and tables.", OUT)] = OUT,
+    out: Annotated[Path, _option("Folder of runs and tables.", DEFAULT_OUT)] = DEFAULT_OUT,
     data_root: RootOption = None,
     backbone: Annotated[
         str | None, typer.Option(help="mini or an open_clip model. Default: as in `prometar search`.")
@@ -90,15 +90,15 @@ def reproduce(
     from tune.reproduce.published import protocol_settings
     from tune.reproduce.run import run_grid
 
-    preset, overrides = PROTOCOLS[protocol], parse_assignments(settings or [])
+    benchmark, overrides = PROTOCOLS[protocol], parse_assignments(settings or [])
     if reserved := overrides.keys() & _OPTION_OF_SETTING.keys():
         raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
-    if source and not preset.source:
+    if source and not benchmark.source:
         raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")
-    if shots and len(shots) > 1 and len(preset.shots) == 1:
+    if shots and len(shots) > 1 and len(benchmark.shots) == 1:
         raise UserError(f"--protocol {protocol} accepts one value of --shots, got {len(shots)}.")
-    source = source or preset.source
-    test_datasets = tuple(name for name in dict.fromkeys(datasets or preset.datasets) if name != source)
+    source = source or benchmark.source
+    test_datasets = tuple(name for name in dict.fromkeys(datasets or benchmark.datasets) if name != source)
     all_datasets = [*test_datasets, source] if source else test_datasets
     for name in all_datasets:
         require_name(name)
@@ -112,7 +112,7 @@ def reproduce(
     # By option, because messages for invalid values name the option.
     overrides_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
     grid = Grid(
-        preset,
+        benchmark,
         datasets=test_datasets,
         configs={
             name: absolute_paths(
@@ -121,7 +121,7 @@ def reproduce(
             for name, method in {recipe(method).name: method for method in methods}.items()
         },
         seeds=tuple(dict.fromkeys(seeds)),
-        shots=tuple(dict.fromkeys(shots or preset.shots)),
+        shots=tuple(dict.fromkeys(shots or benchmark.shots)),
         source=source,
     )
     resources = ResourcesConfig(

@@ -119,7 +119,7 @@ class FinalTestConfig(StrictModel):
 
 
 class ResourcesConfig(StrictModel):
-    """Resources. They affect runs only through rounding. Concurrency may change the trials."""
+    """Resources. They change results only by rounding. Concurrency may also change the samples."""
 
     max_concurrent: int | None = Field(
         None, ge=1, description="Maximum concurrent trials. Default: as many as fit, up to 1/5 of --trials."
@@ -229,7 +229,7 @@ class StudyConfig(StrictModel):
             "data.root": absolute_root(str(root)) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
-        # Messages name the option of an invalid value. Of `run_values`, only --epochs can be invalid.
+        # Messages name the option of an invalid value. Of `run_values`, only --epochs is unchecked.
         sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
         space = by_field.get("search.space", "default")
@@ -288,7 +288,7 @@ class StudyConfig(StrictModel):
 
     @property
     def max_epochs(self) -> int:
-        """Maximum number of epochs of a trial: the upper bound, if searched, is among the probe values."""
+        """Maximum number of epochs of a trial. Upper bounds of ranges are among their probe values."""
         return max([self.run.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property
@@ -309,8 +309,8 @@ class StudyConfig(StrictModel):
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. It trains for `test.epochs`, unless `settings` set other
-                epochs and are not the default settings.
+            final: True for a run of the final test. It trains for `test.epochs`, unless epochs are searched
+                and `settings` are not the default settings.
         """
         if final and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
             settings = {**settings, EPOCHS_KEY: self.test.epochs}

@@ -253,9 +253,9 @@ class Study:
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs that have no result yet. Return failure reasons by job name."""
-        from tune.stages.jobs import drop_finished_jobs
+        from tune.stages.jobs import discard_invalid_results
 
-        unfinished = drop_finished_jobs(jobs)
+        unfinished = discard_invalid_results(jobs)
         return self._run(iter(unfinished), stage, len(unfinished)) if unfinished else {}
 
 

@@ -52,7 +52,7 @@ class AlignmentRecorder:
 
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
         path = self.folder / ALIGNMENT_FILE
-        if self._next_step != state.step and path.exists():  # a resumed run repeats these steps
+        if self._next_step != state.step and path.exists():  # drop the steps that a resumed run repeats
             write_atomically(path, _lines(r for r in read_alignment(path) if r["step"] < state.step).encode())
         self._next_step = state.step + 1
         if state.step % self.every:

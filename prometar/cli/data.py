@@ -36,9 +36,9 @@ def data_list(
     from prometar.embedded.datasets import RENDERED
 
     table, notes = Table("name", "title", "classes", "train", "val", "test", "state", box=None), []
-    for name, opened in list_datasets(data_root).items():  # a dataset, why it is unusable, or None
+    for name, opened in list_datasets(data_root).items():  # a dataset, a reason (str) or None
         benchmark = BENCHMARKS.get(name)
-        access = "class folders" if not benchmark else "download" if benchmark.archives else "manual download"
+        access = "own folders" if not benchmark else "download" if benchmark.archives else "manual download"
         sizes: tuple[int, ...] = (0, 0, 0, 0)
         state = access if data_root is None else f"missing ({access})"
         if isinstance(opened, str):

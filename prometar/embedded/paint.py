@@ -9,7 +9,7 @@ Pixels = NDArray[np.uint8]
 
 
 def contrasting_colors(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return background and ink colors (2, 3) in 0..1 whose channel means differ by more than 0.35."""
+    """Return background and ink colors (2, 3) in 0..1 whose mean brightness differs by more than 0.35."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
         if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:
@@ -27,7 +27,7 @@ def blend(background: Floats, color: Floats, ink: Floats) -> Floats:
 
 
 def light_and_quantize(rng: np.random.Generator, image: Floats) -> Pixels:
-    """Apply uneven light and grain to an image (H, W, 3), and convert it to uint8."""
+    """Apply uneven light and grain to a square image (H, H, 3), and convert it to uint8."""
     size = image.shape[0]
     axis = np.linspace(-1.0, 1.0, size)
     tilt = rng.uniform(-0.2, 0.2, 2)

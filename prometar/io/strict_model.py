@@ -13,10 +13,10 @@ from pydantic_core import ErrorDetails
 class StrictModel(BaseModel):
     """Frozen model that rejects unknown keys, NaN and infinite numbers, and booleans in place of numbers.
 
-    Pydantic's strict mode is off, so an integer becomes a float in a float field:
+    Pydantic's strict mode is off, so quoted numbers are accepted:
         >>> class Point(StrictModel):
         ...     x: float
-        >>> Point.model_validate({"x": 1}).x
+        >>> Point.model_validate({"x": "1"}).x
         1.0
     """
 

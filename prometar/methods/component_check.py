@@ -61,7 +61,7 @@ def _describe(value: object) -> str:
 
 
 def _expected_tokens(tokens: Tensors, clip: Clip) -> Tensors:
-    """Return a tensor of the expected shape for each name <tower>.<layer>. Other names are not expected."""
+    """Return a tensor of the expected shape for each name <tower>.<layer>. Others will be rejected."""
     widths = {"text": clip.text.width, "vision": clip.vision.width}
     names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
@@ -86,7 +86,7 @@ def _call_regularizer(method: Method, clip: Clip) -> tuple[Mapping[str, object],
     inputs = RegularizerInputs(text, frozen_text, images, frozen_images, weights, scale)
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
-            label = f"the distances of {_NUM_QUERY} features"
+            label = f"the distances of {_NUM_QUERY} pairs"
             results[label], expected[label] = term.distance(images, frozen_images), torch.empty(_NUM_QUERY)
         results[term.name], expected[term.name] = term(inputs), torch.empty(())
     return results, expected

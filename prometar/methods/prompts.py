@@ -50,7 +50,7 @@ class Prompts(ComponentSection):
         return leaves
 
     def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
-        """Return `text.<layer>` (B, tokens, width) for features of B images. Only called if `conditional`."""
+        """Return `text.<layer>` (B, tokens, width) for features (B, E). Only called if `conditional`."""
         return tokens
 
 
@@ -109,7 +109,7 @@ class _Context(Prompts):
     """Learned text context of `text_length` tokens.
 
     Layer 0 starts as the embedded `init`. Deeper layers are sampled from N(0, init_std^2). If `init` has too
-    few tokens, `init_padding` "zeros" puts zeros before them, and "random" samples layer 0 like the rest.
+    few tokens, `init_padding` "zeros" puts zeros before them, and "random" discards them and samples layer 0.
     """
 
     text_length: int = Field(default=4, ge=1, le=64)
@@ -172,7 +172,7 @@ class CoupledPrompts(_Context):
     """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l, in each layer l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    W_l and b_l are initialized like torch.nn.Linear. All layers after layer 0 start with the same values.
+    W_l and b_l start like torch.nn.Linear, with the same values in all layers after layer 0.
     `text_depth` is limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """
@@ -235,7 +235,7 @@ class ConditionalPrompts(_Context):
 
 
 class CustomPrompts(CustomKindSection, Prompts):
-    """Custom prompts. Like that of built-in prompts, their `initialize` receives the token ids of `init`."""
+    """Custom prompts. As with built-in prompts, `initialize` receives the token ids of `init`."""
 
 
 _BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts

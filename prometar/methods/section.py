@@ -42,7 +42,7 @@ class CustomSection(ComponentSection):
 
 
 class CustomKindSection(CustomSection):
-    """Section of a custom component that is selected by `kind`, as are all except augmentations."""
+    """Section of a custom component whose `KIND_FIELD` is `kind`. Only augmentations have another."""
 
     kind: str
 

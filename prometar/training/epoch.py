@@ -21,7 +21,7 @@ StepCallback = Callable[[Run, State, Batch], None]
 
 
 def sgd_config(config: Config, epoch: int) -> SgdConfig:
-    """Return the SGD hyperparameters of prompts and gate (the modulator) in an epoch, counted from 0."""
+    """Return the SGD hyperparameters of prompts and gate (modulator tensors) in an epoch, counted from 0."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
     gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler
@@ -65,7 +65,7 @@ def train_epoch(
 
 
 def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[State, dict[str, Tensor]]:
-    """Train one step. For an inner loop, also select the support and query images of a meta task."""
+    """Train one step. If the method has an inner loop, also select support and query of a meta task."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     clip, method, selection = run.backbone.clip, run.method, None
     labels = torch.from_numpy(batch.labels)

@@ -18,7 +18,7 @@ RECORD_CONFIG = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_n
 
 
 class RunResult(BaseModel):
-    """Result of a finished run. In result.json, the keys are aliases. The file format must not change.
+    """Result of a finished run. In result.json, some fields have other names (aliases): its format is fixed.
 
     Args:
         last_epoch, history: Record of the last epoch, and records of all epochs.

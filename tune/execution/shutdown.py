@@ -1,4 +1,4 @@
-"""Early stop of `run_jobs`, after a signal or if Ray dies on this machine."""
+"""Shutdown of `run_jobs` after a signal or if Ray dies on this machine."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ _GRACE_SECONDS = 30.0
 
 
 class Shutdown:
-    """Early stop of `run_jobs`, after a signal or if Ray dies on this machine.
+    """Shutdown of `run_jobs` after a signal or if Ray dies on this machine.
 
     Args:
         console: Console for messages about the stop.
@@ -73,7 +73,7 @@ class Shutdown:
                 self._exit_unless_finished(finished)
 
     def _exit_unless_finished(self, finished: threading.Event) -> None:
-        """Exit if a stop is requested or Tune raises no error within 30 s. Nothing reported is lost."""
+        """Exit if a stop is requested or Tune raises no error within 30 s. Reported epochs are not lost."""
         self.ray_died = True
         waited = 0.0
         while not self.requested and waited < _GRACE_SECONDS:

@@ -60,7 +60,7 @@ def build_table(
     Args:
         incomparable: For each dataset whose results are not comparable with published ones, the reason.
     """
-    override = {"data.shots": grid.shots[0]}  # only protocols with one number are published
+    override = {"data.shots": grid.shots[0]}  # published results have only one number
     configs = {method: config.override(override) for method, config in grid.configs.items()}
     published_by_method = {
         method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()

@@ -44,7 +44,7 @@ def confirm(
         for trial in trials
     )
     complete = [each for each in candidates if each.mean is not None]
-    relevant = [each for each in candidates if each.is_baseline] if complete else candidates
+    relevant = [each for each in candidates if each.is_baseline] if complete else candidates  # must succeed
     error = next((run.error for each in relevant for run in each.runs if run.error), "")
     if error:
         failed = "the default settings" if complete else "all candidates"

@@ -55,14 +55,14 @@ def final_job(
     return Job(name, configs, FINAL, config.search.val_per_class, number, records_alignment=True)
 
 
-def drop_finished_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs in which a run has no valid result. Also delete invalid results."""
+def discard_invalid_results(jobs: Sequence[Job]) -> list[Job]:
+    """Delete invalid results. Return the jobs in which a run then has no result."""
     validity = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
     return [job for job, valid in zip(jobs, validity, strict=True) if not all(valid)]
 
 
 def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:
-    """Return the scores of a job's runs. For a run without a result, `error` of the score is the reason.
+    """Return the scores of a job's runs. If a run has no result, `error` of its score is the reason.
 
     Args:
         failures: Failure reasons by job name.

@@ -95,8 +95,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     defaults = config.baseline_settings
     for key, entry in search.space.ranges.items():
         required = required_values(entry, search.space.ranges)  # without them, `key` has no effect
-        for value in entry.probe_values:  # raises UserError if the value is invalid
-            build(config.run.override({**defaults, **required, key: value}))
+        for value in entry.probe_values:
+            build(config.run.override({**defaults, **required, key: value}))  # UserError if it is invalid
     with convert_errors(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
     with convert_errors(search.pruner):
@@ -165,7 +165,7 @@ def _stages(
     if config.test.seeds == "auto":
         min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), BASELINE_RUNS * num_datasets
         baseline_case = f"{baseline_runs} runs if the default settings are selected"
-        remarks["Final test"] = f"{min_runs} runs if the first analysis is conclusive, {baseline_case}"
+        remarks["Final test"] = f"{min_runs} runs if the first seed pairs decide, {baseline_case}"
     stages = {
         name: (runs * num_datasets, runs * num_datasets * epochs, runs * epochs * steps)
         for name, (runs, epochs, steps) in amounts.items()

@@ -19,7 +19,7 @@ from tune.store.samplers import derive_seed, make_sampler
 from tune.store.storage import convert_db_errors, open_storage, second_writer_error
 
 MAX_FAILURES = 5
-"""A process stops the study after this many failed trials, unless another of its trials did not fail."""
+"""A process stops the study after this many failed trials if it completed or pruned none."""
 MAX_DUPLICATES = 20
 """After this many consecutive samples that repeat earlier settings, the next trial is the first untried
 combination or, if the space has too many combinations to list, a random sample."""

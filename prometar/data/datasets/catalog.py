@@ -40,7 +40,7 @@ def title_of(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """Return a dataset's name in a form that a file name can contain.
+    """Return a dataset's name as part of a file name, without special characters.
 
     Example:
         >>> file_name("dtd"), file_name("mine:flowers")
