@@ -16,9 +16,9 @@ from prometar.clip.features import FeatureCache
 from prometar.clip.model import tensors_of
 from prometar.clip.openclip import clip_without_weights, load_tokenizer
 from prometar.config.settings import Config
-from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
 from prometar.methods.prompts import has_image_prompts
+from prometar.methods.task_augmentations import Mix
 from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Embeddings, MetaTask, Partners, embed_batch
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts

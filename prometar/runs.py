@@ -8,7 +8,7 @@ from pathlib import Path
 from prometar.clip.openclip import load_clip
 from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
-from prometar.data.datasets.catalog import open_dataset, reject_output_in_images
+from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
 from prometar.data.splits.objective import FINAL
@@ -47,7 +47,7 @@ def train_run(
         UserError: the settings, data or weights are invalid, or the folder contains a study or another run.
         WorkError: the checkpoint is corrupt or does not match the run, or the loss is not finite.
     """
-    reject_output_in_images(folder, config.data.name, config.data.root)
+    reject_output_in_dataset(folder, config.data.name, config.data.root)
     config_text = dump_config(config).encode()
     _require_same_run(folder, config_text, objective)  # before loading data, which takes time
     run = build_run(config, objective)

@@ -50,7 +50,7 @@ def reproduce(
         typer.Option(help="Training dataset of cross-dataset and domain-generalisation. Default: imagenet."),
     ] = None,
     methods: Annotated[
-        list[str], _option("Methods (published settings), or recipe files.", " ".join(DEFAULT_METHODS))
+        list[str], _option("Methods (published settings) or recipe files.", " ".join(DEFAULT_METHODS))
     ] = DEFAULT_METHODS,
     seeds: Annotated[
         list[int], _option("Seeds. Zero-shot methods run only once.", "1 2 3", min=0, max=2**32 - 1)
@@ -90,15 +90,15 @@ def reproduce(
     from tune.reproduce.published import protocol_settings
     from tune.reproduce.run import run_grid
 
-    benchmark, overrides = PROTOCOLS[protocol], parse_assignments(settings or [])
+    chosen, overrides = PROTOCOLS[protocol], parse_assignments(settings or [])
     if reserved := overrides.keys() & _OPTION_OF_SETTING.keys():
         raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
-    if source and not benchmark.source:
+    if source and not chosen.source:
         raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")
-    if shots and len(shots) > 1 and len(benchmark.shots) == 1:
+    if shots and len(shots) > 1 and len(chosen.shots) == 1:
         raise UserError(f"--protocol {protocol} accepts one value of --shots, got {len(shots)}.")
-    source = source or benchmark.source
-    test_datasets = tuple(name for name in dict.fromkeys(datasets or benchmark.datasets) if name != source)
+    source = source or chosen.source
+    test_datasets = tuple(name for name in dict.fromkeys(datasets or chosen.datasets) if name != source)
     all_datasets = [*test_datasets, source] if source else test_datasets
     for name in all_datasets:
         require_name(name)
@@ -109,10 +109,10 @@ def reproduce(
         "backbone.name": backbone,
         "backbone.pretrained": pretrained,
     }
-    # By option, because messages for invalid values name the option.
+    # Keyed by option, which messages about invalid values name.
     overrides_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
     grid = Grid(
-        benchmark,
+        chosen,
         datasets=test_datasets,
         configs={
             name: absolute_paths(
@@ -121,7 +121,7 @@ def reproduce(
             for name, method in {recipe(method).name: method for method in methods}.items()
         },
         seeds=tuple(dict.fromkeys(seeds)),
-        shots=tuple(dict.fromkeys(shots or benchmark.shots)),
+        shots=tuple(dict.fromkeys(shots or chosen.shots)),
         source=source,
     )
     resources = ResourcesConfig(

@@ -284,7 +284,7 @@ class StudyConfig(StrictModel):
         Raises:
             UserError: a default value lies outside its range.
         """
-        return self.search.space.searched_values(self.run)
+        return self.search.space.default_values(self.run)
 
     @property
     def max_epochs(self) -> int:

@@ -22,11 +22,11 @@ from prometar.data.streaming.stream import Batch
 from prometar.device import send
 from prometar.errors import UserError
 from prometar.io.files import cannot_write_error, read_bytes, write_atomically
-from prometar.methods.augmentations import NoAugmentation
 from prometar.methods.composition import Method
 from prometar.methods.modulators import Add
 from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import Regularizer
+from prometar.methods.task_augmentations import NoAugmentation
 from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Embeddings, embed_batch, leave_one_class_out, meta_task_rng
 from prometar.step.state import State

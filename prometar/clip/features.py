@@ -1,7 +1,7 @@
 """Frozen features and their caches. Regularizers compare prompted features with frozen features.
 
 Text features are cached in $PROMETAR_CACHE or ~/.cache/prometar. The name of each file is a hash of weights,
-precision, device, class names and templates. Missing and corrupt files are recomputed. They may be deleted.
+precision, device, class names and templates. Missing and corrupt files are recomputed, so all may be deleted.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function that maps N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""By batch number: normalized frozen features (B, E); without image prompts, those of `embed_images`."""
+"""Tensors by batch number. With image prompts: frozen features. Without: results of `embed_images`."""
 
 FORMAT = "prometar-text-features-1"
 """Part of the cache key. Change it if new code computes different features from the same inputs."""
@@ -73,7 +73,7 @@ def frozen_image_features(clip: Clip, embedded: Tensor, cache: FeatureCache | No
 
 
 def needs_images_only_once(clip: Clip, cache: FeatureCache | None) -> bool:
-    """Return True if each batch of images is needed only once, because its features are then cached."""
+    """Return True if each batch of images is needed only once, because its features stay in the cache."""
     return not clip.takes_image_prompts and cache is not None
 
 

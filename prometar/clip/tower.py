@@ -27,8 +27,8 @@ class Layer:
     """Block with derivatives: z = x + attention(norm_1(x)), then y = z + MLP(norm_2(z)).
 
     In an attention pool, z = attention(norm_1(x)), without the residual. For `mask` and `num_shared`, see
-    `Attention`. A layer returns the first `num_out` tokens of each row (default: all). With `out_slots`, it
-    returns only the tokens in these slots, as (len(out_slots), D). Slot b * T + t is token t of row b.
+    `Attention`. A layer returns the first `num_out` tokens of each row (default: all), or only the tokens in
+    `out_slots`, as (len(out_slots), D). Slot b * T + t is token t of row b.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class AppendedSlots:
 
 @dataclass(frozen=True)
 class ReplacedSlots:
-    """Prompt slots that replace tokens in the part of row 0 that all packed texts share (`text_input`)."""
+    """Prompts in slots of row 0, which starts with the tokens that all packed texts share (`text_input`)."""
 
     num_before: int
     num_prompt: int
@@ -141,7 +141,7 @@ def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, nu
 
 
 class Pass:
-    """Pass from prompts to features (N, E) of N images or texts, with `TokenFunction`'s derivative methods.
+    """A pass from prompts to features (N, E) of N images or texts, with `TokenFunction`'s derivatives.
 
     `vjp` and `hvp` free the layers, so no other method can be called after them.
     `prompt_norm` normalizes the prompt of layer 0. `head` maps the last layer's output to features.

@@ -182,7 +182,7 @@ def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: 
 
 
 def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
-    """Return SigLIP's pool as a one-block tower. Its query is constant: a bias without projection weight."""
+    """Return SigLIP's pool as a one-block tower. Its query is a constant: the bias."""
     pool = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     kv_weight = pool["kv.weight"]
     # Computed in float64 for the same reason as the logit scale in `from_state_dict`.

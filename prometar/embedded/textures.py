@@ -302,5 +302,5 @@ TEXTURES = RenderedSet(
             "wrinkled": Pattern(wrinkled),
         },
     },
-    salted=False,  # seeds without the dataset's name, so that existing pixels do not change
+    salted=False,  # seeds do not depend on the dataset's name: pixels are as in earlier releases
 )

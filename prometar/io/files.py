@@ -68,7 +68,7 @@ def resolve_path(path: Path | str) -> Path:
     """Return the absolute path, with symbolic links and a leading ~ resolved.
 
     Raises:
-        UserError: `path` is a URL, not recordable or a cycle of links, or the current folder was deleted.
+        UserError: `path` is a URL or a cycle of links, cannot be recorded, or the current folder was deleted.
     """
     require_recordable(path)
     if url := re.match(r"(s3|gs|gcs|abfss?|hdfs|hf|https?|file):/", str(path)):
@@ -79,7 +79,7 @@ def resolve_path(path: Path | str) -> Path:
     resolved = None
     try:
         resolved = Path(os.path.realpath(os.path.expanduser(path)))
-        resolved.stat()  # raises ELOOP if links form a cycle. The path may be missing
+        resolved.stat()  # raises ELOOP if links form a cycle; a missing path is allowed
     except OSError as error:
         if resolved is None or error.errno == errno.ELOOP:  # if None, the current folder was deleted
             raise UserError(f"cannot resolve {path}: {error.strerror}.") from None
@@ -154,7 +154,7 @@ def lock_folder(folder: Path, label: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise WorkError(f"{label} is in use by another process. Stop that process, or try later.") from None
+        raise WorkError(f"{label} is in use by another process. Stop it, or try again later.") from None
     except OSError as error:
         raise cannot_write_error(Path(error.filename or folder), error) from None
     try:

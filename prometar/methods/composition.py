@@ -6,12 +6,12 @@ The method's name selects a recipe (`prometar.config.recipes`), whose settings c
 from dataclasses import dataclass
 
 from prometar.io.strict_model import StrictModel
-from prometar.methods.augmentations import AnyAugmentation, Augmentation, FeatureMixup, NoAugmentation
 from prometar.methods.averagers import AnyAverager, Averager, Last
 from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
 from prometar.methods.modulators import AnyModulator, Gate, Modulator
 from prometar.methods.prompts import AnyPrompts, IndependentPrompts, Prompts
 from prometar.methods.regularizers import AnyRegularizer, BuiltInDistances, Regularizer
+from prometar.methods.task_augmentations import AnyAugmentation, Augmentation, FeatureMixup, NoAugmentation
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Prompts(ComponentSection):
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return True if prompts enter the image tower, or are custom prompts without `enters_images`."""
+    """Return True if prompts enter the image tower, or are a custom class without `enters_images`."""
     return bool(getattr(prompts, "enters_images", True))
 
 

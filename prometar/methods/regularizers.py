@@ -107,7 +107,7 @@ class ImageDistance:
 
 @dataclass(frozen=True)
 class LogitsDivergence:
-    """Mean of p log(p / q) over classes and weighted images, where p are frozen and q prompted probabilities.
+    """Mean of p log(p / q) over classes, then images (weighted). p, q: frozen and prompted probabilities.
 
     Source: PromptSRC (ICCV 2023), whose code also averages over both images and classes.
     """
@@ -180,7 +180,7 @@ class _DistanceSettings(ComponentSection):
     def build(self, prompts: Prompts) -> Regularizer:
         """Return the weighted sum of all terms whose weight is not 0.
 
-        `component()` returns either a `Distance` for both towers, or a `Term`, which gets weight 1.
+        A subclass's `component()` is a `Distance` for both towers, or a `Term`, which gets weight 1.
         """
         from prometar.clip.openclip import TEMPLATES
 

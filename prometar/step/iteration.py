@@ -1,7 +1,7 @@
 """One iteration: the direct phase on a batch, then the meta phase on its meta task (support and query).
 
-Towers have hand-written derivatives (`prometar.clip.tower`). Autograd computes the rest, and conditional
-text prompts. Suffixes are axes: B images, C classes, K losses, P tokens of width D, N features of width E.
+Towers have hand-written derivatives (`prometar.clip.tower`). Autograd differentiates the rest (and
+conditional text prompts). Axes: B images, C classes, K losses, P tokens of width D, N features of width E.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -97,7 +97,7 @@ def _meta_gradients(
 
     def adapt(inputs: Tensors) -> tuple[Tensors, Tensors]:
         prompts, gate, gradients = (_group(inputs, name) for name in ("prompts", "gate", "gradient"))
-        # First order treats the gradient of the inner step as independent of the prompts.
+        # First order: the gradient in the inner step does not depend on the prompts, which are detached.
         inner_prompts = prompts if inner.second_order else fresh_leaves(prompts)
         _, _, inner_vjp = vjp(partial(_tokens, method), inner_prompts, differentiable=True)
         return _tokens(method, inner(prompts, inner_vjp(_modulate(method, gate, gradients))))
@@ -123,7 +123,7 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient g (P, D) of each token tensor. K: see `_gradients`."""
+    """Return the modulated gradient g (P, D) of each token tensor. If K = 1, it is given."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}

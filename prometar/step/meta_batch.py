@@ -14,8 +14,8 @@ from torch import Tensor
 from prometar.clip.features import FeatureCache, cached_embedding, frozen_image_features
 from prometar.clip.model import Clip
 from prometar.clip.vision import embed_images
-from prometar.methods.augmentations import Augmentation, Mix
 from prometar.methods.composition import Method
+from prometar.methods.task_augmentations import Augmentation, Mix
 
 
 class Partners(NamedTuple):

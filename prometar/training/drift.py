@@ -1,4 +1,4 @@
-"""Drift: how far predictions of the prompted CLIP diverge from the frozen CLIP's, over out-of-domain names.
+"""Drift: divergence of prompted from frozen CLIP when both classify images among out-of-domain names.
 
 Out-of-domain names share no word with the class names. Accuracy on new classes tends to decrease as drift
 increases (docs/results.md), so drift, measured on images of base classes, predicts it.
@@ -24,7 +24,7 @@ from prometar.step.prompted_clip import PromptedClip
 from prometar.training.scoring import not_finite_error
 
 DRIFT_TEMPLATE = "a photo of a {}."
-"""Template of the frozen texts. Most methods initialize prompts with its words, so drift starts near 0."""
+"""Template of the names for the frozen CLIP. Most methods start with its words, so drift starts near 0."""
 ACCURACY_DECAY_PER_NAT = 0.05
 """Predicted accuracy on new classes: zero-shot base accuracy * exp(-0.05 * drift in nats)."""
 _MIN_NAMES = 20  # minimum number of out-of-domain names
@@ -38,7 +38,7 @@ def mean_drift(
 
     Args:
         image_NE, frozen_image_NE: Normalized features of N images from the prompted and the frozen CLIP.
-        text_VE, frozen_text_VE: The same of the V names. `text_VE` is (N, V, E) if prompts depend on images.
+        text_VE, frozen_text_VE: Those of V names. `text_VE` is (N, V, E) if prompts depend on images.
         scale: Factor that turns cosines into logits.
 
     Example:
@@ -53,7 +53,7 @@ def mean_drift(
 
 
 def drift_version(backbone: Backbone) -> str:
-    """Return a string that identifies decay and vocabulary. Scores with different ones are not comparable."""
+    """Return a string that identifies decay and vocabulary. It is the same for comparable scores."""
     digest = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
     return f"{ACCURACY_DECAY_PER_NAT} a nat, names {digest}"
 

@@ -18,7 +18,7 @@ RECORD_CONFIG = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_n
 
 
 class RunResult(BaseModel):
-    """Result of a finished run. In result.json, some fields have other names (aliases): its format is fixed.
+    """Result of a finished run. Some fields have other names in result.json (aliases), whose format is fixed.
 
     Args:
         last_epoch, history: Record of the last epoch, and records of all epochs.

@@ -1,4 +1,4 @@
-"""Accuracy of trained prompts. Suffixes: B images, C classes, T tokens of width D, features of width E."""
+"""Accuracy of trained prompts. Axes: B images, C classes, T tokens, widths D (tokens) and E (features)."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -18,7 +18,7 @@ def make_logits_fn(
 ) -> Callable[[Tensor, int], Tensor]:
     """Return a function that maps uint8 images (B, H, W, 3) and their batch number to logits (B, C).
 
-    `leaves`: the trained prompts. Class texts are encoded once, or per image if prompts depend on images.
+    `leaves`: the trained tensors. Class texts are encoded once, or per image if prompts depend on images.
     """
     with torch.no_grad():
         prompt_tokens = model.prompts.tokens(dict(leaves))

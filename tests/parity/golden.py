@@ -16,8 +16,8 @@ from prometar.clip.model import Clip
 from prometar.clip.openclip import clip_architecture, tokenize
 from prometar.clip.weights import from_state_dict
 from prometar.config.settings import Config
-from prometar.methods.augmentations import Mix
 from prometar.methods.composition import Method, build
+from prometar.methods.task_augmentations import Mix
 from prometar.step.iteration import SgdConfig
 from prometar.step.meta_batch import Selection, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts

@@ -121,7 +121,7 @@ def plan_resources(
 
     cpus = resources.cpus_per_trial or 1.0
     gpu_shares = [0.0]  # GPUs per job to choose from, largest first
-    if max_gpus:  # rounded down to Ray's resolution of 1/10,000
+    if max_gpus:  # shares are rounded down to Ray's resolution of 1/10,000
         gpu_shares = [math.floor(1e4 / count) / 1e4 for count in range(1, _MAX_JOBS_PER_GPU + 1)]
     if resources.gpus_per_trial != "auto":
         gpu_shares = [resources.gpus_per_trial]
@@ -153,8 +153,8 @@ def _capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> i
     count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)  # + 1e-9: tolerates rounding errors
     if gpus:
         total = node.get("GPU", 0.0)
-        per_gpu, whole = math.floor(1 / gpus + 1e-9), math.floor(total / gpus + 1e-9)
-        count = min(count, per_gpu * math.floor(total) if gpus < 1 else whole)
+        per_gpu, jobs = math.floor(1 / gpus + 1e-9), math.floor(total / gpus + 1e-9)
+        count = min(count, per_gpu * math.floor(total) if gpus < 1 else jobs)
     if memory and "memory" in node:
         count = min(count, max(1, math.floor(node["memory"] / memory)))
     return count

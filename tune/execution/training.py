@@ -69,7 +69,7 @@ class JobTraining:
             while len(session.history) < self._epoch:
                 session.run_epoch()
                 if len(self._sessions) > 1:
-                    session.close()  # closes only the data stream, because a job has CPUs for one stream
+                    session.close()  # frees the CPUs for the next run's stream; the session stays usable
 
     def _open(self, folder: Path, config: Config) -> Session:
         """Open the session of a run. Resume the run if the folder contains a checkpoint."""

@@ -122,7 +122,7 @@ class Records:
 
     @cached_property
     def baseline_config(self) -> dict[str, Any]:
-        """Complete configuration of the baseline, by dotted key. `data.name` is the first dataset."""
+        """Configuration of the baseline, by dotted key. With several datasets, `data.name` is the first."""
         return self.config.run.flat()
 
     @property

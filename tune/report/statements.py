@@ -165,7 +165,7 @@ def _caveats(records: Records) -> Iterator[str]:
             "biased upward. Rely on the final test."
         )
     if records.baseline_config.get("backbone.name") == "mini":
-        yield "The embedded backbone mini is for testing. Do not compare its accuracies with published ones."
+        yield "The bundled backbone mini is for testing. Do not compare its accuracies with published ones."
     elif test and any(each.published is not None for each in test.datasets.values()):
         yield "Published numbers are cited from papers. Seeds, images and epochs may differ."
 
@@ -209,20 +209,20 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
         case "unfinished":
             return [("Rerun the same command to resume:", records.study.command)]
         case "selected":
-            return [_training_step(records, "selected")]
+            return [_train_command(records, "selected")]
         case "baseline":
-            steps = [_training_step(records, "baseline")]
+            steps = [_train_command(records, "baseline")]
         case _ if test is None or not test.seeds:
             return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
         case _:
-            steps = [_training_step(records, "selected"), _training_step(records, "baseline")]
+            steps = [_train_command(records, "selected"), _train_command(records, "baseline")]
             if difference and difference.mean < 0:
                 steps.reverse()  # the better settings first
     example = f"such as --trials {2 * records.search_config.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {example}.", "")]
 
 
-def _training_step(records: Records, name: SettingsName) -> tuple[str, str]:
+def _train_command(records: Records, name: SettingsName) -> tuple[str, str]:
     """Return the next step that trains with the named settings."""
     test, config = records.final_test, records.folder / "best.yaml"
     if name == "baseline" and test and test.seeds and not test.baseline_selected:

@@ -6,7 +6,7 @@ from pathlib import Path
 from prometar.clip.openclip import load_backbone
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
-from prometar.data.datasets.catalog import open_dataset, reject_output_in_images
+from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
@@ -35,7 +35,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
     console = stdout_console()
     protocol, out = grid.protocol.name, resolve_path(out)
     for name in grid.all_datasets:
-        reject_output_in_images(out, name, grid.config.data.root)
+        reject_output_in_dataset(out, name, grid.config.data.root)
     datasets, largest_splits, unavailable = _open_datasets(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
     methods = {name: check_components(config, clip) for name, config in grid.configs.items()}

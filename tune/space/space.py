@@ -42,7 +42,7 @@ class Space(StrictModel):
         for key, entry in self.ranges.items():
             for other, values in entry.when.items():
                 if other not in earlier:
-                    raise ValueError(f"{key}: its condition refers to '{other}', which must be listed first")
+                    raise ValueError(f"{key}: its condition refers to '{other}', which must be listed before")
                 if not values or not all(map(earlier[other].contains, values)):
                     allowed = earlier[other].describe()
                     raise ValueError(f"{key}: the values for {other} in its condition must lie in {allowed}")
@@ -73,7 +73,7 @@ class Space(StrictModel):
             ]
         return combinations
 
-    def searched_values(self, config: Config) -> dict[str, Value]:
+    def default_values(self, config: Config) -> dict[str, Value]:
         """Return the default values (in `config`) of the searched settings whose conditions hold.
 
         Raises:
@@ -82,7 +82,7 @@ class Space(StrictModel):
         values, searched = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
             active = entry.is_active(searched)
-            # Inactive settings may be missing: settings of other component kinds, and `args` of custom kinds.
+            # An inactive setting may be missing from the configuration of another kind of component.
             if key not in values and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:
@@ -137,7 +137,7 @@ class Space(StrictModel):
         return self.model_copy(update={"ranges": ranges})
 
     def probe_values(self, key: str) -> tuple[Value, ...]:
-        """Return the values to validate for a setting (bounds or choices), or () if it is not searched."""
+        """Return values that test a setting's range (bounds or choices), or () if it is not searched."""
         return self.ranges[key].probe_values if key in self.ranges else ()
 
     def describe(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 
 from prometar.cli.console import format_count, format_duration
 from prometar.clip.openclip import load_backbone, require_backbone
-from prometar.data.datasets.catalog import open_dataset, reject_output_in_images
+from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
 from prometar.data.streaming.plan import DataPlan
@@ -107,7 +107,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         raise UserError(f"--pretrained {weights} does not exist.")
     data, datasets = config.run.data, list[Dataset]()
     for name in search.datasets:  # `data.args` applies only to `data.name`, the first dataset
-        reject_output_in_images(config.location.out / config.name, name, data.root)
+        reject_output_in_dataset(config.location.out / config.name, name, data.root)
         datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
     options = {"shots": data.shots, "seed": config.run.train.seed, "val_per_class": search.val_per_class}
     splits = {
@@ -165,7 +165,7 @@ def _stages(
     if config.test.seeds == "auto":
         min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), BASELINE_RUNS * num_datasets
         baseline_case = f"{baseline_runs} runs if the default settings are selected"
-        remarks["Final test"] = f"{min_runs} runs if the first seed pairs decide, {baseline_case}"
+        remarks["Final test"] = f"{min_runs} runs if the first seed pairs suffice, {baseline_case}"
     stages = {
         name: (runs * num_datasets, runs * num_datasets * epochs, runs * epochs * steps)
         for name, (runs, epochs, steps) in amounts.items()

@@ -40,7 +40,7 @@ def title_of(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """Return a dataset's name as part of a file name, without special characters.
+    """Return a dataset's name in a form that is safe in names of files and folders.
 
     Example:
         >>> file_name("dtd"), file_name("mine:flowers")
@@ -84,8 +84,8 @@ def is_in_dataset_folder(folder: Path, name: str, root: Path | str | None) -> bo
     return resolve_path(folder).is_relative_to(resolve_path(dataset_location(name, root)))
 
 
-def reject_output_in_images(out: Path, name: str, root: Path | str | None) -> None:
-    """Raise a UserError if results in `out` would be read as a class of `--dataset folder`."""
+def reject_output_in_dataset(out: Path, name: str, root: Path | str | None) -> None:
+    """Raise a UserError if `out` lies in the images of `--dataset folder`, and would be read as a class."""
     if name == OWN_IMAGES and is_in_dataset_folder(out, name, root) and find_manifest(str(root)) is None:
         raise UserError(f"{resolve_path(out)} lies in the dataset's own folder. Choose another --out.")
 
@@ -130,17 +130,17 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
         raise UserError(f"The dataset '{name}' needs a data root. {_data_root_advice(name)}")
     if "://" not in str(root) and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. {_data_root_advice(name)}")
-    uri, benchmark = dataset_location(name, root), BENCHMARKS.get(name)
+    location, benchmark = dataset_location(name, root), BENCHMARKS.get(name)
     template = benchmark.template if benchmark else TEMPLATE
-    manifest = find_manifest(uri)
+    manifest = find_manifest(location)
     if manifest is not None:
-        dataset = open_prepared(uri, manifest, name=name, title=title_of(name), template=template)
-    elif "://" in uri:
+        dataset = open_prepared(location, manifest, name=name, title=title_of(name), template=template)
+    elif "://" in location:
         raise UserError(
-            f"{masked(uri)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
+            f"{masked(location)} has no prepared copy ({MANIFEST} is missing). Run `prometar data prepare`."
         )
     else:
-        dataset = read_benchmark(benchmark, Path(uri)) if benchmark else read_tree(Path(uri))
+        dataset = read_benchmark(benchmark, Path(location)) if benchmark else read_tree(Path(location))
     return replace(dataset, templates=benchmark.templates) if benchmark else dataset
 
 
@@ -151,7 +151,7 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
     if not isinstance(dataset, Dataset):
         raise UserError(f"{name} must return a Dataset, got {type(dataset).__name__}. See docs/extending.md.")
     for item in dataset.items:
-        if [type(item), *map(type, (item.path, item.label, item.classname))] != [Item, str, int, str]:
+        if type(item) is not Item or [*map(type, (item.path, item.label, item.classname))] != [str, int, str]:
             expected = "Item(path: str, label: int, classname: str)"
             raise UserError(f"{name} must return images as {expected}, got {item!a:.200}.")
     for template in (dataset.template, *dataset.templates.values()):

@@ -23,7 +23,7 @@ from prometar.cli.app import main
 from prometar.clip.openclip import tokenize
 from prometar.config.recipes import METHODS
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.methods.augmentations import NoAugmentation
+from prometar.methods.task_augmentations import NoAugmentation
 from prometar.step.meta_batch import leave_one_class_out, meta_task_rng
 from prometar.step.prompted_clip import prompt_texts
 from prometar.step.state import State

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from prometar.config.settings import Config
 from prometar.errors import UserError
-from prometar.methods.augmentations import CutMix, FeatureMixup, InputMixup, Mix, NoAugmentation
 from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import build
 from prometar.methods.modulators import Add, Constant, Gate, Projection
 from prometar.methods.prompts import IndependentPrompts
 from prometar.methods.regularizers import RegularizerInputs
+from prometar.methods.task_augmentations import CutMix, FeatureMixup, InputMixup, Mix, NoAugmentation
 from prometar.step.meta_batch import leave_one_class_out
 from tests.support.tiny import backbone
 

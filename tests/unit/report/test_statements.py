@@ -207,7 +207,7 @@ def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:
     [
         ({}, "The search predicts new accuracy from drift"),
         ({"objective": "base_val"}, "The search maximized base accuracy. The final test compares H."),
-        ({"dataset": ["textures"]}, "The embedded backbone mini is for testing."),
+        ({"dataset": ["textures"]}, "The bundled backbone mini is for testing."),
     ],
 )
 def test_the_search_has_caveats(options: dict[str, Any], says: str, tmp_path: Path) -> None:

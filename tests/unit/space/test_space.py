@@ -22,7 +22,7 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: [
 def test_every_space_contains_the_default_settings(name: str) -> None:
     """Except settings whose condition does not hold for the defaults."""
     space = load_space(name)
-    values = space.searched_values(Config())
+    values = space.default_values(Config())
     assert values.keys() == {key for key, entry in space.ranges.items() if entry.is_active(values)}
     assert space.restrict(Config()) == space
 
@@ -49,7 +49,7 @@ def test_unknown_spaces_are_refused() -> None:
         ("a: {type: choice, choices: [x, x]}", "values must be distinct, got x x"),
         (
             NESTED.replace("modulator.kind: {", "optim.x: {"),
-            "condition refers to 'modulator.kind', which must be listed first",
+            "condition refers to 'modulator.kind', which must be listed before",
         ),
         (
             "a: {type: choice, choices: [x]}\nb: {type: int, low: 1, high: 2, when: {a: y}}",
@@ -110,7 +110,7 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: l
 )
 def test_defaults_outside_a_space_are_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        space_from(text).searched_values(Config())
+        space_from(text).default_values(Config())
 
 
 REMOVED = {
@@ -127,7 +127,7 @@ def test_settings_that_a_method_lacks_are_left_out(method: str) -> None:
     whole, found = load_space("default"), load_space("default").restrict(configure(method))
     assert whole.ranges.keys() - found.ranges.keys() == REMOVED[method]
     assert list(found.ranges) == [key for key in whole.ranges if key in found.ranges]
-    assert found.searched_values(configure(method))
+    assert found.default_values(configure(method))
 
 
 def test_settings_of_the_meta_phase_are_left_out_without_one() -> None:
@@ -150,7 +150,7 @@ def test_settings_whose_default_lies_outside_are_left_out(key: str, value: Any, 
     config, whole = configure("prometar", {key: value}), load_space("full")
     found = whole.restrict(config)
     assert whole.ranges.keys() - found.ranges.keys() == removed
-    assert found.searched_values(config)
+    assert found.default_values(config)
 
 
 START = space_from(

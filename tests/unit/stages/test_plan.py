@@ -57,7 +57,7 @@ def test_counts_are_those_of_the_jobs(small_dtd: Path, tmp_path: Path) -> None:
 def test_a_test_that_may_end_early(tmp_path: Path) -> None:
     plan = plan_study(config_of(tmp_path, final_seeds="auto"))
     assert plan.stages["Final test"][0] == 30
-    assert "(10 runs if the first seed pairs decide, 3 runs if the default settings are" in str(plan)
+    assert "(10 runs if the first seed pairs suffice, 3 runs if the default settings are" in str(plan)
 
 
 def test_trials_of_different_lengths(tmp_path: Path) -> None:

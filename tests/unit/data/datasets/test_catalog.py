@@ -97,14 +97,13 @@ def test_a_class_name_that_no_prompt_can_hold(own_dtd: Path, tmp_path: Path, nam
     [
         {"train": (Item("a", 0, None),)},  # type: ignore[arg-type]
         {"train": (Item("a", "0", "a"),)},  # type: ignore[arg-type]
+        {"train": (("a", 0, "a"),)},
         {"templates": {"photo": "{} {}"}},
         {"template": None},
     ],
     ids=str,
 )
-def test_a_custom_loader_returns_items_and_templates(
-    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_custom_loader_returns_items(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"train": (), "val": (), "test": (), "source": FolderSource("."), "template": "a {}."}
     found = Dataset("own", "own", **{**fields, **change})
     monkeypatch.setattr(catalog, "instantiate", lambda *_: lambda root: found)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prometar.cli.app import main
-from prometar.data.datasets.catalog import open_dataset, reject_output_in_images
+from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
 from prometar.data.datasets.imagetree import SPLIT_NOTE, split_paths
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
@@ -145,9 +145,9 @@ def test_no_result_lies_among_the_images(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tree)
     for folder in (tree, tree / "out", tree / "yew/out", tmp_path / "link/out"):
         with pytest.raises(UserError, match=rf"^{tree}.* lies in the dataset's own folder\. Choose another "):
-            reject_output_in_images(folder, "folder", str(tree))
-    reject_output_in_images(tmp_path / "out", "folder", str(tree))
-    reject_output_in_images(tmp_path / "tree-out", "folder", str(tree))
-    reject_output_in_images(tree / "out", "dtd", str(tree))  # a list says which its images are
+            reject_output_in_dataset(folder, "folder", str(tree))
+    reject_output_in_dataset(tmp_path / "out", "folder", str(tree))
+    reject_output_in_dataset(tmp_path / "tree-out", "folder", str(tree))
+    reject_output_in_dataset(tree / "out", "dtd", str(tree))  # a list says which its images are
     prepare("folder", tree, tmp_path / "copy")
-    reject_output_in_images(tmp_path / "copy/out", "folder", tmp_path / "copy")
+    reject_output_in_dataset(tmp_path / "copy/out", "folder", tmp_path / "copy")
