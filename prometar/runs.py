@@ -107,7 +107,7 @@ def write_result(
 
 
 def evaluate_run(folder: Path, *, trust_code: bool = False) -> dict[str, float]:
-    """Test a finished run again. Return accuracies in percent by evaluation set, and the score ("objective").
+    """Test a finished run again. Return the accuracy in percent of each evaluation set, and the score.
 
     Args:
         trust_code: True to import custom components. By default, runs that use them are refused.
@@ -134,7 +134,7 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
 
 
 def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) -> None:
-    """Test a finished run on those of `names` without accuracy in result.json. Add the accuracies to it.
+    """Test a finished run on each dataset of `names` that has no accuracy in result.json yet. Add it there.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -185,7 +185,7 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
-        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # unfolded, as in `load`
+        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # of unfolded weights
         weights_file=is_local,
         **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
     )

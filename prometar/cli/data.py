@@ -36,7 +36,7 @@ def data_list(
     from prometar.embedded.datasets import RENDERED
 
     table, notes = Table("name", "title", "classes", "train", "val", "test", "state", box=None), []
-    for name, opened in list_datasets(data_root).items():  # a dataset, a reason (str) or None
+    for name, opened in list_datasets(data_root).items():  # a dataset, why it fails, or None
         benchmark = BENCHMARKS.get(name)
         access = "own folders" if not benchmark else "download" if benchmark.archives else "manual download"
         sizes: tuple[int, ...] = (0, 0, 0, 0)

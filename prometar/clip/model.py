@@ -108,11 +108,11 @@ class Clip:
     `logit_scale` is the exponential of the learned scalar. SigLIP has no class embedding, `ln_pre` or image
     projection, and some SigLIP models have no text projection.
 
-    pool: SigLIP's last LayerNorm and attention pool (one block with one output token). None for CLIP.
+    pool: SigLIP's attention pool: a block with one output token, and the LayerNorm before it. CLIP: None.
     causal: True for CLIP. Its text tokens attend to earlier ones, and the end token (EOT) gives the feature.
         False for SigLIP. Its text tokens attend to all others, and the last token gives the feature.
     num_start: Number of tokens that the tokenizer puts before a text.
-    takes_image_prompts: True if prompts enter the image tower. If not, `embed_images` returns features.
+    takes_image_prompts: False if no prompts enter the image tower. `embed_images` then returns features.
     """
 
     text: Tower

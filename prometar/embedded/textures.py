@@ -26,7 +26,7 @@ class Pattern:
 
 
 def lines(value: Floats, half_width: float, pixel: float) -> Floats:
-    """Draw lines where `value` is an integer. `half_width` and `pixel` are in units of `value`."""
+    """Draw lines where `value` is an integer, in whose units `half_width` is. `pixel`: softness."""
     return edge(half_width - np.abs(integer_offset(value)), 1.5 * pixel)
 
 

@@ -50,12 +50,12 @@ class Prompts(ComponentSection):
         return leaves
 
     def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
-        """Return `text.<layer>` (B, tokens, width) for features (B, E). Only called if `conditional`."""
+        """Return `text.<layer>` (B, tokens, width) for image features. Only if `conditional`."""
         return tokens
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return True if prompts enter the image tower, or are a custom class without `enters_images`."""
+    """Return `enters_images`. Without this property, custom prompts are assumed to enter the tower."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -138,7 +138,7 @@ class IndependentPrompts(_Context, _PromptsWithTemplates):
     """Independent vision-language prompts (IVLP), with leaves `text.<layer>` and `vision.<layer>`.
 
     A tower with depth 0 has no prompts. A depth above the tower's number of layers means all of its layers.
-    Source: IVLP baseline in "MaPLe", CVPR 2023; ProMetaR.
+    Source: IVLP baseline in "MaPLe", CVPR 2023, and ProMetaR.
     """
 
     kind: Literal["independent"] = "independent"

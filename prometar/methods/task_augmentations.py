@@ -114,7 +114,7 @@ class CutMix(_BetaMix):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return, per pixel, the fraction (Q, side) between start and stop, which are fractions of `side`."""
+    """Return the share of each pixel (Q, side) between start and stop, which are relative to `side`."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

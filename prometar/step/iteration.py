@@ -1,7 +1,7 @@
 """One iteration: the direct phase on a batch, then the meta phase on its meta task (support and query).
 
-Towers have hand-written derivatives (`prometar.clip.tower`). Autograd differentiates the rest (and
-conditional text prompts). Axes: B images, C classes, K losses, P tokens of width D, N features of width E.
+Towers have hand-written derivatives (`prometar.clip.tower`). Autograd differentiates the rest, and the text
+tower of conditional prompts. B images, C classes, K losses, P tokens of width D, N features of width E.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -123,7 +123,7 @@ def _tokens(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient g (P, D) of each token tensor. If K = 1, it is given."""
+    """Return the modulated gradient g (P, D) of each token tensor. If K = 1, it is the given one."""
     if any(len(gradients_KPD) == 1 for gradients_KPD in gradients.values()):
         return {name: gradients_KPD[0] for name, gradients_KPD in gradients.items()}
     pairs = {name: gradients_KPD.unbind() for name, gradients_KPD in gradients.items()}
@@ -205,7 +205,7 @@ def _query_loss(model: PromptedClip, towers: TowerPasses, features: Tensors, que
     """Return the query loss. Rows of `image_RE`: Q query images, then partners (support images to mix in)."""
     text_CE, image_RE = towers.text_and_image(features)
     image_QE, partners = image_RE[: len(query.labels)], query.partners
-    if partners is not None and partners.image_rows is not None:  # None: the pixels are already mixed
+    if partners is not None and partners.image_rows is not None:  # `image_rows` is None if pixels are mixed
         query_share, partner_share = partners.query_share[:, None], partners.partner_share[:, None]
         image_QE = query_share * image_QE + partner_share * image_RE[partners.image_rows]
     logits = model.logits(image_QE, text_CE)

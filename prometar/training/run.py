@@ -51,7 +51,7 @@ class Run:
 
     Args:
         plan, cache: Data plan of the training images, and their cached features (None if too large).
-        cache_key: Identity of the dataset and the backbone in caches.
+        cache_key: Key of the dataset and the backbone in caches.
         out_of_domain_model: Prompted CLIP with out-of-domain names as classes. None if drift is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
     """
@@ -104,7 +104,7 @@ def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: 
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""For each data plan, dataset and backbone: the size of all features in bytes, and the features so far."""
+"""For each data plan, dataset and backbone: the size in bytes if all are cached, and the features so far."""
 
 
 def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:

@@ -17,7 +17,7 @@ from prometar.training.run_result import read_result
 from tune.execution.job import Job
 
 _MAIN_BENCHMARKS = tuple(name for name, benchmark in BENCHMARKS.items() if not benchmark.imagenet_variant)
-_MAIN_BUT_IMAGENET = tuple(name for name in _MAIN_BENCHMARKS if name != "imagenet")
+_MAIN_WITHOUT_IMAGENET = tuple(name for name in _MAIN_BENCHMARKS if name != "imagenet")
 _IMAGENET_VARIANTS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.imagenet_variant)
 
 
@@ -116,7 +116,7 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         BenchmarkProtocol("base-to-new", FINAL, _MAIN_BENCHMARKS),
-        BenchmarkProtocol("cross-dataset", "all_classes", _MAIN_BUT_IMAGENET, "imagenet"),
+        BenchmarkProtocol("cross-dataset", "all_classes", _MAIN_WITHOUT_IMAGENET, "imagenet"),
         BenchmarkProtocol("domain-generalisation", "all_classes", _IMAGENET_VARIANTS, "imagenet"),
         BenchmarkProtocol("few-shot", "all_classes", _MAIN_BENCHMARKS, shots=(1, 2, 4, 8, 16)),
     )
@@ -137,7 +137,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its files are missing or the result is corrupt.
 
     Raises:
-        UserError: the run has other settings, or a split's digest is not that of its dataset in `digests`.
+        UserError: the run has other settings, or used a split whose digest is not the one in `digests`.
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:

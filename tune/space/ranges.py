@@ -74,7 +74,7 @@ class NumberRange(_Range):
 
     @property
     def probe_values(self) -> tuple[float, ...]:
-        """Values to validate: the bounds and, for floats, a non-integer, which integer settings reject."""
+        """Values that test if a setting accepts the range: bounds and, for floats, also a non-integer."""
         non_integer = (self.low + (self.high - self.low) / math.pi,) if self.type == "float" else ()
         return self.low, self.high, *non_integer
 

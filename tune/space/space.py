@@ -42,7 +42,7 @@ class Space(StrictModel):
         for key, entry in self.ranges.items():
             for other, values in entry.when.items():
                 if other not in earlier:
-                    raise ValueError(f"{key}: its condition refers to '{other}', which must be listed before")
+                    raise ValueError(f"{key}: its condition refers to '{other}', which must be listed above")
                 if not values or not all(map(earlier[other].contains, values)):
                     allowed = earlier[other].describe()
                     raise ValueError(f"{key}: the values for {other} in its condition must lie in {allowed}")
@@ -82,7 +82,7 @@ class Space(StrictModel):
         values, searched = config.flat(), dict[str, Value]()
         for key, entry in self.ranges.items():
             active = entry.is_active(searched)
-            # An inactive setting may be missing from the configuration of another kind of component.
+            # An inactive setting may be missing, because the component's kind in `config` does not have it.
             if key not in values and (active or not (is_setting(key) or ".args." in key)):
                 raise UserError(f"--space {self.name} searches {key}, which is not a setting of a run.")
             if active:
@@ -157,7 +157,7 @@ _COMPONENTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager
 
 
 def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
-    """Return the method with the settings of its components, and the other settings that have an effect."""
+    """Return the built method, which contains its components' settings, and other settings with effect."""
     from prometar.methods.composition import build  # loads torch, which --help does not need
 
     method = build(config)

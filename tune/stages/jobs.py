@@ -56,13 +56,13 @@ def final_job(
 
 
 def discard_invalid_results(jobs: Sequence[Job]) -> list[Job]:
-    """Delete invalid results. Return the jobs in which a run then has no result."""
+    """Delete invalid results. Return the jobs that still have to run."""
     validity = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
     return [job for job, valid in zip(jobs, validity, strict=True) if not all(valid)]
 
 
 def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:
-    """Return the scores of a job's runs. If a run has no result, `error` of its score is the reason.
+    """Return the scores of a job's runs. If a run has no result, its score's `error` says why.
 
     Args:
         failures: Failure reasons by job name.

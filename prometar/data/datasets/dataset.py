@@ -88,7 +88,7 @@ class Dataset:
         templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
             `name_last`, which ends with the class name.
         items_origin: Source of the image list, for error messages, such as "folder data/dtd/images".
-        note: Remark for the user, such as the rule of an automatic split. Empty if there is none.
+        note: Remark for the user, such as how images were split automatically. Empty if there is none.
     """
 
     name: str

@@ -9,7 +9,7 @@ from prometar.data.datasets.benchmarks import TEMPLATE
 from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, find_duplicate_names
 from prometar.errors import UserError
 
-OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"  # name and title, see `read_tree`
+OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"  # name for --dataset, and title in tables
 # Suffixes of the formats in transforms.FORMATS.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
@@ -25,7 +25,7 @@ def read_tree(folder: Path) -> Dataset:
     """Read DIR/train|val|test/<class>/<image> or DIR/<class>/<image>. <class> is the class name.
 
     If `val` is missing, a search holds out images of `train`. For an evaluation, `test` suffices. All splits
-    must have the same classes. Folders named train, val or test are classes if none of them contains folders.
+    must have the same classes. If folders called train, val or test have no subfolders, they are classes.
 
     Raises:
         UserError: there are fewer than two classes, two folders for one class, a class without images or with
@@ -73,7 +73,7 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     """Split the n >= 3 images of one class into train, val and test. The order of `paths` has no effect.
 
     Images are ranked by the hash of their paths. The first floor(0.3 n) are `test` and the next floor(0.2 n)
-    are `val`, at least one image each. The rest are `train`. A new image changes the split of few others.
+    are `val`, at least one image each. The rest are `train`. A new image moves few others to another split.
     """
 
     def rank(path: str) -> bytes:
@@ -146,7 +146,7 @@ def image_files(folder: Path) -> list[str]:
 
 
 def labeled_images(root: Path, folders: Iterable[str], names: Iterable[str]) -> Items:
-    """Return the images in the `folders` of `root`. Images in folders[k] have label k and class names[k].
+    """Return the images in the `folders` of `root`. Those in `folders[k]` get label k and name `names[k]`.
 
     Raises:
         UserError: see `image_files`.

@@ -133,8 +133,8 @@ def _build_dataset(
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     dataset = ray.data.from_items(block_inputs, override_num_blocks=len(block_inputs))
     with warnings.catch_warnings():
-        # `scheduling_strategy` is deprecated, but if DataContext sets it, Ray Data 2.60 takes the
-        # bundles' object-store memory (0 bytes) as a limit, and starts tasks only if the consumer waits.
+        # `scheduling_strategy` is deprecated. But with a strategy in DataContext, Ray Data 2.60 takes
+        # the bundles' object-store memory (0 bytes) as a limit, and starts tasks only if the consumer waits.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             cast(Any, make_block),

@@ -33,7 +33,7 @@ StreamFn = Callable[[DataPlan, Source, int], Iterator[Batch]]
 
 
 def stream_labels(plan: DataPlan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """Yield the plan's batches from `start_step` on, with labels but no pixels. Ignore `source`."""
+    """Yield the plan's batches from `start_step` on, with labels but no pixels. `source` is not used."""
     for step, _, _, labels in iter_steps(plan, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 

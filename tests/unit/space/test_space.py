@@ -49,7 +49,7 @@ def test_unknown_spaces_are_refused() -> None:
         ("a: {type: choice, choices: [x, x]}", "values must be distinct, got x x"),
         (
             NESTED.replace("modulator.kind: {", "optim.x: {"),
-            "condition refers to 'modulator.kind', which must be listed before",
+            "condition refers to 'modulator.kind', which must be listed above",
         ),
         (
             "a: {type: choice, choices: [x]}\nb: {type: int, low: 1, high: 2, when: {a: y}}",
