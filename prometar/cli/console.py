@@ -40,10 +40,7 @@ RootOption = Annotated[
 
 TrustOption = Annotated[
     bool,
-    typer.Option(
-        "--trust-code",
-        help="Import the custom components of the run or the prompt file. Default: refuse them.",
-    ),
+    typer.Option("--trust-code", help="Import custom components of the run or file. Default: refuse them."),
 ]
 
 

@@ -35,12 +35,13 @@ def data_list(
     from prometar.data.preparation.check import list_datasets, size_differences
     from prometar.embedded.datasets import RENDERED
 
-    table, notes = Table("name", "title", "classes", "train", "val", "test", "state", box=None), []
+    columns = ("name", "title", "classes", "train", "val", "test", "images" if data_root is None else "state")
+    table, notes = Table(*columns, box=None), []
     for name, opened in list_datasets(data_root).items():  # a dataset, why it fails, or None
         benchmark = BENCHMARKS.get(name)
-        access = "own folders" if not benchmark else "download" if benchmark.archives else "manual download"
-        sizes: tuple[int, ...] = (0, 0, 0, 0)
-        state = access if data_root is None else f"missing ({access})"
+        access = "your own" if not benchmark else "download" if benchmark.archives else "manual"
+        state = access if data_root is None else "missing"
+        sizes: tuple[int, ...] = (0,) * 4
         if isinstance(opened, str):
             state = "unusable"
             notes.append(f"{name}: {opened}")
