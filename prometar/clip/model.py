@@ -70,9 +70,7 @@ def _fold_block(block: Block, scale: float, gelu_factor: float) -> Block:
     )
     row_factors = torch.ones_like(in_proj_bias)
     row_factors[: len(row_factors) // 3] = scale  # rows of the queries
-    c_fc_weight, c_fc_bias = _fold_norm(
-        block.c_fc_weight, block.c_fc_bias, block.ln_2_weight, block.ln_2_bias
-    )
+    fc_weight, fc_bias = _fold_norm(block.c_fc_weight, block.c_fc_bias, block.ln_2_weight, block.ln_2_bias)
     return block._replace(
         ln_1_weight=None,
         ln_1_bias=None,
@@ -80,8 +78,8 @@ def _fold_block(block: Block, scale: float, gelu_factor: float) -> Block:
         in_proj_bias=in_proj_bias * row_factors,
         ln_2_weight=None,
         ln_2_bias=None,
-        c_fc_weight=c_fc_weight * gelu_factor,
-        c_fc_bias=c_fc_bias * gelu_factor,
+        c_fc_weight=fc_weight * gelu_factor,
+        c_fc_bias=fc_bias * gelu_factor,
         c_proj_weight=block.c_proj_weight / gelu_factor,
     )
 

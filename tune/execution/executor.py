@@ -1,5 +1,6 @@
 """Execution of jobs on Ray Tune: placement, concurrency, retries and reuse of workers."""
 
+import gc
 import logging
 import os
 import tempfile
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 from ray import cloudpickle
@@ -56,19 +58,21 @@ def run_jobs(
     """
     shutdown = Shutdown(console)
     dispatcher = _Dispatcher(jobs, plan, timeout_seconds, observers, shutdown)
-    tune_error: Exception | None = None
+    tune_error: BaseException | None = None
     with shutdown.watch():
         try:
             _fit(dispatcher, plan.max_concurrent, worker)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:  # KeyboardInterrupt: a second signal
             tune_error = error
+            clear_frames(error.__traceback__)  # Tune's frames, and cycles among their objects, would keep
+            gc.collect()  # the workers and their CPUs as long as the caller keeps the exception
     if shutdown.ray_died:
         raise WorkError(RAY_DIED)
     if isinstance(dispatcher.error, InfrastructureError):
         raise InfrastructureError(f"Stopped: {str(dispatcher.error).rstrip('.')}. {RESUME}") from None
     if dispatcher.error is not None:
         raise dispatcher.error
-    if tune_error is not None:
+    if isinstance(tune_error, Exception):
         raise WorkError(f"Stopped: {last_line(str(tune_error))}. {RESUME}") from tune_error
     if shutdown.requested:
         raise KeyboardInterrupt
