@@ -265,7 +265,7 @@ def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyCo
         return StudyConfig.of(**options)
     path = Path(folder).absolute()
     if set(options) & {"out", "study"}:
-        raise UserError("Pass either folder or the options out and study, not both.")
+        raise UserError("Pass either folder, or out and study, not both.")
     if not options and (record := StudyFolder(path).read(StudyRecord)):
         location = record.config.location.model_copy(update={"out": path.parent, "study": path.name})
         return record.config.model_copy(update={"location": location})

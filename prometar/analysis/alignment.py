@@ -76,8 +76,8 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     """Return cosines and norms of the modulated support gradient and the gradient of the query loss.
 
     The modulated gradient combines task loss and regularizer. The meta task is sampled as in the meta phase,
-    even if the method has none, but without augmentation. Return None if the batch contains only one class,
-    or if the run has no prompts.
+    but without augmentation, for all methods. Return None if the batch contains only one class, or if the run
+    has no prompts.
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = meta_task_rng(run.config.train.seed, state.step)
@@ -106,7 +106,7 @@ def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tens
     return step(run.model, replace(method, inner=None), state, batch, None, _NO_UPDATE)[0].prompt_momenta
 
 
-def _cosine(a: Tensors, b: Tensors) -> float:
+def _cosine(a: Tensors, b: Tensors) -> float:  # over the tensors of `a`
     x, y = _flat(a), _flat({name: b[name] for name in a})
     norms = x.norm() * y.norm()
     return float((x @ y / norms).clamp(-1, 1)) if norms > 0 else 0.0

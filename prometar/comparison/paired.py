@@ -9,7 +9,7 @@ from scipy.stats import wilcoxon
 from prometar.metrics import Interval, t_interval
 
 EVERY_SEED = -1
-"""Placeholder for the seed of an untrained run. Its score is paired with every seed of other methods."""
+"""Seed of a method without training, whose score is paired with every seed of other methods."""
 Scores = Mapping[str, Mapping[int, float]]
 """Scores of one method on one dataset in percent, by metric (such as "H" or "4 shots") and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
@@ -24,9 +24,9 @@ class Difference:
 
     Args:
         reference: Method whose scores are subtracted.
-        by_dataset: For each dataset, one difference per shared seed, or a single one if both are untrained.
+        by_dataset: For each dataset, one difference per shared seed, or just one if neither method trains.
         p: p-value of the two-sided Wilcoxon signed-rank test over datasets, or None for a single dataset.
-        p_holm: `p` after Holm's correction for the number of methods compared in the metric.
+        p_holm: `p` after Holm's correction for the number of methods compared on this metric.
     """
 
     metric: str
@@ -80,7 +80,7 @@ def compare(
 def _differences(
     method_scores: Mapping[str, Scores], reference_scores: Mapping[str, Scores], metric: str
 ) -> dict[str, tuple[float, ...]]:
-    """For each dataset, return one difference per shared seed, or a single one if both are untrained."""
+    """For each dataset, return one difference per shared seed, or just one if neither method trains."""
     differences = {}
     for dataset in reference_scores:
         a, b = method_scores.get(dataset, {}).get(metric, {}), reference_scores[dataset].get(metric, {})

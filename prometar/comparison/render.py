@@ -31,7 +31,7 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
         f"Each row shows a method minus {differences[0].reference} in points, paired by dataset and seed. "
         "The difference is averaged over seeds, then over datasets.",
         "p: two-sided Wilcoxon signed-rank test over datasets. With n datasets, p is at least 2 / 2^n.",
-        "p (Holm): corrected for the number of methods compared in the metric.",
+        "p (Holm): corrected for the number of methods compared on this metric.",
     ]
     if any(difference.metric == HARMONIC for difference in differences):
         explanations.append("H is computed per run, so its mean is not the H of the mean accuracies.")

@@ -100,8 +100,8 @@ class TrainConfig(StrictModel):
 class Config(MethodConfig):
     """Complete configuration of one run.
 
-    `Config(method=M)` has the published settings of the method M (default: ProMetaR). Other arguments
-    override these settings. The default dataset is `textures`.
+    `Config(method=M)` has the published settings of the built-in method M (default: ProMetaR). Other
+    arguments override these settings. The default dataset is `textures`.
 
     Raises:
         UserError: the method is unknown.
@@ -127,7 +127,7 @@ class Config(MethodConfig):
             return tree
         if not is_recipe_file(method):
             return _with_recipe(tree, method, recipe(method).settings)
-        # Configurations that name a recipe file are saved with all settings, so the file is not read again.
+        # A recipe file is not read here: a configuration with its name must contain all settings.
         missing = sorted(cls.model_fields.keys() - tree.keys())
         if missing:
             raise ValueError(f"Section {missing[0]} is missing. To start from recipe {method}, use --method.")
@@ -136,8 +136,8 @@ class Config(MethodConfig):
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
-        If `method` changes, its recipe replaces all settings except data, backbone and seed. Values
-        that a component's kind lacks are ignored. If the kind changes, what the new kind lacks is dropped.
+        If `method` changes, its recipe replaces all settings except data, backbone and seed. Settings
+        that the selected kind does not have are ignored in `values`, and dropped if the kind changes.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -239,7 +239,7 @@ def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
 
 
 def _kind_field(section: str) -> str:
-    """Return the field that selects a component's kind, or "name" (a new data.name drops data.args)."""
+    """Return the field that selects a component's kind, or "name" (in `data`, a new name drops args)."""
     default = Config.model_fields[section].default
     return default.KIND_FIELD if isinstance(default, ComponentSection) else "name"
 

@@ -30,7 +30,7 @@ class RenderedSet(Generic[Motif]):
         counts: Number of images per class, by split.
         draw: Function (motif, generator, side) -> (side, side, 3) pixels.
         families: Motifs by class name, grouped into families of similar classes.
-        salted: True if the dataset's name affects pixels. False for `textures`, whose pixels must not change.
+        salted: True if the dataset's name affects pixels. False for the older `textures`, to keep its pixels.
     """
 
     name: str

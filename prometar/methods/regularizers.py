@@ -168,7 +168,7 @@ class _DistanceSettings(ComponentSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables its term.
 
     `logits_weight` is the weight of `LogitsDivergence`. `teacher` selects the templates of the frozen text
-    features: "ensemble" averages 60 templates, the others are of the dataset. For DTD, these are "template"
+    features: "ensemble" averages 60, other values select one of the dataset's. For DTD, these are "template"
     ("{} texture."), "photo" ("a photo of a {}, a type of texture.") and "name_last" ("a texture of {}.").
     """
 
@@ -180,7 +180,7 @@ class _DistanceSettings(ComponentSection):
     def build(self, prompts: Prompts) -> Regularizer:
         """Return the weighted sum of all terms whose weight is not 0.
 
-        A subclass returns from `component()` a `Distance` for both towers, or a `Term` with weight 1.
+        In a subclass, `component()` returns a `Distance` for both towers, or a `Term` with weight 1.
         """
         from prometar.clip.openclip import TEMPLATES
 

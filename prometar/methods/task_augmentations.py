@@ -114,7 +114,7 @@ class CutMix(_BetaMix):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return the share of each pixel (Q, side) between start and stop, which are relative to `side`."""
+    """Return, as (Q, side), the share of each pixel between start and stop (fractions of the side)."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

@@ -20,7 +20,7 @@ def vjp(
     respect to leaves, cotangents and tensors that the function captures. Otherwise, leaves are detached.
     """
     if differentiable:
-        # Views, so that gradients do not flow through captured tensors that depend on the original leaves.
+        # With views, tensors that are captured and depend on the leaves do not contribute to gradients.
         leaves = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
     else:
         leaves = fresh_leaves(leaves)

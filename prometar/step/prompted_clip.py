@@ -17,12 +17,12 @@ from prometar.methods.prompts import Prompts, Tensors, tokens_by_layer
 from prometar.methods.regularizers import similarity
 from prometar.step.towers import AutodiffPass, TowerPass, TowerPasses
 
-_MAX_TEXT_ROWS = 256  # text rows (see clip/text.py) per chunk of vmap, or those of one image if it has more
+_MAX_TEXT_ROWS = 256  # text rows (clip/text.py) per chunk of vmap, which has at least one image
 
 
 @dataclass(frozen=True)
 class PromptedClip:
-    """Frozen CLIP and prompts for fixed classes. Argument `tokens`: the result of `prompts.tokens(leaves)`.
+    """Frozen CLIP and prompts for fixed classes. Methods take `tokens`, results of `prompts.tokens`.
 
     text: Input of the text tower, or the normalized text features (C, E) if no text prompt is learned.
     frozen_text_CE: Text features of the frozen CLIP, to compare with. None if they are not used.

@@ -34,7 +34,7 @@ def sgd_config(config: Config, epoch: int) -> SgdConfig:
 def train_epoch(
     run: Run, state: State, batches: Iterator[Batch], before_step: StepCallback | None = None
 ) -> tuple[State, dict[str, float]]:
-    """Train the remaining steps of an epoch. Return the state and the means of the losses over these steps.
+    """Train from `state.step` to the end of its epoch. Return the state and the mean losses of these steps.
 
     Raises:
         WorkError: the cross-entropy on the whole batch (`direct_ce`) or a prompt is not finite.

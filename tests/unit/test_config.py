@@ -164,7 +164,7 @@ def test_an_invalid_option_is_one_line(options: dict[str, Any], message: str) ->
 
 
 def test_a_folder_excludes_other_names() -> None:
-    with pytest.raises(UserError, match="either folder or the options out and study"):
+    with pytest.raises(UserError, match="either folder, or out and study"):
         Study("out/it", out="there")
 
 

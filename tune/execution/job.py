@@ -11,7 +11,7 @@ from tune.records.schema import EpochReport
 
 @dataclass(frozen=True)
 class Job:
-    """Unit of work: a trial, its rerun with a fresh seed, a run of a final test, or one of `reproduce`.
+    """Unit of work: a trial, its rerun with a fresh seed, a run of the final test or of `reproduce`.
 
     Args:
         name: Name in messages, e.g. "trial 7". It is unique within a `run_jobs` call.

@@ -73,7 +73,7 @@ class Shutdown:
                 self._exit_unless_finished(finished)
 
     def _exit_unless_finished(self, finished: threading.Event) -> None:
-        """Exit if a stop is requested or Tune raises no error within 30 s. Reported epochs are not lost."""
+        """Exit at once if a stop is requested, or if Tune raises no error within 30 s. No epoch is lost."""
         self.ray_died = True
         waited = 0.0
         while not self.requested and waited < _GRACE_SECONDS:

@@ -132,7 +132,7 @@ def _final_test_plots(records: Records) -> dict[str, go.Figure]:
 
 
 def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Figure:
-    """Plot accuracy on new against base classes, with dotted lines of equal harmonic mean."""
+    """Plot the new accuracy against the base accuracy, with dotted lines of equal harmonic mean."""
     figure = go.Figure()
     points_by_group = {
         name: [(each.base, each.new) for each in group if each.base is not None and each.new is not None]

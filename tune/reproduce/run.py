@@ -80,7 +80,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
 
 
 def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:
-    """Return the datasets, the split with most shots per training dataset, and why others are unavailable.
+    """Return datasets, the largest few-shot split of each training dataset, and why others are unavailable.
 
     Raises:
         UserError: there is no dataset to train on.

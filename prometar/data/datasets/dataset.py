@@ -166,7 +166,7 @@ MAX_NAME_LENGTH = 1000  # characters, far more than CLIP's limit of 77 tokens
 
 
 def invalid_name_reason(classname: str) -> str:
-    """Return the reason why a prompt cannot contain a class name, or "" for a valid class name.
+    """Return why a class name cannot be used in a prompt, or "" if it can.
 
     Example:
         >>> invalid_name_reason("zigzagged"), invalid_name_reason(" ")
