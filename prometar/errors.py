@@ -15,7 +15,7 @@ FIX_AND_RESUME = "Fix the cause, then rerun the same command to resume."
 
 
 class PrometarError(Exception):
-    """Base class of expected errors. A command prints `args` (problem, fix) and exits with `exit_code`."""
+    """Base class of expected errors. A command prints the joined `args`, and exits with `exit_code`."""
 
     exit_code = 1
 
@@ -30,7 +30,7 @@ class UserError(PrometarError):
 
 
 class WorkError(PrometarError):
-    """Failure despite correct usage and a working machine, e.g. a corrupt image or a non-finite loss."""
+    """Failure despite correct usage, e.g. a failed download, a corrupt image or a non-finite loss."""
 
 
 class InfrastructureError(PrometarError):

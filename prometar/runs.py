@@ -134,7 +134,7 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
 
 
 def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) -> None:
-    """Test a finished run on each dataset of `names` that has no accuracy in result.json yet. Add it there.
+    """Test a finished run on each dataset of `names` that has no accuracy in result.json yet, and add it.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -185,7 +185,7 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
     card = Card(
         config=classifier.config.override(overrides),
-        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # of unfolded weights
+        digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # before `Tower.folded`
         weights_file=is_local,
         **read_result(folder).model_dump(include=set(Card.model_fields)),  # the remaining fields
     )

@@ -38,7 +38,7 @@ class Study:
         config: Configuration. If given, `folder` and `options` are ignored. Default: built from `options`,
             or, if there are none, read from the existing study in `folder`.
         console: Console for progress. Default: standard output.
-        options: Options of `tune/search.py`, with "_" instead of "-" (see `StudyConfig.of`).
+        options: Options of `tune/search.py`, with "_" instead of "-", and `settings` for --set.
 
     Raises:
         UserError: an option does not exist, or a value is invalid.

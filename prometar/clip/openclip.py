@@ -1,6 +1,6 @@
 """Backbones by name: open_clip's models and the embedded `mini`, with weights, tokenizers and templates.
 
-Importing open_clip takes three seconds, so the three of its modules that `mini` needs are loaded alone.
+Importing open_clip takes three seconds, so the three modules that `mini` needs are loaded without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ class Backbone:
         start, ids = self.clip.num_start, self.tokenize([text])[0]
         if self.clip.causal:
             return ids[start : ids.argmax()]  # the end token has the largest id
-        # After its start tokens, an empty text has only end and padding tokens.
+        # The tokens of an empty text, after its start tokens, are end and padding.
         is_end = torch.isin(ids[start:], self.tokenize([""])[0][start:])
         return ids[start : start + int(is_end.int().argmax())]
 
@@ -291,7 +291,7 @@ def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
 def _config(name: str) -> ModelConfig:
     if name == "mini":
         return mini_config()
-    if ":" in name:  # open_clip would read code or weights from this hub or folder
+    if ":" in name:  # such as hf-hub:...; open_clip would read code or weights from there
         raise UserError(f"Unknown backbone '{name}'. Use mini or an open_clip name, not a hub or folder.")
     config: ModelConfig | None = _open_clip().get_model_config(name)
     if config is None:

@@ -11,7 +11,7 @@ from prometar.metrics import Interval, t_interval
 EVERY_SEED = -1
 """Seed of a method without training, whose score is paired with every seed of other methods."""
 Scores = Mapping[str, Mapping[int, float]]
-"""Scores of one method on one dataset in percent, by metric (such as "H" or "4 shots") and seed."""
+"""Scores of one method on one dataset in percent, by metric (or column, such as "4 shots") and seed."""
 Results = Mapping[str, Mapping[str, Scores]]
 """Scores by method and dataset."""
 

@@ -18,7 +18,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Canvas:
-    """Coordinates of an image's pixels. For motifs that repeat in tiles (`pattern`) or one shape (`figure`).
+    """Coordinates of an image's pixels, for a motif that repeats in tiles (`pattern`) or a single `figure`.
 
     Attributes:
         rng: Random generator of the image.
@@ -119,7 +119,7 @@ def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floa
     px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
     px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
     py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # drop points much farther than this from the turned canvas
+    margin = 0.75 * spacing  # drop points farther than this from every 7th pixel, with 7 pixels of slack
     sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
     squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
     near = squared < (margin + 7 * canvas.pixel) ** 2

@@ -1,4 +1,4 @@
-"""Dataset `cells`: 10 kinds of cells and microbes. `mini` was pretrained on the same in other colors."""
+"""Dataset `cells`: 10 kinds of cells and microbes. `mini` learned the same kinds in other colors."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Painting: random colors, blending by ink (0: background, 1: color), uneven light, conversion to uint8."""
+"""Painting: random colors, blending by a mask (0: background, 1: color), uneven light, and uint8 images."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ Pixels = NDArray[np.uint8]
 
 
 def contrasting_colors(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return background and ink colors (2, 3) in 0..1 whose mean brightness differs by more than 0.35."""
+    """Return two colors (2, 3) in 0..1 whose mean brightness differs by more than 0.35."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
         if abs(float(pair[0].mean() - pair[1].mean())) > 0.35:
@@ -22,7 +22,7 @@ def quantize(image: Floats) -> Pixels:
 
 
 def blend(background: Floats, color: Floats, ink: Floats) -> Floats:
-    """Blend `background` (ink 0) into `color` (ink 1). Each color argument is (3,) or (H, W, 3)."""
+    """Blend `background` (ink 0) and `color` (ink 1), each (3,) or (H, W, 3). `ink`: mask (H, W)."""
     return background + np.clip(ink, 0.0, 1.0)[:, :, None] * (color - background)
 
 

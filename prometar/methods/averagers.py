@@ -15,9 +15,9 @@ class Last(ComponentSection):
     kind: Literal["last"] = "last"
 
     def __call__(self, average: Leaves, prompts: Leaves, epoch: int, epochs: int) -> Leaves:
-        """Return the average after `epoch` (0-based), given the previous `average` ({} in epoch 0).
+        """Return {}: the `prompts` of the epoch are evaluated without averaging.
 
-        If the result is {}, as here, the `prompts` of this epoch are evaluated without averaging.
+        Other averagers return the average after `epoch` (0-based), given the previous one ({} in epoch 0).
         """
         return {}
 

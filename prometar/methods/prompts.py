@@ -50,12 +50,12 @@ class Prompts(ComponentSection):
         return leaves
 
     def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
-        """Return `text.<layer>` (B, tokens, width) for image features. Only if `conditional`."""
+        """Return `text.<layer>` (B, tokens, width) given frozen image features. Conditional only."""
         return tokens
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
-    """Return `enters_images`. Without this property, custom prompts are assumed to enter the tower."""
+    """Return True if prompts enter the image tower, or are a class without `enters_images` (unknown)."""
     return bool(getattr(prompts, "enters_images", True))
 
 
@@ -172,7 +172,7 @@ class CoupledPrompts(_Context):
     """Text prompts t_l, and image prompts v_l = t_l W_l^T + b_l, in each layer l.
 
     Leaves of the first `text_depth` layers: `text.l`, `vision.l.weight` (D_vision, D_text), `vision.l.bias`.
-    W_l and b_l start like torch.nn.Linear, with the same values in all layers after layer 0.
+    W_l and b_l are initialized like torch.nn.Linear, with equal values in all layers after layer 0.
     `text_depth` is limited to the number of layers of the shallower tower.
     Source: "MaPLe", CVPR 2023 (published: 2 tokens, depth 9).
     """

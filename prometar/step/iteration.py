@@ -97,7 +97,7 @@ def _meta_gradients(
 
     def adapt(inputs: Tensors) -> tuple[Tensors, Tensors]:
         prompts, gate, gradients = (_group(inputs, name) for name in ("prompts", "gate", "gradient"))
-        # First order: the gradient in the inner step does not depend on the prompts, which are detached.
+        # First order: the inner gradient is treated as constant, so it is computed at detached copies.
         inner_prompts = prompts if inner.second_order else fresh_leaves(prompts)
         _, _, inner_vjp = vjp(partial(_tokens, method), inner_prompts, differentiable=True)
         return _tokens(method, inner(prompts, inner_vjp(_modulate(method, gate, gradients))))

@@ -17,10 +17,10 @@ def sgd(
     if not leaves:
         return {}, {}
     old = [leaf.detach() for leaf in leaves.values()]
-    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. If momenta
-    # always are, reductions have the same order in resumed and uninterrupted runs.
-    new_momenta = [gradient.pop(name).detach().contiguous() for name in leaves]
-    new_momenta = list(torch._foreach_add(new_momenta, [momenta[name] for name in leaves], alpha=momentum))
+    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. So all are
+    # made contiguous: reductions then have the same order in resumed and uninterrupted runs.
+    gradients = [gradient.pop(name).detach().contiguous() for name in leaves]
+    new_momenta = list(torch._foreach_add(gradients, [momenta[name] for name in leaves], alpha=momentum))
     new_momenta = list(torch._foreach_add(new_momenta, old, alpha=weight_decay))
     new_leaves = list(torch._foreach_add(old, new_momenta, alpha=-lr))
     return dict(zip(leaves, new_leaves, strict=True)), dict(zip(leaves, new_momenta, strict=True))

@@ -104,7 +104,7 @@ def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: 
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""For each data plan, dataset and backbone: the size in bytes if all are cached, and the features so far."""
+"""For each data plan, dataset and backbone: the bytes that all features need, and those cached so far."""
 
 
 def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:

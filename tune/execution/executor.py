@@ -63,9 +63,9 @@ def run_jobs(
         try:
             _fit(dispatcher, plan.max_concurrent, worker)
         except (Exception, KeyboardInterrupt) as error:  # KeyboardInterrupt: a second signal
-            tune_error = error
-            clear_frames(error.__traceback__)  # Tune's frames, and cycles among their objects, would keep
-            gc.collect()  # the workers and their CPUs as long as the caller keeps the exception
+            # Callers may keep the error, as notebooks do. Its frames, in cycles, would keep workers alive.
+            clear_frames((tune_error := error).__traceback__)
+            gc.collect()
     if shutdown.ray_died:
         raise WorkError(RAY_DIED)
     if isinstance(dispatcher.error, InfrastructureError):
@@ -133,7 +133,7 @@ class _Dispatcher(Searcher, Stopper):
     """Tune searcher that submits jobs, and also the Tune stopper, which receives the report of every epoch.
 
     Tune calls `suggest` for a job, `__call__` for each report and `on_trial_complete` at the end of a trial.
-    If one of these methods raises, `stop_all` returns True. Otherwise, Tune might fail only the trial.
+    If one of these methods raises, `stop_all` then returns True. Tune itself might fail only the trial.
 
     Attributes:
         error: First error of `jobs`, an observer or a worker's machine. It ends the experiment.

@@ -117,7 +117,7 @@ def plan_resources(
         max_jobs, max_jobs_reason, memory = resources.max_concurrent, "--max-concurrent", 0
 
     def capacity(cpus: float, gpus: float) -> int:
-        return sum(_capacity(node, cpus, gpus, memory) for node in nodes)
+        return sum(_node_capacity(node, cpus, gpus, memory) for node in nodes)
 
     cpus = resources.cpus_per_trial or 1.0
     gpu_shares = [0.0]  # GPUs per job to choose from, largest first
@@ -148,7 +148,7 @@ def plan_resources(
     return plan, f"{format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
 
 
-def _capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> int:
+def _node_capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> int:
     """Return the number of jobs that fit on a machine. A share below 1 GPU cannot span several GPUs."""
     count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)  # + 1e-9: tolerates rounding errors
     if gpus:

@@ -75,7 +75,7 @@ class JobWorker(ray_tune.Trainable):
         return ray_tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._request = config["request"]  # opened in `step`: Tune hides errors of `reset_config`
+        self._request = config["request"]  # training is opened in `step`, because Tune hides errors here
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()

@@ -70,7 +70,7 @@ def evidence(records: Records) -> list[str]:
     test = records.final_test
     if test is None or records.final_test_outdated or not test.seeds:
         return [line for line in (_about_selection(records), _about_epochs(records)) if line]
-    lines = [_about_h(test), *_about_accuracies(test), _about_power(test), _about_new(test)]
+    lines = [_about_h(test), *_about_accuracies(test), _about_power(test), _about_new_levels(test)]
     return [line for line in (*lines, _about_epochs(records)) if line]
 
 
@@ -120,7 +120,7 @@ def _about_power(test: FinalTest) -> str:
     return line
 
 
-def _about_new(test: FinalTest) -> str:
+def _about_new_levels(test: FinalTest) -> str:
     names = test.compared_names
     by_name = {name: seed_means(test.runs(name), "new").values() for name in names}
     texts = [f"{format_mean(values)} with the {LABELS[name]}" for name, values in by_name.items() if values]

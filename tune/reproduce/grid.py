@@ -93,7 +93,7 @@ class Grid:
         """Return one job per run, ordered by dataset.
 
         Args:
-            folder: Parent of the runs' folders. A run that several protocols need has a single folder.
+            folder: Parent of the runs' folders. Protocols that need the same run share its folder.
             untrained: Methods without training. One run per dataset stands for all shots and seeds.
             unavailable: Datasets that cannot be opened. They are left out.
         """

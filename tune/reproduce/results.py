@@ -1,4 +1,4 @@
-"""Results of `prometar reproduce`: accuracies, published ones, and paired differences between methods."""
+"""Results of `prometar reproduce`: measured and published accuracies, and paired differences of methods."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def build_table(
     Args:
         incomparable: For each dataset whose results are not comparable with published ones, the reason.
     """
-    override = {"data.shots": grid.shots[0]}  # published results use one number of shots
+    override = {"data.shots": grid.shots[0]}  # those with published results have one
     configs = {method: config.override(override) for method, config in grid.configs.items()}
     published_by_method = {
         method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()

@@ -36,7 +36,7 @@ def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: floa
 
     Args:
         differences: Selected minus baseline by seed, in points.
-        alpha: Error probability of the interval, which is a confidence interval of the mean difference.
+        alpha: Error probability (1 - confidence level) of the interval of the mean difference.
         min_relevant: Smallest relevant difference, in points.
 
     Example:

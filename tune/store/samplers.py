@@ -29,8 +29,8 @@ def make_sampler(name: str, space: Space, seed: int, concurrency: int) -> BaseSa
 
     Args:
         name: tpe, random, gp, or a custom `module:Name`, which is called with the space and the seed.
-        concurrency: Number of concurrent trials. Model-based samplers start after at least this many results,
-            because the shortest of the concurrent trials finish first and would bias the model.
+        concurrency: Number of concurrent trials. Model-based samplers wait for at least this many results,
+            because the earliest results come from the shortest trials, and would bias the model.
 
     Raises:
         UserError: the sampler is unknown, or is not an Optuna sampler.

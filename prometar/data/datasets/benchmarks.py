@@ -35,7 +35,7 @@ class Benchmark(StrictModel):
         title: Name in tables.
         folder: Folder below the data root.
         image_folder: Folder of the images, relative to `folder`.
-        split_file: JSON file that lists the images. Empty if the benchmark has class folders or text lists.
+        split_file: JSON file that lists the images. Empty if class folders or text files list them.
         split_digest: Digest of CoOp's split file, such as "sha256:<hex>". Empty if unknown.
         split_folders: For each split, the folder that contains the class folders. Relative to `image_folder`.
         numbered: True if class folders are named 0, 1, ... in the order of classnames.txt, not by WordNet ID.

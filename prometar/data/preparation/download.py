@@ -32,7 +32,7 @@ ProgressCallback = Callable[[int, int], None]
 
 
 def download(name: str, to: Path | str, *, progress: ProgressCallback) -> tuple[list[Path], str]:
-    """Download a benchmark's images and split file to its folder in `to`. Known digests are verified.
+    """Download a benchmark's images and split file to its folder below `to`. Check known digests.
 
     Existing files are not changed. New files and folders appear only when they are complete.
 
