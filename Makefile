@@ -38,6 +38,7 @@ check: install
 	$(BIN)/pyrefly check
 	$(BIN)/deptry . --no-ansi
 	$(BIN)/codespell
+	$(BIN)/proselint check --config .ci/proselint.json *.md clusters/*.md docs/*.md
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 test: check suite
