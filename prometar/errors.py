@@ -44,7 +44,7 @@ def first_line(error: BaseException) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a traceback, without the advice that torch appends to GPU errors.
+    """Return the last line of a traceback that is not advice, which torch appends to GPU errors.
 
     Example:
         >>> last_line("Traceback:\\nAcceleratorError: CUDA error: some\\nFor debugging consider passing A=1")
@@ -62,7 +62,7 @@ def is_accelerator_error(error: BaseException) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Replace newlines with spaces, and escape characters that could control the terminal.
+    """Replace newlines with spaces. Write characters that could control the terminal as escapes.
 
     Example:
         >>> print(one_line("a\\nb\\x1b[2J"))

@@ -253,9 +253,9 @@ class Study:
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs that have no result yet. Return failure reasons by job name."""
-        from tune.stages.jobs import discard_invalid_results
+        from tune.stages.jobs import jobs_to_run
 
-        unfinished = discard_invalid_results(jobs)
+        unfinished = jobs_to_run(jobs)
         return self._run(iter(unfinished), stage, len(unfinished)) if unfinished else {}
 
 

@@ -44,8 +44,8 @@ def train(
     objective: Annotated[
         str,
         typer.Option(
-            help="What to train and test on, and how to score it. final: train on base, test on base and new "
-            "classes. all_classes: train and test on all. Those of `search` work too. Default: final.",
+            help="What to train and test on, and the score. final: train on base, test on base and new "
+            "classes. all_classes: train and test on all. Objectives of `search` work too. Default: final.",
             show_default=False,
         ),
     ] = "final",

@@ -110,7 +110,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
 
 @contextmanager
 def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle signals in a `with` block. Do nothing outside the main thread, where Python forbids handlers."""
+    """Handle signals in a `with` block. Do nothing in threads other than the main one."""
     in_main = threading.current_thread() is threading.main_thread()
     previous = {number: signal.signal(number, handler) for number in signals} if in_main else {}
     try:

@@ -29,7 +29,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function that maps N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""By batch number: frozen features if prompts enter the image tower, else results of `embed_images`."""
+"""Tensors by batch number: frozen features, or without image prompts the results of `embed_images`."""
 
 FORMAT = "prometar-text-features-1"
 """Part of the cache key. Change it if new code computes different features from the same inputs."""

@@ -71,7 +71,7 @@ def compare_runs(
     if len(methods) < 2:
         listed = ", ".join(map(str, paths))
         found = f"all runs use {methods[0]}" if methods else "no finished run found"
-        raise UserError(f"Nothing to compare in {listed}: {found}. Pass runs of several methods.")
+        raise UserError(f"Nothing to compare in {listed}: {found}. Pass runs of several methods or settings.")
     reference = reference or (Config().method if Config().method in methods else methods[0])
     if reference not in methods:
         raise UserError(f"--reference must be one of {'; '.join(methods)}, got {reference}.")
@@ -90,7 +90,7 @@ def _results_below(path: Path) -> list[Path]:
 def method_labels(configs: Sequence[Config]) -> list[str]:
     """Return a label per configuration: the method, and the settings that vary among its configurations.
 
-    Labels omit the seed and all data settings but `data.shots`: runs that differ only in these share a label.
+    Labels omit the seed and all data settings except `data.shots`, so runs may share a label.
 
     Example:
         >>> coop, vpt = Config(method="coop"), Config(method="vpt")

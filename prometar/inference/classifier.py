@@ -142,7 +142,7 @@ def load(
     if weights_digest(clip) != card.digest:
         raise UserError(
             f"{path} was trained with other weights of {name} than "
-            f"{pretrained or original or 'the embedded ones'}. Pass the original weights as pretrained=FILE."
+            f"{pretrained or original or 'those included'}. Pass the original weights as pretrained=FILE."
         )
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
     component = checked_prompt_component(path, config, clip, leaves)

@@ -48,7 +48,7 @@ def load_component(reference: str) -> Any:
         try:
             module = import_module(module_name)
         except ModuleNotFoundError as error:
-            is_own = f"{module_name}.".startswith(f"{error.name}.")  # not an import of it
+            is_own = f"{module_name}.".startswith(f"{error.name}.")  # and not a module that it imports
             fix = "Add its folder to PYTHONPATH." if is_own else f"Install it: {module_name} imports it."
             raise UserError(f"{reference}: no module named '{error.name}'. {fix}") from None
     if not hasattr(module, attribute):

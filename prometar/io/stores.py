@@ -10,7 +10,7 @@ from pyarrow import fs
 from prometar.errors import InfrastructureError, UserError
 from prometar.io.files import require_recordable, write_atomically
 
-_SECRET_NAMES = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # parts of URL parameters
+_SECRET_NAMES = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of URL parameters
 
 
 def filesystem_and_path(uri: str) -> tuple[fs.FileSystem, str]:

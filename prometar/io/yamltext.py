@@ -11,7 +11,7 @@ from prometar.errors import UserError
 from prometar.io.files import file_size, read_text
 
 _MAX_BYTES = 1_000_000
-_MAX_NODES = 500_000  # with aliases expanded. A realistic file of 1 MB without aliases has fewer
+_MAX_NODES = 500_000  # after expanding aliases. A file of 1 MB without aliases has fewer
 _MAX_LENGTH = 300  # characters per number, because integers of more than 309 digits overflow float
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}

@@ -86,7 +86,7 @@ class CutMix(_BetaMix):
     """Query image with a box replaced by the same box of a support image.
 
     The box has sqrt(1 - x) times the height and width of the image, with x ~ Beta(mixup_alpha, mixup_beta).
-    Its center is uniform in the image, whose border clips the box. Pixels partly in the box are mixed in
+    Its center is uniform in the image, and it is clipped to the image. Pixels partly in the box are mixed in
     proportion, so `Mix.lam`, the fraction of the image outside the box, is exact at any resolution.
     Source: "CutMix" (ICCV 2019), applied to query and support images.
     """
@@ -114,7 +114,7 @@ class CutMix(_BetaMix):
 
 
 def _coverage(start_Q: "Tensor", stop_Q: "Tensor", side: int) -> "Tensor":
-    """Return, as (Q, side), the share of each pixel between start and stop (fractions of the side)."""
+    """Return the fraction (Q, side) of each pixel that lies between start and stop (0 to 1)."""
     import torch
 
     pixel = torch.arange(side, device=start_Q.device, dtype=start_Q.dtype)

@@ -17,8 +17,8 @@ def sgd(
     if not leaves:
         return {}, {}
     old = [leaf.detach() for leaf in leaves.values()]
-    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. So all are
-    # made contiguous: reductions then have the same order in resumed and uninterrupted runs.
+    # Autograd may return transposed gradients, but momenta from a checkpoint are contiguous. Contiguous
+    # gradients give all momenta one layout, so later reductions add in the same order in resumed runs.
     gradients = [gradient.pop(name).detach().contiguous() for name in leaves]
     new_momenta = list(torch._foreach_add(gradients, [momenta[name] for name in leaves], alpha=momentum))
     new_momenta = list(torch._foreach_add(new_momenta, old, alpha=weight_decay))

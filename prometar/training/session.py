@@ -119,7 +119,7 @@ class Session:
         return record
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Return one iterator over the batches of all remaining epochs. Prefetch the first batch."""
+        """Return one iterator over all remaining batches. The first is fetched now, outside timed code."""
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels

@@ -26,7 +26,7 @@ from tune.records.schema import (
 )
 from tune.space.space import build_space
 from tune.stages.final_test import _compare, _verdict
-from tune.stages.jobs import JobRunner, discard_invalid_results
+from tune.stages.jobs import JobRunner, jobs_to_run
 from tune.stages.statistics import dataset_interval
 
 SCRIPT = "<script>alert(1)</script>"
@@ -215,7 +215,7 @@ def runner(score: Score) -> tuple[JobRunner, list[str]]:
 
     def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
         failures = {}
-        for job in discard_invalid_results(jobs):
+        for job in jobs_to_run(jobs):
             names.append(job.name)
             found = score(job.trial_number, job.config)
             if isinstance(found, str):

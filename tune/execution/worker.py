@@ -1,4 +1,4 @@
-"""Tune trainable that runs jobs (trials and other groups of training runs) in a Ray actor."""
+"""Ray Tune trainable that runs jobs (trials and other groups of training runs) in a Ray actor."""
 
 import errno
 import faulthandler

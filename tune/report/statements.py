@@ -70,7 +70,7 @@ def evidence(records: Records) -> list[str]:
     test = records.final_test
     if test is None or records.final_test_outdated or not test.seeds:
         return [line for line in (_about_selection(records), _about_epochs(records)) if line]
-    lines = [_about_h(test), *_about_accuracies(test), _about_power(test), _about_new_levels(test)]
+    lines = [_about_h(test), *_about_differences(test), _about_power(test), _about_new_accuracy(test)]
     return [line for line in (*lines, _about_epochs(records)) if line]
 
 
@@ -94,7 +94,7 @@ def _about_h(test: FinalTest) -> str:
     return f"Mean difference in H over {over} (selected minus default settings, test images): {measured}."
 
 
-def _about_accuracies(test: FinalTest) -> Iterator[str]:
+def _about_differences(test: FinalTest) -> Iterator[str]:
     tests = test.datasets.values()
     base = dataset_interval([each.base_difference for each in tests])
     new = dataset_interval([each.new_difference for each in tests])
@@ -120,7 +120,7 @@ def _about_power(test: FinalTest) -> str:
     return line
 
 
-def _about_new_levels(test: FinalTest) -> str:
+def _about_new_accuracy(test: FinalTest) -> str:
     names = test.compared_names
     by_name = {name: seed_means(test.runs(name), "new").values() for name in names}
     texts = [f"{format_mean(values)} with the {LABELS[name]}" for name, values in by_name.items() if values]
@@ -209,20 +209,20 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
         case "unfinished":
             return [("Rerun the same command to resume:", records.study.command)]
         case "selected":
-            return [_train_command(records, "selected")]
+            return [_next_step_train(records, "selected")]
         case "baseline":
-            steps = [_train_command(records, "baseline")]
+            steps = [_next_step_train(records, "baseline")]
         case _ if test is None or not test.seeds:
             return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
         case _:
-            steps = [_train_command(records, "selected"), _train_command(records, "baseline")]
+            steps = [_next_step_train(records, "selected"), _next_step_train(records, "baseline")]
             if difference and difference.mean < 0:
                 steps.reverse()  # the better settings first
     example = f"such as --trials {2 * records.search_config.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {example}.", "")]
 
 
-def _train_command(records: Records, name: SettingsName) -> tuple[str, str]:
+def _next_step_train(records: Records, name: SettingsName) -> tuple[str, str]:
     """Return the next step that trains with the named settings."""
     test, config = records.final_test, records.folder / "best.yaml"
     if name == "baseline" and test and test.seeds and not test.baseline_selected:

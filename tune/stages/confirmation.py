@@ -44,8 +44,8 @@ def confirm(
         for trial in trials
     )
     complete = [each for each in candidates if each.mean is not None]
-    relevant = [each for each in candidates if each.is_baseline] if complete else candidates  # must succeed
-    error = next((run.error for each in relevant for run in each.runs if run.error), "")
+    fatal = [each for each in candidates if each.is_baseline] if complete else candidates
+    error = next((run.error for each in fatal for run in each.runs if run.error), "")
     if error:
         failed = "the default settings" if complete else "all candidates"
         raise WorkError(f"The confirmation of {failed} failed: {error}. {FIX_AND_RESUME}")

@@ -55,8 +55,8 @@ def final_job(
     return Job(name, configs, FINAL, config.search.val_per_class, number, records_alignment=True)
 
 
-def discard_invalid_results(jobs: Sequence[Job]) -> list[Job]:
-    """Delete invalid results. Return the jobs that still have to run."""
+def jobs_to_run(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs that still have to run. Invalid results are deleted first."""
     validity = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
     return [job for job, valid in zip(jobs, validity, strict=True) if not all(valid)]
 

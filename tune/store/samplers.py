@@ -20,7 +20,7 @@ STARTUP_TRIALS = 6
 
 
 def derive_seed(study_seed: int, trial_number: int, duplicates: int) -> int:
-    """Return a sampler's seed. `duplicates`: number of rejected samples, which repeated earlier settings."""
+    """Return a sampler's seed. `duplicates`: samples already rejected for the trial, as repetitions."""
     return int(np.random.SeedSequence((study_seed, trial_number, duplicates)).generate_state(1)[0])
 
 

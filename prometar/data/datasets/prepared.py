@@ -54,7 +54,7 @@ def find_manifest(uri: str) -> Manifest | None:
 
 
 def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, template: str) -> Dataset:
-    """Return the dataset of a prepared copy, with the items in the order of the original list.
+    """Return the dataset of a prepared copy, with the items in the order of the copied dataset.
 
     Raises:
         UserError: the copy contains another dataset, or its image counts differ from those in the manifest.
@@ -120,7 +120,7 @@ class ParquetSource:
 
 @lru_cache(maxsize=8)
 def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return, by image path, the indices (from 0) of the image's shard, row group and row. Cached."""
+    """Map image paths to (shard, row group, row in the group), all counted from 0. Cached."""
     index: dict[str, tuple[int, int, int]] = {}
     for shard_index, shard in enumerate(shards):
         table, sizes = _read_columns(uri, shard, ["path"])
