@@ -128,7 +128,7 @@ def test_other_classes(exported: Path) -> None:
     assert predicted.classnames == names
     assert predicted.probabilities.shape == (4, 4)
     for wrong in ([], ["a", "a"], "striped", 1, ["a", None], ["a", " "], ["a_b", "A  b"]):
-        with pytest.raises(UserError, match="classnames must be a non-empty sequence of unique"):
+        with pytest.raises(UserError, match="classnames must be a non-empty sequence of printable, unique"):
             classifier.predict(pictures, classnames=wrong)  # type: ignore[arg-type]
 
 
