@@ -2,7 +2,7 @@
 
     python benchmarks/sampler.py [--seeds 10] [--samplers tpe random] [--budgets 40 200] [--jobs 2]
         [--json FILE] [--plot docs/concurrency.svg] [--quick]
-    python benchmarks/sampler.py --samplers gp --budgets 40 --seeds 3     # a minute per search
+    python benchmarks/sampler.py --samplers gp --budgets 40 --seeds 3     # half a minute per search
 
 Nothing is trained. The trial store of a study samples and stores trials of simulated duration. As in
 a real study, the first concurrent trials are thus sampled without any result. The three problems are a
