@@ -1,4 +1,4 @@
-"""Compare ways to spend the same number of runs on a search, by replaying recorded runs.
+"""Compare search spaces, and ways to spend the same number of runs on a search, by replaying recorded runs.
 
     python benchmarks/allocation.py [--replays 4000] [--decay 0.05] [--doc docs/results.md]
 
@@ -8,15 +8,16 @@ the recorded means, which are shrunk by the noise of three seeds. It adds record
 selects settings according to the plan. The default settings are always a candidate. The gain is the mean test
 H of the selected settings minus that of the default settings. Trials with half the epochs have an additional
 error: that of predicting epoch 5 of recorded learning curves (`curves.json`) from the mean of epochs 2 and 3.
+`space_full.json` and `space_recipe.json` record the same for two other search spaces.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import WORSE, mean_and_interval, parser_of, publish, table
+from common import DEVELOPMENT, WORSE, mean_and_interval, parser_of, publish, table
 from numpy.typing import NDArray
 from objectives import Table, drift, read_evidence
 
@@ -24,6 +25,7 @@ from prometar.training.drift import ACCURACY_DECAY_PER_NAT
 
 Floats = NDArray[np.float64]
 FILES = ("objectives.json", "photographs.json")
+SPACE_FILES = ("objectives.json", "space_full.json", "space_recipe.json")
 
 
 class Stage(NamedTuple):
@@ -37,8 +39,9 @@ class Stage(NamedTuple):
     epoch_share: float = 1.0
 
 
+DEFAULT = "24 x 1, best 3 x 2 (default)"
 PLANS: Mapping[str, Sequence[Stage]] = {
-    "24 x 1, best 3 x 2 (default)": (Stage(24, 1), Stage(3, 2)),
+    DEFAULT: (Stage(24, 1), Stage(3, 2)),
     "30 x 1": (Stage(30, 1),),
     "18 x 1, best 6 x 2": (Stage(18, 1), Stage(6, 2)),
     "16 x 1, best 6 x 1, best 3 x 3": (Stage(16, 1), Stage(6, 1), Stage(3, 3)),
@@ -100,27 +103,38 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--replays", type=int, default=4000, help="simulated searches per plan and dataset")
     parser.add_argument("--decay", type=float, default=ACCURACY_DECAY_PER_NAT, help="decay per nat of drift")
-    parser.add_argument("--doc", type=Path, help="document whose block `allocation` is replaced by the table")
+    parser.add_argument(
+        "--doc", type=Path, help="document whose blocks `allocation` and `spaces` are replaced"
+    )
     parser.add_argument("--quick", action="store_true", help="run 100 replays only")
     args = parser.parse_args()
-    tables = [each for name in FILES for each in read_evidence(Path(__file__).with_name(name))[1]]
-    models = {each.dataset: fit(each, args.decay) for each in tables}
+    evidence = {name: read_evidence(Path(__file__).with_name(name)) for name in {*FILES, *SPACE_FILES}}
+    models = {each.dataset: fit(each, args.decay) for name in FILES for each in evidence[name][1]}
     short_error, replays = half_length_error(), 100 if args.quick else args.replays
 
     def gains(plan: Sequence[Stage], model: Model) -> Floats:
         rng = np.random.default_rng(0)
         return np.array([replay(model, plan, rng, short_error) for _ in range(replays)])
 
+    def cells(plan: Sequence[Stage], models: Iterable[Model]) -> list[str]:
+        found = [gains(plan, model) for model in models]
+        means = [float(each.mean()) for each in found]
+        worse = f"{100 * np.mean([np.mean(each < WORSE) for each in found]):.0f} %"
+        return [mean_and_interval(means), worse, *(f"{m:+.2f}" for m in means)]
+
     rows = []
     for name, plan in PLANS.items():
-        found = [gains(plan, model) for model in models.values()]
         runs = sum(
             (stage.settings + (k > 0)) * stage.seeds * stage.epoch_share for k, stage in enumerate(plan)
         )
-        means = [float(each.mean()) for each in found]
-        worse = f"{100 * np.mean([np.mean(each < WORSE) for each in found]):.0f} %"
-        rows.append((name, f"{runs:g}", mean_and_interval(means), worse, *(f"{m:+.2f}" for m in means)))
+        rows.append((name, f"{runs:g}", *cells(plan, models.values())))
     publish(table(("plan", "runs", "gain in H", "worse", *models), rows), args.doc, "allocation")
+    rows = []
+    for how, tables in (evidence[name] for name in SPACE_FILES):
+        runs = f"{1 + how['settings']} x {len(how['seeds'])}"
+        rows.append((f"`{how['space']}`", runs, *cells(PLANS[DEFAULT], [fit(t, args.decay) for t in tables])))
+    columns = ("space", "recorded runs", "gain in H", "worse", *DEVELOPMENT)
+    print("", table(columns, rows), sep="\n")
 
 
 if __name__ == "__main__":
