@@ -41,7 +41,7 @@ def data_list(
         benchmark = BENCHMARKS.get(name)
         access = "your own" if not benchmark else "download" if benchmark.archives else "manual"
         state = access if data_root is None else "missing"
-        sizes: tuple[int, ...] = (0,) * 4
+        sizes: tuple[int, ...] = (0, 0, 0, 0)
         if isinstance(opened, str):
             state = "unusable"
             notes.append(f"{name}: {opened}")

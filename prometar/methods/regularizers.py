@@ -149,10 +149,9 @@ class Regularizer:
 
     def __call__(self, inputs: RegularizerInputs) -> "tuple[Tensor | None, dict[str, Tensor]]":
         """Return the weighted sum (None if there are no terms), and the unweighted terms by name."""
-        values = [term(inputs) for term, _ in self.terms]
-        weighted = [weight * value for (_, weight), value in zip(self.terms, values, strict=True)]
-        unweighted = {term.name: value for (term, _), value in zip(self.terms, values, strict=True)}
-        return (sum(weighted[1:], weighted[0]) if weighted else None), unweighted
+        values = [(term.name, weight, term(inputs)) for term, weight in self.terms]
+        weighted = [weight * value for _, weight, value in values]
+        return (sum(weighted[1:], weighted[0]) if weighted else None), {name: v for name, _, v in values}
 
 
 class NoRegularizer(ComponentSection):

@@ -64,8 +64,9 @@ def run_jobs(
             _fit(dispatcher, plan.max_concurrent, worker)
         except (Exception, KeyboardInterrupt) as error:  # KeyboardInterrupt: a second signal
             # Callers may keep the error, as notebooks do. Its frames, in cycles, would keep workers alive.
-            clear_frames((tune_error := error).__traceback__)
+            clear_frames(error.__traceback__)
             gc.collect()
+            tune_error = error
     if shutdown.ray_died:
         raise WorkError(RAY_DIED)
     if isinstance(dispatcher.error, InfrastructureError):
