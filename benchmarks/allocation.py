@@ -5,9 +5,10 @@
 Nothing is trained. `objectives.json` and `photographs.json` record 25 settings with three seeds each on five
 datasets: the search score, and H on test images. Each replay samples settings with a smoothed bootstrap from
 the recorded means, which are shrunk by the noise of three seeds. It adds recorded noise to the scores and
-selects settings according to the plan. The default settings are always a candidate. The gain is the mean test
-H of the selected settings minus that of the default settings. Trials with half the epochs have an additional
-error: that of predicting epoch 5 of recorded learning curves (`curves.json`) from the mean of epochs 2 and 3.
+selects settings according to the plan. The default settings are the first trial and always a candidate. The
+gain is the mean test H of the selected settings minus that of the default settings. Trials with half the
+epochs have an additional error: that of predicting epoch 5 of recorded learning curves (`curves.json`) from
+the mean of epochs 2 and 3.
 `space_full.json` and `space_recipe.json` record the same for two other search spaces.
 """
 
@@ -31,6 +32,8 @@ SPACE_FILES = ("objectives.json", "space_full.json", "space_recipe.json")
 class Stage(NamedTuple):
     """Stage of a plan: the best `settings` settings are run with `seeds` new seeds.
 
+    The default settings are one of the settings of the first stage, and are added to those of later stages.
+
     `epoch_share`: fraction of the epochs of a trial.
     """
 
@@ -51,11 +54,15 @@ PLANS: Mapping[str, Sequence[Stage]] = {
 
 
 class Model(NamedTuple):
-    """Expected score and test H of each setting of a dataset, and the noise (SD) of a run's score."""
+    """Expected score and test H of each setting of a dataset, and the noise (SD) of a run's score.
+
+    `correlation`: of expected scores and test H, over random settings.
+    """
 
     scores: Floats
     tests: Floats
     noise: float
+    correlation: float
 
 
 def fit(found: Table, decay: float) -> Model:
@@ -66,8 +73,12 @@ def fit(found: Table, decay: float) -> Model:
         true = max(0.0, means.var(ddof=1) - noise**2 / values.shape[1])
         return means.mean() + np.sqrt(true / means.var(ddof=1)) * (means - means.mean()), noise
 
-    (expected, noise), (tests, _) = shrunk(drift(found, decay)), shrunk(found.tests)
-    return Model(expected, tests, noise)
+    runs = drift(found, decay)
+    (expected, noise), (tests, _) = shrunk(runs), shrunk(found.tests)
+    correlation = np.corrcoef(runs[1:].mean(1), found.tests[1:].mean(1))[
+        0, 1
+    ]  # shrinking would not change it
+    return Model(expected, tests, noise, float(correlation))
 
 
 def half_length_error() -> float:
@@ -81,11 +92,12 @@ def half_length_error() -> float:
 
 def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_error: float) -> float:
     """Simulate one search and return its gain. `short_error`: the result of `half_length_error`."""
-    total, spread = plan[0].settings, model.scores[1:].std()
+    total, spread = plan[0].settings - 1, model.scores[1:].std()
     rows = rng.integers(1, len(model.scores), total)
     jitter = rng.normal(0, 0.2, total)  # a smoothed bootstrap: no two sampled settings are the same
     scores = np.append(model.scores[rows] + jitter * spread, model.scores[0])
-    tests = np.append(model.tests[rows] + jitter * model.tests[1:].std(), model.tests[0])
+    tests = model.tests[rows] + model.correlation * jitter * model.tests[1:].std()
+    tests = np.append(tests, model.tests[0])
     sums, runs, alive = np.zeros(total + 1), np.zeros(total + 1), np.arange(total + 1)
     for number, stage in enumerate(plan):
         if number:
@@ -103,9 +115,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--replays", type=int, default=4000, help="simulated searches per plan and dataset")
     parser.add_argument("--decay", type=float, default=ACCURACY_DECAY_PER_NAT, help="decay per nat of drift")
-    parser.add_argument(
-        "--doc", type=Path, help="document whose blocks `allocation` and `spaces` are replaced"
-    )
+    parser.add_argument("--doc", type=Path, help="document whose block `allocation` is replaced")
     parser.add_argument("--quick", action="store_true", help="run 100 replays only")
     args = parser.parse_args()
     evidence = {name: read_evidence(Path(__file__).with_name(name)) for name in {*FILES, *SPACE_FILES}}

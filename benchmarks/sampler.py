@@ -25,7 +25,7 @@ from functools import cache
 from itertools import count, product
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median, variance
 from typing import Any
 
 import optuna
@@ -180,15 +180,20 @@ Summary = dict[tuple[str, int, int], tuple[float, float, float]]
 
 
 def summarize(rows: list[dict[str, Any]]) -> Summary:
-    """Return mean regret, its standard error and mean wall time by (sampler, budget, concurrency)."""
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    """Return mean regret, its standard error and mean wall time by (sampler, budget, concurrency).
+
+    The mean is over problems. So its standard error contains the differences between seeds only.
+    """
+    groups: dict[tuple[str, int, int], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        groups.setdefault((row["sampler"], row["budget"], row["concurrency"]), []).append(row)
+        by_problem = groups.setdefault((row["sampler"], row["budget"], row["concurrency"]), {})
+        by_problem.setdefault(row["problem"], []).append(row)
     found = {}
-    for key, group in groups.items():
-        values = [row["regret"] for row in group]
-        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-        found[key] = mean(values), error, mean(row["wall"] for row in group)
+    for key, by_problem in groups.items():
+        regrets = [[row["regret"] for row in group] for group in by_problem.values()]
+        squares = [variance(values) / len(values) if len(values) > 1 else 0.0 for values in regrets]
+        walls = [mean(row["wall"] for row in group) for group in by_problem.values()]
+        found[key] = mean(map(mean, regrets)), math.sqrt(sum(squares)) / len(regrets), mean(walls)
     return found
 
 
@@ -247,6 +252,16 @@ def _cell(figure: tuple[float, float, float] | None) -> str:
     return "{:.1f} ± {:.1f} ({:.0f})".format(*figure) if figure else "-"
 
 
+def minus_random(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the searches of other samplers. Subtract the regret of the same search with random sampling."""
+    keys = ("problem", "budget", "concurrency", "seed")
+    random_regret = {tuple(row[k] for k in keys): row["regret"] for row in rows if row["sampler"] == "random"}
+    pairs = [
+        (row, random_regret.get(tuple(row[k] for k in keys))) for row in rows if row["sampler"] != "random"
+    ]
+    return [{**row, "regret": row["regret"] - other} for row, other in pairs if other is not None]
+
+
 def show(found: Summary) -> str:
     """Return a table of regrets with standard errors and wall times."""
     budgets = sorted({budget for _, budget, _ in found})
@@ -256,7 +271,7 @@ def show(found: Summary) -> str:
     for budget, sampler in product(budgets, samplers):
         figures = [found.get((sampler, budget, slots)) for slots in CONCURRENCY]
         rows.append((budget, sampler, *(_cell(figure) for figure in figures)))
-    return "Regret ± standard error (wall time in trial durations)\n\n" + table(head, rows)
+    return table(head, rows)
 
 
 def main() -> None:
@@ -280,7 +295,8 @@ def main() -> None:
             if not args.quick:
                 write_atomically(args.json, ("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n").encode())
             print(f"{number} of {len(missing)} searches", end="\r", flush=True)
-    print(show(summarize(rows)))
+    print("Regret ± standard error (wall time in trial durations)", show(summarize(rows)), sep="\n\n")
+    print("\nMinus that of random sampling", show(summarize(minus_random(rows))), sep="\n\n")
     if args.plot:
         plot(summarize(rows), args.plot)
 

@@ -176,7 +176,7 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
         UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
         InfrastructureError: the folder of `to` is not writable.
     """
-    require_new_prompt_file(to)
+    require_new_prompt_file(to := to.expanduser())
     classifier = load_run_classifier(folder, trust_code=trust_code)
     backbone = classifier.config.backbone
     is_local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)

@@ -22,6 +22,7 @@ from prometar.config.settings import (
 from prometar.data.datasets.catalog import default_root, file_name
 from prometar.embedded.datasets import DEFAULT_DATASET, RENDERED, resolve_backbone
 from prometar.errors import UserError
+from prometar.io.files import resolve_path
 from prometar.io.strict_model import StrictModel, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space
@@ -64,9 +65,7 @@ class SearchConfig(StrictModel):
         "searched or there are several goals, else percentile.",
     )
     seed: Seed = Field(0, description="Seed of the sampler, and first seed of every trial. Default: 0.")
-    seeds_per_trial: int = Field(
-        1, ge=1, le=1000, description="Runs per trial and dataset, each with its own seed."
-    )
+    seeds_per_trial: int = Field(1, ge=1, le=1000, description="Runs (seeds) per trial and dataset.")
     val_per_class: int = Field(20, ge=1, le=1_000_000, description="Maximum validation images per class.")
     enqueue: tuple[dict[str, Value], ...] = Field((), description="Settings to run first, from YAML files.")
 
@@ -142,9 +141,7 @@ class LocationConfig(StrictModel):
     """Location of a study, and trackers to which each epoch is logged. Neither affects results."""
 
     out: Path = Field(Path("out"), description="Folder of studies.")
-    study: str = Field(
-        "", pattern=r"^(\w[\w.-]*)?$", description="Name of the study. Default: names of the datasets."
-    )
+    study: str = Field("", pattern=r"^(\w[\w.-]*)?$", description="Name of the study. Default: the datasets.")
     storage: str | None = Field(None, description="Optuna storage URL. Default: study.db in OUT/STUDY.")
     address: str | None = Field(
         None, description="Address of a running Ray cluster. Default: start Ray on this machine."
@@ -275,7 +272,7 @@ class StudyConfig(StrictModel):
     @property
     def storage(self) -> str:
         """Optuna storage URL."""
-        return self.location.storage or f"sqlite:///{(self.location.out / self.name).absolute() / 'study.db'}"
+        return self.location.storage or f"sqlite:///{resolve_path(self.location.out)}/{self.name}/study.db"
 
     @property
     def baseline_settings(self) -> dict[str, Value]:
@@ -366,7 +363,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, str | Path | Space) else tuple(value)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _unused_seeds(start: int, number: int, *, used: tuple[int, ...]) -> tuple[int, ...]:

@@ -128,7 +128,8 @@ def read_alignment(path: Path) -> list[AlignmentRecord]:
     try:
         lines = read_bytes(path).decode(errors="replace").splitlines()
     except OSError:
-        raise UserError(f"Cannot read {path}. Train with `prometar train --alignment-every 20`.") from None
+        how = "Train in a new folder: `prometar train --alignment-every 20 --out DIR`."
+        raise UserError(f"Cannot read {path}. {how}") from None
     records: list[AlignmentRecord] = []
     for line in lines:
         with suppress(ValidationError):

@@ -10,7 +10,7 @@ import typer
 
 from prometar.cli import data
 from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption, run_cli
-from prometar.config.settings import Config, absolute_root, load_config, parse_assignments
+from prometar.config.settings import Config, absolute_paths, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset
 from prometar.data.splits.objective import objective_of
 from prometar.embedded.datasets import DEFAULT_DATASET, resolve_backbone
@@ -52,9 +52,10 @@ def train(
     alignment_every: Annotated[
         int | None, typer.Option(min=1, help="Record the gradient alignment every N steps. Default: never.")
     ] = None,
+    trust_code: TrustOption = False,
 ) -> None:
     """Train and test one run. Rerun the same command to resume."""
-    chosen = load_config(config) if config else Config()
+    chosen = load_config(config).require_trusted(str(config), trusted=trust_code) if config else Config()
     values = parse_assignments(settings or [])
     options = (
         ("method", "--method", method),
@@ -69,11 +70,11 @@ def train(
     if config is None:
         values.setdefault("data.name", DEFAULT_DATASET)
         keys = ("backbone.name", "backbone.pretrained")
-        backbone = resolve_backbone([values["data.name"]], *map(values.get, keys))
+        backbone = resolve_backbone([str(values["data.name"])], *map(values.get, keys))
         values |= zip(keys, backbone, strict=True)
-    if chosen.data.root is None and (root := default_root(values.get("data.name", chosen.data.name))):
+    if chosen.data.root is None and (root := default_root(str(values.get("data.name", chosen.data.name)))):
         values.setdefault("data.root", absolute_root(root))
-    chosen = chosen.override(values, where="--set").with_defaults()
+    chosen = absolute_paths(chosen.override(values, where="--set").with_defaults())
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build
@@ -161,7 +162,7 @@ def alignment(
     for name, measured in records.items():
         print(f"{name}: {summary(measured)}")
     if to is not None:
-        write_atomically(to, render_page(records).encode())
+        write_atomically(to.expanduser(), render_page(records).encode())
         print(f"Plot written to {to}")
 
 
@@ -182,7 +183,7 @@ def compare(
     differences, notes = compare_runs(runs, reference=reference)
     print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False))
     if csv is not None:
-        write_atomically(csv, as_csv(differences).encode())
+        write_atomically(csv.expanduser(), as_csv(differences).encode())
         print(f"Table written to {csv}")
 
 
@@ -197,7 +198,8 @@ def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
 
 
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
-    names = {"all": "all classes", "base": "base", "new": "new"}
+    new = "new (predicted)" if objective_of(objective).predicts_new else "new"
+    names = {"all": "all classes", "base": "base", "new": new}
     if "new" in result:  # without new classes, the score equals the accuracy already shown
         names["objective"] = objective_of(objective).title
     values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]

@@ -55,8 +55,8 @@ def data_list(
             sizes = (benchmark.num_classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
     Console(markup=False).print(table)
-    if data_root is None:
-        print("These are the published sizes. --data-root DIR shows the datasets in DIR.")
+    published = "These are the published sizes. --data-root DIR shows the datasets in DIR."
+    print(published if data_root is None else "`prometar data list` shows how to get missing datasets.")
     for note in notes:
         print(one_line(note))
 

@@ -139,7 +139,7 @@ def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     """
     if name == "mini":
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
-    tags = _tags(name)
+    tags = tags_of(name)
     used_tags = [pretrained] if pretrained in tags else tags
     configs = [_open_clip().get_pretrained_cfg(name, tag) for tag in used_tags]
     stats = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in configs}
@@ -147,7 +147,8 @@ def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
     return Backbone(name, clip, mean, std, tokenize=load_tokenizer(name))
 
 
-def _tags(name: str) -> list[str]:
+def tags_of(name: str) -> list[str]:
+    """Return the tags of open_clip's weights for a model."""
     return list(_open_clip().list_pretrained_tags_by_model(name))
 
 
@@ -170,10 +171,10 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
         with torch.random.fork_rng(devices=[]), suppress_logs():
             torch.manual_seed(0)
             return _build_clip(name, _open_clip().create_model(name, pretrained=None).state_dict())
-    if pretrained not in _tags(name):
+    if pretrained not in tags_of(name):
         state = read_weights(Path(str(pretrained)))
     else:
-        fix = "Download them on a machine with internet access, and pass the file with --pretrained FILE."
+        fix = "Download them elsewhere, and set backbone.pretrained (--pretrained) to the file."
         with convert_download_errors(f"the weights '{pretrained}' of {name}", fix):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
     require_tensors(_architecture_and_state(name)[1], state, source=str(pretrained))
@@ -202,7 +203,7 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         )
     if pretrained in (None, "random"):
         return
-    if pretrained not in (tags := _tags(name)):
+    if pretrained not in (tags := tags_of(name)):
         file = Path(str(pretrained))
         if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or file_size(file) is not None:
             return  # `load_clip` checks the file

@@ -22,7 +22,7 @@ StateDict = Mapping[str, Tensor]
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name. For errors, see `read_tensors`."""
-    fix = "Pass --pretrained with an existing .safetensors file."
+    fix = "Set backbone.pretrained (--pretrained) to an existing .safetensors file."
     if path.suffix != ".safetensors" and path.is_file():
         load_code = f"state = torch.jit.load({str(path)!r}, 'cpu').state_dict()"
         save_code = f"safetensors.torch.save_file(state, {str(path.with_suffix('.safetensors'))!r})"
@@ -54,9 +54,7 @@ def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> No
     if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
     if problem := describe_mismatch(expected, found):
-        raise UserError(
-            f"{source} does not fit the backbone or is corrupt: {problem}. Use weights of this backbone."
-        )
+        raise UserError(f"{source} does not fit the backbone or is corrupt: {problem}. Use weights that fit.")
 
 
 def describe_mismatch(expected: StateDict, found: StateDict) -> str:

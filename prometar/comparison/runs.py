@@ -63,9 +63,7 @@ def compare_runs(
         UserError: the reference is unknown, a file of a run is corrupt, or the runs cannot be compared.
     """
     folders = dict.fromkeys(resolve_path(file.parent) for path in paths for file in _results_below(path))
-    runs = [
-        FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder)) for folder in folders
-    ]
+    runs = [FinishedRun(each, load_config(each / "config.yaml"), read_result(each)) for each in folders]
     labels = method_labels([run.config for run in runs])
     methods = list(dict.fromkeys(labels))
     if len(methods) < 2:
@@ -126,19 +124,19 @@ def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Re
         ):
             first, expected = first_values.setdefault((aspect, scope), (run, value))
             if value != expected:
-                raise UserError(f"{first.folder} and {run.folder} have different {aspect}. Pass only one.")
+                raise UserError(f"{first.folder} and {run.folder} differ in {aspect}. Pass comparable runs.")
         first = first_runs.setdefault((label, run.dataset, run.seed), run)
         if first is not run and run.seed != EVERY_SEED:  # untrained runs may repeat: seeds have no effect
-            raise UserError(
-                f"{label}: {first.folder} and {run.folder} have the same dataset and seed. Pass only one."
-            )
+            raise UserError(f"{label}: {first.folder} and {run.folder} share dataset and seed. Pass one.")
         for metric, score in run.scores.items():
             scores[label].setdefault(run.dataset, {}).setdefault(metric, {})[run.seed] = score
     return scores
 
 
 def _setting_notes(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """Yield a note per setting of `_NOTED_SETTINGS` that differs between methods."""
+    """Yield a note per setting of `_NOTED_SETTINGS` that differs between methods, and on ignored results."""
+    if any(run.result.tests for run in runs):
+        yield "Accuracies on other datasets are not compared. See pairs.csv of `prometar reproduce`."
     for key in _NOTED_SETTINGS:
         values = {label: run.config.flat()[key] for label, run in zip(labels, runs, strict=True)}
         if len(set(values.values())) > 1:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from prometar.clip.model import Clip
-from prometar.clip.openclip import Backbone, build_backbone, load_clip
+from prometar.clip.openclip import Backbone, build_backbone, load_clip, require_backbone, tags_of
 from prometar.clip.weights import describe_mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
@@ -134,8 +134,9 @@ def load(
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_code)
     name, original = config.backbone.name, config.backbone.pretrained
-    # A card must not make `load` read a local file. Unlike paths, open_clip tags contain no dots or slashes.
-    is_path = original is not None and (bool(Path(original).suffix) or Path(original).name != original)
+    require_backbone(name, "random")  # refuses names of hubs and folders
+    # A card must not make `load` read a local file.
+    is_path = original not in (None, "random") and original not in tags_of(name)
     if pretrained is None and (card.weights_file or is_path):
         raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
     clip = load_clip(name, pretrained or original)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from prometar.errors import InfrastructureError, UserError
-from prometar.io.files import require_recordable, write_atomically
+from prometar.io.files import read_bytes, require_recordable, write_atomically
 
 _SECRET_NAMES = r"password|passwd|pwd|secret|account_key|token|sig(?=\b|nature)"  # in names of URL parameters
 
@@ -44,6 +44,8 @@ def read_file(folder: str, name: str) -> bytes | None:
     system, path = filesystem_and_path(folder)
     with _convert_store_errors("read", join(folder, name)):
         try:
+            if isinstance(system, fs.LocalFileSystem):
+                return read_bytes(Path(path, name))
             with system.open_input_file(f"{path}/{name}") as file:
                 return bytes(file.read())
         except FileNotFoundError:

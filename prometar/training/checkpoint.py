@@ -60,6 +60,4 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
 
 def checkpoint_error(path: Path, reason: str) -> WorkError:
     """Return the error for a checkpoint that cannot be used."""
-    return WorkError(
-        f"Checkpoint {path} is corrupt or outdated ({reason}).", "Remove it to start the run over."
-    )
+    return WorkError(f"Checkpoint {path} is corrupt or outdated ({reason}).", "Remove it to start over.")

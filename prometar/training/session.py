@@ -82,7 +82,7 @@ class Session:
     def _resume(self, checkpoint: Checkpoint) -> None:
         for field, inputs in (("run_digest", "settings or data"), ("weights_digest", "weights")):
             if getattr(checkpoint, field) != self._digests[field]:
-                raise WorkError(f"{self._path} belongs to a run with other {inputs}.", "Use another folder.")
+                raise WorkError(f"{self._path} belongs to a run with other {inputs}.", "Use another --out.")
         expected = self.state.tensors()
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}

@@ -87,9 +87,7 @@ fuzzed = settings(
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
-def test_changed_files(
-    target: Target, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changes(target: Target, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(folder.glob(target.file))
     whole = {file: file.read_bytes() for file in files}
     assert files

@@ -61,8 +61,9 @@ def test_an_example_is_trained_and_trusted_only_when_told(
     result = json.loads((tmp_path / "result.json").read_text())
     assert {reference.partition(":")[0] for reference in result["code"]} == {"huber", "lowrank", "circles"}
     forget()
-    assert prometar_main(["evaluate", str(tmp_path)]) == 2
-    assert "--trust-code" in capsys.readouterr().err
+    for command in (["evaluate", str(tmp_path)], ["train", "--config", str(tmp_path / "config.yaml")]):
+        assert prometar_main(command) == 2
+        assert "--trust-code" in capsys.readouterr().err
     path = tmp_path / "prompts.safetensors"
     export_run(tmp_path, path, trust_code=True)
     forget()

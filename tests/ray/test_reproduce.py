@@ -179,9 +179,7 @@ def test_wrong_usage(
     assert not (tmp_path / "out").exists(), "a refused grid leaves nothing behind"
 
 
-def test_what_ray_has_no_room_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
-) -> None:
+def test_no_room_in_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None) -> None:
     args = ["--datasets", "textures", "--out", str(tmp_path / "grid"), "--cpus-per-run", "64"]
     assert main(["reproduce", *args]) == 2
     said = capsys.readouterr()

@@ -14,6 +14,7 @@ from prometar.cli.app import main as prometar_main
 from prometar.embedded.datasets import DEFAULT_DATASET
 from tests.conftest import DTD_SPLIT
 from tests.support.copies import write_tree
+from tune.config import StudyConfig
 from tune.search import main as search_main
 
 Main = Callable[[list[str]], int]
@@ -60,7 +61,7 @@ SEARCHES = [
     (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "Unknown backbone 'hf-hub:a/b'. Use mini or"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "hf-hub:a/b"], "'hf-hub:a/b' is neither a file"),
     (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "/dev/zero"], "/dev/zero is not a regular file"),
-    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "none.pt does not exist. Pass "),
+    (["--backbone", "ViT-B-16-quickgelu", "--pretrained", "none.pt"], "none.pt does not exist. Set "),
     (["--backbone", "ViT-B-16", "--pretrained", "openai"], "activation quick_gelu, which ViT-B-16 does"),
     (["--gpus-per-trial", "half"], "--gpus-per-trial must be a valid number"),
     (["--out", "s3://bucket/x"], "'s3:/...' is not a local path. Only --data-root"),
@@ -70,6 +71,8 @@ SEARCHES = [
     (["--method", "zero-shot"], "--method zero-shot does not train. Choose a method with prompts."),
     (["--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
     (["--set", "confirm.sedes=2"], "--set confirm.sedes is not a setting"),
+    (["--set", "search.goals=5"], "--set search.goals"),
+    (["--set", "search.datasets=null"], "--dataset"),
     (["--pruner", "json:loads"], "json:loads fails: TypeError: the JSON object must be"),
     (["--nonsense"], "No such option"),
     (["--final-seeds", "1", "2"], "extra argument(s) (2). Quote values that contain spaces."),
@@ -91,9 +94,9 @@ def test_a_home_is_known_where_the_shell_left_it(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert prometar_main(["data", "prepare", "dtd", "--data-root", str(small_dtd), "--to=~/copy"]) == 0
-    assert capsys.readouterr().out.endswith(
-        f"To use the copy, pass --data-root {tmp_path / 'home' / 'copy'}\n"
-    )
+    assert capsys.readouterr().out.endswith(f"use the copy, pass --data-root {tmp_path / 'home' / 'copy'}\n")
+    study = StudyConfig.of(out="~/out", study="s")
+    assert study.storage == f"sqlite:///{tmp_path / 'home' / 'out'}/s/study.db"
     assert prometar_main(["data", "check", "dtd", "--data-root=~/copy"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert str(tmp_path / "home" / "none") in fails(
@@ -179,7 +182,7 @@ def test_wrong_configurations(
 DTD = ["--dataset", "dtd", "--backbone", "mini"]
 
 
-def test_a_missing_split_file_or_image(
+def test_missing_split_file_or_image(
     own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split = own_dtd / "dtd" / DTD_SPLIT
@@ -286,9 +289,7 @@ def test_what_no_machine_has_is_refused_and_leaves_nothing(
     assert not any(tmp_path.iterdir())
 
 
-def test_strangers_names_cannot_paint_the_terminal(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_names_cannot_paint_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ("a\x1b[31mX", "b", "c"):
         for split in ("train", "test"):
             (tmp_path / split / name).mkdir(parents=True)

@@ -65,7 +65,7 @@ def open_store(
     out: Path, *, url: str = "", storage: BaseStorage | None = None, concurrency: int = 1, **options: Any
 ) -> TrialStore:
     """Trial store of a study in OUT/s. Default storage: a new database there."""
-    config, folder = study_config(out, **options), out / NAME
+    config, folder = study_config(out, storage=url, **options), out / NAME
     storage = storage or open_storage(url or new_database(folder))
     return TrialStore(config, storage, folder, {"weights": "abc"}, concurrency=concurrency)
 

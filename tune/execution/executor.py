@@ -117,7 +117,7 @@ class _Submission:
         request: Job, resources and timeout for the worker.
         deaths: Number of worker deaths since the last new epoch, except those due to lack of memory.
         epoch: Highest reported epoch.
-        reported_error: Error message of the latest report, or "". Always "" if an observer stopped the job.
+        reported_error: Error message of the latest report, or "".
         ended: True if the latest report is the final one, or if an observer stopped the job.
         worker_error: Error of the worker that died most recently, or None.
     """
@@ -209,7 +209,7 @@ class _Dispatcher(Searcher, Stopper):
         with self._end_on_error():  # an observer returns False to stop the job
             stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
         submission.ended = report.finished or stopped
-        submission.reported_error = "" if stopped else report.error  # the observer records its own reason
+        submission.reported_error = report.error
         return submission.ended or self._shutdown.requested
 
     def record_worker_error(self, trial: Trial) -> None:

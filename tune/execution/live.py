@@ -91,7 +91,7 @@ class LiveView:
         partial = self._partial_progress
         if progress := self._done_here + partial:  # assumes that the remaining jobs run at the same rate
             seconds = (self._total - self._done - partial) * (self._clock() - self._start) / progress
-            summary.append(f"{format_duration(seconds)} left")
+            summary.append(f"{format_duration(max(0.0, seconds))} left")
         return summary
 
     @property

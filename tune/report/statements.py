@@ -6,6 +6,7 @@ from statistics import mean
 from typing import Literal
 
 from prometar.data.splits.objective import OBJECTIVES
+from prometar.io.custom import is_custom
 from tune.config import EPOCHS_KEY
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import FinalTest, SettingsName, Verdict, seed_means
@@ -228,7 +229,10 @@ def _next_step_train(records: Records, name: SettingsName) -> tuple[str, str]:
     if name == "baseline" and test and test.seeds and not test.baseline_selected:
         folder = StudyFolder(records.folder).final_test_folder(0, next(iter(test.datasets)), test.seeds[0])
         config = folder / "config.yaml"  # best.yaml has the selected settings
-    return f"Train with the {LABELS[name]}:", f"prometar train --config {shlex.quote(str(config))}"
+    searched = test.selected.settings.values() if test and name == "selected" else ()
+    custom = records.config.run.custom_components or any(is_custom(str(value)) for value in searched)
+    trust = " --trust-code" if custom else ""
+    return f"Train with the {LABELS[name]}:", f"prometar train --config {shlex.quote(str(config))}{trust}"
 
 
 def alignment(test: FinalTest) -> str:

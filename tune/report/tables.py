@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from prometar.cli.console import format_count, format_duration
+from prometar.cli.console import format_duration
 from tune.records.folder import STATE_NAMES, Records
 from tune.records.schema import TrialRecord, seed_means
 from tune.report.formatting import DASH, format_difference, format_mean, format_number, format_setting, phrase
@@ -69,9 +69,7 @@ def _final_test(records: Records) -> Table | None:
             rows.append(("", (f"{test.dataset_confidence}% CI", *bounds, "")))
         if dataset_test.published is not None:
             rows.append(("", ("published (cited)", DASH, DASH, format_number(dataset_test.published), DASH)))
-    title = (
-        f"Final test: {format_count(test.epochs, 'epoch')}, test images, mean ± standard deviation over seeds"
-    )
+    title = "Final test: test images, mean ± standard deviation over seeds"
     return Table(title, ("", "base (%)", "new (%)", "H (%)", "n"), rows)
 
 

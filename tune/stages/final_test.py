@@ -57,7 +57,7 @@ def run_final_test(
         per_dataset = [paired_differences(each.selected, each.baseline) for each in results.values()]
         complete_seeds = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
         differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete_seeds]
-        if is_decided(differences, alpha, min_relevant=config.test.min_relevant):
+        if not differences or is_decided(differences, alpha, min_relevant=config.test.min_relevant):
             break
     # With one dataset, this is the interval over seeds. With several, it is a 95% interval over their means.
     difference = dataset_interval([each.difference for each in results.values()])

@@ -1,6 +1,7 @@
 """Jobs of search, confirmation and final test, and the results of these jobs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from prometar.analysis.alignment import mean_cosine
@@ -74,11 +75,10 @@ def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:
     """Return True if the folder has a result of `config` and the job's objective. Delete any other result."""
     if not (folder / RESULT_FILE).exists():
         return False
-    try:
-        if load_config(folder / "config.yaml") == config and read_result(folder).objective == job.objective:
+    with suppress(PrometarError):
+        previous = load_config(folder / "config.yaml").override({"data.root": config.data.root})
+        if previous == config and read_result(folder).objective == job.objective:
             return True
-    except PrometarError:
-        pass
     (folder / RESULT_FILE).unlink()
     return False
 

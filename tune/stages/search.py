@@ -55,7 +55,9 @@ class SearchJobs(Iterator[Job]):
 
     def notices(self) -> Iterator[str]:
         """Yield messages that explain why the number of trials differs from --trials."""
-        done, trials = len(self._store.ended_trials), self._config.search.trials
+        # A baseline that reruns a failed one is not counted, as in `TrialStore`.
+        done = len({0 if trial.is_baseline else trial.number for trial in self._store.ended_trials})
+        trials = self._config.search.trials
         if self._store.exhausted:
             yield "Search space exhausted: every combination has been tried."
         elif self.out_of_time and done < trials:

@@ -102,7 +102,7 @@ class TrialStore:
         if trials := self._trials:
             first = trials[0].user_attrs
             config.require_same(first.get(IDENTITY, {}), digests)
-            if first[OWNER] != owner:
+            if config.location.storage and first[OWNER] != owner:
                 raise UserError(f"The study {config.name} belongs to {first[OWNER]}. Choose another --study.")
         elif any((folder / "trials").glob("*/record.json")):
             raise UserError(
@@ -241,8 +241,9 @@ class TrialStore:
             self._tell(number, TrialState.COMPLETE, [values[goal] for goal in self._search.goals])
             return False
         trial = self._storage.get_trial(trial_id)
+        may_be_pruned = report.epoch == trial.last_step and not _is_baseline(trial)
         with self._convert_errors(self._search.pruner):
-            pruned = not _is_baseline(trial) and self._study.pruner.prune(self._study, trial)
+            pruned = may_be_pruned and self._study.pruner.prune(self._study, trial)
         if pruned:
             self._tell(number, TrialState.PRUNED)
         return not pruned

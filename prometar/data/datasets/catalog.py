@@ -4,6 +4,7 @@ Benchmarks have their published splits. Your own images are split automatically 
 """
 
 import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,9 +157,7 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
             raise UserError(f"{name} must return images as {expected}, got {item!a:.200}.")
     for template in (dataset.template, *dataset.templates.values()):
         if not is_template(template):
-            raise UserError(
-                f"{name} must return templates with one {{}} for the class name, got {template!a:.80}."
-            )
+            raise UserError(f"{name} must return templates with exactly one {{}}, got {template!a:.80}.")
     return replace(dataset, name=name, items_origin=dataset.items_origin or name)
 
 
@@ -168,13 +167,14 @@ def image_list_errors(dataset: Dataset) -> Iterator[str]:
     names: dict[int, str] = {}
     for split, items in dataset.splits.items():
         for item in items:
-            if item.path in seen:
-                yield f"{dataset.items_origin} lists {item.path} twice ({seen[item.path]}, {split})"
+            path = posixpath.normpath(item.path)  # "./a//b" is "a/b"
+            if path in seen:
+                yield f"{dataset.items_origin} lists {item.path} twice ({seen[path]}, {split})"
             elif not is_recordable(item.path):
                 yield f"{dataset.items_origin} lists {item.path!a}, which is not UTF-8 or contains a NUL"
             elif item.path.startswith("/") or ".." in item.path.split("/"):
                 yield f"{dataset.items_origin} lists {item.path}, which points outside the image folder"
-            seen[item.path] = split
+            seen[path] = split
             classname = names.setdefault(item.label, item.classname)
             if classname != item.classname:
                 both = f"both '{classname}' and '{item.classname}'"

@@ -95,9 +95,7 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     for number, line in read_lines(file):
         wnid, _, name = line.partition(" ")
         if not name or wnid in names:
-            raise UserError(
-                f"{file}, line {number}: expected '<wnid> <name>' with a unique wnid, found '{line}'."
-            )
+            raise UserError(f"{file}, line {number}: expected '<unique wnid> <name>', found '{line}'.")
         names[wnid] = name
     if benchmark.numbered:
         names = {str(k): name for k, name in enumerate(names.values())}

@@ -70,9 +70,7 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
             splits.setdefault(split, []).append(Item(path, label, classname))
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.counts != counts:
-        raise UserError(
-            f"{masked(uri)} contains {counts} images, but {MANIFEST} lists {manifest.counts}. {_REBUILD}"
-        )
+        raise UserError(f"{masked(uri)} has {counts} images, {MANIFEST} lists {manifest.counts}. {_REBUILD}")
     train, val, test = (tuple(splits[split]) for split in SPLITS)
     items_origin = f"prepared copy {masked(uri)}"
     return Dataset(name, title, train, val, test, source, template, items_origin, manifest.note)

@@ -78,9 +78,7 @@ def test_a_missing_device_is_rejected(exported: Path, device: str) -> None:
     ("method", "precision"),
     [*((method, "fp32") for method in METHODS), ("prometar", "bf16"), ("prometar", "fp16")],
 )
-def test_every_method_comes_back_as_it_was(
-    method: str, precision: str, small_dtd: Path, tmp_path: Path
-) -> None:
+def test_every_method_comes_back(method: str, precision: str, small_dtd: Path, tmp_path: Path) -> None:
     settings = {"backbone__name": NAME, "backbone__pretrained": "random", "backbone__precision": precision}
     result = train(tmp_path, method, data__name="dtd", data__root=str(small_dtd), **settings)
     path = tmp_path / "prompts.safetensors"
@@ -217,6 +215,7 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
         ("hf-hub:a/b", "openai", hubs),
         ("local-dir:/tmp", "openai", hubs),
         ("mini", "/dev/zero", "requires a local file of weights"),
+        ("mini", "secret", "requires a local file of weights"),
     ):
         backbone = card["config"]["backbone"] | {"name": name, "pretrained": pretrained}
         config = {**card["config"], "backbone": backbone}

@@ -48,9 +48,7 @@ def killed_after(count: int, work: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize(("space", "trials"), [(SPACE, 3), (KINDS, 5)], ids=["settings", "repetitions"])
-def test_no_trial_is_lost_or_repeated_wherever_the_process_dies(
-    tmp_path: Path, space: str, trials: int
-) -> None:
+def test_no_trial_is_lost_or_repeated_at_any_kill(tmp_path: Path, space: str, trials: int) -> None:
     def finish(folder: Path) -> list[dict[str, Any]]:
         store = open_store(folder, space=space, trials=trials)
         run(store, lambda settings: 50.0 + len(str(settings["regularizer.kind"])))

@@ -196,9 +196,7 @@ def test_custom_samplers_and_pruners_that_fail_are_named(tmp_path: Path) -> None
     assert store.report(0, report(first, of=2, objective=50.0)), "the baseline is never pruned"
     with pytest.raises(UserError, match=r"own_choices:pruner fails: IndexError: no curve \(own_choices.py"):
         store.report(1, report(second, of=2, objective=50.0))
-    with pytest.raises(
-        UserError, match=r"--sampler own_choices:nothing must return an Optuna sampler, got None"
-    ):
+    with pytest.raises(UserError, match=r"own_choices:nothing must return an Optuna sampler, got None"):
         store_of(tmp_path, "own_choices:nothing", "plain").ask()
 
 

@@ -145,7 +145,7 @@ def test_a_checkpoint_belongs_to_settings_class_names_and_words_around_them(begu
 def test_a_damaged_checkpoint_is_one_line(keep: int, begun: Begun, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(begun[1].read_bytes()[:keep])
-    with pytest.raises(WorkError, match=r"is corrupt .* Remove it to start the run over"):
+    with pytest.raises(WorkError, match=r"is corrupt .* Remove it to start over"):
         load_checkpoint(path)
 
 
@@ -223,7 +223,7 @@ def test_a_checkpoint_is_checked_where_it_enters(kind: str, begun: Begun, tmp_pa
     save_file(tensors, tmp_path / checkpoint.name, metadata)
     with pytest.raises(WorkError, match=message) as caught:
         Session(run, tmp_path)
-    assert "Remove it to start the run over" in str(caught.value)
+    assert "Remove it to start over" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -104,9 +104,7 @@ def test_a_run_that_is_ahead_waits_for_the_others(tmp_path: Path, alone: Alone) 
     assert [report.runs[0].objective for report in reports] == [each.objective for each in alone(seeds[0])]
 
 
-def test_a_job_that_cannot_succeed_is_a_failed_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hopeless_job_is_a_failed_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (diverged,) = finish(job(tmp_path / "a", {"optim.lr": 1e30}))
     assert "finite" in diverged.error or "nan" in diverged.error
     (unknown,) = finish(job(tmp_path / "b", {"data.name": "nowhere"}))

@@ -130,9 +130,7 @@ def test_a_full_disk_behind_the_output(
 
 
 @pytest.mark.parametrize("group", [[], ["data"]], ids=["prometar", "data"])
-def test_a_group_of_commands_alone_shows_its_help(
-    group: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_group_of_commands_shows_its_help(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """In lines, with the whole first sentence of each command in 80 columns."""
     from prometar.cli.app import main
 

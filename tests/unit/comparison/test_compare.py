@@ -117,16 +117,16 @@ def test_runs_that_are_not_comparable(said: Any, tmp_path: Path) -> None:
     assert "No run shares its dataset and seed with a run of coop" in refused(said, out / "coop", later)
     assert "all runs use coop" in refused(said, out / "coop")
     again = write(tmp_path / "again", config_of("coop"), base=50.0, new=50.0)
-    assert f"{out}/coop/dtd-1 and {again} have the same dataset and seed" in refused(said, out, again)
+    assert f"{out}/coop/dtd-1 and {again} share dataset and seed" in refused(said, out, again)
     whole = write(tmp_path / "all", config_of("vpt"), objective="all_classes", all=50.0)
-    assert "different objectives" in refused(said, out, whole)
+    assert "differ in objectives" in refused(said, out, whole)
 
 
 @pytest.mark.parametrize(("of", "what"), [("data", "images or classes"), ("weights", "weights")])
 def test_one_name_for_two_things_is_rejected(of: str, what: str, said: Any, tmp_path: Path) -> None:
     for method, digest in (("coop", "a"), ("prometar", "b")):
         write(tmp_path / method, config_of(method), base=60.0, new=50.0, **{of: digest})
-    expected = f"{tmp_path}/coop and {tmp_path}/prometar have different {what}. Pass only one."
+    expected = f"{tmp_path}/coop and {tmp_path}/prometar differ in {what}. Pass comparable runs."
     assert expected in refused(said, tmp_path)
 
 

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
@@ -75,6 +76,15 @@ def test_out_of_memory_doubles_the_share(tmp_path: Path) -> None:
         trial += 1
     assert shares == [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0)], "up to a whole GPU"
     assert "of 8 GiB" in tune.dispatcher.failures["trial 0"]
+
+
+def test_an_error_that_an_observer_has_stored_is_passed_to_the_others(tmp_path: Path) -> None:
+    tune, stops = Tune(tmp_path), Mock(reported=lambda *_: False)
+    tune.dispatcher._observers = [stops]
+    job = tune.begin("a").job
+    assert tune.dispatcher("a", {"report": EpochReport(1, error="the loss is nan")})
+    tune.dispatcher.on_trial_complete("a", {})
+    stops.finished.assert_called_once_with(job, "the loss is nan")
 
 
 def test_after_a_stop_nothing_starts_and_nothing_ends(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from prometar.clip.openclip import load_backbone
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import FolderSource
-from prometar.errors import UserError
+from prometar.errors import InfrastructureError, UserError
 from prometar.inference.prompt_file import read_prompts
 from prometar.io.files import file_size, read_bytes, resolve_path, write_atomically
 from prometar.io.yamltext import read_yaml
@@ -48,6 +48,9 @@ def test_a_pipe_as_a_split_file(own_dtd: Path) -> None:
     (own_dtd / "dtd" / DTD_SPLIT).unlink()
     os.mkfifo(own_dtd / "dtd" / DTD_SPLIT)
     with pytest.raises(UserError, match=r"cannot read .*json: not a regular file"):
+        open_dataset("dtd", own_dtd)
+    os.mkfifo(own_dtd / "dtd" / "manifest.json")
+    with pytest.raises(InfrastructureError, match=r"manifest.json: .* not a regular file"):
         open_dataset("dtd", own_dtd)
 
 

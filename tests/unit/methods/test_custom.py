@@ -84,9 +84,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "message"), WRONG, ids=lambda v: str(v)[:40])
-def test_a_mistake_is_reported_in_one_line(
-    mine: Path, clip: Clip, values: dict[str, Any], message: str
-) -> None:
+def test_a_mistake_is_one_line(mine: Path, clip: Clip, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         check_components(configure("prometar", values), clip)
     assert message in str(caught.value)

@@ -118,9 +118,7 @@ def test_higher_base_and_lower_new_accuracy_is_said(
         (150.0, False, []),
     ],
 )  # fmt: skip
-def test_what_the_test_could_have_shown(
-    detectable: float, within: bool, says: list[str], tmp_path: Path
-) -> None:
+def test_what_the_test_could_show(detectable: float, within: bool, says: list[str], tmp_path: Path) -> None:
     width = 0.5 if within else 2.0
     difference = Interval(0.1, -width, width, 5)
     records = with_test(small(tmp_path, 0, 0), detectable=detectable, min_relevant=1.0, difference=difference)

@@ -81,9 +81,7 @@ def test_a_candidate_that_failed_is_not_selected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("failed", "message"), [((0,), "of the default settings"), ((0, 1), "of all candidates")]
 )
-def test_a_confirmation_without_a_baseline_stops(
-    failed: tuple[int, ...], message: str, tmp_path: Path
-) -> None:
+def test_a_confirmation_needs_a_baseline(failed: tuple[int, ...], message: str, tmp_path: Path) -> None:
     fresh = {
         (number, seed): "the disk is full" if number in failed else 70.0
         for number in (0, 1)
@@ -94,9 +92,7 @@ def test_a_confirmation_without_a_baseline_stops(
 
 
 @pytest.mark.parametrize(("scores", "top", "selected"), [([60.0, 70.0], 0, 1), ([60.0], 3, 0)])
-def test_nothing_is_rerun_without_a_choice(
-    scores: list[float], top: int, selected: int, tmp_path: Path
-) -> None:
+def test_no_rerun_without_a_choice(scores: list[float], top: int, selected: int, tmp_path: Path) -> None:
     found, names = confirmed(tmp_path, scores, {}, top=top)
     assert (found.selected_number, found.seeds, len(found.candidates), names) == (selected, (), 1, [])
 
@@ -108,3 +104,6 @@ def test_a_result_of_other_settings_is_deleted_in_every_run_of_a_job(tmp_path: P
     job = Job("both", {tmp_path / "first": config, tmp_path / "second": config}, "base_val", 2)
     assert jobs_to_run([job]) == [job]
     assert not (tmp_path / "second" / "result.json").exists()
+    for folder in job.configs:
+        write_result(folder, config.override({"data.root": "/elsewhere"}), "base_val", figures)
+    assert not jobs_to_run([job]), "moved images do not invalidate a result"

@@ -104,6 +104,7 @@ def test_a_test_resumes_with_its_results(tmp_path: Path) -> None:
     test, _ = finish(config, fails)
     assert test.failures == ["its worker died"]
     assert finish(config_of(tmp_path / "b", final_seeds=(1,)), lambda *_: "x")[0].failures == ["x", "x"]
+    assert len(finish(config_of(tmp_path / "c"), lambda *_: "x")[1]) == 10, "no more pairs if all fail"
     assert test.difference is not None
     assert test.difference.n == 2
     test, names = finish(config, gains(2.0))

@@ -23,6 +23,7 @@ from tests.support.databases import (
 )
 from tune.records.schema import EpochReport, RunScore
 from tune.store.samplers import STARTUP_TRIALS
+from tune.store.storage import open_storage
 from tune.store.trial_store import MAX_FAILURES, TrialStore
 
 KINDS = "task.augmentation: {type: choice, choices: [none, feature_mixup, input_mixup]}"
@@ -109,6 +110,16 @@ def test_an_epoch_may_be_reported_again(tmp_path: Path) -> None:
     assert record.scores_by_epoch == {epoch: score(BASELINE) + epoch for epoch in (1, 2, 3)}
 
 
+def test_only_the_newest_epoch_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path)
+    _, trial = store.ask(), store.ask()
+    assert trial is not None
+    assert all(store.report(1, report(trial, epoch, of=4)) for epoch in (1, 2, 3))
+    monkeypatch.setattr(store._study.pruner, "prune", lambda *_: True)
+    assert [store.report(1, report(trial, epoch, of=4)) for epoch in (1, 2, 3)] == [True, True, False]
+    assert store.ended_trials[0].epoch == 3, "a repeated epoch would be recorded as the last one"
+
+
 @pytest.mark.parametrize(
     ("failed", "reason"),
     [
@@ -117,9 +128,7 @@ def test_an_epoch_may_be_reported_again(tmp_path: Path) -> None:
         (EpochReport(1, (RunScore("a", 1, new=2.0, objective=1.0),)), "the trial did not report base"),
     ],
 )
-def test_a_failed_report_ends_the_trial_with_its_reason(
-    tmp_path: Path, failed: EpochReport, reason: str
-) -> None:
+def test_a_failed_report_ends_the_trial(tmp_path: Path, failed: EpochReport, reason: str) -> None:
     store = open_store(tmp_path, goals=("base", "new"))
     assert store.ask() is not None
     assert not store.report(0, failed)
@@ -179,12 +188,11 @@ def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> Non
 def test_another_study_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     url = new_database(tmp_path / NAME)
     fail_next(open_store(tmp_path, url=url), "the worker died")
-    with pytest.raises(
-        UserError, match=r"was started with other settings \(seed: 3 then, 4 now; train\.seed"
-    ):
+    with pytest.raises(UserError, match=r"was started with other settings \(seed: 3 then, 4 now; train"):
         open_store(tmp_path, url=url, seed=4)
     with pytest.raises(UserError, match=f"belongs to {tmp_path}/s. Choose another"):
         open_store(tmp_path / "copy", url=url)
+    open_store(tmp_path / "moved", storage=open_storage(url))  # its own database may move with the folder
     assert len(open_study(url).trials) == 1
 
 

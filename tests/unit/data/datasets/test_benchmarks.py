@@ -123,6 +123,7 @@ LISTS = [
     ("images_variant_val.txt", "0000001\n", "line 1: '' is not listed in variants.txt"),
     ("images_variant_test.txt", "../0000001 tench\n", "which points outside the image folder"),
     ("images_variant_val.txt", "0000001 tench\n", "lists 0000001.jpg twice (train, val)"),
+    ("images_variant_val.txt", ".//0000001 tench\n", "lists .//0000001.jpg twice (train, val)"),
 ]
 
 
