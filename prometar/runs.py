@@ -161,9 +161,7 @@ def load_run_classifier(folder: Path, *, trust_code: bool = False) -> Classifier
     backbone = backbone_of(config.backbone)
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
-        raise UserError(
-            f"The weights of {pretrained} have changed since {folder} was trained. Restore the originals."
-        )
+        raise UserError(f"The weights of {pretrained} have changed since {folder} was trained. Restore them.")
     leaves = checkpoint.state.to(backbone.clip.device).evaluation_prompts
     component = checked_prompt_component(folder / "checkpoint.safetensors", config, backbone.clip, leaves)
     return Classifier(backbone, component, leaves, config, result.classnames, result.template)

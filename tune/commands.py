@@ -7,7 +7,7 @@ import typer
 
 from prometar.cli.console import RootOption
 from prometar.config.recipes import recipe
-from prometar.config.settings import absolute_paths, absolute_root, configure, parse_assignments
+from prometar.config.settings import absolute_paths, configure, parse_assignments
 from prometar.embedded.datasets import resolve_backbone
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
@@ -42,9 +42,7 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of a study: OUT/ST
 
 def reproduce(
     protocol: Annotated[Protocol, _option("Benchmark protocol.", "base-to-new")] = "base-to-new",
-    datasets: Annotated[
-        list[str] | None, typer.Option(help="Datasets. Default: those of --protocol.")
-    ] = None,
+    datasets: Annotated[list[str] | None, typer.Option(help="Datasets. Default: from --protocol.")] = None,
     source: Annotated[
         str | None,
         typer.Option(help="Training dataset of cross-dataset and domain-generalisation. Default: imagenet."),
@@ -73,9 +71,7 @@ def reproduce(
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of concurrent runs. Default: as many as fit.")
     ] = None,
-    cpus_per_run: Annotated[
-        float | None, typer.Option(min=0.1, help="CPUs per run. Default: an equal share.")
-    ] = None,
+    cpus_per_run: Annotated[float | None, typer.Option(min=0.1, help="CPUs. Default: equal shares.")] = None,
     gpus_per_run: Annotated[
         float | None, typer.Option(min=0, help="GPUs per run. Default: an equal share, between 1/4 and 1.")
     ] = None,
@@ -104,11 +100,10 @@ def reproduce(
         require_name(name)
     backbone, pretrained = resolve_backbone(all_datasets, backbone, pretrained)
     root = data_root or default_root(*all_datasets)
-    shared = {
-        "data.root": root and absolute_root(root),
-        "backbone.name": backbone,
-        "backbone.pretrained": pretrained,
-    }
+    shared = {"data.root": root, "backbone.name": backbone, "backbone.pretrained": pretrained}
+    named = {recipe(method).name: method for method in methods}
+    if len(named) < len(set(methods)):
+        raise UserError("--methods: recipe files must have different names. Rename one of them.")
     # Keyed by option, which messages about invalid values name.
     overrides_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
     grid = Grid(
@@ -118,7 +113,7 @@ def reproduce(
             name: absolute_paths(
                 configure(method, {**protocol_settings(protocol, name), **shared}, overrides_by_option)
             )
-            for name, method in {recipe(method).name: method for method in methods}.items()
+            for name, method in named.items()
         },
         seeds=tuple(dict.fromkeys(seeds)),
         shots=tuple(dict.fromkeys(shots or chosen.shots)),

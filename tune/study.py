@@ -83,7 +83,7 @@ class Study:
         """Sample, train and score trials until --trials or --max-hours is reached.
 
         Raises:
-            WorkError: no trial was completed, or all new trials failed.
+            WorkError: no trial was completed, or the first trials all failed.
         """
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trial_store
@@ -105,7 +105,7 @@ class Study:
             for notice in jobs.notices():
                 self.console.print(notice)
             if reason := store.abort_reason():
-                raise WorkError(f"Stopped: all new trials failed (last error: {reason}). {FIX_AND_RESUME}")
+                raise WorkError(f"Stopped: the first trials failed (last error: {reason}). {FIX_AND_RESUME}")
         records = self.records
         if not records.completed:
             reason = next((trial.reason for trial in records.trials if trial.reason), "all were pruned")

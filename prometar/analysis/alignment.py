@@ -128,8 +128,7 @@ def read_alignment(path: Path) -> list[AlignmentRecord]:
     try:
         lines = read_bytes(path).decode(errors="replace").splitlines()
     except OSError:
-        how = "Train in a new folder: `prometar train --alignment-every 20 --out DIR`."
-        raise UserError(f"Cannot read {path}. {how}") from None
+        raise UserError(f"Cannot read {path}. Run `prometar train --alignment-every 20 --out NEW`.") from None
     records: list[AlignmentRecord] = []
     for line in lines:
         with suppress(ValidationError):

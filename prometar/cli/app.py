@@ -60,7 +60,7 @@ def train(
     options = (
         ("method", "--method", method),
         ("data.name", "--dataset", dataset),
-        ("data.root", "--data-root", data_root and absolute_root(data_root)),
+        ("data.root", "--data-root", data_root),
     )
     for key, option, value in options:
         if value is not None:
@@ -73,7 +73,7 @@ def train(
         backbone = resolve_backbone([str(values["data.name"])], *map(values.get, keys))
         values |= zip(keys, backbone, strict=True)
     if chosen.data.root is None and (root := default_root(str(values.get("data.name", chosen.data.name)))):
-        values.setdefault("data.root", absolute_root(root))
+        values.setdefault("data.root", root)
     chosen = absolute_paths(chosen.override(values, where="--set").with_defaults())
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import AlignmentRecorder

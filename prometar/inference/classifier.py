@@ -148,7 +148,7 @@ def load(
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
     component = checked_prompt_component(path, config, clip, leaves)
     leaves = {key: leaf.to(clip.device) for key, leaf in leaves.items()}
-    backbone = build_backbone(name, pretrained or original, clip)
+    backbone = build_backbone(name, original, clip)  # `original` determines the normalization
     return Classifier(backbone, component, leaves, config, card.classnames, card.template, card)
 
 

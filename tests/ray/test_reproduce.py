@@ -160,6 +160,7 @@ WRONG = [
     (["--protocol", "few-shot", "--source", "imagenet"], "--source does not apply to --protocol few-shot"),
     (["--shots", "1", "2"], "--protocol base-to-new accepts one value of --shots, got 2"),
     (["--set", "train.seed=3"], "--set train.seed is not allowed. Use --seeds"),
+    (["--methods", "examples/mine.yaml", "./examples/mine.yaml"], "files must have different names"),
     (["--set", "optim.rate=1"], "Unknown setting 'optim.rate'"),
     (["--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
     ([], "is not a folder. Pass --data-root DIR, the folder that contains imagenet"),

@@ -137,9 +137,7 @@ def test_a_space_of_values_that_no_run_takes(
 ) -> None:
     file = tmp_path / "space.yaml"
     file.write_bytes(space)
-    assert message in fails(
-        capsys, search_main, ["--space", str(file), "--out", str(tmp_path / "out"), "--plan"]
-    )
+    assert message in fails(capsys, search_main, ["--space", str(file), "--out", str(tmp_path), "--plan"])
     assert not (tmp_path / "out").exists()
 
 

@@ -116,11 +116,9 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_one_version_everywhere() -> None:
-    root = DOCS.parent
-    assert f"version: {__version__}\n" in (root / "CITATION.cff").read_text("utf-8")
-    latest = re.search(
-        r"^## \[(\S+)\] - \d{4}-\d\d-\d\d$", (root / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
-    )
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    latest = re.search(r"^## \[(\S+)\] - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
     assert latest
     assert latest[1] == __version__
 

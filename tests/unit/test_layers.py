@@ -95,9 +95,8 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_modules_do_not_import_each_other_in_a_cycle() -> None:
-    TopologicalSorter(
-        {module_of(path): imports_of(path, at_start=True) & MODULES for path in FILES}
-    ).prepare()
+    graph = {module_of(path): imports_of(path, at_start=True) & MODULES for path in FILES}
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("system", ENTRANCES)

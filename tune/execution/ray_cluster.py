@@ -54,6 +54,8 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> lis
         ray.shutdown()  # e.g. if the cluster died between two studies in a notebook
     if not ray.is_initialized():
         _start(address, num_cpus=num_cpus)
+    elif address is not None and owns_cluster():
+        raise UserError("--address: this process has started its own Ray. Start a new process.")
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 

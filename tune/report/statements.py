@@ -46,9 +46,7 @@ def verdict_text(records: Records) -> str:
         return "Use either. No final test was requested, so nothing was compared on test images."
     if test.difference is None:
         return "Use either. Fewer than two seed pairs finished, so no difference can be shown."
-    return (
-        "Use either. The final test could not show a difference in H between selected and default settings."
-    )
+    return "Use either. The final test did not show that selected and default settings differ in H."
 
 
 def _reason_for_no_verdict(records: Records) -> str:

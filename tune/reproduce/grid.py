@@ -137,19 +137,21 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its files are missing or the result is corrupt.
 
     Raises:
-        UserError: the run has other settings, or used a split whose digest is not the one in `digests`.
+        UserError: the run has other settings, or used splits or code with other digests than `digests`.
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:
         return None
-    if changed := describe_differences(load_config(folder / "config.yaml").flat(), config.flat()):
+    previous = load_config(folder / "config.yaml").override({"data.root": config.data.root})  # it may move
+    if changed := describe_differences(previous.flat(), config.flat()):
         raise UserError(f"{folder} has other settings ({changed}). Pass the same settings or another --out.")
     try:
         result = read_result(folder)
     except PrometarError:
         return None
-    test_digests = {name: digest for name, (_, digest) in result.tests.items()}
-    for name, digest in {config.data.name: result.data_digest, **test_digests}.items():
+    used = {name: digest for name, (_, digest) in result.tests.items()}
+    used |= {f"code of {name}": digest for name, digest in result.code.items()}
+    for name, digest in {config.data.name: result.data_digest, **used}.items():
         if digests.get(name, digest) != digest:
-            raise UserError(f"{folder} used another split of {name}. Restore that split or change --out.")
+            raise UserError(f"{folder} used another version of {name}. Restore it or change --out.")
     return FinishedRun(folder, config, result)

@@ -60,6 +60,8 @@ def build_table(
     Args:
         incomparable: For each dataset whose results are not comparable with published ones, the reason.
     """
+    if grid.source and (grid.source != grid.protocol.source or grid.source in incomparable):
+        incomparable = dict.fromkeys(grid.all_datasets, f"trained on {grid.source}") | dict(incomparable)
     override = {"data.shots": grid.shots[0]}  # those with published results have one
     configs = {method: config.override(override) for method, config in grid.configs.items()}
     published_by_method = {

@@ -10,6 +10,7 @@ from prometar.data.datasets.catalog import open_dataset, reject_output_in_datase
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
+from prometar.io.custom import source_digest
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.component_check import check_components
 from prometar.methods.prompts import NoPrompts
@@ -42,6 +43,8 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
     jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
+    components = (name for config in grid.configs.values() for name in config.custom_components.values())
+    digests |= {f"code of {name}": source_digest(name) for name in components}
     with lock_folder(out, f"the output folder {out}"):
         runs = [(job, read_run(job, digests)) for job in jobs]
         remaining = [job for job, run in runs if not run or set(job.targets) - run.result.tests.keys()]

@@ -261,7 +261,7 @@ class TrialStore:
         self._storage.set_trial_user_attr(trial_id, RESULT, result)
         del self._running[number]  # before `tell`: the database may commit even if the connection then fails
         self._study.tell(number, values, state=state)
-        self._successes += state is not TrialState.FAIL
+        self._successes += state is not TrialState.FAIL and self.abort_reason() is None  # an abort is final
 
     def abort_reason(self) -> str | None:
         """Return the reason of the last failure if the study must stop (see `MAX_FAILURES`), else None."""

@@ -45,9 +45,7 @@ def read_tree(folder: Path) -> Dataset:
         raise UserError(f"{folder}: the folders '{pair[0]}' and '{pair[1]}' name the same class. Rename one.")
     note = _skipped_note(folder)
     if splits:
-        items = {
-            split: labeled_images(folder, [f"{split}/{name}" for name in names], names) for split in splits
-        }
+        items = {split: labeled_images(folder, [f"{split}/{n}" for n in names], names) for split in splits}
     else:
         items, note = _split_automatically(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
     train, val, test = (items.get(split, ()) for split in SPLITS)

@@ -161,7 +161,7 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert error.count("\n") == 1
         return error
 
-    assert "Train with `prometar train --alignment-every 20`" in fails(["alignment", "nowhere"])
+    assert "Run `prometar train --alignment-every 20 --out" in fails(["alignment", "nowhere"])
     args = ["train", "--method", "zero-shot", "--alignment-every", "2", "--out", str(tmp_path / "run")]
     assert "--alignment-every requires learnable prompts. zero-shot has none" in fails(args)
     folder = write(tmp_path / "pipe", [0.1, 0.2])

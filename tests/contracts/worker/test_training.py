@@ -59,9 +59,7 @@ def finish(job: Job) -> list[EpochReport]:
 
 def figures(reports: list[EpochReport]) -> list[tuple[object, ...]]:
     """Reports without times and notes."""
-    return [
-        (each.epoch, each.objective, each.metrics.get("base"), each.loss, each.finished) for each in reports
-    ]
+    return [(r.epoch, r.objective, r.metrics.get("base"), r.loss, r.finished) for r in reports]
 
 
 Alone = Callable[[dict[str, Any]], list[EpochReport]]

@@ -52,10 +52,7 @@ WRONG: dict[str, tuple[dict[str, Tensor | None], str]] = {
         {CONV: torch.ones(128, 1, 8, 8)},
         r"visual.conv1.weight is float \(128, 1, 8, 8\), expected float \(128, 3, 8, 8\)",
     ),
-    "a misshapen scale": (
-        {"logit_scale": torch.ones(2)},
-        r"logit_scale is float \(2,\), expected float \(\)",
-    ),
+    "a wrong scale": ({"logit_scale": torch.ones(2)}, r"logit_scale is float \(2,\), expected float \(\)"),
     "no projection": ({"visual.proj": None}, "visual.proj is missing"),
     "a deeper model": (
         {"visual.transformer.resblocks.4.ln_1.weight": torch.ones(128)},

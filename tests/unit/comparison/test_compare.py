@@ -100,9 +100,7 @@ def test_the_reference_is_chosen(said: Any, tmp_path: Path) -> None:
 def test_settings_distinguish_runs_of_a_method(said: Any, tmp_path: Path) -> None:
     out = grid(tmp_path / "out")
     for seed in (1, 2):
-        write(
-            tmp_path / "fast" / str(seed), config_of("coop", seed, **{"optim.lr": 0.1}), base=70.0, new=70.0
-        )
+        write(tmp_path / f"fast/{seed}", config_of("coop", seed, **{"optim.lr": 0.1}), base=70.0, new=70.0)
     _, text, _ = said(out, tmp_path / "fast", "--reference", "coop optim.lr=0.1")
     assert "a method minus coop optim.lr=0.1 in points" in text
     assert "coop optim.lr=0.002 " in text

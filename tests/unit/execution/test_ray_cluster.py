@@ -69,6 +69,15 @@ def test_invalid_addresses(address: str, says: str) -> None:
         start_ray(address=address)
 
 
+def test_an_address_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_require_server", "head_is_dead", "local_node_is_dead"):
+        monkeypatch.setattr(ray_cluster, name, lambda *_: False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_cluster, "_owns_cluster", True)
+    with pytest.raises(UserError, match="has started its own Ray"):
+        start_ray(address="head:6379")
+
+
 def test_errors_of_ray_are_one_line(init: Init) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

@@ -32,8 +32,8 @@ def printed(records: Records, width: int = 110) -> str:
     [
         ((3, 2), 1, "Use the selected settings (trial 1). They are better than the default settings.",
          ["best.yaml"]),
-        ((0, 0), 1, "Use either. The final test could not show a difference in H between selected and "
-         "default settings.", ["best.yaml", "finals/trial-0000-dtd-seed11/config.yaml"]),
+        ((0, 0), 1, "Use either. The final test did not show that selected and default settings differ in H.",
+         ["best.yaml", "finals/trial-0000-dtd-seed11/config.yaml"]),
         ((-3, -2), 1, "Keep the default settings. The selected settings (trial 1) are worse.",
          ["finals/trial-0000-dtd-seed11/config.yaml"]),
         ((0, 0), 0, "Keep the default settings. The search found nothing better: no other settings scored "

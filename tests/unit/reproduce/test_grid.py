@@ -81,7 +81,12 @@ def test_runs_with_other_settings_or_splits_are_rejected(written: Job, tmp_path:
     digests = {name: f"of {name}" for name in ("imagenet", "dtd")}
     assert read_run(written, digests)
     for name in digests:
-        with pytest.raises(UserError, match=f"another split of {name}"):
+        with pytest.raises(UserError, match=f"another version of {name}"):
             read_run(written, {**digests, name: "other"})
+    assert read_run(job_of(tmp_path, **{"data.root": "/moved"}), digests)
+    result = finished(written, lambda config, name: 50.0).result
+    result.model_copy(update={"code": {"mine:Huber": "old"}}).write(written.folder)
+    with pytest.raises(UserError, match="another version of code of mine:Huber"):
+        read_run(written, {"code of mine:Huber": "new"})
     with pytest.raises(UserError, match=r"other settings \(optim\.lr: 0\.0026 then, 0\.1 now\)"):
         read_run(job_of(tmp_path, **{"optim.lr": 0.1}), {})

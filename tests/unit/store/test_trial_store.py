@@ -168,6 +168,12 @@ def test_a_study_with_too_many_failures_stops_and_resumes(tmp_path: Path) -> Non
     for _ in range(MAX_FAILURES + 1):
         fail_next(again, "bad luck")
     assert again.abort_reason() is None
+    trial = (store := open_store(tmp_path / "concurrent")).ask()
+    assert trial is not None
+    for _ in range(MAX_FAILURES):
+        fail_next(store, "nan")
+    assert not store.report(0, report(trial))
+    assert store.abort_reason() == "nan", "a trial that was running does not hide it"
 
 
 def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> None:

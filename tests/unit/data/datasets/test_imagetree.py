@@ -84,10 +84,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 
 MISTAKES = {
-    "only images": (
-        ["1.jpg"],
-        "{} has no class folders. Put each class's images into its own folder.",
-    ),
+    "only images": (["1.jpg"], "{} has no class folders. Put each class's images into its own folder."),
     "one class": (["cat/1.jpg"], "{} has only one class folder (cat). Add at least one more."),
     "few images": (
         ["cat/1.jpg", "dog/1.jpg"],
