@@ -115,7 +115,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--replays", type=int, default=4000, help="simulated searches per plan and dataset")
     parser.add_argument("--decay", type=float, default=ACCURACY_DECAY_PER_NAT, help="decay per nat of drift")
-    parser.add_argument("--doc", type=Path, help="document whose block `allocation` is replaced")
+    parser.add_argument("--doc", type=Path, help="document with blocks `allocation` and `spaces`")
     parser.add_argument("--quick", action="store_true", help="run 100 replays only")
     args = parser.parse_args()
     evidence = {name: read_evidence(Path(__file__).with_name(name)) for name in {*FILES, *SPACE_FILES}}
@@ -144,7 +144,7 @@ def main() -> None:
         runs = f"{1 + how['settings']} x {len(how['seeds'])}"
         rows.append((f"`{how['space']}`", runs, *cells(PLANS[DEFAULT], [fit(t, args.decay) for t in tables])))
     columns = ("space", "recorded runs", "gain in H", "worse", *DEVELOPMENT)
-    print("", table(columns, rows), sep="\n")
+    publish(table(columns, rows), args.doc, "spaces")
 
 
 if __name__ == "__main__":
