@@ -91,7 +91,7 @@ def train(
     show = partial(_print_epoch, chosen.train.epochs)
     result = train_run(chosen, folder, objective=objective, on_epoch=show, before_step=before_step)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
-    print(f"Prompts and records: {folder}")
+    print(f"Backbone: {chosen.backbone.name}. Prompts and records: {folder}")
 
 
 @app.command()

@@ -252,9 +252,7 @@ def is_setting(key: str) -> bool:
         [True, False]
     """
     section, _, name = key.partition(".")
-    return section in Config.model_fields and any(
-        name in model.model_fields for model in _models(section).values()
-    )
+    return section in Config.model_fields and any(name in m.model_fields for m in _models(section).values())
 
 
 @cache

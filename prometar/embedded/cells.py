@@ -79,9 +79,7 @@ def _neuron(canvas: Canvas) -> CellDepths:
     count = int(canvas.rng.integers(5, 8))
     angle = np.arange(count) * 2 * np.pi / count + canvas.rng.uniform(-0.3, 0.3, count)
     middle = 0.55 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    ends = [
-        middle * 0.9 + 0.5 * np.stack([np.cos(angle + s), np.sin(angle + s)], axis=1) for s in (-0.5, 0.5)
-    ]
+    ends = [middle * 0.9 + 0.5 * np.stack([np.cos(angle + s), np.sin(angle + s)], 1) for s in (-0.5, 0.5)]
     starts = np.concatenate([np.zeros((count, 2)), middle, middle])
     arms = 0.05 - segment_distance(canvas, starts, np.concatenate([middle, *ends]))
     return np.maximum(arms, 0.26 - np.hypot(canvas.x, canvas.y)), 0.13 - np.hypot(canvas.x, canvas.y)

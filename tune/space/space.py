@@ -1,6 +1,7 @@
 """Search spaces: YAML files that map settings to ranges. A range may have a condition on other settings."""
 
 from collections.abc import Mapping, Set
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -130,10 +131,11 @@ class Space(StrictModel):
             if entry.is_active(defaults) and key in defaults and not entry.contains(defaults[key]):
                 continue
             required = required_values(entry, ranges)
-            variants = [config.override({**required, key: value}) for value in entry.probe_values]
-            first, *rest = map(_used_settings, variants)
-            if any(used != first for used in rest):  # the setting has an effect
-                ranges[key] = entry
+            with suppress(UserError):  # a value that conflicts with the configuration
+                variants = [config.override({**required, key: value}) for value in entry.probe_values]
+                first, *rest = map(_used_settings, variants)
+                if any(used != first for used in rest):  # the setting has an effect
+                    ranges[key] = entry
         return self.model_copy(update={"ranges": ranges})
 
     def probe_values(self, key: str) -> tuple[Value, ...]:

@@ -85,7 +85,7 @@ class Dataset:
         train, val, test: Images of each split. ImageNet's `val` is empty. ImageNet variants have only `test`.
         source: Source of the encoded images.
         template: Template of zero-shot prompts, such as "{} texture.".
-        templates: Other templates by name. KgCoOp uses `photo`, which starts with "a photo of". ProGrad uses
+        templates: Other templates by name. KgCoOp uses `photo`, that of its published code. ProGrad uses
             `name_last`, which ends with the class name.
         items_origin: Source of the image list, for error messages, such as "folder data/dtd/images".
         note: Remark for the user, such as how images were split automatically. Empty if there is none.

@@ -50,7 +50,7 @@ def find_manifest(uri: str) -> Manifest | None:
         return None if content is None else Manifest.model_validate_json(content)
     except ValidationError as error:
         file = masked(join(uri, MANIFEST))
-        raise UserError(f"Cannot read {file} ({problems_of(error)}). {_REBUILD}") from None
+        raise UserError(f"Cannot read {file} ({problems_of(error)}). Rename or restore it.") from None
 
 
 def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, template: str) -> Dataset:

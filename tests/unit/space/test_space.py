@@ -141,6 +141,7 @@ def test_settings_of_the_meta_phase_are_left_out_without_one() -> None:
         ("task.augmentation", "cutmix", {"task.augmentation", "task.mixup_alpha", "task.mixup_beta"}),
         ("regularizer.image_weight", 0, {"regularizer.image_weight"}),
         ("regularizer.text_weight", 300, {"regularizer.text_weight"}),
+        ("augment.crop_scale_max", 0.8, {"augment.crop_scale_min"}),
     ],
 )
 def test_settings_whose_default_lies_outside_are_left_out(key: str, value: Any, removed: set[str]) -> None:
