@@ -25,8 +25,6 @@ from prometar.training.scoring import not_finite_error
 
 DRIFT_TEMPLATE = "a photo of a {}."
 """Template of the names for the frozen CLIP. Most methods start with its words, so drift starts near 0."""
-ACCURACY_DECAY_PER_NAT = 0.05
-"""Predicted accuracy on new classes: zero-shot base accuracy * exp(-0.05 * drift in nats)."""
 _MIN_NAMES = 20  # minimum number of out-of-domain names
 
 
@@ -53,9 +51,8 @@ def mean_drift(
 
 
 def drift_version(backbone: Backbone) -> str:
-    """Return a string that identifies decay and vocabulary. It is the same for comparable scores."""
-    digest = hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
-    return f"{ACCURACY_DECAY_PER_NAT} a nat, names {digest}"
+    """Return a string that identifies formula and vocabulary. It is the same for comparable scores."""
+    return "interpolated, " + hashlib.sha256("\n".join(backbone.vocabulary).encode()).hexdigest()[:12]
 
 
 def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[str, ...]:
@@ -89,6 +86,8 @@ def drift_scores(
 ) -> dict[str, float]:
     """Return `base`, `zero_shot` (frozen CLIP) and predicted `new` in percent, and the drift as `divergence`.
 
+    `new` falls linearly from `zero_shot` without drift to chance at log(V) nats, for V names.
+
     Args:
         base_model, out_of_domain_model: Prompted CLIP for the base classes, and for the out-of-domain names.
         leaves: Tensors of the trained prompts.
@@ -97,8 +96,9 @@ def drift_scores(
     Raises:
         WorkError: the drift or a cosine is not finite.
     """
-    assert base_model.frozen_text_CE is not None
-    assert out_of_domain_model.frozen_text_CE is not None
+    class_text_CE, name_text_VE = base_model.frozen_text_CE, out_of_domain_model.frozen_text_CE
+    assert class_text_CE is not None
+    assert name_text_VE is not None
     prompt_tokens = base_model.prompts.tokens(dict(leaves))
     prompted, frozen, labels = [], [], []
     for batch in batches:
@@ -112,7 +112,7 @@ def drift_scores(
         image_NE,
         out_of_domain_model.text_features(prompt_tokens, frozen_NE),
         frozen_image_NE=frozen_NE,
-        frozen_text_VE=out_of_domain_model.frozen_text_CE,
+        frozen_text_VE=name_text_VE,
         scale=backbone.clip.logit_scale,
     )
     prompted_cosines_NC = similarity(image_NE, base_model.text_features(prompt_tokens, frozen_NE))
@@ -120,7 +120,8 @@ def drift_scores(
         raise not_finite_error(backbone)
     accuracy, zero_shot = (
         100 * int((cosines_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
-        for cosines_NC in (prompted_cosines_NC, similarity(frozen_NE, base_model.frozen_text_CE))
+        for cosines_NC in (prompted_cosines_NC, similarity(frozen_NE, class_text_CE))
     )
-    new = zero_shot * math.exp(-ACCURACY_DECAY_PER_NAT * drift)
+    chance, weight = 100 / len(class_text_CE), min(1.0, drift / math.log(len(name_text_VE)))
+    new = zero_shot + weight * (chance - zero_shot)
     return {"base": accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}

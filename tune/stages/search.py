@@ -55,7 +55,6 @@ class SearchJobs(Iterator[Job]):
 
     def notices(self) -> Iterator[str]:
         """Yield messages that explain why the number of trials differs from --trials."""
-        # A baseline that reruns a failed one is not counted, as in `TrialStore`.
         done = len({0 if trial.is_baseline else trial.number for trial in self._store.ended_trials})
         trials = self._config.search.trials
         if self._store.exhausted:

@@ -93,9 +93,7 @@ def test_the_derivatives_are_those_of_the_forward_pass(name: str, layers: set[in
     text = text_input(clip, backbone.tokenize(TEXTS), num_context=2)
     require_derivatives(lambda prompts: text_pass(clip, text, prompts), drawn(layers, 2, clip.text.width))
     tokens = embed_images(clip, images(clip))
-    require_derivatives(
-        lambda prompts: image_pass(clip, tokens, prompts), drawn(layers, 3, clip.vision.width)
-    )
+    require_derivatives(lambda p: image_pass(clip, tokens, p), drawn(layers, 3, clip.vision.width))
 
 
 def drawn(layers: set[int], length: int, width: int) -> dict[int, Tensor]:
