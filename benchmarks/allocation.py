@@ -1,6 +1,6 @@
 """Compare search spaces, and ways to spend the same number of runs on a search, by replaying recorded runs.
 
-    python benchmarks/allocation.py [--replays 4000] [--decay 0.05] [--doc docs/results.md]
+    python benchmarks/allocation.py [--replays 4000] [--doc docs/results.md]
 
 Nothing is trained. `objectives.json` and `photographs.json` record 25 settings with three seeds each on five
 datasets: the search score, and H on test images. Each replay samples settings with a smoothed bootstrap from
@@ -21,8 +21,6 @@ import numpy as np
 from common import DEVELOPMENT, WORSE, mean_and_interval, parser_of, publish, table
 from numpy.typing import NDArray
 from objectives import Table, drift, read_evidence
-
-from prometar.training.drift import ACCURACY_DECAY_PER_NAT
 
 Floats = NDArray[np.float64]
 FILES = ("objectives.json", "photographs.json")
@@ -65,7 +63,7 @@ class Model(NamedTuple):
     correlation: float
 
 
-def fit(found: Table, decay: float) -> Model:
+def fit(found: Table) -> Model:
     """Estimate the model. Means over seeds are shrunk towards their overall mean, to remove seed noise."""
 
     def shrunk(values: Floats) -> tuple[Floats, float]:
@@ -73,7 +71,7 @@ def fit(found: Table, decay: float) -> Model:
         true = max(0.0, means.var(ddof=1) - noise**2 / values.shape[1])
         return means.mean() + np.sqrt(true / means.var(ddof=1)) * (means - means.mean()), noise
 
-    runs = drift(found, decay)
+    runs = drift(found)
     (expected, noise), (tests, _) = shrunk(runs), shrunk(found.tests)
     correlation = np.corrcoef(runs[1:].mean(1), found.tests[1:].mean(1))[
         0, 1
@@ -114,12 +112,11 @@ def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--replays", type=int, default=4000, help="simulated searches per plan and dataset")
-    parser.add_argument("--decay", type=float, default=ACCURACY_DECAY_PER_NAT, help="decay per nat of drift")
     parser.add_argument("--doc", type=Path, help="document with blocks `allocation` and `spaces`")
     parser.add_argument("--quick", action="store_true", help="run 100 replays only")
     args = parser.parse_args()
     evidence = {name: read_evidence(Path(__file__).with_name(name)) for name in {*FILES, *SPACE_FILES}}
-    models = {each.dataset: fit(each, args.decay) for name in FILES for each in evidence[name][1]}
+    models = {each.dataset: fit(each) for name in FILES for each in evidence[name][1]}
     short_error, replays = half_length_error(), 100 if args.quick else args.replays
 
     def gains(plan: Sequence[Stage], model: Model) -> Floats:
@@ -142,7 +139,7 @@ def main() -> None:
     rows = []
     for how, tables in (evidence[name] for name in SPACE_FILES):
         runs = f"{1 + how['settings']} x {len(how['seeds'])}"
-        rows.append((f"`{how['space']}`", runs, *cells(PLANS[DEFAULT], [fit(t, args.decay) for t in tables])))
+        rows.append((f"`{how['space']}`", runs, *cells(PLANS[DEFAULT], [fit(t) for t in tables])))
     columns = ("space", "recorded runs", "gain in H", "worse", *DEVELOPMENT)
     publish(table(columns, rows), args.doc, "spaces")
 

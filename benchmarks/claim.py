@@ -10,6 +10,7 @@ Protocol, fixed before the first run:
   have 24 trials of five epochs, as for rendered datasets. Searches on photographs (`--sets dtd`) use the
   defaults for real data: 40 trials with searched epochs.
 - The arms are variants of the search. `default` runs three times per closed dataset and twice on photographs.
+  Lines with "rescored" are of searches whose trials were scored again after the score had changed.
   `random sampling` and v0.1 (which this script no longer runs) run once per closed dataset. Settings that
   v0.1 selected were tested with `prometar reproduce --seeds 601 602 603 604 605` of this version.
 - Selected and default settings are trained for the ten epochs of the published method with the same five

@@ -28,16 +28,18 @@ import optuna
 import torch
 from common import DEVELOPMENT, WORSE, describe, parser_of, publish, table
 from numpy.typing import NDArray
-from scipy.stats import linregress, spearmanr
+from scipy.stats import spearmanr
 
 from prometar.config.settings import Config, configure
+from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import classnames
+from prometar.data.splits.fewshot import base_labels
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import harmonic_mean
 from prometar.training import run as training_run
-from prometar.training.drift import ACCURACY_DECAY_PER_NAT
-from prometar.training.run import build_run
+from prometar.training.drift import out_of_domain_names
+from prometar.training.run import backbone_of, build_run
 from prometar.training.session import Session
 from tune.space.space import load_space
 
@@ -54,11 +56,14 @@ class Table:
     """Figures of one dataset, settings x seeds. The default settings come first.
 
     Args:
+        classes, names: Number of base classes, and of out-of-domain names.
         tests: H on the test images. base, new: Accuracy on them.
         signals: Figures that predict test results, by name.
     """
 
     dataset: str
+    classes: int
+    names: int
     tests: Floats
     base: Floats
     new: Floats
@@ -72,7 +77,8 @@ def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
     for each in found.pop("tables"):
         tests, base, new = (np.array(each[name], np.float64) for name in ("tests", "base", "new"))
         signals = {name: np.array(values, np.float64) for name, values in each["signals"].items()}
-        tables.append(Table(each["dataset"], tests, base, new, signals))
+        counts = each["classes"], each["names"]
+        tables.append(Table(each["dataset"], *counts, tests, base, new, signals))
     return found, tables
 
 
@@ -134,9 +140,16 @@ def measure(args: argparse.Namespace) -> None:
         records = [[json.loads(runs[dataset, k, s].read_text("utf-8")) for s in args.seeds] for k in settings]
         return [[round(record[name], 6) for record in row] for row in records]
 
+    def counts(dataset: str) -> dict[str, int]:
+        config = config_of(args, dataset, 0, args.seeds[0])
+        backbone, opened = backbone_of(config.backbone), open_dataset(dataset, args.data_root)
+        names = out_of_domain_names(opened, backbone.vocabulary)
+        return {"classes": len(base_labels(opened.train)), "names": len(names)}
+
     tables = [
         {
             "dataset": dataset,
+            **counts(dataset),
             "tests": grid(dataset, "H"),
             "base": grid(dataset, "base"),
             "new": grid(dataset, "new"),
@@ -153,17 +166,16 @@ def measure(args: argparse.Namespace) -> None:
 # Evaluation
 
 
-def drift(t: Table, decay: float) -> Floats:
-    """Return H of base validation accuracy and predicted new accuracy. `decay`: per nat of drift."""
-    new = t.signals["zero_shot"] * np.exp(-decay * t.signals["divergence"])
+def drift(t: Table) -> Floats:
+    """Return H of base validation accuracy and predicted new accuracy (`prometar.training.drift`)."""
+    zero_shot, weight = t.signals["zero_shot"], np.minimum(1, t.signals["divergence"] / np.log(t.names))
+    new = zero_shot + weight * (100 / t.classes - zero_shot)
     return np.vectorize(lambda b, n: harmonic_mean({"base": b, "new": n}))(t.signals["base"], new)
 
 
 SCORES: dict[str, Callable[[Table], Floats]] = {
     "base validation accuracy": lambda t: t.signals["base"],
-    f"drift, {ACCURACY_DECAY_PER_NAT} per nat": lambda t: drift(t, ACCURACY_DECAY_PER_NAT),
-    "drift, 0.02 per nat": lambda t: drift(t, 0.02),
-    "drift, 0.2 per nat": lambda t: drift(t, 0.2),
+    "drift (default)": drift,
     "the test itself, another seed": lambda t: t.tests,
 }
 
@@ -189,11 +201,11 @@ def scores_table(tables: Sequence[Table]) -> str:
 
 
 def accuracies_table(tables: Sequence[Table]) -> str:
-    """Return how well base and new accuracy are predicted per dataset: rank correlations, loss per nat."""
+    """Return how well base and new accuracy are predicted per dataset: rank correlations."""
     predictors: dict[str, Callable[[Table], tuple[Floats, Floats]]] = {
         "base accuracy with validation accuracy": lambda t: (t.signals["base"], t.base),
-        "new accuracy with drift": lambda t: (-t.signals["divergence"], t.new),
-        "new accuracy with drift over the true new names": lambda t: (-t.signals[NAMED], t.new),
+        "new accuracy with low drift": lambda t: (-t.signals["divergence"], t.new),
+        "new accuracy with low drift over the true new names": lambda t: (-t.signals[NAMED], t.new),
         "new accuracy with that of another seed": lambda t: (t.new, t.new),
     }
     rows = []
@@ -205,18 +217,7 @@ def accuracies_table(tables: Sequence[Table]) -> str:
                 np.mean([spearmanr(score[:, k], mean_of_other_seeds(test, k)).statistic for k in seeds])
             )
         rows.append((name, *(f"{rank:.2f}" for rank in ranks)))
-    rows.append(("measured loss of new accuracy per nat of drift", *map(loss_per_nat, tables)))
     return table(("rank correlation of", *(t.dataset for t in tables)), rows)
-
-
-def loss_per_nat(t: Table) -> str:
-    """Return the slope of log(new accuracy) over drift with its 95% CI, from means over a setting's seeds.
-
-    Settings with a diverged run are left out.
-    """
-    trained = (t.new > 0).all(1)
-    slope = linregress(t.signals["divergence"][trained].mean(1), np.log(t.new[trained]).mean(1))
-    return f"{-slope.slope:.2f} ± {1.96 * slope.stderr:.2f}"
 
 
 def main() -> None:
