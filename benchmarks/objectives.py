@@ -169,7 +169,7 @@ def measure(args: argparse.Namespace) -> None:
 def drift(t: Table) -> Floats:
     """Return H of base validation accuracy and predicted new accuracy (`prometar.training.drift`)."""
     zero_shot, weight = t.signals["zero_shot"], np.minimum(1, t.signals["divergence"] / np.log(t.names))
-    new = zero_shot + weight * (100 / t.classes - zero_shot)
+    new = zero_shot + weight * np.minimum(0, 100 / t.classes - zero_shot)
     return np.vectorize(lambda b, n: harmonic_mean({"base": b, "new": n}))(t.signals["base"], new)
 
 

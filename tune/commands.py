@@ -103,7 +103,7 @@ def reproduce(
     shared = {"data.root": root, "backbone.name": backbone, "backbone.pretrained": pretrained}
     named = {recipe(method).name: method for method in methods}
     if len(named) < len(set(methods)):
-        raise UserError("--methods: recipe files must have different names. Rename one of them.")
+        raise UserError("--methods: recipe files must have different names. Rename or omit one.")
     # Keyed by option, which messages about invalid values name.
     overrides_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
     grid = Grid(

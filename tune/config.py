@@ -3,7 +3,7 @@
 The command line (`OPTIONS`), the arguments of `Study` and study.yaml are three forms of this tree.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -229,7 +229,7 @@ class StudyConfig(StrictModel):
         # Messages name the option of an invalid value. Of `run_values`, only --epochs is unchecked.
         sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
-        if ignored := [key for key in set_values if key not in run.flat() and ".args." not in key]:
+        if ignored := [key for key in set_values if key not in run.flat() and ".args" not in key]:
             raise UserError(f"--set {ignored[0]} does not apply to the default settings. Also set the kind.")
         space = by_field.get("search.space", "default")
         if space in built_in_spaces():  # they cover all methods: drop settings without effect
@@ -365,7 +365,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | Space) else (value,)
 
 
 def _unused_seeds(start: int, number: int, *, used: tuple[int, ...]) -> tuple[int, ...]:

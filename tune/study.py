@@ -13,7 +13,7 @@ from rich.console import Console
 
 from prometar.cli.console import format_count
 from prometar.errors import FIX_AND_RESUME, UserError, WorkError
-from prometar.io.files import lock_folder, resolve_path
+from prometar.io.files import lock_folder
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.ray_cluster import configure_ray
@@ -83,7 +83,7 @@ class Study:
         """Sample, train and score trials until --trials or --max-hours is reached.
 
         Raises:
-            WorkError: no trial was completed, or the first trials all failed.
+            WorkError: no trial was completed, or the first new trials all failed.
         """
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trial_store
@@ -105,7 +105,7 @@ class Study:
             for notice in jobs.notices():
                 self.console.print(notice)
             if reason := store.abort_reason():
-                raise WorkError(f"Stopped: the first trials failed (last error: {reason}). {FIX_AND_RESUME}")
+                raise WorkError(f"Stopped: the first new trials failed ({reason}). {FIX_AND_RESUME}")
         records = self.records
         if not records.completed:
             reason = next((trial.reason for trial in records.trials if trial.reason), "all were pruned")
@@ -263,7 +263,7 @@ def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyCo
     """Build the configuration from `options`. If there are none, read that of a study in `folder`."""
     if folder is None:
         return StudyConfig.of(**options)
-    path = resolve_path(folder)
+    path = Path(folder).expanduser().absolute()
     if set(options) & {"out", "study"}:
         raise UserError("Pass either folder, or out and study, not both.")
     if not options and (record := StudyFolder(path).read(StudyRecord)):

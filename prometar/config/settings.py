@@ -385,5 +385,5 @@ def absolute_paths(config: Config) -> Config:
         changes["data.root"] = absolute_root(config.data.root)
     weights = config.backbone.pretrained
     if weights is not None and os.path.isfile(weights):
-        changes["backbone.pretrained"] = str(resolve_path(weights))
+        changes["backbone.pretrained"] = str(resolve_path(Path(weights).parent) / Path(weights).name)
     return config.override(changes) if changes else config

@@ -122,6 +122,6 @@ def drift_scores(
         100 * int((cosines_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
         for cosines_NC in (prompted_cosines_NC, similarity(frozen_NE, class_text_CE))
     )
-    chance, weight = 100 / len(class_text_CE), min(1.0, drift / math.log(len(name_text_VE)))
-    new = zero_shot + weight * (chance - zero_shot)
+    weight = min(1.0, drift / math.log(len(name_text_VE)))
+    new = zero_shot + weight * min(0.0, 100 / len(class_text_CE) - zero_shot)
     return {"base": accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}

@@ -137,7 +137,7 @@ def test_a_space_of_values_that_no_run_takes(
     file = tmp_path / "space.yaml"
     file.write_bytes(space)
     assert message in fails(capsys, search_main, ["--space", str(file), "--out", str(tmp_path), "--plan"])
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == [file]
 
 
 PROMETAR = [

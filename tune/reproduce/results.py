@@ -61,7 +61,7 @@ def build_table(
         incomparable: For each dataset whose results are not comparable with published ones, the reason.
     """
     if grid.source and (grid.source != grid.protocol.source or grid.source in incomparable):
-        incomparable = dict.fromkeys(grid.all_datasets, f"trained on {grid.source}") | dict(incomparable)
+        incomparable = dict.fromkeys(grid.all_datasets, f"source {grid.source} differs") | dict(incomparable)
     override = {"data.shots": grid.shots[0]}  # those with published results have one
     configs = {method: config.override(override) for method, config in grid.configs.items()}
     published_by_method = {

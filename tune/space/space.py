@@ -114,7 +114,7 @@ class Space(StrictModel):
         return values
 
     def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
-        """Return the space without settings that have no effect or whose range excludes the default value.
+        """Return the space without settings that have no effect, or whose range conflicts with `config`.
 
         Conditions on removed settings are evaluated with the default values.
 

@@ -23,7 +23,7 @@ def run_final_test(
     published: Mapping[str, float | None],
     previous: FinalTest | None,
 ) -> FinalTest:
-    """Run seed pairs until an analysis of the differences is conclusive or no seeds are left.
+    """Run seed pairs until an analysis is conclusive, no pair succeeds, or no seeds are left.
 
     Args:
         published: Published H (harmonic mean of base and new accuracy) by dataset, or None if unknown.
