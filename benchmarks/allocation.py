@@ -8,8 +8,7 @@ the recorded means, which are shrunk by the noise of three seeds. It adds record
 selects settings according to the plan. The default settings are the first trial and always a candidate. The
 gain is the mean test H of the selected settings minus that of the default settings. Trials with half the
 epochs have an additional error: that of predicting epoch 5 of recorded learning curves (`curves.json`) from
-the mean of epochs 2 and 3.
-`space_full.json` and `space_recipe.json` record the same for two other search spaces.
+the mean of epochs 2 and 3. `space_full.json` and `space_recipe.json` record the same for two other spaces.
 """
 
 import json
@@ -73,9 +72,8 @@ def fit(found: Table) -> Model:
 
     runs = drift(found)
     (expected, noise), (tests, _) = shrunk(runs), shrunk(found.tests)
-    correlation = np.corrcoef(runs[1:].mean(1), found.tests[1:].mean(1))[
-        0, 1
-    ]  # shrinking would not change it
+    # Shrinking would not change the correlation, but it may set one of the two to a constant.
+    correlation = np.corrcoef(runs[1:].mean(1), found.tests[1:].mean(1))[0, 1]
     return Model(expected, tests, noise, float(correlation))
 
 

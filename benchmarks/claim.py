@@ -19,7 +19,7 @@ Protocol, fixed before the first run:
   of ten searches, new accuracy lower by at most 0.5 on average, and no other arm more than 0.5 H better.
 
 Rerun the same command to resume. Outcomes are stored in benchmarks/claim.jsonl, one line per search. To
-repeat the measurement, remove the lines of this version first.
+repeat the measurement, first remove the lines whose arm is one of `ARMS`.
 """
 
 import json

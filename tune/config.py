@@ -13,7 +13,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from prometar.config.settings import (
     Config,
     absolute_paths,
-    absolute_root,
     configure,
     describe_differences,
     flatten,
@@ -223,7 +222,7 @@ class StudyConfig(StrictModel):
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,
             "data.name": next(iter(datasets), DEFAULT_DATASET),
-            "data.root": absolute_root(str(root)) if root else None,
+            "data.root": str(root) if root else None,
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
         # Messages name the option of an invalid value. Of `run_values`, only --epochs is unchecked.
@@ -251,8 +250,7 @@ class StudyConfig(StrictModel):
         """
         search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
         space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
-        run = {key: value for key, value in self.run.flat().items() if key != "data.root"}
-        return {**flatten(search), **space, **run, **digests}
+        return {**flatten(search), **space, **self.run.identity(), **digests}
 
     def require_same(self, previous: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         """Check that `identity` has not changed since the study was started.

@@ -198,10 +198,10 @@ def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
 
 
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
-    new = "new (predicted)" if objective_of(objective).predicts_new else "new"
-    names = {"all": "all classes", "base": "base", "new": new}
+    rule = objective_of(objective)
+    names = {"all": "all classes", "base": "base", "new": "new (predicted)" if rule.predicts_new else "new"}
     if "new" in result:  # without new classes, the score equals the accuracy already shown
-        names["objective"] = objective_of(objective).title
+        names["objective"] = rule.title
     values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
     print(f"{title}: {', '.join(values)}")
 

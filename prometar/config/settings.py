@@ -200,6 +200,10 @@ class Config(MethodConfig):
         """Return all settings as plain data by dotted key."""
         return flatten(self.model_dump(mode="json"))
 
+    def identity(self) -> ConfigData:
+        """Return all settings that determine results. The images may move, so `data.root` is not one."""
+        return {key: value for key, value in self.flat().items() if key != "data.root"}
+
 
 def _with_recipe(
     tree: Mapping[str, object], method: str, settings: Mapping[str, Mapping[str, object]]

@@ -73,8 +73,7 @@ class Run:
     def digest(self) -> str:
         """Identity of the run: sha256 of settings, objective, data plans, texts and custom components."""
         plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
-        config = self.config.model_dump_json(exclude={"data": {"root"}})  # images may move
-        lines = [config, self.objective, self.dataset.template]
+        lines = [json.dumps(self.config.identity()), self.objective, self.dataset.template]
         lines += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
         lines += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
         lines += [f"{ref} {digest}" for ref, digest in self.code_digests.items()]

@@ -50,9 +50,7 @@ def forget() -> None:
         sys.modules.pop(module, None)
 
 
-def test_an_example_is_trained_and_trusted_only_when_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_examples_are_trusted_only_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ("prompts.kind=lowrank:LowRank", "prompts.args.rank=1", "data.args.size=48", "data.shots=1")
     words = ["--method", str(ROOT / "examples" / "mine.yaml"), "--dataset", "circles:Circles"]
     for setting in (*settings, "train.epochs=1", "backbone.name=mini"):

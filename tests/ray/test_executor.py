@@ -179,9 +179,7 @@ def test_a_full_disk_stops_the_study_and_blames_no_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["started", "reported", "finished"])
-def test_an_error_of_the_source_stops_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_a_source_error_stops_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def lose(*_: object) -> None:
         raise OperationalError("UPDATE trials", {}, Exception("database is locked"))
 

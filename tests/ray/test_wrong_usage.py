@@ -36,10 +36,12 @@ SEARCHES = [
     (["--dataset", "textures", "textures"], "--dataset: values must be distinct"),
     (["--enqueue", "nowhere.yaml"], "--enqueue nowhere.yaml does not exist"),
     (["--sampler", "grid"], "unknown sampler 'grid': choose one of tpe, random, gp, or"),
+    (["--top", "-1"], "--top must be at least 0"),
     (["--max-hours", "nan"], "--max-hours must be a finite number, got 'nan'"),
     (["--set", "resources.epoch_timeout=inf"], "--set resources.epoch_timeout must be a finite"),
     (["--set", "location.trackers=[diary]"], "--set location.trackers must be 'tensorboard'"),
     (["--address", "ray://head:10001"], "--address ray://head:10001: Ray Client is not supported"),
+    (["--address", "head"], "--address must be auto or HOST:PORT of the cluster's head, got head"),
     (["--set", "averager.mean=0.9"], "--set averager.mean does not apply to the default settings"),
     (["--dataset", "imagenet21k"], "Unknown dataset 'imagenet21k'. Use one of imagenet, "),
     (["--dataset", "dtd", "--backbone", "mini"], "data is not a folder. Pass --data-root DIR"),
@@ -93,7 +95,8 @@ def test_a_home_is_known_where_the_shell_left_it(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert prometar_main(["data", "prepare", "dtd", "--data-root", str(small_dtd), "--to=~/copy"]) == 0
-    assert capsys.readouterr().out.endswith(f"use the copy, pass --data-root {tmp_path / 'home' / 'copy'}\n")
+    expected = f"To use the copy, pass --data-root {tmp_path / 'home' / 'copy'}\n"
+    assert capsys.readouterr().out.endswith(expected)
     study = StudyConfig.of(out="~/out", study="s")
     assert study.storage == f"sqlite:///{tmp_path / 'home' / 'out'}/s/study.db"
     assert prometar_main(["data", "check", "dtd", "--data-root=~/copy"]) == 0

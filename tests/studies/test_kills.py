@@ -36,9 +36,7 @@ def states(out: Path) -> list[str]:
     return [trial.state.name for trial in study.trials]
 
 
-def test_a_study_that_is_disturbed_again_and_again(
-    tmp_path: Path, expected: dict[str, Any], ray_local: str
-) -> None:
+def test_a_study_disturbed_again_and_again(tmp_path: Path, expected: dict[str, Any], ray_local: str) -> None:
     """One study for all of it, because starting processes takes the time."""
     witness, trials = Witness(tmp_path), tmp_path / NAME / "trials"
     driver_options = (tmp_path, *ASKED, "--max-concurrent", 1)

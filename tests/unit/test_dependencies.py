@@ -23,6 +23,15 @@ DIRECT: list[Requirement] = [r for group in DEPENDENCIES.groups().values() for r
 PINNED = {canonicalize_name(r.name): r for r in map(Requirement, LINES)}
 
 
+def test_every_line_is_one_public_version() -> None:
+    assert len(LINES) == len(PINNED) > len(DIRECT)
+    assert list(PINNED) == sorted(PINNED)
+    for line in LINES:
+        name, _, exact = line.partition("==")
+        assert name == canonicalize_name(name)
+        assert str(Version(exact)) == Version(exact).public == exact
+
+
 @pytest.mark.parametrize("direct", DIRECT, ids=str)
 def test_every_direct_dependency_is_there_in_its_range(direct: Requirement) -> None:
     pinned = PINNED[canonicalize_name(direct.name)]

@@ -142,8 +142,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:
         return None
-    previous = load_config(folder / "config.yaml").override({"data.root": config.data.root})  # it may move
-    if changed := describe_differences(previous.flat(), config.flat()):
+    if changed := describe_differences(load_config(folder / "config.yaml").identity(), config.identity()):
         raise UserError(f"{folder} has other settings ({changed}). Pass the same settings or another --out.")
     try:
         result = read_result(folder)

@@ -76,8 +76,8 @@ def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:
     if not (folder / RESULT_FILE).exists():
         return False
     with suppress(PrometarError):
-        previous = load_config(folder / "config.yaml").override({"data.root": config.data.root})
-        if previous == config and read_result(folder).objective == job.objective:
+        previous, result = load_config(folder / "config.yaml"), read_result(folder)
+        if previous.identity() == config.identity() and result.objective == job.objective:
             return True
     (folder / RESULT_FILE).unlink()
     return False

@@ -67,9 +67,7 @@ def run(
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_settings_lie_in_the_space_and_are_reproducible_after_a_restart(
-    tmp_path: Path, sampler: str, space: str
-) -> None:
+def test_settings_lie_in_the_space_and_are_reproducible(tmp_path: Path, sampler: str, space: str) -> None:
     whole = run(store_of(tmp_path, sampler, space))
     parsed = space_from(SPACES[space])
     assert len({repr(each) for each in whole}) == TRIALS
@@ -196,7 +194,8 @@ def test_custom_samplers_and_pruners_that_fail_are_named(tmp_path: Path) -> None
     assert store.report(0, report(first, of=2, objective=50.0)), "the baseline is never pruned"
     with pytest.raises(UserError, match=r"own_choices:pruner fails: IndexError: no curve \(own_choices.py"):
         store.report(1, report(second, of=2, objective=50.0))
-    with pytest.raises(UserError, match=r"own_choices:nothing must return an Optuna sampler, got None"):
+    expected = "--sampler own_choices:nothing must return an Optuna sampler, got None"
+    with pytest.raises(UserError, match=expected):
         store_of(tmp_path, "own_choices:nothing", "plain").ask()
 
 

@@ -183,9 +183,7 @@ def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path, whole: Found) ->
     assert states(tmp_path) == {"COMPLETE": 3}, "none is left running"
 
 
-def test_a_clock_that_is_set_back_by_an_hour(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Found
-) -> None:
+def test_a_clock_set_back_by_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Found) -> None:
     """Only a trial's moments are the clock's: all that is measured in seconds is not."""
     monkeypatch.setattr(rdb, "datetime", Back)
     monkeypatch.setattr(Back, "looks", 0)

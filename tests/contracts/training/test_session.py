@@ -160,9 +160,7 @@ def test_schedules_as_released_and_as_configured() -> None:
     assert sgd_config(released, 1).prompt_lr == 0.0025
 
 
-def test_a_stream_that_starts_slowly_costs_the_first_run_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_stream_costs_the_first_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, now = small_run("coop", train__epochs=1), [0.0]
     monkeypatch.setattr("prometar.training.session.time", SimpleNamespace(perf_counter=lambda: now[0]))
 

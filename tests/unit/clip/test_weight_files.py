@@ -37,7 +37,8 @@ def test_a_pt_file_is_rejected_with_a_conversion_that_works(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the format
         torch.jit.save(torch.jit.script(module), "mini.pt")
-        with pytest.raises(UserError, match=r"mini\.pt is not a \.safetensors file .*\. Convert") as caught:
+        expected = r"mini\.pt is not a \.safetensors file .*\. Convert it"
+        with pytest.raises(UserError, match=expected) as caught:
             load_backbone("mini", "mini.pt")
         first, second = str(caught.value).split("`")[1::2]
         exec(f"import torch, safetensors.torch\n{first}\n{second}")
@@ -97,7 +98,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(
             raise RuntimeError(f"Failed to download: {error}") from error
 
     monkeypatch.setattr("open_clip.create_model", refuse)
-    expected = r"Cannot download the weights 'openai' .*\(no network\)\. .*\(--pretrained\)"
+    expected = r"Cannot download the weights 'openai' .*\(no network\)\. .* \(--pretrained\) to the file"
     with pytest.raises(WorkError, match=expected):
         load_backbone("ViT-B-16-quickgelu", "openai")
     assert not caplog.records

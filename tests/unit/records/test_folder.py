@@ -12,9 +12,7 @@ from tune.records.folder import StudyFolder, paired_differences, read_records
 from tune.records.schema import Candidate, RunScore, rank_completed, seed_means
 
 
-def test_a_study_is_described_and_its_environments_are_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_remembers_its_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "sys.argv", ["tune/search.py", "--trials", "3", "--storage", "postgresql://u:secret@h/d"]
     )

@@ -101,7 +101,7 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: l
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim.lr: {type: float, low: 0.1, high: 1.0}", r"lies outside the range 0.1 .. 1 "),
+        ("optim.lr: {type: float, low: 0.1, high: 1}", r"optim.lr = 0.0025 lies outside the range 0.1 .. 1 "),
         ("optim.rate: {type: float, low: 0.1, high: 1.0}", r"searches optim.rate, which is not a setting"),
     ],
 )

@@ -133,6 +133,7 @@ def test_the_cause_is_the_database_s_own_text(tmp_path: Path) -> None:
 
 def test_a_missing_driver_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(UserError, match=r"Cannot open .*psycopg.* pip install '\.\[postgresql\]'") as caught:
+    expected = r"Cannot open .*psycopg.* Run pip install '\.\[postgresql\]'"
+    with pytest.raises(UserError, match=expected) as caught:
         create_study("postgresql+psycopg://me:secret@localhost/d")
     assert "secret" not in str(caught.value)

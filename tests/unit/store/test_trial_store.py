@@ -194,7 +194,8 @@ def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> Non
 def test_another_study_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     url = new_database(tmp_path / NAME)
     fail_next(open_store(tmp_path, url=url), "the worker died")
-    with pytest.raises(UserError, match=r"was started with other settings \(seed: 3 then, 4 now; train"):
+    expected = r"was started with other settings \(seed: 3 then, 4 now; train\.seed"
+    with pytest.raises(UserError, match=expected):
         open_store(tmp_path, url=url, seed=4)
     with pytest.raises(UserError, match=f"belongs to {tmp_path}/s. Choose another"):
         open_store(tmp_path / "copy", url=url)
