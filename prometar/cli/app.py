@@ -181,7 +181,7 @@ def compare(
     from prometar.comparison.runs import compare_runs
 
     differences, notes = compare_runs(runs, reference=reference)
-    print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False))
+    print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False, emoji=False))
     if csv is not None:
         write_atomically(csv.expanduser(), as_csv(differences).encode())
         print(f"Table written to {csv}")

@@ -54,7 +54,7 @@ def data_list(
         elif benchmark and data_root is None:
             sizes = (benchmark.num_classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
-    Console(markup=False).print(table)
+    Console(markup=False, emoji=False).print(table)
     published = "These are the published sizes. --data-root DIR shows the datasets in DIR."
     print(published if data_root is None else "`prometar data list` shows how to get missing datasets.")
     for note in notes:

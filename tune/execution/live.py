@@ -81,7 +81,7 @@ class LiveView:
 
     def _print(self, line: str) -> None:
         elapsed = format_duration(self._clock() - self._start)
-        self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def _summary(self) -> list[str]:
         """Return the counts, the best score and the estimated time left."""
@@ -104,9 +104,7 @@ class LiveView:
         table = Table.grid(padding=(0, 1))
         bar = ProgressBar(self._total, self._done + self._partial_progress, width=30)
         table.add_row(self._stage, bar, _truncated(", ".join(self._summary())))
-        lines = (
-            f"  {job.name}: epoch {report.epoch}/{job.epochs}{_objective(report)}" for job, report in running
-        )
+        lines = (f"  {job.name}: epoch {last.epoch}/{job.epochs}{_objective(last)}" for job, last in running)
         return Group(table, *map(_truncated, lines))
 
 
@@ -122,4 +120,5 @@ def stdout_console() -> Console:
     """Return a console for standard output, with colors only on a terminal."""
     # In a notebook, rich would assume color support and print escape codes.
     force = None if sys.stdout is not None and sys.stdout.isatty() else False  # None: rich decides
-    return Console(highlight=False, soft_wrap=True, markup=False, force_jupyter=False, force_terminal=force)
+    plain = {"highlight": False, "markup": False, "emoji": False}  # "suite:leaves:" contains ":leaves:"
+    return Console(**plain, soft_wrap=True, force_jupyter=False, force_terminal=force)

@@ -25,7 +25,7 @@ def print_table(grid: Grid, rows: Sequence[Row], notes: Sequence[str], console: 
 def as_markdown(grid: Grid, rows: Sequence[Row], notes: Sequence[str]) -> str:
     """Return the table as Markdown, followed by its notes."""
     file = io.StringIO()
-    console = Console(file=file, width=10_000, markup=False, highlight=False)  # cells do not wrap
+    console = Console(file=file, width=10_000, markup=False, emoji=False)  # cells do not wrap
     console.print(_table(grid, rows, markdown=True))
     table = "\n".join(line.strip() for line in file.getvalue().splitlines())
     bullets = "\n".join(f"- {_escape_markdown(note)}" for note in notes)

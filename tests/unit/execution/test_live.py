@@ -57,11 +57,11 @@ def test_without_a_terminal_each_finished_job_is_a_line() -> None:
         stage.epochs(1, 50, 51)
         stage.end(1, 60.0)
         stage.epochs(2, 99, 99)
-        stage.end(2, 3700.0, "loss is nan\nin step 7")
+        stage.end(2, 3700.0, "suite:leaves: nan\nin step 7")
     assert stage.lines == [
         "[0:42] trial 0 finished, objective 64.0; 1 of 4 done; best 64.0 (trial 0); 2:06 left",
         "[1:00] trial 1 pruned at epoch 2/5, objective 51.0; 2 of 4 done; best 64.0 (trial 0); 1:00 left",
-        "[1:01:40] trial 2 failed: loss is nan in step 7; 3 of 4 done; best 64.0 (trial 0); 20:33 left",
+        "[1:01:40] trial 2 failed: suite:leaves: nan in step 7; 3 of 4 done; best 64.0 (trial 0); 20:33 left",
     ]
 
 
