@@ -1,27 +1,44 @@
-"""Compare search spaces, and ways to spend the same number of runs on a search, by replaying recorded runs.
+"""Compare search spaces, and ways to spend the same number of runs on a search, replayed and for real.
 
     python benchmarks/allocation.py [--replays 4000] [--doc docs/results.md]
+    PYTHONPATH=benchmarks python benchmarks/allocation.py --train [--sets cells ...] [--out DIR]  # hours
 
-Nothing is trained. `objectives.json` and `photographs.json` record 25 settings with three seeds each on five
-datasets: the search score, and H on test images. Each replay samples settings with a smoothed bootstrap from
-the recorded means, which are shrunk by the noise of three seeds. It adds recorded noise to the scores and
-selects settings according to the plan. The default settings are the first trial and always a candidate. The
-gain is the mean test H of the selected settings minus that of the default settings. Trials with half the
+Replays train nothing. `objectives.json` and `photographs.json` record 25 settings with three seeds each on
+five datasets: the search score, and H on test images. Each replay samples settings with a smoothed bootstrap
+from the recorded means, which are shrunk by the noise of three seeds. It adds recorded noise to the scores
+and selects settings according to the plan. The default settings are the first trial and always a candidate.
+The gain is the mean test H of the selected settings minus that of the default settings. Trials with half the
 epochs have an additional error: that of predicting epoch 5 of recorded learning curves (`curves.json`) from
 the mean of epochs 2 and 3. `space_full.json` and `space_recipe.json` record the same for two other spaces.
+
+Real searches: per development dataset, one of 30 trials of five epochs, and one of 40 trials of three epochs.
+A plan with fewer trials uses the first ones. Plans share confirmation runs, which have as many epochs as the
+trials. Selected and default settings are tested as published, after ten epochs, with the same five fresh
+seeds. The results are in `allocation.json`. Rerun the same command to resume.
 """
 
+import argparse
 import json
+import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from statistics import mean
+from typing import Any, NamedTuple
 
 import numpy as np
-from common import DEVELOPMENT, WORSE, mean_and_interval, parser_of, publish, table
+from common import DEVELOPMENT, WORSE, describe, mean_and_interval, parser_of, publish, table
 from numpy.typing import NDArray
-from objectives import Table, drift, read_evidence
+from objectives import Table, drift, read_evidence, train
+
+from prometar.config.settings import configure
+from prometar.io.files import write_atomically
+from tune.records.schema import TrialRecord, rank_completed
+from tune.study import Study
 
 Floats = NDArray[np.float64]
+EVIDENCE = Path(__file__).with_suffix(".json")
+SEED = 7000
 FILES = ("objectives.json", "photographs.json")
 SPACE_FILES = ("objectives.json", "space_full.json", "space_recipe.json")
 
@@ -47,6 +64,10 @@ PLANS: Mapping[str, Sequence[Stage]] = {
     "16 x 1, best 6 x 1, best 3 x 3": (Stage(16, 1), Stage(6, 1), Stage(3, 3)),
     "successive halving: 16, 8, 4, 2 x 1": (Stage(16, 1), Stage(8, 1), Stage(4, 1), Stage(2, 1)),
     "48 x 1 of half the epochs, best 3 x 2": (Stage(48, 1, 0.5), Stage(3, 2)),
+}
+SHORT = "40 x 1 of three epochs, best 3 x 2"
+REAL_PLANS = {name: plan for name, plan in PLANS.items() if plan[0].epoch_share == 1} | {
+    SHORT: (Stage(40, 1), Stage(3, 2))
 }
 
 
@@ -107,12 +128,83 @@ def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_
     return float(tests[best] - tests[total])
 
 
+class Search(NamedTuple):
+    """A finished search, and what is needed for more runs with its settings."""
+
+    trials: Sequence[TrialRecord]
+    dataset: str
+    epochs: int
+    args: argparse.Namespace
+    pool: Executor
+
+    @classmethod
+    def run(
+        cls, trials: int, dataset: str, epochs: int, args: argparse.Namespace, pool: Executor
+    ) -> "Search":
+        """Run the first stage of a study."""
+        where = {"folder": args.out / f"{dataset.replace(':', '.')}-{epochs}", "dataset": dataset}
+        study = Study(**where, backbone="mini", trials=trials, epochs=epochs, seed=SEED)
+        study.search()
+        return cls(study.records.trials, dataset, epochs, args, pool)
+
+    def train(self, runs: Iterable[tuple[TrialRecord, int]], epochs: int) -> list[dict[str, Any]]:
+        """Return the records of trials, each with a seed. Train those that are missing."""
+        paths, running = [], []
+        for trial, seed in runs:
+            prefix = "default" if trial.is_baseline else f"{trial.number}-of-{self.epochs}"
+            paths.append(self.args.out / f"{self.dataset}-{prefix}-epochs{epochs}-seed{seed}.json")
+            where = {"data.name": self.dataset, "backbone.name": "mini"}
+            budget = {"train.epochs": epochs, "train.seed": seed}
+            config = configure("prometar", {**trial.settings, **where, **budget})
+            if not paths[-1].exists():
+                running.append(self.pool.submit(train, config, paths[-1]))
+        for each in running:
+            each.result()
+        return [json.loads(path.read_text("utf-8")) for path in paths]
+
+    def select(self, plan: Sequence[Stage]) -> tuple[TrialRecord, TrialRecord]:
+        """Return the trial that a plan selects, and the baseline."""
+        alive = rank_completed(self.trials[: plan[0].settings])
+        baseline = next(trial for trial in alive if trial.is_baseline)
+        scores, seed = {trial.number: [trial.objective or 0.0] for trial in alive}, SEED + 100
+        for stage in plan[1:]:
+            ranked = sorted(alive, key=lambda trial: -mean(scores[trial.number]))
+            alive = [baseline, *[trial for trial in ranked if trial is not baseline][: stage.settings]]
+            runs = [(trial, seed + k) for trial in alive for k in range(stage.seeds)]
+            for (trial, _), record in zip(runs, self.train(runs, self.epochs), strict=True):
+                scores[trial.number].append(record["seen objective"])
+            seed += stage.seeds
+        return max(alive, key=lambda trial: (mean(scores[trial.number]), trial.is_baseline)), baseline
+
+
+def measure(dataset: str, args: argparse.Namespace, pool: Executor) -> dict[str, list[float]]:
+    """Return the gains of each plan, by seed."""
+    whole, short = (Search.run(*budget, args, pool) for budget in ((30, dataset, 5), (40, dataset, 3)))
+    gains = {}
+    for name, plan in REAL_PLANS.items():
+        search = short if name == SHORT else whole
+        sides = [[(trial, SEED + k) for k in range(501, 506)] for trial in search.select(plan)]
+        tests = [[record["H"] for record in search.train(runs, epochs=10)] for runs in sides]
+        gains[name] = [round(a - b, 4) for a, b in zip(*tests, strict=True)]
+        print(f"{dataset}, {name}: {mean(gains[name]):+.2f}", flush=True)
+    return gains
+
+
 def main() -> None:
     parser = parser_of(__doc__)
+    parser.add_argument("--train", action="store_true", help="run real searches")
+    parser.add_argument("--sets", nargs="+", default=DEVELOPMENT, help="datasets of real searches")
+    parser.add_argument("--out", type=Path, default=Path("out/allocation"), help="folder of real searches")
     parser.add_argument("--replays", type=int, default=4000, help="simulated searches per plan and dataset")
-    parser.add_argument("--doc", type=Path, help="document with blocks `allocation` and `spaces`")
+    parser.add_argument("--doc", type=Path, help="document with blocks `allocation`, `plans` and `spaces`")
     parser.add_argument("--quick", action="store_true", help="run 100 replays only")
     args = parser.parse_args()
+    real = json.loads(EVIDENCE.read_text("utf-8"))
+    if args.train:
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            for dataset in args.sets:
+                real["gains"][dataset] = measure(dataset, args, pool)
+                write_atomically(EVIDENCE, json.dumps({**real, "machine": describe(threads=1)}).encode())
     evidence = {name: read_evidence(Path(__file__).with_name(name)) for name in {*FILES, *SPACE_FILES}}
     models = {each.dataset: fit(each) for name in FILES for each in evidence[name][1]}
     short_error, replays = half_length_error(), 100 if args.quick else args.replays
@@ -134,6 +226,13 @@ def main() -> None:
         )
         rows.append((name, f"{runs:g}", *cells(plan, models.values())))
     publish(table(("plan", "runs", "gain in H", "worse", *models), rows), args.doc, "allocation")
+    rows = []
+    means = {name: np.array([mean(each[name]) for each in real["gains"].values()]) for name in REAL_PLANS}
+    for name, found in means.items():
+        less = "-" if name == DEFAULT else mean_and_interval((found - means[DEFAULT]).tolist())
+        rows.append((name, mean_and_interval(found.tolist()), less, *(f"{gain:+.2f}" for gain in found)))
+    results = table(("plan", "gain in H", "minus default", *real["gains"]), rows)
+    publish(f"{real['machine']}.\n\n{results}", args.doc, "plans")
     rows = []
     for how, tables in (evidence[name] for name in SPACE_FILES):
         runs = f"{1 + how['settings']} x {len(how['seeds'])}"

@@ -110,11 +110,12 @@ def train(config: Config, path: Path) -> None:
             session.run = scored_run  # the same prompts, on other images
             seen = session.score()
             record = {"H": last["objective"], "base": last["base"], "new": last["new"]}
-            record |= {f"seen {name}": seen[name] for name in SEEN}
+            record |= {f"seen {name}": seen[name] for name in (*SEEN, "objective")}
             session.run = informed_run
             record[f"seen {NAMED}"] = session.score()["divergence"]
         except WorkError as error:  # a diverged run is a result too
-            record = {"H": 0.0, "base": 0.0, "new": 0.0} | {f"seen {name}": 0.0 for name in (*SEEN, NAMED)}
+            seen_names = (f"seen {name}" for name in (*SEEN, "objective", NAMED))
+            record = dict.fromkeys(("H", "base", "new", *seen_names), 0.0)
             print(f"{path.stem}: {error}", flush=True)
     write_atomically(path, json.dumps(record).encode())
 
