@@ -32,7 +32,7 @@ if ! test -s "$RAY_AUTH_TOKEN_PATH"; then
   # Write a temporary file and rename it, so that jobs that start together use the same token.
   temporary=$RAY_AUTH_TOKEN_PATH.$SLURM_JOB_ID
   (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$temporary")
-  mv -n "$temporary" "$RAY_AUTH_TOKEN_PATH"
+  mv -n "$temporary" "$RAY_AUTH_TOKEN_PATH" || test -s "$RAY_AUTH_TOKEN_PATH"
   rm -f "$temporary"
 fi
 # By default, Ray stops a worker that is idle for a second, and a stream would start a new one in every epoch.

@@ -61,8 +61,7 @@ def send(values: T, device: torch.device) -> T:
         key: _view(on_device, tensor, offset)
         for (key, tensor), offset in zip(tensors.items(), offsets, strict=True)
     }
-    sent: T = tree_map(lambda leaf: moved.get(id(leaf), leaf), values)
-    return sent
+    return tree_map(lambda leaf: moved.get(id(leaf), leaf), values)
 
 
 def to_cpu(values: T) -> T:
@@ -104,5 +103,4 @@ def _pack(tensors: Collection[Tensor], **options: Any) -> tuple[Tensor, list[int
 def _view(packed: Tensor, like: Tensor, offset: int) -> Tensor:
     """Return the bytes of `packed` from `offset` on as a tensor of the dtype and shape of `like`."""
     num_bytes = like.numel() * like.element_size()
-    view: Tensor = packed[offset : offset + num_bytes].view(like.dtype).view(like.shape)
-    return view
+    return packed[offset : offset + num_bytes].view(like.dtype).view(like.shape)

@@ -71,9 +71,12 @@ def reproduce(
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of concurrent runs. Default: as many as fit.")
     ] = None,
-    cpus_per_run: Annotated[float | None, typer.Option(min=0.1, help="CPUs. Default: equal shares.")] = None,
+    cpus_per_run: Annotated[
+        float | None, typer.Option(min=0.1, max=9999, help="CPUs per run. Default: an equal share.")
+    ] = None,
     gpus_per_run: Annotated[
-        float | None, typer.Option(min=0, help="GPUs per run. Default: an equal share, between 1/4 and 1.")
+        float | None,
+        typer.Option(min=0, max=9999, help="GPUs per run. Default: an equal share, between 1/4 and 1."),
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster. Default: start Ray on this machine.")

@@ -206,7 +206,7 @@ class StudyConfig(StrictModel):
     def _with_defaults(by_field: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
         """Return the baseline's configuration, and `by_field` with defaults that depend on other values."""
         run_values = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
-        datasets = tuple(_as_tuple(by_field.get("search.datasets", DEFAULT_DATASET)))
+        datasets = tuple(map(str, _as_tuple(by_field.get("search.datasets", DEFAULT_DATASET))))
         method = run_values.pop("method", "prometar")
         option_keys = {field.removeprefix("run.") for field in OPTIONS.values()}
         set_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}  # given with --set
@@ -238,7 +238,7 @@ class StudyConfig(StrictModel):
         if EPOCHS_KEY in space.ranges or len(_as_tuple(by_field.get("search.goals", "objective"))) > 1:
             by_field.setdefault("search.pruner", "none")
         files = _as_tuple(by_field.get("search.enqueue", ()))
-        enqueued = tuple(chain.from_iterable(load_enqueued(Path(file), space) for file in files))
+        enqueued = tuple(chain.from_iterable(load_enqueued(Path(str(file)), space) for file in files))
         search = {"datasets": datasets, "space": space, "enqueue": enqueued}
         return run, by_field | {f"search.{name}": value for name, value in search.items()}
 

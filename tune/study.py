@@ -16,7 +16,6 @@ from prometar.errors import FIX_AND_RESUME, UserError, WorkError
 from prometar.io.files import lock_folder
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, stdout_console
-from tune.execution.ray_cluster import configure_ray
 from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
 from tune.records.folder import Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
@@ -210,7 +209,6 @@ class Study:
             return
         config, plan = self.config, plan_study(self.config)
         digests, footprint = inspect_inputs(config, plan)
-        configure_ray(local=config.location.address is None)  # before ray is imported
         from tune.execution.ray_cluster import start_ray
 
         if previous := self.folder.read(StudyRecord):

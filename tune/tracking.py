@@ -25,7 +25,8 @@ def start_tracking(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
     }  # fmt: skip
     os.environ.update({**defaults, **os.environ})
     library = import_module("torch.utils.tensorboard" if tracker == "tensorboard" else tracker)
-    job_id, flat = sha256(str(job.folder).encode()).hexdigest()[:16], job.config.flat()
+    flat = job.config.identity()
+    job_id = sha256(f"{job.folder} {flat}".encode()).hexdigest()[:16]
     settings = {key: value for key, value in flat.items() if isinstance(value, bool | int | float | str)}
     if tracker == "tensorboard":
         writer = library.SummaryWriter(folder / tracker / job.name, flush_secs=5)

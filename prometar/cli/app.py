@@ -75,6 +75,8 @@ def train(
     if chosen.data.root is None and (root := default_root(str(values.get("data.name", chosen.data.name)))):
         values.setdefault("data.root", root)
     chosen = absolute_paths(chosen.override(values, where="--set").with_defaults())
+    if ignored := [key for key in values if key not in chosen.flat() and ".args" not in key]:
+        raise UserError(f"--set {ignored[0]} does not apply to these settings. Also set the kind.")
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build
@@ -85,7 +87,7 @@ def train(
     if alignment_every is not None and not (prompts.num_context or has_image_prompts(prompts)):
         raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
     objective_of(objective)  # raises a UserError if the objective is unknown
-    name = f"{chosen.method}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
+    name = f"{Path(chosen.method).name}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
     folder = resolve_path(out) if out else Path("out/train") / name
     before_step = None if alignment_every is None else AlignmentRecorder(folder, alignment_every)
     show = partial(_print_epoch, chosen.train.epochs)

@@ -91,7 +91,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
     try:
         with handle_signals([signal.SIGTERM], signal.default_int_handler):  # batch systems send SIGTERM
             status = int(typer.main.get_command(app).main(args, standalone_mode=False) or 0)
-            sys.stdout.flush()
+            print(end="", flush=True)
     except SystemExit as error:  # raised by typer if the reader of stdout has closed the pipe
         return int(error.code or 0)
     except typer.Exit as error:
@@ -102,7 +102,6 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
         status = _print_error(error)
         # Frames may reference streams of Ray Data, which must be closed before Ray shuts down.
         traceback.clear_frames(error.__traceback__)
-        return status
     if status == INTERRUPTED:  # some versions of typer return 130 instead of raising
         return _fail("Interrupted. Rerun the same command to resume.", INTERRUPTED)
     return status

@@ -72,11 +72,6 @@ def frozen_image_features(clip: Clip, embedded: Tensor, cache: FeatureCache | No
     return _cached(used_cache, number, lambda: F.normalize(encode_image(clip, embedded).to(dtype), dim=-1))
 
 
-def needs_images_only_once(clip: Clip, cache: FeatureCache | None) -> bool:
-    """Return True if each batch of images is needed only once, because its features stay in the cache."""
-    return not clip.takes_image_prompts and cache is not None
-
-
 def can_skip_images(clip: Clip, cache: FeatureCache | None, numbers: Iterable[int]) -> bool:
     """Return True if the images of these batches are not needed, because their features are cached."""
     return not clip.takes_image_prompts and cache is not None and all(number in cache for number in numbers)

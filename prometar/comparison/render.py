@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from prometar.comparison.paired import Difference
 from prometar.metrics import HARMONIC, t_interval
@@ -14,7 +14,7 @@ from prometar.metrics import HARMONIC, t_interval
 
 def print_comparison(differences: Sequence[Difference], notes: Sequence[str], console: Console) -> None:
     """Print a table with one row per metric and method, followed by explanations and notes."""
-    table = Table("", "method", box=None, pad_edge=False)
+    table = Table("", Column("method", overflow="fold"), box=None, pad_edge=False)
     for name in ("difference", "95% CI", "n", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
     for difference in differences:

@@ -44,7 +44,7 @@ class FinishedRun:
     @property
     def scores(self) -> dict[str, float]:
         """Scores in percent by metric: base, new and H, or accuracy."""
-        scores = dict(self.result.accuracies)
+        scores = {one_line(name): value for name, value in self.result.accuracies.items()}
         if {"base", "new"} <= scores.keys():
             return {**scores, HARMONIC: harmonic_mean({name: scores[name] for name in ("base", "new")})}
         return {ACCURACY if name == "all" else name: value for name, value in scores.items()}

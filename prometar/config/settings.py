@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from prometar.config.recipes import is_recipe_file, recipe
@@ -18,7 +17,7 @@ from prometar.errors import UserError
 from prometar.io.custom import complete_args, is_custom
 from prometar.io.files import require_recordable, resolve_path
 from prometar.io.strict_model import StrictModel, leaf_types, problems_of
-from prometar.io.yamltext import parse_yaml, read_yaml
+from prometar.io.yamltext import dump_yaml, parse_yaml, read_yaml
 from prometar.methods.composition import MethodConfig
 from prometar.methods.section import TAG_NAMES, ComponentSection, CustomSection
 
@@ -331,7 +330,7 @@ def load_config(path: Path) -> Config:
 
 def dump_config(config: Config) -> str:
     """Return the configuration as YAML for `load_config`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def parse_assignments(assignments: list[str]) -> ConfigData:

@@ -42,9 +42,7 @@ class Canvas:
         u, v = axis[None, :] * tiles, axis[:, None] * tiles
         x = (u * np.cos(angle) - v * np.sin(angle)) * stretch + rng.uniform(0.0, 8.0)
         y = (u * np.sin(angle) + v * np.cos(angle)) / stretch + rng.uniform(0.0, 8.0)
-        if warp > 0.0:
-            x = x + warp * noise(rng, size, 2.5)
-            y = y + warp * noise(rng, size, 2.5)
+        x, y = (each + warp * noise(rng, size, 2.5) for each in (x, y))
         return cls(rng, x, y, tiles / size, tiles)
 
     @classmethod
@@ -65,9 +63,7 @@ class Canvas:
         u, v = (axis[None, :] - center_x) / unit, (axis[:, None] - center_y) / unit
         x = (u * np.cos(angle) + v * np.sin(angle)) * stretch
         y = (v * np.cos(angle) - u * np.sin(angle)) / stretch
-        if warp > 0.0:
-            x = x + warp * noise(rng, size, 2.0)
-            y = y + warp * noise(rng, size, 2.0)
+        x, y = (each + warp * noise(rng, size, 2.0) for each in (x, y))
         return cls(rng, x, y, 2.0 / size / unit)
 
     @property

@@ -22,6 +22,7 @@ from prometar.data.streaming.transforms import TransformSpec, make_image, to_rgb
 from prometar.device import default_device, named_device, send, to_cpu
 from prometar.errors import UserError, WorkError, first_line
 from prometar.inference.prompt_file import HUB_PREFIX, Card, download_prompts, read_prompts
+from prometar.io.custom import source_digest
 from prometar.io.files import read_bytes
 from prometar.methods.prompts import Prompts
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
@@ -146,18 +147,24 @@ def load(
             f"{pretrained or original or 'those included'}. Pass the original weights as pretrained=FILE."
         )
     clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
-    component = checked_prompt_component(path, config, clip, leaves)
+    component = checked_prompt_component(path, config, clip, leaves, card.code)
     leaves = {key: leaf.to(clip.device) for key, leaf in leaves.items()}
     backbone = build_backbone(name, original, clip)  # `original` determines the normalization
     return Classifier(backbone, component, leaves, config, card.classnames, card.template, card)
 
 
-def checked_prompt_component(path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor]) -> Prompts:
+def checked_prompt_component(
+    path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor], code: Mapping[str, str]
+) -> Prompts:
     """Return the prompt component of a configuration, after checking that the trained tensors fit it.
 
     Raises:
-        UserError: the tensors `leaves` of the file `path` have wrong names or shapes, or are not finite.
+        UserError: the tensors `leaves` of the file `path` have wrong names or shapes, or are not finite, or
+            the file of a custom component no longer has the digest in `code`.
     """
+    reference = config.custom_components.get("prompts", "")
+    if reference in code and source_digest(reference) != code[reference]:
+        raise UserError(f"The code of {reference} has changed since {path} was trained. Restore it.")
     component, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
     expected = component.initialize(clip, no_tokens, torch.Generator())  # only names and shapes matter
     if problem := describe_mismatch(expected, leaves):

@@ -121,7 +121,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         InfrastructureError: the file cannot be written, for example because the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS_TOKEN}")
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{_PROCESS_TOKEN}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

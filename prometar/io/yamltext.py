@@ -1,4 +1,4 @@
-"""Safe parsing of YAML from users into plain data, with one-line errors."""
+"""Safe parsing of YAML from users into plain data, with one-line errors. Writing of YAML."""
 
 import re
 from collections import Counter
@@ -21,9 +21,17 @@ class _Loader(yaml.SafeLoader):
     """Loader of YAML 1.1 that also accepts numbers such as 1e-3, which PyYAML reads as text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Dumper that quotes text that `_Loader` would read as a number, such as the digest 12345e678901."""
+
+
+_E_NOTATION = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+yaml.add_implicit_resolver("tag:yaml.org,2002:float", _E_NOTATION, list("-+0123456789"), _Loader, _Dumper)
+
+
+def dump_yaml(data: object) -> str:
+    """Return plain data as YAML that `parse_yaml` reads back unchanged."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
 def read_yaml(path: Path) -> Any:

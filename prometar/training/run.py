@@ -158,12 +158,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     templates = method.regularizer.templates or (dataset.template_named(method.regularizer.template_name),)
     uses_text = method.regularizer.uses_text
     frozen_text_CE = _text_features(config.backbone, split.classnames, templates) if uses_text else None
+    crop_scale = (augment.crop_scale_min, augment.crop_scale_max)
     transform = TransformSpec(
-        size=clip.image_size,
-        crop_scale=(augment.crop_scale_min, augment.crop_scale_max),
-        flip=augment.flip,
-        jitter=augment.jitter,
-        train=True,
+        clip.image_size, train=True, crop_scale=crop_scale, flip=augment.flip, jitter=augment.jitter
     )
     plan = DataPlan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
     out_of_domain_model = None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from prometar.clip.features import can_skip_images, needs_images_only_once
+from prometar.clip.features import can_skip_images
 from prometar.clip.weights import describe_mismatch
 from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, StreamFn, stream_labels, stream_local
@@ -160,7 +160,8 @@ class Session:
             yield from _EVAL_BATCHES[key]
             return
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
-        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and not needs_images_only_once(clip, cache)
+        # Without image prompts, features stay in `cache`, so each batch of images is needed only once.
+        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and (clip.takes_image_prompts or cache is None)
         batches: list[Batch] = []
         for batch in self._start_stream(plan, self.run.dataset.source, 0):
             if should_cache:

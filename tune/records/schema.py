@@ -10,14 +10,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import ConfigDict, Field, NaiveDatetime, NonNegativeInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from prometar.config.settings import Config
 from prometar.errors import UserError
 from prometar.io.files import file_size, read_bytes, write_atomically
-from prometar.io.yamltext import read_yaml
+from prometar.io.yamltext import dump_yaml, read_yaml
 from prometar.metrics import Interval
 from tune.config import Goal, StudyConfig
 from tune.space.ranges import Settings
@@ -339,8 +338,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
                 f"{path} has file format {str(data.get('version'))[:20]}, but this release reads format "
                 f"{VERSION}. Use the prometar release that wrote it, or another study (--study NAME)."
             )
-        record: Record = _ADAPTERS[kind].validate_json(text, by_alias=True, by_name=False)
-        return record
+        return _ADAPTERS[kind].validate_json(text, by_alias=True, by_name=False)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except ValidationError as error:
@@ -364,5 +362,5 @@ def write_record(path: Path, record: Record) -> None:
         content = adapter.dump_json(record, indent=1, by_alias=True)
     else:
         data = adapter.dump_python(record, mode="json", by_alias=True)
-        content = yaml.safe_dump(data, sort_keys=False).encode()
+        content = dump_yaml(data).encode()
     write_atomically(path, content)

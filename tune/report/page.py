@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from prometar.io.files import write_atomically
 from prometar.io.stores import masked
+from prometar.io.yamltext import dump_yaml
 from tune.records.folder import Records
 from tune.report import statements
 from tune.report.plots import MIN_IMPORTANCE_TRIALS, plots
@@ -60,7 +60,7 @@ def render(records: Records) -> str:
         plots=plots(records),
         detail_tables=detail_tables(records),
         min_importance_trials=MIN_IMPORTANCE_TRIALS,
-        config_yaml=masked(yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False)),
+        config_yaml=masked(dump_yaml(study.config.model_dump(mode="json"))),
         environments=[study.environment, *study.earlier_environments],
     )
 

@@ -129,7 +129,7 @@ def _about_new_accuracy(test: FinalTest) -> str:
 
 
 def _about_epochs(records: Records) -> str:
-    test = records.final_test
+    test = None if records.final_test_outdated else records.final_test
     final = test.epochs if test else records.config.test.epochs
     if EPOCHS_KEY not in records.search_config.space.ranges:
         return f"Epochs: {records.baseline_config[EPOCHS_KEY]} per trial, {final} per run of the final test."
@@ -170,10 +170,9 @@ def _caveats(records: Records) -> Iterator[str]:
 
 
 def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
-    runs = test.runs()
-    if errors := [run.error for run in runs if run.error]:
-        error = errors[0][:80]
-        yield f"{len(errors)} of {len(runs)} final-test runs failed ({error}). Their seed pairs are ignored."
+    if errors := test.failures:
+        counts, error = f"{len(errors)} of {len(test.runs())}", errors[0][:80]
+        yield f"{counts} final-test runs failed ({error}). Their seed pairs are ignored."
     if earlier := sorted(test.earlier_tests):
         yield (
             f"The same test images were used earlier, to test {phrase(earlier, 'trial')}. "

@@ -51,7 +51,7 @@ def _describe_changes(settings: Settings, records: Records) -> str:
 
 def _final_test(records: Records) -> Table | None:
     test = records.final_test
-    if test is None or not test.seeds:
+    if test is None or records.final_test_outdated or not test.seeds:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
     for dataset, dataset_test in test.datasets.items():
@@ -133,9 +133,7 @@ def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
 
 
 def _css_class(trial: TrialRecord, records: Records) -> str:
-    if records.selected and trial.number == records.selected.number:
-        return "selected"
-    return "baseline" if trial.is_baseline else ""
+    return "selected" if trial is records.selected else "baseline" if trial.is_baseline else ""
 
 
 def _costs(records: Records) -> Table:

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from prometar.errors import one_line
 from tune.records.folder import Records
 from tune.report import statements
 from tune.report.tables import Table, summary_tables
@@ -13,7 +14,7 @@ def print_summary(console: Console, records: Records) -> None:
     """Print the verdict, the evidence for it, summary tables, caveats and next steps."""
 
     def print_wrapped(text: str, style: str = "") -> None:
-        console.print(Text(text, style), soft_wrap=False)
+        console.print(Text("\n".join(map(one_line, text.split("\n"))), style), soft_wrap=False)
 
     print_wrapped(f"\n{statements.verdict_text(records)}", "bold")
     for line in statements.evidence(records):
@@ -31,7 +32,7 @@ def print_summary(console: Console, records: Records) -> None:
     for text, command in statements.next_steps(records):
         print_wrapped(f"- {text}")
         if command:
-            console.print(Text(f"  {command}"), soft_wrap=True)  # without line breaks, for copying
+            console.print(Text(f"  {one_line(command)}"), soft_wrap=True)  # without line breaks, for copying
     console.print(Text(f"\nReport: {records.folder / 'report.html'}"), soft_wrap=True)
 
 
@@ -45,5 +46,5 @@ def _rich_table(table: Table) -> RichTable:
         else:
             rich_table.add_column(Text(column), justify="right", no_wrap=True)
     for _css_class, cells in table.rows:
-        rich_table.add_row(*map(Text, cells))
+        rich_table.add_row(*map(Text, map(one_line, cells)))
     return rich_table

@@ -148,7 +148,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
         result = read_result(folder)
     except PrometarError:
         return None
-    used = {name: digest for name, (_, digest) in result.tests.items()}
+    used = {"weights": result.weights_digest} | {name: digest for name, (_, digest) in result.tests.items()}
     used |= {f"code of {name}": digest for name, digest in result.code.items()}
     for name, digest in {config.data.name: result.data_digest, **used}.items():
         if digests.get(name, digest) != digest:

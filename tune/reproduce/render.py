@@ -25,7 +25,7 @@ def print_table(grid: Grid, rows: Sequence[Row], notes: Sequence[str], console: 
 def as_markdown(grid: Grid, rows: Sequence[Row], notes: Sequence[str]) -> str:
     """Return the table as Markdown, followed by its notes."""
     file = io.StringIO()
-    console = Console(file=file, width=10_000, markup=False, emoji=False)  # cells do not wrap
+    console = Console(file=file, width=10_000, markup=False, emoji=False, color_system=None)
     console.print(_table(grid, rows, markdown=True))
     table = "\n".join(line.strip() for line in file.getvalue().splitlines())
     bullets = "\n".join(f"- {_escape_markdown(note)}" for note in notes)
@@ -36,7 +36,7 @@ def _table(grid: Grid, rows: Sequence[Row], *, markdown: bool) -> Table:
     convert, separator = (_escape_markdown, " ") if markdown else (str, "\n")
     table = Table("dataset", "method", box=MARKDOWN if markdown else None, pad_edge=markdown)
     for name in ("n", *grid.columns):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for dataset, method, summaries in rows:
         counts = sorted({summary.n for summary in summaries.values()}) or [0]
         n_range = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))  # 3, or 2–3 if columns differ

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prometar.clip.openclip import load_backbone
+from prometar.clip.weights import weights_digest
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
 from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
@@ -15,6 +16,7 @@ from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.component_check import check_components
 from prometar.methods.prompts import NoPrompts
 from prometar.training.memory import Footprint
+from prometar.training.run import DTYPES
 from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs
 from tune.execution.live import LiveView, stdout_console
@@ -43,6 +45,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
     untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
     jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
+    digests["weights"] = weights_digest(clip.to(device="cpu", dtype=DTYPES[grid.config.backbone.precision]))
     components = (name for config in grid.configs.values() for name in config.custom_components.values())
     digests |= {f"code of {name}": source_digest(name) for name in components}
     with lock_folder(out, f"the output folder {out}"):

@@ -206,4 +206,4 @@ def _seconds_per_step(config: StudyConfig) -> float:
         state, scalars = train_step(run, state, batch, sgd)
         to_cpu(scalars)  # waits for the device
         started = started if number else time.perf_counter()  # after the first, untimed step
-    return (time.perf_counter() - started) / TIMED_STEPS
+    return (time.perf_counter() - started) / max(1, number)

@@ -45,7 +45,7 @@ class SearchJobs(Iterator[Job]):
     def reported(self, job: Job, report: EpochReport) -> bool:
         continues = self._store.report(job.trial_number, report)
         if not continues:
-            self._write_record_if_ended(job.trial_number)
+            self._write_ended_record(job.trial_number)
         return continues
 
     def finished(self, job: Job, failure: str) -> None:
@@ -75,12 +75,11 @@ class SearchJobs(Iterator[Job]):
 
     def _fail(self, number: int, reason: str) -> None:
         self._store.fail(number, reason)
-        self._write_record_if_ended(number)
+        self._write_ended_record(number)
 
-    def _write_record_if_ended(self, number: int) -> None:
-        if (trial := self._store.ended_record(number)) is not None:
-            self._write_record(trial)
-            self._add_duration()  # so that the duration is stored even if the process is killed later
+    def _write_ended_record(self, number: int) -> None:
+        self._write_record(self._store.record(number))
+        self._add_duration()  # so that the duration is stored even if the process is killed later
 
     def _write_record(self, trial: TrialRecord) -> None:
         """Write a trial's record and delete its checkpoints, which may be large."""

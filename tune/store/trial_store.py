@@ -121,10 +121,9 @@ class TrialStore:
         """Unfinished trials of earlier processes."""
         return [t for t in self._trials if not t.state.is_finished() and t.number not in self._running]
 
-    def ended_record(self, number: int) -> TrialRecord | None:
-        """Return the record of a trial, or None if the trial has not ended."""
-        trial = self._trials[number]
-        return build_record(trial) if trial.state.is_finished() else None
+    def record(self, number: int) -> TrialRecord:
+        """Return the record of a trial that has ended."""
+        return build_record(self._trials[number])
 
     def ask(self, *, allow_new: bool = True) -> FrozenTrial | None:
         """Resume an interrupted trial or, if none is left, start one. Order: baseline, enqueued, sampled.

@@ -68,7 +68,8 @@ def default_root(*names: str) -> str | None:
         >>> default_root("cells"), default_root("cells", "dtd")
         (None, 'data')
     """
-    return (os.environ.get("PROMETAR_DATA") or "data") if set(names) & BENCHMARKS.keys() else None
+    root = os.path.expanduser(os.environ.get("PROMETAR_DATA") or "data")
+    return root if set(names) & BENCHMARKS.keys() else None
 
 
 def dataset_location(name: str, root: Path | str) -> str:

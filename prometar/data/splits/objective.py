@@ -6,7 +6,6 @@ splits. `oracle_test` uses test images, to show how biased such a search is. `fi
 `prometar train`) tests base and new classes separately. `all_classes` does not split the classes.
 """
 
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -155,7 +154,7 @@ def score_accuracies(name: str, accuracies: Mapping[str, float]) -> float:
     """Return the score of accuracies (in percent, by evaluation set) under the objective `name`.
 
     Raises:
-        UserError: a custom objective fails, or does not return a finite number.
+        UserError: a custom objective fails, or does not return a number up to ±1e6.
     """
     return _finite_score(objective_of(name), name, accuracies)
 
@@ -163,8 +162,8 @@ def score_accuracies(name: str, accuracies: Mapping[str, float]) -> float:
 def _finite_score(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
     with convert_errors(name):
         value = objective.score(accuracies)
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise UserError(f"{name} must return a finite number, got {value!a:.60}.")
+    if not isinstance(value, Real) or not abs(float(value)) <= 1e6:  # false for NaN too
+        raise UserError(f"{name} must return a number up to ±1e6, got {value!a:.60}.")
     return float(value)
 
 
@@ -197,8 +196,8 @@ def _require_valid_split(name: str, objective: Objective, split: FewShotSplit) -
     if not isinstance(split, FewShotSplit):
         kind = type(split).__name__
         raise UserError(f"{name} must return a FewShotSplit, got {kind}. See docs/extending.md.")
-    if not split.evaluations or (objective.predicts_new and "base" not in split.evaluations):
-        needed = "the evaluation set 'base'" if objective.predicts_new else "an evaluation set"
+    if not split.evaluations or (objective.predicts_new and split.evaluations.keys() - {"new"} != {"base"}):
+        needed = "only the evaluation set 'base'" if objective.predicts_new else "an evaluation set"
         raise UserError(f"{name}: its FewShotSplit needs {needed}, found {sorted(split.evaluations)}.")
     scored = ("base", "new") if objective.predicts_new else tuple(split.evaluations)
     _finite_score(objective, name, {each: 80.0 / (1 + k) for k, each in enumerate(scored)})  # example values

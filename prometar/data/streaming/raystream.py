@@ -177,10 +177,8 @@ def _data_context(memory_bytes: int) -> Iterator[None]:
     context.raise_original_map_exception = True
     context.target_max_block_size = None  # never split a block
     context.custom_execution_callback_classes = cast(Any, [SchedulingPause])
-    context.execution_options.preserve_order = True
-    context.execution_options.verbose_progress = False
-    context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=memory_bytes
-    )
+    options = context.execution_options
+    options.preserve_order, options.verbose_progress = True, False
+    options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory_bytes)
     with DataContext.current(context):
         yield

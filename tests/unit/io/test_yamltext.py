@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from prometar.errors import UserError
-from prometar.io.yamltext import parse_yaml
+from prometar.io.yamltext import dump_yaml, parse_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
@@ -48,6 +48,7 @@ def test_hostile_text_is_one_line(text: str, message: str) -> None:
     ("text", "value"),
     [
         ("", None),
+        ("['1e3', '12345e678901', 1e3]", ["1e3", "12345e678901", 1000.0]),
         ("a: &x {b: 1}\nc: *x", {"a": {"b": 1}, "c": {"b": 1}}),
         ("[1, 2.5, yes, null, 2001-02-03]", [1, 2.5, True, None, date(2001, 2, 3)]),
         ("a: {<<: {b: 1}, c: 2}", {"a": {"b": 1, "c": 2}}),
@@ -56,3 +57,4 @@ def test_hostile_text_is_one_line(text: str, message: str) -> None:
 )
 def test_what_people_write_is_read(text: str, value: Any) -> None:
     assert parse_yaml(text, where="x") == value
+    assert parse_yaml(dump_yaml(value), where="x") == value

@@ -80,7 +80,7 @@ def test_a_corrupt_result_counts_as_missing(text: str, written: Job) -> None:
 def test_runs_with_other_settings_or_splits_are_rejected(written: Job, tmp_path: Path) -> None:
     digests = {name: f"of {name}" for name in ("imagenet", "dtd")}
     assert read_run(written, digests)
-    for name in digests:
+    for name in (*digests, "weights"):
         with pytest.raises(UserError, match=f"another version of {name}"):
             read_run(written, {**digests, name: "other"})
     assert read_run(job_of(tmp_path, **{"data.root": "/moved"}), digests)

@@ -24,8 +24,8 @@ def console(width: int) -> Console:
     return Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True, markup=False)
 
 
-def printed(grid: Grid, rows: list[Row], notes: list[str]) -> str:
-    terminal = console(120)
+def printed(grid: Grid, rows: list[Row], notes: list[str], width: int = 120) -> str:
+    terminal = console(width)
     print_table(grid, rows, notes, terminal)
     return terminal.file.getvalue()  # type: ignore[attr-defined]
 
@@ -44,8 +44,9 @@ def test_every_accuracy_is_shown_and_written(protocol: str) -> None:
         (r"\d\d\.\d\d \([+-]\d+\.\d\d\)", sum(f.published is not None for f in summaries)),
     ):
         assert len(re.findall(pattern, text)) == len(re.findall(pattern, page)) == count, pattern
+    narrow = printed(grid, rows, notes, 80)
     for name in (*grid.columns, *METHODS, *grid.all_datasets):
-        assert name in text
+        assert (name in text, name in narrow) == (True, True), name
     lines = list(csv.DictReader(io.StringIO(as_csv(grid, rows))))
     assert len(lines) == len(summaries)
     for each in lines:

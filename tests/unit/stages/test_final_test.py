@@ -130,10 +130,10 @@ def test_a_result_of_another_run_is_replaced(change: str, tmp_path: Path) -> Non
     assert again == first
 
 
-def test_earlier_tests_are_remembered(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("more", "jobs"), [({"final_seeds": (1, 2, 3)}, 2), ({"final_epochs": 20}, 4)])
+def test_earlier_tests_are_remembered(more: dict[str, Any], jobs: int, tmp_path: Path) -> None:
     first, _ = finish(config_of(tmp_path, final_seeds=(1, 2)), gains(0.5))
-    more = config_of(tmp_path, final_seeds=(1, 2, 3))
-    second, names = finish(more, gains(0.5), previous=first)
-    assert len(names) == 2
-    assert second.earlier_tests == (7,)
-    assert finish(more, gains(0.5), previous=second)[0].earlier_tests == (7,)
+    config = config_of(tmp_path, **{"final_seeds": (1, 2), **more})
+    second, names = finish(config, gains(0.5), previous=first)
+    assert (len(names), second.earlier_tests) == (jobs, (7,))
+    assert finish(config, gains(0.5), previous=second)[0].earlier_tests == (7,)

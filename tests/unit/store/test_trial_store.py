@@ -57,11 +57,9 @@ def test_a_record_holds_what_was_reported(tmp_path: Path) -> None:
     assert trial is not None
     first = report(trial, 1, of=2, objective=61.0)
     assert store.report(0, first)
-    assert store.ended_record(0) is None
     last = report(trial, 2, of=2, objective=62.0)
     assert not store.report(0, last)
-    record = store.ended_record(0)
-    assert record is not None
+    record = store.record(0)
     assert record.scores_by_epoch == {1: 61.0, 2: 62.0}
     assert (record.epoch, record.seconds, record.objective, record.new) == (2, 2.0, 62.0, 38.0)
     assert record.runs == last.runs
