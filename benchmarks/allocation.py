@@ -13,7 +13,7 @@ the mean of epochs 2 and 3. `space_full.json` and `space_recipe.json` record the
 
 Real searches: per development dataset, one of 30 trials of five epochs, and one of 40 trials of three epochs.
 A plan with fewer trials uses the first ones. Plans share confirmation runs, which have as many epochs as the
-trials. Selected and default settings are tested as published, after ten epochs, with the same five fresh
+trials. Selected and default settings are tested as published, after ten epochs, with the same three fresh
 seeds. The results are in `allocation.json`. Rerun the same command to resume.
 """
 
@@ -183,7 +183,7 @@ def measure(dataset: str, args: argparse.Namespace, pool: Executor) -> dict[str,
     gains = {}
     for name, plan in REAL_PLANS.items():
         search = short if name == SHORT else whole
-        sides = [[(trial, SEED + k) for k in range(501, 506)] for trial in search.select(plan)]
+        sides = [[(trial, SEED + k) for k in range(501, 504)] for trial in search.select(plan)]
         tests = [[record["H"] for record in search.train(runs, epochs=10)] for runs in sides]
         gains[name] = [round(a - b, 4) for a, b in zip(*tests, strict=True)]
         print(f"{dataset}, {name}: {mean(gains[name]):+.2f}", flush=True)
