@@ -153,7 +153,7 @@ def load_run_classifier(folder: Path, *, trust_code: bool = False) -> Classifier
     """Return a classifier with the prompts of a finished run. No images are read.
 
     Raises:
-        UserError: the folder does not contain a finished run, or the weights are missing or have changed.
+        UserError: the folder contains no finished run, weights are missing, or weights or code have changed.
     """
     config, checkpoint, result = _load_finished(folder, trust_code)
     if checkpoint.run_digest != result.run_digest:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -62,10 +63,12 @@ def test_examples_are_trusted_only_when_told(tmp_path: Path, capsys: pytest.Capt
     for command in (["evaluate", str(tmp_path)], ["train", "--config", str(tmp_path / "config.yaml")]):
         assert prometar_main(command) == 2
         assert "--trust-code" in capsys.readouterr().err
-    path = tmp_path / "prompts.safetensors"
-    export_run(tmp_path, path, trust_code=True)
+    export_run(tmp_path, path := tmp_path / "prompts.safetensors", trust_code=True)
     forget()
     with pytest.raises(UserError, match="trust_code=True"):
         prometar.load(path)
     assert not sys.modules.keys() & {"huber", "lowrank", "circles"}
     assert prometar.load(path, trust_code=True).leaves.keys() == {"basis", "mix.0", "mix.1", "mix.2"}
+    edited = mock.patch("prometar.inference.classifier.source_digest", return_value="")
+    with edited, pytest.raises(UserError, match="The code of lowrank:LowRank has changed since "):
+        prometar.load(path, trust_code=True)

@@ -74,7 +74,8 @@ SEARCHES = [
     (["--set", "confirm.sedes=2"], "--set confirm.sedes is not a setting"),
     (["--set", "search.goals=5"], "--goals must be"),
     (["--set", "search.datasets=[[cells]]"], "Unknown dataset '['cells']'. Use one of"),
-    (["--set", "search.enqueue=null"], "None: No such file or directory"),
+    (["--set", "search.datasets=null"], "Unknown dataset 'None'. Use one of"),
+    (["--set", "search.enqueue=null"], "--enqueue None does not exist."),
     (["--pruner", "json:loads"], "json:loads fails: TypeError: the JSON object must be"),
     (["--nonsense"], "No such option"),
     (["--final-seeds", "1", "2"], "extra argument(s) (2). Quote values that contain spaces."),
@@ -147,6 +148,7 @@ def test_a_space_of_values_that_no_run_takes(
 PROMETAR = [
     (["train", "--config", "none.yaml"], "cannot read none.yaml: No such file"),
     (["train", "--method", "coop", "--set", "method=ivlp"], "--set method conflicts with --method"),
+    (["train", "--set", "averager.std=0.1"], "--set averager.std does not apply to these settings. Also"),
     (["train", "--objective", "test"], "base_val, oracle_test, final, all_classes, or"),
     (["train", "--out", "s3://bucket/x"], "'s3:/...' is not a local path. Only --data-root"),
     (["data", "prepare", "dtd", "--to", "s3:/b"], "'s3:/...' is not a local path. Only"),

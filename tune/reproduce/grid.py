@@ -137,7 +137,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its files are missing or the result is corrupt.
 
     Raises:
-        UserError: the run has other settings, or used splits or code with other digests than `digests`.
+        UserError: the run has other settings, or used other images, weights or code than those of `digests`.
     """
     folder, config = job.folder, job.config
     if file_size(folder / "config.yaml") is None:

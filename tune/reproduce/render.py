@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.box import MARKDOWN
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from prometar.comparison.render import csv_text, rounded
 from tune.reproduce.grid import Grid
@@ -34,7 +34,8 @@ def as_markdown(grid: Grid, rows: Sequence[Row], notes: Sequence[str]) -> str:
 
 def _table(grid: Grid, rows: Sequence[Row], *, markdown: bool) -> Table:
     convert, separator = (_escape_markdown, " ") if markdown else (str, "\n")
-    table = Table("dataset", "method", box=MARKDOWN if markdown else None, pad_edge=markdown)
+    names = (Column(name, overflow="fold") for name in ("dataset", "method"))
+    table = Table(*names, box=MARKDOWN if markdown else None, pad_edge=markdown)
     for name in ("n", *grid.columns):
         table.add_column(name, justify="right")
     for dataset, method, summaries in rows:

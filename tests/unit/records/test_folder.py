@@ -55,9 +55,7 @@ def test_a_baseline_that_was_rerun_counts_once_it_has_finished(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("tested", "selected", "outdated"), [(1, 1, False), (0, 0, False), (0, 1, True), (1, 0, True)]
 )
-def test_a_final_test_of_other_settings_is_outdated(
-    tested: int, selected: int, outdated: bool, tmp_path: Path
-) -> None:
+def test_an_outdated_final_test(tested: int, selected: int, outdated: bool, tmp_path: Path) -> None:
     records = small(tmp_path, selected=tested)
     assert records.confirmation is not None
     records = replace(records, confirmation=replace(records.confirmation, selected_number=selected))

@@ -149,6 +149,8 @@ def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
     outdated = replace(whole, confirmation=replace(whole.confirmation, selected_number=0))
     text = verdict_text(outdated)
     assert text == "No verdict yet. The final test compared trial 1, which is no longer selected."
+    assert "base (%)" in printed(whole)
+    assert "base (%)" not in printed(outdated), "the table of the final test"
 
 
 @pytest.mark.parametrize(

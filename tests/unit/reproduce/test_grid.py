@@ -22,9 +22,7 @@ from tune.reproduce.grid import PROTOCOLS, read_run
     seeds=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4, unique=True),
     num_missing=st.integers(0, 3),
 )
-def test_every_combination_is_one_run(
-    protocol: str, methods: list[str], seeds: list[int], num_missing: int
-) -> None:
+def test_combinations_are_runs(protocol: str, methods: list[str], seeds: list[int], num_missing: int) -> None:
     grid = ask(protocol, tuple(methods), seeds=tuple(seeds))
     missing = grid.datasets[:num_missing]
     jobs = grid.jobs(RUNS, UNTRAINED, missing)

@@ -75,9 +75,7 @@ def test_a_record_that_a_kill_prevented_is_written_by_the_next_process(tmp_path:
     assert resumed.start() == running
 
 
-def test_max_hours_ends_the_search_and_counts_earlier_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_max_hours_include_earlier_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, storage = [1000.0], InMemoryStorage()
     monkeypatch.setattr(search.time, "monotonic", lambda: now[0])
     run = Search(tmp_path, storage, trials=9, max_hours=1)

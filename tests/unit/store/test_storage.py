@@ -23,9 +23,7 @@ def create_study(url: str) -> None:
         optuna.create_study(storage=open_storage(url))
 
 
-def test_a_trial_is_not_created_twice_if_the_first_answer_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_answer_creates_no_second_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = new_database(tmp_path / NAME)
 
     def create() -> None:
