@@ -56,19 +56,17 @@ class Stage(NamedTuple):
     epoch_share: float = 1.0
 
 
-DEFAULT = "24 x 1, best 3 x 2 (default)"
+DEFAULT, HALF = "24 x 1, best 3 x 2 (default)", "48 x 1 of half the epochs, best 3 x 2"
 PLANS: Mapping[str, Sequence[Stage]] = {
     DEFAULT: (Stage(24, 1), Stage(3, 2)),
     "30 x 1": (Stage(30, 1),),
     "18 x 1, best 6 x 2": (Stage(18, 1), Stage(6, 2)),
     "16 x 1, best 6 x 1, best 3 x 3": (Stage(16, 1), Stage(6, 1), Stage(3, 3)),
     "successive halving: 16, 8, 4, 2 x 1": (Stage(16, 1), Stage(8, 1), Stage(4, 1), Stage(2, 1)),
-    "48 x 1 of half the epochs, best 3 x 2": (Stage(48, 1, 0.5), Stage(3, 2)),
+    HALF: (Stage(48, 1, 0.5), Stage(3, 2)),
 }
-SHORT = "40 x 1 of three epochs, best 3 x 2"
-REAL_PLANS = {name: plan for name, plan in PLANS.items() if plan[0].epoch_share == 1} | {
-    SHORT: (Stage(40, 1), Stage(3, 2))
-}
+REAL_PLANS = {**PLANS, HALF: (Stage(40, 1), Stage(3, 2))}
+"""Plans in real searches. The trials of `HALF` have three epochs."""
 
 
 class Model(NamedTuple):
@@ -182,7 +180,7 @@ def measure(dataset: str, args: argparse.Namespace, pool: Executor) -> dict[str,
     whole, short = (Search.run(*budget, args, pool) for budget in ((30, dataset, 5), (40, dataset, 3)))
     gains = {}
     for name, plan in REAL_PLANS.items():
-        search = short if name == SHORT else whole
+        search = short if name == HALF else whole
         sides = [[(trial, SEED + k) for k in range(501, 504)] for trial in search.select(plan)]
         tests = [[record["H"] for record in search.train(runs, epochs=10)] for runs in sides]
         gains[name] = [round(a - b, 4) for a, b in zip(*tests, strict=True)]
@@ -196,7 +194,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=DEVELOPMENT, help="datasets of real searches")
     parser.add_argument("--out", type=Path, default=Path("out/allocation"), help="folder of real searches")
     parser.add_argument("--replays", type=int, default=4000, help="simulated searches per plan and dataset")
-    parser.add_argument("--doc", type=Path, help="document with blocks `allocation`, `plans` and `spaces`")
+    parser.add_argument("--doc", type=Path, help="document with blocks `allocation` and `spaces`")
     parser.add_argument("--quick", action="store_true", help="run 100 replays only")
     args = parser.parse_args()
     real = json.loads(EVIDENCE.read_text("utf-8"))
@@ -224,15 +222,10 @@ def main() -> None:
         runs = sum(
             (stage.settings + (k > 0)) * stage.seeds * stage.epoch_share for k, stage in enumerate(plan)
         )
-        rows.append((name, f"{runs:g}", *cells(plan, models.values())))
-    publish(table(("plan", "runs", "gain in H", "worse", *models), rows), args.doc, "allocation")
-    rows = []
-    means = {name: np.array([mean(each[name]) for each in real["gains"].values()]) for name in REAL_PLANS}
-    for name, found in means.items():
-        less = "-" if name == DEFAULT else mean_and_interval((found - means[DEFAULT]).tolist())
-        rows.append((name, mean_and_interval(found.tolist()), less, *(f"{gain:+.2f}" for gain in found)))
-    results = table(("plan", "gain in H", "minus default", *real["gains"]), rows)
-    publish(f"{real['machine']}.\n\n{results}", args.doc, "plans")
+        gains_found = " ".join(f"{mean(each[name]):+.1f}" for each in real["gains"].values())
+        rows.append((name, f"{runs:g}", *cells(plan, models.values()), gains_found))
+    head = ("plan", "runs", "gain in H", "worse", *models, f"real: {', '.join(real['gains'])}")
+    publish(table(head, rows), args.doc, "allocation")
     rows = []
     for how, tables in (evidence[name] for name in SPACE_FILES):
         runs = f"{1 + how['settings']} x {len(how['seeds'])}"
