@@ -162,7 +162,7 @@ def score_accuracies(name: str, accuracies: Mapping[str, float]) -> float:
 def _finite_score(objective: Objective, name: str, accuracies: Mapping[str, float]) -> float:
     with convert_errors(name):
         value = objective.score(accuracies)
-    if not isinstance(value, Real) or not abs(value) <= 1e6:  # false for NaN too
+    if not isinstance(value, Real) or not abs(float(value)) <= 1e6:  # false for NaN too
         raise UserError(f"{name} must return a number up to ±1e6, got {value!a:.60}.")
     return float(value)
 
