@@ -21,17 +21,15 @@ class _Loader(yaml.SafeLoader):
     """Loader of YAML 1.1 that also accepts numbers such as 1e-3, which PyYAML reads as text."""
 
 
-class _Dumper(yaml.SafeDumper):
-    """Dumper that quotes text that `_Loader` would read as a number, such as the digest 12345e678901."""
-
-
 _E_NOTATION = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-yaml.add_implicit_resolver("tag:yaml.org,2002:float", _E_NOTATION, list("-+0123456789"), _Loader, _Dumper)
+# The dumper quotes text that the loader would read as a number, such as the digest 12345e678901.
+for _cls in (_Loader, yaml.SafeDumper):
+    _cls.add_implicit_resolver("tag:yaml.org,2002:float", _E_NOTATION, list("-+0123456789"))
 
 
 def dump_yaml(data: object) -> str:
     """Return plain data as YAML that `parse_yaml` reads back unchanged."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+    return yaml.safe_dump(data, sort_keys=False)
 
 
 def read_yaml(path: Path) -> Any:
