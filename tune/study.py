@@ -136,8 +136,7 @@ class Study:
         from tune.stages.final_test import run_final_test
 
         with self._open() as (plan, *_):
-            confirmation = self.folder.read(Confirmation)
-            if confirmation is None:
+            if (confirmation := self.folder.read(Confirmation)) is None:
                 raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
             selected = confirmation.selected_candidate
             prefix = "" if selected.is_baseline else f"trial {selected.number} against "

@@ -75,8 +75,7 @@ def train(
     if chosen.data.root is None and (root := default_root(str(values.get("data.name", chosen.data.name)))):
         values.setdefault("data.root", root)
     chosen = absolute_paths(chosen.override(values, where="--set").with_defaults())
-    if ignored := [key for key in values if key not in chosen.flat() and ".args" not in key]:
-        raise UserError(f"--set {ignored[0]} does not apply to these settings. Also set the kind.")
+    chosen.require_used(values, "these settings")
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build

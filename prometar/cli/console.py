@@ -91,7 +91,7 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
     try:
         with handle_signals([signal.SIGTERM], signal.default_int_handler):  # batch systems send SIGTERM
             status = int(typer.main.get_command(app).main(args, standalone_mode=False) or 0)
-            print(end="", flush=True)
+            print(end="", flush=True)  # unlike sys.stdout.flush(), accepts a closed stdout
     except SystemExit as error:  # raised by typer if the reader of stdout has closed the pipe
         return int(error.code or 0)
     except typer.Exit as error:

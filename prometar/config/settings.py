@@ -195,6 +195,11 @@ class Config(MethodConfig):
             )
         return self
 
+    def require_used(self, keys: Collection[str], name: str) -> None:
+        """Raise a UserError for the first key, given with --set, that this configuration does not have."""
+        if unused := [key for key in keys if key not in self.flat() and ".args" not in key]:
+            raise UserError(f"--set {unused[0]} does not apply to {name}. Also set the kind.")
+
     def flat(self) -> ConfigData:
         """Return all settings as plain data by dotted key."""
         return flatten(self.model_dump(mode="json"))

@@ -23,8 +23,8 @@ class _Loader(yaml.SafeLoader):
 
 _E_NOTATION = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 # The dumper quotes text that the loader would read as a number, such as the digest 12345e678901.
-for _cls in (_Loader, yaml.SafeDumper):
-    _cls.add_implicit_resolver("tag:yaml.org,2002:float", _E_NOTATION, list("-+0123456789"))
+_FIRST = list("-+0123456789")
+yaml.add_implicit_resolver("tag:yaml.org,2002:float", _E_NOTATION, _FIRST, _Loader, yaml.SafeDumper)
 
 
 def dump_yaml(data: object) -> str:

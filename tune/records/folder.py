@@ -149,6 +149,11 @@ class Records:
         return next((trial for trial in self.trials if trial.number == number), best)
 
     @property
+    def current_test(self) -> FinalTest | None:
+        """The final test. None if it has not finished, or its settings are no longer selected."""
+        return None if self.final_test_outdated else self.final_test
+
+    @property
     def final_test_outdated(self) -> bool:
         """True if the final test compared settings that are no longer selected."""
         if self.final_test is None or self.selected is None:
@@ -164,8 +169,7 @@ def read_records(folder: Path) -> Records:
         UserError: the folder does not contain a study, or a record is corrupt or has another file format.
     """
     study_folder = StudyFolder(folder)
-    study = study_folder.read(StudyRecord)
-    if study is None:
+    if (study := study_folder.read(StudyRecord)) is None:
         raise UserError(f"{folder} does not contain a study. Pass the folder of a study, such as out/dtd.")
     trials, confirmation = study_folder.read_trials(), study_folder.read(Confirmation)
     return Records(study_folder.path, study, trials, confirmation, study_folder.read(FinalTest))

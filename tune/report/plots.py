@@ -120,8 +120,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def _final_test_plots(records: Records) -> dict[str, go.Figure]:
-    test = records.final_test
-    if test is None or records.final_test_outdated or not test.seeds:
+    if (test := records.current_test) is None or not test.seeds:
         return {}
     names = reversed(test.compared_names)  # so that the selected settings are drawn on top
     runs = {LABELS[name]: test.runs(name) for name in names}

@@ -23,9 +23,9 @@ def outcome(records: Records) -> Outcome:
     """Return the verdict of a study, or why there is none."""
     if records.study.reads_test_images:
         return "leaking"
-    if records.final_test is None or records.selected is None or records.final_test_outdated:
+    if records.current_test is None or records.selected is None:
         return "unfinished"
-    return records.final_test.verdict
+    return records.current_test.verdict
 
 
 def verdict_text(records: Records) -> str:
@@ -66,8 +66,7 @@ def _reason_for_default(records: Records) -> str:
 
 def evidence(records: Records) -> list[str]:
     """Return the sentences with the numbers behind the verdict."""
-    test = records.final_test
-    if test is None or records.final_test_outdated or not test.seeds:
+    if (test := records.current_test) is None or not test.seeds:
         return [line for line in (_about_selection(records), _about_epochs(records)) if line]
     lines = [_about_h(test), *_about_differences(test), _about_power(test), _about_new_accuracy(test)]
     return [line for line in (*lines, _about_epochs(records)) if line]
@@ -129,7 +128,7 @@ def _about_new_accuracy(test: FinalTest) -> str:
 
 
 def _about_epochs(records: Records) -> str:
-    test = None if records.final_test_outdated else records.final_test
+    test = records.current_test
     final = test.epochs if test else records.config.test.epochs
     if EPOCHS_KEY not in records.search_config.space.ranges:
         return f"Epochs: {records.baseline_config[EPOCHS_KEY]} per trial, {final} per run of the final test."
@@ -148,10 +147,9 @@ def _caveats(records: Records) -> Iterator[str]:
     test, baseline = records.final_test, records.baseline
     if records.completed and baseline and baseline.objective_if_completed is None:
         yield f"The baseline trial failed ({baseline.reason[:80]}). Rerun the same command to retry it."
-    if test and not records.final_test_outdated:
-        yield from _test_caveats(records, test)
-    objective = OBJECTIVES.get(records.search_config.objective)
-    if objective and objective.predicts_new:
+    if records.current_test:
+        yield from _test_caveats(records, records.current_test)
+    if (objective := OBJECTIVES.get(records.search_config.objective)) and objective.predicts_new:
         yield (
             "The search predicts new accuracy from drift: how much the prompts change CLIP's "
             "predictions over class names unrelated to the dataset. It uses no images of new classes."

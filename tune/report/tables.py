@@ -50,8 +50,7 @@ def _describe_changes(settings: Settings, records: Records) -> str:
 
 
 def _final_test(records: Records) -> Table | None:
-    test = records.final_test
-    if test is None or records.final_test_outdated or not test.seeds:
+    if (test := records.current_test) is None or not test.seeds:
         return None
     rows = list[tuple[str, tuple[str, ...]]]()
     for dataset, dataset_test in test.datasets.items():
@@ -74,8 +73,7 @@ def _final_test(records: Records) -> Table | None:
 
 
 def _confirmation(records: Records) -> Table | None:
-    confirmation = records.confirmation
-    if confirmation is None or not confirmation.seeds:
+    if (confirmation := records.confirmation) is None or not confirmation.seeds:
         return None
     ranked = sorted(confirmation.candidates, key=lambda c: (c.mean is None, -(c.mean or 0.0)))  # failed last
     by_number = {trial.number: trial for trial in records.trials}

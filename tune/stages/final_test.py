@@ -71,7 +71,7 @@ def run_final_test(
         alpha=alpha,
         min_relevant=config.test.min_relevant if config.test.seeds == "auto" else None,
         detectable=None if baseline_selected or len(datasets) > 1 else min_detectable(differences, alpha),
-        earlier_tests=_trials_tested_before(previous, selected.number, (seeds, config.test.epochs)),
+        earlier_tests=_tested_before(previous, (selected.number, seeds, config.test.epochs)),
     )
 
 
@@ -101,11 +101,11 @@ def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict
     return "selected" if difference and difference.low > 0 else "either"
 
 
-def _trials_tested_before(previous: FinalTest | None, number: int, how: object) -> tuple[int, ...]:
-    """Return the trials whose results in earlier final tests may have influenced the user."""
+def _tested_before(previous: FinalTest | None, test: tuple[int, tuple[int, ...], int]) -> tuple[int, ...]:
+    """Return trials whose results in tests before `test` (trial, seeds, epochs) may have influenced users."""
     if previous is None:
         return ()
-    is_rerun = (previous.selected.number, (previous.seeds, previous.epochs)) == (number, how)
+    is_rerun = (previous.selected.number, previous.seeds, previous.epochs) == test
     if is_rerun or previous.baseline_selected or not previous.seeds:
         return previous.earlier_tests
     return tuple(dict.fromkeys((*previous.earlier_tests, previous.selected.number)))

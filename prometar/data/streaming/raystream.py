@@ -178,7 +178,8 @@ def _data_context(memory_bytes: int) -> Iterator[None]:
     context.target_max_block_size = None  # never split a block
     context.custom_execution_callback_classes = cast(Any, [SchedulingPause])
     options = context.execution_options
-    options.preserve_order, options.verbose_progress = True, False
+    options.preserve_order = True
+    options.verbose_progress = False
     options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory_bytes)
     with DataContext.current(context):
         yield
