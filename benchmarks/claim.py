@@ -14,6 +14,8 @@ Protocol, fixed before the first run:
   score had changed. What v0.1 selected was tested with `prometar reproduce --seeds 601 602 603 604 605`.
 - Selected and default settings are trained for the ten epochs of the published method with the same five
   seeds, which no other search of this version uses. If the default settings were selected, the gain is 0.
+- After the results were known: what searches 4 to 6 selected on `suite:terrain` and `suite:shapes`, the two
+  datasets with losses, is tested again with seeds 701 to 715 (`prometar reproduce`, "15 other seeds").
 - Goal: a mean gain of at least 2 H with an interval over datasets above 0, a loss above 0.5 H in at most one
   of ten searches, new accuracy lower by at most 0.5 on average, and no other arm more than 0.5 H better.
 
