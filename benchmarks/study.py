@@ -41,7 +41,7 @@ def measure(trials: int, epochs: int, slots: int) -> Figures:
     assert confirmation is not None
     tested = test.datasets["textures"]
     runs = [*tested.selected, *(() if test.baseline_selected else tested.baseline)]
-    searched = set(records.search_config.seeds)
+    searched = set(records.config.search.seeds)
     runs += [run for row in confirmation.candidates for run in row.runs if run.seed not in searched]
     first = min(trial.started for trial in records.trials if trial.started)
     last = max(trial.ended for trial in records.trials if trial.ended)

@@ -55,6 +55,9 @@ def train_run(
         session = Session(run, folder, before_step=before_step)
         write_atomically(folder / "config.yaml", config_text)
         with closing(session):
+            if session.finished:  # keep the environment of the training, and tests on other datasets
+                with suppress(UserError):  # a corrupt result is replaced
+                    return read_result(folder).last_epoch
             while not session.finished:
                 on_epoch(session.run_epoch())
         write_result(folder, session)

@@ -127,4 +127,7 @@ def reproduce(
         cpus_per_trial=cpus_per_run,
         gpus_per_trial="auto" if gpus_per_run is None else gpus_per_run,
     )
+    used = {key for config in grid.configs.values() for key in config.flat()}
+    if unused := [key for key in overrides if key not in used and ".args" not in key]:
+        raise UserError(f"--set {unused[0]} does not apply to these methods. Also set the kind.")
     run_grid(grid, out, resources, address)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -271,7 +272,8 @@ class StudyConfig(StrictModel):
     @property
     def storage(self) -> str:
         """Optuna storage URL."""
-        return self.location.storage or f"sqlite:///{resolve_path(self.location.out)}/{self.name}/study.db"
+        folder = quote(str(resolve_path(self.location.out) / self.name), safe="/ :")
+        return self.location.storage or f"sqlite:///{folder}/study.db"
 
     @property
     def baseline_settings(self) -> dict[str, Value]:

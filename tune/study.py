@@ -107,7 +107,7 @@ class Study:
                 raise WorkError(f"Stopped: the first new trials failed ({reason}). {FIX_AND_RESUME}")
         records = self.records
         if not records.completed:
-            reason = next((trial.reason for trial in records.trials if trial.reason), "all were pruned")
+            reason = next((trial.reason for trial in records.trials if trial.reason), "pruned, or no time")
             raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
 
     def confirm(self) -> Confirmation:

@@ -14,7 +14,7 @@ from prometar.config.settings import Config, absolute_paths, absolute_root, load
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset
 from prometar.data.splits.objective import objective_of
 from prometar.embedded.datasets import DEFAULT_DATASET, resolve_backbone
-from prometar.errors import UserError
+from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path, write_atomically
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **TYPER_OPTIONS)
@@ -92,7 +92,7 @@ def train(
     show = partial(_print_epoch, chosen.train.epochs)
     result = train_run(chosen, folder, objective=objective, on_epoch=show, before_step=before_step)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
-    print(f"Backbone: {chosen.backbone.name}. Prompts and records: {folder}")
+    print(one_line(f"Backbone: {chosen.backbone.name}. Prompts and records: {folder}"))
 
 
 @app.command()
@@ -163,7 +163,7 @@ def alignment(
     for name, measured in records.items():
         print(f"{name}: {summary(measured)}")
     if to is not None:
-        write_atomically(to.expanduser(), render_page(records).encode())
+        write_atomically(resolve_path(to), render_page(records).encode())
         print(f"Plot written to {to}")
 
 
@@ -184,7 +184,7 @@ def compare(
     differences, notes = compare_runs(runs, reference=reference)
     print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False, emoji=False))
     if csv is not None:
-        write_atomically(csv.expanduser(), as_csv(differences).encode())
+        write_atomically(resolve_path(csv), as_csv(differences).encode())
         print(f"Table written to {csv}")
 
 
@@ -201,10 +201,10 @@ def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
     rule = objective_of(objective)
     names = {"all": "all classes", "base": "base", "new": "new (predicted)" if rule.predicts_new else "new"}
-    if "new" in result:  # without new classes, the score equals the accuracy already shown
+    if "new" in result or not names.keys() & result.keys():  # else the accuracy shown is the score
         names["objective"] = rule.title
     values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
-    print(f"{title}: {', '.join(values)}")
+    print(one_line(f"{title}: {', '.join(values)}"))
 
 
 def main(args: list[str] | None = None) -> int:

@@ -92,7 +92,7 @@ def data_download(
     for path in downloaded:
         print(f"Downloaded {path}")
     if problem:
-        print(f"The dataset is not usable yet: {problem}")
+        print(f"The dataset is not usable yet: {one_line(problem)}")
     else:
         print(f"Complete. To check every image, run `prometar data check {name} --data-root {quote(to)}`.")
 

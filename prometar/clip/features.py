@@ -91,10 +91,10 @@ def cached_text_features(
     """Return the result of `frozen_text_features`, cached on disk."""
     key = [FORMAT, weights_digest, f"{clip.dtype} {clip.device.type}", list(classnames), list(templates)]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    folder = Path(os.environ.get("PROMETAR_CACHE") or Path.home() / ".cache" / "prometar")
+    folder = Path(os.path.expanduser(os.environ.get("PROMETAR_CACHE") or "~/.cache/prometar"))
     path = folder / "text-features" / f"{name}.safetensors"
     # A cache that cannot be read or written is ignored, because the features can be recomputed.
-    with suppress(UserError):
+    with suppress(UserError, InfrastructureError):
         stored = read_tensors(path, fix="")[0].get("features")
         if stored is not None and stored.shape == (len(classnames), clip.embed_dim):
             return stored.to(clip.device)

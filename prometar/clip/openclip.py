@@ -222,11 +222,7 @@ def require_backbone(name: str, pretrained: str | None) -> None:
 
 
 def clip_without_weights(name: str) -> Clip:
-    """Return a CLIP with the shapes of a model but no weights, on torch's `meta` device.
-
-    Raises:
-        UserError: the model is unknown or not supported.
-    """
+    """Return a CLIP with the shapes of a model, without weights, on torch's `meta` device: to count FLOPs."""
     return _build_clip(name, _architecture_and_state(name)[1])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prometar.clip.function import EPS
 from prometar.clip.model import Block, Clip, Tower, tensors_of
-from prometar.errors import UserError, first_line
+from prometar.errors import InfrastructureError, UserError, first_line
 from prometar.io.files import file_size
 
 StateDict = Mapping[str, Tensor]
@@ -35,15 +35,18 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
     Raises:
         UserError: the file does not exist, or is not a safetensors file.
+        InfrastructureError: the file cannot be read.
     """
     if file_size(path) is None:
         raise UserError(f"{path} does not exist. {fix}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with path.open("rb"), safe_open(path, framework="pt") as file:  # open() names why it cannot be read
             # Clones are aligned. With unaligned memory, kernels may sum in a different order.
             tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
             return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise InfrastructureError(f"Cannot read {path}: {error.strerror or error}.") from None
+    except SafetensorError as error:
         raise UserError(f"{path} is not a .safetensors file ({first_line(error)}). {fix}") from None
 
 

@@ -121,9 +121,7 @@ class Config(MethodConfig):
     def _start_from_the_recipe(cls, tree: object) -> object:
         if not isinstance(tree, Mapping):
             return tree
-        method = tree.get("method", cls.model_fields["method"].default)
-        if not isinstance(method, str):
-            return tree
+        method = str(tree.get("method", cls.model_fields["method"].default))
         if not is_recipe_file(method):
             return _with_recipe(tree, method, recipe(method).settings)
         # A recipe file is not read here: a configuration with its name must contain all settings.

@@ -149,7 +149,7 @@ def lock_folder(folder: Path, label: str) -> Iterator[None]:
         InfrastructureError: the folder is not writable, or its file system does not support locks.
     """
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = FileLock(folder / "lock", timeout=0)
+    lock = FileLock(folder / "lock", timeout=0, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()

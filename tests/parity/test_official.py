@@ -32,9 +32,7 @@ def test_there_is_a_recording_of_six_trainers() -> None:
 
 
 @pytest.mark.parametrize("folder", [".", "methods"])
-def test_recordings_of_other_names_are_found(
-    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recordings_of_other_names(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / folder).mkdir(exist_ok=True)
     added = tmp_path / folder / "another.npz"
     added.symlink_to(FILES[0])

@@ -174,9 +174,7 @@ def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[s
         ("[" * 2000, "is nested too deep"),
     ],
 )
-def test_wrong_configurations(
-    text: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_wrong_config(text: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     assert message in fails(capsys, prometar_main, ["train", "--config", str(path)])
@@ -185,9 +183,7 @@ def test_wrong_configurations(
 DTD = ["--dataset", "dtd", "--backbone", "mini"]
 
 
-def test_missing_split_file_or_image(
-    own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_splits_or_images(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split = own_dtd / "dtd" / DTD_SPLIT
     image = own_dtd / "dtd" / "images" / json.loads(split.read_text())["train"][0][0]
     for missing in (image, split):

@@ -33,9 +33,7 @@ def config(small_dtd: Path) -> Config:
         ({"config.yaml": "# mine", "result.json": "{}"}, "config.yaml belongs to another run"),
     ],
 )
-def test_a_folder_of_something_else_is_left_alone(
-    files: dict[str, str], said: str, config: Config, tmp_path: Path
-) -> None:
+def test_another_folder_is_kept(files: dict[str, str], said: str, config: Config, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"{said}. Choose another folder with --out"):
@@ -47,7 +45,10 @@ def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None
     """Also one that was stopped before its first checkpoint, or lost it."""
     (tmp_path / "config.yaml").write_text(dump_config(config))
     first = runs.train_run(config, tmp_path)
+    elsewhere = read_result(tmp_path).model_copy(update={"cpus": 2.5})
+    (tmp_path / "result.json").write_text(elsewhere.model_dump_json())
     assert runs.train_run(config, tmp_path) == first
+    assert read_result(tmp_path) == elsewhere
     (tmp_path / "checkpoint.safetensors").unlink()
     assert runs.train_run(config, tmp_path)["base"] == first["base"]
     (tmp_path / "result.json").write_text("{")
@@ -67,9 +68,7 @@ def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_the_code_of_a_custom_component_is_recorded(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_custom_code_is_recorded(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parts(tmp_path, "recorded")
     monkeypatch.syspath_prepend(tmp_path)
     config = config.override({"regularizer.kind": "recorded:huber"})

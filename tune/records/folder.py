@@ -15,7 +15,7 @@ from prometar.environment import environment
 from prometar.errors import UserError
 from prometar.io.files import resolve_path, write_atomically
 from prometar.io.stores import masked
-from tune.config import SearchConfig, StudyConfig
+from tune.config import StudyConfig
 from tune.records.schema import (
     Confirmation,
     FinalTest,
@@ -116,10 +116,6 @@ class Records:
     def config(self) -> StudyConfig:
         return self.study.config
 
-    @property
-    def search_config(self) -> SearchConfig:
-        return self.config.search
-
     @cached_property
     def baseline_config(self) -> dict[str, Any]:
         """Configuration of the baseline, by dotted key. With several datasets, `data.name` is the first."""
@@ -151,15 +147,10 @@ class Records:
     @property
     def current_test(self) -> FinalTest | None:
         """The final test. None if it has not finished, or its settings are no longer selected."""
-        return None if self.final_test_outdated else self.final_test
-
-    @property
-    def final_test_outdated(self) -> bool:
-        """True if the final test compared settings that are no longer selected."""
-        if self.final_test is None or self.selected is None:
-            return False
-        tested, selected = self.final_test.selected, self.selected
-        return tested.number != selected.number and not (tested.is_baseline and selected.is_baseline)
+        test, selected = self.final_test, self.selected
+        if test is None or selected is None or test.selected.number == selected.number:
+            return test
+        return test if test.selected.is_baseline and selected.is_baseline else None
 
 
 def read_records(folder: Path) -> Records:

@@ -252,7 +252,7 @@ class FinalTest:
     seeds: tuple[int, ...]
     epochs: int
     selected: Candidate
-    datasets: Mapping[str, DatasetTest]
+    datasets: Annotated[Mapping[str, DatasetTest], Field(min_length=1)]
     difference: Interval | None
     verdict: Verdict
     alpha: float = 0.05

@@ -44,7 +44,7 @@ def plots(records: Records) -> dict[str, Markup]:
 
 def _search_plots(records: Records) -> dict[str, go.Figure]:
     """Return Optuna's plots of the search, and a plot of the accuracies of the trials."""
-    goals, figures = records.search_config.goals, dict[str, go.Figure]()
+    goals, figures = records.config.search.goals, dict[str, go.Figure]()
     study = rebuild_study(records, goals[:1])  # only the Pareto front shows several goals
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         return {}
@@ -85,7 +85,7 @@ def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
 
 
 def _frozen_trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
-    ranges, values = records.search_config.space.ranges, [getattr(trial, goal) for goal in goals]
+    ranges, values = records.config.search.space.ranges, [getattr(trial, goal) for goal in goals]
     in_range = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
     if not in_range or trial.state == "FAIL" or None in values:
         return create_trial(state=TrialState.FAIL)

@@ -30,7 +30,7 @@ def outcome(records: Records) -> Outcome:
 
 def verdict_text(records: Records) -> str:
     """Return two sentences: which settings to use, and why."""
-    test, result, search = records.final_test, outcome(records), records.search_config
+    test, result, search = records.final_test, outcome(records), records.config.search
     if result == "leaking":
         return f"Do not use these results. The objective {search.objective} reads the test images."
     if test is None or result == "unfinished":
@@ -130,7 +130,7 @@ def _about_new_accuracy(test: FinalTest) -> str:
 def _about_epochs(records: Records) -> str:
     test = records.current_test
     final = test.epochs if test else records.config.test.epochs
-    if EPOCHS_KEY not in records.search_config.space.ranges:
+    if EPOCHS_KEY not in records.config.search.space.ranges:
         return f"Epochs: {records.baseline_config[EPOCHS_KEY]} per trial, {final} per run of the final test."
     epochs = test.selected.settings.get(EPOCHS_KEY) if test and not test.baseline_selected else None
     with_selected = f"{epochs} with the selected settings, " if epochs else ""
@@ -149,7 +149,7 @@ def _caveats(records: Records) -> Iterator[str]:
         yield f"The baseline trial failed ({baseline.reason[:80]}). Rerun the same command to retry it."
     if records.current_test:
         yield from _test_caveats(records, records.current_test)
-    if (objective := OBJECTIVES.get(records.search_config.objective)) and objective.predicts_new:
+    if (objective := OBJECTIVES.get(records.config.search.objective)) and objective.predicts_new:
         yield (
             "The search predicts new accuracy from drift: how much the prompts change CLIP's "
             "predictions over class names unrelated to the dataset. It uses no images of new classes."
@@ -176,7 +176,7 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
             f"The same test images were used earlier, to test {phrase(earlier, 'trial')}. "
             "The interval does not account for choices made after seeing those results."
         )
-    if shared := sorted(set(records.search_config.seeds) & set(test.seeds)):
+    if shared := sorted(set(records.config.search.seeds) & set(test.seeds)):
         yield (
             f"The search and the final test share {phrase(shared, 'seed')} and thus training images. "
             "This favors the selected settings."
@@ -214,7 +214,7 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
             steps = [_next_step_train(records, "selected"), _next_step_train(records, "baseline")]
             if difference and difference.mean < 0:
                 steps.reverse()  # the better settings first
-    example = f"such as --trials {2 * records.search_config.trials}"
+    example = f"such as --trials {2 * records.config.search.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {example}.", "")]
 
 

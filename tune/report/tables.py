@@ -98,7 +98,7 @@ def _settings(records: Records) -> Table:
     """Return the table of searched settings, changed settings first."""
     default = records.baseline.settings if records.baseline else {}
     selected = records.selected.settings if records.selected else {}
-    ranges = records.search_config.space.describe()
+    ranges = records.config.search.space.describe()
     changed = {key: key in selected and selected[key] != default.get(key) for key in ranges}
     rows = [
         (
@@ -113,7 +113,7 @@ def _settings(records: Records) -> Table:
 def _trials(records: Records) -> Table:
     """Return the table of trials: completed ones by objective, then pruned and failed ones by epochs."""
     trials = sorted(records.trials, key=lambda t: (-(t.objective_if_completed or 0.0), -t.epoch, t.number))
-    trials = sorted(trials, key=lambda t: list(STATE_NAMES).index(t.state))  # a stable sort
+    trials.sort(key=lambda t: list(STATE_NAMES).index(t.state))  # a stable sort
     rows = [(_css_class(trial, records), tuple(_trial_cells(trial, records))) for trial in trials]
     score = records.study.score_name
     columns = ("trial", "state", "changed settings", "notes", score, "base", "new", "epochs", "time")

@@ -11,7 +11,7 @@ from prometar.data.datasets.catalog import open_dataset, reject_output_in_datase
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
-from prometar.io.custom import source_digest
+from prometar.io.custom import is_custom, source_digest
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.component_check import check_components
 from prometar.methods.prompts import NoPrompts
@@ -46,8 +46,8 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
     jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
     digests["weights"] = weights_digest(clip.to(device="cpu", dtype=DTYPES[grid.config.backbone.precision]))
-    components = (name for config in grid.configs.values() for name in config.custom_components.values())
-    digests |= {f"code of {name}": source_digest(name) for name in components}
+    names = {*datasets}.union(*(config.custom_components.values() for config in grid.configs.values()))
+    digests |= {f"code of {name}": source_digest(name) for name in names if is_custom(name)}
     with lock_folder(out, f"the output folder {out}"):
         runs = [(job, read_run(job, digests)) for job in jobs]
         remaining = [job for job, run in runs if not run or set(job.targets) - run.result.tests.keys()]
@@ -69,7 +69,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
                 failures = run_jobs(iter(remaining), plan, [view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]
-        problems += [f"{name} failed: {reason}" for name, reason in failures.items()]
+        problems += [f"{name} failed: {one_line(reason)}" for name, reason in failures.items()]
         incomparable = {name: why for name, data in datasets.items() if (why := incomparable_reason(data))}
         rows, notes = build_table(grid, results, incomparable=incomparable)
         notes += problems

@@ -132,10 +132,9 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     digests["weights"] = backbone.digest[:12]
     searched = [str(value) for key in search.space.ranges for value in search.space.probe_values(key)]
-    components = [search.objective, search.sampler, search.pruner, *config.run.custom_components.values()]
-    digests |= {
-        f"code of {name}": source_digest(name)[:12] for name in components + searched if is_custom(name)
-    }
+    names = [search.objective, search.sampler, search.pruner, *search.datasets, *searched]
+    components = [*filter(is_custom, names), *config.run.custom_components.values()]
+    digests |= {f"code of {name}": source_digest(name)[:12] for name in components}
     splits = [split for pair in plan.splits.values() for split in pair]
     if objective_of(search.objective).predicts_new:
         digests["drift"] = drift_version(backbone)  # new accuracy is predicted from drift

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
@@ -31,7 +32,7 @@ def open_storage(url: str) -> RDBStorage:
     try:
         if url.startswith(SQLITE):
             tables = inspect(create_engine(url)).get_table_names()
-            if tables and "version_info" not in tables:
+            if tables and not {"studies", "version_info"} & {*tables}:  # the first tables that Optuna creates
                 raise UserError(f"--storage {url} contains tables of another program. Choose another file.")
         storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (ImportError, RuntimeError, ValueError) as error:
@@ -68,7 +69,9 @@ def convert_db_errors(url: str) -> Iterator[None]:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
         # DatabaseError itself means corrupt, and its subclass OperationalError means locked or full.
         if url.startswith(SQLITE) and type(cause) is DatabaseError:
-            raise InfrastructureError(f"{url.removeprefix(SQLITE)} is corrupt. Restore a backup.") from None
+            raise InfrastructureError(
+                f"{unquote(url.removeprefix(SQLITE))} is corrupt. Restore a backup."
+            ) from None
         raise _storage_error(url, cause) from None
 
 

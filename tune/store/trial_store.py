@@ -75,11 +75,13 @@ class TrialStore:
         self._storage, self._concurrency = storage, concurrency
         with self._convert_errors(self._search.pruner):
             pruner = make_pruner(self._search, config.max_epochs, concurrency)
+        stored = [] if config.location.storage else optuna.get_all_study_names(storage)
+        name = next(iter(stored), config.name)  # the folder may have been renamed
         self._study = optuna.create_study(
-            storage=storage, study_name=config.name, pruner=pruner, load_if_exists=True,
+            storage=storage, study_name=name, pruner=pruner, load_if_exists=True,
             directions=[DIRECTIONS[goal] for goal in self._search.goals],
         )  # fmt: skip
-        self._study_id = storage.get_study_id_from_name(config.name)
+        self._study_id = storage.get_study_id_from_name(name)
         self._running: dict[int, tuple[int, EpochReport]] = {}  # trial ID and last report, by number
         self._failures, self._successes = list[str](), 0  # of this process
         self.exhausted = False
@@ -306,7 +308,7 @@ def build_record(trial: FrozenTrial) -> TrialRecord:
         runs=last.runs,
         seconds=metrics.get("seconds", 0.0),
         notes=last.notes,
-        reason=attrs.get(REASON, ""),
+        reason=attrs.get(REASON, "") if trial.state is TrialState.FAIL else "",
         started=trial.datetime_start and trial.datetime_start.replace(microsecond=0),
         ended=trial.datetime_complete and trial.datetime_complete.replace(microsecond=0),
     )

@@ -6,7 +6,6 @@ reimplement torchvision's RandomResizedCrop, Resize and CenterCrop, which CLIP a
 
 import io
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,7 @@ from prometar.errors import WorkError
 # Accepted formats. Pillow must not try its other decoders: the one for EPS starts a PostScript interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
-# Pillow rejects images above 179 million pixels, but only warns above 89 million. Make this warning an error.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
+MAX_PIXELS = 89_478_485  # above this size Pillow warns; it rejects only images twice as large
 CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # as in torchvision's RandomResizedCrop
 
 
@@ -53,6 +51,8 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             raise ValueError(f"the aspect ratio {image.width}:{image.height} exceeds {MAX_ASPECT_RATIO}:1")
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"Image size {image.width} x {image.height} exceeds {MAX_PIXELS} pixels")
         return to_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on corrupt files
         reason = "the file is empty" if not encoded else " ".join(str(error).split()) or type(error).__name__

@@ -19,9 +19,7 @@ MISMATCH = RuntimeError("Version mismatch: The cluster was started with:\n    Ra
         (sys.executable, TimeoutError("0 of 1 CPUs"), "error: 0 of 1 CPUs"),
     ],
 )  # fmt: skip
-def test_waiting_in_vain(
-    monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException, code: object
-) -> None:
+def test_waiting(monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException, code: object) -> None:
     module = script("wait")
 
     def fail(*_: object) -> None:

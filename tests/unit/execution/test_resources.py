@@ -80,9 +80,7 @@ def test_memory_bounds_the_plan() -> None:
         (FOUR_GPUS, {"gpus_per_trial": 1.5}, "above 1 must be a whole number"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    nodes: list[dict[str, float]], asked: dict[str, float], message: str
-) -> None:
+def test_too_much_is_refused(nodes: list[dict[str, float]], asked: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_trials(nodes, ResourcesConfig.model_validate(asked), 40)
 

@@ -59,7 +59,7 @@ def test_an_outdated_final_test(tested: int, selected: int, outdated: bool, tmp_
     records = small(tmp_path, selected=tested)
     assert records.confirmation is not None
     records = replace(records, confirmation=replace(records.confirmation, selected_number=selected))
-    assert records.final_test_outdated == outdated
+    assert records.current_test == (None if outdated else records.final_test)
 
 
 def test_candidates_are_compared_over_all_their_seeds() -> None:
@@ -101,5 +101,5 @@ def test_a_partial_study_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "trials/0009").mkdir()  # a trial that is running
     records = read_records(tmp_path)
     assert [each.number for each in records.trials] == [0, 1, 2, 3]
-    assert (records.confirmation, records.final_test, records.final_test_outdated) == (None, None, False)
+    assert (records.confirmation, records.final_test, records.current_test) == (None, None, None)
     assert records.trials[1].settings == settings_of(1)

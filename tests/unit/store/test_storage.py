@@ -2,6 +2,7 @@
 
 import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,14 @@ def test_a_file_of_something_else_is_one_line_and_stays(tmp_path: Path, make: An
         create_study(f"sqlite:///{file}")
     assert "\n" not in str(caught.value)
     assert before == (file.read_bytes() if file.is_file() else b"")
+
+
+def test_a_database_is_completed_if_its_creation_was_interrupted(tmp_path: Path) -> None:
+    """Optuna creates its tables one by one."""
+    with closing(sqlite3.connect(tmp_path / "study.db")) as file:
+        file.execute("create table studies (study_id integer primary key, study_name varchar(512))")
+    create_study(url := f"sqlite:///{tmp_path}/study.db")
+    assert len(optuna.get_all_study_names(url)) == 1
 
 
 @pytest.mark.parametrize(

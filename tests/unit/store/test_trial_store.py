@@ -201,6 +201,16 @@ def test_another_study_is_refused_and_nothing_is_written(tmp_path: Path) -> None
     assert len(open_study(url).trials) == 1
 
 
+def test_a_study_in_a_folder_of_any_name_may_be_renamed(tmp_path: Path) -> None:
+    out = tmp_path / "lr=1?x=2 {y} %41 é#"
+    (out / NAME).mkdir(parents=True)
+    fail_next(open_store(out, storage=open_storage(study_config(out).storage)), "the worker died")
+    assert (out / NAME / "study.db").stat().st_size
+    (out / NAME).rename(out / "new")
+    moved = open_store(out, storage=open_storage(study_config(out, study="new").storage), study="new")
+    assert [trial.reason for trial in moved.ended_trials] == ["the worker died"]
+
+
 def test_a_lost_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s" / "trials" / "0000").mkdir(parents=True)
     (tmp_path / "s" / "trials" / "0000" / "record.json").write_text("{}")

@@ -139,9 +139,7 @@ def test_a_split_comes_before_images_that_are_got_by_hand(
     assert "Complete. To check every image" in capsys.readouterr().out
 
 
-def test_a_split_file_that_is_there_is_kept(
-    offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_split_file_is_kept(offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     offer("dtd")
     own = tmp_path / "origin/dtd" / SPLIT
     own.write_bytes(own.read_bytes() + b" ")

@@ -63,9 +63,7 @@ def test_fewshot_draw_needs_training_images() -> None:
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 99))
-def test_held_out_images_are_a_fifth_of_each_class_and_never_drawn(
-    labels: list[int], shots: int, seed: int
-) -> None:
+def test_held_out_images_are_a_fifth_of_a_class_never_drawn(labels: list[int], shots: int, seed: int) -> None:
     items = _items([*labels, *range(7), *range(7)])
     train, val, message = hold_out_val(items)
     assert sorted((*train, *val), key=lambda i: i.path) == sorted(items, key=lambda i: i.path)

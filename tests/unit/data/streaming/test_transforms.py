@@ -128,6 +128,7 @@ def test_pixels_without_a_white_are_refused(dtype: type) -> None:
 @pytest.mark.parametrize(
     "size", [(60_000, 1), (1, 8_000_000), (101, 1), (1, 101), (10_000, 10_000), (14_000, 14_000)]
 )
+@pytest.mark.filterwarnings("ignore")  # the limit is not a warning that users could switch off
 def test_extreme_sizes_are_refused_undecoded(size: tuple[int, int]) -> None:
     """By the header alone: the pixels that it promises are not there."""
     header = f"P6 {size[0]} {size[1]} 255 ".encode()
