@@ -55,9 +55,9 @@ def train_run(
         session = Session(run, folder, before_step=before_step)
         write_atomically(folder / "config.yaml", config_text)
         with closing(session):
-            if session.finished:  # keep the environment of the training, and tests on other datasets
-                with suppress(UserError):  # a corrupt result is replaced
-                    return read_result(folder).last_epoch
+            with suppress(UserError):  # keep the training's environment and its tests on other datasets
+                if (result := read_result(folder)).history == tuple(session.history):
+                    return result.last_epoch
             while not session.finished:
                 on_epoch(session.run_epoch())
         write_result(folder, session)
@@ -178,7 +178,7 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
         UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
         InfrastructureError: the folder of `to` is not writable.
     """
-    require_new_prompt_file(to := to.expanduser())
+    require_new_prompt_file(to := Path(os.path.expanduser(to)))
     classifier = load_run_classifier(folder, trust_code=trust_code)
     backbone = classifier.config.backbone
     is_local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)

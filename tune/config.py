@@ -272,8 +272,8 @@ class StudyConfig(StrictModel):
     @property
     def storage(self) -> str:
         """Optuna storage URL."""
-        folder = quote(str(resolve_path(self.location.out) / self.name), safe="/ :")
-        return self.location.storage or f"sqlite:///{folder}/study.db"
+        path = f"{resolve_path(self.location.out)}/{self.name}/study.db"
+        return self.location.storage or f"sqlite:///{quote(path)}"
 
     @property
     def baseline_settings(self) -> dict[str, Value]:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from prometar.cli.console import format_count
 from prometar.errors import FIX_AND_RESUME, UserError, WorkError
-from prometar.io.files import lock_folder
+from prometar.io.files import lock_folder, resolve_path
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
@@ -260,7 +260,7 @@ def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyCo
     """Build the configuration from `options`. If there are none, read that of a study in `folder`."""
     if folder is None:
         return StudyConfig.of(**options)
-    path = Path(folder).expanduser().absolute()
+    path = resolve_path(folder)
     if set(options) & {"out", "study"}:
         raise UserError("Pass either folder, or out and study, not both.")
     if not options and (record := StudyFolder(path).read(StudyRecord)):

@@ -6,6 +6,7 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -33,7 +34,8 @@ def start_tracking(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
         writer.add_hparams(settings, {}, run_name=".")  # "." avoids a subfolder
         return SimpleNamespace(log=writer.add_scalar, finish=lambda failure: writer.close())
     if tracker == "mlflow":
-        client = library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db"))
+        url = f"sqlite:///{quote(str(folder))}/mlflow.db"
+        client = library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", url))
         found = client.get_experiment_by_name(folder.name)
         experiment = found.experiment_id if found else client.create_experiment(folder.name)
         runs = client.search_runs([experiment], f"tags.job = '{job_id}'")

@@ -31,7 +31,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file. Error messages end with `fix`.
+    """Return the tensors and the metadata of a safetensors file. Messages about its content end with `fix`.
 
     Raises:
         UserError: the file does not exist, or is not a safetensors file.

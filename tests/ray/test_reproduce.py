@@ -162,6 +162,7 @@ WRONG = [
     (["--set", "train.seed=3"], "--set train.seed is not allowed. Use --seeds"),
     (["--methods", "examples/mine.yaml", "./examples/mine.yaml"], "files must have different names"),
     (["--set", "optim.rate=1"], "Unknown setting 'optim.rate'"),
+    (["--methods", "coop", "--set", "inner.lr=1"], "--set inner.lr does not apply to these methods."),
     (["--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
     ([], "is not a folder. Pass --data-root DIR, the folder that contains imagenet"),
     (["--datasets", "textures", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),

@@ -18,7 +18,7 @@ SQLITE = "sqlite:///"
 
 
 def open_storage(url: str) -> RDBStorage:
-    """Open a database. Create Optuna's tables if the database is empty.
+    """Open a database. Create those of Optuna's tables that are missing.
 
     Raises:
         UserError: the URL is invalid, the database driver is missing, or the tables are those of another
@@ -32,7 +32,7 @@ def open_storage(url: str) -> RDBStorage:
     try:
         if url.startswith(SQLITE):
             tables = inspect(create_engine(url)).get_table_names()
-            if tables and not {"studies", "version_info"} & {*tables}:  # the first tables that Optuna creates
+            if "version_info" not in tables and any(not t.startswith(("stud", "trial")) for t in tables):
                 raise UserError(f"--storage {url} contains tables of another program. Choose another file.")
         storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (ImportError, RuntimeError, ValueError) as error:
@@ -69,9 +69,8 @@ def convert_db_errors(url: str) -> Iterator[None]:
         cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
         # DatabaseError itself means corrupt, and its subclass OperationalError means locked or full.
         if url.startswith(SQLITE) and type(cause) is DatabaseError:
-            raise InfrastructureError(
-                f"{unquote(url.removeprefix(SQLITE))} is corrupt. Restore a backup."
-            ) from None
+            path = unquote(url.removeprefix(SQLITE))
+            raise InfrastructureError(f"{path} is corrupt. Restore a backup.") from None
         raise _storage_error(url, cause) from None
 
 

@@ -76,7 +76,7 @@ class TrialStore:
         with self._convert_errors(self._search.pruner):
             pruner = make_pruner(self._search, config.max_epochs, concurrency)
         stored = [] if config.location.storage else optuna.get_all_study_names(storage)
-        name = next(iter(stored), config.name)  # the folder may have been renamed
+        name = config.name if config.name in stored else next(iter(stored), config.name)  # renamed folder
         self._study = optuna.create_study(
             storage=storage, study_name=name, pruner=pruner, load_if_exists=True,
             directions=[DIRECTIONS[goal] for goal in self._search.goals],

@@ -88,8 +88,7 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
 
     Class folders are named by WordNet ID (wnid), except in ImageNetV2 (index into classnames.txt).
     A label is the position of the class folder in sorted order, from 0 to 999 (0 to 199 in the variants A and
-    R). Images are sorted by name, unlike in the published code, whose few-shot samples depend on the order in
-    which the file system lists them.
+    R). Images are sorted by name. In the published code, few-shot samples depend on the file system's order.
     """
     file, names = folder / CLASSNAMES_FILE, dict[str, str]()
     for number, line in read_lines(file):

@@ -248,9 +248,7 @@ def test_wrong_usage_of_export_overwrites_nothing(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_pushed_file_is_loaded_from_the_hub(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pushed_file_is_loaded(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commits: dict[str, list[Any]] = {}
 
     def create_commit(api: object, repo: str, added: list[Any], **kwargs: str) -> None:
