@@ -76,8 +76,7 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     """Return cosines and norms of the modulated support gradient and the gradient of the query loss.
 
     The modulated gradient combines task loss and regularizer. The meta task is sampled as in the meta phase,
-    but without augmentation, for all methods. Return None if the batch contains only one class, or if the run
-    has no prompts.
+    but without augmentation, for all methods. Return None if the batch has one class or the run no prompts.
     """
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = meta_task_rng(run.config.train.seed, state.step)

@@ -121,8 +121,10 @@ class Config(MethodConfig):
     def _start_from_the_recipe(cls, tree: object) -> object:
         if not isinstance(tree, Mapping):
             return tree
-        method = str(tree.get("method", cls.model_fields["method"].default))
-        if not is_recipe_file(method):
+        method = tree.get("method", cls.model_fields["method"].default)
+        if not isinstance(method, str | int | float):
+            return tree
+        if not is_recipe_file(method := str(method)):
             return _with_recipe(tree, method, recipe(method).settings)
         # A recipe file is not read here: a configuration with its name must contain all settings.
         missing = sorted(cls.model_fields.keys() - tree.keys())

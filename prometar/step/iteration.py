@@ -49,8 +49,7 @@ def step(
     The modulator chooses the factor m in g = g_task + m g_reg, which combines the gradients of the task loss
     and the regularizer. Direct phase: update the prompts theta by SGD with g on the batch. Meta phase
     (skipped without an inner loop, a meta task or learnable prompts): compute theta' = theta - inner_lr g on
-    the support, then update theta and the gate by SGD on outer_weight * query loss(theta'). Both phases share
-    the momenta of theta.
+    the support; update theta and gate by SGD on outer_weight * query loss(theta'). Both phases share momenta.
     """
     tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
     gradients, losses = _gradients(model, method, tokens, batch)
