@@ -7,7 +7,7 @@ import typer
 
 from prometar.cli.console import RootOption
 from prometar.config.recipes import recipe
-from prometar.config.settings import absolute_paths, configure, parse_assignments
+from prometar.config.settings import Config, absolute_paths, configure, parse_assignments
 from prometar.embedded.datasets import resolve_backbone
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
@@ -127,7 +127,5 @@ def reproduce(
         cpus_per_trial=cpus_per_run,
         gpus_per_trial="auto" if gpus_per_run is None else gpus_per_run,
     )
-    used = {key for config in grid.configs.values() for key in config.flat()}
-    if unused := [key for key in overrides if key not in used and ".args" not in key]:
-        raise UserError(f"--set {unused[0]} does not apply to these methods. Also set the kind.")
+    Config.require_used(overrides, grid.configs.values(), "these methods")
     run_grid(grid, out, resources, address)

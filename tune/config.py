@@ -229,7 +229,7 @@ class StudyConfig(StrictModel):
         # Messages name the option of an invalid value. Of `run_values`, only --epochs is unchecked.
         sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
         run = absolute_paths(configure(method, by_source=sources))
-        run.require_used(set_values, "the default settings")
+        Config.require_used(set_values, [run], "the default settings")
         space = by_field.get("search.space", "default")
         if space in built_in_spaces():  # they cover all methods: drop settings without effect
             space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())

@@ -75,7 +75,7 @@ def train(
     if chosen.data.root is None and (root := default_root(str(values.get("data.name", chosen.data.name)))):
         values.setdefault("data.root", root)
     chosen = absolute_paths(chosen.override(values, where="--set").with_defaults())
-    chosen.require_used(values, "these settings")
+    Config.require_used(values, [chosen], "these settings")
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build

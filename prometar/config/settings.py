@@ -5,7 +5,7 @@ are those of ProMetaR's published code (CVPR 2024, commit c907bdb). Recipes chan
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -195,9 +195,11 @@ class Config(MethodConfig):
             )
         return self
 
-    def require_used(self, keys: Collection[str], name: str) -> None:
-        """Raise a UserError for the first key, given with --set, that this configuration does not have."""
-        if unused := [key for key in keys if key not in self.flat() and ".args" not in key]:
+    @staticmethod
+    def require_used(keys: Iterable[str], configs: Iterable["Config"], name: str) -> None:
+        """Raise a UserError for the first key, given with --set, that none of the configurations has."""
+        used = {key for config in configs for key in config.flat()}
+        if unused := [key for key in keys if key not in used and ".args" not in key]:
             raise UserError(f"--set {unused[0]} does not apply to {name}. Also set the kind.")
 
     def flat(self) -> ConfigData:
