@@ -63,7 +63,7 @@ def main() -> None:
         config = StudyConfig.of(dataset=f"costs:{name}", backbone=BACKBONE, pretrained="openai", trials=40)
         plan = plan_study(config)
         splits = [split for both in plan.splits.values() for split in both]
-        memory = Footprint.of(clip, splits).memory_bytes(config.run) / 2**30
+        memory = Footprint.of(clip, splits).memory_bytes(config.baseline) / 2**30
         runs, _, steps = plan.stages[TOTAL]
         hours = [f"{steps / rate / 3600:,.1f}" for rate in args.rates]
         rows.append((name, len(splits[0].classnames), runs, f"{steps:,}", f"{memory:.1f}", *hours))

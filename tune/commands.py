@@ -87,7 +87,7 @@ def reproduce(
     from prometar.data.datasets.catalog import default_root, require_name
     from tune.reproduce.grid import PROTOCOLS, Grid
     from tune.reproduce.published import protocol_settings
-    from tune.reproduce.run import run_grid
+    from tune.reproduce.run_grid import run_grid
 
     chosen, overrides = PROTOCOLS[protocol], parse_assignments(settings or [])
     if reserved := overrides.keys() & _OPTION_OF_SETTING.keys():

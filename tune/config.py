@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prometar.config.settings import (
     Config,
@@ -153,10 +153,12 @@ class StudyConfig(StrictModel):
     """Configuration of a study: baseline, search, confirmation, final test, resources and location.
 
     Args:
-        run: Configuration of the baseline on the first dataset.
+        baseline: Configuration of the baseline on the first dataset. Its key in study.yaml is `run`.
     """
 
-    run: Config
+    model_config = ConfigDict(validate_by_name=True)  # besides the alias
+
+    baseline: Config = Field(alias="run")
     search: SearchConfig
     confirm: ConfirmConfig = ConfirmConfig()
     test: FinalTestConfig = FinalTestConfig()
@@ -187,29 +189,32 @@ class StudyConfig(StrictModel):
             settings = parse_assignments(list(_as_tuple(settings)))
         by_field = {OPTIONS[name]: value for name, value in given.items()}  # e.g. {"search.trials": 3}
         for key, value in settings.items():
-            field = key if key.partition(".")[0] in cls.model_fields else f"run.{key}"
+            field = key if key.partition(".")[0] in cls.model_fields else f"baseline.{key}"
             if field in by_field:
                 raise UserError(f"--set {key} is also given as an option. Pass only one of them.")
             if field in _ONLY_AS_OPTION:
                 raise UserError(f"--set {key} is not allowed in a study. Use {_ONLY_AS_OPTION[field]}.")
             by_field[field] = value
-        run, by_field = cls._with_defaults(by_field)
+        baseline, by_field = cls._with_defaults(by_field)
         tree: dict[str, Any] = {}
         for field, value in by_field.items():
             section, _, name = field.partition(".")
             tree.setdefault(section, {})[name] = value
         try:
-            return cls.model_validate({**tree, "run": run})
+            return cls.model_validate({**tree, "baseline": baseline})
         except ValidationError as error:
             raise UserError(" ".join(_messages(error))) from None
 
     @staticmethod
     def _with_defaults(by_field: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
         """Return the baseline's configuration, and `by_field` with defaults that depend on other values."""
-        run_values = {key.removeprefix("run."): by_field[key] for key in by_field if key.startswith("run.")}
+        prefix = "baseline."
+        run_values = {
+            field.removeprefix(prefix): value for field, value in by_field.items() if field.startswith(prefix)
+        }
         datasets = tuple(map(str, _as_tuple(by_field.get("search.datasets", DEFAULT_DATASET))))
         method = run_values.pop("method", "prometar")
-        option_keys = {field.removeprefix("run.") for field in OPTIONS.values()}
+        option_keys = {field.removeprefix("baseline.") for field in OPTIONS.values()}
         set_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}  # given with --set
         by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
@@ -228,11 +233,11 @@ class StudyConfig(StrictModel):
         seed = {"train.seed": by_field.get("search.seed", 0)}
         # Messages name the option of an invalid value. Of `run_values`, only --epochs is unchecked.
         sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
-        run = absolute_paths(configure(method, by_source=sources))
-        Config.require_used(set_values, [run], "the default settings")
+        baseline = absolute_paths(configure(method, by_source=sources))
+        Config.require_used(set_values, [baseline], "the default settings")
         space = by_field.get("search.space", "default")
         if space in built_in_spaces():  # they cover all methods: drop settings without effect
-            space = load_space(space).restrict(run, fixed={EPOCHS_KEY} & run_values.keys())
+            space = load_space(space).restrict(baseline, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))
         if EPOCHS_KEY in space.ranges or len(_as_tuple(by_field.get("search.goals", "objective"))) > 1:
@@ -240,7 +245,7 @@ class StudyConfig(StrictModel):
         files = _as_tuple(by_field.get("search.enqueue", ()))
         enqueued = tuple(chain.from_iterable(load_enqueued(Path(str(file)), space) for file in files))
         search = {"datasets": datasets, "space": space, "enqueue": enqueued}
-        return run, by_field | {f"search.{name}": value for name, value in search.items()}
+        return baseline, by_field | {f"search.{name}": value for name, value in search.items()}
 
     def identity(self, digests: Mapping[str, str] = {}) -> dict[str, Any]:
         """Return the values that must not change when the study resumes.
@@ -250,7 +255,7 @@ class StudyConfig(StrictModel):
         """
         search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
         space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
-        return {**flatten(search), **space, **self.run.identity(), **digests}
+        return {**flatten(search), **space, **self.baseline.identity(), **digests}
 
     def require_same(self, previous: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         """Check that `identity` has not changed since the study was started.
@@ -282,12 +287,12 @@ class StudyConfig(StrictModel):
         Raises:
             UserError: a default value lies outside its range.
         """
-        return self.search.space.default_values(self.run)
+        return self.search.space.default_values(self.baseline)
 
     @property
     def max_epochs(self) -> int:
         """Maximum number of epochs of a trial. Upper bounds of ranges are among their probe values."""
-        return max([self.run.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
+        return max([self.baseline.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property
     def final_seeds(self) -> tuple[int, ...]:
@@ -312,38 +317,56 @@ class StudyConfig(StrictModel):
         """
         if final and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
             settings = {**settings, EPOCHS_KEY: self.test.epochs}
-        return self.run.override({**settings, "data.name": dataset, "train.seed": seed})
+        return self.baseline.override({**settings, "data.name": dataset, "train.seed": seed})
 
 
 OPTION_GROUPS: dict[str, dict[str, str]] = {
     "Basics": {
-        "dataset": "search.datasets", "data-root": "run.data.root", "trials": "search.trials",
-        "epochs": "run.train.epochs", "space": "search.space", "out": "location.out",
+        "dataset": "search.datasets",
+        "data-root": "baseline.data.root",
+        "trials": "search.trials",
+        "epochs": "baseline.train.epochs",
+        "space": "search.space",
+        "out": "location.out",
         "study": "location.study",
     },
     "Training": {
-        "method": "run.method", "backbone": "run.backbone.name", "pretrained": "run.backbone.pretrained",
+        "method": "baseline.method",
+        "backbone": "baseline.backbone.name",
+        "pretrained": "baseline.backbone.pretrained",
     },
     "Search": {
-        "sampler": "search.sampler", "pruner": "search.pruner", "seed": "search.seed",
-        "seeds-per-trial": "search.seeds_per_trial", "enqueue": "search.enqueue",
+        "sampler": "search.sampler",
+        "pruner": "search.pruner",
+        "seed": "search.seed",
+        "seeds-per-trial": "search.seeds_per_trial",
+        "enqueue": "search.enqueue",
         "max-hours": "resources.max_hours",
     },
     "Selection and test": {
-        "objective": "search.objective", "goals": "search.goals", "top": "confirm.top",
-        "final-seeds": "test.seeds", "final-epochs": "test.epochs",
+        "objective": "search.objective",
+        "goals": "search.goals",
+        "top": "confirm.top",
+        "final-seeds": "test.seeds",
+        "final-epochs": "test.epochs",
     },
     "Resources": {
-        "max-concurrent": "resources.max_concurrent", "cpus-per-trial": "resources.cpus_per_trial",
-        "gpus-per-trial": "resources.gpus_per_trial", "storage": "location.storage",
+        "max-concurrent": "resources.max_concurrent",
+        "cpus-per-trial": "resources.cpus_per_trial",
+        "gpus-per-trial": "resources.gpus_per_trial",
+        "storage": "location.storage",
         "address": "location.address",
     },
-}  # fmt: skip
+}
 """Field that each option of `tune/search.py` sets, by group of `--help`."""
 OPTIONS = {name: field for options in OPTION_GROUPS.values() for name, field in options.items()}
 """Field by option. Other fields can be set with `--set`."""
 
-_ONLY_AS_OPTION = {"run.data.name": "--dataset", "run.train.seed": "--seed", "search.space": "--space"}
+_ONLY_AS_OPTION = {
+    "baseline.data.name": "--dataset",
+    "baseline.train.seed": "--seed",
+    "search.space": "--space",
+}
 
 
 def _messages(error: ValidationError) -> Iterator[str]:

@@ -146,7 +146,9 @@ class Study:
                 self.folder,
                 selected,
                 partial(self._run_unfinished, "Final test"),
-                published={dataset.name: published_h(dataset, self.config.run) for dataset in plan.datasets},
+                published={
+                    dataset.name: published_h(dataset, self.config.baseline) for dataset in plan.datasets
+                },
                 previous=self.folder.read(FinalTest),
             )
             self.folder.write(test)
@@ -195,9 +197,9 @@ class Study:
         config, search = self.config, self.config.search
         trials, epochs = format_count(search.trials, "trial"), format_count(config.max_epochs, "epoch")
         return (
-            f"Study {self.folder.path}: {trials} of up to {epochs}, {config.run.method} on "
-            f"{' + '.join(search.datasets)} with {config.run.backbone.name}, objective {search.objective}, "
-            f"space {search.space.name}"
+            f"Study {self.folder.path}: {trials} of up to {epochs}, {config.baseline.method} on "
+            f"{' + '.join(search.datasets)} with {config.baseline.backbone.name}, "
+            f"objective {search.objective}, space {search.space.name}"
         )
 
     @contextmanager
@@ -214,7 +216,7 @@ class Study:
             config.require_same(previous.config.identity(previous.digests), digests)
         with lock_folder(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
-            memory = footprint.memory_bytes(config.run, on_gpu=uses_gpus(nodes, config.resources))
+            memory = footprint.memory_bytes(config.baseline, on_gpu=uses_gpus(nodes, config.resources))
             resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
             for line in (self._headline, str(plan), summary, *plan.notes):
                 self.console.print(line)
@@ -250,7 +252,7 @@ class Study:
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs that have no result yet. Return failure reasons by job name."""
-        from tune.stages.jobs import jobs_to_run
+        from tune.stages.study_jobs import jobs_to_run
 
         unfinished = jobs_to_run(jobs)
         return self._run(iter(unfinished), stage, len(unfinished)) if unfinished else {}

@@ -26,8 +26,8 @@ from tune.records.schema import (
 )
 from tune.space.space import build_space
 from tune.stages.final_test import _compare, _verdict
-from tune.stages.jobs import JobRunner, jobs_to_run
 from tune.stages.statistics import dataset_interval
+from tune.stages.study_jobs import JobRunner, jobs_to_run
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'

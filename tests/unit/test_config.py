@@ -79,9 +79,12 @@ def test_a_study_without_options_is_the_one_in_the_folder(tmp_path: Path) -> Non
 def test_defaults_of_embedded_and_other_datasets() -> None:
     small, large = StudyConfig.of(), StudyConfig.of(dataset="dtd", data_root="data")
     published = configure("prometar").train.epochs
-    assert (small.search.trials, small.run.train.epochs, small.run.backbone.name) == (24, 5, "mini")
-    assert (large.search.trials, large.run.train.epochs) == (40, published)
-    assert (large.run.backbone.name, large.run.backbone.pretrained) == ("ViT-B-16-quickgelu", "openai")
+    assert (small.search.trials, small.baseline.train.epochs, small.baseline.backbone.name) == (24, 5, "mini")
+    assert (large.search.trials, large.baseline.train.epochs) == (40, published)
+    assert (large.baseline.backbone.name, large.baseline.backbone.pretrained) == (
+        "ViT-B-16-quickgelu",
+        "openai",
+    )
     assert small.test.epochs == large.test.epochs == published
     assert StudyConfig.of(dataset=["textures", "dtd"]).search.trials == 40
     assert StudyConfig.of(epochs=3).max_epochs == 3
@@ -122,8 +125,8 @@ def test_paths_are_absolute(started: list[StudyConfig], tmp_path: Path) -> None:
     words = ["--backbone", "ViT-B-16", "--pretrained", "weights.safetensors", "--data-root", "data"]
     assert main(words) == 0
     (config,) = started
-    assert config.run.backbone.pretrained == str(tmp_path / "weights.safetensors")
-    assert config.run.data.root == str(tmp_path / "data")
+    assert config.baseline.backbone.pretrained == str(tmp_path / "weights.safetensors")
+    assert config.baseline.data.root == str(tmp_path / "data")
 
 
 def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:

@@ -119,7 +119,7 @@ class Records:
     @cached_property
     def baseline_config(self) -> dict[str, Any]:
         """Configuration of the baseline, by dotted key. With several datasets, `data.name` is the first."""
-        return self.config.run.flat()
+        return self.config.baseline.flat()
 
     @property
     def state_summary(self) -> str:

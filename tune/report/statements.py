@@ -225,7 +225,7 @@ def _next_step_train(records: Records, name: SettingsName) -> tuple[str, str]:
         folder = StudyFolder(records.folder).final_test_folder(0, next(iter(test.datasets)), test.seeds[0])
         config = folder / "config.yaml"  # best.yaml has the selected settings
     searched = test.selected.settings.values() if test and name == "selected" else ()
-    custom = records.config.run.custom_components or any(is_custom(str(value)) for value in searched)
+    custom = records.config.baseline.custom_components or any(is_custom(str(value)) for value in searched)
     trust = " --trust-code" if custom else ""
     return f"Train with the {LABELS[name]}:", f"prometar train --config {shlex.quote(str(config))}{trust}"
 

@@ -9,7 +9,7 @@ from prometar.errors import FIX_AND_RESUME, WorkError
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, Confirmation, TrialRecord, rank_completed
-from tune.stages.jobs import JobRunner, read_scores, trial_job
+from tune.stages.study_jobs import JobRunner, read_scores, trial_job
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:

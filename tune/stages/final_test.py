@@ -10,8 +10,8 @@ from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
-from tune.stages.jobs import JobRunner, final_job, read_scores
 from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS, dataset_interval, is_decided, min_detectable
+from tune.stages.study_jobs import JobRunner, final_job, read_scores
 
 
 def run_final_test(

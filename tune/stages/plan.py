@@ -79,8 +79,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         UserError: a dataset is missing or too small, or an option is invalid (e.g. the sampler is unknown, or
             the space is empty).
     """
-    if isinstance(build(config.run).prompts, NoPrompts):
-        raise UserError(f"--method {config.run.method} does not train. Choose a method with prompts.")
+    if isinstance(build(config.baseline).prompts, NoPrompts):
+        raise UserError(f"--method {config.baseline.method} does not train. Choose a method with prompts.")
     search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
     if not objective.for_search:
         raise UserError(f"--objective must be one of {', '.join(SEARCH_OBJECTIVES)}, got {search.objective}.")
@@ -88,7 +88,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         raise UserError(f"--goals new requires an objective that scores new classes, got {search.objective}.")
     if not search.space.ranges:
         raise UserError(
-            f"--space {search.space.name} contains no setting of {config.run.method}. Choose another space."
+            f"--space {search.space.name} contains no setting of {config.baseline.method}. "
+            "Choose another space."
         )
     if fixed := {"method", "train.seed", "data.name", "data.root"} & search.space.ranges.keys():
         raise UserError(f"--space {search.space.name} must not contain {min(fixed)}, which the study sets.")
@@ -96,20 +97,22 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     for key, entry in search.space.ranges.items():
         required = required_values(entry, search.space.ranges)  # without them, `key` has no effect
         for value in entry.probe_values:
-            build(config.run.override({**defaults, **required, key: value}))  # UserError if it is invalid
+            build(
+                config.baseline.override({**defaults, **required, key: value})
+            )  # UserError if it is invalid
     with convert_errors(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
     with convert_errors(search.pruner):
         make_pruner(search, config.max_epochs, 1)
-    weights = config.run.backbone.pretrained
-    require_backbone(config.run.backbone.name, weights)
+    weights = config.baseline.backbone.pretrained
+    require_backbone(config.baseline.backbone.name, weights)
     if weights and weights.endswith(".safetensors") and file_size(Path(weights)) is None:
         raise UserError(f"--pretrained {weights} does not exist.")
-    data, datasets = config.run.data, list[Dataset]()
+    data, datasets = config.baseline.data, list[Dataset]()
     for name in search.datasets:  # `data.args` applies only to `data.name`, the first dataset
         reject_output_in_dataset(config.location.out / config.name, name, data.root)
         datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
-    options = {"shots": data.shots, "seed": config.run.train.seed, "val_per_class": search.val_per_class}
+    options = {"shots": data.shots, "seed": config.baseline.train.seed, "val_per_class": search.val_per_class}
     splits = {
         name: (split_dataset(search.objective, dataset, **options), split_dataset(FINAL, dataset, **options))
         for name, dataset in zip(search.datasets, datasets, strict=True)
@@ -127,13 +130,13 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
         UserError: the weights are missing, a component fails, or a dataset has too few out-of-domain names.
     """
     search = config.search
-    backbone = load_backbone(config.run.backbone.name, config.run.backbone.pretrained)
-    check_components(config.run, backbone.clip)
+    backbone = load_backbone(config.baseline.backbone.name, config.baseline.backbone.pretrained)
+    check_components(config.baseline, backbone.clip)
     digests = {f"split of {dataset.name}": dataset.digest[:12] for dataset in plan.datasets}
     digests["weights"] = backbone.digest[:12]
     searched = [str(value) for key in search.space.ranges for value in search.space.probe_values(key)]
     names = [search.objective, search.sampler, search.pruner, *search.datasets, *searched]
-    components = [*filter(is_custom, names), *config.run.custom_components.values()]
+    components = [*filter(is_custom, names), *config.baseline.custom_components.values()]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components}
     splits = [split for pair in plan.splits.values() for split in pair]
     if objective_of(search.objective).predicts_new:
@@ -148,7 +151,7 @@ def _stages(
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return the stages and the remarks of a plan."""
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
-    batch_sizes = (config.run.train.batch_size, *search.space.probe_values("train.batch_size"))
+    batch_sizes = (config.baseline.train.batch_size, *search.space.probe_values("train.batch_size"))
     smallest_batch = min(map(int, batch_sizes))  # gives the maximum number of steps
     transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
     search_steps, final_steps = (
@@ -188,7 +191,7 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = torch.cuda.device_count()
     nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(total_bytes)}]
-    memory = footprint.memory_bytes(config.run, on_gpu=uses_gpus(nodes, config.resources))
+    memory = footprint.memory_bytes(config.baseline, on_gpu=uses_gpus(nodes, config.resources))
     resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = _seconds_per_step(config)
@@ -199,7 +202,7 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
 
 def _seconds_per_step(config: StudyConfig) -> float:
     """Return the mean duration of a training step of the baseline, including data loading."""
-    run = build_run(config.run, config.search.objective, val_per_class=config.search.val_per_class)
+    run = build_run(config.baseline, config.search.objective, val_per_class=config.search.val_per_class)
     state, sgd, started = initial_state(run), sgd_config(run.config, 0), 0.0
     for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
         state, scalars = train_step(run, state, batch, sgd)

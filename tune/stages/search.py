@@ -8,7 +8,7 @@ from tune.config import StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, TrialRecord
-from tune.stages.jobs import trial_job
+from tune.stages.study_jobs import trial_job
 from tune.store.trial_store import TrialStore
 
 

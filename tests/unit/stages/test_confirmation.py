@@ -16,7 +16,7 @@ from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import Confirmation, RunScore, TrialRecord
 from tune.stages.confirmation import choose_trials, confirm
-from tune.stages.jobs import jobs_to_run
+from tune.stages.study_jobs import jobs_to_run
 
 Results = Mapping[tuple[int, int], float | str]
 """Objective or failure reason, by trial number and seed."""
@@ -98,7 +98,7 @@ def test_no_rerun_without_a_choice(scores: list[float], top: int, selected: int,
 
 
 def test_a_result_of_other_settings_is_deleted_in_every_run_of_a_job(tmp_path: Path) -> None:
-    config = small_config(tmp_path).run
+    config = small_config(tmp_path).baseline
     figures = {"objective": 1.0, "base": 1.0, "new": 1.0, "seconds": 1.0}
     write_result(tmp_path / "second", config.override({"optim.lr": 0.5}), "base_val", figures)
     job = Job("both", {tmp_path / "first": config, tmp_path / "second": config}, "base_val", 2)

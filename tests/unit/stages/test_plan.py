@@ -12,8 +12,8 @@ from tests.support.own import PARTS
 from tune import Space, StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
-from tune.stages.jobs import final_job, trial_job
 from tune.stages.plan import plan_study
+from tune.stages.study_jobs import final_job, trial_job
 
 
 def config_of(tmp_path: Path, *, ranges: dict[str, Any] | None = None, **options: Any) -> StudyConfig:
