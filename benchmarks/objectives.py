@@ -5,8 +5,9 @@
     python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/results.md] [--block objectives]
 
 The default settings and random samples of a space are trained with several seeds on all base classes, scored
-as in a search, and tested. Scores of one seed are compared with test results of the other seeds. Rerun the
-same command to resume from the records in --out. `--show` prints the tables of a file written by --evidence.
+as in a search, and tested. Scores of one seed are compared with test results of the other seeds. Settings
+that diverge with one of the seeds have no test result, so they are excluded. Rerun the same command to resume
+from the records in --out. `--show` prints the tables of a file written by --evidence.
 
 Drift is also measured over the true names of the new classes, which a search does not know. This bounds the
 gain of users who can name future classes before they have images of them.
@@ -47,6 +48,8 @@ Floats = NDArray[np.float64]
 EVIDENCE = Path(__file__).with_suffix(".json")
 SEEN = ("base", "zero_shot", "divergence")
 """Values from which a search computes the score `drift`. `divergence` is the drift."""
+DIVERGED = "diverged"
+"""Key of the error message in the record of a run that diverged. The record has no other keys."""
 NAMED = "named divergence"
 """Drift over the true names of the new classes."""
 
@@ -59,6 +62,7 @@ class Table:
         classes, names: Number of base classes, and of out-of-domain names.
         tests: H on the test images. base, new: Accuracy on them.
         signals: Figures that predict test results, by name.
+        num_diverged: Number of settings that diverged and are therefore excluded.
     """
 
     dataset: str
@@ -68,6 +72,7 @@ class Table:
     base: Floats
     new: Floats
     signals: Mapping[str, Floats]
+    num_diverged: int = 0
 
 
 def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
@@ -77,8 +82,18 @@ def read_evidence(path: Path) -> tuple[dict[str, Any], list[Table]]:
     for each in found.pop("tables"):
         tests, base, new = (np.array(each[name], np.float64) for name in ("tests", "base", "new"))
         signals = {name: np.array(values, np.float64) for name, values in each["signals"].items()}
-        counts = each["classes"], each["names"]
-        tables.append(Table(each["dataset"], *counts, tests, base, new, signals))
+        tables.append(
+            Table(
+                each["dataset"],
+                each["classes"],
+                each["names"],
+                tests,
+                base,
+                new,
+                signals,
+                each.get(DIVERGED, 0),
+            )
+        )
     return found, tables
 
 
@@ -95,7 +110,7 @@ def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) ->
 
 
 def train(config: Config, path: Path) -> None:
-    """Train a run, test it, score it as `drift` does, and write the record."""
+    """Train a run, test it, score it as `drift` does, and write the record. It says if the run diverged."""
     torch.set_num_threads(1)
     run, scored_run = build_run(config, "final"), build_run(config, "drift")
     new_names = classnames(run.evaluations["new"].plan.items)
@@ -109,13 +124,16 @@ def train(config: Config, path: Path) -> None:
             last = session.history[-1]
             session.run = scored_run  # the same prompts, on other images
             seen = session.score()
-            record = {"H": last["objective"], "base": last["base"], "new": last["new"]}
+            record: dict[str, float | str] = {
+                "H": last["objective"],
+                "base": last["base"],
+                "new": last["new"],
+            }
             record |= {f"seen {name}": seen[name] for name in (*SEEN, "objective")}
             session.run = informed_run
             record[f"seen {NAMED}"] = session.score()["divergence"]
-        except WorkError as error:  # a diverged run is a result too
-            seen_names = (f"seen {name}" for name in (*SEEN, "objective", NAMED))
-            record = dict.fromkeys(("H", "base", "new", *seen_names), 0.0)
+        except WorkError as error:
+            record = {DIVERGED: str(error)}
             print(f"{path.stem}: {error}", flush=True)
     write_atomically(path, json.dumps(record).encode())
 
@@ -136,10 +154,9 @@ def measure(args: argparse.Namespace) -> None:
             done.result()
             print(f"{number} of {len(todo)} runs", flush=True)
 
-    def grid(dataset: str, name: str) -> list[list[float]]:
+    def records(dataset: str) -> list[list[dict[str, Any]]]:
         settings = range(args.settings + 1)
-        records = [[json.loads(runs[dataset, k, s].read_text("utf-8")) for s in args.seeds] for k in settings]
-        return [[round(record[name], 6) for record in row] for row in records]
+        return [[json.loads(runs[dataset, k, s].read_text("utf-8")) for s in args.seeds] for k in settings]
 
     def counts(dataset: str) -> dict[str, int]:
         config = config_of(args, dataset, 0, args.seeds[0])
@@ -147,21 +164,30 @@ def measure(args: argparse.Namespace) -> None:
         names = out_of_domain_names(opened, backbone.vocabulary)
         return {"classes": len(base_labels(opened.train)), "names": len(names)}
 
-    tables = [
-        {
-            "dataset": dataset,
-            **counts(dataset),
-            "tests": grid(dataset, "H"),
-            "base": grid(dataset, "base"),
-            "new": grid(dataset, "new"),
-            "signals": {name: grid(dataset, f"seen {name}") for name in (*SEEN, NAMED)},
-        }
-        for dataset in args.sets
-    ]
+    tables = [{"dataset": name, **counts(name), **figures(records(name), name)} for name in args.sets]
     options = {key: getattr(args, key) for key in ("space", "settings", "seeds", "epochs")}
     write_atomically(
         args.evidence, json.dumps({"machine": describe(threads=1), **options, "tables": tables}).encode()
     )
+
+
+def figures(records: Sequence[Sequence[Mapping[str, Any]]], dataset: str) -> dict[str, Any]:
+    """Return figures of a dataset (settings x seeds) without settings that diverged with one of the seeds.
+
+    Raises:
+        WorkError: the default settings diverged, so there is nothing to compare with.
+    """
+    diverged = [any(DIVERGED in record for record in row) for row in records]
+    if diverged[0]:
+        raise WorkError(f"The default settings diverged on {dataset}. Omit this dataset.")
+    rows = [row for row, excluded in zip(records, diverged, strict=True) if not excluded]
+
+    def grid(name: str) -> list[list[float]]:
+        return [[round(record[name], 6) for record in row] for row in rows]
+
+    signals = {name: grid(f"seen {name}") for name in (*SEEN, NAMED)}
+    figures_by_name = {"tests": grid("H"), "base": grid("base"), "new": grid("new"), "signals": signals}
+    return {DIVERGED: sum(diverged), **figures_by_name}
 
 
 # Evaluation
@@ -248,6 +274,8 @@ def main() -> None:
         f"{how['machine']}. {sets}: the default settings and {how['settings']} samples of `{how['space']}`, "
         f"{how['epochs']} epochs, seeds {seeds}."
     )
+    if num_diverged := sum(t.num_diverged for t in tables):
+        head += f" {num_diverged} settings that diverged are excluded."
     publish(f"{head}\n\n{scores_table(tables)}\n\n{accuracies_table(tables)}", args.doc, args.block)
 
 

@@ -22,7 +22,7 @@ from prometar.io.custom import is_custom
 from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import StepCallback
-from prometar.training.run import backbone_of, build_run
+from prometar.training.run import build_run, cached_backbone
 from prometar.training.run_result import RESULT_FILE, EpochRecord, RunResult, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.session import Session
@@ -102,6 +102,7 @@ def write_result(
         weights_digest=run.backbone.digest,
         environment=environment(),
         code=run.code_digests,
+        val_per_class=run.val_per_class,
         cpus=cpus,
         gpus=gpus,
     )
@@ -122,7 +123,7 @@ def evaluate_run(folder: Path, *, trust_code: bool = False) -> dict[str, float]:
     objective = result.objective
     if is_custom(objective) and not trust_code:
         raise UserError(f"{folder} uses objective {objective}. Review its code, then pass --trust-code.")
-    return Session(build_run(config, objective), folder).score()
+    return Session(build_run(config, objective, val_per_class=result.val_per_class), folder).score()
 
 
 def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: StreamFn = stream_local) -> float:
@@ -161,7 +162,7 @@ def load_run_classifier(folder: Path, *, trust_code: bool = False) -> Classifier
     config, checkpoint, result = _load_finished(folder, trust_code)
     if checkpoint.run_digest != result.run_digest:
         raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
-    backbone = backbone_of(config.backbone)
+    backbone = cached_backbone(config.backbone)
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"The weights of {pretrained} have changed since {folder} was trained. Restore them.")

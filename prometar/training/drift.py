@@ -100,22 +100,33 @@ def drift_scores(
     assert class_text_CE is not None
     assert name_text_VE is not None
     prompt_tokens = base_model.prompts.tokens(dict(leaves))
-    prompted, frozen, labels = [], [], []
+    prompted: list[Tensor] = []
+    frozen: list[Tensor] = []
+    labels: list[Tensor] = []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
         embedded_BTD = cached_embedding(backbone.clip, pixels, cache, batch.step)
         frozen.append(frozen_image_features(backbone.clip, embedded_BTD, cache, batch.step))
         prompted.append(F.normalize(base_model.image_features(prompt_tokens, embedded_BTD), dim=-1))
         labels.append(torch.from_numpy(batch.labels))
-    image_NE, frozen_NE, labels_N = torch.cat(prompted), torch.cat(frozen), torch.cat(labels)
-    drift = mean_drift(
-        image_NE,
-        out_of_domain_model.text_features(prompt_tokens, frozen_NE),
-        frozen_image_NE=frozen_NE,
-        frozen_text_VE=name_text_VE,
-        scale=backbone.clip.logit_scale,
-    )
-    prompted_cosines_NC = similarity(image_NE, base_model.text_features(prompt_tokens, frozen_NE))
+    frozen_NE, labels_N = torch.cat(frozen), torch.cat(labels)
+    if not base_model.prompts.conditional:
+        prompted, frozen = [torch.cat(prompted)], [frozen_NE]
+    # Conditional prompts have texts for each image, so those of all images at once would not fit into memory.
+    divergences: list[float] = []
+    cosines: list[Tensor] = []
+    for image_BE, frozen_BE in zip(prompted, frozen, strict=True):
+        divergence = mean_drift(
+            image_BE,
+            out_of_domain_model.text_features(prompt_tokens, frozen_BE),
+            frozen_image_NE=frozen_BE,
+            frozen_text_VE=name_text_VE,
+            scale=backbone.clip.logit_scale,
+        )
+        divergences.append(len(image_BE) / len(labels_N) * divergence)
+        cosines.append(similarity(image_BE, base_model.text_features(prompt_tokens, frozen_BE)))
+    drift = sum(divergences)
+    prompted_cosines_NC = torch.cat(cosines)
     if not (math.isfinite(drift) and bool(prompted_cosines_NC.isfinite().all())):
         raise not_finite_error(backbone)
     accuracy, zero_shot = (

@@ -54,6 +54,7 @@ class Run:
         cache_key: Key of the dataset and the backbone in caches.
         out_of_domain_model: Prompted CLIP with out-of-domain names as classes. None if drift is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
+        val_per_class: Maximum number of validation images per class.
     """
 
     config: Config
@@ -68,6 +69,7 @@ class Run:
     cache_key: tuple[Hashable, ...]
     out_of_domain_model: PromptedClip | None
     code_digests: dict[str, str]
+    val_per_class: int
 
     @cached_property
     def digest(self) -> str:
@@ -86,7 +88,7 @@ def backbone_of(config: BackboneConfig) -> Backbone:
     return load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
 
 
-_cached_backbone = lru_cache(maxsize=2)(backbone_of)
+cached_backbone = lru_cache(maxsize=2)(backbone_of)
 
 
 @lru_cache(maxsize=16)
@@ -97,7 +99,7 @@ def _cached_dataset(name: str, root: str | None, args_json: str, code_digest: st
 
 @lru_cache(maxsize=32)
 def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
-    backbone = _cached_backbone(config)
+    backbone = cached_backbone(config)
     return cached_text_features(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
 
 
@@ -120,7 +122,7 @@ def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) 
 
 def clear_caches() -> None:
     """Clear the caches of backbones, datasets and features in this process."""
-    for cached in (_cached_backbone, _cached_dataset, _text_features):
+    for cached in (cached_backbone, _cached_dataset, _text_features):
         cached.cache_clear()
     _IMAGE_FEATURES.clear()
 
@@ -135,7 +137,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     code_digest = source_digest(config.data.reference) if config.data.reference else ""
     dataset_key = (config.data.name, config.data.root, json.dumps(config.data.args), code_digest)
     dataset = _cached_dataset(*dataset_key)
-    backbone = _cached_backbone(config.backbone)
+    backbone = cached_backbone(config.backbone)
     if config.custom_components:
         check_components(config, backbone.clip)
     if not has_image_prompts(method.prompts):  # then the image tower's output is constant and can be cached
@@ -185,6 +187,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         cache_key=cache_key,
         out_of_domain_model=out_of_domain_model,
         code_digests={name: source_digest(name) for name in components if is_custom(name)},
+        val_per_class=val_per_class,
     )
 
 

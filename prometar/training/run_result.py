@@ -28,6 +28,7 @@ class RunResult(BaseModel):
         run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the weights.
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
+        val_per_class: Maximum number of validation images per class.
         cpus, gpus: Allocated resources, or None if unknown.
         tests: For each additional test dataset: accuracy in percent on all classes, digest of its splits.
     """
@@ -46,6 +47,7 @@ class RunResult(BaseModel):
     weights_digest: str = Field(alias="weights")
     environment: dict[str, str]
     code: dict[str, str] = Field(default_factory=dict)
+    val_per_class: int = 20
     cpus: float | None = None
     gpus: float | None = None
     tests: dict[str, tuple[Percent, str]] = Field(default_factory=dict)

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 
 from prometar.data.datasets.catalog import open_dataset
+from prometar.errors import WorkError
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -71,6 +72,21 @@ def test_help(name: str, run: Callable[..., None], capsys: pytest.CaptureFixture
         run(name, "--help")
     assert ended.value.code == 0
     assert "--quick" in capsys.readouterr().out
+
+
+def test_settings_that_diverged_are_excluded_from_the_ranking_of_objectives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    objectives = importlib.import_module("objectives")
+    names = ("H", "base", "new", *(f"seen {name}" for name in (*objectives.SEEN, objectives.NAMED)))
+    good = dict.fromkeys(names, 50.0)
+    diverged = {objectives.DIVERGED: "Loss is nan at step 3."}
+    found = objectives.figures([[good, good], [good, diverged], [good, good]], "cells")
+    assert found[objectives.DIVERGED] == 1
+    assert found["tests"] == found["signals"]["divergence"] == [[50.0, 50.0]] * 2
+    with pytest.raises(WorkError, match="The default settings diverged on cells"):
+        objectives.figures([[diverged, good], [good, good]], "cells")
 
 
 def test_pixels_of_the_suite_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,26 @@
 """A run's folder: what a run writes there, and what it leaves alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from prometar import runs
+from prometar.clip import openclip
+from prometar.clip.openclip import Backbone
 from prometar.config.settings import Config, configure, dump_config
+from prometar.data.streaming.stream import stream_local
 from prometar.embedded.weights import load_mini
 from prometar.environment import environment
 from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.io.custom import source_digest
 from prometar.io.files import lock_folder
-from prometar.training.run import clear_caches
+from prometar.training import run as training_run
+from prometar.training.run import build_run, clear_caches
 from prometar.training.run_result import read_result
+from prometar.training.session import Session
 from tests.support.own import write_parts
 
 
@@ -66,6 +72,37 @@ def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) 
     with pytest.raises(UserError, match="has no checkpoint"):
         runs.evaluate_run(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_scored_on_fewer_validation_images_can_be_evaluated_again(
+    config: Config, tmp_path: Path
+) -> None:
+    """A study may set `search.val_per_class`, on which the digest of a run depends."""
+    run = build_run(config, "base_val", val_per_class=1)
+    session = Session(run, tmp_path)
+    scores = session.run_epoch()
+    runs.write_result(tmp_path, session)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    result = read_result(tmp_path)
+    assert (result.val_per_class, result.images) == (1, {"base": 3})
+    assert runs.evaluate_run(tmp_path)["base"] == scores["base"]
+
+
+def test_a_test_on_other_datasets_uses_the_backbone_of_the_training(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load_backbone(name: str, *args: Any, **options: Any) -> Backbone:
+        loaded.append(name)
+        return openclip.load_backbone(name, *args, **options)
+
+    monkeypatch.setattr(training_run, "load_backbone", load_backbone)
+    clear_caches()
+    runs.train_run(config, tmp_path)
+    runs.evaluate_on_targets(tmp_path, ["dtd"], stream_local)
+    assert read_result(tmp_path).tests.keys() == {"dtd"}
+    assert loaded == ["mini"]
 
 
 def test_custom_code_is_recorded(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from prometar.config.settings import Config
 from prometar.errors import UserError, WorkError
+from prometar.methods.prompts import Tensors
+from prometar.step.prompted_clip import PromptedClip
 from prometar.training.drift import mean_drift, out_of_domain_names
-from prometar.training.run import Run, build_run
+from prometar.training.run import Run, build_run, clear_caches
 from prometar.training.session import Session
 
 
@@ -46,6 +49,34 @@ def test_new_accuracy_is_zero_shot_before_training_and_falls_with_drift(
     assert 0.1 < score["divergence"] < limit
     assert score["new"] < score["zero_shot"]
     assert score["new"] == pytest.approx((1 - weight) * score["zero_shot"] + weight * 100 / 16)
+
+
+def test_texts_of_conditional_prompts_are_encoded_batch_by_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All texts at once would need gigabytes for a dataset with many classes and validation images."""
+    config = Config(method="cocoop").override({"data.shots": 1, "train.epochs": 1})
+    run = build_run(config, "drift", val_per_class=5)
+    session = Session(run, tmp_path)
+    num_images: list[int] = []
+    encode = PromptedClip.text_features
+
+    def text_features(model: PromptedClip, tokens: Tensors, frozen_BE: Tensor | None = None) -> Tensor:
+        num_images.append(0 if frozen_BE is None else len(frozen_BE))
+        return encode(model, tokens, frozen_BE)
+
+    monkeypatch.setattr(PromptedClip, "text_features", text_features)
+    score = session.score()
+    total = len(run.evaluations["base"].plan.items)
+    assert total == 80
+    assert num_images == [64, 64, 16, 16]
+    clear_caches()
+    plan = replace(run.evaluations["base"].plan, batch_size=total)
+    whole = replace(run.evaluations["base"], plan=plan, cache={})
+    session.run = replace(run, evaluations={"base": whole})
+    at_once = session.score()
+    assert num_images[4:] == [80, 80]
+    assert score == pytest.approx(at_once, rel=1e-4)
 
 
 def test_foreign_names_share_no_word_with_the_classes(run: Run) -> None:
