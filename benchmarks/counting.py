@@ -45,7 +45,7 @@ class Rehearsal:
     def __call__(self) -> object:
         model, method = self.model, self.method
         whole, task = embed_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, cache=self.cache)
-        if not self.state.prompts:
+        if not self.state.leaves:
             return whole
         num_support = len(self.labels_B) - self.num_query
         if method.inner is not None and num_support:

@@ -48,7 +48,7 @@ def prompts_after(run: Run) -> dict[str, Tensor]:
     """Train one epoch. Return the prompts."""
     batches = stream_local(run.plan, run.dataset.source)
     state, _ = train_epoch(run, initial_state(run), batches)
-    return to_cpu(state.prompts)
+    return to_cpu(state.leaves)
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -70,7 +70,7 @@ def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
         for _ in range(2 // sessions):
             session.run_epoch()
         session.close()
-    return to_cpu(session.state.prompts)
+    return to_cpu(session.state.leaves)
 
 
 def repeat() -> Figures:

@@ -70,7 +70,7 @@ def make_step(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
 
         plain = plain_clip(backbone).to(device=DEVICE)
         reference = Released(
-            plain, tokens, teacher, state.prompts, state.gate, 50, 20, 8, 5e-4, 5e-4, 0.0025, 1e-6
+            plain, tokens, teacher, state.leaves, state.gate, 50, 20, 8, 5e-4, 5e-4, 0.0025, 1e-6
         )
         return lambda: reference.step(images, labels, task)
     model = build_model(clip, method.prompts, tokens, teacher)

@@ -166,7 +166,7 @@ def load_run_classifier(folder: Path, *, trust_code: bool = False) -> Classifier
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"The weights of {pretrained} have changed since {folder} was trained. Restore them.")
-    leaves = checkpoint.state.to(backbone.clip.device).evaluation_prompts
+    leaves = checkpoint.state.to(backbone.clip.device).evaluation_leaves
     path, code = folder / "checkpoint.safetensors", result.code
     component = checked_prompt_component(path, config, backbone.clip, leaves, code)
     return Classifier(backbone, component, leaves, config, result.classnames, result.template)

@@ -81,7 +81,7 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
     rng = meta_task_rng(run.config.train.seed, state.step)
     selection = leave_one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
-    if selection is None or not state.prompts:
+    if selection is None or not state.leaves:
         return None
     images = run.backbone.normalize(torch.from_numpy(batch.images))
     _, meta_task = embed_batch(clip, method, images, labels, send(selection, images.device))

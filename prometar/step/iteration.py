@@ -51,12 +51,12 @@ def step(
     (skipped without an inner loop, a meta task or learnable prompts): compute theta' = theta - inner_lr g on
     the support; update theta and gate by SGD on outer_weight * query loss(theta'). Both phases share momenta.
     """
-    tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
+    tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.leaves)
     gradients, losses = _gradients(model, method, tokens, batch)
     gradient = tokens_vjp(_modulate(method, state.gate, gradients))
     logged = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
     state = _update(state, gradient, {}, config)
-    if method.inner is not None and meta_task is not None and state.prompts:
+    if method.inner is not None and meta_task is not None and state.leaves:
         gradient, g_gate, losses = _meta_gradients(model, method, method.inner, state, *meta_task)
         state = _update(state, gradient, g_gate, config)
         logged |= {name: loss.detach() for name, loss in losses.items()}
@@ -66,8 +66,8 @@ def step(
 def _update(state: State, g_prompts: Tensors, g_gate: Tensors, config: SgdConfig) -> State:
     """Return the state after an SGD step of the prompts, and of the gate if `g_gate` is not empty."""
     common = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-    leaves, momenta = sgd(state.prompts, state.prompt_momenta, g_prompts, lr=config.prompt_lr, **common)
-    state = replace(state, prompts=leaves, prompt_momenta=momenta)
+    leaves, momenta = sgd(state.leaves, state.prompt_momenta, g_prompts, lr=config.prompt_lr, **common)
+    state = replace(state, leaves=leaves, prompt_momenta=momenta)
     if g_gate:
         leaves, momenta = sgd(state.gate, state.gate_momenta, g_gate, lr=config.gate_lr, **common)
         state = replace(state, gate=leaves, gate_momenta=momenta)
@@ -87,7 +87,7 @@ def _meta_gradients(
     the query gradient at the adapted tokens to gradients of the prompts and the gate, and to cotangents u_k
     of g_k. With second order, sum_k H_k u_k is pulled back to the prompts and added to the prompts' gradient.
     """
-    tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.prompts)
+    tokens, _, tokens_vjp = vjp(partial(_tokens, method), state.leaves)
     support_hvp: Hvp | None = None
     if inner.second_order:
         support_gradients, losses, support_hvp = _gradients_and_hvp(model, method, tokens, support)
@@ -101,7 +101,7 @@ def _meta_gradients(
         _, _, inner_vjp = vjp(partial(_tokens, method), inner_prompts, differentiable=True)
         return _tokens(method, inner(prompts, inner_vjp(_modulate(method, gate, gradients))))
 
-    groups = {"prompts": state.prompts, "gate": state.gate, "gradient": support_gradients}
+    groups = {"prompts": state.leaves, "gate": state.gate, "gradient": support_gradients}
     inputs = {f"{name}/{key}": leaf for name, group in groups.items() for key, leaf in group.items()}
     adapted, _, adapt_vjp = vjp(adapt, inputs)
     query_gradient, query_loss = _query_gradient(model, adapted, query, inner.outer_weight)

@@ -11,12 +11,14 @@ from prometar.methods.prompts import Leaves, Tensors
 
 @dataclass(frozen=True)
 class State:
-    """Prompts and modulator tensors (`gate`), the momenta of both, averaged prompts, and the number of steps.
+    """Leaves, modulator tensors (`gate`), the momenta of both, averaged leaves, and the number of steps.
+
+    `leaves`: the learned tensors of all parts of the method, by name, for example `text.0`.
 
     Data order, augmentations and meta tasks are functions of (seed, step), so this state suffices to resume.
     """
 
-    prompts: Leaves
+    leaves: Leaves
     prompt_momenta: Tensors
     gate: Leaves
     gate_momenta: Tensors
@@ -24,18 +26,22 @@ class State:
     step: int = 0
 
     @staticmethod
-    def start(prompts: Leaves, gate: Leaves) -> "State":
+    def start(leaves: Leaves, gate: Leaves) -> "State":
         """Return the state at step 0, with zero momenta and no average."""
-        return State(prompts, tree_map(torch.zeros_like, prompts), gate, tree_map(torch.zeros_like, gate), {})
+        return State(leaves, tree_map(torch.zeros_like, leaves), gate, tree_map(torch.zeros_like, gate), {})
 
     @property
-    def evaluation_prompts(self) -> Leaves:
-        """Prompts for evaluation: the average over epochs, or the last prompts if there is no average."""
-        return self.average or self.prompts
+    def evaluation_leaves(self) -> Leaves:
+        """Leaves for evaluation: the average over epochs, or the last leaves if there is no average."""
+        return self.average or self.leaves
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors, named "<group>/<leaf>"."""
-        return {f"{group}/{name}": leaf for group in _GROUPS for name, leaf in getattr(self, group).items()}
+        return {
+            f"{stored}/{name}": leaf
+            for group, stored in _STORED_NAMES.items()
+            for name, leaf in getattr(self, group).items()
+        }
 
     def to(self, device: torch.device) -> "State":
         """Return the state with all tensors on `device`."""
@@ -45,11 +51,19 @@ class State:
     @staticmethod
     def from_tensors(tensors: Tensors, step: int) -> "State":
         """Return the state with these tensors, named as in the result of `State.tensors`."""
-        groups: dict[str, Tensors] = {group: {} for group in _GROUPS}
+        groups: dict[str, Tensors] = {group: {} for group in _STORED_NAMES}
+        attributes = {stored: group for group, stored in _STORED_NAMES.items()}
         for key, value in tensors.items():
-            group, _, name = key.partition("/")
-            groups[group][name] = value
+            stored, _, name = key.partition("/")
+            groups[attributes[stored]][name] = value
         return State(**groups, step=step)
 
 
-_GROUPS = ("prompts", "prompt_momenta", "gate", "gate_momenta", "average")
+_STORED_NAMES = {
+    "leaves": "prompts",
+    "prompt_momenta": "prompt_momenta",
+    "gate": "gate",
+    "gate_momenta": "gate_momenta",
+    "average": "average",
+}
+"""Names of the groups of tensors in checkpoints, which version 0.2 defined."""

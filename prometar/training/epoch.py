@@ -51,13 +51,13 @@ def train_epoch(
     names = dict.fromkeys(name for losses in step_losses for name in losses)
     stacked = {name: torch.stack([each[name] for each in step_losses if name in each]) for name in names}
     # This is the only synchronization with the device in an epoch.
-    by_name, finite = to_cpu((stacked, [leaf.isfinite().all() for leaf in state.prompts.values()]))
+    by_name, finite = to_cpu((stacked, [leaf.isfinite().all() for leaf in state.leaves.values()]))
     loss, fix = by_name["direct_ce"], "Lower optim.lr or set backbone.precision=fp32."
     if len(bad := (~loss.isfinite()).nonzero()):
         raise WorkError(f"The loss is {float(loss[bad[0, 0]])} at step {start + int(bad[0, 0]) + 1}. {fix}")
     if not all(map(bool, finite)):
         raise WorkError(f"The prompts are not finite after step {state.step}. {fix}")
-    average = run.method.averager(state.average, state.prompts, epoch, run.config.train.epochs)
+    average = run.method.averager(state.average, state.leaves, epoch, run.config.train.epochs)
     # A custom averager may return the prompts themselves, but safetensors rejects tensors that share memory.
     if "averager" in run.config.custom_components:
         average = {name: leaf.clone() for name, leaf in average.items()}

@@ -85,7 +85,7 @@ class Session:
                 raise WorkError(f"{self._path} belongs to a run with other {inputs}.", "Use another --out.")
         expected = self.state.tensors()
         if checkpoint.state.average:
-            expected |= {f"average/{name}": leaf for name, leaf in self.state.prompts.items()}
+            expected |= {f"average/{name}": leaf for name, leaf in self.state.leaves.items()}
         if problem := describe_mismatch(expected, checkpoint.state.tensors()):
             raise checkpoint_error(self._path, problem)
         if (epochs := len(checkpoint.history)) > self.run.config.train.epochs:
@@ -104,7 +104,7 @@ class Session:
             WorkError: a loss, a prompt or a logit is not finite, or an image is corrupt.
             InfrastructureError: the checkpoint cannot be written.
         """
-        batches = self._remaining_batches() if self.state.prompts else None  # no prompts: nothing to train
+        batches = self._remaining_batches() if self.state.leaves else None  # no prompts: nothing to train
         started, losses = time.perf_counter(), dict[str, float]()
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)
@@ -131,7 +131,7 @@ class Session:
 
     def score(self) -> dict[str, float]:
         """Return the accuracies in percent, the resulting score (`objective`) and, if measured, the drift."""
-        backbone, leaves, sets = self.run.backbone, self.state.evaluation_prompts, self.run.evaluations
+        backbone, leaves, sets = self.run.backbone, self.state.evaluation_leaves, self.run.evaluations
         if self.run.out_of_domain_model is not None:
             base, out_of_domain_model = sets["base"], self.run.out_of_domain_model
             batches = self._eval_batches(base)

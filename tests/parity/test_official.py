@@ -45,7 +45,7 @@ def test_recordings_of_other_names(folder: str, tmp_path: Path, monkeypatch: pyt
 def test_the_trajectory_is_the_official_one(path: Path) -> None:
     run = load_official(path)
     method, model, state = run.method, run.model("classnames"), State.start(run.leaves("step0/prompt/"), {})
-    assert state.prompts
+    assert state.leaves
     for index, images, labels in run.steps():
         epoch, place = divmod(index - 1, run.meta["steps_per_epoch"])
         now = sgd_config(run.config, epoch)
@@ -53,15 +53,15 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
         batch = embed_batch(model.clip, method, images, labels, None)
         state, scalars = step(model, method, state, *batch, now)
         close(total(run, scalars), run.tensor(f"step{index}/loss"))
-        close_leaves(state.prompts, run.leaves(f"step{index}/prompt/"))
+        close_leaves(state.leaves, run.leaves(f"step{index}/prompt/"))
         if place == run.meta["steps_per_epoch"] - 1:
-            average = method.averager(state.average, state.prompts, epoch, run.meta["epochs"])
+            average = method.averager(state.average, state.leaves, epoch, run.meta["epochs"])
             state = replace(state, average=average)
             close_average(run, state, epoch)
     assert state.step == run.meta["steps"]
-    close_leaves(state.evaluation_prompts, run.leaves("final/prompt/"))
+    close_leaves(state.evaluation_leaves, run.leaves("final/prompt/"))
     for names, key in (("classnames", "eval/logits"), ("new_classnames", "eval/new_logits")):
-        close(logits(run, names, state.evaluation_prompts), run.tensor(key))
+        close(logits(run, names, state.evaluation_leaves), run.tensor(key))
 
 
 def total(run: Official, scalars: Losses) -> Tensor:

@@ -67,7 +67,7 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
     prompts = method.prompts.initialize(clip, tokenize(["a photo of a"])[0, 1:5], generator)
     state = State.start(prompts, method.modulator.initialize(prompts, generator))
     reference = Released(
-        clip, tokenize(texts), teacher, state.prompts, state.gate, 50, 20, 8, 0.5, 1.0, 0.02, 0.05
+        clip, tokenize(texts), teacher, state.leaves, state.gate, 50, 20, 8, 0.5, 1.0, 0.02, 0.05
     )
     rng = np.random.default_rng(seed)
     for _ in range(2):
@@ -78,6 +78,6 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
         state, scalars = step(model, method, state, *batch, SgdConfig(0.02, 0.05))
         log = reference.step(images, target, task)
         assert {name: float(value) for name, value in scalars.items()} == pytest.approx(log, abs=1e-9)
-        for ours, theirs in ((state.prompts, reference.prompts), (state.gate, reference.gate)):
+        for ours, theirs in ((state.leaves, reference.prompts), (state.gate, reference.gate)):
             for name, value in theirs.items():
                 torch.testing.assert_close(ours[name], value.detach(), rtol=0, atol=1e-9)

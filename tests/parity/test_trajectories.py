@@ -34,13 +34,13 @@ def test_float64_trajectory(path: Path) -> None:
         batch = embed_batch(golden.model.clip, golden.method, images, labels, draw)
         state, scalars = step(golden.model, golden.method, state, *batch, golden.rates)
         assert_scalars(golden, index, scalars, tolerance)
-        for recorded, ours in ((golden.prompts(index), state.prompts), (golden.gate(index), state.gate)):
+        for recorded, ours in ((golden.prompts(index), state.leaves), (golden.gate(index), state.gate)):
             for name, value in recorded.items():
                 torch.testing.assert_close(ours[name], value, rtol=0, atol=tolerance)
     assert state.step == golden.meta["steps"]
     assert golden.gate(state.step), "the last step records the gate"
     torch.testing.assert_close(
-        eval_logits(golden, state.prompts), golden.tensor("eval/logits"), rtol=0, atol=1e-6
+        eval_logits(golden, state.leaves), golden.tensor("eval/logits"), rtol=0, atol=1e-6
     )
 
 
@@ -53,7 +53,7 @@ def test_float32_first_step(path: Path) -> None:
     assert_scalars(golden, index, scalars, tolerance)
     for name, value in golden.prompts(index).items():
         scale = max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(state.prompts[name], value, rtol=0, atol=tolerance * scale)
+        torch.testing.assert_close(state.leaves[name], value, rtol=0, atol=tolerance * scale)
 
 
 def assert_scalars(golden: Golden, index: int, scalars: dict[str, torch.Tensor], tolerance: float) -> None:

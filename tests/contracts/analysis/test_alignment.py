@@ -60,7 +60,7 @@ def test_it_is_the_cosine_of_plain_gradients() -> None:
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="")
     assert model.frozen_text_CE is not None
     reference = Released(
-        backbone.clip, tokenize(texts), model.frozen_text_CE, state.prompts, state.gate,
+        backbone.clip, tokenize(texts), model.frozen_text_CE, state.leaves, state.gate,
         text_weight=50, image_weight=20, reduction=4, inner_lr=0, outer_weight=0, prompt_lr=0, gate_lr=0,
     )  # fmt: skip
     images, labels = backbone.normalize(torch.from_numpy(pixels)), torch.tensor([0, 1, 1, 2])
@@ -86,12 +86,12 @@ def test_every_method_is_measured_where_it_learns(method: str) -> None:
     run = small_run(method, train__batch_size=4)
     state = initial_state(run)
     found = measure_alignment(run, state, pictures(run, (0, 1, 1, 2)))
-    if not state.prompts:
+    if not state.leaves:
         assert found is None
         return
     assert found is not None
     towers = {"text", "vision"}
-    assert towers & {name.split(".")[0] for name in state.prompts} == towers & found.keys()
+    assert towers & {name.split(".")[0] for name in state.leaves} == towers & found.keys()
     assert all(-1 <= found[key] <= 1 for key in {"cosine", "text", "vision"} & found.keys())
     assert found["query_norm"] > 0
 

@@ -43,13 +43,13 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     lam = drawn.lam.double()
 
     def features(pixels: Tensor) -> Tensor:
-        return model.image_features(state.prompts, embed_images(clip.clip, pixels))
+        return model.image_features(state.leaves, embed_images(clip.clip, pixels))
 
     if mix == "feature_mixup":
         mixed = lam[:, None] * features(query) + (1 - lam)[:, None] * features(partners)
     else:
         mixed = features(method.augmentation.mixed_images(query, partners, drawn))
-    logits = model.logits(mixed, model.text_features(state.prompts))
+    logits = model.logits(mixed, model.text_features(state.leaves))
     other = labels[[0, 3]][drawn.partner]
     per_image = lam * F.cross_entropy(logits, labels[1:3], reduction="none")
     per_image = per_image + (1 - lam) * F.cross_entropy(logits, other, reduction="none")
@@ -80,14 +80,14 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
     assert model.frozen_text_CE is not None
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
     reference = Plain(clip.clip, tokenize(texts), model.frozen_text_CE, coupled="maple" in name)
-    reference.start(state.prompts, lr=0.05)
+    reference.start(state.leaves, lr=0.05)
     generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
     for _ in range(3):
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         reference.step(name, images, labels)
         batch = embed_batch(clip.clip, method, images, labels, None)
         state, _ = step(model, method, state, *batch, SgdConfig(0.05, 0.0))
-        torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(state.leaves, reference.leaves(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -95,7 +95,7 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
     clip, method, model, state = make({}, "cocoop")
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")
     reference = PlainConditional(clip.clip, tokenize(texts))
-    reference.start(state.prompts, lr=0.5)
+    reference.start(state.leaves, lr=0.5)
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         images = torch.randn(batch_size, 3, 16, 16, dtype=torch.float64, generator=generator)
@@ -103,11 +103,11 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
         reference.step(images, labels)
         batch = embed_batch(clip.clip, method, images, labels, None)
         state, _ = step(model, method, state, *batch, SgdConfig(0.5, 0.0))
-        torch.testing.assert_close(state.prompts, reference.leaves(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(state.leaves, reference.leaves(), rtol=0, atol=1e-9)
     pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = reference.logits(clip.normalize(pixels)).detach()
     torch.testing.assert_close(
-        make_logits_fn(clip, model, state.prompts)(pixels, 0), expected, rtol=0, atol=1e-9
+        make_logits_fn(clip, model, state.leaves)(pixels, 0), expected, rtol=0, atol=1e-9
     )
     assert (expected.softmax(-1).std(dim=0) > 1e-6).all()
 
@@ -119,7 +119,7 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
     weights = {type(term): weight for term, weight in method.regularizer.terms}
     reference = PlainMeta(
-        clip.clip, tokenize(texts), model.frozen_text_CE, state.prompts, state.gate,
+        clip.clip, tokenize(texts), model.frozen_text_CE, state.leaves, state.gate,
         text_weight=weights.get(TextDistance, 0.0), image_weight=weights.get(ImageDistance, 0.0),
         reduction=4, inner_lr=0.5, outer_weight=1.0, prompt_lr=0.1, gate_lr=0.5,
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
         task = draw(method, number)
         reference.train(images, labels, task)
         state, _ = step(model, method, state, *embed_batch(clip.clip, method, images, labels, task), RATES)
-        for ours, theirs in ((state.prompts, reference.prompts), (state.gate, reference.gate)):
+        for ours, theirs in ((state.leaves, reference.prompts), (state.gate, reference.gate)):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 

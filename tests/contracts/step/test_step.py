@@ -93,11 +93,11 @@ def test_a_step_moves_all_leaves_and_nothing_else(name: str, values: dict[str, A
     assert all(value.isfinite() for value in [*scalars.values(), *map(torch.sum, state.tensors().values())])
     assert not any(tensor.requires_grad for tensor in (*fixed, *state.tensors().values()))
     assert all(torch.equal(*pair) for pair in zip(copies, fixed, strict=True))
-    for before, after in ((start.prompts, state.prompts), (start.gate, state.gate)):
+    for before, after in ((start.leaves, state.leaves), (start.gate, state.gate)):
         for leaf, tensor in before.items():
-            if method.inner is not None or before is start.prompts:
+            if method.inner is not None or before is start.leaves:
                 moved = not torch.equal(after[leaf], tensor)
-                learns = before is start.prompts or has_regularizer_gradient(method, leaf)
+                learns = before is start.leaves or has_regularizer_gradient(method, leaf)
                 assert moved == learns, leaf
     assert state.step == 1
 

@@ -34,7 +34,7 @@ def test_new_accuracy_is_zero_shot_before_training_and_falls_with_drift(
     method: str, leaf: str, tmp_path: Path
 ) -> None:
     session = Session(of(method), tmp_path)
-    prompts = session.state.prompts
+    prompts = session.state.leaves
     for name in prompts:
         if "shift.out" in name:  # then no text depends on its image
             prompts[name].zero_()
@@ -90,8 +90,8 @@ def test_foreign_names_share_no_word_with_the_classes(run: Run) -> None:
 
 def test_figures_that_are_not_finite_are_no_score(run: Run, tmp_path: Path) -> None:
     session = Session(run, tmp_path)
-    leaves = {name: torch.full_like(leaf, torch.nan) for name, leaf in session.state.prompts.items()}
-    session.state = replace(session.state, prompts=leaves)
+    leaves = {name: torch.full_like(leaf, torch.nan) for name, leaf in session.state.leaves.items()}
+    session.state = replace(session.state, leaves=leaves)
     with pytest.raises(WorkError, match="Logits of mini in float32 are not finite"):
         session.score()
 

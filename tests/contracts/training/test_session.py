@@ -54,10 +54,8 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, precision: str, t
     for name, tensor in whole.state.tensors().items():
         assert torch.equal(tensor, parts.state.tensors()[name]), name
         assert tensor.dtype == torch.float32
-    assert all((whole.state.prompts[name] != leaf).any() for name, leaf in start.items())
-    assert (
-        whole.state.step == parts.state.step == (3 * run.plan.steps_per_epoch if whole.state.prompts else 0)
-    )
+    assert all((whole.state.leaves[name] != leaf).any() for name, leaf in start.items())
+    assert whole.state.step == parts.state.step == (3 * run.plan.steps_per_epoch if whole.state.leaves else 0)
 
 
 THEMSELVES = """
@@ -78,7 +76,7 @@ def test_an_average_may_be_the_prompts_themselves(tmp_path: Path, monkeypatch: p
     train(Session(run, tmp_path))
     found = load_checkpoint(tmp_path / "checkpoint.safetensors")
     assert found is not None
-    assert all(torch.equal(found.state.average[name], leaf) for name, leaf in found.state.prompts.items())
+    assert all(torch.equal(found.state.average[name], leaf) for name, leaf in found.state.leaves.items())
 
 
 @pytest.fixture

@@ -115,12 +115,12 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(run.plan.steps_per_epoch):
             if before_step is not None:
                 before_step(run, state, None)
-            halves = {name: leaf / 2 + state.step for name, leaf in state.prompts.items()}
-            state = replace(state, prompts=halves, step=state.step + 1)
+            halves = {name: leaf / 2 + state.step for name, leaf in state.leaves.items()}
+            state = replace(state, leaves=halves, step=state.step + 1)
         return state, {"direct_ce": 1.0 / state.step}
 
     def score(session: Session) -> dict[str, float]:
-        value = float(sum(leaf.mean() for leaf in session.state.prompts.values()))
+        value = float(sum(leaf.mean() for leaf in session.state.leaves.values()))
         return {"base": value, "new": value + 1, "objective": value}
 
     for module in (training, runs):
