@@ -84,7 +84,7 @@ def reproduce(
 ) -> None:
     """Run methods under a benchmark protocol, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None)  # sets variables that ray reads when it is imported
-    from prometar.data.datasets.catalog import default_root, require_name
+    from prometar.data.datasets.catalog import default_root, reject_unused_root, require_name
     from tune.reproduce.grid import PROTOCOLS, Grid
     from tune.reproduce.published import protocol_settings
     from tune.reproduce.run_grid import run_grid
@@ -102,6 +102,8 @@ def reproduce(
     for name in all_datasets:
         require_name(name)
     backbone, pretrained = resolve_backbone(all_datasets, backbone, pretrained)
+    if data_root:
+        reject_unused_root(all_datasets)
     root = data_root or default_root(*all_datasets)
     shared = {"data.root": root, "backbone.name": backbone, "backbone.pretrained": pretrained}
     named = {recipe(method).name: method for method in methods}

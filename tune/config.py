@@ -19,7 +19,7 @@ from prometar.config.settings import (
     flatten,
     parse_assignments,
 )
-from prometar.data.datasets.catalog import default_root, file_name
+from prometar.data.datasets.catalog import default_root, file_name, reject_unused_root
 from prometar.embedded.datasets import DEFAULT_DATASET, RENDERED, resolve_backbone
 from prometar.errors import UserError
 from prometar.io.files import resolve_path
@@ -223,7 +223,11 @@ class StudyConfig(StrictModel):
         backbone, pretrained = resolve_backbone(
             datasets, run_values.get("backbone.name"), run_values.get("backbone.pretrained")
         )
-        root = run_values.pop("data.root", None) or default_root(*datasets)
+        root = run_values.pop("data.root", None)
+        if root:
+            reject_unused_root(datasets)
+        else:
+            root = default_root(*datasets)
         run_values |= {
             "backbone.name": backbone,
             "backbone.pretrained": pretrained,

@@ -8,17 +8,34 @@ from typing import Annotated, Any
 
 import typer
 
+from prometar import __version__
 from prometar.cli import data
 from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption, run_cli
 from prometar.config.settings import Config, absolute_paths, absolute_root, load_config, parse_assignments
-from prometar.data.datasets.catalog import default_root, file_name, open_dataset
-from prometar.data.splits.objective import objective_of
+from prometar.data.datasets.catalog import default_root, file_name, open_dataset, reject_unused_root
+from prometar.data.datasets.dataset import abbreviated
+from prometar.data.splits.objective import ALL_CLASSES, objective_of
 from prometar.embedded.datasets import DEFAULT_DATASET, resolve_backbone
 from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path, write_atomically
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **TYPER_OPTIONS)
 app.add_typer(data.app, name="data")
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"prometar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -55,7 +72,10 @@ def train(
     trust_code: TrustOption = False,
 ) -> None:
     """Train and test one run. Rerun the same command to resume."""
-    chosen = load_config(config).require_trusted(str(config), trusted=trust_code) if config else Config()
+    chosen = Config()
+    if config is not None:
+        _require_config_file(config)
+        chosen = load_config(config).require_trusted(str(config), trusted=trust_code)
     values = parse_assignments(settings or [])
     options = (
         ("method", "--method", method),
@@ -72,6 +92,8 @@ def train(
         keys = ("backbone.name", "backbone.pretrained")
         backbone = resolve_backbone([str(values["data.name"])], *map(values.get, keys))
         values |= zip(keys, backbone, strict=True)
+    if values.get("data.root") is not None:
+        reject_unused_root([str(values.get("data.name", chosen.data.name))])
     if chosen.data.root is None and (root := default_root(str(values.get("data.name", chosen.data.name)))):
         values.setdefault("data.root", root)
     chosen = absolute_paths(chosen.override(values, where="--set").with_defaults())
@@ -81,6 +103,7 @@ def train(
     from prometar.methods.composition import build
     from prometar.methods.prompts import has_image_prompts
     from prometar.runs import train_run
+    from prometar.training.run_result import read_result
 
     prompts = build(chosen).prompts
     if alignment_every is not None and not (prompts.num_context or has_image_prompts(prompts)):
@@ -92,6 +115,9 @@ def train(
     show = partial(_print_epoch, chosen.train.epochs)
     result = train_run(chosen, folder, objective=objective, on_epoch=show, before_step=before_step)
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
+    if objective != ALL_CLASSES:
+        names = abbreviated(read_result(folder).classnames)
+        print(one_line(f"Trained on these classes: {names}. To train on all: --objective {ALL_CLASSES}"))
     print(one_line(f"Backbone: {chosen.backbone.name}. Prompts and records: {folder}"))
 
 
@@ -113,6 +139,8 @@ def evaluate(
     if dataset is None:
         _print_accuracies(str(run), evaluate_run(run, trust_code=trust_code), read_result(run).objective)
     else:
+        if data_root:
+            reject_unused_root([dataset])
         root = data_root or default_root(dataset)
         classifier = load_run_classifier(run, trust_code=trust_code)
         accuracy = evaluate_classifier(classifier, open_dataset(dataset, root and absolute_root(root)))
@@ -191,6 +219,17 @@ def compare(
 # The package tune registers report, reproduce and search as entry points.
 for _command in sorted(entry_points(group="prometar.commands"), key=lambda entry: entry.name):
     app.command(name=_command.name, cls=Command)(_command.load())
+
+
+def _require_config_file(path: Path) -> None:
+    """Raise a UserError if `path` is a folder, such as that of a study or a run."""
+    if not path.is_dir():
+        return
+    found = [path / name for name in ("best.yaml", "config.yaml") if (path / name).is_file()]
+    fix = (
+        f"Pass --config {found[0]}." if found else "Pass a file, such as best.yaml in the folder of a study."
+    )
+    raise UserError(f"--config {path} is a folder. {fix}")
 
 
 def _print_epoch(epochs: int, record: dict[str, Any]) -> None:

@@ -140,13 +140,22 @@ def _print_error(error: Exception) -> int:
             print(message, file=sys.stderr)
             return 2
         if "extra argument" in message:
-            message += ". Quote values that contain spaces."
+            message += f". {_advice_on_arguments(error)}"
         return _fail(message, getattr(error, "exit_code", 2))
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)
     name, message = type(error).__name__, first_line(error)
     described = name if message == name else f"{name}: {message}"
     return _fail(f"Unexpected {described}. Please report it with the traceback ({TRACEBACK_VARIABLE}=1).", 1)
+
+
+def _advice_on_arguments(error: Exception) -> str:
+    """Return how to fix an argument that a command does not accept."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    names = [name for option in getattr(command, "params", ()) for name in option.opts]
+    if "--dataset" in names:
+        return "Options need their names, such as --dataset NAME. Quote values that contain spaces."
+    return "Quote values that contain spaces."
 
 
 def _fail(message: str, status: int) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from prometar.cli.console import TYPER_OPTIONS, RootOption, expand_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
-from prometar.data.datasets.catalog import default_root, title_of
+from prometar.data.datasets.catalog import default_root, reject_unused_root, title_of
 from prometar.errors import WorkError, one_line
 from prometar.io.stores import masked
 
@@ -66,6 +66,8 @@ def data_check(name: NameArgument, data_root: RootOption = None) -> None:
     """Decode every image. List missing and corrupt images, and compare sizes with the published ones."""
     from prometar.data.preparation.check import check
 
+    if data_root:
+        reject_unused_root([name])
     image_list_errors, unreadable, summary = check(name, data_root or default_root(name))
     for line in (*image_list_errors, *unreadable):
         print(one_line(line), file=sys.stderr)

@@ -174,7 +174,8 @@ def load_clip(name: str, pretrained: str | None) -> Clip:
     if pretrained not in tags_of(name):
         state = read_weights(Path(str(pretrained)))
     else:
-        fix = "Download them elsewhere, and set backbone.pretrained (--pretrained) to the file."
+        url = _weights_url(name, str(pretrained))
+        fix = f"Download {url} on another machine, and set backbone.pretrained (--pretrained) to the file."
         with convert_download_errors(f"the weights '{pretrained}' of {name}", fix):
             state = _open_clip().create_model(name, pretrained=pretrained).state_dict()
     require_tensors(_architecture_and_state(name)[1], state, source=str(pretrained))
@@ -207,6 +208,11 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         file = Path(str(pretrained))
         if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or file_size(file) is not None:
             return  # `load_clip` checks the file
+        if name == "mini":
+            raise UserError(
+                f"mini contains its weights, so --pretrained {pretrained} does not apply. Omit it, or also "
+                "pass --backbone, such as ViT-B-16-quickgelu."
+            )
         raise UserError(
             f"'{pretrained}' is neither a file nor an open_clip tag of {name}. "
             f"Use a .safetensors file or one of these tags: {', '.join(tags) or 'none'}."
@@ -219,6 +225,12 @@ def require_backbone(name: str, pretrained: str | None) -> None:
             f"Weights '{pretrained}' were trained with activation {activation}, which {name} does not use. "
             f"Use {matching}."
         )
+
+
+def _weights_url(name: str, tag: str) -> str:
+    """Return the URL of the .safetensors file that open_clip loads for a tag."""
+    repository, _, file = _open_clip().get_pretrained_cfg(name, tag).get("hf_hub", "").rpartition("/")
+    return f"https://huggingface.co/{repository}/resolve/main/{file or 'open_clip_model.safetensors'}"
 
 
 def clip_without_weights(name: str) -> Clip:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -191,7 +191,10 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
         return [images]
     if not isinstance(images, Sequence | np.ndarray) or not len(images):
-        raise UserError(f"images must be an image or a non-empty sequence of images, got {images!r:.80}")
+        raise UserError(
+            "images must be an image or a non-empty sequence of images (paths, Pillow images or uint8 "
+            f"arrays), got {images!r:.80}"
+        )
     return list(images)
 
 
@@ -202,10 +205,35 @@ def _read_or_encode(image: ImageInput) -> tuple[bytes, str]:
             return read_bytes(Path(image)), str(image)
         except OSError as error:
             raise UserError(f"Cannot read image {image} ({error.strerror}). Check the path.") from None
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"An image must be a path, a Pillow image or a uint8 array, got {type(image).__name__}. For a "
+            "tensor (3, H, W) with values in 0..1, pass (255 * tensor).byte().permute(1, 2, 0).numpy()."
+        )
     file = io.BytesIO()
     try:
-        to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, "PPM")
+        to_rgb(image).save(file, "PPM")
     except Exception as error:  # Pillow reads files lazily and raises errors of many types
         path = getattr(image, "filename", "") or "given as pixels"
         raise WorkError(f"Corrupt image {path} ({first_line(error)}). Remove or replace the image.") from None
     return file.getvalue(), "given as pixels"
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    """Convert an array of integers to a Pillow image.
+
+    Raises:
+        UserError: the shape is not that of an image, or the values are not integers.
+    """
+    try:
+        if array.dtype.kind == "f":
+            raise TypeError("floating-point numbers")
+        return Image.fromarray(array)
+    except TypeError:  # the shape or the type of the values
+        raise UserError(
+            f"An array must be uint8 of shape (H, W, 3), got {array.dtype} of shape {array.shape}. "
+            "For values in 0..1, pass (255 * array).astype('uint8'). "
+            "For channels first, pass array.transpose(1, 2, 0)."
+        ) from None

@@ -1,6 +1,6 @@
 """Checks of custom components on small tensors, before training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -32,7 +32,10 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
         if not isinstance(custom, CustomSection):
             return
         with convert_errors(custom.reference):
+            inputs = [*leaves.values(), *tokens.values()]
+            before = [tensor.clone() for tensor in inputs]
             results, expected = call()
+            _require_unchanged(custom.reference, before, inputs)
             for name in results.keys() | expected.keys():
                 got, wanted = (_describe(tensors.get(name)) for tensors in (results, expected))
                 if got != wanted:
@@ -45,13 +48,21 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
         check("prompts", lambda: (tokens, _expected_tokens(tokens, clip)))
     with convert_errors(getattr(config.modulator, "reference", "modulator")):
         gate = method.modulator.initialize(tokens, generator)
-    check("regularizer", lambda: _call_regularizer(method, clip))
+    check(
+        "regularizer", lambda: _call_regularizer(method, clip, getattr(config.regularizer, "reference", ""))
+    )
     check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))  # tokens serve as gradients
     check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
     check("task", lambda: _draw_mix(method))  # the section `task` configures the augmentation
     # In epoch 0, the previous average is {}. If the result is {}, `leaves` themselves are evaluated.
     check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
     return method
+
+
+def _require_unchanged(reference: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    """Raise a UserError if a component has changed a tensor in place. Other computations use it as well."""
+    if not all(map(torch.equal, before, after)):
+        raise UserError(f"{reference} must not change its inputs in place. Return a new tensor instead.")
 
 
 def _describe(value: object) -> str:
@@ -73,20 +84,38 @@ def _draw_mix(method: Method) -> tuple[Mapping[str, object], Tensors]:
     return results, {name: torch.empty(_NUM_QUERY) for name in results}
 
 
-def _call_regularizer(method: Method, clip: Clip) -> tuple[Mapping[str, object], Tensors]:
-    """Return a regularizer's distances and terms for random features, and tensors of the expected shapes."""
+def _call_regularizer(method: Method, clip: Clip, reference: str) -> tuple[Mapping[str, object], Tensors]:
+    """Return a regularizer's distances and terms for random features, and tensors of the expected shapes.
 
-    def features(count: int) -> Tensor:
-        rows = F.normalize(torch.randn(count, clip.embed_dim), dim=-1)
-        return rows.to(dtype=clip.working_dtype, device=clip.device)
+    The backward pass runs too. It fails if an operation in place has changed a tensor that it needs.
+
+    Raises:
+        UserError: the regularizer changes its inputs. The message starts with `reference`.
+    """
+
+    def features(count: int, *, prompted: bool) -> Tensor:
+        rows = torch.randn(count, clip.embed_dim, dtype=clip.working_dtype, device=clip.device)
+        return F.normalize(rows.requires_grad_(prompted), dim=-1)
 
     weights = torch.full((_NUM_QUERY,), 1 / _NUM_QUERY, dtype=clip.working_dtype, device=clip.device)
-    text, frozen_text, images, frozen_images = map(features, (_NUM_CLASSES,) * 2 + (_NUM_QUERY,) * 2)
-    scale, results, expected = weights.new_tensor(100.0), {}, {}
+    text = features(_NUM_CLASSES, prompted=True)
+    frozen_text = features(_NUM_CLASSES, prompted=False)
+    images = features(_NUM_QUERY, prompted=True)
+    frozen_images = features(_NUM_QUERY, prompted=False)
+    scale = weights.new_tensor(100.0)
     inputs = RegularizerInputs(text, frozen_text, images, frozen_images, weights, scale)
+    before = [tensor.detach().clone() for tensor in (text, frozen_text, images, frozen_images)]
+    results: dict[str, object] = {}
+    expected: Tensors = {}
     for term, _ in method.regularizer.terms:
         if isinstance(term, TextDistance | ImageDistance):
             label = f"the distances of {_NUM_QUERY} pairs"
-            results[label], expected[label] = term.distance(images, frozen_images), torch.empty(_NUM_QUERY)
-        results[term.name], expected[term.name] = term(inputs), torch.empty(())
+            results[label] = term.distance(images, frozen_images)
+            expected[label] = torch.empty(_NUM_QUERY)
+        results[term.name] = term(inputs)
+        expected[term.name] = torch.empty(())
+    _require_unchanged(reference, before, [text, frozen_text, images, frozen_images])
+    for result in results.values():
+        if isinstance(result, Tensor) and result.requires_grad:
+            result.sum().backward(retain_graph=True)
     return results, expected

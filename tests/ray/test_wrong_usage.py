@@ -67,7 +67,12 @@ SEARCHES = [
     (["--gpus-per-trial", "half"], "--gpus-per-trial must be a valid number"),
     (["--out", "s3://bucket/x"], "'s3:/...' is not a local path. Only --data-root"),
     (["--study", "../x"], "--study must be a name of letters, digits, '_', '-' and '.', got ../x"),
-    (["--data-root", "x\udcff"], "x\\udcff' is not UTF-8"),
+    (["--dataset", "folder", "--data-root", "x\udcff"], "x\\udcff' is not UTF-8"),
+    (["--data-root", "photos"], "--data-root does not apply to cells, whose images are rendered. For"),
+    (["--dataset", "cells", "--data-root", "photos"], "For your own images, add --dataset folder."),
+    (["--pretrained", "openai"], "mini contains its weights, so --pretrained openai does not apply. Omit"),
+    (["--storage", "mysql://me@host/db"], "Use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."),
+    (["cells"], "extra argument(s) (cells). Options need their names, such as --dataset NAME."),
     (["--study", "a\x1b[31mb"], r"'-' and '.', got a\x1b[31mb"),
     (["--method", "zero-shot"], "--method zero-shot does not train. Choose a method with prompts."),
     (["--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
@@ -78,7 +83,7 @@ SEARCHES = [
     (["--set", "search.enqueue=null"], "--enqueue None does not exist."),
     (["--pruner", "json:loads"], "json:loads fails: TypeError: the JSON object must be"),
     (["--nonsense"], "No such option"),
-    (["--final-seeds", "1", "2"], "extra argument(s) (2). Quote values that contain spaces."),
+    (["--final-seeds", "1", "2"], "extra argument(s) (2). Options need their names"),
     (["--set", "optim.lr=1e39"], "optim.lr must be at most 1e+30, got 1e+39"),
 ]  # fmt: skip
 

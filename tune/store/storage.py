@@ -37,8 +37,11 @@ def open_storage(url: str) -> RDBStorage:
         storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (ImportError, RuntimeError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        driver_missing = isinstance(error, ImportError) and url.startswith("postgresql")
-        fix = " Run pip install '.[postgresql]'." if driver_missing else ""
+        fix = ""
+        if isinstance(error, ImportError):
+            fix = " Use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME."
+            if url.startswith("postgresql"):
+                fix = " Run pip install '.[postgresql]'."
         raise UserError(masked(f"Cannot open --storage {url}: {reason}.{fix}")) from None
 
     def raise_if_disconnected(context: ExceptionContext) -> None:

@@ -5,7 +5,7 @@ Benchmarks have their published splits. Your own images are split automatically 
 
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,16 @@ def default_root(*names: str) -> str | None:
     """
     root = os.path.expanduser(os.environ.get("PROMETAR_DATA") or "data")
     return root if set(names) & BENCHMARKS.keys() else None
+
+
+def reject_unused_root(names: Iterable[str]) -> None:
+    """Raise a UserError for --data-root if all of `names` are rendered datasets, which do not read it."""
+    names = tuple(names)
+    if RENDERED.keys() >= set(names):
+        raise UserError(
+            f"--data-root does not apply to {' and '.join(names)}, whose images are rendered. "
+            "For your own images, add --dataset folder. Otherwise, omit --data-root."
+        )
 
 
 def dataset_location(name: str, root: Path | str) -> str:

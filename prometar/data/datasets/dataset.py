@@ -162,6 +162,22 @@ def classnames(items: Iterable[Item]) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted(names))
 
 
+_MAX_SHOWN_NAMES = 12
+
+
+def abbreviated(names: Sequence[str]) -> str:
+    """Return class names for a message: all of them, or the first ones and the last one.
+
+    Example:
+        >>> abbreviated(["cat", "dog"])
+        'cat, dog'
+    """
+    shown = list(names)
+    if len(shown) > _MAX_SHOWN_NAMES:
+        shown[_MAX_SHOWN_NAMES - 1 : -1] = ["..."]
+    return ", ".join(shown)
+
+
 MAX_NAME_LENGTH = 1000  # characters, far more than CLIP's limit of 77 tokens
 
 

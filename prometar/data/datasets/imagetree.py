@@ -18,6 +18,15 @@ SPLIT_NOTE = (
     f"automatic split, because the folder has no train/ or test/: {TEST_PERCENT}% of each class are test "
     f"images, {VAL_PERCENT}% val, the rest train (by hash of the path, seed {SPLIT_SEED})"
 )
+HEIC_SUFFIXES = (".heic", ".heif")  # photos of phones, which Pillow cannot decode
+SPLIT_OF_OTHER_NAME = {
+    "training": "train",
+    "validation": "val",
+    "valid": "val",
+    "testing": "test",
+    **{split: split for split in SPLITS},
+}
+"""Split by names that other layouts use, in lower case."""
 ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
@@ -32,6 +41,7 @@ def read_tree(folder: Path) -> Dataset:
             subfolders, too few images to split, unexpected folders, or splits with different classes.
     """
     folders = class_folders(folder)
+    _reject_other_layouts(folder, folders)
     splits = [split for split in SPLITS if split in folders and list_visible(folder / split)[0]]
     if splits and (set(splits) != set(folders) or set(splits) not in ALLOWED_SPLITS):
         raise UserError(
@@ -43,7 +53,7 @@ def read_tree(folder: Path) -> Dataset:
         raise UserError(f"{folder} has only one class folder ({names[0]}). Add at least one more.")
     if pair := find_duplicate_names(names):
         raise UserError(f"{folder}: the folders '{pair[0]}' and '{pair[1]}' name the same class. Rename one.")
-    note = _skipped_note(folder)
+    note = _skipped_note(folder, splits)
     if splits:
         items = {split: labeled_images(folder, [f"{split}/{n}" for n in names], names) for split in splits}
     else:
@@ -51,6 +61,22 @@ def read_tree(folder: Path) -> Dataset:
     train, val, test = (items.get(split, ()) for split in SPLITS)
     source, items_origin = FolderSource(str(folder)), f"folder {folder}"
     return Dataset(OWN_IMAGES, OWN_IMAGES_TITLE, train, val, test, source, TEMPLATE, items_origin, note)
+
+
+def _reject_other_layouts(folder: Path, folders: Sequence[str]) -> None:
+    """Raise a UserError if splits have other names, or if all folders lie in one folder.
+
+    Args:
+        folders: Names of the folders in `folder`.
+    """
+    nested = [name for name in folders if list_visible(folder / name)[0]]
+    for name in nested:
+        split = SPLIT_OF_OTHER_NAME.get(name.lower(), name)
+        if split not in folders:
+            raise UserError(f"{folder} has the folder {name}. Rename it to {split}.")
+    if len(folders) == 1 and nested and nested[0] not in SPLITS:
+        inner = folder / nested[0]
+        raise UserError(f"{folder} contains only the folder {inner}. Pass --data-root {inner}.")
 
 
 def _split_automatically(folder: Path, names: Sequence[str]) -> dict[str, Items]:
@@ -84,16 +110,27 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
     return {split: sorted(chosen) for split, chosen in splits.items()}
 
 
-def _skipped_note(folder: Path) -> str:
-    """Return a note on files that are skipped because of their suffix, or "" if there are none."""
+def _skipped_note(folder: Path, splits: Sequence[str]) -> str:
+    """Return a note on files that are skipped because of their suffix or place, or "" if there are none."""
     files = (
         os.path.relpath(os.path.join(parent, name), folder)
         for parent, _, names in os.walk(folder)
         for name in names
-        if not name.lower().endswith(SUFFIXES)
     )
-    found = sorted(file for file in files if "/." not in f"/{file}")  # hidden files and folders are ignored
-    return f"{len(found)} files without an image suffix are skipped, such as {found[0]}" if found else ""
+    visible = sorted(file for file in files if "/." not in f"/{file}")  # hidden files and folders are ignored
+    depth = 2 if splits else 1
+    kinds = {
+        "photos in HEIC format are skipped (convert them to JPEG)": [
+            file for file in visible if file.lower().endswith(HEIC_SUFFIXES)
+        ],
+        "files without an image suffix are skipped": [
+            file for file in visible if not file.lower().endswith((*SUFFIXES, *HEIC_SUFFIXES))
+        ],
+        "images outside the class folders are skipped": [
+            file for file in visible if file.lower().endswith(SUFFIXES) and file.count("/") < depth
+        ],
+    }
+    return "; ".join(f"{len(found)} {kind}, such as {found[0]}" for kind, found in kinds.items() if found)
 
 
 def list_visible(folder: Path) -> tuple[list[str], list[str]]:
@@ -138,6 +175,8 @@ def image_files(folder: Path) -> list[str]:
     if folders:
         raise UserError(f"Class folder {folder} contains the folder {folders[0]}. Move images one level up.")
     images = [file for file in files if file.lower().endswith(SUFFIXES)]
+    if not images and any(file.lower().endswith(HEIC_SUFFIXES) for file in files):
+        raise UserError(f"Class folder {folder} has only photos in HEIC format. Convert them to JPEG.")
     if not images:
         raise UserError(f"Class folder {folder} has no images ({', '.join(SUFFIXES)}).")
     return images

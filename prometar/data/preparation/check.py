@@ -14,7 +14,7 @@ from prometar.data.datasets.catalog import (
     open_dataset,
     open_unverified,
 )
-from prometar.data.datasets.dataset import Dataset, FolderSource, Item, Source
+from prometar.data.datasets.dataset import Dataset, FolderSource, Item, Source, abbreviated
 from prometar.data.datasets.prepared import find_manifest
 from prometar.data.streaming.transforms import decode
 from prometar.embedded.datasets import RENDERED
@@ -22,7 +22,6 @@ from prometar.environment import num_cpus
 from prometar.errors import PrometarError, UserError
 
 _GROUP_SIZE = 16  # images that a thread reads and decodes at a time
-_MAX_NAMES = 12  # class names per note
 
 
 def list_datasets(root: Path | str | None = None) -> dict[str, Dataset | str | None]:
@@ -100,11 +99,8 @@ def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
         present = {item.label for item in dataset.splits[split]}
         absent = [name for label, name in names.items() if label not in present]
         if present and absent:
-            yield f"{len(absent)} classes have no {split} images: {', '.join(absent[:_MAX_NAMES])}"
-    shown = list(dataset.classnames)
-    if len(shown) > _MAX_NAMES:
-        shown[_MAX_NAMES - 1 : -1] = ["..."]
-    yield f"class names: {', '.join(shown)}"
+            yield f"{len(absent)} classes have no {split} images: {abbreviated(absent)}"
+    yield f"class names: {abbreviated(dataset.classnames)}"
 
 
 def file_digest(file: Path, algorithm: str) -> str:

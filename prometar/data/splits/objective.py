@@ -119,12 +119,14 @@ class Objective:
 
 FINAL = "final"
 """Objective of final tests, and the default of `prometar train`."""
+ALL_CLASSES = "all_classes"
+"""Objective without a split of the classes."""
 OBJECTIVES: dict[str, Objective] = {
     "drift": Objective(_split_train_val, for_search=True, predicts_new=True),
     "base_val": Objective(_split_train_val, for_search=True, has_new_accuracy=False, title="base accuracy"),
     "oracle_test": Objective(_split_base_new, for_search=True, search_reads_test_images=True),
     FINAL: Objective(_split_base_new),
-    "all_classes": Objective(_split_all_classes, has_new_accuracy=False, title="accuracy"),
+    ALL_CLASSES: Objective(_split_all_classes, has_new_accuracy=False, title="accuracy"),
 }
 SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.for_search)
 

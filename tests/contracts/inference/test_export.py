@@ -133,16 +133,41 @@ def test_other_classes(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (None, UserError, "images must be an image or a non-empty sequence of images, got None"),
-        ([], UserError, r"images must be an image or a non-empty sequence of images, got \[\]"),
+        (None, UserError, r"non-empty sequence of images \(paths, Pillow images or uint8 arrays\), got None"),
+        ([], UserError, r"non-empty sequence of images \(paths, Pillow images or uint8 arrays\), got \[\]"),
         (["none.png"], UserError, r"Cannot read image none.png \(No such file"),
-        ([np.zeros((4, 4, 3), np.float32)], WorkError, r"given as pixels \(Cannot handle this data type"),
-        ([3], WorkError, "Corrupt image given as pixels"),
+        (
+            [np.zeros((4, 4, 3), np.float32)],
+            UserError,
+            r"got float32 .*\. For values in 0\.\.1, pass \(255 \*",
+        ),
+        (
+            [np.zeros((3, 8, 8), np.uint8)],
+            UserError,
+            r"of shape \(3, 8, 8\).* For channels first, pass array\.",
+        ),
+        (
+            [torch.zeros(3, 4, 4)],
+            UserError,
+            r"got Tensor\. For a tensor \(3, H, W\) with values in 0\.\.1, pass",
+        ),
+        ([3], UserError, "a uint8 array, got int"),
         (Image.fromarray(np.zeros((4, 4), np.float32)), WorkError, "floating-point"),
         ("broken.png", WorkError, r"broken\.png"),
         (Image.open(io.BytesIO(bmp(64)[:900])), WorkError, "truncated"),
     ],
-    ids=["none", "no image", "missing", "floats", "a number", "mode F", "broken", "truncated"],
+    ids=[
+        "none",
+        "no image",
+        "missing",
+        "floats",
+        "channels first",
+        "tensor",
+        "a number",
+        "mode F",
+        "broken",
+        "truncated",
+    ],
 )
 def test_what_is_no_image_is_refused(
     images: Any,

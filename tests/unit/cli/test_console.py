@@ -4,12 +4,15 @@ import io
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import typer
 
+from prometar import __version__
 from prometar.cli import console
+from prometar.cli.app import main
 from prometar.cli.console import run_cli
 from prometar.errors import UserError
 
@@ -137,3 +140,49 @@ def test_a_group_of_commands_shows_its_help(group: list[str], capsys: pytest.Cap
     assert "..." not in shown.split("Commands:\n")[1]
     assert main(group) == 2
     assert capsys.readouterr() == ("", shown)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"prometar {__version__}\n"
+
+
+TRAIN_MISTAKES = {
+    "a folder without a configuration": (
+        ["--config", "{}"],
+        "--config {} is a folder. Pass a file, such as best.yaml",
+    ),
+    "a study's folder": (["--config", "{}/study"], "is a folder. Pass --config {}/study/best.yaml."),
+    "the default dataset": (["--data-root", "{}"], "--data-root does not apply to cells, whose images are"),
+    "a rendered dataset": (
+        ["--dataset", "textures", "--data-root", "{}"],
+        "own images, add --dataset folder.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), TRAIN_MISTAKES.values(), ids=TRAIN_MISTAKES.keys())
+def test_a_mistake_in_the_command_train_says_what_to_do(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/best.yaml").write_text("")
+    assert main(["train", *(arg.format(tmp_path) for arg in args)]) == 2
+    assert message.format(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["evaluate", ".", "--dataset", "cells"], ["data", "check", "cells"]])
+def test_a_data_root_that_a_command_would_ignore_is_refused(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--data-root", str(tmp_path)]) == 2
+    assert "--data-root does not apply to cells" in capsys.readouterr().err
+
+
+def test_train_names_the_classes_of_the_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts that were trained on half of the classes are easily taken for a classifier of all."""
+    settings = ["--method", "zero-shot", "--set", "data.shots=1", "--set", "train.epochs=1"]
+    assert main(["train", *settings, "--out", str(tmp_path)]) == 0
+    names = "amoeba, bacillus, coccus, diatom, erythrocyte"
+    expected = f"Trained on these classes: {names}. To train on all: --objective all_classes\n"
+    assert expected in capsys.readouterr().out

@@ -98,7 +98,11 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(
             raise RuntimeError(f"Failed to download: {error}") from error
 
     monkeypatch.setattr("open_clip.create_model", refuse)
-    expected = r"Cannot download the weights 'openai' .*\(no network\)\. .* \(--pretrained\) to the file"
+    file = "timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safetensors"
+    expected = (
+        rf"Cannot download the weights 'openai' .*\(no network\)\. Download https://huggingface.co/{file} on "
+        r"another machine, and set backbone.pretrained \(--pretrained\) to the file"
+    )
     with pytest.raises(WorkError, match=expected):
         load_backbone("ViT-B-16-quickgelu", "openai")
     assert not caplog.records

@@ -91,6 +91,30 @@ def test_a_mistake_is_one_line(mine: Path, clip: Clip, values: dict[str, Any], m
     assert "\n" not in str(caught.value)
 
 
+IN_PLACE = {
+    "both inputs": ("a -= b\n    return a.abs().mean(-1)", "must not change its inputs in place"),
+    "the frozen input": (
+        "b.neg_()\n    return (a + b).abs().mean(-1)",
+        "must not change its inputs in place",
+    ),
+    "what the backward pass needs": (
+        "d = a.exp()\n    e = d.square()\n    d.zero_()\n    return e.mean(-1)",
+        "fails: RuntimeError: one of the variables needed for gradient computation has been modified",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), IN_PLACE.values(), ids=IN_PLACE.keys())
+def test_a_distance_that_changes_tensors_in_place_is_one_line(
+    mine: Path, clip: Clip, body: str, message: str
+) -> None:
+    """It would fail in the first training step, or change cached features of the frozen CLIP."""
+    mine.write_text(f"def distance(a, b):\n    {body}\n")
+    with pytest.raises(UserError, match=rf"^mine:distance {message}") as caught:
+        check_components(configure("prometar", {"regularizer.kind": "mine:distance"}), clip)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("line", ["raise RuntimeError('no luck')", "raise SystemExit('no luck')"])
 def test_a_module_that_fails_is_reported_with_the_line(mine: Path, line: str) -> None:
     mine.write_text(f"import torch\n\n{line}\n")

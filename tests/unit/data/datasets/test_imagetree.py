@@ -76,6 +76,15 @@ def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
     assert note in check("folder", tmp_path)[2]
 
 
+def test_photos_that_are_skipped_are_told_with_what_to_do(tmp_path: Path) -> None:
+    write_tree(tmp_path, [*TREE, "stray.jpg", "train/stray.png"])
+    (tmp_path / "train/cat/IMG_1.HEIC").write_bytes(b"")
+    assert open_dataset("folder", tmp_path).note == (
+        "1 photos in HEIC format are skipped (convert them to JPEG), such as train/cat/IMG_1.HEIC; "
+        "2 images outside the class folders are skipped, such as stray.jpg"
+    )
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     dataset = open_dataset(
         "folder", write_tree(tmp_path, [f"{n}/{k}.jpg" for n in ("train", "ship") for k in "1234"])
@@ -86,6 +95,22 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 MISTAKES = {
     "only images": (["1.jpg"], "{} has no class folders. Put each class's images into its own folder."),
     "one class": (["cat/1.jpg"], "{} has only one class folder (cat). Add at least one more."),
+    "nested": (
+        [f"photos/{path}" for path in TREE],
+        "{} contains only the folder {}/photos. Pass --data-root",
+    ),
+    "nested classes": (
+        [f"photos/{path}" for path in FLAT],
+        "only the folder {}/photos. Pass --data-root {}/ph",
+    ),
+    "training and testing": (
+        [path.replace("train", "training").replace("test", "testing") for path in TREE],
+        "{} has the folder testing. Rename it to test.",
+    ),
+    "Train": (
+        [path.replace("train", "Train") for path in TREE],
+        "{} has the folder Train. Rename it to train.",
+    ),
     "few images": (
         ["cat/1.jpg", "dog/1.jpg"],
         "{}/cat has 1 images. An automatic split into train, val and test needs at least 3",
@@ -116,8 +141,16 @@ def test_mistakes_are_one_line(
     write_tree(tmp_path, paths)
     assert main(["data", "check", "folder", "--data-root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert message.format(tmp_path) in error
+    assert message.replace("{}", str(tmp_path)) in error
     assert error.count("\n") == 1
+
+
+def test_a_class_of_photos_in_heic_format_says_what_to_do(tmp_path: Path) -> None:
+    write_tree(tmp_path, FLAT)
+    (tmp_path / "zelkova").mkdir()
+    (tmp_path / "zelkova/1.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"zelkova has only photos in HEIC format\. Convert them to JPEG\."):
+        open_dataset("folder", tmp_path)
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
