@@ -90,11 +90,11 @@ class Study:
 
         config, path = self.config, self.folder.path
         with (
-            self._open() as (_, digests, resources),
+            self._open() as (plan, digests, resources),
             open_trial_store(config, path, digests, concurrency=resources.max_concurrent) as store,
             closing(Trackers(config.location.trackers, path, self.console)) as tracking,
         ):
-            self.folder.write_study(config, digests)
+            self.folder.write_study(config, digests, plan.classes)
             done, interrupted = len(store.ended_trials), len(store.interrupted_trials)
             if done or interrupted:
                 self.console.print(f"Resuming: {done} done, {interrupted} interrupted")

@@ -158,8 +158,13 @@ def export(
     `prometar.load(FILE).predict(images)` classifies images with these prompts.
     """
     from prometar.runs import export_run
+    from prometar.training.run_result import read_result
 
     print(f"Exported to {to} and {export_run(run, to, trust_code=trust_code)}")
+    result = read_result(run)
+    print(one_line(f"Classes: {abbreviated(result.classnames)}"))
+    if result.objective != ALL_CLASSES:
+        print(f"To train on all classes: prometar train --objective {ALL_CLASSES}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from tune.execution.job import Job
 from tune.records.folder import Records, StudyFolder
 from tune.records.schema import (
     Candidate,
+    ClassSplit,
     Confirmation,
     DatasetTest,
     FinalTest,
@@ -56,6 +57,7 @@ def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
         digests={"weights": "4b1d"},
         command="python tune/search.py --dataset dtd --trials 60",
         environment={"python": "3.12.1", "cpu": "a processor"},
+        classes={"dtd": ClassSplit(("banded", "blotchy"), ("waffled", "zigzagged"))},
     )
 
 

@@ -17,6 +17,7 @@ from prometar.io.files import resolve_path, write_atomically
 from prometar.io.stores import masked
 from tune.config import StudyConfig
 from tune.records.schema import (
+    ClassSplit,
     Confirmation,
     FinalTest,
     Record,
@@ -62,8 +63,17 @@ class StudyFolder:
         else:
             write_record(self.path / _FILES[type(record)], record)
 
-    def write_study(self, config: StudyConfig, input_digests: Mapping[str, str]) -> None:
-        """Write study.yaml, with the current environment and the earlier ones that differ from it."""
+    def write_study(
+        self,
+        config: StudyConfig,
+        input_digests: Mapping[str, str],
+        classes: Mapping[str, ClassSplit] | None = None,
+    ) -> None:
+        """Write study.yaml, with the current environment and the earlier ones that differ from it.
+
+        Args:
+            classes: Base and new classes by dataset, for the report. Default: unknown.
+        """
         objective = objective_of(config.search.objective)
         current, previous = environment(), self.read(StudyRecord)
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()
@@ -76,6 +86,7 @@ class StudyFolder:
                 command=masked(_command_line(sys.argv)),
                 environment=current,
                 earlier_environments=tuple(each for each in earlier if each != current),
+                classes=classes or {},
             )
         )
 

@@ -293,6 +293,14 @@ class FinalTest:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ClassSplit:
+    """Base classes of a dataset, on which runs train, and new classes, which are only tested."""
+
+    base: tuple[str, ...]
+    new: tuple[str, ...]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class StudyRecord:
     """study.yaml: configuration and environment of a study.
 
@@ -303,6 +311,7 @@ class StudyRecord:
         command: Last command that ran the study.
         environment: Software versions and machine of the last command.
         earlier_environments: Environments of earlier commands, if different from `environment`.
+        classes: Base and new classes by dataset. Empty in studies of earlier versions.
     """
 
     config: StudyConfig
@@ -312,6 +321,7 @@ class StudyRecord:
     command: str
     environment: Mapping[str, str]
     earlier_environments: tuple[Mapping[str, str], ...] = ()
+    classes: Mapping[str, ClassSplit] = Field(default_factory=dict)
     version: Literal[3] = VERSION
 
 

@@ -15,7 +15,7 @@ import torch
 from prometar.cli.console import format_count, format_duration
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
-from prometar.data.datasets.dataset import Dataset
+from prometar.data.datasets.dataset import Dataset, abbreviated, classnames
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import stream_local
@@ -34,6 +34,7 @@ from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
 from tune.execution.resources import plan_trials, uses_gpus
+from tune.records.schema import ClassSplit
 from tune.space.space import EPOCHS_KEY, required_values
 from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS
 from tune.store.pruners import make_pruner
@@ -59,12 +60,26 @@ class StudyPlan:
     datasets: tuple[Dataset, ...]
 
     @property
+    def classes(self) -> dict[str, ClassSplit]:
+        """Base classes, on which runs train, and new classes, by dataset."""
+        return {
+            name: ClassSplit(base=final.classnames, new=classnames(final.evaluations["new"]))
+            for name, (_, final) in self.splits.items()
+        }
+
+    @property
     def notes(self) -> list[str]:
         """Notes for the user about the splits of the search."""
         return list(dict.fromkeys(search.note for search, _ in self.splits.values() if search.note))
 
     def __str__(self) -> str:
         lines = []
+        for name, classes in self.classes.items():
+            base, new = (
+                f"{len(names)} {kind} classes ({abbreviated(names)})"
+                for kind, names in (("base", classes.base), ("new", classes.new))
+            )
+            lines.append(f"{name}: {base}, {new}")
         for name, amounts in self.stages.items():
             remark = f" ({self.remarks[name]})" if name in self.remarks else ""
             counts = ", ".join(map(format_count, amounts, ("run", "epoch", "step")))

@@ -251,6 +251,16 @@ def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     refused(rf"{name} is float \(4, 3\)")
 
 
+def test_export_names_the_classes(
+    run: tuple[Path, RunResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, result = run
+    assert main(["export", str(folder), "--to", str(tmp_path / "prompts.safetensors")]) == 0
+    shown = capsys.readouterr().out
+    assert f"Classes: {', '.join(result.classnames)}" in shown
+    assert "To train on all classes: prometar train --objective all_classes" in shown
+
+
 def test_wrong_usage_of_export_overwrites_nothing(
     run: tuple[Path, RunResult], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

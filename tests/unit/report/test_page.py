@@ -120,3 +120,9 @@ def test_costs_add_up(tmp_path: Path) -> None:
     shown = text(records)
     assert "search 6 1:30:00 3.00 0.75" in shown  # six runs of 900 seconds, two CPUs, half a GPU
     assert "final test 10 2:30:00 5.00 1.25" in shown
+
+
+def test_the_page_names_base_and_new_classes(tmp_path: Path) -> None:
+    shown = text(small(tmp_path))
+    assert "base classes banded, blotchy (trained and tested)" in shown
+    assert "new classes waffled, zigzagged (only tested)" in shown

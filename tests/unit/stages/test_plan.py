@@ -54,6 +54,13 @@ def test_counts_are_those_of_the_jobs(small_dtd: Path, tmp_path: Path) -> None:
     assert "Maximum total: 42 runs, " in str(plan)
 
 
+def test_the_plan_names_base_and_new_classes(tmp_path: Path) -> None:
+    plan = plan_study(config_of(tmp_path, dataset=["cells"]))
+    base = "amoeba, bacillus, coccus, diatom, erythrocyte"
+    new = "lymphocyte, neuron, neutrophil, spirillum, yeast"
+    assert f"cells: 5 base classes ({base}), 5 new classes ({new})" in str(plan)
+
+
 def test_a_test_that_may_end_early(tmp_path: Path) -> None:
     plan = plan_study(config_of(tmp_path, final_seeds="auto"))
     assert plan.stages["Final test"][0] == 30
