@@ -2,13 +2,12 @@
 
 import sys
 from functools import partial
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from prometar import __version__
 from prometar.cli import data
 from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption, run_cli
 from prometar.config.settings import Config, absolute_paths, absolute_root, load_config, parse_assignments
@@ -25,7 +24,7 @@ app.add_typer(data.app, name="data")
 
 def _print_version(requested: bool) -> None:
     if requested:
-        print(f"prometar {__version__}")
+        print(f"prometar {version('prometar')}")
         raise typer.Exit
 
 

@@ -39,7 +39,7 @@ def data_list(
     table, notes = Table(*columns, box=None), []
     for name, opened in list_datasets(data_root).items():  # a dataset, why it fails, or None
         benchmark = BENCHMARKS.get(name)
-        access = "your own" if not benchmark else "download" if benchmark.archives else "manual"
+        access = "your own" if not benchmark else "download" if benchmark.copy_file else "manual"
         state = access if data_root is None else "missing"
         sizes: tuple[int, ...] = (0, 0, 0, 0)
         if isinstance(opened, str):
@@ -85,18 +85,22 @@ def data_download(
         typer.Option(help="Target folder. Default: $PROMETAR_DATA, or data.", callback=expand_home),
     ] = None,
 ) -> None:
-    """Download the images and the split file of a benchmark. Rerun the same command to resume."""
+    """Download the images and the split file of a benchmark. Rerun the command after an interruption."""
     from prometar.data.preparation.download import download
 
     to = to or default_root(name) or "data"
     with _progress_bar(DownloadColumn()) as progress:
-        downloaded, problem = download(name, to, progress=progress)
+        downloaded, problem = download(name, to, progress=progress, notify=_print_notice)
     for path in downloaded:
         print(f"Downloaded {path}")
     if problem:
         print(f"The dataset is not usable yet: {one_line(problem)}")
     else:
         print(f"Complete. To check every image, run `prometar data check {name} --data-root {quote(to)}`.")
+
+
+def _print_notice(notice: str) -> None:
+    print(one_line(notice), file=sys.stderr, flush=True)
 
 
 @app.command("prepare")

@@ -15,12 +15,14 @@ class Served:
         files: Content by path.
         break_at: Bytes after which each of the coming transfers is cut; empty: none is.
         status: Statuses to answer the coming requests with.
+        ranges: True to continue files where a request asks for it. Otherwise, whole files are sent.
         requests: Path of each request.
     """
 
     files: dict[str, bytes]
     break_at: list[int] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
+    ranges: bool = True
     requests: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -37,7 +39,10 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
             if status != 200 or content is None:
                 self.send_error(status)
                 return
-            self.send_response(200)
+            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            continues = served.ranges and start > 0
+            content = content[start:] if continues else content
+            self.send_response(206 if continues else 200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if served.break_at:

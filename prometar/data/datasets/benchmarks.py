@@ -16,14 +16,38 @@ class Archive(StrictModel):
     """Public archive of a benchmark.
 
     Args:
+        urls: Addresses of the same file, the official one first.
+        inner: Archive in this archive that contains the images. Empty if there is none.
         parent: Folder in the archive. All of its content is moved to the benchmark's folder.
         main_folder: Folder in `parent` that is moved last, so that its presence marks a complete download.
+        rename: Name of the main folder in the benchmark's folder. Empty if it has the same name.
         digest: Expected digest, such as "md5:<hex>". Empty if unknown.
     """
 
-    url: str
+    urls: tuple[str, ...] = Field(min_length=1)
+    inner: str = ""
     main_folder: str
+    rename: str = ""
     parent: str = "."
+    digest: str = ""
+
+    @property
+    def target(self) -> str:
+        """Name of the main folder in the benchmark's folder."""
+        return self.rename or self.main_folder
+
+
+class Copy(StrictModel):
+    """Copy of a whole benchmark, with its split file or class list, at `download.COPIES_URL`.
+
+    Args:
+        file: Name of the archive.
+        folders: Folders of images.
+        digest: Expected digest, such as "sha256:<hex>". Empty if unknown. The address contains a commit.
+    """
+
+    file: str
+    folders: tuple[str, ...] = Field(min_length=1)
     digest: str = ""
 
 
@@ -43,7 +67,8 @@ class Benchmark(StrictModel):
         sizes: Published number of images per split.
         template, templates: Template of zero-shot prompts, and other templates by name (see `Dataset`).
         archives: Public archives of the images.
-        instructions: How to obtain the images if `archives` is empty.
+        copy_file: Copy of the whole benchmark, or None if there is none.
+        instructions: How to obtain the images if `copy_file` is None.
         imagenet_variant: True for a test set with new images of all or some of ImageNet's classes.
     """
 
@@ -60,6 +85,7 @@ class Benchmark(StrictModel):
     template: str = TEMPLATE
     templates: dict[str, str] = Field(default={})
     archives: tuple[Archive, ...] = ()
+    copy_file: Copy | None = None
     instructions: str = ""
     imagenet_variant: bool = False
 
@@ -92,4 +118,4 @@ def how_to_get(benchmark: Benchmark, path: str = "") -> str:
         if benchmark.imagenet_variant:
             return f"Copy {CLASSNAMES_FILE} from the folder imagenet/."
         return f"Get the file from {_COOP}."
-    return f"{download}." if benchmark.archives else benchmark.instructions
+    return f"{download}." if benchmark.copy_file else benchmark.instructions

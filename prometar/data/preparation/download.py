@@ -1,76 +1,248 @@
-"""Download a benchmark's public archives and its split file."""
+"""Download a benchmark's images and its split file.
+
+Images come from the official archives. If they cannot be downloaded, the copy of the whole benchmark at
+`COPIES_URL` is used. The split file comes from `SPLIT_FILES_URL`, or else from the copy.
+"""
 
 import os
 import shutil
 import tarfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from urllib.error import HTTPError
 
-from prometar.data.datasets.benchmarks import BENCHMARKS, Archive, Benchmark
+from prometar.data.datasets.benchmarks import BENCHMARKS, CLASSNAMES_FILE, Archive, Benchmark, Copy
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.layouts import read_split_file
 from prometar.data.preparation.check import file_digest, size_differences
 from prometar.errors import PrometarError, UserError, WorkError, first_line
-from prometar.io.files import resolve_path
+from prometar.io.files import resolve_path, write_atomically
 
 # CoOp's files are on Google Drive, which requires a browser. The repository of a later paper has copies.
 SPLIT_FILES_URL = (
     "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
     "ac9077ee4e422f768c9b9109551468605e33ec9a/splits"
 )
+# A commit of the repository that PromptKD, ATPrompt and later papers recommend: images and lists as in CoOp.
+COPIES_URL = (
+    "https://huggingface.co/zhengli97/prompt_learning_dataset/resolve/"
+    "ceb3112337fb6e1bf71534e355ca5569b63f19a6"
+)
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 2**20
+MAX_TRANSFERS = 50  # per file, if the server closes the connection again and again
 
 ProgressCallback = Callable[[int, int], None]
 """Callback that receives the finished and total numbers of bytes or shards. An unknown total is 0."""
+NoticeCallback = Callable[[str], None]
+"""Callback that receives a message for the user, such as why another source is used."""
 
 
-def download(name: str, to: Path | str, *, progress: ProgressCallback) -> tuple[list[Path], str]:
-    """Download a benchmark's images and split file to its folder below `to`. Check known digests.
+class SourceError(WorkError):
+    """Failure of one source, such as a dead link or a corrupt archive. Another source may have the file."""
+
+
+def download(
+    name: str,
+    to: Path | str,
+    *,
+    progress: ProgressCallback = lambda done, total: None,
+    notify: NoticeCallback = lambda notice: None,
+) -> tuple[list[Path], str]:
+    """Download a benchmark's images and lists to its folder below `to`. Check known digests.
 
     Existing files are not changed. New files and folders appear only when they are complete.
 
     Args:
-        name: Benchmark with public archives or a split file.
+        name: Benchmark with public images.
         to: Data root.
         progress: Receives (finished bytes, total bytes) of the current file.
+        notify: Receives the reason if another source is used.
 
     Returns:
         The added folders and files, and the reason why the dataset cannot be opened yet ("" if it can).
 
     Raises:
         UserError: unknown dataset, nothing to download, or `to` is not a local folder.
-        WorkError: a transfer failed, a digest differs, or an archive is corrupt or unsafe.
+        WorkError: all sources failed (the message lists them), the disk is full, or `to` is not writable.
     """
     if name not in BENCHMARKS:
         raise UserError(f"'{name}' is not a benchmark. Use one of {', '.join(BENCHMARKS)}.")
-    benchmark, root = BENCHMARKS[name], resolve_path(to)
+    benchmark = BENCHMARKS[name]
+    root = resolve_path(to)
     folder = root / benchmark.folder
-    if not benchmark.archives and not benchmark.split_file:
+    if benchmark.copy_file is None:
         paths = ", ".join(benchmark.required_paths)
         fix = f"{benchmark.instructions} {folder} must then contain {paths}."
         raise UserError(f"{benchmark.title} has no public archive. {fix}")
-    added = []
-    for archive in benchmark.archives:
-        if not (folder / archive.main_folder).exists():
-            with _temporary_folder(root) as temp:
-                _install_archive(archive, folder, temp, progress)
-            added.append(folder / archive.main_folder)
-    if benchmark.split_file and not (folder / benchmark.split_file).exists():
-        with _temporary_folder(root) as temp:
-            _install_split_file(benchmark, folder, temp, progress)
-        added.append(folder / benchmark.split_file)
+    with _temporary_folder(root) as temp:
+        added = _Download(benchmark, benchmark.copy_file, folder, temp, progress, notify).run()
     try:
         open_dataset(name, root)
     except PrometarError as error:
         return added, str(error)
     return added, ""
+
+
+class _Download:
+    """Download of one benchmark to its folder, by way of a temporary folder on the same disk."""
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        copy: Copy,
+        folder: Path,
+        temp: Path,
+        progress: ProgressCallback,
+        notify: NoticeCallback,
+    ) -> None:
+        self._benchmark = benchmark
+        self._copy = copy
+        self._folder = folder
+        self._temp = temp
+        self._progress = progress
+        self._notify = notify
+        self._num_folders = 0
+
+    def run(self) -> list[Path]:
+        """Add what is missing. Return the added folders and files.
+
+        Raises:
+            SourceError: all sources of the images or of the split file failed.
+        """
+        added: list[Path] = []
+        split_file = self._benchmark.split_file
+        try:
+            if any(not (self._folder / name).exists() for name in self._copy.folders):
+                sources = [self._install_archives] * bool(self._benchmark.archives) + [self._install_copy]
+                if self._benchmark.imagenet_variant:
+                    sources.reverse()  # only the copy contains classnames.txt
+                added += self._try_in_turn(sources)
+            if split_file and not (self._folder / split_file).exists():
+                added += self._try_in_turn([self._install_split_file, self._install_copy])
+        except SourceError as error:
+            fix = f"Rerun this command later, or put the files into {self._folder} yourself (docs/data.md)."
+            raise SourceError(f"{error} {fix}") from None
+        return added + self._install_class_list()
+
+    def _try_in_turn(self, sources: Sequence[Callable[[], list[Path]]]) -> list[Path]:
+        """Return the result of the first source that does not fail.
+
+        Raises:
+            SourceError: all sources failed.
+        """
+        failures: list[str] = []
+        for number, source in enumerate(sources, 1):
+            try:
+                return source()
+            except SourceError as error:
+                failures.append(str(error))
+                if number < len(sources):
+                    self._notify(f"{error} Trying another source.")
+        raise SourceError(" ".join(failures))
+
+    def _install_archives(self) -> list[Path]:
+        added: list[Path] = []
+        for archive in self._benchmark.archives:
+            if not (self._folder / archive.target).exists():
+                added += self._try_in_turn(
+                    [partial(self._install_archive, archive, url) for url in archive.urls]
+                )
+        return added
+
+    def _install_archive(self, archive: Archive, url: str) -> list[Path]:
+        parent = self._fetch_and_unpack(url, archive.digest, archive.inner) / archive.parent
+        if not (parent / archive.main_folder).is_dir():
+            missing = Path(archive.parent, archive.main_folder)
+            raise SourceError(f"{url} no longer contains the folder {missing}.")
+        (parent / archive.main_folder).rename(parent / archive.target)
+        self._move_new(sorted(parent.iterdir(), key=lambda entry: entry.name == archive.target))
+        return [self._folder / archive.target]
+
+    def _install_copy(self) -> list[Path]:
+        """Install folders and lists from the copy of the whole benchmark. Other files in it are not used."""
+        url = f"{COPIES_URL}/{self._copy.file}"
+        unpacked = self._fetch_and_unpack(url, self._copy.digest)
+        first = self._copy.folders[0]
+        parents = [unpacked, *(path for path in sorted(unpacked.rglob("*")) if path.is_dir())]
+        found = [path for path in parents if "__MACOSX" not in path.parts and (path / first).is_dir()]
+        if not found:
+            raise SourceError(f"{url} does not contain the folder {first}.")
+        parent = min(found, key=lambda path: len(path.parts))
+        lists = [path for path in self._benchmark.required_paths if (parent / path).is_file()]
+        if self._benchmark.split_file in lists:
+            self._verify_split_file(parent / self._benchmark.split_file, url)
+        entries = [parent / name for name in (*lists, *self._copy.folders)]
+        return self._move_new([entry for entry in entries if entry.exists()])
+
+    def _install_split_file(self) -> list[Path]:
+        file = self._temp / self._benchmark.split_file
+        url = f"{SPLIT_FILES_URL}/{file.name}"
+        download_file(url, file, digest=self._benchmark.split_digest, progress=self._progress)
+        self._verify_split_file(file, url)
+        return self._move_new([file])
+
+    def _verify_split_file(self, file: Path, url: str) -> None:
+        """Require the digest of CoOp's split file, if it is known, and the published sizes."""
+        expected = self._benchmark.split_digest
+        if expected and (found := file_digest(file, expected.partition(":")[0])) != expected:
+            raise SourceError(f"{file.name} at {url} has the digest {found}, expected {expected}.")
+        try:
+            splits = read_split_file(file)
+        except UserError as error:
+            raise SourceError(f"{url}: {error}") from None
+        labels = {item.label for items in splits.values() for item in items}
+        counts = {split: len(items) for split, items in splits.items()}
+        if differences := size_differences(self._benchmark.name, len(labels), counts):
+            raise SourceError(f"{url} differs from the published split: {', '.join(differences)}.")
+
+    def _install_class_list(self) -> list[Path]:
+        """Copy classnames.txt, if it is missing, from another dataset's folder. All have the same list."""
+        target = self._folder / CLASSNAMES_FILE
+        if CLASSNAMES_FILE not in self._benchmark.required_paths or target.exists():
+            return []
+        for other in BENCHMARKS.values():
+            source = self._folder.parent / other.folder / CLASSNAMES_FILE
+            if CLASSNAMES_FILE in other.required_paths and source.is_file():
+                write_atomically(target, source.read_bytes())
+                return [target]
+        return []
+
+    def _fetch_and_unpack(self, url: str, digest: str, inner: str = "") -> Path:
+        """Download and unpack an archive, or the archive `inner` in it. Return the folder of its content."""
+        self._num_folders += 1
+        folder = self._temp / str(self._num_folders)
+        folder.mkdir()
+        file = folder / url.rsplit("/", 1)[-1]
+        download_file(url, file, digest=digest, progress=self._progress)
+        unpack(file, folder / "unpacked")
+        file.unlink()
+        if not inner:
+            return folder / "unpacked"
+        if not (folder / "unpacked" / inner).is_file():
+            raise SourceError(f"{url} no longer contains the file {inner}.")
+        unpack(folder / "unpacked" / inner, folder / "inner")
+        return folder / "inner"
+
+    def _move_new(self, entries: Sequence[Path]) -> list[Path]:
+        """Move entries to the benchmark's folder, unless they exist there. Return the new paths.
+
+        The last entry marks a complete download: if it exists, a later call does not download it again.
+        """
+        self._folder.mkdir(exist_ok=True)
+        moved: list[Path] = []
+        for entry in entries:
+            target = self._folder / entry.name
+            if not target.exists():
+                os.replace(entry, target)
+                moved.append(target)
+        return moved
 
 
 @contextmanager
@@ -89,70 +261,78 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
         ) from None
 
 
-def _install_archive(archive: Archive, folder: Path, temp: Path, progress: ProgressCallback) -> None:
-    file = temp / archive.url.rsplit("/", 1)[-1]
-    download_file(archive.url, file, digest=archive.digest, progress=progress)
-    unpack(file, temp / "unpacked")
-    parent, main = temp / "unpacked" / archive.parent, archive.main_folder
-    if not (parent / main).is_dir():
-        problem = f"{archive.url} no longer contains the folder {Path(archive.parent, main)}"
-        raise WorkError(f"{problem}. Get the images elsewhere, and put them in {folder / main}.")
-    folder.mkdir(exist_ok=True)
-    # The main folder is moved last: if it exists, a later call to `download` skips this archive.
-    for entry in sorted(parent.iterdir(), key=lambda entry: entry.name == main):
-        if not (folder / entry.name).exists():
-            entry.rename(folder / entry.name)
-
-
-def _install_split_file(benchmark: Benchmark, folder: Path, temp: Path, progress: ProgressCallback) -> None:
-    """Download CoOp's split file, and require the published digest and sizes."""
-    file = temp / benchmark.split_file
-    download_file(f"{SPLIT_FILES_URL}/{file.name}", file, digest=benchmark.split_digest, progress=progress)
-    splits = read_split_file(file)
-    labels = {item.label for items in splits.values() for item in items}
-    counts = {split: len(items) for split, items in splits.items()}
-    if found := size_differences(benchmark.name, len(labels), counts):
-        fix = f"Download it from the CoOp repository to {folder}."
-        raise WorkError(f"{file.name} differs from the published split: {', '.join(found)}. {fix}")
-    folder.mkdir(exist_ok=True)
-    os.replace(file, folder / file.name)
-
-
 def download_file(
     url: str, file: Path, *, digest: str = "", progress: ProgressCallback = lambda done, total: None
 ) -> None:
-    """Download `url` to `file`.
+    """Download `url` to `file`. After an interruption, continue where the transfer stopped.
 
     Args:
         digest: Expected digest, such as "md5:<hex>", or "" if it is unknown.
 
     Raises:
-        WorkError: the transfer failed, or the digest differs.
+        SourceError: the transfer failed, or the digest differs.
+        WorkError: the file and its content do not fit on the disk.
+        OSError: the file cannot be written.
     """
+    file.write_bytes(b"")
+    reason = ""
+    for _ in range(MAX_TRANSFERS):
+        size_before = file.stat().st_size
+        reason = _transfer(url, file, progress)
+        if not reason or file.stat().st_size <= size_before:
+            break
+    if reason:
+        raise SourceError(f"Cannot download {url}: {reason}.")
+    if digest and (found := file_digest(file, digest.partition(":")[0])) != digest:
+        raise SourceError(f"{url} has the digest {found}, expected {digest}.")
+
+
+def _transfer(url: str, file: Path, progress: ProgressCallback) -> str:
+    """Download what `file` lacks. Return the reason if the transfer was interrupted, or else ""."""
+    start = file.stat().st_size
+    headers = {"User-Agent": "prometar"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "prometar"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response, file.open("wb") as stream:
-            total = response.length or 0
-            while chunk := response.read(CHUNK_BYTES):
-                stream.write(chunk)
-                progress(stream.tell(), total)
-            if stream.tell() < total:
-                raise ConnectionError(f"the connection was closed after {stream.tell()} of {total} bytes")
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
+        )
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()
-        raise WorkError(f"Cannot download {url}: {first_line(error)}. Rerun this command.") from None
-    if digest and (found := file_digest(file, digest.partition(":")[0])) != digest:
+        return first_line(error)
+    continues = response.status == 206  # otherwise, the server sends the whole file
+    with response, file.open("ab" if continues else "wb") as stream:
+        total = stream.tell() + (response.length or 0)
+        _require_disk_space(file.parent, response.length or 0)
+        while True:
+            try:
+                chunk = response.read(CHUNK_BYTES)
+            except (OSError, HTTPException) as error:
+                return first_line(error)
+            if not chunk:
+                break
+            stream.write(chunk)
+            progress(stream.tell(), total)
+        if stream.tell() < total:
+            return f"the connection was closed after {stream.tell()} of {total} bytes"
+    return ""
+
+
+def _require_disk_space(folder: Path, num_bytes: int) -> None:
+    """Require space for an archive of images and its content, which has about the same size."""
+    free = shutil.disk_usage(folder).free
+    if 2 * num_bytes > free:
         raise WorkError(
-            f"{url} has the digest {found}, expected {digest}. Rerun this command, or download it manually."
+            f"The archive and its content need {2 * num_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB "
+            "are free. Free disk space, or use another --to."
         )
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a .zip, .tar.gz or .tgz file into the folder `target`. Nothing is written outside it.
+    """Unpack a .zip, .tar, .tar.gz or .tgz file into the folder `target`. Nothing is written outside it.
 
     Raises:
-        WorkError: the archive is corrupt, or a tar file contains a link or a path outside `target`.
+        SourceError: the archive is corrupt, or a tar file contains a link or a path outside `target`.
+        OSError: a file cannot be written.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -166,4 +346,6 @@ def unpack(archive: Path, target: Path) -> None:
                     raise ValueError(f"'{member.name[:80]}' is not a file or folder inside the target")
                 tar.extract(member, target, set_attrs=False)
     except Exception as error:  # corrupt and hostile archives raise many kinds of errors
-        raise WorkError(f"Cannot unpack {archive.name}: {first_line(error)}. Rerun this command.") from None
+        if isinstance(error, OSError) and error.errno is not None:  # the disk, not the archive
+            raise
+        raise SourceError(f"Cannot unpack {archive.name}: {first_line(error)}.") from None

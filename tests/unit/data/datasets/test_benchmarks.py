@@ -30,7 +30,7 @@ def test_the_table_has_fifteen_rows() -> None:
     assert len(BENCHMARKS) == 15
     assert [name for name in ALL if BENCHMARKS[name].imagenet_variant] == VARIANTS
     for row in BENCHMARKS.values():
-        assert bool(row.archives) != bool(row.instructions), row.name
+        assert bool(row.copy_file) != bool(row.instructions), row.name
         assert bool(row.split_digest) == (bool(row.split_file) and row.name not in ("food101", "sun397"))
 
 

@@ -1,13 +1,16 @@
 """Downloads from a local server: verified, unpacked without trust, placed once."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,8 +28,9 @@ from tests.support.fileserver import Served, serve
 CONTENT = np.random.default_rng(0).bytes(3 * 2**20 + 17)
 DIGEST = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 SPLIT = BENCHMARKS["dtd"].split_file
-DOWNLOADED = sorted(name for name, row in BENCHMARKS.items() if row.archives)
-BY_HAND = sorted(name for name, row in BENCHMARKS.items() if row.split_file and not row.archives)
+EUROSAT_SPLIT = BENCHMARKS["eurosat"].split_file
+DOWNLOADED = sorted(name for name in BENCHMARKS if name != "imagenet")
+WITH_ARCHIVES = sorted(name for name in DOWNLOADED if BENCHMARKS[name].archives)
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         yield served
 
 
-def test_fetch(server: Served, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_and_its_digest_checked(server: Served, tmp_path: Path) -> None:
     seen = []
     file = tmp_path / "file"
     download_file(f"{server.url}/file.bin", file, digest=DIGEST, progress=lambda *n: seen.append(n))
@@ -46,14 +50,31 @@ def test_fetch(server: Served, tmp_path: Path) -> None:
         download_file(f"{server.url}/file.bin", tmp_path / "file", digest=f"md5:{'0' * 32}")
 
 
-@pytest.mark.parametrize(
-    ("status", "said"), [(404, "404: Not Found"), (0, "closed after 1000 of"), (503, "503")]
-)
+@pytest.mark.parametrize(("status", "said"), [(404, "404: Not Found"), (503, "503")])
 def test_a_failed_transfer_is_one_line(server: Served, tmp_path: Path, status: int, said: str) -> None:
-    server.status, server.break_at = [status] if status else [], [1000]
-    with pytest.raises(WorkError, match=f"Cannot download .*{said}.*Rerun this command") as caught:
+    server.status = [status]
+    with pytest.raises(WorkError, match=f"Cannot download {server.url}/file.bin: .*{said}") as caught:
         download_file(f"{server.url}/file.bin", tmp_path / "file")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["continued", "started over"])
+def test_an_interrupted_transfer_goes_on(server: Served, tmp_path: Path, ranges: bool) -> None:
+    server.break_at, server.ranges = [2_000_000, 1_000_000, len(CONTENT)], ranges
+    if not ranges:
+        server.break_at = [1_000_000, len(CONTENT)]
+    seen: list[tuple[int, int]] = []
+    file = tmp_path / "file"
+    download_file(f"{server.url}/file.bin", file, digest=DIGEST, progress=lambda *n: seen.append(n))
+    assert file.read_bytes() == CONTENT
+    assert {total for _, total in seen} == {len(CONTENT)}
+
+
+def test_a_transfer_without_progress_is_given_up(server: Served, tmp_path: Path) -> None:
+    server.break_at = [1000, 0]
+    with pytest.raises(WorkError, match=f"closed after 1000 of {len(CONTENT)} bytes"):
+        download_file(f"{server.url}/file.bin", tmp_path / "file")
+    assert len(server.requests) == 2
 
 
 def tar_of(folder: Path, top: str) -> bytes:
@@ -63,42 +84,79 @@ def tar_of(folder: Path, top: str) -> bytes:
     return stream.getvalue()
 
 
-def zip_of(folder: Path, top: str) -> bytes:
+def zip_of(folder: Path, top: str, more: Mapping[str, bytes] = {}) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as packed:
+        for name, content in more.items():
+            packed.writestr(os.path.normpath(f"{top}/{name}"), content)
         for path in sorted(folder.rglob("*")):
             packed.write(path, f"{top}/{path.relative_to(folder)}")
     return stream.getvalue()
 
 
-Offer = Callable[[str], None]
+Offer = Callable[[str], Path]
 
 
 @pytest.fixture
 def offer(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
-    """Makes a small copy of a benchmark in origin/. The server offers its archives and its split file."""
+    """Makes a small benchmark in origin/. The server offers its archives, its split file and its copy."""
     monkeypatch.setattr(download_module, "SPLIT_FILES_URL", f"{server.url}/splits")
+    monkeypatch.setattr(download_module, "COPIES_URL", f"{server.url}/copies")
 
-    def of(name: str) -> None:
+    def of(name: str) -> Path:
         row, folder = BENCHMARKS[name], write_copy(name, tmp_path / "origin")
-        (folder / "annotations").mkdir(exist_ok=True)
-        (folder / "annotations/list.txt").write_text("x")
-        archives = []
-        for archive in row.archives:
-            path = f"/{name}/{archive.url.rsplit('/', 1)[-1]}"
-            pack, flat = zip_of if path.endswith(".zip") else tar_of, archive.parent == "."
-            packed = folder / archive.main_folder if flat else folder
-            server.files[path] = pack(packed, archive.main_folder if flat else archive.parent)
-            digest = archive.digest and f"md5:{hashlib.md5(server.files[path]).hexdigest()}"
-            archives.append(archive.model_copy(update={"url": server.url + path, "digest": digest}))
+        if name == "stanford_cars":
+            (folder / "trains").rename(folder / "cars_train")
+            (folder / "vals").rename(folder / "cars_train/vals")
+            (folder / "tests").rename(folder / "cars_test")
+            split_file = folder / row.split_file
+            text = split_file.read_text("utf-8").replace('"trains/', '"cars_train/')
+            text = text.replace('"vals/', '"cars_train/vals/').replace('"tests/', '"cars_test/')
+            split_file.write_text(text, "utf-8")
+        archives = [_archive(server, name, archive, folder) for archive in row.archives]
         row = with_split(server, row, folder) if row.split_file else row
-        monkeypatch.setitem(BENCHMARKS, name, row.model_copy(update={"archives": tuple(archives)}))
+        copy = row.copy_file
+        assert copy is not None
+        content = zip_of(folder, row.folder, {"split_fewshot/x.pkl": b"pickle", "../__MACOSX/a/b": b"x"})
+        server.files[f"/copies/{copy.file}"] = content
+        digest = copy.digest and f"sha256:{hashlib.sha256(content).hexdigest()}"
+        update = {"archives": tuple(archives), "copy_file": copy.model_copy(update={"digest": digest})}
+        monkeypatch.setitem(BENCHMARKS, name, row.model_copy(update=update))
+        return folder
 
     return of
 
 
+def _archive(server: Served, name: str, archive: Archive, folder: Path) -> Archive:
+    """Offer an archive of a benchmark's folder at each of its addresses, and return its entry."""
+    path = f"/{name}/{archive.urls[0].rsplit('/', 1)[-1]}"
+    flat = archive.parent == "."
+    packed, top = folder, archive.parent
+    if flat:
+        packed, top = folder / archive.target, archive.main_folder
+    if archive.inner:
+        with TemporaryDirectory() as outer:
+            inner = Path(outer, archive.inner.rpartition("/")[2])
+            inner.write_bytes(tar_of(packed, top))
+            content = zip_of(Path(outer), archive.inner.rpartition("/")[0])
+    else:
+        content = (zip_of if path.endswith(".zip") else tar_of)(packed, top)
+    server.files[path] = content
+    algorithm = archive.digest.partition(":")[0]
+    digest = archive.digest and f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+    urls = tuple(f"{server.url}/{number}{path}" for number in range(1, len(archive.urls)))
+    for url in urls:
+        server.files[url.removeprefix(server.url)] = content
+    return archive.model_copy(update={"urls": (server.url + path, *urls), "digest": digest})
+
+
 def download(name: str, root: Path) -> int:
     return main(["data", "download", name, "--to", str(root)])
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines of error messages. Other lines on stderr tell that another source is tried."""
+    return [line for line in capsys.readouterr().err.splitlines() if not line.endswith("another source.")]
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -107,11 +165,12 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
 ) -> None:
     offer(name)
     row, root = BENCHMARKS[name], tmp_path / "root"
-    files = [archive.main_folder for archive in row.archives] + [row.split_file] * bool(row.split_file)
     assert download(name, root) == 0
-    text = capsys.readouterr().out
-    assert all(f"Downloaded {root / row.folder / file}\n" in text for file in files)
-    assert "Complete. To check every image" in text
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    files = [*row.copy_file.folders, *([row.split_file] if row.split_file else [])]
+    assert all(f"Downloaded {root / row.folder / file}\n" in captured.out for file in files)
+    assert "Complete. To check every image" in captured.out
     assert main(["data", "check", name, "--data-root", str(root)]) == 0
     assert "not CoOp's" not in capsys.readouterr().out
     assert open_dataset(name, root).splits == open_dataset(name, tmp_path / "origin").splits
@@ -124,19 +183,94 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
     assert len(server.requests) == asked
 
 
-@pytest.mark.parametrize("name", BY_HAND)
-def test_a_split_comes_before_images_that_are_got_by_hand(
-    offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+@pytest.mark.parametrize("name", WITH_ARCHIVES)
+def test_if_one_source_is_dead_another_one_is_used(
+    server: Served, offer: Offer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The archive, or for ImageNet's variants the copy. The split file comes from the copy, too."""
     offer(name)
     row = BENCHMARKS[name]
-    assert download(name, tmp_path / "new") == 0
-    out = capsys.readouterr().out
-    assert f"Downloaded {tmp_path}/new/{row.folder}/split_zhou_" in out
-    assert "The dataset is not usable yet: " in out
-    assert row.instructions in out
-    assert download(name, tmp_path / "origin") == 0
-    assert "Complete. To check every image" in capsys.readouterr().out
+    preferred, expected = "/copies/", "/imagenet"
+    if not row.imagenet_variant:
+        preferred, expected = f"/{name}/", "/copies/"
+    for path in [*server.files]:
+        if path.startswith((preferred, "/1/", "/splits/")):
+            del server.files[path]
+    if row.imagenet_variant:  # no archive contains the class list, but another dataset has the same one
+        (tmp_path / "root/imagenet").mkdir(parents=True)
+        class_list = tmp_path / "origin" / row.folder / "classnames.txt"
+        (tmp_path / "root/imagenet/classnames.txt").write_bytes(class_list.read_bytes())
+    assert download(name, tmp_path / "root") == 0
+    captured = capsys.readouterr()
+    assert f"Cannot download {server.url}{preferred}" in captured.err
+    assert "HTTP Error 404: Not Found. Trying another source.\n" in captured.err
+    assert "Complete. To check every image" in captured.out
+    assert open_dataset(name, tmp_path / "root").splits == open_dataset(name, tmp_path / "origin").splits
+    assert server.requests[-1].startswith(expected)
+    assert not list(tmp_path.rglob("*.pkl*"))
+
+
+def test_eurosat_has_a_second_address(
+    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer("eurosat")
+    server.status = [403]
+    assert download("eurosat", tmp_path / "root") == 0
+    assert "403: Forbidden. Trying another source." in capsys.readouterr().err
+    assert server.requests == ["/eurosat/EuroSAT.zip", "/1/eurosat/EuroSAT.zip", f"/splits/{EUROSAT_SPLIT}"]
+
+
+def test_if_all_sources_are_dead_one_line_names_them(
+    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer("sun397")
+    server.files.clear()
+    assert download("sun397", tmp_path / "root") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"Cannot download {server.url}/sun397/SUN397.tar.gz: HTTP Error 404: Not Found. " in error
+    assert f"Cannot download {server.url}/copies/sun397.zip: HTTP Error 404: Not Found. " in error
+    assert f"Rerun this command later, or put the files into {tmp_path}/root/sun397 yourself" in error
+
+
+@pytest.mark.parametrize("damage", ["digest", "split file"])
+def test_a_copy_that_differs_from_the_published_one_is_refused(
+    server: Served, offer: Offer, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = offer("ucf101")
+    row = BENCHMARKS["ucf101"]
+    (folder / row.split_file).write_text('{"train": [["a.jpg", 0, "a"]], "val": [], "test": []}')
+    content = zip_of(folder, "ucf101")
+    server.files["/copies/ucf101.zip"] = content
+    message = "/copies/ucf101.zip has the digest sha256:"
+    if damage == "split file":
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        copy = row.copy_file.model_copy(update={"digest": digest})  # type: ignore[union-attr]
+        BENCHMARKS["ucf101"] = row.model_copy(update={"copy_file": copy})
+        message = f"{row.split_file} at {server.url}/copies/ucf101.zip has the digest sha256:"
+    assert download("ucf101", tmp_path / "root") == 1
+    assert message in capsys.readouterr().err
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_full_disk_is_no_fault_of_a_source(
+    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Else the copy would be downloaded, in vain. Nothing is downloaded that does not fit."""
+    offer("dtd")
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=1000))
+    assert download("dtd", tmp_path / "root") == 1
+    assert "but only 0.0 GB are free. Free disk space, or use another --to." in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    assert download("dtd", tmp_path / "root") == 1
+    assert f"Cannot write to {tmp_path}/root: No space left on device." in capsys.readouterr().err
+    assert {path.split("/")[1] for path in server.requests} == {"dtd"}
 
 
 def test_a_split_file_is_kept(offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,13 +308,13 @@ def test_another_split_is_refused_and_not_kept(
     tree = json.loads(server.files[f"/splits/{SPLIT}"])
     change(tree)
     server.files[f"/splits/{SPLIT}"] = json.dumps(tree).encode()
+    del server.files["/copies/dtd.zip"]
     assert download("dtd", tmp_path) == 1
     assert "has the digest sha256:" in capsys.readouterr().err
     BENCHMARKS["dtd"] = BENCHMARKS["dtd"].model_copy(update={"split_digest": ""})
-    assert download("dtd", tmp_path) > 0
-    error = capsys.readouterr().err
+    assert download("dtd", tmp_path) == 1
+    [error] = errors(capsys)
     assert message in error
-    assert error.count("\n") == 1
     assert not (tmp_path / "dtd" / SPLIT).exists()
     assert not list(tmp_path.glob(".download-*"))
 
@@ -220,12 +354,12 @@ def test_a_hostile_archive_is_refused(
         for info, content in [member("dtd/images/a.jpg", b"x"), *members]:
             tar.addfile(info, io.BytesIO(content))
     server.files["/dtd.tar.gz"] = stream.getvalue()
-    archive = Archive(url=f"{server.url}/dtd.tar.gz", main_folder="images", parent="dtd")
+    archive = Archive(urls=(f"{server.url}/dtd.tar.gz",), main_folder="images", parent="dtd")
+    monkeypatch.setattr(download_module, "COPIES_URL", f"{server.url}/copies")
     monkeypatch.setitem(BENCHMARKS, "dtd", BENCHMARKS["dtd"].model_copy(update={"archives": (archive,)}))
     assert download("dtd", tmp_path / "root") == 1
-    error = capsys.readouterr().err
+    [error] = errors(capsys)
     assert "Cannot unpack" in error
-    assert error.count("\n") == 1
     assert list(tmp_path.rglob("*")) == [tmp_path / "root"]
 
 
@@ -255,7 +389,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, kind: str) -> None:
         "empty": b"",
     }[kind]
     (tmp_path / "x").write_bytes(damaged)
-    with pytest.raises(WorkError, match=r"Cannot unpack .*Rerun this command") as caught:
+    with pytest.raises(WorkError, match=r"^Cannot unpack x: .+\.") as caught:
         unpack(tmp_path / "x", tmp_path / "out")
     assert "\n" not in str(caught.value)
 
@@ -266,8 +400,13 @@ def test_an_archive_of_something_else_is_told(
     offer("fgvc_aircraft")
     folder = write_copy("dtd", tmp_path)
     server.files["/fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"] = tar_of(folder, "dtd")
+    server.files["/copies/fgvc_aircraft.zip"] = zip_of(folder / "images", "fgvc_aircraft/photos")
     assert download("fgvc_aircraft", tmp_path / "root") == 1
-    assert "no longer contains the folder fgvc-aircraft-2013b/data/images. Get" in capsys.readouterr().err
+    [error] = errors(capsys)
+    assert (
+        "fgvc-aircraft-2013b.tar.gz no longer contains the folder fgvc-aircraft-2013b/data/images." in error
+    )
+    assert "/copies/fgvc_aircraft.zip does not contain the folder images." in error
 
 
 WRONG = [
