@@ -69,29 +69,29 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Calla
 
 
 class Activation:
-    """Activation a(x) as a `prometar.clip.function.TokenFunction`. `name` is a key of `ACTIVATIONS`."""
+    """Activation a(x) as a `prometar.clip.function.TokenFunction`. `name` is a key of `ACTIVATIONS`.
+
+    Residuals, cotangents and tangents are x, g and t themselves.
+    """
 
     def __init__(self, name: str) -> None:
         self.value, self._first_order, self._second_order = ACTIVATIONS[name]
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._x = x
-        return self.value(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.value(x), x
 
-    def vjp(self, g_K: Tensor) -> Tensor:
-        return self._first_order(g_K, self._x)
+    def vjp(self, x: Tensor, g_K: Tensor) -> Tensor:
+        return self._first_order(g_K, x)
 
-    def vjp_for_hvp(self, g_K: Tensor) -> Tensor:
-        self._g_K = g_K
-        return self._first_order(g_K, self._x)
+    def vjp_for_hvp(self, x: Tensor, g_K: Tensor) -> tuple[Tensor, Tensor]:
+        return self._first_order(g_K, x), g_K
 
-    def jvp(self, t_K: Tensor) -> Tensor:
-        self._t_K = t_K
-        return self._first_order(t_K, self._x)
+    def jvp(self, x: Tensor, t_K: Tensor) -> tuple[Tensor, Tensor]:
+        return self._first_order(t_K, x), t_K
 
-    def hvp(self, r: Tensor) -> Tensor:
+    def hvp(self, x: Tensor, g_K: Tensor, t_K: Tensor, r: Tensor) -> Tensor:
         # r a'(x) + w a''(x), the gradient of <r, a(x)> + sum_k <g_k, a'(x) t_k>. w = sum_k g_k t_k.
-        w = self._g_K[0] * self._t_K[0]
-        for g, t in zip(self._g_K[1:], self._t_K[1:], strict=True):
+        w = g_K[0] * t_K[0]
+        for g, t in zip(g_K[1:], t_K[1:], strict=True):
             w = torch.addcmul(w, g, t)
-        return self._second_order(r, w, self._x)
+        return self._second_order(r, w, x)

@@ -7,9 +7,37 @@ avoids K copies of the queries, keys, values and probabilities.
 Shape letters: B rows of T tokens, N queries, S keys, K cotangents or tangents, H heads of width W, D = H W.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class AttentionResiduals(NamedTuple):
+    """Queries q (scaled), keys k, values v, probabilities p and outputs o, each (B H, tokens, ...)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    p: Tensor
+    o: Tensor
+
+
+class AttentionCotangents(NamedTuple):
+    """Cotangents g (B H, N, K, W) of o, and a (B H, N, K, S). See `Attention`."""
+
+    g: Tensor
+    a: Tensor
+
+
+class AttentionTangents(NamedTuple):
+    """Tangents of q (B H, N, K, W), k (B H, K, S, W) and v (B H, S, K, W), and c (B H, N, K, S)."""
+
+    tq: Tensor
+    tk: Tensor
+    tv: Tensor
+    c: Tensor
 
 
 class Attention:
@@ -41,80 +69,95 @@ class Attention:
         num_shared: int = 0,
         num_queries: int | None = None,
     ) -> None:
-        self._num_heads, self._scale, self._num_queries = num_heads, scale, num_queries
-        self._mask, self._num_shared = mask, num_shared
+        self._num_heads = num_heads
+        self._scale = scale
+        self._mask = mask
+        self._num_shared = num_shared
+        self._num_queries = num_queries
 
     def value(self, qkv: Tensor) -> Tensor:
         """Compute the output with torch's fused kernel. Store nothing for derivatives."""
         heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = heads[0, :, :, : self._num_queries], *self._with_shared(heads[1:])
+        q = heads[0, :, :, : self._num_queries]
+        k, v = self._with_shared(heads[1:])
         return _merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        self._num_tokens = qkv.shape[1]
+    def forward(self, qkv: Tensor) -> tuple[Tensor, AttentionResiduals]:
         heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
         if not self._num_shared:  # if tokens are shared, torch.cat makes k and v contiguous
             heads = heads.contiguous()
         q = heads[0, :, :, : self._num_queries].flatten(0, 1)
-        self._q = q if self._scale == 1 else q * self._scale
-        self._k, self._v = self._with_shared(heads[1:]).flatten(1, 2)
+        if self._scale != 1:
+            q = q * self._scale
+        k, v = self._with_shared(heads[1:]).flatten(1, 2)
         if self._mask is None:
-            scores = torch.bmm(self._q, self._k.mT)
+            scores = torch.bmm(q, k.mT)
         else:
             mask = self._mask.expand(-1, self._num_heads, -1, -1).flatten(0, 1)
-            scores = torch.baddbmm(mask, self._q, self._k.mT)
-        self._p = scores.softmax(dim=-1)
-        self._o = torch.bmm(self._p, self._v)
-        return _merge_heads(self._o.unflatten(0, (-1, self._num_heads)))
+            scores = torch.baddbmm(mask, q, k.mT)
+        p = scores.softmax(dim=-1)
+        o = torch.bmm(p, v)
+        return _merge_heads(o.unflatten(0, (-1, self._num_heads))), AttentionResiduals(q, k, v, p, o)
 
-    def vjp(self, g_KBND: Tensor) -> Tensor:
+    def vjp(self, residuals: AttentionResiduals, g_KBND: Tensor) -> Tensor:
         g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
+        p = residuals.p[:, :, None]
         if len(g_KBND) > 1:
-            return self._pull_back(g, self._centered_gv(g) * self._p[:, :, None])
+            return self._pull_back(residuals, g, _centered_gv(residuals, g) * p)
         # For K = 1, use torch's kernel. For K > 1, it would need K copies of the probabilities.
-        gv, p = _multiply(g, self._v.mT), self._p[:, :, None]
-        return self._pull_back(g, torch.ops.aten._softmax_backward_data(gv, p, -1, gv.dtype))
+        gv = _multiply(g, residuals.v.mT)
+        return self._pull_back(residuals, g, torch.ops.aten._softmax_backward_data(gv, p, -1, gv.dtype))
 
-    def vjp_for_hvp(self, g_KBND: Tensor) -> Tensor:
-        self._g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
-        self._a = self._centered_gv(self._g)
-        return self._pull_back(self._g, self._a * self._p[:, :, None])
+    def vjp_for_hvp(
+        self, residuals: AttentionResiduals, g_KBND: Tensor
+    ) -> tuple[Tensor, AttentionCotangents]:
+        g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
+        a = _centered_gv(residuals, g)
+        return self._pull_back(residuals, g, a * residuals.p[:, :, None]), AttentionCotangents(g, a)
 
-    def _centered_gv(self, g: Tensor) -> Tensor:
-        """Return centered(g @ v.T). The subtracted sum is the dot product of g and o."""
-        return _multiply(g, self._v.mT) - torch.matmul(g, self._o[..., None])
+    def _pull_back(self, residuals: AttentionResiduals, g: Tensor, b: Tensor) -> Tensor:
+        dk = torch.bmm(b.flatten(2).mT, residuals.q).unflatten(1, (g.shape[2], -1))
+        dv = torch.bmm(residuals.p.mT, g.flatten(2)).unflatten(-1, (g.shape[2], -1))
+        return self._join(_multiply(b, residuals.k).movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
 
-    def _pull_back(self, g: Tensor, b: Tensor) -> Tensor:
-        dk = torch.bmm(b.flatten(2).mT, self._q).unflatten(1, (g.shape[2], -1))
-        dv = torch.bmm(self._p.mT, g.flatten(2)).unflatten(-1, (g.shape[2], -1))
-        return self._join(_multiply(b, self._k).movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
-
-    def jvp(self, t_K: Tensor) -> Tensor:
+    def jvp(self, residuals: AttentionResiduals, t_K: Tensor) -> tuple[Tensor, AttentionTangents]:
+        q, k, v, p, _ = residuals
         t = t_K.unflatten(-1, (3, self._num_heads, -1))
-        self._tq = self._interleave(t[:, :, : self._num_queries, 0])
+        tq = self._interleave(t[:, :, : self._num_queries, 0])
         if self._scale != 1:
-            self._tq = self._tq * self._scale
+            tq = tq * self._scale
         tk = self._with_shared(t[:, :, :, 1].permute(1, 3, 0, 2, 4), row_dim=0)
         tv = self._with_shared(t[:, :, :, 2].permute(1, 3, 0, 2, 4), row_dim=0)
-        self._tk = tk.contiguous().flatten(0, 1)
-        self._tv = tv.transpose(2, 3).contiguous().flatten(0, 1)
-        c = _multiply(self._tq, self._k.mT)
-        c = torch.baddbmm(c.flatten(2), self._q, self._tk.flatten(1, 2).mT).view_as(c)
-        self._c = c - torch.matmul(c, self._p[..., None])
-        pushed = _multiply(self._c * self._p[:, :, None], self._v)
-        pushed = torch.baddbmm(pushed.flatten(2), self._p, self._tv.flatten(2)).view_as(pushed)
-        return _merge_heads(pushed.movedim(2, 0).unflatten(1, (-1, self._num_heads)))
+        tk = tk.contiguous().flatten(0, 1)
+        tv = tv.transpose(2, 3).contiguous().flatten(0, 1)
+        c = _multiply(tq, k.mT)
+        c = torch.baddbmm(c.flatten(2), q, tk.flatten(1, 2).mT).view_as(c)
+        c = c - torch.matmul(c, p[..., None])
+        pushed = _multiply(c * p[:, :, None], v)
+        pushed = torch.baddbmm(pushed.flatten(2), p, tv.flatten(2)).view_as(pushed)
+        pushed = _merge_heads(pushed.movedim(2, 0).unflatten(1, (-1, self._num_heads)))
+        return pushed, AttentionTangents(tq, tk, tv, c)
 
-    def hvp(self, r_BND: Tensor) -> Tensor:
-        p, r = self._p, r_BND.unflatten(-1, (self._num_heads, -1)).transpose(1, 2).flatten(0, 1)
-        x = torch.baddbmm(torch.bmm(r, self._v.mT), self._g.flatten(2), self._tv.flatten(2).mT)
-        for a, c in zip(self._a.unbind(2), self._c.unbind(2), strict=True):
-            x = torch.addcmul(x, a, c)
+    def hvp(
+        self,
+        residuals: AttentionResiduals,
+        cotangents: AttentionCotangents,
+        tangents: AttentionTangents,
+        r_BND: Tensor,
+    ) -> Tensor:
+        q, k, v, p, _ = residuals
+        g, a = cotangents
+        tq, tk, tv, c = tangents
+        r = r_BND.unflatten(-1, (self._num_heads, -1)).transpose(1, 2).flatten(0, 1)
+        x = torch.baddbmm(torch.bmm(r, v.mT), g.flatten(2), tv.flatten(2).mT)
+        for a_k, c_k in zip(a.unbind(2), c.unbind(2), strict=True):
+            x = torch.addcmul(x, a_k, c_k)
         s = torch.ops.aten._softmax_backward_data(x, p, -1, p.dtype)
-        b, d = self._a * p[:, :, None], (self._c * p[:, :, None]).flatten(1, 2)
-        dq = torch.baddbmm(torch.bmm(b.flatten(2), self._tk.flatten(1, 2)), s, self._k)
-        dk = torch.baddbmm(torch.bmm(b.flatten(1, 2).mT, self._tq.flatten(1, 2)), s.mT, self._q)
-        dv = torch.baddbmm(torch.bmm(d.mT, self._g.flatten(1, 2)), p.mT, r)
+        b = a * p[:, :, None]
+        d = (c * p[:, :, None]).flatten(1, 2)
+        dq = torch.baddbmm(torch.bmm(b.flatten(2), tk.flatten(1, 2)), s, k)
+        dk = torch.baddbmm(torch.bmm(b.flatten(1, 2).mT, tq.flatten(1, 2)), s.mT, q)
+        dv = torch.baddbmm(torch.bmm(d.mT, g.flatten(1, 2)), p.mT, r)
         return self._join(dq[None], dk[None], dv[None])[0]
 
     def _interleave(self, x_KBTHW: Tensor) -> Tensor:
@@ -132,8 +175,10 @@ class Attention:
         """Join the gradients of queries, keys and values, each (K, BH, tokens, W), into (K, B, T, 3D)."""
         if self._scale != 1:
             dq = dq * self._scale
-        if num_others := self._num_tokens - dq.shape[2]:  # tokens that are not queries
-            dq = F.pad(dq, (0, 0, 0, num_others))
+        # Keys and values also include the shared tokens. Other tokens that are not queries get zeros.
+        num_tokens = dk.shape[2] - self._num_shared
+        if num_tokens != dq.shape[2]:
+            dq = F.pad(dq, (0, 0, 0, num_tokens - dq.shape[2]))
         grads = [x.unflatten(1, (-1, self._num_heads)).transpose(2, 3) for x in (dq, dk, dv)]
         if self._num_shared:
             grads[1:] = [self._merge_shared(grad) for grad in grads[1:]]
@@ -141,7 +186,8 @@ class Attention:
 
     def _merge_shared(self, grad_KBSHW: Tensor) -> Tensor:
         """Add the gradients of the prepended tokens to those of row 0 (transpose of `_with_shared`)."""
-        shared, tokens = grad_KBSHW.split([self._num_shared, self._num_tokens], dim=2)
+        num_tokens = grad_KBSHW.shape[2] - self._num_shared
+        shared, tokens = grad_KBSHW.split([self._num_shared, num_tokens], dim=2)
         # Safe in place, because the caller does not use `grad_KBSHW` again.
         tokens[:, 0, : self._num_shared].add_(shared.sum(dim=1))
         return tokens
@@ -149,6 +195,11 @@ class Attention:
 
 def _merge_heads(x_BHTW: Tensor) -> Tensor:
     return x_BHTW.transpose(-3, -2).flatten(-2)
+
+
+def _centered_gv(residuals: AttentionResiduals, g: Tensor) -> Tensor:
+    """Return centered(g @ v.T). The subtracted sum is the dot product of g and o."""
+    return _multiply(g, residuals.v.mT) - torch.matmul(g, residuals.o[..., None])
 
 
 def _multiply(x: Tensor, matrix: Tensor) -> Tensor:

@@ -1,58 +1,114 @@
 """Interface for functions with hand-written derivatives, and its implementations `Projection` and `Norm`."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 EPS = 1e-5  # default epsilon of LayerNorm
 
+Residuals = TypeVar("Residuals")
+Cotangents = TypeVar("Cotangents")
+Tangents = TypeVar("Tangents")
 
-class TokenFunction(Protocol):
+
+class TokenFunction(Protocol[Residuals, Cotangents, Tangents]):
     """Differentiable function f of tokens x, with Jacobian J and constant weights.
 
-    For first derivatives, call `forward` and `vjp`. For second derivatives, call `forward`, `vjp_for_hvp`,
-    `jvp` and `hvp`. With K cotangents g_k, K tangents t_k and one cotangent r, `vjp` and `vjp_for_hvp` return
-    J^T g_k, `jvp` returns J t_k, and `hvp` returns the gradient of <r, f(x)> + sum_k <g_k, J t_k> with
-    respect to x (for linear f, J^T r). `value` is `forward` without storing tensors. _K: K stacked tensors.
+    All methods are pure functions. `value` returns f(x). `forward` also returns residuals: the tensors that
+    derivatives at x require. With K cotangents g_k, K tangents t_k and one cotangent r, the derivatives are
+
+        vjp:          J^T g_k
+        vjp_for_hvp:  J^T g_k, and what `hvp` requires of g
+        jvp:          J t_k, and what `hvp` requires of t
+        hvp:          gradient of <r, f(x)> + sum_k <g_k, J t_k> with respect to x (for linear f, J^T r)
+
+    The suffix _K marks K stacked tensors.
     """
 
-    def value(self, x: Tensor, /) -> Tensor:
-        return self.forward(x)
+    def value(self, x: Tensor, /) -> Tensor: ...
 
-    def forward(self, x: Tensor, /) -> Tensor: ...
+    def forward(self, x: Tensor, /) -> tuple[Tensor, Residuals]: ...
 
-    def vjp(self, g_K: Tensor, /) -> Tensor:
-        return self.hvp(g_K)  # default for linear f, where `hvp` returns J^T r
+    def vjp(self, residuals: Residuals, g_K: Tensor, /) -> Tensor: ...
 
-    def vjp_for_hvp(self, g_K: Tensor, /) -> Tensor:
-        return self.hvp(g_K)  # default for linear f, where `hvp` returns J^T r
+    def vjp_for_hvp(self, residuals: Residuals, g_K: Tensor, /) -> tuple[Tensor, Cotangents]: ...
 
-    def jvp(self, t_K: Tensor, /) -> Tensor: ...
+    def jvp(self, residuals: Residuals, t_K: Tensor, /) -> tuple[Tensor, Tangents]: ...
 
-    def hvp(self, r: Tensor, /) -> Tensor: ...
-
-
-FunctionCall = Callable[[TokenFunction, Tensor], Tensor]
-"""Function that calls one method of a `TokenFunction`, such as `vjp`, with a tensor."""
+    def hvp(
+        self, residuals: Residuals, cotangents: Cotangents, tangents: Tangents, r: Tensor, /
+    ) -> Tensor: ...
 
 
-class Projection(TokenFunction):
-    """Linear layer x W + b from width D to width E."""
+AnyFunction = TokenFunction[Any, Any, Any]
+
+
+def recorded(
+    functions: Sequence[Callable[[Tensor], tuple[Any, Any]]],
+) -> tuple[list[Callable[[Tensor], Any]], list[Any]]:
+    """Split functions that return (result, record) into functions that return the result, and the records.
+
+    The list of records is complete once each function has been called. It has the order of `functions`.
+
+    Example:
+        >>> (f, g), records = recorded([lambda x: (x + 1, "f"), lambda x: (2 * x, "g")])
+        >>> g(f(torch.tensor(1))), records
+        (tensor(4), ['f', 'g'])
+    """
+    records: list[Any] = [None] * len(functions)
+
+    def call(index: int, x: Tensor) -> Any:
+        result, records[index] = functions[index](x)
+        return result
+
+    return [partial(call, index) for index in range(len(functions))], records
+
+
+class Projection:
+    """Linear layer x W + b from width D to width E. Its derivatives require no residuals."""
 
     def __init__(self, weight_DE: Tensor, bias_E: Tensor | None = None) -> None:
-        self._weight_DE, self._bias_E = weight_DE, bias_E
+        self._weight_DE = weight_DE
+        self._bias_E = bias_E
 
-    def forward(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor) -> Tensor:
         y = x @ self._weight_DE
         return y if self._bias_E is None else y + self._bias_E
 
-    def jvp(self, t_K: Tensor) -> Tensor:
-        return t_K @ self._weight_DE
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.value(x), None
 
-    def hvp(self, r: Tensor) -> Tensor:
-        return r @ self._weight_DE.T
+    def vjp(self, residuals: None, g_K: Tensor) -> Tensor:
+        return g_K @ self._weight_DE.T
+
+    def vjp_for_hvp(self, residuals: None, g_K: Tensor) -> tuple[Tensor, None]:
+        return self.vjp(residuals, g_K), None
+
+    def jvp(self, residuals: None, t_K: Tensor) -> tuple[Tensor, None]:
+        return t_K @ self._weight_DE, None
+
+    def hvp(self, residuals: None, cotangents: None, tangents: None, r: Tensor) -> Tensor:
+        return self.vjp(residuals, r)
+
+
+class NormResiduals(NamedTuple):
+    """Input x in the computation's data type, n(x), mean and 1 / sigma. `dtype`: data type of the input."""
+
+    x: Tensor
+    n: Tensor
+    mean: Tensor
+    rstd: Tensor
+    dtype: torch.dtype
+
+
+class NormTangents(NamedTuple):
+    """Tangents t_k, and J t_k without the weight."""
+
+    t_K: Tensor
+    pushed_K: Tensor
 
 
 class Norm:
@@ -68,38 +124,41 @@ class Norm:
     """
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float = EPS) -> None:
-        self._weight, self._bias, self._eps = weight, bias, eps
+        self._weight = weight
+        self._bias = bias
+        self._eps = eps
 
     def value(self, x: Tensor) -> Tensor:
         normalized = torch.native_layer_norm(_widen(x), x.shape[-1:], None, None, self._eps)[0]
         return self._affine(normalized, x.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._dtype, self._x = x.dtype, _widen(x)
-        results = torch.native_layer_norm(self._x, x.shape[-1:], None, None, self._eps)
-        self._n, self._mean, self._rstd = results
-        return self._affine(self._n, x.dtype)
+    def forward(self, x: Tensor) -> tuple[Tensor, NormResiduals]:
+        wide = _widen(x)
+        n, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], None, None, self._eps)
+        return self._affine(n, x.dtype), NormResiduals(wide, n, mean, rstd, x.dtype)
 
-    def vjp(self, g_K: Tensor) -> Tensor:
-        return self._apply_jacobian_K(_widen(self._weighted(g_K))).to(self._dtype)
+    def vjp(self, residuals: NormResiduals, g_K: Tensor) -> Tensor:
+        return self.vjp_for_hvp(residuals, g_K)[0]
 
-    def vjp_for_hvp(self, g_K: Tensor) -> Tensor:
-        self._g_K = _widen(self._weighted(g_K))
-        return self._apply_jacobian_K(self._g_K).to(self._dtype)
+    def vjp_for_hvp(self, residuals: NormResiduals, g_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Return J^T g_k, and the cotangents of n(x)."""
+        g_K = _widen(self._weighted(g_K))
+        return _apply_jacobian_K(residuals, g_K).to(residuals.dtype), g_K
 
-    def jvp(self, t_K: Tensor) -> Tensor:
-        self._t_K = _widen(t_K)
-        self._pushed_K = self._apply_jacobian_K(self._t_K)
-        return self._weighted(self._pushed_K.to(self._dtype))
+    def jvp(self, residuals: NormResiduals, t_K: Tensor) -> tuple[Tensor, NormTangents]:
+        t_K = _widen(t_K)
+        pushed_K = _apply_jacobian_K(residuals, t_K)
+        return self._weighted(pushed_K.to(residuals.dtype)), NormTangents(t_K, pushed_K)
 
-    def hvp(self, r: Tensor) -> Tensor:
-        g, t, n = self._g_K, self._t_K, self._n
+    def hvp(self, residuals: NormResiduals, cotangents: Tensor, tangents: NormTangents, r: Tensor) -> Tensor:
+        g, t, n = cotangents, tangents.t_K, residuals.n
         c = torch.addcmul(_dot(n, t) * g, _dot(n, g), t).sum(dim=0)
-        s = (g * self._pushed_K).sum(dim=(0, -1)).unsqueeze(-1)
+        s = (g * tangents.pushed_K).sum(dim=(0, -1)).unsqueeze(-1)
         factor = -1 / n.shape[-1]
         # On a GPU, rstd is float32 even if x is bfloat16, but the kernel requires a cotangent of x's type.
-        r = torch.addcmul(_widen(self._weighted(r)), c, self._rstd, value=factor).to(self._x.dtype)
-        return torch.addcmul(self._apply_jacobian(r), n, s * self._rstd, value=factor).to(self._dtype)
+        r = torch.addcmul(_widen(self._weighted(r)), c, residuals.rstd, value=factor).to(residuals.x.dtype)
+        whole = torch.addcmul(_apply_jacobian(residuals, r), n, s * residuals.rstd, value=factor)
+        return whole.to(residuals.dtype)
 
     def _affine(self, n: Tensor, dtype: torch.dtype) -> Tensor:
         n = n.to(dtype)
@@ -107,17 +166,20 @@ class Norm:
             return n
         return torch.addcmul(self._bias, n, self._weight)
 
-    def _apply_jacobian_K(self, x_K: Tensor) -> Tensor:
-        if len(x_K) == 1:
-            return self._apply_jacobian(x_K[0])[None]
-        return torch.stack([self._apply_jacobian(x) for x in x_K.unbind()])
-
-    def _apply_jacobian(self, g: Tensor) -> Tensor:
-        saved = self._x, self._x.shape[-1:], self._mean, self._rstd, None, None, [True, False, False]
-        return torch.ops.aten.native_layer_norm_backward(g, *saved)[0]
-
     def _weighted(self, x: Tensor) -> Tensor:
         return x if self._weight is None else x * self._weight
+
+
+def _apply_jacobian_K(residuals: NormResiduals, x_K: Tensor) -> Tensor:
+    if len(x_K) == 1:
+        return _apply_jacobian(residuals, x_K[0])[None]
+    return torch.stack([_apply_jacobian(residuals, x) for x in x_K.unbind()])
+
+
+def _apply_jacobian(residuals: NormResiduals, g: Tensor) -> Tensor:
+    x, _, mean, rstd, _ = residuals
+    mask = [True, False, False]  # only the gradient of x
+    return torch.ops.aten.native_layer_norm_backward(g, x, x.shape[-1:], mean, rstd, None, None, mask)[0]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -15,9 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prometar.clip.function import Norm, Projection, TokenFunction
+from prometar.clip.function import AnyFunction, Norm, Projection
 from prometar.clip.model import Clip
-from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, ReplacedSlots, appending_layers
+from prometar.clip.tower import (
+    AppendedSlots,
+    Layer,
+    LayerPrompts,
+    Pass,
+    PromptedTower,
+    ReplacedSlots,
+    appending_layers,
+)
 from prometar.errors import UserError
 
 ROW_LENGTH = 96
@@ -85,8 +93,8 @@ def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None
     prompts = prompts or {}
     if torch.is_grad_enabled():
         return text_pass(clip, text, prompts)[0]
-    tower_pass = _build_pass(clip, text, prompts, text.mask_R1TS)
-    return tower_pass.value(text.embedded_RTD, _with_positions(clip, text, prompts))
+    tower = _prompted_tower(clip, text, prompts, text.mask_R1TS)
+    return tower.value(text.embedded_RTD, _with_positions(clip, text, prompts))
 
 
 def text_pass(clip: Clip, text: TextInput, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
@@ -94,8 +102,8 @@ def text_pass(clip: Clip, text: TextInput, prompts: LayerPrompts) -> tuple[Tenso
     mask, num_heads = text.mask_R1TS, clip.text.num_heads
     if mask is not None:  # expanded to all heads once, instead of in every layer
         mask = mask.expand(-1, num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, num_heads))
-    tower_pass = _build_pass(clip, text, prompts, mask)
-    return tower_pass.forward(text.embedded_RTD, _with_positions(clip, text, prompts)), tower_pass
+    tower = _prompted_tower(clip, text, prompts, mask)
+    return tower.forward(text.embedded_RTD, _with_positions(clip, text, prompts))
 
 
 def _with_positions(clip: Clip, text: TextInput, prompts: LayerPrompts) -> LayerPrompts:
@@ -107,12 +115,13 @@ def _with_positions(clip: Clip, text: TextInput, prompts: LayerPrompts) -> Layer
     return {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
 
 
-def _build_pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | None) -> Pass:
+def _prompted_tower(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | None) -> PromptedTower:
     tower, num_context = clip.text, text.num_context
     slots: AppendedSlots | ReplacedSlots
     if mask is None:
         num_tokens = text.embedded_RTD.shape[1] - num_context
-        slots, layers = AppendedSlots(num_tokens), appending_layers(tower, num_tokens, prompts, num_out=1)
+        slots = AppendedSlots(num_tokens)
+        layers = appending_layers(tower, num_tokens, prompts, num_out=1)
     else:
         slots = ReplacedSlots(text.num_start, num_context)
         # The columns of the mask are the keys: the shared tokens, then the slots of the row.
@@ -121,10 +130,10 @@ def _build_pass(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor
             Layer(tower, block, mask=mask, num_shared=num_shared, out_slots=out)
             for block, out in zip(tower.blocks, [*[None] * (len(tower.blocks) - 1), text.end_C], strict=True)
         ]
-    head: list[TokenFunction] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
+    head: list[AnyFunction] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
     if clip.text_projection is not None:
         head.append(Projection(clip.text_projection, clip.text_projection_bias))
-    return Pass(layers, slots, head=head)
+    return PromptedTower(layers, slots, head)
 
 
 def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:

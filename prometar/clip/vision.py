@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.function import Norm, Projection, TokenFunction
+from prometar.clip.function import AnyFunction, Norm, Projection
 from prometar.clip.model import Clip
-from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, appending_layers
+from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, PromptedTower, appending_layers
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
         conv_settings.fp32_precision = previous
     if clip.takes_image_prompts:
         return tokens
-    return _build_pass(clip, tokens.shape[1], prompts={}).value(tokens, {})[:, None]
+    return _prompted_tower(clip, tokens.shape[1], prompts={}).value(tokens, {})[:, None]
 
 
 def _input_tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
@@ -55,27 +55,28 @@ def encode_image(clip: Clip, embedded: Tensor, prompts: LayerPrompts | None = No
         assert not prompts, "the tower was applied without prompts"
         return embedded[:, 0]
     prompts = prompts or {}
-    tower_pass = _build_pass(clip, embedded.shape[1], prompts)
-    # `value` is faster, but autograd cannot differentiate its fused attention twice.
-    return (tower_pass.forward if torch.is_grad_enabled() else tower_pass.value)(embedded, prompts)
+    if (
+        torch.is_grad_enabled()
+    ):  # `value` is faster, but autograd cannot differentiate its fused attention twice
+        return image_pass(clip, embedded, prompts)[0]
+    return _prompted_tower(clip, embedded.shape[1], prompts).value(embedded, prompts)
 
 
 def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
     """Return the image features and the `Pass` that computes their derivatives."""
-    tower_pass = _build_pass(clip, tokens_BTD.shape[1], prompts)
-    return tower_pass.forward(tokens_BTD, prompts), tower_pass
+    return _prompted_tower(clip, tokens_BTD.shape[1], prompts).forward(tokens_BTD, prompts)
 
 
-def _build_pass(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> Pass:
+def _prompted_tower(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> PromptedTower:
     tower = clip.vision
     layers = appending_layers(tower, num_image_tokens, prompts, num_out=num_image_tokens if clip.pool else 1)
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
     has_norm = clip.ln_pre_weight is not None
     prompt_norm = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps) if has_norm else None
-    head: list[TokenFunction] = []
+    head: list[AnyFunction] = []
     if clip.ln_post_weight is not None:
         head.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))
     if clip.vision_projection is not None:
         head.append(Projection(clip.vision_projection))
-    return Pass(layers, AppendedSlots(num_image_tokens), prompt_norm=prompt_norm, head=head)
+    return PromptedTower(layers, AppendedSlots(num_image_tokens), head, prompt_norm)

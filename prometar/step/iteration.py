@@ -139,7 +139,7 @@ def _gradients(
     """
     towers = model.forward(tokens, batch.images, batch.frozen)
     terms, losses, loss_vjp = vjp(partial(_losses, model, method, towers, batch), towers.features)
-    return towers.vjp(_feature_gradients(method, terms, loss_vjp)), losses
+    return towers.vjp(_feature_gradients(method, terms, loss_vjp), release=True), losses
 
 
 def _gradients_and_hvp(
@@ -155,8 +155,13 @@ def _gradients_and_hvp(
 
     # A Hessian is symmetric, so the vjp of the gradients is the Hessian-vector product.
     cotangents, losses, features_hvp = vjp(feature_gradients, towers.features)
-    gradients = towers.vjp_for_hvp(cotangents)
-    return gradients, losses, lambda u: towers.hvp(features_hvp(towers.jvp(u)))
+    gradients, vjp_records = towers.vjp_for_hvp(cotangents)
+
+    def hvp(u: Tensors) -> Tensors:
+        tangents, jvp_records = towers.jvp(u)
+        return towers.hvp(vjp_records, jvp_records, features_hvp(tangents), release=True)
+
+    return gradients, losses, hvp
 
 
 def _feature_gradients(method: Method, terms: Tensors, loss_vjp: Vjp) -> Tensors:
@@ -196,7 +201,8 @@ def _query_gradient(
     )
     scale = scale_factor(model.clip.dtype, outer_weight)
     weight = torch.ones_like(terms["query"]) * (outer_weight * scale)
-    gradient = towers.vjp({name: g[None] for name, g in loss_vjp({"query": weight}).items()})
+    query_gradients = {name: g[None] for name, g in loss_vjp({"query": weight}).items()}
+    gradient = towers.vjp(query_gradients, release=True)
     return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), terms["query"]
 
 

@@ -88,12 +88,19 @@ def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -
     x = random(ROWS, LENGTH, width)
     expected, pullback = vjp(plain, x)
     g, t, r = random(count, *expected.shape), random(count, *x.shape) + 0.1, random(*expected.shape)
-    part, pulled = make(), torch.stack([pullback(each)[0] for each in g])
-    torch.testing.assert_close(part.forward(x), expected, **EXACT)
-    torch.testing.assert_close(part.vjp(g), pulled, **EXACT)
-    torch.testing.assert_close(part.vjp_for_hvp(g), pulled, **EXACT)
-    torch.testing.assert_close(part.jvp(t), torch.stack([tangent_of(plain, x, each) for each in t]), **EXACT)
-    torch.testing.assert_close(part.hvp(r), second(plain, x, g, t, r), **EXACT)
+    part = make()
+    pulled = torch.stack([pullback(each)[0] for each in g])
+    pushed = torch.stack([tangent_of(plain, x, each) for each in t])
+    value, residuals = part.forward(x)
+    torch.testing.assert_close(value, expected, **EXACT)
+    torch.testing.assert_close(part.value(x), expected, **EXACT)
+    torch.testing.assert_close(part.vjp(residuals, g), pulled, **EXACT)
+    pulled_for_hvp, cotangents = part.vjp_for_hvp(residuals, g)
+    torch.testing.assert_close(pulled_for_hvp, pulled, **EXACT)
+    pushed_forward, tangents = part.jvp(residuals, t)
+    torch.testing.assert_close(pushed_forward, pushed, **EXACT)
+    hvp = part.hvp(residuals, cotangents, tangents, r)
+    torch.testing.assert_close(hvp, second(plain, x, g, t, r), **EXACT)
 
 
 def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -111,9 +118,9 @@ def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r
 def test_activations_are_differentiated_in_float32_too(name: str, count: int) -> None:
     """On a CPU, float32 has other kernels than float64."""
     x, g = random(3, 40), random(count, 3, 40)
-    wide, narrow = Activation(name), Activation(name)
-    wide.forward(x), narrow.forward(x.float())
-    expected, found = (one.vjp_for_hvp(each) for one, each in ((wide, g), (narrow, g.float())))
+    activation = Activation(name)
+    expected = activation.vjp(x, g)
+    found = activation.vjp(x.float(), g.float())
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -157,8 +164,34 @@ def require_derivatives(run: Callable[[LayerPrompts], tuple[Tensor, Pass]], prom
         return (r * value).sum() + sum(pairs)
 
     torch.testing.assert_close(features, expected, **EXACT)
-    pulled, pushed = one.vjp_for_hvp(g), one.jvp(t)
+    pushed, jvp_records = one.jvp(t)
+    pulled, vjp_records = one.vjp_for_hvp(g)
     for k in range(2):
         torch.testing.assert_close({n: each[k] for n, each in pulled.items()}, pullback(g[k])[0], **EXACT)
         torch.testing.assert_close(pushed[k], tangent_of(plain, prompts, tangents[k]), **EXACT)
-    torch.testing.assert_close(one.hvp(r), grad(whole)(prompts), rtol=1e-8, atol=1e-9)
+    hvp = one.hvp(vjp_records, jvp_records, r)
+    torch.testing.assert_close(hvp, grad(whole)(prompts), rtol=1e-8, atol=1e-9)
+    require_purity(one, g, t, r)
+
+
+def require_purity(one: Pass, g: Tensor, t: LayerPrompts, r: Tensor) -> None:
+    """Require the same bits from repeated calls in another order, until the residuals are released."""
+    expected_jvp, jvp_records = one.jvp(t)
+    expected_vjp, vjp_records = one.vjp_for_hvp(g)
+    expected_hvp = one.hvp(vjp_records, jvp_records, r)
+    # Derivatives at other cotangents and tangents change nothing.
+    one.vjp(-g), one.jvp({layer: 2 * each for layer, each in t.items()}), one.vjp_for_hvp(2 * g)
+    found_vjp, vjp_records = one.vjp_for_hvp(g)
+    found_jvp, jvp_records = one.jvp(t)
+    assert torch.equal(found_jvp, expected_jvp)
+    assert_equal_bits(found_vjp, expected_vjp)
+    assert_equal_bits(one.hvp(vjp_records, jvp_records, r), expected_hvp)
+    assert_equal_bits(one.hvp(vjp_records, jvp_records, r, release=True), expected_hvp)
+    with pytest.raises(AssertionError, match="the residuals of this pass have been released"):
+        one.vjp(g)
+
+
+def assert_equal_bits(found: dict[int, Tensor], expected: dict[int, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for layer, tensor in expected.items():
+        assert torch.equal(found[layer], tensor), layer
