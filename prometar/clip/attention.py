@@ -12,6 +12,31 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:
+    """Return softmax(scale q @ k.T + mask) @ v (B, H, N, W), with one choice of backends on all GPUs.
+
+    Without gradients, the backends are flash attention, memory-efficient attention (for float32 and masks)
+    and plain operations, in this order. torch prefers cuDNN on some cards (bfloat16 on sm90). cuDNN takes
+    tens of milliseconds to plan each new shape, and rounds differently than the kernels of other cards.
+
+    With gradients, GPUs use plain operations, because the fused kernels add up gradients in an order that
+    varies between runs. The kernel for CPUs always has the same order.
+
+    Args:
+        q: Queries (B, H, N, W).
+        k, v: Keys and values (B, H, S, W).
+        mask: Tensor (B, 1 or H, N, S) to add to the scores, or None.
+        scale: Factor of the queries.
+    """
+    needs_gradients = torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v))
+    backends = [SDPBackend.MATH] if needs_gradients and q.device.type != "cpu" else _BACKENDS
+    with sdpa_kernel(backends, set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 class AttentionResiduals(NamedTuple):
@@ -80,7 +105,7 @@ class Attention:
         heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
         q = heads[0, :, :, : self._num_queries]
         k, v = self._with_shared(heads[1:])
-        return _merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=self._scale))
+        return _merge_heads(fused_attention(q, k, v, mask=self._mask, scale=self._scale))
 
     def forward(self, qkv: Tensor) -> tuple[Tensor, AttentionResiduals]:
         heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
