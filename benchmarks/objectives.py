@@ -34,7 +34,6 @@ from scipy.stats import spearmanr
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import classnames
-from prometar.data.splits.fewshot import base_labels
 from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import harmonic_mean
@@ -162,7 +161,7 @@ def measure(args: argparse.Namespace) -> None:
         config = config_of(args, dataset, 0, args.seeds[0])
         backbone, opened = backbone_of(config.backbone), open_dataset(dataset, args.data_root)
         names = out_of_domain_names(opened, backbone.vocabulary)
-        return {"classes": len(base_labels(opened.train)), "names": len(names)}
+        return {"classes": len(opened.base_labels), "names": len(names)}
 
     tables = [{"dataset": name, **counts(name), **figures(records(name), name)} for name in args.sets]
     options = {key: getattr(args, key) for key in ("space", "settings", "seeds", "epochs")}

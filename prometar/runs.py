@@ -131,7 +131,8 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
     items = select_and_relabel(dataset.test, labels_of(dataset.items))
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
-    plan = eval_plan(items, size=classifier.backbone.clip.image_size)
+    size = classifier.backbone.clip.image_size
+    plan = eval_plan(items, size=size, exif_rotation=dataset.exif_rotation)
     model = classifier.model(dataset.classnames, dataset.template)
     batches = stream(plan, dataset.source, 0)
     return accuracy(classifier.backbone, model, classifier.leaves, batches)

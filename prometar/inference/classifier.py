@@ -18,7 +18,7 @@ from prometar.clip.weights import describe_mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
 from prometar.data.streaming.plan import EVAL_BATCH_SIZE
-from prometar.data.streaming.transforms import TransformSpec, make_image, to_rgb
+from prometar.data.streaming.transforms import TransformSpec, exif_orientation, make_image, rotated, to_rgb
 from prometar.device import default_device, named_device, send, to_cpu
 from prometar.errors import UserError, WorkError, first_line
 from prometar.inference.prompt_file import HUB_PREFIX, Card, download_prompts, read_prompts
@@ -85,6 +85,8 @@ class Classifier:
     ) -> Predictions:
         """Classify images by the softmax of their scaled cosine similarities to the class texts.
 
+        Photos are rotated as their EXIF data say, like images of your own folders in training.
+
         Args:
             images: One image or a sequence of images: Pillow images, paths, or uint8 arrays (H, W, 3).
             classnames: Classes to choose from. Default: the training classes.
@@ -102,7 +104,7 @@ class Classifier:
         names = self.classnames if classnames is None else _check_classnames(classnames)
         inputs = _to_sequence(images)
         logits_fn, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
-        spec, batches = TransformSpec(clip.image_size, train=False), []
+        spec, batches = TransformSpec(clip.image_size, train=False, exif_rotation=True), []
         for batch_number, start in enumerate(range(0, len(inputs), batch_size)):
             encoded = map(_read_or_encode, inputs[start : start + batch_size])
             pixels = np.stack([make_image(spec, content, seed=0, path=path) for content, path in encoded])
@@ -214,7 +216,7 @@ def _read_or_encode(image: ImageInput) -> tuple[bytes, str]:
         )
     file = io.BytesIO()
     try:
-        to_rgb(image).save(file, "PPM")
+        rotated(to_rgb(image), exif_orientation(image)).save(file, "PPM")
     except Exception as error:  # Pillow reads files lazily and raises errors of many types
         path = getattr(image, "filename", "") or "given as pixels"
         raise WorkError(f"Corrupt image {path} ({first_line(error)}). Remove or replace the image.") from None

@@ -152,7 +152,10 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
         return build_model(clip, method.prompts, backbone.tokenize(texts), frozen_text_CE)
 
-    plans = {name: eval_plan(items, size=clip.image_size) for name, items in split.evaluations.items()}
+    plans = {
+        name: eval_plan(items, size=clip.image_size, exif_rotation=dataset.exif_rotation)
+        for name, items in split.evaluations.items()
+    }
     evaluations = {
         name: EvaluationSet(plan, model_of(classnames(plan.items)), _feature_cache(clip, plan, cache_key))
         for name, plan in plans.items()
@@ -162,7 +165,12 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     frozen_text_CE = _text_features(config.backbone, split.classnames, templates) if uses_text else None
     crop_scale = (augment.crop_scale_min, augment.crop_scale_max)
     transform = TransformSpec(
-        clip.image_size, train=True, crop_scale=crop_scale, flip=augment.flip, jitter=augment.jitter
+        clip.image_size,
+        train=True,
+        crop_scale=crop_scale,
+        flip=augment.flip,
+        jitter=augment.jitter,
+        exif_rotation=dataset.exif_rotation,
     )
     plan = DataPlan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
     out_of_domain_model = None

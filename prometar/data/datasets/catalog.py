@@ -142,7 +142,8 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
         raise UserError(f"The dataset '{name}' needs a data root. {_data_root_advice(name)}")
     if "://" not in str(root) and not Path(root).is_dir():
         raise UserError(f"The data root {root} is not a folder. {_data_root_advice(name)}")
-    location, benchmark = dataset_location(name, root), BENCHMARKS.get(name)
+    location = dataset_location(name, root)
+    benchmark = BENCHMARKS.get(name)
     template = benchmark.template if benchmark else TEMPLATE
     manifest = find_manifest(location)
     if manifest is not None:
@@ -153,7 +154,7 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
         )
     else:
         dataset = read_benchmark(benchmark, Path(location)) if benchmark else read_tree(Path(location))
-    return replace(dataset, templates=benchmark.templates) if benchmark else dataset
+    return replace(dataset, templates=benchmark.templates, exif_rotation=False) if benchmark else dataset
 
 
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
@@ -212,8 +213,17 @@ def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
             yield Item(path, labels[classname], classname)
 
     train, val, test = (tuple(items(split)) for split in SPLITS)
-    name, title, template = rendered.name, rendered.title, rendered.template
-    return Dataset(name, title, train, val, test, source, template, "the renderer")
+    return Dataset(
+        rendered.name,
+        rendered.title,
+        train,
+        val,
+        test,
+        source,
+        rendered.template,
+        items_origin="the renderer",
+        exif_rotation=False,
+    )
 
 
 def _missing_images(image_folder: Path, items: Sequence[Item]) -> list[Path]:

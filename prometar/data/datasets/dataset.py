@@ -89,6 +89,8 @@ class Dataset:
             `name_last`, which ends with the class name.
         items_origin: Source of the image list, for error messages, such as "folder data/dtd/images".
         note: Remark for the user, such as how images were split automatically. Empty if there is none.
+        exif_rotation: True to rotate photos as their EXIF data say. False for benchmarks, as in CoOp.
+        base_classes: Names of the base classes. Empty for the first half of the classes.
     """
 
     name: str
@@ -101,6 +103,8 @@ class Dataset:
     items_origin: str = ""
     note: str = ""
     templates: Mapping[str, str] = field(default_factory=dict)
+    exif_rotation: bool = True
+    base_classes: tuple[str, ...] = ()
 
     def template_named(self, name: str) -> str:
         """Return the template `name`, or the zero-shot template if the dataset does not define `name`."""
@@ -126,10 +130,22 @@ class Dataset:
         """Class names of all splits, in the order of their labels."""
         return classnames(self.items)
 
+    @property
+    def base_labels(self) -> tuple[int, ...]:
+        """Labels of the base classes: those of `base_classes`, or the first half of train's, rounded up."""
+        names = {item.label: item.classname for item in self.train}
+        if self.base_classes:
+            return tuple(sorted(label for label, name in names.items() if name in self.base_classes))
+        return tuple(sorted(names)[: (len(names) + 1) // 2])
+
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the paths, labels and class names of all splits. Image files are not read."""
+        """SHA-256 (hex) of all fields that determine images, labels and classes. Image files are not read."""
         digest = hashlib.sha256()
+        if self.exif_rotation:
+            digest.update(b"exif_rotation\n")
+        if self.base_classes:
+            digest.update(f"{json.dumps(self.base_classes)}\n".encode())
         for split, items in self.splits.items():
             digest.update(f"{split}\n".encode())
             for item in items:

@@ -6,8 +6,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prometar.data.datasets.benchmarks import TEMPLATE
-from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items, find_duplicate_names
+from prometar.data.datasets.dataset import (
+    SPLITS,
+    Dataset,
+    FolderSource,
+    Item,
+    Items,
+    find_duplicate_names,
+    normalize_name,
+)
 from prometar.errors import UserError
+from prometar.io.files import file_size, read_text
 
 OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"  # name for --dataset, and title in tables
 # Suffixes of the formats in transforms.FORMATS.
@@ -27,6 +36,8 @@ SPLIT_OF_OTHER_NAME = {
     **{split: split for split in SPLITS},
 }
 """Split by names that other layouts use, in lower case."""
+BASE_CLASSES_FILE = "base_classes.txt"
+MIN_BASE_OR_NEW = 2  # because accuracy on a single class is always 100%
 ALLOWED_SPLITS = ({"train", "val", "test"}, {"train", "test"}, {"test"})
 
 
@@ -36,9 +47,12 @@ def read_tree(folder: Path) -> Dataset:
     If `val` is missing, a search holds out images of `train`. For an evaluation, `test` suffices. All splits
     must have the same classes. If folders called train, val or test have no subfolders, they are classes.
 
+    The file DIR/base_classes.txt lists the base classes, one per line. Without it, they are the first half.
+
     Raises:
         UserError: there are fewer than two classes, two folders for one class, a class without images or with
             subfolders, too few images to split, unexpected folders, or splits with different classes.
+            base_classes.txt is invalid.
     """
     folders = class_folders(folder)
     _reject_other_layouts(folder, folders)
@@ -58,9 +72,47 @@ def read_tree(folder: Path) -> Dataset:
         items = {split: labeled_images(folder, [f"{split}/{n}" for n in names], names) for split in splits}
     else:
         items, note = _split_automatically(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
-    train, val, test = (items.get(split, ()) for split in SPLITS)
-    source, items_origin = FolderSource(str(folder)), f"folder {folder}"
-    return Dataset(OWN_IMAGES, OWN_IMAGES_TITLE, train, val, test, source, TEMPLATE, items_origin, note)
+    return Dataset(
+        OWN_IMAGES,
+        OWN_IMAGES_TITLE,
+        train=items.get("train", ()),
+        val=items.get("val", ()),
+        test=items.get("test", ()),
+        source=FolderSource(str(folder)),
+        template=TEMPLATE,
+        items_origin=f"folder {folder}",
+        note=note,
+        base_classes=_read_base_classes(folder / BASE_CLASSES_FILE, names),
+    )
+
+
+def _read_base_classes(file: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes listed in base_classes.txt, or () if there is no such file.
+
+    Args:
+        names: Names of all classes.
+
+    Raises:
+        UserError: a line is not a class or is repeated, or there are fewer than two base or new classes.
+    """
+    if file_size(file) is None:
+        return ()
+    name_by_text = {normalize_name(name): name for name in names}
+    base: list[str] = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        name = name_by_text.get(normalize_name(line))
+        if line.strip() and name is None:
+            raise UserError(f"{file}, line {number}: {line.strip()!a:.80} is not a class folder.")
+        if name in base:
+            raise UserError(f"{file}, line {number}: {name} is listed twice. Delete one of the lines.")
+        base += [name] if name is not None else []
+    num_new = len(names) - len(base)
+    if len(base) < MIN_BASE_OR_NEW or num_new < MIN_BASE_OR_NEW:
+        raise UserError(
+            f"{file} lists {len(base)} base classes, so {num_new} classes are new. "
+            f"List at least {MIN_BASE_OR_NEW}, and omit at least {MIN_BASE_OR_NEW}."
+        )
+    return tuple(base)
 
 
 def _reject_other_layouts(folder: Path, folders: Sequence[str]) -> None:
@@ -124,7 +176,9 @@ def _skipped_note(folder: Path, splits: Sequence[str]) -> str:
             file for file in visible if file.lower().endswith(HEIC_SUFFIXES)
         ],
         "files without an image suffix are skipped": [
-            file for file in visible if not file.lower().endswith((*SUFFIXES, *HEIC_SUFFIXES))
+            file
+            for file in visible
+            if not file.lower().endswith((*SUFFIXES, *HEIC_SUFFIXES)) and file != BASE_CLASSES_FILE
         ],
         "images outside the class folders are skipped": [
             file for file in visible if file.lower().endswith(SUFFIXES) and file.count("/") < depth

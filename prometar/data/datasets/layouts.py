@@ -44,14 +44,25 @@ def read_benchmark(benchmark: Benchmark, folder: Path) -> Dataset:
     image_folder = folder / benchmark.image_folder
     if benchmark.split_file:
         split_file = folder / benchmark.split_file
-        splits, items_origin = read_split_file(split_file), f"split file {split_file}"
+        splits = read_split_file(split_file)
+        items_origin = f"split file {split_file}"
     elif benchmark.split_folders:
-        splits, items_origin = _read_class_folders(benchmark, folder), f"folder {image_folder}"
+        splits = _read_class_folders(benchmark, folder)
+        items_origin = f"folder {image_folder}"
     else:
-        splits, items_origin = _read_aircraft(folder), f"{folder / 'images_variant_*.txt'}"
-    train, val, test = (splits.get(split, ()) for split in SPLITS)
-    name, title, template = benchmark.name, benchmark.title, benchmark.template
-    return Dataset(name, title, train, val, test, FolderSource(str(image_folder)), template, items_origin)
+        splits = _read_aircraft(folder)
+        items_origin = f"{folder / 'images_variant_*.txt'}"
+    return Dataset(
+        benchmark.name,
+        benchmark.title,
+        train=splits.get("train", ()),
+        val=splits.get("val", ()),
+        test=splits.get("test", ()),
+        source=FolderSource(str(image_folder)),
+        template=benchmark.template,
+        items_origin=items_origin,
+        exif_rotation=False,
+    )
 
 
 def read_split_file(file: Path) -> dict[str, Items]:
@@ -73,7 +84,7 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
     splits: dict[str, Items] = {}
     for split in SPLITS:
         file = folder / f"images_variant_{split}.txt"
-        items = list[Item]()
+        items: list[Item] = []
         for number, line in read_lines(file):
             image, _, name = line.partition(" ")
             if name not in labels:
@@ -90,7 +101,8 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     A label is the position of the class folder in sorted order, from 0 to 999 (0 to 199 in the variants A and
     R). Images are sorted by name. In the published code, few-shot samples depend on the file system's order.
     """
-    file, names = folder / CLASSNAMES_FILE, dict[str, str]()
+    file = folder / CLASSNAMES_FILE
+    names: dict[str, str] = {}
     for number, line in read_lines(file):
         wnid, _, name = line.partition(" ")
         if not name or wnid in names:

@@ -35,6 +35,7 @@ class Manifest(BaseModel):
     name: str
     counts: dict[str, int]
     note: str = ""
+    base_classes: tuple[str, ...] = ()
     shards: tuple[Annotated[ShardEntry, Field(min_length=1)], ...]
 
 
@@ -71,9 +72,18 @@ def open_prepared(uri: str, manifest: Manifest, *, name: str, title: str, templa
     counts = {split: len(items) for split, items in splits.items()}
     if manifest.counts != counts:
         raise UserError(f"{masked(uri)} has {counts} images, {MANIFEST} lists {manifest.counts}. {_REBUILD}")
-    train, val, test = (tuple(splits[split]) for split in SPLITS)
-    items_origin = f"prepared copy {masked(uri)}"
-    return Dataset(name, title, train, val, test, source, template, items_origin, manifest.note)
+    return Dataset(
+        name,
+        title,
+        train=tuple(splits["train"]),
+        val=tuple(splits["val"]),
+        test=tuple(splits["test"]),
+        source=source,
+        template=template,
+        items_origin=f"prepared copy {masked(uri)}",
+        note=manifest.note,
+        base_classes=manifest.base_classes,
+    )
 
 
 @dataclass(frozen=True)

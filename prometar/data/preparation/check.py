@@ -1,7 +1,7 @@
 """Read-only checks of the datasets in a data root, and of the images of one dataset."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from prometar.data.datasets.catalog import (
 )
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item, Source, abbreviated
 from prometar.data.datasets.prepared import find_manifest
-from prometar.data.streaming.transforms import decode
+from prometar.data.streaming.transforms import decode, has_exif_rotation
 from prometar.embedded.datasets import RENDERED
 from prometar.environment import num_cpus
 from prometar.errors import PrometarError, UserError
@@ -70,18 +70,56 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
 
     Returns:
         Three lists: errors in the image list, such as labels with two names; one error per missing or corrupt
-        image; and a summary followed by notes, such as differences from the published sizes.
+        image; and a summary followed by notes, such as differences from the published sizes, photos with EXIF
+        rotation, and test images that are also training or validation images.
 
     Raises:
         UserError: the dataset cannot be opened.
     """
     dataset = open_unverified(name, root)
     items = list({item.path: item for item in dataset.items}.values())  # each image once
-    image_errors = [message for _, message in read_and_verify(items, dataset.source) if message]
+    image_errors: list[str] = []
+    rotated_paths: list[str] = []
+    paths_by_content: dict[bytes, list[str]] = {}
+    for item, (image, message) in zip(items, read_and_verify(items, dataset.source), strict=True):
+        if message:
+            image_errors.append(message)
+            continue
+        paths_by_content.setdefault(hashlib.sha256(image).digest(), []).append(item.path)
+        if has_exif_rotation(image):
+            rotated_paths.append(item.path)
     sizes = ", ".join(f"{split} {count}" for split, count in dataset.counts.items())
     state = f"{len(image_errors)} missing or corrupt" if image_errors else "all readable"
     summary = f"{name}: {len(dataset.classnames)} classes, {sizes} images, {state}"
-    return list(image_list_errors(dataset)), image_errors, [summary, *_notes(dataset, root)]
+    notes = [
+        *_notes(dataset, root),
+        *_rotation_note(dataset, rotated_paths),
+        *_duplicates_note(dataset, paths_by_content.values()),
+        f"class names: {abbreviated(dataset.classnames)}",
+    ]
+    return list(image_list_errors(dataset)), image_errors, [summary, *notes]
+
+
+def _rotation_note(dataset: Dataset, paths: Sequence[str]) -> Iterator[str]:
+    treatment = "which is applied" if dataset.exif_rotation else "which is ignored, as in CoOp"
+    if paths:
+        yield f"{len(paths)} images have an EXIF rotation, {treatment}. The first is {paths[0]}"
+
+
+def _duplicates_note(dataset: Dataset, groups: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield a note on test images that are also used for training. `groups`: paths of identical files."""
+    test_paths = {item.path for item in dataset.test}
+    pairs: list[tuple[str, str]] = []
+    for group in groups:
+        others = [path for path in group if path not in test_paths]
+        if others:
+            pairs += [(path, others[0]) for path in group if path in test_paths]
+    if pairs:
+        test_path, other = pairs[0]
+        yield (
+            f"{len(pairs)} test images are identical to training or validation images, so test accuracies "
+            f"are too high. The first is {test_path}, identical to {other}"
+        )
 
 
 def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
@@ -100,7 +138,6 @@ def _notes(dataset: Dataset, root: Path | str | None) -> Iterator[str]:
         absent = [name for label, name in names.items() if label not in present]
         if present and absent:
             yield f"{len(absent)} classes have no {split} images: {abbreviated(absent)}"
-    yield f"class names: {abbreviated(dataset.classnames)}"
 
 
 def file_digest(file: Path, algorithm: str) -> str:

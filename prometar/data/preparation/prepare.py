@@ -62,7 +62,9 @@ def prepare(
     dataset = open_dataset(name, root)
     rows = [(item, split) for split, items in dataset.splits.items() for item in items]
     chunks = [rows[k : k + shard_rows] for k in range(0, len(rows), shard_rows)]
-    shards, errors, num_existing = list[ShardEntry](), list[str](), 0
+    shards: list[ShardEntry] = []
+    errors: list[str] = []
+    num_existing = 0
     for k, chunk in enumerate(chunks):
         results = list(read_and_verify([item for item, _ in chunk], dataset.source))
         errors += [message for _, message in results if message]
@@ -79,7 +81,13 @@ def prepare(
     if errors:
         affected = f"{len(errors)} of {len(rows)} images of {name}"
         raise WorkError(f"{affected} are missing or corrupt. {' '.join(errors)}")
-    manifest = Manifest(name=name, counts=dataset.counts, note=dataset.note, shards=tuple(shards))
+    manifest = Manifest(
+        name=name,
+        counts=dataset.counts,
+        note=dataset.note,
+        base_classes=dataset.base_classes,
+        shards=tuple(shards),
+    )
     _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest, num_existing
 

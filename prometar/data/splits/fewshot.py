@@ -4,7 +4,7 @@ Draws and class splits equal those of the published code (CoOp / Dassl in mlvlab
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
@@ -86,19 +86,14 @@ def select_and_relabel(items: Iterable[Item], labels: Iterable[int]) -> Items:
     return tuple(Item(item.path, rank[item.label], item.classname) for item in items if item.label in rank)
 
 
-def base_labels(items: Iterable[Item]) -> tuple[int, ...]:
-    """Return the first half of the sorted labels of `items`, rounded up."""
-    labels = labels_of(items)
-    return labels[: (len(labels) + 1) // 2]
-
-
-def separate_base_new(*splits: Sequence[Item]) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
+def separate_base_new(
+    base: Collection[int], *splits: Sequence[Item]
+) -> tuple[tuple[Items, ...], tuple[Items, ...]]:
     """Return the base items of each split, and the new items of each split, both relabeled from 0.
 
-    The first split must be train. The first half of its sorted labels are the base classes, and the others
-    are the new classes. Items whose label is not in train are dropped, as in the published code.
+    The labels of base classes are `base` (`Dataset.base_labels`). The new classes are all others of the first
+    split, which must be train. Items whose label is not in train are dropped, as in the published code.
     """
-    base = base_labels(splits[0])
     new = set(labels_of(splits[0])) - set(base)
     base_splits = tuple(select_and_relabel(items, base) for items in splits)
     return base_splits, tuple(select_and_relabel(items, new) for items in splits)

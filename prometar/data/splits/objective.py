@@ -1,9 +1,9 @@
 """Objectives define which images a run is trained and evaluated on, and how it is scored.
 
-Base classes are the first half of a dataset's classes, new classes the second half. A search must not use
-the images of the final test, so `drift` and `base_val` use base-class images of the train and validation
-splits. `oracle_test` uses test images, to show how biased such a search is. `final` (final tests and
-`prometar train`) tests base and new classes separately. `all_classes` does not split the classes.
+By default, base classes are the first half of a dataset's classes, and new classes the second half. A search
+must not use the images of the final test, so `drift` and `base_val` use base-class images of the train and
+validation splits. `oracle_test` uses test images, to show how biased such a search is. `final` (final tests
+and `prometar train`) tests base and new classes separately. `all_classes` does not split the classes.
 """
 
 import random
@@ -14,7 +14,6 @@ from numbers import Real
 from prometar.data.datasets.dataset import Dataset, Items, classnames
 from prometar.data.splits.fewshot import (
     MIN_CLASSES,
-    base_labels,
     draw,
     group_by_label,
     hold_out_val,
@@ -61,9 +60,9 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
     train, val, note = dataset.train, dataset.val, ""
     if not val:
         train, val, note = hold_out_val(train)
-    _require_images(dataset, val, base_labels(train), "validation")
+    _require_images(dataset, val, dataset.base_labels, "validation")
     few_shot = draw(train, shots=shots, rng=random.Random(seed))
-    (few_shot_base, val_base), _ = separate_base_new(few_shot, val)
+    (few_shot_base, val_base), _ = separate_base_new(dataset.base_labels, few_shot, val)
     # The seed is fixed, so that all runs are scored on the same images.
     rng, groups = random.Random(0), group_by_label(val_base).values()
     chosen = {item for group in groups for item in rng.sample(group, min(val_per_class, len(group)))}
@@ -73,7 +72,8 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
     """Draw base-class images for training. Evaluation sets: all test images of base and of new classes."""
     few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed))
-    (few_shot_base, test_base), (_, test_new) = separate_base_new(few_shot, dataset.test)
+    base, new = separate_base_new(dataset.base_labels, few_shot, dataset.test)
+    (few_shot_base, test_base), (_, test_new) = base, new
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     if len(labels) < MIN_CLASSES:

@@ -108,14 +108,19 @@ class DataPlan:
     def digest(self) -> str:
         """SHA-256 (hex) of everything that determines the batches. Equal digests mean equal batches."""
         fields = {k: v for k, v in vars(self).items() if k not in ("items", "transform", "digest")}
-        head = {"format": FORMAT, "transform": asdict(self.transform), **fields}
+        transform = asdict(self.transform)
+        if not self.transform.exif_rotation:  # so that plans of benchmarks keep their digests
+            del transform["exif_rotation"]
+        head = {"format": FORMAT, "transform": transform, **fields}
         state = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         for item in self.items:
             state.update(json.dumps([item.path, item.label]).encode() + b"\n")
         return state.hexdigest()
 
 
-def eval_plan(items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE) -> DataPlan:
+def eval_plan(
+    items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE, exif_rotation: bool = False
+) -> DataPlan:
     """Return the plan of an evaluation: one pass over all items in their order, with center crops."""
-    spec = TransformSpec(size=size, train=False)
+    spec = TransformSpec(size=size, train=False, exif_rotation=exif_rotation)
     return DataPlan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

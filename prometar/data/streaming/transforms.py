@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import ExifTags, Image, ImageEnhance
 
 from prometar.errors import WorkError
 
 # Accepted formats. Pillow must not try its other decoders: the one for EPS starts a PostScript interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_HEIC_SIGNATURES = (b"ftypheic", b"ftypheix", b"ftypmif1")  # photos of phones, whatever their suffix
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
 MAX_PIXELS = 89_478_485  # above this size Pillow warns; it rejects only images twice as large
 CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # as in torchvision's RandomResizedCrop
@@ -32,6 +33,7 @@ class TransformSpec:
         crop_scale: Range of the crop's area as a fraction of the image's area (`augment.crop_scale_*`).
         flip: Probability of a horizontal flip.
         jitter: Brightness, contrast and saturation are scaled by random factors in 1 ± jitter.
+        exif_rotation: True to rotate or mirror images as their EXIF orientation says (`Dataset`).
     """
 
     size: int
@@ -39,10 +41,15 @@ class TransformSpec:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # unused if not `train`, but part of data plan digests
     flip: float = 0.5
     jitter: float = 0.0
+    exif_rotation: bool = False
 
 
-def decode(encoded: bytes, path: str = "") -> Image.Image:
+def decode(encoded: bytes, path: str = "", *, exif_rotation: bool = False) -> Image.Image:
     """Decode an image to 8-bit RGB.
+
+    Args:
+        path: Path of the image for the error message.
+        exif_rotation: True to rotate or mirror the image as its EXIF orientation says.
 
     Raises:
         WorkError: the image is corrupt or not supported. The message contains `path`.
@@ -53,12 +60,51 @@ def decode(encoded: bytes, path: str = "") -> Image.Image:
             raise ValueError(f"the aspect ratio {image.width}:{image.height} exceeds {MAX_ASPECT_RATIO}:1")
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"Image size {image.width} x {image.height} exceeds {MAX_PIXELS} pixels")
-        return to_rgb(image)
+        rgb = to_rgb(image)
+        return rotated(rgb, exif_orientation(image)) if exif_rotation else rgb
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ... on corrupt files
-        reason = "the file is empty" if not encoded else " ".join(str(error).split()) or type(error).__name__
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) and encoded else reason
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not encoded:
+            reason = "the file is empty"
+        elif encoded[4:12] in _HEIC_SIGNATURES:
+            reason = "not an image, but a photo in HEIC format. Convert it to JPEG"
+        elif isinstance(error, Image.UnidentifiedImageError):
+            reason = "not an image"
         problem = f"Cannot use image {path or '(unnamed)'}: {reason.rstrip('.')}."
         raise WorkError(f"{problem} Replace it. `prometar data check` lists all such images.") from None
+
+
+UPRIGHT = 1
+"""EXIF orientation of images that are stored upright."""
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image upright, by its EXIF orientation."""
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation from 1 (upright) to 8, or 1 if an image has none or it cannot be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except Exception:  # corrupt EXIF data raise many kinds of errors, and are no reason to reject an image
+        return UPRIGHT
+    return orientation if orientation in _TRANSPOSITIONS else UPRIGHT
+
+
+def has_exif_rotation(encoded: bytes) -> bool:
+    """Return True if a valid image is rotated or mirrored by its EXIF orientation."""
+    return exif_orientation(Image.open(io.BytesIO(encoded), formats=FORMATS)) != UPRIGHT
+
+
+def rotated(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn an image with this EXIF orientation upright."""
+    return image if orientation == UPRIGHT else image.transpose(_TRANSPOSITIONS[orientation])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -91,7 +137,7 @@ def make_image(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = ""
     Raises:
         WorkError: the image is corrupt or not supported.
     """
-    image = decode(encoded, path)
+    image = decode(encoded, path, exif_rotation=spec.exif_rotation)
     result = _augment(spec, image, seed) if spec.train else _resize_and_crop(image, spec.size)
     return np.asarray(result)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -85,7 +85,7 @@ def test_every_method_comes_back(method: str, precision: str, small_dtd: Path, t
     export_run(tmp_path, path)
     classifier = prometar.load(path)
     dataset = open_dataset("dtd", small_dtd)
-    (_, base), (_, new) = separate_base_new(dataset.train, dataset.test)
+    (_, base), (_, new) = separate_base_new(dataset.base_labels, dataset.train, dataset.test)
     for name, items in (("base", base), ("new", new)):
         images = [small_dtd / "dtd" / "images" / item.path for item in items]
         predicted = classifier.predict(images, classnames=classnames(items))
@@ -96,6 +96,19 @@ def test_every_method_comes_back(method: str, precision: str, small_dtd: Path, t
     assert classifier.config.method == method
     assert classifier.backbone.clip.dtype == DTYPES[precision]
     assert classifier.classnames == classnames(base)
+
+
+def test_photos_are_rotated_as_their_exif_data_say(exported: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    photo = tmp_path / "phone.png"
+    classifier = prometar.load(exported)
+    upright = np.ascontiguousarray(np.rot90(pixels, -1))
+    found = classifier.predict([photo, Image.open(photo), upright, pixels]).probabilities
+    np.testing.assert_allclose(found[:3], np.repeat(found[2:3], 3, axis=0), rtol=1e-5)
+    assert not np.allclose(found[2], found[3])
 
 
 def test_files_pictures_and_arrays_are_the_same_images(exported: Path, tmp_path: Path) -> None:

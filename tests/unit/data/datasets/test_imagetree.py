@@ -2,18 +2,21 @@
 
 import os
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 from prometar.cli.app import main
 from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
 from prometar.data.datasets.imagetree import SPLIT_NOTE, split_paths
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
+from prometar.data.splits.objective import split_dataset
 from prometar.errors import UserError
 from tests.support.copies import write_tree
 from tests.support.texts import ANY
@@ -83,6 +86,58 @@ def test_photos_that_are_skipped_are_told_with_what_to_do(tmp_path: Path) -> Non
         "1 photos in HEIC format are skipped (convert them to JPEG), such as train/cat/IMG_1.HEIC; "
         "2 images outside the class folders are skipped, such as stray.jpg"
     )
+
+
+FOUR = [f"{name}/{k}.jpg" for name in ("ash", "fir", "oak_tree", "yew") for k in range(10)]
+
+
+def test_base_classes_txt_chooses_the_base_classes(tmp_path: Path) -> None:
+    write_tree(tmp_path / "tree", FOUR)
+    default = open_dataset("folder", tmp_path / "tree")
+    (tmp_path / "tree/base_classes.txt").write_text("Oak tree\n\nyew\n")
+    dataset = open_dataset("folder", tmp_path / "tree")
+    assert (default.base_labels, dataset.base_labels) == ((0, 1), (2, 3))
+    assert dataset.note == SPLIT_NOTE
+    assert dataset.digest != default.digest, "another study must be started"
+    split = split_dataset("final", dataset, shots=2, seed=1)
+    assert split.classnames == ("oak_tree", "yew")
+    assert {item.classname for item in split.evaluations["new"]} == {"ash", "fir"}
+    scored = split_dataset("drift", dataset, shots=2, seed=1).evaluations["base"]
+    assert {item.classname for item in scored} == {"oak_tree", "yew"}
+    prepare("folder", tmp_path / "tree", tmp_path / "copy")
+    assert open_dataset("folder", tmp_path / "copy").digest == dataset.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("oak\nyew", "base_classes.txt, line 1: 'oak' is not a class folder."),
+        ("yew\nash\nYEW", "base_classes.txt, line 3: yew is listed twice. Delete one of the lines."),
+        ("yew", "lists 1 base classes, so 3 classes are new. List at least 2, and omit at least 2."),
+        ("yew\nash\nfir", "lists 3 base classes, so 1 classes are new."),
+    ],
+)
+def test_a_mistake_in_base_classes_txt_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    write_tree(tmp_path, FOUR)
+    (tmp_path / "base_classes.txt").write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_dataset("folder", tmp_path)
+
+
+def test_check_reports_photos_with_exif_rotation_and_test_images_that_are_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(tmp_path, TREE)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (8, 6)).save(tmp_path / "train/cat/phone.jpg", exif=exif)
+    for split in ("train", "test"):
+        Image.new("RGB", (9, 9)).save(tmp_path / split / "dog/same.png")
+    assert main(["data", "check", "folder", "--data-root", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "1 images have an EXIF rotation, which is applied. The first is train/cat/phone.jpg\n" in text
+    twice = "test images are identical to training or validation images, so test accuracies are too high."
+    assert f"{twice} The first is test/" in text
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

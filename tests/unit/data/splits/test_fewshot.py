@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.dataset import Dataset, FolderSource, Item, Items
 from prometar.data.splits.fewshot import draw, hold_out_val, labels_of, separate_base_new
 from prometar.errors import UserError
 from tests.parity.golden import golden_files
@@ -88,9 +88,25 @@ def test_held_out_images_are_the_same_for_ever() -> None:
     assert [item.path for item in val] == ["1/13.jpg", "1/15.jpg", "0/16.jpg", "0/18.jpg"]
 
 
+def _dataset(train: Items, base_classes: tuple[str, ...] = ()) -> Dataset:
+    source = FolderSource("")
+    return Dataset("x", "x", train, (), (), source, "a photo of a {}.", base_classes=base_classes)
+
+
+def test_the_user_can_choose_the_base_classes() -> None:
+    train, test = _items([9, 1, 5, 3, 9]), _items([3, 5, 9])
+    base_labels = _dataset(train, ("class 9", "class 3", "class 5")).base_labels
+    base, new = separate_base_new(base_labels, train, test)
+    assert [[i.classname for i in part] for part in base] == [
+        ["class 9", "class 5", "class 3", "class 9"],
+        ["class 3", "class 5", "class 9"],
+    ]
+    assert [[(i.classname, i.label) for i in part] for part in new] == [[("class 1", 0)], []]
+
+
 def test_base_new_halves_the_sorted_labels_of_the_first_split() -> None:
     train, test = _items([9, 1, 5, 3, 9]), _items([3, 5, 9])
-    base, new = separate_base_new(train, test)
+    base, new = separate_base_new(_dataset(train).base_labels, train, test)
     assert [[(i.classname, i.label) for i in part] for part in base] == [
         [("class 1", 0), ("class 3", 1)],
         [("class 3", 1)],

@@ -92,3 +92,10 @@ def test_eval_plan_keeps_every_image_in_order() -> None:
     plan = eval_plan(make_plan(10).items, size=32, batch_size=4)
     assert [plan.row_range(step) for step in range(plan.num_steps)] == [(0, 4), (4, 8), (8, 10)]
     assert list(plan.rows(0, 10)[0]) == list(range(10))
+
+
+def test_exif_rotation_is_part_of_the_digest_but_plans_without_it_keep_theirs() -> None:
+    plan = make_plan(10)
+    rotated = dataclasses.replace(SPEC, exif_rotation=True)
+    assert dataclasses.replace(plan, transform=rotated).digest != plan.digest
+    assert plan.digest == "a553e4766e3d0e5ec185faadd53f19ab1fcf47704d6b8f5a4dc6cfbd8174b478"

@@ -9,7 +9,7 @@ import pytest
 import torchvision.transforms.v2 as torchvision_transforms
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from prometar.data.streaming.transforms import TransformSpec, decode, make_image
 from prometar.errors import WorkError
@@ -134,3 +134,42 @@ def test_extreme_sizes_are_refused_undecoded(size: tuple[int, int]) -> None:
     header = f"P6 {size[0]} {size[1]} 255 ".encode()
     with pytest.raises(WorkError, match=r"Cannot use image a\.ppm: (the aspect ratio|Image size)"):
         decode(header, "a.ppm")
+
+
+def photo(orientation: int | None) -> bytes:
+    """A landscape photo whose left half is white, stored as a camera does that was held in another way."""
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :40] = 255
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [None, *range(10)])
+def test_exif_rotation_is_applied_where_a_dataset_wants_it(orientation: int | None) -> None:
+    encoded = photo(orientation)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
+    assert np.array_equal(np.asarray(decode(encoded, exif_rotation=True)), expected)
+    assert np.array_equal(np.asarray(decode(encoded)), np.asarray(Image.open(io.BytesIO(encoded))))
+    for train in (True, False):
+        upright = Image.fromarray(expected)
+        stored = io.BytesIO()
+        upright.save(stored, "PNG")
+        spec = TransformSpec(16, train, exif_rotation=True)
+        assert np.array_equal(make_image(spec, encoded, 3), make_image(spec, stored.getvalue(), 3))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_corrupt_exif_data_are_no_reason_to_reject_a_photo() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(stream, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode(stream.getvalue(), exif_rotation=True).size == (8, 4)
+
+
+def test_a_photo_in_heic_format_with_another_suffix_says_what_to_do() -> None:
+    expected = r"a\.jpg: not an image, but a photo in HEIC format\. Convert it to JPEG\."
+    with pytest.raises(WorkError, match=expected):
+        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "a.jpg")
