@@ -10,6 +10,7 @@ import typer
 
 from prometar.cli import data
 from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption, run_cli
+from prometar.cli.predict import predict
 from prometar.config.settings import Config, absolute_paths, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset, reject_unused_root
 from prometar.data.datasets.dataset import abbreviated
@@ -154,7 +155,7 @@ def export(
 ) -> None:
     """Export the prompts of a finished run to a file.
 
-    `prometar.load(FILE).predict(images)` classifies images with these prompts.
+    `prometar predict FILE IMAGES`, or in Python `prometar.load(FILE).predict(images)`, classifies images.
     """
     from prometar.runs import export_run
     from prometar.training.run_result import read_result
@@ -164,6 +165,9 @@ def export(
     print(one_line(f"Classes: {abbreviated(result.classnames)}"))
     if result.objective != ALL_CLASSES:
         print(f"To train on all classes: prometar train --objective {ALL_CLASSES}")
+
+
+app.command(cls=Command)(predict)
 
 
 @app.command()
