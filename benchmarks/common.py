@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,8 +80,16 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(gib),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
     }
+
+
+def _version(package: str) -> str:
+    """Return the version of a package, or "missing". Some scripts need neither Ray nor Optuna."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def _cpu() -> str:
@@ -95,7 +103,8 @@ def _cpu() -> str:
 def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) -> str:
     """Describe a machine in one line: this one, or `where`, a result of `machine`."""
     m = where or machine()
-    versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "ray", "optuna"))
+    installed = [name for name in ("torch", "ray", "optuna") if m[name] != "missing"]
+    versions = ", ".join(f"{name} {m[name]}" for name in installed)
     hardware = f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB"
     return f"{hardware}, {threads} thread{'s' * (threads != 1)}, {dtype}, {versions}"
 

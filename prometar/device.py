@@ -5,9 +5,9 @@ does a copy to the device from pageable memory. Therefore, `send` packs tensors 
 packs them on the device, and both transfer them in a single copy.
 """
 
-from collections.abc import Collection
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -79,6 +79,26 @@ def to_cpu(values: T) -> T:
         moved = {id(t): _view(on_host, t, offset).clone() for t, offset in zip(remote, offsets, strict=True)}
         values = tree_map(lambda leaf: moved.get(id(leaf), leaf), values)
     return values
+
+
+@contextmanager
+def matmul_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """Compute float32 matrix products on GPUs in full float32 ("ieee") or in TF32, within the context.
+
+    TF32 rounds the factors to 10 mantissa bits and adds the products in float32. It requires an NVIDIA GPU of
+    compute capability 8.0 or later. Other devices ignore the setting.
+
+    Example:
+        >>> with matmul_precision("tf32"):
+        ...     product = torch.ones(2, 2) @ torch.ones(2, 2)
+    """
+    settings = torch.backends.cuda.matmul
+    previous = settings.fp32_precision
+    settings.fp32_precision = precision
+    try:
+        yield
+    finally:
+        settings.fp32_precision = previous
 
 
 def release_cached_memory() -> None:

@@ -4,6 +4,7 @@ Importing open_clip takes three seconds, so the three modules that `mini` needs 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -17,6 +18,7 @@ from torch import Tensor
 from prometar.clip.features import Tokenize
 from prometar.clip.model import Clip
 from prometar.clip.weights import Architecture, from_state_dict, read_weights, require_tensors, weights_digest
+from prometar.device import matmul_precision
 from prometar.embedded.weights import MINI_VOCABULARY, load_mini, mini_config
 from prometar.errors import UserError, convert_download_errors, suppress_logs
 from prometar.io.files import file_size
@@ -71,6 +73,7 @@ class Backbone:
     """Frozen CLIP, its tokenizer, and the channel means and standard deviations that normalize its images.
 
     vocabulary: Names of common objects. `prometar.training.drift` uses those unrelated to the dataset.
+    tf32: True if float32 matrix products use TF32 on GPUs, in training and scoring.
     """
 
     name: str
@@ -79,6 +82,11 @@ class Backbone:
     std: tuple[float, ...] = OPENAI_STD
     vocabulary: tuple[str, ...] = IMAGENET_VOCABULARY
     tokenize: Tokenize = tokenize
+    tf32: bool = False
+
+    def matmul_precision(self) -> AbstractContextManager[None]:
+        """Return a context in which float32 matrix products on GPUs use TF32 only if `tf32` is set."""
+        return matmul_precision("tf32" if self.tf32 else "ieee")
 
     def token_ids(self, text: str) -> Tensor:
         """Return the token ids of a text without start, end and padding tokens."""

@@ -64,11 +64,12 @@ class BackboneConfig(StrictModel):
     """An open_clip model and its `pretrained` weights (tag or .safetensors file), or the embedded `mini`.
 
     `precision` applies to the towers. Prompts, the modulator's gate, losses and optimizers use at least fp32.
+    `tf32`: float32 whose matrix products are computed in TF32 on NVIDIA GPUs. On other devices, it is `fp32`.
     """
 
     name: str = "mini"
     pretrained: str | None = None
-    precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
 class OptimConfig(StrictModel):

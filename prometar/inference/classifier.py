@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,6 +152,7 @@ def load(
     component = checked_prompt_component(path, config, clip, leaves, card.code)
     leaves = {key: leaf.to(clip.device) for key, leaf in leaves.items()}
     backbone = build_backbone(name, original, clip)  # `original` determines the normalization
+    backbone = replace(backbone, tf32=config.backbone.precision == "tf32")
     return Classifier(backbone, component, leaves, config, card.classnames, card.template, card)
 
 

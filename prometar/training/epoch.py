@@ -74,5 +74,8 @@ def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[St
         selection = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
     images = run.backbone.normalize(images)
-    whole, meta_task = embed_batch(clip, method, images, labels, selection, cache=run.cache, step=batch.step)
-    return step(run.model, method, state, whole, meta_task, sgd)
+    with run.backbone.matmul_precision():
+        whole, meta_task = embed_batch(
+            clip, method, images, labels, selection, cache=run.cache, step=batch.step
+        )
+        return step(run.model, method, state, whole, meta_task, sgd)

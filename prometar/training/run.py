@@ -28,7 +28,14 @@ from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import DRIFT_TEMPLATE, out_of_domain_names
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""dtype of the towers for each `backbone.precision`."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class Run:
 def backbone_of(config: BackboneConfig) -> Backbone:
     """Load a backbone in its configured precision on the default device of this process."""
     dtype, device = DTYPES[config.precision], default_device()
-    return load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
+    backbone = load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
+    return replace(backbone, tf32=config.precision == "tf32")
 
 
 cached_backbone = lru_cache(maxsize=2)(backbone_of)

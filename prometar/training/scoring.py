@@ -20,7 +20,7 @@ def make_logits_fn(
 
     `leaves`: the trained tensors. Class texts are encoded once, or per image if prompts depend on images.
     """
-    with torch.no_grad():
+    with torch.no_grad(), backbone.matmul_precision():
         prompt_tokens = model.prompts.tokens(dict(leaves))
         text_CE = None if model.prompts.conditional else model.text_features(prompt_tokens)
 
@@ -33,7 +33,11 @@ def make_logits_fn(
             text = model.text_features(prompt_tokens, frozen_BE)
         return model.logits(image_BE, text)
 
-    return logits
+    def logits_in_precision(images: Tensor, batch_number: int) -> Tensor:
+        with backbone.matmul_precision():
+            return logits(images, batch_number)
+
+    return logits_in_precision
 
 
 def accuracy(

@@ -135,7 +135,8 @@ class Session:
         if self.run.out_of_domain_model is not None:
             base, out_of_domain_model = sets["base"], self.run.out_of_domain_model
             batches = self._eval_batches(base)
-            scores = drift_scores(backbone, base.model, out_of_domain_model, leaves, batches, base.cache)
+            with backbone.matmul_precision():
+                scores = drift_scores(backbone, base.model, out_of_domain_model, leaves, batches, base.cache)
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {

@@ -1,6 +1,7 @@
 """16-bit towers return features close to those of float32."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prometar.clip.openclip import load_backbone, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
 from prometar.training.run import DTYPES
+from prometar.training.session import Session
 from tests.support import tiny
+from tests.support.small import small_run, without_time
 
 NAMES = ("banded", "polka-dotted", "sports_car")
 
@@ -52,3 +56,33 @@ def test_features_are_near_those_of_float32(precision: str) -> None:
     for exact, near in zip(features["fp32"], features[precision], strict=True):
         assert (exact * near).sum(dim=-1).min() > 0.999
         assert not torch.equal(exact, near)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
+def test_only_tf32_computes_float32_products_in_tf32(precision: str, expected: str, tmp_path: Path) -> None:
+    """In steps, scoring and drift. A CPU ignores the setting, so the test reads it."""
+    seen: set[str] = set()
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if operator.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+                seen.add(torch.backends.cuda.matmul.fp32_precision)
+            return operator(*args, **(kwargs or {}))
+
+    for objective in ("drift", "base_val"):
+        run = small_run(objective=objective, backbone__precision=precision, train__epochs=1)
+        session = Session(run, tmp_path / objective)
+        with Note():
+            session.run_epoch()
+        session.close()
+    assert seen == {expected}
+    assert torch.backends.cuda.matmul.fp32_precision == "none", "the caller's setting is restored"
+
+
+def test_tf32_equals_float32_on_a_cpu(tmp_path: Path) -> None:
+    scores = []
+    for precision in ("fp32", "tf32"):
+        session = Session(small_run(backbone__precision=precision, train__epochs=1), tmp_path / precision)
+        scores.append(without_time([session.run_epoch()]))
+        session.close()
+    assert scores[0] == scores[1]
