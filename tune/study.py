@@ -16,6 +16,7 @@ from prometar.errors import FIX_AND_RESUME, UserError, WorkError
 from prometar.io.files import lock_folder, resolve_path
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, stdout_console
+from tune.execution.progress import StageProgress
 from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
 from tune.records.folder import Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
@@ -23,6 +24,7 @@ from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study
 
 if TYPE_CHECKING:
     from tune.execution.job import Job, Observer
+    from tune.report.live_page import LivePage
     from tune.report.page import Report
 
 _OpenStudy = tuple[StudyPlan, Mapping[str, str], ResourcePlan]
@@ -59,6 +61,7 @@ class Study:
         self.folder = StudyFolder.of(self.config)
         self.console = console or stdout_console()
         self._opened: _OpenStudy | None = None
+        self._page: LivePage | None = None
 
     def run(self) -> FinalTest:
         """Run all stages, or resume an interrupted study. For a finished study, only the report is rebuilt.
@@ -159,6 +162,8 @@ class Study:
         from tune.report.page import write_report
         from tune.report.terminal import print_summary
 
+        if self._page is not None:
+            self._page.stop()
         report = write_report(self.records)
         print_summary(self.console, report.records)
         return report
@@ -211,6 +216,7 @@ class Study:
         config, plan = self.config, plan_study(self.config)
         digests, footprint = inspect_inputs(config, plan)
         from tune.execution.ray_cluster import start_ray
+        from tune.report.live_page import LivePage
 
         if previous := self.folder.read(StudyRecord):
             config.require_same(previous.config.identity(previous.digests), digests)
@@ -221,10 +227,11 @@ class Study:
             for line in (self._headline, str(plan), summary, *plan.notes):
                 self.console.print(line)
             self._opened = plan, digests, resources
-            try:
-                yield self._opened
-            finally:
-                self._opened = None
+            with LivePage(self.folder, self.console) as self._page:
+                try:
+                    yield self._opened
+                finally:
+                    self._opened = None
 
     def _run(
         self,
@@ -238,14 +245,17 @@ class Study:
         from tune.execution.executor import run_jobs
 
         assert self._opened is not None
+        assert self._page is not None
         _, _, resources = self._opened
         ranked = rank_completed(self.folder.read_trials()) if stage == "Search" else []
         best = next(((t.objective, f"trial {t.number}") for t in ranked if t.objective is not None), None)
-        with LiveView(self.console, stage, total, done, best=best, show_best=stage == "Search") as view:
+        progress = StageProgress(stage, total, done, best=best, has_best=stage == "Search")
+        self._page.follow(progress)
+        with LiveView(self.console, progress) as view:
             return run_jobs(
                 jobs,
                 resources,
-                [*observers, view],
+                [*observers, progress, view, self._page],
                 console=self.console,
                 timeout_seconds=self.config.resources.epoch_timeout,
             )

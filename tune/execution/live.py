@@ -1,8 +1,6 @@
-"""Live view of a study's stage: progress, best objective and time left."""
+"""Live view of a study's stage in the terminal: progress, best objective and time left."""
 
 import sys
-import time
-from collections.abc import Callable
 from typing import Self
 
 from rich.console import Console, Group
@@ -14,40 +12,22 @@ from rich.text import Text
 from prometar.cli.console import format_duration
 from prometar.errors import one_line
 from tune.execution.job import Job
+from tune.execution.progress import JobProgress, StageProgress
 from tune.records.schema import EpochReport
 
 
 class LiveView:
     """Progress of one stage: on a terminal, a progress bar and failures; elsewhere, a line per ended job.
 
-    Use the view as a context manager around `run_jobs`, and pass it as an observer.
-
-    Args:
-        stage: Name of the stage, e.g. "Search".
-        total: Number of jobs, including `done`.
-        done: Number of jobs that ended (finished, were pruned or failed) in earlier processes.
-        best: Best score (objective) so far and the name of its job, or None if no job has finished.
-        show_best: False to hide the best score, for jobs whose scores are not comparable.
+    Use the view as a context manager around `run_jobs`, and pass it as an observer, after `progress`.
     """
 
-    def __init__(
-        self,
-        console: Console,
-        stage: str,
-        total: int,
-        done: int = 0,
-        *,
-        best: tuple[float, str] | None = None,
-        show_best: bool = True,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console, self._stage, self._total, self._done = console, stage, total, done
-        self._best, self._show_best, self._clock = best, show_best, clock
-        self._start = clock()
-        self._running: dict[str, tuple[Job, EpochReport]] = {}  # job and its latest report, by job name
-        self._done_here = 0  # jobs that have ended in this process
-        live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
-        self._live = live if console.is_terminal and not console.is_dumb_terminal else None
+    def __init__(self, console: Console, progress: StageProgress) -> None:
+        self._console = console
+        self._progress = progress
+        self._live: Live | None = None
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -59,66 +39,78 @@ class LiveView:
             self._live.stop()
 
     def started(self, job: Job) -> None:
-        self._running[job.name] = job, EpochReport()
+        """Do nothing. The bar is redrawn regularly."""
 
     def reported(self, job: Job, report: EpochReport) -> None:
-        self._running[job.name] = job, report
-        for note in report.notes if report.epoch == 1 else ():  # each report repeats the notes
-            self._print(f"{job.name}: {note}")
+        """Print the notes of the first epoch. Later reports repeat them."""
+        if report.epoch == 1:
+            for note in report.notes:
+                self._print(f"{job.name}: {note}")
 
     def finished(self, job: Job, failure: str) -> None:
-        _, report = self._running.pop(job.name, (job, EpochReport()))
-        self._done += 1
-        self._done_here += 1
-        failure, objective = failure or report.error, report.objective
-        complete = report.finished and not failure
-        if complete and objective is not None and (self._best is None or objective > self._best[0]):
-            self._best = objective, job.name
-        if failure or self._live is None:
-            state = "finished" if report.finished else f"pruned at epoch {report.epoch}/{job.epochs}"
-            outcome = f"failed: {one_line(failure).rstrip('.')}" if failure else state + _objective(report)
-            self._print("; ".join((f"{job.name} {outcome}", *self._summary())))
+        ended = self._progress.ended[-1]
+        if ended.outcome == "failed" or self._live is None:
+            self._print("; ".join((f"{job.name} {_describe_outcome(ended)}", *summarize(self._progress))))
 
     def _print(self, line: str) -> None:
-        elapsed = format_duration(self._clock() - self._start)
+        elapsed = format_duration(self._progress.seconds_elapsed)
         self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True, emoji=False)
 
-    def _summary(self) -> list[str]:
-        """Return the counts, the best score and the estimated time left."""
-        summary = [f"{self._done} of {self._total} done"]
-        if self._show_best and self._best:
-            summary.append(f"best {self._best[0]:.1f} ({self._best[1]})")
-        partial = self._partial_progress
-        if progress := self._done_here + partial:  # assumes that the remaining jobs run at the same rate
-            seconds = (self._total - self._done - partial) * (self._clock() - self._start) / progress
-            summary.append(f"{format_duration(max(0.0, seconds))} left")
-        return summary
-
-    @property
-    def _partial_progress(self) -> float:
-        """Sum of the completed fractions of the running jobs, e.g. 1.5 for three half-finished jobs."""
-        return sum(report.epoch / job.epochs for job, report in list(self._running.values()))
-
     def _render(self) -> Group:
-        running = list(self._running.values())  # a copy, because rich renders in another thread
+        progress = self._progress
         table = Table.grid(padding=(0, 1))
-        bar = ProgressBar(self._total, self._done + self._partial_progress, width=30)
-        table.add_row(self._stage, bar, _truncated(", ".join(self._summary())))
-        lines = (f"  {job.name}: epoch {last.epoch}/{job.epochs}{_objective(last)}" for job, last in running)
-        return Group(table, *map(_truncated, lines))
+        bar = ProgressBar(progress.total, progress.completed_jobs, width=30)
+        table.add_row(progress.stage, bar, _truncated(", ".join(summarize(progress))))
+        lines = []
+        for each in list(progress.running.values()):  # a copy, because rich renders in another thread
+            epochs = f"epoch {each.report.epoch}/{each.job.epochs}"
+            lines.append(_truncated(f"  {each.job.name}: {epochs}{_describe_objective(each.report)}"))
+        return Group(table, *lines)
+
+
+def summarize(progress: StageProgress) -> list[str]:
+    """Return the counts, the best score and the estimated time left.
+
+    Example:
+        >>> summarize(StageProgress("Search", total=24, done=3, best=(61.25, "trial 2")))
+        ['3 of 24 done', 'best 61.2 (trial 2)']
+    """
+    summary = [f"{progress.done} of {progress.total} done"]
+    if progress.best is not None:
+        score, name = progress.best
+        summary.append(f"best {score:.1f} ({name})")
+    seconds = progress.seconds_left
+    if seconds is not None:
+        summary.append(f"{format_duration(seconds)} left")
+    return summary
+
+
+def _describe_outcome(ended: JobProgress) -> str:
+    if ended.outcome == "failed":
+        return f"failed: {one_line(ended.failure).rstrip('.')}"
+    objective = _describe_objective(ended.report)
+    if ended.outcome == "pruned":
+        return f"pruned at epoch {ended.report.epoch}/{ended.job.epochs}{objective}"
+    return f"finished{objective}"
+
+
+def _describe_objective(report: EpochReport) -> str:
+    return "" if report.objective is None else f", objective {report.objective:.1f}"
 
 
 def _truncated(text: str) -> Text:
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 
-def _objective(report: EpochReport) -> str:
-    return "" if report.objective is None else f", objective {report.objective:.1f}"
-
-
 def stdout_console() -> Console:
     """Return a console for standard output, with colors only on a terminal."""
-    # In a notebook, rich would assume color support and print escape codes.
-    force = None if sys.stdout is not None and sys.stdout.isatty() else False  # None: rich decides
-    plain = {"highlight": False, "markup": False, "emoji": False}  # "suite:leaves:" contains ":leaves:"
-    return Console(**plain, soft_wrap=True, force_jupyter=False, force_terminal=force)
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(
+        highlight=False,
+        markup=False,
+        emoji=False,  # "suite:leaves:" contains ":leaves:"
+        soft_wrap=True,
+        # In a notebook, rich would assume color support and print escape codes.
+        force_jupyter=False,
+        force_terminal=None if is_terminal else False,  # None: rich decides
+    )

@@ -29,6 +29,7 @@ from tune.records.schema import (
     read_record,
     write_record,
 )
+from tune.records.timeline import TimelineEntry, read_timeline
 
 STATE_NAMES: dict[State, str] = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
 _FILES = {StudyRecord: "study.yaml", Confirmation: "confirmation.json", FinalTest: "finals.json"}
@@ -98,6 +99,24 @@ class StudyFolder:
         """Return the study's record of this type, or None if its file does not exist."""
         return read_record(self.path / _FILES[kind], kind)
 
+    def read_all(self) -> "Records | None":
+        """Return all records of the study, or None if the folder does not contain a study.
+
+        Raises:
+            UserError: a record is corrupt or has another file format.
+        """
+        study = self.read(StudyRecord)
+        if study is None:
+            return None
+        return Records(
+            folder=self.path,
+            study=study,
+            trials=self.read_trials(),
+            confirmation=self.read(Confirmation),
+            final_test=self.read(FinalTest),
+            timeline=read_timeline(self.path),
+        )
+
     def read_trials(self) -> tuple[TrialRecord, ...]:
         """Return the records of all trials, in order of number.
 
@@ -122,6 +141,7 @@ class Records:
     trials: tuple[TrialRecord, ...]
     confirmation: Confirmation | None
     final_test: FinalTest | None
+    timeline: tuple[TimelineEntry, ...] = ()
 
     @property
     def config(self) -> StudyConfig:
@@ -170,11 +190,10 @@ def read_records(folder: Path) -> Records:
     Raises:
         UserError: the folder does not contain a study, or a record is corrupt or has another file format.
     """
-    study_folder = StudyFolder(folder)
-    if (study := study_folder.read(StudyRecord)) is None:
+    records = StudyFolder(folder).read_all()
+    if records is None:
         raise UserError(f"{folder} does not contain a study. Pass the folder of a study, such as out/dtd.")
-    trials, confirmation = study_folder.read_trials(), study_folder.read(Confirmation)
-    return Records(study_folder.path, study, trials, confirmation, study_folder.read(FinalTest))
+    return records
 
 
 def paired_differences(

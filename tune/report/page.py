@@ -1,6 +1,8 @@
 """report.html: a single file that works offline and is rendered from the study's records only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from prometar.io.files import write_atomically
 from prometar.io.stores import masked
 from prometar.io.yamltext import dump_yaml
 from tune.records.folder import Records
+from tune.records.timeline import TimelineEntry
 from tune.report import statements
 from tune.report.plots import MIN_IMPORTANCE_TRIALS, plots
-from tune.report.tables import detail_tables, summary_tables
+from tune.report.tables import Table, detail_tables, summary_tables
+
+STAGES = ("Search", "Confirmation", "Final test")
 
 _TEMPLATES = Environment(
     loader=PackageLoader("tune.report"),
@@ -22,6 +27,24 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a running study, which the page shows first.
+
+    Args:
+        refresh_seconds: Seconds after which the browser reloads the page.
+        stages: Name of each stage, completed fraction, and a summary.
+        running: Table of the running jobs.
+        timeline: Timeline entries of the running jobs.
+    """
+
+    updated: datetime
+    refresh_seconds: int
+    stages: Sequence[tuple[str, float, str]]
+    running: Table
+    timeline: Sequence[TimelineEntry]
 
 
 @dataclass(frozen=True)
@@ -39,25 +62,30 @@ class Report:
         return _render_template("summary.html.jinja", self.records, path=self.path)
 
 
-def write_report(records: Records) -> Report:
+def write_report(records: Records, progress: Progress | None = None) -> Report:
     """Write report.html into the study's folder.
+
+    Args:
+        progress: Progress of the study, or None if it is not running.
 
     Raises:
         InfrastructureError: the disk is full or the folder is not writable.
     """
     path = records.folder / "report.html"
-    write_atomically(path, render(records).encode())
+    write_atomically(path, render(records, progress).encode())
     return Report(path, records)
 
 
-def render(records: Records) -> str:
+def render(records: Records, progress: Progress | None = None) -> str:
     """Return the HTML of the report."""
     study = records.study
+    running = progress.timeline if progress else ()
     return _render_template(
         "report.html.jinja",
         records,
         plotly_js=get_plotlyjs(),
-        plots=plots(records),
+        progress=progress,
+        plots=plots(records, running),
         detail_tables=detail_tables(records),
         min_importance_trials=MIN_IMPORTANCE_TRIALS,
         config_yaml=masked(dump_yaml(study.config.model_dump(mode="json"))),

@@ -15,18 +15,28 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.io import to_html
 
+from prometar.cli.console import format_duration
 from tune.config import DIRECTIONS, Goal
 from tune.records.folder import Records, paired_differences
 from tune.records.schema import FinalTest, RunScore, TrialRecord
+from tune.records.timeline import TimelineEntry
 from tune.report.formatting import format_difference
 from tune.report.statements import LABELS
 from tune.space.ranges import Choice, Range
 
-ORANGE, DARK, BLUE, GRAY = "#c05621", "#2d3748", "#2b6cb0", "#7b8794"
+ORANGE = "#c05621"
+DARK = "#2d3748"
+BLUE = "#2b6cb0"
+GRAY = "#7b8794"
+_SLICES_PER_ROW = 3  # more do not fit into the width of the page
 MAX_SLICES = 6  # number of settings that are plotted against the score, most important first
 MIN_IMPORTANCE_TRIALS = 8
 """Minimum number of completed trials for importances. With fewer trials, importances are noise."""
 _EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=0.25)  # compares the best quarter with all trials
+_MAX_IDLE = 60.0  # longest idle time in a timeline, in seconds
+_MAX_MINUTES = 180  # longest timeline with an axis in minutes
+_STAGE_COLORS = {"Search": BLUE, "Confirmation": "#2f855a", "Final test": ORANGE}
+_OUTCOME_COLORS = {"failed": "#c53030", "interrupted": GRAY}
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
 _MARKERS = {
@@ -36,15 +46,23 @@ _MARKERS = {
 }
 
 
-def plots(records: Records) -> dict[str, Markup]:
-    """Return the plots of a report by name. Plots without data are omitted."""
+def plots(records: Records, running: Sequence[TimelineEntry] = ()) -> dict[str, Markup]:
+    """Return the plots of a report by name. Plots without data are omitted.
+
+    Args:
+        running: Timeline entries of the jobs that are running now.
+    """
     figures = {**_search_plots(records), **_final_test_plots(records)}
+    timeline = [*records.timeline, *running]
+    if timeline:
+        figures["timeline"] = plot_timeline(timeline)
     return {name: embed(figure, name) for name, figure in figures.items()}
 
 
 def _search_plots(records: Records) -> dict[str, go.Figure]:
     """Return Optuna's plots of the search, and a plot of the accuracies of the trials."""
-    goals, figures = records.config.search.goals, dict[str, go.Figure]()
+    goals = records.config.search.goals
+    figures: dict[str, go.Figure] = {}
     study = rebuild_study(records, goals[:1])  # only the Pareto front shows several goals
     if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         return {}
@@ -55,17 +73,21 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
             figures["pareto"] = visualization.plot_pareto_front(
                 rebuild_study(records, goals), target_names=list(goals)
             )
-        if ranked := importances(study):
+        ranked = list(importances(study))
+        if ranked:
             figures["importance"] = visualization.plot_param_importances(
                 study, evaluator=_EVALUATOR
             ).update_layout(xaxis_title="importance", yaxis_title=None)
-            figures["slice"] = visualization.plot_slice(
-                study, params=list(ranked)[:MAX_SLICES], target_name=target_name
-            )
+        for first in range(0, min(len(ranked), MAX_SLICES), _SLICES_PER_ROW):
+            names = ranked[first : min(first + _SLICES_PER_ROW, MAX_SLICES)]
+            row = visualization.plot_slice(study, params=names, target_name=target_name)
+            row.update_layout(width=None)  # as wide as the page, not 300 pixels per setting
+            figures[f"slice-{first // _SLICES_PER_ROW + 1}"] = row
         if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
             figures["curves"] = visualization.plot_intermediate_values(study)
             figures["curves"].update_layout(xaxis_title="epoch", yaxis_title=escape(records.study.score_name))
-    if measured := [t for t in records.trials if t.base is not None and t.new is not None]:
+    measured = [t for t in records.trials if t.base is not None and t.new is not None]
+    if measured:
         figures["accuracies"] = plot_accuracies(
             {
                 "trials": [t for t in measured if not t.is_baseline and t is not records.selected],
@@ -85,7 +107,8 @@ def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
 
 
 def _frozen_trial(trial: TrialRecord, records: Records, goals: Sequence[Goal]) -> FrozenTrial:
-    ranges, values = records.config.search.space.ranges, [getattr(trial, goal) for goal in goals]
+    ranges = records.config.search.space.ranges
+    values = [getattr(trial, goal) for goal in goals]
     in_range = all(key in ranges and ranges[key].contains(value) for key, value in trial.settings.items())
     if not in_range or trial.state == "FAIL" or None in values:
         return create_trial(state=TrialState.FAIL)
@@ -120,7 +143,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def _final_test_plots(records: Records) -> dict[str, go.Figure]:
-    if (test := records.current_test) is None or not test.seeds:
+    test = records.current_test
+    if test is None or not test.seeds:
         return {}
     names = reversed(test.compared_names)  # so that the selected settings are drawn on top
     runs = {LABELS[name]: test.runs(name) for name in names}
@@ -139,7 +163,8 @@ def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> g
     }
     all_points = [point for group in points_by_group.values() for point in group]
     bases, news = zip(*all_points, strict=True) if all_points else ((50.0,), (50.0,))
-    low, high = min(bases) - 1, max(bases) + 1
+    low = min(bases) - 1
+    high = max(bases) + 1
     grid = [low + (high - low) * i / 50 for i in range(51)]
     means = [2 * base * new / (base + new) for base, new in all_points if base + new]
     for harmonic in sorted({5 * round(mean / 5) for mean in means} - {0}):
@@ -178,8 +203,10 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
             hovertemplate="%{text}: %{x:+.2f} points<extra></extra>",
             marker={"color": GRAY, "size": 7, "opacity": 0.6},
         )
-        if difference := dataset_test.difference:
-            below, above = difference.mean - difference.low, difference.high - difference.mean
+        difference = dataset_test.difference
+        if difference is not None:
+            below = difference.mean - difference.low
+            above = difference.high - difference.mean
             color = BLUE if difference.mean > 0 else ORANGE
             figure.add_scatter(
                 x=[difference.mean],
@@ -194,6 +221,65 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
     figure.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.4, -0.6])
     figure.update_xaxes(title="difference in H (points)")
     return figure.update_layout(showlegend=False, height=120 + 50 * len(ticks))
+
+
+def plot_timeline(entries: Sequence[TimelineEntry]) -> go.Figure:
+    """Plot when each job ran, with a row per slot. Idle times, as between two commands, are shortened."""
+    ordered = sorted(entries, key=lambda entry: entry.started)
+    starts = _starts_without_idle_time(ordered)
+    durations = [max(0.0, (entry.ended - entry.started).total_seconds()) for entry in ordered]
+    total = max(start + duration for start, duration in zip(starts, durations, strict=True))
+    unit, seconds_per_unit = ("hours", 3600.0) if total > _MAX_MINUTES * 60 else ("minutes", 60.0)
+    bars_by_kind: dict[tuple[str, str], list[int]] = {}
+    for index, entry in enumerate(ordered):
+        bars_by_kind.setdefault((entry.stage, entry.outcome), []).append(index)
+    figure = go.Figure()
+    for (stage, outcome), indices in bars_by_kind.items():
+        is_usual = outcome == "finished"
+        figure.add_bar(
+            orientation="h",
+            base=[starts[index] / seconds_per_unit for index in indices],
+            x=[durations[index] / seconds_per_unit for index in indices],
+            y=[f"slot {ordered[index].slot}" for index in indices],
+            name=escape(stage if is_usual else f"{stage}, {outcome}"),
+            text=[
+                escape(f"{ordered[index].job}: {outcome}, {format_duration(durations[index])}")
+                for index in indices
+            ],
+            textposition="none",
+            hovertemplate="%{text}<extra></extra>",
+            marker={"color": _bar_color(stage, outcome), "line": {"color": "#ffffff", "width": 1}},
+        )
+    num_slots = max(entry.slot for entry in ordered)
+    slots = [f"slot {number}" for number in range(1, num_slots + 1)]
+    figure.update_yaxes(categoryorder="array", categoryarray=slots, autorange="reversed")
+    figure.update_xaxes(title=f"time ({unit})")
+    return figure.update_layout(barmode="overlay", bargap=0.25, height=min(150 + 28 * num_slots, 900))
+
+
+def _bar_color(stage: str, outcome: str) -> str:
+    if outcome in _OUTCOME_COLORS:
+        return _OUTCOME_COLORS[outcome]
+    color = _STAGE_COLORS.get(stage, DARK)
+    return f"{color}80" if outcome in ("pruned", "running") else color  # 80: half transparent
+
+
+def _starts_without_idle_time(ordered: Sequence[TimelineEntry]) -> list[float]:
+    """Return the start of each entry in seconds after the first, with idle times of at most `_MAX_IDLE`.
+
+    Args:
+        ordered: Entries in order of their start.
+    """
+    first = ordered[0].started
+    busy_until = first
+    removed = 0.0
+    starts = []
+    for entry in ordered:
+        idle = (entry.started - busy_until).total_seconds()
+        removed += max(0.0, idle - _MAX_IDLE)
+        busy_until = max(busy_until, entry.ended)
+        starts.append((entry.started - first).total_seconds() - removed)
+    return starts
 
 
 def embed(figure: go.Figure, name: str) -> Markup:

@@ -20,6 +20,7 @@ from prometar.training.run import DTYPES
 from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs
 from tune.execution.live import LiveView, stdout_console
+from tune.execution.progress import StageProgress
 from tune.execution.ray_cluster import start_ray
 from tune.execution.resources import plan_resources, uses_gpus
 from tune.reproduce.grid import Grid, read_run
@@ -65,8 +66,9 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
         failures: Mapping[str, str] = {}
         if remaining:
             console.print(plan_text)
-            with LiveView(console, protocol, len(jobs), done, show_best=False) as view:
-                failures = run_jobs(iter(remaining), plan, [view], console=console)
+            progress = StageProgress(protocol, len(jobs), done, has_best=False)
+            with LiveView(console, progress) as view:
+                failures = run_jobs(iter(remaining), plan, [progress, view], console=console)
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]
         problems += [f"{name} failed: {one_line(reason)}" for name, reason in failures.items()]

@@ -1,4 +1,4 @@
-"""The live view: a line per finished job, or a bar with the running ones; time left from finished epochs."""
+"""The live view: a line per ended job, or a bar with the running ones; time left from finished epochs."""
 
 import io
 from pathlib import Path
@@ -9,6 +9,7 @@ from rich.console import Console
 from tests.support.fake_trial import fake_job
 from tune.execution.job import Job
 from tune.execution.live import LiveView
+from tune.execution.progress import StageProgress
 from tune.records.schema import EpochReport, RunScore
 
 
@@ -18,23 +19,27 @@ class Stage:
     def __init__(self, total: int = 4, done: int = 0, *, terminal: bool = False, **options: Any) -> None:
         self.out, self.now = io.StringIO(), 0.0
         console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None)
-        self.view = LiveView(console, "Search", total, done, clock=lambda: self.now, **options)
+        self.progress = StageProgress("Search", total, done, clock=lambda: self.now, **options)
+        self.view = LiveView(console, self.progress)
         self.console = console
 
     def job(self, number: int) -> Job:
         return fake_job(Path("/study"), number, epochs=5)
 
     def start(self, number: int) -> None:
-        self.view.started(self.job(number))
+        for observer in (self.progress, self.view):
+            observer.started(self.job(number))
 
     def epochs(self, number: int, *objectives: float, first: int = 1, **more: Any) -> None:
         for epoch, objective in enumerate(objectives, start=first):
             runs = (RunScore("textures", 0, objective=objective),)
-            self.view.reported(self.job(number), EpochReport(epoch, runs, finished=epoch == 5, **more))
+            for observer in (self.progress, self.view):
+                observer.reported(self.job(number), EpochReport(epoch, runs, finished=epoch == 5, **more))
 
     def end(self, number: int, now: float, failure: str = "") -> None:
         self.now = now
-        self.view.finished(self.job(number), failure)
+        for observer in (self.progress, self.view):
+            observer.finished(self.job(number), failure)
 
     @property
     def lines(self) -> list[str]:
@@ -65,15 +70,41 @@ def test_without_a_terminal_each_finished_job_is_a_line() -> None:
     ]
 
 
-def test_scores_are_compared_only_where_they_can_be() -> None:
+def test_a_better_score_of_an_earlier_process_stays_the_best() -> None:
     stage = Stage(best=(70.0, "trial 9"), done=2)
+    stage.start(0)
     stage.epochs(0, 60, 61, 62, 63, 64)
     stage.end(0, 10.0)
     assert "3 of 4 done; best 70.0 (trial 9); 0:10 left" in stage.lines[0]
-    other = Stage(show_best=False)
-    other.epochs(0, 60, 61, 62, 63, 64)
-    other.end(0, 10.0)
-    assert "best" not in other.lines[0]
+
+
+def test_scores_that_are_not_comparable_have_no_best() -> None:
+    stage = Stage(has_best=False)
+    stage.start(0)
+    stage.epochs(0, 60, 61, 62, 63, 64)
+    stage.end(0, 10.0)
+    assert "best" not in stage.lines[0]
+
+
+def test_a_job_takes_the_first_free_slot() -> None:
+    stage = Stage()
+    stage.start(0)
+    stage.start(1)
+    stage.end(0, 10.0)
+    stage.start(2)
+    assert {name: each.slot for name, each in stage.progress.running.items()} == {"trial 1": 2, "trial 2": 1}
+
+
+def test_ended_jobs_say_how_they_ended() -> None:
+    stage = Stage()
+    for number in range(3):
+        stage.start(number)
+    stage.epochs(0, 60, 61, 62, 63, 64)
+    stage.end(0, 10.0)
+    stage.epochs(1, 50)
+    stage.end(1, 20.0)
+    stage.end(2, 30.0, "out of memory")
+    assert [each.outcome for each in stage.progress.ended] == ["finished", "pruned", "failed"]
 
 
 def test_on_a_terminal_a_bar_and_the_running_jobs_are_shown() -> None:

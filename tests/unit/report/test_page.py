@@ -62,7 +62,7 @@ def test_page_and_notebook_show_the_same_statements(tmp_path: Path) -> None:
 def test_sections_of_a_whole_study(goals: tuple[str, ...], tmp_path: Path) -> None:
     records = read_records(rich(tmp_path, goals=goals))
     found = set(re.findall(r'id="plot-([\w-]+)"', render(records)))
-    plots = {"history", "importance", "slice", "curves", "accuracies", "tested", "pairs"}
+    plots = {"history", "importance", "slice-1", "slice-2", "curves", "accuracies", "tested", "pairs"}
     assert found == plots | ({"pareto"} if len(goals) > 1 else set())
     shown = text(records)
     for title in ("Settings", "Trials", "Cost", "Configuration", "Confirmation (score as in the search"):

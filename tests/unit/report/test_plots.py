@@ -1,6 +1,7 @@
 """Plots: Optuna's study from records, importance, and own plots."""
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from optuna.trial import TrialState
 from tests.support.study_records import run, settings_of, small, trial
 from tune.config import Goal
 from tune.records.folder import Records
+from tune.records.timeline import Outcome, TimelineEntry
 from tune.report.plots import (
     MIN_IMPORTANCE_TRIALS,
     embed,
     importances,
     plot_accuracies,
     plot_seed_pairs,
+    plot_timeline,
     rebuild_study,
 )
 
@@ -87,3 +90,34 @@ def test_accuracies_lie_on_lines_of_equal_h() -> None:
         assert means == pytest.approx([means[0]] * len(means))
         assert means[0] % 5 == pytest.approx(0)
     assert "plot-x" in embed(plot_accuracies({"trials": []}), "x"), "an empty plot"
+
+
+def entry(job: str, slot: int, start: float, end: float, outcome: Outcome = "finished") -> TimelineEntry:
+    """A job of the search. `start` and `end` are in minutes."""
+    begin = datetime(2026, 1, 1)
+    return TimelineEntry(
+        "Search", job, slot, begin + timedelta(minutes=start), begin + timedelta(minutes=end), outcome
+    )
+
+
+def test_a_timeline_has_a_row_per_slot_and_a_bar_per_job() -> None:
+    (bars,) = plot_timeline([entry("trial 1", 2, 1, 4), entry("trial 0", 1, 0, 3)]).data
+    assert bars.y == ("slot 1", "slot 2")
+    assert bars.base == pytest.approx((0, 1))
+    assert bars.x == pytest.approx((3, 3))
+    assert bars.text == ("trial 0: finished, 3:00", "trial 1: finished, 3:00")
+
+
+def test_a_timeline_shortens_the_time_between_two_commands() -> None:
+    (bars,) = plot_timeline([entry("trial 0", 1, 0, 3), entry("trial 1", 1, 5000, 5002)]).data
+    assert bars.base == pytest.approx((0, 4)), "a minute after the end of trial 0"
+
+
+def test_a_timeline_shows_how_jobs_ended() -> None:
+    figure = plot_timeline([entry("trial 0", 1, 0, 3, "failed"), entry("trial 1", 1, 3, 4, "pruned")])
+    assert [bars.name for bars in figure.data] == ["Search, failed", "Search, pruned"]
+
+
+def test_names_in_a_timeline_are_text() -> None:
+    (bars,) = plot_timeline([entry("<script>alert(1)</script>", 1, 0, 3)]).data
+    assert "<script>" not in bars.text[0]
