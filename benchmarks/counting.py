@@ -17,7 +17,6 @@ from prometar.clip.model import tensors_of
 from prometar.clip.openclip import clip_without_weights, load_tokenizer
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
-from prometar.methods.prompts import has_image_prompts
 from prometar.methods.task_augmentations import Mix
 from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Embeddings, MetaTask, Partners, embed_batch
@@ -81,16 +80,18 @@ def rehearse(
     texts = prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}.")
     tokens = load_tokenizer(config.backbone.name)(texts)
     with (mode := FakeTensorMode()):
-        clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip).folded()
-        clip = replace(clip, takes_image_prompts=has_image_prompts(method.prompts))
+        clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip)
+        if not method.changes_blocks:
+            clip = clip.folded()
+        clip = replace(clip, takes_image_prompts=method.changes("vision"))
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
-        if method.prompts.num_context:
-            model = build_model(clip, method.prompts, tokens, frozen)
+        if method.changes("text"):
+            model = build_model(clip, method, tokens, frozen)
         else:  # texts without prompts would be encoded here
-            model = PromptedClip(clip, method.prompts, frozen, frozen)
+            model = PromptedClip(clip, method, frozen, frozen)
         generator = torch.Generator().manual_seed(0)
-        prompts = method.prompts.initialize(clip, torch.arange(method.prompts.num_context), generator)
-        gate = method.modulator.initialize(method.prompts.tokens(prompts), generator)
+        prompts = method.initialize(clip, torch.arange(method.prompts.num_context), num_classes, generator)
+        gate = method.modulator.initialize(method.inputs(prompts), generator)
         state, size, side = State.start(prompts, gate), config.train.batch_size, clip.image_size
         pixels, labels = torch.empty(size, 3, side, side, dtype=dtype), torch.zeros(size, dtype=torch.long)
     num_query = (size + 1) // 2 if num_query is None else num_query

@@ -73,7 +73,7 @@ def make_step(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
             plain, tokens, teacher, state.leaves, state.gate, 50, 20, 8, 5e-4, 5e-4, 0.0025, 1e-6
         )
         return lambda: reference.step(images, labels, task)
-    model = build_model(clip, method.prompts, tokens, teacher)
+    model = build_model(clip, method, tokens, teacher)
 
     def run() -> object:
         batch = embed_batch(clip, method, images, labels, send(task, images.device))

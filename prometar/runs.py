@@ -16,10 +16,11 @@ from prometar.data.streaming.plan import eval_plan
 from prometar.data.streaming.stream import StreamFn, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
-from prometar.inference.classifier import Classifier, checked_prompt_component
+from prometar.inference.classifier import Classifier, checked_method
 from prometar.inference.prompt_file import Card, require_new_prompt_file, write_prompts
 from prometar.io.custom import is_custom
 from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
+from prometar.methods.composition import build
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import StepCallback
 from prometar.training.run import build_run, cached_backbone
@@ -97,6 +98,7 @@ def write_result(
         objective=run.objective,
         classnames=classnames(run.plan.items),
         template=run.dataset.template,
+        templates=dict(run.dataset.templates),
         run_digest=run.digest,
         data_digest=run.dataset.digest,
         weights_digest=run.backbone.digest,
@@ -163,14 +165,23 @@ def load_run_classifier(folder: Path, *, trust_code: bool = False) -> Classifier
     config, checkpoint, result = _load_finished(folder, trust_code)
     if checkpoint.run_digest != result.run_digest:
         raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
-    backbone = cached_backbone(config.backbone)
+    backbone = cached_backbone(config.backbone, folded=not build(config).changes_blocks)
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"The weights of {pretrained} have changed since {folder} was trained. Restore them.")
     leaves = checkpoint.state.to(backbone.clip.device).evaluation_leaves
     path, code = folder / "checkpoint.safetensors", result.code
-    component = checked_prompt_component(path, config, backbone.clip, leaves, code)
-    return Classifier(backbone, component, leaves, config, result.classnames, result.template)
+    num_classes = len(result.classnames)
+    method = checked_method(path, config, backbone.clip, num_classes, leaves, code)
+    return Classifier(
+        backbone=backbone,
+        method=method,
+        leaves=leaves,
+        config=config,
+        classnames=result.classnames,
+        template=result.template,
+        templates=result.templates,
+    )
 
 
 def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:

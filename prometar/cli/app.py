@@ -101,12 +101,10 @@ def train(
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build
-    from prometar.methods.prompts import has_image_prompts
     from prometar.runs import train_run
     from prometar.training.run_result import read_result
 
-    prompts = build(chosen).prompts
-    if alignment_every is not None and not (prompts.num_context or has_image_prompts(prompts)):
+    if alignment_every is not None and build(chosen).is_untrained:
         raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
     objective_of(objective)  # raises a UserError if the objective is unknown
     name = f"{Path(chosen.method).name}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"

@@ -106,7 +106,7 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the folded weights. Computing it takes a second for ViT-B/16."""
+        """SHA-256 (hex) of the weights, folded or not. Computing it takes a second for ViT-B/16."""
         return weights_digest(self.clip)
 
     @cached_property
@@ -133,11 +133,21 @@ def _hub_tokenizer(name: str) -> Tokenize:
 
 
 def load_backbone(
-    name: str, pretrained: str | None, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name: str,
+    pretrained: str | None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    folded: bool = True,
 ) -> Backbone:
-    """Load a frozen backbone with folded weights (`Tower.folded`). Arguments and errors: see `load_clip`."""
+    """Load a frozen backbone, by default with folded weights (`Tower.folded`).
+
+    Other arguments and errors: see `load_clip`.
+    """
     clip = load_clip(name, pretrained)
-    return build_backbone(name, pretrained, clip.folded().to(device=device, dtype=dtype))
+    if folded:
+        clip = clip.folded()
+    return build_backbone(name, pretrained, clip.to(device=device, dtype=dtype))
 
 
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:

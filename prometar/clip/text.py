@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prometar.clip.function import AnyFunction, Norm, Projection
@@ -42,7 +43,12 @@ class TextInput:
     embedded_RTD: Token embeddings plus position embeddings. SOT and the context are the first slots of row 0.
     mask_R1TS: Attention mask. Its S keys are SOT and the context (only if R > 1), then the row's slots.
     end_C: Index of each text's end token (EOT) in the flattened (R x T) slots.
-    For SigLIP, `mask_R1TS` and `end_C` are None. Rows start with the last token and end with the context.
+    mask_before_R1TS: The same mask, except that no other slot attends to the context. For layers before the
+        one in which the context is inserted. None unless it is inserted.
+    is_packed: True if only row 0 has the context. False if each text has its own row with its own context.
+    context_start: Index of the context's first slot in a row.
+    For SigLIP, masks and `end_C` are None. Rows start with the last token and end with the context, which is
+    missing until it is inserted.
     """
 
     embedded_RTD: Tensor
@@ -50,39 +56,119 @@ class TextInput:
     end_C: Tensor | None
     num_start: int
     num_context: int
+    context_start: int
+    mask_before_R1TS: Tensor | None = None
+    is_packed: bool = True
 
 
 @torch.no_grad()
-def text_input(clip: Clip, ids_CT: Tensor, *, num_context: int = 0) -> TextInput:
-    """Pack the token ids (C, maximum length) of texts whose context has `num_context` tokens.
+def text_input(
+    clip: Clip, ids_CT: Tensor, *, num_context: int = 0, inserted: bool = False, packed: bool = True
+) -> TextInput:
+    """Return the input of the text tower for texts with the token ids (C, maximum length).
 
-    For CLIP, the first text provides the context, which all texts must share unless prompts replace it.
+    Args:
+        clip: Frozen CLIP.
+        ids_CT: Token ids. For CLIP, the first text provides the context, which all texts must share unless
+            prompts replace it.
+        num_context: Number of tokens of the context, which prompts replace.
+        inserted: True if the texts have no context, and prompts are inserted in its place.
+        packed: False to give each text its own row. For SigLIP, each text always has its own row.
 
     Raises:
         UserError: the context leaves no room for class names.
     """
-    num_start, texts = clip.num_start, ids_CT.tolist()
-    num_shared = num_start + num_context
-    ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in texts]  # EOT has the highest id
-    if min(ends) < num_shared + bool(num_context):  # no class name before EOT
+    num_start = clip.num_start
+    num_replaced = 0 if inserted else num_context
+    texts: list[list[int]] = ids_CT.tolist()
+    # The end token (EOT) has the highest id.
+    ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in texts]
+    if min(ends) < num_start + num_replaced + bool(num_replaced):  # no class name before EOT
         raise UserError(
             f"prompts.text_length {num_context} leaves no room for class names. "
             f"The backbone accepts {len(texts[0])} tokens. Use a smaller value."
         )
     if not clip.causal:
+        first_rest = num_start + num_replaced
         last = len(texts[0]) - 1
-        order = [last, *range(num_start), *range(num_shared, last), *range(num_start, num_shared)]
+        order = [last, *range(num_start), *range(first_rest, last), *range(num_start, first_rest)]
         embedded_CTD = clip.token_embedding[ids_CT.to(clip.device)[:, order]] + clip.text_positions[order]
-        return TextInput(embedded_CTD, None, None, num_start, num_context)
-    rests = [ids[num_shared : end + 1] for ids, end in zip(texts, ends, strict=True)]
-    packed = pack(texts[0][:num_shared], rests)
-    ids, positions, attends, end_C = (torch.from_numpy(array).to(clip.device) for array in packed)
-    if len(ids) == 1:  # the shared tokens are slots of this row, so they are not repeated as keys
-        attends[:, :, num_shared : 2 * num_shared] |= attends[:, :, :num_shared]
-        attends = attends[:, :, num_shared:]
-    mask = attends.new_zeros(attends.shape, dtype=clip.dtype).masked_fill_(~attends, float("-inf"))
-    embedded_RTD = clip.token_embedding[ids] + clip.text_positions[positions]
-    return TextInput(embedded_RTD, mask[:, None], end_C, num_start, num_context)
+        return TextInput(
+            embedded_RTD=embedded_CTD,
+            mask_R1TS=None,
+            end_C=None,
+            num_start=num_start,
+            num_context=num_context,
+            context_start=len(order) - num_replaced,
+            is_packed=False,
+        )
+    if inserted:  # the slots of the context contain token 0, to which no other slot attends before insertion
+        texts = [ids[:num_start] + [0] * num_context + ids[num_start:] for ids in texts]
+        ends = [end + num_context for end in ends]
+    num_shared = num_start + num_context
+    if packed:
+        rests = [ids[num_shared : end + 1] for ids, end in zip(texts, ends, strict=True)]
+        ids_RT, positions_RT, attends_RTS, ends_C = pack(texts[0][:num_shared], rests)
+    else:
+        ids_RT, positions_RT, attends_RTS, ends_C = one_row_each(texts, ends)
+    if inserted:
+        positions_RT = np.where(positions_RT >= num_shared, positions_RT - num_context, positions_RT)
+        # Context slots have no position of their own. Theirs must only exist.
+        positions_RT = np.minimum(positions_RT, len(clip.text_positions) - 1)
+    masks = [attends_RTS]
+    if inserted:
+        before = attends_RTS.copy()
+        context = np.arange(num_start, num_shared)
+        before[:, :, context] = False
+        before[: 1 if packed else None, context, context] = True  # a softmax over no keys would be NaN
+        masks.append(before)
+    if (
+        packed and len(ids_RT) == 1
+    ):  # the shared tokens are slots of this row, so they are not repeated as keys
+        masks = [_without_shared_keys(mask, num_shared) for mask in masks]
+    additive = [
+        torch.zeros(mask.shape, dtype=clip.dtype, device=clip.device).masked_fill_(
+            torch.from_numpy(~mask).to(clip.device), float("-inf")
+        )[:, None]
+        for mask in masks
+    ]
+    ids, positions, end_C = (
+        torch.from_numpy(array).to(clip.device) for array in (ids_RT, positions_RT, ends_C)
+    )
+    return TextInput(
+        embedded_RTD=clip.token_embedding[ids] + clip.text_positions[positions],
+        mask_R1TS=additive[0],
+        end_C=end_C,
+        num_start=num_start,
+        num_context=num_context,
+        context_start=num_start,
+        mask_before_R1TS=additive[1] if inserted else None,
+        is_packed=packed,
+    )
+
+
+def _without_shared_keys(attends_RTS: NDArray[np.bool_], num_shared: int) -> NDArray[np.bool_]:
+    """Merge the keys of the shared tokens into those of the slots that contain them."""
+    merged = attends_RTS[:, :, num_shared:].copy()
+    merged[:, :, :num_shared] |= attends_RTS[:, :, :num_shared]
+    return merged
+
+
+def one_row_each(
+    texts: Sequence[Sequence[int]], ends: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Return what `pack` returns, with one row for each text and no shared keys.
+
+    Example:
+        >>> ids, positions, attends, ends = one_row_each([[7, 1, 9, 0], [7, 9, 0, 0]], [2, 1])
+        >>> ids.tolist(), ends.tolist()
+        ([[7, 1, 9], [7, 9, 0]], [2, 4])
+    """
+    length = max(ends) + 1
+    ids = np.array([list(text[:length]) for text in texts], np.int64)
+    positions = np.broadcast_to(np.arange(length), ids.shape).copy()
+    attends = np.broadcast_to(np.tri(length, dtype=bool), (len(texts), length, length)).copy()
+    return ids, positions, attends, np.arange(len(texts)) * length + np.array(ends)
 
 
 def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None) -> Tensor:

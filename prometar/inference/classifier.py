@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from prometar.clip.features import frozen_text_features
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, build_backbone, load_clip, require_backbone, tags_of
 from prometar.clip.weights import describe_mismatch, weights_digest
@@ -24,7 +25,7 @@ from prometar.errors import UserError, WorkError, first_line
 from prometar.inference.prompt_file import HUB_PREFIX, Card, download_prompts, read_prompts
 from prometar.io.custom import source_digest
 from prometar.io.files import read_bytes
-from prometar.methods.prompts import Prompts
+from prometar.methods.composition import Method, build
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.training.run import DTYPES
 from prometar.training.scoring import make_logits_fn, not_finite_error
@@ -51,18 +52,20 @@ class Classifier:
     """Frozen CLIP with trained prompts, for arbitrary classes.
 
     Args:
-        prompt_component, leaves: Prompt component of the method, and its trained tensors.
+        method, leaves: Components of the method, and its trained tensors.
         config, classnames: Settings of the training run, and its classes, which `predict` uses by default.
         template: Template of class texts, such as "a photo of a {}.". Not used if text prompts are learned.
+        templates: The dataset's other templates by name, for class-aware prompts.
         card: JSON description in the prompt file, or None if the classifier was loaded from a run.
     """
 
     backbone: Backbone
-    prompt_component: Prompts
+    method: Method
     leaves: Mapping[str, Tensor]
     config: Config
     classnames: tuple[str, ...]
     template: str
+    templates: Mapping[str, str] = field(default_factory=dict)
     card: Card | None = None
 
     def __repr__(self) -> str:
@@ -71,10 +74,29 @@ class Classifier:
         return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num_classes} classes>"
 
     def model(self, classnames: Sequence[str], template: str | None = None) -> PromptedClip:
-        """Return the prompted CLIP for these classes. `template` replaces that of the classifier."""
-        component, init = self.prompt_component, self.config.prompts.init
-        texts = prompt_texts(classnames, component, init=init, template=template or self.template)
-        return build_model(self.backbone.clip, component, self.backbone.tokenize(texts))
+        """Return the prompted CLIP for these classes. `template` replaces that of the classifier.
+
+        The rule for new classes applies, unless these are the training classes in their order.
+        """
+        main_template = template or self.template
+        texts = prompt_texts(
+            classnames,
+            self.method.prompts,
+            init=self.config.prompts.init,
+            template=main_template,
+            templates=self.templates,
+        )
+        clip = self.backbone.clip
+        frozen_text_CE: Tensor | None = None
+        if self.method.traits.class_aware:
+            regularizer = self.method.regularizer
+            teachers = regularizer.templates or (
+                self.templates.get(regularizer.template_name, main_template),
+            )
+            frozen_text_CE = frozen_text_features(clip, self.backbone.tokenize, classnames, teachers)
+        new_classes = tuple(classnames) != self.classnames
+        ids_NT = self.backbone.tokenize(texts)
+        return build_model(clip, self.method, ids_NT, frozen_text_CE, new_classes=new_classes)
 
     def predict(
         self,
@@ -148,31 +170,57 @@ def load(
             f"{path} was trained with other weights of {name} than "
             f"{pretrained or original or 'those included'}. Pass the original weights as pretrained=FILE."
         )
-    clip = clip.folded().to(device=target, dtype=DTYPES[config.backbone.precision])
-    component = checked_prompt_component(path, config, clip, leaves, card.code)
+    method = checked_method(path, config, clip, len(card.classnames), leaves, card.code)
+    if not method.changes_blocks:
+        clip = clip.folded()
+    clip = clip.to(device=target, dtype=DTYPES[config.backbone.precision])
     leaves = {key: leaf.to(clip.device) for key, leaf in leaves.items()}
     backbone = build_backbone(name, original, clip)  # `original` determines the normalization
     backbone = replace(backbone, tf32=config.backbone.precision == "tf32")
-    return Classifier(backbone, component, leaves, config, card.classnames, card.template, card)
+    return Classifier(
+        backbone=backbone,
+        method=method,
+        leaves=leaves,
+        config=config,
+        classnames=card.classnames,
+        template=card.template,
+        templates=card.templates,
+        card=card,
+    )
 
 
-def checked_prompt_component(
-    path: Path, config: Config, clip: Clip, leaves: Mapping[str, Tensor], code: Mapping[str, str]
-) -> Prompts:
-    """Return the prompt component of a configuration, after checking that the trained tensors fit it.
+def checked_method(
+    path: Path,
+    config: Config,
+    clip: Clip,
+    num_classes: int,
+    leaves: Mapping[str, Tensor],
+    code: Mapping[str, str],
+) -> Method:
+    """Return the method of a configuration, after checking that the trained tensors fit it.
+
+    Args:
+        path: File of the tensors, for messages.
+        config, clip, num_classes: Settings, backbone and number of classes of the training run.
+        leaves: The trained tensors.
+        code: sha256 of the source file of each custom component at the time of training.
 
     Raises:
-        UserError: the tensors `leaves` of the file `path` have wrong names or shapes, or are not finite, or
-            the file of a custom component no longer has the digest in `code`.
+        UserError: the tensors have wrong names or shapes, or are not finite, or the file of a custom
+            component that predicts no longer has its digest.
     """
-    reference = config.custom_components.get("prompts", "")
-    if reference in code and source_digest(reference) != code[reference]:
-        raise UserError(f"The code of {reference} has changed since {path} was trained. Restore it.")
-    component, no_tokens = config.prompts.component(), torch.zeros(0, dtype=torch.long)
-    expected = component.initialize(clip, no_tokens, torch.Generator())  # only names and shapes matter
+    for section in ("prompts", "adapters", "features", "logits"):
+        reference = config.custom_components.get(section, "")
+        if reference in code and source_digest(reference) != code[reference]:
+            raise UserError(f"The code of {reference} has changed since {path} was trained. Restore it.")
+    method = build(config)
+    no_tokens = torch.zeros(0, dtype=torch.long)
+    expected = method.initialize(
+        clip, no_tokens, num_classes, torch.Generator()
+    )  # only names and shapes matter
     if problem := describe_mismatch(expected, leaves):
         raise UserError(f"The prompts in {path} do not fit {config.method} ({problem}). Train them again.")
-    return component
+    return method
 
 
 def _check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class Card(StrictModel):
     Args:
         objective: Name of the objective, which defines the training images, evaluation sets and score.
         classnames, template: Training classes in label order, and the template of the class texts.
+        templates: The dataset's other templates by name.
         digest: sha256 of the backbone's weights as loaded, before `Tower.folded` changes them.
         weights_file: True if the backbone's weights were loaded from a local file.
         accuracies, images: Test accuracy in percent and number of test images, by evaluation set.
@@ -43,6 +44,7 @@ class Card(StrictModel):
     objective: str
     classnames: tuple[str, ...] = Field(min_length=1)
     template: str
+    templates: dict[str, str] = Field(default={})
     digest: str
     weights_file: bool
     accuracies: dict[str, float]
@@ -54,7 +56,7 @@ class Card(StrictModel):
     def _check_texts(self) -> "Card":
         if reasons := list(filter(None, map(invalid_name_reason, self.classnames))):
             raise ValueError(f"a class name {reasons[0]}")
-        if not is_template(self.template):
+        if not all(map(is_template, (self.template, *self.templates.values()))):
             raise ValueError("the template must contain {} exactly once")
         return self
 

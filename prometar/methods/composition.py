@@ -3,31 +3,127 @@
 The method's name selects a recipe (`prometar.config.recipes`), whose settings can be changed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
+from prometar.errors import UserError
 from prometar.io.strict_model import StrictModel
+from prometar.methods.adapters import Adapters, AnyAdapters, NoAdapters, TowerName
 from prometar.methods.averagers import AnyAverager, Averager, Last
+from prometar.methods.features import AnyFeatures, FeatureFunction, PlainFeatures
 from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
+from prometar.methods.logits import AnyLogits, CosineLogits, Logits
 from prometar.methods.modulators import AnyModulator, Gate, Modulator
-from prometar.methods.prompts import AnyPrompts, IndependentPrompts, Prompts
+from prometar.methods.prompts import (
+    AnyPrompts,
+    IndependentPrompts,
+    Leaves,
+    NoPrompts,
+    Prompts,
+    PromptTraits,
+    Tensors,
+    has_image_prompts,
+)
 from prometar.methods.regularizers import AnyRegularizer, BuiltInDistances, Regularizer
 from prometar.methods.task_augmentations import AnyAugmentation, Augmentation, FeatureMixup, NoAugmentation
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from prometar.clip.model import Clip
 
 
 @dataclass(frozen=True)
 class Method:
-    """Components of a method. `inner` is None if there is no inner loop, and thus no meta phase."""
+    """Components of a method. `inner` is None if there is no inner loop, and thus no meta phase.
+
+    Leaves are the learnable tensors of prompts, adapters, feature function and logits. Names of the prompts'
+    leaves are as in `Prompts`. Those of the other components start with the name of their section.
+    """
 
     prompts: Prompts
+    adapters: Adapters
+    features: FeatureFunction
+    logits: Logits
     regularizer: Regularizer
     modulator: Modulator
     inner: InnerSGD | None
     augmentation: Augmentation
     averager: Averager
 
+    def initialize(
+        self, clip: "Clip", init_ids: "Tensor", num_classes: int, generator: "Generator"
+    ) -> Leaves:
+        """Return the initial leaves, given the token ids of `prompts.init` and the number of classes."""
+        leaves = dict(self.prompts.initialize(clip, init_ids, generator))
+        leaves |= _prefixed("adapters", self.adapters.initialize(clip, generator))
+        leaves |= _prefixed("features", self.features.initialize(clip, generator))
+        return leaves | _prefixed("logits", self.logits.initialize(clip, num_classes, generator))
+
+    def inputs(self, leaves: Leaves) -> Tensors:
+        """Return what enters towers, feature function and logits: a differentiable function of the leaves."""
+        own = {name: leaf for name, leaf in leaves.items() if section_of(name) == "prompts"}
+        inputs = dict(self.prompts.tokens(own))
+        inputs |= _prefixed("adapters", self.adapters.inputs(part(leaves, "adapters")))
+        return inputs | {n: leaf for n, leaf in leaves.items() if section_of(n) in ("features", "logits")}
+
+    def changes(self, tower: TowerName) -> bool:
+        """Return True if learned tensors enter a tower."""
+        if tower == "text":
+            tokens = self.prompts.num_context > 0 or self.traits.num_inserted > 0
+        else:
+            tokens = has_image_prompts(self.prompts)
+        return tokens or self.adapters.changes(tower)
+
+    @cached_property
+    def traits(self) -> PromptTraits:
+        return PromptTraits.of(self.prompts)
+
+    @property
+    def is_untrained(self) -> bool:
+        """True if the method learns nothing, like zero-shot CLIP."""
+        components = (self.prompts, self.adapters, self.features, self.logits)
+        return all(
+            isinstance(each, NoPrompts | NoAdapters | PlainFeatures | CosineLogits) for each in components
+        )
+
+    @property
+    def changes_blocks(self) -> bool:
+        """True if adapters use the blocks' weights, which then must be those of the checkpoint."""
+        return self.adapters.changes("text") or self.adapters.changes("vision")
+
     @property
     def uses_frozen_image_features(self) -> bool:
         return self.regularizer.uses_images or self.prompts.conditional
+
+    @property
+    def uses_frozen_text_features(self) -> bool:
+        return self.regularizer.uses_text or self.traits.class_aware
+
+
+_SECTIONS = ("adapters", "features", "logits")
+
+
+def section_of(leaf_name: str) -> str:
+    """Return the section of the component that has a leaf.
+
+    Example:
+        >>> section_of("text.0"), section_of("adapters.text.5.down.weight")
+        ('prompts', 'adapters')
+    """
+    first = leaf_name.partition(".")[0]
+    return first if first in _SECTIONS else "prompts"
+
+
+def part(tensors: Tensors, section: str) -> Tensors:
+    """Return the tensors of one of the sections adapters, features and logits, without the section's name."""
+    prefix = f"{section}."
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+
+
+def _prefixed(section: str, tensors: Tensors) -> Tensors:
+    return {f"{section}.{name}": each for name, each in tensors.items()}
 
 
 class MethodConfig(StrictModel):
@@ -35,6 +131,9 @@ class MethodConfig(StrictModel):
 
     method: str = "prometar"
     prompts: AnyPrompts = IndependentPrompts()
+    adapters: AnyAdapters = NoAdapters()
+    features: AnyFeatures = PlainFeatures()
+    logits: AnyLogits = CosineLogits()
     regularizer: AnyRegularizer = BuiltInDistances()
     modulator: AnyModulator = Gate()
     inner: AnyInnerLoop = InnerSGD()
@@ -46,14 +145,41 @@ def build(config: MethodConfig) -> Method:
     """Build the method that a configuration describes.
 
     Raises:
-        UserError: a custom component cannot be imported or constructed.
+        UserError: a custom component cannot be imported or constructed, or components do not fit together.
 
     Example:
         >>> from prometar.config.settings import Config
         >>> build(Config()).modulator
         Gate(kind='gate', reduction=8)
     """
-    prompts, inner = config.prompts.component(), config.inner.component()
-    regularizer, modulator = config.regularizer.build(prompts), config.modulator.component()
-    augmentation = NoAugmentation() if inner is None else config.task.component()  # only meta tasks use it
-    return Method(prompts, regularizer, modulator, inner, augmentation, config.averager.component())
+    prompts = config.prompts.component()
+    adapters = config.adapters.component()
+    features = config.features.component()
+    logits = config.logits.component()
+    inner = config.inner.component()
+    if features.reads_image_prompts and not has_image_prompts(prompts):
+        raise UserError(
+            f"features.kind={config.features.kind} reads the outputs of image prompts, "
+            f"but prompts.kind={config.prompts.kind} has none. Choose prompts that enter the image tower."
+        )
+    if logits.needs_representation and not features.reads_image_prompts:
+        raise UserError(
+            f"logits.kind={config.logits.kind} needs a second image feature. "
+            "Set features.kind=representation, or logits.kind=cosine."
+        )
+    method = Method(
+        prompts=prompts,
+        adapters=adapters,
+        features=features,
+        logits=logits,
+        regularizer=Regularizer(),
+        modulator=config.modulator.component(),
+        inner=inner,
+        augmentation=NoAugmentation() if inner is None else config.task.component(),  # only for meta tasks
+        averager=config.averager.component(),
+    )
+    regularizer = config.regularizer.build(
+        changes_text=method.changes("text") or features.changes_text,
+        changes_images=method.changes("vision") or features.changes_images,
+    )
+    return replace(method, regularizer=regularizer)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prometar.errors import UserError
-from prometar.methods.prompts import Leaves, Tensors, sample_linear
+from prometar.methods.prompts import Leaves, Tensors, is_token_name, sample_linear
 from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
 
 if TYPE_CHECKING:
@@ -13,19 +13,22 @@ if TYPE_CHECKING:
 
 
 class Modulator(ComponentSection):
-    """Base class of modulators, which compute the gradient g = g_task + m * g_reg for each layer's prompt."""
+    """Base class of modulators, which compute the gradient g = g_task + m * g_reg of each input.
+
+    Inputs are the results of `Method.inputs`: prompt tokens, and the learned tensors of other components.
+    """
 
     @property
     def constant(self) -> float | None:
         """m if it is constant (one backward pass then suffices), else None."""
         return None
 
-    def initialize(self, tokens: Tensors, generator: "torch.Generator") -> Leaves:
-        """Return the initial learnable tensors (default: none), given the tokens from `Prompts.tokens`."""
+    def initialize(self, inputs: Tensors, generator: "torch.Generator") -> Leaves:
+        """Return the initial learnable tensors (default: none), given the results of `Method.inputs`."""
         return {}
 
     def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
-        """Return g for each prompt. `gate` contains the modulator's learnable tensors."""
+        """Return g for each input. `gate` contains the modulator's learnable tensors."""
         assert self.constant is not None
         return {name: g_task[name] + self.constant * g_reg[name] for name in g_task}
 
@@ -56,20 +59,23 @@ class Gate(Modulator):
 
     The prompt of each layer (P tokens of width D) has its own W_in (P*D/reduction, 2*P*D) and a square
     W_out, both without bias. Each entry of m weights `reduction` consecutive scalars of g_reg (row-major).
+    For learned tensors that are not tokens of a layer, m = 1.
     Source: ProMetaR. As in its published code, there is no nonlinearity between W_in and W_out.
     """
 
     kind: Literal["gate"] = "gate"
     reduction: int = Field(default=8, ge=1)
 
-    def initialize(self, tokens: Tensors, generator: "torch.Generator") -> Leaves:
-        """Return random initial matrices.
+    def initialize(self, inputs: Tensors, generator: "torch.Generator") -> Leaves:
+        """Return random initial matrices for the tokens of each layer.
 
         Raises:
             UserError: `reduction` does not divide the number of scalars of a prompt.
         """
         gate: Leaves = {}
-        for name, leaf in tokens.items():
+        for name, leaf in inputs.items():
+            if not is_token_name(name):
+                continue
             size = leaf.numel()
             if size % self.reduction:
                 raise UserError(
@@ -87,6 +93,9 @@ class Gate(Modulator):
         modulated = {}
         for name, g_t in g_task.items():
             g_r = g_reg[name]
+            if not is_token_name(name):
+                modulated[name] = g_t + g_r
+                continue
             both = torch.cat([g_t.flatten(), g_r.flatten()])
             m = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
             rows_task, rows_reg = (g.reshape(-1, self.reduction) for g in (g_t, g_r))

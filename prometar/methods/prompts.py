@@ -1,9 +1,11 @@
 """Prompts, which map learnable tensors (leaves) to the tokens that enter CLIP's text and image towers."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from prometar.methods.layers import LayerRange, layers_in_tower
 from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
 
 if TYPE_CHECKING:
@@ -21,6 +23,16 @@ class Prompts(ComponentSection):
     conditional: ClassVar[bool] = False
     """True if text tokens, and thus text features, depend on the image."""
 
+    class_aware: ClassVar[bool] = False
+    """True if text tokens depend on the class, so texts share no context."""
+
+    inserts: ClassVar[bool] = False
+    """True if tokens are inserted before the first layer that has some, instead of replacing the context.
+
+    Inserted text tokens follow the start token. They receive no position embeddings, and image tokens no
+    `ln_pre`. In later layers without tokens of their own, they just pass through.
+    """
+
     init: str = "a photo of a"
 
     @property
@@ -29,9 +41,19 @@ class Prompts(ComponentSection):
         return 0
 
     @property
+    def num_inserted(self) -> int:
+        """Number of text tokens that are inserted after the start token, if `inserts`."""
+        return 0
+
+    @property
     def templates(self) -> tuple[str, ...]:
         """Templates whose text features are averaged if no context is learned. Empty to use the dataset's."""
         return ()
+
+    @property
+    def text_template(self) -> str | None:
+        """Template whose first words the context of class-aware prompts replaces. None: the dataset's."""
+        return None
 
     @property
     def enters_images(self) -> bool:
@@ -45,13 +67,36 @@ class Prompts(ComponentSection):
     def tokens(self, leaves: Leaves) -> Tensors:
         """Return the tokens that enter the towers: `text.<layer>` and `vision.<layer>`, each (tokens, width).
 
-        Conditional prompts also return the other tensors that `condition_tokens` needs.
+        Conditional and class-aware prompts also return the other tensors that `condition_tokens` needs.
         """
         return leaves
 
-    def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
-        """Return `text.<layer>` (B, tokens, width) given frozen image features. Conditional only."""
+    def condition_tokens(self, tokens: Tensors, frozen_NE: "Tensor") -> Tensors:
+        """Return `text.<layer>` given normalized frozen features: of images if conditional, else of classes.
+
+        Conditional: (B, tokens, width) for B images. Class-aware: (tokens, width), or (C, tokens, width) for
+        C classes. Other prompts need no such method.
+        """
         return tokens
+
+
+@dataclass(frozen=True)
+class PromptTraits:
+    """What the step must know about prompts. Members that a custom class lacks have their defaults."""
+
+    class_aware: bool
+    inserts: bool
+    num_inserted: int
+    text_template: str | None
+
+    @classmethod
+    def of(cls, prompts: Prompts) -> "PromptTraits":
+        return cls(
+            class_aware=bool(getattr(prompts, "class_aware", False)),
+            inserts=bool(getattr(prompts, "inserts", False)),
+            num_inserted=int(getattr(prompts, "num_inserted", 0)),
+            text_template=getattr(prompts, "text_template", None),
+        )
 
 
 def has_image_prompts(prompts: Prompts) -> bool:
@@ -59,9 +104,19 @@ def has_image_prompts(prompts: Prompts) -> bool:
     return bool(getattr(prompts, "enters_images", True))
 
 
+def is_token_name(name: str) -> bool:
+    """Return True for the names of prompt tokens, `text.<layer>` and `vision.<layer>`."""
+    tower, _, layer = name.partition(".")
+    return tower in ("text", "vision") and layer.isdecimal()
+
+
 def tokens_by_layer(tokens: Tensors, tower: str) -> dict[int, "Tensor"]:
     """Return the tokens of one tower ("text" or "vision") by layer."""
-    return {int(name.split(".")[1]): each for name, each in tokens.items() if name.startswith(f"{tower}.")}
+    return {
+        int(name.partition(".")[2]): each
+        for name, each in tokens.items()
+        if name.startswith(f"{tower}.") and is_token_name(name)
+    }
 
 
 def sample_linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", generator: "Generator") -> "Tensor":
@@ -75,12 +130,12 @@ def sample_linear(shape: tuple[int, ...], num_in: int, *, like: "Tensor", genera
     return (sample * num_in**-0.5).to(dtype=like.dtype, device=like.device)
 
 
-def _normal(length: int, width: int, std: float, clip: "Clip", generator: "Generator") -> "Tensor":
+def sample_normal(shape: tuple[int, ...], std: float, *, like: "Tensor", generator: "Generator") -> "Tensor":
     """Sample from N(0, std^2), in float64 on the CPU like `sample_linear`."""
     import torch
 
-    sample = torch.randn(length, width, dtype=torch.float64, generator=generator) * std
-    return sample.to(dtype=clip.working_dtype, device=clip.device)
+    sample = torch.randn(*shape, dtype=torch.float64, generator=generator) * std
+    return sample.to(dtype=like.dtype, device=like.device)
 
 
 class _PromptsWithTemplates(Prompts):
@@ -129,8 +184,10 @@ class _Context(Prompts):
                 leaves["text.0"] = rows.new_zeros(self.text_length, clip.text.width)
                 leaves["text.0"][self.text_length - len(rows) :] = rows
             else:
-                width = clip.text.width
-                leaves[f"text.{layer}"] = _normal(self.text_length, width, self.init_std, clip, generator)
+                shape = (self.text_length, clip.text.width)
+                leaves[f"text.{layer}"] = sample_normal(
+                    shape, self.init_std, like=clip.logit_scale, generator=generator
+                )
         return leaves
 
 
@@ -163,8 +220,10 @@ class IndependentPrompts(_Context, _PromptsWithTemplates):
     def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
         leaves = self._initial_text(clip, init_ids, self.text_depth, generator)
         for layer in range(min(self.vision_depth, len(clip.vision.blocks))):
-            width = clip.vision.width
-            leaves[f"vision.{layer}"] = _normal(self.vision_length, width, self.init_std, clip, generator)
+            shape = (self.vision_length, clip.vision.width)
+            leaves[f"vision.{layer}"] = sample_normal(
+                shape, self.init_std, like=clip.logit_scale, generator=generator
+            )
         return leaves
 
 
@@ -228,15 +287,120 @@ class ConditionalPrompts(_Context):
                 leaves[f"shift.{name}.{part}"] = leaf
         return leaves
 
-    def condition_tokens(self, tokens: Tensors, frozen_BE: "Tensor") -> Tensors:
-        hidden = (frozen_BE @ tokens["shift.in.weight"].T + tokens["shift.in.bias"]).relu()
+    def condition_tokens(self, tokens: Tensors, frozen_NE: "Tensor") -> Tensors:
+        hidden = (frozen_NE @ tokens["shift.in.weight"].T + tokens["shift.in.bias"]).relu()
         shift_BD = hidden @ tokens["shift.out.weight"].T + tokens["shift.out.bias"]
         return {"text.0": tokens["text.0"] + shift_BD[:, None]}
+
+
+class ClassAwarePrompts(_Context):
+    """Context tokens t in layer 0, and class-aware tokens A_c before text layer `layer` (from 1).
+
+    A_c = W_out q(W_in w_c + b_in) + b_out, reshaped to `text_length` tokens. q(x) = x sigmoid(1.702 x).
+    w_c: normalized frozen text feature (E,) of class c, from the templates of `regularizer.teacher`. The
+    hidden layer has E / `reduction` units. A_c replaces the hidden states of the context, without positions.
+    The text is `template` (default: the dataset's "photo"), whose first words the context replaces.
+    If the text tower has fewer than `layer` layers, A_c enters its last layer.
+
+    Leaves: t (`text.0`), and `.weight` and `.bias` of `class.in` and `class.<index>`, initialized like
+    torch.nn.Linear. The index of the layer counts from 0.
+    Source: "TCP: Textual-based Class-aware Prompt Tuning", CVPR 2024 (published: 4 tokens, layer 9 of 12,
+    reduction 4).
+    """
+
+    class_aware: ClassVar[bool] = True
+
+    kind: Literal["class_aware"] = "class_aware"
+    layer: int = Field(default=9, ge=2, le=1000)
+    reduction: int = Field(default=4, ge=1)
+    template: str | None = None
+
+    @property
+    def text_template(self) -> str | None:
+        return self.template
+
+    def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
+        leaves = self._initial_text(clip, init_ids, 1, generator)
+        hidden = max(1, clip.embed_dim // self.reduction)
+        index = min(self.layer, len(clip.text.blocks)) - 1
+        num_out = self.text_length * clip.text.width
+        shapes = {"class.in": (hidden, clip.embed_dim), f"class.{index}": (num_out, hidden)}
+        for name, shape in shapes.items():
+            num_in = shape[1]
+            like = leaves["text.0"]
+            leaves[f"{name}.weight"] = sample_linear(shape, num_in, like=like, generator=generator)
+            leaves[f"{name}.bias"] = sample_linear(shape[:1], num_in, like=like, generator=generator)
+        return leaves
+
+    def condition_tokens(self, tokens: Tensors, frozen_NE: "Tensor") -> Tensors:
+        import torch
+
+        hidden = frozen_NE @ tokens["class.in.weight"].T + tokens["class.in.bias"]
+        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        by_layer = {"text.0": tokens["text.0"]}
+        for name, weight in tokens.items():
+            index = name.removeprefix("class.").removesuffix(".weight")
+            if name.startswith("class.") and index.isdecimal():
+                flat_CW = hidden @ weight.T + tokens[f"class.{index}.bias"]
+                by_layer[f"text.{index}"] = flat_CW.unflatten(-1, (self.text_length, -1))
+        return by_layer
+
+
+class SharedPrompts(_PromptsWithTemplates):
+    """Tokens of both towers from one shared space: R W_l^T + b_l before each layer l of `layers`.
+
+    R (`length`, `dim`) is learned, and so are W_l and b_l of each tower and layer. The tokens are inserted
+    before the first of the layers, and overwritten before the later ones. Texts have no learned context.
+
+    Leaves: `shared`, `text.<index>.weight` and `.bias`, `vision.<index>.weight` and `.bias`, where the index
+    counts layers from 0. R starts as N(0, init_std^2), W_l and b_l as in torch.nn.Linear, with equal values
+    in all layers of a tower. `layers` are numbered from 1. For shallower towers, see `layers_in_tower`.
+    Source: "MMRL: Multi-Modal Representation Learning for Vision-Language Models", CVPR 2025 (published:
+    5 tokens, dim 512, layers 6 to 12).
+    """
+
+    inserts: ClassVar[bool] = True
+
+    kind: Literal["shared"] = "shared"
+    length: int = Field(default=5, ge=1, le=64)
+    dim: int = Field(default=512, ge=1, le=65_536)
+    layers: LayerRange = "6-12"
+    init_std: float = Field(default=0.02, ge=0)
+
+    @property
+    def num_inserted(self) -> int:
+        return self.length
+
+    @property
+    def enters_images(self) -> bool:
+        return True
+
+    def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
+        like = clip.logit_scale
+        shape = (self.length, self.dim)
+        leaves: Leaves = {"shared": sample_normal(shape, self.init_std, like=like, generator=generator)}
+        for name, tower in (("text", clip.text), ("vision", clip.vision)):
+            weight = sample_linear((tower.width, self.dim), self.dim, like=like, generator=generator)
+            bias = sample_linear((tower.width,), self.dim, like=like, generator=generator)
+            for index in layers_in_tower(self.layers, len(tower.blocks)).values():
+                leaves[f"{name}.{index}.weight"] = weight.clone()
+                leaves[f"{name}.{index}.bias"] = bias.clone()
+        return leaves
+
+    def tokens(self, leaves: Leaves) -> Tensors:
+        tokens: Tensors = {}
+        for name, weight in leaves.items():
+            if name.endswith(".weight"):
+                place = name.removesuffix(".weight")
+                tokens[place] = leaves["shared"] @ weight.T + leaves[f"{place}.bias"]
+        return tokens
 
 
 class CustomPrompts(CustomKindSection, Prompts):
     """Custom prompts. As with built-in prompts, `initialize` receives the token ids of `init`."""
 
 
-_BuiltIn = NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts
+_BuiltIn = (
+    NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts | ClassAwarePrompts | SharedPrompts
+)
 AnyPrompts = BuiltInOrCustom[_BuiltIn, CustomPrompts]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 
 from pydantic import Field
 
-from prometar.methods.prompts import Prompts, has_image_prompts
+from prometar.methods.features import similarity
 from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ class RegularizerInputs(NamedTuple):
     frozen_image_BE: "Tensor | None"
     weights_B: "Tensor"
     scale: "Tensor"
-
-
-def similarity(image_BE: "Tensor", text_CE: "Tensor") -> "Tensor":
-    """Return dot products (B, C) of image features and text features, which may be (B, C, E)."""
-    return image_BE @ text_CE.T if text_CE.ndim == 2 else (text_CE @ image_BE[:, :, None])[:, :, 0]
 
 
 Distance = Callable[["Tensor", "Tensor"], "Tensor"]
@@ -159,7 +154,7 @@ class NoRegularizer(ComponentSection):
 
     kind: Literal["none"] = "none"
 
-    def build(self, prompts: Prompts) -> Regularizer:
+    def build(self, *, changes_text: bool, changes_images: bool) -> Regularizer:
         return Regularizer()
 
 
@@ -176,9 +171,10 @@ class _DistanceSettings(ComponentSection):
     logits_weight: float = Field(default=0.0, ge=0)
     teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
 
-    def build(self, prompts: Prompts) -> Regularizer:
+    def build(self, *, changes_text: bool, changes_images: bool) -> Regularizer:
         """Return the weighted sum of all terms whose weight is not 0.
 
+        Text and image features that the method does not change have no distance to the frozen ones.
         In a subclass, `component()` returns a `Distance` for both towers, or a `Term` with weight 1.
         """
         from prometar.clip.openclip import TEMPLATES
@@ -186,10 +182,10 @@ class _DistanceSettings(ComponentSection):
         component, terms = self.component(), list[tuple[Term, float]]()
         if isinstance(component, Term):
             terms.append((component, 1.0))
-        else:  # a tower without prompts has constant features and needs no term
-            if prompts.num_context > 0:
+        else:
+            if changes_text:
                 terms.append((TextDistance(component), self.text_weight))
-            if has_image_prompts(prompts):
+            if changes_images:
                 terms.append((ImageDistance(component), self.image_weight))
         terms.append((LogitsDivergence(), self.logits_weight))
         used = tuple((term, weight) for term, weight in terms if weight)

@@ -7,6 +7,7 @@ increases (docs/results.md), so drift, measured on images of base classes, predi
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from prometar.data.datasets.dataset import Dataset
 from prometar.data.streaming.stream import Batch
 from prometar.device import send
 from prometar.errors import UserError
-from prometar.methods.regularizers import similarity
+from prometar.methods.features import similarity
 from prometar.step.prompted_clip import PromptedClip
 from prometar.training.scoring import not_finite_error
 
@@ -28,11 +29,25 @@ DRIFT_TEMPLATE = "a photo of a {}."
 _MIN_NAMES = 20  # minimum number of out-of-domain names
 
 
+class OutOfDomain(NamedTuple):
+    """What drift is measured with.
+
+    Args:
+        model: Prompted CLIP with V out-of-domain names as classes.
+        frozen_names_VE: Normalized text features of these names from the frozen CLIP.
+        frozen_classes_CE: Those of the C base classes.
+    """
+
+    model: PromptedClip
+    frozen_names_VE: Tensor
+    frozen_classes_CE: Tensor
+
+
 @torch.no_grad()
-def mean_drift(
+def drift_by_image(
     image_NE: Tensor, text_VE: Tensor, *, frozen_image_NE: Tensor, frozen_text_VE: Tensor, scale: Tensor
-) -> float:
-    """Return KL(frozen || prompted) of the predictions over the names, in nats, averaged over the images.
+) -> Tensor:
+    """Return KL(frozen || prompted) of the predictions over the names for each image (N,), in nats.
 
     Args:
         image_NE, frozen_image_NE: Normalized features of N images from the prompted and the frozen CLIP.
@@ -42,12 +57,12 @@ def mean_drift(
     Example:
         >>> features = F.normalize(torch.eye(2))
         >>> frozen = {"frozen_image_NE": features, "frozen_text_VE": features}
-        >>> mean_drift(features, features, **frozen, scale=torch.tensor(100.0))
-        0.0
+        >>> drift_by_image(features, features, **frozen, scale=torch.tensor(100.0))
+        tensor([0., 0.])
     """
     prompted = (scale * similarity(image_NE, text_VE)).float().log_softmax(dim=-1)
     frozen = (scale * frozen_image_NE @ frozen_text_VE.T).float().log_softmax(dim=-1)
-    return float(F.kl_div(prompted, frozen, log_target=True, reduction="batchmean"))
+    return F.kl_div(prompted, frozen, log_target=True, reduction="none").sum(dim=-1)
 
 
 def drift_version(backbone: Backbone) -> str:
@@ -79,7 +94,7 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
 def drift_scores(
     backbone: Backbone,
     base_model: PromptedClip,
-    out_of_domain_model: PromptedClip,
+    out_of_domain: OutOfDomain,
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
     cache: FeatureCache | None,
@@ -89,50 +104,61 @@ def drift_scores(
     `new` falls linearly from `zero_shot` without drift to chance at log(V) nats, for V names.
 
     Args:
-        base_model, out_of_domain_model: Prompted CLIP for the base classes, and for the out-of-domain names.
+        base_model: Prompted CLIP for the base classes.
+        out_of_domain: Prompted CLIP for the out-of-domain names, and frozen features.
         leaves: Tensors of the trained prompts.
         batches, cache: Validation images of the base classes, and their cached features.
 
     Raises:
         WorkError: the drift or a cosine is not finite.
     """
-    class_text_CE, name_text_VE = base_model.frozen_text_CE, out_of_domain_model.frozen_text_CE
-    assert class_text_CE is not None
-    assert name_text_VE is not None
-    prompt_tokens = base_model.prompts.tokens(dict(leaves))
-    prompted: list[Tensor] = []
-    frozen: list[Tensor] = []
-    labels: list[Tensor] = []
+    inputs = base_model.method.inputs(dict(leaves))
+    names_model = out_of_domain.model
+    conditional = base_model.method.prompts.conditional
+    # Texts are encoded once, or for each batch if they depend on the images.
+    class_text = None if conditional else base_model.text_features(inputs)
+    name_text = None if conditional else names_model.text_features(inputs)
+    divergences: list[Tensor] = []
+    correct: list[Tensor] = []
+    zero_shot_correct: list[Tensor] = []
+    finite: list[Tensor] = []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
         embedded_BTD = cached_embedding(backbone.clip, pixels, cache, batch.step)
-        frozen.append(frozen_image_features(backbone.clip, embedded_BTD, cache, batch.step))
-        prompted.append(F.normalize(base_model.image_features(prompt_tokens, embedded_BTD), dim=-1))
-        labels.append(torch.from_numpy(batch.labels))
-    frozen_NE, labels_N = torch.cat(frozen), torch.cat(labels)
-    if not base_model.prompts.conditional:
-        prompted, frozen = [torch.cat(prompted)], [frozen_NE]
-    # Conditional prompts have texts for each image, so those of all images at once would not fit into memory.
-    divergences: list[float] = []
-    cosines: list[Tensor] = []
-    for image_BE, frozen_BE in zip(prompted, frozen, strict=True):
-        divergence = mean_drift(
-            image_BE,
-            out_of_domain_model.text_features(prompt_tokens, frozen_BE),
-            frozen_image_NE=frozen_BE,
-            frozen_text_VE=name_text_VE,
-            scale=backbone.clip.logit_scale,
+        frozen_BE = frozen_image_features(backbone.clip, embedded_BTD, cache, batch.step)
+        images = base_model.image_features(inputs, embedded_BTD)
+        if conditional:
+            class_text = base_model.text_features(inputs, frozen_BE)
+            name_text = names_model.text_features(inputs, frozen_BE)
+        assert class_text is not None
+        assert name_text is not None
+        logits_BC = base_model.logits(inputs, base_model.features(inputs, class_text, images))
+        names = names_model.features(inputs, name_text, images)
+        divergences.append(
+            drift_by_image(
+                names.unit_image_BE,
+                names.unit_text_CE,
+                frozen_image_NE=frozen_BE,
+                frozen_text_VE=out_of_domain.frozen_names_VE,
+                scale=backbone.clip.logit_scale,
+            )
         )
-        divergences.append(len(image_BE) / len(labels_N) * divergence)
-        cosines.append(similarity(image_BE, base_model.text_features(prompt_tokens, frozen_BE)))
-    drift = sum(divergences)
-    prompted_cosines_NC = torch.cat(cosines)
-    if not (math.isfinite(drift) and bool(prompted_cosines_NC.isfinite().all())):
+        zero_shot_BC = similarity(frozen_BE, out_of_domain.frozen_classes_CE)
+        labels_B = torch.from_numpy(batch.labels).to(logits_BC.device)
+        correct.append(logits_BC.argmax(dim=-1) == labels_B)
+        zero_shot_correct.append(zero_shot_BC.argmax(dim=-1) == labels_B)
+        finite.append(logits_BC.isfinite().all())
+    drift = float(torch.cat(divergences).mean())
+    if not (math.isfinite(drift) and bool(torch.stack(finite).all())):
         raise not_finite_error(backbone)
-    accuracy, zero_shot = (
-        100 * int((cosines_NC.argmax(dim=-1).cpu() == labels_N).sum()) / len(labels_N)
-        for cosines_NC in (prompted_cosines_NC, similarity(frozen_NE, class_text_CE))
-    )
-    weight = min(1.0, drift / math.log(len(name_text_VE)))
-    new = zero_shot + weight * min(0.0, 100 / len(class_text_CE) - zero_shot)
-    return {"base": accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}
+    base = _percentage(correct)
+    zero_shot = _percentage(zero_shot_correct)
+    weight = min(1.0, drift / math.log(len(out_of_domain.frozen_names_VE)))
+    new = zero_shot + weight * min(0.0, 100 / len(out_of_domain.frozen_classes_CE) - zero_shot)
+    return {"base": base, "new": new, "zero_shot": zero_shot, "divergence": drift}
+
+
+def _percentage(correct: Sequence[Tensor]) -> float:
+    """Return the percentage of True in boolean tensors."""
+    all_images = torch.cat(list(correct))
+    return 100 * int(all_images.sum()) / len(all_images)

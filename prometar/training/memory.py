@@ -8,7 +8,6 @@ from prometar.config.settings import Config
 from prometar.data.splits.objective import FewShotSplit
 from prometar.methods.composition import build
 from prometar.methods.modulators import Gate
-from prometar.methods.prompts import has_image_prompts
 from prometar.training.session import MAX_CACHED_BYTES
 
 PROCESS_BYTES = 950 * 2**20
@@ -68,7 +67,7 @@ class Footprint:
         method = build(config)
         second_order = method.inner is not None and method.inner.second_order
         per_image = (_IMAGE_SECOND_ORDER if second_order else _IMAGE_FIRST_ORDER) * self.floats_per_image
-        if not has_image_prompts(method.prompts):
+        if not method.changes("vision"):
             per_image = _IMAGE_FORWARD * self.floats_per_image
         per_class = (_CLASS_SECOND_ORDER if second_order else _CLASS_FIRST_ORDER) * self.floats_per_class
         gate_bytes = _GATE * self.weight_bytes if isinstance(method.modulator, Gate) else 0

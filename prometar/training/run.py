@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -23,10 +23,9 @@ from prometar.device import default_device
 from prometar.io.custom import is_custom, source_digest
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import Method, build
-from prometar.methods.prompts import has_image_prompts
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
-from prometar.training.drift import DRIFT_TEMPLATE, out_of_domain_names
+from prometar.training.drift import DRIFT_TEMPLATE, OutOfDomain, out_of_domain_names
 
 DTYPES = {
     "fp64": torch.float64,
@@ -59,7 +58,7 @@ class Run:
     Args:
         plan, cache: Data plan of the training images, and their cached features (None if too large).
         cache_key: Key of the dataset and the backbone in caches.
-        out_of_domain_model: Prompted CLIP with out-of-domain names as classes. None if drift is not measured.
+        out_of_domain: What drift is measured with, or None if it is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
         val_per_class: Maximum number of validation images per class.
     """
@@ -74,7 +73,7 @@ class Run:
     evaluations: Mapping[str, EvaluationSet]
     cache: FeatureCache | None
     cache_key: tuple[Hashable, ...]
-    out_of_domain_model: PromptedClip | None
+    out_of_domain: OutOfDomain | None
     code_digests: dict[str, str]
     val_per_class: int
 
@@ -89,10 +88,13 @@ class Run:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def backbone_of(config: BackboneConfig) -> Backbone:
-    """Load a backbone in its configured precision on the default device of this process."""
+def backbone_of(config: BackboneConfig, *, folded: bool = True) -> Backbone:
+    """Load a backbone in its configured precision on the default device of this process.
+
+    `folded` is False for methods that change blocks (`Method.changes_blocks`).
+    """
     dtype, device = DTYPES[config.precision], default_device()
-    backbone = load_backbone(config.name, config.pretrained, dtype=dtype, device=device)
+    backbone = load_backbone(config.name, config.pretrained, dtype=dtype, device=device, folded=folded)
     return replace(backbone, tf32=config.precision == "tf32")
 
 
@@ -106,8 +108,10 @@ def _cached_dataset(name: str, root: str | None, args_json: str, code_digest: st
 
 
 @lru_cache(maxsize=32)
-def _text_features(config: BackboneConfig, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
-    backbone = cached_backbone(config)
+def _text_features(
+    config: BackboneConfig, folded: bool, classes: tuple[str, ...], templates: tuple[str, ...]
+) -> Tensor:
+    backbone = cached_backbone(config, folded=folded)
     return cached_text_features(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
 
 
@@ -145,10 +149,11 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     code_digest = source_digest(config.data.reference) if config.data.reference else ""
     dataset_key = (config.data.name, config.data.root, json.dumps(config.data.args), code_digest)
     dataset = _cached_dataset(*dataset_key)
-    backbone = cached_backbone(config.backbone)
+    folded = not method.changes_blocks
+    backbone = cached_backbone(config.backbone, folded=folded)
     if config.custom_components:
         check_components(config, backbone.clip)
-    if not has_image_prompts(method.prompts):  # then the image tower's output is constant and can be cached
+    if not method.changes("vision"):  # then the image tower's output is constant and can be cached
         digest = backbone.digest
         backbone = replace(backbone, clip=replace(backbone.clip, takes_image_prompts=False))
         vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute
@@ -156,9 +161,24 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     augment, train, shots = config.augment, config.train, config.data.shots
     split = split_dataset(objective, dataset, shots=shots, seed=train.seed, val_per_class=val_per_class)
 
-    def model_of(names: Sequence[str], frozen_text_CE: Tensor | None = None) -> PromptedClip:
-        texts = prompt_texts(names, method.prompts, init=config.prompts.init, template=dataset.template)
-        return build_model(clip, method.prompts, backbone.tokenize(texts), frozen_text_CE)
+    regularizer = method.regularizer
+    teachers = regularizer.templates or (dataset.template_named(regularizer.template_name),)
+
+    def frozen_of(names: tuple[str, ...]) -> Tensor | None:
+        if not method.uses_frozen_text_features:
+            return None
+        return _text_features(config.backbone, folded, names, teachers)
+
+    def model_of(names: tuple[str, ...]) -> PromptedClip:
+        texts = prompt_texts(
+            names,
+            method.prompts,
+            init=config.prompts.init,
+            template=dataset.template,
+            templates=dataset.templates,
+        )
+        new_classes = names != split.classnames
+        return build_model(clip, method, backbone.tokenize(texts), frozen_of(names), new_classes=new_classes)
 
     plans = {
         name: eval_plan(items, size=clip.image_size, exif_rotation=dataset.exif_rotation)
@@ -168,9 +188,6 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         name: EvaluationSet(plan, model_of(classnames(plan.items)), _feature_cache(clip, plan, cache_key))
         for name, plan in plans.items()
     }
-    templates = method.regularizer.templates or (dataset.template_named(method.regularizer.template_name),)
-    uses_text = method.regularizer.uses_text
-    frozen_text_CE = _text_features(config.backbone, split.classnames, templates) if uses_text else None
     crop_scale = (augment.crop_scale_min, augment.crop_scale_max)
     transform = TransformSpec(
         clip.image_size,
@@ -181,14 +198,14 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         exif_rotation=dataset.exif_rotation,
     )
     plan = DataPlan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
-    out_of_domain_model = None
+    out_of_domain = None
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
-        frozen_out_of_domain_CE, frozen_base_CE = (
-            _text_features(config.backbone, each, (DRIFT_TEMPLATE,)) for each in (names, split.classnames)
+        out_of_domain = OutOfDomain(
+            model=model_of(names),
+            frozen_names_VE=_text_features(config.backbone, folded, names, (DRIFT_TEMPLATE,)),
+            frozen_classes_CE=_text_features(config.backbone, folded, split.classnames, (DRIFT_TEMPLATE,)),
         )
-        out_of_domain_model, base = model_of(names, frozen_out_of_domain_CE), evaluations["base"]
-        evaluations["base"] = replace(base, model=replace(base.model, frozen_text_CE=frozen_base_CE))
     components = (*config.custom_components.values(), objective)
     return Run(
         config=config,
@@ -196,12 +213,12 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         dataset=dataset,
         backbone=backbone,
         method=method,
-        model=model_of(split.classnames, frozen_text_CE),
+        model=model_of(split.classnames),
         plan=plan,
         evaluations=evaluations,
         cache=_feature_cache(clip, plan, cache_key),
         cache_key=cache_key,
-        out_of_domain_model=out_of_domain_model,
+        out_of_domain=out_of_domain,
         code_digests={name: source_digest(name) for name in components if is_custom(name)},
         val_per_class=val_per_class,
     )
@@ -211,6 +228,6 @@ def initial_state(run: Run) -> State:
     """Return the initial state, sampled with the seed of the run."""
     generator = torch.Generator().manual_seed(run.config.train.seed)
     init_ids = run.backbone.token_ids(run.config.prompts.init)
-    prompts = run.method.prompts.initialize(run.backbone.clip, init_ids, generator)
-    tokens = run.method.prompts.tokens(prompts)
-    return State.start(prompts, run.method.modulator.initialize(tokens, generator))
+    num_classes = len(classnames(run.plan.items))
+    leaves = run.method.initialize(run.backbone.clip, init_ids, num_classes, generator)
+    return State.start(leaves, run.method.modulator.initialize(run.method.inputs(leaves), generator))

@@ -25,6 +25,7 @@ class RunResult(BaseModel):
         accuracies, images: Accuracy in percent and number of images by evaluation set.
         objective: Name of the objective, which determines the training and evaluation images and the score.
         classnames, template: Names of the training classes in label order, and the template of their texts.
+        templates: The dataset's other templates by name.
         run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the weights.
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
@@ -42,6 +43,7 @@ class RunResult(BaseModel):
     objective: str
     classnames: tuple[str, ...]
     template: str
+    templates: dict[str, str] = Field(default_factory=dict)
     run_digest: str = Field(alias="run")
     data_digest: str = Field(alias="data")
     weights_digest: str = Field(alias="weights")

@@ -21,17 +21,18 @@ def make_logits_fn(
     `leaves`: the trained tensors. Class texts are encoded once, or per image if prompts depend on images.
     """
     with torch.no_grad(), backbone.matmul_precision():
-        prompt_tokens = model.prompts.tokens(dict(leaves))
-        text_CE = None if model.prompts.conditional else model.text_features(prompt_tokens)
+        inputs = model.method.inputs(dict(leaves))
+        text_CE = None if model.method.prompts.conditional else model.text_features(inputs)
 
     @torch.no_grad()
     def logits(images: Tensor, batch_number: int) -> Tensor:
         embedded_BTD = cached_embedding(backbone.clip, backbone.normalize(images), cache, batch_number)
-        image_BE, text = model.image_features(prompt_tokens, embedded_BTD), text_CE
+        text = text_CE
         if text is None:
             frozen_BE = frozen_image_features(backbone.clip, embedded_BTD, cache, batch_number)
-            text = model.text_features(prompt_tokens, frozen_BE)
-        return model.logits(image_BE, text)
+            text = model.text_features(inputs, frozen_BE)
+        features = model.features(inputs, text, model.image_features(inputs, embedded_BTD))
+        return model.logits(inputs, features)
 
     def logits_in_precision(images: Tensor, batch_number: int) -> Tensor:
         with backbone.matmul_precision():

@@ -132,11 +132,12 @@ class Session:
     def score(self) -> dict[str, float]:
         """Return the accuracies in percent, the resulting score (`objective`) and, if measured, the drift."""
         backbone, leaves, sets = self.run.backbone, self.state.evaluation_leaves, self.run.evaluations
-        if self.run.out_of_domain_model is not None:
-            base, out_of_domain_model = sets["base"], self.run.out_of_domain_model
+        if self.run.out_of_domain is not None:
+            base = sets["base"]
             batches = self._eval_batches(base)
+            out_of_domain = self.run.out_of_domain
             with backbone.matmul_precision():
-                scores = drift_scores(backbone, base.model, out_of_domain_model, leaves, batches, base.cache)
+                scores = drift_scores(backbone, base.model, out_of_domain, leaves, batches, base.cache)
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
         accuracies = {

@@ -85,7 +85,7 @@ def load(path: Path, dtype: torch.dtype) -> Golden:
     clip = frozen_clip(meta, arrays, dtype)
     teacher = F.normalize(torch.from_numpy(arrays["teacher_text"]).to(dtype), dim=-1)
     texts = prompt_texts(meta["classnames"], method.prompts, init=meta["ctx_init"], template="{}")
-    model = build_model(clip.folded(), method.prompts, tokenize(texts), teacher)
+    model = build_model(clip.folded(), method, tokenize(texts), teacher)
     rates = SgdConfig(meta["prompt_lr"], meta["gate_lr"], meta["momentum"], meta["weight_decay"])
     return Golden(meta, arrays, dtype, clip, model, method, rates)
 

@@ -79,7 +79,7 @@ class Official:
         """Return the model of the classes that the recording's entry `names` lists."""
         classes, init = self.meta[names], self.config.prompts.init
         texts = prompt_texts(classes, self.method.prompts, init=init, template=self.meta["template"])
-        return build_model(self.clip.folded(), self.method.prompts, tokenize(texts), self.teacher)
+        return build_model(self.clip.folded(), self.method, tokenize(texts), self.teacher)
 
     @cached_property
     def teacher(self) -> Tensor | None:

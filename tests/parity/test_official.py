@@ -81,9 +81,10 @@ def close_average(run: Official, state: State, epoch: int) -> None:
 
 @torch.no_grad()
 def logits(run: Official, names: str, leaves: Leaves) -> Tensor:
-    model, tokens = run.model(names), run.method.prompts.tokens(leaves)
-    images = model.image_features(tokens, embed_images(model.clip, run.tensor("eval/images")))
-    return model.logits(images, model.text_features(tokens))
+    model = run.model(names)
+    inputs = run.method.inputs(leaves)
+    images = model.image_features(inputs, embed_images(model.clip, run.tensor("eval/images")))
+    return model.logits(inputs, model.features(inputs, model.text_features(inputs), images))
 
 
 @every_recording

@@ -63,7 +63,7 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
     generator = torch.Generator().manual_seed(seed)
     teacher = F.normalize(torch.randn(4, 24, dtype=torch.float64, generator=generator), dim=-1)
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")
-    model = build_model(clip.folded(), method.prompts, tokenize(texts), teacher)
+    model = build_model(clip.folded(), method, tokenize(texts), teacher)
     prompts = method.prompts.initialize(clip, tokenize(["a photo of a"])[0, 1:5], generator)
     state = State.start(prompts, method.modulator.initialize(prompts, generator))
     reference = Released(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from prometar.clip.vision import embed_images
 from prometar.step.iteration import step
@@ -72,5 +71,5 @@ def assert_scalars(golden: Golden, index: int, scalars: dict[str, torch.Tensor],
 def eval_logits(golden: Golden, prompts: dict[str, torch.Tensor]) -> torch.Tensor:
     model = golden.model
     tokens = embed_images(model.clip, golden.tensor("eval/images"))
-    features = model.image_features(prompts, tokens)
-    return model.logits(features, F.normalize(model.text_features(prompts), dim=-1))
+    images = model.image_features(prompts, tokens)
+    return model.logits(prompts, model.features(prompts, model.text_features(prompts), images))

@@ -14,7 +14,6 @@ from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError,
 from prometar.io.custom import is_custom, source_digest
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.component_check import check_components
-from prometar.methods.prompts import NoPrompts
 from prometar.training.memory import Footprint
 from prometar.training.run import DTYPES
 from tune.config import ResourcesConfig
@@ -43,7 +42,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
     datasets, largest_splits, unavailable = _open_datasets(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
     methods = {name: check_components(config, clip) for name, config in grid.configs.items()}
-    untrained = {name for name, method in methods.items() if isinstance(method.prompts, NoPrompts)}
+    untrained = {name for name, method in methods.items() if method.is_untrained}
     jobs = grid.jobs(out / "runs", untrained, unavailable)
     digests = {name: dataset.digest for name, dataset in datasets.items()}
     digests["weights"] = weights_digest(clip.to(device="cpu", dtype=DTYPES[grid.config.backbone.precision]))

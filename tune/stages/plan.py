@@ -27,7 +27,6 @@ from prometar.io.custom import convert_errors, is_custom, source_digest
 from prometar.io.files import file_size
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
-from prometar.methods.prompts import NoPrompts
 from prometar.training.drift import drift_version, out_of_domain_names
 from prometar.training.epoch import sgd_config, train_step
 from prometar.training.memory import Footprint
@@ -94,7 +93,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         UserError: a dataset is missing or too small, or an option is invalid (e.g. the sampler is unknown, or
             the space is empty).
     """
-    if isinstance(build(config.baseline).prompts, NoPrompts):
+    if build(config.baseline).is_untrained:
         raise UserError(f"--method {config.baseline.method} does not train. Choose a method with prompts.")
     search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
     if not objective.for_search:

@@ -53,7 +53,7 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     labels = torch.tensor([0, 1, 2, 2])
     rng = np.random.default_rng(0)
     task = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
-    model = build_model(clip, method.prompts, tokens, teacher)
+    model = build_model(clip, method, tokens, teacher)
     batch = embed_batch(clip, method, images, labels, task)
     rates = SgdConfig(1e-3, 1e-3, momentum, weight_decay=0.0)
     after, _ = step(model, method, state, *batch, rates)

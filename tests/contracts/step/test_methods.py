@@ -43,13 +43,14 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     lam = drawn.lam.double()
 
     def features(pixels: Tensor) -> Tensor:
-        return model.image_features(state.leaves, embed_images(clip.clip, pixels))
+        return model.image_features(state.leaves, embed_images(clip.clip, pixels))["vision"]
 
     if mix == "feature_mixup":
         mixed = lam[:, None] * features(query) + (1 - lam)[:, None] * features(partners)
     else:
         mixed = features(method.augmentation.mixed_images(query, partners, drawn))
-    logits = model.logits(mixed, model.text_features(state.leaves))
+    inputs = state.leaves
+    logits = model.logits(inputs, model.features(inputs, model.text_features(inputs), {"vision": mixed}))
     other = labels[[0, 3]][drawn.partner]
     per_image = lam * F.cross_entropy(logits, labels[1:3], reduction="none")
     per_image = per_image + (1 - lam) * F.cross_entropy(logits, other, reduction="none")

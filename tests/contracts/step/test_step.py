@@ -15,7 +15,6 @@ from prometar.clip.openclip import Backbone, tokenize
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
-from prometar.methods.prompts import has_image_prompts
 from prometar.step.iteration import SgdConfig, step
 from prometar.step.meta_batch import Embeddings, MetaTask, Selection, embed_batch, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
@@ -49,14 +48,14 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
     known = config.flat().keys() - values.keys()
     config = config.override({key: value for key, value in SMALL.items() if key in known})
     part, clip = build(config), backbone(torch.float64)
-    clip = replace(clip, clip=replace(clip.clip, takes_image_prompts=has_image_prompts(part.prompts)))
+    clip = replace(clip, clip=replace(clip.clip, takes_image_prompts=part.changes("vision")))
     frozen = F.normalize(torch.linspace(-1, 1, 3 * 24, dtype=torch.float64).view(3, 24).sin(), dim=-1)
     texts = prompt_texts(CLASSES, part.prompts, init="a photo of a", template="a photo of a {}.")
-    model = build_model(clip.clip, part.prompts, tokenize(texts), frozen)
+    model = build_model(clip.clip, part, tokenize(texts), frozen)
     words = tokenize(["a photo of a"])[0, 1:5]
     generator = torch.Generator().manual_seed(0)
-    prompts = part.prompts.initialize(clip.clip, words, generator)
-    gate = part.modulator.initialize(part.prompts.tokens(prompts), generator)
+    prompts = part.initialize(clip.clip, words, len(CLASSES), generator)
+    gate = part.modulator.initialize(part.inputs(prompts), generator)
     return clip, part, model, State.start(prompts, gate)
 
 

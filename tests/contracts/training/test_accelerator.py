@@ -15,7 +15,7 @@ from torch import Tensor
 from prometar.clip.openclip import Backbone
 from prometar.config.recipes import METHODS
 from prometar.device import send, to_cpu
-from prometar.step import iteration
+from prometar.methods import logits as logits_module
 from prometar.training import epoch
 from prometar.training import run as run_module
 from prometar.training.run import clear_caches
@@ -29,7 +29,8 @@ TINY = towers(open_clip_model(layers=2)).folded()
 USERS = ("prometar.training.run", "prometar.inference.classifier")
 
 
-def tiny(*args: object, dtype: torch.dtype, device: torch.device) -> Backbone:
+def tiny(*args: object, dtype: torch.dtype, device: torch.device, folded: bool) -> Backbone:
+    assert folded
     return Backbone("tiny", TINY.to(device=device, dtype=dtype))
 
 
@@ -122,8 +123,8 @@ def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: p
 def test_what_a_gpu_would_wait_for_is_found_in_the_step(
     planted: Callable[[Tensor], Tensor], seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = iteration.cross_entropy
-    monkeypatch.setattr(iteration, "cross_entropy", lambda logits, *rest: plain(planted(logits), *rest))
+    plain = logits_module.cross_entropy
+    monkeypatch.setattr(logits_module, "cross_entropy", lambda logits, *rest: plain(planted(logits), *rest))
     run = small_run(**SMALL)
     with pytest.raises((AssertionError, MixedDevices), match=r"inside the step|here and there"):
         Session(run, tmp_path).run_epoch()

@@ -44,7 +44,7 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, precision: str, t
     run = small_run(method, data__shots=1, backbone__precision=precision)
     assert run.backbone.clip.dtype == DTYPES[precision]
     assert run.backbone.clip.logit_scale.dtype == torch.float32
-    start = initial_state(run).prompts
+    start = initial_state(run).leaves
     whole = Session(run, tmp_path / "whole")
     history = train(whole)
     for _ in range(3):  # each epoch by another session, as after a kill

@@ -9,6 +9,7 @@ from open_clip import factory
 from prometar.clip import openclip
 from prometar.config.settings import configure
 from prometar.errors import UserError, WorkError
+from prometar.methods.composition import build
 from prometar.step.prompted_clip import build_model, prompt_texts
 from tests.support import families
 
@@ -61,9 +62,8 @@ def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytes
 def test_a_context_that_is_too_few_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     families.register(monkeypatch)
     backbone = openclip.load_backbone("tiny-siglip", "random")
-    config = configure("coop")
-    prompts = config.prompts.component()
-    texts = prompt_texts(["cat", "dog"], prompts, init="a photo of a", template="{}")
-    build_model(backbone.clip, prompts, backbone.tokenize(texts))
+    method = build(configure("coop"))
+    texts = prompt_texts(["cat", "dog"], method.prompts, init="a photo of a", template="{}")
+    build_model(backbone.clip, method, backbone.tokenize(texts))
     with pytest.raises(UserError, match="have fewer than"):
-        build_model(backbone.clip, prompts, backbone.tokenize(["cat .", "dog ."]))
+        build_model(backbone.clip, method, backbone.tokenize(["cat .", "dog ."]))

@@ -1,0 +1,205 @@
+"""Towers as plain differentiable functions, for everything that `prometar.clip.tower` has no derivatives of.
+
+`adapted_text` and `adapted_image` accept tokens per class, tokens that are inserted in a middle layer, and
+changed blocks. Autograd differentiates them: once with torch's fused attention, twice if `twice`.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prometar.clip.activations import ACTIVATIONS
+from prometar.clip.model import Block, Clip, Tower
+from prometar.clip.text import TextInput
+
+ChangeBlock = Callable[[int, Block], Block]
+"""Function that maps a block's index in its tower and its frozen weights to the weights to use."""
+
+Parallel = Callable[[int, Tensor], Tensor | None]
+"""Function that maps a block's index and normed input (rows, tokens, D) to what is added to its output."""
+
+
+def _keep(index: int, block: Block) -> Block:
+    return block
+
+
+def _add_nothing(index: int, normed: Tensor) -> None:
+    return None
+
+
+def adapted_text(
+    clip: Clip,
+    text: TextInput,
+    tokens: Mapping[int, Tensor],
+    *,
+    inserts: bool = False,
+    change_block: ChangeBlock = _keep,
+    parallel: Parallel = _add_nothing,
+    twice: bool = False,
+) -> Tensor:
+    """Return unnormalized text features (C, E).
+
+    Args:
+        clip: Frozen CLIP. Not folded if `change_block` or `parallel` is given.
+        text: Texts of the classes. Not packed if tokens depend on the class.
+        tokens: Tokens by layer, from 0: (P, D), or (C, P, D) for C classes.
+        inserts: True if tokens are inserted. Otherwise they replace the context, with positions in layer 0.
+        change_block, parallel: Changes of the blocks.
+        twice: True if second derivatives are needed.
+    """
+    tower = clip.text
+    x = text.embedded_RTD
+    first = min(tokens, default=len(tower.blocks))
+    for index, frozen_block in enumerate(tower.blocks):
+        if index in tokens:
+            prompt = tokens[index]
+            if index == 0 and not inserts:
+                prompt = prompt + clip.text_positions[text.num_start :][: text.num_context]
+            x = _put_text(text, x, prompt)
+        mask = text.mask_before_R1TS if index < first and inserts else text.mask_R1TS
+        x = _block(
+            tower,
+            change_block(index, frozen_block),
+            x,
+            mask=mask,
+            out=_text_output(text) if index == len(tower.blocks) - 1 else None,
+            parallel=lambda normed, index=index: parallel(index, normed),
+            twice=twice,
+        )
+    features = F.layer_norm(
+        x.flatten(0, 1), x.shape[-1:], clip.ln_final_weight, clip.ln_final_bias, tower.eps
+    )
+    if clip.text_projection is None:
+        return features
+    projected = features @ clip.text_projection
+    return projected if clip.text_projection_bias is None else projected + clip.text_projection_bias
+
+
+def _put_text(text: TextInput, x_RTD: Tensor, prompt: Tensor) -> Tensor:
+    """Return the rows with the prompt, (P, D) or (R, P, D), in the slots of the context."""
+    start = text.context_start
+    stop = start + prompt.shape[-2]
+    rows_with_context = x_RTD[:1] if text.is_packed else x_RTD
+    prompts = prompt.expand(len(rows_with_context), -1, -1)
+    # SigLIP's rows may end before the context, which is then inserted.
+    rows = torch.cat([rows_with_context[:, :start], prompts, rows_with_context[:, stop:]], dim=1)
+    return torch.cat([rows, x_RTD[1:]], dim=0) if text.is_packed and len(x_RTD) > 1 else rows
+
+
+def _text_output(text: TextInput) -> int | Tensor:
+    return 1 if text.end_C is None else text.end_C
+
+
+def adapted_image(
+    clip: Clip,
+    tokens_BTD: Tensor,
+    prompts: Mapping[int, Tensor],
+    *,
+    inserts: bool = False,
+    change_block: ChangeBlock = _keep,
+    parallel: Parallel = _add_nothing,
+    reads_prompts: bool = False,
+    twice: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return unnormalized image features (B, E), and the mean output of the prompts (B, D) if it is read.
+
+    Args:
+        clip: Frozen CLIP. Not folded if `change_block` or `parallel` is given.
+        tokens_BTD: Input tokens of the image tower.
+        prompts: Prompts (P, D) by layer, from 0. They follow the image tokens, and replace earlier prompts.
+        inserts: True if the prompts of layer 0 skip `ln_pre`.
+        change_block, parallel: Changes of the blocks.
+        reads_prompts: True to return the mean of the last block's outputs at the prompts, after `ln_post`.
+        twice: True if second derivatives are needed.
+    """
+    tower = clip.vision
+    num_images, num_tokens = tokens_BTD.shape[:2]
+    num_prompts = prompts[max(prompts)].shape[-2] if prompts else 0
+    out: int | Tensor = 1
+    if clip.pool is not None:
+        out = num_tokens
+    elif reads_prompts:
+        rows = torch.arange(num_images, device=tokens_BTD.device)[:, None] * (num_tokens + num_prompts)
+        slots = torch.arange(num_tokens, num_tokens + num_prompts, device=tokens_BTD.device)
+        out = torch.cat([rows, rows + slots], dim=1).flatten()
+    x = tokens_BTD
+    for index, frozen_block in enumerate(tower.blocks):
+        if index in prompts:
+            prompt = prompts[index]
+            if index == 0 and not inserts and clip.ln_pre_weight is not None:
+                width = prompt.shape[-1:]
+                prompt = F.layer_norm(prompt, width, clip.ln_pre_weight, clip.ln_pre_bias, tower.eps)
+            x = torch.cat([x[:, :num_tokens], prompt.expand(num_images, -1, -1)], dim=1)
+        x = _block(
+            tower,
+            change_block(index, frozen_block),
+            x,
+            out=out if index == len(tower.blocks) - 1 else None,
+            parallel=lambda normed, index=index: parallel(index, normed),
+            twice=twice,
+        )
+    if clip.pool is not None:
+        x = _block(clip.pool, clip.pool.blocks[0], x, out=1, parallel=lambda normed: None, twice=twice)
+    x = x.reshape(num_images, -1, x.shape[-1])
+    if clip.ln_post_weight is not None:
+        x = F.layer_norm(x, x.shape[-1:], clip.ln_post_weight, clip.ln_post_bias, tower.eps)
+    features = x[:, 0]
+    if clip.vision_projection is not None:
+        features = features @ clip.vision_projection
+    return features, x[:, 1:].mean(dim=1) if reads_prompts else None
+
+
+def _block(
+    tower: Tower,
+    block: Block,
+    x_RTD: Tensor,
+    *,
+    mask: Tensor | None = None,
+    out: int | Tensor | None = None,
+    parallel: Callable[[Tensor], Tensor | None],
+    twice: bool,
+) -> Tensor:
+    """Return z + MLP(norm_2(z)) + parallel(n), where n = norm_1(x) and z = x + attention(n).
+
+    Args:
+        out: Tokens to return. None: all. A number: the first tokens of each row. A tensor: slots of the
+            flattened (R x T) tokens, returned as (number of slots, 1, D).
+        mask: (R, 1, T, S). The S - T first keys are the first tokens of row 0, and shared by all rows.
+        tower, block, x_RTD, parallel, twice: see `adapted_text`.
+    """
+    normed = F.layer_norm(x_RTD, x_RTD.shape[-1:], block.ln_1_weight, block.ln_1_bias, tower.eps)
+    qkv = F.linear(normed, block.in_proj_weight, block.in_proj_bias)
+    q, k, v = qkv.unflatten(-1, (3, tower.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    if isinstance(out, int):
+        q = q[:, :, :out]
+    num_shared = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
+    if num_shared:
+        k, v = (
+            torch.cat([each[:1, :, :num_shared].expand(len(x_RTD), -1, -1, -1), each], 2) for each in (k, v)
+        )
+    attended = _attention(q, k, v, mask, tower.scale, twice=twice).transpose(1, 2).flatten(2)
+    h = F.linear(_select(attended, out), block.out_proj_weight, block.out_proj_bias)
+    z = _select(x_RTD, out) + h if tower.residual else h
+    h = F.layer_norm(z, z.shape[-1:], block.ln_2_weight, block.ln_2_bias, tower.eps)
+    h = ACTIVATIONS[tower.activation][0](F.linear(h, block.c_fc_weight, block.c_fc_bias))
+    y = z + F.linear(h, block.c_proj_weight, block.c_proj_bias)
+    added = parallel(_select(normed, out))
+    return y if added is None else y + added
+
+
+def _select(x_RTD: Tensor, out: int | Tensor | None) -> Tensor:
+    if out is None:
+        return x_RTD
+    if isinstance(out, int):
+        return x_RTD[:, :out]
+    return x_RTD.flatten(0, 1)[out][:, None]
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, *, twice: bool) -> Tensor:
+    if not twice:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    # torch's fused attention has no second derivative.
+    scores = (q * scale) @ k.mT
+    return (scores if mask is None else scores + mask).softmax(dim=-1) @ v

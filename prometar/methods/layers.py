@@ -1,0 +1,54 @@
+"""Layer ranges such as "6-12", as written in settings, and their layers in towers of other depths."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Return the layer numbers of a range, sorted. Layers are numbered from 1, as in papers.
+
+    Raises:
+        ValueError: the text is not a list of numbers and ranges.
+
+    Example:
+        >>> parse_layers("2,5-7")
+        (2, 5, 6, 7)
+    """
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"layers must be numbers and ranges such as 6-12 or 2,4-5, got '{text}'")
+        stop = int(last) if dash else int(first)
+        if int(first) < 1 or stop < int(first) or stop > 1000:
+            raise ValueError(f"layers are numbered from 1, and a range must not be empty, got '{text}'")
+        layers.update(range(int(first), stop + 1))
+    return tuple(sorted(layers))
+
+
+def layers_in_tower(text: str, num_layers: int) -> dict[int, int]:
+    """Return the index (from 0) in a tower of each layer of a range, keyed by the layer's number.
+
+    If the tower is shallower than the last layer of the range, the whole range moves down until it ends at
+    the tower's last layer, and layers below the first one are dropped. So "6-12" becomes
+    all layers of a tower of four.
+
+    Example:
+        >>> layers_in_tower("6-8", 12)
+        {6: 5, 7: 6, 8: 7}
+        >>> layers_in_tower("6-8", 2)
+        {7: 0, 8: 1}
+    """
+    layers = parse_layers(text)
+    shift = max(0, layers[-1] - num_layers)
+    return {layer: layer - shift - 1 for layer in layers if layer > shift}
+
+
+def _checked(text: str) -> str:
+    parse_layers(text)
+    return text
+
+
+LayerRange = Annotated[str, AfterValidator(_checked)]
+"""Setting that contains a layer range."""
