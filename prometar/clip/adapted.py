@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prometar.clip.activations import ACTIVATIONS
+from prometar.clip.attention import fused_attention
 from prometar.clip.model import Block, Clip, Tower
 from prometar.clip.text import TextInput
 
@@ -199,7 +200,7 @@ def _select(x_RTD: Tensor, out: int | Tensor | None) -> Tensor:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, *, twice: bool) -> Tensor:
     if not twice:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return fused_attention(q, k, v, mask=mask, scale=scale)
     # torch's fused attention has no second derivative.
     scores = (q * scale) @ k.mT
     return (scores if mask is None else scores + mask).softmax(dim=-1) @ v

@@ -68,9 +68,9 @@ def test_where_no_context_is_learned_the_templates_decide() -> None:
         "zero-shot-ensemble": TEMPLATES,
         "vpt": ["a photo of a {}."],
     }.items():
-        prompts = build(Config(method=name)).prompts
-        texts = prompt_texts(CLASSES, prompts, init="a photo of a", template="an image of {}.")
-        model = build_model(clip, prompts, tokenize(texts))
+        method = build(Config(method=name))
+        texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="an image of {}.")
+        model = build_model(clip, method, tokenize(texts))
         assert torch.equal(model.text_features({}), text(templates))
     assert not torch.allclose(text(TEMPLATES), text(["a photo of a {}."]))
 
