@@ -66,7 +66,7 @@ def compare(
         >>> differences[0].values
         (1.0, 2.0)
     """
-    differences = list[Difference]()
+    differences: list[Difference] = []
     for metric in metrics:
         methods = [method for method in results if method != reference]
         paired = {method: _differences(results[method], results[reference], metric) for method in methods}
@@ -83,14 +83,28 @@ def _differences(
     """For each dataset, return one difference per shared seed, or just one if neither method trains."""
     differences = {}
     for dataset in reference_scores:
-        a, b = method_scores.get(dataset, {}).get(metric, {}), reference_scores[dataset].get(metric, {})
-        seed_sets = [set(by_seed) for by_seed in (a, b) if EVERY_SEED not in by_seed]
-        if seeds := sorted(set.intersection(*seed_sets)) if seed_sets else [EVERY_SEED]:
-            differences[dataset] = tuple(
-                a[EVERY_SEED if EVERY_SEED in a else seed] - b[EVERY_SEED if EVERY_SEED in b else seed]
-                for seed in seeds
-            )
+        ours = method_scores.get(dataset, {}).get(metric, {})
+        theirs = reference_scores[dataset].get(metric, {})
+        values = tuple(_score(ours, seed) - _score(theirs, seed) for seed in _shared_seeds(ours, theirs))
+        if values:
+            differences[dataset] = values
     return differences
+
+
+def _shared_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> list[int]:
+    """Return the seeds of both methods. A method without training has every seed."""
+    if EVERY_SEED in a and EVERY_SEED in b:
+        return [EVERY_SEED]
+    if EVERY_SEED in a:
+        return sorted(b)
+    if EVERY_SEED in b:
+        return sorted(a)
+    return sorted(a.keys() & b.keys())
+
+
+def _score(by_seed: Mapping[int, float], seed: int) -> float:
+    """Return the score of a seed, or the only score of a method without training."""
+    return by_seed[EVERY_SEED] if EVERY_SEED in by_seed else by_seed[seed]
 
 
 def _means(by_dataset: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
@@ -102,7 +116,9 @@ def _p_value(by_dataset: Mapping[str, tuple[float, ...]]) -> float | None:
     means = _means(by_dataset)
     if len(means) < 2:
         return None
-    return float(wilcoxon(means).pvalue) if any(means) else 1.0  # the test is undefined if all means are 0
+    if not any(means):  # the test is undefined if all means are 0
+        return 1.0
+    return float(wilcoxon(means).pvalue)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -112,7 +128,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         >>> [p and round(p, 3) for p in holm([0.01, 0.04, None, 0.03])]
         [0.03, 0.06, None, 0.06]
     """
-    corrected, largest = list(p_values), 0.0
+    corrected = list(p_values)
+    largest = 0.0
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     for rank, (p, index) in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * p))
@@ -129,8 +146,9 @@ def _missing_run_notes(results: Results) -> Iterator[str]:
         }
         all_seeds = set.union(*seeds.values()) - {EVERY_SEED}
         for method, present in seeds.items():
+            missing = set() if EVERY_SEED in present else all_seeds - present
             if not present:
                 yield f"Not paired: {method} has no run on {dataset}."
-            elif EVERY_SEED not in present and (missing := all_seeds - present):
+            elif missing:
                 listed = " or ".join(map(str, sorted(missing)))
                 yield f"Not paired: {method} has no run on {dataset} with seed {listed}."

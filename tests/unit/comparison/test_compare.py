@@ -109,6 +109,21 @@ def test_settings_distinguish_runs_of_a_method(said: Any, tmp_path: Path) -> Non
     assert "Different data.shots: coop 16, prometar 4." in said(out / "coop", tmp_path / "small")[1]
 
 
+def test_many_different_settings_are_numbered_and_listed_once(said: Any, tmp_path: Path) -> None:
+    out = grid(tmp_path / "out")
+    changes = {"optim.lr": 0.1, "prompts.text_depth": 3, "augment.flip": 0.25, "augment.crop_scale_min": 0.75}
+    for seed in (1, 2):
+        write(tmp_path / f"best/{seed}", config_of("prometar", seed, **changes), base=70.0, new=70.0)
+    _, text, _ = said(out, tmp_path / "best", "--reference", "prometar #1")
+    assert "a method minus prometar #1 in points" in text
+    assert max(map(len, text.split("\n- ")[0].splitlines())) <= 90, "the table is narrow"
+    settings = "optim.lr=0.1 augment.crop_scale_min=0.75 augment.flip=0.25"
+    (line,) = [line for line in text.splitlines() if line.startswith("- prometar #2 (first run: ")]
+    assert str(tmp_path / "best/1") in line
+    for setting in settings.split():
+        assert setting in line
+
+
 def test_runs_that_are_not_comparable(said: Any, tmp_path: Path) -> None:
     out = grid(tmp_path / "out", seeds=(1,))
     later = write(tmp_path / "later", config_of("ivlp", 5), base=50.0, new=50.0)
