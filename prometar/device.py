@@ -5,6 +5,8 @@ does a copy to the device from pageable memory. Therefore, `send` packs tensors 
 packs them on the device, and both transfer them in a single copy.
 """
 
+import os
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -13,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from prometar.errors import UserError, first_line
+from prometar.errors import UserError, first_line, is_out_of_memory, one_line
 
+CONTEXT_BYTES = 600 * 2**20
+"""GPU memory that a process needs besides torch's allocator: CUDA context, kernels, library handles."""
 T = TypeVar("T")
 _ALIGNMENT = 16  # bytes, a multiple of every dtype's size and suitable for vectorized loads
 
@@ -22,6 +26,72 @@ _ALIGNMENT = 16  # bytes, a multiple of every dtype's size and suitable for vect
 def default_device() -> torch.device:
     """Return the first GPU that is visible to this process, or the CPU if there is none."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def num_gpus() -> int:
+    """Return the number of GPUs that processes on this machine can use.
+
+    A process sees only one slice (instance) of a GPU that is partitioned with MIG. But each slice that
+    CUDA_VISIBLE_DEVICES lists can serve another process, so each counts as a GPU.
+    """
+    if not torch.cuda.is_available():
+        return 0
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    slices = [name for name in listed if name.strip().startswith("MIG-")]
+    return len(slices) or torch.cuda.device_count()
+
+
+def gpu_problem() -> str:
+    """Return why torch cannot compute on this process's GPU, or "" if it can.
+
+    A GPU may be visible but unusable: torch may not support its architecture, its memory may have failed, or
+    another process may use it exclusively. So the check computes a matrix product and a convolution.
+
+    Raises:
+        MemoryError: other processes use all of the GPU's memory.
+    """
+    with warnings.catch_warnings(record=True) as warned:  # e.g. about an old driver or another architecture
+        warnings.simplefilter("always")
+        if not torch.cuda.is_available():
+            cuda = torch.version.cuda
+            problem = f"torch (built for CUDA {cuda}) finds no GPU" if cuda else "torch is built without CUDA"
+        else:
+            problem = _compute_problem(default_device())
+    if not problem:
+        return ""
+    return problem + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])
+
+
+def _compute_problem(device: torch.device) -> str:
+    try:
+        ones = torch.ones(1, 16, 16, 16, device=device)
+        product = float((ones[0, 0] @ ones[0, 0]).sum())
+        convolution = float(torch.nn.functional.conv2d(ones, ones).sum())
+    except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(first_line(error)) from None
+        return first_line(error)
+    if (product, convolution) != (16.0**3, 16.0**3):
+        return f"it computes wrong results ({product:g} and {convolution:g} instead of 4096)"
+    return ""
+
+
+def limit_gpu_memory(share: float) -> None:
+    """Limit this process to a share of its GPU's memory, minus the memory that its CUDA context needs.
+
+    Without this limit, a process that exceeds its share takes memory from other processes on the GPU, and any
+    of them may fail. With the limit, the process itself runs out of memory.
+
+    Args:
+        share: Share of the GPU, e.g. 0.25. With 1, there is no limit.
+    """
+    if not torch.cuda.is_available():
+        return
+    fraction = 1.0
+    if share < 1:
+        total = torch.cuda.get_device_properties(0).total_memory
+        fraction = max(share - CONTEXT_BYTES / total, share / 2)  # a small GPU's share may not hold a context
+    torch.cuda.set_per_process_memory_fraction(fraction)
 
 
 def named_device(name: str) -> torch.device:

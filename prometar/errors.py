@@ -10,6 +10,32 @@ _ADVICE = re.compile(
     "Compile with `TORCH_USE_|Device-side assert"
 )
 
+_OUT_OF_MEMORY = (
+    # torch.OutOfMemoryError: c10/cuda/CUDACachingAllocator.cpp.
+    "CUDA out of memory",
+    # cudaErrorMemoryAllocation, raised for a context, a graph or pinned memory: c10/cuda/CUDAException.cpp.
+    "CUDA error: out of memory",
+    # The same from the driver's API: AT_CUDA_DRIVER_CHECK in ATen/cuda/Exceptions.h.
+    "CUDA driver error: out of memory",
+    # Libraries allocate a handle when they are first used. If this fails, some say that they are not
+    # initialized. ATen/cuda/CUDABlas.cpp (_cublasGetErrorEnum), ATen/cuda/Exceptions.h (AT_CUDNN_CHECK).
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    # cuDNN 9 (cudnn_graph.h): CUDNN_STATUS_INTERNAL_ERROR_{HOST,DEVICE}_ALLOCATION_FAILED.
+    "_ALLOCATION_FAILED",
+    # ATen/native/cudnn/Conv_v8.cpp tries all engines, and hides why they fail. One of them works, because the
+    # check of the GPU (`prometar.device.gpu_problem`) has run a convolution. So memory is exhausted.
+    "unable to find an engine to execute this computation",
+    # Failed assertion if memory is exhausted on a MIG device: c10/cuda/CUDACachingAllocator.cpp.
+    "NVML_SUCCESS == ",
+    # Main memory: c10/core/impl/alloc_cpu.cpp.
+    "can't allocate memory",
+)
+"""Parts of messages that mean that memory is exhausted, with their sources in torch and cuDNN."""
+
 RESUME = "Rerun the same command to resume."
 FIX_AND_RESUME = "Fix the cause, then rerun the same command to resume."
 
@@ -55,10 +81,32 @@ def last_line(text: str) -> str:
 
 
 def is_accelerator_error(error: BaseException) -> bool:
-    """Return True for CUDA and cuDNN errors, such as out of memory. Works without importing torch."""
-    kind, prefixes = type(error), ("CUDA error: ", "cuDNN error: ")
-    is_torch_error = kind.__module__ == "torch" and kind.__name__ in {"AcceleratorError", "OutOfMemoryError"}
-    return is_torch_error or (isinstance(error, RuntimeError) and str(error).startswith(prefixes))
+    """Return True for errors of CUDA and its libraries, such as out of memory. Works without importing torch.
+
+    Example:
+        >>> is_accelerator_error(RuntimeError("CUDA error: uncorrectable ECC error encountered"))
+        True
+    """
+    if type(error).__module__ == "torch" and type(error).__name__ in {"AcceleratorError", "OutOfMemoryError"}:
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    prefixes = ("CUDA error: ", "CUDA driver error: ", "cuDNN error: ", "cusolver error: ")
+    return is_out_of_memory(error) or str(error).startswith(prefixes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if main memory or GPU memory is exhausted. Works without importing torch.
+
+    torch.OutOfMemoryError covers only torch's allocator. Its libraries raise other errors.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+        True
+    """
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from prometar.environment import num_cpus as usable_cpus
@@ -28,6 +29,8 @@ _LOCAL_ENVIRONMENT = {
 }
 # If the head accepts connections but `ray.init` fails, a token may be missing. Ray's error may not say so.
 _TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
+_TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
+_TOKEN_FILE = Path.home() / ".ray" / "auth_token"  # where Ray stores a token by default
 _owns_cluster = False
 
 
@@ -66,11 +69,9 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"include_dashboard": False} | _resource_options(num_cpus)
-        if not os.access(os.path.expanduser("~"), os.W_OK):  # the folder in which Ray stores its token
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for attempts_left in (1, 0):
         try:
-            with preserve_signal_handlers():
+            with preserve_signal_handlers(), _token(address, attempts_left):
                 ray.init(address=address or "local", **options)
             break
         except Exception as error:
@@ -84,11 +85,48 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     _owns_cluster = address is None
 
 
+def _token(address: str | None, attempts_left: int) -> AbstractContextManager[None]:
+    """Return the context in which Ray finds the token of the cluster.
+
+    Ray reads a token once per process. If the process has used a cluster with the token in ~/.ray/auth_token,
+    as notebooks may do, it cannot start a cluster with another token. The last attempt then uses this token.
+    """
+    if address is not None:
+        return nullcontext()
+    return _token_in_memory() if attempts_left or not _TOKEN_FILE.exists() else _token_in_file()
+
+
+@contextmanager
+def _token_in_memory() -> Iterator[None]:
+    """Give a cluster that is started in this context a random token, unless the user has set a token.
+
+    Without it, Ray 2.60 writes a token to ~/.ray/auth_token with the permissions of the umask. Other users
+    could then read it, connect to the cluster and execute code. Ray's processes inherit the environment of
+    this context. Later subprocesses do not, because they may connect to another cluster.
+    """
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    try:
+        yield
+    finally:
+        del os.environ["RAY_AUTH_TOKEN"]
+
+
+@contextmanager
+def _token_in_file() -> Iterator[None]:
+    """Start a cluster with the token that this process has already read from ~/.ray/auth_token."""
+    with suppress(OSError):
+        _TOKEN_FILE.chmod(0o600)
+    yield
+
+
 def _resource_options(num_cpus: int | None) -> dict[str, int]:
     """Return options of `ray.init` that limit resources to those that this process can use."""
-    import torch
+    from prometar.device import num_gpus
 
-    options = {} if torch.cuda.is_available() else {"num_gpus": 0}  # Ray counts GPUs that torch cannot use
+    options = {"num_gpus": num_gpus()}  # Ray counts GPUs that torch cannot use, and MIG slices as one GPU
     if num_cpus is None and usable_cpus() < (os.cpu_count() or 1):  # e.g. in a Slurm job
         num_cpus = usable_cpus()
     return options if num_cpus is None else {**options, "num_cpus": num_cpus}

@@ -110,7 +110,7 @@ def plan_resources(
         noun: Name of a job in messages and options (`--cpus-per-<noun>`).
 
     Raises:
-        UserError: a job does not fit on any machine, or requests a fractional number of GPUs above 1.
+        UserError: a job does not fit on any machine, or requests more than one GPU.
     """
     max_cpus, max_gpus = (max((node.get(k, 0.0) for node in nodes), default=0.0) for k in ("CPU", "GPU"))
     if resources.max_concurrent:
@@ -125,8 +125,9 @@ def plan_resources(
         gpu_shares = [math.floor(1e4 / count) / 1e4 for count in range(1, _MAX_JOBS_PER_GPU + 1)]
     if resources.gpus_per_trial != "auto":
         gpu_shares = [resources.gpus_per_trial]
-        if gpu_shares[0] > 1 and gpu_shares[0] % 1:
-            raise UserError(f"--gpus-per-{noun} above 1 must be a whole number, got {gpu_shares[0]:g}.")
+        if gpu_shares[0] > 1:
+            problem = f"--gpus-per-{noun} must be at most 1, got {gpu_shares[0]:g}."
+            raise UserError(f"{problem} A {noun} trains on one GPU.")
     num_jobs = min(max_jobs, capacity(cpus, gpu_shares[-1]))
     if not num_jobs:
         gpu = f" and {gpu_shares[-1]:g} GPU" if gpu_shares[-1] else ""
@@ -152,9 +153,7 @@ def _node_capacity(node: NodeResources, cpus: float, gpus: float, memory: float)
     """Return the number of jobs that fit on a machine. A share below 1 GPU cannot span several GPUs."""
     count = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)  # + 1e-9: tolerates rounding errors
     if gpus:
-        total = node.get("GPU", 0.0)
-        per_gpu, jobs = math.floor(1 / gpus + 1e-9), math.floor(total / gpus + 1e-9)
-        count = min(count, per_gpu * math.floor(total) if gpus < 1 else jobs)
+        count = min(count, math.floor(1 / gpus + 1e-9) * math.floor(node.get("GPU", 0.0)))
     if memory and "memory" in node:
         count = min(count, max(1, math.floor(node["memory"] / memory)))
     return count

@@ -102,7 +102,7 @@ class JobTraining:
 
     def close(self) -> None:
         """Close the data streams, and release cached GPU memory for other workers."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        while self._sessions:
+            # No variable may hold the last session, because its tensors could then not be released.
+            self._sessions.popitem()[1].close()
         release_cached_memory()

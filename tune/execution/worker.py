@@ -5,7 +5,6 @@ import faulthandler
 import gc
 import os
 import socket
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import ray
 from ray import tune as ray_tune
 from ray.exceptions import OutOfDiskError
 
-from prometar.errors import InfrastructureError, first_line, one_line
+from prometar.errors import InfrastructureError, first_line, is_out_of_memory
 from prometar.io.files import cannot_write_error
 from tune.execution.job import Job
 from tune.execution.resources import ResourcePlan
@@ -27,14 +26,6 @@ if TYPE_CHECKING:
 STACKS_FILE = "hung.txt"
 """File with the stacks of all threads of a hung worker, in the folder of the job."""
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_OUT_OF_MEMORY_MESSAGES = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",  # raised by a CUDA context or graph, not by torch's allocator
-    "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
-    "_ALLOCATION_FAILED",  # cuDNN 9.0 or later
-    "NVML_SUCCESS == ",  # torch's failed assertion if memory is exhausted on a MIG device
-    "can't allocate memory",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,10 @@ class JobRequest:
     @property
     def allocated(self) -> dict[str, float]:
         """Allocated CPUs and GPUs."""
-        cpus, gpus = (sum(bundle.get(kind, 0.0) for bundle in self.bundles) for kind in ("CPU", "GPU"))
-        return {"cpus": cpus, "gpus": gpus}
+        return {
+            "cpus": sum(bundle.get("CPU", 0.0) for bundle in self.bundles),
+            "gpus": sum(bundle.get("GPU", 0.0) for bundle in self.bundles),
+        }
 
 
 class JobWorker(ray_tune.Trainable):
@@ -98,8 +91,9 @@ class JobWorker(ray_tune.Trainable):
 
         Raises:
             InfrastructureError: torch cannot use the GPU of this machine.
+            MemoryError: other processes use all of the GPU's memory.
         """
-        _hide_or_check_gpus()  # may set CUDA_VISIBLE_DEVICES, so it precedes the import of torch
+        _prepare_gpu(request.allocated["gpus"])  # may set CUDA_VISIBLE_DEVICES, so it precedes torch's import
         import torch
 
         from tune.execution.training import JobTraining
@@ -156,36 +150,30 @@ def _convert_errors() -> Iterator[None]:
         if error.errno not in _STORAGE_ERRNOS:
             raise
         raise cannot_write_error(Path(str(error.filename or "a file")), error) from None
-    except RuntimeError as error:  # its subclass torch.OutOfMemoryError covers only torch's allocator
-        if not any(message in str(error) for message in _OUT_OF_MEMORY_MESSAGES):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         raise MemoryError(first_line(error)) from error
 
 
-def _hide_or_check_gpus() -> None:
-    """Hide all GPUs if none is allocated to this worker. Otherwise, check that torch can use a GPU.
+def _prepare_gpu(share: float) -> None:
+    """Hide all GPUs if none is allocated to this worker. Otherwise, check its GPU and limit its memory.
+
+    Args:
+        share: Share of a GPU that is allocated to the job.
 
     Raises:
         InfrastructureError: torch cannot use the GPU. This is a problem of the machine, not of the job.
+        MemoryError: other processes use all of the GPU's memory.
     """
     if not ray.get_gpu_ids():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
         return
-    if problem := _gpu_problem():
+    from prometar.device import gpu_problem, limit_gpu_memory
+
+    if problem := gpu_problem():
         raise InfrastructureError(
             f"torch cannot use the GPU of {socket.gethostname()}: {problem}. Fix the driver or the torch "
             "installation, or request no GPUs."
         )
-
-
-def _gpu_problem() -> str:
-    """Return why torch cannot use a GPU, or "" if it can."""
-    import torch
-
-    with warnings.catch_warnings(record=True) as warned:  # e.g. about an old driver
-        warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            return ""
-    cuda = torch.version.cuda
-    problem = f"torch (built for CUDA {cuda}) finds no GPU" if cuda else "torch is built without CUDA"
-    return problem + "".join(f"; {one_line(str(warning.message))[:160]}" for warning in warned[:1])
+    limit_gpu_memory(share)

@@ -1,5 +1,6 @@
 """Training of one job: its reports, failures, checkpoints and results."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,12 +152,18 @@ def test_a_result_of_other_settings_is_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "result.json").exists()
 
 
-def test_gpu_memory_is_returned_when_a_job_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a worker keeps the memory of its largest job, and other workers on the GPU have less."""
-    released = list[bool]()
-    started = opened(job(tmp_path, {"train.epochs": 1}))
+def test_no_session_is_alive_when_gpu_memory_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a worker keeps the memory of its last job, and other workers on the GPU have less."""
+    alive = list[bool]()
+    started = opened(job(tmp_path, {"train.epochs": 1}, {"train.epochs": 1, "train.seed": 1}))
     started.advance()
+    sessions = [weakref.ref(session) for session in started._sessions.values()]
+    assert len(sessions) == 2
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(not started._sessions))
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: alive.extend(ref() is not None for ref in sessions)
+    )
     started.close()
-    assert released == [True]
+    assert alive == [False, False]

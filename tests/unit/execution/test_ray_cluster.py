@@ -4,10 +4,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
 
 from prometar.errors import UserError, WorkError
 from tune.execution import ray_cluster
@@ -102,3 +104,52 @@ def test_a_dead_node_of_this_machine(own: str, gone: bool, monkeypatch: pytest.M
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: own))
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     assert local_node_is_dead() is gone
+
+
+def test_a_local_cluster_gets_a_token_in_memory_that_later_processes_do_not_inherit(
+    init: Init, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    tokens = list[str]()
+    init(lambda **options: tokens.append(os.environ["RAY_AUTH_TOKEN"]))
+    start_ray()
+    start_ray()
+    assert len(tokens[0]) == 64
+    assert tokens == [tokens[0]] * 2, "Ray reads the token once per process"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_token_of_the_user_is_kept(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "own")
+    tokens = list[str]()
+    init(lambda **options: tokens.append(os.environ["RAY_AUTH_TOKEN"]))
+    start_ray()
+    assert (tokens, os.environ["RAY_AUTH_TOKEN"]) == (["own"], "own")
+
+
+def test_a_process_that_has_read_the_default_token_starts_ray_with_it_and_makes_its_file_private(
+    init: Init, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "auth_token"
+    file.touch(mode=0o644)
+    monkeypatch.setattr(ray_cluster, "_TOKEN_FILE", file)
+    attempts = list[bool]()
+
+    def start(**options: object) -> None:
+        attempts.append("RAY_AUTH_TOKEN" in os.environ)
+        if attempts[-1]:
+            raise RuntimeError("Failed to start GCS.")
+
+    init(start)
+    start_ray()
+    assert attempts == [True, False]
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_each_slice_of_a_gpu_is_a_gpu_of_a_local_cluster(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, object] = {}
+    init(lambda **options: started.update(options))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-11c2a9d4,MIG-52b7e0f3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    start_ray()
+    assert started["num_gpus"] == 2

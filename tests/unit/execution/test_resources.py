@@ -77,7 +77,8 @@ def test_memory_bounds_the_plan() -> None:
             "A trial needs 3 CPU and 1 GPU on one machine",
         ),
         ([{"GPU": 1.0}, {}], {}, "wait until more machines have joined"),
-        (FOUR_GPUS, {"gpus_per_trial": 1.5}, "above 1 must be a whole number"),
+        (FOUR_GPUS, {"gpus_per_trial": 1.5}, "must be at most 1, got 1.5. A trial trains on one GPU"),
+        (FOUR_GPUS, {"gpus_per_trial": 2.0}, "must be at most 1, got 2. A trial trains on one GPU"),
     ],
 )
 def test_too_much_is_refused(nodes: list[dict[str, float]], asked: dict[str, float], message: str) -> None:

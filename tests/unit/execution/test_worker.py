@@ -9,10 +9,10 @@ import pytest
 import ray
 from ray.exceptions import OutOfDiskError
 
-from prometar.errors import InfrastructureError
+from prometar.errors import _OUT_OF_MEMORY, InfrastructureError
 from tests.support.fake_trial import fake_job
 from tune.execution.resources import ResourcePlan
-from tune.execution.worker import _OUT_OF_MEMORY_MESSAGES, JobRequest, JobWorker, _hide_or_check_gpus
+from tune.execution.worker import JobRequest, JobWorker, _prepare_gpu
 from tune.records.schema import EpochReport
 
 PLAN = ResourcePlan(1, 1.0, 0.5)
@@ -82,21 +82,29 @@ def test_a_full_disk_is_no_job_s_fault(error: Callable[[], Exception], tmp_path:
         Worker(request(tmp_path, 0), error=error()).step()
 
 
-@pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY_MESSAGES, "something else"])
+@pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY, "something else"])
 def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None:
     error = RuntimeError(f"{sign} (of 8 GiB)\nFor debugging consider passing A=1")
     with pytest.raises(RuntimeError if sign == "something else" else MemoryError, match="of 8 GiB"):
         Worker(request(tmp_path, 0), error=error).step()
 
 
-def test_a_worker_uses_the_gpus_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_got_a_gpu_checks_it_and_limits_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems, limits = ["", "the driver is too old"], list[float]()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr("tune.execution.worker._gpu_problem", lambda: "the driver is too old")
+    monkeypatch.setattr("prometar.device.gpu_problem", lambda: problems.pop(0))
+    monkeypatch.setattr("prometar.device.limit_gpu_memory", limits.append)
     monkeypatch.setattr("socket.gethostname", lambda: "node3")
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    _prepare_gpu(0.25)
+    assert limits == [0.25]
     with pytest.raises(InfrastructureError, match=r"node3: the driver is too old.*request no GPUs"):
-        _hide_or_check_gpus()
+        _prepare_gpu(0.25)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_a_worker_without_a_gpu_hides_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(ray, "get_gpu_ids", list)
-    _hide_or_check_gpus()
+    _prepare_gpu(0.0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
