@@ -11,13 +11,13 @@ from typing import Any
 from prometar.data.datasets.catalog import rendered_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.embedded.cells import CELLS
-from prometar.embedded.plots import PLOTS
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import TEXTURES
 
 from .fabrics import FABRICS
 from .flags import FLAGS
 from .leaves import LEAVES
+from .plots import PLOTS
 from .shapes import SHAPES
 from .sketches import SKETCHES
 from .terrain import TERRAIN

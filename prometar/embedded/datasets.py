@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from prometar.embedded.cells import CELLS
-from prometar.embedded.plots import PLOTS
+from prometar.embedded.charts import CHARTS
 from prometar.embedded.rendered import RenderedSet
 from prometar.embedded.textures import TEXTURES
 
-RENDERED: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS, PLOTS)}
+RENDERED: dict[str, RenderedSet[Any]] = {dataset.name: dataset for dataset in (TEXTURES, CELLS, CHARTS)}
 DEFAULT_DATASET = CELLS.name
 """Default dataset, because its runs take about a third as long as those on `textures`."""
 

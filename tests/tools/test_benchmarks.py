@@ -13,14 +13,16 @@ from unittest import mock
 
 import pytest
 
+from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.errors import WorkError
+from tune.config import StudyConfig
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
 COUNTS = {"kernels"}  # exact, no timing; tests/contracts/training/test_counts.py holds them
-ACCURACIES = {"objectives", "claim", "allocation", "costs", "precision"}
+ACCURACIES = {"objectives", "claim", "allocation", "costs", "precision", "demo"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
 SHARED = {"common", "counting", "gpu_parts"}
@@ -72,6 +74,28 @@ def test_help(name: str, run: Callable[..., None], capsys: pytest.CaptureFixture
         run(name, "--help")
     assert ended.value.code == 0
     assert "--quick" in capsys.readouterr().out
+
+
+def test_make_demo_is_the_first_study_of_the_demo_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    demo = importlib.import_module("demo")
+
+    def parsed(words: list[str]) -> StudyConfig:
+        given: dict[str, str] = {}
+        settings = []
+        for option, value in zip(words[::2], words[1::2], strict=True):
+            if option == "--set":
+                settings.append(value)
+            else:
+                given[option.removeprefix("--").replace("-", "_")] = value
+        return StudyConfig.of(**{**given, "out": "out", "study": "demo", "settings": settings})
+
+    options = demo.make_demo_options()
+    studies = [parsed(demo.command(seed, Path("out"))[2:]) for seed in demo.SEEDS]
+    assert studies[0] == parsed(options)
+    seeds = [seed for study in studies for seed in (*study.search.seeds, *study.final_seeds)]
+    assert len(seeds) == len(set(seeds)) == 10 * (1 + 5)
+    assert studies[0].test.epochs == Config(method="prometar").train.epochs, "the published baseline"
 
 
 def test_settings_that_diverged_are_excluded_from_the_ranking_of_objectives(

@@ -18,7 +18,7 @@ from prometar.errors import UserError
 PIXELS = {
     "textures": "6aaf8f9d2bcf00df8659b29719a0760a6f68226bf276951d20f8e9373524675c",
     "cells": "34fabef557081d01383b4ff95e0154d9d1fddb2e564a936170aaa01a074814f8",
-    "plots": "fd024ac85f1cd7a8ff5b9f129fa3f2ebedde9086257c9a8927a38274bd86ad99",
+    "charts": "8cc547055738331836ac832eb660da0a4eb556dcc5f0ee36417de9f6e10afbda",
 }
 every_set = pytest.mark.parametrize("rendered", RENDERED.values(), ids=RENDERED.keys())
 

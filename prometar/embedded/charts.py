@@ -1,4 +1,4 @@
-"""`plots`: 12 kinds of curves and charts on paper, with axes. Positions of thin marks decide the class."""
+"""Dataset `charts`: 12 kinds of curves and charts on paper, with axes. Thin marks decide the class."""
 
 from collections.abc import Callable
 
@@ -100,10 +100,10 @@ def _draw(depth: Callable[[Canvas], Floats], rng: np.random.Generator, size: int
     return quantize(image + 0.02 * rng.standard_normal((size, size, 1)))
 
 
-PLOTS = RenderedSet(
-    name="plots",
+CHARTS = RenderedSet(
+    name="charts",
     template="a plot of a {}.",
-    counts={"train": 32, "val": 20, "test": 100},
+    counts={"train": 32, "val": 40, "test": 200},
     draw=_draw,
     families={
         "curved": {
