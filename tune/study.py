@@ -20,7 +20,7 @@ from tune.execution.progress import StageProgress
 from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
 from tune.records.folder import Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
-from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study
+from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study, require_readable_images
 
 if TYPE_CHECKING:
     from tune.execution.job import Job, Observer
@@ -194,7 +194,9 @@ class Study:
 
         Raises:
             UserError: the weights are missing, or a trial does not fit on this machine.
+            WorkError: images are corrupt.
         """
+        require_readable_images(self.config, self._plan, self.console.print)
         return estimate(self.config, self._plan)
 
     @property
@@ -215,6 +217,7 @@ class Study:
             return
         config, plan = self.config, plan_study(self.config)
         digests, footprint = inspect_inputs(config, plan)
+        require_readable_images(config, plan, self.console.print)
         from tune.execution.ray_cluster import start_ray
         from tune.report.live_page import LivePage
 

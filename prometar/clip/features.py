@@ -6,10 +6,8 @@ precision, device, class names and templates. Missing and corrupt files are reco
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from prometar.clip.vision import embed_images, encode_image
 from prometar.clip.weights import read_tensors
 from prometar.clip.wording import fill_template
 from prometar.errors import InfrastructureError, UserError
-from prometar.io.files import write_atomically
+from prometar.io.files import cache_folder, write_atomically
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 """Function that maps N texts to token ids (N, context length)."""
@@ -91,8 +89,7 @@ def cached_text_features(
     """Return the result of `frozen_text_features`, cached on disk."""
     key = [FORMAT, weights_digest, f"{clip.dtype} {clip.device.type}", list(classnames), list(templates)]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    folder = Path(os.path.expanduser(os.environ.get("PROMETAR_CACHE") or "~/.cache/prometar"))
-    path = folder / "text-features" / f"{name}.safetensors"
+    path = cache_folder() / "text-features" / f"{name}.safetensors"
     # A cache that cannot be read or written is ignored, because the features can be recomputed.
     with suppress(UserError, InfrastructureError):
         stored = read_tensors(path, fix="")[0].get("features")

@@ -20,6 +20,11 @@ _FIXES = {
 _PROCESS_TOKEN = os.urandom(4).hex()  # containers that share a folder may have equal process IDs
 
 
+def cache_folder() -> Path:
+    """Return the folder of files that can be recomputed: $PROMETAR_CACHE, or ~/.cache/prometar."""
+    return Path(os.path.expanduser(os.environ.get("PROMETAR_CACHE") or "~/.cache/prometar"))
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file.
 

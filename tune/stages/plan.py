@@ -5,7 +5,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,14 +15,15 @@ import torch
 from prometar.cli.console import format_count, format_duration
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
-from prometar.data.datasets.dataset import Dataset, abbreviated, classnames
+from prometar.data.datasets.dataset import Dataset, Item, abbreviated, classnames
+from prometar.data.preparation.check import unreadable_images
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import to_cpu
 from prometar.environment import num_cpus
-from prometar.errors import UserError
+from prometar.errors import UserError, WorkError
 from prometar.io.custom import convert_errors, is_custom, source_digest
 from prometar.io.files import file_size
 from prometar.methods.component_check import check_components
@@ -132,6 +133,49 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         for name, dataset in zip(search.datasets, datasets, strict=True)
     }
     return StudyPlan(*_stages(config, splits), splits, tuple(datasets))
+
+
+def require_readable_images(config: StudyConfig, plan: StudyPlan, notify: Callable[[str], None]) -> None:
+    """Decode all images that a stage will read, unless this has been done before.
+
+    A corrupt image would otherwise stop runs after hours. Pixels are not used, so test images stay unseen.
+
+    Args:
+        notify: Called with a message if images must be decoded, which takes time.
+
+    Raises:
+        WorkError: images cannot be decoded. The message lists them.
+    """
+    for dataset in plan.datasets:
+
+        def report_start(num_images: int, name: str = dataset.name) -> None:
+            notify(f"Decoding {format_count(num_images, 'image')} of {name} once, to find corrupt files")
+
+        errors = unreadable_images(dataset, _images_of_all_stages(config, dataset), on_start=report_start)
+        if errors:
+            paths = abbreviated(sorted(errors))
+            count = format_count(len(errors), "image")
+            raise WorkError(
+                f"{count} of {dataset.name} cannot be decoded: {paths}. Replace or delete them, then rerun "
+                "this command. `prometar data check` shows the reasons."
+            )
+
+
+def _images_of_all_stages(config: StudyConfig, dataset: Dataset) -> tuple[Item, ...]:
+    """Return the images of a dataset that search, confirmation or final test may read."""
+    search, data = config.search, config.baseline.data
+    if "data.shots" in search.space.ranges:
+        return dataset.items
+    images: dict[str, Item] = {}
+    search_seeds = (*search.seeds, *config.confirmation_seeds)
+    for objective, seeds in ((search.objective, search_seeds), (FINAL, config.final_seeds)):
+        for seed in seeds:
+            split = split_dataset(
+                objective, dataset, shots=data.shots, seed=seed, val_per_class=search.val_per_class
+            )
+            for items in (split.train, *split.evaluations.values()):
+                images |= {item.path: item for item in items}
+    return tuple(images.values())
 
 
 def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str], Footprint]:

@@ -1,7 +1,9 @@
 """Datasets: images with their labels and class names in three splits, and the source of the image files."""
 
+import errno
 import hashlib
 import json
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -11,10 +13,12 @@ from unicodedata import category
 
 from prometar.clip.wording import readable
 from prometar.embedded.datasets import RENDERED
-from prometar.errors import UserError
+from prometar.errors import InfrastructureError, UserError
 from prometar.io.files import read_bytes
 
 SPLITS = ("train", "val", "test")
+_MACHINE_FAULTS = {errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT}
+"""Error numbers of disks and mounts that fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files below a folder."""
+    """Image files below a folder.
+
+    If the disk or the mount fails, or the folder itself is missing, `read_many` raises an
+    InfrastructureError, because this is a fault of the machine and not of the image.
+    """
 
     folder: str
 
@@ -54,6 +62,11 @@ class FolderSource:
         try:
             return read_bytes(file)
         except OSError as error:
+            if error.errno in _MACHINE_FAULTS or not Path(self.folder).is_dir():
+                raise InfrastructureError(
+                    f"Cannot read image {file} ({error.strerror}) on {socket.gethostname()}. "
+                    "Check the disk and the mounts of this machine."
+                ) from None
             raise UserError(
                 f"Cannot read image {file} ({error.strerror}). "
                 "Restore the file, or pass --data-root with a complete copy."

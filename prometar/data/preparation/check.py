@@ -1,8 +1,10 @@
 """Read-only checks of the datasets in a data root, and of the images of one dataset."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from prometar.data.datasets.benchmarks import BENCHMARKS
@@ -19,7 +21,8 @@ from prometar.data.datasets.prepared import find_manifest
 from prometar.data.streaming.transforms import decode, has_exif_rotation
 from prometar.embedded.datasets import RENDERED
 from prometar.environment import num_cpus
-from prometar.errors import PrometarError, UserError
+from prometar.errors import InfrastructureError, PrometarError, UserError
+from prometar.io.files import cache_folder, read_bytes, write_atomically
 
 _GROUP_SIZE = 16  # images that a thread reads and decodes at a time
 
@@ -162,12 +165,67 @@ def read_and_verify(items: Sequence[Item], source: Source) -> Iterator[tuple[byt
                 yield from results
 
 
+def unreadable_images(
+    dataset: Dataset, items: Iterable[Item], *, on_start: Callable[[int], None] = lambda num_images: None
+) -> dict[str, str]:
+    """Decode images that have not been decoded before. Return errors by path.
+
+    A file in the cache folder records the size and the modification time of each decoded image. Only image
+    files are decoded: `prepare` has decoded the images in Parquet files, and rendered images are not corrupt.
+
+    Args:
+        on_start: Called with the number of images to decode, unless it is 0.
+    """
+    if not isinstance(dataset.source, FolderSource):
+        return {}
+    folder = Path(dataset.source.folder)
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
+    record_path = cache_folder() / "decoded-images" / f"{name}.json"
+    decoded = _read_record(record_path)
+    stamps = {item.path: _stamp(folder / item.path) for item in items}
+    unknown = [
+        Item(path, 0, "") for path, stamp in stamps.items() if stamp is None or decoded.get(path) != stamp
+    ]
+    if not unknown:
+        return {}
+    on_start(len(unknown))
+    errors: dict[str, str] = {}
+    for item, (_, message) in zip(unknown, read_and_verify(unknown, dataset.source), strict=True):
+        if message:
+            errors[item.path] = message
+        else:
+            decoded[item.path] = stamps[item.path]
+    with suppress(InfrastructureError):  # without the record, the images are decoded again
+        write_atomically(record_path, json.dumps(decoded).encode())
+    return errors
+
+
+def _read_record(path: Path) -> dict[str, object]:
+    """Return the record of decoded images, or {} if it is missing or unreadable."""
+    try:
+        record = json.loads(read_bytes(path))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _stamp(file: Path) -> list[int] | None:
+    """Return the size in bytes and the modification time in nanoseconds, or None if there is no such file."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
 def _read_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, str]]:
     try:
         images = source.read_many([item.path for item in items])
         for image, item in zip(images, items, strict=True):
             decode(image, item.path)
     except PrometarError as error:
+        if isinstance(error, InfrastructureError) and isinstance(source, FolderSource):
+            raise  # a fault of the disk, not of the images
         if len(items) > 1:  # retry one by one, so that each image has its own error
             return [result for item in items for result in _read_group([item], source)]
         return [(b"", str(error) if items[0].path in str(error) else f"{items[0].path}: {error}")]

@@ -1,19 +1,22 @@
 """Plan of a study: maximum number of runs, epochs and steps."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prometar.errors import UserError
+from prometar.errors import UserError, WorkError
 from prometar.training.run import build_run
+from tests.support.copies import write_tree
 from tests.support.driver import small_config
 from tests.support.own import PARTS
 from tune import Space, StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
-from tune.stages.plan import plan_study
+from tune.stages.plan import plan_study, require_readable_images
 from tune.stages.study_jobs import final_job, trial_job
+from tune.study import Study
 
 
 def config_of(tmp_path: Path, *, ranges: dict[str, Any] | None = None, **options: Any) -> StudyConfig:
@@ -123,3 +126,33 @@ def test_nested_conditions_hold_for_tried_values(tmp_path: Path, monkeypatch: py
 def test_what_cannot_run_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         plan_study(config_of(tmp_path, **options))
+
+
+def test_images_that_any_stage_reads_are_decoded_before_the_start(tmp_path: Path) -> None:
+    """One corrupt photo would else fail runs of the final test, hours later."""
+    paths = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(10)]
+    write_tree(tmp_path / "photos", paths)
+    options = {"dataset": ["folder"], "data_root": tmp_path / "photos", "backbone": "mini"}
+    config = config_of(tmp_path, **options, objective="base_val")
+    plan = plan_study(config)
+    [photos] = plan.datasets
+    unread = next(
+        item.path for item in photos.val if item.classname == "yew"
+    )  # the search scores base classes
+    test_image = next(item.path for item in photos.test if item.classname == "yew")
+    train_image = next(item.path for item in photos.train if item.classname == "ash")
+    messages: list[str] = []
+    (tmp_path / "photos" / unread).write_bytes(b"no image")
+    require_readable_images(config, plan, messages.append)
+    assert re.fullmatch(r"Decoding \d+ images of folder once, to find corrupt files", messages[0])
+    for path in (test_image, train_image):
+        (tmp_path / "photos" / path).write_bytes(b"no image")
+    expected = f"2 images of folder cannot be decoded: {train_image}, {test_image}. Replace or delete them"
+    with pytest.raises(WorkError, match=re.escape(expected)):
+        require_readable_images(config, plan, messages.append)
+    study = Study(config=config)
+    with pytest.raises(WorkError, match="cannot be decoded"):
+        study.run()
+    with pytest.raises(WorkError, match="cannot be decoded"):
+        study.estimate()
+    assert not (tmp_path / "fake").exists(), "no study is started"
