@@ -21,6 +21,7 @@ from rich.console import Console
 from prometar.cli.app import main as prometar_main
 from prometar.config.settings import load_config
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.preparation.check import unreadable_images
 from tests.conftest import write_dtd
 from tune import Study
 from tune.config import StudyConfig
@@ -58,13 +59,20 @@ def records(study: Path) -> list[dict[str, Any]]:
 
 
 def break_what_judges(root: Path) -> dict[Path, bytes]:
-    """Make every test image and every image of a new class a broken file. Returns the whole ones."""
+    """Make every test image and every image of a new class a broken file. Returns the whole ones.
+
+    A study decodes all images before it starts, to find corrupt ones. This is done here, and then the files
+    keep their sizes and modification times, so that the study takes them for decoded. Who opens one fails.
+    """
     dataset = open_dataset("dtd", str(root))
+    assert unreadable_images(dataset, dataset.items) == {}
     items = [*dataset.test, *(item for item in (*dataset.train, *dataset.val) if item.label >= 4)]
     whole = {root / "dtd/images" / item.path: b"" for item in items}
     for path in whole:
         whole[path] = path.read_bytes()
-        path.write_text("no image: a run that opens it fails")
+        status = path.stat()
+        path.write_bytes(b"x" * status.st_size)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     return whole
 
 
