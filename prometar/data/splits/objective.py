@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
-from prometar.data.datasets.dataset import Dataset, Items, classnames
+from prometar.data.datasets.dataset import Dataset, Items, abbreviated, classnames
 from prometar.data.splits.fewshot import (
     MIN_CLASSES,
     draw,
@@ -187,10 +187,24 @@ def split_dataset(
         split = objective.make_split(dataset, shots, seed, val_per_class)
     if is_custom(name):
         _require_valid_split(name, objective, split)
-    if not objective.search_reads_test_images:
-        return split
-    note = f"objective {name} uses test images, so the scores of this search are not valid test results"
-    return replace(split, note=note)
+    notes = [split.note, _few_images_note(dataset, split, shots)]
+    if objective.search_reads_test_images:
+        notes.append(
+            f"objective {name} uses test images, so the scores of this search are not valid test results"
+        )
+    return replace(split, note="; ".join(filter(None, notes)))
+
+
+def _few_images_note(dataset: Dataset, split: FewShotSplit, shots: int) -> str:
+    """Return a note if classes have fewer training images than `shots`, or "" if all have enough."""
+    counts = {label: len(items) for label, items in group_by_label(split.train).items()}
+    few = [split.classnames[label] for label, count in counts.items() if count < shots]
+    if not few:
+        return ""
+    return (
+        f"fewer than data.shots={shots} training images, all of which are used, in these classes of "
+        f"{dataset.name}: {abbreviated(few)}"
+    )
 
 
 def _require_valid_split(name: str, objective: Objective, split: FewShotSplit) -> None:

@@ -124,3 +124,16 @@ def test_halves_of_one_class_are_refused() -> None:
         UserError, match="animals has 3 classes, but the split into base and new classes needs at least 4"
     ):
         split_dataset("final", replace(whole, **few), shots=1, seed=1)
+
+
+def test_classes_with_fewer_images_than_shots_are_told() -> None:
+    few = dataset()
+    few = replace(few, train=few.train[1:])
+    assert split_dataset("final", few, shots=3, seed=1).note == ""
+    expected = (
+        "fewer than data.shots=4 training images, all of which are used, in these classes of animals: ant"
+    )
+    assert split_dataset("final", few, shots=4, seed=1).note == expected
+    assert split_dataset("drift", replace(few, val=()), shots=4, seed=1).note.endswith(
+        f"; {expected}, bee, cat"
+    )
