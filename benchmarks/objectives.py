@@ -111,7 +111,8 @@ def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) ->
 def train(config: Config, path: Path) -> None:
     """Train a run, test it, score it as `drift` does, and write the record. It says if the run diverged."""
     torch.set_num_threads(1)
-    run, scored_run = build_run(config, "final"), build_run(config, "drift")
+    run = build_run(config, "final")
+    scored_run = build_run(config, "drift")
     new_names = classnames(run.evaluations["new"].plan.items)
     with patch.object(training_run, "out_of_domain_names", return_value=new_names):
         informed_run = build_run(config, "drift")
@@ -159,7 +160,8 @@ def measure(args: argparse.Namespace) -> None:
 
     def counts(dataset: str) -> dict[str, int]:
         config = config_of(args, dataset, 0, args.seeds[0])
-        backbone, opened = backbone_of(config.backbone), open_dataset(dataset, args.data_root)
+        backbone = backbone_of(config.backbone)
+        opened = open_dataset(dataset, args.data_root)
         names = out_of_domain_names(opened, backbone.vocabulary)
         return {"classes": len(opened.base_labels), "names": len(names)}
 
@@ -194,7 +196,8 @@ def figures(records: Sequence[Sequence[Mapping[str, Any]]], dataset: str) -> dic
 
 def drift(t: Table) -> Floats:
     """Return H of base validation accuracy and predicted new accuracy (`prometar.training.drift`)."""
-    zero_shot, weight = t.signals["zero_shot"], np.minimum(1, t.signals["divergence"] / np.log(t.names))
+    zero_shot = t.signals["zero_shot"]
+    weight = np.minimum(1, t.signals["divergence"] / np.log(t.names))
     new = zero_shot + weight * np.minimum(0, 100 / t.classes - zero_shot)
     return np.vectorize(lambda b, n: harmonic_mean({"base": b, "new": n}))(t.signals["base"], new)
 
@@ -263,12 +266,16 @@ def main() -> None:
     parser.add_argument("--block", default="objectives", help="name of the block")
     args = parser.parse_args()
     if args.quick:
-        args.settings, args.epochs, args.seeds, args.out = 2, 1, [1, 2], args.out / "quick"
+        args.settings = 2
+        args.epochs = 1
+        args.seeds = [1, 2]
+        args.out = args.out / "quick"
         args.evidence = args.out / "evidence.json"
     if not args.show:
         measure(args)
     how, tables = read_evidence(args.evidence)
-    sets, seeds = ", ".join(t.dataset for t in tables), ", ".join(map(str, how["seeds"]))
+    sets = ", ".join(t.dataset for t in tables)
+    seeds = ", ".join(map(str, how["seeds"]))
     head = (
         f"{how['machine']}. {sets}: the default settings and {how['settings']} samples of `{how['space']}`, "
         f"{how['epochs']} epochs, seeds {seeds}."

@@ -94,7 +94,8 @@ def train(
         values |= zip(keys, backbone, strict=True)
     if values.get("data.root") is not None:
         reject_unused_root([str(values.get("data.name", chosen.data.name))])
-    if chosen.data.root is None and (root := default_root(str(values.get("data.name", chosen.data.name)))):
+    root = default_root(str(values.get("data.name", chosen.data.name)))
+    if chosen.data.root is None and root is not None:
         values.setdefault("data.root", root)
     chosen = absolute_paths(chosen.override(values, where="--set").with_defaults())
     Config.require_used(values, [chosen], "these settings")

@@ -20,7 +20,11 @@ _STUDY_PACKAGES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "
 TRACEBACK_VARIABLE = "PROMETAR_TRACEBACK"
 """Environment variable. If it is 1, the traceback of an unexpected error is shown."""
 
-TYPER_OPTIONS = dict[str, Any](add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+TYPER_OPTIONS: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
 """Arguments of every `typer.Typer`, for one-line errors and plain-text help."""
 
 
@@ -144,7 +148,8 @@ def _print_error(error: Exception) -> int:
         return _fail(message, getattr(error, "exit_code", 2))
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)
-    name, message = type(error).__name__, first_line(error)
+    name = type(error).__name__
+    message = first_line(error)
     described = name if message == name else f"{name}: {message}"
     return _fail(f"Unexpected {described}. Please report it with the traceback ({TRACEBACK_VARIABLE}=1).", 1)
 

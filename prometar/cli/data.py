@@ -36,21 +36,26 @@ def data_list(
     from prometar.embedded.datasets import RENDERED
 
     columns = ("name", "title", "classes", "train", "val", "test", "images" if data_root is None else "state")
-    table, notes = Table(*columns, box=None), []
+    table = Table(*columns, box=None)
+    notes: list[str] = []
     for name, opened in list_datasets(data_root).items():  # a dataset, why it fails, or None
         benchmark = BENCHMARKS.get(name)
-        access = "your own" if not benchmark else "download" if benchmark.copy_file else "manual"
-        state = access if data_root is None else "missing"
+        state = "missing" if data_root is not None else _access(name)
         sizes: tuple[int, ...] = (0, 0, 0, 0)
         if isinstance(opened, str):
             state = "unusable"
             notes.append(f"{name}: {opened}")
-        elif (dataset := opened) is not None:
-            sizes = (len(dataset.classnames), *dataset.counts.values())
-            differences = size_differences(name, sizes[0], dataset.counts)
-            state = "rendered" if name in RENDERED else "sizes differ" if differences else "complete"
-            if differences or dataset.note:
-                notes.append(f"{name}: {'; '.join(filter(None, (*differences, dataset.note)))}")
+        elif opened is not None:
+            sizes = (len(opened.classnames), *opened.counts.values())
+            differences = size_differences(name, sizes[0], opened.counts)
+            if name in RENDERED:
+                state = "rendered"
+            elif differences:
+                state = "sizes differ"
+            else:
+                state = "complete"
+            if differences or opened.note:
+                notes.append(f"{name}: {'; '.join(filter(None, (*differences, opened.note)))}")
         elif benchmark and data_root is None:
             sizes = (benchmark.num_classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
@@ -59,6 +64,13 @@ def data_list(
     print(published if data_root is None else "`prometar data list` shows how to get missing datasets.")
     for note in notes:
         print(one_line(note))
+
+
+def _access(name: str) -> str:
+    """Return how to get a dataset, as one word."""
+    if name not in BENCHMARKS:
+        return "your own"
+    return "download" if BENCHMARKS[name].copy_file else "manual"
 
 
 @app.command("check")

@@ -56,7 +56,8 @@ class Canvas:
             shift: Maximum shift of the figure as a fraction of half the image side.
             warp: Typical displacement by the warp, in radii of the figure.
         """
-        unit, angle = rng.uniform(*radius), rng.uniform(-turn, turn)
+        unit = rng.uniform(*radius)
+        angle = rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.1, 0.1))
         center_x, center_y = rng.uniform(-shift, shift, 2)
         axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0

@@ -26,7 +26,8 @@ def _discs(canvas: Canvas, points: Floats, radii: Floats) -> Floats:
 
 
 def _lumpy_disc(canvas: Canvas, radius: float, waves: int, amplitude: float) -> Floats:
-    angle, phase = np.arctan2(canvas.y, canvas.x), canvas.rng.uniform(0, 2 * np.pi, 2)
+    angle = np.arctan2(canvas.y, canvas.x)
+    phase = canvas.rng.uniform(0, 2 * np.pi, 2)
     wave = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
     return radius + amplitude * wave - np.hypot(canvas.x, canvas.y)
 
@@ -37,8 +38,10 @@ def _amoeba(canvas: Canvas) -> CellDepths:
 
 
 def _bacillus(canvas: Canvas) -> CellDepths:
-    width, count = canvas.rng.uniform(0.07, 0.1), int(canvas.rng.integers(6, 13))
-    points, angle = _random_points(canvas, count), canvas.rng.uniform(0, np.pi, count)
+    width = canvas.rng.uniform(0.07, 0.1)
+    count = int(canvas.rng.integers(6, 13))
+    points = _random_points(canvas, count)
+    angle = canvas.rng.uniform(0, np.pi, count)
     half = 0.2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     body = width - segment_distance(canvas, points - half, points + half)
     return body, body - 0.04
@@ -86,7 +89,8 @@ def _neuron(canvas: Canvas) -> CellDepths:
 
 
 def _spirillum(canvas: Canvas) -> CellDepths:
-    frequency, amplitude = canvas.rng.uniform(9, 13), canvas.rng.uniform(0.09, 0.14)
+    frequency = canvas.rng.uniform(9, 13)
+    amplitude = canvas.rng.uniform(0.09, 0.14)
     body = np.full(canvas.x.shape, -1.0)
     for shift in (-0.55, 0.0, 0.55)[: canvas.rng.integers(2, 4)]:
         distance = np.abs(canvas.y - shift - amplitude * np.sin(canvas.x * frequency + shift * 9)) * 0.8
@@ -96,7 +100,8 @@ def _spirillum(canvas: Canvas) -> CellDepths:
 
 def _yeast(canvas: Canvas) -> CellDepths:
     points = _random_points(canvas, int(canvas.rng.integers(3, 6)), 0.8)
-    radius, angle = canvas.rng.uniform(0.2, 0.28, len(points)), canvas.rng.uniform(0, 2 * np.pi, len(points))
+    radius = canvas.rng.uniform(0.2, 0.28, len(points))
+    angle = canvas.rng.uniform(0, 2 * np.pi, len(points))
     buds = points + (radius + 0.07)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     body = np.maximum(_discs(canvas, points, radius), _discs(canvas, buds, radius * 0.5))
     return body, np.maximum(_discs(canvas, points, radius * 0.35), 0.025 - np.abs(body - 0.02))

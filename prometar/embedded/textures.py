@@ -36,7 +36,8 @@ def spots(
     """Draw spots on a jittered grid, each with probability `keep`. `radius`: range of radii in tiles."""
     ink = np.zeros(c.x.shape)
     for px, py in zip(*scatter(c, spacing, jitter), strict=True):
-        kept, r = c.rng.random() < keep, c.rng.uniform(*radius)
+        kept = c.rng.random() < keep
+        r = c.rng.uniform(*radius)
         if kept:
             ink = np.maximum(ink, c.ink(r - np.hypot(c.x - px, c.y - py)))
     return ink
@@ -53,11 +54,13 @@ def relief(canvas: Canvas, height: Floats, strength: float = 0.6) -> Floats:
 def _layers(c: Canvas, value: Floats, thickness: tuple[float, float], edge_width: float) -> Floats:
     """Draw layers between contours of `value`. `thickness`: range of layer thicknesses. Tones are random."""
     ink = np.full(value.shape, 0.5)
-    start, tone = float(value.min()), 0.5
+    start = float(value.min())
+    tone = 0.5
     while start < value.max():
         next_tone = (tone + c.rng.uniform(0.3, 0.7)) % 1.0
         ink = ink + (next_tone - tone) * edge(value - start, edge_width)
-        start, tone = start + c.rng.uniform(*thickness), next_tone
+        start += c.rng.uniform(*thickness)
+        tone = next_tone
     return ink
 
 
@@ -66,7 +69,8 @@ def blotchy(c: Canvas) -> Floats:
 
 
 def braided(c: Canvas) -> Floats:
-    across, ink = integer_offset(c.x), np.zeros(c.x.shape)
+    across = integer_offset(c.x)
+    ink = np.zeros(c.x.shape)
     for strand in range(3):
         phase = tau * (c.y * 0.6 + strand / 3.0)
         body = np.clip(1.0 - ((across - 0.28 * np.sin(phase)) / 0.2) ** 2, 0.0, 1.0)
@@ -140,8 +144,11 @@ def fibrous(c: Canvas) -> Floats:
 def flecked(c: Canvas) -> Floats:
     ink = np.zeros(c.x.shape)
     for px, py in zip(*scatter(c, 0.9, 0.45), strict=True):
-        angle, dx, dy = c.rng.uniform(0.0, tau), c.x - px, c.y - py
-        along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+        angle = c.rng.uniform(0.0, tau)
+        dx = c.x - px
+        dy = c.y - py
+        along = dx * np.cos(angle) + dy * np.sin(angle)
+        across = dy * np.cos(angle) - dx * np.sin(angle)
         ink = np.maximum(ink, c.ink(0.32 - np.hypot(along, across * 3.2), 2.0))
     return ink
 
@@ -204,7 +211,8 @@ def scaly(c: Canvas) -> Floats:
 
 def spiralled(c: Canvas) -> Floats:
     dx, dy = c.x - c.x.mean() - c.rng.uniform(-1, 1), c.y - c.y.mean() - c.rng.uniform(-1, 1)
-    arms, direction = c.rng.integers(1, 3), c.rng.choice((-1.0, 1.0))
+    arms = c.rng.integers(1, 3)
+    direction = c.rng.choice((-1.0, 1.0))
     return c.ink(np.sin(np.hypot(dx, dy) * tau * 0.8 + direction * arms * np.arctan2(dy, dx)), 6.0)
 
 

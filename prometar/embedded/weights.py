@@ -19,7 +19,9 @@ MINI_VOCABULARY: tuple[str, ...] = tuple((_FOLDER / "vocabulary.txt").read_text(
 """100 nouns that `mini` was also pretrained on. None of them is a class of a rendered dataset."""
 
 TOKEN_TABLE = "token_embedding.weight"  # name in the state dict
-ROW_IDS, ROW_VALUES = "token_rows/ids", "token_rows/values"  # names in mini.safetensors
+# Names in mini.safetensors.
+ROW_IDS = "token_rows/ids"
+ROW_VALUES = "token_rows/values"
 
 
 def initial_token_table(vocab_size: int, width: int) -> Tensor:
@@ -40,7 +42,8 @@ def load_mini() -> dict[str, Tensor]:
     All callers share the cached tensors, so clone them before changing them.
     """
     stored = safetensors.torch.load((_FOLDER / "mini.safetensors").read_bytes())
-    ids, values = stored.pop(ROW_IDS), stored.pop(ROW_VALUES).float()
+    ids = stored.pop(ROW_IDS)
+    values = stored.pop(ROW_VALUES).float()
     table = initial_token_table(mini_config()["text_cfg"]["vocab_size"], values.shape[1])
     table[ids.long()] = values
     return {name: value.float() for name, value in stored.items()} | {TOKEN_TABLE: table}

@@ -23,7 +23,8 @@ from prometar.io.strict_model import StrictModel, problems_of
 from prometar.methods.prompts import Leaves
 
 FORMAT = "prometar-prompts-2"
-HUB_PREFIX, HUB_FILE = "hf://", "prompts.safetensors"
+HUB_PREFIX = "hf://"
+HUB_FILE = "prompts.safetensors"
 
 
 class Card(StrictModel):

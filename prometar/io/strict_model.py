@@ -56,14 +56,18 @@ def problems_of(
 
 
 _BOUNDS = {
-    "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
-}  # fmt: skip
+}
 
 
 def describe_problem(error: ErrorDetails, name: str) -> str:
     """Describe an error of field `name` ("" for the model), e.g. "optim.lr must be at least 0, got -1"."""
-    kind, context, found = error["type"], error.get("ctx", {}), reprlib.repr(error["input"])
+    kind = error["type"]
+    context = error.get("ctx", {})
+    found = reprlib.repr(error["input"])
     if kind == "value_error":
         return f"{name}: {context['error']}".removeprefix(": ")
     if kind == "union_tag_invalid":

@@ -16,8 +16,11 @@ PROCESS_BYTES = 950 * 2**20
 # Floats of a step: floats_per_image times an _IMAGE_ factor for each image, plus floats_per_class times a
 # _CLASS_ factor for each class. Bytes of a gate (learned modulator) with momentum: _GATE times weight_bytes.
 # Fitted to measured peaks: ViT-B/32, ViT-B/16, ViT-L/14, 1 to 500 classes and 1 to 128 images per batch.
-_IMAGE_FORWARD, _IMAGE_FIRST_ORDER, _IMAGE_SECOND_ORDER = 1.0, 16.0, 60.0
-_CLASS_FIRST_ORDER, _CLASS_SECOND_ORDER = 0.5, 2.5
+_IMAGE_FORWARD = 1.0
+_IMAGE_FIRST_ORDER = 16.0
+_IMAGE_SECOND_ORDER = 60.0
+_CLASS_FIRST_ORDER = 0.5
+_CLASS_SECOND_ORDER = 2.5
 _GATE = 0.45
 
 

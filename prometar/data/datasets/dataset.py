@@ -180,7 +180,8 @@ def find_duplicate_names(names: Iterable[str]) -> tuple[str, str] | None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        if (other := seen.setdefault(normalize_name(name), name)) != name:
+        other = seen.setdefault(normalize_name(name), name)
+        if other != name:
             return other, name
     return None
 

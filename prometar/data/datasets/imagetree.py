@@ -18,10 +18,13 @@ from prometar.data.datasets.dataset import (
 from prometar.errors import UserError
 from prometar.io.files import file_size, read_text
 
-OWN_IMAGES, OWN_IMAGES_TITLE = "folder", "your own images"  # name for --dataset, and title in tables
+OWN_IMAGES = "folder"  # name for --dataset
+OWN_IMAGES_TITLE = "your own images"  # title in tables
 # Suffixes of the formats in transforms.FORMATS.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-VAL_PERCENT, TEST_PERCENT, SPLIT_SEED = 20, 30, 0
+VAL_PERCENT = 20
+TEST_PERCENT = 30
+SPLIT_SEED = 0
 MIN_TO_SPLIT = 3  # one image per split
 SPLIT_NOTE = (
     f"automatic split, because the folder has no train/ or test/: {TEST_PERCENT}% of each class are test "
@@ -71,7 +74,8 @@ def read_tree(folder: Path) -> Dataset:
     if splits:
         items = {split: labeled_images(folder, [f"{split}/{n}" for n in names], names) for split in splits}
     else:
-        items, note = _split_automatically(folder, names), "; ".join(filter(None, (SPLIT_NOTE, note)))
+        items = _split_automatically(folder, names)
+        note = "; ".join(filter(None, (SPLIT_NOTE, note)))
     return Dataset(
         OWN_IMAGES,
         OWN_IMAGES_TITLE,

@@ -190,9 +190,7 @@ class _Download:
 
     def _verify_split_file(self, file: Path, url: str) -> None:
         """Require the digest of CoOp's split file, if it is known, and the published sizes."""
-        expected = self._benchmark.split_digest
-        if expected and (found := file_digest(file, expected.partition(":")[0])) != expected:
-            raise SourceError(f"{file.name} at {url} has the digest {found}, expected {expected}.")
+        _verify_digest(file, self._benchmark.split_digest, f"{file.name} at {url}")
         try:
             splits = read_split_file(file)
         except UserError as error:
@@ -283,8 +281,16 @@ def download_file(
             break
     if reason:
         raise SourceError(f"Cannot download {url}: {reason}.")
-    if digest and (found := file_digest(file, digest.partition(":")[0])) != digest:
-        raise SourceError(f"{url} has the digest {found}, expected {digest}.")
+    _verify_digest(file, digest, url)
+
+
+def _verify_digest(file: Path, expected: str, source: str) -> None:
+    """Raise a SourceError if a file does not have the expected digest, which is "" if it is unknown."""
+    if not expected:
+        return
+    found = file_digest(file, expected.partition(":")[0])
+    if found != expected:
+        raise SourceError(f"{source} has the digest {found}, expected {expected}.")
 
 
 def _transfer(url: str, file: Path, progress: ProgressCallback) -> str:

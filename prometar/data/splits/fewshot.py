@@ -10,7 +10,11 @@ from prometar.data.datasets.dataset import Item, Items
 from prometar.errors import UserError
 
 MIN_CLASSES = 4  # two base and two new classes, because accuracy on a single class is always 100%
-HELD_OUT_PERCENT, MAX_HELD_OUT, HELD_OUT_SEED = 20, 50, 0  # validation images of each class
+
+# Validation images of each class of a dataset without a validation split.
+HELD_OUT_PERCENT = 20
+MAX_HELD_OUT = 50
+HELD_OUT_SEED = 0
 
 
 def draw(train: Sequence[Item], *, shots: int, rng: random.Random) -> Items:

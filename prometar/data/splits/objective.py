@@ -57,14 +57,17 @@ def _require_images(dataset: Dataset, items: Items, labels: Sequence[int], usage
 
 def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
     """Draw base-class images for training, and at most `val_per_class` validation images per base class."""
-    train, val, note = dataset.train, dataset.val, ""
+    train = dataset.train
+    val = dataset.val
+    note = ""
     if not val:
         train, val, note = hold_out_val(train)
     _require_images(dataset, val, dataset.base_labels, "validation")
     few_shot = draw(train, shots=shots, rng=random.Random(seed))
     (few_shot_base, val_base), _ = separate_base_new(dataset.base_labels, few_shot, val)
     # The seed is fixed, so that all runs are scored on the same images.
-    rng, groups = random.Random(0), group_by_label(val_base).values()
+    rng = random.Random(0)
+    groups = group_by_label(val_base).values()
     chosen = {item for group in groups for item in rng.sample(group, min(val_per_class, len(group)))}
     return FewShotSplit(few_shot_base, {"base": tuple(i for i in val_base if i in chosen)}, note=note)
 
@@ -73,7 +76,8 @@ def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int)
     """Draw base-class images for training. Evaluation sets: all test images of base and of new classes."""
     few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed))
     base, new = separate_base_new(dataset.base_labels, few_shot, dataset.test)
-    (few_shot_base, test_base), (_, test_new) = base, new
+    few_shot_base, test_base = base
+    _, test_new = new
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     if len(labels) < MIN_CLASSES:

@@ -39,16 +39,19 @@ def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int,
         (MemoryError(), 1, "error: Out of memory.\n"),
         (torch.OutOfMemoryError("CUDA out of memory. More."), 1, "error: CUDA out of memory. More.\n"),
         (
-            torch.AcceleratorError("CUDA error: device(s) busy or unavailable\nSearch for `cudaError'"), 1,
+            torch.AcceleratorError("CUDA error: device(s) busy or unavailable\nSearch for `cudaError'"),
+            1,
             "error: CUDA error: device(s) busy or unavailable\n",
         ),
         (
-            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`"), 1,
+            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`"),
+            1,
             "error: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `a`\n",
         ),
         (KeyboardInterrupt(), 130, "error: Interrupted. Rerun the same command to resume.\n"),
         (
-            TypeError("an int\nmore"), 1,
+            TypeError("an int\nmore"),
+            1,
             "error: Unexpected TypeError: an int. Please report it with the traceback "
             "(PROMETAR_TRACEBACK=1).\n",
         ),
@@ -56,7 +59,7 @@ def said(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int,
         (UserError("name \ud800"), 2, "error: name \\ud800\n"),
         (UserError("red \x1b[31m\r"), 2, "error: red \\x1b[31m\\r\n"),
     ],
-)  # fmt: skip
+)
 def test_every_error_is_one_line(
     error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

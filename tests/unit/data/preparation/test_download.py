@@ -253,9 +253,12 @@ def test_a_copy_that_differs_from_the_published_one_is_refused(
 
 
 def test_a_full_disk_is_no_fault_of_a_source(
-    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    server: Served,
+    offer: Offer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Else the copy would be downloaded, in vain. Nothing is downloaded that does not fit."""
     offer("dtd")
     disk = shutil.disk_usage(tmp_path)
