@@ -44,6 +44,7 @@ SEARCHES = [
     (["--address", "head"], "--address must be auto or HOST:PORT of the cluster's head, got head"),
     (["--set", "averager.mean=0.9"], "--set averager.mean does not apply to the default settings"),
     (["--dataset", "imagenet21k"], "Unknown dataset 'imagenet21k'. Use one of imagenet, "),
+    (["--dataset", "/usr"], "For the images in /usr, pass --dataset folder --data-root /usr."),
     (["--dataset", "dtd", "--backbone", "mini"], "data is not a folder. Pass --data-root DIR"),
     (["--dataset", "dtd", "--backbone", "mini", "--data-root", "nowhere"], "nowhere"),
     (["--trials", "-3"], "--trials must be at least 1, got -3"),

@@ -69,8 +69,10 @@ class StudyPlan:
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the user about the splits of the search."""
-        return list(dict.fromkeys(search.note for search, _ in self.splits.values() if search.note))
+        """Notes for the user about the datasets and the splits of the search."""
+        notes = [f"{dataset.name}: {dataset.note}" for dataset in self.datasets if dataset.note]
+        notes += [search.note for search, _ in self.splits.values() if search.note]
+        return list(dict.fromkeys(notes))
 
     def __str__(self) -> str:
         lines = []

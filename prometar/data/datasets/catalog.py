@@ -56,6 +56,10 @@ def require_name(name: str) -> None:
     Raises:
         UserError: the name is neither.
     """
+    if name not in BUILT_IN_NAMES and os.path.isdir(name):
+        raise UserError(
+            f"Unknown dataset '{name}'. For the images in {name}, pass --dataset folder --data-root {name}."
+        )
     if name not in BUILT_IN_NAMES and not is_custom(name):
         known = ", ".join(BUILT_IN_NAMES)
         raise UserError(f"Unknown dataset '{name}'. Use one of {known}, or a custom package.module:Name.")

@@ -98,6 +98,7 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         *_notes(dataset, root),
         *_rotation_note(dataset, rotated_paths),
         *_duplicates_note(dataset, paths_by_content.values()),
+        *([f"base classes: {abbreviated(dataset.base_classes)}"] if dataset.base_classes else []),
         f"class names: {abbreviated(dataset.classnames)}",
     ]
     return list(image_list_errors(dataset)), image_errors, [summary, *notes]

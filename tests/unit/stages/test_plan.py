@@ -128,6 +128,19 @@ def test_what_cannot_run_is_refused(options: dict[str, Any], message: str, tmp_p
         plan_study(config_of(tmp_path, **options))
 
 
+def test_the_plan_tells_what_is_skipped_in_a_folder(tmp_path: Path) -> None:
+    paths = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(10)]
+    write_tree(tmp_path / "photos", paths)
+    (tmp_path / "photos/ash/IMG_1.HEIC").write_bytes(b"")
+    options = {"dataset": ["folder"], "data_root": tmp_path / "photos", "backbone": "mini"}
+    plan = plan_study(config_of(tmp_path, **options, settings={"data.shots": 16}))
+    assert plan.notes[0].startswith("folder: automatic split, because the folder has no train/ or test/")
+    assert (
+        "1 photos in HEIC format are skipped (convert them to JPEG), such as ash/IMG_1.HEIC" in plan.notes[0]
+    )
+    assert "fewer than data.shots=16 training images, all of which are used, in these" in plan.notes[1]
+
+
 def test_images_that_any_stage_reads_are_decoded_before_the_start(tmp_path: Path) -> None:
     """One corrupt photo would else fail runs of the final test, hours later."""
     paths = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(10)]

@@ -106,6 +106,7 @@ def test_base_classes_txt_chooses_the_base_classes(tmp_path: Path) -> None:
     assert {item.classname for item in scored} == {"oak_tree", "yew"}
     prepare("folder", tmp_path / "tree", tmp_path / "copy")
     assert open_dataset("folder", tmp_path / "copy").digest == dataset.digest
+    assert "base classes: oak_tree, yew" in check("folder", tmp_path / "copy")[2]
 
 
 @pytest.mark.parametrize(
