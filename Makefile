@@ -80,9 +80,11 @@ bench: install
 	  if test $$script = stream && test -n "$(DATA_ROOT)"; then more="--data-root $(DATA_ROOT)"; fi; \
 	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$more --json out/bench/$$script.json; done
 
-# Measurements on a GPU, at most 30 minutes. Resumes if interrupted. Status 2 without a GPU.
+# Measurements on a GPU, at most nine minutes per call. A later call adds what is missing. Status 2 without a GPU.
+# Where Ray and Optuna are missing, run benchmarks/gpu.py directly: torch and the core of the package suffice.
+MINUTES ?= 9
 gpu: install
-	$(BIN)/python benchmarks/gpu.py --docs docs/performance.md
+	$(BIN)/python benchmarks/gpu.py --minutes $(MINUTES) --docs docs/performance.md
 
 # Interrupt studies at random (docs/reliability.md). Fails if a finished result was lost.
 chaos: install

@@ -1,10 +1,13 @@
 """All measurements that require a GPU, in one command: make gpu.
 
-    python benchmarks/gpu.py [--minutes 30] [--out out/gpu] [--parts parity speed ...] [--docs FILE]
+    python benchmarks/gpu.py [--minutes 9] [--out out/gpu] [--parts parity ...] [--docs FILE] [--rehearse]
 
-Each part runs in a separate process, and its record is written to --out. Rerun the same command to measure
-missing or failed parts. At the end, a table lists each claim as "holds", "does not hold" or "not measured".
-The table and the measurements also replace the block `gpu` of --docs. Without a GPU, the exit status is 2.
+Each part runs alone, in its own process with its own time limit. Its record is added to --out/results.json.
+Rerun the same command to measure missing or failed parts. torch and the core of the package suffice, without
+Ray, Optuna and network, except for the parts `study` and `stream`, which need Ray. A table lists each
+expectation of docs/performance.md as "holds", "does not hold" or "not measured", and the last line counts
+them. The table and the measurements also replace the block `gpu` of --docs. Without a GPU, the exit status
+is 2. `--rehearse` checks this script on a CPU, with mini and without waiting. Its figures mean nothing.
 """
 
 import json
@@ -16,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,112 +28,195 @@ from common import describe, parser_of, publish, table
 from prometar.io.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
+RESULTS = "results.json"
 Figures = Mapping[str, Any]
+Records = Mapping[str, Figures]
+"""Record of each part: `failed` (a reason, or ""), `seconds` and `figures`."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A script and its arguments. The script writes its figures to the file given by --json."""
+    """A script, its arguments, and the limit of its duration.
+
+    The script writes its figures to the file given by --json.
+    """
 
     script: str
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str, ...]
+    limit_seconds: float
+    needs_ray: bool = False
 
 
 PARTS = {
-    "parity": Part("gpu_parts.py", ("parity",)),
-    "repeat": Part("gpu_parts.py", ("repeat",)),
-    "speed": Part("gpu_parts.py", ("speed",)),
-    "study": Part("gpu_parts.py", ("study",)),
-    "memory": Part("gpu_parts.py", ("memory",)),
-    "packing": Part("gpu_parts.py", ("packing",)),
-    "stream": Part("stream.py", ("--repeats", "1")),
+    "parity": Part("gpu_parts.py", ("parity",), 90),
+    "repeat": Part("gpu_parts.py", ("repeat",), 90),
+    "speed": Part("gpu_parts.py", ("speed",), 90),
+    "parity-vit": Part("gpu_parts.py", ("parity-vit",), 120),
+    "packing": Part("gpu_parts.py", ("packing",), 240),
+    "memory": Part("gpu_parts.py", ("memory",), 90),
+    "methods": Part("gpu_parts.py", ("methods",), 180),
+    "study": Part("gpu_parts.py", ("study",), 300, needs_ray=True),
+    "stream": Part("stream.py", ("--repeats", "1"), 180, needs_ray=True),
 }
 """Parts in the order of their runs. If time runs out, the last ones are not measured."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Claim about a GPU, the part that measures it, and the condition on the part's figures.
+    """Expectation of docs/performance.md, and its condition on the figures by part.
 
-    If a figure is missing, the claim is not measured.
+    If a figure is missing, the expectation is not measured.
     """
 
     text: str
-    part: str
-    holds: Callable[[Figures], bool]
+    holds: Callable[[Mapping[str, Figures]], bool]
+
+
+def _within_bounds(part: str, name: str) -> Callable[[Mapping[str, Figures]], bool]:
+    return lambda figures: not figures[part][name]["violations"]
+
+
+def _rate(figures: Mapping[str, Figures], precision: str, processes: int = 1) -> float:
+    """Return total steps per second of a number of processes, 0 if so many do not fit."""
+    measured = figures["packing"][precision][str(processes)]
+    return 0.0 if "does not fit" in measured else float(measured["steps_per_second"])
+
+
+def _counted_memory(figures: Mapping[str, Figures]) -> bool:
+    memory = figures["memory"]
+    pairs = [memory[precision] for precision in ("fp32", "tf32", "bf16")]
+    return all(0.75 < pair["counted"] / pair["allocated"] < 1.25 for pair in pairs)
 
 
 CLAIMS = (
-    Claim("a float64 run equals the CPU's within 1e-8", "parity", lambda f: f["fp64"] < 1e-8),
-    Claim("a float32 run equals the CPU's within 1e-3, TF32 off", "parity", lambda f: f["fp32"] < 1e-3),
-    Claim("two runs are equal bit for bit", "repeat", lambda f: f["again"]),
-    Claim("a resumed run equals one that never stopped, bit for bit", "repeat", lambda f: f["resumed"]),
-    Claim("bf16 is faster than fp32", "speed", lambda f: f["bf16"] > f["fp32"]),
-    Claim(
-        "the counted memory is within 25% of the allocated memory",
-        "memory",
-        lambda f: all(0.75 < counted / allocated < 1.25 for allocated, counted in f.values()),
+    *(
+        Claim(f"mini in {precision} is within the bounds", _within_bounds("parity", precision))
+        for precision in ("fp64", "fp32", "tf32", "bf16")
     ),
-    Claim("four trials on a GPU do 1.5 times the steps of one", "packing", lambda f: f["4"] >= 1.5 * f["1"]),
-    Claim("a study finishes", "study", lambda f: f["status"] == 0),
+    *(
+        Claim(f"ViT-B/16 in {precision} is within the bounds", _within_bounds("parity-vit", precision))
+        for precision in ("fp32", "tf32", "bf16")
+    ),
+    Claim(
+        "each method in fp32 is within the bounds",
+        lambda f: not any(each["violations"] for name, each in f["methods"].items() if name != "device"),
+    ),
+    Claim("runs in two processes are equal bit for bit", lambda f: f["repeat"]["again"]),
+    Claim("a resumed run equals one that never stopped, bit for bit", lambda f: f["repeat"]["resumed"]),
+    Claim(
+        "TF32 is faster than fp32",
+        lambda f: f["speed"]["tf32"]["steps_per_second"] > f["speed"]["fp32"]["steps_per_second"],
+    ),
+    Claim(
+        "bf16 is faster than fp32",
+        lambda f: f["speed"]["bf16"]["steps_per_second"] > f["speed"]["fp32"]["steps_per_second"],
+    ),
+    Claim("the counted memory is within 25% of the allocated memory", _counted_memory),
+    Claim(
+        "a job leaves less than 16 MiB allocated",
+        lambda f: f["memory"]["after a job"]["more allocated"] < 16 * 2**20,
+    ),
+    Claim(
+        "four processes in bf16 do 1.5 times the steps of one",
+        lambda f: _rate(f, "bf16", 4) >= 1.5 * _rate(f, "bf16"),
+    ),
+    Claim("a study whose trials share the GPU finishes", lambda f: f["study"]["status"] == 0),
 )
 
 
-def verdict(claim: Claim, records: Mapping[str, Figures]) -> str:
+def verdict(claim: Claim, records: Records) -> str:
     """Return "holds", "does not hold" or "not measured"."""
     try:
-        return "holds" if claim.holds(records[claim.part]["figures"]) else "does not hold"
+        holds = claim.holds({name: record["figures"] for name, record in records.items()})
     except KeyError:
         return "not measured"
+    return "holds" if holds else "does not hold"
 
 
-def claims_table(records: Mapping[str, Figures]) -> str:
-    """Return a Markdown table of every claim and its verdict."""
-    return table(("claim", "verdict"), [(claim.text, verdict(claim, records)) for claim in CLAIMS])
+def claims_table(records: Records) -> str:
+    """Return a Markdown table of every expectation and its verdict."""
+    rows = [(claim.text, verdict(claim, records)) for claim in CLAIMS]
+    return table(("expectation", "verdict"), rows)
 
 
-def read_records(folder: Path, gpu: str) -> dict[str, Figures]:
-    """Return the records measured on this GPU with these versions. Corrupt records are ignored."""
+def last_line(records: Records) -> str:
+    """Return one line with the number of expectations that hold, and the names of those that do not."""
+    verdicts = {claim.text: verdict(claim, records) for claim in CLAIMS}
+    broken = [text for text, each in verdicts.items() if each == "does not hold"]
+    counts = [list(verdicts.values()).count(each) for each in ("holds", "does not hold", "not measured")]
+    named = f" ({'; '.join(broken)})" if broken else ""
+    return f"Expectations: {counts[0]} hold, {counts[1]} do not hold{named}, {counts[2]} not measured."
+
+
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the records of each GPU in a file. A missing or corrupt file has none."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def measured(path: Path, gpu: str) -> dict[str, Figures]:
+    """Return the successful records of this GPU with these versions."""
     found = {}
-    for name in PARTS:
-        try:
-            record = json.loads((folder / f"{name}.json").read_text("utf-8"))
-            if record["gpu"] == gpu and not record["failed"]:
+    for name, record in read_results(path).get(gpu, {}).items():
+        with suppress(KeyError, TypeError):
+            if name in PARTS and not record["failed"]:
                 found[name] = record
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return found
 
 
 def measure(
-    folder: Path, gpu: str, wanted: Sequence[str], seconds: float, run: Callable[[str, float], Figures]
+    path: Path, gpu: str, wanted: Sequence[str], seconds: float, run: Callable[[str, float], Figures]
 ) -> dict[str, Figures]:
-    """Run the missing parts while time is left. Write each record before the next part starts."""
-    folder.mkdir(parents=True, exist_ok=True)
-    records, deadline = read_records(folder, gpu), time.monotonic() + seconds
+    """Run the missing parts while time is left. Add each record to the file before the next part starts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
     for name in wanted:
         left = deadline - time.monotonic()
-        if name in records or left <= 0:
+        if name in measured(path, gpu) or left <= 0:
             continue
-        record = {"gpu": gpu, **run(name, left)}
-        write_atomically(folder / f"{name}.json", json.dumps(record, indent=1).encode())
-        if not record["failed"]:
-            records[name] = record
+        record = run(name, min(left, PARTS[name].limit_seconds))
+        results = read_results(path)
+        results.setdefault(gpu, {})[name] = dict(record)
+        write_atomically(path, json.dumps(results, indent=1).encode())
         print(f"{name}: {record['failed'] or 'measured'}", flush=True)
-    return records
+    return measured(path, gpu)
 
 
-def run_part(name: str, seconds: float, *, folder: Path) -> Figures:
+def is_installed(package: str) -> bool:
+    """Return True if a package can be found, without importing it."""
+    try:
+        return find_spec(package) is not None
+    except ImportError:
+        return False
+
+
+def run_part(name: str, seconds: float, *, folder: Path, rehearse: bool = False) -> Figures:
     """Return the figures of a part, or the reason why it failed."""
-    part, figures = PARTS[name], folder / f"{name}.figures.json"
+    part = PARTS[name]
+    missing = [package for package in ("ray", "optuna") if not is_installed(package)]
+    if part.needs_ray and missing:
+        return {"failed": f"needs {' and '.join(missing)}, not installed", "seconds": 0.0, "figures": {}}
+    figures = folder / f"{name}.figures.json"
     figures.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures)]
+    if rehearse:
+        command.append("--rehearse" if part.script == "gpu_parts.py" else "--quick")
+    began = time.monotonic()
     status = _run(command, seconds)
+    record: dict[str, Any] = {"failed": "", "seconds": round(time.monotonic() - began, 1), "figures": {}}
     if status is None:
-        return {"failed": "timed out", "figures": {}}
-    if status or not figures.is_file():
-        return {"failed": f"exit status {status}", "figures": {}}
-    return {"failed": "", "figures": json.loads(figures.read_text("utf-8"))}
+        record["failed"] = f"timed out after {seconds:.0f} s"
+    elif status < 0:
+        record["failed"] = f"crashed with signal {signal.Signals(-status).name}"
+    elif status or not figures.is_file():
+        record["failed"] = f"failed with exit status {status}"
+    else:
+        record["figures"] = json.loads(figures.read_text("utf-8"))
+    figures.unlink(missing_ok=True)
+    return record
 
 
 def _run(command: Sequence[str], seconds: float) -> int | None:
@@ -148,39 +235,73 @@ def _run(command: Sequence[str], seconds: float) -> int | None:
         process.wait()
 
 
-def block(gpu: str, records: Mapping[str, Figures]) -> str:
+def block(gpu: str, records: Records) -> str:
     """Return the Markdown block for the docs."""
-    speeds = records.get("speed", {}).get("figures", {})
     parts = [f"Measured on {gpu}, with `make gpu`.", claims_table(records)]
-    if speeds:
-        rows = [(name, value) for name, value in speeds.items() if "peak" not in name]
-        parts.append(table(("ViT-B/16, 24 classes, batch 4", "steps per second"), rows))
-    if packed := records.get("packing", {}).get("figures"):
-        parts.append(table(("processes on one GPU, bf16", "total steps per second"), packed.items()))
-    if memory := records.get("memory", {}).get("figures"):
-        rows = [(name, *(size / 2**30 for size in pair)) for name, pair in memory.items()]
-        parts.append(table(("peak of a step", "allocated GiB", "counted GiB"), rows))
+    if "speed" in records:
+        parts.append(_speed_table(records["speed"]["figures"]))
+    if "packing" in records:
+        parts.append(_packing_table(records["packing"]["figures"]))
     return "\n\n".join(parts)
+
+
+def _speed_table(figures: Figures) -> str:
+    head = ("ViT-B/16, 32 classes, batch 4", "steps per second (median)", "lowest", "highest", "SM MHz", "°C")
+    rows = []
+    for precision, speed in figures.items():
+        if precision != "device":
+            rates = [speed[name] for name in ("steps_per_second", "lowest", "highest")]
+            rows.append((precision, *rates, *_sensors(speed, "clocks.sm", "temperature.gpu")))
+    return table(head, rows)
+
+
+def _packing_table(figures: Figures) -> str:
+    head = ("precision", "processes", "total steps per second (median)", "lowest", "highest", "GPU busy %")
+    rows: list[tuple[Any, ...]] = []
+    for precision, by_count in figures.items():
+        if precision == "device":
+            continue
+        for count, packed in by_count.items():
+            if "does not fit" in packed:
+                rows.append((precision, count, "does not fit", "-", "-", "-"))
+            else:
+                rates = [packed[name] for name in ("steps_per_second", "lowest", "highest")]
+                rows.append((precision, count, *rates, *_sensors(packed, "utilization.gpu")))
+    return table(head, rows)
+
+
+def _sensors(figures: Figures, *names: str) -> list[Any]:
+    """Return the medians of sensors, "-" if they could not be read."""
+    readings = figures["sensors"]
+    return [readings[name][1] if name in readings else "-" for name in names]
 
 
 def main() -> int:
     parser = parser_of(__doc__)
-    parser.add_argument("--minutes", type=float, default=30, help="time limit")
-    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder of the records")
+    parser.add_argument("--minutes", type=float, default=9, help="time limit of all parts together")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help=f"folder of {RESULTS}")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run")
     parser.add_argument("--docs", type=Path, help="document whose block `gpu` is replaced")
+    parser.add_argument("--rehearse", action="store_true", help="check this script on a CPU")
     args = parser.parse_args()
     import torch
 
-    if not torch.cuda.is_available():
+    if args.rehearse:
+        gpu = f"a CPU, rehearsed; {describe(1)}"
+    elif torch.cuda.is_available():
+        gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {describe(1)}"
+    else:
         print("No GPU is available. Nothing was measured.", file=sys.stderr)
         return 2
-    gpu = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {describe(1)}"
     records = measure(
-        args.out, gpu, args.parts, 60 * args.minutes,
-        lambda name, seconds: run_part(name, seconds, folder=args.out),
-    )  # fmt: skip
-    publish(block(gpu, records), args.docs, "gpu")
+        args.out / RESULTS,
+        gpu,
+        args.parts,
+        60 * args.minutes,
+        lambda name, seconds: run_part(name, seconds, folder=args.out, rehearse=args.rehearse),
+    )
+    publish(block(gpu, records), None if args.rehearse else args.docs, "gpu")
+    print(f"\n{last_line(records)}")
     return 0
 
 

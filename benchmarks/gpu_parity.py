@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -142,8 +142,8 @@ def _tensors(session: Session) -> dict[str, Tensor]:
 def deviations(found: Trajectory, reference: Trajectory) -> Figures:
     """Return the largest deviation of each group that the reference has.
 
-    A group's deviation is |x - x'| / |x' - x'_0| over all its tensors (x' is the reference and x'_0 its start,
-    0 for momenta). A loss's or the divergence's is max |y - y'| / (max y' - min y') over the epochs.
+    A group's deviation is |x - x'| / |x' - x'_0| over all its tensors. x' is the reference, x'_0 its start (0
+    for momenta). A loss's or the divergence's is max |y - y'| / (max y' - min y') over the epochs.
     """
     result: Figures = {}
     for group in STATE_GROUPS:
@@ -153,7 +153,7 @@ def deviations(found: Trajectory, reference: Trajectory) -> Figures:
             movement = _norm([reference.end[name] - reference.start[name] for name in names])
             result[group] = _ratio(difference, movement)
     for name in reference.history[0]:
-        values = [float(record[name]) for record in found.history]
+        values = [float(record.get(name, nan)) for record in found.history]
         expected_values = [float(record[name]) for record in reference.history]
         largest = _largest_difference(values, expected_values)
         if name == "divergence":

@@ -1,182 +1,426 @@
-"""Parts of benchmarks/gpu.py without their own script: python benchmarks/gpu_parts.py PART --json FILE"""
+"""Parts of benchmarks/gpu.py: python benchmarks/gpu_parts.py PART --json FILE [--rehearse]
+
+ViT-B/16 has random weights, which do not affect times and memory. The dataset is the rendered `textures`
+with its 32 classes, in batches of four. `--rehearse` replaces ViT-B/16 by mini and shortens the timings, to
+check the script on a CPU. Its figures mean nothing. Only the part `study` needs Ray and Optuna.
+"""
 
 import argparse
+import gc
 import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from common import BACKBONE, ROOT, Figures
-from counting import memory_of
-from torch import Tensor
+from common import ROOT, Figures
+from gpu_parity import (
+    BOUNDS,
+    MINI,
+    RANDOM_CLIP,
+    Trajectory,
+    deviations,
+    emulated,
+    run_of,
+    train,
+    violations,
+)
 
-from prometar.config.settings import Config
+from prometar.config.recipes import METHODS
 from prometar.data.streaming.stream import stream_local
-from prometar.device import to_cpu
-from prometar.training.epoch import sgd_config, train_epoch, train_step
-from prometar.training.run import DTYPES, Run, build_run, clear_caches, initial_state
+from prometar.device import default_device, release_cached_memory
+from prometar.errors import first_line
+from prometar.training.epoch import sgd_config, train_step
+from prometar.training.run import DTYPES, Run, clear_caches, initial_state
 from prometar.training.session import Session
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-WARM_UP, COUNTED = 3, 20  # steps before and during the measurement
-HOST = torch.device("cpu")
-MINI = {"backbone.name": "mini"}
-RANDOM_CLIP = {"backbone.name": BACKBONE, "backbone.pretrained": "random"}
+PRECISIONS = ("fp32", "tf32", "bf16")
 PROCESS_COUNTS = (1, 2, 4, 8)  # on one GPU
-WAIT_SECONDS = 300  # until the other processes are ready
+WARM_UP_STEPS = 3
+REPEATS = 5
+WAIT_SECONDS = 120  # for the answer of another process
+ALL_CLASSES = "all_classes"
+SENSORS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "utilization.gpu")
+"""Fields of nvidia-smi. `utilization.gpu` is the share of time in which a kernel ran, in percent."""
+HOST = torch.device("cpu")
 
 
-def run_of(precision: str, backbone: Mapping[str, str] = MINI, *, device: torch.device | None = None) -> Run:
-    """Build a run on `textures`: two epochs, two images per class."""
-    device = device or torch.device("cuda", 0)
-    clear_caches()
-    config = Config().override(
-        {"train.epochs": 2, "data.shots": 2, "inner.lr": 0.1, "backbone.precision": precision, **backbone}
-    )
-    with patch("prometar.training.run.default_device", lambda: device):
-        return build_run(config, "all_classes")
+@dataclass(frozen=True)
+class Setup:
+    """What is measured: the large backbone, and the seconds of each repeat."""
+
+    backbone: Mapping[str, Any] = field(default_factory=lambda: RANDOM_CLIP)
+    seconds: float = 2.0  # five repeats take ten seconds
+    rehearse: bool = False
 
 
-def prompts_after(run: Run) -> dict[str, Tensor]:
-    """Train one epoch. Return the prompts."""
-    batches = stream_local(run.plan, run.dataset.source)
-    state, _ = train_epoch(run, initial_state(run), batches)
-    return to_cpu(state.leaves)
+REHEARSAL = Setup(backbone=MINI, seconds=0.0, rehearse=True)
 
 
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Return the largest absolute difference between two sets of tensors."""
-    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+def synchronize() -> None:
+    """Wait until the GPU has finished."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def parity() -> Figures:
-    """Return the difference of the prompts from float64 on the CPU after an epoch, by precision."""
-    on_cpu = prompts_after(run_of("fp64", device=HOST))
-    return {p: distance(prompts_after(run_of(p)), on_cpu) for p in ("fp64", *PRECISIONS)}
+# Parity and repetition
 
 
-def prompts_by_sessions(sessions: int) -> dict[str, Tensor]:
-    """Train two epochs, in one session or in two, of which the second resumes. Return the prompts."""
-    run, folder = run_of("fp32"), Path(tempfile.mkdtemp())
-    for _ in range(sessions):
-        session = Session(run, folder)
-        for _ in range(2 // sessions):
-            session.run_epoch()
-        session.close()
-    return to_cpu(session.state.leaves)
+def parity(setup: Setup) -> Figures:
+    """Return deviations of mini from float64 on the CPU, by precision, and what exceeds its bound."""
+    reference = train(run_of("fp64", device=HOST))
+    return {precision: _compared(precision, reference, MINI) for precision in ("fp64", *PRECISIONS)}
 
 
-def repeat() -> Figures:
-    """Return whether two runs are equal bit for bit, and whether a resumed run equals them."""
-    first, again, resumed = (prompts_by_sessions(sessions) for sessions in (1, 1, 2))
-    return {"again": distance(first, again) == 0, "resumed": distance(first, resumed) == 0}
+def parity_vit(setup: Setup) -> Figures:
+    """Return deviations of ViT-B/16 from float64 on the same device, by precision.
+
+    `parity` compares float64 on the GPU with the CPU, which would need minutes for ViT-B/16.
+    """
+    reference = train(run_of("fp64", setup.backbone))
+    return {precision: _compared(precision, reference, setup.backbone) for precision in PRECISIONS}
 
 
-def speed() -> Figures:
-    """Return steps per second of ViT-B/16 with random weights and 24 classes, by precision."""
+def _compared(precision: str, reference: Trajectory, backbone: Mapping[str, Any], **options: Any) -> Figures:
+    with emulated(precision):
+        found = deviations(train(run_of(precision, backbone, **options)), reference)
+    return {"deviations": found, "violations": violations(found, BOUNDS[precision])}
+
+
+def methods(setup: Setup) -> Figures:
+    """Return deviations of each learning method with mini in fp32 from float64 on the CPU."""
     found: Figures = {}
-    for precision in PRECISIONS:
-        run = run_of(precision, RANDOM_CLIP)
-        torch.cuda.reset_peak_memory_stats()
-        found[precision] = steps_per_second(run)
-        found[f"{precision} peak bytes"] = torch.cuda.max_memory_allocated()
+    for method in METHODS[-1:] if setup.rehearse else METHODS:
+        run = run_of("fp64", device=HOST, method=method)
+        if initial_state(run).leaves:  # methods without learned tensors have nothing to compare
+            found[method] = _compared("fp32", train(run), MINI, method=method)
     return found
 
 
-def steps_per_second(run: Run, ready: Callable[[], object] = lambda: None) -> float:
-    """Repeat one step on one batch. Return steps per second. `ready` is called after the warm-up."""
+def repeat(setup: Setup) -> Figures:
+    """Return whether runs in two fresh processes, and a resumed run, are equal bit for bit."""
+    folder = Path(tempfile.mkdtemp())
+    for name in ("first", "again"):
+        arguments = ["trajectory", "--json", str(folder / name)]
+        _run_fresh([*arguments, "--rehearse"] if setup.rehearse else arguments)
+    first, again = (Trajectory.load(folder / name) for name in ("first", "again"))
+    resumed = train(run_of("fp32", setup.backbone), sessions=2)
+    return {"again": first.equals(again), "resumed": first.equals(resumed)}
+
+
+def _run_fresh(arguments: list[str]) -> None:
+    subprocess.run([sys.executable, str(Path(__file__).resolve()), *arguments], check=True)
+
+
+# Speed
+
+
+def steps_within(run: Run, seconds: float) -> tuple[int, float]:
+    """Repeat training steps for some seconds, at least one. Return their number and the elapsed seconds.
+
+    Image features are not cached, so that each step encodes its images, as in a run's own epochs.
+    """
+    run = replace(run, cache=None)
     batch = next(iter(stream_local(run.plan, run.dataset.source)))
-    start, now = initial_state(run), sgd_config(run.config, 1)
-
-    def seconds(number: int) -> float:
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(number):
-            train_step(run, start, batch, now)
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    seconds(WARM_UP)
-    ready()
-    return COUNTED / seconds(COUNTED)
+    state = initial_state(run)
+    sgd = sgd_config(run.config, 1)
+    synchronize()
+    began = time.perf_counter()
+    number = 0
+    while number == 0 or time.perf_counter() - began < seconds:
+        # The queue of the GPU is shorter than a step's kernels, so the host cannot run ahead.
+        state, _ = train_step(run, state, batch._replace(step=state.step), sgd)
+        number += 1
+    synchronize()
+    return number, time.perf_counter() - began
 
 
-def memory() -> Figures:
-    """Return peak bytes of a step by precision: allocated, and counted with fake tensors."""
+def warm_up(run: Run) -> None:
+    for _ in range(WARM_UP_STEPS):
+        steps_within(run, 0.0)
+
+
+def spread_of(rates: list[float]) -> Figures:
+    """Return the median, the lowest and the highest of the rates."""
+    return {"steps_per_second": median(rates), "lowest": min(rates), "highest": max(rates)}
+
+
+@contextmanager
+def sensors() -> Iterator[dict[str, list[float]]]:
+    """Read clocks, temperature, power and utilization twice a second within the context.
+
+    The result stays empty without nvidia-smi.
+    """
+    readings: dict[str, list[float]] = {}
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            try:
+                values = _query_sensors()
+            except (OSError, ValueError, subprocess.SubprocessError):
+                return
+            for name, value in zip(SENSORS, values, strict=True):
+                readings.setdefault(name, []).append(value)
+            ended.wait(0.5)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield readings
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _query_sensors() -> list[float]:
+    if not torch.cuda.is_available():
+        raise OSError("no GPU")
+    uuid = torch.cuda.get_device_properties(0).uuid
+    command = [
+        "nvidia-smi",
+        f"--id=GPU-{uuid}",
+        f"--query-gpu={','.join(SENSORS)}",
+        "--format=csv,noheader,nounits",
+    ]
+    line = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    return [float(value) for value in line.split(",")]
+
+
+def summary_of(readings: Mapping[str, list[float]]) -> Figures:
+    """Return [lowest, median, highest] of each sensor."""
+    return {name: [min(values), median(values), max(values)] for name, values in readings.items()}
+
+
+def speed(setup: Setup) -> Figures:
+    """Return steps per second, their spread, peak memory and sensors, by precision."""
     found: Figures = {}
     for precision in PRECISIONS:
-        run = run_of(precision, RANDOM_CLIP)
-        classes = len(run.dataset.classnames)
-        batch, start = next(iter(stream_local(run.plan, run.dataset.source))), initial_state(run)
-        torch.cuda.reset_peak_memory_stats()
-        train_step(run, start, batch, sgd_config(run.config, 1))
-        counted = memory_of(run.config, num_classes=classes, dtype=DTYPES[precision])
-        found[precision] = [torch.cuda.max_memory_allocated(), counted.peak]
+        run = run_of(precision, setup.backbone, objective=ALL_CLASSES)
+        warm_up(run)
+        with sensors() as readings:
+            timings = [steps_within(run, setup.seconds) for _ in range(REPEATS)]
+        figures = spread_of([number / elapsed for number, elapsed in timings])
+        figures["seconds"] = sum(elapsed for _, elapsed in timings)
+        figures["sensors"] = summary_of(readings)
+        figures["classes"] = len(run.dataset.classnames)
+        found[precision] = figures
     return found
 
 
-def packing() -> Figures:
-    """Return the total steps per second of several processes on one GPU in bf16."""
+# Memory
+
+
+def memory(setup: Setup) -> Figures:
+    """Return bytes of a step (allocated, and counted with fake tensors), of a process, and after a job."""
+    from counting import memory_of
+
     found: Figures = {}
-    for count in PROCESS_COUNTS:
-        steps = total_steps_per_second(count)
-        if steps is None:
-            break  # so many processes do not fit into GPU memory
-        found[str(count)] = steps
+    for precision in PRECISIONS:
+        run = run_of(precision, setup.backbone, objective=ALL_CLASSES)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        steps_within(run, 0.0)
+        classes = len(run.dataset.classnames)
+        counted = memory_of(run.config, num_classes=classes, dtype=DTYPES[precision])
+        found[precision] = {"allocated": _cuda_bytes("max_memory_allocated"), "counted": counted.peak}
+    found["after a job"] = _bytes_after_a_job(setup)
+    found["process"] = _bytes_of_a_process(setup)
     return found
 
 
-def total_steps_per_second(count: int) -> float | None:
-    """Return the total steps per second of `count` processes, or None if a process failed."""
-    context = multiprocessing.get_context("spawn")
-    barrier, seconds = context.Barrier(count), context.Queue()
-    workers = [context.Process(target=_steps, args=(barrier, seconds)) for _ in range(count)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        return None
-    return count * COUNTED / max(seconds.get() for _ in workers)
+def _cuda_bytes(function: str) -> int:
+    """Return the result of a function of torch.cuda, or 0 without a GPU."""
+    return getattr(torch.cuda, function)() if torch.cuda.is_available() else 0
 
 
-def _steps(barrier: Any, seconds: Any) -> None:
+def _bytes_after_a_job(setup: Setup) -> Figures:
+    """Return allocated and reserved bytes after a job has ended, with its backbone still cached."""
+    run = run_of("bf16", setup.backbone)
+    before = _cuda_bytes("memory_allocated")
+    with tempfile.TemporaryDirectory() as folder, closing(Session(run, Path(folder))) as session:
+        session.run_epoch()
+    del session
+    gc.collect()
+    release_cached_memory()
+    more = _cuda_bytes("memory_allocated") - before
+    return {"more allocated": more, "reserved": _cuda_bytes("memory_reserved")}
+
+
+def _bytes_of_a_process(setup: Setup) -> Figures:
+    """Return how much free GPU memory another process takes: idle with its context, and after steps."""
+    clear_caches()
+    gc.collect()
+    release_cached_memory()
+    free = _free_bytes()
+    with closing(Worker("bf16", setup)) as worker:
+        worker.wait_until_ready()
+        return {"bf16, after warm-up": free - _free_bytes()}
+
+
+def _free_bytes() -> int:
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+
+
+# Packing
+
+
+class OutOfMemory(Exception):
+    """A process did not fit into GPU memory."""
+
+
+class Worker:
+    """Process that trains on the shared GPU on request."""
+
+    def __init__(self, precision: str, setup: Setup) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, precision, setup), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the run is built and warmed up."""
+        self._answer()
+
+    def start(self, seconds: float) -> None:
+        """Start training for some seconds."""
+        self._pipe.send(seconds)
+
+    def rate(self) -> float:
+        """Return the steps per second since `start`."""
+        number, elapsed = self._answer()
+        return number / elapsed
+
+    def _answer(self) -> Any:
+        """Return an answer. A process that crashed or hangs is a RuntimeError, never "does not fit"."""
+        try:
+            if not self._pipe.poll(WAIT_SECONDS):
+                raise RuntimeError(f"a process did not answer within {WAIT_SECONDS} s")
+            kind, value = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"a process crashed with status {self._process.exitcode}") from None
+        if kind == "out of memory":
+            raise OutOfMemory(value)
+        if kind == "error":
+            raise RuntimeError(f"a process failed: {value}")
+        return value
+
+    def close(self) -> None:
+        """End the process, and wait until its memory is free."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection, precision: str, setup: Setup) -> None:
     try:
-        run = run_of("bf16", RANDOM_CLIP)
-        seconds.put(COUNTED / steps_per_second(run, ready=lambda: barrier.wait(WAIT_SECONDS)))
-    except BaseException:
-        barrier.abort()  # otherwise the other processes would wait for this one
-        raise
+        run = run_of(precision, setup.backbone, objective=ALL_CLASSES)
+        warm_up(run)
+        pipe.send(("ready", None))
+        while True:
+            pipe.send(("steps", steps_within(run, pipe.recv())))
+    except torch.OutOfMemoryError as error:
+        pipe.send(("out of memory", first_line(error)))
+    except EOFError:
+        pass  # the other side has ended
+    except Exception as error:
+        pipe.send(("error", f"{type(error).__name__}: {first_line(error)}"))
 
 
-def study() -> Figures:
-    """Run a study of `cells` on the command line. Return its exit status and duration in seconds."""
+def packing(setup: Setup) -> Figures:
+    """Return the total steps per second of 1, 2, 4 and 8 processes on one GPU, by precision.
+
+    Each entry has the spread of five repeats and the sensors, including the share of time that the GPU is
+    busy. A number of processes that does not fit has "does not fit" and the message.
+    """
+    counts = PROCESS_COUNTS[:2] if setup.rehearse else PROCESS_COUNTS
+    precisions = PRECISIONS[-1:] if setup.rehearse else PRECISIONS
+    return {precision: _packed(precision, counts, setup) for precision in precisions}
+
+
+def _packed(precision: str, counts: tuple[int, ...], setup: Setup) -> Figures:
+    found: Figures = {}
+    workers: list[Worker] = []
+    try:
+        for count in counts:
+            workers += [Worker(precision, setup) for _ in range(count - len(workers))]
+            for worker in workers[count // 2 if count > 1 else 0 :]:
+                worker.wait_until_ready()
+            found[str(count)] = _total_rate(workers, setup)
+    except OutOfMemory as error:
+        found[str(count)] = {"does not fit": str(error)}
+    finally:
+        for worker in workers:
+            worker.close()
+    return found
+
+
+def _total_rate(workers: list[Worker], setup: Setup) -> Figures:
+    rates = []
+    with sensors() as readings:
+        for _ in range(REPEATS):
+            for worker in workers:
+                worker.start(setup.seconds)
+            rates.append(sum(worker.rate() for worker in workers))
+    return {**spread_of(rates), "sensors": summary_of(readings)}
+
+
+# With Ray
+
+
+def study(setup: Setup) -> Figures:
+    """Run a study whose trials share the GPU, on the command line. Return its exit status and duration."""
     began = time.perf_counter()
-    command = [sys.executable, str(ROOT / "tune" / "search.py"), "--trials", "8", "--out", tempfile.mkdtemp()]
+    command = [
+        sys.executable, str(ROOT / "tune" / "search.py"), "--dataset", "textures", "--trials", "8",
+        "--epochs", "1", "--max-concurrent", "4", "--top", "0", "--final-seeds", "1 2",
+        "--set", "data.shots=1", "--out", tempfile.mkdtemp(),
+    ]  # fmt: skip
+    for name, value in setup.backbone.items():
+        if name != "backbone.name" or value != "mini":
+            command += [f"--{name.removeprefix('backbone.')}".replace("--name", "--backbone"), value]
     status = subprocess.run(command, cwd=ROOT).returncode
-    return {"status": status, "seconds": time.perf_counter() - began}
+    return {"status": status, "concurrent": 4, "seconds": time.perf_counter() - began}
 
 
-MEASURES: dict[str, Callable[[], Figures]] = {
-    "parity": parity, "repeat": repeat, "speed": speed, "memory": memory, "packing": packing,
+MEASURES: dict[str, Callable[[Setup], Figures]] = {
+    "parity": parity,
+    "parity-vit": parity_vit,
+    "methods": methods,
+    "repeat": repeat,
+    "speed": speed,
+    "memory": memory,
+    "packing": packing,
     "study": study,
-}  # fmt: skip
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=list(MEASURES), help="measurement to run")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=[*MEASURES, "trajectory"], help="measurement to run")
     parser.add_argument("--json", type=Path, required=True, help="file of the measurements")
+    parser.add_argument("--rehearse", action="store_true", help="check the script with mini, without waiting")
     args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    args.json.write_text(json.dumps(MEASURES[args.part]()), "utf-8")
+    setup = REHEARSAL if args.rehearse else Setup()
+    if args.part == "trajectory":
+        train(run_of("fp32", setup.backbone)).save(args.json)
+        return
+    figures = {"device": str(default_device()), **MEASURES[args.part](setup)}
+    args.json.write_text(json.dumps(figures), "utf-8")
 
 
 if __name__ == "__main__":

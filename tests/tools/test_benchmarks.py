@@ -25,7 +25,7 @@ COUNTS = {"kernels"}  # exact, no timing; tests/contracts/training/test_counts.p
 ACCURACIES = {"objectives", "claim", "allocation", "costs", "precision", "demo"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "counting", "gpu_parts"}
+SHARED = {"common", "counting", "gpu_parts", "gpu_parity"}
 
 SUITE_PIXELS = {
     "flags": "2d1d6dfc7753b2d5ad8b4fddb765b68f189d2cacb7f5e640f41d7cd960cdcabe",

@@ -1,6 +1,9 @@
-"""`make gpu` as far as no GPU is needed: records, claims, the block, and what it says without one."""
+"""`make gpu` as far as no GPU is needed: records, expectations, the block, and a rehearsal without Ray."""
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,49 +21,172 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("gpu")
 
 
+def rate(steps: float) -> dict[str, Any]:
+    return {"steps_per_second": steps, "lowest": steps, "highest": steps, "sensors": {}}
+
+
 GOOD: dict[str, dict[str, Any]] = {
-    "parity": {"fp64": 1e-12, "fp32": 1e-5},
+    "parity": {
+        "fp64": {"violations": {}},
+        "fp32": {"violations": {}},
+        "tf32": {"violations": {}},
+        "bf16": {"violations": {"prompts": "0.5 > 0.3"}},
+    },
     "repeat": {"again": True, "resumed": False},
-    "speed": {"fp32": 3.0, "bf16": 2.0},
-    "memory": {"fp32": [4 * 2**30, 3.5 * 2**30]},
-    "packing": {"1": 2.0, "4": 2.9},
+    "speed": {"fp32": rate(3.0), "tf32": rate(4.0), "bf16": rate(2.0)},
+    "memory": {
+        **{p: {"allocated": 4 * 2**30, "counted": 3.5 * 2**30} for p in ("fp32", "tf32", "bf16")},
+        "after a job": {"more allocated": 2**20},
+    },
+    "packing": {"bf16": {"1": rate(2.0), "2": rate(2.5), "4": {"does not fit": "CUDA out of memory"}}},
 }
 
 
 def part(name: str, seconds: float) -> dict[str, Any]:
-    failed = "" if name in GOOD else "ended with status 1"
-    return {"failed": failed, "figures": GOOD.get(name, {})}
+    failed = "" if name in GOOD else "failed with exit status 1"
+    return {"failed": failed, "seconds": 1.0, "figures": GOOD.get(name, {})}
 
 
-def test_a_claim_holds_does_not_or_is_not_measured(gpu: ModuleType, tmp_path: Path) -> None:
-    records = gpu.measure(tmp_path, "a card", list(gpu.PARTS), 60.0, part)
+def test_an_expectation_holds_does_not_hold_or_is_not_measured(gpu: ModuleType, tmp_path: Path) -> None:
+    records = gpu.measure(tmp_path / "results.json", "a card", list(gpu.PARTS), 60.0, part)
     verdicts = {claim.text: gpu.verdict(claim, records) for claim in gpu.CLAIMS}
-    assert verdicts["two runs are equal bit for bit"] == "holds"
+    assert verdicts["runs in two processes are equal bit for bit"] == "holds"
     assert verdicts["a resumed run equals one that never stopped, bit for bit"] == "does not hold"
+    assert verdicts["mini in fp32 is within the bounds"] == "holds"
+    assert verdicts["mini in bf16 is within the bounds"] == "does not hold"
     assert verdicts["bf16 is faster than fp32"] == "does not hold"
     assert verdicts["the counted memory is within 25% of the allocated memory"] == "holds"
-    assert verdicts["four trials on a GPU do 1.5 times the steps of one"] == "does not hold"
-    assert verdicts["a study finishes"] == "not measured"
+    assert verdicts["four processes in bf16 do 1.5 times the steps of one"] == "does not hold"
+    assert verdicts["a study whose trials share the GPU finishes"] == "not measured"
     assert {gpu.verdict(claim, {}) for claim in gpu.CLAIMS} == {"not measured"}
     assert all(text in gpu.block("a card", records) for text in verdicts)
 
 
-def test_the_same_command_goes_on_with_what_is_missing(gpu: ModuleType, tmp_path: Path) -> None:
-    gpu.measure(tmp_path, "a card", list(gpu.PARTS), 60.0, part)
-    (tmp_path / "speed.json").write_text("{")
+def test_the_last_line_names_the_expectations_that_do_not_hold(gpu: ModuleType, tmp_path: Path) -> None:
+    records = gpu.measure(tmp_path / "results.json", "a card", list(gpu.PARTS), 60.0, part)
+    line = gpu.last_line(records)
+    assert "\n" not in line
+    assert "bf16 is faster than fp32" in line
+    assert gpu.last_line({}) == f"Expectations: 0 hold, 0 do not hold, {len(gpu.CLAIMS)} not measured."
+
+
+def test_a_later_run_completes_the_file(gpu: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    gpu.measure(path, "a card", ["speed", "study"], 60.0, part)
     asked: list[str] = []
 
     def note(name: str, seconds: float) -> dict[str, Any]:
         asked.append(name)
+        assert seconds <= gpu.PARTS[name].limit_seconds
         return part(name, seconds)
 
-    gpu.measure(tmp_path, "a card", list(gpu.PARTS), 60.0, note)
-    assert asked == ["speed", "study", "stream"]
+    gpu.measure(path, "a card", ["study", "speed", "packing"], 3600.0, note)
+    assert asked == ["study", "packing"], "what failed or is missing, in the given order"
     asked.clear()
-    gpu.measure(tmp_path, "another card", list(gpu.PARTS), 0.0, note)
+    gpu.measure(path, "another card", ["speed"], 0.0, note)
     assert not asked, "no time is left"
-    gpu.measure(tmp_path, "another card", ["parity"], 60.0, note)
-    assert asked == ["parity"], "figures of another card do not count"
+    gpu.measure(path, "another card", ["speed"], 60.0, note)
+    assert asked == ["speed"], "figures of another card do not count"
+    assert set(gpu.measured(path, "a card")) == {"speed", "packing"}, "nor are they lost"
+    path.write_text("{")
+    assert gpu.measured(path, "a card") == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "expected"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 60.0, "crashed with signal SIGSEGV"),
+        ("raise SystemExit(3)", 60.0, "failed with exit status 3"),
+        ("import time; time.sleep(60)", 0.5, "timed out after 0 s"),
+    ],
+)
+def test_a_part_that_crashes_fails_or_hangs_says_so(
+    gpu: ModuleType, code: str, seconds: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "part.py"
+    script.write_text(code)
+    monkeypatch.setitem(gpu.PARTS, "speed", gpu.Part(str(script), (), 60))
+    assert gpu.run_part("speed", seconds, folder=tmp_path)["failed"] == expected
+
+
+def test_a_crashed_process_is_not_one_that_does_not_fit(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = importlib.import_module("gpu_parts")
+
+    class Dead:
+        exitcode = -11
+
+        def join(self) -> None:
+            pass
+
+    worker = object.__new__(parts.Worker)
+    worker._pipe, theirs = parts.get_context("spawn").Pipe()
+    worker._process = Dead()
+    theirs.send(("out of memory", "CUDA out of memory"))
+    with pytest.raises(parts.OutOfMemory):
+        worker.wait_until_ready()
+    theirs.close()
+    with pytest.raises(RuntimeError, match="crashed with status -11"):
+        worker.wait_until_ready()
+    worker._pipe.close()
+
+
+def test_each_timed_step_encodes_its_images(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = importlib.import_module("gpu_parts")
+    meta_batch = importlib.import_module("prometar.step.meta_batch")
+    caches: list[Any] = []
+    original = meta_batch.cached_embedding
+
+    def note(clip: Any, images: Any, cache: Any, step: int) -> Any:
+        caches.append(cache)
+        return original(clip, images, cache, step)
+
+    monkeypatch.setattr(meta_batch, "cached_embedding", note)
+    run = parts.run_of("fp32", method="coop", device=torch.device("cpu"))
+    for _ in range(2):
+        parts.steps_within(run, 0.0)
+    assert caches == [None, None]
+
+
+BLOCKER = '''
+import socket
+import sys
+
+class Blocker:
+    """Ray and Optuna are missing."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "optuna"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+def connect(*args, **kwargs):
+    raise OSError("no network")
+
+sys.meta_path.insert(0, Blocker())
+socket.create_connection = connect
+'''
+
+
+def test_a_rehearsal_runs_without_ray_optuna_and_network(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "out"
+    command = [
+        sys.executable, str(FOLDER / "gpu.py"), "--rehearse", "--out", str(out), "--minutes", "9",
+        "--parts", "packing", "speed", "study", "stream",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert {"packing: measured", "speed: measured"} <= set(lines)
+    assert {f"{name}: needs ray and optuna, not installed" for name in ("study", "stream")} <= set(lines)
+    assert lines[-1].startswith("Expectations: ")
+    [records] = json.loads((out / "results.json").read_text()).values()
+    speed = records["speed"]["figures"]["fp32"]
+    assert speed["classes"] == 32
+    assert speed["lowest"] <= speed["steps_per_second"] <= speed["highest"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
