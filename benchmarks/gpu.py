@@ -85,7 +85,7 @@ def _rate(figures: Mapping[str, Figures], precision: str, processes: int = 1) ->
 def _counted_memory(figures: Mapping[str, Figures]) -> bool:
     memory = figures["memory"]
     pairs = [memory[precision] for precision in ("fp32", "tf32", "bf16")]
-    return all(0.75 < pair["counted"] / pair["allocated"] < 1.25 for pair in pairs)
+    return all(abs(pair["counted"] - pair["allocated"]) < 0.25 * pair["allocated"] for pair in pairs)
 
 
 CLAIMS = (

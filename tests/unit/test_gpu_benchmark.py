@@ -175,12 +175,12 @@ def test_a_rehearsal_runs_without_ray_optuna_and_network(tmp_path: Path) -> None
     out = tmp_path / "out"
     command = [
         sys.executable, str(FOLDER / "gpu.py"), "--rehearse", "--out", str(out), "--minutes", "9",
-        "--parts", "packing", "speed", "study", "stream",
+        "--parts", "packing", "speed", "memory", "study", "stream",
     ]  # fmt: skip
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert {"packing: measured", "speed: measured"} <= set(lines)
+    assert {"packing: measured", "speed: measured", "memory: measured"} <= set(lines)
     assert {f"{name}: needs ray and optuna, not installed" for name in ("study", "stream")} <= set(lines)
     assert lines[-1].startswith("Expectations: ")
     [records] = json.loads((out / "results.json").read_text()).values()
