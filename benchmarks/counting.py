@@ -18,10 +18,11 @@ from prometar.clip.openclip import clip_without_weights, load_tokenizer
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.task_augmentations import Mix
-from prometar.step.iteration import SgdConfig, step
+from prometar.step.iteration import step
 from prometar.step.meta_batch import Embeddings, MetaTask, Partners, embed_batch
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.updates import Rates
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Rehearsal:
         num_support = len(self.labels_B) - self.num_query
         if method.inner is not None and num_support:
             task = _task(whole, num_support)
-        return step(model, method, self.state, whole, task, SgdConfig(2.5e-3, 1e-6))
+        return step(model, method, self.state, whole, task, Rates(2.5e-3, 1e-6))
 
 
 def _task(whole: Embeddings, num_support: int) -> MetaTask:

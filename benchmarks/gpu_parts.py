@@ -40,7 +40,7 @@ from prometar.config.recipes import METHODS
 from prometar.data.streaming.stream import stream_local
 from prometar.device import default_device, release_cached_memory
 from prometar.errors import first_line
-from prometar.training.epoch import sgd_config, train_step
+from prometar.training.epoch import rates_of, train_step
 from prometar.training.run import DTYPES, Run, clear_caches, initial_state
 from prometar.training.session import Session
 
@@ -133,7 +133,7 @@ def steps_within(run: Run, seconds: float) -> tuple[int, float]:
     run = replace(run, cache=None)
     batch = next(iter(stream_local(run.plan, run.dataset.source)))
     state = initial_state(run)
-    sgd = sgd_config(run.config, 1)
+    sgd = rates_of(run.config, 1)
     synchronize()
     began = time.perf_counter()
     number = 0

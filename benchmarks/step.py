@@ -40,10 +40,11 @@ from prometar.clip.openclip import load_backbone, load_clip, tokenize
 from prometar.config.settings import Config
 from prometar.device import send
 from prometar.methods.composition import build
-from prometar.step.iteration import SgdConfig, step
+from prometar.step.iteration import step
 from prometar.step.meta_batch import embed_batch, leave_one_class_out
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.updates import Rates
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,7 +78,7 @@ def make_step(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
 
     def run() -> object:
         batch = embed_batch(clip, method, images, labels, send(task, images.device))
-        return step(model, method, state, *batch, SgdConfig(0.0025, 1e-6))
+        return step(model, method, state, *batch, Rates(0.0025, 1e-6))
 
     return run
 

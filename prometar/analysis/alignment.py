@@ -24,17 +24,18 @@ from prometar.errors import UserError
 from prometar.io.files import cannot_write_error, read_bytes, write_atomically
 from prometar.methods.composition import Method
 from prometar.methods.modulators import Add
+from prometar.methods.optimizers import SGD
 from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import Regularizer
 from prometar.methods.task_augmentations import NoAugmentation
-from prometar.step.iteration import SgdConfig, step
+from prometar.step.iteration import step
 from prometar.step.meta_batch import Embeddings, embed_batch, leave_one_class_out, meta_task_rng
 from prometar.step.state import State
+from prometar.step.updates import Rates
 from prometar.training.run import Run
 from prometar.training.run_result import RECORD_CONFIG
 
 ALIGNMENT_FILE = "alignment.jsonl"
-_NO_UPDATE = SgdConfig(prompt_lr=0.0, gate_lr=0.0, momentum=0.0, weight_decay=0.0)
 AlignmentRecord = dict[str, int | float]
 
 
@@ -102,7 +103,11 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
 def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tensors:
     """Return the gradient of the prompts in the direct phase of a step on `batch`."""
     # With lr, momentum coefficient and weight decay all 0, the momentum buffer after a step is the gradient.
-    return step(run.model, replace(method, inner=None), state, batch, None, _NO_UPDATE)[0].prompt_momenta
+    recorder = SGD(momentum=0.0, weight_decay=0.0)
+    method = replace(method, inner=None, optimizer=recorder)
+    start = State.start(state.leaves, state.gate, recorder)
+    after, _ = step(run.model, method, start, batch, None, Rates(lr=0.0, gate_lr=0.0))
+    return after.optimizer.slots["momenta"]
 
 
 def _cosine(a: Tensors, b: Tensors) -> float:  # over the tensors of `a`

@@ -72,23 +72,6 @@ class BackboneConfig(StrictModel):
     precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"
 
 
-class OptimConfig(StrictModel):
-    """SGD with a constant warm-up lr, then a cosine schedule.
-
-    The modulator's learnable tensors (the gate) have their own lr. `gate_schedule`: `released` always uses
-    `gate_warmup_lr`, because the published code never steps the gate's schedule. `configured` steps it.
-    """
-
-    lr: float = Field(default=0.0025, ge=0, le=1e30)
-    warmup_lr: float = Field(default=1e-5, ge=0, le=1e30)
-    gate_lr: float = Field(default=2.5e-4, ge=0, le=1e30)
-    gate_warmup_lr: float = Field(default=1e-6, ge=0, le=1e30)
-    gate_schedule: Literal["released", "configured"] = "released"
-    warmup_epochs: int = Field(default=1, ge=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0, le=1e30)
-
-
 class TrainConfig(StrictModel):
     """Epochs, batch size and seed."""
 
@@ -114,7 +97,6 @@ class Config(MethodConfig):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     backbone: BackboneConfig = BackboneConfig()
-    optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="before")
@@ -208,8 +190,32 @@ class Config(MethodConfig):
         return flatten(self.model_dump(mode="json"))
 
     def identity(self) -> ConfigData:
-        """Return all settings that determine results. The images may move, so `data.root` is not one."""
-        return {key: value for key, value in self.flat().items() if key != "data.root"}
+        """Return all settings that determine results. The images may move, so `data.root` is not one.
+
+        Settings that version 0.2 did not have are left out if they have their default values, and sections
+        have the order of version 0.2. Thus runs and studies of that version keep their digests.
+        """
+        tree = self.model_dump(mode="json")
+        tree |= {section: tree.pop(section) for section in ("data", "augment", "backbone", "optim", "train")}
+        return {
+            key: value
+            for key, value in flatten(tree).items()
+            if key != "data.root" and _ADDED_DEFAULTS.get(key, _ABSENT) != value
+        }
+
+
+_ABSENT = object()
+_ADDED_DEFAULTS: dict[str, object] = {
+    "optim.kind": "sgd",
+    "optim.prompts_lr_factor": 1.0,
+    "optim.adapters_lr_factor": 1.0,
+    "optim.features_lr_factor": 1.0,
+    "optim.logits_lr_factor": 1.0,
+    "adapters.kind": "none",
+    "features.kind": "none",
+    "logits.kind": "cosine",
+}
+"""Settings that were added after version 0.2, with the values that give the results of that version."""
 
 
 def _with_recipe(

@@ -56,6 +56,7 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     check("task", lambda: _draw_mix(method))  # the section `task` configures the augmentation
     # In epoch 0, the previous average is {}. If the result is {}, `leaves` themselves are evaluated.
     check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
+    check("optim", lambda: _call_optimizer(method, leaves))
     return method
 
 
@@ -76,6 +77,20 @@ def _expected_tokens(tokens: Tensors, clip: Clip) -> Tensors:
     widths = {"text": clip.text.width, "vision": clip.vision.width}
     names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
+
+
+def _call_optimizer(method: Method, leaves: Tensors) -> tuple[Mapping[str, object], Tensors]:
+    """Return leaves and slots after an update by an optimizer, and tensors of the expected shapes."""
+    slots = method.optimizer.initialize(leaves)
+    gradient = {name: torch.ones_like(leaf) for name, leaf in leaves.items()}
+    updated, new_slots = method.optimizer(leaves, gradient, slots, lr=0.1, num_updates=0)
+    results: dict[str, object] = dict(updated)
+    expected = dict(leaves)
+    for slot in slots.keys() | new_slots.keys():
+        for name, leaf in leaves.items():
+            results[f"{slot} of {name}"] = new_slots.get(slot, {}).get(name)
+            expected[f"{slot} of {name}"] = leaf
+    return results, expected
 
 
 def _draw_mix(method: Method) -> tuple[Mapping[str, object], Tensors]:

@@ -15,6 +15,7 @@ from prometar.methods.features import AnyFeatures, FeatureFunction, PlainFeature
 from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
 from prometar.methods.logits import AnyLogits, CosineLogits, Logits
 from prometar.methods.modulators import AnyModulator, Gate, Modulator
+from prometar.methods.optimizers import SGD, AnyOptimizer, Optimizer
 from prometar.methods.prompts import (
     AnyPrompts,
     IndependentPrompts,
@@ -51,6 +52,7 @@ class Method:
     inner: InnerSGD | None
     augmentation: Augmentation
     averager: Averager
+    optimizer: Optimizer
 
     def initialize(
         self, clip: "Clip", init_ids: "Tensor", num_classes: int, generator: "Generator"
@@ -139,6 +141,7 @@ class MethodConfig(StrictModel):
     inner: AnyInnerLoop = InnerSGD()
     task: AnyAugmentation = FeatureMixup()
     averager: AnyAverager = Last()
+    optim: AnyOptimizer = SGD()
 
 
 def build(config: MethodConfig) -> Method:
@@ -177,6 +180,7 @@ def build(config: MethodConfig) -> Method:
         inner=inner,
         augmentation=NoAugmentation() if inner is None else config.task.component(),  # only for meta tasks
         averager=config.averager.component(),
+        optimizer=config.optim.component(),
     )
     regularizer = config.regularizer.build(
         changes_text=method.changes("text") or features.changes_text,

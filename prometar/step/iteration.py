@@ -8,7 +8,7 @@ Source: the published code of ProMetaR (CVPR 2024). tests/parity contains record
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,55 +22,48 @@ from prometar.step.autodiff import Vjp, fresh_leaves, vjp
 from prometar.step.loss_scaling import HEADROOM, scale_factor
 from prometar.step.meta_batch import Embeddings, MetaTask, Partners
 from prometar.step.prompted_clip import PromptedClip
-from prometar.step.sgd import sgd
 from prometar.step.state import State
 from prometar.step.towers import TowerPasses
-
-
-@dataclass(frozen=True)
-class SgdConfig:
-    """SGD hyperparameters of both phases, fixed within an epoch. Gate: the modulator's learnable tensors."""
-
-    prompt_lr: float
-    gate_lr: float
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-
+from prometar.step.updates import Rates, update_leaves
 
 Losses = dict[str, Tensor]
 
 
 def step(
     model: PromptedClip, method: Method, state: State, batch: Embeddings, meta_task: MetaTask | None,
-    config: SgdConfig,
+    rates: Rates,
 ) -> tuple[State, Losses]:  # fmt: skip
     """Return the state after one iteration, and the detached, unweighted losses by name.
 
     The modulator chooses the factor m in g = g_task + m g_reg, which combines the gradients of the task loss
-    and the regularizer. Direct phase: update the prompts theta by SGD with g on the batch. Meta phase
-    (skipped without an inner loop, a meta task or learnable prompts): compute theta' = theta - inner_lr g on
-    the support; update theta and gate by SGD on outer_weight * query loss(theta'). Both phases share momenta.
+    and the regularizer. Direct phase: the optimizer updates the leaves theta with g on the batch. Meta phase
+    (skipped without an inner loop, a meta task or leaves): compute theta' = theta - inner_lr g on the
+    support; update theta and gate on outer_weight * query loss(theta'). Both phases share the optimizer's
+    state.
     """
     inputs, _, inputs_vjp = vjp(partial(_inputs, method), state.leaves)
     gradients, losses = _gradients(model, method, inputs, batch)
     gradient = inputs_vjp(_modulate(method, state.gate, gradients))
     logged = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
-    state = _update(state, gradient, {}, config)
+    state = _update(method, state, gradient, {}, rates)
     if method.inner is not None and meta_task is not None and state.leaves:
         gradient, g_gate, losses = _meta_gradients(model, method, method.inner, state, *meta_task)
-        state = _update(state, gradient, g_gate, config)
+        state = _update(method, state, gradient, g_gate, rates)
         logged |= {name: loss.detach() for name, loss in losses.items()}
     return replace(state, step=state.step + 1), logged
 
 
-def _update(state: State, g_prompts: Tensors, g_gate: Tensors, config: SgdConfig) -> State:
-    """Return the state after an SGD step of the prompts, and of the gate if `g_gate` is not empty."""
-    common = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-    leaves, momenta = sgd(state.leaves, state.prompt_momenta, g_prompts, lr=config.prompt_lr, **common)
-    state = replace(state, leaves=leaves, prompt_momenta=momenta)
+def _update(method: Method, state: State, gradient: Tensors, g_gate: Tensors, rates: Rates) -> State:
+    """Return the state after an update of the leaves, and of the gate if `g_gate` is not empty."""
+    leaves, optimizer = update_leaves(
+        method.optimizer, state.leaves, gradient, state.optimizer, rates.of_leaf
+    )
+    state = replace(state, leaves=leaves, optimizer=optimizer)
     if g_gate:
-        leaves, momenta = sgd(state.gate, state.gate_momenta, g_gate, lr=config.gate_lr, **common)
-        state = replace(state, gate=leaves, gate_momenta=momenta)
+        gate, optimizer = update_leaves(
+            method.optimizer, state.gate, g_gate, state.gate_optimizer, lambda name: rates.gate_lr
+        )
+        state = replace(state, gate=gate, gate_optimizer=optimizer)
     return state
 
 

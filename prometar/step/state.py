@@ -1,34 +1,44 @@
 """State of a run: everything that training changes and that checkpoints contain."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from prometar.methods.optimizers import SGD, Optimizer, OptimizerState, Slots
 from prometar.methods.prompts import Leaves, Tensors
 
 
 @dataclass(frozen=True)
 class State:
-    """Leaves, modulator tensors (`gate`), the momenta of both, averaged leaves, and the number of steps.
+    """State of a run. Data order, augmentations and meta tasks are functions of (seed, step), so it suffices.
 
-    `leaves`: the learned tensors of all parts of the method, by name, for example `text.0`.
-
-    Data order, augmentations and meta tasks are functions of (seed, step), so this state suffices to resume.
+    Args:
+        leaves: Learned tensors of all components of the method by name, such as `text.0`.
+        optimizer, gate_optimizer: States of the optimizers of the leaves and of the gate.
+        gate: The modulator's learnable tensors.
+        average: Averaged leaves. Empty without an averager.
+        step: Number of training steps.
     """
 
     leaves: Leaves
-    prompt_momenta: Tensors
+    optimizer: OptimizerState
     gate: Leaves
-    gate_momenta: Tensors
+    gate_optimizer: OptimizerState
     average: Leaves
     step: int = 0
 
     @staticmethod
-    def start(leaves: Leaves, gate: Leaves) -> "State":
-        """Return the state at step 0, with zero momenta and no average."""
-        return State(leaves, tree_map(torch.zeros_like, leaves), gate, tree_map(torch.zeros_like, gate), {})
+    def start(leaves: Leaves, gate: Leaves, optimizer: Optimizer = SGD()) -> "State":
+        """Return the state at step 0, with the optimizer's initial slots and no average."""
+        return State(
+            leaves=leaves,
+            optimizer=OptimizerState(optimizer.initialize(leaves)),
+            gate=gate,
+            gate_optimizer=OptimizerState(optimizer.initialize(gate)),
+            average={},
+        )
 
     @property
     def evaluation_leaves(self) -> Leaves:
@@ -36,34 +46,60 @@ class State:
         return self.average or self.leaves
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors, named "<group>/<leaf>"."""
+        """Return all tensors, named "<group>/<leaf>". A slot of the optimizers is a group.
+
+        The groups of SGD are prompts (the leaves), prompt_momenta, gate, gate_momenta and average, as in the
+        checkpoints of version 0.2.
+        """
+        groups = {"prompts": self.leaves}
+        groups |= {f"{_LEAF_SLOT}{slot}": tensors for slot, tensors in self.optimizer.slots.items()}
+        groups |= {"gate": self.gate}
+        groups |= {f"{_GATE_SLOT}{slot}": tensors for slot, tensors in self.gate_optimizer.slots.items()}
+        groups |= {"average": self.average}
         return {
-            f"{stored}/{name}": leaf
-            for group, stored in _STORED_NAMES.items()
-            for name, leaf in getattr(self, group).items()
+            f"{group}/{name}": leaf for group, tensors in groups.items() for name, leaf in tensors.items()
+        }
+
+    def counters(self) -> dict[str, int]:
+        """Return the numbers of steps and updates by name."""
+        return {
+            "step": self.step,
+            "prompt_updates": self.optimizer.num_updates,
+            "gate_updates": self.gate_optimizer.num_updates,
         }
 
     def to(self, device: torch.device) -> "State":
         """Return the state with all tensors on `device`."""
         moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return State.from_tensors(moved, self.step)
+        return State.from_tensors(moved, self.counters())
 
     @staticmethod
-    def from_tensors(tensors: Tensors, step: int) -> "State":
-        """Return the state with these tensors, named as in the result of `State.tensors`."""
-        groups: dict[str, Tensors] = {group: {} for group in _STORED_NAMES}
-        attributes = {stored: group for group, stored in _STORED_NAMES.items()}
-        for key, value in tensors.items():
-            stored, _, name = key.partition("/")
-            groups[attributes[stored]][name] = value
-        return State(**groups, step=step)
+    def from_tensors(tensors: Tensors, counters: Mapping[str, int]) -> "State":
+        """Return the state with these tensors and counters, named as by `tensors` and `counters`.
+
+        Raises:
+            KeyError: a tensor belongs to no group, or the number of steps is missing. Numbers of updates are
+                missing in checkpoints of version 0.2, whose optimizer (SGD) does not use them.
+        """
+        plain: dict[str, Leaves] = {"prompts": {}, "gate": {}, "average": {}}
+        leaf_slots: Slots = {}
+        gate_slots: Slots = {}
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            if group.startswith(_LEAF_SLOT):
+                leaf_slots.setdefault(group.removeprefix(_LEAF_SLOT), {})[name] = tensor
+            elif group.startswith(_GATE_SLOT):
+                gate_slots.setdefault(group.removeprefix(_GATE_SLOT), {})[name] = tensor
+            else:
+                plain[group][name] = tensor
+        return State(
+            leaves=plain["prompts"],
+            optimizer=OptimizerState(leaf_slots, counters.get("prompt_updates", 0)),
+            gate=plain["gate"],
+            gate_optimizer=OptimizerState(gate_slots, counters.get("gate_updates", 0)),
+            average=plain["average"],
+            step=counters["step"],
+        )
 
 
-_STORED_NAMES = {
-    "leaves": "prompts",
-    "prompt_momenta": "prompt_momenta",
-    "gate": "gate",
-    "gate_momenta": "gate_momenta",
-    "average": "average",
-}
-"""Names of the groups of tensors in checkpoints, which version 0.2 defined."""
+_LEAF_SLOT, _GATE_SLOT = "prompt_", "gate_"  # prefixes of the slots' groups of tensors

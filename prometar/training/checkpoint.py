@@ -16,6 +16,8 @@ from prometar.io.strict_model import problems_of
 from prometar.step.state import State
 from prometar.training.run_result import EpochRecord
 
+_COUNTERS = ("step", "prompt_updates", "gate_updates")
+
 
 class Checkpoint(BaseModel):
     """State and epoch records of a run, and digests of its fixed inputs (`Run`) and its backbone weights."""
@@ -34,9 +36,12 @@ def save_checkpoint(
 ) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in to_cpu(state.tensors()).items()}
     metadata = {
-        "format": "prometar-run-2", "run": run_digest, "weights": weights_digest, "step": str(state.step),
+        "format": "prometar-run-2",
+        "run": run_digest,
+        "weights": weights_digest,
         "history": json.dumps(list(history)),
-    }  # fmt: skip
+        **{name: str(number) for name, number in state.counters().items()},
+    }
     write_atomically(path, save(tensors, metadata))
 
 
@@ -50,7 +55,8 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         return None
     try:
         tensors, metadata = read_tensors(path, "The file may be truncated")
-        state = State.from_tensors(tensors, int(metadata["step"]))
+        counters = {name: int(metadata[name]) for name in _COUNTERS if name in metadata}
+        state = State.from_tensors(tensors, counters)
         return Checkpoint.model_validate({**metadata, "state": state})
     except ValidationError as error:
         raise checkpoint_error(path, problems_of(error)) from None

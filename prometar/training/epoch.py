@@ -10,25 +10,26 @@ from prometar.config.settings import Config
 from prometar.data.streaming.stream import Batch
 from prometar.device import send, to_cpu
 from prometar.errors import WorkError
-from prometar.step.iteration import SgdConfig, step
+from prometar.step.iteration import step
 from prometar.step.meta_batch import embed_batch, leave_one_class_out, meta_task_rng
-from prometar.step.sgd import warmup_cosine
 from prometar.step.state import State
+from prometar.step.updates import Rates, warmup_cosine
 from prometar.training.run import Run
 
 StepCallback = Callable[[Run, State, Batch], None]
 """Function that is called before each step, with the run, the state and the next batch."""
 
 
-def sgd_config(config: Config, epoch: int) -> SgdConfig:
-    """Return the SGD hyperparameters of prompts and gate (modulator tensors) in an epoch, counted from 0."""
+def rates_of(config: Config, epoch: int) -> Rates:
+    """Return the learning rates of an epoch, counted from 0. In the warm-up, all leaves have the same."""
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
     gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler
     if optim.gate_schedule == "configured":
         gate_lr = warmup_cosine(epoch, lr=optim.gate_lr, warmup_lr=optim.gate_warmup_lr, **schedule)
-    prompt_lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
-    return SgdConfig(prompt_lr, gate_lr, optim.momentum, optim.weight_decay)
+    lr = warmup_cosine(epoch, lr=optim.lr, warmup_lr=optim.warmup_lr, **schedule)
+    factors = {} if epoch < optim.warmup_epochs else optim.lr_factors
+    return Rates(lr, gate_lr, factors)
 
 
 def train_epoch(
@@ -41,12 +42,12 @@ def train_epoch(
     """
     per_epoch, start = run.plan.steps_per_epoch, state.step
     epoch, step_losses = start // per_epoch, list[dict[str, Tensor]]()
-    sgd = sgd_config(run.config, epoch)
+    rates = rates_of(run.config, epoch)
     while not step_losses or state.step % per_epoch:
         batch = next(batches)
         if before_step is not None:
             before_step(run, state, batch)
-        state, losses = train_step(run, state, batch, sgd)
+        state, losses = train_step(run, state, batch, rates)
         step_losses.append(losses)
     names = dict.fromkeys(name for losses in step_losses for name in losses)
     stacked = {name: torch.stack([each[name] for each in step_losses if name in each]) for name in names}
@@ -64,7 +65,7 @@ def train_epoch(
     return replace(state, average=average), {name: float(values.mean()) for name, values in by_name.items()}
 
 
-def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[State, dict[str, Tensor]]:
+def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[State, dict[str, Tensor]]:
     """Train one step. If the method has an inner loop, also select support and query of a meta task."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
     clip, method, selection = run.backbone.clip, run.method, None
@@ -78,4 +79,4 @@ def train_step(run: Run, state: State, batch: Batch, sgd: SgdConfig) -> tuple[St
         whole, meta_task = embed_batch(
             clip, method, images, labels, selection, cache=run.cache, step=batch.step
         )
-        return step(run.model, method, state, whole, meta_task, sgd)
+        return step(run.model, method, state, whole, meta_task, rates)

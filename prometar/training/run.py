@@ -230,4 +230,5 @@ def initial_state(run: Run) -> State:
     init_ids = run.backbone.token_ids(run.config.prompts.init)
     num_classes = len(classnames(run.plan.items))
     leaves = run.method.initialize(run.backbone.clip, init_ids, num_classes, generator)
-    return State.start(leaves, run.method.modulator.initialize(run.method.inputs(leaves), generator))
+    gate = run.method.modulator.initialize(run.method.inputs(leaves), generator)
+    return State.start(leaves, gate, run.method.optimizer)

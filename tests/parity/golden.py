@@ -18,10 +18,10 @@ from prometar.clip.weights import from_state_dict
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.task_augmentations import Mix
-from prometar.step.iteration import SgdConfig
 from prometar.step.meta_batch import Selection, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.updates import Rates
 
 HERE = Path(__file__).resolve().parent.parent / "golden"
 
@@ -46,7 +46,7 @@ class Golden:
     raw: Clip
     model: PromptedClip
     method: Method
-    rates: SgdConfig
+    rates: Rates
 
     @property
     def start(self) -> State:
@@ -86,7 +86,7 @@ def load(path: Path, dtype: torch.dtype) -> Golden:
     teacher = F.normalize(torch.from_numpy(arrays["teacher_text"]).to(dtype), dim=-1)
     texts = prompt_texts(meta["classnames"], method.prompts, init=meta["ctx_init"], template="{}")
     model = build_model(clip.folded(), method, tokenize(texts), teacher)
-    rates = SgdConfig(meta["prompt_lr"], meta["gate_lr"], meta["momentum"], meta["weight_decay"])
+    rates = Rates(meta["prompt_lr"], meta["gate_lr"])
     return Golden(meta, arrays, dtype, clip, model, method, rates)
 
 
@@ -101,6 +101,8 @@ def _config(meta: dict[str, Any]) -> Config:
             "regularizer.image_weight": meta["image_weight"],
             "modulator.reduction": meta["gate_reduction"],
             "inner.lr": meta["inner_lr"],
+            "optim.momentum": meta["momentum"],
+            "optim.weight_decay": meta["weight_decay"],
             "inner.outer_weight": meta["outer_weight"],
         }
     )

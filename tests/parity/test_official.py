@@ -17,7 +17,7 @@ from prometar.methods.prompts import Leaves
 from prometar.step.iteration import Losses, step
 from prometar.step.meta_batch import embed_batch
 from prometar.step.state import State
-from prometar.training.epoch import sgd_config
+from prometar.training.epoch import rates_of
 
 from .official import Official, load_official, official_files
 
@@ -48,8 +48,8 @@ def test_the_trajectory_is_the_official_one(path: Path) -> None:
     assert state.leaves
     for index, images, labels in run.steps():
         epoch, place = divmod(index - 1, run.meta["steps_per_epoch"])
-        now = sgd_config(run.config, epoch)
-        assert now.prompt_lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
+        now = rates_of(run.config, epoch)
+        assert now.lr == pytest.approx(float(run.tensor(f"step{index}/lr")), rel=1e-12)
         batch = embed_batch(model.clip, method, images, labels, None)
         state, scalars = step(model, method, state, *batch, now)
         close(total(run, scalars), run.tensor(f"step{index}/loss"))

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from prometar.clip.openclip import tokenize
 from prometar.config.settings import Config
 from prometar.methods.composition import build
-from prometar.step.iteration import SgdConfig, step
+from prometar.step.iteration import step
 from prometar.step.meta_batch import embed_batch, leave_one_class_out
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.updates import Rates
 from tests.support.tiny import backbone
 
 from .golden import golden_files, load
@@ -75,7 +76,7 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
         target = torch.tensor(labels)
         task = leave_one_class_out(target, method.augmentation, rng, dtype=torch.float64)
         batch = embed_batch(model.clip, method, images, target, task)
-        state, scalars = step(model, method, state, *batch, SgdConfig(0.02, 0.05))
+        state, scalars = step(model, method, state, *batch, Rates(0.02, 0.05))
         log = reference.step(images, target, task)
         assert {name: float(value) for name, value in scalars.items()} == pytest.approx(log, abs=1e-9)
         for ours, theirs in ((state.leaves, reference.prompts), (state.gate, reference.gate)):

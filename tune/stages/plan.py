@@ -29,7 +29,7 @@ from prometar.io.files import file_size
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
 from prometar.training.drift import drift_version, out_of_domain_names
-from prometar.training.epoch import sgd_config, train_step
+from prometar.training.epoch import rates_of, train_step
 from prometar.training.memory import Footprint
 from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
@@ -263,9 +263,11 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
 def _seconds_per_step(config: StudyConfig) -> float:
     """Return the mean duration of a training step of the baseline, including data loading."""
     run = build_run(config.baseline, config.search.objective, val_per_class=config.search.val_per_class)
-    state, sgd, started = initial_state(run), sgd_config(run.config, 0), 0.0
+    state = initial_state(run)
+    rates = rates_of(run.config, 0)
+    started = 0.0
     for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
-        state, scalars = train_step(run, state, batch, sgd)
+        state, scalars = train_step(run, state, batch, rates)
         to_cpu(scalars)  # waits for the device
         started = started if number else time.perf_counter()  # after the first, untimed step
     return (time.perf_counter() - started) / max(1, number)

@@ -7,11 +7,11 @@ STEP = """
 import sys
 from prometar.config.settings import Config
 from prometar.data.streaming.stream import stream_local
-from prometar.training.epoch import sgd_config, train_step
+from prometar.training.epoch import rates_of, train_step
 from prometar.training.run import build_run, initial_state
 run = build_run(Config().override({"data.shots": 2}), "all_classes")
 pictures = next(iter(stream_local(run.plan, run.dataset.source)))
-train_step(run, initial_state(run), pictures, sgd_config(run.config, 1))
+train_step(run, initial_state(run), pictures, rates_of(run.config, 1))
 print(sorted({"torch._dynamo", "open_clip", "ray", "optuna", "pandas"} & set(sys.modules)))
 """
 

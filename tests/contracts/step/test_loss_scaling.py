@@ -1,5 +1,6 @@
 """Loss scaling changes nothing in float64, and keeps float16 gradients of both orders accurate."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from prometar.clip.openclip import load_backbone, tokenize
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import build
+from prometar.methods.optimizers import SGD
 from prometar.step import iteration
-from prometar.step.iteration import SgdConfig, step
+from prometar.step.iteration import step
 from prometar.step.loss_scaling import scale_factor
 from prometar.step.meta_batch import embed_batch, leave_one_class_out
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.updates import Rates
 from tests.contracts.step.test_step import RATES, batch_for, make
 
 LEARNING = [name for name in METHODS if not name.startswith("zero-shot")]
@@ -55,9 +58,9 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     task = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     model = build_model(clip, method, tokens, teacher)
     batch = embed_batch(clip, method, images, labels, task)
-    rates = SgdConfig(1e-3, 1e-3, momentum, weight_decay=0.0)
-    after, _ = step(model, method, state, *batch, rates)
-    groups = {"prompts": after.prompt_momenta, "gate": after.gate_momenta}
+    method = replace(method, optimizer=SGD(momentum=momentum, weight_decay=0.0))
+    after, _ = step(model, method, state, *batch, Rates(1e-3, 1e-3))
+    groups = {"prompts": after.optimizer.slots["momenta"], "gate": after.gate_optimizer.slots["momenta"]}
     return {name: torch.cat([x.flatten() for x in group.values()]) for name, group in groups.items()}
 
 

@@ -1,6 +1,7 @@
 """Properties of all methods, and each method against a plain implementation of its paper."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import classnames
 from prometar.methods.composition import build
+from prometar.methods.optimizers import SGD
 from prometar.methods.regularizers import ImageDistance, TextDistance
-from prometar.step.iteration import SgdConfig, step
+from prometar.step.iteration import step
 from prometar.step.meta_batch import embed_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.updates import Rates
 from prometar.training.run import build_run
 from prometar.training.scoring import make_logits_fn
 from tests.contracts.step.test_step import CLASSES, RATES, batch_for, draw, make
@@ -38,7 +41,7 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     task = draw(method)
     assert task.partners is not None
     drawn, batch = task.partners.mix, embed_batch(clip.clip, method, images, labels, task)
-    _, scalars = step(model, method, state, *batch, SgdConfig(0.0, 0.0))
+    _, scalars = step(model, method, state, *batch, Rates(0.0, 0.0))
     query, partners = images[1:3], images[[0, 3]][drawn.partner]
     lam = drawn.lam.double()
 
@@ -87,7 +90,7 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         reference.step(name, images, labels)
         batch = embed_batch(clip.clip, method, images, labels, None)
-        state, _ = step(model, method, state, *batch, SgdConfig(0.05, 0.0))
+        state, _ = step(model, method, state, *batch, Rates(0.05, 0.0))
         torch.testing.assert_close(state.leaves, reference.leaves(), rtol=0, atol=1e-9)
 
 
@@ -103,7 +106,7 @@ def test_cocoop_is_what_its_paper_does(batch_size: int) -> None:
         labels = torch.tensor([0, 1, 1, 2])[:batch_size]
         reference.step(images, labels)
         batch = embed_batch(clip.clip, method, images, labels, None)
-        state, _ = step(model, method, state, *batch, SgdConfig(0.5, 0.0))
+        state, _ = step(model, method, state, *batch, Rates(0.5, 0.0))
         torch.testing.assert_close(state.leaves, reference.leaves(), rtol=0, atol=1e-9)
     pixels = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8, generator=generator)
     expected = reference.logits(clip.normalize(pixels)).detach()
@@ -147,7 +150,9 @@ COMPOSED: dict[str, tuple[str, dict[str, Any]]] = {
 def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str) -> None:
     name, values = COMPOSED[case]
     _, method, model, start = make(values, name)
-    still, batch = SgdConfig(0.0, 0.0, momentum=0.0, weight_decay=0.0), batch_for(model, method)
+    method = replace(method, optimizer=SGD(momentum=0.0, weight_decay=0.0))
+    still = Rates(0.0, 0.0)
+    batch = batch_for(model, method)
     state, _ = step(model, method, start, *batch, still)  # with lr and momentum 0, these are gradients
     gradient = {key: g for key, g in state.tensors().items() if "momenta" in key}
     for key, g in gradient.items():
@@ -157,7 +162,8 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str)
         def loss(moved: float, leaf: str = leaf, direction: Tensor = direction) -> float:
             tensors = dict(start.tensors())
             tensors[leaf] = tensors[leaf] + moved * direction
-            return float(step(model, method, State.from_tensors(tensors, 0), *batch, still)[1]["query_loss"])
+            moved_start = State.from_tensors(tensors, start.counters())
+            return float(step(model, method, moved_start, *batch, still)[1]["query_loss"])
 
         numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
         assert float((g * direction).sum()) == pytest.approx(numeric, rel=1e-4, abs=1e-8), key

@@ -15,14 +15,16 @@ from prometar.clip.openclip import Backbone, tokenize
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
-from prometar.step.iteration import SgdConfig, step
+from prometar.methods.optimizers import SGD
+from prometar.step.iteration import step
 from prometar.step.meta_batch import Embeddings, MetaTask, Selection, embed_batch, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.step.updates import Rates
 from tests.support.tiny import backbone
 
 CLASSES = ("banded", "polka-dotted", "woven")
-RATES = SgdConfig(prompt_lr=0.1, gate_lr=0.5)
+RATES = Rates(lr=0.1, gate_lr=0.5)
 SMALL: dict[str, Any] = {
     "prompts.text_length": 2, "prompts.vision_length": 3, "prompts.text_depth": 2, "prompts.vision_depth": 9,
     "prompts.reduction": 4, "modulator.reduction": 4, "inner.lr": 0.5, "inner.outer_weight": 1.0,
@@ -87,8 +89,8 @@ def test_a_step_moves_all_leaves_and_nothing_else(name: str, values: dict[str, A
     fixed += [each for each in (model.text, model.frozen_text_CE) if isinstance(each, Tensor)]
     copies = [tensor.clone() for tensor in fixed]
     # Without weight decay, only gradients change a leaf.
-    still = replace(RATES, weight_decay=0.0)
-    state, scalars = step(model, method, start, *batch_for(model, method), still)
+    method = replace(method, optimizer=SGD(weight_decay=0.0))
+    state, scalars = step(model, method, start, *batch_for(model, method), RATES)
     assert all(value.isfinite() for value in [*scalars.values(), *map(torch.sum, state.tensors().values())])
     assert not any(tensor.requires_grad for tensor in (*fixed, *state.tensors().values()))
     assert all(torch.equal(*pair) for pair in zip(copies, fixed, strict=True))

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
+from prometar.clip.weights import read_tensors
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item, Source
@@ -19,7 +20,7 @@ from prometar.data.streaming.stream import Batch, StreamFn, stream_local
 from prometar.errors import WorkError
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
-from prometar.training.epoch import sgd_config, train_epoch
+from prometar.training.epoch import rates_of, train_epoch
 from prometar.training.run import DTYPES, Run, initial_state
 from prometar.training.session import Session
 from tests.support.small import small_run, train, without_time
@@ -56,6 +57,39 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, precision: str, t
         assert tensor.dtype == torch.float32
     assert all((whole.state.leaves[name] != leaf).any() for name, leaf in start.items())
     assert whole.state.step == parts.state.step == (3 * run.plan.steps_per_epoch if whole.state.leaves else 0)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_each_optimizer_resumes_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    run = small_run(data__shots=1, optim__kind=kind, optim__logits_lr_factor=2.0)
+    whole = Session(run, tmp_path / "whole")
+    history = train(whole)
+    for _ in range(3):
+        parts = Session(run, tmp_path / "parts")
+        parts.run_epoch()
+    assert without_time(parts.history) == without_time(history)
+    assert parts.state.counters() == whole.state.counters()
+    assert whole.state.optimizer.num_updates > whole.state.step, "both phases update the leaves"
+    tensors = parts.state.tensors()
+    for name, tensor in whole.state.tensors().items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+def test_a_checkpoint_without_numbers_of_updates_resumes(begun: Begun, tmp_path: Path) -> None:
+    """Version 0.2 wrote such checkpoints."""
+    run, path = begun
+    tensors, metadata = read_tensors(path, "")
+    old = {name: text for name, text in metadata.items() if not name.endswith("_updates")}
+    (tmp_path / "checkpoint.safetensors").write_bytes(save(tensors, old))
+    resumed = Session(run, tmp_path)
+    assert resumed.state.step == run.plan.steps_per_epoch
+    assert {name.partition("/")[0] for name in tensors} >= {
+        "prompts",
+        "prompt_momenta",
+        "gate",
+        "gate_momenta",
+    }
+    resumed.run_epoch()
 
 
 THEMSELVES = """
@@ -149,13 +183,13 @@ def test_a_damaged_checkpoint_is_one_line(keep: int, begun: Begun, tmp_path: Pat
 
 def test_schedules_as_released_and_as_configured() -> None:
     released = Config()
-    assert [sgd_config(released, epoch).gate_lr for epoch in (0, 1, 9)] == [1e-6] * 3
+    assert [rates_of(released, epoch).gate_lr for epoch in (0, 1, 9)] == [1e-6] * 3
     configured = released.override({"optim.gate_schedule": "configured"})
-    assert sgd_config(configured, 0).gate_lr == 1e-6
-    assert sgd_config(configured, 1).gate_lr == 2.5e-4
-    assert 0 < sgd_config(configured, 9).gate_lr < 2.5e-4 / 10
-    assert sgd_config(released, 0).prompt_lr == 1e-5
-    assert sgd_config(released, 1).prompt_lr == 0.0025
+    assert rates_of(configured, 0).gate_lr == 1e-6
+    assert rates_of(configured, 1).gate_lr == 2.5e-4
+    assert 0 < rates_of(configured, 9).gate_lr < 2.5e-4 / 10
+    assert rates_of(released, 0).lr == 1e-5
+    assert rates_of(released, 1).lr == 0.0025
 
 
 def test_a_slow_stream_costs_the_first_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+"""Updates of leaves at the learning rates of an epoch, and the learning-rate schedule."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from prometar.methods.composition import section_of
+from prometar.methods.optimizers import Optimizer, OptimizerState, Slots
+from prometar.methods.prompts import Leaves, Tensors
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of both phases, fixed within an epoch.
+
+    Args:
+        lr, gate_lr: Learning rates of the leaves, and of the gate (the modulator's learnable tensors).
+        factors: Factors of `lr` for the leaves of a section of the method, such as "adapters". Default: 1.
+    """
+
+    lr: float
+    gate_lr: float
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def of_leaf(self, name: str) -> float:
+        """Return the learning rate of a leaf."""
+        return self.lr * self.factors.get(section_of(name), 1.0)
+
+
+def update_leaves(
+    optimizer: Optimizer,
+    leaves: Leaves,
+    gradient: Tensors,
+    state: OptimizerState,
+    lr_of: Callable[[str], float],
+) -> tuple[Leaves, OptimizerState]:
+    """Return leaves and optimizer state after one update. `gradient` is emptied.
+
+    The optimizer is called once per group of leaves with the same learning rate, `lr_of(name)`.
+    """
+    groups: dict[float, Leaves] = {}
+    for name, leaf in leaves.items():
+        groups.setdefault(lr_of(name), {})[name] = leaf
+    new_leaves: Leaves = {}
+    new_slots: Slots = {slot: {} for slot in state.slots}
+    for lr, group in groups.items():
+        g_group = {name: gradient.pop(name) for name in group}
+        slots = {slot: {name: tensors[name] for name in group} for slot, tensors in state.slots.items()}
+        updated, slots = optimizer(group, g_group, slots, lr=lr, num_updates=state.num_updates)
+        new_leaves |= updated
+        for slot, tensors in slots.items():
+            new_slots.setdefault(slot, {}).update(tensors)
+    # Groups must not change the order of the leaves, because reductions over leaves depend on it.
+    new_leaves = {name: new_leaves[name] for name in leaves}
+    return new_leaves, OptimizerState(new_slots, state.num_updates + 1)
+
+
+def warmup_cosine(epoch: int, *, epochs: int, lr: float, warmup_lr: float, warmup_epochs: int) -> float:
+    """Return the lr of a 0-based epoch: `warmup_lr`, then lr / 2 * (1 + cos(pi * cosine_epoch / epochs)).
+
+    The cosine starts after the warm-up (cosine_epoch = epoch - warmup_epochs) but has a length of `epochs`
+    epochs, so the lr never reaches zero. This is Dassl's schedule, as in the published runs.
+    """
+    if epoch < warmup_epochs:
+        return warmup_lr
+    return lr * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs)) / 2
