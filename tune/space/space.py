@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Set
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -161,8 +162,10 @@ _COMPONENTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager
 def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
     """Return the built method, which contains its components' settings, and other settings with effect."""
     from prometar.methods.composition import build  # loads torch, which --help does not need
+    from prometar.methods.optimizers import SGD
 
-    method = build(config)
+    # `others` contains the settings of the optimizer, of which some have no effect.
+    method = replace(build(config), optimizer=SGD())
     # Only the meta phase (`inner`) trains the gate (the modulator's learnable tensors).
     excluded = _COMPONENTS if method.inner else {*_COMPONENTS, "optim.gate_lr", "optim.gate_schedule"}
     others = {k: v for k, v in config.flat().items() if not {k, k.partition(".")[0]} & excluded}
