@@ -133,13 +133,13 @@ def steps_within(run: Run, seconds: float) -> tuple[int, float]:
     run = replace(run, cache=None)
     batch = next(iter(stream_local(run.plan, run.dataset.source)))
     state = initial_state(run)
-    sgd = rates_of(run.config, 1)
+    rates = rates_of(run.config, 1)
     synchronize()
     began = time.perf_counter()
     number = 0
     while number == 0 or time.perf_counter() - began < seconds:
         # The queue of the GPU is shorter than a step's kernels, so the host cannot run ahead.
-        state, _ = train_step(run, state, batch._replace(step=state.step), sgd)
+        state, _ = train_step(run, state, batch._replace(step=state.step), rates)
         number += 1
     synchronize()
     return number, time.perf_counter() - began
