@@ -18,10 +18,15 @@ DEFAULT_METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 DEFAULT_SEEDS = [1, 2, 3]
 DEFAULT_OUT = Path("out/reproduce")
 _OPTION_OF_SETTING = {
-    "method": "--methods", "data.name": "--datasets", "data.root": "--data-root", "data.shots": "--shots",
-    "train.seed": "--seeds", "train.epochs": "--epochs", "backbone.name": "--backbone",
+    "method": "--methods",
+    "data.name": "--datasets",
+    "data.root": "--data-root",
+    "data.shots": "--shots",
+    "train.seed": "--seeds",
+    "train.epochs": "--epochs",
+    "backbone.name": "--backbone",
     "backbone.pretrained": "--pretrained",
-}  # fmt: skip
+}
 
 
 def _option(text: str, default: object, **limits: Any) -> Any:
@@ -89,8 +94,10 @@ def reproduce(
     from tune.reproduce.published import protocol_settings
     from tune.reproduce.run_grid import run_grid
 
-    chosen, overrides = PROTOCOLS[protocol], parse_assignments(settings or [])
-    if reserved := overrides.keys() & _OPTION_OF_SETTING.keys():
+    chosen = PROTOCOLS[protocol]
+    overrides = parse_assignments(settings or [])
+    reserved = overrides.keys() & _OPTION_OF_SETTING.keys()
+    if reserved:
         raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
     if source and not chosen.source:
         raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")

@@ -21,9 +21,12 @@ def start_tracking(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
     Return a namespace with functions log(name, value, epoch) and finish(failure). `failure` is "" on success.
     """
     defaults = {  # disable telemetry and output, and give up on an unreachable server soon
-        "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    }  # fmt: skip
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
+    }
     os.environ.update({**defaults, **os.environ})
     library = import_module("torch.utils.tensorboard" if tracker == "tensorboard" else tracker)
     flat = job.config.identity()
@@ -47,11 +50,17 @@ def start_tracking(tracker: str, folder: Path, job: Job) -> SimpleNamespace:
             finish=lambda failure: client.set_terminated(run_id, "FAILED" if failure else "FINISHED"),
         )
     run = library.init(
-        project=os.environ.get("WANDB_PROJECT", "prometar"), group=folder.name, name=job.name, id=job_id,
-        resume="allow", reinit="create_new", config=settings, dir=folder,
+        project=os.environ.get("WANDB_PROJECT", "prometar"),
+        group=folder.name,
+        name=job.name,
+        id=job_id,
+        resume="allow",
+        reinit="create_new",
+        config=settings,
+        dir=folder,
         mode=None if os.environ.get("WANDB_MODE") or library.login(prompt=False) else "offline",
         settings={"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True},
-    )  # fmt: skip
+    )
     return SimpleNamespace(
         log=lambda name, value, epoch: run.log({name: value}, epoch),
         finish=lambda failure: run.finish(int(failure != "")),
@@ -62,8 +71,10 @@ class Trackers:
     """Observer that logs jobs to experiment trackers. A tracker that fails is disabled with a message."""
 
     def __init__(self, names: tuple[str, ...], folder: Path, console: Console) -> None:
-        self._folder, self._console = folder, console
-        self._tracker_runs = {name: dict[str, SimpleNamespace]() for name in names}  # by tracker, then by job
+        self._folder = folder
+        self._console = console
+        # By tracker, then by job.
+        self._tracker_runs: dict[str, dict[str, SimpleNamespace]] = {name: {} for name in names}
 
     def started(self, job: Job) -> None:
         self._for_each(lambda name, runs: runs.update({job.name: start_tracking(name, self._folder, job)}))

@@ -65,4 +65,6 @@ def phrase(words: Collection[object], noun: str = "") -> str:
     """
     *first, last = map(str, words)
     text = f"{', '.join(first)} and {last}" if first else last
-    return f"{noun}{'s' if first else ''} {text}" if noun else text
+    if not noun:
+        return text
+    return f"{noun}s {text}" if first else f"{noun} {text}"

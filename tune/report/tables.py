@@ -50,9 +50,10 @@ def _describe_changes(settings: Settings, records: Records) -> str:
 
 
 def _final_test(records: Records) -> Table | None:
-    if (test := records.current_test) is None or not test.seeds:
+    test = records.current_test
+    if test is None or not test.seeds:
         return None
-    rows = list[tuple[str, tuple[str, ...]]]()
+    rows: list[tuple[str, tuple[str, ...]]] = []
     for dataset, dataset_test in test.datasets.items():
         for name in reversed(test.compared_names):  # default settings first
             runs = getattr(dataset_test, name)
@@ -73,11 +74,12 @@ def _final_test(records: Records) -> Table | None:
 
 
 def _confirmation(records: Records) -> Table | None:
-    if (confirmation := records.confirmation) is None or not confirmation.seeds:
+    confirmation = records.confirmation
+    if confirmation is None or not confirmation.seeds:
         return None
     ranked = sorted(confirmation.candidates, key=lambda c: (c.mean is None, -(c.mean or 0.0)))  # failed last
     by_number = {trial.number: trial for trial in records.trials}
-    rows = list[tuple[str, tuple[str, ...]]]()
+    rows: list[tuple[str, tuple[str, ...]]] = []
     for candidate in ranked:
         is_selected = candidate.number == confirmation.selected_number
         tags = ["default settings"] * candidate.is_baseline + ["selected"] * is_selected
@@ -131,12 +133,15 @@ def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
 
 
 def _css_class(trial: TrialRecord, records: Records) -> str:
-    return "selected" if trial is records.selected else "baseline" if trial.is_baseline else ""
+    if trial is records.selected:
+        return "selected"
+    return "baseline" if trial.is_baseline else ""
 
 
 def _costs(records: Records) -> Table:
     """Return the table of training time and allocated resources by stage."""
-    confirmation, test = records.confirmation, records.final_test
+    confirmation = records.confirmation
+    test = records.final_test
     candidate_runs = [run for each in confirmation.candidates for run in each.runs] if confirmation else []
     stages = {
         "search": [run for trial in records.trials for run in trial.runs],

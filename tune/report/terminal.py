@@ -24,9 +24,10 @@ def print_summary(console: Console, records: Records) -> None:
     for table in summary_tables(records):
         console.print()
         console.print(_rich_table(table), soft_wrap=False)
-    if lines := statements.caveats(records):
+    caveats = statements.caveats(records)
+    if caveats:
         print_wrapped("\nCaveats", "bold")
-        for line in lines:
+        for line in caveats:
             print_wrapped(f"- {line}")
     print_wrapped("\nNext steps", "bold")
     for text, command in statements.next_steps(records):

@@ -97,9 +97,12 @@ class Grid:
             untrained: Methods without training. One run per dataset stands for all shots and seeds.
             unavailable: Datasets that cannot be opened. They are left out.
         """
-        targets = tuple(name for name in self.datasets if name not in unavailable) if self.source else ()
+        targets: tuple[str, ...] = ()
+        if self.source:
+            targets = tuple(name for name in self.datasets if name not in unavailable)
         first_shots_and_seed = self.shots[0], self.seeds[0]
-        jobs, objective = list[Job](), self.protocol.objective
+        objective = self.protocol.objective
+        jobs: list[Job] = []
         combinations = product(self.training_datasets, self.shots, self.configs.items(), self.seeds)
         for dataset, shots, (method, method_config), seed in combinations:
             if dataset in unavailable or (method in untrained and (shots, seed) != first_shots_and_seed):
@@ -139,10 +142,12 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     Raises:
         UserError: the run has other settings, or used other images, weights or code than those of `digests`.
     """
-    folder, config = job.folder, job.config
+    folder = job.folder
+    config = job.config
     if file_size(folder / "config.yaml") is None:
         return None
-    if changed := describe_differences(load_config(folder / "config.yaml").identity(), config.identity()):
+    changed = describe_differences(load_config(folder / "config.yaml").identity(), config.identity())
+    if changed:
         raise UserError(f"{folder} has other settings ({changed}). Pass the same settings or another --out.")
     try:
         result = read_result(folder)

@@ -15,8 +15,15 @@ from prometar.metrics import HARMONIC, harmonic_mean
 
 AVERAGE = "average"
 # Settings that `changed_settings` ignores. `published_accuracies` checks backbone, weights and shots itself.
-_IGNORED = {"data.name", "data.root", "data.shots", "backbone.name", "backbone.pretrained",
-            "backbone.precision", "train.seed"}  # fmt: skip
+_IGNORED = {
+    "backbone.name",
+    "backbone.precision",
+    "backbone.pretrained",
+    "data.name",
+    "data.root",
+    "data.shots",
+    "train.seed",
+}
 
 
 @cache

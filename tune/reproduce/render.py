@@ -51,8 +51,8 @@ def _cell(summary: AccuracySummary | None, separator: str) -> str:
         return "–"
     lines = [f"{summary.mean:.2f}"]
     if summary.interval is not None:
-        low, high = summary.interval.low, summary.interval.high
-        lines = [f"{summary.mean:.2f} ± {summary.sd:.2f}", f"[{low:.2f}, {high:.2f}]"]
+        interval = summary.interval
+        lines = [f"{summary.mean:.2f} ± {summary.sd:.2f}", f"[{interval.low:.2f}, {interval.high:.2f}]"]
     if summary.published is not None:
         lines.append(f"published {summary.published:.2f} ({summary.mean - summary.published:+.2f})")
     return separator.join(lines)
@@ -64,7 +64,8 @@ def as_csv(grid: Grid, rows: Sequence[Row]) -> str:
     lines: list[tuple[object, ...]] = [("protocol", "dataset", "method", "column", *statistics)]
     for dataset, method, summaries in rows:
         for column in grid.columns:
-            if (summary := summaries.get(column)) is None:
+            summary = summaries.get(column)
+            if summary is None:
                 continue
             low, high = (summary.interval.low, summary.interval.high) if summary.interval else (None, None)
             difference = None if summary.published is None else summary.mean - summary.published

@@ -39,7 +39,9 @@ def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
     results: dict[str, dict[str, dict[str, dict[int, float]]]]
     results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
     for run in runs:
-        by_dataset, data, accuracies = results[run.config.method], run.config.data, run.scores
+        by_dataset = results[run.config.method]
+        data = run.config.data
+        accuracies = run.scores
         if grid.shots_are_columns:
             # `EVERY_SEED` marks an untrained method. Its accuracy is the same for every number of shots.
             shots = grid.shots if run.seed == EVERY_SEED else (data.shots,)
@@ -112,7 +114,8 @@ def _summarize(
     """Summarize each column that has values."""
     summaries = {}
     for column in columns:
-        if values := list(scores.get(column, {}).values()):
+        values = list(scores.get(column, {}).values())
+        if values:
             center = mean(values)
             if column == HARMONIC:
                 center = harmonic_mean({part: mean(scores[part].values()) for part in ("base", "new")})
@@ -144,6 +147,7 @@ def _notes(grid: Grid, results: Results) -> Iterator[str]:
         if any(EVERY_SEED in seeds for scores in by_dataset.values() for seeds in scores.values()):
             yield f"{method} is not trained, so a single run represents all seeds."
     for method, config in grid.configs.items():
-        if changed := changed_settings(config):
+        changed = changed_settings(config)
+        if changed:
             listed = ", ".join(f"{key}={value}" for key, value in changed.items())
             yield f"Settings of {method} that differ from its defaults: {listed}."

@@ -36,7 +36,8 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
         WorkError: some runs failed or could not start. The tables are written without these runs.
     """
     console = stdout_console()
-    protocol, out = grid.protocol.name, resolve_path(out)
+    protocol = grid.protocol.name
+    out = resolve_path(out)
     for name in grid.all_datasets:
         reject_output_in_dataset(out, name, grid.config.data.root)
     datasets, largest_splits, unavailable = _open_datasets(grid)
@@ -71,7 +72,8 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]
         problems += [f"{name} failed: {one_line(reason)}" for name, reason in failures.items()]
-        incomparable = {name: why for name, data in datasets.items() if (why := incomparable_reason(data))}
+        reasons = {name: incomparable_reason(dataset) for name, dataset in datasets.items()}
+        incomparable = {name: reason for name, reason in reasons.items() if reason}
         rows, notes = build_table(grid, results, incomparable=incomparable)
         notes += problems
         differences, comparison_notes = compare_methods(grid, results)
@@ -92,7 +94,9 @@ def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], 
     Raises:
         UserError: there is no dataset to train on.
     """
-    datasets, largest_splits, unavailable = dict[str, Dataset](), list[FewShotSplit](), dict[str, str]()
+    datasets: dict[str, Dataset] = {}
+    largest_splits: list[FewShotSplit] = []
+    unavailable: dict[str, str] = {}
     for name in grid.all_datasets:
         try:
             dataset = open_dataset(name, grid.config.data.root)
