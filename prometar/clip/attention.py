@@ -102,19 +102,24 @@ class Attention:
 
     def value(self, qkv: Tensor) -> Tensor:
         """Compute the output with torch's fused kernel. Store nothing for derivatives."""
-        heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = self._split_heads(qkv, num_parts=3).permute(2, 0, 3, 1, 4)
         q = heads[0, :, :, : self._num_queries]
-        k, v = self._with_shared(heads[1:])
-        return _merge_heads(fused_attention(q, k, v, mask=self._mask, scale=self._scale))
+        k, v = self._with_shared(heads[1:], row_dim=1, token_dim=-2)
+        o = fused_attention(q, k, v, mask=self._mask, scale=self._scale)
+        return o.transpose(1, 2).flatten(2)
 
     def forward(self, qkv: Tensor) -> tuple[Tensor, AttentionResiduals]:
-        heads = qkv.unflatten(-1, (3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if not self._num_shared:  # if tokens are shared, torch.cat makes k and v contiguous
-            heads = heads.contiguous()
-        q = heads[0, :, :, : self._num_queries].flatten(0, 1)
+        num_rows, num_tokens, _ = qkv.shape
+        heads = self._split_heads(qkv, num_parts=3).permute(2, 0, 3, 1, 4)
+        if self._num_shared:  # torch.cat makes k and v contiguous
+            q = heads[0].flatten(0, 1)
+            k, v = self._with_shared(heads[1:], row_dim=1, token_dim=-2).flatten(1, 2)
+        else:
+            q, k, v = heads.reshape(3, num_rows * self._num_heads, num_tokens, -1)
+        if self._num_queries is not None:
+            q = q[:, : self._num_queries]
         if self._scale != 1:
             q = q * self._scale
-        k, v = self._with_shared(heads[1:]).flatten(1, 2)
         if self._mask is None:
             scores = torch.bmm(q, k.mT)
         else:
@@ -122,11 +127,12 @@ class Attention:
             scores = torch.baddbmm(mask, q, k.mT)
         p = scores.softmax(dim=-1)
         o = torch.bmm(p, v)
-        return _merge_heads(o.unflatten(0, (-1, self._num_heads))), AttentionResiduals(q, k, v, p, o)
+        merged = o.view(num_rows, self._num_heads, *o.shape[1:]).transpose(1, 2).flatten(2)
+        return merged, AttentionResiduals(q, k, v, p, o)
 
     def vjp(self, residuals: AttentionResiduals, g_KBND: Tensor) -> Tensor:
-        g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
-        p = residuals.p[:, :, None]
+        g = self._interleave(self._split_heads(g_KBND))
+        p = residuals.p.unsqueeze(2)
         if len(g_KBND) > 1:
             return self._pull_back(residuals, g, _centered_gv(residuals, g) * p)
         # For K = 1, use torch's kernel. For K > 1, it would need K copies of the probabilities.
@@ -136,32 +142,45 @@ class Attention:
     def vjp_for_hvp(
         self, residuals: AttentionResiduals, g_KBND: Tensor
     ) -> tuple[Tensor, AttentionCotangents]:
-        g = self._interleave(g_KBND.unflatten(-1, (self._num_heads, -1)))
+        g = self._interleave(self._split_heads(g_KBND))
         a = _centered_gv(residuals, g)
-        return self._pull_back(residuals, g, a * residuals.p[:, :, None]), AttentionCotangents(g, a)
+        return self._pull_back(residuals, g, a * residuals.p.unsqueeze(2)), AttentionCotangents(g, a)
 
     def _pull_back(self, residuals: AttentionResiduals, g: Tensor, b: Tensor) -> Tensor:
-        dk = torch.bmm(b.flatten(2).mT, residuals.q).unflatten(1, (g.shape[2], -1))
-        dv = torch.bmm(residuals.p.mT, g.flatten(2)).unflatten(-1, (g.shape[2], -1))
-        return self._join(_multiply(b, residuals.k).movedim(2, 0), dk.movedim(1, 0), dv.movedim(2, 0))
+        q, k, _, p, _ = residuals
+        num_all, num_queries, num_cotangents, num_keys = b.shape
+        rows_and_heads = (num_all // self._num_heads, self._num_heads)
+        dk = torch.bmm(b.view(num_all, num_queries, -1).mT, q)
+        dv = torch.bmm(p.mT, g.view(num_all, num_queries, -1))
+        return self._join(
+            torch.bmm(b.view(num_all, -1, num_keys), k)  # not a variable, so that `_join` can free it
+            .view(*rows_and_heads, num_queries, num_cotangents, -1)
+            .permute(3, 0, 2, 1, 4),
+            dk.view(*rows_and_heads, num_cotangents, num_keys, -1).permute(2, 0, 3, 1, 4),
+            dv.view(*rows_and_heads, num_keys, num_cotangents, -1).permute(3, 0, 2, 1, 4),
+        )
 
     def jvp(self, residuals: AttentionResiduals, t_K: Tensor) -> tuple[Tensor, AttentionTangents]:
         q, k, v, p, _ = residuals
-        t = t_K.unflatten(-1, (3, self._num_heads, -1))
-        tq = self._interleave(t[:, :, : self._num_queries, 0])
+        num_all, num_queries, num_keys = p.shape
+        num_tangents = len(t_K)
+        tq, tk, tv = self._split_heads(t_K, num_parts=3).unbind(3)
+        tq = self._interleave(tq if self._num_queries is None else tq[:, :, :num_queries])
         if self._scale != 1:
             tq = tq * self._scale
-        tk = self._with_shared(t[:, :, :, 1].permute(1, 3, 0, 2, 4), row_dim=0)
-        tv = self._with_shared(t[:, :, :, 2].permute(1, 3, 0, 2, 4), row_dim=0)
-        tk = tk.contiguous().flatten(0, 1)
-        tv = tv.transpose(2, 3).contiguous().flatten(0, 1)
-        c = _multiply(tq, k.mT)
-        c = torch.baddbmm(c.flatten(2), q, tk.flatten(1, 2).mT).view_as(c)
-        c = c - torch.matmul(c, p[..., None])
-        pushed = _multiply(c * p[:, :, None], v)
-        pushed = torch.baddbmm(pushed.flatten(2), p, tv.flatten(2)).view_as(pushed)
-        pushed = _merge_heads(pushed.movedim(2, 0).unflatten(1, (-1, self._num_heads)))
-        return pushed, AttentionTangents(tq, tk, tv, c)
+        tk = self._with_shared(tk.permute(1, 3, 0, 2, 4), row_dim=0, token_dim=3)
+        tk = tk.reshape(num_all, num_tangents, num_keys, -1).contiguous()
+        tv = self._with_shared(tv.permute(1, 3, 2, 0, 4), row_dim=0, token_dim=2)
+        tv = tv.reshape(num_all, num_keys, num_tangents, -1).contiguous()
+        c = torch.bmm(tq.view(num_all, num_queries * num_tangents, -1), k.mT)
+        c = c.view(num_all, num_queries, -1)
+        c = torch.baddbmm(c, q, tk.view(num_all, num_tangents * num_keys, -1).mT)
+        c = c.view(num_all, num_queries, num_tangents, num_keys)
+        c = c - _multiply_vectors(c, p)
+        pushed = _multiply(c * p.unsqueeze(2), v).view(num_all, num_queries, -1)
+        pushed = torch.baddbmm(pushed, p, tv.view(num_all, num_keys, -1))
+        pushed = pushed.view(-1, self._num_heads, num_queries, num_tangents, v.shape[-1])
+        return pushed.permute(3, 0, 2, 1, 4).flatten(3), AttentionTangents(tq, tk, tv, c)
 
     def hvp(
         self,
@@ -173,60 +192,80 @@ class Attention:
         q, k, v, p, _ = residuals
         g, a = cotangents
         tq, tk, tv, c = tangents
-        r = r_BND.unflatten(-1, (self._num_heads, -1)).transpose(1, 2).flatten(0, 1)
-        x = torch.baddbmm(torch.bmm(r, v.mT), g.flatten(2), tv.flatten(2).mT)
+        num_all, num_queries, num_keys = p.shape
+        by_token = (num_all, num_queries, -1)
+        by_token_and_tangent = (num_all, -1, num_keys)
+        width = v.shape[-1]
+        r = self._split_heads(r_BND).transpose(1, 2).flatten(0, 1)
+        x = torch.baddbmm(torch.bmm(r, v.mT), g.view(by_token), tv.view(num_all, num_keys, -1).mT)
         for a_k, c_k in zip(a.unbind(2), c.unbind(2), strict=True):
             x = torch.addcmul(x, a_k, c_k)
         s = torch.ops.aten._softmax_backward_data(x, p, -1, p.dtype)
-        b = a * p[:, :, None]
-        d = (c * p[:, :, None]).flatten(1, 2)
-        dq = torch.baddbmm(torch.bmm(b.flatten(2), tk.flatten(1, 2)), s, k)
-        dk = torch.baddbmm(torch.bmm(b.flatten(1, 2).mT, tq.flatten(1, 2)), s.mT, q)
-        dv = torch.baddbmm(torch.bmm(d.mT, g.flatten(1, 2)), p.mT, r)
-        return self._join(dq[None], dk[None], dv[None])[0]
+        b = a * p.unsqueeze(2)
+        d = (c * p.unsqueeze(2)).view(by_token_and_tangent)
+        dq = torch.baddbmm(torch.bmm(b.view(by_token), tk.view(num_all, -1, width)), s, k)
+        dk = torch.bmm(b.view(by_token_and_tangent).mT, tq.view(num_all, -1, width))
+        dk = torch.baddbmm(dk, s.mT, q)
+        dv = torch.baddbmm(torch.bmm(d.mT, g.view(num_all, -1, width)), p.mT, r)
+        rows_and_heads = (-1, self._num_heads)
+        return self._join(
+            *(x.view(*rows_and_heads, *x.shape[1:]).transpose(1, 2) for x in (dq, dk, dv)),
+        )
+
+    def _split_heads(self, x: Tensor, *, num_parts: int = 1) -> Tensor:
+        """Split the last dimension into (H, W), or into (3, H, W) for queries, keys and values."""
+        parts = () if num_parts == 1 else (num_parts,)
+        return x.reshape(*x.shape[:-1], *parts, self._num_heads, -1)
 
     def _interleave(self, x_KBTHW: Tensor) -> Tensor:
         """Return (BH, T, K, W), in which the K cotangents or tangents of a token are adjacent."""
         return x_KBTHW.permute(1, 3, 2, 0, 4).flatten(0, 1).contiguous()
 
-    def _with_shared(self, x: Tensor, *, row_dim: int = 1) -> Tensor:
-        """Prepend the shared tokens of row 0 to the tokens of every row. The token dimension is -2."""
+    def _with_shared(self, x: Tensor, *, row_dim: int, token_dim: int) -> Tensor:
+        """Prepend the shared tokens of row 0 to the tokens of every row."""
         if not self._num_shared:
             return x
-        shared = x.narrow(row_dim, 0, 1).narrow(-2, 0, self._num_shared)
-        return torch.cat([shared.expand_as(x.narrow(-2, 0, self._num_shared)), x], dim=-2)
+        first_tokens = x.narrow(token_dim, 0, self._num_shared)
+        shared = first_tokens.narrow(row_dim, 0, 1).expand_as(first_tokens)
+        return torch.cat([shared, x], dim=token_dim)
 
     def _join(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
-        """Join the gradients of queries, keys and values, each (K, BH, tokens, W), into (K, B, T, 3D)."""
+        """Join the gradients (..., B, tokens, H, W) of queries, keys and values into (..., B, T, 3D)."""
         if self._scale != 1:
             dq = dq * self._scale
         # Keys and values also include the shared tokens. Other tokens that are not queries get zeros.
-        num_tokens = dk.shape[2] - self._num_shared
-        if num_tokens != dq.shape[2]:
-            dq = F.pad(dq, (0, 0, 0, num_tokens - dq.shape[2]))
-        grads = [x.unflatten(1, (-1, self._num_heads)).transpose(2, 3) for x in (dq, dk, dv)]
+        num_others = dk.shape[-3] - self._num_shared - dq.shape[-3]
+        if num_others:
+            dq = F.pad(dq, (0, 0, 0, 0, 0, num_others))
         if self._num_shared:
-            grads[1:] = [self._merge_shared(grad) for grad in grads[1:]]
-        return torch.stack(grads, dim=3).flatten(3)
+            dk = self._merge_shared(dk)
+            dv = self._merge_shared(dv)
+        return torch.stack([dq, dk, dv], dim=-3).flatten(-3)
 
-    def _merge_shared(self, grad_KBSHW: Tensor) -> Tensor:
+    def _merge_shared(self, grad: Tensor) -> Tensor:
         """Add the gradients of the prepended tokens to those of row 0 (transpose of `_with_shared`)."""
-        num_tokens = grad_KBSHW.shape[2] - self._num_shared
-        shared, tokens = grad_KBSHW.split([self._num_shared, num_tokens], dim=2)
-        # Safe in place, because the caller does not use `grad_KBSHW` again.
-        tokens[:, 0, : self._num_shared].add_(shared.sum(dim=1))
+        num_tokens = grad.shape[-3] - self._num_shared
+        shared, tokens = grad.split([self._num_shared, num_tokens], dim=-3)
+        # Safe in place, because the caller does not use `grad` again.
+        tokens.select(-4, 0).narrow(-3, 0, self._num_shared).add_(shared.sum(dim=-4))
         return tokens
-
-
-def _merge_heads(x_BHTW: Tensor) -> Tensor:
-    return x_BHTW.transpose(-3, -2).flatten(-2)
 
 
 def _centered_gv(residuals: AttentionResiduals, g: Tensor) -> Tensor:
     """Return centered(g @ v.T). The subtracted sum is the dot product of g and o."""
-    return _multiply(g, residuals.v.mT) - torch.matmul(g, residuals.o[..., None])
+    return _multiply(g, residuals.v.mT) - _multiply_vectors(g, residuals.o)
 
 
 def _multiply(x: Tensor, matrix: Tensor) -> Tensor:
     """Multiply cotangents or tangents (BH, tokens, K, in) by one matrix (BH, in, out) per row and head."""
-    return torch.bmm(x.flatten(1, 2), matrix).unflatten(1, x.shape[1:3])
+    num_all, num_tokens, num_stacked, width = x.shape
+    product = torch.bmm(x.view(num_all, num_tokens * num_stacked, width), matrix)
+    return product.view(num_all, num_tokens, num_stacked, -1)
+
+
+def _multiply_vectors(x: Tensor, vectors: Tensor) -> Tensor:
+    """Return the dot products (BH, tokens, K, 1) of x (BH, tokens, K, in) and vectors (BH, tokens, in)."""
+    num_all, num_tokens, num_stacked, width = x.shape
+    matrices = x.view(num_all * num_tokens, num_stacked, width)
+    products = torch.bmm(matrices, vectors.view(num_all * num_tokens, width, 1))
+    return products.view(num_all, num_tokens, num_stacked, 1)
