@@ -94,7 +94,7 @@ def test_make_demo_is_the_first_study_of_the_demo_benchmark(monkeypatch: pytest.
     studies = [parsed(demo.command(seed, Path("out"))[2:]) for seed in demo.SEEDS]
     assert studies[0] == parsed(options)
     seeds = [seed for study in studies for seed in (*study.search.seeds, *study.final_seeds)]
-    assert len(seeds) == len(set(seeds)) == 10 * (1 + 5)
+    assert len(seeds) == len(set(seeds)) == 10 * (1 + 8)
     assert studies[0].test.epochs == Config(method="prometar").train.epochs, "the published baseline"
 
 
