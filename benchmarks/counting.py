@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -84,7 +84,6 @@ def rehearse(
         clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip)
         if not method.changes_blocks:
             clip = clip.folded()
-        clip = replace(clip, takes_image_prompts=method.changes("vision"))
         frozen = torch.empty(num_classes, clip.embed_dim, dtype=clip.working_dtype)
         if method.changes("text"):
             model = build_model(clip, method, tokens, frozen)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prometar.clip.model import Clip
 from prometar.clip.text import encode_text, text_input
-from prometar.clip.vision import embed_images, encode_image
+from prometar.clip.vision import EmbeddedImages, ImageFeatures, ImageTokens, embed_images, encode_image
 from prometar.clip.weights import read_tensors
 from prometar.clip.wording import fill_template
 from prometar.errors import InfrastructureError, UserError
@@ -27,7 +27,10 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function that maps N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""Tensors by batch number: frozen features, or without image prompts the results of `embed_images`."""
+"""Features (B, E) by batch number, for methods that change the image tower, or for methods that do not.
+
+The former are normalized features of the frozen CLIP. The latter are `ImageFeatures`, not normalized.
+"""
 
 FORMAT = "prometar-text-features-1"
 """Part of the cache key. Change it if new code computes different features from the same inputs."""
@@ -56,23 +59,35 @@ def mean_text_features(clip: Clip, ids_NT: Tensor, num_templates: int, *, batch_
     return F.normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1), dim=-1)
 
 
-def cached_embedding(clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
-    """Return the result of `embed_images` for batch `number`, cached if no prompt enters the image tower."""
-    used_cache = None if clip.takes_image_prompts else cache
-    return _cached(used_cache, number, lambda: embed_images(clip, images_B3HW))
+@torch.no_grad()
+def cached_embedding(
+    clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None, number: int, *, changes_vision: bool
+) -> EmbeddedImages:
+    """Embed the images of batch `number` for a method.
+
+    Return the input tokens of the image tower if the method changes the tower (`changes_vision`). Otherwise,
+    return the tower's features, which are cached.
+    """
+    if changes_vision:
+        return embed_images(clip, images_B3HW)
+    features_BE = _cached(cache, number, lambda: encode_image(clip, embed_images(clip, images_B3HW)))
+    return ImageFeatures(features_BE)
 
 
 @torch.no_grad()
-def frozen_image_features(clip: Clip, embedded: Tensor, cache: FeatureCache | None, number: int) -> Tensor:
-    """Return normalized frozen features (B, E), given the result (B, T, D) or (B, 1, E) of `embed_images`."""
-    # Without image prompts, `encode_image` only returns the features in `embedded`. Caching saves nothing.
-    used_cache, dtype = cache if clip.takes_image_prompts else None, clip.working_dtype
-    return _cached(used_cache, number, lambda: F.normalize(encode_image(clip, embedded).to(dtype), dim=-1))
+def frozen_image_features(
+    clip: Clip, images: EmbeddedImages, cache: FeatureCache | None, number: int
+) -> Tensor:
+    """Return normalized features (B, E) of the frozen CLIP for the images of batch `number`."""
+    # The cache already contains `ImageFeatures`, which only need to be normalized.
+    used_cache = cache if isinstance(images, ImageTokens) else None
+    dtype = clip.working_dtype
+    return _cached(used_cache, number, lambda: F.normalize(encode_image(clip, images).to(dtype), dim=-1))
 
 
-def can_skip_images(clip: Clip, cache: FeatureCache | None, numbers: Iterable[int]) -> bool:
+def can_skip_images(cache: FeatureCache | None, numbers: Iterable[int], *, changes_vision: bool) -> bool:
     """Return True if the images of these batches are not needed, because their features are cached."""
-    return not clip.takes_image_prompts and cache is not None and all(number in cache for number in numbers)
+    return not changes_vision and cache is not None and all(number in cache for number in numbers)
 
 
 def _cached(cache: FeatureCache | None, number: int, compute: Callable[[], Tensor]) -> Tensor:

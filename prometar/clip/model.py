@@ -110,7 +110,6 @@ class Clip:
     causal: True for CLIP. Its text tokens attend to earlier ones, and the end token (EOT) gives the feature.
         False for SigLIP. Its text tokens attend to all others, and the last token gives the feature.
     num_start: Number of tokens that the tokenizer puts before a text.
-    takes_image_prompts: False if no prompts enter the image tower. `embed_images` then returns features.
     """
 
     text: Tower
@@ -134,7 +133,6 @@ class Clip:
     causal: bool = True
     num_start: int = 1
     image_size: int = 224
-    takes_image_prompts: bool = True
 
     @property
     def embed_dim(self) -> int:

@@ -4,6 +4,7 @@ The prompt tokens of a layer follow the patches, and replace the prompt tokens o
 image feature is the output at the class token (CLS). SigLIP's is the attention pool of the patch outputs.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,24 +16,46 @@ from prometar.clip.model import Clip
 from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, PromptedTower, appending_layers
 
 
-@torch.no_grad()
-def embed_images(clip: Clip, images_B3HW: Tensor) -> Tensor:
-    """Return the tower's input tokens (B, T, D): CLS and patches after `ln_pre`, or SigLIP's patches.
+@dataclass(frozen=True)
+class ImageTokens:
+    """Images before the tower: its input tokens (B, T, D). Indexing selects images.
 
-    If the tower takes no prompts (`clip.takes_image_prompts` is False), return its output instead: one
-    unnormalized feature per image (B, 1, E). The images must be normalized (`Backbone.normalize`).
+    These are CLS and patches after `ln_pre`, or SigLIP's patches.
     """
+
+    tokens_BTD: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> "ImageTokens":
+        return ImageTokens(self.tokens_BTD[rows])
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Images after the tower, if nothing learned enters it: unnormalized features (B, E).
+
+    Indexing selects images.
+    """
+
+    features_BE: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> "ImageFeatures":
+        return ImageFeatures(self.features_BE[rows])
+
+
+EmbeddedImages = ImageTokens | ImageFeatures
+
+
+@torch.no_grad()
+def embed_images(clip: Clip, images_B3HW: Tensor) -> ImageTokens:
+    """Return the input tokens of images, which must be normalized (`Backbone.normalize`)."""
     cudnn: Any = torch.backends.cudnn
     conv_settings = cudnn.conv
     # On GPUs, torch's default for convolutions is TF32, which has 10 instead of 23 mantissa bits.
     previous, conv_settings.fp32_precision = conv_settings.fp32_precision, "ieee"
     try:
-        tokens = _input_tokens(clip, images_B3HW)
+        return ImageTokens(_input_tokens(clip, images_B3HW))
     finally:
         conv_settings.fp32_precision = previous
-    if clip.takes_image_prompts:
-        return tokens
-    return _prompted_tower(clip, tokens.shape[1], prompts={}).value(tokens, {})[:, None]
 
 
 def _input_tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
@@ -46,25 +69,25 @@ def _input_tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     return Norm(clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps).value(tokens)
 
 
-def encode_image(clip: Clip, embedded: Tensor, prompts: LayerPrompts | None = None) -> Tensor:
-    """Return unnormalized features (B, E) of images, given the result of `embed_images`.
+def encode_image(clip: Clip, images: EmbeddedImages, prompts: LayerPrompts | None = None) -> Tensor:
+    """Return unnormalized features (B, E) of images. Prompts require `ImageTokens`.
 
     `ln_pre` also applies to the prompt of layer 0.
     """
-    if not clip.takes_image_prompts:
-        assert not prompts, "the tower was applied without prompts"
-        return embedded[:, 0]
     prompts = prompts or {}
-    if (
-        torch.is_grad_enabled()
-    ):  # `value` is faster, but autograd cannot differentiate its fused attention twice
-        return image_pass(clip, embedded, prompts)[0]
-    return _prompted_tower(clip, embedded.shape[1], prompts).value(embedded, prompts)
+    if isinstance(images, ImageFeatures):
+        assert not prompts, "the tower was applied without prompts"
+        return images.features_BE
+    if torch.is_grad_enabled():  # `value` is faster, but autograd cannot differentiate its attention twice
+        return image_pass(clip, images, prompts)[0]
+    tower = _prompted_tower(clip, images.tokens_BTD.shape[1], prompts)
+    return tower.value(images.tokens_BTD, prompts)
 
 
-def image_pass(clip: Clip, tokens_BTD: Tensor, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
+def image_pass(clip: Clip, images: ImageTokens, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
     """Return the image features and the `Pass` that computes their derivatives."""
-    return _prompted_tower(clip, tokens_BTD.shape[1], prompts).forward(tokens_BTD, prompts)
+    tower = _prompted_tower(clip, images.tokens_BTD.shape[1], prompts)
+    return tower.forward(images.tokens_BTD, prompts)
 
 
 def _prompted_tower(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> PromptedTower:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prometar.clip.features import FeatureCache, cached_embedding, frozen_image_features
 from prometar.clip.model import Clip
-from prometar.clip.vision import embed_images
+from prometar.clip.vision import EmbeddedImages
 from prometar.methods.composition import Method
 from prometar.methods.task_augmentations import Augmentation, Mix
 
@@ -97,13 +97,13 @@ class Embeddings(NamedTuple):
     """Embedded images: the N images of a batch, of the support, or of the query.
 
     Args:
-        images: (R, T, D) result of `embed_images`: N images, then the partners whose features are mixed in.
+        images: R images: the N images, then the partners whose features are mixed in.
         labels, weights: (N,) labels, and weights in the loss, which sum to 1.
         frozen: (N, E) features of the frozen CLIP, mixed like the images. None if not used.
         partners, partner_labels: Partners of mixed query images, and their labels (N,). Otherwise None.
     """
 
-    images: Tensor
+    images: EmbeddedImages
     labels: Tensor
     weights: Tensor
     frozen: Tensor | None
@@ -131,9 +131,12 @@ def embed_batch(
         selection: Rows of the meta task, on the device of the images. None if there is no meta task.
         cache, step: Cached features of the training images by step, and the current step.
     """
-    images, labels = cached_embedding(clip, images_B3HW, cache, step), labels.to(images_B3HW.device)
+    device = images_B3HW.device
+    changes_vision = method.changes("vision")
+    images = cached_embedding(clip, images_B3HW, cache, step, changes_vision=changes_vision)
+    labels = labels.to(device)
     frozen = frozen_image_features(clip, images, cache, step) if method.uses_frozen_image_features else None
-    weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=images.device)
+    weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=device)
     whole = Embeddings(images, labels, weights, frozen)
     if selection is None:
         return whole, None
@@ -152,7 +155,7 @@ def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, select
     else:
         query_pixels, partner_pixels = pixels[query_rows], pixels[partners.batch_rows]
         mixed_pixels = method.augmentation.mixed_images(query_pixels, partner_pixels, partners.mix)
-        images = embed_images(clip, mixed_pixels)
+        images = cached_embedding(clip, mixed_pixels, None, 0, changes_vision=method.changes("vision"))
     if method.prompts.conditional:
         assert whole.frozen is not None
         frozen = whole.frozen[query_rows]

@@ -11,7 +11,7 @@ from prometar.clip.adapted import ChangeBlock, Parallel, adapted_image, adapted_
 from prometar.clip.features import mean_text_features
 from prometar.clip.model import Clip
 from prometar.clip.text import TextInput, encode_text, text_input, text_pass
-from prometar.clip.vision import encode_image, image_pass
+from prometar.clip.vision import EmbeddedImages, ImageTokens, encode_image, image_pass
 from prometar.clip.wording import fill_template
 from prometar.errors import UserError
 from prometar.methods.adapters import Place, TowerName
@@ -59,19 +59,21 @@ class PromptedClip:
         features = encode_text(self.clip, self.text, self._by_layer(inputs, "text"))
         return features.to(self.clip.working_dtype)
 
-    def image_features(self, inputs: Tensors, images_BTD: Tensor) -> Tensors:
-        """Return unnormalized features "vision" (B, E), and "vision.prompts" (B, D) if the method reads them.
-
-        `images_BTD` contains images that `embed_images` has embedded.
-        """
+    def image_features(self, inputs: Tensors, images: EmbeddedImages) -> Tensors:
+        """Return unnormalized features "vision" (B, E), and "vision.prompts" (B, D) if they are read."""
         if self._vision_needs_autodiff:
-            return self._adapted_images(inputs, images_BTD, twice=False)
-        features = encode_image(self.clip, images_BTD, self._by_layer(inputs, "vision"))
+            return self._adapted_images(inputs, images, twice=False)
+        features = encode_image(self.clip, images, self._by_layer(inputs, "vision"))
         return {"vision": features.to(self.clip.working_dtype)}
 
     @torch.no_grad()
     def forward(
-        self, inputs: Tensors, images_BTD: Tensor, frozen_BE: Tensor | None = None, *, twice: bool = False
+        self,
+        inputs: Tensors,
+        images: EmbeddedImages,
+        frozen_BE: Tensor | None = None,
+        *,
+        twice: bool = False,
     ) -> TowerPasses:
         """Run both towers, and save what their derivatives need. `twice`: for second derivatives, too.
 
@@ -96,14 +98,15 @@ class PromptedClip:
             features, passes["text"] = text_pass(self.clip, text, self._by_layer(inputs, "text"))
             outputs["text"] = features.to(working_dtype)
         if not self.method.changes("vision"):
-            image_BE = self.image_features({}, images_BTD)["vision"]
+            image_BE = self.image_features({}, images)["vision"]
         elif self._vision_needs_autodiff:
-            image_function = partial(self._adapted_images, images_BTD=images_BTD, twice=twice)
+            image_function = partial(self._adapted_images, images=images, twice=twice)
             vision_pass = AutodiffPass(image_function, self._tower_inputs(inputs, "vision"))
             passes["vision"] = vision_pass
             outputs |= vision_pass.values
         else:
-            features, passes["vision"] = image_pass(self.clip, images_BTD, self._by_layer(inputs, "vision"))
+            assert isinstance(images, ImageTokens)
+            features, passes["vision"] = image_pass(self.clip, images, self._by_layer(inputs, "vision"))
             outputs["vision"] = features.to(working_dtype)
         return TowerPasses(self.clip.dtype, passes, outputs, text_CE, image_BE)
 
@@ -167,10 +170,11 @@ class PromptedClip:
             features = features.unflatten(-2, (-1, self.num_texts)).mean(dim=-2)
         return features
 
-    def _adapted_images(self, inputs: Tensors, images_BTD: Tensor, *, twice: bool) -> Tensors:
+    def _adapted_images(self, inputs: Tensors, images: EmbeddedImages, *, twice: bool) -> Tensors:
+        assert isinstance(images, ImageTokens)
         features_BE, prompts_BD = adapted_image(
             self.clip,
-            images_BTD,
+            images.tokens_BTD,
             self._by_layer(inputs, "vision"),
             inserts=self.method.traits.inserts,
             change_block=self._change_block("vision", inputs),

@@ -124,9 +124,15 @@ def drift_scores(
     finite: list[Tensor] = []
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
-        embedded_BTD = cached_embedding(backbone.clip, pixels, cache, batch.step)
-        frozen_BE = frozen_image_features(backbone.clip, embedded_BTD, cache, batch.step)
-        images = base_model.image_features(inputs, embedded_BTD)
+        embedded = cached_embedding(
+            backbone.clip,
+            pixels,
+            cache,
+            batch.step,
+            changes_vision=base_model.method.changes("vision"),
+        )
+        frozen_BE = frozen_image_features(backbone.clip, embedded, cache, batch.step)
+        images = base_model.image_features(inputs, embedded)
         if conditional:
             class_text = base_model.text_features(inputs, frozen_BE)
             name_text = names_model.text_features(inputs, frozen_BE)

@@ -121,12 +121,14 @@ _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
 """For each data plan, dataset and backbone: the bytes that all features need, and those cached so far."""
 
 
-def _feature_cache(clip: Clip, plan: DataPlan, cache_key: tuple[Hashable, ...]) -> FeatureCache | None:
+def _feature_cache(
+    clip: Clip, method: Method, plan: DataPlan, cache_key: tuple[Hashable, ...]
+) -> FeatureCache | None:
     """Return a data plan's feature cache, or None if it could fill more than 1/4 of `_IMAGE_FEATURES`."""
     num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
-    key = (plan.digest, clip.takes_image_prompts, *cache_key)
+    key = (plan.digest, method.changes("vision"), *cache_key)
     if key not in _IMAGE_FEATURES:
         _IMAGE_FEATURES[key] = (num_bytes, {})
     return _IMAGE_FEATURES[key][1]
@@ -153,10 +155,6 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     backbone = cached_backbone(config.backbone, folded=folded)
     if config.custom_components:
         check_components(config, backbone.clip)
-    if not method.changes("vision"):  # then the image tower's output is constant and can be cached
-        digest = backbone.digest
-        backbone = replace(backbone, clip=replace(backbone.clip, takes_image_prompts=False))
-        vars(backbone)["digest"] = digest  # fills the cached property, which takes a second to compute
     clip, cache_key = backbone.clip, (config.backbone, *dataset_key, repr(dataset.source))
     augment, train, shots = config.augment, config.train, config.data.shots
     split = split_dataset(objective, dataset, shots=shots, seed=train.seed, val_per_class=val_per_class)
@@ -185,7 +183,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         for name, items in split.evaluations.items()
     }
     evaluations = {
-        name: EvaluationSet(plan, model_of(classnames(plan.items)), _feature_cache(clip, plan, cache_key))
+        name: EvaluationSet(
+            plan, model_of(classnames(plan.items)), _feature_cache(clip, method, plan, cache_key)
+        )
         for name, plan in plans.items()
     }
     crop_scale = (augment.crop_scale_min, augment.crop_scale_max)
@@ -216,7 +216,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         model=model_of(split.classnames),
         plan=plan,
         evaluations=evaluations,
-        cache=_feature_cache(clip, plan, cache_key),
+        cache=_feature_cache(clip, method, plan, cache_key),
         cache_key=cache_key,
         out_of_domain=out_of_domain,
         code_digests={name: source_digest(name) for name in components if is_custom(name)},

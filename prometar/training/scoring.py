@@ -26,12 +26,18 @@ def make_logits_fn(
 
     @torch.no_grad()
     def logits(images: Tensor, batch_number: int) -> Tensor:
-        embedded_BTD = cached_embedding(backbone.clip, backbone.normalize(images), cache, batch_number)
+        embedded = cached_embedding(
+            backbone.clip,
+            backbone.normalize(images),
+            cache,
+            batch_number,
+            changes_vision=model.method.changes("vision"),
+        )
         text = text_CE
         if text is None:
-            frozen_BE = frozen_image_features(backbone.clip, embedded_BTD, cache, batch_number)
+            frozen_BE = frozen_image_features(backbone.clip, embedded, cache, batch_number)
             text = model.text_features(inputs, frozen_BE)
-        features = model.features(inputs, text, model.image_features(inputs, embedded_BTD))
+        features = model.features(inputs, text, model.image_features(inputs, embedded))
         return model.logits(inputs, features)
 
     def logits_in_precision(images: Tensor, batch_number: int) -> Tensor:

@@ -123,7 +123,8 @@ class Session:
         if self._batches is None:
             run, start = self.run, self.state.step
             reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
-            cached = can_skip_images(run.backbone.clip, run.cache, range(start, run.plan.num_steps))
+            numbers = range(start, run.plan.num_steps)
+            cached = can_skip_images(run.cache, numbers, changes_vision=run.method.changes("vision"))
             start_stream = stream_labels if cached and not reads_pixels else self._start_stream
             self._stream = start_stream(run.plan, run.dataset.source, start)
             self._batches = chain([*islice(self._stream, 1)], self._stream)
@@ -153,8 +154,9 @@ class Session:
 
     def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
         """Yield an evaluation set's batches, cached or streamed. If features are cached, omit pixels."""
-        plan, cache, clip = evaluation.plan, evaluation.cache, self.run.backbone.clip
-        if can_skip_images(clip, cache, range(plan.num_steps)):
+        plan, cache = evaluation.plan, evaluation.cache
+        changes_vision = self.run.method.changes("vision")
+        if can_skip_images(cache, range(plan.num_steps), changes_vision=changes_vision):
             yield from stream_labels(plan, self.run.dataset.source)
             return
         key = (plan.digest, *self.run.cache_key)
@@ -162,8 +164,8 @@ class Session:
             yield from _EVAL_BATCHES[key]
             return
         num_bytes = len(plan.items) * 3 * plan.transform.size**2
-        # Without image prompts, features stay in `cache`, so each batch of images is needed only once.
-        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and (clip.takes_image_prompts or cache is None)
+        # If the image tower is not changed, features stay in `cache`, so images are needed only once.
+        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and (changes_vision or cache is None)
         batches: list[Batch] = []
         for batch in self._start_stream(plan, self.run.dataset.source, 0):
             if should_cache:

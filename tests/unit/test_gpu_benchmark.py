@@ -138,9 +138,9 @@ def test_each_timed_step_encodes_its_images(gpu: ModuleType, monkeypatch: pytest
     caches: list[Any] = []
     original = meta_batch.cached_embedding
 
-    def note(clip: Any, images: Any, cache: Any, step: int) -> Any:
+    def note(clip: Any, images: Any, cache: Any, step: int, **options: Any) -> Any:
         caches.append(cache)
-        return original(clip, images, cache, step)
+        return original(clip, images, cache, step, **options)
 
     monkeypatch.setattr(meta_batch, "cached_embedding", note)
     run = parts.run_of("fp32", method="coop", device=torch.device("cpu"))

@@ -50,7 +50,6 @@ def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone,
     known = config.flat().keys() - values.keys()
     config = config.override({key: value for key, value in SMALL.items() if key in known})
     part, clip = build(config), backbone(torch.float64)
-    clip = replace(clip, clip=replace(clip.clip, takes_image_prompts=part.changes("vision")))
     frozen = F.normalize(torch.linspace(-1, 1, 3 * 24, dtype=torch.float64).view(3, 24).sin(), dim=-1)
     texts = prompt_texts(CLASSES, part.prompts, init="a photo of a", template="a photo of a {}.")
     model = build_model(clip.clip, part, tokenize(texts), frozen)

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from prometar.clip.features import FeatureCache
+from prometar.clip.model import Clip
+from prometar.clip.vision import EmbeddedImages, ImageFeatures, ImageTokens, embed_images
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.step.prompted_clip import PromptedClip
+from prometar.step import meta_batch
+from prometar.step.meta_batch import embed_batch
 from prometar.training.epoch import train_epoch
 from prometar.training.run import Run, clear_caches, initial_state
 from prometar.training.session import _EVAL_BATCHES, Session
@@ -46,28 +51,39 @@ def fresh() -> Iterator[None]:
     clear_caches(), _EVAL_BATCHES.clear()
 
 
-def as_if_prompts_came(run: Run) -> Run:
-    """The same run by the tower as it is where prompts enter it."""
-
-    def plain(model: PromptedClip) -> PromptedClip:
-        return replace(model, clip=replace(model.clip, takes_image_prompts=True))
-
-    evaluations = {
-        name: replace(each, model=plain(each.model), cache=None) for name, each in run.evaluations.items()
-    }
-    backbone = replace(run.backbone, clip=plain(run.model).clip)
-    return replace(run, backbone=backbone, model=plain(run.model), evaluations=evaluations, cache=None)
+def embed_tokens(
+    clip: Clip, images_B3HW: Tensor, cache: FeatureCache | None, number: int, *, changes_vision: bool
+) -> EmbeddedImages:
+    """Return tokens, as for a method that changes the image tower."""
+    return embed_images(clip, images_B3HW)
 
 
 @pytest.mark.parametrize("name", TEXT_ALONE)
-def test_it_is_the_same_training(name: str) -> None:
+def test_features_train_like_tokens_that_are_encoded_in_each_pass(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_of(name)
-    plain = as_if_prompts_came(run)
-    expected, expected_losses = train_epoch(plain, initial_state(plain), batches(plain))
+    without_cache = replace(run, cache=None)
+    with monkeypatch.context() as patched:
+        patched.setattr(meta_batch, "cached_embedding", embed_tokens)
+        expected, expected_losses = train_epoch(
+            without_cache, initial_state(without_cache), batches(without_cache)
+        )
     state, losses = train_epoch(run, initial_state(run), batches(run))
     assert losses == pytest.approx(expected_losses, abs=1e-9)
     for leaf, tensor in expected.tensors().items():
         torch.testing.assert_close(state.tensors()[leaf], tensor, rtol=0, atol=1e-9, msg=leaf)
+
+
+def test_the_type_of_embedded_images_depends_on_the_method_and_not_on_the_weights() -> None:
+    changing, constant = small_run("vpt"), run_of("coop")
+    types = []
+    for run in (changing, constant):
+        pixels = torch.zeros(2, 3, run.backbone.clip.image_size, run.backbone.clip.image_size)
+        pixels = pixels.to(run.backbone.clip.dtype)
+        batch, _ = embed_batch(run.backbone.clip, run.method, pixels, torch.tensor([0, 1]), None)
+        types.append(type(batch.images))
+    assert types == [ImageTokens, ImageFeatures]
 
 
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
