@@ -45,12 +45,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(values: Mapping[str, Any], method: str = "prometar") -> tuple[Backbone, Method, PromptedClip, State]:
+def make(
+    values: Mapping[str, Any], method: str = "prometar", dtype: torch.dtype = torch.float64
+) -> tuple[Backbone, Method, PromptedClip, State]:
     config = Config(method=method).override(values)
     known = config.flat().keys() - values.keys()
     config = config.override({key: value for key, value in SMALL.items() if key in known})
-    part, clip = build(config), backbone(torch.float64)
+    part, clip = build(config), backbone(dtype)
     frozen = F.normalize(torch.linspace(-1, 1, 3 * 24, dtype=torch.float64).view(3, 24).sin(), dim=-1)
+    frozen = frozen.to(clip.clip.working_dtype)
     texts = prompt_texts(CLASSES, part.prompts, init="a photo of a", template="a photo of a {}.")
     model = build_model(clip.clip, part, tokenize(texts), frozen)
     words = tokenize(["a photo of a"])[0, 1:5]

@@ -1,0 +1,115 @@
+"""A step is one fixed sequence of kernels, as CUDA graphs require.
+
+The sequence must not depend on the values of tensors. If it is replayed with other values, it must return the
+same bits as the step.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from prometar.clip.openclip import Backbone
+from prometar.config.recipes import METHODS
+from prometar.methods.composition import Method
+from prometar.methods.prompts import Tensors
+from prometar.step.iteration import step
+from prometar.step.meta_batch import Selection, embed_batch, select
+from prometar.step.prompted_clip import PromptedClip
+from prometar.step.state import State
+from tests.contracts.step.test_step import IS_QUERY, RATES, make
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+LEARNING = [name for name in METHODS if not name.startswith("zero-shot")]
+
+Inputs = tuple[Tensors, Tensors, Tensor, Tensor, Selection | None]
+"""Leaves, gate, pixels, labels and selection of a meta task."""
+
+
+class Step:
+    """Step of a method as a function of all tensors that differ between steps."""
+
+    def __init__(self, method: str, dtype: torch.dtype) -> None:
+        made: tuple[Backbone, Method, PromptedClip, State] = make({}, method, dtype)
+        _, self.method, self.model, self.start = made
+
+    def __call__(
+        self, leaves: Tensors, gate: Tensors, pixels: Tensor, labels: Tensor, selection: Selection | None
+    ) -> Tensors:
+        state = State.start(leaves, gate, self.method.optimizer)
+        batch, task = embed_batch(self.model.clip, self.method, pixels, labels, selection)
+        after, losses = step(self.model, self.method, state, batch, task, RATES)
+        return {**after.tensors(), **losses}
+
+    def inputs(self, seed: int) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+
+        def near(tensors: Tensors) -> Tensors:
+            noise = {name: torch.randn(x.shape, generator=generator) for name, x in tensors.items()}
+            return {name: x + 0.01 * noise[name].to(x.dtype) for name, x in tensors.items()}
+
+        clip = self.model.clip
+        pixels = torch.randn(4, 3, 16, 16, generator=generator).to(clip.dtype)
+        selection = None
+        if self.method.inner is not None:
+            augmentation = self.method.augmentation
+            mix = augmentation.draw(2, 2, np.random.default_rng(0))
+            selection = select(
+                IS_QUERY, mix, mixes_pixels=augmentation.mixes_pixels, dtype=clip.working_dtype
+            )
+        labels = torch.tensor([0, 1, 1, 2])
+        return near(self.start.leaves), near(self.start.gate), pixels, labels, selection
+
+
+@dataclass
+class Log(TorchDispatchMode):
+    """Mode that records each kernel with its arguments. Tensors are recorded by shape, stride and type."""
+
+    kernels: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        described = tree_map_only(Tensor, lambda x: (x.shape, x.stride(), x.dtype), (args, kwargs))
+        self.kernels.append(f"{operator} {described}")
+        return operator(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("method", LEARNING)
+def test_all_data_get_the_same_sequence_of_kernels(method: str, dtype: torch.dtype) -> None:
+    function = Step(method, dtype)
+    logs = []
+    for seed in (0, 1):
+        inputs = function.inputs(seed)
+        with Log() as log:
+            function(*inputs)
+        logs.append(log.kernels)
+    assert logs[0] == logs[1]
+    assert not [kernel for kernel in logs[0] if kernel.startswith(("aten._local_scalar", "aten.nonzero"))]
+
+
+REPLAYED = [*((method, torch.float32) for method in LEARNING), *(("prometar", dtype) for dtype in DTYPES)]
+
+
+@pytest.mark.parametrize(("method", "dtype"), dict.fromkeys(REPLAYED), ids=str)
+def test_a_trace_replayed_with_other_data_returns_the_bits_of_the_step(
+    method: str, dtype: torch.dtype
+) -> None:
+    function = Step(method, dtype)
+    first, second = function.inputs(0), function.inputs(1)
+    trace = make_fx(function)(*first)
+    expected = function(*second)
+    replayed = trace(*second)
+    assert replayed.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(replayed[name], tensor), name
+    assert any(not torch.equal(replayed[name], other) for name, other in function(*first).items())
