@@ -25,6 +25,7 @@ from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from .golden import HERE, frozen_clip, golden_folders
 
 Settings = dict[str, Any]
+RECIPES = HERE.parent.parent / "examples" / "methods"
 
 
 def newer_files() -> list[Path]:
@@ -76,7 +77,10 @@ def _mmrl(meta: dict[str, Any]) -> Settings:
 
 def _dept(meta: dict[str, Any]) -> Settings:
     settings = meta["settings"]
-    common = {"logits.weight": settings["LINEAR_PROBE"]["WEIGHT"], "optim.logits_lr_factor": settings["LR_EXP"]}
+    common = {
+        "logits.weight": settings["LINEAR_PROBE"]["WEIGHT"],
+        "optim.logits_lr_factor": settings["LR_EXP"],
+    }
     if "MAPLE" in settings:
         maple = settings["MAPLE"]
         return common | {
@@ -96,7 +100,9 @@ def _coprompt(meta: dict[str, Any]) -> Settings:
     settings = meta["settings"]["CoPrompt"]
     constants = meta["constants"]
     return {
-        "method": "coprompt",
+        "method": "maple",
+        "features.kind": "bottleneck",
+        "regularizer.kind": "cosine",
         "prompts.text_length": settings["N_CTX"],
         "prompts.init": settings["CTX_INIT"],
         "prompts.text_depth": settings["PROMPT_DEPTH"],
@@ -292,5 +298,7 @@ def load_newer(path: Path) -> Newer:
         frozen = {**arrays, **_frozen(found)}
     meta = json.loads(arrays["meta"].tobytes())
     values = overrides(meta)
-    config = configure(values.pop("method"), values)
+    method = values.pop("method")
+    recipe = RECIPES / f"{method}.yaml"
+    config = configure(str(recipe) if recipe.exists() else method, values)
     return Newer(meta, arrays, frozen_clip(meta, frozen, torch.float64), config, build(config))

@@ -82,7 +82,9 @@ def test_initial_values_have_the_official_shapes(path: Path) -> None:
     official = run.leaves("step0/prompt/")
     num_classes = len(run.meta["classnames"])
     ours = run.method.initialize(run.clip, run.init_ids, num_classes, torch.Generator().manual_seed(0))
-    assert {name: leaf.shape for name, leaf in ours.items()} == {n: leaf.shape for n, leaf in official.items()}
+    assert {name: leaf.shape for name, leaf in ours.items()} == {
+        n: leaf.shape for n, leaf in official.items()
+    }
     assert equal_pairs(ours) == equal_pairs(official)
 
 

@@ -105,7 +105,7 @@ def test_seeds_of_the_stages_are_disjoint() -> None:
 @pytest.mark.parametrize(
     ("options", "same"),
     [
-        ({"trials": 99, "max_hours": 1, "max_concurrent": 3, "data_root": "elsewhere"}, True),
+        ({"trials": 99, "max_hours": 1, "max_concurrent": 3}, True),
         ({"out": "elsewhere", "final_seeds": [1], "top": 0, "storage": "sqlite:///x.db"}, True),
         ({"settings": {"optim.lr": 0.01}}, False),
         ({"seed": 1}, False),
@@ -122,7 +122,8 @@ def test_only_what_determines_results_identifies_a_study(options: dict[str, Any]
 
 def test_paths_are_absolute(started: list[StudyConfig], tmp_path: Path) -> None:
     Path("weights.safetensors").touch()
-    words = ["--backbone", "ViT-B-16", "--pretrained", "weights.safetensors", "--data-root", "data"]
+    words = ["--dataset", "dtd", "--backbone", "ViT-B-16", "--pretrained", "weights.safetensors"]
+    words += ["--data-root", "data"]
     assert main(words) == 0
     (config,) = started
     assert config.baseline.backbone.pretrained == str(tmp_path / "weights.safetensors")
