@@ -35,6 +35,7 @@ from optuna.storages import InMemoryStorage
 
 from prometar.io.files import write_atomically
 from tune.config import StudyConfig
+from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, RunScore
 from tune.space.ranges import Choice, Range
 from tune.space.space import EPOCHS_KEY, Space, load_space
@@ -148,7 +149,7 @@ def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
     config = StudyConfig.of(
         space=space, trials=options["budget"], sampler=options["sampler"], pruner="none", seed=seed, epochs=10
     )
-    store = TrialStore(config, InMemoryStorage(), Path("nowhere"), {}, concurrency=slots)
+    store = TrialStore(config, InMemoryStorage(), StudyFolder(Path("nowhere")), {}, concurrency=slots)
     running: list[tuple[float, int, dict[str, Any]]] = []
     scores: dict[int, tuple[float, float]] = {}
     now = 0.0

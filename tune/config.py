@@ -107,7 +107,12 @@ class FinalTestConfig(StrictModel):
     seeds: Annotated[tuple[Seed, ...], Distinct] | Literal["auto"] = Field(
         "auto", description="auto, or seeds such as '1 2 3'."
     )
-    epochs: int = Field(10, ge=1, le=100_000, description="Epochs of the final test. Default: from --method.")
+    epochs: int = Field(
+        10,
+        ge=1,
+        le=100_000,
+        description="Epochs of confirmation and final test. Default: from --method, but at least --epochs.",
+    )
     min_relevant: float = Field(1.0, gt=0, le=100, description="Smallest relevant difference in H (points).")
 
     @field_validator("seeds", mode="before")
@@ -216,7 +221,6 @@ class StudyConfig(StrictModel):
         method = run_values.pop("method", "prometar")
         option_keys = {field.removeprefix("baseline.") for field in OPTIONS.values()}
         set_values = {key: run_values.pop(key) for key in run_values.keys() - option_keys}  # given with --set
-        by_field.setdefault("test.epochs", configure(method).train.epochs)
         if RENDERED.keys() >= set(datasets):
             run_values.setdefault(EPOCHS_KEY, EPOCHS_IF_RENDERED)
             by_field.setdefault("search.trials", TRIALS_IF_RENDERED)
@@ -239,6 +243,8 @@ class StudyConfig(StrictModel):
         sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
         baseline = absolute_paths(configure(method, by_source=sources))
         Config.require_used(set_values, [baseline], "the default settings")
+        # Trials may be shorter than published, to save time. A test must not be shorter than the trials.
+        by_field.setdefault("test.epochs", max(configure(method).train.epochs, baseline.train.epochs))
         space = by_field.get("search.space", "default")
         if space in built_in_spaces():  # they cover all methods: drop settings without effect
             space = load_space(space).restrict(baseline, fixed={EPOCHS_KEY} & run_values.keys())
@@ -311,15 +317,17 @@ class StudyConfig(StrictModel):
         used = (*self.search.seeds, *self.final_seeds)
         return _unused_seeds(FIRST_CONFIRMATION_SEED, self.confirm.seeds, used=used)
 
-    def run_config(self, settings: Settings, *, dataset: str, seed: int, final: bool = False) -> Config:
+    def run_config(
+        self, settings: Settings, *, dataset: str, seed: int, final_epochs: bool = False
+    ) -> Config:
         """Return the configuration of one run.
 
         Args:
             settings: Searched settings by dotted key.
-            final: True for a run of the final test. It trains for `test.epochs`, unless epochs are searched
-                and `settings` are not the default settings.
+            final_epochs: True for a run of the confirmation or the final test. It trains for `test.epochs`,
+                unless epochs are searched and `settings` are not the default settings.
         """
-        if final and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
+        if final_epochs and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
             settings = {**settings, EPOCHS_KEY: self.test.epochs}
         return self.baseline.override({**settings, "data.name": dataset, "train.seed": seed})
 

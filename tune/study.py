@@ -18,8 +18,9 @@ from tune.config import StudyConfig
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.progress import StageProgress
 from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
-from tune.records.folder import Records, StudyFolder, read_records
+from tune.records.folder import BEST_FILE, SETTINGS_FILES, Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
+from tune.space.ranges import Settings
 from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study, require_readable_images
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Study:
         config, path = self.config, self.folder.path
         with (
             self._open() as (plan, digests, resources),
-            open_trial_store(config, path, digests, concurrency=resources.max_concurrent) as store,
+            open_trial_store(config, self.folder, digests, concurrency=resources.max_concurrent) as store,
             closing(Trackers(config.location.trackers, path, self.console)) as tracking,
         ):
             self.folder.write_study(config, digests, plan.classes)
@@ -103,7 +104,8 @@ class Study:
                 self.console.print(f"Resuming: {done} done, {interrupted} interrupted")
             with closing(SearchJobs(config, self.folder, store)) as jobs:
                 # `jobs` is also an observer: the results determine the settings of the next jobs.
-                self._run(jobs, "Search", config.search.trials, done, [jobs, tracking])
+                total = max(config.search.trials, done)  # an earlier command may have run more trials
+                self._run(jobs, "Search", total, done, [jobs, tracking])
             for notice in jobs.notices():
                 self.console.print(notice)
             if reason := store.abort_reason():
@@ -128,13 +130,13 @@ class Study:
                 self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {', '.join(names)}")
             confirmation = confirm(config, self.folder, chosen, partial(self._run_unfinished, "Confirmation"))
             self.folder.write(confirmation)
-            settings, dataset = confirmation.selected_candidate.settings, config.search.datasets[0]
-            seed = config.final_seeds[0] if config.final_seeds else config.search.seed
-            self.folder.write_best(config.run_config(settings, dataset=dataset, seed=seed, final=True))
+            self._write_settings(SETTINGS_FILES["selected"], confirmation.selected_candidate.settings)
+            self._write_settings(SETTINGS_FILES["baseline"], config.baseline_settings)
         return confirmation
 
     def test(self) -> FinalTest:
         """Compare the selected settings with the baseline on the test images, seed by seed."""
+        from tune.report.statements import verdict_text
         from tune.reproduce.published import published_h
         from tune.stages.final_test import run_final_test
 
@@ -155,7 +157,17 @@ class Study:
                 previous=self.folder.read(FinalTest),
             )
             self.folder.write(test)
+            best = self.config.baseline_settings if test.recommends_baseline else selected.settings
+            self._write_settings(BEST_FILE, best, comment=verdict_text(self.records))
         return test
+
+    def _write_settings(self, name: str, settings: Settings, *, comment: str = "") -> None:
+        """Write the complete configuration of a run with these settings, as in the final test."""
+        config = self.config
+        seed = config.final_seeds[0] if config.final_seeds else config.search.seed
+        dataset = config.search.datasets[0]
+        run_config = config.run_config(settings, dataset=dataset, seed=seed, final_epochs=True)
+        self.folder.write_settings(name, run_config, comment=comment)
 
     def report(self) -> "Report":
         """Write report.html from the records, and print the summary."""

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from prometar.io.yamltext import parse_yaml
 from tune.config import StudyConfig
+from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, RunScore
 from tune.space.ranges import Settings
 from tune.space.space import Space, build_space
@@ -67,7 +68,7 @@ def open_store(
     """Trial store of a study in OUT/s. Default storage: a new database there."""
     config, folder = study_config(out, storage=url, **options), out / NAME
     storage = storage or open_storage(url or new_database(folder))
-    return TrialStore(config, storage, folder, {"weights": "abc"}, concurrency=concurrency)
+    return TrialStore(config, storage, StudyFolder(folder), {"weights": "abc"}, concurrency=concurrency)
 
 
 def score(settings: Settings) -> float:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from prometar.config.settings import Config
+from prometar.metrics import t_interval
 from tests.support.fake_trial import write_result
 from tune.config import StudyConfig
 from tune.execution.job import Job
-from tune.records.folder import Records, StudyFolder
+from tune.records.folder import Records, StudyFolder, mean_differences
 from tune.records.schema import (
     Candidate,
     ClassSplit,
@@ -26,8 +27,7 @@ from tune.records.schema import (
     rank_completed,
 )
 from tune.space.space import build_space
-from tune.stages.final_test import _compare, _verdict
-from tune.stages.statistics import dataset_interval
+from tune.stages.final_test import _compare, choose_verdict
 from tune.stages.study_jobs import JobRunner, jobs_to_run
 
 SCRIPT = "<script>alert(1)</script>"
@@ -154,10 +154,9 @@ def final_test(
         datasets[name] = _compare(
             baseline, baseline if same else shifted, published=None, alpha=None if same else 0.05
         )
-    difference = dataset_interval([each.difference for each in datasets.values()])
-    test = FinalTest(
-        tuple(seeds), 10, selected, datasets, difference, _verdict(difference, baseline_selected=same)
-    )
+    difference = None if same else t_interval(list(mean_differences(datasets.values()).values()))
+    verdict = choose_verdict(selected, difference, selected_failed=False)
+    test = FinalTest(tuple(seeds), 10, selected, datasets, difference, verdict)
     return replace(test, **changes)
 
 

@@ -134,7 +134,9 @@ def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
     assert main(["--dataset", "dtd", "eurosat", "--seeds-per-trial", "2", "--seed", "4"]) == 0
     (config,) = started
     assert config.name == "dtd-eurosat"
-    run = config.run_config({"optim.lr": 0.5, "train.epochs": 2}, dataset="eurosat", seed=9, final=True)
+    run = config.run_config(
+        {"optim.lr": 0.5, "train.epochs": 2}, dataset="eurosat", seed=9, final_epochs=True
+    )
     assert (run.data.name, run.train.seed, run.optim.lr, run.train.epochs) == ("eurosat", 9, 0.5, 2)
 
 
@@ -145,7 +147,9 @@ def test_the_final_test_trains_the_baseline_for_the_epochs_of_the_method() -> No
         config = StudyConfig.of(dataset="cells", space=space, **more)
         assert config.baseline_settings == {"train.epochs": 5}, "of trial 0"
         for settings, epochs in (config.baseline_settings, final), ({"train.epochs": 7}, 7):
-            assert config.run_config(settings, dataset="cells", seed=1, final=True).train.epochs == epochs
+            assert (
+                config.run_config(settings, dataset="cells", seed=1, final_epochs=True).train.epochs == epochs
+            )
 
 
 @pytest.mark.parametrize(

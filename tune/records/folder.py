@@ -1,27 +1,31 @@
 """Folder of a study: file locations, records, and values derived from several records."""
 
+import secrets
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any, Self
 
 from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import objective_of
 from prometar.environment import environment
-from prometar.errors import UserError
+from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path, write_atomically
 from prometar.io.stores import masked
 from tune.config import StudyConfig
 from tune.records.schema import (
     ClassSplit,
     Confirmation,
+    DatasetTest,
     FinalTest,
     Record,
     RunScore,
+    SettingsName,
     State,
     StudyRecord,
     TrialRecord,
@@ -32,6 +36,8 @@ from tune.records.schema import (
 from tune.records.timeline import TimelineEntry, read_timeline
 
 STATE_NAMES: dict[State, str] = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
+SETTINGS_FILES: dict[SettingsName, str] = {"selected": "selected.yaml", "baseline": "default.yaml"}
+BEST_FILE = "best.yaml"  # the settings that the verdict recommends
 _FILES = {StudyRecord: "study.yaml", Confirmation: "confirmation.json", FinalTest: "finals.json"}
 
 
@@ -81,6 +87,7 @@ class StudyFolder:
         self.write(
             StudyRecord(
                 config=config,
+                id=self.study_id,
                 score_name=objective.title,
                 reads_test_images=objective.search_reads_test_images,
                 digests=input_digests,
@@ -91,9 +98,21 @@ class StudyFolder:
             )
         )
 
-    def write_best(self, config: Config) -> None:
-        """Write best.yaml, the complete configuration with the selected settings."""
-        write_atomically(self.path / "best.yaml", dump_config(config).encode())
+    def write_settings(self, name: str, config: Config, *, comment: str = "") -> None:
+        """Write a complete configuration, which `prometar train --config` reads, below a comment."""
+        text = f"# {one_line(comment)}\n" if comment else ""
+        write_atomically(self.path / name, (text + dump_config(config)).encode())
+
+    @cached_property
+    def study_id(self) -> str:
+        """Random name that identifies the study, even if its folder moves."""
+        record = self.read(StudyRecord)
+        return record.id if record and record.id else secrets.token_hex(16)
+
+    @property
+    def has_trials(self) -> bool:
+        """True if the folder contains a record of a trial."""
+        return any((self.path / "trials").glob("*/record.json"))
 
     def read(self, kind: type[Record]) -> Record | None:
         """Return the study's record of this type, or None if its file does not exist."""
@@ -203,6 +222,16 @@ def paired_differences(
     baseline_by_seed = {run.seed: getattr(run, metric) for run in baseline}
     pairs = {run.seed: (getattr(run, metric), baseline_by_seed.get(run.seed)) for run in selected}
     return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def mean_differences(tests: Iterable[DatasetTest], metric: str = "objective") -> dict[int, float]:
+    """Return, by seed, the difference in `metric`, selected minus baseline, averaged over the datasets.
+
+    Seeds that lack a value on any of the datasets are omitted.
+    """
+    by_dataset = [paired_differences(test.selected, test.baseline, metric) for test in tests]
+    complete_seeds = [seed for seed in by_dataset[0] if all(seed in by_seed for by_seed in by_dataset)]
+    return {seed: mean(by_seed[seed] for by_seed in by_dataset) for seed in complete_seeds}
 
 
 def _command_line(argv: Sequence[str]) -> str:

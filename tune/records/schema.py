@@ -179,7 +179,12 @@ def rank_completed(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 @dataclass(frozen=True, config=_STRICT)
 class Candidate:
-    """Settings that may be selected. `runs` are the runs of the search, then the runs with fresh seeds."""
+    """Settings that may be selected.
+
+    Args:
+        runs: Runs on which the selection is based: those of the search, then those with fresh seeds. If the
+            confirmation trains for more epochs than the search, only those with fresh seeds.
+    """
 
     number: NonNegativeInt
     is_baseline: _IsBaseline
@@ -234,6 +239,12 @@ class DatasetTest:
     new_difference: Interval | None = None
     published: Score | None = None
 
+    @property
+    def selected_failures(self) -> list[str]:
+        """Error messages of runs that failed with the selected but not with the default settings."""
+        baseline_failures = {run.seed for run in self.baseline if run.error}
+        return [run.error for run in self.selected if run.error and run.seed not in baseline_failures]
+
 
 @dataclass(frozen=True, config=_STRICT)
 class FinalTest:
@@ -242,11 +253,13 @@ class FinalTest:
     Args:
         epochs: Epochs (`--final-epochs`) per run, or per baseline run if the search sets the epochs.
         selected: Selected settings, with the runs on which the selection is based.
-        difference: Interval of selected minus baseline in H, over seeds or, if there are several, datasets.
-        alpha: Significance level of each dataset's interval. It depends on the number of seed pairs.
+        difference: Interval of selected minus baseline in H over the seed pairs. With several datasets, the
+            difference of a pair is its mean over the datasets.
+        alpha: Significance level of all intervals. It depends on the number of seed pairs.
         min_relevant: Smallest relevant difference in H, None if the number of seed pairs was fixed.
-        detectable: Smallest true difference detected with 80% power, None unless a single dataset is tested.
+        detectable: Smallest true difference detected with 80% power, None if fewer than two pairs finished.
         earlier_tests: Trial numbers of the settings that earlier final tests compared with the baseline.
+        extended_after: Numbers of seed pairs after which a user saw a result and changed `--final-seeds`.
     """
 
     seeds: tuple[int, ...]
@@ -259,6 +272,7 @@ class FinalTest:
     min_relevant: _MinRelevant = None
     detectable: Score | None = None
     earlier_tests: tuple[int, ...] = ()
+    extended_after: tuple[int, ...] = ()
     version: Literal[3] = VERSION
 
     @property
@@ -267,14 +281,23 @@ class FinalTest:
         return self.selected.is_baseline
 
     @property
-    def confidence(self) -> str:
-        """Confidence level of `difference` in percent. It is 95% for an interval over several datasets."""
-        return "95" if len(self.datasets) > 1 else self.dataset_confidence
+    def is_sequential(self) -> bool:
+        """True if the test may stop after any of several analyses (`--final-seeds auto`)."""
+        return self.min_relevant is not None
 
     @property
-    def dataset_confidence(self) -> str:
-        """Confidence level of a dataset's intervals in percent."""
-        return f"{100 * (1 - self.alpha):g}"
+    def interval_name(self) -> str:
+        """Name of all intervals of this test, with the level that holds although a test may stop early."""
+        if self.extended_after:
+            return "unadjusted 95% CI"
+        return "sequential 95% CI" if self.is_sequential else "95% CI"
+
+    @property
+    def recommends_baseline(self) -> bool:
+        """True if the default settings are the better choice: by the verdict or, if it is "either", the mean."""
+        if self.verdict == "either":
+            return self.difference is not None and self.difference.mean < 0
+        return self.verdict == "baseline"
 
     @property
     def compared_names(self) -> list[SettingsName]:
@@ -290,6 +313,11 @@ class FinalTest:
     def failures(self) -> list[str]:
         """Error messages of failed runs."""
         return [run.error for run in self.runs() if run.error]
+
+    @property
+    def selected_failures(self) -> list[str]:
+        """Error messages of runs that failed with the selected but not with the default settings."""
+        return [message for test in self.datasets.values() for message in test.selected_failures]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -308,6 +336,7 @@ class StudyRecord:
         score_name: Name of the score that the search maximizes, such as "H".
         reads_test_images: True if the search reads test images, which biases the final test.
         digests: Digests, by name, of inputs other than settings that affect results, e.g. splits.
+        id: Random name of the study. It stays the same if the folder moves. "" in studies of version 0.2.0.
         command: Last command that ran the study.
         environment: Software versions and machine of the last command.
         earlier_environments: Environments of earlier commands, if different from `environment`.
@@ -322,6 +351,7 @@ class StudyRecord:
     environment: Mapping[str, str]
     earlier_environments: tuple[Mapping[str, str], ...] = ()
     classes: Mapping[str, ClassSplit] = Field(default_factory=dict)
+    id: str = ""
     version: Literal[3] = VERSION
 
 

@@ -45,15 +45,15 @@ def format_difference(difference: Interval) -> tuple[str, str]:
     return center, f"[{low}, {high}]"
 
 
-def describe_difference(difference: Interval, confidence: str) -> str:
-    """Format a mean difference in points, with its confidence interval. `confidence` is in percent.
+def describe_difference(difference: Interval, interval_name: str = "95% CI") -> str:
+    """Format a mean difference in points, with its confidence interval.
 
     Example:
-        >>> describe_difference(Interval(2.34, 1.1, 4.06, 5), "95")
+        >>> describe_difference(Interval(2.34, 1.1, 4.06, 5))
         '+2.3 points (95% CI [+1.1, +4.1], n = 5)'
     """
     center, bounds = format_difference(difference)
-    return f"{center} points ({confidence}% CI {bounds}, n = {difference.n})"
+    return f"{center} points ({interval_name} {bounds}, n = {difference.n})"
 
 
 def phrase(words: Collection[object], noun: str = "") -> str:

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from statistics import mean
 from typing import Literal
 
+from prometar.cli.console import format_count
 from prometar.data.splits.objective import OBJECTIVES
 from prometar.io.custom import is_custom
-from tune.config import EPOCHS_KEY
-from tune.records.folder import Records, StudyFolder
+from prometar.metrics import Interval, t_interval
+from tune.config import EPOCHS_KEY, MAX_SEED_PAIRS
+from tune.records.folder import SETTINGS_FILES, Records, mean_differences
 from tune.records.schema import FinalTest, SettingsName, Verdict, seed_means
 from tune.report.formatting import describe_difference, format_mean, format_number, phrase
-from tune.stages.statistics import dataset_interval
+from tune.stages.statistics import interval_over_datasets
 
 MAX_CAVEATS = 5
 LABELS = {"selected": "selected settings", "baseline": "default settings"}
@@ -39,9 +41,7 @@ def verdict_text(records: Records) -> str:
     if result == "selected":
         return f"Use the selected settings {trial}. They are better than the default settings."
     if result == "baseline":
-        worse = f"The selected settings {trial} are worse."
-        reason = _reason_for_default(records) if test.baseline_selected else worse
-        return f"Keep the default settings. {reason}"
+        return f"Keep the default settings. {_reason_for_default(records, test)}"
     if not test.seeds:
         return "Use either. No final test was requested, so nothing was compared on test images."
     if test.difference is None:
@@ -57,7 +57,12 @@ def _reason_for_no_verdict(records: Records) -> str:
     return f"The final test compared trial {records.final_test.selected.number}, which is no longer selected."
 
 
-def _reason_for_default(records: Records) -> str:
+def _reason_for_default(records: Records, test: FinalTest) -> str:
+    if not test.baseline_selected:
+        trial = f"The selected settings (trial {test.selected.number})"
+        if errors := test.selected_failures:
+            return f"{trial} failed in {format_count(len(errors), 'run')} of the final test."
+        return f"{trial} are worse."
     if all(trial.is_baseline for trial in records.completed):
         return "No trial with other settings was completed."
     stage = "confirmation" if records.confirmation and records.confirmation.seeds else "search"
@@ -68,8 +73,22 @@ def evidence(records: Records) -> list[str]:
     """Return the sentences with the numbers behind the verdict."""
     if (test := records.current_test) is None or not test.seeds:
         return [line for line in (_about_selection(records), _about_epochs(records)) if line]
-    lines = [_about_h(test), *_about_differences(test), _about_power(test), _about_new_accuracy(test)]
-    return [line for line in (*lines, _about_epochs(records)) if line]
+    lines = [
+        _about_h(test),
+        *_about_differences(test),
+        _about_other_datasets(test),
+        _about_power(test),
+        _about_new_accuracy(test),
+        _about_epochs(records),
+    ]
+    return [line for line in lines if line]
+
+
+def search_summary(records: Records) -> str:
+    """Return the numbers of trials, in total and by state."""
+    ended, planned = len(records.trials), records.config.search.trials
+    count = format_count(ended, "trial") if ended > planned else f"{ended} of {planned} trials"
+    return f"Search: {count} ({records.state_summary})."
 
 
 def _about_selection(records: Records) -> str:
@@ -87,18 +106,20 @@ def _about_selection(records: Records) -> str:
 def _about_h(test: FinalTest) -> str:
     if test.difference is None:
         return ""
-    over = "datasets" if len(test.datasets) > 1 else "seed pairs"
-    measured = describe_difference(test.difference, test.confidence)
+    over = f"{_datasets(test)} and seed pairs" if len(test.datasets) > 1 else "seed pairs"
+    measured = describe_difference(test.difference, test.interval_name)
     return f"Mean difference in H over {over} (selected minus default settings, test images): {measured}."
 
 
+def _datasets(test: FinalTest) -> str:
+    return format_count(len(test.datasets), "dataset")
+
+
 def _about_differences(test: FinalTest) -> Iterator[str]:
-    tests = test.datasets.values()
-    base = dataset_interval([each.base_difference for each in tests])
-    new = dataset_interval([each.new_difference for each in tests])
+    base, new = (_mean_interval(test, metric) for metric in ("base", "new"))
     if base is None or new is None:
         return
-    base_text, new_text = (describe_difference(each, test.confidence) for each in (base, new))
+    base_text, new_text = (describe_difference(each, test.interval_name) for each in (base, new))
     yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
     relevant = test.min_relevant or 1.0
     if base.mean > 0 and (new.high < 0 or new.mean <= -relevant):  # a significant or relevant fall
@@ -106,6 +127,25 @@ def _about_differences(test: FinalTest) -> Iterator[str]:
         notes = [f" The interval of the difference in {name} accuracy contains 0." for name in unclear]
         means = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
         yield f"On average, base accuracy rose and new accuracy fell: {means}.{''.join(notes)}"
+
+
+def _mean_interval(test: FinalTest, metric: str) -> Interval | None:
+    """Return the interval of the mean difference in a metric over seed pairs, None for a selected baseline."""
+    if test.baseline_selected:
+        return None
+    differences = mean_differences(test.datasets.values(), metric)
+    return t_interval(list(differences.values()), level=1 - test.alpha)
+
+
+def _about_other_datasets(test: FinalTest) -> str:
+    intervals = [each.difference for each in test.datasets.values()]
+    over_datasets = interval_over_datasets([each.mean for each in intervals if each])
+    if test.difference is None or over_datasets is None:
+        return ""
+    measured = describe_difference(over_datasets)
+    return (
+        f"On other datasets, if these were a random sample of them, the mean difference in H is {measured}."
+    )
 
 
 def _about_power(test: FinalTest) -> str:
@@ -131,7 +171,8 @@ def _about_epochs(records: Records) -> str:
     test = records.current_test
     final = test.epochs if test else records.config.test.epochs
     if EPOCHS_KEY not in records.config.search.space.ranges:
-        return f"Epochs: {records.baseline_config[EPOCHS_KEY]} per trial, {final} per run of the final test."
+        trial = records.baseline_config[EPOCHS_KEY]
+        return f"Epochs: {trial} per trial, {final} per run of the confirmation and the final test."
     epochs = test.selected.settings.get(EPOCHS_KEY) if test and not test.baseline_selected else None
     with_selected = f"{epochs} with the selected settings, " if epochs else ""
     return f"Epochs: set by the search. Final test: {with_selected}{final} with the default settings."
@@ -170,7 +211,15 @@ def _caveats(records: Records) -> Iterator[str]:
 def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
     if errors := test.failures:
         counts, error = f"{len(errors)} of {len(test.runs())}", errors[0][:80]
-        yield f"{counts} final-test runs failed ({error}). Their seed pairs are ignored."
+        rule = "Their seed pairs are ignored"
+        if test.selected_failures:
+            rule = "A failed run with the selected settings decides against them"
+        yield f"{counts} final-test runs failed ({error}). {rule}."
+    if test.extended_after:
+        yield (
+            f"--final-seeds was changed after a look at {phrase(test.extended_after)} seed pairs. The interval "
+            "does not account for this, so a difference may be shown by chance in more than 5% of studies."
+        )
     if earlier := sorted(test.earlier_tests):
         yield (
             f"The same test images were used earlier, to test {phrase(earlier, 'trial')}. "
@@ -183,22 +232,21 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
         )
     if test.difference is None:
         return
-    if len(test.datasets) > 1:
+    if test.is_sequential and len(test.seeds) < MAX_SEED_PAIRS:
         yield (
-            f"The interval over {test.difference.n} datasets is only approximate, because these datasets are "
-            "not a random sample."
+            f"The test stopped early, after {len(test.seeds)} of up to {MAX_SEED_PAIRS} seed pairs. The interval "
+            "allows for this, but the mean tends to exaggerate the difference."
         )
-    else:
-        yield (
-            "The interval reflects variation between training seeds on this dataset. "
-            "It does not cover other datasets, backbones, shots or searches."
-        )
+    unit = "these datasets" if len(test.datasets) > 1 else "this dataset"
+    yield (
+        f"The interval reflects variation between training seeds on {unit}. "
+        "It does not cover other datasets, backbones, shots or searches."
+    )
 
 
 def next_steps(records: Records) -> list[tuple[str, str]]:
     """Return the next steps that follow from the verdict, each with its command, or "" if it has none."""
     test = records.final_test
-    difference = test.difference if test else None
     match outcome(records):
         case "leaking":
             return [("Use an objective that does not read test images, such as --objective drift.", "")]
@@ -212,7 +260,7 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
             return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
         case _:
             steps = [_next_step_train(records, "selected"), _next_step_train(records, "baseline")]
-            if difference and difference.mean < 0:
+            if test.recommends_baseline:
                 steps.reverse()  # the better settings first
     example = f"such as --trials {2 * records.config.search.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {example}.", "")]
@@ -220,10 +268,8 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
 
 def _next_step_train(records: Records, name: SettingsName) -> tuple[str, str]:
     """Return the next step that trains with the named settings."""
-    test, config = records.final_test, records.folder / "best.yaml"
-    if name == "baseline" and test and test.seeds and not test.baseline_selected:
-        folder = StudyFolder(records.folder).final_test_folder(0, next(iter(test.datasets)), test.seeds[0])
-        config = folder / "config.yaml"  # best.yaml has the selected settings
+    test = records.final_test
+    config = records.folder / SETTINGS_FILES[name]
     searched = test.selected.settings.values() if test and name == "selected" else ()
     custom = records.config.baseline.custom_components or any(is_custom(str(value)) for value in searched)
     trust = " --trust-code" if custom else ""

@@ -66,7 +66,7 @@ def _final_test(records: Records) -> Table | None:
             formatted = [format_difference(each) if each else (DASH, "") for each in differences]
             centers, bounds = zip(*formatted, strict=True)
             rows.append(("", ("difference", *centers, num_pairs)))
-            rows.append(("", (f"{test.dataset_confidence}% CI", *bounds, "")))
+            rows.append(("", (test.interval_name, *bounds, "")))
         if dataset_test.published is not None:
             rows.append(("", ("published (cited)", DASH, DASH, format_number(dataset_test.published), DASH)))
     title = "Final test: test images, mean ± standard deviation over seeds"

@@ -19,8 +19,7 @@ def print_summary(console: Console, records: Records) -> None:
     print_wrapped(f"\n{statements.verdict_text(records)}", "bold")
     for line in statements.evidence(records):
         print_wrapped(line)
-    planned = records.config.search.trials
-    print_wrapped(f"Search: {len(records.trials)} of {planned} trials ({records.state_summary}).")
+    print_wrapped(statements.search_summary(records))
     for table in summary_tables(records):
         console.print()
         console.print(_rich_table(table), soft_wrap=False)

@@ -1,16 +1,24 @@
 """Final test: comparison of the selected settings with the baseline on test images.
 
-A seed pair consists of a run with the selected settings and a baseline run, both with the same seed.
+A seed pair consists of a run with the selected settings and a baseline run, both with the same seed. With
+several datasets, the difference of a pair is its mean over the datasets. Stopping rule and verdict use the
+same interval, that of the mean difference over the pairs.
 """
 
 from collections.abc import Mapping
-from statistics import mean
+from dataclasses import replace
 
 from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
-from tune.records.folder import StudyFolder, paired_differences
+from tune.execution.job import Job
+from tune.records.folder import StudyFolder, mean_differences, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
-from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS, dataset_interval, is_decided, min_detectable
+from tune.stages.statistics import (
+    ALPHA_BY_PAIRS,
+    BASELINE_RUNS,
+    is_decided,
+    min_detectable,
+)
 from tune.stages.study_jobs import JobRunner, final_job, read_scores
 
 
@@ -23,56 +31,67 @@ def run_final_test(
     published: Mapping[str, float | None],
     previous: FinalTest | None,
 ) -> FinalTest:
-    """Run seed pairs until an analysis is conclusive, no pair succeeds, or no seeds are left.
+    """Run seed pairs until an analysis is conclusive, a selected run or all pairs fail, or no seeds are left.
 
     Args:
         published: Published H (harmonic mean of base and new accuracy) by dataset, or None if unknown.
         previous: The study's previous final test, or None if there is none.
     """
-    datasets, baseline_selected, alphas = config.search.datasets, selected.is_baseline, ALPHA_BY_PAIRS
-    if baseline_selected or config.test.seeds != "auto":
+    is_sequential = config.test.seeds == "auto"
+    min_relevant = config.test.min_relevant
+    alphas = ALPHA_BY_PAIRS
+    if selected.is_baseline and is_sequential:
+        alphas = {BASELINE_RUNS: 0.05}
+    elif not is_sequential:
         # With a fixed number of seeds, there is one analysis, which has the whole error probability of 5%.
-        alphas = {BASELINE_RUNS if config.test.seeds == "auto" else len(config.final_seeds): 0.05}
-    # A selected baseline may be a later trial that reran trial 0. With number 0, both sides have equal jobs.
-    selected_number = 0 if baseline_selected else selected.number
-    trials = [(0, config.baseline_settings), (selected_number, selected.settings)]
+        alphas = {len(config.final_seeds): 0.05}
     failures: dict[str, str] = {}
     for num_pairs, alpha in alphas.items():
         seeds = config.final_seeds[:num_pairs]
-        jobs = {
-            dataset: [[final_job(config, folder, *each, dataset, seed) for seed in seeds] for each in trials]
-            for dataset in datasets
-        }
-        all_jobs = [job for sides in jobs.values() for side in sides for job in side]
-        failures |= run_jobs(list({job.name: job for job in all_jobs if job.name not in failures}.values()))
+        jobs = _jobs(config, folder, selected, seeds)
+        unique_jobs = {job.name: job for sides in jobs.values() for side in sides for job in side}
+        failures |= run_jobs([job for name, job in unique_jobs.items() if name not in failures])
         results = {
             dataset: _compare(
                 *(tuple(run for job in side for run in read_scores(job, failures)) for side in sides),
                 published=published.get(dataset),
-                alpha=None if baseline_selected else alpha,
+                alpha=None if selected.is_baseline else alpha,
             )
             for dataset, sides in jobs.items()
         }
-        # Average over the datasets, for each seed with results of both sides on every dataset.
-        per_dataset = [paired_differences(each.selected, each.baseline) for each in results.values()]
-        complete_seeds = [seed for seed in seeds if all(seed in by_seed for by_seed in per_dataset)]
-        differences = [mean(by_seed[seed] for by_seed in per_dataset) for seed in complete_seeds]
-        if not differences or is_decided(differences, alpha, min_relevant=config.test.min_relevant):
+        differences = list(mean_differences(results.values()).values())
+        selected_failed = any(each.selected_failures for each in results.values())
+        is_last = selected_failed or not differences
+        if is_last or is_decided(differences, alpha, min_relevant=min_relevant):
             break
-    # With one dataset, this is the interval over seeds. With several, it is a 95% interval over their means.
-    difference = dataset_interval([each.difference for each in results.values()])
-    return FinalTest(
+    difference = None if selected.is_baseline else t_interval(differences, level=1 - alpha)
+    test = FinalTest(
         seeds=seeds,
         epochs=config.test.epochs,
         selected=selected,
         datasets=results,
         difference=difference,
-        verdict=_verdict(difference, baseline_selected=baseline_selected),
+        verdict=choose_verdict(selected, difference, selected_failed=selected_failed),
         alpha=alpha,
-        min_relevant=config.test.min_relevant if config.test.seeds == "auto" else None,
-        detectable=None if baseline_selected or len(datasets) > 1 else min_detectable(differences, alpha),
-        earlier_tests=_tested_before(previous, (selected.number, seeds, config.test.epochs)),
+        min_relevant=min_relevant if is_sequential else None,
+        detectable=None if selected.is_baseline else min_detectable(differences, alpha),
     )
+    return test if previous is None else _with_history(test, previous)
+
+
+def _jobs(
+    config: StudyConfig, folder: StudyFolder, selected: Candidate, seeds: tuple[int, ...]
+) -> dict[str, tuple[list[Job], list[Job]]]:
+    """Return the jobs of the baseline and those of the selected settings, by dataset."""
+    # A selected baseline may be a later trial that reran trial 0. With number 0, both sides have equal jobs.
+    selected_number = 0 if selected.is_baseline else selected.number
+    return {
+        dataset: (
+            [final_job(config, folder, 0, config.baseline_settings, dataset, seed) for seed in seeds],
+            [final_job(config, folder, selected_number, selected.settings, dataset, seed) for seed in seeds],
+        )
+        for dataset in config.search.datasets
+    }
 
 
 def _compare(
@@ -95,17 +114,31 @@ def _compare(
     )
 
 
-def _verdict(difference: Interval | None, *, baseline_selected: bool) -> Verdict:
-    if baseline_selected or (difference and difference.high < 0):
+def choose_verdict(selected: Candidate, difference: Interval | None, *, selected_failed: bool) -> Verdict:
+    """Return the verdict of a final test.
+
+    A failed run counts against the selected settings: their other runs would otherwise be compared without
+    the seeds on which they fail.
+
+    Args:
+        difference: Interval of the mean difference in H over the seed pairs, None if it cannot be computed.
+        selected_failed: True if a run failed with the selected but not with the default settings.
+    """
+    if selected.is_baseline or selected_failed:
         return "baseline"
-    return "selected" if difference and difference.low > 0 else "either"
+    if difference is None or not difference.excludes_zero:
+        return "either"
+    return "selected" if difference.mean > 0 else "baseline"
 
 
-def _tested_before(previous: FinalTest | None, test: tuple[int, tuple[int, ...], int]) -> tuple[int, ...]:
-    """Return trials whose results in tests before `test` (trial, seeds, epochs) may have influenced users."""
-    if previous is None:
-        return ()
-    is_rerun = (previous.selected.number, previous.seeds, previous.epochs) == test
-    if is_rerun or previous.baseline_selected or not previous.seeds:
-        return previous.earlier_tests
-    return tuple(dict.fromkeys((*previous.earlier_tests, previous.selected.number)))
+def _with_history(test: FinalTest, previous: FinalTest) -> FinalTest:
+    """Return the test with the earlier results, of `previous` and before, that may have influenced users."""
+    is_same_comparison = (previous.selected.number, previous.epochs) == (test.selected.number, test.epochs)
+    earlier_tests = previous.earlier_tests
+    extended_after = previous.extended_after if is_same_comparison else ()
+    if previous.seeds and not previous.baseline_selected:
+        if not is_same_comparison:
+            earlier_tests = tuple(dict.fromkeys((*earlier_tests, previous.selected.number)))
+        elif previous.seeds != test.seeds and not (previous.is_sequential and test.is_sequential):
+            extended_after = (*extended_after, len(previous.seeds))
+    return replace(test, earlier_tests=earlier_tests, extended_after=extended_after)

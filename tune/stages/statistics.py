@@ -4,6 +4,11 @@ A seed pair consists of a run with the selected settings and a baseline run, bot
 final test is analyzed up to four times, after 5, 8, 11 and 15 pairs, with a confidence interval each time.
 With error probabilities of 5% each, the analyses would too often detect a difference that does not exist.
 They therefore share the 5% (Bonferroni): all four intervals contain the true difference in >= 95% of studies.
+So the interval of the last analysis is a *sequential* 95% interval (Jennison and Turnbull, 1989, "Interim
+analyses: the repeated confidence interval approach"): it holds whenever the test stops, and for any reason.
+
+With several datasets, each seed pair has one difference, the mean over the datasets. The hypothesis is always
+about this mean over the user's datasets. Other datasets may differ from them (`interval_over_datasets`).
 """
 
 import math
@@ -22,13 +27,6 @@ BASELINE_RUNS = 3
 ALPHA_BY_PAIRS: Mapping[int, float] = {5: 0.005, 8: 0.01, 11: 0.015, MAX_SEED_PAIRS: 0.02}
 """Error probability of each analysis, by the number of seed pairs after which it takes place. Later analyses,
 which have more power, get more of the 5%."""
-
-
-def dataset_interval(intervals: Sequence[Interval | None]) -> Interval | None:
-    """Return the interval of a single dataset, or the 95% t-interval over the means of several datasets."""
-    if len(intervals) == 1:
-        return intervals[0]
-    return t_interval([each.mean for each in intervals if each])
 
 
 def is_decided(differences: Sequence[float], alpha: float, *, min_relevant: float) -> bool:
@@ -59,3 +57,14 @@ def min_detectable(differences: Sequence[float], alpha: float) -> float | None:
         return None
     delta = float(nctdtrinc(n - 1, 1 - POWER, stdtrit(n - 1, 1 - alpha / 2)))
     return delta * stdev(differences) / math.sqrt(n)
+
+
+def interval_over_datasets(means: Sequence[float]) -> Interval | None:
+    """Return a 95% t-interval of the mean difference on other datasets, or None for a single dataset.
+
+    It treats the datasets as a random sample of all datasets. The verdict does not use it.
+
+    Args:
+        means: Mean difference over the seed pairs of each dataset.
+    """
+    return t_interval(means)

@@ -1,7 +1,7 @@
 """Jobs of search, confirmation and final test, and the results of these jobs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from prometar.analysis.alignment import mean_cosine
@@ -9,7 +9,8 @@ from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError
-from prometar.training.run_result import RESULT_FILE, read_result
+from prometar.io.files import file_size
+from prometar.training.run_result import RESULT_FILE, RunResult, read_result
 from tune.config import StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
@@ -20,25 +21,30 @@ JobRunner = Callable[[Sequence[Job]], Mapping[str, str]]
 """Function that runs jobs, skips those that are finished, and returns the failure reasons by job name."""
 
 
-def trial_job(
-    config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, fresh_seed: int | None = None
-) -> Job:
-    """Return the job of a trial, or of its rerun with `fresh_seed` in the confirmation.
+def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: Settings) -> Job:
+    """Return the job of a trial. It has one run per dataset and seed."""
+    configs = _run_configs(config, settings, config.search.seeds, final_epochs=False)
+    return Job(
+        name=f"trial {number}",
+        configs=_in_folders(folder.trial_folder(number), configs),
+        objective=config.search.objective,
+        val_per_class=config.search.val_per_class,
+        trial_number=number,
+    )
 
-    The job has one run per dataset and seed. If there are several runs, each has a subfolder.
-    """
-    name, seeds, job_folder = f"trial {number}", config.search.seeds, folder.trial_folder(number)
-    if fresh_seed is not None:
-        name, seeds = f"confirmation of trial {number}, seed {fresh_seed}", (fresh_seed,)
-        job_folder = folder.confirmation_folder(number, fresh_seed)
-    runs = [(dataset, seed) for dataset in config.search.datasets for seed in seeds]
-    configs = {
-        job_folder / (f"{file_name(dataset)}-seed{seed}" if len(runs) > 1 else ""): config.run_config(
-            settings, dataset=dataset, seed=seed
-        )
-        for dataset, seed in runs
-    }
-    return Job(name, configs, config.search.objective, config.search.val_per_class, number)
+
+def confirmation_job(
+    config: StudyConfig, folder: StudyFolder, number: int, settings: Settings, seed: int
+) -> Job:
+    """Return the job that reruns a trial with a fresh seed, for as many epochs as the final test."""
+    configs = _run_configs(config, settings, (seed,), final_epochs=True)
+    return Job(
+        name=f"confirmation of trial {number}, seed {seed}",
+        configs=_without_other_runs(folder.confirmation_folder(number, seed), configs),
+        objective=config.search.objective,
+        val_per_class=config.search.val_per_class,
+        trial_number=number,
+    )
 
 
 def final_job(
@@ -49,17 +55,65 @@ def final_job(
     Args:
         number: Number of the trial, or 0 for the default settings.
     """
-    run_folder = folder.final_test_folder(number, dataset, seed)
-    configs = {run_folder: config.run_config(settings, dataset=dataset, seed=seed, final=True)}
+    run_config = config.run_config(settings, dataset=dataset, seed=seed, final_epochs=True)
     tested = f"trial {number}" if number else "the default settings"
-    name = f"final test of {tested}, {dataset}, seed {seed}"
-    return Job(name, configs, FINAL, config.search.val_per_class, number, records_alignment=True)
+    return Job(
+        name=f"final test of {tested}, {dataset}, seed {seed}",
+        configs=_without_other_runs(folder.final_test_folder(number, dataset, seed), [run_config]),
+        objective=FINAL,
+        val_per_class=config.search.val_per_class,
+        trial_number=number,
+        records_alignment=True,
+    )
+
+
+def _run_configs(
+    config: StudyConfig, settings: Settings, seeds: Sequence[int], *, final_epochs: bool
+) -> list[Config]:
+    """Return the configurations of the runs of a job, one per dataset and seed."""
+    return [
+        config.run_config(settings, dataset=dataset, seed=seed, final_epochs=final_epochs)
+        for dataset in config.search.datasets
+        for seed in seeds
+    ]
+
+
+def _in_folders(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Config]:
+    """Return the configurations by folder. If there are several runs, each has a subfolder."""
+    if len(configs) == 1:
+        return {job_folder: configs[0]}
+    return {
+        job_folder / f"{file_name(config.data.name)}-seed{config.train.seed}": config for config in configs
+    }
+
+
+def _without_other_runs(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Config]:
+    """Return the configurations by folder. Folders with runs of other settings are not used.
+
+    The job's folder is the first of FOLDER, FOLDER-2, FOLDER-3, ... that contains no run with other settings,
+    such as another `--final-epochs`. So finished runs are kept, and reused if the settings are restored.
+    """
+    for number in count(1):
+        numbered = job_folder if number == 1 else job_folder.with_name(f"{job_folder.name}-{number}")
+        by_folder = _in_folders(numbered, configs)
+        if not any(_has_other_run(folder, config) for folder, config in by_folder.items()):
+            break
+    return by_folder
+
+
+def _has_other_run(folder: Path, config: Config) -> bool:
+    """Return True if a folder contains a run with other settings."""
+    if file_size(folder / "config.yaml") is None:
+        return False
+    try:
+        return load_config(folder / "config.yaml").identity() != config.identity()
+    except PrometarError:  # for example, a configuration of another version
+        return True
 
 
 def jobs_to_run(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs that still have to run. Invalid results are deleted first."""
-    validity = [[_check_or_delete_result(job, *run) for run in job.configs.items()] for job in jobs]
-    return [job for job, valid in zip(jobs, validity, strict=True) if not all(valid)]
+    """Return the jobs that still have to run."""
+    return [job for job in jobs if any(_result(job, folder) is None for folder, _ in job.configs.items())]
 
 
 def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:
@@ -68,23 +122,25 @@ def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:
     Args:
         failures: Failure reasons by job name.
     """
-    return tuple(_read_score(job, *run, failures.get(job.name, "no result")) for run in job.configs.items())
+    failure = failures.get(job.name, "no result")
+    return tuple(_read_score(job, folder, config, failure) for folder, config in job.configs.items())
 
 
-def _check_or_delete_result(job: Job, folder: Path, config: Config) -> bool:
-    """Return True if the folder has a result of `config` and the job's objective. Delete any other result."""
-    if not (folder / RESULT_FILE).exists():
-        return False
-    with suppress(PrometarError):
-        previous, result = load_config(folder / "config.yaml"), read_result(folder)
-        if previous.identity() == config.identity() and result.objective == job.objective:
-            return True
-    (folder / RESULT_FILE).unlink()
-    return False
+def _result(job: Job, folder: Path) -> RunResult | None:
+    """Return the result of a run of the job. None if it is missing, corrupt, or that of another run."""
+    config = job.configs[folder]
+    try:
+        if file_size(folder / RESULT_FILE) is None or _has_other_run(folder, config):
+            return None
+        result = read_result(folder)
+    except PrometarError:
+        return None
+    return result if result.objective == job.objective else None
 
 
 def _read_score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:
-    if not (folder / RESULT_FILE).exists():
+    result = _result(job, folder)
+    if result is None:
         return RunScore(config.data.name, config.train.seed, error=failure)
-    result, alignment = read_result(folder), mean_cosine(folder) if job.records_alignment else None
+    alignment = mean_cosine(folder) if job.records_alignment else None
     return RunScore.of(config, result.last_epoch, cpus=result.cpus, gpus=result.gpus, alignment=alignment)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import cast
 
 import optuna
@@ -12,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from prometar.errors import UserError
 from prometar.io.custom import convert_errors
 from tune.config import DIRECTIONS, StudyConfig
+from tune.records.folder import StudyFolder
 from tune.records.schema import REPORT_ADAPTER, EpochReport, State, TrialRecord
 from tune.space.ranges import Settings, Value
 from tune.store.pruners import make_pruner
@@ -24,15 +24,22 @@ MAX_DUPLICATES = 20
 """After this many consecutive samples that repeat earlier settings, the next trial is the first untried
 combination or, if the space has too many combinations to list, a random sample."""
 
-IDENTITY, OWNER = "identity", "owner"  # user attributes of trial 0. OWNER: the study's folder
-ORIGIN, REASON, RESULT = "origin", "reason", "result"  # user attributes of trials
+# User attributes of trial 0. OWNER: the study's folder when the study was created, the only owner in studies of
+# version 0.2.0.
+IDENTITY = "identity"
+STUDY_ID = "study_id"
+OWNER = "owner"
+# User attributes of all trials.
+ORIGIN = "origin"
+REASON = "reason"
+RESULT = "result"
 SECONDS = "seconds_searched"  # user attribute of the study
 FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial
 
 
 @contextmanager
 def open_trial_store(
-    config: StudyConfig, folder: Path, digests: Mapping[str, str], *, concurrency: int = 1
+    config: StudyConfig, folder: StudyFolder, digests: Mapping[str, str], *, concurrency: int = 1
 ) -> Iterator["TrialStore"]:
     """Open the trial store of a study in this context. Create the study if it does not exist.
 
@@ -65,7 +72,7 @@ class TrialStore:
         self,
         config: StudyConfig,
         storage: BaseStorage,
-        folder: Path,
+        folder: StudyFolder,
         digests: Mapping[str, str],
         *,
         concurrency: int = 1,
@@ -94,24 +101,31 @@ class TrialStore:
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _check_identity(self, folder: Path, digests: Mapping[str, str]) -> dict[str, object]:
+    def _check_identity(self, folder: StudyFolder, digests: Mapping[str, str]) -> dict[str, object]:
         """Check the stored study. Return the user attributes to write with trial 0, or {} if trial 0 exists.
 
         Raises:
             UserError: the stored study has other settings or another folder, or its trials are missing.
         """
-        config, owner = self._config, str(folder.absolute())
-        if trials := self._trials:
-            first = trials[0].user_attrs
-            config.require_same(first.get(IDENTITY, {}), digests)
-            if config.location.storage and first[OWNER] != owner:
-                raise UserError(f"The study {config.name} belongs to {first[OWNER]}. Choose another --study.")
-        elif any((folder / "trials").glob("*/record.json")):
+        config = self._config
+        path = str(folder.path)
+        trials = self._trials
+        if not trials:
+            if folder.has_trials:
+                raise UserError(
+                    f"{folder.path} contains trials, but the study's database does not. Restore the "
+                    "database, or start another study with --study NAME."
+                )
+            return {IDENTITY: config.identity(digests), STUDY_ID: folder.study_id, OWNER: path}
+        first = trials[0].user_attrs
+        config.require_same(first.get(IDENTITY, {}), digests)
+        is_same_study = path == first[OWNER] or folder.study_id == first.get(STUDY_ID)
+        if config.location.storage and not is_same_study:
             raise UserError(
-                f"{folder} contains trials, but the study's database does not. Restore the database, or "
-                "start another study with --study NAME."
+                f"The study {config.name} in --storage was created in {first[OWNER]}, and {folder.path} is "
+                "another study. Choose another --study, or move that folder here."
             )
-        return {} if trials else {IDENTITY: config.identity(digests), OWNER: owner}
+        return {}
 
     @property
     def ended_trials(self) -> list[TrialRecord]:

@@ -28,7 +28,7 @@ class Search:
     def __init__(self, out: Path, storage: InMemoryStorage, **options: Any) -> None:
         config = small_config(out, **options)
         self.folder = StudyFolder.of(config)
-        self.store = TrialStore(config, storage, self.folder.path, {})
+        self.store = TrialStore(config, storage, self.folder, {})
         self.jobs = SearchJobs(config, self.folder, self.store)
 
     def start(self) -> Job:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from prometar.errors import InfrastructureError, PrometarError, UserError
 from tests.support.databases import NAME, new_database, open_store, open_study, report, study_config
+from tune.records.folder import StudyFolder
 from tune.store.storage import convert_db_errors, open_storage
 from tune.store.trial_store import open_trial_store
 
@@ -28,7 +29,7 @@ def test_a_lost_answer_creates_no_second_trial(tmp_path: Path, monkeypatch: pyte
     url = new_database(tmp_path / NAME)
 
     def create() -> None:
-        with open_trial_store(study_config(tmp_path), tmp_path / NAME, {}) as store:
+        with open_trial_store(study_config(tmp_path), StudyFolder(tmp_path / NAME), {}) as store:
             sampled = store._sample_next([])
             assert sampled is not None
             dialect = store._storage.engine.dialect  # type: ignore[attr-defined]
@@ -67,7 +68,7 @@ def test_a_second_writer_is_one_line(tmp_path: Path) -> None:
 
 def test_a_lost_file_is_one_line(tmp_path: Path) -> None:
     def lose() -> None:
-        with open_trial_store(study_config(tmp_path), tmp_path / NAME, {}) as store:
+        with open_trial_store(study_config(tmp_path), StudyFolder(tmp_path / NAME), {}) as store:
             (tmp_path / NAME / "study.db").rename(tmp_path / "elsewhere")
             store.ask()
 
