@@ -294,7 +294,7 @@ class FinalTest:
 
     @property
     def recommends_baseline(self) -> bool:
-        """True if the default settings are the better choice: by the verdict or, if it is "either", the mean."""
+        """True if the default settings are better: by the verdict or, if it is "either", by the mean."""
         if self.verdict == "either":
             return self.difference is not None and self.difference.mean < 0
         return self.verdict == "baseline"

@@ -130,7 +130,7 @@ def _about_differences(test: FinalTest) -> Iterator[str]:
 
 
 def _mean_interval(test: FinalTest, metric: str) -> Interval | None:
-    """Return the interval of the mean difference in a metric over seed pairs, None for a selected baseline."""
+    """Return the interval of the mean difference in a metric over seed pairs, or None for the baseline."""
     if test.baseline_selected:
         return None
     differences = mean_differences(test.datasets.values(), metric)
@@ -143,9 +143,7 @@ def _about_other_datasets(test: FinalTest) -> str:
     if test.difference is None or over_datasets is None:
         return ""
     measured = describe_difference(over_datasets)
-    return (
-        f"On other datasets, if these were a random sample of them, the mean difference in H is {measured}."
-    )
+    return f"If these datasets are a random sample, the mean difference in H on other datasets is {measured}."
 
 
 def _about_power(test: FinalTest) -> str:
@@ -217,8 +215,8 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
         yield f"{counts} final-test runs failed ({error}). {rule}."
     if test.extended_after:
         yield (
-            f"--final-seeds was changed after a look at {phrase(test.extended_after)} seed pairs. The interval "
-            "does not account for this, so a difference may be shown by chance in more than 5% of studies."
+            f"--final-seeds was changed after a look at {phrase(test.extended_after)} seed pairs. "
+            "The interval ignores this, so a difference may be shown by chance in more than 5% of studies."
         )
     if earlier := sorted(test.earlier_tests):
         yield (
@@ -234,8 +232,8 @@ def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
         return
     if test.is_sequential and len(test.seeds) < MAX_SEED_PAIRS:
         yield (
-            f"The test stopped early, after {len(test.seeds)} of up to {MAX_SEED_PAIRS} seed pairs. The interval "
-            "allows for this, but the mean tends to exaggerate the difference."
+            f"The test stopped early, after {len(test.seeds)} of up to {MAX_SEED_PAIRS} seed pairs. "
+            "The interval allows for this, but the mean tends to exaggerate the difference."
         )
     unit = "these datasets" if len(test.datasets) > 1 else "this dataset"
     yield (
@@ -260,7 +258,7 @@ def next_steps(records: Records) -> list[tuple[str, str]]:
             return [("To test the selected settings, rerun the same command with --final-seeds auto.", "")]
         case _:
             steps = [_next_step_train(records, "selected"), _next_step_train(records, "baseline")]
-            if test.recommends_baseline:
+            if test and test.recommends_baseline:
                 steps.reverse()  # the better settings first
     example = f"such as --trials {2 * records.config.search.trials}"
     return [*steps, (f"To search longer, rerun the same command with more trials, {example}.", "")]

@@ -24,8 +24,8 @@ MAX_DUPLICATES = 20
 """After this many consecutive samples that repeat earlier settings, the next trial is the first untried
 combination or, if the space has too many combinations to list, a random sample."""
 
-# User attributes of trial 0. OWNER: the study's folder when the study was created, the only owner in studies of
-# version 0.2.0.
+# User attributes of trial 0. OWNER: the folder in which the study was created. Studies of version 0.2.0 have
+# no STUDY_ID.
 IDENTITY = "identity"
 STUDY_ID = "study_id"
 OWNER = "owner"

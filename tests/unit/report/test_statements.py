@@ -31,13 +31,13 @@ def printed(records: Records, width: int = 110) -> str:
     ("gains", "selected", "says", "trains"),
     [
         ((3, 2), 1, "Use the selected settings (trial 1). They are better than the default settings.",
-         ["best.yaml"]),
+         ["selected.yaml"]),
         ((0, 0), 1, "Use either. The final test did not show that selected and default settings differ in H.",
-         ["best.yaml", "finals/trial-0000-dtd-seed11/config.yaml"]),
+         ["selected.yaml", "default.yaml"]),
         ((-3, -2), 1, "Keep the default settings. The selected settings (trial 1) are worse.",
-         ["finals/trial-0000-dtd-seed11/config.yaml"]),
+         ["default.yaml"]),
         ((0, 0), 0, "Keep the default settings. The search found nothing better: no other settings scored "
-         "higher in the confirmation.", ["best.yaml"]),
+         "higher in the confirmation.", ["default.yaml"]),
     ],
 )  # fmt: skip
 def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
@@ -62,18 +62,19 @@ def test_of_two_equal_sides_the_one_with_the_higher_mean_comes_first(tmp_path: P
 
 
 def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
-    records = with_test(small(tmp_path, epochs=5), difference=Interval(2.34, 1.1, 4.06, 5), alpha=0.005)
+    records = with_test(small(tmp_path, epochs=5), difference=Interval(2.34, 1.1, 4.06, 5))
+    records = with_test(records, alpha=0.005, min_relevant=1.0)  # as with --final-seeds auto
     first, second, new, epochs = evidence(records)
     assert first == (
         "Mean difference in H over seed pairs (selected minus default settings, test images): "
-        "+2.3 points (99.5% CI [+1.1, +4.1], n = 5)."
+        "+2.3 points (sequential 95% CI [+1.1, +4.1], n = 5)."
     )
-    assert second.startswith("Mean difference in base accuracy: +3.3 points (99.5% CI [")
+    assert second.startswith("Mean difference in base accuracy: +3.3 points (sequential 95% CI [")
     assert new == (
         "New accuracy (mean ± standard deviation over 5 seeds): "
         "66.6 ± 1.0 with the selected settings, 64.6 ± 1.0 with the default settings."
     )
-    assert epochs == "Epochs: 5 per trial, 10 per run of the final test."
+    assert epochs == "Epochs: 5 per trial, 10 per run of the confirmation and the final test."
 
 
 def test_searched_epochs(tmp_path: Path) -> None:
@@ -86,24 +87,28 @@ def test_searched_epochs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gains", "interval", "said"),
+    ("gains", "new_differences", "said"),
     [
         ((10.0, -7.0), None, "+10.3 base, -7.0 new."),
-        ((10.0, -7.0), Interval(-3.0, -8.0, 2.0, 5),
+        ((10.0, -7.0), (-9.0, 3.0, -9.0, 3.0, -3.0),
          "+10.3 base, -3.0 new. The interval of the difference in new accuracy contains 0."),
-        ((10.0, -7.0), Interval(-0.5, -8.0, 7.0, 5), ""),
+        ((10.0, -7.0), (-6.5, 5.5, -6.5, 5.5, -0.5), ""),
         ((3.0, 2.0), None, ""),
         ((-3.0, -2.0), None, ""),
     ],
 )  # fmt: skip
 def test_higher_base_and_lower_new_accuracy_is_said(
-    gains: tuple[float, float], interval: Interval | None, said: str, tmp_path: Path
+    gains: tuple[float, float], new_differences: tuple[float, ...] | None, said: str, tmp_path: Path
 ) -> None:
     records = small(tmp_path, *gains)
     assert records.final_test is not None
-    if interval is not None:
+    if new_differences is not None:
         found = records.final_test.datasets["dtd"]
-        records = with_test(records, datasets={"dtd": replace(found, new_difference=interval)})
+        selected = tuple(
+            replace(run, new=(other.new or 0.0) + difference)
+            for run, other, difference in zip(found.selected, found.baseline, new_differences, strict=True)
+        )
+        records = with_test(records, datasets={"dtd": replace(found, selected=selected)})
     lines = [line for line in evidence(records) if line.startswith("On average")]
     expected = f"On average, base accuracy rose and new accuracy fell: {said}"
     assert lines == ([expected] if said else [])
@@ -125,14 +130,18 @@ def test_what_the_test_could_show(detectable: float, within: bool, says: list[st
     assert [line for line in evidence(records) if line.startswith("This test")] == says
 
 
-def test_several_datasets_are_judged_over_their_means(tmp_path: Path) -> None:
+def test_several_datasets_are_judged_by_seed_and_others_get_a_sentence(tmp_path: Path) -> None:
     test = final_test(candidate(1), {"dtd": (2, 1), "eurosat": (2, 1), "pets": (2, 2)})
     records = replace(small(tmp_path), final_test=replace(test, alpha=0.005))
     assert verdict_text(records).startswith("Use the selected settings")
-    assert evidence(records)[0].startswith("Mean difference in H over datasets")
-    assert "n = 3)" in evidence(records)[0]
-    assert "+1.3 points (95% CI [-0.1, +2.8], n = 3)" in evidence(records)[1]
-    assert caveats(records)[0].startswith("The interval over 3 datasets is only approximate")
+    assert evidence(records)[0].startswith("Mean difference in H over 3 datasets and seed pairs")
+    assert "n = 5)" in evidence(records)[0]
+    (others,) = [line for line in evidence(records) if "random sample" in line]
+    assert others.startswith(
+        "If these datasets are a random sample, the mean difference in H on other datasets"
+    )
+    assert "n = 3)" in others
+    assert "It does not cover other datasets" in caveats(records)[0]
     assert "selected settings, eurosat" in printed(records)
 
 
@@ -182,11 +191,38 @@ def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
     [
         ({"earlier_tests": (3, 2)}, "The same test images were used earlier, to test trials 2 and 3."),
         ({"seeds": (0, 11)}, "The search and the final test share seed 0"),
+        ({"extended_after": (2,)}, "--final-seeds was changed after a look at 2 seed pairs."),
     ],
 )
 def test_the_test_has_caveats(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     assert any(line.startswith(says) for line in caveats(with_test(small(tmp_path), **changes)))
     assert not any(line.startswith(says) for line in caveats(small(tmp_path)))
+
+
+def test_a_failed_run_with_the_selected_settings_is_the_reason_for_the_default_settings(
+    tmp_path: Path,
+) -> None:
+    records = small(tmp_path)
+    assert records.final_test is not None
+    found = records.final_test.datasets["dtd"]
+    selected = (*found.selected[:4], RunScore("dtd", 15, error="the loss is nan"))
+    records = with_test(records, datasets={"dtd": replace(found, selected=selected)}, verdict="baseline")
+    assert verdict_text(records) == (
+        "Keep the default settings. The selected settings (trial 1) failed in 1 run of the final test."
+    )
+    assert "1 of 10 final-test runs failed (the loss is nan). A failed run with the" in caveats(records)[0]
+
+
+def test_an_early_stop_is_a_caveat(tmp_path: Path) -> None:
+    early = "The test stopped early, after 5 of up to 15 seed pairs."
+    records = small(tmp_path)
+    assert not any(line.startswith(early) for line in caveats(records)), "these seeds were given"
+    assert any(line.startswith(early) for line in caveats(with_test(records, min_relevant=1.0)))
+
+
+def test_more_trials_than_requested_are_not_a_fraction(tmp_path: Path) -> None:
+    assert "Search: 4 of 60 trials (2 completed, 1 pruned, 1 failed)." in printed(small(tmp_path))
+    assert "Search: 4 trials (2 completed" in printed(small(tmp_path, trials=2))
 
 
 def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:

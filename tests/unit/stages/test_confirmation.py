@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from prometar.config.settings import Config
 from prometar.errors import WorkError
 from tests.support.driver import small_config
 from tests.support.fake_trial import write_result
@@ -97,13 +98,28 @@ def test_no_rerun_without_a_choice(scores: list[float], top: int, selected: int,
     assert (found.selected_number, found.seeds, len(found.candidates), names) == (selected, (), 1, [])
 
 
-def test_a_result_of_other_settings_is_deleted_in_every_run_of_a_job(tmp_path: Path) -> None:
+def test_reruns_train_as_long_as_the_final_test_and_then_only_fresh_seeds_count(tmp_path: Path) -> None:
+    config = small_config(tmp_path, dataset="textures", top=1, epochs=3, final_epochs=20)
+    epochs: list[int] = []
+
+    def score(number: int, run: Config) -> float:
+        epochs.append(run.train.epochs)
+        return 60.0 + number
+
+    run_jobs, _ = runner(score)
+    trials = trials_of(config, [60.0, 99.0])
+    found = confirm(config, StudyFolder.of(config), trials, run_jobs)
+    assert epochs == [20] * 4
+    assert [each.mean for each in found.candidates] == [60.0, 61.0], "the search scored 99.0 after 3 epochs"
+
+
+def test_a_result_of_other_settings_is_kept_and_does_not_count(tmp_path: Path) -> None:
     config = small_config(tmp_path).baseline
     figures = {"objective": 1.0, "base": 1.0, "new": 1.0, "seconds": 1.0}
     write_result(tmp_path / "second", config.override({"optim.lr": 0.5}), "base_val", figures)
     job = Job("both", {tmp_path / "first": config, tmp_path / "second": config}, "base_val", 2)
     assert jobs_to_run([job]) == [job]
-    assert not (tmp_path / "second" / "result.json").exists()
+    assert (tmp_path / "second" / "result.json").exists()
     for folder in job.configs:
         write_result(folder, config.override({"data.root": "/elsewhere"}), "base_val", figures)
     assert not jobs_to_run([job]), "moved images do not invalidate a result"

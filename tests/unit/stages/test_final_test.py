@@ -81,18 +81,60 @@ def test_selected_default_settings_are_run_three_times(tmp_path: Path) -> None:
     assert dataset.selected == dataset.baseline
 
 
-def test_several_datasets_are_compared_over_their_means(tmp_path: Path) -> None:
-    config = config_of(tmp_path, dataset=["textures", "cells"], final_seeds=(1, 2, 3))
+def test_stopping_and_verdict_use_the_mean_over_several_datasets_by_seed(tmp_path: Path) -> None:
+    config = config_of(tmp_path, dataset=["textures", "cells"])
 
     def score(number: int, run: Config) -> float | str:
-        return gains(2.0 if run.data.name == "textures" else 1.0)(number, run)
+        return gains(5.0 if run.data.name == "textures" else 3.0)(number, run)
 
     test, names = finish(config, score)
-    assert len(names) == 2 * 2 * 3
+    assert len(names) == 2 * 2 * 5
     assert test.datasets.keys() == {"textures", "cells"}
     assert test.difference is not None
-    assert test.difference.n == 2
-    assert test.detectable is None
+    assert (test.difference.mean, test.difference.n) == (pytest.approx(4.0, abs=0.1), 5)
+    assert test.verdict == "selected", "a t-interval over two datasets would contain 0"
+    assert test.detectable is not None
+
+
+def test_a_failed_run_with_the_selected_settings_decides_against_them(tmp_path: Path) -> None:
+    config = config_of(tmp_path, dataset=["textures", "cells"])
+
+    def diverges(number: int, run: Config) -> float | str:
+        failed = number and run.data.name == "cells"
+        return "the loss is nan" if failed else gains(5.0)(number, run)
+
+    test, names = finish(config, diverges)
+    assert (test.verdict, len(test.selected_failures), len(names)) == ("baseline", 5, 20)
+
+    def once(number: int, run: Config) -> float | str:
+        return "the loss is nan" if number and run.train.seed == 2 else gains(5.0)(number, run)
+
+    test, _ = finish(config_of(tmp_path / "once"), once)
+    assert (test.verdict, test.selected_failures) == ("baseline", ["the loss is nan"])
+
+
+def test_a_failed_run_with_the_default_settings_only_removes_its_pair(tmp_path: Path) -> None:
+    def fails(number: int, run: Config) -> float | str:
+        return "out of memory" if not number and run.train.seed == 2 else gains(5.0)(number, run)
+
+    test, _ = finish(config_of(tmp_path), fails)
+    assert test.verdict == "selected"
+    assert test.difference is not None
+    assert test.difference.n == 4
+
+
+def test_results_of_other_epochs_are_kept_and_reused(tmp_path: Path) -> None:
+    short = config_of(tmp_path, final_seeds=(1, 2), final_epochs=10)
+    long = config_of(tmp_path, final_seeds=(1, 2), final_epochs=20)
+    first, names = finish(short, gains(2.0))
+    assert len(names) == 4
+    assert len(finish(long, gains(3.0))[1]) == 4
+    again, names = finish(short, gains(9.0))
+    assert (again, names) == (first, []), "nothing was deleted"
+    again, names = finish(long, gains(9.0))
+    assert names == []
+    assert again.difference is not None
+    assert again.difference.mean == pytest.approx(3.0, abs=0.1)
 
 
 def test_a_test_resumes_with_its_results(tmp_path: Path) -> None:
@@ -130,10 +172,23 @@ def test_a_result_of_another_run_is_replaced(change: str, tmp_path: Path) -> Non
     assert again == first
 
 
-@pytest.mark.parametrize(("more", "jobs"), [({"final_seeds": (1, 2, 3)}, 2), ({"final_epochs": 20}, 4)])
-def test_earlier_tests_are_remembered(more: dict[str, Any], jobs: int, tmp_path: Path) -> None:
+def test_earlier_tests_are_remembered(tmp_path: Path) -> None:
     first, _ = finish(config_of(tmp_path, final_seeds=(1, 2)), gains(0.5))
-    config = config_of(tmp_path, **{"final_seeds": (1, 2), **more})
+    config = config_of(tmp_path, final_seeds=(1, 2), final_epochs=20)
     second, names = finish(config, gains(0.5), previous=first)
-    assert (len(names), second.earlier_tests) == (jobs, (7,))
+    assert (len(names), second.earlier_tests) == (4, (7,))
     assert finish(config, gains(0.5), previous=second)[0].earlier_tests == (7,)
+
+
+def test_seeds_that_were_added_after_a_look_are_remembered(tmp_path: Path) -> None:
+    first, _ = finish(config_of(tmp_path, final_seeds=(1, 2)), gains(0.5))
+    assert first.interval_name == "95% CI"
+    more = config_of(tmp_path, final_seeds=(1, 2, 3))
+    second, names = finish(more, gains(0.5), previous=first)
+    assert (len(names), second.extended_after, second.earlier_tests) == (2, (2,), ())
+    assert second.interval_name == "unadjusted 95% CI"
+    assert finish(more, gains(0.5), previous=second)[0].extended_after == (2,)
+    auto = config_of(tmp_path / "auto")
+    planned, _ = finish(auto, gains(2.0))
+    assert planned.interval_name == "sequential 95% CI"
+    assert finish(auto, gains(2.0), previous=planned)[0].extended_after == (), "its analyses were planned"

@@ -21,6 +21,7 @@ from tests.support.databases import (
     score,
     study_config,
 )
+from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, RunScore
 from tune.store.samplers import STARTUP_TRIALS
 from tune.store.storage import open_storage
@@ -195,8 +196,8 @@ def test_another_study_is_refused_and_nothing_is_written(tmp_path: Path) -> None
     expected = r"was started with other settings \(seed: 3 then, 4 now; train\.seed"
     with pytest.raises(UserError, match=expected):
         open_store(tmp_path, url=url, seed=4)
-    with pytest.raises(UserError, match=f"belongs to {tmp_path}/s. Choose another"):
-        open_store(tmp_path / "copy", url=url)
+    with pytest.raises(UserError, match=rf"was created in {tmp_path}/s, and {tmp_path}/other/s is another"):
+        open_store(tmp_path / "other", url=url)
     open_store(tmp_path / "moved", storage=open_storage(url))  # its own database may move with the folder
     assert len(open_study(url).trials) == 1
 
@@ -208,6 +209,17 @@ def test_a_study_in_a_folder_of_any_name_may_be_renamed(tmp_path: Path) -> None:
     assert (out / NAME / "study.db").stat().st_size
     (out / NAME).rename(out / "new")
     moved = open_store(out, storage=open_storage(study_config(out, study="new").storage), study="new")
+    assert [trial.reason for trial in moved.ended_trials] == ["the worker died"]
+
+
+def test_a_moved_study_in_a_shared_database_resumes(tmp_path: Path) -> None:
+    url = new_database(tmp_path / "database")
+    folder = StudyFolder(tmp_path / "before" / NAME)
+    folder.path.mkdir(parents=True)
+    folder.write_study(study_config(tmp_path / "before"), {}, {})
+    fail_next(open_store(tmp_path / "before", url=url), "the worker died")
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = open_store(tmp_path / "after", url=url)
     assert [trial.reason for trial in moved.ended_trials] == ["the worker died"]
 
 
