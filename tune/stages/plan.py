@@ -223,7 +223,7 @@ def _stages(
     final_epochs = max([config.test.epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
     amounts = {  # runs per dataset, epochs per run, and steps per epoch summed over the datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, search_steps),
-        "Confirmation": (num_reruns, config.max_epochs, search_steps),
+        "Confirmation": (num_reruns, final_epochs, search_steps),
         "Final test": (2 * len(config.final_seeds), final_epochs, final_steps),
     }
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train for fewer epochs"}

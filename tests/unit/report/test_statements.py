@@ -199,7 +199,7 @@ def test_the_test_has_caveats(changes: dict[str, Any], says: str, tmp_path: Path
     assert not any(line.startswith(says) for line in caveats(small(tmp_path)))
 
 
-def test_a_failed_run_with_the_selected_settings_is_the_reason_for_the_default_settings(
+def test_a_failed_run_with_the_selected_settings_is_the_reason_to_keep_the_defaults(
     tmp_path: Path,
 ) -> None:
     records = small(tmp_path)

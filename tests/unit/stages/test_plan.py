@@ -51,7 +51,7 @@ def test_counts_are_those_of_the_jobs(small_dtd: Path, tmp_path: Path) -> None:
     per_epoch = sum(map(steps_of, finals))
     assert list(plan.stages.values())[:3] == [
         (4 * 4, 4 * 4 * 2, 4 * 2 * steps_of(trial)),
-        (3 * 3 * 2, 3 * 3 * 2 * 2, 3 * 3 * 2 * steps_of(trial) // 2),
+        (3 * 3 * 2, 3 * 3 * 2 * 3, 3 * 3 * 3 * steps_of(trial) // 2),
         (2 * 2 * 2, 2 * 2 * 2 * 3, 2 * 2 * 3 * per_epoch),
     ]
     assert "Maximum total: 42 runs, " in str(plan)
