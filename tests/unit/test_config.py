@@ -120,6 +120,13 @@ def test_only_what_determines_results_identifies_a_study(options: dict[str, Any]
     assert (StudyConfig.of(**options).identity() == StudyConfig.of().identity()) is same
 
 
+def test_the_final_test_is_at_least_as_long_as_the_trials() -> None:
+    published = StudyConfig.of(dataset="dtd").test.epochs
+    assert StudyConfig.of(dataset="cells", epochs=2).test.epochs == published
+    assert StudyConfig.of(dataset="cells", epochs=50).test.epochs == 50
+    assert StudyConfig.of(dataset="cells", epochs=50, final_epochs=3).test.epochs == 3
+
+
 def test_paths_are_absolute(started: list[StudyConfig], tmp_path: Path) -> None:
     Path("weights.safetensors").touch()
     words = ["--dataset", "dtd", "--backbone", "ViT-B-16", "--pretrained", "weights.safetensors"]

@@ -17,9 +17,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
+from prometar.config.settings import load_config
 from prometar.errors import InfrastructureError, PrometarError, UserError, WorkError
 from tests.support.databases import open_study
-from tests.support.driver import NAME, Back, fail_one_in_fifty, records, run_fake
+from tests.support.driver import NAME, Back, fail_one_in_fifty, misbehave, records, run_fake
 from tests.support.fake_trial import curve
 from tune.store.trial_store import MAX_FAILURES, TrialStore
 
@@ -138,6 +139,26 @@ def test_a_study_of_several_goals_resumes_after_its_storage_was_lost(
     assert [list(r["epochs"]) for r in found] == [["1", "2", "3"]] * 4
     study = open_study(f"sqlite:///{tmp_path / NAME / 'study.db'}", NAME)
     assert [t.values for t in study.trials] == [[r["base"], r["seconds"]] for r in found]
+
+
+@pytest.mark.parametrize(
+    ("weight", "verdict", "recommended"),
+    [(5.0, "selected", "selected.yaml"), (199.0, "baseline", "default.yaml")],
+)
+def test_best_yaml_holds_what_the_verdict_recommends(
+    weight: float, verdict: str, recommended: str, tmp_path: Path
+) -> None:
+    given = tmp_path / "given.yaml"
+    given.write_text(f"regularizer.text_weight: {weight}\nregularizer.image_weight: 2.0\n")
+    # With --top 0, the best trial is selected. Trial 0 fails in the search, so a worse one can be selected.
+    misbehave(tmp_path, {"0": "fail"})
+    finals, _ = run_fake(tmp_path, trials=2, enqueue=given, final_seeds=(1, 2, 3, 4))
+    assert finals["verdict"] == verdict
+    best = tmp_path / NAME / "best.yaml"
+    assert load_config(best) == load_config(tmp_path / NAME / recommended)
+    assert best.read_text().startswith(
+        f"# {'Use the selected' if verdict == 'selected' else 'Keep the default'}"
+    )
 
 
 def test_a_lost_study_starts_again(tmp_path: Path) -> None:
