@@ -27,7 +27,9 @@ from prometar.io.strict_model import StrictModel, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
 from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space
 
-TRIALS_IF_RENDERED, EPOCHS_IF_RENDERED = 24, 5  # defaults for rendered (generated) datasets
+# Defaults for rendered (generated) datasets.
+TRIALS_IF_RENDERED = 24
+EPOCHS_IF_RENDERED = 5
 MAX_SEED_PAIRS = 15
 """Maximum number of seed pairs (selected and baseline run) in a final test with `--final-seeds auto`."""
 FIRST_CONFIRMATION_SEED = 1000
@@ -35,8 +37,11 @@ FIRST_CONFIRMATION_SEED = 1000
 
 Goal = Literal["objective", "base", "new", "seconds"]
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
-    "objective": "maximize", "base": "maximize", "new": "maximize", "seconds": "minimize"
-}  # fmt: skip
+    "objective": "maximize",
+    "base": "maximize",
+    "new": "maximize",
+    "seconds": "minimize",
+}
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 

@@ -142,12 +142,17 @@ class StudyFolder:
         Raises:
             UserError: a record is corrupt, or is in the folder of another trial.
         """
-        trials, parent = list[TrialRecord](), self.path / "trials"
-        for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
-            trial = read_record(path := folder / "record.json", TrialRecord)
-            if trial and folder != self.trial_folder(trial.number):
+        trials: list[TrialRecord] = []
+        parent = self.path / "trials"
+        folders = sorted(parent.iterdir()) if parent.is_dir() else []
+        for folder in folders:
+            path = folder / "record.json"
+            trial = read_record(path, TrialRecord)
+            if trial is None:
+                continue
+            if folder != self.trial_folder(trial.number):
                 raise UserError(f"{path} belongs to trial {trial.number}. Move it out of the study.")
-            trials += [trial] if trial else []
+            trials.append(trial)
         return tuple(sorted(trials, key=lambda trial: trial.number))
 
 

@@ -19,9 +19,14 @@ class SearchJobs(Iterator[Job]):
     """
 
     def __init__(self, config: StudyConfig, folder: StudyFolder, store: TrialStore) -> None:
-        self._config, self._folder, self._store, hours = config, folder, store, config.resources.max_hours
-        self._duration_stored_until = now = time.monotonic()
-        self._deadline = None if hours is None else now + 3600 * hours - store.seconds_searched
+        self._config = config
+        self._folder = folder
+        self._store = store
+        now = time.monotonic()
+        self._duration_stored_until = now
+        self._deadline: float | None = None
+        if config.resources.max_hours is not None:
+            self._deadline = now + 3600 * config.resources.max_hours - store.seconds_searched
         for trial in store.ended_trials:  # an earlier process may have been killed before it wrote a record
             if not (folder.trial_folder(trial.number) / "record.json").exists():
                 self._write_record(trial)

@@ -78,24 +78,41 @@ class TrialStore:
         concurrency: int = 1,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._config, self._search, self._space = config, config.search, config.search.space
-        self._storage, self._concurrency = storage, concurrency
+        self._config = config
+        self._search = config.search
+        self._space = config.search.space
+        self._storage = storage
+        self._concurrency = concurrency
         with self._convert_errors(self._search.pruner):
             pruner = make_pruner(self._search, config.max_epochs, concurrency)
-        stored = [] if config.location.storage else optuna.get_all_study_names(storage)
-        name = config.name if config.name in stored else next(iter(stored), config.name)  # renamed folder
+        name = self._stored_name()
         self._study = optuna.create_study(
-            storage=storage, study_name=name, pruner=pruner, load_if_exists=True,
+            storage=storage,
+            study_name=name,
+            pruner=pruner,
+            load_if_exists=True,
             directions=[DIRECTIONS[goal] for goal in self._search.goals],
-        )  # fmt: skip
+        )
         self._study_id = storage.get_study_id_from_name(name)
         self._running: dict[int, tuple[int, EpochReport]] = {}  # trial ID and last report, by number
-        self._failures, self._successes = list[str](), 0  # of this process
+        # Failure reasons, and the number of other trials that have ended, in this process.
+        self._failures: list[str] = []
+        self._successes = 0
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
         self._attrs_of_trial_0 = self._check_identity(folder, digests)
         # The baseline is the first trial. If it failed, each later process reruns it once.
         self._baseline_missing = all(t.state is TrialState.FAIL for t in self._trials if _is_baseline(t))
+
+    def _stored_name(self) -> str:
+        """Return the name of the study in the storage. A study in its own database may have been renamed."""
+        name = self._config.name
+        if self._config.location.storage:
+            return name
+        stored = optuna.get_all_study_names(self._storage)
+        if not stored or name in stored:
+            return name
+        return stored[0]
 
     @property
     def _trials(self) -> list[FrozenTrial]:
@@ -215,7 +232,8 @@ class TrialStore:
                 copy.enqueue_trial(dict(fixed))
             settings = self._space.sample(copy.ask())
         for key, value in settings.items():
-            if not (allowed := self._space.ranges[key]).contains(value):
+            allowed = self._space.ranges[key]
+            if not allowed.contains(value):
                 raise UserError(f"--sampler {sampler} sampled {key} = {value}, outside {allowed.describe()}.")
         trial = copy.get_trials()[-1]
         trial.set_user_attr(ORIGIN, origin)
@@ -228,7 +246,8 @@ class TrialStore:
         if self._storage.get_trial(trial_id).number != trial.number:
             raise second_writer_error(self._config.storage)
         self._running[trial.number] = trial_id, EpochReport()
-        self._attrs_of_trial_0, self._baseline_missing = {}, False
+        self._attrs_of_trial_0 = {}
+        self._baseline_missing = False
         return trial
 
     def _combination(self, settings: Settings) -> tuple[Value | None, ...]:
@@ -245,7 +264,8 @@ class TrialStore:
         if number not in self._running:
             return False
         trial_id, _ = self._running[number]
-        values, goals = report.metrics, dict.fromkeys(("objective", *self._search.goals))
+        values = report.metrics
+        goals = dict.fromkeys(("objective", *self._search.goals))
         missing = ", ".join(goal for goal in goals if goal not in values)
         if report.error or missing:
             self.fail(number, report.error or f"the trial did not report {missing}")
@@ -276,7 +296,8 @@ class TrialStore:
         self._storage.set_trial_user_attr(trial_id, RESULT, result)
         del self._running[number]  # before `tell`: the database may commit even if the connection then fails
         self._study.tell(number, values, state=state)
-        self._successes += state is not TrialState.FAIL and self.abort_reason() is None  # an abort is final
+        if state is not TrialState.FAIL and self.abort_reason() is None:  # an abort is final
+            self._successes += 1
 
     def abort_reason(self) -> str | None:
         """Return the reason of the last failure if the study must stop (see `MAX_FAILURES`), else None."""

@@ -54,8 +54,14 @@ def test_the_baseline_and_the_best_are_candidates() -> None:
 
 
 def test_the_highest_mean_over_all_seeds_is_selected(tmp_path: Path) -> None:
-    fresh = {(0, 1000): 60.0, (0, 1001): 60.0, (2, 1000): 60.0, (2, 1001): 61.0,
-             (1, 1000): 63.0, (1, 1001): 64.0}  # fmt: skip
+    fresh = {
+        (0, 1000): 60.0,
+        (0, 1001): 60.0,
+        (2, 1000): 60.0,
+        (2, 1001): 61.0,
+        (1, 1000): 63.0,
+        (1, 1001): 64.0,
+    }
     found, names = confirmed(tmp_path, [60.0, 62.0, 66.0, 59.0], fresh)
     assert found.seeds == (1000, 1001)
     assert [(each.number, each.mean) for each in found.candidates] == [(0, 60.0), (2, 187 / 3), (1, 63.0)]

@@ -68,8 +68,10 @@ def test_pairs_are_added_until_an_analysis_decides(
 
 def test_given_seeds_are_analyzed_once(tmp_path: Path) -> None:
     test, names = finish(config_of(tmp_path, final_seeds=(4, 9, 11)), gains(2.0))
-    assert names[:2] == ["final test of the default settings, textures, seed 4",
-                         "final test of the default settings, textures, seed 9"]  # fmt: skip
+    assert names[:2] == [
+        "final test of the default settings, textures, seed 4",
+        "final test of the default settings, textures, seed 9",
+    ]
     assert (test.seeds, test.alpha, test.min_relevant, test.verdict) == ((4, 9, 11), 0.05, None, "selected")
 
 
