@@ -51,6 +51,7 @@ class TimedWorker(JobWorker):
             patch.object(epoch, "train_step", self._first_step(step)),
         ):
             self.reset_config(config)
+            self.step()  # only says on which machine the trial runs
             self.step()
         spent = self._spent | {"total": self._stepped - began}
         return spent | {"rest": spent["total"] - sum(spent[name] for name in PARTS[:-1])}

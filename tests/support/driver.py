@@ -93,13 +93,13 @@ def _without_ray() -> Iterator[None]:
 
     def fit(dispatcher: Any, *_: Any) -> None:
         for number in itertools.count():
-            found = dispatcher.suggest(str(number))
-            if not isinstance(found, dict):
+            request = dispatcher.next_request(str(number))
+            if request is None:
                 return
-            training = FakeTraining(found["request"])
-            while not dispatcher(str(number), {"report": training.advance()}):
+            training = FakeTraining(request)
+            while not dispatcher.reported(str(number), training.advance()):
                 pass
-            dispatcher.on_trial_complete(str(number))
+            dispatcher.completed(str(number))
 
     with (
         mock.patch.object(ray_cluster, "start_ray", return_value=[{"CPU": 2.0}]),

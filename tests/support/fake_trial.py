@@ -22,6 +22,8 @@ from tune.execution.worker import JobRequest, JobWorker
 from tune.records.schema import REPORT_ADAPTER, EpochReport, RunScore
 
 BEHAVIOUR = "behaviour.json"
+MOUNT = "PROMETAR_TEST_MOUNT"
+"""Environment variable of a node. "missing": the node has no data for jobs that read data."""
 HANGS = "hangs"
 """In the folder of a job that was told to hang, from then on: the worker's process id."""
 
@@ -89,6 +91,10 @@ class FakeTraining:
                 log.write(f"{self._share:g}\n")
             # A driver goes by the words; torch itself would take longer to load than all else here.
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        if behaviour == "reads-data" and os.environ.get(MOUNT) == "missing":
+            from tune.execution.training import _require_inputs  # loads torch
+
+            _require_inputs(Config().override({"data.name": "folder", "data.root": "/not-mounted"}))
         if behaviour == "raise":
             raise RuntimeError("the disk is made of cheese")
         if behaviour == "full":

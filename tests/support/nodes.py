@@ -102,9 +102,13 @@ class Cluster:
                 pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def add(self, cpus: int) -> int:
-        """A further node; returns its raylet's process id, once the cluster knows it."""
-        self.nodes.append(int(self._ask("add", cpus)))
+    def add(self, cpus: int, **variables: str) -> int:
+        """A further node; returns its raylet's process id, once the cluster knows it.
+
+        Args:
+            variables: Environment variables of the node's workers.
+        """
+        self.nodes.append(int(self._ask("add", cpus, *(f"{key}={text}" for key, text in variables.items()))))
         return self.nodes[-1]
 
     def kill(self, node: int) -> None:
@@ -145,18 +149,23 @@ def main() -> None:
     def pids_of(node: Any) -> list[int]:
         return [each.process.pid for processes in node.all_processes.values() for each in processes]
 
-    def start(cpus: int) -> Any:
+    def start(cpus: int, variables: dict[str, str]) -> Any:
         return cluster.add_node(
-            num_cpus=cpus, node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * MIB
+            num_cpus=cpus,
+            node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            object_store_memory=100 * MIB,
+            env_vars=variables,
         )
 
-    def add(cpus: int) -> Any:
+    def add(cpus: int, *assignments: str) -> Any:
+        variables = dict(each.split("=") for each in assignments)
         try:
-            node = start(cpus)
+            node = start(cpus, variables)
         except Exception as error:  # Ray gives a node 30 s, which a busy machine may take
             if "timed out during startup" not in str(error):
                 raise
-            node = start(cpus)
+            node = start(cpus, variables)
         (raylet,) = node.all_processes["raylet"]
         nodes[raylet.process.pid] = node
         return raylet.process.pid
@@ -172,7 +181,7 @@ def main() -> None:
             raylet = add(int(rest[0]))
             answer = cluster.address, raylet
         elif command == "add":
-            answer = add(int(rest[0]))
+            answer = add(int(rest[0]), *rest[1:])
         elif command == "kill":
             kill(nodes.pop(int(rest[0])))
         elif command == "kill-head":

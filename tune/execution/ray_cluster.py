@@ -6,8 +6,9 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,27 @@ _TOKEN_HINT = " If the cluster requires a token, set RAY_AUTH_MODE=token and RAY
 _TOKEN = secrets.token_hex(32)  # of the clusters that this process starts
 _TOKEN_FILE = Path.home() / ".ray" / "auth_token"  # where Ray stores a token by default
 _owns_cluster = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of a Ray cluster.
+
+    Args:
+        node_id: Ray's ID of the node. If Ray is restarted on a machine, the node has a new ID.
+        resources: Resources, e.g. {"CPU": 2.0}.
+    """
+
+    node_id: str
+    name: str
+    resources: Mapping[str, float]
+
+    def fits(self, bundles: Sequence[Mapping[str, float]]) -> bool:
+        """Return True if the machine is large enough for these bundles together."""
+        return all(
+            sum(bundle.get(kind, 0.0) for bundle in bundles) <= self.resources.get(kind, 0.0) + 1e-9
+            for kind in ("CPU", "GPU")
+        )
 
 
 def configure_ray(*, local: bool = True) -> None:
@@ -59,7 +81,20 @@ def start_ray(*, address: str | None = None, num_cpus: int | None = None) -> lis
         _start(address, num_cpus=num_cpus)
     elif address is not None and owns_cluster():
         raise UserError("--address: this process has started its own Ray. Start a new process.")
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [dict(machine.resources) for machine in alive_machines()]
+
+
+def alive_machines() -> list[Machine]:
+    """Return the machines of the cluster that are alive, or [] if Ray is not initialized."""
+    import ray
+
+    if not ray.is_initialized():
+        return []
+    return [
+        Machine(node["NodeID"], node["NodeManagerHostname"], dict(node["Resources"]))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def _start(address: str | None, *, num_cpus: int | None) -> None:

@@ -23,9 +23,12 @@ class ResourcePlan:
     """Number of concurrent jobs, and the resources of each.
 
     Args:
+        max_concurrent: Number of concurrent jobs on the machines that were known to the planner.
         cpus: CPUs per job, for trainer and stream together.
         gpus: GPUs per job, all for the trainer.
         max_cpus, max_gpus: Largest number of CPUs and of GPUs on one machine, as limits for retries.
+        cap: Number of concurrent jobs that must not be exceeded if machines join. 0: `max_concurrent`.
+        memory: Estimated memory per job in bytes, 0 if unknown.
     """
 
     max_concurrent: int
@@ -33,6 +36,22 @@ class ResourcePlan:
     gpus: float
     max_cpus: float = 0.0
     max_gpus: float = 0.0
+    cap: int = 0
+    memory: float = 0.0
+
+    @property
+    def limit(self) -> int:
+        """Largest number of concurrent jobs on any number of machines."""
+        return self.cap or self.max_concurrent
+
+    def capacity(self, node: NodeResources) -> int:
+        """Return the number of jobs that fit on a machine.
+
+        Example:
+            >>> ResourcePlan(1, cpus=2.0, gpus=0.5).capacity({"CPU": 32.0, "GPU": 2.0})
+            4
+        """
+        return _node_capacity(node, self.cpus, self.gpus, self.memory)
 
     @property
     def stream_cpus(self) -> float:
@@ -144,7 +163,7 @@ def plan_resources(
     if num_jobs < max_jobs:
         limit = f", below --max-concurrent {max_jobs}" if resources.max_concurrent else ""
         reason = f"all that fit{limit}"
-    plan = ResourcePlan(num_jobs, cpus, gpus, max_cpus, max_gpus)
+    plan = ResourcePlan(num_jobs, cpus, gpus, max_cpus, max_gpus, cap=max_jobs, memory=memory)
     resources_text = format_count(cpus, "CPU") + (f" and {format_count(gpus, 'GPU')}" if gpus else "")
     return plan, f"{format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
 

@@ -1,17 +1,22 @@
 """Training of one job. The job's runs (e.g. one per seed) advance together, epoch by epoch."""
 
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 
 from prometar.analysis.alignment import AlignmentRecorder
 from prometar.config.settings import Config, dump_config
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Source
+from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.raystream import stream
+from prometar.data.streaming.stream import Batch
 from prometar.device import release_cached_memory
 from prometar.errors import InfrastructureError, PrometarError
 from prometar.io.files import cannot_write_error, write_atomically
 from prometar.runs import evaluate_on_targets, write_result
-from prometar.training.run import build_run
+from prometar.training.run import backbone_of, build_run
 from prometar.training.run_result import RESULT_FILE, read_result
 from prometar.training.session import Session
 from tune.execution.worker import JobRequest
@@ -21,12 +26,13 @@ from tune.records.schema import EpochReport, RunScore
 class JobTraining:
     """Training of one job. Every epoch is reported in order, even if the checkpoints already contain it.
 
-    If a folder cannot be written, methods raise InfrastructureError, because the job is not at fault.
+    If a folder cannot be written, or data or weights cannot be read, methods raise InfrastructureError,
+    because the settings of the job are not at fault.
     """
 
     def __init__(self, request: JobRequest) -> None:
-        self._request, self._epoch = request, 0
-        self._stream = partial(stream, cpus=request.resource_plan.stream_cpus)
+        self._request = request
+        self._epoch = 0
         self._sessions: dict[Path, Session] = {}
         self._notes: list[str] = []
 
@@ -73,8 +79,13 @@ class JobTraining:
 
     def _open(self, folder: Path, config: Config) -> Session:
         """Open the session of a run. Resume the run if the folder contains a checkpoint."""
-        job, result_path = self._request.job, folder / RESULT_FILE
-        run = build_run(config, job.objective, val_per_class=job.val_per_class)
+        job = self._request.job
+        result_path = folder / RESULT_FILE
+        try:
+            run = build_run(config, job.objective, val_per_class=job.val_per_class)
+        except PrometarError:
+            _require_inputs(config)
+            raise
         session, note = Session.resume_or_restart(
             run, folder, self._stream, AlignmentRecorder(folder) if job.records_alignment else None
         )
@@ -98,7 +109,13 @@ class JobTraining:
         if not (folder / RESULT_FILE).exists():
             write_result(folder, session, **self._request.allocated)
         if self._request.job.targets:
-            evaluate_on_targets(folder, self._request.job.targets, self._stream)
+            with _blame_machine():
+                evaluate_on_targets(folder, self._request.job.targets, self._stream)
+
+    def _stream(self, plan: DataPlan, source: Source, start_step: int = 0) -> Iterator[Batch]:
+        """Stream images with Ray Data. Whatever fails is not due to the settings of the job."""
+        with _blame_machine():
+            yield from stream(plan, source, start_step, cpus=self._request.resource_plan.stream_cpus)
 
     def close(self) -> None:
         """Close the data streams, and release cached GPU memory for other workers."""
@@ -106,3 +123,24 @@ class JobTraining:
             # No variable may hold the last session, because its tensors could then not be released.
             self._sessions.popitem()[1].close()
         release_cached_memory()
+
+
+@contextmanager
+def _blame_machine() -> Iterator[None]:
+    """Convert expected errors to InfrastructureError, so that the job moves to another machine."""
+    try:
+        yield
+    except InfrastructureError:
+        raise
+    except PrometarError as error:
+        raise InfrastructureError(str(error)) from error
+
+
+def _require_inputs(config: Config) -> None:
+    """Raise an InfrastructureError if this machine cannot read the dataset or the weights.
+
+    The driver has read both. So they are missing only on this machine, e.g. because a folder is not mounted.
+    """
+    with _blame_machine():
+        open_dataset(config.data.name, config.data.root, config.data.args)
+        backbone_of(config.backbone)

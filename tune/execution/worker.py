@@ -34,6 +34,7 @@ class JobRequest:
 
     Args:
         bundles: Resources of each Ray bundle. Larger than in `resource_plan` after an out-of-memory error.
+        avoided: Node IDs of the machines on which the job must not run.
         timeout_seconds: Seconds without a report after which the worker is restarted. None: no limit.
     """
 
@@ -41,6 +42,7 @@ class JobRequest:
     resource_plan: ResourcePlan
     bundles: list[dict[str, float]]
     timeout_seconds: float | None = None
+    avoided: tuple[str, ...] = ()
 
     @property
     def allocated(self) -> dict[str, float]:
@@ -61,14 +63,22 @@ class JobWorker(ray_tune.Trainable):
 
     _request: JobRequest
     _training: "JobTraining | None" = None
+    _is_located = False
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> ray_tune.PlacementGroupFactory:
         request: JobRequest = config["request"]
-        return ray_tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
+        if not request.avoided:
+            return ray_tune.PlacementGroupFactory(request.bundles, strategy="STRICT_PACK")
+        # Ray gives each node this label.
+        elsewhere = {"ray.io/node-id": f"!in({','.join(request.avoided)})"}
+        return ray_tune.PlacementGroupFactory(
+            request.bundles, strategy="STRICT_PACK", bundle_label_selector=[elsewhere] * len(request.bundles)
+        )
 
     def setup(self, config: dict[str, Any]) -> None:
         self._request = config["request"]  # training is opened in `step`, because Tune hides errors here
+        self._is_located = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -76,10 +86,18 @@ class JobWorker(ray_tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        """Return the report of the next epoch.
+
+        The first step of a job only says on which machine the job runs. So the driver knows the machine even
+        if the worker dies in its first epoch.
+        """
+        if not self._is_located:
+            self._is_located = True
+            return {"machine": ray.get_runtime_context().get_node_id()}
         with _convert_errors(), self._watchdog():
             self._training = self._training or self.open_training(self._request)
             report = self._training.advance()
-        return {"report": report, "done": report.finished}
+        return {"report": report}  # without "done", because Tune would not pass the report to the scheduler
 
     def cleanup(self) -> None:
         if self._training is not None:
@@ -115,7 +133,7 @@ class JobWorker(ray_tune.Trainable):
         folder, seconds = self._request.job.folder, self._request.timeout_seconds
         if not folder.is_dir():
             raise InfrastructureError(
-                f"{folder} does not exist on {socket.gethostname()}. Set --out to a shared folder"
+                f"{folder} does not exist on {socket.gethostname()}. Set --out to a shared folder."
             )
         if seconds is None:
             yield
@@ -136,10 +154,10 @@ class JobWorker(ray_tune.Trainable):
 
 @contextmanager
 def _convert_errors() -> Iterator[None]:
-    """Replace errors that other libraries raise if the disk is full or read-only, or memory is exhausted.
+    """Replace errors that other libraries raise if files cannot be accessed, or memory is exhausted.
 
     Raises:
-        InfrastructureError: the disk is full or read-only.
+        InfrastructureError: the disk is full or read-only, or a file cannot be accessed.
         MemoryError: memory is exhausted.
     """
     try:
@@ -147,9 +165,10 @@ def _convert_errors() -> Iterator[None]:
     except OutOfDiskError as error:
         raise InfrastructureError(first_line(error)) from None
     except OSError as error:
-        if error.errno not in _STORAGE_ERRNOS:
-            raise
-        raise cannot_write_error(Path(str(error.filename or "a file")), error) from None
+        path = Path(str(error.filename or "a file"))
+        if error.errno in _STORAGE_ERRNOS:
+            raise cannot_write_error(path, error) from None
+        raise InfrastructureError(f"Cannot access {path}: {error.strerror or first_line(error)}.") from None
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -21,7 +21,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data.block import BlockAccessor
-from ray.exceptions import OutOfDiskError, RayError, RayTaskError
+from ray.exceptions import OutOfDiskError, OutOfMemoryError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -109,6 +109,8 @@ def _next_block(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.ui
             raise type(error.cause)(str(error.cause).splitlines()[0]) from None  # Ray Data appends lines
         if isinstance(error, OutOfDiskError):
             raise InfrastructureError("Ray's object store and its disk are full. Free disk space.") from None
+        if isinstance(error, OutOfMemoryError):
+            raise MemoryError(last_line(str(error))) from None
         raise WorkError(f"The data stream failed at step {step}: {last_line(str(error))}") from error
 
 

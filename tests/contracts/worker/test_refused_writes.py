@@ -54,6 +54,7 @@ class Worker(JobWorker):
 
     def __init__(self, request: JobRequest) -> None:
         self.setup({"request": request})
+        self._is_located = True
 
     def open_training(self, request: JobRequest) -> JobTraining:
         return JobTraining(request)
@@ -71,7 +72,7 @@ def trial(folder: Path) -> list[dict[str, Any]]:
     told: list[EpochReport] = []
     try:
         while not told or not told[-1].finished:
-            told.append(worker.step()["report"])
+            told += [report for report in worker.step().values() if isinstance(report, EpochReport)]
     finally:
         worker.cleanup()
     assert not any(each.error for each in told), "no trial is to blame"

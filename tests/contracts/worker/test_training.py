@@ -12,7 +12,7 @@ from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.errors import WorkError
+from prometar.errors import InfrastructureError, UserError, WorkError
 from tests.support.small import BACKBONE
 from tune.execution import training
 from tune.execution.job import Job
@@ -103,18 +103,44 @@ def test_a_run_that_is_ahead_waits_for_the_others(tmp_path: Path, alone: Alone) 
     assert [report.runs[0].objective for report in reports] == [each.objective for each in alone(seeds[0])]
 
 
-def test_a_hopeless_job_is_a_failed_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (diverged,) = finish(job(tmp_path / "a", {"optim.lr": 1e30}))
+def test_a_job_whose_loss_diverges_is_a_failed_report(tmp_path: Path) -> None:
+    (diverged,) = finish(job(tmp_path, {"optim.lr": 1e30}))
     assert "finite" in diverged.error or "nan" in diverged.error
-    (unknown,) = finish(job(tmp_path / "b", {"data.name": "nowhere"}))
-    assert "nowhere" in unknown.error
 
+
+def test_settings_that_do_not_fit_are_a_failed_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **options: object) -> None:
+        raise UserError("prompts.num_tokens is too large.")
+
+    monkeypatch.setattr(training, "build_run", refuse)
+    (report,) = finish(job(tmp_path, GENTLE))
+    assert report.error == "prompts.num_tokens is too large."
+
+
+def test_data_that_is_missing_here_is_a_fault_of_the_machine(tmp_path: Path) -> None:
+    own = job(tmp_path, {"data.name": "folder", "data.root": str(tmp_path / "not-mounted")})
+    with pytest.raises(InfrastructureError, match=r"not-mounted is not a folder"):
+        opened(own).advance()
+
+
+def test_weights_that_are_missing_here_are_a_fault_of_the_machine(tmp_path: Path) -> None:
+    weights = {"backbone.name": "ViT-B-32", "backbone.pretrained": str(tmp_path / "clip.safetensors")}
+    with pytest.raises(InfrastructureError, match=r"clip.safetensors does not exist"):
+        opened(job(tmp_path, weights)).advance()
+
+
+@pytest.mark.parametrize("error", [WorkError("broken image a.jpg"), UserError("a.jpg is missing")])
+def test_images_that_cannot_be_streamed_are_a_fault_of_the_machine(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object, cpus: float) -> Any:
-        raise WorkError("broken image a.jpg")
+        raise error
 
     monkeypatch.setattr(training, "stream", broken)
-    (image,) = finish(job(tmp_path / "c", GENTLE))
-    assert (image.error, image.epoch) == ("broken image a.jpg", 1)
+    with pytest.raises(InfrastructureError, match=r"a\.jpg"):
+        opened(job(tmp_path, GENTLE)).advance()
 
 
 @pytest.mark.parametrize("damage", ["none", "short", "empty", "foreign"])

@@ -3,11 +3,14 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 from ray.exceptions import OutOfDiskError
+from ray.util.placement_group import _validate_bundle_label_selector
 
 from prometar.errors import _OUT_OF_MEMORY, InfrastructureError
 from tests.support.fake_trial import fake_job
@@ -48,16 +51,32 @@ class Worker(JobWorker):
         return ONE
 
 
-def test_a_worker_opens_its_next_job_in_that_ones_first_step(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def _on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+
+
+def located(request: JobRequest, *, error: Exception | None = None) -> Worker:
+    """A worker that has said where it runs."""
+    worker = Worker(request, error=error)
+    worker.step()
+    return worker
+
+
+def test_a_worker_says_where_it_runs_before_it_opens_a_job(tmp_path: Path) -> None:
     """Tune loses the errors of a reset."""
     worker = Worker(request(tmp_path, 0))
-    assert worker.step() == {"report": ONE, "done": True}
+    assert worker.step() == {"machine": "node"}
+    assert worker.opened == []
+    assert worker.step() == {"report": ONE}
     assert worker.reset_config({"request": request(tmp_path, 1)})
     assert worker.opened == [0]
+    assert worker.step() == {"machine": "node"}
     with pytest.raises(MemoryError):
         worker.step()
     assert worker.reset_config({"request": request(tmp_path, 2)})
-    assert worker.step()["done"]
+    assert worker.step() == {"machine": "node"}
+    assert worker.step() == {"report": ONE}
     assert worker.opened == [0, 1, 2]
     assert not list(tmp_path.rglob("hung*")), "a watch that is over leaves nothing"
 
@@ -68,25 +87,30 @@ def test_a_machine_must_see_the_drivers_folder(tmp_path: Path) -> None:
     with pytest.raises(
         InfrastructureError, match=r"trials/0000 does not exist on .*\. Set --out to a shared folder"
     ):
-        Worker(own).step()
+        located(own).step()
 
 
-FULL: list[Callable[[], Exception]] = [
-    lambda: OSError(errno.ENOSPC, "No space left on device", "/tmp/ray"), OutOfDiskError
-]  # fmt: skip
+FAULTS: list[Callable[[], Exception]] = [
+    lambda: OSError(errno.ENOSPC, "No space left on device", "/tmp/ray"),
+    lambda: OSError(errno.EIO, "Input/output error", "/data/a.jpg"),
+    lambda: OSError(errno.ESTALE, "Stale file handle", "/data/a.jpg"),
+    OutOfDiskError,
+]
 
 
-@pytest.mark.parametrize("error", FULL)
-def test_a_full_disk_is_no_job_s_fault(error: Callable[[], Exception], tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", FAULTS)
+def test_a_disk_that_is_full_or_fails_is_a_fault_of_the_machine(
+    error: Callable[[], Exception], tmp_path: Path
+) -> None:
     with pytest.raises(InfrastructureError):
-        Worker(request(tmp_path, 0), error=error()).step()
+        located(request(tmp_path, 0), error=error()).step()
 
 
 @pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY, "something else"])
 def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None:
     error = RuntimeError(f"{sign} (of 8 GiB)\nFor debugging consider passing A=1")
     with pytest.raises(RuntimeError if sign == "something else" else MemoryError, match="of 8 GiB"):
-        Worker(request(tmp_path, 0), error=error).step()
+        located(request(tmp_path, 0), error=error).step()
 
 
 def test_a_worker_that_got_a_gpu_checks_it_and_limits_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,3 +132,11 @@ def test_a_worker_without_a_gpu_hides_all_gpus(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ray, "get_gpu_ids", list)
     _prepare_gpu(0.0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_job_is_placed_away_from_the_machines_that_it_avoids(tmp_path: Path) -> None:
+    elsewhere = replace(request(tmp_path, 0), avoided=("a" * 56, "b" * 56))
+    placed = Worker.default_resource_request({"request": elsewhere})
+    selector = {"ray.io/node-id": f"!in({'a' * 56},{'b' * 56})"}
+    assert placed._bound.arguments["bundle_label_selector"] == [selector] * 2
+    assert _validate_bundle_label_selector([selector]) is None  # Ray accepts it

@@ -1,0 +1,259 @@
+"""Dispatcher of jobs: which job starts next, and what happens after reports and failures.
+
+Faults of a machine are never results of a job. The job moves to another machine, and the machine is avoided.
+If no machine is left, the dispatcher stops with an error, so that a rerun resumes the job.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from ray.exceptions import RayError, RayTaskError
+
+from prometar.errors import InfrastructureError, is_accelerator_error, last_line
+from prometar.io.files import cannot_write_error
+from tune.execution.job import Job, Observer
+from tune.execution.machines import Machines, describe_reasons
+from tune.execution.resources import ResourcePlan
+from tune.execution.shutdown import Shutdown
+from tune.execution.worker import STACKS_FILE, JobRequest
+from tune.records.schema import EpochReport
+
+MAX_RETRIES = 2
+"""Maximum number of consecutive retries of a job whose workers die before completing another epoch."""
+_MAX_REASON_LENGTH = 1000  # in characters. Error messages may contain long URLs.
+
+
+@dataclass
+class _Submission:
+    """State of a submitted job, across its retries. Each retry is a new Tune trial.
+
+    Attributes:
+        request: Job, resources and timeout for the worker.
+        machine: Node ID of the machine on which the latest worker runs, or "" until the worker has started.
+        deaths: Number of worker deaths since the last new epoch, except those due to lack of memory.
+        faults: Faults since the last new epoch: name of each machine, and what happened there.
+        tried: Node IDs of the machines on which a worker died since the last new epoch.
+        is_larger: True if the job needs more resources than planned.
+        epoch: Highest reported epoch.
+        reported_error: Error message of the latest report, or "".
+        ended: True if the latest report is the final one, or if an observer stopped the job.
+    """
+
+    request: JobRequest
+    machine: str = ""
+    deaths: int = 0
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
+    is_larger: bool = False
+    epoch: int = 0
+    reported_error: str = ""
+    ended: bool = False
+
+
+class Dispatcher:
+    """Dispatcher of jobs.
+
+    Attributes:
+        error: First error of `jobs`, an observer or the machines. It ends the experiment.
+        failures: Failure reasons by job name.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterator[Job],
+        plan: ResourcePlan,
+        timeout_seconds: float | None,
+        observers: Sequence[Observer],
+        shutdown: Shutdown,
+        machines: Machines,
+    ) -> None:
+        self._jobs = jobs
+        self._plan = plan
+        self._timeout_seconds = timeout_seconds
+        self._observers = observers
+        self._shutdown = shutdown
+        self._machines = machines
+        self._running: dict[str, _Submission] = {}  # by ID of the Tune trial
+        self._retries: deque[_Submission] = deque()
+        self._has_jobs = True
+        self.error: Exception | None = None
+        self.failures: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return {}. Tune pickles its searcher, but the jobs' database connections cannot be pickled."""
+        return {}
+
+    @property
+    def must_stop(self) -> bool:
+        """True if the experiment must end, because of an error or because Ray died."""
+        if self.error is None and (reason := self._machines.all_avoided_reason):
+            self.error = InfrastructureError(f"no machine can run the jobs: {reason}")
+        return self.error is not None or self._shutdown.ray_died
+
+    @property
+    def finished(self) -> bool:
+        """True if no job is left to start. A job that is still running may need a retry."""
+        if self._shutdown.requested:
+            return True
+        return not (self._has_jobs or self._retries or self._running)
+
+    def next_request(self, trial_id: str) -> JobRequest | None:
+        """Return the next job for a Tune trial, or None if no job can start now.
+
+        While a job waits for more resources than planned, no other job starts. Otherwise, small jobs would
+        take what becomes free, and the larger one could wait until the stage ends.
+        """
+        with self._end_on_error():
+            if self.finished or len(self._running) >= self._machines.max_concurrent:
+                return None
+            if any(each.is_larger and not each.machine for each in self._running.values()):
+                return None
+            submission = self._retries.popleft() if self._retries else self._next_submission()
+            if submission is None:
+                return None
+            submission.machine = ""
+            submission.request = replace(submission.request, avoided=self._avoided(submission))
+            self._running[trial_id] = submission
+            return submission.request
+
+    def located(self, trial_id: str, machine: str) -> bool:
+        """Record the node ID of the machine on which a trial's worker runs. Return True to stop the trial."""
+        self._running[trial_id].machine = machine
+        return self._shutdown.requested
+
+    def reported(self, trial_id: str, report: EpochReport) -> bool:
+        """Pass the report of an epoch to the observers. Return True if the trial must stop."""
+        submission = self._running[trial_id]
+        if report.epoch > submission.epoch:  # after a retry, earlier epochs are reported again
+            submission.epoch = report.epoch
+            submission.deaths = 0
+            submission.faults.clear()
+            submission.tried.clear()
+            self._machines.record_epoch(submission.machine)
+        with self._end_on_error():  # an observer returns False to stop the job
+            stopped = False in [each.reported(submission.request.job, report) for each in self._observers]
+        submission.ended = report.finished or stopped
+        submission.reported_error = report.error
+        return submission.ended or self._shutdown.requested
+
+    def completed(self, trial_id: str) -> None:
+        """Finish a Tune trial's job, unless the experiment ends or a signal interrupted the job."""
+        submission = self._running.pop(trial_id)
+        if submission.ended and not self.must_stop:
+            self._finish(submission, submission.reported_error)
+
+    def failed(self, trial_id: str, error: BaseException) -> None:
+        """Retry the job of a trial whose worker raised an error or died. Finish it if retries are useless."""
+        submission = self._running.pop(trial_id)
+        if self.must_stop:
+            return
+        with self._end_on_error():
+            if self._prepare_retry(submission, error):
+                self._retries.append(submission)
+                return
+        self._finish(submission, f"{type(error).__name__}: {last_line(str(error))}"[:_MAX_REASON_LENGTH])
+
+    @contextmanager
+    def _end_on_error(self) -> Iterator[None]:
+        """Store an error, which ends the experiment. Tune itself might fail only the trial."""
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+            raise
+
+    def _next_submission(self) -> _Submission | None:
+        job = next(self._jobs, None) if self._has_jobs else None
+        if job is None:
+            self._has_jobs = False  # `next`, which may be expensive, is not called again
+            return None
+        for folder in job.configs:  # workers check that the folders exist, i.e. that storage is shared
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write_error(folder, error) from None
+        for observer in self._observers:
+            observer.started(job)
+        return _Submission(JobRequest(job, self._plan, self._plan.bundles(), self._timeout_seconds))
+
+    def _avoided(self, submission: _Submission) -> tuple[str, ...]:
+        """Return the machines on which a job must not run, among those that are alive."""
+        avoided = self._machines.avoided.keys() | submission.tried
+        return tuple(sorted(each.node_id for each in self._machines.alive if each.node_id in avoided))
+
+    def _prepare_retry(self, submission: _Submission, error: BaseException) -> bool:
+        """Prepare a retry. Return False if the job has failed.
+
+        Raises:
+            InfrastructureError: no machine is left on which the job could be retried.
+        """
+        if isinstance(error, MemoryError):
+            larger = self._plan.enlarge(submission.request.bundles)
+            if larger is not None:
+                submission.request = replace(submission.request, bundles=larger)
+                submission.is_larger = True
+            return larger is not None
+        self._machines.refresh()
+        machine = submission.machine
+        if machine and not self._machines.is_alive(machine):
+            return True  # the machine has left, e.g. a spot instance
+        name = self._machines.name(machine) if machine else "an unknown machine"
+        reason = self._describe(submission, error)
+        submission.faults.append((name, reason))
+        if machine:
+            submission.tried.add(machine)
+        if isinstance(error, InfrastructureError):
+            if not machine:
+                raise error
+            self._machines.avoid(machine, reason)
+            self._require_machine(submission)
+            return True
+        submission.deaths += 1
+        if machine:
+            self._machines.record_death(machine, reason)
+        is_exhausted = submission.deaths > MAX_RETRIES
+        if not _is_machine_fault(error):
+            if is_exhausted:
+                return False
+        elif is_exhausted:
+            self._require_machine(submission)
+        if not self._usable(submission):
+            submission.tried.clear()  # a retry on the same machine
+            self._require_machine(submission)
+        return True
+
+    def _usable(self, submission: _Submission) -> list[str]:
+        return self._machines.usable(submission.request.bundles, except_for=submission.tried)
+
+    def _require_machine(self, submission: _Submission) -> None:
+        """Raise an InfrastructureError unless a machine is left on which a job could be retried."""
+        if not self._usable(submission):
+            raise InfrastructureError(f"{submission.request.job.name}: {describe_reasons(submission.faults)}")
+
+    def _describe(self, submission: _Submission, error: BaseException) -> str:
+        """Return what happened to a job's worker."""
+        path = submission.request.job.folder / STACKS_FILE
+        seconds = submission.request.timeout_seconds
+        if seconds and path.exists() and path.stat().st_size:
+            return (
+                f"No epoch finished within {seconds:g} s. {path} contains the worker's stacks. "
+                "Fix the cause, or set a longer resources.epoch_timeout."
+            )
+        return last_line(str(error))[:_MAX_REASON_LENGTH]
+
+    def _finish(self, submission: _Submission, failure: str) -> None:
+        job = submission.request.job
+        if failure:
+            self.failures[job.name] = failure
+        with self._end_on_error():
+            for observer in self._observers:
+                observer.finished(job, failure)
+
+
+def _is_machine_fault(error: BaseException) -> bool:
+    """Return True unless the code of the job raised the error. A dead or hung worker is a machine's fault."""
+    if is_accelerator_error(error) or isinstance(error, OSError):
+        return True
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)

@@ -1,0 +1,124 @@
+"""Machines of the Ray cluster: how many jobs they can run, and which of them are avoided."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from tune.execution.ray_cluster import Machine, alive_machines
+from tune.execution.resources import ResourcePlan
+
+MAX_DEATHS = 3
+"""A machine on which this many workers die in a row, without an epoch in between, is avoided."""
+_REFRESH_SECONDS = 1.0
+
+
+class Machines:
+    """Machines of the Ray cluster, which may join and leave at any time.
+
+    Args:
+        plan: Resources of a job.
+        tell: Function that shows a message to the user.
+        list_machines: Function that returns the machines that are alive.
+        clock: Time in seconds.
+
+    Attributes:
+        avoided: Reason for each machine that is avoided, by node ID. A machine is avoided until it leaves the
+            cluster. If Ray is restarted on it, it joins as a new machine.
+    """
+
+    def __init__(
+        self,
+        plan: ResourcePlan,
+        tell: Callable[[str], None],
+        *,
+        list_machines: Callable[[], Sequence[Machine]] = alive_machines,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._plan = plan
+        self._tell = tell
+        self._list_machines = list_machines
+        self._clock = clock
+        self._names: dict[str, str] = {}  # also of machines that have left
+        self._deaths: Counter[str] = Counter()
+        self._listed: Sequence[Machine] = ()
+        self._listed_at = -_REFRESH_SECONDS
+        self.avoided: dict[str, str] = {}
+
+    @property
+    def alive(self) -> Sequence[Machine]:
+        """Machines that are alive. The list is at most a second old."""
+        now = self._clock()
+        if now - self._listed_at >= _REFRESH_SECONDS:
+            self._listed = self._list_machines()
+            self._listed_at = now
+            self._names |= {machine.node_id: machine.name for machine in self._listed}
+        return self._listed
+
+    def refresh(self) -> None:
+        """List the machines again at the next use."""
+        self._listed_at = -_REFRESH_SECONDS
+
+    @property
+    def max_concurrent(self) -> int:
+        """Number of jobs to run at a time: as many as fit on the machines, up to the limit of the plan."""
+        usable = [machine for machine in self.alive if machine.node_id not in self.avoided]
+        return max(1, min(self._plan.limit, sum(self._plan.capacity(each.resources) for each in usable)))
+
+    def name(self, node_id: str) -> str:
+        return self._names.get(node_id, "a machine that has left")
+
+    def is_alive(self, node_id: str) -> bool:
+        return any(machine.node_id == node_id for machine in self.alive)
+
+    def usable(
+        self, bundles: Sequence[Mapping[str, float]], *, except_for: Collection[str] = ()
+    ) -> list[str]:
+        """Return the node IDs of the machines on which a job with these bundles may run."""
+        return [
+            machine.node_id
+            for machine in self.alive
+            if machine.node_id not in self.avoided
+            and machine.node_id not in except_for
+            and machine.fits(bundles)
+        ]
+
+    def avoid(self, node_id: str, reason: str) -> None:
+        """Start no more jobs on a machine."""
+        if node_id not in self.avoided:
+            self.avoided[node_id] = reason
+            self._tell(f"Avoiding {self.name(node_id)}: {reason}")
+
+    def record_death(self, node_id: str, reason: str) -> None:
+        """Record that a worker died on a machine. Avoid the machine after `MAX_DEATHS` in a row."""
+        self._deaths[node_id] += 1
+        others = [machine for machine in self.alive if machine.node_id not in {node_id, *self.avoided}]
+        if self._deaths[node_id] >= MAX_DEATHS and others:
+            self.avoid(node_id, f"{MAX_DEATHS} workers died in a row ({reason})")
+
+    def record_epoch(self, node_id: str) -> None:
+        """Record that a worker completed an epoch on a machine."""
+        self._deaths.pop(node_id, None)
+
+    @property
+    def all_avoided_reason(self) -> str:
+        """The machines and the reasons if every machine that is alive is avoided, else ""."""
+        fitting = [machine for machine in self.alive if machine.fits(self._plan.bundles())]
+        if not fitting or any(machine.node_id not in self.avoided for machine in fitting):
+            return ""
+        reasons = [(machine.name, self.avoided[machine.node_id]) for machine in fitting]
+        return describe_reasons(reasons)
+
+
+def describe_reasons(reasons: Sequence[tuple[str, str]]) -> str:
+    """Return machines with their reasons as one line. Machines with the same reason are listed together.
+
+    Example:
+        >>> describe_reasons([("a", "no data."), ("b", "no data."), ("c", "no GPU")])
+        'no data (on a, b); no GPU (on c)'
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        by_reason.setdefault(reason.rstrip("."), []).append(name)
+    return "; ".join(
+        f"{reason} (on {', '.join(dict.fromkeys(names))})" for reason, names in by_reason.items()
+    )

@@ -1,0 +1,81 @@
+"""Adapters between Ray Tune and the dispatcher: a searcher, a scheduler and a stopper.
+
+Tune calls the searcher for the next trial and at the end of a trial, the scheduler after each report and each
+error, and the stopper regularly.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+from ray.exceptions import RayActorError
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from tune.execution.dispatcher import Dispatcher
+
+
+class JobSearcher(Searcher):
+    """Searcher whose suggestions are the jobs of a dispatcher."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing, because Tune's state is never restored."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the configuration of a Tune trial, None to be called again later, or `FINISHED`."""
+        request = self._dispatcher.next_request(trial_id)
+        if request is not None:
+            return {"request": request}
+        return Searcher.FINISHED if self._dispatcher.finished else None
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        if not error:  # the scheduler has received the error
+            self._dispatcher.completed(trial_id)
+
+
+class JobScheduler(FIFOScheduler):
+    """Scheduler that passes reports and errors to a dispatcher. Tune passes no errors to searchers."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if "machine" in result:
+            stop = self._dispatcher.located(trial.trial_id, result["machine"])
+        else:
+            stop = self._dispatcher.reported(trial.trial_id, result["report"])
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._dispatcher.failed(trial.trial_id, _error_of(trial))
+
+
+class JobStopper(Stopper):
+    """Stopper that ends the experiment if the dispatcher must stop."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False  # the scheduler stops single trials
+
+    def stop_all(self) -> bool:
+        return self._dispatcher.must_stop
+
+
+def _error_of(trial: Trial) -> BaseException:
+    """Return the error of a trial's worker.
+
+    `Trial.get_pickled_error` reads Tune's storage, which lacks the file.
+    """
+    if not trial.pickled_error_file or not Path(trial.pickled_error_file).exists():
+        return RayActorError(error_msg="The worker died.")
+    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return getattr(error, "cause", None) or error
