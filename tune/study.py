@@ -17,7 +17,7 @@ from prometar.io.files import lock_folder, resolve_path
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.progress import StageProgress
-from tune.execution.resources import ResourcePlan, plan_trials, uses_gpus
+from tune.execution.resources import ResourcePlan, plan_runs, plan_trials, uses_gpus
 from tune.records.folder import BEST_FILE, SETTINGS_FILES, Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
 from tune.space.ranges import Settings
@@ -62,6 +62,7 @@ class Study:
         self.folder = StudyFolder.of(self.config)
         self.console = console or stdout_console()
         self._opened: _OpenStudy | None = None
+        self._memory_bytes = 0  # estimated memory of a run, once the study is open
         self._page: LivePage | None = None
 
     def run(self) -> FinalTest:
@@ -105,7 +106,7 @@ class Study:
             with closing(SearchJobs(config, self.folder, store)) as jobs:
                 # `jobs` is also an observer: the results determine the settings of the next jobs.
                 total = max(config.search.trials, done)  # an earlier command may have run more trials
-                self._run(jobs, "Search", total, done, [jobs, tracking])
+                self._run(jobs, resources, "Search", total, done, [jobs, tracking])
             for notice in jobs.notices():
                 self.console.print(notice)
             if reason := store.abort_reason():
@@ -237,8 +238,10 @@ class Study:
             config.require_same(previous.config.identity(previous.digests), digests)
         with lock_folder(self.folder.path, f"the study {self.folder.path}"):
             nodes = start_ray(address=config.location.address)
-            memory = footprint.memory_bytes(config.baseline, on_gpu=uses_gpus(nodes, config.resources))
+            on_gpu = uses_gpus(nodes, config.resources)
+            memory = footprint.memory_bytes(config.baseline, on_gpu=on_gpu)
             resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
+            self._memory_bytes = memory
             for line in (self._headline, str(plan), summary, *plan.notes):
                 self.console.print(line)
             self._opened = plan, digests, resources
@@ -251,6 +254,7 @@ class Study:
     def _run(
         self,
         jobs: "Iterator[Job]",
+        resources: ResourcePlan,
         stage: str,
         total: int,
         done: int = 0,
@@ -259,9 +263,7 @@ class Study:
         """Run a stage's jobs. Show `done` of `total` in a live view. Return failure reasons by job name."""
         from tune.execution.executor import run_jobs
 
-        assert self._opened is not None
         assert self._page is not None
-        _, _, resources = self._opened
         ranked = rank_completed(self.folder.read_trials()) if stage == "Search" else []
         best = next(((t.objective, f"trial {t.number}") for t in ranked if t.objective is not None), None)
         progress = StageProgress(stage, total, done, best=best, has_best=stage == "Search")
@@ -276,11 +278,21 @@ class Study:
             )
 
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
-        """Run the jobs that have no result yet. Return failure reasons by job name."""
+        """Run the jobs that have no result yet. Return failure reasons by job name.
+
+        The jobs have their own resource plan. The search may run fewer concurrent jobs, because it learns
+        from results, and machines may have joined since it started.
+        """
+        from tune.execution.ray_cluster import start_ray
         from tune.stages.study_jobs import jobs_to_run
 
         unfinished = jobs_to_run(jobs)
-        return self._run(iter(unfinished), stage, len(unfinished)) if unfinished else {}
+        if not unfinished:
+            return {}
+        nodes = start_ray(address=self.config.location.address)
+        resources, summary = plan_runs(nodes, self.config.resources, len(unfinished), self._memory_bytes)
+        self.console.print(f"{stage}: {summary}")
+        return self._run(iter(unfinished), resources, stage, len(unfinished))
 
 
 def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:

@@ -101,7 +101,8 @@ def plan_trials(
 ) -> tuple[ResourcePlan, str]:
     """Plan the resources per trial. Return the plan and a one-line summary.
 
-    Unless --max-concurrent is set, at most a fifth of `num_trials` run at a time (see `plan_resources`).
+    Unless --max-concurrent is set, at most a fifth of `num_trials` run at a time (see `plan_resources`). This
+    limit does not apply to confirmation and final test (see `plan_runs`).
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])
@@ -111,13 +112,41 @@ def plan_trials(
     return plan_resources(nodes, resources, max(1, num_trials // 5), reason, memory)
 
 
+def plan_runs(
+    nodes: Sequence[NodeResources],
+    resources: ResourcesConfig,
+    num_runs: int,
+    memory: float = 0,
+    *,
+    option_noun: str = "trial",
+) -> tuple[ResourcePlan, str]:
+    """Plan the resources per run of a fixed list of runs. Return the plan and a one-line summary.
+
+    As many runs as fit are concurrent, because no run waits for the result of another.
+
+    Args:
+        option_noun: Last word of the options for resources: `--cpus-per-<option_noun>`.
+
+    Example:
+        >>> print(plan_runs([{"CPU": 64.0, "GPU": 16.0}], ResourcesConfig(), 30)[1])
+        30 concurrent runs (all remaining runs), each with 2 CPUs and 0.5 GPU
+    """
+    if resources.max_concurrent:
+        limit = min(resources.max_concurrent, num_runs)
+        resources = resources.model_copy(update={"max_concurrent": limit})
+    reason = "all remaining runs"
+    return plan_resources(nodes, resources, num_runs, reason, memory, noun="run", option_noun=option_noun)
+
+
 def plan_resources(
     nodes: Sequence[NodeResources],
     resources: ResourcesConfig,
     max_jobs: int,
     max_jobs_reason: str,
     memory: float = 0,
+    *,
     noun: str = "trial",
+    option_noun: str = "trial",
 ) -> tuple[ResourcePlan, str]:
     """Plan as many jobs as fit (up to `max_jobs`), each as large as possible. Return a plan and a summary.
 
@@ -126,14 +155,18 @@ def plan_resources(
         max_jobs_reason: Reason for `max_jobs`, for the summary.
         memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed,
             because the estimate may be too high. If the user sets `max_concurrent`, the estimate is ignored.
-        noun: Name of a job in messages and options (`--cpus-per-<noun>`).
+        noun: Name of a job in messages.
+        option_noun: Last word of the options for resources: `--cpus-per-<option_noun>`.
 
     Raises:
         UserError: a job does not fit on any machine, or requests more than one GPU.
     """
-    max_cpus, max_gpus = (max((node.get(k, 0.0) for node in nodes), default=0.0) for k in ("CPU", "GPU"))
+    max_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    max_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
     if resources.max_concurrent:
-        max_jobs, max_jobs_reason, memory = resources.max_concurrent, "--max-concurrent", 0
+        max_jobs = resources.max_concurrent
+        max_jobs_reason = "--max-concurrent"
+        memory = 0
 
     def capacity(cpus: float, gpus: float) -> int:
         return sum(_node_capacity(node, cpus, gpus, memory) for node in nodes)
@@ -145,15 +178,15 @@ def plan_resources(
     if resources.gpus_per_trial != "auto":
         gpu_shares = [resources.gpus_per_trial]
         if gpu_shares[0] > 1:
-            problem = f"--gpus-per-{noun} must be at most 1, got {gpu_shares[0]:g}."
+            problem = f"--gpus-per-{option_noun} must be at most 1, got {gpu_shares[0]:g}."
             raise UserError(f"{problem} A {noun} trains on one GPU.")
     num_jobs = min(max_jobs, capacity(cpus, gpu_shares[-1]))
     if not num_jobs:
         gpu = f" and {gpu_shares[-1]:g} GPU" if gpu_shares[-1] else ""
         raise UserError(
             f"A {noun} needs {cpus:g} CPU{gpu} on one machine, but Ray's machines have at most "
-            f"{max_cpus:g} CPU and {max_gpus:g} GPU. Lower --cpus-per-{noun} or --gpus-per-{noun}, or wait "
-            "until more machines have joined (clusters/wait.py)."
+            f"{max_cpus:g} CPU and {max_gpus:g} GPU. Lower --cpus-per-{option_noun} or "
+            f"--gpus-per-{option_noun}, or wait until more machines have joined (clusters/wait.py)."
         )
     gpus = next(share for share in gpu_shares if capacity(cpus, share) >= num_jobs)
     if resources.cpus_per_trial is None:

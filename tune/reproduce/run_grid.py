@@ -21,7 +21,7 @@ from tune.execution.executor import run_jobs
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.progress import StageProgress
 from tune.execution.ray_cluster import start_ray
-from tune.execution.resources import plan_resources, uses_gpus
+from tune.execution.resources import plan_runs, uses_gpus
 from tune.reproduce.grid import Grid, read_run
 from tune.reproduce.published import incomparable_reason
 from tune.reproduce.render import as_csv, as_markdown, print_table
@@ -57,9 +57,7 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
             nodes = start_ray(address=address)
             on_gpu, footprint = uses_gpus(nodes, resources), Footprint.of(clip, largest_splits)
             memory = max(footprint.memory_bytes(config, on_gpu=on_gpu) for config in grid.configs.values())
-            plan, plan_text = plan_resources(
-                nodes, resources, len(remaining), "all remaining runs", memory=memory, noun="run"
-            )
+            plan, plan_text = plan_runs(nodes, resources, len(remaining), memory, option_noun="run")
         console.print(f"{protocol} in {out}: {done} of {len(jobs)} runs done")
         for name, reason in unavailable.items():
             console.print(f"Skipping {name}: {reason}")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
-from tune.execution.resources import plan_trials
+from tune.execution.resources import plan_runs, plan_trials
 
 FOUR_GPUS = [{"CPU": 32.0, "GPU": 4.0}]
 FIFTH = "a fifth of 40, so that the search learns from results"
@@ -97,3 +97,31 @@ def test_a_larger_share_ends_at_a_whole_machine() -> None:
     assert plan.enlarge([{"CPU": 1.0, "GPU": 0.75}, {"CPU": 1.0}]) == [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
     whole = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
     assert plan.enlarge(whole) is None, "two GPUs are not one of twice the memory"
+
+
+SIXTEEN_GPUS = [{"CPU": 32.0, "GPU": 8.0}] * 2
+
+
+def test_the_cap_of_the_search_does_not_throttle_the_runs_of_later_stages() -> None:
+    search, _ = plan_trials(SIXTEEN_GPUS, ResourcesConfig(), 40)
+    final, shown = plan_runs(SIXTEEN_GPUS, ResourcesConfig(), 30)
+    assert search.max_concurrent == 8
+    assert (final.max_concurrent, final.gpus) == (30, 0.5)
+    assert shown == "30 concurrent runs (all remaining runs), each with 2 CPUs and 0.5 GPU"
+
+
+def test_few_runs_get_all_resources_even_if_more_may_be_concurrent() -> None:
+    plan, _ = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=32), 4)
+    assert (plan.max_concurrent, plan.cpus, plan.gpus) == (4, 16.0, 1.0)
+
+
+def test_a_limit_of_the_user_applies_to_every_stage() -> None:
+    plan, shown = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=2), 30)
+    assert plan.max_concurrent == 2
+    assert "2 concurrent runs (--max-concurrent)" in shown
+
+
+def test_a_plan_states_how_many_jobs_may_run_if_machines_join() -> None:
+    plan, _ = plan_trials([{"CPU": 8.0, "GPU": 1.0}], ResourcesConfig(), 40)
+    assert (plan.max_concurrent, plan.limit) == (4, 8)
+    assert plan.capacity({"CPU": 8.0, "GPU": 1.0}) == 4
