@@ -51,12 +51,13 @@ def flipped_gradients(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def _change_gradients(monkeypatch: pytest.MonkeyPatch, factor: float) -> dict[str, Any]:
-    original = iteration.sgd
+    original = iteration.update_leaves
 
-    def sgd(leaves: Any, momenta: Any, gradient: dict[str, Tensor], **options: Any) -> Any:
-        return original(leaves, momenta, {name: factor * g for name, g in gradient.items()}, **options)
+    def update_leaves(optimizer: Any, leaves: Any, gradient: dict[str, Tensor], *rest: Any) -> Any:
+        changed = {name: factor * g for name, g in gradient.items()}
+        return original(optimizer, leaves, changed, *rest)
 
-    monkeypatch.setattr(iteration, "sgd", sgd)
+    monkeypatch.setattr(iteration, "update_leaves", update_leaves)
     return {}
 
 
