@@ -180,6 +180,16 @@ def test_out_of_memory_is_retried_with_more(tmp_path: Path, monkeypatch: pytest.
     assert [source.reports[n][-1].runs[0].cpus for n in range(3)] == [0.5, 0.75, 0.75]
 
 
+def test_a_larger_retry_does_not_wait_behind_a_queue_of_small_jobs(tmp_path: Path) -> None:
+    source = Source(*(fake_job(tmp_path, number) for number in range(16)))
+    behaviour = {str(number): "sleep0.2" for number in range(1, 16)}
+    run(tmp_path, source, {**behaviour, "0": "needs0.5"}, cpus=0.5, concurrent=4)
+    assert {failure for _, failure in source.ends} == {""}
+    before = source.seen[: source.seen.index("trial 0 finished")]
+    started = [line for line in before if line.endswith("started")]
+    assert len(started) < 12, "the others waited for it, not it for the others"
+
+
 def test_a_full_disk_stops_the_study_and_blames_no_job(tmp_path: Path) -> None:
     source = Source(*(fake_job(tmp_path, number) for number in range(3)))
     with pytest.raises(InfrastructureError) as caught:

@@ -1,9 +1,13 @@
 """Drives a fake study, also as a process that tests can kill: `python -m tests.support.driver OUT [...]`."""
 
 import gc
+import sys
 
 if __name__ == "__main__":  # as a study's own process does while it loads
     gc.disable()
+    from tune.execution.ray_cluster import configure_ray
+
+    configure_ray(local="--address" not in sys.argv)  # before ray is imported
 
 import argparse
 import contextlib
@@ -14,7 +18,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
