@@ -63,6 +63,10 @@ class InfrastructureError(PrometarError):
     """Failure of a disk, database, store or machine. It stops a study, and no trial counts as failed."""
 
 
+class InputError(InfrastructureError):
+    """Data, images or weights that a worker's machine cannot read. They may be readable elsewhere."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line (up to 160 characters) of an error's message, or else the error's class name."""
     lines = str(error).strip().splitlines()

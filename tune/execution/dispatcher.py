@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ray.exceptions import RayError, RayTaskError
 
-from prometar.errors import InfrastructureError, is_accelerator_error, last_line
+from prometar.errors import InfrastructureError, InputError, is_accelerator_error, last_line
 from prometar.io.files import cannot_write_error
 from tune.execution.job import Job, Observer
 from tune.execution.machines import Machines, describe_reasons
@@ -68,6 +68,8 @@ class Dispatcher:
         observers: Sequence[Observer],
         shutdown: Shutdown,
         machines: Machines,
+        *,
+        independent_inputs: bool = False,
     ) -> None:
         self._jobs = jobs
         self._plan = plan
@@ -75,6 +77,7 @@ class Dispatcher:
         self._observers = observers
         self._shutdown = shutdown
         self._machines = machines
+        self._independent_inputs = independent_inputs
         self._running: dict[str, _Submission] = {}  # by ID of the Tune trial
         self._retries: deque[_Submission] = deque()
         self._has_jobs = True
@@ -153,7 +156,10 @@ class Dispatcher:
             if self._prepare_retry(submission, error):
                 self._retries.append(submission)
                 return
-        self._finish(submission, f"{type(error).__name__}: {last_line(str(error))}"[:_MAX_REASON_LENGTH])
+        reason = f"{type(error).__name__}: {last_line(str(error))}"
+        if isinstance(error, InputError):
+            reason = describe_reasons(submission.faults)
+        self._finish(submission, reason[:_MAX_REASON_LENGTH])
 
     @contextmanager
     def _end_on_error(self) -> Iterator[None]:
@@ -204,6 +210,8 @@ class Dispatcher:
         submission.faults.append((name, reason))
         if machine:
             submission.tried.add(machine)
+        if self._independent_inputs and isinstance(error, InputError):
+            return bool(self._usable(submission))  # the machine may have the data of other jobs
         if isinstance(error, InfrastructureError):
             if not machine:
                 raise error

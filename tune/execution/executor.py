@@ -28,6 +28,7 @@ def run_jobs(
     *,
     console: Console,
     timeout_seconds: float | None = None,
+    independent_inputs: bool = False,
     worker: type[JobWorker] = JobWorker,
 ) -> Mapping[str, str]:
     """Run jobs on Ray Tune. Return failure reasons, keyed by job name.
@@ -36,6 +37,8 @@ def run_jobs(
         plan: Concurrency, and the resources per job.
         console: Console for messages about an early stop.
         timeout_seconds: Seconds without a report before a hung worker is restarted. None: no limit.
+        independent_inputs: True if the jobs read different datasets. A job whose data no machine can read
+            then fails, and the others continue.
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
@@ -46,7 +49,9 @@ def run_jobs(
     """
     shutdown = Shutdown(console)
     machines = Machines(plan, console.print)
-    dispatcher = Dispatcher(jobs, plan, timeout_seconds, observers, shutdown, machines)
+    dispatcher = Dispatcher(
+        jobs, plan, timeout_seconds, observers, shutdown, machines, independent_inputs=independent_inputs
+    )
     tune_error: BaseException | None = None
     with shutdown.watch():
         try:

@@ -13,7 +13,7 @@ from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import Batch
 from prometar.device import release_cached_memory
-from prometar.errors import InfrastructureError, PrometarError
+from prometar.errors import InfrastructureError, InputError, PrometarError
 from prometar.io.files import cannot_write_error, write_atomically
 from prometar.runs import evaluate_on_targets, write_result
 from prometar.training.run import backbone_of, build_run
@@ -127,17 +127,17 @@ class JobTraining:
 
 @contextmanager
 def _blame_machine() -> Iterator[None]:
-    """Convert expected errors to InfrastructureError, so that the job moves to another machine."""
+    """Convert expected errors to InputError, so that the job moves to another machine."""
     try:
         yield
     except InfrastructureError:
         raise
     except PrometarError as error:
-        raise InfrastructureError(str(error)) from error
+        raise InputError(str(error)) from error
 
 
 def _require_inputs(config: Config) -> None:
-    """Raise an InfrastructureError if this machine cannot read the dataset or the weights.
+    """Raise an InputError if this machine cannot read the dataset or the weights.
 
     The driver has read both. So they are missing only on this machine, e.g. because a folder is not mounted.
     """

@@ -66,7 +66,9 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
             console.print(plan_text)
             progress = StageProgress(protocol, len(jobs), done, has_best=False)
             with LiveView(console, progress) as view:
-                failures = run_jobs(iter(remaining), plan, [progress, view], console=console)
+                failures = run_jobs(
+                    iter(remaining), plan, [progress, view], console=console, independent_inputs=True
+                )
         results = collect(grid, filter(None, (read_run(job, digests) for job in jobs)))
         problems = [f"{name} was skipped: {reason}" for name, reason in unavailable.items()]
         problems += [f"{name} failed: {one_line(reason)}" for name, reason in failures.items()]

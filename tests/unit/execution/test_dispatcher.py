@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from rich.console import Console
 
-from prometar.errors import InfrastructureError
+from prometar.errors import InfrastructureError, InputError
 from tests.support.fake_trial import fake_job
 from tune.execution.dispatcher import MAX_RETRIES, Dispatcher
 from tune.execution.machines import MAX_DEATHS, Machines
@@ -22,7 +22,7 @@ from tune.records.schema import EpochReport
 
 GPU = ResourcePlan(4, 2.0, 0.25, max_cpus=16.0, max_gpus=1.0, cap=4)
 DIED = ActorDiedError()
-NO_DATA = InfrastructureError("/data is not a folder.")
+NO_DATA = InputError("/data is not a folder.")
 
 
 def machine(name: str, cpus: float = 16.0) -> Machine:
@@ -33,7 +33,13 @@ class Cluster:
     """A dispatcher of some jobs, on machines that the test lists."""
 
     def __init__(
-        self, folder: Path, number: int = 1, *, machines: Sequence[str] = ("a",), plan: ResourcePlan = GPU
+        self,
+        folder: Path,
+        number: int = 1,
+        *,
+        machines: Sequence[str] = ("a",),
+        plan: ResourcePlan = GPU,
+        independent_inputs: bool = False,
     ) -> None:
         self.listed = [machine(name) for name in machines]
         self.told: list[str] = []
@@ -43,7 +49,15 @@ class Cluster:
             plan, self.told.append, list_machines=lambda: self.listed, clock=iter(range(10**6)).__next__
         )
         jobs = (fake_job(folder, k) for k in range(number))
-        self.dispatcher = Dispatcher(jobs, plan, 9.0, [self.observer], self.shutdown, self.machines)
+        self.dispatcher = Dispatcher(
+            jobs,
+            plan,
+            9.0,
+            [self.observer],
+            self.shutdown,
+            self.machines,
+            independent_inputs=independent_inputs,
+        )
 
     def begin(self, trial: str, on: str | None = None) -> JobRequest:
         """Start the next job on a machine, by default on the first that it may use."""
@@ -134,6 +148,17 @@ def test_if_no_machine_has_the_data_the_experiment_stops_and_names_them(tmp_path
         cluster.dispatcher.failed("1", NO_DATA)
     assert cluster.dispatcher.must_stop
     assert cluster.dispatcher.failures == {}
+
+
+def test_jobs_with_other_data_go_on_if_no_machine_can_read_the_data_of_one(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 2, machines=("a", "b"), independent_inputs=True)
+    cluster.begin("0", on="a")
+    cluster.dispatcher.failed("0", NO_DATA)
+    assert cluster.begin("1").avoided == ("id-a",)
+    cluster.dispatcher.failed("1", NO_DATA)
+    assert cluster.dispatcher.failures == {"trial 0": "/data is not a folder (on a, b)"}
+    other = cluster.begin("2")
+    assert (other.job.name, other.avoided) == ("trial 1", ())
 
 
 def test_a_job_that_waits_for_a_machine_that_leaves_stops_the_experiment(tmp_path: Path) -> None:
