@@ -15,9 +15,28 @@ from prometar.io.strict_model import StrictModel, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
 
 METHODS = (
-    "zero-shot", "zero-shot-ensemble", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "prograd",
-    "promptsrc", "prometar", "ivlp-regularized", "prometar-coop", "prometar-vpt", "prometar-maple",
-)  # fmt: skip
+    "zero-shot",
+    "zero-shot-ensemble",
+    "coop",
+    "cocoop",
+    "vpt",
+    "ivlp",
+    "maple",
+    "kgcoop",
+    "prograd",
+    "promptsrc",
+    "tcp",
+    "mma",
+    "dept-coop",
+    "dept-kgcoop",
+    "dept-maple",
+    "mmrl",
+    "prometar",
+    "ivlp-regularized",
+    "prometar-coop",
+    "prometar-vpt",
+    "prometar-maple",
+)
 """Built-in methods, in display order. Each has a file in prometar/config/recipes/."""
 
 _SettingsBySection = dict[str, dict[str, JsonValue]]

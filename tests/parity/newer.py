@@ -25,7 +25,6 @@ from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from .golden import HERE, frozen_clip, golden_folders
 
 Settings = dict[str, Any]
-RECIPES = HERE.parent.parent / "examples" / "methods"
 
 
 def newer_files() -> list[Path]:
@@ -299,6 +298,5 @@ def load_newer(path: Path) -> Newer:
     meta = json.loads(arrays["meta"].tobytes())
     values = overrides(meta)
     method = values.pop("method")
-    recipe = RECIPES / f"{method}.yaml"
-    config = configure(str(recipe) if recipe.exists() else method, values)
+    config = configure(method, values)
     return Newer(meta, arrays, frozen_clip(meta, frozen, torch.float64), config, build(config))

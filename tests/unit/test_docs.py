@@ -40,7 +40,7 @@ def test_a_row_is_the_recipe(name: str) -> None:
     config, s = configure(name), configure(name).flat()
     _, prompts, regularizer, modulator, inner, query, averager, *numbers = TABLE[name]
     kind, r = s["prompts.kind"], config.regularizer.kind
-    text_depth = s.get("prompts.text_depth", 1 if kind == "conditional" else 0)
+    text_depth = s.get("prompts.text_depth", 1 if kind in ("conditional", "class_aware") else 0)
     vision_depth = s.get("prompts.vision_depth", 0)
     assert (f"text {s.get('prompts.text_length')} x {text_depth}" in prompts) == (text_depth > 0)
     assert ("by a network whose input is the image" in prompts) == (kind == "conditional")
@@ -57,7 +57,7 @@ def test_a_row_is_the_recipe(name: str) -> None:
     assert query == (
         "-" if config.task.augmentation == "none" else config.task.augmentation.replace("_", " ")
     )
-    if kind != "none":
+    if not build(config).is_untrained:
         assert [float(n) for n in numbers] == [config.train.epochs, config.train.batch_size, config.optim.lr]
 
 
