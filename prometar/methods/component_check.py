@@ -10,7 +10,9 @@ from torch import Tensor
 from prometar.clip.model import Clip
 from prometar.errors import UserError
 from prometar.io.custom import convert_errors
+from prometar.methods.adapters import Place, TowerName
 from prometar.methods.composition import Method, MethodConfig, build
+from prometar.methods.features import Features
 from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
 from prometar.methods.section import CustomSection
@@ -57,6 +59,9 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     # In epoch 0, the previous average is {}. If the result is {}, `leaves` themselves are evaluated.
     check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
     check("optim", lambda: _call_optimizer(method, leaves))
+    check("adapters", lambda: _call_adapters(method, clip, generator))
+    check("features", lambda: _call_features(method, clip, generator))
+    check("logits", lambda: _call_logits(method, clip, generator))
     return method
 
 
@@ -77,6 +82,72 @@ def _expected_tokens(tokens: Tensors, clip: Clip) -> Tensors:
     widths = {"text": clip.text.width, "vision": clip.vision.width}
     names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]
     return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
+
+
+def _call_adapters(
+    method: Method, clip: Clip, generator: torch.Generator
+) -> tuple[Mapping[str, object], Tensors]:
+    """Return the changed weights of the first block of each tower, and what is added to its output."""
+    adapters = method.adapters
+    inputs = adapters.inputs(adapters.initialize(clip, generator))
+    results: dict[str, object] = {}
+    expected: Tensors = {}
+    for name in _TOWERS:
+        tower = getattr(clip, name)
+        if not adapters.changes(name):
+            continue
+        place = Place(name, 0, len(tower.blocks))
+        changed = adapters.block(place, tower.blocks[0], inputs)
+        for field, weight in tower.blocks[0]._asdict().items():
+            results[f"{field} of {name}"] = getattr(changed, field, None)
+            expected[f"{field} of {name}"] = weight
+        normed = clip.logit_scale.new_zeros(1, 2, tower.width).to(clip.dtype)
+        added = adapters.parallel(place, normed, inputs)
+        if added is not None:
+            results[f"what is added in {name}"] = added
+            expected[f"what is added in {name}"] = normed
+    return results, expected
+
+
+_TOWERS: tuple[TowerName, ...] = ("text", "vision")
+
+
+def _some_features(clip: Clip) -> Features:
+    like = clip.logit_scale
+    return Features(
+        text_CE=like.new_ones(_NUM_CLASSES, clip.embed_dim),
+        image_BE=like.new_ones(_NUM_QUERY, clip.embed_dim),
+        prompts_BD=like.new_ones(_NUM_QUERY, clip.vision.width),
+        representation_BE=like.new_ones(_NUM_QUERY, clip.embed_dim),
+    )
+
+
+def _call_features(
+    method: Method, clip: Clip, generator: torch.Generator
+) -> tuple[Mapping[str, object], Tensors]:
+    """Return the text and image features that a function of features returns."""
+    given = _some_features(clip)
+    found = method.features(method.features.initialize(clip, generator), given)
+    results = {"text_CE": found.text_CE, "image_BE": found.image_BE}
+    return results, {"text_CE": given.text_CE, "image_BE": given.image_BE}
+
+
+def _call_logits(
+    method: Method, clip: Clip, generator: torch.Generator
+) -> tuple[Mapping[str, object], Tensors]:
+    """Return the loss, and the logits of base and of new classes."""
+    leaves = method.logits.initialize(clip, _NUM_CLASSES, generator)
+    features = _some_features(clip)
+    scale = clip.logit_scale
+    labels_B = torch.zeros(_NUM_QUERY, dtype=torch.long, device=scale.device)
+    weights_B = scale.new_full((_NUM_QUERY,), 1 / _NUM_QUERY)
+    results = {
+        "the loss": method.logits.loss(leaves, features, labels_B, weights_B, scale),
+        "base classes": method.logits(leaves, features, scale, new_classes=False),
+        "new classes": method.logits(leaves, features, scale, new_classes=True),
+    }
+    logits_BC = scale.new_zeros(_NUM_QUERY, _NUM_CLASSES)
+    return results, {"the loss": scale, "base classes": logits_BC, "new classes": logits_BC}
 
 
 def _call_optimizer(method: Method, leaves: Tensors) -> tuple[Mapping[str, object], Tensors]:

@@ -137,10 +137,10 @@ class _AdamBase(_BuiltInOptimizer):
         update = num_updates + 1
         means = list(torch._foreach_lerp(_of(slots["means"], leaves), gradients, 1 - self.beta1))
         squares = list(torch._foreach_mul(_of(slots["squares"], leaves), self.beta2))
-        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - self.beta2)
-        denominators = list(torch._foreach_sqrt(squares))
-        torch._foreach_div_(denominators, math.sqrt(1 - self.beta2**update))
-        torch._foreach_add_(denominators, self.eps)
+        squares = list(torch._foreach_addcmul(squares, gradients, gradients, value=1 - self.beta2))
+        roots = list(torch._foreach_sqrt(squares))
+        corrected = list(torch._foreach_div(roots, math.sqrt(1 - self.beta2**update)))
+        denominators = list(torch._foreach_add(corrected, self.eps))
         rate = lr / (1 - self.beta1**update)
         new = list(torch._foreach_addcdiv(old, means, denominators, value=-rate))
         return _named(leaves, new), {"means": _named(leaves, means), "squares": _named(leaves, squares)}

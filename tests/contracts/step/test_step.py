@@ -60,7 +60,7 @@ def make(
     generator = torch.Generator().manual_seed(0)
     prompts = part.initialize(clip.clip, words, len(CLASSES), generator)
     gate = part.modulator.initialize(part.inputs(prompts), generator)
-    return clip, part, model, State.start(prompts, gate)
+    return clip, part, model, State.start(prompts, gate, part.optimizer)
 
 
 IS_QUERY = torch.tensor([False, True, True, False])

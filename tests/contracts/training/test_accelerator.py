@@ -25,13 +25,13 @@ from tests.support.small import small_run, without_time
 from tests.support.tiny import open_clip_model, towers
 
 SMALL: dict[str, Any] = {"train__epochs": 2, "train__batch_size": 6, "data__shots": 1}
-TINY = towers(open_clip_model(layers=2)).folded()
+PLAIN = towers(open_clip_model(layers=2))
+TINY = PLAIN.folded()
 USERS = ("prometar.training.run", "prometar.inference.classifier")
 
 
 def tiny(*args: object, dtype: torch.dtype, device: torch.device, folded: bool) -> Backbone:
-    assert folded
-    return Backbone("tiny", TINY.to(device=device, dtype=dtype))
+    return Backbone("tiny", (TINY if folded else PLAIN).to(device=device, dtype=dtype))
 
 
 @pytest.fixture(scope="module", autouse=True)

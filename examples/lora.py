@@ -1,0 +1,52 @@
+"""Custom adapters: LoRA, low-rank changes of the frozen attention weights, as in CLIP-LoRA (CVPRW 2024).
+
+PYTHONPATH=examples prometar train --method mma --set adapters.kind=lora:Lora --set adapters.args.rank=2
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prometar.clip.model import Block, Clip
+from prometar.methods.adapters import Place
+from prometar.methods.prompts import Leaves, Tensors, sample_linear
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Weights W + scale B A of the queries, keys and values of each block.
+
+    W (3D, D) is frozen, B (3D, rank) and A (rank, D) are learned in towers of width D.
+    A starts like torch.nn.Linear, and B as 0, so training starts from the frozen CLIP.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 2
+    scale: float = 1.0
+
+    def changes(self, tower: str) -> bool:
+        return True  # both towers
+
+    def initialize(self, clip: Clip, generator: torch.Generator) -> Leaves:
+        leaves: Leaves = {}
+        like = clip.logit_scale  # has the data type and the device of learned tensors
+        for name, tower in (("text", clip.text), ("vision", clip.vision)):
+            for index in range(len(tower.blocks)):
+                width = tower.width
+                shape = (self.rank, width)
+                leaves[f"{name}.{index}.a"] = sample_linear(shape, width, like=like, generator=generator)
+                leaves[f"{name}.{index}.b"] = like.new_zeros(3 * width, self.rank)
+        return leaves
+
+    def inputs(self, leaves: Leaves) -> Tensors:
+        return leaves
+
+    def block(self, place: Place, block: Block, inputs: Tensors) -> Block:
+        change = inputs[f"{place.tower}.{place.index}.b"] @ inputs[f"{place.tower}.{place.index}.a"]
+        weight = block.in_proj_weight
+        return block._replace(in_proj_weight=weight + self.scale * change.to(weight.dtype))
+
+    def parallel(self, place: Place, normed: Tensor, inputs: Tensors) -> None:
+        return None  # nothing beside the blocks
