@@ -87,11 +87,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(("name", "values"), CASES.values(), ids=CASES)
 def test_a_step_moves_all_leaves_and_nothing_else(name: str, values: dict[str, Any]) -> None:
     _, method, model, start = make(values, name)
-    fixed = [*tensors_of(model.clip), *start.tensors().values()]
+    fixed = [*tensors_of(model.clip), *start.leaves.values(), *start.gate.values()]
     fixed += [each for each in (model.text, model.frozen_text_CE) if isinstance(each, Tensor)]
     copies = [tensor.clone() for tensor in fixed]
     # Without weight decay, only gradients change a leaf.
     method = replace(method, optimizer=SGD(weight_decay=0.0))
+    start = State.start(start.leaves, start.gate, method.optimizer)
     state, scalars = step(model, method, start, *batch_for(model, method), RATES)
     assert all(value.isfinite() for value in [*scalars.values(), *map(torch.sum, state.tensors().values())])
     assert not any(tensor.requires_grad for tensor in (*fixed, *state.tensors().values()))
