@@ -31,6 +31,7 @@ METHODS = (
     "dept-kgcoop",
     "dept-maple",
     "mmrl",
+    "coprompt",
     "prometar",
     "ivlp-regularized",
     "prometar-coop",

@@ -46,12 +46,17 @@ class DataConfig(StrictModel):
 
 
 class AugmentConfig(StrictModel):
-    """Augmentation of training images: RandomResizedCrop, probability of a flip, amount of color jitter."""
+    """Augmentation of training images: RandomResizedCrop, probability of a flip, amount of color jitter.
+
+    With two `views`, each image is augmented twice. The regularizer compares the features of the first view
+    with those that the frozen CLIP has of the second.
+    """
 
     crop_scale_min: float = Field(default=0.08, gt=0, le=1)
     crop_scale_max: float = Field(default=1.0, gt=0, le=1)
     flip: float = Field(default=0.5, ge=0, le=1)
     jitter: float = Field(default=0.0, ge=0, le=1)
+    views: Literal[1, 2] = 1
 
     @model_validator(mode="after")
     def _require_ordered_crop_scales(self) -> Self:
@@ -214,6 +219,9 @@ _ADDED_DEFAULTS: dict[str, object] = {
     "adapters.kind": "none",
     "features.kind": "none",
     "logits.kind": "cosine",
+    "augment.views": 1,
+    "regularizer.texts": None,
+    "regularizer.draw": False,
 }
 """Settings that were added after version 0.2, with the values that give the results of that version."""
 
@@ -403,4 +411,7 @@ def absolute_paths(config: Config) -> Config:
     weights = config.backbone.pretrained
     if weights is not None and os.path.isfile(weights):
         changes["backbone.pretrained"] = str(resolve_path(Path(weights).parent) / Path(weights).name)
+    texts = getattr(config.regularizer, "texts", None)
+    if texts is not None:
+        changes["regularizer.texts"] = str(resolve_path(Path(texts)))
     return config.override(changes) if changes else config

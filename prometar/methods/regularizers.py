@@ -128,11 +128,15 @@ class Regularizer:
 
     The frozen text features are averaged over `templates`. If `templates` is empty, the dataset's
     template called `template_name` is used. The main template of a dataset is called "template".
+    If `texts` is the path of a JSON file, its texts of each class replace the templates. If `draw`, the
+    features are not averaged: each step uses those of one text, with the same number for all classes.
     """
 
     terms: tuple[tuple[Term, float], ...] = ()
     templates: tuple[str, ...] = ()
     template_name: str = "template"
+    texts: str | None = None
+    draw: bool = False
 
     @property
     def uses_text(self) -> bool:
@@ -164,12 +168,16 @@ class _DistanceSettings(ComponentSection):
     `logits_weight` is the weight of `LogitsDivergence`. `teacher` selects the templates of the frozen text
     features: "ensemble" averages 60, other values select one of the dataset's. For DTD, these are "template"
     ("{} texture."), "photo" ("a photo of a {}, a type of texture.") and "name_last" ("a texture of {}.").
+    `texts`: JSON file {class: [text, ...]} whose texts replace the templates. `draw`: in each step, compare
+    with one text, drawn uniformly, instead of the average (CoPrompt, ICLR 2024).
     """
 
     text_weight: float = Field(default=50.0, ge=0)
     image_weight: float = Field(default=20.0, ge=0)
     logits_weight: float = Field(default=0.0, ge=0)
     teacher: Literal["ensemble", "template", "photo", "name_last"] = "ensemble"
+    texts: str | None = None
+    draw: bool = False
 
     def build(self, *, changes_text: bool, changes_images: bool) -> Regularizer:
         """Return the weighted sum of all terms whose weight is not 0.
@@ -189,7 +197,8 @@ class _DistanceSettings(ComponentSection):
                 terms.append((ImageDistance(component), self.image_weight))
         terms.append((LogitsDivergence(), self.logits_weight))
         used = tuple((term, weight) for term, weight in terms if weight)
-        return Regularizer(used, TEMPLATES if self.teacher == "ensemble" else (), self.teacher)
+        templates = TEMPLATES if self.teacher == "ensemble" else ()
+        return Regularizer(used, templates, self.teacher, self.texts, self.draw)
 
 
 class BuiltInDistances(_DistanceSettings):

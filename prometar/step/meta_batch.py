@@ -121,6 +121,7 @@ def embed_batch(
     labels: Tensor,
     selection: Selection | None,
     *,
+    second_view_B3HW: Tensor | None = None,
     cache: FeatureCache | None = None,
     step: int = 0,
 ) -> tuple[Embeddings, MetaTask | None]:
@@ -129,13 +130,19 @@ def embed_batch(
     Args:
         images_B3HW, labels: Normalized images in the backbone's precision and on its device, and labels (B,).
         selection: Rows of the meta task, on the device of the images. None if there is no meta task.
+        second_view_B3HW: Other augmentations of the images. If given, the frozen features are theirs.
         cache, step: Cached features of the training images by step, and the current step.
     """
     device = images_B3HW.device
     changes_vision = method.changes("vision")
     images = cached_embedding(clip, images_B3HW, cache, step, changes_vision=changes_vision)
     labels = labels.to(device)
-    frozen = frozen_image_features(clip, images, cache, step) if method.uses_frozen_image_features else None
+    frozen: Tensor | None = None
+    if method.uses_frozen_image_features and second_view_B3HW is not None:
+        second = cached_embedding(clip, second_view_B3HW, None, step, changes_vision=changes_vision)
+        frozen = frozen_image_features(clip, second, None, step)
+    elif method.uses_frozen_image_features:
+        frozen = frozen_image_features(clip, images, cache, step)
     weights = torch.full((len(labels),), 1 / len(labels), dtype=clip.working_dtype, device=device)
     whole = Embeddings(images, labels, weights, frozen)
     if selection is None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,9 +75,30 @@ def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[Stat
         rng = meta_task_rng(run.config.train.seed, batch.step)
         selection = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
-    images = run.backbone.normalize(images)
+    first_view = run.backbone.normalize(images[..., :3])
+    second_view: Tensor | None = None
+    if images.shape[-1] > 3:
+        second_view = run.backbone.normalize(images[..., 3:])
+    model = run.model
+    if method.regularizer.draw and model.frozen_text_CE is not None:
+        drawn = drawn_text(run.config.train.seed, batch.step, len(model.frozen_text_CE))
+        model = replace(model, frozen_text_CE=model.frozen_text_CE[drawn])
     with run.backbone.matmul_precision():
         whole, meta_task = embed_batch(
-            clip, method, images, labels, selection, cache=run.cache, step=batch.step
+            clip,
+            method,
+            first_view,
+            labels,
+            selection,
+            second_view_B3HW=second_view,
+            cache=run.cache,
+            step=batch.step,
         )
-        return step(run.model, method, state, whole, meta_task, rates)
+        return step(model, method, state, whole, meta_task, rates)
+
+
+def drawn_text(seed: int, step: int, num_texts: int) -> int:
+    """Return the number of the text with which a step compares (`regularizer.draw`), so runs can resume."""
+    # The constant distinguishes this generator from those of data plans and meta tasks.
+    rng = np.random.Generator(np.random.PCG64([seed, step, 0xD4A3]))
+    return int(rng.integers(num_texts))

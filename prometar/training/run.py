@@ -5,24 +5,30 @@ import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from cachetools import LRUCache
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, cached_text_features
+from prometar.clip.features import FeatureCache, Tokenize, cached_text_features, mean_text_features
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_backbone
+from prometar.clip.wording import fill_template
 from prometar.config.settings import BackboneConfig, Config
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.class_texts import read_texts, texts_of
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.objective import objective_of, split_dataset
 from prometar.data.streaming.plan import DataPlan, eval_plan
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
+from prometar.errors import UserError
 from prometar.io.custom import is_custom, source_digest
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import Method, build
+from prometar.methods.regularizers import Regularizer
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.training.drift import DRIFT_TEMPLATE, OutOfDomain, out_of_domain_names
@@ -61,6 +67,7 @@ class Run:
         out_of_domain: What drift is measured with, or None if it is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
         val_per_class: Maximum number of validation images per class.
+        text_digest: sha256 of the file `regularizer.texts`, or "".
     """
 
     config: Config
@@ -76,6 +83,7 @@ class Run:
     out_of_domain: OutOfDomain | None
     code_digests: dict[str, str]
     val_per_class: int
+    text_digest: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -85,6 +93,7 @@ class Run:
         lines += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
         lines += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
         lines += [f"{ref} {digest}" for ref, digest in self.code_digests.items()]
+        lines += [f"texts {self.text_digest}"] if self.text_digest else []
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -157,17 +166,18 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         check_components(config, backbone.clip)
     clip, cache_key = backbone.clip, (config.backbone, *dataset_key, repr(dataset.source))
     augment, train, shots = config.augment, config.train, config.data.shots
+    _require_compatible(config, method)
     split = split_dataset(objective, dataset, shots=shots, seed=train.seed, val_per_class=val_per_class)
 
     regularizer = method.regularizer
     teachers = regularizer.templates or (dataset.template_named(regularizer.template_name),)
 
-    def frozen_of(names: tuple[str, ...]) -> Tensor | None:
-        if not method.uses_frozen_text_features:
-            return None
+    def frozen_of(names: tuple[str, ...]) -> Tensor:
         return _text_features(config.backbone, folded, names, teachers)
 
-    def model_of(names: tuple[str, ...]) -> PromptedClip:
+    def model_of(names: tuple[str, ...], frozen_text: Tensor | None = None) -> PromptedClip:
+        if method.traits.class_aware:
+            frozen_text = frozen_of(names)
         texts = prompt_texts(
             names,
             method.prompts,
@@ -176,7 +186,16 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
             templates=dataset.templates,
         )
         new_classes = names != split.classnames
-        return build_model(clip, method, backbone.tokenize(texts), frozen_of(names), new_classes=new_classes)
+        return build_model(clip, method, backbone.tokenize(texts), frozen_text, new_classes=new_classes)
+
+    frozen_text: Tensor | None = None
+    text_digest = ""
+    if regularizer.uses_text and (regularizer.texts or regularizer.draw):
+        frozen_text, text_digest = described_text_features(
+            clip, backbone.tokenize, split.classnames, regularizer, teachers
+        )
+    elif regularizer.uses_text:
+        frozen_text = frozen_of(split.classnames)
 
     plans = {
         name: eval_plan(items, size=clip.image_size, exif_rotation=dataset.exif_rotation)
@@ -196,6 +215,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         flip=augment.flip,
         jitter=augment.jitter,
         exif_rotation=dataset.exif_rotation,
+        views=augment.views,
     )
     plan = DataPlan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
     out_of_domain = None
@@ -213,7 +233,7 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         dataset=dataset,
         backbone=backbone,
         method=method,
-        model=model_of(split.classnames),
+        model=model_of(split.classnames, frozen_text),
         plan=plan,
         evaluations=evaluations,
         cache=_feature_cache(clip, method, plan, cache_key),
@@ -221,7 +241,45 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         out_of_domain=out_of_domain,
         code_digests={name: source_digest(name) for name in components if is_custom(name)},
         val_per_class=val_per_class,
+        text_digest=text_digest,
     )
+
+
+def _require_compatible(config: Config, method: Method) -> None:
+    """Raise a UserError if two views or texts of classes do not fit the method."""
+    if config.augment.views > 1 and method.prompts.conditional:
+        raise UserError("augment.views=2 does not fit prompts.kind=conditional. Use one view.")
+    regularizer = method.regularizer
+    if (regularizer.texts or regularizer.draw) and method.traits.class_aware:
+        raise UserError(
+            "regularizer.texts and regularizer.draw do not fit prompts.kind=class_aware, "
+            "whose tokens depend on the same features. Use templates."
+        )
+
+
+def described_text_features(
+    clip: Clip,
+    tokenize: Tokenize,
+    names: tuple[str, ...],
+    regularizer: Regularizer,
+    templates: tuple[str, ...],
+) -> tuple[Tensor, str]:
+    """Return normalized frozen text features of a regularizer with `texts` or `draw`, and the file's digest.
+
+    The features are (C, E), averages over the texts of each class, or (N, C, E) if one of N texts is drawn.
+
+    Raises:
+        UserError: the file is missing or invalid, or lacks a class.
+    """
+    digest = ""
+    by_class = [tuple(fill_template(template, name) for template in templates) for name in names]
+    if regularizer.texts:
+        texts, digest = read_texts(Path(regularizer.texts))
+        by_class = texts_of(texts, names, path=regularizer.texts, equal_numbers=regularizer.draw)
+    features = [mean_text_features(clip, tokenize(each), 1) for each in by_class]
+    if regularizer.draw:
+        return torch.stack(features, dim=1), digest
+    return torch.stack([F.normalize(each.mean(dim=0), dim=-1) for each in features]), digest
 
 
 def initial_state(run: Run) -> State:

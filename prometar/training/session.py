@@ -122,7 +122,8 @@ class Session:
         """Return one iterator over all remaining batches. The first is fetched now, outside timed code."""
         if self._batches is None:
             run, start = self.run, self.state.step
-            reads_pixels = self._before_step is not None or run.method.augmentation.mixes_pixels
+            needs_pixels = run.method.augmentation.mixes_pixels or run.plan.transform.views > 1
+            reads_pixels = self._before_step is not None or needs_pixels
             numbers = range(start, run.plan.num_steps)
             cached = can_skip_images(run.cache, numbers, changes_vision=run.method.changes("vision"))
             start_stream = stream_labels if cached and not reads_pixels else self._start_stream

@@ -99,9 +99,7 @@ def _coprompt(meta: dict[str, Any]) -> Settings:
     settings = meta["settings"]["CoPrompt"]
     constants = meta["constants"]
     return {
-        "method": "maple",
-        "features.kind": "bottleneck",
-        "regularizer.kind": "cosine",
+        "method": "coprompt",
         "prompts.text_length": settings["N_CTX"],
         "prompts.init": settings["CTX_INIT"],
         "prompts.text_depth": settings["PROMPT_DEPTH"],

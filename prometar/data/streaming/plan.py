@@ -111,6 +111,8 @@ class DataPlan:
         transform = asdict(self.transform)
         if not self.transform.exif_rotation:  # so that plans of benchmarks keep their digests
             del transform["exif_rotation"]
+        if self.transform.views == 1:  # so that plans of version 0.2 keep their digests
+            del transform["views"]
         head = {"format": FORMAT, "transform": transform, **fields}
         state = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         for item in self.items:

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
     Attributes:
         step: Index of the batch in its plan, from 0.
-        images: uint8 (batch, height, width, 3), writable.
+        images: uint8 (batch, height, width, 3 * views), writable. Views are stacked in the channels.
         labels: int64 (batch,).
     """
 

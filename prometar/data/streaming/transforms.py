@@ -34,6 +34,7 @@ class TransformSpec:
         flip: Probability of a horizontal flip.
         jitter: Brightness, contrast and saturation are scaled by random factors in 1 ± jitter.
         exif_rotation: True to rotate or mirror images as their EXIF orientation says (`Dataset`).
+        views: Number of augmentations of each image. They are stacked in the channels: RGB of each view.
     """
 
     size: int
@@ -42,6 +43,7 @@ class TransformSpec:
     flip: float = 0.5
     jitter: float = 0.0
     exif_rotation: bool = False
+    views: int = 1
 
 
 def decode(encoded: bytes, path: str = "", *, exif_rotation: bool = False) -> Image.Image:
@@ -132,21 +134,28 @@ def make_image(spec: TransformSpec, encoded: bytes, seed: int, *, path: str = ""
         path: Path of the image for the error message.
 
     Returns:
-        uint8 array (size, size, 3).
+        uint8 array (size, size, 3 * views). The first view does not depend on the number of views.
 
     Raises:
         WorkError: the image is corrupt or not supported.
     """
     image = decode(encoded, path, exif_rotation=spec.exif_rotation)
-    result = _augment(spec, image, seed) if spec.train else _resize_and_crop(image, spec.size)
-    return np.asarray(result)
+    if not spec.train:
+        return np.asarray(_resize_and_crop(image, spec.size))
+    if spec.views == 1:
+        return np.asarray(_augment(spec, image, seed))
+    seeds = [seed ^ (view * _VIEW_SEED) for view in range(spec.views)]
+    return np.concatenate([np.asarray(_augment(spec, image, each)) for each in seeds], axis=-1)
+
+
+_VIEW_SEED = 0x5DEECE66D  # any odd number gives further views other seeds, and the first view its own
 
 
 def make_images(
     spec: TransformSpec, encoded: Sequence[bytes], seeds: Iterable[int], paths: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Apply `make_image` to N images. Return (N, size, size, 3). Pixels are the same in all streams."""
-    images = np.empty((len(encoded), spec.size, spec.size, 3), np.uint8)
+    """Apply `make_image` to N images (N, size, size, 3 * views). Pixels are the same in all streams."""
+    images = np.empty((len(encoded), spec.size, spec.size, 3 * spec.views), np.uint8)
     for k, (content, seed, path) in enumerate(zip(encoded, seeds, paths, strict=True)):
         images[k] = make_image(spec, content, int(seed), path=path)
     return images

@@ -17,10 +17,10 @@ from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item, Source
 from prometar.data.streaming.plan import DataPlan
 from prometar.data.streaming.stream import Batch, StreamFn, stream_local
-from prometar.errors import WorkError
+from prometar.errors import UserError, WorkError
 from prometar.training import session as session_module
 from prometar.training.checkpoint import load_checkpoint
-from prometar.training.epoch import rates_of, train_epoch
+from prometar.training.epoch import drawn_text, rates_of, train_epoch
 from prometar.training.run import DTYPES, Run, initial_state
 from prometar.training.session import Session
 from tests.support.small import small_run, train, without_time
@@ -266,3 +266,37 @@ def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
     session.run = replace(run, evaluations=models)
     with pytest.raises(WorkError, match="Logits of tiny-plain in float32 are not finite"):
         session.score()
+
+
+def test_each_step_draws_one_text_and_reads_a_second_view(tmp_path: Path) -> None:
+    """CoPrompt's run resumes like others, because draws and views depend only on seed and step."""
+    run = small_run("coprompt", data__shots=2)
+    assert run.plan.transform.views == 2
+    assert run.model.frozen_text_CE is not None
+    assert run.model.frozen_text_CE.ndim == 3
+    draws = [drawn_text(1, step, len(run.model.frozen_text_CE)) for step in range(20)]
+    assert len(set(draws)) > 5
+    assert draws == [drawn_text(1, step, len(run.model.frozen_text_CE)) for step in range(20)]
+    batch = next(iter(stream_local(run.plan, run.dataset.source)))
+    assert batch.images.shape[-1] == 6
+    record = Session(run, tmp_path).run_epoch()
+    assert record["direct_image"] > 0, "the frozen features are those of another view"
+
+
+def test_texts_of_a_file_replace_the_templates_and_belong_to_the_run(tmp_path: Path) -> None:
+    run = small_run("kgcoop", data__shots=1)
+    names = run.model.frozen_text_CE
+    assert names is not None
+    file = tmp_path / "texts.json"
+    classes = run.dataset.classnames
+    file.write_text(json.dumps({name: [f"a drawing of a {name}.", "a thing."] for name in classes}))
+    described = small_run("kgcoop", data__shots=1, regularizer__texts=str(file))
+    assert described.model.frozen_text_CE is not None
+    assert described.model.frozen_text_CE.shape == names.shape
+    assert not torch.equal(described.model.frozen_text_CE, names)
+    file.write_text(json.dumps({name: [f"a photo of a {name}."] for name in classes}))
+    changed = small_run("kgcoop", data__shots=1, regularizer__texts=str(file))
+    assert changed.digest != described.digest
+    file.write_text(json.dumps({classes[0]: ["x"]}))
+    with pytest.raises(UserError, match="has no texts for"):
+        small_run("kgcoop", data__shots=1, regularizer__texts=str(file))

@@ -173,3 +173,16 @@ def test_a_photo_in_heic_format_with_another_suffix_says_what_to_do() -> None:
     expected = r"a\.jpg: not an image, but a photo in HEIC format\. Convert it to JPEG\."
     with pytest.raises(WorkError, match=expected):
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "a.jpg")
+
+
+def test_a_second_view_is_another_augmentation_and_leaves_the_first_as_it_is() -> None:
+    content = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(content, "PNG")
+    one = make_image(TransformSpec(16, train=True), content.getvalue(), seed=5)
+    two = make_image(TransformSpec(16, train=True, views=2), content.getvalue(), seed=5)
+    assert two.shape == (16, 16, 6)
+    assert np.array_equal(two[..., :3], one)
+    assert not np.array_equal(two[..., 3:], one)
+    again = make_image(TransformSpec(16, train=True, views=2), content.getvalue(), seed=5)
+    assert np.array_equal(two, again)
