@@ -32,6 +32,7 @@ from prometar.step.iteration import step
 from prometar.step.meta_batch import Embeddings, embed_batch, leave_one_class_out, meta_task_rng
 from prometar.step.state import State
 from prometar.step.updates import Rates
+from prometar.training.epoch import model_of_step, normalized_views
 from prometar.training.run import Run
 from prometar.training.run_result import RECORD_CONFIG
 
@@ -84,8 +85,9 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     selection = leave_one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
     if selection is None or not state.leaves:
         return None
-    images = run.backbone.normalize(torch.from_numpy(batch.images))
-    _, meta_task = embed_batch(clip, method, images, labels, send(selection, images.device))
+    images, second_view = normalized_views(run, torch.from_numpy(batch.images))
+    selection = send(selection, images.device)
+    _, meta_task = embed_batch(clip, method, images, labels, selection, second_view_B3HW=second_view)
     assert meta_task is not None
     support, query = meta_task
     query_method = replace(method, regularizer=Regularizer(), modulator=Add())
@@ -106,7 +108,7 @@ def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tens
     recorder = SGD(momentum=0.0, weight_decay=0.0)
     method = replace(method, inner=None, optimizer=recorder)
     start = State.start(state.leaves, state.gate, recorder)
-    after, _ = step(run.model, method, start, batch, None, Rates(lr=0.0, gate_lr=0.0))
+    after, _ = step(model_of_step(run, state.step), method, start, batch, None, Rates(lr=0.0, gate_lr=0.0))
     return after.optimizer.slots["momenta"]
 
 

@@ -13,6 +13,7 @@ from prometar.device import send, to_cpu
 from prometar.errors import WorkError
 from prometar.step.iteration import step
 from prometar.step.meta_batch import embed_batch, leave_one_class_out, meta_task_rng
+from prometar.step.prompted_clip import PromptedClip
 from prometar.step.state import State
 from prometar.step.updates import Rates, warmup_cosine
 from prometar.training.run import Run
@@ -75,14 +76,7 @@ def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[Stat
         rng = meta_task_rng(run.config.train.seed, batch.step)
         selection = leave_one_class_out(labels, method.augmentation, rng, dtype=clip.working_dtype)
     images, labels, selection = send((torch.from_numpy(batch.images), labels, selection), clip.device)
-    first_view = run.backbone.normalize(images[..., :3])
-    second_view: Tensor | None = None
-    if images.shape[-1] > 3:
-        second_view = run.backbone.normalize(images[..., 3:])
-    model = run.model
-    if method.regularizer.draw and model.frozen_text_CE is not None:
-        drawn = drawn_text(run.config.train.seed, batch.step, len(model.frozen_text_CE))
-        model = replace(model, frozen_text_CE=model.frozen_text_CE[drawn])
+    first_view, second_view = normalized_views(run, images)
     with run.backbone.matmul_precision():
         whole, meta_task = embed_batch(
             clip,
@@ -94,7 +88,24 @@ def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[Stat
             cache=run.cache,
             step=batch.step,
         )
-        return step(model, method, state, whole, meta_task, rates)
+        return step(model_of_step(run, batch.step), method, state, whole, meta_task, rates)
+
+
+def normalized_views(run: Run, images_BHWV: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the normalized first and second view (B, 3, H, W) of a batch. None if there is one view."""
+    first_view = run.backbone.normalize(images_BHWV[..., :3])
+    if images_BHWV.shape[-1] == 3:
+        return first_view, None
+    return first_view, run.backbone.normalize(images_BHWV[..., 3:])
+
+
+def model_of_step(run: Run, step: int) -> PromptedClip:
+    """Return the run's model, with the frozen text features of the text that a step draws, if it draws one."""
+    frozen_text = run.model.frozen_text_CE
+    if frozen_text is None or not run.method.regularizer.draw:
+        return run.model
+    drawn = drawn_text(run.config.train.seed, step, len(frozen_text))
+    return replace(run.model, frozen_text_CE=frozen_text[drawn])
 
 
 def drawn_text(seed: int, step: int, num_texts: int) -> int:
