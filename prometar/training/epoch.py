@@ -100,7 +100,7 @@ def normalized_views(run: Run, images_BHWV: Tensor) -> tuple[Tensor, Tensor | No
 
 
 def model_of_step(run: Run, step: int) -> PromptedClip:
-    """Return the run's model, with the frozen text features of the text that a step draws, if it draws one."""
+    """Return the run's model, with the frozen features of the text that a step draws, if it draws one."""
     frozen_text = run.model.frozen_text_CE
     if frozen_text is None or not run.method.regularizer.draw:
         return run.model
