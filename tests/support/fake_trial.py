@@ -91,10 +91,8 @@ class FakeTraining:
                 log.write(f"{self._share:g}\n")
             # A driver goes by the words; torch itself would take longer to load than all else here.
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        if behaviour == "reads-data" and os.environ.get(MOUNT) == "missing":
-            from tune.execution.training import _require_inputs  # loads torch
-
-            _require_inputs(Config().override({"data.name": "folder", "data.root": "/not-mounted"}))
+        if behaviour == "reads-data":
+            self._read_data()
         if behaviour == "raise":
             raise RuntimeError("the disk is made of cheese")
         if behaviour == "full":
@@ -129,6 +127,18 @@ class FakeTraining:
 
         bundle = ray.util.get_current_placement_group().bundle_specs[0]
         return float(bundle.get("GPU") or bundle["CPU"])
+
+    def _read_data(self) -> None:
+        """On a node without data, fail. On others, wait until such a node has had its turn."""
+        tried = self._folder.parents[1] / "a-node-without-data-was-tried"
+        if os.environ.get(MOUNT) == "missing":
+            from tune.execution.training import _require_inputs  # loads torch
+
+            tried.touch()
+            _require_inputs(Config().override({"data.name": "folder", "data.root": "/not-mounted"}))
+        deadline = time.monotonic() + 120
+        while not tried.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _hang(self) -> None:
         """Until it is killed, or told to behave in another way."""
