@@ -131,7 +131,7 @@ def steps_within(run: Run, seconds: float) -> tuple[int, float]:
     Image features are not cached, so that each step encodes its images, as in a run's own epochs.
     """
     run = replace(run, cache=None)
-    batch = next(iter(stream_local(run.plan, run.dataset.source)))
+    batch = next(iter(stream_local(run.order, run.dataset.source)))
     state = initial_state(run)
     rates = rates_of(run.config, 1)
     synchronize()

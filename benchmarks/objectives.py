@@ -113,7 +113,7 @@ def train(config: Config, path: Path) -> None:
     torch.set_num_threads(1)
     run = build_run(config, "final")
     scored_run = build_run(config, "drift")
-    new_names = classnames(run.evaluations["new"].plan.items)
+    new_names = classnames(run.evaluations["new"].order.items)
     with patch.object(training_run, "out_of_domain_names", return_value=new_names):
         informed_run = build_run(config, "drift")
     with TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from common import Figures, machine, mean_and_interval, parser_of, publish, tabl
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.metrics import harmonic_mean
-from prometar.runs import train_run
+from prometar.run_folder import train_run
 
 RECORDS = Path(__file__).with_suffix(".jsonl")
 REFERENCE = "fp32"

@@ -27,7 +27,7 @@ from PIL import Image
 
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import FolderSource, Item, Source
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec, make_image
@@ -48,8 +48,8 @@ def generate_images(folder: Path, count: int) -> None:
         Image.fromarray(noisy).save(folder / f"{k:04d}.jpg", quality=82)
 
 
-def plan_of(root: str, generated: bool, size: int, epochs: int) -> tuple[DataPlan, Source]:
-    """Return a training plan, and the source of its images."""
+def order_of(root: str, generated: bool, size: int, epochs: int) -> tuple[ImageOrder, Source]:
+    """return the order of a training, and the source of its images."""
     if generated:
         names = sorted(path.name for path in Path(root).glob("*.jpg"))
         items = tuple(Item(name, k % 10, str(k % 10)) for k, name in enumerate(names))
@@ -58,37 +58,37 @@ def plan_of(root: str, generated: bool, size: int, epochs: int) -> tuple[DataPla
         dataset = open_dataset("dtd", root)
         items, source = dataset.train, dataset.source
     transform = TransformSpec(size, train=True, crop_scale=(0.08, 1.0))
-    return DataPlan(items, transform, epochs=epochs, seed=1), source
+    return ImageOrder(items, transform, epochs=epochs, seed=1), source
 
 
-class PlanRows(torch.utils.data.Dataset[Images]):
-    """Rows of a plan for a DataLoader. Encoded images are in memory, as in the Ray stream."""
+class OrderRows(torch.utils.data.Dataset[Images]):
+    """Rows of an order for a DataLoader. Encoded images are in memory, as in the Ray stream."""
 
-    def __init__(self, plan: DataPlan, source: Source) -> None:
-        self._plan, self._files = plan, source.read_many([item.path for item in plan.items])
+    def __init__(self, order: ImageOrder, source: Source) -> None:
+        self._order, self._files = order, source.read_many([item.path for item in order.items])
 
     def __getitem__(self, row: int) -> Images:
-        [image], [seed] = self._plan.rows(row, row + 1)
-        return make_image(self._plan.transform, self._files[image], int(seed))
+        [image], [seed] = self._order.rows(row, row + 1)
+        return make_image(self._order.transform, self._files[image], int(seed))
 
 
-def loader_pass(plan: DataPlan, source: Source, workers: int) -> Pass:
+def loader_pass(order: ImageOrder, source: Source, workers: int) -> Pass:
     warnings.filterwarnings(
         "ignore", message="The given NumPy array is not writable"
     )  # the arrays are only read
-    steps = [list(range(*plan.row_range(step))) for step in range(plan.num_steps)]
+    steps = [list(range(*order.row_range(step))) for step in range(order.num_steps)]
     loader = torch.utils.data.DataLoader(
-        PlanRows(plan, source), batch_sampler=steps, num_workers=workers, persistent_workers=True
+        OrderRows(order, source), batch_sampler=steps, num_workers=workers, persistent_workers=True
     )
     return lambda: (batch.numpy() for batch in loader)
 
 
-def stream_pass(plan: DataPlan, source: Source, workers: int) -> Pass:
-    return lambda: (batch.images for batch in stream(plan, source, cpus=workers))
+def stream_pass(order: ImageOrder, source: Source, workers: int) -> Pass:
+    return lambda: (batch.images for batch in stream(order, source, cpus=workers))
 
 
-def local_pass(plan: DataPlan, source: Source, workers: int) -> Pass:
-    return lambda: (batch.images for batch in stream_local(plan, source))
+def local_pass(order: ImageOrder, source: Source, workers: int) -> Pass:
+    return lambda: (batch.images for batch in stream_local(order, source))
 
 
 PASSES = {"loader": loader_pass, "ray": stream_pass, "in-process": local_pass}
@@ -96,7 +96,7 @@ PASSES = {"loader": loader_pass, "ray": stream_pass, "in-process": local_pass}
 
 def consume(kind: str, workers: int, root: str, generated: bool, size: int, epochs: int) -> Figures:
     """Run two passes and time the second: seconds to the first batch, and images per second."""
-    start = PASSES[kind](*plan_of(root, generated, size, epochs), workers)
+    start = PASSES[kind](*order_of(root, generated, size, epochs), workers)
     state = hashlib.sha256()
     for step, images in enumerate(start()):
         if step < DIGESTED:

@@ -23,7 +23,7 @@ from common import Figures, arguments, describe, in_turn, median_of, print_figur
 from prometar.config.settings import configure
 from tune.execution.job import Job
 from tune.execution.ray_cluster import start_ray
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 from tune.execution.worker import JobRequest, JobWorker
 
 PARTS = ("process", "build_run", "session", "first batch", "rest")
@@ -77,7 +77,7 @@ class TimedWorker(JobWorker):
         return stepped
 
 
-def requests(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]]:
+def requests(folder: str, resources: JobResources, count: int) -> list[dict[str, Any]]:
     """Return requests for trials that differ in the weight of the text distance."""
     config = configure("prometar", {"train.seed": 0, "train.epochs": 5})
     found = []
@@ -86,7 +86,7 @@ def requests(folder: str, plan: ResourcePlan, count: int) -> list[dict[str, Any]
         run_dir.mkdir()
         run = config.override({"regularizer.text_weight": 10.0 + k})
         job = Job(f"trial {k}", {run_dir: run}, "drift", 20, k)
-        found.append({"request": JobRequest(job, plan, plan.bundles())})
+        found.append({"request": JobRequest(job, resources, resources.bundles())})
     return found
 
 
@@ -97,14 +97,14 @@ def measure(kind: str, trials: int) -> Figures:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     start_ray(num_cpus=2)
-    plan = ResourcePlan(max_concurrent=1, cpus=1.0, gpus=0.0)
-    group = placement_group(plan.bundles())
+    resources = JobResources(max_concurrent=1, cpus=1.0, gpus=0.0)
+    group = placement_group(resources.bundles())
     ray.get(group.ready())
     strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
     actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
     rows, worker = list[dict[str, float]](), None
     with TemporaryDirectory() as folder:
-        for request in requests(folder, plan, trials + (kind == "reused actor")):
+        for request in requests(folder, resources, trials + (kind == "reused actor")):
             began = time.time()
             worker = worker or actor.remote()
             rows.append(ray.get(worker.run.remote(request, began)))

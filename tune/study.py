@@ -17,7 +17,7 @@ from prometar.io.files import lock_folder, resolve_path
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.progress import StageProgress
-from tune.execution.resources import ResourcePlan, plan_runs, plan_trials, uses_gpus
+from tune.execution.resources import JobResources, plan_runs, plan_trials, uses_gpus
 from tune.records.folder import BEST_FILE, SETTINGS_FILES, Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
 from tune.space.ranges import Settings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tune.report.live_page import LivePage
     from tune.report.page import Report
 
-_OpenStudy = tuple[StudyPlan, Mapping[str, str], ResourcePlan]
+_OpenStudy = tuple[StudyPlan, Mapping[str, str], JobResources]
 """Plan, input digests, and resources per trial of a study whose folder is locked."""
 
 
@@ -254,7 +254,7 @@ class Study:
     def _run(
         self,
         jobs: "Iterator[Job]",
-        resources: ResourcePlan,
+        resources: JobResources,
         stage: str,
         total: int,
         done: int = 0,
@@ -280,7 +280,7 @@ class Study:
     def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
         """Run the jobs that have no result yet. Return failure reasons by job name.
 
-        The jobs have their own resource plan. The search may run fewer concurrent jobs, because it learns
+        The jobs have their own resources. The search may run fewer concurrent jobs, because it learns
         from results, and machines may have joined since it started.
         """
         from tune.execution.ray_cluster import start_ray

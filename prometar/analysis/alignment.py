@@ -61,7 +61,7 @@ class AlignmentRecorder:
             return
         measured = measure_alignment(run, state, batch)
         if measured is not None:
-            epoch = state.step // run.plan.steps_per_epoch + 1
+            epoch = state.step // run.order.steps_per_epoch + 1
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a", encoding="utf-8") as file:

@@ -102,7 +102,7 @@ def train(
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build
-    from prometar.runs import train_run
+    from prometar.run_folder import train_run
     from prometar.training.run_result import read_result
 
     if alignment_every is not None and build(chosen).is_untrained:
@@ -130,7 +130,7 @@ def evaluate(
     trust_code: TrustOption = False,
 ) -> None:
     """Test a finished run again, or on another dataset."""
-    from prometar.runs import evaluate_classifier, evaluate_run, load_run_classifier
+    from prometar.run_folder import evaluate_classifier, evaluate_run, load_run_classifier
     from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
@@ -156,7 +156,7 @@ def export(
 
     `prometar predict FILE IMAGES`, or in Python `prometar.load(FILE).predict(images)`, classifies images.
     """
-    from prometar.runs import export_run
+    from prometar.run_folder import export_run
     from prometar.training.run_result import read_result
 
     print(f"Exported to {to} and {export_run(run, to, trust_code=trust_code)}")
@@ -213,8 +213,8 @@ def compare(
     """Compare methods on shared datasets and seeds."""
     from rich.console import Console
 
+    from prometar.comparison.finished_runs import compare_runs
     from prometar.comparison.render import as_csv, print_comparison
-    from prometar.comparison.runs import compare_runs
 
     differences, notes = compare_runs(runs, reference=reference)
     print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False, emoji=False))

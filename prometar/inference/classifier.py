@@ -18,7 +18,7 @@ from prometar.clip.openclip import Backbone, build_backbone, load_clip, require_
 from prometar.clip.weights import describe_mismatch, weights_digest
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import invalid_name_reason, normalize_name
-from prometar.data.streaming.plan import EVAL_BATCH_SIZE
+from prometar.data.streaming.order import EVAL_BATCH_SIZE
 from prometar.data.streaming.transforms import TransformSpec, exif_orientation, make_image, rotated, to_rgb
 from prometar.device import default_device, named_device, send, to_cpu
 from prometar.errors import UserError, WorkError, first_line

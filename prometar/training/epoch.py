@@ -42,7 +42,7 @@ def train_epoch(
     Raises:
         WorkError: the cross-entropy on the whole batch (`direct_ce`) or a prompt is not finite.
     """
-    per_epoch, start = run.plan.steps_per_epoch, state.step
+    per_epoch, start = run.order.steps_per_epoch, state.step
     epoch, step_losses = start // per_epoch, list[dict[str, Tensor]]()
     rates = rates_of(run.config, epoch)
     while not step_losses or state.step % per_epoch:
@@ -110,6 +110,6 @@ def model_of_step(run: Run, step: int) -> PromptedClip:
 
 def drawn_text(seed: int, step: int, num_texts: int) -> int:
     """Return the number of the text with which a step compares (`regularizer.draw`), so runs can resume."""
-    # The constant distinguishes this generator from those of data plans and meta tasks.
+    # The constant distinguishes this generator from those of image orders and meta tasks.
     rng = np.random.Generator(np.random.PCG64([seed, step, 0xD4A3]))
     return int(rng.integers(num_texts))

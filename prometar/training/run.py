@@ -21,7 +21,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.class_texts import read_texts, texts_of
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.objective import objective_of, split_dataset
-from prometar.data.streaming.plan import DataPlan, eval_plan
+from prometar.data.streaming.order import ImageOrder, eval_order
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import default_device
 from prometar.errors import UserError
@@ -48,11 +48,11 @@ class EvaluationSet:
     """Images that are evaluated together, and their classes.
 
     Args:
-        plan, model: Data plan of the images, and prompted CLIP for their classes.
+        order, model: Order of the images, and prompted CLIP for their classes.
         cache: Cached features of the images, None if they would be too large.
     """
 
-    plan: DataPlan
+    order: ImageOrder
     model: PromptedClip
     cache: FeatureCache | None
 
@@ -62,7 +62,7 @@ class Run:
     """Fixed inputs of one training run. Its state, which changes, is in `Session`.
 
     Args:
-        plan, cache: Data plan of the training images, and their cached features (None if too large).
+        order, cache: Order of the training images, and their cached features (None if too large).
         cache_key: Key of the dataset and the backbone in caches.
         out_of_domain: What drift is measured with, or None if it is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
@@ -76,7 +76,7 @@ class Run:
     backbone: Backbone
     method: Method
     model: PromptedClip
-    plan: DataPlan
+    order: ImageOrder
     evaluations: Mapping[str, EvaluationSet]
     cache: FeatureCache | None
     cache_key: tuple[Hashable, ...]
@@ -87,11 +87,11 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the run: sha256 of settings, objective, data plans, texts and custom components."""
-        plans = {"": self.plan, **{name: e.plan for name, e in sorted(self.evaluations.items())}}
+        """Identity of the run: sha256 of settings, objective, image orders, texts and custom components."""
+        orders = {"": self.order, **{name: e.order for name, e in sorted(self.evaluations.items())}}
         lines = [json.dumps(self.config.identity()), self.objective, self.dataset.template]
         lines += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
-        lines += [f"{name} {plan.digest} {classnames(plan.items)}" for name, plan in plans.items()]
+        lines += [f"{name} {order.digest} {classnames(order.items)}" for name, order in orders.items()]
         lines += [f"{ref} {digest}" for ref, digest in self.code_digests.items()]
         lines += [f"texts {self.text_digest}"] if self.text_digest else []
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -127,17 +127,17 @@ def _text_features(
 _IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
     512 * 2**20, getsizeof=lambda entry: entry[0]
 )
-"""For each data plan, dataset and backbone: the bytes that all features need, and those cached so far."""
+"""For each image order, dataset and backbone: the bytes that all features need, and those cached so far."""
 
 
 def _feature_cache(
-    clip: Clip, method: Method, plan: DataPlan, cache_key: tuple[Hashable, ...]
+    clip: Clip, method: Method, order: ImageOrder, cache_key: tuple[Hashable, ...]
 ) -> FeatureCache | None:
-    """Return a data plan's feature cache, or None if it could fill more than 1/4 of `_IMAGE_FEATURES`."""
-    num_bytes = plan.num_rows * clip.embed_dim * clip.working_dtype.itemsize
+    """Return an image order's feature cache, or None if it could fill more than 1/4 of `_IMAGE_FEATURES`."""
+    num_bytes = order.num_rows * clip.embed_dim * clip.working_dtype.itemsize
     if num_bytes > _IMAGE_FEATURES.maxsize // 4:
         return None
-    key = (plan.digest, method.changes("vision"), *cache_key)
+    key = (order.digest, method.changes("vision"), *cache_key)
     if key not in _IMAGE_FEATURES:
         _IMAGE_FEATURES[key] = (num_bytes, {})
     return _IMAGE_FEATURES[key][1]
@@ -197,15 +197,15 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     elif regularizer.uses_text:
         frozen_text = frozen_of(split.classnames)
 
-    plans = {
-        name: eval_plan(items, size=clip.image_size, exif_rotation=dataset.exif_rotation)
+    orders = {
+        name: eval_order(items, size=clip.image_size, exif_rotation=dataset.exif_rotation)
         for name, items in split.evaluations.items()
     }
     evaluations = {
         name: EvaluationSet(
-            plan, model_of(classnames(plan.items)), _feature_cache(clip, method, plan, cache_key)
+            order, model_of(classnames(order.items)), _feature_cache(clip, method, order, cache_key)
         )
-        for name, plan in plans.items()
+        for name, order in orders.items()
     }
     crop_scale = (augment.crop_scale_min, augment.crop_scale_max)
     transform = TransformSpec(
@@ -217,7 +217,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         exif_rotation=dataset.exif_rotation,
         views=augment.views,
     )
-    plan = DataPlan(split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed)
+    order = ImageOrder(
+        split.train, transform, batch_size=train.batch_size, epochs=train.epochs, seed=train.seed
+    )
     out_of_domain = None
     if objective_of(objective).predicts_new:
         names = out_of_domain_names(dataset, backbone.vocabulary)
@@ -234,9 +236,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         backbone=backbone,
         method=method,
         model=model_of(split.classnames, frozen_text),
-        plan=plan,
+        order=order,
         evaluations=evaluations,
-        cache=_feature_cache(clip, method, plan, cache_key),
+        cache=_feature_cache(clip, method, order, cache_key),
         cache_key=cache_key,
         out_of_domain=out_of_domain,
         code_digests={name: source_digest(name) for name in components if is_custom(name)},
@@ -286,7 +288,7 @@ def initial_state(run: Run) -> State:
     """Return the initial state, sampled with the seed of the run."""
     generator = torch.Generator().manual_seed(run.config.train.seed)
     init_ids = run.backbone.token_ids(run.config.prompts.init)
-    num_classes = len(classnames(run.plan.items))
+    num_classes = len(classnames(run.order.items))
     leaves = run.method.initialize(run.backbone.clip, init_ids, num_classes, generator)
     gate = run.method.modulator.initialize(run.method.inputs(leaves), generator)
     return State.start(leaves, gate, run.method.optimizer)

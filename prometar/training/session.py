@@ -26,7 +26,7 @@ MAX_CACHED_BYTES = 2 * 2**30  # maximum total size of the evaluation images that
 _EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
     MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
 )
-"""For each data plan, dataset and backbone: evaluation batches, reusable because they are not augmented."""
+"""For each image order, dataset and backbone: evaluation batches, reusable because they are not augmented."""
 
 
 class Session:
@@ -122,12 +122,12 @@ class Session:
         """Return one iterator over all remaining batches. The first is fetched now, outside timed code."""
         if self._batches is None:
             run, start = self.run, self.state.step
-            needs_pixels = run.method.augmentation.mixes_pixels or run.plan.transform.views > 1
+            needs_pixels = run.method.augmentation.mixes_pixels or run.order.transform.views > 1
             reads_pixels = self._before_step is not None or needs_pixels
-            numbers = range(start, run.plan.num_steps)
+            numbers = range(start, run.order.num_steps)
             cached = can_skip_images(run.cache, numbers, changes_vision=run.method.changes("vision"))
             start_stream = stream_labels if cached and not reads_pixels else self._start_stream
-            self._stream = start_stream(run.plan, run.dataset.source, start)
+            self._stream = start_stream(run.order, run.dataset.source, start)
             self._batches = chain([*islice(self._stream, 1)], self._stream)
         return self._batches
 
@@ -155,20 +155,20 @@ class Session:
 
     def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
         """Yield an evaluation set's batches, cached or streamed. If features are cached, omit pixels."""
-        plan, cache = evaluation.plan, evaluation.cache
+        order, cache = evaluation.order, evaluation.cache
         changes_vision = self.run.method.changes("vision")
-        if can_skip_images(cache, range(plan.num_steps), changes_vision=changes_vision):
-            yield from stream_labels(plan, self.run.dataset.source)
+        if can_skip_images(cache, range(order.num_steps), changes_vision=changes_vision):
+            yield from stream_labels(order, self.run.dataset.source)
             return
-        key = (plan.digest, *self.run.cache_key)
+        key = (order.digest, *self.run.cache_key)
         if key in _EVAL_BATCHES:
             yield from _EVAL_BATCHES[key]
             return
-        num_bytes = len(plan.items) * 3 * plan.transform.size**2
+        num_bytes = len(order.items) * 3 * order.transform.size**2
         # If the image tower is not changed, features stay in `cache`, so images are needed only once.
         should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and (changes_vision or cache is None)
         batches: list[Batch] = []
-        for batch in self._start_stream(plan, self.run.dataset.source, 0):
+        for batch in self._start_stream(order, self.run.dataset.source, 0):
             if should_cache:
                 batches.append(batch)
             yield batch

@@ -22,7 +22,7 @@ from prometar.data.preparation.download import unpack
 from prometar.data.preparation.prepare import prepare
 from prometar.embedded.weights import load_mini
 from prometar.errors import PrometarError
-from prometar.runs import export_run, write_result
+from prometar.run_folder import export_run, write_result
 from prometar.training.run import build_run
 from prometar.training.session import Session
 from tests.conftest import DTD_SPLIT, write_dtd

@@ -12,7 +12,7 @@ import yaml
 import prometar
 from prometar.cli.app import main as prometar_main
 from prometar.errors import UserError
-from prometar.runs import export_run
+from prometar.run_folder import export_run
 from prometar.training import session as session_module
 from tune.search import main as search
 

@@ -21,7 +21,7 @@ from prometar.errors import InfrastructureError
 from tests.support.fake_trial import HANGS, FakeTrial, fake_job, misbehave
 from tune.execution.executor import run_jobs
 from tune.execution.job import Job
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 from tune.records.schema import EpochReport
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -68,7 +68,7 @@ def run(
     text = io.StringIO()
     run_jobs(
         iter(source.jobs),
-        ResourcePlan(concurrent, cpus, 0.0, max_cpus=2.0),
+        JobResources(concurrent, cpus, 0.0, max_cpus=2.0),
         [source],
         console=Console(file=text, width=200),
         timeout_seconds=timeout,

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming import raystream
-from prometar.data.streaming.plan import DataPlan, eval_plan
+from prometar.data.streaming.order import ImageOrder, eval_order
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.data.streaming.transforms import TransformSpec
@@ -21,9 +21,9 @@ from prometar.errors import InfrastructureError, UserError, WorkError
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
-def training_plan(root: Path, epochs: int = 3) -> DataPlan:
+def training_order(root: Path, epochs: int = 3) -> ImageOrder:
     items = open_dataset("dtd", root).train
-    return DataPlan(items, TransformSpec(32, True, jitter=0.2), 5, epochs, seed=2)
+    return ImageOrder(items, TransformSpec(32, True, jitter=0.2), 5, epochs, seed=2)
 
 
 def check_equal(got: list[Batch], want: list[Batch]) -> None:
@@ -38,17 +38,17 @@ def check_equal(got: list[Batch], want: list[Batch]) -> None:
 def test_pixels_equal_those_of_the_local_stream(
     small_dtd: Path, block_rows: int, cpus: float, start_step: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    plan, source = training_plan(small_dtd), open_dataset("dtd", small_dtd).source
-    got = stream(plan, source, start_step=start_step, cpus=cpus, block_rows=block_rows)
-    check_equal(list(got), list(stream_local(plan, source, start_step=start_step)))
-    assert list(stream(plan, source, start_step=plan.num_steps)) == []
+    order, source = training_order(small_dtd), open_dataset("dtd", small_dtd).source
+    got = stream(order, source, start_step=start_step, cpus=cpus, block_rows=block_rows)
+    check_equal(list(got), list(stream_local(order, source, start_step=start_step)))
+    assert list(stream(order, source, start_step=order.num_steps)) == []
     assert capfd.readouterr() == ("", "")
 
 
 def test_textures_stream_for_evaluation() -> None:
     dataset = open_dataset("textures")
-    plan = eval_plan(dataset.val[::16], size=64, batch_size=16)
-    check_equal(list(stream(plan, dataset.source)), list(stream_local(plan, dataset.source)))
+    order = eval_order(dataset.val[::16], size=64, batch_size=16)
+    check_equal(list(stream(order, dataset.source)), list(stream_local(order, dataset.source)))
 
 
 @pytest.mark.parametrize(("damage", "error"), [("corrupt", WorkError), ("missing", UserError)])
@@ -59,9 +59,9 @@ def test_a_corrupt_or_missing_image_stops_the_stream_and_is_named(
     path = dataset.test[3].path
     image = own_dtd / "dtd/images" / path
     image.unlink() if damage == "missing" else image.write_bytes(b"\xff\xd8 not a photograph")
-    plan = eval_plan(dataset.test, size=16, batch_size=2)
+    order = eval_order(dataset.test, size=16, batch_size=2)
     with pytest.raises(error, match=path) as caught:
-        list(stream(plan, dataset.source, block_rows=2))
+        list(stream(order, dataset.source, block_rows=2))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -72,8 +72,8 @@ def test_a_missing_shard_is_a_storage_error(
     monkeypatch.setattr(raystream, "MAX_STORED_IMAGES", 1)
     prepare("dtd", small_dtd, tmp_path)
     dataset = open_dataset("dtd", tmp_path)
-    plan = DataPlan(dataset.train, TransformSpec(16, True), 4, epochs=100, seed=2)
-    batches = stream(plan, dataset.source)
+    order = ImageOrder(dataset.train, TransformSpec(16, True), 4, epochs=100, seed=2)
+    batches = stream(order, dataset.source)
     next(batches)
     for shard in (tmp_path / "dtd").glob("*.parquet"):
         shard.unlink()
@@ -89,10 +89,10 @@ def store_bytes() -> float:
 
 
 def test_closing_a_stream_frees_the_object_store(small_dtd: Path) -> None:
-    plan, source = training_plan(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
+    order, source = training_order(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
     before = store_bytes()
     for _ in range(3):
-        batches = stream(plan, source)
+        batches = stream(order, source)
         next(batches)
         batches.close()  # type: ignore[attr-defined]
     end = time.monotonic() + 60
@@ -110,9 +110,9 @@ def test_a_slow_consumer_is_neither_flooded_nor_disturbed(
         pause(callback, executor)
 
     monkeypatch.setattr(raystream.SchedulingPause, "on_execution_step", counted)
-    plan, source = training_plan(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
+    order, source = training_order(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
     before = store_bytes()
-    batches = stream(plan, source, memory_bytes=10**6)
+    batches = stream(order, source, memory_bytes=10**6)
     next(batches)
     time.sleep(1)
     assert store_bytes() - before < 3e6  # of 14 MB
@@ -124,8 +124,8 @@ class Trainer:
     """Takes one batch of a stream in a trial's placement group, and lets the stream go on."""
 
     def start(self, root: Path) -> None:
-        plan, source = training_plan(root, epochs=100), open_dataset("dtd", root).source
-        self.batches = stream(plan, source, cpus=1)
+        order, source = training_order(root, epochs=100), open_dataset("dtd", root).source
+        self.batches = stream(order, source, cpus=1)
         next(self.batches)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import check, list_datasets
 from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming import raystream
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
@@ -100,8 +100,8 @@ def test_streams_from_a_bucket_give_equal_pixels(
     batches = []
     for root, read in ((small_dtd, stream_local), (bucket, stream)):
         dataset = open_dataset("dtd", root)
-        plan = DataPlan(dataset.train, TransformSpec(24, True), batch_size=5)
-        batches.append(np.concatenate([batch.images for batch in read(plan, dataset.source)]))
+        order = ImageOrder(dataset.train, TransformSpec(24, True), batch_size=5)
+        batches.append(np.concatenate([batch.images for batch in read(order, dataset.source)]))
     assert np.array_equal(*batches)
 
 

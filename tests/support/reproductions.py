@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prometar.comparison.runs import FinishedRun
+from prometar.comparison.finished_runs import FinishedRun
 from prometar.config.settings import Config, configure
 from prometar.training.run_result import RunResult
 from tune.execution.job import Job

@@ -26,7 +26,7 @@ PACKAGES = (
     "prometar.training",
     "prometar.inference",
     "prometar.analysis",
-    "prometar.runs",
+    "prometar.run_folder",
     "prometar.comparison",
     "prometar.cli",
     "prometar.__main__",

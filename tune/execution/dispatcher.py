@@ -15,7 +15,7 @@ from prometar.errors import InfrastructureError, InputError, is_accelerator_erro
 from prometar.io.files import cannot_write_error
 from tune.execution.job import Job, Observer
 from tune.execution.machines import Machines, describe_reasons
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 from tune.execution.shutdown import Shutdown
 from tune.execution.worker import STACKS_FILE, JobRequest
 from tune.records.schema import EpochReport
@@ -63,7 +63,7 @@ class Dispatcher:
     def __init__(
         self,
         jobs: Iterator[Job],
-        plan: ResourcePlan,
+        resources: JobResources,
         timeout_seconds: float | None,
         observers: Sequence[Observer],
         shutdown: Shutdown,
@@ -72,7 +72,7 @@ class Dispatcher:
         independent_inputs: bool = False,
     ) -> None:
         self._jobs = jobs
-        self._plan = plan
+        self._resources = resources
         self._timeout_seconds = timeout_seconds
         self._observers = observers
         self._shutdown = shutdown
@@ -182,7 +182,7 @@ class Dispatcher:
                 raise cannot_write_error(folder, error) from None
         for observer in self._observers:
             observer.started(job)
-        return _Submission(JobRequest(job, self._plan, self._plan.bundles(), self._timeout_seconds))
+        return _Submission(JobRequest(job, self._resources, self._resources.bundles(), self._timeout_seconds))
 
     def _avoided(self, submission: _Submission) -> tuple[str, ...]:
         """Return the machines on which a job must not run, among those that are alive."""
@@ -196,7 +196,7 @@ class Dispatcher:
             InfrastructureError: no machine is left on which the job could be retried.
         """
         if isinstance(error, MemoryError):
-            larger = self._plan.enlarge(submission.request.bundles)
+            larger = self._resources.enlarge(submission.request.bundles)
             if larger is not None:
                 submission.request = replace(submission.request, bundles=larger)
                 submission.is_larger = True

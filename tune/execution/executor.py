@@ -15,7 +15,7 @@ from tune.execution.dispatcher import Dispatcher
 from tune.execution.job import Job, Observer
 from tune.execution.machines import Machines
 from tune.execution.patching import patch_tune
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 from tune.execution.shutdown import RAY_DIED, Shutdown
 from tune.execution.tune_adapters import JobScheduler, JobSearcher, JobStopper
 from tune.execution.worker import JobWorker
@@ -23,7 +23,7 @@ from tune.execution.worker import JobWorker
 
 def run_jobs(
     jobs: Iterator[Job],
-    plan: ResourcePlan,
+    resources: JobResources,
     observers: Sequence[Observer] = (),
     *,
     console: Console,
@@ -34,7 +34,7 @@ def run_jobs(
     """Run jobs on Ray Tune. Return failure reasons, keyed by job name.
 
     Args:
-        plan: Concurrency, and the resources per job.
+        resources: Concurrency, and the resources per job.
         console: Console for messages about an early stop.
         timeout_seconds: Seconds without a report before a hung worker is restarted. None: no limit.
         independent_inputs: True if the jobs read different datasets. A job whose data no machine can read
@@ -48,14 +48,14 @@ def run_jobs(
         Exception: any other error raised by `jobs` or an observer, unchanged.
     """
     shutdown = Shutdown(console)
-    machines = Machines(plan, console.print)
+    machines = Machines(resources, console.print)
     dispatcher = Dispatcher(
-        jobs, plan, timeout_seconds, observers, shutdown, machines, independent_inputs=independent_inputs
+        jobs, resources, timeout_seconds, observers, shutdown, machines, independent_inputs=independent_inputs
     )
     tune_error: BaseException | None = None
     with shutdown.watch():
         try:
-            _fit(dispatcher, plan.limit, worker)
+            _fit(dispatcher, resources.limit, worker)
         except (Exception, KeyboardInterrupt) as error:  # KeyboardInterrupt: a second signal
             # Callers may keep the error, as notebooks do. Its frames, in cycles, would keep workers alive.
             clear_frames(error.__traceback__)

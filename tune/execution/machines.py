@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tune.execution.ray_cluster import Machine, alive_machines
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 
 MAX_DEATHS = 3
 """A machine on which this many workers die in a row, without an epoch in between, is avoided."""
@@ -16,7 +16,7 @@ class Machines:
     """Machines of the Ray cluster, which may join and leave at any time.
 
     Args:
-        plan: Resources of a job.
+        resources: Resources of a job.
         tell: Function that shows a message to the user.
         list_machines: Function that returns the machines that are alive.
         clock: Time in seconds.
@@ -28,13 +28,13 @@ class Machines:
 
     def __init__(
         self,
-        plan: ResourcePlan,
+        resources: JobResources,
         tell: Callable[[str], None],
         *,
         list_machines: Callable[[], Sequence[Machine]] = alive_machines,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._plan = plan
+        self._resources = resources
         self._tell = tell
         self._list_machines = list_machines
         self._clock = clock
@@ -60,9 +60,11 @@ class Machines:
 
     @property
     def max_concurrent(self) -> int:
-        """Number of jobs to run at a time: as many as fit on the machines, up to the limit of the plan."""
+        """Number of jobs to run at a time: as many as fit on the machines, up to `limit`."""
         usable = [machine for machine in self.alive if machine.node_id not in self.avoided]
-        return max(1, min(self._plan.limit, sum(self._plan.capacity(each.resources) for each in usable)))
+        return max(
+            1, min(self._resources.limit, sum(self._resources.capacity(each.resources) for each in usable))
+        )
 
     def name(self, node_id: str) -> str:
         return self._names.get(node_id, "a machine that has left")
@@ -102,7 +104,7 @@ class Machines:
     @property
     def all_avoided_reason(self) -> str:
         """The machines and the reasons if every machine that is alive is avoided, else ""."""
-        fitting = [machine for machine in self.alive if machine.fits(self._plan.bundles())]
+        fitting = [machine for machine in self.alive if machine.fits(self._resources.bundles())]
         if not fitting or any(machine.node_id not in self.avoided for machine in fitting):
             return ""
         reasons = [(machine.name, self.avoided[machine.node_id]) for machine in fitting]

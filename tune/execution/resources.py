@@ -19,7 +19,7 @@ _MAX_JOBS_PER_GPU = 4
 
 
 @dataclass(frozen=True)
-class ResourcePlan:
+class JobResources:
     """Number of concurrent jobs, and the resources of each.
 
     Args:
@@ -48,7 +48,7 @@ class ResourcePlan:
         """Return the number of jobs that fit on a machine.
 
         Example:
-            >>> ResourcePlan(1, cpus=2.0, gpus=0.5).capacity({"CPU": 32.0, "GPU": 2.0})
+            >>> JobResources(1, cpus=2.0, gpus=0.5).capacity({"CPU": 32.0, "GPU": 2.0})
             4
         """
         return _node_capacity(node, self.cpus, self.gpus, self.memory)
@@ -75,8 +75,8 @@ class ResourcePlan:
         memory. Threads and the stream's bundle stay the same, so results do not change.
 
         Example:
-            >>> plan = ResourcePlan(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
-            >>> plan.enlarge([{"CPU": 0.5, "GPU": 0.25}, {"CPU": 0.5}])
+            >>> resources = JobResources(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
+            >>> resources.enlarge([{"CPU": 0.5, "GPU": 0.25}, {"CPU": 0.5}])
             [{'CPU': 0.5, 'GPU': 0.5}, {'CPU': 0.5}]
         """
         trainer, stream = map(dict, bundles)
@@ -98,8 +98,8 @@ def uses_gpus(nodes: Sequence[NodeResources], resources: ResourcesConfig) -> boo
 
 def plan_trials(
     nodes: Sequence[NodeResources], resources: ResourcesConfig, num_trials: int, memory: float = 0
-) -> tuple[ResourcePlan, str]:
-    """Plan the resources per trial. Return the plan and a one-line summary.
+) -> tuple[JobResources, str]:
+    """Plan the resources per trial. Return them, and a one-line summary.
 
     Unless --max-concurrent is set, at most a fifth of `num_trials` run at a time (see `plan_resources`). This
     limit does not apply to confirmation and final test (see `plan_runs`).
@@ -119,8 +119,8 @@ def plan_runs(
     memory: float = 0,
     *,
     option_noun: str = "trial",
-) -> tuple[ResourcePlan, str]:
-    """Plan the resources per run of a fixed list of runs. Return the plan and a one-line summary.
+) -> tuple[JobResources, str]:
+    """Plan the resources per run of a fixed list of runs. Return them, and a one-line summary.
 
     As many runs as fit are concurrent, because no run waits for the result of another.
 
@@ -147,8 +147,8 @@ def plan_resources(
     *,
     noun: str = "trial",
     option_noun: str = "trial",
-) -> tuple[ResourcePlan, str]:
-    """Plan as many jobs as fit (up to `max_jobs`), each as large as possible. Return a plan and a summary.
+) -> tuple[JobResources, str]:
+    """Plan as many jobs as fit (up to `max_jobs`), each as large as possible. Return them and a summary.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
@@ -196,9 +196,9 @@ def plan_resources(
     if num_jobs < max_jobs:
         limit = f", below --max-concurrent {max_jobs}" if resources.max_concurrent else ""
         reason = f"all that fit{limit}"
-    plan = ResourcePlan(num_jobs, cpus, gpus, max_cpus, max_gpus, cap=max_jobs, memory=memory)
+    planned = JobResources(num_jobs, cpus, gpus, max_cpus, max_gpus, cap=max_jobs, memory=memory)
     resources_text = format_count(cpus, "CPU") + (f" and {format_count(gpus, 'GPU')}" if gpus else "")
-    return plan, f"{format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
+    return planned, f"{format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
 
 
 def _node_capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> int:

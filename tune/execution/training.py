@@ -9,13 +9,13 @@ from prometar.analysis.alignment import AlignmentRecorder
 from prometar.config.settings import Config, dump_config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import Batch
 from prometar.device import release_cached_memory
 from prometar.errors import InfrastructureError, InputError, PrometarError
 from prometar.io.files import cannot_write_error, write_atomically
-from prometar.runs import evaluate_on_targets, write_result
+from prometar.run_folder import evaluate_on_targets, write_result
 from prometar.training.run import backbone_of, build_run
 from prometar.training.run_result import RESULT_FILE, read_result
 from prometar.training.session import Session
@@ -112,10 +112,10 @@ class JobTraining:
             with _blame_machine():
                 evaluate_on_targets(folder, self._request.job.targets, self._stream)
 
-    def _stream(self, plan: DataPlan, source: Source, start_step: int = 0) -> Iterator[Batch]:
+    def _stream(self, order: ImageOrder, source: Source, start_step: int = 0) -> Iterator[Batch]:
         """Stream images with Ray Data. Whatever fails is not due to the settings of the job."""
         with _blame_machine():
-            yield from stream(plan, source, start_step, cpus=self._request.resource_plan.stream_cpus)
+            yield from stream(order, source, start_step, cpus=self._request.resources.stream_cpus)
 
     def close(self) -> None:
         """Close the data streams, and release cached GPU memory for other workers."""

@@ -18,7 +18,7 @@ from ray.exceptions import OutOfDiskError
 from prometar.errors import InfrastructureError, first_line, is_out_of_memory
 from prometar.io.files import cannot_write_error
 from tune.execution.job import Job
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 
 if TYPE_CHECKING:
     from tune.execution.training import JobTraining
@@ -33,13 +33,13 @@ class JobRequest:
     """A job with its resources and its timeout.
 
     Args:
-        bundles: Resources of each Ray bundle. Larger than in `resource_plan` after an out-of-memory error.
+        bundles: Resources of each Ray bundle. Larger than in `resources` after an out-of-memory error.
         avoided: Node IDs of the machines on which the job must not run.
         timeout_seconds: Seconds without a report after which the worker is restarted. None: no limit.
     """
 
     job: Job
-    resource_plan: ResourcePlan
+    resources: JobResources
     bundles: list[dict[str, float]]
     timeout_seconds: float | None = None
     avoided: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class JobWorker(ray_tune.Trainable):
 
         from tune.execution.training import JobTraining
 
-        torch.set_num_threads(request.resource_plan.threads)
+        torch.set_num_threads(request.resources.threads)
         if not gc.get_freeze_count():
             gc.freeze()  # `gc.collect`, which data streams call, then skips imported modules (saves 0.15 s)
         return JobTraining(request)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from prometar.comparison.runs import FinishedRun
+from prometar.comparison.finished_runs import FinishedRun
 from prometar.config.settings import Config, describe_differences, load_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import file_name

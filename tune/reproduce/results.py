@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from prometar.comparison.finished_runs import FinishedRun
 from prometar.comparison.paired import EVERY_SEED, Difference, Results, Scores, compare
-from prometar.comparison.runs import FinishedRun
 from prometar.config.settings import Config
 from prometar.metrics import ACCURACY, HARMONIC, Interval, harmonic_mean, t_interval
 from tune.reproduce.grid import Grid, shots_column

@@ -18,7 +18,7 @@ from prometar.data.datasets.catalog import open_dataset, reject_output_in_datase
 from prometar.data.datasets.dataset import Dataset, Item, abbreviated, classnames
 from prometar.data.preparation.check import unreadable_images
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.device import to_cpu
@@ -215,7 +215,7 @@ def _stages(
     smallest_batch = min(map(int, batch_sizes))  # gives the maximum number of steps
     transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
     search_steps, final_steps = (
-        sum(DataPlan(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
+        sum(ImageOrder(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
         for stage_splits in zip(*splits.values(), strict=True)
     )
     num_candidates = min(confirm.top + 1, search.trials) if confirm.top else 1  # with the baseline
@@ -266,7 +266,7 @@ def _seconds_per_step(config: StudyConfig) -> float:
     state = initial_state(run)
     rates = rates_of(run.config, 0)
     started = 0.0
-    for number, batch in enumerate(islice(stream_local(run.plan, run.dataset.source), 1 + TIMED_STEPS)):
+    for number, batch in enumerate(islice(stream_local(run.order, run.dataset.source), 1 + TIMED_STEPS)):
         state, scalars = train_step(run, state, batch, rates)
         to_cpu(scalars)  # waits for the device
         started = started if number else time.perf_counter()  # after the first, untimed step

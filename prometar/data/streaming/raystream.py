@@ -1,4 +1,4 @@
-"""Stream of a data plan's batches from Ray Data, which processes all epochs in one execution.
+"""Stream of an image order's batches from Ray Data, which processes all epochs in one execution.
 
 A trial's placement group has two bundles. The training process fills the first, so the tasks of Ray Data run
 in the second and can start even if trials occupy every CPU. The dataset is created by `from_items`, because
@@ -27,17 +27,17 @@ from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, iter_steps
 from prometar.data.streaming.transforms import TransformSpec, make_images
 from prometar.errors import InfrastructureError, PrometarError, WorkError, last_line
 
-MAX_STORED_IMAGES = 10_000  # per plan, in Ray's object store (about 1 GB of JPEG files)
+MAX_STORED_IMAGES = 10_000  # per order, in Ray's object store (about 1 GB of JPEG files)
 PAUSE_SECONDS = 0.02  # per iteration of Ray Data's scheduling loop
 
 
 def stream(
-    plan: DataPlan,
+    order: ImageOrder,
     source: Source,
     start_step: int = 0,
     *,
@@ -59,13 +59,13 @@ def stream(
         UserError: an image is missing.
         InfrastructureError: the object store and its disk are full.
     """
-    if start_step == plan.num_steps:
+    if start_step == order.num_steps:
         return
     with _data_context(memory_bytes):
-        blocks = _iter_blocks(_build_dataset(plan, source, start_step, cpus, block_rows))
+        blocks = _iter_blocks(_build_dataset(order, source, start_step, cpus, block_rows))
     images = np.empty(0, np.uint8)
     try:
-        for step, _, _, labels in iter_steps(plan, start_step):
+        for step, _, _, labels in iter_steps(order, start_step):
             if not len(images):
                 images = _next_block(blocks, step)
             size = len(labels)
@@ -115,19 +115,19 @@ def _next_block(blocks: Iterator[NDArray[np.uint8]], step: int) -> NDArray[np.ui
 
 
 def _build_dataset(
-    plan: DataPlan, source: Source, start_step: int, cpus: float, block_rows: int
+    order: ImageOrder, source: Source, start_step: int, cpus: float, block_rows: int
 ) -> ray.data.Dataset:
     """Build a Ray dataset whose blocks contain the images of consecutive steps. Each task makes one block.
 
     If a task made several blocks, it would keep its CPU until they are consumed. Between two epochs, nothing
     consumes the training stream, so the evaluation would wait forever for this CPU.
     """
-    steps_per_block, max_tasks = max(1, block_rows // plan.batch_size), max(1, math.floor(cpus))
+    steps_per_block, max_tasks = max(1, block_rows // order.batch_size), max(1, math.floor(cpus))
     block_inputs = []
-    for first_step in range(start_step, plan.num_steps, steps_per_block):
-        last_step = min(first_step + steps_per_block, plan.num_steps) - 1
-        indices, seeds = plan.rows(plan.row_range(first_step)[0], plan.row_range(last_step)[1])
-        paths = [plan.items[k].path for k in indices]
+    for first_step in range(start_step, order.num_steps, steps_per_block):
+        last_step = min(first_step + steps_per_block, order.num_steps) - 1
+        indices, seeds = order.rows(order.row_range(first_step)[0], order.row_range(last_step)[1])
+        paths = [order.items[k].path for k in indices]
         block_inputs.append({"index": indices.tolist(), "seed": seeds.tolist(), "path": paths})
     group = get_current_placement_group()
     strategy: Any = "DEFAULT"
@@ -140,7 +140,11 @@ def _build_dataset(
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             cast(Any, make_block),
-            fn_kwargs={"spec": plan.transform, "source": source, "encoded_ref": _store_images(plan, source)},
+            fn_kwargs={
+                "spec": order.transform,
+                "source": source,
+                "encoded_ref": _store_images(order, source),
+            },
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=cpus / max_tasks,
@@ -161,11 +165,11 @@ def make_block(
     return {"image": make_images(spec, encoded, inputs["seed"], inputs["path"])}
 
 
-def _store_images(plan: DataPlan, source: Source) -> ray.ObjectRef | None:
+def _store_images(order: ImageOrder, source: Source) -> ray.ObjectRef | None:
     """Store all encoded images in Ray, or return None if there are too many or each is read only once."""
-    if plan.epochs < 2 or len(plan.items) > MAX_STORED_IMAGES:
+    if order.epochs < 2 or len(order.items) > MAX_STORED_IMAGES:
         return None
-    return ray.put(pa.array(source.read_many([item.path for item in plan.items]), pa.large_binary()))
+    return ray.put(pa.array(source.read_many([item.path for item in order.items]), pa.large_binary()))
 
 
 @contextmanager

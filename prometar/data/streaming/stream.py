@@ -1,4 +1,4 @@
-"""Batches of a `DataPlan`, made in local threads. `raystream` makes identical batches with Ray Data."""
+"""Batches of a `ImageOrder`, made in local threads. `raystream` makes identical batches with Ray Data."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import DataPlan, Ints
+from prometar.data.streaming.order import ImageOrder, Ints
 from prometar.data.streaming.transforms import make_images
 from prometar.environment import num_cpus
 
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """Images and labels of one step.
 
     Attributes:
-        step: Index of the batch in its plan, from 0.
+        step: Index of the batch in its order, from 0.
         images: uint8 (batch, height, width, 3 * views), writable. Views are stacked in the channels.
         labels: int64 (batch,).
     """
@@ -28,26 +28,26 @@ class Batch(NamedTuple):
     labels: Ints
 
 
-StreamFn = Callable[[DataPlan, Source, int], Iterator[Batch]]
-"""Function that yields a plan's batches from a given step on: `stream_local` or `raystream.stream`."""
+StreamFn = Callable[[ImageOrder, Source, int], Iterator[Batch]]
+"""Function that yields an order's batches from a given step on: `stream_local` or `raystream.stream`."""
 
 
-def stream_labels(plan: DataPlan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """Yield the plan's batches from `start_step` on, with labels but no pixels. `source` is not used."""
-    for step, _, _, labels in iter_steps(plan, start_step):
+def stream_labels(order: ImageOrder, source: Source, start_step: int = 0) -> Iterator[Batch]:
+    """Yield the order's batches from `start_step` on, with labels but no pixels. `source` is not used."""
+    for step, _, _, labels in iter_steps(order, start_step):
         yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
 
 
-def iter_steps(plan: DataPlan, start_step: int) -> Iterator[tuple[int, Ints, Ints, Ints]]:
-    """Yield (step, indices into the plan's items, augmentation seeds, labels) from `start_step` on."""
-    labels = np.array([item.label for item in plan.items], np.int64)
-    for step in range(start_step, plan.num_steps):
-        indices, seeds = plan.rows(*plan.row_range(step))
+def iter_steps(order: ImageOrder, start_step: int) -> Iterator[tuple[int, Ints, Ints, Ints]]:
+    """Yield (step, indices into the order's items, augmentation seeds, labels) from `start_step` on."""
+    labels = np.array([item.label for item in order.items], np.int64)
+    for step in range(start_step, order.num_steps):
+        indices, seeds = order.rows(*order.row_range(step))
         yield step, indices, seeds, labels[indices]
 
 
-def stream_local(plan: DataPlan, source: Source, start_step: int = 0) -> Iterator[Batch]:
-    """Yield the plan's batches from `start_step` on, made in threads of this process.
+def stream_local(order: ImageOrder, source: Source, start_step: int = 0) -> Iterator[Batch]:
+    """Yield the order's batches from `start_step` on, made in threads of this process.
 
     Raises:
         WorkError: an image is corrupt. The message contains its path.
@@ -55,13 +55,13 @@ def stream_local(plan: DataPlan, source: Source, start_step: int = 0) -> Iterato
     """
 
     def make_batch(step: int, indices: Ints, seeds: Ints, labels: Ints) -> Batch:
-        paths = [plan.items[index].path for index in indices]
-        return Batch(step, make_images(plan.transform, source.read_many(paths), seeds, paths), labels)
+        paths = [order.items[index].path for index in indices]
+        return Batch(step, make_images(order.transform, source.read_many(paths), seeds, paths), labels)
 
     num_threads = num_cpus()
     pending = deque[Future[Batch]]()
     with ThreadPoolExecutor(num_threads) as pool:
-        for args in iter_steps(plan, start_step):
+        for args in iter_steps(order, start_step):
             pending.append(pool.submit(make_batch, *args))
             if len(pending) > 2 * num_threads:  # limits the batches in memory
                 yield pending.popleft().result()

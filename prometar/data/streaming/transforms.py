@@ -39,7 +39,7 @@ class TransformSpec:
 
     size: int
     train: bool
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # unused if not `train`, but part of data plan digests
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # unused if not `train`, but part of image order digests
     flip: float = 0.5
     jitter: float = 0.0
     exif_rotation: bool = False

@@ -36,7 +36,7 @@ from tests.support.small import small_run, train, without_time
 
 def pictures(run: Run, labels: tuple[int, ...], step: int = 0) -> Batch:
     """The run's first training images under labels of the test's own."""
-    images = next(stream_local(run.plan, run.dataset.source)).images
+    images = next(stream_local(run.order, run.dataset.source)).images
     return Batch(step, images, np.array(labels))
 
 
@@ -110,7 +110,7 @@ def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> Non
     for name, tensor in blind.state.tensors().items():
         assert torch.equal(tensor, watched.state.tensors()[name]), name
     records = read_alignment(tmp_path / "watched" / ALIGNMENT_FILE)
-    assert {record["step"] for record in records} <= set(range(run.plan.num_steps))
+    assert {record["step"] for record in records} <= set(range(run.order.num_steps))
     assert {record["epoch"] for record in records} == {1, 2}
 
 
@@ -122,7 +122,7 @@ def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: 
 
     def stopping(run: Run, state: State, pictures: Batch) -> None:
         before_step(run, state, pictures)
-        if state.step == run.plan.steps_per_epoch + 1:  # in the second epoch: its steps are done again
+        if state.step == run.order.steps_per_epoch + 1:  # in the second epoch: its steps are done again
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -27,7 +27,7 @@ from prometar.data.splits.fewshot import separate_base_new
 from prometar.embedded.weights import load_mini
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
-from prometar.runs import export_run, train_run
+from prometar.run_folder import export_run, train_run
 from prometar.training import session as session_module
 from prometar.training.run import DTYPES
 from prometar.training.run_result import RunResult, read_result

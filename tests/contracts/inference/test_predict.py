@@ -10,7 +10,7 @@ import pytest
 import prometar
 from prometar.cli.app import main
 from prometar.config.settings import Config
-from prometar.runs import export_run, train_run
+from prometar.run_folder import export_run, train_run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from prometar.data.streaming.stream import stream_local
 from prometar.training.epoch import rates_of, train_step
 from prometar.training.run import build_run, initial_state
 run = build_run(Config().override({"data.shots": 2}), "all_classes")
-pictures = next(iter(stream_local(run.plan, run.dataset.source)))
+pictures = next(iter(stream_local(run.order, run.dataset.source)))
 train_step(run, initial_state(run), pictures, rates_of(run.config, 1))
 print(sorted({"torch._dynamo", "open_clip", "ray", "optuna", "pandas"} & set(sys.modules)))
 """

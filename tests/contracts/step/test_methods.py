@@ -180,6 +180,6 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_query_loss(case: str)
 def test_a_run_holds_the_text_to_the_data_sets_wording(teacher: str, template: str, small_dtd: Path) -> None:
     settings = {"data.name": "dtd", "data.root": str(small_dtd), "regularizer.teacher": teacher}
     run = build_run(configure("kgcoop", settings), "final")
-    expected = frozen_text_features(run.backbone.clip, tokenize, classnames(run.plan.items), [template])
+    expected = frozen_text_features(run.backbone.clip, tokenize, classnames(run.order.items), [template])
     assert run.model.frozen_text_CE is not None
     torch.testing.assert_close(run.model.frozen_text_CE, expected)

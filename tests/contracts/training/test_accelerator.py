@@ -80,8 +80,8 @@ def test_an_epoch_copies_once_a_batch_and_waits_once(
     session = Session(run, tmp_path)
     seen.clear()
     session.run_epoch()
-    steps = run.plan.steps_per_epoch if session.state.leaves else 0
-    scored = [each.plan.steps_per_epoch for each in run.evaluations.values()]
+    steps = run.order.steps_per_epoch if session.state.leaves else 0
+    scored = [each.order.steps_per_epoch for each in run.evaluations.values()]
     assert len(seen.copies) == steps + sum(scored), seen.copies
     assert len(seen.waits) == len(scored) + (2 if steps else 0), seen.waits
 

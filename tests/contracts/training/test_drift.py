@@ -67,12 +67,12 @@ def test_texts_of_conditional_prompts_are_encoded_batch_by_batch(
 
     monkeypatch.setattr(PromptedClip, "text_features", text_features)
     score = session.score()
-    total = len(run.evaluations["base"].plan.items)
+    total = len(run.evaluations["base"].order.items)
     assert total == 80
     assert num_images == [64, 64, 16, 16]
     clear_caches()
-    plan = replace(run.evaluations["base"].plan, batch_size=total)
-    whole = replace(run.evaluations["base"], plan=plan, cache={})
+    order = replace(run.evaluations["base"].order, batch_size=total)
+    whole = replace(run.evaluations["base"], order=order, cache={})
     session.run = replace(run, evaluations={"base": whole})
     at_once = session.score()
     assert num_images[4:] == [80, 80]

@@ -13,7 +13,7 @@ from prometar.clip.features import FeatureCache
 from prometar.clip.model import Clip
 from prometar.clip.vision import EmbeddedImages, ImageFeatures, ImageTokens, embed_images
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step import meta_batch
 from prometar.step.meta_batch import embed_batch
@@ -39,8 +39,8 @@ def run_of(name: str, **more: Any) -> Run:
     return small_run(name.split()[0], **{**small, **TEXT_ALONE.get(name, {}), **more})
 
 
-def batches(run: Run, plan: DataPlan | None = None) -> Iterator[Batch]:
-    return stream_local(plan or run.plan, run.dataset.source)
+def batches(run: Run, order: ImageOrder | None = None) -> Iterator[Batch]:
+    return stream_local(order or run.order, run.dataset.source)
 
 
 @pytest.fixture(autouse=True)
@@ -89,14 +89,14 @@ def test_the_type_of_embedded_images_depends_on_the_method_and_not_on_the_weight
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
 def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
     first, second = run_of(name), run_of(name, **{"optim.lr": 0.01})
-    read = list[tuple[DataPlan, int]]()
+    read = list[tuple[ImageOrder, int]]()
 
-    def stream(plan: DataPlan, source: Source, start: int) -> Iterator[Batch]:
-        read.append((plan, start))
-        return stream_local(plan, source, start)
+    def stream(order: ImageOrder, source: Source, start: int) -> Iterator[Batch]:
+        read.append((order, start))
+        return stream_local(order, source, start)
 
     train(Session(first, tmp_path / "first", stream))
-    assert {plan for plan, _ in read} == {first.plan, *(e.plan for e in first.evaluations.values())}
+    assert {order for order, _ in read} == {first.order, *(e.order for e in first.evaluations.values())}
     read.clear()
     known = Session(second, tmp_path / "second", stream)
     train(known)
@@ -112,12 +112,12 @@ def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
 def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: Path) -> None:
-    run, read = run_of(name), list[DataPlan]()
+    run, read = run_of(name), list[ImageOrder]()
     train(Session(run, tmp_path / "first"))
 
-    def stream(plan: DataPlan, source: Source, start: int) -> Iterator[Batch]:
-        read.append(plan)
-        return stream_local(plan, source, start)
+    def stream(order: ImageOrder, source: Source, start: int) -> Iterator[Batch]:
+        read.append(order)
+        return stream_local(order, source, start)
 
     train(Session(run, tmp_path / "second", stream, None if "pixels" in name else lambda *_: None))
-    assert run.plan in read
+    assert run.order in read

@@ -15,7 +15,7 @@ from prometar.clip.weights import read_tensors
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Item, Source
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, StreamFn, stream_local
 from prometar.errors import UserError, WorkError
 from prometar.training import session as session_module
@@ -56,7 +56,9 @@ def test_resumed_equals_never_stopped_bit_for_bit(method: str, precision: str, t
         assert torch.equal(tensor, parts.state.tensors()[name]), name
         assert tensor.dtype == torch.float32
     assert all((whole.state.leaves[name] != leaf).any() for name, leaf in start.items())
-    assert whole.state.step == parts.state.step == (3 * run.plan.steps_per_epoch if whole.state.leaves else 0)
+    assert (
+        whole.state.step == parts.state.step == (3 * run.order.steps_per_epoch if whole.state.leaves else 0)
+    )
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
@@ -82,7 +84,7 @@ def test_a_checkpoint_without_numbers_of_updates_resumes(begun: Begun, tmp_path:
     old = {name: text for name, text in metadata.items() if not name.endswith("_updates")}
     (tmp_path / "checkpoint.safetensors").write_bytes(save(tensors, old))
     resumed = Session(run, tmp_path)
-    assert resumed.state.step == run.plan.steps_per_epoch
+    assert resumed.state.step == run.order.steps_per_epoch
     assert {name.partition("/")[0] for name in tensors} >= {
         "prompts",
         "prompt_momenta",
@@ -131,9 +133,9 @@ def test_the_final_objective_tests_once(small_dtd: Path, tmp_path: Path) -> None
 
 
 def count_opened(opened: list[str]) -> StreamFn:
-    def stream(plan: DataPlan, source: Source, step: int) -> Iterator[Batch]:
-        opened.extend(item.path for item in plan.items)
-        return stream_local(plan, source, step)
+    def stream(order: ImageOrder, source: Source, step: int) -> Iterator[Batch]:
+        opened.extend(item.path for item in order.items)
+        return stream_local(order, source, step)
 
     return stream
 
@@ -163,10 +165,10 @@ def test_a_checkpoint_belongs_to_settings_class_names_and_words_around_them(begu
     def renamed(items: Sequence[Item]) -> tuple[Item, ...]:
         return tuple(replace(item, classname=f"my {item.classname}") for item in items)
 
-    names = replace(run.plan, items=renamed(run.plan.items))
+    names = replace(run.order, items=renamed(run.order.items))
     words = replace(run.dataset, template="nothing {}")
-    others = [replace(run, plan=names), replace(run, dataset=words), small_run(optim__lr=0.01)]
-    assert names.digest == run.plan.digest, "the same images"
+    others = [replace(run, order=names), replace(run, dataset=words), small_run(optim__lr=0.01)]
+    assert names.digest == run.order.digest, "the same images"
     assert replace(run).digest == run.digest
     for other in others:
         with pytest.raises(WorkError, match="belongs to a run with other settings or data"):
@@ -196,28 +198,28 @@ def test_a_slow_stream_costs_the_first_run_nothing(tmp_path: Path, monkeypatch: 
     run, now = small_run("coop", train__epochs=1), [0.0]
     monkeypatch.setattr("prometar.training.session.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def slowly(plan: DataPlan, source: Source, step: int) -> Iterator[Batch]:
+    def slowly(order: ImageOrder, source: Source, step: int) -> Iterator[Batch]:
         now[0] += 1000
-        for batch in stream_local(plan, source, step):
+        for batch in stream_local(order, source, step):
             yield batch
             now[0] += 1
 
-    steps = run.plan.steps_per_epoch
+    steps = run.order.steps_per_epoch
     assert train(Session(run, tmp_path, slowly))[0]["seconds"] == steps - 1
 
 
 def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = small_run(data__shots=3), small_run(data__shots=3, inner__lr=0.02)
-    train_epoch(first, initial_state(first), stream_local(first.plan, first.dataset.source))
+    train_epoch(first, initial_state(first), stream_local(first.order, first.dataset.source))
     alone, _ = train_epoch(
-        replace(second, cache=None), initial_state(second), stream_local(second.plan, second.dataset.source)
+        replace(second, cache=None), initial_state(second), stream_local(second.order, second.dataset.source)
     )
 
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr("prometar.clip.features.encode_image", never)
-    state, _ = train_epoch(second, initial_state(second), stream_local(second.plan, second.dataset.source))
+    state, _ = train_epoch(second, initial_state(second), stream_local(second.order, second.dataset.source))
     for name, tensor in alone.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name
 
@@ -271,13 +273,13 @@ def test_logits_that_are_not_finite_are_no_score(tmp_path: Path) -> None:
 def test_each_step_draws_one_text_and_reads_a_second_view(tmp_path: Path) -> None:
     """CoPrompt's run resumes like others, because draws and views depend only on seed and step."""
     run = small_run("coprompt", data__shots=2)
-    assert run.plan.transform.views == 2
+    assert run.order.transform.views == 2
     assert run.model.frozen_text_CE is not None
     assert run.model.frozen_text_CE.ndim == 3
     draws = [drawn_text(1, step, len(run.model.frozen_text_CE)) for step in range(20)]
     assert len(set(draws)) > 5
     assert draws == [drawn_text(1, step, len(run.model.frozen_text_CE)) for step in range(20)]
-    batch = next(iter(stream_local(run.plan, run.dataset.source)))
+    batch = next(iter(stream_local(run.order, run.dataset.source)))
     assert batch.images.shape[-1] == 6
     record = Session(run, tmp_path).run_epoch()
     assert record["direct_image"] > 0, "the frozen features are those of another view"

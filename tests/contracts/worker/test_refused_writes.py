@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from prometar import runs
+from prometar import run_folder
 from prometar.analysis import alignment
 from prometar.analysis.alignment import AlignmentRecorder
 from prometar.clip.features import cached_text_features
@@ -34,7 +34,7 @@ from tests.support.small import BACKBONE
 from tests.support.tiny import backbone
 from tune.execution import training
 from tune.execution.job import Job
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 from tune.execution.training import JobTraining
 from tune.execution.worker import JobRequest, JobWorker
 from tune.records.schema import EpochReport
@@ -66,9 +66,9 @@ def trial(folder: Path) -> list[dict[str, Any]]:
         (folder / "trial").mkdir(parents=True, exist_ok=True)
     except OSError as error:  # as the driver, which creates it
         raise cannot_write_error(folder / "trial", error) from None
-    plan = ResourcePlan(1, 1.0, 0.0)
-    job = Job("trial 0", {folder / "trial": CONFIG}, runs.FINAL, records_alignment=True)
-    worker = Worker(JobRequest(job, plan, plan.bundles(), 600))
+    resources = JobResources(1, 1.0, 0.0)
+    job = Job("trial 0", {folder / "trial": CONFIG}, run_folder.FINAL, records_alignment=True)
+    worker = Worker(JobRequest(job, resources, resources.bundles(), 600))
     told: list[EpochReport] = []
     try:
         while not told or not told[-1].finished:
@@ -91,7 +91,9 @@ def leave_half(folder: Path) -> None:
 
 def trained(folder: Path) -> object:
     """`prometar train`."""
-    return runs.train_run(CONFIG, folder / "run", before_step=AlignmentRecorder(folder / "run", every=2))
+    return run_folder.train_run(
+        CONFIG, folder / "run", before_step=AlignmentRecorder(folder / "run", every=2)
+    )
 
 
 COMMANDS: dict[str, Callable[[Path], object]] = {
@@ -101,7 +103,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return build_run(CONFIG, runs.FINAL)
+    return build_run(CONFIG, run_folder.FINAL)
 
 
 def described(config: Config) -> str:
@@ -113,7 +115,7 @@ def described(config: Config) -> str:
 @pytest.fixture
 def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def train_epoch(run: Run, state: State, batches: object, before_step: Any) -> Any:
-        for _ in range(run.plan.steps_per_epoch):
+        for _ in range(run.order.steps_per_epoch):
             if before_step is not None:
                 before_step(run, state, None)
             halves = {name: leaf / 2 + state.step for name, leaf in state.leaves.items()}
@@ -124,11 +126,11 @@ def _formula(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         value = float(sum(leaf.mean() for leaf in session.state.leaves.values()))
         return {"base": value, "new": value + 1, "objective": value}
 
-    for module in (training, runs):
+    for module in (training, run_folder):
         monkeypatch.setattr(module, "build_run", lambda *_, **__: run)
         monkeypatch.setattr(module, "dump_config", described)
     monkeypatch.setattr(training, "stream", lambda *_, cpus: iter(()))
-    monkeypatch.setattr(runs, "environment", dict)  # slow, and not to be compared
+    monkeypatch.setattr(run_folder, "environment", dict)  # slow, and not to be compared
     monkeypatch.setattr(training, "AlignmentRecorder", partial(AlignmentRecorder, every=2))
     monkeypatch.setattr(alignment, "measure_alignment", lambda _, state, pictures: {"cosine": state.step / 8})
     monkeypatch.setattr(session_module, "train_epoch", train_epoch)

@@ -10,13 +10,13 @@ import torch
 
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Source
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import InfrastructureError, UserError, WorkError
 from tests.support.small import BACKBONE
 from tune.execution import training
 from tune.execution.job import Job
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 from tune.execution.training import JobTraining
 from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
@@ -25,13 +25,13 @@ BASE: dict[str, Any] = {
     **BACKBONE, "data.name": "cells", "data.shots": 2, "train.epochs": 2, "optim.warmup_epochs": 0
 }  # fmt: skip
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
-PLAN = ResourcePlan(1, 1.0, 0.0)
+PLAN = JobResources(1, 1.0, 0.0)
 
 
 @pytest.fixture(autouse=True)
 def _local_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    def local(plan: DataPlan, source: Source, step: int, cpus: float) -> Iterator[Batch]:
-        return stream_local(plan, source, step)
+    def local(order: ImageOrder, source: Source, step: int, cpus: float) -> Iterator[Batch]:
+        return stream_local(order, source, step)
 
     monkeypatch.setattr(training, "stream", local)
 

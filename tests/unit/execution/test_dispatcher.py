@@ -15,12 +15,12 @@ from tests.support.fake_trial import fake_job
 from tune.execution.dispatcher import MAX_RETRIES, Dispatcher
 from tune.execution.machines import MAX_DEATHS, Machines
 from tune.execution.ray_cluster import Machine
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 from tune.execution.shutdown import Shutdown
 from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
 
-GPU = ResourcePlan(4, 2.0, 0.25, max_cpus=16.0, max_gpus=1.0, cap=4)
+GPU = JobResources(4, 2.0, 0.25, max_cpus=16.0, max_gpus=1.0, cap=4)
 DIED = ActorDiedError()
 NO_DATA = InputError("/data is not a folder.")
 
@@ -38,7 +38,7 @@ class Cluster:
         number: int = 1,
         *,
         machines: Sequence[str] = ("a",),
-        plan: ResourcePlan = GPU,
+        resources: JobResources = GPU,
         independent_inputs: bool = False,
     ) -> None:
         self.listed = [machine(name) for name in machines]
@@ -46,12 +46,12 @@ class Cluster:
         self.shutdown = Shutdown(Console(file=io.StringIO()))
         self.observer = Mock(reported=lambda *_: None)
         self.machines = Machines(
-            plan, self.told.append, list_machines=lambda: self.listed, clock=iter(range(10**6)).__next__
+            resources, self.told.append, list_machines=lambda: self.listed, clock=iter(range(10**6)).__next__
         )
         jobs = (fake_job(folder, k) for k in range(number))
         self.dispatcher = Dispatcher(
             jobs,
-            plan,
+            resources,
             9.0,
             [self.observer],
             self.shutdown,
@@ -200,7 +200,7 @@ def test_out_of_memory_doubles_the_share(tmp_path: Path) -> None:
         request = cluster.begin(str(trial))
         shares.append(request.bundles[0]["GPU"])
         assert request.allocated["gpus"] == shares[-1]
-        assert request.resource_plan.threads == GPU.threads
+        assert request.resources.threads == GPU.threads
         cluster.dispatcher.failed(str(trial), MemoryError("of 8 GiB"))
     assert shares == [0.25, 0.5, 1.0], "up to a whole GPU"
     assert cluster.dispatcher.failures == {"trial 0": "MemoryError: of 8 GiB"}
@@ -221,8 +221,8 @@ def test_no_small_job_starts_while_a_larger_retry_waits(tmp_path: Path) -> None:
 
 
 def test_concurrency_follows_the_machines_up_to_the_cap(tmp_path: Path) -> None:
-    plan = replace(GPU, max_concurrent=1, cpus=8.0, gpus=1.0, cap=3)
-    cluster = Cluster(tmp_path, 9, plan=plan)
+    resources = replace(GPU, max_concurrent=1, cpus=8.0, gpus=1.0, cap=3)
+    cluster = Cluster(tmp_path, 9, resources=resources)
     cluster.begin("0", on="a")
     assert cluster.starts_nothing()
     cluster.listed += [machine("b"), machine("c"), machine("d")]

@@ -41,25 +41,27 @@ def test_plan(
     expected: tuple[int, float, float],
     reason: str,
 ) -> None:
-    plan, shown = plan_trials(nodes, ResourcesConfig.model_validate(asked), trials)
-    assert (plan.max_concurrent, plan.cpus, plan.gpus) == expected
+    resources, shown = plan_trials(nodes, ResourcesConfig.model_validate(asked), trials)
+    assert (resources.max_concurrent, resources.cpus, resources.gpus) == expected
     assert shown == reason
 
 
 @given(st.integers(1, 64), st.integers(0, 8), st.integers(1, 200), st.integers(1, 4))
 def test_a_plan_fits_on_the_machines(cpus: int, gpus: int, trials: int, machines: int) -> None:
-    plan, _ = plan_trials([{"CPU": float(cpus), "GPU": float(gpus)}] * machines, ResourcesConfig(), trials)
-    assert 1 <= plan.max_concurrent <= max(1, trials // 5)
-    assert plan.max_concurrent * plan.cpus <= cpus * machines
-    assert plan.max_concurrent * plan.gpus <= gpus * machines
-    assert (plan.gpus > 0) == (gpus > 0)
+    resources, _ = plan_trials(
+        [{"CPU": float(cpus), "GPU": float(gpus)}] * machines, ResourcesConfig(), trials
+    )
+    assert 1 <= resources.max_concurrent <= max(1, trials // 5)
+    assert resources.max_concurrent * resources.cpus <= cpus * machines
+    assert resources.max_concurrent * resources.gpus <= gpus * machines
+    assert (resources.gpus > 0) == (gpus > 0)
 
 
 def test_memory_bounds_the_plan() -> None:
     nodes = [{"CPU": 32.0, "memory": 10e9}]
-    plan, shown = plan_trials(nodes, ResourcesConfig(), 40, memory=4e9)
-    assert plan.max_concurrent == 2
-    assert plan.cpus == 16.0
+    resources, shown = plan_trials(nodes, ResourcesConfig(), 40, memory=4e9)
+    assert resources.max_concurrent == 2
+    assert resources.cpus == 16.0
     assert "2 concurrent trials (all that fit)" in shown
     small = [{"CPU": 8.0, "memory": 10e9}] * 3
     assert plan_trials(small, ResourcesConfig(), 40, memory=11e9)[0].max_concurrent == 3, "one per machine"
@@ -88,15 +90,18 @@ def test_too_much_is_refused(nodes: list[dict[str, float]], asked: dict[str, flo
 
 def test_a_larger_share_ends_at_a_whole_machine() -> None:
     nodes = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 2.0}]
-    plan, _ = plan_trials(nodes, ResourcesConfig(cpus_per_trial=1.0, gpus_per_trial=0.0), 40)
-    shares = [plan.bundles()]
-    while (more := plan.enlarge(shares[-1])) is not None:
+    resources, _ = plan_trials(nodes, ResourcesConfig(cpus_per_trial=1.0, gpus_per_trial=0.0), 40)
+    shares = [resources.bundles()]
+    while (more := resources.enlarge(shares[-1])) is not None:
         shares.append(more)
     assert [bundles[0]["CPU"] for bundles in shares] == [0.5, 1.0, 2.0, 3.5]
     assert all(bundles[1] == {"CPU": 0.5} for bundles in shares), "the stream keeps its CPUs"
-    assert plan.enlarge([{"CPU": 1.0, "GPU": 0.75}, {"CPU": 1.0}]) == [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
+    assert resources.enlarge([{"CPU": 1.0, "GPU": 0.75}, {"CPU": 1.0}]) == [
+        {"CPU": 1.0, "GPU": 1.0},
+        {"CPU": 1.0},
+    ]
     whole = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
-    assert plan.enlarge(whole) is None, "two GPUs are not one of twice the memory"
+    assert resources.enlarge(whole) is None, "two GPUs are not one of twice the memory"
 
 
 SIXTEEN_GPUS = [{"CPU": 32.0, "GPU": 8.0}] * 2
@@ -111,17 +116,17 @@ def test_the_cap_of_the_search_does_not_throttle_the_runs_of_later_stages() -> N
 
 
 def test_few_runs_get_all_resources_even_if_more_may_be_concurrent() -> None:
-    plan, _ = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=32), 4)
-    assert (plan.max_concurrent, plan.cpus, plan.gpus) == (4, 16.0, 1.0)
+    resources, _ = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=32), 4)
+    assert (resources.max_concurrent, resources.cpus, resources.gpus) == (4, 16.0, 1.0)
 
 
 def test_a_limit_of_the_user_applies_to_every_stage() -> None:
-    plan, shown = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=2), 30)
-    assert plan.max_concurrent == 2
+    resources, shown = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=2), 30)
+    assert resources.max_concurrent == 2
     assert "2 concurrent runs (--max-concurrent)" in shown
 
 
 def test_a_plan_states_how_many_jobs_may_run_if_machines_join() -> None:
-    plan, _ = plan_trials([{"CPU": 8.0, "GPU": 1.0}], ResourcesConfig(), 40)
-    assert (plan.max_concurrent, plan.limit) == (4, 8)
-    assert plan.capacity({"CPU": 8.0, "GPU": 1.0}) == 4
+    resources, _ = plan_trials([{"CPU": 8.0, "GPU": 1.0}], ResourcesConfig(), 40)
+    assert (resources.max_concurrent, resources.limit) == (4, 8)
+    assert resources.capacity({"CPU": 8.0, "GPU": 1.0}) == 4

@@ -14,11 +14,11 @@ from ray.util.placement_group import _validate_bundle_label_selector
 
 from prometar.errors import _OUT_OF_MEMORY, InfrastructureError
 from tests.support.fake_trial import fake_job
-from tune.execution.resources import ResourcePlan
+from tune.execution.resources import JobResources
 from tune.execution.worker import JobRequest, JobWorker, _prepare_gpu
 from tune.records.schema import EpochReport
 
-PLAN = ResourcePlan(1, 1.0, 0.5)
+PLAN = JobResources(1, 1.0, 0.5)
 ONE = EpochReport(epoch=1, finished=True)
 
 

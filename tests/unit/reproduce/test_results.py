@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prometar.comparison.runs import FinishedRun
+from prometar.comparison.finished_runs import FinishedRun
 from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item

@@ -27,7 +27,7 @@ def config_of(tmp_path: Path, *, ranges: dict[str, Any] | None = None, **options
 
 def steps_of(job: Job) -> int:
     """Steps per epoch, summed over the runs of a job."""
-    return sum(build_run(run, job.objective).plan.steps_per_epoch for run in job.configs.values())
+    return sum(build_run(run, job.objective).order.steps_per_epoch for run in job.configs.values())
 
 
 def jobs_of(config: StudyConfig, **settings: Any) -> tuple[Job, Job]:

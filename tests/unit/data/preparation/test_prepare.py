@@ -14,7 +14,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
 from prometar.data.splits.fewshot import draw
-from prometar.data.streaming.plan import DataPlan
+from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import InfrastructureError, UserError, WorkError
@@ -33,15 +33,15 @@ def test_a_copy_gives_equal_plans_and_pixels(small_dtd: Path, tmp_path: Path, ur
     assert tree(small_dtd) == before
     table = pq.read_table(next((tmp_path / "dtd").glob("00000*")))
     assert table.column_names == ["path", "label", "classname", "split", "image"]
-    plans = []
+    orders = []
     for root in (small_dtd, to):
         dataset = open_dataset("dtd", root)
         train = draw(dataset.train, shots=3, rng=random.Random(1))
-        plan = DataPlan(train, TransformSpec(32, True), batch_size=5, epochs=2)
+        order = ImageOrder(train, TransformSpec(32, True), batch_size=5, epochs=2)
         source = pickle.loads(pickle.dumps(dataset.source))
-        plans.append((dataset.splits, plan.digest, [b.images for b in stream_local(plan, source)]))
-    assert plans[0][:2] == plans[1][:2]
-    assert np.array_equal(np.stack(plans[0][2]), np.stack(plans[1][2]))
+        orders.append((dataset.splits, order.digest, [b.images for b in stream_local(order, source)]))
+    assert orders[0][:2] == orders[1][:2]
+    assert np.array_equal(np.stack(orders[0][2]), np.stack(orders[1][2]))
 
 
 def test_an_interrupted_run_resumes(small_dtd: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The local stream: the reference that every other way of running a plan must equal."""
+"""The local stream: the reference that every other way of running an order must equal."""
 
 import random
 from functools import lru_cache
@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.splits.fewshot import draw
-from prometar.data.streaming.plan import DataPlan, eval_plan
+from prometar.data.streaming.order import ImageOrder, eval_order
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import WorkError
 
 
 @lru_cache
-def reference(root: Path, batch_size: int, drop_last: bool) -> tuple[DataPlan, list[Batch]]:
+def reference(root: Path, batch_size: int, drop_last: bool) -> tuple[ImageOrder, list[Batch]]:
     dataset = open_dataset("dtd", root)
     train = draw(dataset.train, shots=2, rng=random.Random(1))
     spec = TransformSpec(32, train=True, jitter=0.3)
-    plan = DataPlan(train, spec, batch_size=batch_size, epochs=3, seed=4, drop_last=drop_last)
-    return plan, list(stream_local(plan, dataset.source))
+    order = ImageOrder(train, spec, batch_size=batch_size, epochs=3, seed=4, drop_last=drop_last)
+    return order, list(stream_local(order, dataset.source))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -39,11 +39,11 @@ def same(one: Batch, other: Batch) -> bool:
 def test_any_start_step_gives_the_rest_of_the_same_batches(
     small_dtd: Path, batch_size: int, drop_last: bool, data: st.DataObject
 ) -> None:
-    plan, batches = reference(small_dtd, batch_size, drop_last)
-    assert len(batches) == plan.num_steps
-    start = data.draw(st.integers(0, plan.num_steps))
-    rest = list(stream_local(plan, open_dataset("dtd", small_dtd).source, start_step=start))
-    assert len(rest) == plan.num_steps - start
+    order, batches = reference(small_dtd, batch_size, drop_last)
+    assert len(batches) == order.num_steps
+    start = data.draw(st.integers(0, order.num_steps))
+    rest = list(stream_local(order, open_dataset("dtd", small_dtd).source, start_step=start))
+    assert len(rest) == order.num_steps - start
     assert all(same(a, b) for a, b in zip(rest, batches[start:], strict=True))
 
 
@@ -53,12 +53,12 @@ def test_pixels_of_a_row_do_not_depend_on_the_batch_size(small_dtd: Path) -> Non
 
 
 def test_batches_are_writable_uint8_with_the_items_labels(small_dtd: Path) -> None:
-    plan, batches = reference(small_dtd, 4, True)
+    order, batches = reference(small_dtd, 4, True)
     for batch in batches:
         assert batch.images.dtype == np.uint8
         assert batch.images.flags.writeable
         assert batch.images.shape == (4, 32, 32, 3)
-        want = [plan.items[k].label for k in plan.rows(*plan.row_range(batch.step))[0]]
+        want = [order.items[k].label for k in order.rows(*order.row_range(batch.step))[0]]
         assert batch.labels.tolist() == want
         assert batch.labels.dtype == np.int64
 
@@ -67,7 +67,7 @@ def test_a_broken_image_stops_the_stream_and_is_named(own_dtd: Path) -> None:
     dataset = open_dataset("dtd", own_dtd)
     path = dataset.test[3].path
     (own_dtd / "dtd/images" / path).write_bytes(b"\xff\xd8 not a photograph")
-    batches = stream_local(eval_plan(dataset.test, size=16, batch_size=2), dataset.source)
+    batches = stream_local(eval_order(dataset.test, size=16, batch_size=2), dataset.source)
     assert next(batches).step == 0
     with pytest.raises(WorkError, match=path):
         next(batches)

@@ -1,4 +1,4 @@
-"""Data plans, which determine the order and the pixels of all images, identically on every machine.
+"""Image orders, which determine the order and the pixels of all images, identically on every machine.
 
 A row is one image in one epoch. Rows are numbered from 0 to epochs * rows_per_epoch - 1. The content of
 the k-th row of an epoch does not depend on the batch size, Ray Data's block size or the worker.
@@ -17,7 +17,7 @@ from prometar.data.datasets.dataset import Item
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 
-FORMAT = 1  # part of the digest. Increase it if a code change alters the batches of a plan
+FORMAT = 1  # part of the digest. Increase it if a code change alters the batches of an order
 EVAL_BATCH_SIZE = 64
 
 Ints = NDArray[np.int64]
@@ -37,7 +37,7 @@ def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tu
 
 
 @dataclass(frozen=True)
-class DataPlan:
+class ImageOrder:
     """Images with their order, transform and batches.
 
     Args:
@@ -109,9 +109,9 @@ class DataPlan:
         """SHA-256 (hex) of everything that determines the batches. Equal digests mean equal batches."""
         fields = {k: v for k, v in vars(self).items() if k not in ("items", "transform", "digest")}
         transform = asdict(self.transform)
-        if not self.transform.exif_rotation:  # so that plans of benchmarks keep their digests
+        if not self.transform.exif_rotation:  # so that orders of benchmarks keep their digests
             del transform["exif_rotation"]
-        if self.transform.views == 1:  # so that plans of version 0.2 keep their digests
+        if self.transform.views == 1:  # so that orders of version 0.2 keep their digests
             del transform["views"]
         head = {"format": FORMAT, "transform": transform, **fields}
         state = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
@@ -120,9 +120,9 @@ class DataPlan:
         return state.hexdigest()
 
 
-def eval_plan(
+def eval_order(
     items: Sequence[Item], *, size: int, batch_size: int = EVAL_BATCH_SIZE, exif_rotation: bool = False
-) -> DataPlan:
-    """Return the plan of an evaluation: one pass over all items in their order, with center crops."""
+) -> ImageOrder:
+    """Return the image order of an evaluation: one pass over all items in their order, with center crops."""
     spec = TransformSpec(size=size, train=False, exif_rotation=exif_rotation)
-    return DataPlan(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)
+    return ImageOrder(tuple(items), spec, batch_size=batch_size, epochs=1, shuffle=False, drop_last=False)

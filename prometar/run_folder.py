@@ -12,7 +12,7 @@ from prometar.data.datasets.catalog import open_dataset, reject_output_in_datase
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
 from prometar.data.splits.objective import FINAL
-from prometar.data.streaming.plan import eval_plan
+from prometar.data.streaming.order import eval_order
 from prometar.data.streaming.stream import StreamFn, stream_local
 from prometar.environment import environment
 from prometar.errors import PrometarError, UserError
@@ -93,10 +93,10 @@ def write_result(
     result = RunResult(
         last_epoch=last,
         accuracies={name: last[name] for name in run.evaluations},
-        images={name: len(evaluation.plan.items) for name, evaluation in run.evaluations.items()},
+        images={name: len(evaluation.order.items) for name, evaluation in run.evaluations.items()},
         history=tuple(session.history),
         objective=run.objective,
-        classnames=classnames(run.plan.items),
+        classnames=classnames(run.order.items),
         template=run.dataset.template,
         templates=dict(run.dataset.templates),
         run_digest=run.digest,
@@ -134,9 +134,9 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
     size = classifier.backbone.clip.image_size
-    plan = eval_plan(items, size=size, exif_rotation=dataset.exif_rotation)
+    order = eval_order(items, size=size, exif_rotation=dataset.exif_rotation)
     model = classifier.model(dataset.classnames, dataset.template)
-    batches = stream(plan, dataset.source, 0)
+    batches = stream(order, dataset.source, 0)
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prometar import runs
+from prometar import run_folder
 from prometar.clip import openclip
 from prometar.clip.openclip import Backbone
 from prometar.config.settings import Config, configure, dump_config
@@ -43,34 +43,34 @@ def test_another_folder_is_kept(files: dict[str, str], said: str, config: Config
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"{said}. Choose another folder with --out"):
-        runs.train_run(config, tmp_path)
+        run_folder.train_run(config, tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
 def test_a_run_goes_on_in_its_own_folder(config: Config, tmp_path: Path) -> None:
     """Also one that was stopped before its first checkpoint, or lost it."""
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    first = runs.train_run(config, tmp_path)
+    first = run_folder.train_run(config, tmp_path)
     elsewhere = read_result(tmp_path).model_copy(update={"cpus": 2.5})
     (tmp_path / "result.json").write_text(elsewhere.model_dump_json())
-    assert runs.train_run(config, tmp_path) == first
+    assert run_folder.train_run(config, tmp_path) == first
     assert read_result(tmp_path) == elsewhere
     (tmp_path / "checkpoint.safetensors").unlink()
-    assert runs.train_run(config, tmp_path)["base"] == first["base"]
+    assert run_folder.train_run(config, tmp_path)["base"] == first["base"]
     (tmp_path / "result.json").write_text("{")
     (tmp_path / "checkpoint.safetensors").unlink()
-    assert runs.train_run(config, tmp_path)["base"] == first["base"]
+    assert run_folder.train_run(config, tmp_path)["base"] == first["base"]
 
 
 def test_a_result_of_other_images_is_left_alone(config: Config, tmp_path: Path) -> None:
     """As of a study's last round, which keeps no checkpoint: a configuration does not tell on what it ran."""
-    runs.train_run(config, tmp_path, objective="base_val")
+    run_folder.train_run(config, tmp_path, objective="base_val")
     (tmp_path / "checkpoint.safetensors").unlink()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="belongs to another run"):
-        runs.train_run(config, tmp_path)
+        run_folder.train_run(config, tmp_path)
     with pytest.raises(UserError, match="has no checkpoint"):
-        runs.evaluate_run(tmp_path)
+        run_folder.evaluate_run(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -81,11 +81,11 @@ def test_a_run_scored_on_fewer_validation_images_can_be_evaluated_again(
     run = build_run(config, "base_val", val_per_class=1)
     session = Session(run, tmp_path)
     scores = session.run_epoch()
-    runs.write_result(tmp_path, session)
+    run_folder.write_result(tmp_path, session)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     result = read_result(tmp_path)
     assert (result.val_per_class, result.images) == (1, {"base": 3})
-    assert runs.evaluate_run(tmp_path)["base"] == scores["base"]
+    assert run_folder.evaluate_run(tmp_path)["base"] == scores["base"]
 
 
 def test_a_test_on_other_datasets_uses_the_backbone_of_the_training(
@@ -99,8 +99,8 @@ def test_a_test_on_other_datasets_uses_the_backbone_of_the_training(
 
     monkeypatch.setattr(training_run, "load_backbone", load_backbone)
     clear_caches()
-    runs.train_run(config, tmp_path)
-    runs.evaluate_on_targets(tmp_path, ["dtd"], stream_local)
+    run_folder.train_run(config, tmp_path)
+    run_folder.evaluate_on_targets(tmp_path, ["dtd"], stream_local)
     assert read_result(tmp_path).tests.keys() == {"dtd"}
     assert loaded == ["mini"]
 
@@ -109,7 +109,7 @@ def test_custom_code_is_recorded(config: Config, tmp_path: Path, monkeypatch: py
     write_parts(tmp_path, "recorded")
     monkeypatch.syspath_prepend(tmp_path)
     config = config.override({"regularizer.kind": "recorded:huber"})
-    runs.train_run(config, tmp_path / "run")
+    run_folder.train_run(config, tmp_path / "run")
     assert read_result(tmp_path / "run").code == {"recorded:huber": source_digest("recorded:huber")}
 
 
@@ -117,13 +117,13 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     weights, state = tmp_path / "weights.safetensors", load_mini()
     save_file(state, weights)
     config = config.override({"backbone.pretrained": str(weights)})
-    runs.train_run(config, tmp_path / "run")
+    run_folder.train_run(config, tmp_path / "run")
     clear_caches()
     save_file({name: tensor + 0.001 for name, tensor in state.items()}, weights)
     with pytest.raises(WorkError, match="belongs to a run with other weights"):
-        runs.train_run(config, tmp_path / "run")
+        run_folder.train_run(config, tmp_path / "run")
     with pytest.raises(UserError, match=r"weights\.safetensors have changed since .*run was trained"):
-        runs.load_run_classifier(tmp_path / "run")
+        run_folder.load_run_classifier(tmp_path / "run")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Config, tmp_path: Pa
         lock_folder(tmp_path, "the first"),
         pytest.raises(WorkError, match=f"the run {tmp_path} is in use by another process"),
     ):
-        runs.train_run(config, tmp_path)
+        run_folder.train_run(config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
