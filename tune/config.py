@@ -4,7 +4,7 @@ The command line (`OPTIONS`), the arguments of `Study` and study.yaml are three 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, count, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
@@ -45,6 +45,31 @@ DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+class Enqueued(StrictModel):
+    """Settings that are tried before sampled ones.
+
+    Args:
+        settings: Settings of the space. Missing ones are sampled.
+        source: YAML file, or folder of the study, from which the settings come. "" in earlier versions.
+        trial: Number of the trial in that study. None if the settings come from a file.
+    """
+
+    settings: dict[str, Value]
+    source: str = ""
+    trial: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bare_settings(cls, given: object) -> object:
+        """Accept settings without a source, which version 0.2 wrote. Their keys contain a dot."""
+        if isinstance(given, Mapping) and given and all("." in str(key) for key in given):
+            return {"settings": given}
+        return given
+
+    def __str__(self) -> str:
+        return self.source if self.trial is None else f"trial {self.trial} of {self.source}"
+
+
 class SearchConfig(StrictModel):
     """Sampling and scoring of settings. A trial's score is the mean over its datasets and seeds."""
 
@@ -72,7 +97,12 @@ class SearchConfig(StrictModel):
     seed: Seed = Field(0, description="Seed of the sampler, and first seed of every trial. Default: 0.")
     seeds_per_trial: int = Field(1, ge=1, le=1000, description="Runs (seeds) per trial and dataset.")
     val_per_class: int = Field(20, ge=1, le=1_000_000, description="Maximum validation images per class.")
-    enqueue: tuple[dict[str, Value], ...] = Field((), description="Settings to run first, from YAML files.")
+    enqueue: tuple[Enqueued, ...] = Field(
+        (), description="Settings to try first: YAML files, or folders of studies, such as out/dtd."
+    )
+    enqueued_studies: tuple[Path, ...] = Field(
+        (), exclude=True, description="Studies of --enqueue. `tune.stages.enqueued` adds their settings."
+    )
 
     @field_validator("goals")
     @classmethod
@@ -245,8 +275,8 @@ class StudyConfig(StrictModel):
         }
         seed = {"train.seed": by_field.get("search.seed", 0)}
         # Messages name the option of an invalid value. Of `run_values`, only --epochs is unchecked.
-        sources = {"--epochs": run_values, "--set": set_values, "--seed": seed}
-        baseline = absolute_paths(configure(method, by_source=sources))
+        by_option = {"--epochs": run_values, "--set": set_values, "--seed": seed}
+        baseline = absolute_paths(configure(method, by_source=by_option))
         Config.require_used(set_values, [baseline], "the default settings")
         # Trials may be shorter than published, to save time. A test must not be shorter than the trials.
         by_field.setdefault("test.epochs", max(configure(method).train.epochs, baseline.train.epochs))
@@ -257,9 +287,18 @@ class StudyConfig(StrictModel):
             space = load_space(str(space))
         if EPOCHS_KEY in space.ranges or len(_as_tuple(by_field.get("search.goals", "objective"))) > 1:
             by_field.setdefault("search.pruner", "none")
-        files = _as_tuple(by_field.get("search.enqueue", ()))
-        enqueued = tuple(chain.from_iterable(load_enqueued(Path(str(file)), space) for file in files))
-        search = {"datasets": datasets, "space": space, "enqueue": enqueued}
+        sources = [Path(str(each)) for each in _as_tuple(by_field.get("search.enqueue", ()))]
+        search = {
+            "datasets": datasets,
+            "space": space,
+            "enqueue": [
+                Enqueued(settings=settings, source=str(path))
+                for path in sources
+                if path.is_file()
+                for settings in load_enqueued(path, space)
+            ],
+            "enqueued_studies": [path for path in sources if not path.is_file()],
+        }
         return baseline, by_field | {f"search.{name}": value for name, value in search.items()}
 
     def identity(self, digests: Mapping[str, str] = {}) -> dict[str, Any]:
@@ -383,6 +422,7 @@ _ONLY_AS_OPTION = {
     "baseline.data.name": "--dataset",
     "baseline.train.seed": "--seed",
     "search.space": "--space",
+    "search.enqueued_studies": "--enqueue",
 }
 
 

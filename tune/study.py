@@ -21,6 +21,7 @@ from tune.execution.resources import JobResources, plan_runs, plan_trials, uses_
 from tune.records.folder import BEST_FILE, SETTINGS_FILES, Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
 from tune.space.ranges import Settings
+from tune.stages.enqueued import add_settings_of_studies, describe_enqueued
 from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study, require_readable_images
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class Study:
         console: Console | None = None,
         **options: Any,
     ) -> None:
-        self.config = config or _build_config(folder, options)
-        self.folder = StudyFolder.of(self.config)
+        config = config or _build_config(folder, options)
+        self.folder = StudyFolder.of(config)
+        self.config, self._enqueue_notes = add_settings_of_studies(config, self.folder)
         self.console = console or stdout_console()
         self._opened: _OpenStudy | None = None
         self._memory_bytes = 0  # estimated memory of a run, once the study is open
@@ -200,7 +202,8 @@ class Study:
         ranges = self.config.search.space.describe()
         searched = [f"  {key}: {values}" for key, values in ranges.items()]
         plan = self._plan
-        return "\n".join([self._headline, str(plan), "Searched settings:", *searched, *plan.notes])
+        lines = [self._headline, str(plan), *self._about_enqueued, "Searched settings:", *searched]
+        return "\n".join([*lines, *plan.notes])
 
     def estimate(self) -> str:
         """Load the weights, time a few training steps, and describe the maximum duration on this machine.
@@ -211,6 +214,10 @@ class Study:
         """
         require_readable_images(self.config, self._plan, self.console.print)
         return estimate(self.config, self._plan)
+
+    @property
+    def _about_enqueued(self) -> list[str]:
+        return [*describe_enqueued(self.config), *self._enqueue_notes]
 
     @property
     def _headline(self) -> str:
@@ -242,7 +249,7 @@ class Study:
             memory = footprint.memory_bytes(config.baseline, on_gpu=on_gpu)
             resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
             self._memory_bytes = memory
-            for line in (self._headline, str(plan), summary, *plan.notes):
+            for line in (self._headline, str(plan), summary, *self._about_enqueued, *plan.notes):
                 self.console.print(line)
             self._opened = plan, digests, resources
             with LivePage(self.folder, self.console) as self._page:

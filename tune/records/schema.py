@@ -136,6 +136,7 @@ class TrialRecord:
 
     Args:
         origin: Source of the settings: the defaults (baseline), `--enqueue`, or the sampler.
+        source: File, or trial of another study, of enqueued settings. "" for other trials.
         objective, base, new: Means over the runs after the last epoch, None if not measured.
         epoch: Number of the last epoch.
         scores_by_epoch: Mean objective over the runs after each epoch, by epoch number (from 1).
@@ -159,6 +160,7 @@ class TrialRecord:
     reason: str = ""
     started: NaiveDatetime | None = None
     ended: NaiveDatetime | None = None
+    source: str = ""
     version: Literal[3] = VERSION
 
     @property

@@ -1,6 +1,7 @@
 """Sentences of a report: verdict, evidence, caveats and next steps."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from statistics import mean
 from typing import Literal
@@ -88,7 +89,13 @@ def search_summary(records: Records) -> str:
     """Return the numbers of trials, in total and by state."""
     ended, planned = len(records.trials), records.config.search.trials
     count = format_count(ended, "trial") if ended > planned else f"{ended} of {planned} trials"
-    return f"Search: {count} ({records.state_summary})."
+    line = f"Search: {count} ({records.state_summary})."
+    enqueued = [trial for trial in records.trials if trial.origin == "enqueued"]
+    if not enqueued:
+        return line
+    sources = Counter(trial.source.rpartition(" of ")[2] for trial in enqueued)
+    listed = ", ".join(f"{number} from {source}" for source, number in sources.items() if source)
+    return f"{line} Enqueued: {format_count(len(enqueued), 'trial')}{f' ({listed})' if listed else ''}."
 
 
 def _about_selection(records: Records) -> str:

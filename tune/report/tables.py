@@ -126,7 +126,8 @@ def _trial_cells(trial: TrialRecord, records: Records) -> Iterator[str]:
     yield str(trial.number)
     yield STATE_NAMES[trial.state] + (" (default settings)" if trial.is_baseline else "")
     yield _describe_changes(trial.settings, records) or DASH
-    yield "; ".join(filter(None, (trial.reason, *trial.notes))) or DASH
+    enqueued = f"enqueued ({trial.source})" if trial.source else "enqueued" * (trial.origin == "enqueued")
+    yield "; ".join(filter(None, (enqueued, trial.reason, *trial.notes))) or DASH
     yield from map(format_number, (trial.objective, trial.base, trial.new))
     yield str(trial.epoch)
     yield format_duration(trial.seconds)

@@ -82,6 +82,13 @@ class NumberRange(_Range):
         kinds = (int,) if self.type == "int" else (int, float)
         return isinstance(value, kinds) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    def nearest(self, value: object) -> Value | None:
+        """Return the value of the range that is nearest to a number. None if it is not such a number."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        clipped = min(max(value, self.low), self.high)
+        return clipped if self.contains(clipped) else None
+
     def describe(self) -> str:
         return f"{self.low:.12g} .. {self.high:.12g}{' (log)' if self.log else ''}"
 
@@ -104,6 +111,10 @@ class Choice(_Range):
 
     def contains(self, value: object) -> bool:
         return value in self.choices
+
+    def nearest(self, value: object) -> Value | None:
+        """Return the value if it is one of the choices, else None."""
+        return cast(Value, value) if self.contains(value) else None
 
     def describe(self) -> str:
         return " | ".join(map(str, self.choices))

@@ -114,6 +114,36 @@ class Space(StrictModel):
                 values[key] = given[key]
         return values
 
+    def fit(self, values: Mapping[str, Any]) -> tuple[dict[str, Value], list[str]]:
+        """Return the settings of a run that this space searches, and a description of each changed value.
+
+        Numbers outside their range are replaced with the nearest bound. Settings whose condition fails are
+        left out.
+
+        Args:
+            values: Settings of a run by dotted key, such as `Config.flat()`.
+
+        Raises:
+            UserError: a value is not one of the choices, or has another type than its range.
+
+        Example:
+            >>> lr = {"type": "float", "low": 1e-4, "high": 0.1, "log": True}
+            >>> Space(name="mine", ranges={"optim.lr": lr}).fit({"optim.lr": 0.5, "train.epochs": 9})
+            ({'optim.lr': 0.1}, ['optim.lr = 0.1 instead of 0.5'])
+        """
+        fitted: dict[str, Value] = {}
+        changes: list[str] = []
+        for key, entry in self.ranges.items():
+            if key not in values or not entry.is_active(fitted):
+                continue
+            value = entry.nearest(values[key])
+            if value is None:
+                raise UserError(f"{key} = {values[key]} is not in {entry.describe()}")
+            if value != values[key]:
+                changes.append(f"{key} = {value} instead of {values[key]}")
+            fitted[key] = value
+        return fitted, changes
+
     def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
         """Return the space without settings that have no effect, or whose range conflicts with `config`.
 

@@ -31,6 +31,7 @@ STUDY_ID = "study_id"
 OWNER = "owner"
 # User attributes of all trials.
 ORIGIN = "origin"
+SOURCE = "source"  # of enqueued settings
 REASON = "reason"
 RESULT = "result"
 SECONDS = "seconds_searched"  # user attribute of the study
@@ -187,10 +188,11 @@ class TrialStore:
         # Settings of failed trials are not retried, because they would fail again with the same seeds.
         tried = {self._combination(trial.params) for trial in trials}
         enqueued = [trial.system_attrs.get(FIXED) for trial in trials]
-        for settings in self._search.enqueue:
-            if settings not in enqueued:
-                trial = self._sample(trials, settings, "enqueued")
+        for each in self._search.enqueue:
+            if each.settings not in enqueued:
+                trial = self._sample(trials, each.settings, "enqueued")
                 if self._combination(trial.params) not in tried:
+                    trial.set_user_attr(SOURCE, str(each))
                     return trial
         for duplicates in range(MAX_DUPLICATES):
             trial = self._sample(trials, duplicates=duplicates)
@@ -346,4 +348,5 @@ def build_record(trial: FrozenTrial) -> TrialRecord:
         reason=attrs.get(REASON, "") if trial.state is TrialState.FAIL else "",
         started=trial.datetime_start and trial.datetime_start.replace(microsecond=0),
         ended=trial.datetime_complete and trial.datetime_complete.replace(microsecond=0),
+        source=attrs.get(SOURCE, ""),
     )

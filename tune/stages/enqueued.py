@@ -1,0 +1,128 @@
+"""Settings of other studies that a study tries first (`--enqueue OUT/STUDY`)."""
+
+from collections import Counter
+from itertools import zip_longest
+from pathlib import Path
+
+from prometar.cli.console import format_count
+from prometar.errors import UserError, one_line
+from prometar.io.files import resolve_path
+from tune.config import ConfirmConfig, Enqueued, StudyConfig
+from tune.records.folder import Records, StudyFolder, read_records
+from tune.records.schema import StudyRecord
+from tune.space.ranges import Settings
+
+_TOP = ConfirmConfig().top  # number of trials that are taken from a study without a confirmation
+
+
+def add_settings_of_studies(config: StudyConfig, folder: StudyFolder) -> tuple[StudyConfig, list[str]]:
+    """Return the configuration with the enqueued settings of other studies, and notes for the user.
+
+    The studies are read once. A resumed study keeps the settings that it has recorded in study.yaml, even if
+    the other studies have changed or are gone. Studies take turns: the selected settings of each study come
+    first, then the second best of each, and so on. Equal settings are enqueued once.
+
+    Args:
+        config: Configuration with the folders of the studies in `search.enqueued_studies`.
+        folder: Folder of the study that tries the settings.
+
+    Raises:
+        UserError: a folder does not exist, contains no study with completed trials, or is that of this study.
+    """
+    previous = folder.read(StudyRecord)
+    recorded = [each for each in previous.config.search.enqueue if each.trial is not None] if previous else []
+    known = {each.source for each in recorded}
+    notes: list[str] = []
+    by_study: list[list[Enqueued]] = []
+    for path in config.search.enqueued_studies:
+        if str(path) in known:
+            continue
+        if resolve_path(path) == folder.path:
+            raise UserError(f"--enqueue {path} is the folder of this study. Pass another study.")
+        if not path.is_dir():
+            raise UserError(f"--enqueue {path} does not exist.")
+        found, its_notes = _settings_of(path, config)
+        by_study.append(found)
+        notes += its_notes
+    in_turn = [each for turn in zip_longest(*by_study) for each in turn if each is not None]
+    given = (*config.search.enqueue, *recorded, *in_turn)
+    if not given:
+        return config, notes
+    enqueued: list[Enqueued] = []
+    tried: list[Settings] = [config.baseline_settings]
+    for each in given:
+        if each.settings not in tried:
+            tried.append(each.settings)
+            enqueued.append(each)
+    search = config.search.model_copy(update={"enqueue": tuple(enqueued), "enqueued_studies": ()})
+    return config.model_copy(update={"search": search}), notes
+
+
+def describe_enqueued(config: StudyConfig) -> list[str]:
+    """Return a line on the number of enqueued settings by source, or no line if there are none."""
+    enqueued, trials = config.search.enqueue, config.search.trials
+    if not enqueued:
+        return []
+    sources = Counter(each.source for each in enqueued)
+    listed = ", ".join(f"{number} from {source}" for source, number in sources.items() if source)
+    line = f"Enqueued: {format_count(len(enqueued), 'trial')}{f' ({listed})' if listed else ''}"
+    if len(enqueued) > trials - 1:
+        line += f". With the baseline, --trials {trials} has room for {trials - 1}"
+    return [one_line(line)]
+
+
+def _settings_of(path: Path, config: StudyConfig) -> tuple[list[Enqueued], list[str]]:
+    """Return the candidates of a study as settings of this study's space, best first, and notes."""
+    records = read_records(path)
+    other, space = records.config, config.search.space
+    ours = config.baseline.flat()
+    found: list[Enqueued] = []
+    notes: list[str] = []
+    left_out: dict[str, None] = {}  # a dictionary keeps the order
+    if other.baseline.method != config.baseline.method:
+        notes.append(f"{path} tuned another method, {other.baseline.method}.")
+    for number, settings in _candidates(records):
+        run = other.run_config(settings, dataset=other.search.datasets[0], seed=other.search.seed).flat()
+        for key in settings:
+            if key not in space.ranges and run.get(key) != ours.get(key):
+                left_out[key] = None
+        try:
+            fitted, changes = space.fit(run)
+        except UserError as error:
+            notes.append(f"{path}: trial {number} is not tried, because {error}.")
+            continue
+        if not fitted:
+            notes.append(f"{path}: trial {number} is not tried, because it has no setting of the space.")
+            continue
+        if changes:
+            notes.append(f"{path}: trial {number} is tried at the bound of the range: {', '.join(changes)}.")
+        found.append(Enqueued(settings=fitted, source=str(path), trial=number))
+    if left_out:
+        keys = ", ".join(left_out)
+        notes.append(f"{path}: values of {keys} are left out, because this study does not search them.")
+    return found, [one_line(note) for note in notes]
+
+
+def _candidates(records: Records) -> list[tuple[int, Settings]]:
+    """Return trial number and settings: the selected ones, then other confirmed ones, best first.
+
+    Without a confirmation, return the best completed trials. The default settings are a candidate only if
+    they were selected.
+
+    Raises:
+        UserError: the study has no completed trial.
+    """
+    if not records.completed:
+        raise UserError(f"--enqueue {records.folder} has no completed trial. Run that study first.")
+    confirmation = records.confirmation
+    if confirmation is None or not confirmation.seeds:
+        best = [trial for trial in records.completed if not trial.is_baseline][:_TOP]
+        return [(trial.number, trial.settings) for trial in best]
+    selected = confirmation.selected_number
+    ranked = sorted(
+        confirmation.candidates,
+        key=lambda each: (each.number != selected, each.mean is None, -(each.mean or 0.0)),
+    )
+    return [
+        (each.number, each.settings) for each in ranked if each.number == selected or not each.is_baseline
+    ]
