@@ -204,13 +204,17 @@ def alignment(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs. Subfolders are searched too.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs (subfolders are searched too), of studies or of `reproduce`."),
+    ],
     reference: Annotated[
-        str | None, typer.Option(help="Reference method. Default: prometar, or else the first found.")
+        str | None,
+        typer.Option(help="Reference: a label in the table, or a folder of `reproduce`. Default: see docs."),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
-    """Compare methods on shared datasets and seeds."""
+    """Compare methods, studies, or folders of `prometar reproduce` on shared datasets and seeds."""
     from rich.console import Console
 
     from prometar.comparison.finished_runs import compare_runs

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare
+from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare, correct_for_all
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.embedded.datasets import RENDERED
@@ -61,39 +61,160 @@ class FinishedRun:
 def compare_runs(
     paths: Sequence[Path], *, reference: str | None = None
 ) -> tuple[list[Difference], list[str]]:
-    """Compare finished runs with those of a reference method. Return differences and notes for the user.
+    """Compare finished runs with those of a reference. Return differences and notes for the user.
+
+    What is compared depends on the folders:
+
+    - A study: the runs of its final test, with the labels "STUDY selected" and "STUDY default".
+    - Several folders of `prometar reproduce` that share a method: each method in one folder with the same
+      method in the reference folder.
+    - Other folders: methods, and settings of a method (`label_methods`). Studies below them are skipped.
 
     Args:
         paths: Folders of runs, or folders that contain such folders.
-        reference: Name of the reference (`label_methods`). Default: prometar or, if absent, the first one.
+        reference: Label of the reference, or the name of the reference folder. Default: the first study or
+            the first folder of `prometar reproduce`. For other folders prometar or, if absent, the first one.
 
     Raises:
-        UserError: the reference is unknown, a file of a run is corrupt, or the runs cannot be compared.
+        UserError: the reference is unknown, a file of a run is corrupt, a study has no final test, or the
+            runs cannot be compared.
     """
-    folders = dict.fromkeys(resolve_path(file.parent) for path in paths for file in _results_below(path))
-    runs = [FinishedRun(each, load_config(each / "config.yaml"), read_result(each)) for each in folders]
+    paths = list(dict.fromkeys(map(resolve_path, paths)))
+    studies = [path for path in paths if _is_study(path)]
+    others = [path for path in paths if path not in studies]
+    runs_by_path = {path: [_read_run(file.parent) for file in _results_below(path)] for path in others}
+    if not studies and _share_methods(runs_by_path):
+        return _compare_folders(runs_by_path, reference)
+    by_folder = {run.folder: run for runs in runs_by_path.values() for run in runs}
+    runs = list(by_folder.values())
     labels = label_methods([run.config for run in runs])
-    names = [label.name for label in labels]
-    methods = list(dict.fromkeys(names))
+    names = _folder_names(studies)
+    tested = [pair for study in studies for pair in _tested_runs(study, names[study])]
+    labels = [*(label for label, _ in tested), *labels]
+    runs = [*(run for _, run in tested), *runs]
+    label_names = [label.name for label in labels]
+    methods = list(dict.fromkeys(label_names))
     if len(methods) < 2:
         found = f"all runs use {methods[0]}" if methods else "no finished run found"
         listed = ", ".join(map(str, paths))
         raise UserError(f"Nothing to compare in {listed}: {found}. Pass runs of several methods or settings.")
     if reference is None:
         default = Config().method
-        reference = default if default in methods else methods[0]
-    if reference not in methods:
-        raise UserError(f"--reference must be one of {'; '.join(methods)}, got {reference}.")
-    metrics = list(dict.fromkeys(metric for run in runs for metric in run.scores))
-    differences, notes = compare(_comparable_scores(names, runs), reference=reference, metrics=metrics)
+        reference = default if default in methods and not studies else methods[0]
+    _require_reference(reference, methods)
+    differences, notes = compare(
+        _comparable_scores(label_names, runs), reference=reference, metrics=_metrics(runs)
+    )
     if not differences:
         raise UserError(f"No run shares its dataset and seed with a run of {reference}. {' '.join(notes)}")
-    return differences, [*_label_notes(labels, runs), *_setting_notes(names, runs), *notes]
+    if studies:
+        notes.append("The intervals do not allow for early stops of final tests (--final-seeds auto).")
+    return differences, [*_label_notes(labels, runs), *_setting_notes(label_names, runs), *notes]
+
+
+def _require_reference(reference: str, names: Sequence[str]) -> None:
+    if reference not in names:
+        raise UserError(f"--reference must be one of {'; '.join(names)}, got {reference}.")
+
+
+def _metrics(runs: Sequence[FinishedRun]) -> list[str]:
+    return list(dict.fromkeys(metric for run in runs for metric in run.scores))
+
+
+def _read_run(folder: Path) -> FinishedRun:
+    return FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder))
+
+
+def _is_study(path: Path) -> bool:
+    return (path / "study.yaml").is_file()
 
 
 def _results_below(path: Path) -> list[Path]:
-    studies = {file.parent for file in path.rglob("study.yaml")}  # skipped: a study has its own report
+    studies = {file.parent for file in path.rglob("study.yaml")}  # skipped: trials are not comparable runs
     return [file for file in sorted(path.rglob(RESULT_FILE)) if studies.isdisjoint(file.parents)]
+
+
+def _folder_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the names of folders. If folders share a name, return their paths instead."""
+    names = [path.name for path in paths]
+    return {path: one_line(path.name if names.count(path.name) == 1 else str(path)) for path in paths}
+
+
+def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRun]]:
+    """Return the runs of a study's final test, with their labels.
+
+    The study has written the compared settings to selected.yaml and default.yaml. Runs with other settings,
+    such as those of an earlier selection, are left out.
+
+    Raises:
+        UserError: the study has no final test.
+    """
+    settings: dict[str, Config] = {}
+    for kind in ("selected", "default"):
+        path = study / f"{kind}.yaml"
+        if path.is_file():
+            settings[kind] = load_config(path)
+    runs = [_read_run(file.parent) for file in sorted((study / "finals").glob(f"*/{RESULT_FILE}"))]
+    found = []
+    for run in runs:
+        which = {"data.name": run.config.data.name, "train.seed": run.config.train.seed}
+        kinds = [
+            kind
+            for kind, config in settings.items()
+            if config.override(which).identity() == run.config.identity()
+        ]
+        if kinds:
+            # If the default settings were selected, both files are equal.
+            found.append((MethodLabel(f"{name} {' = '.join(kinds)}"), run))
+    if not found:
+        raise UserError(f"{study} has no run of a final test. Finish the study, then compare it.")
+    # The selected settings come first, because the first label is the default reference.
+    return sorted(found, key=lambda pair: not pair[0].name.startswith(f"{name} selected"))
+
+
+def _share_methods(runs_by_path: Mapping[Path, Sequence[FinishedRun]]) -> bool:
+    """Return True if there are several folders of `prometar reproduce`, and all share a method."""
+    are_reproductions = all((path / "runs").is_dir() for path in runs_by_path)
+    methods = [{run.config.method for run in runs} for runs in runs_by_path.values()]
+    return are_reproductions and len(methods) > 1 and bool(set.intersection(*methods))
+
+
+def _compare_folders(
+    runs_by_path: Mapping[Path, Sequence[FinishedRun]], reference: str | None
+) -> tuple[list[Difference], list[str]]:
+    """Subtract the results of each method in the reference folder from those in every other folder."""
+    names = _folder_names(list(runs_by_path))
+    reference = reference or next(iter(names.values()))
+    _require_reference(reference, list(names.values()))
+    runs = [run for found in runs_by_path.values() for run in found]
+    several_shots = len({run.config.data.shots for run in runs}) > 1
+    labels: list[str] = []
+    folder_labels: dict[str, dict[str, str]] = {}  # label by method and folder
+    for path, found in runs_by_path.items():
+        for run in found:
+            shots = f", {run.config.data.shots} shots" if several_shots else ""
+            method = f"{run.config.method}{shots}"
+            label = one_line(f"{method} ({names[path]})")
+            labels.append(label)
+            folder_labels.setdefault(method, {})[names[path]] = label
+    scores = _comparable_scores(labels, runs)
+    differences: list[Difference] = []
+    notes: list[str] = []
+    for method, by_folder in folder_labels.items():
+        if reference not in by_folder or len(by_folder) < 2:
+            notes.append(one_line(f"Not paired: {method} is only in {', '.join(by_folder)}."))
+            continue
+        found, found_notes = compare(
+            {label: scores[label] for label in by_folder.values()},
+            reference=by_folder[reference],
+            metrics=_metrics(runs),
+        )
+        differences += found
+        notes += found_notes
+    if not differences:
+        raise UserError(f"No run shares its dataset and seed with a run in {reference}. {' '.join(notes)}")
+    differences = correct_for_all(differences)
+    return differences, [*_setting_notes(labels, runs), *notes]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Differences between methods, paired by dataset and seed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from scipy.stats import wilcoxon
@@ -134,6 +134,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     for rank, (p, index) in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[index] = largest
+    return corrected
+
+
+def correct_for_all(differences: Sequence[Difference]) -> list[Difference]:
+    """Order differences by metric, and apply Holm's correction to all differences in a metric.
+
+    `compare` corrects for the methods of one comparison. This function joins several comparisons.
+    """
+    corrected: list[Difference] = []
+    for metric in dict.fromkeys(each.metric for each in differences):
+        group = [each for each in differences if each.metric == metric]
+        p_values = holm([each.p for each in group])
+        corrected += [replace(each, p_holm=p) for each, p in zip(group, p_values, strict=True)]
     return corrected
 
 

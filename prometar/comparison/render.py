@@ -17,18 +17,27 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
     table = Table("", Column("method", overflow="fold"), box=None, pad_edge=False)
     for name in ("difference", "95% CI", "n", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
+    references = {difference.reference for difference in differences}
     for difference in differences:
         interval = difference.interval
+        method = (
+            difference.method if len(references) == 1 else f"{difference.method} - {difference.reference}"
+        )
         table.add_row(
             difference.metric,
-            difference.method,
+            method,
             f"{mean(difference.values):+.2f}",
             f"[{interval.low:+.2f}, {interval.high:+.2f}]" if interval else "–",
             f"{len(difference.values)} {difference.unit}",
             *("–" if p is None else f"{p:.3f}" for p in (difference.p, difference.p_holm)),
         )
+    subtracted = (
+        f"a method minus {differences[0].reference}"
+        if len(references) == 1
+        else "a method in one folder minus the same method in another"
+    )
     explanations = [
-        f"Each row shows a method minus {differences[0].reference} in points, paired by dataset and seed. "
+        f"Each row shows {subtracted} in points, paired by dataset and seed. "
         "The difference is averaged over seeds, then over datasets.",
         "p: two-sided Wilcoxon signed-rank test over datasets. With n datasets, p is at least 2 / 2^n.",
         "p (Holm): corrected for the number of methods compared on this metric.",

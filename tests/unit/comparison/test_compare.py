@@ -167,7 +167,112 @@ def test_folders_without_runs(said: Any, tmp_path: Path) -> None:
     study = tmp_path / "study"
     write(study / "trials" / "0001", config_of("coop"), base=1.0, new=1.0)
     (study / "study.yaml").write_text("")
-    assert "no finished run found" in refused(said, study), "trials are not runs to compare"
+    assert "has no run of a final test. Finish the study" in refused(said, study), "trials are not compared"
+    assert "no finished run found" in refused(said, tmp_path), "studies below a folder are skipped"
+
+
+def study(
+    folder: Path, lr: float, gain: float, seeds: tuple[int, ...] = (1, 2, 3), dataset: str = "dtd"
+) -> Path:
+    """A finished study whose selected learning rate gains `gain` points. Without `lr`, the default one."""
+    default = config_of("prometar", 1, dataset)
+    selected = default.override({"optim.lr": lr} if lr else {})
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text("")
+    (folder / "selected.yaml").write_text(dump_config(selected))
+    (folder / "default.yaml").write_text(dump_config(default))
+    for number, config, more in ((0, default, 0.0), (7, selected, gain))[: 2 if lr else 1]:
+        for seed in seeds:
+            run = config.override({"train.seed": seed})
+            base = 60.0 + seed + more
+            write(folder / f"finals/trial-{number:04d}-{dataset}-seed{seed}", run, base=base, new=base)
+    return folder
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Rows for the metric H, by label."""
+    lines = [line.split() for line in text.splitlines() if line.startswith("H ")]
+    return {" ".join(words[1:3]): words[3:] for words in lines}
+
+
+def test_two_studies_are_compared_by_the_seeds_of_their_final_tests(said: Any, tmp_path: Path) -> None:
+    first, second = study(tmp_path / "a", 0.01, 1.0), study(tmp_path / "b", 0.02, 3.5, seeds=(2, 3, 4))
+    status, text, err = said(first, second)
+    assert (status, err) == (0, "")
+    assert "a method minus a selected in points" in text
+    assert rows_of(text) == {
+        "a default": ["-1.00", "[-1.00,", "-1.00]", "3", "seeds", "–", "–"],
+        "b selected": ["+2.50", "[+2.50,", "+2.50]", "2", "seeds", "–", "–"],
+        "b default": ["-1.00", "[-1.00,", "-1.00]", "2", "seeds", "–", "–"],
+    }
+    assert "Not paired: b selected has no run on dtd with seed 1." in text
+    assert "do not allow for early stops" in text
+    assert "minus b default in points" in said(first, second, "--reference", "b default")[1]
+
+
+def test_a_study_that_selected_the_default_settings_has_one_label(said: Any, tmp_path: Path) -> None:
+    text = said(study(tmp_path / "a", 0.01, 1.0), study(tmp_path / "b", 0.0, 0.0))[1]
+    (row,) = [line for line in text.splitlines() if line.startswith("H ") and "b selected" in line]
+    assert row.split()[1:6] == ["b", "selected", "=", "default", "-1.00"]
+
+
+def test_runs_of_an_earlier_selection_are_not_compared(said: Any, tmp_path: Path) -> None:
+    first = study(tmp_path / "a", 0.01, 1.0)
+    earlier = config_of("prometar", 1, **{"optim.lr": 0.05})
+    write(first / "finals/trial-0003-dtd-seed1", earlier, base=1.0, new=1.0)
+    assert "lr" not in said(first)[1]
+
+
+def test_studies_with_the_same_name_are_labeled_with_their_paths(said: Any, tmp_path: Path) -> None:
+    first, second = study(tmp_path / "a/dtd", 0.01, 1.0), study(tmp_path / "b/dtd", 0.02, 3.0)
+    assert f"minus {first} selected in points" in said(first, second)[1]
+
+
+def test_studies_of_different_datasets_are_refused(said: Any, tmp_path: Path) -> None:
+    first, second = study(tmp_path / "a", 0.0, 0.0), study(tmp_path / "b", 0.0, 0.0, dataset="eurosat")
+    assert "No run shares its dataset and seed with a run of a selected" in refused(said, first, second)
+
+
+def reproduction(folder: Path, gain: float, *, lr: float = 0.002, seeds: tuple[int, ...] = (1, 2)) -> Path:
+    """A folder of `prometar reproduce` with two methods."""
+    for method in ("coop", "ivlp"):
+        for dataset in ("dtd", "eurosat"):
+            for seed in seeds:
+                base = 60.0 + seed + gain * (2 if method == "ivlp" else 1)
+                config = config_of(method, seed, dataset, **{"optim.lr": lr})
+                write(folder / "runs" / f"{method}-{dataset}-{seed}", config, base=base, new=base)
+    return folder
+
+
+def test_each_method_is_compared_between_two_folders_of_reproduce(said: Any, tmp_path: Path) -> None:
+    old, new = reproduction(tmp_path / "old", 0.0), reproduction(tmp_path / "new", 1.0, lr=0.1, seeds=(2, 3))
+    table = tmp_path / "pairs.csv"
+    status, text, err = said(old, new, "--csv", table)
+    assert (status, err) == (0, "")
+    h = [" ".join(line.split()) for line in text.splitlines() if line.startswith("H ")]
+    assert h[0].startswith("H coop (new) - coop (old) +1.00 [+1.00, +1.00] 2 datasets")
+    assert h[1].startswith("H ivlp (new) - ivlp (old) +2.00 [+2.00, +2.00] 2 datasets")
+    assert "a method in one folder minus the same method in another" in text
+    assert "Not paired: coop (new) has no run on dtd with seed 1." in text
+    with table.open() as file:
+        found = {(r["method"], r["reference"]) for r in csv.DictReader(file)}
+    assert found == {("coop (new)", "coop (old)"), ("ivlp (new)", "ivlp (old)")}
+    assert "coop (old) - coop (new) " in said(old, new, "--reference", "new")[1]
+    assert "--reference must be one of old; new, got coop" in refused(said, old, new, "--reference", "coop")
+
+
+def test_the_correction_counts_all_methods_of_both_folders(said: Any, tmp_path: Path) -> None:
+    text = said(reproduction(tmp_path / "old", 0.0), reproduction(tmp_path / "new", 1.0))[1]
+    h = [line.split() for line in text.splitlines() if line.startswith("H ")]
+    assert [words[-2:] for words in h] == [["0.500", "1.000"]] * 2
+
+
+def test_folders_of_reproduce_with_different_methods_are_compared_as_before(
+    said: Any, tmp_path: Path
+) -> None:
+    for method in ("coop", "vpt"):
+        write(tmp_path / method / "runs" / "one", config_of(method), base=60.0, new=60.0)
+    assert "a method minus coop in points" in said(tmp_path / "coop", tmp_path / "vpt")[1]
 
 
 def test_hostile_names_are_printed_as_text(said: Any, tmp_path: Path) -> None:
