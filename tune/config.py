@@ -175,6 +175,12 @@ class ResourcesConfig(StrictModel):
     max_hours: float | None = Field(
         None, gt=0, le=1e6, description="Start no trials after this many hours of search. Default: no limit."
     )
+    budget_steps: int | None = Field(
+        None, ge=1, le=10**12, description="Start no trials once trials need this many training steps."
+    )
+    budget_seconds: float | None = Field(
+        None, gt=0, le=1e9, description="Start no trials once trials have trained for this many seconds."
+    )
 
 
 class LocationConfig(StrictModel):

@@ -3,32 +3,47 @@
 Each stage reads its records, runs the missing jobs and writes its records. A rerun therefore resumes a study.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
 from prometar.cli.console import format_count
 from prometar.errors import FIX_AND_RESUME, UserError, WorkError
 from prometar.io.files import lock_folder, resolve_path
+from prometar.training.memory import Footprint
 from tune.config import StudyConfig
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.progress import StageProgress
-from tune.execution.resources import JobResources, plan_runs, plan_trials, uses_gpus
+from tune.execution.resources import (
+    JobResources,
+    max_concurrent_trials,
+    plan_runs,
+    plan_trials,
+    uses_gpus,
+)
 from tune.records.folder import BEST_FILE, SETTINGS_FILES, Records, StudyFolder, read_records
 from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
 from tune.space.ranges import Settings
 from tune.stages.enqueued import add_settings_of_studies, describe_enqueued
-from tune.stages.plan import StudyPlan, estimate, inspect_inputs, plan_study, require_readable_images
+from tune.stages.plan import (
+    StudyPlan,
+    count_steps,
+    estimate,
+    inspect_inputs,
+    plan_study,
+    require_readable_images,
+)
 
 if TYPE_CHECKING:
-    from tune.execution.job import Job, Observer
+    from tune.execution.flows import Flow, Stage, Stages
     from tune.report.live_page import LivePage
     from tune.report.page import Report
 
+_Result = TypeVar("_Result")
 _OpenStudy = tuple[StudyPlan, Mapping[str, str], JobResources]
 """Plan, input digests, and resources per trial of a study whose folder is locked."""
 
@@ -91,24 +106,30 @@ class Study:
         Raises:
             WorkError: no trial was completed, or the first new trials all failed.
         """
+        with self._open() as (plan, digests, resources):
+            self._complete(self._search_stages(plan, digests, concurrency=resources.max_concurrent))
+
+    def _search_stages(
+        self, plan: StudyPlan, digests: Mapping[str, str], *, concurrency: int
+    ) -> "Stages[None]":
+        from tune.execution.flows import Stage
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trial_store
         from tune.tracking import Trackers
 
         config, path = self.config, self.folder.path
         with (
-            self._open() as (plan, digests, resources),
-            open_trial_store(config, self.folder, digests, concurrency=resources.max_concurrent) as store,
+            open_trial_store(config, self.folder, digests, concurrency=concurrency) as store,
             closing(Trackers(config.location.trackers, path, self.console)) as tracking,
         ):
             self.folder.write_study(config, digests, plan.classes)
             done, interrupted = len(store.ended_trials), len(store.interrupted_trials)
             if done or interrupted:
                 self.console.print(f"Resuming: {done} done, {interrupted} interrupted")
-            with closing(SearchJobs(config, self.folder, store)) as jobs:
+            with closing(SearchJobs(config, self.folder, store, partial(count_steps, config, plan))) as jobs:
                 # `jobs` is also an observer: the results determine the settings of the next jobs.
                 total = max(config.search.trials, done)  # an earlier command may have run more trials
-                self._run(jobs, resources, "Search", total, done, [jobs, tracking])
+                yield Stage("Search", jobs, total, done, [jobs, tracking], is_adaptive=True)
             for notice in jobs.notices():
                 self.console.print(notice)
             if reason := store.abort_reason():
@@ -120,49 +141,82 @@ class Study:
 
     def confirm(self) -> Confirmation:
         """Rerun the best trials and the baseline with fresh seeds. Select settings by mean score."""
+        with self._open():
+            return self._complete(self._confirmation_stages())
+
+    def _confirmation_stages(self) -> "Stages[Confirmation]":
         from tune.stages.confirmation import choose_trials, confirm
 
         config = self.config
-        with self._open():
-            chosen = choose_trials(self.folder.read_trials(), config.confirm.top)
-            if not chosen:
-                raise WorkError(f"{self.folder.path} contains no completed trial. Run the search first.")
-            if len(chosen) > 1:
-                names = [str(trial.number) + " (default settings)" * trial.is_baseline for trial in chosen]
-                seeds = format_count(config.confirm.seeds, "fresh seed")
-                self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {', '.join(names)}")
-            confirmation = confirm(config, self.folder, chosen, partial(self._run_unfinished, "Confirmation"))
-            self.folder.write(confirmation)
-            self._write_settings(SETTINGS_FILES["selected"], confirmation.selected_candidate.settings)
-            self._write_settings(SETTINGS_FILES["baseline"], config.baseline_settings)
+        chosen = choose_trials(self.folder.read_trials(), config.confirm.top)
+        if not chosen:
+            raise WorkError(f"{self.folder.path} contains no completed trial. Run the search first.")
+        if len(chosen) > 1:
+            names = [str(trial.number) + " (default settings)" * trial.is_baseline for trial in chosen]
+            seeds = format_count(config.confirm.seeds, "fresh seed")
+            self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {', '.join(names)}")
+        confirmation = yield from confirm(config, self.folder, chosen)
+        self.folder.write(confirmation)
+        self._write_settings(SETTINGS_FILES["selected"], confirmation.selected_candidate.settings)
+        self._write_settings(SETTINGS_FILES["baseline"], config.baseline_settings)
         return confirmation
 
     def test(self) -> FinalTest:
         """Compare the selected settings with the baseline on the test images, seed by seed."""
+        with self._open() as (plan, *_):
+            return self._complete(self._test_stages(plan))
+
+    def _test_stages(self, plan: StudyPlan) -> "Stages[FinalTest]":
         from tune.report.statements import verdict_text
         from tune.reproduce.published import published_h
         from tune.stages.final_test import run_final_test
 
-        with self._open() as (plan, *_):
-            if (confirmation := self.folder.read(Confirmation)) is None:
-                raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
-            selected = confirmation.selected_candidate
-            prefix = "" if selected.is_baseline else f"trial {selected.number} against "
-            self.console.print(f"Final test on the test images: {prefix}the default settings")
-            test = run_final_test(
-                self.config,
-                self.folder,
-                selected,
-                partial(self._run_unfinished, "Final test"),
-                published={
-                    dataset.name: published_h(dataset, self.config.baseline) for dataset in plan.datasets
-                },
-                previous=self.folder.read(FinalTest),
-            )
-            self.folder.write(test)
-            best = self.config.baseline_settings if test.recommends_baseline else selected.settings
-            self._write_settings(BEST_FILE, best, comment=verdict_text(self.records))
+        confirmation = self.folder.read(Confirmation)
+        if confirmation is None:
+            raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
+        selected = confirmation.selected_candidate
+        prefix = "" if selected.is_baseline else f"trial {selected.number} against "
+        self.console.print(f"Final test on the test images: {prefix}the default settings")
+        test = yield from run_final_test(
+            self.config,
+            self.folder,
+            selected,
+            published={dataset.name: published_h(dataset, self.config.baseline) for dataset in plan.datasets},
+            previous=self.folder.read(FinalTest),
+        )
+        self.folder.write(test)
+        best = self.config.baseline_settings if test.recommends_baseline else selected.settings
+        self._write_settings(BEST_FILE, best, comment=verdict_text(self.records))
         return test
+
+    @contextmanager
+    def open_flow(self) -> "Iterator[tuple[Flow, Footprint]]":
+        """Check the inputs, lock the folder, and yield all stages as a flow, for a queue of several studies.
+
+        The flow's result is the final test. It also yields the sizes that determine the memory of a run. The
+        caller starts Ray, and writes the report.
+
+        Raises:
+            UserError: as in `run`.
+            WorkError: another process is running the study, or images are corrupt.
+        """
+        from tune.execution.flows import Flow
+
+        plan, digests, footprint = self._check_inputs()
+        concurrency = self.config.resources.max_concurrent or max_concurrent_trials(self.config.search.trials)
+        stages = self._all_stages(plan, digests, concurrency=concurrency)
+        with (
+            self._lock(),
+            Flow(self.folder.path.name, stages, total=plan.num_jobs, max_concurrent=concurrency) as flow,
+        ):
+            yield flow, footprint
+
+    def _all_stages(
+        self, plan: StudyPlan, digests: Mapping[str, str], *, concurrency: int
+    ) -> "Stages[FinalTest]":
+        yield from self._search_stages(plan, digests, concurrency=concurrency)
+        yield from self._confirmation_stages()
+        return (yield from self._test_stages(plan))
 
     def _write_settings(self, name: str, settings: Settings, *, comment: str = "") -> None:
         """Write the complete configuration of a run with these settings, as in the final test."""
@@ -235,15 +289,12 @@ class Study:
         if self._opened is not None:
             yield self._opened
             return
-        config, plan = self.config, plan_study(self.config)
-        digests, footprint = inspect_inputs(config, plan)
-        require_readable_images(config, plan, self.console.print)
+        config = self.config
+        plan, digests, footprint = self._check_inputs()
         from tune.execution.ray_cluster import start_ray
         from tune.report.live_page import LivePage
 
-        if previous := self.folder.read(StudyRecord):
-            config.require_same(previous.config.identity(previous.digests), digests)
-        with lock_folder(self.folder.path, f"the study {self.folder.path}"):
+        with self._lock():
             nodes = start_ray(address=config.location.address)
             on_gpu = uses_gpus(nodes, config.resources)
             memory = footprint.memory_bytes(config.baseline, on_gpu=on_gpu)
@@ -258,48 +309,64 @@ class Study:
                 finally:
                     self._opened = None
 
-    def _run(
-        self,
-        jobs: "Iterator[Job]",
-        resources: JobResources,
-        stage: str,
-        total: int,
-        done: int = 0,
-        observers: "Sequence[Observer]" = (),
-    ) -> Mapping[str, str]:
-        """Run a stage's jobs. Show `done` of `total` in a live view. Return failure reasons by job name."""
+    def _check_inputs(self) -> tuple[StudyPlan, dict[str, str], Footprint]:
+        """Return the plan, the digests of all inputs, and the sizes that determine memory use.
+
+        Raises:
+            UserError: the study was started with other settings, or data or weights are missing.
+            WorkError: images are corrupt.
+        """
+        config, plan = self.config, plan_study(self.config)
+        digests, footprint = inspect_inputs(config, plan)
+        require_readable_images(config, plan, self.console.print)
+        if previous := self.folder.read(StudyRecord):
+            config.require_same(previous.config.identity(previous.digests), digests)
+        return plan, digests, footprint
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return lock_folder(self.folder.path, f"the study {self.folder.path}")
+
+    def _complete(self, stages: "Stages[_Result]") -> "_Result":
+        """Run the stages one after the other."""
+        from tune.execution.flows import complete
+
+        return complete(stages, self._run_stage)
+
+    def _run_stage(self, stage: "Stage") -> Mapping[str, str]:
+        """Run the jobs of a stage, with a live view. Return failure reasons by job name."""
         from tune.execution.executor import run_jobs
 
+        assert self._opened is not None
         assert self._page is not None
-        ranked = rank_completed(self.folder.read_trials()) if stage == "Search" else []
+        _, _, resources = self._opened
+        if not stage.is_adaptive:
+            resources = self._plan_stage(stage)
+        ranked = rank_completed(self.folder.read_trials()) if stage.is_adaptive else []
         best = next(((t.objective, f"trial {t.number}") for t in ranked if t.objective is not None), None)
-        progress = StageProgress(stage, total, done, best=best, has_best=stage == "Search")
+        progress = StageProgress(stage.name, stage.total, stage.done, best=best, has_best=stage.is_adaptive)
         self._page.follow(progress)
         with LiveView(self.console, progress) as view:
             return run_jobs(
-                jobs,
+                stage.jobs,
                 resources,
-                [*observers, progress, view, self._page],
+                [*stage.observers, progress, view, self._page],
                 console=self.console,
                 timeout_seconds=self.config.resources.epoch_timeout,
             )
 
-    def _run_unfinished(self, stage: str, jobs: "Sequence[Job]") -> Mapping[str, str]:
-        """Run the jobs that have no result yet. Return failure reasons by job name.
+    def _plan_stage(self, stage: "Stage") -> JobResources:
+        """Plan the resources of a stage with a fixed list of jobs.
 
-        The jobs have their own resources. The search may run fewer concurrent jobs, because it learns
-        from results, and machines may have joined since it started.
+        The search may run fewer concurrent jobs, because it learns from results, and machines may have joined
+        since it started.
         """
         from tune.execution.ray_cluster import start_ray
-        from tune.stages.study_jobs import jobs_to_run
 
-        unfinished = jobs_to_run(jobs)
-        if not unfinished:
-            return {}
         nodes = start_ray(address=self.config.location.address)
-        resources, summary = plan_runs(nodes, self.config.resources, len(unfinished), self._memory_bytes)
-        self.console.print(f"{stage}: {summary}")
-        return self._run(iter(unfinished), resources, stage, len(unfinished))
+        num_runs = stage.total - stage.done
+        resources, summary = plan_runs(nodes, self.config.resources, num_runs, self._memory_bytes)
+        self.console.print(f"{stage.name}: {summary}")
+        return resources
 
 
 def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:

@@ -12,7 +12,7 @@ from prometar.config.settings import Config
 from prometar.metrics import t_interval
 from tests.support.fake_trial import write_result
 from tune.config import StudyConfig
-from tune.execution.job import Job
+from tune.execution.flows import Stage
 from tune.records.folder import Records, StudyFolder, mean_differences
 from tune.records.schema import (
     Candidate,
@@ -28,7 +28,6 @@ from tune.records.schema import (
 )
 from tune.space.space import build_space
 from tune.stages.final_test import _compare, choose_verdict
-from tune.stages.study_jobs import JobRunner, jobs_to_run
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
@@ -210,13 +209,13 @@ Score = Callable[[int, Config], float | str]
 """Objective or failure reason of a run, by trial number and configuration."""
 
 
-def runner(score: Score) -> tuple[JobRunner, list[str]]:
-    """Return a `JobRunner` that writes results with `score`, and a list of the jobs that it has run."""
+def runner(score: Score) -> tuple[Callable[[Stage], dict[str, str]], list[str]]:
+    """Return a function that writes the results of a stage with `score`, and the jobs that it has run."""
     names = list[str]()
 
-    def run_jobs(jobs: Sequence[Job]) -> dict[str, str]:
+    def run_stage(stage: Stage) -> dict[str, str]:
         failures = {}
-        for job in jobs_to_run(jobs):
+        for job in filter(None, stage.jobs):
             names.append(job.name)
             found = score(job.trial_number, job.config)
             if isinstance(found, str):
@@ -226,4 +225,4 @@ def runner(score: Score) -> tuple[JobRunner, list[str]]:
                 write_result(job.folder, job.config, job.objective, figures)
         return failures
 
-    return run_jobs, names
+    return run_stage, names

@@ -55,6 +55,10 @@ class _Submission:
 class Dispatcher:
     """Dispatcher of jobs.
 
+    Args:
+        jobs: Jobs in the order in which they start. None: the next job depends on the result of a running
+            job, so the dispatcher asks again after the next result.
+
     Attributes:
         error: First error of `jobs`, an observer or the machines. It ends the experiment.
         failures: Failure reasons by job name.
@@ -62,7 +66,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        jobs: Iterator[Job],
+        jobs: Iterator[Job | None],
         resources: JobResources,
         timeout_seconds: float | None,
         observers: Sequence[Observer],
@@ -81,6 +85,7 @@ class Dispatcher:
         self._running: dict[str, _Submission] = {}  # by ID of the Tune trial
         self._retries: deque[_Submission] = deque()
         self._has_jobs = True
+        self._waits_for_result = False
         self.error: Exception | None = None
         self.failures: dict[str, str] = {}
 
@@ -171,9 +176,16 @@ class Dispatcher:
             raise
 
     def _next_submission(self) -> _Submission | None:
-        job = next(self._jobs, None) if self._has_jobs else None
+        if not self._has_jobs or self._waits_for_result:  # `next`, which may be expensive, is not called
+            return None
+        try:
+            job = next(self._jobs)
+        except StopIteration:
+            self._has_jobs = False
+            return None
         if job is None:
-            self._has_jobs = False  # `next`, which may be expensive, is not called again
+            assert self._running, "the next job waits for a result, but no job is running"
+            self._waits_for_result = True
             return None
         for folder in job.configs:  # workers check that the folders exist, i.e. that storage is shared
             try:
@@ -253,6 +265,7 @@ class Dispatcher:
 
     def _finish(self, submission: _Submission, failure: str) -> None:
         job = submission.request.job
+        self._waits_for_result = False
         if failure:
             self.failures[job.name] = failure
         with self._end_on_error():

@@ -22,7 +22,7 @@ from tune.execution.worker import JobWorker
 
 
 def run_jobs(
-    jobs: Iterator[Job],
+    jobs: Iterator[Job | None],
     resources: JobResources,
     observers: Sequence[Observer] = (),
     *,
@@ -34,6 +34,8 @@ def run_jobs(
     """Run jobs on Ray Tune. Return failure reasons, keyed by job name.
 
     Args:
+        jobs: Jobs in the order in which they start. An iterator that yields None is asked again after the
+            next result, so results may determine the next jobs (see `Dispatcher`).
         resources: Concurrency, and the resources per job.
         console: Console for messages about an early stop.
         timeout_seconds: Seconds without a report before a hung worker is restarted. None: no limit.

@@ -109,7 +109,17 @@ def plan_trials(
         2 concurrent trials (all that fit), each with 1 CPU
     """
     reason = f"a fifth of {num_trials}, so that the search learns from results"
-    return plan_resources(nodes, resources, max(1, num_trials // 5), reason, memory)
+    return plan_resources(nodes, resources, max_concurrent_trials(num_trials), reason, memory)
+
+
+def max_concurrent_trials(num_trials: int) -> int:
+    """Return the maximum number of concurrent trials of a study: a fifth, so that the search learns.
+
+    Example:
+        >>> max_concurrent_trials(24), max_concurrent_trials(3)
+        (4, 1)
+    """
+    return max(1, num_trials // 5)
 
 
 def plan_runs(

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from prometar.errors import FIX_AND_RESUME, WorkError
 from tune.config import StudyConfig
+from tune.execution.flows import Stages
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, Confirmation, RunScores, TrialRecord, rank_completed
-from tune.stages.study_jobs import JobRunner, confirmation_job, read_scores
+from tune.stages.study_jobs import confirmation_job, read_scores, run_unfinished, trial_epochs
 
 
 def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
@@ -24,9 +25,7 @@ def choose_trials(trials: Sequence[TrialRecord], top: int) -> list[TrialRecord]:
     return [*baseline, *others[:top]]
 
 
-def confirm(
-    config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord], run_jobs: JobRunner
-) -> Confirmation:
+def confirm(config: StudyConfig, folder: StudyFolder, trials: Sequence[TrialRecord]) -> Stages[Confirmation]:
     """If there are several trials, rerun them with fresh seeds. Select the best mean. The baseline wins ties.
 
     The mean is over the fresh seeds and, if reruns have as many epochs as trials, the seeds of the search.
@@ -40,9 +39,11 @@ def confirm(
         for trial in trials
     }
     all_jobs = [job for jobs in jobs_by_trial.values() for job in jobs]
-    failures = run_jobs(all_jobs)
+    failures = yield from run_unfinished("Confirmation", all_jobs)
     same_epochs = all(
-        job.epochs == _epochs_of(config, trial) for trial in trials for job in jobs_by_trial[trial.number]
+        job.epochs == trial_epochs(config, trial.settings)
+        for trial in trials
+        for job in jobs_by_trial[trial.number]
     )
 
     def runs_of(trial: TrialRecord) -> RunScores:
@@ -62,12 +63,6 @@ def confirm(
     _require_baseline(candidates, complete)
     best = max(complete, key=lambda each: (each.mean, each.is_baseline))
     return Confirmation(seeds=seeds, candidates=candidates, selected_number=best.number)
-
-
-def _epochs_of(config: StudyConfig, trial: TrialRecord) -> int:
-    """Return the number of epochs of a trial in the search."""
-    dataset, seed = config.search.datasets[0], config.search.seed
-    return config.run_config(trial.settings, dataset=dataset, seed=seed).train.epochs
 
 
 def _require_baseline(candidates: Sequence[Candidate], complete: Sequence[Candidate]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
+from tune.execution.flows import Stages
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder, mean_differences, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
@@ -19,18 +20,17 @@ from tune.stages.statistics import (
     is_decided,
     min_detectable,
 )
-from tune.stages.study_jobs import JobRunner, final_job, read_scores
+from tune.stages.study_jobs import final_job, read_scores, run_unfinished
 
 
 def run_final_test(
     config: StudyConfig,
     folder: StudyFolder,
     selected: Candidate,
-    run_jobs: JobRunner,
     *,
     published: Mapping[str, float | None],
     previous: FinalTest | None,
-) -> FinalTest:
+) -> Stages[FinalTest]:
     """Run seed pairs until an analysis is conclusive, a selected run or all pairs fail, or no seeds are left.
 
     Args:
@@ -50,7 +50,8 @@ def run_final_test(
         seeds = config.final_seeds[:num_pairs]
         jobs = _jobs(config, folder, selected, seeds)
         unique_jobs = {job.name: job for sides in jobs.values() for side in sides for job in side}
-        failures |= run_jobs([job for name, job in unique_jobs.items() if name not in failures])
+        remaining = [job for name, job in unique_jobs.items() if name not in failures]
+        failures |= yield from run_unfinished("Final test", remaining)
         results = {
             dataset: _compare(
                 *(tuple(run for job in side for run in read_scores(job, failures)) for side in sides),

@@ -35,6 +35,7 @@ from prometar.training.run import build_run, initial_state
 from tune.config import StudyConfig
 from tune.execution.resources import plan_trials, uses_gpus
 from tune.records.schema import ClassSplit
+from tune.space.ranges import Settings
 from tune.space.space import EPOCHS_KEY, required_values
 from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS
 from tune.store.pruners import make_pruner
@@ -66,6 +67,12 @@ class StudyPlan:
             name: ClassSplit(base=final.classnames, new=classnames(final.evaluations["new"]))
             for name, (_, final) in self.splits.items()
         }
+
+    @property
+    def num_jobs(self) -> int:
+        """Maximum number of runs, as a rough number of jobs. A trial may have several runs."""
+        runs, _, _ = self.stages[TOTAL]
+        return runs
 
     @property
     def notes(self) -> list[str]:
@@ -239,6 +246,25 @@ def _stages(
     return {**stages, TOTAL: (runs, epochs, steps)}, remarks
 
 
+def count_steps(config: StudyConfig, plan: StudyPlan, settings: Settings) -> int:
+    """Return the number of training steps per epoch of a trial, summed over its datasets and seeds."""
+    run_config = config.run_config(settings, dataset=config.search.datasets[0], seed=config.search.seed)
+    transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
+    steps = 0
+    for (split, _), dataset in zip(plan.splits.values(), plan.datasets, strict=True):
+        if run_config.data.shots != config.baseline.data.shots:
+            split = split_dataset(
+                config.search.objective,
+                dataset,
+                shots=run_config.data.shots,
+                seed=config.search.seed,
+                val_per_class=config.search.val_per_class,
+            )
+        order = ImageOrder(split.train, transform, batch_size=run_config.train.batch_size)
+        steps += order.steps_per_epoch
+    return steps * len(config.search.seeds)
+
+
 def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     """Load the weights, time a few steps, and describe the resources per trial and the training time.
 
@@ -254,13 +280,13 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     memory = footprint.memory_bytes(config.baseline, on_gpu=uses_gpus(nodes, config.resources))
     resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
-    seconds = _seconds_per_step(config)
+    seconds = seconds_per_step(config)
     _, _, steps = plan.stages[TOTAL]
     max_duration = format_duration(steps / resources.max_concurrent * seconds)
     return f"{summary}\nTraining on this machine: {seconds:.2g} s per step, at most {max_duration} in total"
 
 
-def _seconds_per_step(config: StudyConfig) -> float:
+def seconds_per_step(config: StudyConfig) -> float:
     """Return the mean duration of a training step of the baseline, including data loading."""
     run = build_run(config.baseline, config.search.objective, val_per_class=config.search.val_per_class)
     state = initial_state(run)

@@ -1,27 +1,40 @@
-"""Search stage: trials are sampled, trained and scored until --trials or --max-hours is reached."""
+"""Search stage: trials are sampled, trained and scored until --trials, --max-hours or a budget is reached."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometar.errors import PrometarError
 from tune.config import StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import EpochReport, TrialRecord
-from tune.stages.study_jobs import trial_job
+from tune.space.ranges import Settings
+from tune.stages.study_jobs import trial_epochs, trial_job
 from tune.store.trial_store import TrialStore
 
 
-class SearchJobs(Iterator[Job]):
+class SearchJobs(Iterator[Job | None]):
     """Iterator over the jobs of the search. It is also an `Observer`, which stores the jobs' results.
 
-    The trial store is the source of truth. Each trial's record.json is written from it.
+    The trial store is the source of truth. Each trial's record.json is written from it. The iterator yields
+    None while the budget allows another trial only if a running one is pruned.
+
+    Args:
+        count_steps: Function that returns the training steps per epoch of a trial with some settings. It is
+            needed for a budget in steps.
     """
 
-    def __init__(self, config: StudyConfig, folder: StudyFolder, store: TrialStore) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: StudyFolder,
+        store: TrialStore,
+        count_steps: Callable[[Settings], int] = lambda settings: 0,
+    ) -> None:
         self._config = config
         self._folder = folder
         self._store = store
+        self._count_steps = count_steps
         now = time.monotonic()
         self._duration_stored_until = now
         self._deadline: float | None = None
@@ -36,12 +49,36 @@ class SearchJobs(Iterator[Job]):
         """True if the time limit (`--max-hours`) is reached."""
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    def __next__(self) -> Job:
-        while trial := self._store.ask(allow_new=not self.out_of_time):
+    @property
+    def out_of_budget(self) -> bool:
+        """True if the trials so far use up the budget. A running trial counts with all of its steps."""
+        resources = self._config.resources
+        if resources.budget_steps is not None and self._steps_used >= resources.budget_steps:
+            return True
+        return resources.budget_seconds is not None and self._seconds_used >= resources.budget_seconds
+
+    @property
+    def _steps_used(self) -> int:
+        ended = [(trial.settings, trial.epoch) for trial in self._store.ended_trials]
+        running = [
+            (settings, trial_epochs(self._config, settings)) for settings, _ in self._store.running_trials
+        ]
+        return sum(self._count_steps(settings) * epochs for settings, epochs in (*ended, *running))
+
+    @property
+    def _seconds_used(self) -> float:
+        ended = sum(trial.seconds for trial in self._store.ended_trials)
+        return ended + sum(report.metrics.get("seconds", 0.0) for _, report in self._store.running_trials)
+
+    def __next__(self) -> Job | None:
+        out_of_budget = self.out_of_budget
+        while trial := self._store.ask(allow_new=not (self.out_of_time or out_of_budget)):
             try:
                 return trial_job(self._config, self._folder, trial.number, trial.params)
             except PrometarError as error:  # incompatible settings
                 self._fail(trial.number, str(error))
+        if out_of_budget and not self.out_of_time and self._store.running_trials:
+            return None
         raise StopIteration
 
     def started(self, job: Job) -> None:
@@ -66,6 +103,8 @@ class SearchJobs(Iterator[Job]):
             yield "Search space exhausted: every combination has been tried."
         elif self.out_of_time and done < trials:
             yield "Time limit reached (--max-hours): no more trials were started."
+        elif self.out_of_budget and done < trials:
+            yield "Budget used: no more trials were started."
         if done > trials:
             yield f"--trials is {trials}, but the study has {done} trials. All are used."
 

@@ -1,6 +1,6 @@
 """Jobs of search, confirmation and final test, and the results of these jobs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -12,13 +12,11 @@ from prometar.errors import PrometarError
 from prometar.io.files import file_size
 from prometar.training.run_result import RESULT_FILE, RunResult, read_result
 from tune.config import StudyConfig
+from tune.execution.flows import Stage, Stages
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import RunScore, RunScores
 from tune.space.ranges import Settings
-
-JobRunner = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Function that runs jobs, skips those that are finished, and returns the failure reasons by job name."""
 
 
 def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: Settings) -> Job:
@@ -31,6 +29,12 @@ def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: S
         val_per_class=config.search.val_per_class,
         trial_number=number,
     )
+
+
+def trial_epochs(config: StudyConfig, settings: Settings) -> int:
+    """Return the number of epochs of a trial in the search, if it is not pruned."""
+    dataset, seed = config.search.datasets[0], config.search.seed
+    return config.run_config(settings, dataset=dataset, seed=seed).train.epochs
 
 
 def confirmation_job(
@@ -114,6 +118,15 @@ def _has_other_run(folder: Path, config: Config) -> bool:
 def jobs_to_run(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs that still have to run."""
     return [job for job in jobs if any(_result(job, folder) is None for folder, _ in job.configs.items())]
+
+
+def run_unfinished(stage: str, jobs: Sequence[Job]) -> Stages[Mapping[str, str]]:
+    """Run the jobs that have no result yet. Return the failure reasons by job name."""
+    unfinished = jobs_to_run(jobs)
+    if not unfinished:
+        return {}
+    failures = yield Stage(stage, iter(unfinished), total=len(jobs), done=len(jobs) - len(unfinished))
+    return failures
 
 
 def read_scores(job: Job, failures: Mapping[str, str]) -> RunScores:

@@ -155,6 +155,12 @@ class TrialStore:
         """Unfinished trials of earlier processes."""
         return [t for t in self._trials if not t.state.is_finished() and t.number not in self._running]
 
+    @property
+    def running_trials(self) -> list[tuple[Settings, EpochReport]]:
+        """Settings and last report of each trial that this process is running."""
+        trials = self._trials
+        return [(trials[number].params, report) for number, (_, report) in self._running.items()]
+
     def record(self, number: int) -> TrialRecord:
         """Return the record of a trial that has ended."""
         return build_record(self._trials[number])

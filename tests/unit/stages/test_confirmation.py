@@ -13,6 +13,7 @@ from tests.support.driver import small_config
 from tests.support.fake_trial import write_result
 from tests.support.study_records import runner, trial
 from tune import StudyConfig
+from tune.execution.flows import complete
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
 from tune.records.schema import Confirmation, RunScore, TrialRecord
@@ -41,9 +42,9 @@ def confirmed(
 ) -> tuple[Confirmation, list[str]]:
     """The confirmation, and the names of its jobs."""
     config = small_config(tmp_path, dataset="textures", **{"top": 2, **options})
-    run_jobs, names = runner(lambda number, config: results[number, config.train.seed])
+    run_stage, names = runner(lambda number, config: results[number, config.train.seed])
     chosen = choose_trials(trials_of(config, scores), config.confirm.top)
-    return confirm(config, StudyFolder.of(config), chosen, run_jobs), names
+    return complete(confirm(config, StudyFolder.of(config), chosen), run_stage), names
 
 
 def test_the_baseline_and_the_best_are_candidates() -> None:
@@ -112,9 +113,9 @@ def test_reruns_train_as_long_as_the_final_test_and_then_only_fresh_seeds_count(
         epochs.append(run.train.epochs)
         return 60.0 + number
 
-    run_jobs, _ = runner(score)
+    run_stage, _ = runner(score)
     trials = trials_of(config, [60.0, 99.0])
-    found = confirm(config, StudyFolder.of(config), trials, run_jobs)
+    found = complete(confirm(config, StudyFolder.of(config), trials), run_stage)
     assert epochs == [20] * 4
     assert [each.mean for each in found.candidates] == [60.0, 61.0], "the search scored 99.0 after 3 epochs"
 

@@ -10,6 +10,7 @@ from prometar.config.settings import Config
 from tests.support.driver import small_config
 from tests.support.study_records import Score, runner
 from tune import StudyConfig
+from tune.execution.flows import complete
 from tune.records.folder import StudyFolder
 from tune.records.schema import Candidate, FinalTest
 from tune.stages.final_test import run_final_test
@@ -33,11 +34,12 @@ def finish(
     config: StudyConfig, score: Score, number: int = 7, previous: FinalTest | None = None
 ) -> tuple[FinalTest, list[str]]:
     """The final test of a trial's settings, and the names of its jobs in order."""
-    run_jobs, names = runner(score)
+    run_stage, names = runner(score)
     settings = {**config.baseline_settings, **({"regularizer.text_weight": 1.5} if number else {})}
     selected = Candidate(number, number == 0, settings, ())
     folder, published = StudyFolder.of(config), {"textures": 65.0}
-    return run_final_test(config, folder, selected, run_jobs, published=published, previous=previous), names
+    stages = run_final_test(config, folder, selected, published=published, previous=previous)
+    return complete(stages, run_stage), names
 
 
 @pytest.mark.parametrize(
