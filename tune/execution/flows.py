@@ -123,13 +123,16 @@ class Flow:
         """Share of the expected jobs that have ended or are running."""
         return (self.num_ended + len(self._running)) / max(1, self._total)
 
+    def begin(self) -> None:
+        """Go to the first stage, unless this has been done. `share` is then known."""
+        if self._stage is None and not self.finished:
+            self._advance()
+
     def next_job(self) -> Job | None:
         """Return the next job. None: the flow is finished, or its next job depends on a running one."""
-        while not self.finished:
+        self.begin()
+        while not self.finished and self._stage is not None:
             stage = self._stage
-            if stage is None:
-                self._advance()
-                continue
             if stage.is_adaptive and len(self._running) >= self._max_concurrent:
                 return None
             job = self._next_of_stage(stage)
@@ -228,6 +231,8 @@ class FairQueue(Iterator[Job | None]):
         self._queued: dict[str, QueuedJob] = {}  # by name in the queue
 
     def __next__(self) -> Job | None:
+        for flow in self._flows:
+            flow.begin()
         for flow in sorted(self._flows, key=lambda flow: flow.share):
             job = flow.next_job()
             if job is not None:

@@ -1,0 +1,277 @@
+"""Flows and the queue of several flows: what starts next, what waits, what an error ends."""
+
+import io
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from heapq import heappop, heappush
+from itertools import pairwise
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from rich.console import Console
+
+from prometar.errors import InfrastructureError, WorkError
+from tests.support.driver import small_config
+from tests.support.fake_trial import FakeTraining, fake_job
+from tune.execution.dispatcher import Dispatcher
+from tune.execution.flows import FairQueue, Flow, Stage, Stages, complete
+from tune.execution.job import Job
+from tune.execution.machines import Machines
+from tune.execution.ray_cluster import Machine
+from tune.execution.resources import JobResources
+from tune.execution.shutdown import Shutdown
+from tune.records.schema import EpochReport
+from tune.study import Study
+
+
+def stage(name: str, folder: Path, count: int, *, adaptive: bool = False, done: int = 0) -> Stage:
+    jobs = iter([fake_job(folder, number) for number in range(count)])
+    return Stage(name, jobs, total=count + done, done=done, is_adaptive=adaptive)
+
+
+def flow_of(name: str, *stages: Stage, total: int = 0, max_concurrent: int = 2) -> tuple[Flow, list]:
+    """A flow of these stages, and the failures that it received after each."""
+    received = list[Mapping[str, str]]()
+
+    def generate() -> Stages[str]:
+        for each in stages:
+            received.append((yield each))
+        return f"result of {name}"
+
+    number = total or sum(each.total for each in stages)
+    return Flow(name, generate(), total=number, max_concurrent=max_concurrent), received
+
+
+def start(queue: FairQueue) -> Job:
+    job = next(queue)
+    assert job is not None
+    queue.started(job)
+    return job
+
+
+def test_a_flow_goes_on_with_the_next_stage_once_all_jobs_of_a_stage_have_ended(tmp_path: Path) -> None:
+    flow, received = flow_of("a", stage("Search", tmp_path, 2), stage("Final test", tmp_path, 1))
+    queue = FairQueue([flow])
+    jobs = [start(queue), start(queue)]
+    assert next(queue) is None
+    queue.finished(jobs[1], "the loss is nan")
+    assert next(queue) is None
+    queue.finished(jobs[0], "")
+    assert flow.stage_name == "Search"
+    last = start(queue)
+    assert (queue.origin(last).stage, last.name) == ("Final test", "a: trial 0")
+    assert received == [{"trial 1": "the loss is nan"}], "failures have the names that the flow gave"
+    queue.finished(last, "")
+    assert next(queue, "the end") == "the end"
+    assert (flow.finished, flow.result, flow.failure) == (True, "result of a", "")
+
+
+def test_an_adaptive_stage_runs_few_jobs_at_a_time(tmp_path: Path) -> None:
+    flow, _ = flow_of("a", stage("Search", tmp_path, 9, adaptive=True), max_concurrent=3)
+    jobs = [flow.next_job() for _ in range(3)]
+    assert flow.next_job() is None
+    assert jobs[0]
+    flow.ended(jobs[0], "")
+    assert flow.next_job()
+
+
+def test_the_flow_with_the_smallest_share_of_ended_and_running_jobs_goes_first(tmp_path: Path) -> None:
+    small, _ = flow_of("small", stage("Search", tmp_path, 2))
+    large, _ = flow_of("large", stage("Search", tmp_path, 6))
+    resumed, _ = flow_of("resumed", stage("Search", tmp_path, 2, done=6))
+    queue = FairQueue([small, large, resumed])
+    names = [start(queue).name.split(":")[0] for _ in range(10)]
+    # Shares before each start: small 0, 1/2, 1; large 0, 1/6, ..., 1; resumed 6/8, 7/8, 1.
+    assert " ".join(names) == "small large large large small large large resumed large resumed"
+    assert small.share == large.share == resumed.share == 1
+
+
+def test_a_flow_that_waits_does_not_keep_others_from_starting(tmp_path: Path) -> None:
+    waiting, _ = flow_of("waiting", stage("Search", tmp_path, 9, adaptive=True), max_concurrent=1)
+    other, _ = flow_of("other", stage("Search", tmp_path, 3))
+    queue = FairQueue([waiting, other])
+    names = [start(queue).name.split(":")[0] for _ in range(4)]
+    assert names == ["waiting", "other", "other", "other"]
+    assert next(queue) is None
+
+
+def test_an_error_ends_its_flow_and_others_continue(tmp_path: Path) -> None:
+    def generate() -> Stages[None]:
+        yield stage("Search", tmp_path, 1)
+        raise WorkError("No trial was completed.")
+
+    failing, (other, _) = Flow("failing", generate(), total=2), flow_of("other", stage("Search", tmp_path, 1))
+    queue = FairQueue([failing, other])
+    jobs = [start(queue), start(queue)]
+    queue.finished(jobs[0], "the loss is nan")
+    assert next(queue) is None
+    queue.finished(jobs[1], "")
+    assert next(queue, "the end") == "the end"
+    assert failing.failure == "No trial was completed."
+    assert other.result == "result of other"
+
+
+def test_a_fault_of_a_machine_ends_all_flows(tmp_path: Path) -> None:
+    def generate() -> Stages[None]:
+        raise InfrastructureError("the disk is full")
+        yield
+
+    with pytest.raises(InfrastructureError, match="disk is full"):
+        next(FairQueue([Flow("a", generate(), total=2)]))
+
+
+def test_errors_are_raised_where_the_generator_can_convert_and_clean_up(tmp_path: Path) -> None:
+    """In the search, an observer writes to the database, whose errors the generator converts."""
+    closed = list[str]()
+    failing = Mock(finished=Mock(side_effect=OSError("disk I/O error")))
+
+    def generate() -> Stages[None]:
+        try:
+            yield Stage("Search", iter([fake_job(tmp_path, 0)]), total=1, observers=[failing])
+        except OSError as error:
+            raise InfrastructureError(f"Cannot write study.db: {error}") from None
+        finally:
+            closed.append("store")
+
+    queue = FairQueue([Flow("a", generate(), total=1)])
+    job = start(queue)
+    with pytest.raises(InfrastructureError, match=r"^Cannot write study\.db: disk I/O error$"):
+        queue.finished(job, "")
+    assert closed == ["store"]
+
+    def fail(stage: Stage) -> Mapping[str, str]:
+        for each in filter(None, stage.jobs):
+            failing.finished(each, "")
+        return {}
+
+    with pytest.raises(InfrastructureError, match=r"^Cannot write study\.db"):
+        complete(generate(), fail)
+    assert closed == ["store"] * 2
+
+
+def test_an_interrupted_flow_releases_what_it_holds(tmp_path: Path) -> None:
+    released = list[str]()
+
+    def generate() -> Stages[None]:
+        try:
+            yield stage("Search", tmp_path, 1)
+        finally:
+            released.append("trials")
+
+    with Flow("a", generate(), total=1) as flow:
+        assert flow.next_job()
+    assert released == ["trials"]
+
+
+def test_observers_of_a_stage_see_the_jobs_of_their_flow_and_may_stop_them(tmp_path: Path) -> None:
+    stops = Mock(reported=Mock(return_value=False))
+    jobs = [fake_job(tmp_path, 0)]
+    search = Stage("Search", iter(jobs), total=1, observers=[stops])
+    flow, _ = flow_of("a", search)
+    queue = FairQueue([flow])
+    job = start(queue)
+    assert not queue.reported(job, EpochReport(1))
+    queue.finished(job, "")
+    stops.started.assert_called_once_with(jobs[0])
+    stops.finished.assert_called_once_with(jobs[0], "")
+
+
+class SimulatedPool:
+    """Eight machines with a GPU each, whose jobs take simulated time. Everything else is real."""
+
+    def __init__(self, queue: FairQueue, seconds_per_epoch: Mapping[str, float], num_gpus: int = 8) -> None:
+        machines = [Machine(f"id-{k}", f"gpu{k}", {"CPU": 4.0, "GPU": 1.0}) for k in range(num_gpus)]
+        resources = JobResources(num_gpus, 4.0, 1.0, max_cpus=4.0, max_gpus=1.0, cap=num_gpus)
+        self._clock = iter(range(10**9))
+        self._draw = random.Random(0)
+        self._queue = queue
+        self._seconds_per_epoch = seconds_per_epoch
+        self._free = [machine.node_id for machine in machines]
+        self._running: list[tuple[float, str]] = []  # heap of the times at which epochs end
+        self._trainings: dict[str, FakeTraining] = {}
+        self._machines: dict[str, str] = {}
+        self._started: dict[str, float] = {}
+        self.spans: list[tuple[float, float]] = []
+        self.names: list[str] = []
+        self.num_gpus = num_gpus
+        self.dispatcher = Dispatcher(
+            queue,
+            resources,
+            None,
+            [queue],
+            Shutdown(Console(file=io.StringIO())),
+            Machines(resources, print, list_machines=lambda: machines, clock=self._clock.__next__),
+        )
+
+    def run(self) -> None:
+        now = 0.0
+        self._start(now)
+        while self._running:
+            now, trial = heappop(self._running)
+            if self.dispatcher.reported(trial, self._trainings[trial].advance()):
+                self.dispatcher.completed(trial)
+                self._free.append(self._machines.pop(trial))
+                self.spans.append((self._started[trial], now))
+            else:
+                self._schedule(trial, now)
+            self._start(now)
+        assert self.dispatcher.finished
+
+    def _start(self, now: float) -> None:
+        while self._free:
+            trial = str(len(self._started))
+            request = self.dispatcher.next_request(trial)
+            if request is None:
+                return
+            self._machines[trial] = self._free.pop()
+            self.dispatcher.located(trial, self._machines[trial])
+            self._trainings[trial] = FakeTraining(request)
+            self._started[trial] = now
+            self.names.append(request.job.name)
+            self._schedule(trial, now)
+
+    def _schedule(self, trial: str, now: float) -> None:
+        flow = self.names[int(trial)].split(":")[0]
+        seconds = self._seconds_per_epoch[flow] * self._draw.uniform(0.7, 1.3)
+        heappush(self._running, (now + seconds, trial))
+
+    def busy_share(self, work_share: float) -> float:
+        """Share of GPU time that is used until this share of the work is done."""
+        work = sum(end - start for start, end in self.spans)
+        times = sorted({time for span in self.spans for time in span})
+        done = 0.0
+        for begin, end in pairwise(times):
+            running = sum(start <= begin and stop >= end for start, stop in self.spans)
+            if done + running * (end - begin) >= work_share * work:
+                return done / (begin * self.num_gpus)
+            done += running * (end - begin)
+        raise AssertionError("no work")
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Iterator[list[Flow]]:
+    """Three real studies of 24 trials, with confirmation and final test."""
+    with ExitStack() as stack:
+        flows = []
+        for name in ("first", "second", "third"):
+            config = small_config(
+                tmp_path, study=name, trials=24, top=3, final_seeds=(1, 2, 4, 5, 6), max_concurrent=None
+            )
+            study = Study(config=config, console=Console(quiet=True))
+            flow, _ = stack.enter_context(study.open_flow())
+            flows.append(flow)
+        yield flows
+
+
+@pytest.mark.parametrize("costs", [(10.0, 10.0, 10.0), (10.0, 15.0, 20.0)], ids=["equal", "unequal"])
+def test_eight_gpus_stay_busy_with_three_studies_until_the_last_tenth(
+    studies: list[Flow], costs: tuple[float, ...]
+) -> None:
+    pool = SimulatedPool(FairQueue(studies), dict(zip(("first", "second", "third"), costs, strict=True)))
+    pool.run()
+    assert [flow.failure for flow in studies] == [""] * 3
+    assert all(flow.result.seeds == (1, 2, 4, 5, 6) for flow in studies)
+    assert len(pool.names) == len(set(pool.names)), "no job runs twice"
+    assert pool.busy_share(0.9) >= 0.9
