@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
 
 from tests.support.driver import small_config
 from tune import Space
@@ -29,10 +30,12 @@ class Search:
         config = small_config(out, **options)
         self.folder = StudyFolder.of(config)
         self.store = TrialStore(config, storage, self.folder, {})
-        self.jobs = SearchJobs(config, self.folder, self.store)
+        self.jobs = SearchJobs(config, self.folder, self.store, count_steps=lambda settings: 100)
 
     def start(self) -> Job:
-        return next(self.jobs)
+        job = next(self.jobs)
+        assert job is not None
+        return job
 
     def finish(self, job: Job, objective: float = 60.0) -> None:
         assert not self.jobs.reported(job, EpochReport(3, (score(objective),), finished=True))
@@ -92,10 +95,44 @@ def test_max_hours_include_earlier_commands(tmp_path: Path, monkeypatch: pytest.
     assert next(Search(tmp_path, storage, trials=9, max_hours=2).jobs)
 
 
+def test_a_budget_in_steps_counts_running_trials_in_full_and_pruned_ones_in_part(tmp_path: Path) -> None:
+    """A trial has 3 epochs of 100 steps."""
+    storage = InMemoryStorage()
+    settings = {"resources.budget_steps": 700}
+    run = Search(tmp_path, storage, trials=9, settings=settings)
+    jobs = [run.start(), run.start(), run.start()]
+    assert next(run.jobs) is None, "900 steps will be used, unless a trial is pruned"
+    run.finish(jobs[0])
+    run.store._tell(jobs[1].trial_number, TrialState.PRUNED)  # before its first epoch
+    assert len(run.store.ended_trials) == 2
+    jobs.append(run.start())
+    for job in jobs[2:]:
+        assert next(run.jobs) is None
+        run.finish(job)
+    assert next(run.jobs, "the end") == "the end"
+    assert list(run.jobs.notices()) == ["Budget used: no more trials were started."]
+    again = Search(tmp_path, storage, trials=9, settings=settings)
+    assert next(again.jobs, "the end") == "the end", "the budget includes earlier commands"
+    assert next(Search(tmp_path, storage, trials=9, settings={"resources.budget_steps": 1000}).jobs)
+
+
+def test_a_budget_in_seconds_counts_training_time(tmp_path: Path) -> None:
+    run = Search(tmp_path, InMemoryStorage(), trials=9, settings={"resources.budget_seconds": 1.5})
+    run.finish(run.start())  # one second
+    job, other = run.start(), run.start()
+    run.jobs.reported(job, EpochReport(1, (score(50.0),)))
+    assert next(run.jobs) is None
+    run.finish(job)
+    run.finish(other)
+    assert next(run.jobs, "the end") == "the end"
+    assert run.states == ["COMPLETE"] * 3
+
+
 def test_notices(tmp_path: Path) -> None:
     storage = InMemoryStorage()
     run = Search(tmp_path, storage, trials=9, space=Space.model_validate(SPACE))
     for job in run.jobs:
+        assert job is not None
         run.finish(job)
     assert run.states == ["COMPLETE"] * 2
     assert list(run.jobs.notices()) == ["Search space exhausted: every combination has been tried."]
