@@ -46,7 +46,7 @@ def method_rows(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]
     rows = list[tuple[Any, ...]]()
     for name in METHODS:
         config = configure(name, values)
-        if config.prompts.kind == "none":
+        if config.prompts.selected_kind == "none":
             continue
         first = rehearse(config, **settings)
         uncached, flops = count(first)

@@ -40,7 +40,9 @@ METHODS = (
 )
 """Built-in methods, in display order. Each has a file in prometar/config/recipes/."""
 
-_SettingsBySection = dict[str, dict[str, JsonValue]]
+SettingsBySection = dict[str, dict[str, JsonValue]]
+"""Settings by section and name, such as {"optim": {"lr": 0.002}}."""
+
 _EXCLUDED = ("data", "backbone", "train.seed")
 """Rejected in recipes, so that all methods are compared with the same images, backbone and seed."""
 
@@ -55,7 +57,7 @@ class Recipe(StrictModel):
         paper, source, unverified: Publication, source of the settings, and details that are not verified.
     """
 
-    settings: _SettingsBySection
+    settings: SettingsBySection
     name: str = ""
     title: str = ""
     about: str = ""
@@ -65,7 +67,7 @@ class Recipe(StrictModel):
 
     @field_validator("settings")
     @classmethod
-    def _reject_excluded(cls, settings: _SettingsBySection) -> _SettingsBySection:
+    def _reject_excluded(cls, settings: SettingsBySection) -> SettingsBySection:
         given = {*settings, *(f"{section}.{key}" for section, keys in settings.items() for key in keys)}
         if excluded := sorted(given & set(_EXCLUDED)):
             raise ValueError(f"{excluded[0]} is not allowed in recipes. Set it with a command-line option.")

@@ -5,84 +5,28 @@ are those of ProMetaR's published code (CVPR 2024, commit c907bdb). Recipes chan
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
+from pydantic import ValidationError
 
-from prometar.config.recipes import is_recipe_file, recipe
+from prometar.config.recipes import recipe
+from prometar.config.resolve import complete, overridden, resolve
+from prometar.config.sections import (
+    AugmentConfig,
+    BackboneConfig,
+    ConfigData,
+    DataConfig,
+    TrainConfig,
+)
 from prometar.errors import UserError
-from prometar.io.custom import complete_args, is_custom
+from prometar.io.custom import complete_args
 from prometar.io.files import require_recordable, resolve_path
-from prometar.io.strict_model import StrictModel, leaf_types, problems_of
+from prometar.io.strict_model import problems_of
 from prometar.io.yamltext import dump_yaml, parse_yaml, read_yaml
-from prometar.methods.composition import MethodConfig
-from prometar.methods.section import TAG_NAMES, ComponentSection, CustomSection
-
-ConfigData = dict[str, Any]
-"""Plain data of a configuration: nested by section, or flat by dotted key."""
-
-
-class DataConfig(StrictModel):
-    """Training data: `shots` images per class, sampled with `train.seed`. `args` are for a custom loader."""
-
-    name: str = "textures"
-    root: str | None = None
-    shots: int = Field(default=16, ge=1, le=1_000_000)
-    args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
-
-    @model_validator(mode="after")
-    def _reject_args_of_built_in_datasets(self) -> Self:
-        if self.args and not self.reference:
-            raise ValueError(f"args require a custom loader, but {self.name} is built in")
-        return self
-
-    @property
-    def reference(self) -> str | None:
-        """Reference to a custom loader, `package.module:Name`, or None."""
-        return self.name if is_custom(self.name) else None
-
-
-class AugmentConfig(StrictModel):
-    """Augmentation of training images: RandomResizedCrop, probability of a flip, amount of color jitter.
-
-    With two `views`, each image is augmented twice. The regularizer compares the features of the first view
-    with those that the frozen CLIP has of the second.
-    """
-
-    crop_scale_min: float = Field(default=0.08, gt=0, le=1)
-    crop_scale_max: float = Field(default=1.0, gt=0, le=1)
-    flip: float = Field(default=0.5, ge=0, le=1)
-    jitter: float = Field(default=0.0, ge=0, le=1)
-    views: Literal[1, 2] = 1
-
-    @model_validator(mode="after")
-    def _require_ordered_crop_scales(self) -> Self:
-        if self.crop_scale_min > self.crop_scale_max:
-            raise ValueError(f"crop_scale_min {self.crop_scale_min} exceeds crop_scale_max")
-        return self
-
-
-class BackboneConfig(StrictModel):
-    """An open_clip model and its `pretrained` weights (tag or .safetensors file), or the embedded `mini`.
-
-    `precision` applies to the towers. Prompts, the modulator's gate, losses and optimizers use at least fp32.
-    `tf32`: float32 whose matrix products are computed in TF32 on NVIDIA GPUs. On other devices, it is `fp32`.
-    """
-
-    name: str = "mini"
-    pretrained: str | None = None
-    precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"
-
-
-class TrainConfig(StrictModel):
-    """Epochs, batch size and seed."""
-
-    epochs: int = Field(default=10, ge=1, le=100_000)
-    batch_size: int = Field(default=4, ge=1, le=65_536)
-    seed: int = Field(default=1, ge=0, lt=2**32)
+from prometar.methods.composition import KINDS, MethodConfig
+from prometar.methods.section import TAG_NAMES, CustomSection
 
 
 class Config(MethodConfig):
@@ -99,26 +43,13 @@ class Config(MethodConfig):
         200
     """
 
-    data: DataConfig = DataConfig()
-    augment: AugmentConfig = AugmentConfig()
-    backbone: BackboneConfig = BackboneConfig()
-    train: TrainConfig = TrainConfig()
+    data: DataConfig
+    augment: AugmentConfig
+    backbone: BackboneConfig
+    train: TrainConfig
 
-    @model_validator(mode="before")
-    @classmethod
-    def _start_from_the_recipe(cls, tree: object) -> object:
-        if not isinstance(tree, Mapping):
-            return tree
-        method = tree.get("method", cls.model_fields["method"].default)
-        if not isinstance(method, str | int | float):
-            return tree
-        if not is_recipe_file(method := str(method)):
-            return _with_recipe(tree, method, recipe(method).settings)
-        # A recipe file is not read here: a configuration with its name must contain all settings.
-        missing = sorted(cls.model_fields.keys() - tree.keys())
-        if missing:
-            raise ValueError(f"Section {missing[0]} is missing. To start from recipe {method}, use --method.")
-        return tree
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**resolve(given))
 
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
@@ -133,27 +64,29 @@ class Config(MethodConfig):
             >>> Config().override({"regularizer.text_weight": 10}).regularizer.text_weight
             10.0
         """
-        start, values = self, dict(values)
-        method = str(values.pop("method", self.method))
-        if method != self.method:
-            unchanged = {"data": self.data, "backbone": self.backbone, "train": {"seed": self.train.seed}}
-            new = recipe(method)
-            start = parse_config(_with_recipe(unchanged, new.name, new.settings), where=f"method {method}")
-        tree = start.model_dump(mode="json")
-        for section, changes in _by_section(values).items():
-            args = {key.removeprefix("args."): v for key, v in changes.items() if key.startswith("args.")}
-            kind = changes.get(_kind_field(section), tree[section].get(_kind_field(section)))
-            fields = _fields(section, kind)
-            tree[section] = _merged(section, tree[section], {k: v for k, v in changes.items() if k in fields})
-            if args:
-                tree[section]["args"] = {**tree[section].get("args", {}), **args}
-        return parse_config(tree, where=where)
+        changes = dict(values)
+        method = str(changes.pop("method", self.method))
+        start = self if method == self.method else self._with_recipe(method)
+        return parse_config(overridden(start.model_dump(mode="json"), changes), where=where)
+
+    def _with_recipe(self, method: str) -> "Config":
+        """Return the published settings of a method, with data, backbone and seed of this configuration."""
+        chosen = recipe(method)
+        kept = {
+            "method": chosen.name,
+            "data": self.data,
+            "backbone": self.backbone,
+            "train": {"seed": self.train.seed},
+        }
+        return parse_config(complete(chosen.settings, kept), where=f"method {method}")
 
     @property
     def custom_components(self) -> dict[str, str]:
         """References to custom components, `package.module:Name`, by section."""
         found = {name: section.reference for name, section in self if isinstance(section, CustomSection)}
-        return found | ({"data": self.data.reference} if self.data.reference else {})
+        if self.data.reference:
+            found["data"] = self.data.reference
+        return found
 
     def with_defaults(self) -> "Config":
         """Return a copy with the default settings of custom components filled in.
@@ -187,7 +120,8 @@ class Config(MethodConfig):
     def require_used(keys: Iterable[str], configs: Iterable["Config"], name: str) -> None:
         """Raise a UserError for the first key, given with --set, that none of the configurations has."""
         used = {key for config in configs for key in config.flat()}
-        if unused := [key for key in keys if key not in used and ".args" not in key]:
+        unused = [key for key in keys if key not in used and ".args" not in key]
+        if unused:
             raise UserError(f"--set {unused[0]} does not apply to {name}. Also set the kind.")
 
     def flat(self) -> ConfigData:
@@ -226,78 +160,6 @@ _ADDED_DEFAULTS: dict[str, object] = {
 """Settings that were added after version 0.2, with the values that give the results of that version."""
 
 
-def _with_recipe(
-    tree: Mapping[str, object], method: str, settings: Mapping[str, Mapping[str, object]]
-) -> ConfigData:
-    """Return `tree` with missing settings filled in from the recipe, as plain data."""
-    result = {**settings, **tree, "method": method}
-    for section in Config.model_fields.keys() - {"method"}:
-        given = tree.get(section, {})
-        if isinstance(given, Mapping):
-            default = getattr(Config.model_fields[section].default, _kind_field(section), None)
-            base = _merged(section, {_kind_field(section): default}, settings.get(section, {}))
-            result[section] = _merged(section, base, given)
-    return result
-
-
-def _merged(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> ConfigData:
-    """Return `base` updated with `given`. If the kind changes, drop `args` and what the new kind lacks."""
-    field, base_kind = _kind_field(section), base.get(_kind_field(section))
-    kind = given.get(field, base_kind)
-    fields, same = _fields(section, kind), kind == base_kind
-    kept = {key: value for key, value in base.items() if key in fields and (same or key != "args")}
-    return {**kept, **given}
-
-
-def _by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
-    """Group dotted settings by section. Raise a UserError for an unknown setting."""
-    grouped: dict[str, ConfigData] = {}
-    for key, value in values.items():
-        section, _, name = key.partition(".")
-        if section not in Config.model_fields:
-            raise UserError(f"Unknown setting '{key}'. Sections: {', '.join(Config.model_fields)}.")
-        if not (is_setting(key) or name.startswith("args.")):
-            known = dict.fromkeys(each for model in _models(section).values() for each in model.model_fields)
-            raise UserError(f"Unknown setting '{key}'. Settings of {section}: {', '.join(known)}.")
-        grouped.setdefault(section, {})[name] = value
-    return grouped
-
-
-def _kind_field(section: str) -> str:
-    """Return the field that selects a component's kind, or "name" (in `data`, a new name drops args)."""
-    default = Config.model_fields[section].default
-    return default.KIND_FIELD if isinstance(default, ComponentSection) else "name"
-
-
-def is_setting(key: str) -> bool:
-    """Return True if the dotted key is a setting of its section, whichever kind is selected.
-
-    Example:
-        >>> [is_setting(key) for key in ("averager.std", "averager.sdt")]
-        [True, False]
-    """
-    section, _, name = key.partition(".")
-    return section in Config.model_fields and any(name in m.model_fields for m in _models(section).values())
-
-
-@cache
-def _models(section: str) -> dict[str | None, type[BaseModel]]:
-    """Return a section's Pydantic models by kind (None for custom components and sections without kinds)."""
-    found: dict[str | None, type[BaseModel]] = {}
-    for model in leaf_types(Config.model_fields[section].annotation):
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            field = model.model_fields.get(_kind_field(section))
-            kinds = get_args(field.annotation) if field else ()
-            found |= dict.fromkeys(kinds or (None,), model)
-    return found
-
-
-def _fields(section: str, kind: object) -> Collection[str]:
-    """Return the settings of a kind. A kind that no model lists is a custom component."""
-    models = _models(section)
-    return models.get(kind if isinstance(kind, str) else None, models[None]).model_fields
-
-
 def flatten(tree: Mapping[str, object], prefix: str = "") -> ConfigData:
     """Return the values of a nested mapping by dotted key."""
     flat: ConfigData = {}
@@ -331,13 +193,16 @@ def parse_config(tree: object, *, where: str) -> Config:
     Raises:
         UserError: the data is not a mapping, a key is unknown, or a value is invalid.
     """
+    for key in tree if isinstance(tree, Mapping) else ():
+        if not isinstance(key, str):
+            raise UserError(f"{where}: {key}: Keys should be strings, got {key!r}")
     try:
         return Config.model_validate(tree)
     except UnicodeEncodeError:  # YAML escapes can encode unpaired surrogates
         raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
         # Pydantic adds union tags and kinds to the locations of errors. Messages name settings without them.
-        tags = TAG_NAMES | {kind for section in Config.model_fields for kind in _models(section) if kind}
+        tags = TAG_NAMES.union(*(kinds.built_in for kinds in KINDS.values()))
         raise UserError(f"{where}: {problems_of(error, omitted_tags=tags)}") from None
 
 

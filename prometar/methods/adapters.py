@@ -6,7 +6,7 @@ from pydantic import Field
 
 from prometar.methods.layers import LayerRange, layers_in_tower
 from prometar.methods.prompts import Leaves, Tensors, sample_normal
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, CustomKindSection, Kinds
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -142,4 +142,4 @@ class CustomAdapters(CustomKindSection, Adapters):
     """Custom adapters."""
 
 
-AnyAdapters = BuiltInOrCustom[NoAdapters | ParallelAdapters, CustomAdapters]
+ADAPTERS = Kinds({"none": NoAdapters, "parallel": ParallelAdapters}, default="none", custom=CustomAdapters)

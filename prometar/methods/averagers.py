@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from prometar.methods.prompts import Leaves
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, Kinds
 
 
 class Last(ComponentSection):
@@ -43,4 +43,4 @@ class Gaussian(ComponentSection):
 
 
 Averager = Last | Gaussian
-AnyAverager = BuiltInOrCustom[Averager, CustomKindSection]
+AVERAGERS = Kinds({"last": Last, "gaussian": Gaussian}, default="last")

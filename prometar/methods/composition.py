@@ -5,20 +5,19 @@ The method's name selects a recipe (`prometar.config.recipes`), whose settings c
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from prometar.errors import UserError
 from prometar.io.strict_model import StrictModel
-from prometar.methods.adapters import Adapters, AnyAdapters, NoAdapters, TowerName
-from prometar.methods.averagers import AnyAverager, Averager, Last
-from prometar.methods.features import AnyFeatures, FeatureFunction, PlainFeatures
-from prometar.methods.inner_loop import AnyInnerLoop, InnerSGD
-from prometar.methods.logits import AnyLogits, CosineLogits, Logits
-from prometar.methods.modulators import AnyModulator, Gate, Modulator
-from prometar.methods.optimizers import SGD, AnyOptimizer, Optimizer
+from prometar.methods.adapters import ADAPTERS, Adapters, NoAdapters, TowerName
+from prometar.methods.averagers import AVERAGERS, Averager
+from prometar.methods.features import FEATURES, FeatureFunction, PlainFeatures
+from prometar.methods.inner_loop import INNER_LOOPS, InnerSGD
+from prometar.methods.logits import LOGITS, CosineLogits, Logits
+from prometar.methods.modulators import MODULATORS, Modulator
+from prometar.methods.optimizers import OPTIMIZERS, Optimizer, OptimSection
 from prometar.methods.prompts import (
-    AnyPrompts,
-    IndependentPrompts,
+    PROMPTS,
     Leaves,
     NoPrompts,
     Prompts,
@@ -26,8 +25,9 @@ from prometar.methods.prompts import (
     Tensors,
     has_image_prompts,
 )
-from prometar.methods.regularizers import AnyRegularizer, BuiltInDistances, Regularizer
-from prometar.methods.task_augmentations import AnyAugmentation, Augmentation, FeatureMixup, NoAugmentation
+from prometar.methods.regularizers import REGULARIZERS, Regularizer, RegularizerSection
+from prometar.methods.section import ComponentSection, Kinds
+from prometar.methods.task_augmentations import AUGMENTATIONS, Augmentation, NoAugmentation
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -128,20 +128,35 @@ def _prefixed(section: str, tensors: Tensors) -> Tensors:
     return {f"{section}.{name}": each for name, each in tensors.items()}
 
 
-class MethodConfig(StrictModel):
-    """Part of `Config` that determines the method: a section per component (`task` for the augmentation)."""
+KINDS: dict[str, Kinds] = {
+    "prompts": PROMPTS,
+    "adapters": ADAPTERS,
+    "features": FEATURES,
+    "logits": LOGITS,
+    "regularizer": REGULARIZERS,
+    "modulator": MODULATORS,
+    "inner": INNER_LOOPS,
+    "task": AUGMENTATIONS,
+    "averager": AVERAGERS,
+    "optim": OPTIMIZERS,
+}
+"""Kinds of the component that each section describes (`task`: the augmentation)."""
 
-    method: str = "prometar"
-    prompts: AnyPrompts = IndependentPrompts()
-    adapters: AnyAdapters = NoAdapters()
-    features: AnyFeatures = PlainFeatures()
-    logits: AnyLogits = CosineLogits()
-    regularizer: AnyRegularizer = BuiltInDistances()
-    modulator: AnyModulator = Gate()
-    inner: AnyInnerLoop = InnerSGD()
-    task: AnyAugmentation = FeatureMixup()
-    averager: AnyAverager = Last()
-    optim: AnyOptimizer = SGD()
+
+class MethodConfig(StrictModel):
+    """Part of `Config` that determines the method: a section per component."""
+
+    method: str
+    prompts: Annotated[Prompts, KINDS["prompts"]]
+    adapters: Annotated[Adapters, KINDS["adapters"]]
+    features: Annotated[FeatureFunction, KINDS["features"]]
+    logits: Annotated[Logits, KINDS["logits"]]
+    regularizer: Annotated[RegularizerSection, KINDS["regularizer"]]
+    modulator: Annotated[ComponentSection, KINDS["modulator"]]
+    inner: Annotated[ComponentSection, KINDS["inner"]]
+    task: Annotated[ComponentSection, KINDS["task"]]
+    averager: Annotated[ComponentSection, KINDS["averager"]]
+    optim: Annotated[OptimSection, KINDS["optim"]]
 
 
 def build(config: MethodConfig) -> Method:
@@ -162,12 +177,13 @@ def build(config: MethodConfig) -> Method:
     inner = config.inner.component()
     if features.reads_image_prompts and not has_image_prompts(prompts):
         raise UserError(
-            f"features.kind={config.features.kind} reads the outputs of image prompts, "
-            f"but prompts.kind={config.prompts.kind} has none. Choose prompts that enter the image tower."
+            f"features.kind={config.features.selected_kind} reads the outputs of image prompts, "
+            f"but prompts.kind={config.prompts.selected_kind} has none. "
+            "Choose prompts that enter the image tower."
         )
     if logits.needs_representation and not features.reads_image_prompts:
         raise UserError(
-            f"logits.kind={config.logits.kind} needs a second image feature. "
+            f"logits.kind={config.logits.selected_kind} needs a second image feature. "
             "Set features.kind=representation, or logits.kind=cosine."
         )
     method = Method(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from prometar.methods.prompts import Leaves, sample_linear, sample_normal
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, CustomKindSection, Kinds
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -158,4 +158,8 @@ class CustomFeatures(CustomKindSection, FeatureFunction):
     """Custom function of features."""
 
 
-AnyFeatures = BuiltInOrCustom[PlainFeatures | BottleneckAdapters | RepresentationTokens, CustomFeatures]
+FEATURES = Kinds(
+    {"none": PlainFeatures, "bottleneck": BottleneckAdapters, "representation": RepresentationTokens},
+    default="none",
+    custom=CustomFeatures,
+)

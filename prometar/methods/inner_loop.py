@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from prometar.methods.prompts import Leaves, Tensors
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, Kinds
 
 
 class NoInnerLoop(ComponentSection):
@@ -38,4 +38,4 @@ class InnerSGD(ComponentSection):
         return {name: leaf.add(gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
 
 
-AnyInnerLoop = BuiltInOrCustom[NoInnerLoop | InnerSGD, CustomKindSection]
+INNER_LOOPS = Kinds({"none": NoInnerLoop, "sgd": InnerSGD}, default="sgd")

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from prometar.methods.features import Features, similarity
 from prometar.methods.prompts import Leaves, sample_linear
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, CustomKindSection, Kinds
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -150,4 +150,8 @@ class CustomLogits(CustomKindSection, Logits):
     """Custom logits."""
 
 
-AnyLogits = BuiltInOrCustom[CosineLogits | FusedLogits | LinearHead, CustomLogits]
+LOGITS = Kinds(
+    {"cosine": CosineLogits, "fused": FusedLogits, "linear_head": LinearHead},
+    default="cosine",
+    custom=CustomLogits,
+)

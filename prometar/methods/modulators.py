@@ -6,7 +6,7 @@ from pydantic import Field
 
 from prometar.errors import UserError
 from prometar.methods.prompts import Leaves, Tensors, is_token_name, sample_linear
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, Kinds
 
 if TYPE_CHECKING:
     import torch
@@ -127,4 +127,4 @@ class Projection(Modulator):
         return modulated
 
 
-AnyModulator = BuiltInOrCustom[Add | Constant | Gate | Projection, CustomKindSection]
+MODULATORS = Kinds({"add": Add, "constant": Constant, "gate": Gate, "projection": Projection}, default="gate")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from pydantic import Field
 
 from prometar.methods.prompts import Leaves, Tensors
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, CustomKindSection, Kinds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,9 +180,6 @@ class CustomOptimizer(CustomKindSection, OptimSection):
     """Custom optimizer. `component()` returns an object with the methods of `Optimizer`."""
 
 
-AnyOptimizer = BuiltInOrCustom[SGD | Adam | AdamW, CustomOptimizer]
-
-
 def _detached(leaves: Leaves) -> "list[Tensor]":
     return [leaf.detach() for leaf in leaves.values()]
 
@@ -202,3 +199,6 @@ def _of(slot: Tensors, leaves: Leaves) -> "list[Tensor]":
 
 def _named(leaves: Leaves, tensors: "list[Tensor]") -> Tensors:
     return dict(zip(leaves, tensors, strict=True))
+
+
+OPTIMIZERS = Kinds({"sgd": SGD, "adam": Adam, "adamw": AdamW}, default="sgd", custom=CustomOptimizer)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from prometar.methods.layers import LayerRange, layers_in_tower
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, CustomKindSection, Kinds
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -400,7 +400,15 @@ class CustomPrompts(CustomKindSection, Prompts):
     """Custom prompts. As with built-in prompts, `initialize` receives the token ids of `init`."""
 
 
-_BuiltIn = (
-    NoPrompts | IndependentPrompts | CoupledPrompts | ConditionalPrompts | ClassAwarePrompts | SharedPrompts
+PROMPTS = Kinds(
+    {
+        "none": NoPrompts,
+        "independent": IndependentPrompts,
+        "coupled": CoupledPrompts,
+        "conditional": ConditionalPrompts,
+        "class_aware": ClassAwarePrompts,
+        "shared": SharedPrompts,
+    },
+    default="independent",
+    custom=CustomPrompts,
 )
-AnyPrompts = BuiltInOrCustom[_BuiltIn, CustomPrompts]

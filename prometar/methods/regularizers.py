@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 from pydantic import Field
 
 from prometar.methods.features import similarity
-from prometar.methods.section import BuiltInOrCustom, ComponentSection, CustomKindSection
+from prometar.methods.section import ComponentSection, CustomKindSection, Kinds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,16 +153,21 @@ class Regularizer:
         return (sum(weighted[1:], weighted[0]) if weighted else None), {name: v for name, _, v in values}
 
 
-class NoRegularizer(ComponentSection):
+class RegularizerSection(ComponentSection):
+    """Base class of the sections of regularizers."""
+
+    def build(self, *, changes_text: bool, changes_images: bool) -> Regularizer:
+        """Return the regularizer of a method that changes text features, image features or both."""
+        return Regularizer()
+
+
+class NoRegularizer(RegularizerSection):
     """No regularizer."""
 
     kind: Literal["none"] = "none"
 
-    def build(self, *, changes_text: bool, changes_images: bool) -> Regularizer:
-        return Regularizer()
 
-
-class _DistanceSettings(ComponentSection):
+class _DistanceSettings(RegularizerSection):
     """Settings of distances between prompted and frozen features. A weight of 0 disables its term.
 
     `logits_weight` is the weight of `LogitsDivergence`. `teacher` selects the templates of the frozen text
@@ -187,7 +192,8 @@ class _DistanceSettings(ComponentSection):
         """
         from prometar.clip.openclip import TEMPLATES
 
-        component, terms = self.component(), list[tuple[Term, float]]()
+        component = self.component()
+        terms: list[tuple[Term, float]] = []
         if isinstance(component, Term):
             terms.append((component, 1.0))
         else:
@@ -214,4 +220,8 @@ class CustomRegularizer(CustomKindSection, _DistanceSettings):
     """Custom distance or `Term`."""
 
 
-AnyRegularizer = BuiltInOrCustom[NoRegularizer | BuiltInDistances, CustomRegularizer]
+REGULARIZERS = Kinds(
+    {"none": NoRegularizer, "l1": BuiltInDistances, "l2": BuiltInDistances, "cosine": BuiltInDistances},
+    default="l1",
+    custom=CustomRegularizer,
+)

@@ -1,22 +1,34 @@
-"""Base classes of the configuration sections that describe a method's components.
+"""Configuration sections that describe a method's components, and the table of the kinds of each section.
 
 Each kind of component has its own section class, whose fields are the component's settings. Modules that
 define sections import torch only inside functions, so that loading a configuration does not import torch.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
-from pydantic import Discriminator, Field, JsonValue, Tag
+from pydantic import Field, GetCoreSchemaHandler, JsonValue
+from pydantic_core import CoreSchema, core_schema
 
 from prometar.io.custom import instantiate, is_custom
 from prometar.io.strict_model import BUILT_IN, StrictModel
+
+CUSTOM = "custom"
+TAG_NAMES = frozenset({BUILT_IN, CUSTOM})
+"""Names that pydantic adds to the locations of errors, besides those of kinds."""
 
 
 class ComponentSection(StrictModel):
     """Section that describes a component. `KIND_FIELD` is the field that selects the component's kind."""
 
     KIND_FIELD: ClassVar[str] = "kind"
+
+    @property
+    def selected_kind(self) -> str:
+        """Name of a built-in kind, or reference to a custom component, `package.module:Name`."""
+        return str(getattr(self, self.KIND_FIELD))
 
     def component(self) -> Any:
         """Return the component. By default, the section itself is the component."""
@@ -30,7 +42,7 @@ class CustomSection(ComponentSection):
 
     @property
     def reference(self) -> str:
-        return str(getattr(self, self.KIND_FIELD))
+        return self.selected_kind
 
     def component(self) -> Any:
         """Import and return the component.
@@ -47,21 +59,52 @@ class CustomKindSection(CustomSection):
     kind: str
 
 
-BuiltInT = TypeVar("BuiltInT")
-CustomT = TypeVar("CustomT")
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """Kinds of a component. `Annotated[Base, Kinds(...)]` is the type of a field that holds any of them.
 
+    Args:
+        built_in: Section class by kind. The class's field `KIND_FIELD` accepts the kind.
+        default: Kind that a configuration has if neither the user nor the recipe selects one (ProMetaR's).
+        custom: Section class of custom components, `package.module:Name`.
+    """
 
-def _union_tag(value: Any) -> str:
-    """Return the tag by which pydantic selects the type of a section: built-in or custom."""
-    fields = dict(value) if isinstance(value, Mapping | ComponentSection) else {}
-    kinds = [fields.get(key) for key in ("kind", "augmentation")]  # the KIND_FIELDs of all sections
-    return "custom" if any(isinstance(kind, str) and is_custom(kind) for kind in kinds) else BUILT_IN
+    built_in: Mapping[str, type[ComponentSection]]
+    default: str
+    custom: type[CustomSection] = CustomKindSection
 
+    @property
+    def field(self) -> str:
+        """Name of the field that selects the kind."""
+        return self.custom.KIND_FIELD
 
-BUILT_IN_TAG, CUSTOM_TAG, DISCRIMINATOR = Tag(BUILT_IN), Tag("custom"), Discriminator(_union_tag)
-TAG_NAMES = frozenset({BUILT_IN, "custom"})  # omitted from validation messages
-BuiltInOrCustom = Annotated[
-    Annotated[BuiltInT, Field(discriminator="kind"), BUILT_IN_TAG] | Annotated[CustomT, CUSTOM_TAG],
-    DISCRIMINATOR,
-]
-"""Type of a section that describes either a built-in or a custom component."""
+    @cached_property
+    def settings(self) -> tuple[str, ...]:
+        """Settings of all kinds, without repetitions."""
+        classes = (*self.built_in.values(), self.custom)
+        return tuple(dict.fromkeys(name for each in classes for name in each.model_fields))
+
+    def settings_of(self, kind: object) -> tuple[str, ...]:
+        """Return the settings of a kind. A kind that is not in the table is a custom component."""
+        known = isinstance(kind, str) and kind in self.built_in
+        return self._settings_by_kind[kind if known else CUSTOM]
+
+    @cached_property
+    def _settings_by_kind(self) -> dict[object, tuple[str, ...]]:
+        classes = {**self.built_in, CUSTOM: self.custom}
+        return {kind: tuple(each.model_fields) for kind, each in classes.items()}
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate a section with the class of its kind. Called by pydantic for `Annotated`."""
+        choices = {kind: handler.generate_schema(each) for kind, each in self.built_in.items()}
+        built_in = core_schema.tagged_union_schema(choices, discriminator=self.field)
+        custom = handler.generate_schema(self.custom)
+        return core_schema.tagged_union_schema({BUILT_IN: built_in, CUSTOM: custom}, discriminator=self._tag)
+
+    def _tag(self, value: object) -> str:
+        kind = None
+        if isinstance(value, Mapping):
+            kind = value.get(self.field)
+        elif isinstance(value, ComponentSection):
+            kind = value.selected_kind
+        return CUSTOM if isinstance(kind, str) and is_custom(kind) else BUILT_IN

@@ -1,10 +1,10 @@
 """Task augmentations. They mix a meta task's query images with its support images (the rest of the batch)."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from prometar.methods.section import BUILT_IN_TAG, CUSTOM_TAG, DISCRIMINATOR, ComponentSection, CustomSection
+from prometar.methods.section import ComponentSection, CustomSection, Kinds
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -129,7 +129,8 @@ class CustomAugmentation(CustomSection):
     augmentation: str
 
 
-_BuiltIn = Annotated[
-    NoAugmentation | FeatureMixup | InputMixup | CutMix, Field(discriminator="augmentation"), BUILT_IN_TAG
-]
-AnyAugmentation = Annotated[_BuiltIn | Annotated[CustomAugmentation, CUSTOM_TAG], DISCRIMINATOR]
+AUGMENTATIONS = Kinds(
+    {"none": NoAugmentation, "feature_mixup": FeatureMixup, "input_mixup": InputMixup, "cutmix": CutMix},
+    default="feature_mixup",
+    custom=CustomAugmentation,
+)

@@ -16,7 +16,8 @@ from prometar.clip.features import FeatureCache, Tokenize, cached_text_features,
 from prometar.clip.model import Clip
 from prometar.clip.openclip import Backbone, load_backbone
 from prometar.clip.wording import fill_template
-from prometar.config.settings import BackboneConfig, Config
+from prometar.config.sections import BackboneConfig
+from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.class_texts import read_texts, texts_of
 from prometar.data.datasets.dataset import Dataset, classnames

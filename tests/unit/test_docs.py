@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 from prometar import __version__
 from prometar.cli.app import app
 from prometar.config.recipes import METHODS
-from prometar.config.settings import Config, configure, is_setting, parse_assignments
+from prometar.config.sections import is_setting
+from prometar.config.settings import Config, configure, parse_assignments
 from prometar.methods.composition import build
 from tune.config import StudyConfig
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError, model_validator
 
-from prometar.config.settings import Config, flatten, is_setting
+from prometar.config.sections import is_setting
+from prometar.config.settings import Config, flatten
 from prometar.errors import UserError
 from prometar.io.files import file_size
 from prometar.io.strict_model import StrictModel, problems_of

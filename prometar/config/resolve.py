@@ -1,0 +1,76 @@
+"""Complete settings of a run as plain data: the recipe of its method, updated with the given settings.
+
+Nothing here validates values. `prometar.config.settings.Config` does, once the tree is complete.
+"""
+
+from collections.abc import Mapping
+
+from prometar.config.recipes import SettingsBySection, is_recipe_file, recipe
+from prometar.config.sections import (
+    SECTIONS,
+    ConfigData,
+    default_section,
+    group_by_section,
+    kind_field,
+    merge_section,
+    settings_of_kind,
+)
+
+DEFAULT_METHOD = "prometar"
+
+
+def resolve(given: Mapping[str, object]) -> ConfigData:
+    """Return a complete tree of settings: the recipe of the method in `given`, updated with `given`.
+
+    A tree is complete if every section selects a kind. Other absent settings have the kind's defaults.
+
+    Raises:
+        UserError: the method is unknown.
+        ValueError: the method is a recipe file, and `given` lacks a section. The file is not read, because
+            it may have changed since the configuration was written.
+    """
+    method = given.get("method", DEFAULT_METHOD)
+    if not isinstance(method, str | int | float):
+        return complete({}, given)  # validation rejects such a method
+    name = str(method)
+    if not is_recipe_file(name):
+        return complete(recipe(name).settings, {**given, "method": name})
+    missing = sorted({"method", *SECTIONS} - given.keys())
+    if missing:
+        raise ValueError(f"Section {missing[0]} is missing. To start from recipe {name}, use --method.")
+    return complete({}, given)
+
+
+def complete(settings: SettingsBySection, given: Mapping[str, object]) -> ConfigData:
+    """Return a complete tree: the settings of a recipe, updated with `given`."""
+    tree: ConfigData = {**settings, **given}
+    for section in SECTIONS:
+        own = given.get(section, {})
+        if not isinstance(own, Mapping):
+            continue  # validated already, or rejected by the validation
+        published = merge_section(section, default_section(section), settings.get(section, {}))
+        tree[section] = merge_section(section, published, own)
+    return tree
+
+
+def overridden(tree: Mapping[str, ConfigData], values: Mapping[str, object]) -> ConfigData:
+    """Return a complete tree with other values for dotted keys.
+
+    Settings that the selected kind does not have are ignored in `values`, and dropped if the kind changes.
+
+    Raises:
+        UserError: a key is not a setting.
+    """
+    result: ConfigData = dict(tree)
+    for section, changes in group_by_section(values).items():
+        base = tree[section]
+        field = kind_field(section)
+        known = settings_of_kind(section, changes.get(field, base.get(field)))
+        merged = merge_section(section, base, {name: each for name, each in changes.items() if name in known})
+        args = {
+            name.removeprefix("args."): each for name, each in changes.items() if name.startswith("args.")
+        }
+        if args:
+            merged["args"] = {**merged.get("args", {}), **args}
+        result[section] = merged
+    return result

@@ -1,0 +1,103 @@
+"""One table of kinds describes the sections of a configuration."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from prometar.config.sections import SECTIONS, is_setting, settings_of, settings_of_kind
+from prometar.config.settings import Config, parse_config
+from prometar.errors import UserError
+from prometar.methods.composition import KINDS, MethodConfig
+from prometar.methods.section import CustomSection
+
+EVERY_KIND = [(section, kind) for section, kinds in KINDS.items() for kind in kinds.built_in]
+SETTINGS_PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
+
+
+def test_the_sections_of_a_configuration_are_those_of_the_tables() -> None:
+    assert list(MethodConfig.model_fields) == ["method", *KINDS]
+    assert list(Config.model_fields) == ["method", *SECTIONS]
+
+
+@pytest.mark.parametrize("section", KINDS)
+def test_the_kinds_in_the_table_are_those_that_the_classes_accept(section: str) -> None:
+    kinds = KINDS[section]
+    accepted = [get_args(each.model_fields[kinds.field].annotation) for each in kinds.built_in.values()]
+    assert set(kinds.built_in) == {kind for group in accepted for kind in group}
+    for kind, section_class in kinds.built_in.items():
+        assert kind in get_args(section_class.model_fields[kinds.field].annotation)
+
+
+@pytest.mark.parametrize(("section", "kind"), EVERY_KIND)
+def test_a_section_has_the_class_of_its_kind(section: str, kind: str) -> None:
+    kinds = KINDS[section]
+    config = Config().override({f"{section}.{kinds.field}": kind})
+    selected = getattr(config, section)
+    assert type(selected) is kinds.built_in[kind]
+    assert selected.selected_kind == kind
+    assert parse_config(config.model_dump(mode="json"), where="the same") == config
+    assert settings_of_kind(section, kind) == tuple(type(selected).model_fields)
+    assert all(is_setting(f"{section}.{name}") for name in settings_of_kind(section, kind))
+
+
+@pytest.mark.parametrize("section", KINDS)
+def test_a_module_and_a_name_select_a_custom_component(section: str) -> None:
+    kinds = KINDS[section]
+    config = Config().override({f"{section}.{kinds.field}": "mine:Part", f"{section}.args.size": 3})
+    selected = getattr(config, section)
+    assert isinstance(selected, CustomSection)
+    assert selected.reference == "mine:Part"
+    assert selected.args == {"size": 3}
+    assert "args" in settings_of(section)
+
+
+@pytest.mark.parametrize("section", KINDS)
+def test_an_unknown_kind_is_refused_with_all_kinds(section: str) -> None:
+    kinds = KINDS[section]
+    key = f"{section}.{kinds.field}"
+    listed = ", ".join(f"'{kind}'" for kind in kinds.built_in)
+    with pytest.raises(UserError) as refused:
+        Config().override({key: "absent"})
+    assert str(refused.value) == f"settings: {key} must be one of {listed} or module:Name, got absent"
+
+
+def test_a_key_that_is_not_text_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^best\.yaml: 3: Keys should be strings, got 3$"):
+        parse_config({3: 4}, where="best.yaml")
+
+
+@pytest.mark.parametrize("section", KINDS)
+def test_the_guide_lists_the_settings_of_every_kind(section: str) -> None:
+    """The rows of the table in docs/settings.md are those that `row_of` writes."""
+    text = SETTINGS_PAGE.read_text("utf-8")
+    for kind in KINDS[section].built_in:
+        row = row_of(section, kind)
+        assert row in text.splitlines(), f"docs/settings.md needs this row:\n{row}"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_guide_explains_every_setting(section: str) -> None:
+    text = SETTINGS_PAGE.read_text("utf-8")
+    assert not [name for name in settings_of(section) if name != "args" and f"`{section}.{name}`" not in text]
+
+
+def row_of(section: str, kind: str) -> str:
+    """Return the row of a kind in docs/settings.md: the settings that some kind of the section lacks."""
+    kinds = KINDS[section]
+    fields = kinds.built_in[kind].model_fields
+    shared = set.intersection(*(set(each.model_fields) for each in kinds.built_in.values()))
+    settings = [f"`{name}={_text(fields[name].default)}`" for name in fields if name not in shared]
+    return f"| `{section}.{kinds.field}={kind}` | {', '.join(settings) or '-'} |"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    print("\n".join(row_of(section, kind) for section, kind in EVERY_KIND))
