@@ -7,11 +7,11 @@
 Nothing is trained. The trial store of a study samples and stores trials of simulated duration. As in
 a real study, the first concurrent trials are thus sampled without any result. The three problems are a
 quadratic function on the space `default`, in which few settings matter and whose optimum depends on the
-seed; the Hartmann function of six settings; and the nearest recorded trial (curves.json) on the space
-`full`. Durations are proportional to the number of epochs, if it is searched. Scores are noisy. Regret is
-that of the settings with the highest score: 0 is the optimum, and 100 is the median of random samples. Wall
-time is in mean trial durations. Results are written to --json after each search. Rerun the same command to
-resume.
+seed; the Hartmann function of six settings; and the nearest recorded trial (curves.json) on the spaces
+`regularizer` and `augmentation` together. Durations are proportional to the number of epochs, if it is
+searched. Scores are noisy. Regret is that of the settings with the highest score: 0 is the optimum, and 100
+is the median of random samples. Wall time is in mean trial durations. Results are written to --json after
+each search. Rerun the same command to resume.
 """
 
 import argparse
@@ -123,7 +123,10 @@ PROBLEMS = {"quadratic": quadratic, "hartmann": hartmann, "recorded": recorded}
 def space_of(problem: str) -> Space:
     """Return the search space of a problem."""
     if problem == "recorded":
-        return load_space("full")
+        parts = [load_space("regularizer"), load_space("augmentation")]
+        return Space(
+            name=problem, ranges={key: entry for part in parts for key, entry in part.ranges.items()}
+        )
     whole = load_space("default")
     if problem == "quadratic":
         return whole

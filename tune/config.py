@@ -25,7 +25,7 @@ from prometar.errors import UserError
 from prometar.io.files import resolve_path
 from prometar.io.strict_model import StrictModel, describe_problem
 from tune.space.ranges import Distinct, Settings, Value
-from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space
+from tune.space.space import EPOCHS_KEY, Space, built_in_spaces, load_enqueued, load_space, space_of_method
 
 # Defaults for rendered (generated) datasets.
 TRIALS_IF_RENDERED = 24
@@ -76,7 +76,9 @@ class SearchConfig(StrictModel):
     datasets: Annotated[tuple[str, ...], Distinct] = Field(
         (DEFAULT_DATASET,), min_length=1, description="Datasets. A trial uses the same settings on each."
     )
-    space: Space = Field(description="Name of a search space, or a YAML file. Default: 'default'.")
+    space: Space = Field(
+        description="Name of a search space, or a YAML file. Default: --method, or 'default'."
+    )
     trials: int = Field(
         40, ge=1, le=1_000_000, description="Number of trials. Default: 24 for rendered datasets, else 40."
     )
@@ -286,8 +288,8 @@ class StudyConfig(StrictModel):
         Config.require_used(set_values, [baseline], "the default settings")
         # Trials may be shorter than published, to save time. A test must not be shorter than the trials.
         by_field.setdefault("test.epochs", max(configure(method).train.epochs, baseline.train.epochs))
-        space = by_field.get("search.space", "default")
-        if space in built_in_spaces():  # they cover all methods: drop settings without effect
+        space = by_field.get("search.space", space_of_method(method))
+        if space in built_in_spaces():  # they cover several methods: drop settings without effect
             space = load_space(space).restrict(baseline, fixed={EPOCHS_KEY} & run_values.keys())
         elif not isinstance(space, Space):
             space = load_space(str(space))

@@ -13,7 +13,7 @@ from prometar.methods.adapters import ADAPTERS, Adapters, NoAdapters, TowerName
 from prometar.methods.averagers import AVERAGERS, Averager
 from prometar.methods.features import FEATURES, FeatureFunction, PlainFeatures
 from prometar.methods.inner_loop import INNER_LOOPS, InnerSGD
-from prometar.methods.logits import LOGITS, CosineLogits, Logits
+from prometar.methods.logits import LOGITS, CosineLogits, FusedLogits, Logits
 from prometar.methods.modulators import MODULATORS, Modulator
 from prometar.methods.optimizers import OPTIMIZERS, Optimizer, OptimSection
 from prometar.methods.prompts import (
@@ -83,12 +83,18 @@ class Method:
         return PromptTraits.of(self.prompts)
 
     @property
+    def learning_sections(self) -> frozenset[str]:
+        """Sections of the components that learn something. A custom component is assumed to learn."""
+        return frozenset(
+            section
+            for section, kinds in _WITHOUT_LEAVES.items()
+            if not isinstance(getattr(self, section), kinds)
+        )
+
+    @property
     def is_untrained(self) -> bool:
         """True if the method learns nothing, like zero-shot CLIP."""
-        components = (self.prompts, self.adapters, self.features, self.logits)
-        return all(
-            isinstance(each, NoPrompts | NoAdapters | PlainFeatures | CosineLogits) for each in components
-        )
+        return not self.learning_sections
 
     @property
     def changes_blocks(self) -> bool:
@@ -104,6 +110,14 @@ class Method:
         return self.regularizer.uses_text or self.traits.class_aware
 
 
+_WITHOUT_LEAVES: dict[str, tuple[type, ...]] = {
+    "prompts": (NoPrompts,),
+    "adapters": (NoAdapters,),
+    "features": (PlainFeatures,),
+    "logits": (CosineLogits, FusedLogits),
+}
+LEARNING_SECTIONS = frozenset(_WITHOUT_LEAVES)
+"""Sections of the components that may have leaves. The gate's tensors are not leaves."""
 _SECTIONS = ("adapters", "features", "logits")
 
 
@@ -202,4 +216,9 @@ def build(config: MethodConfig) -> Method:
         changes_text=method.changes("text") or features.changes_text,
         changes_images=method.changes("vision") or features.changes_images,
     )
+    if (regularizer.texts or regularizer.draw) and method.traits.class_aware:
+        raise UserError(
+            f"regularizer.texts and regularizer.draw do not fit prompts.kind={config.prompts.kind}, "
+            "whose tokens depend on the same features. Use templates."
+        )
     return replace(method, regularizer=regularizer)

@@ -299,7 +299,8 @@ class ClassAwarePrompts(_Context):
     A_c = W_out q(W_in w_c + b_in) + b_out, reshaped to `text_length` tokens. q(x) = x sigmoid(1.702 x).
     w_c: normalized frozen text feature (E,) of class c, from the templates of `regularizer.teacher`. The
     hidden layer has E / `reduction` units. A_c replaces the hidden states of the context, without positions.
-    The text is `template` (default: the dataset's "photo"), whose first words the context replaces.
+    The text is `template` (default: the dataset's "photo"), whose first words the context replaces. A
+    template with fewer words before the class name than context tokens gets an X for each token instead.
     If the text tower has fewer than `layer` layers, A_c enters its last layer.
 
     Leaves: t (`text.0`), and `.weight` and `.bias` of `class.in` and `class.<index>`, initialized like

@@ -219,7 +219,8 @@ def class_templates(prompts: Prompts, *, init: str, templates: Mapping[str, str]
 
     With a learned context, the text is "<init> <name>.". If `init` has fewer words than the context has
     tokens, <init> is one X per token, as in ProMetaR. Class-aware prompts replace the first words of a
-    template. Without a context, the templates are `prompts.templates`, or the dataset's main template.
+    template. If fewer words than tokens precede the name, these words are one X per token, as in TCP.
+    Without a context, the templates are `prompts.templates`, or the dataset's main template.
 
     Args:
         prompts: Prompt component.
@@ -228,11 +229,17 @@ def class_templates(prompts: Prompts, *, init: str, templates: Mapping[str, str]
     """
     traits = PromptTraits.of(prompts)
     if traits.class_aware:
-        return (traits.text_template or templates.get("photo", "a photo of a {}."),)
+        template = traits.text_template or templates.get("photo", "a photo of a {}.")
+        words, name, rest = template.partition("{}")
+        return (f"{_prefix(words.strip(), prompts.num_context)} {name}{rest}",)
     if not prompts.num_context:
         return prompts.templates or (templates["template"],)
-    prefix = init if prompts.num_context <= len(init.split()) else " ".join(["X"] * prompts.num_context)
-    return (f"{prefix} {{}}.",)
+    return (f"{_prefix(init, prompts.num_context)} {{}}.",)
+
+
+def _prefix(words: str, num_tokens: int) -> str:
+    """Return the words, or one X per token if there are fewer words than tokens."""
+    return words if num_tokens <= len(words.split()) else " ".join(["X"] * num_tokens)
 
 
 def prompt_texts(

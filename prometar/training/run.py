@@ -249,15 +249,9 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
 
 
 def _require_compatible(config: Config, method: Method) -> None:
-    """Raise a UserError if two views or texts of classes do not fit the method."""
+    """Raise a UserError if two views do not fit the method."""
     if config.augment.views > 1 and method.prompts.conditional:
         raise UserError("augment.views=2 does not fit prompts.kind=conditional. Use one view.")
-    regularizer = method.regularizer
-    if (regularizer.texts or regularizer.draw) and method.traits.class_aware:
-        raise UserError(
-            "regularizer.texts and regularizer.draw do not fit prompts.kind=class_aware, "
-            "whose tokens depend on the same features. Use templates."
-        )
 
 
 def described_text_features(

@@ -57,7 +57,7 @@ SEARCHES = [
     (["--set", "optim=1"], "Unknown setting 'optim'. Settings of optim: lr, "),
     (["--method", "promptx"], "Unknown method 'promptx'. Choose one of zero-shot, zero-shot-ensemble, "),
     (["--objective", "test"], "unknown objective 'test': choose one of drift, base_val"),
-    (["--space", "huge"], "--space huge does not exist. Use augmentation, default, full, "),
+    (["--space", "huge"], "--space huge does not exist. Use augmentation, coprompt, default, "),
     (["--pruner", "best"], "unknown pruner 'best': choose one of percentile, median, asha, hyperband, none"),
     (["--backbone", "ViT-B-17"], "Unknown backbone 'ViT-B-17'"),
     (["--backbone", "hf-hub:a/b", "--pretrained", "x"], "Unknown backbone 'hf-hub:a/b'. Use mini or"),

@@ -5,10 +5,11 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import ValidationError, model_validator
 
+from prometar.config.recipes import METHODS
 from prometar.config.sections import is_setting
 from prometar.config.settings import Config, flatten
 from prometar.errors import UserError
@@ -20,8 +21,12 @@ from tune.space.ranges import Range, Settings, Value
 if TYPE_CHECKING:
     from optuna import Trial
 
+    from prometar.methods.composition import Method
+
 EPOCHS_KEY = "train.epochs"
 """Key of the setting that determines the length of a trial."""
+SHARED_SPACE = "default"
+"""Name of the space of all methods that have no space of their own."""
 _SPACES_FOLDER = files("tune.space") / "spaces"
 MAX_COMBINATIONS = 1000
 """Number of combinations above which `Space.combinations` returns None."""
@@ -148,7 +153,8 @@ class Space(StrictModel):
     def restrict(self, config: Config, fixed: Set[str] = frozenset()) -> Self:
         """Return the space without settings that have no effect, or whose range conflicts with `config`.
 
-        Conditions on removed settings are evaluated with the default values.
+        A range conflicts if it does not contain the default value, or if one of its values is invalid or
+        leaves nothing to learn. Conditions on removed settings are evaluated with the default values.
 
         Args:
             fixed: Settings whose values the user has fixed. They are also removed.
@@ -166,7 +172,8 @@ class Space(StrictModel):
             with suppress(UserError):  # a value that conflicts with the configuration
                 variants = [config.override({**required, key: value}) for value in entry.probe_values]
                 first, *rest = map(_used_settings, variants)
-                if any(used != first for used in rest):  # the setting has an effect
+                has_effect = any(used != first for used in rest)
+                if has_effect and not any(method.is_untrained for method, _ in (first, *rest)):
                     ranges[key] = entry
         return self.model_copy(update={"ranges": ranges})
 
@@ -187,25 +194,83 @@ def required_values(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Valu
     return required
 
 
-_COMPONENTS = {"prompts", "regularizer", "modulator", "inner", "task", "averager"}  # sections of Config
+# Sections of Config that are components of a method
+_COMPONENTS = {
+    "prompts",
+    "adapters",
+    "features",
+    "logits",
+    "regularizer",
+    "modulator",
+    "inner",
+    "task",
+    "averager",
+}
 
 
-def _used_settings(config: Config) -> tuple[object, dict[str, object]]:
+def _used_settings(config: Config) -> "tuple[Method, dict[str, object]]":
     """Return the built method, which contains its components' settings, and other settings with effect."""
-    from prometar.methods.composition import build  # loads torch, which --help does not need
+    from prometar.methods.composition import (
+        LEARNING_SECTIONS,
+        build,
+    )  # loads torch, which --help does not need
     from prometar.methods.optimizers import SGD
 
     # `others` contains the settings of the optimizer, of which some have no effect.
     method = replace(build(config), optimizer=SGD())
-    # Only the meta phase (`inner`) trains the gate (the modulator's learnable tensors).
-    excluded = _COMPONENTS if method.inner else {*_COMPONENTS, "optim.gate_lr", "optim.gate_schedule"}
-    others = {k: v for k, v in config.flat().items() if not {k, k.partition(".")[0]} & excluded}
+    excluded = {f"optim.{section}_lr_factor" for section in LEARNING_SECTIONS - method.learning_sections}
+    if not method.inner:  # Only the meta phase trains the gate (the modulator's learnable tensors).
+        excluded |= {"optim.gate_lr", "optim.gate_schedule"}
+    others = {
+        key: value
+        for key, value in config.flat().items()
+        if key not in excluded and key.partition(".")[0] not in _COMPONENTS
+    }
     return method, others
 
 
 def built_in_spaces() -> list[str]:
     """Return the names of the spaces in this package."""
     return sorted(file.name.removesuffix(".yaml") for file in _SPACES_FOLDER.iterdir())
+
+
+def space_of_method(method: str) -> str:
+    """Return the name of the space that a study of a method searches unless `--space` is given.
+
+    Methods with settings of their own have a space with their name, others share the space `default`.
+
+    Example:
+        >>> space_of_method("mmrl"), space_of_method("coop")
+        ('mmrl', 'default')
+    """
+    return method if method in built_in_spaces() and method in METHODS else SHARED_SPACE
+
+
+class SearchedSettings(NamedTuple):
+    """Dotted keys of the settings that a study of a method searches by default.
+
+    Args:
+        shared: Settings that the space `default` also contains. Ranges may differ.
+        own: Settings that only the method's own space contains.
+    """
+
+    shared: tuple[str, ...]
+    own: tuple[str, ...]
+
+
+def searched_settings(config: Config) -> SearchedSettings:
+    """Return the settings that a study of `config.method` searches unless `--space` is given.
+
+    Example:
+        >>> searched_settings(Config(method="dept-coop")).own
+        ('optim.logits_lr_factor', 'logits.weight', 'prompts.text_length')
+    """
+    shared = load_space(SHARED_SPACE).ranges
+    searched = load_space(space_of_method(config.method)).restrict(config).ranges
+    return SearchedSettings(
+        shared=tuple(key for key in searched if key in shared),
+        own=tuple(key for key in searched if key not in shared),
+    )
 
 
 def load_space(name: str) -> Space:

@@ -13,10 +13,11 @@ from prometar.errors import UserError
 from prometar.methods.averagers import Gaussian, Last
 from prometar.methods.composition import build
 from prometar.methods.modulators import Add, Constant, Gate, Projection
-from prometar.methods.prompts import IndependentPrompts
+from prometar.methods.prompts import ClassAwarePrompts, IndependentPrompts
 from prometar.methods.regularizers import RegularizerInputs
 from prometar.methods.task_augmentations import CutMix, FeatureMixup, InputMixup, Mix, NoAugmentation
 from prometar.step.meta_batch import leave_one_class_out
+from prometar.step.prompted_clip import class_templates
 from tests.support.tiny import backbone
 
 
@@ -68,6 +69,30 @@ def test_a_context_longer_than_its_words_starts_at_random_or_padded(kind: str) -
     one = IndependentPrompts(text_length=1, text_depth=1, vision_depth=0, init_padding="zeros")
     short = one.initialize(clip, words, torch.Generator())
     assert torch.equal(short["text.0"], embedded[:1])
+
+
+@pytest.mark.parametrize(
+    ("template", "length", "text"),
+    [
+        ("a photo of a {}, a type of texture.", 4, "a photo of a {}, a type of texture."),
+        ("a photo of a {}, a type of texture.", 2, "a photo of a {}, a type of texture."),
+        ("a photo of a {}, a type of texture.", 5, "X X X X X {}, a type of texture."),
+        ("{} texture.", 1, "X {} texture."),
+    ],
+)
+def test_class_aware_prompts_of_any_length_fit_a_template(template: str, length: int, text: str) -> None:
+    for prompts, templates in (
+        (ClassAwarePrompts(text_length=length), {"photo": template}),
+        (ClassAwarePrompts(text_length=length, template=template), {}),
+    ):
+        assert class_templates(prompts, init="", templates=templates) == (text,)
+
+
+@pytest.mark.parametrize("setting", [{"regularizer.draw": True}, {"regularizer.texts": "texts.json"}])
+def test_class_aware_prompts_refuse_texts_that_differ_by_step(setting: dict[str, object]) -> None:
+    config = Config(method="tcp").override(setting)
+    with pytest.raises(UserError, match=r"do not fit prompts.kind=class_aware"):
+        build(config)
 
 
 DISTANCES = {

@@ -1,15 +1,28 @@
 """Search spaces and enqueued settings."""
 
+import json
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, configure, dump_config
 from prometar.errors import UserError
 from tests.support.databases import space_from
-from tune.space.space import EPOCHS_KEY, built_in_spaces, load_enqueued, load_space
+from tune.config import StudyConfig
+from tune.space.space import (
+    EPOCHS_KEY,
+    built_in_spaces,
+    load_enqueued,
+    load_space,
+    searched_settings,
+    space_of_method,
+)
 
+DIGEST = "591d4ad09ec4d6bb0c13267e90e0f38b37b4ce711ba5bb25d6e90b8372fae7ad"
 NESTED = """
 modulator.kind: {type: choice, choices: [gate, add]}
 regularizer.kind: {type: choice, choices: [l1, none]}
@@ -22,13 +35,14 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: [
 def test_every_space_contains_the_default_settings(name: str) -> None:
     """Except settings whose condition does not hold for the defaults."""
     space = load_space(name)
-    values = space.default_values(Config())
+    config = configure(name) if name in METHODS else Config()
+    values = space.default_values(config)
     assert values.keys() == {key for key, entry in space.ranges.items() if entry.is_active(values)}
-    assert space.restrict(Config()) == space
+    assert space.restrict(config) == space
 
 
 def test_unknown_spaces_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--space huge does not exist. Use augmentation, def"):
+    with pytest.raises(UserError, match=r"--space huge does not exist. Use augmentation, coprompt, def"):
         load_space("huge")
 
 
@@ -149,6 +163,46 @@ def test_settings_whose_default_lies_outside_are_left_out(key: str, value: Any, 
     found = whole.restrict(config)
     assert whole.ranges.keys() - found.ranges.keys() == removed
     assert found.default_values(config)
+
+
+def test_a_study_searches_the_own_space_of_its_method_unless_another_is_given() -> None:
+    for method, name in (("mmrl", "mmrl"), ("coop", "default")):
+        assert (
+            StudyConfig.of(dataset="dtd", method=method).search.space.name == name == space_of_method(method)
+        )
+    assert StudyConfig.of(dataset="dtd", method="mmrl", space="default").search.space.name == "default"
+
+
+def test_the_space_of_older_methods_has_not_changed() -> None:
+    """So their studies resume. The digest was recorded before methods had spaces of their own."""
+    methods = [method for method in METHODS if space_of_method(method) == "default"]
+    trained = [method for method in methods if not method.startswith("zero-shot")]
+    spaces = ("default", "regularizer", "augmentation")
+    texts = [
+        list(load_space(space).restrict(configure(method)).describe().items())
+        for method, space in product(trained, spaces)
+    ]
+    assert len(trained) == 13
+    assert sha256(json.dumps(texts).encode()).hexdigest() == DIGEST
+
+
+def test_searched_settings_are_shared_with_other_methods_or_own() -> None:
+    found = searched_settings(configure("mma"))
+    assert found.own == ("adapters.layers", "adapters.dim", "adapters.scale", "adapters.shared")
+    assert set(found.shared) >= {"optim.lr", "train.epochs", "regularizer.kind", "augment.flip"}
+    assert not searched_settings(configure("promptsrc")).own
+
+
+def test_a_range_with_which_nothing_is_learned_is_left_out() -> None:
+    """Without adapters, MMA learns nothing."""
+    assert "adapters.kind" not in load_space("full").restrict(configure("mma")).ranges
+    assert "adapters.kind" in load_space("full").restrict(configure("coop")).ranges
+
+
+def test_the_factor_of_an_lr_is_searched_only_for_components_that_learn() -> None:
+    for method, learns in (("dept-maple", True), ("maple", False), ("mmrl", False)):
+        ranges = load_space("dept-maple").restrict(configure(method)).ranges
+        assert ("optim.logits_lr_factor" in ranges) == learns
 
 
 START = space_from(
