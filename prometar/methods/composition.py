@@ -218,7 +218,7 @@ def build(config: MethodConfig) -> Method:
     )
     if (regularizer.texts or regularizer.draw) and method.traits.class_aware:
         raise UserError(
-            f"regularizer.texts and regularizer.draw do not fit prompts.kind={config.prompts.kind}, "
+            f"regularizer.texts and regularizer.draw do not fit prompts.kind={config.prompts.selected_kind}, "
             "whose tokens depend on the same features. Use templates."
         )
     return replace(method, regularizer=regularizer)

@@ -28,7 +28,8 @@ ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"
 ]
 TABLE = {row[0].strip("`"): row for row in ROWS if len(row) == 10}
-SETTINGS = sorted(set(re.findall(r"`((?:--set [\w.]+=\w[\w.]* ?)+)`", TEXT)))
+ACCEPTED = TEXT.partition("## Combinations that are refused")[0]
+SETTINGS = sorted(set(re.findall(r"`((?:--set [\w.]+=\w[\w.]* ?)+)`", ACCEPTED)))
 COMMANDS = re.findall(r"^prometar train (.*?)(?: #.*)?$", TEXT, flags=re.MULTILINE)
 
 

@@ -1,24 +1,42 @@
-"""Components of methods can be combined, or the combination is refused in one line before training."""
+"""Components of methods can be combined, or the combination is refused in one line before training.
 
+Every combination of prompts, adapters, features, logits and meta phase takes a step. Modulators, averagers
+and optimizers take turns. Every seventh combination trains as a complete run, resumes and is exported.
+"""
+
+import re
 from collections.abc import Iterator
+from itertools import combinations as pairs_of
 from itertools import cycle, product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import prometar
 from prometar.clip.vision import embed_images
+from prometar.config.settings import parse_assignments
+from prometar.data.datasets.dataset import classnames
 from prometar.errors import UserError
+from prometar.run_folder import export_run, train_run
 from prometar.step.iteration import step
 from prometar.step.prompted_clip import PromptedClip
+from prometar.training.checkpoint import load_checkpoint
+from prometar.training.scoring import make_logits_fn
+from prometar.training.session import Session
 from tests.contracts.step.test_step import RATES, batch_for, make
+from tests.support.small import small_run
 
 PROMPTS = ("none", "independent", "coupled", "conditional", "class_aware", "shared")
 ADAPTERS = ("none", "parallel")
 FEATURES = ("none", "bottleneck", "representation")
 LOGITS = ("cosine", "fused", "linear_head")
 META = ("none", "first", "second")
+MODULATORS = ("gate", "projection", "add", "constant")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+AVERAGERS = ("last", "gaussian")
 SMALL: dict[str, dict[str, Any]] = {
     "class_aware": {"prompts.layer": 2, "prompts.reduction": 4},
     "shared": {"prompts.length": 2, "prompts.dim": 8, "prompts.layers": "2"},
@@ -26,9 +44,10 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def combinations() -> Iterator[dict[str, Any]]:
-    """Every combination of what enters the step. Other components take turns."""
-    modulators = cycle(("gate", "projection", "add"))
-    optimizers = cycle(("sgd", "adam", "adamw", "sgd", "adam"))
+    """Yield every combination of what enters the step. Other components take turns."""
+    modulators = cycle((*MODULATORS, "gate"))  # a length that no other number of kinds divides
+    optimizers = cycle((*OPTIMIZERS, *OPTIMIZERS, "sgd"))
+    averagers = cycle((*AVERAGERS, *AVERAGERS, *AVERAGERS, *AVERAGERS, *AVERAGERS, "gaussian"))
     for prompts, adapters, features, logits, meta in product(PROMPTS, ADAPTERS, FEATURES, LOGITS, META):
         values: dict[str, Any] = {
             "prompts.kind": prompts,
@@ -37,6 +56,7 @@ def combinations() -> Iterator[dict[str, Any]]:
             "logits.kind": logits,
             "modulator.kind": next(modulators),
             "optim.kind": next(optimizers),
+            "averager.kind": next(averagers),
             **SMALL.get(prompts, {}),
         }
         values |= {"inner.kind": "none"} if meta == "none" else {"inner.order": meta}
@@ -62,10 +82,17 @@ def learns(values: dict[str, Any]) -> bool:
     return any(kind != "none" for kind in kinds) or values["logits.kind"] == "linear_head"
 
 
+def name_of(values: dict[str, Any]) -> str:
+    return "-".join(map(str, values.values()))
+
+
 CASES = list(combinations())
+TRAINABLE = [values for values in CASES if learns(values) and not refusal_of(values)]
+COMPLETE = TRAINABLE[::7]
+"""Combinations that train as complete runs."""
 
 
-@pytest.mark.parametrize("values", CASES, ids=lambda v: "-".join(str(each) for each in v.values()))
+@pytest.mark.parametrize("values", CASES, ids=name_of)
 def test_a_combination_trains_or_is_refused(values: dict[str, Any]) -> None:
     if refusal := refusal_of(values):
         with pytest.raises(UserError, match=refusal) as error:
@@ -81,6 +108,97 @@ def test_a_combination_trains_or_is_refused(values: dict[str, Any]) -> None:
     assert all(bool(loss.isfinite()) for loss in losses.values())
     assert all(bool(leaf.isfinite().all()) for leaf in state.leaves.values())
     assert any(not torch.equal(state.leaves[name], leaf) for name, leaf in start.leaves.items())
+
+
+def test_complete_runs_have_every_kind_of_every_component() -> None:
+    for key, kinds in (
+        ("prompts.kind", PROMPTS),
+        ("adapters.kind", ADAPTERS),
+        ("features.kind", FEATURES),
+        ("logits.kind", LOGITS),
+        ("modulator.kind", MODULATORS),
+        ("optim.kind", OPTIMIZERS),
+        ("averager.kind", AVERAGERS),
+    ):
+        assert {values[key] for values in COMPLETE} == set(kinds)
+    assert {values.get("inner.order", "none") for values in COMPLETE} == set(META)
+
+
+@pytest.mark.parametrize("values", COMPLETE, ids=name_of)
+def test_a_combination_resumes_bit_for_bit_and_predicts_the_same_after_export(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {"data.shots": 1, "train.epochs": 2, "optim.warmup_epochs": 0, **values}
+    run = small_run("prometar", "final", **{key.replace(".", "__"): each for key, each in settings.items()})
+    train_run(run.config, tmp_path / "whole")
+    for _ in range(2):  # each epoch by another session, as after a kill
+        parts = Session(run, tmp_path / "parts")
+        parts.run_epoch()
+    whole = load_checkpoint(tmp_path / "whole" / "checkpoint.safetensors")
+    assert whole is not None
+    assert whole.state.counters() == parts.state.counters()
+    for name, tensor in whole.state.tensors().items():
+        assert torch.equal(tensor, parts.state.tensors()[name]), name
+
+    export_run(tmp_path / "whole", tmp_path / "prompts.safetensors")
+    classifier = prometar.load(tmp_path / "prompts.safetensors", device="cpu")
+    size = run.backbone.clip.image_size
+    pixels = torch.randint(256, (3, size, size, 3), generator=torch.Generator().manual_seed(0)).byte()
+    for evaluation in (run.evaluations["base"], run.evaluations["new"]):
+        names = classnames(evaluation.order.items)
+        expected = make_logits_fn(run.backbone, evaluation.model, parts.state.evaluation_leaves)
+        found = make_logits_fn(classifier.backbone, classifier.model(names), classifier.leaves)
+        torch.testing.assert_close(found(pixels, 0), expected(pixels, 0))
+    other = make_logits_fn(classifier.backbone, classifier.model(("one", "two")), classifier.leaves)
+    assert other(pixels, 0).isfinite().all()
+
+
+REFUSALS = re.findall(
+    r"^\| `([^|]+)` \| (.+) \|$",
+    Path("docs/methods.md").read_text("utf-8").partition("## Combinations that are refused")[2],
+    flags=re.MULTILINE,
+)
+"""Settings and messages of the table in docs/methods.md."""
+
+
+def message_of_refusal(values: dict[str, Any]) -> str:
+    """Return the message that refuses to build a run, or "" if it is built."""
+    small = {key: each for kind in values.values() for key, each in SMALL.get(str(kind), {}).items()}
+    settings = {**small, "modulator.reduction": 1, **values}
+    try:
+        small_run("prometar", "final", **{key.replace(".", "__"): each for key, each in settings.items()})
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSALS)
+def test_the_guide_lists_refusals_as_they_are(settings: str, message: str) -> None:
+    values = parse_assignments(settings.replace("--set", "").split())
+    assert message_of_refusal(values) == message
+
+
+def test_the_guide_lists_every_refusal() -> None:
+    """Of two settings that do not fit together, whatever their components."""
+    axes: dict[str, tuple[Any, ...]] = {
+        "prompts.kind": PROMPTS,
+        "adapters.kind": ADAPTERS,
+        "features.kind": FEATURES,
+        "logits.kind": LOGITS,
+        "regularizer.draw": (True,),
+        "augment.views": (2,),
+        "inner.kind": ("none", "sgd"),
+    }
+    documented = {_without_kinds(message) for _, message in REFUSALS}
+    assert len(REFUSALS) == len(documented) >= 4
+    for (one, ones), (other, others) in pairs_of(axes.items(), 2):
+        for first, second in product(ones, others):
+            message = message_of_refusal({one: first, other: second})
+            assert not message or _without_kinds(message) in documented, message
+
+
+def _without_kinds(message: str) -> str:
+    return re.sub(r"kind=\w+", "kind=", message)
 
 
 @pytest.mark.parametrize("order", ["first", "second"])
