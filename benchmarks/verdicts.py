@@ -6,14 +6,20 @@ Nothing is trained. The difference in H of a seed pair on a dataset is normally 
 difference of that dataset, with a standard deviation of `SPREAD` points. The true differences of several
 datasets are evenly spaced from 1 point below to 1 point above `gain`, their mean. Each simulated test stops
 and concludes as `tune/stages/final_test.py` does. "t over datasets" is the verdict of version 0.2.0 for
-several datasets: a t-interval over the datasets' means, after the same stopping rule. The result is in
-`verdicts.json`.
+several datasets: a t-interval over the datasets' means, after the same stopping rule.
+
+"Median-unbiased" is an estimate that corrects the mean for early stops (Whitehead, 1986, "On the bias of
+maximum likelihood estimation following a sequential test"; results are ordered by their mean). It is the true
+difference for which the mean of a stopped test has the observed mean as its median. The standard deviation is
+taken as known, which a study would have to estimate, so the figures are the best that the estimate can
+reach. The result is in `verdicts.json`.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -32,19 +38,57 @@ MIN_RELEVANT = 1.0
 FIRST_ANALYSIS = min(ALPHA_BY_PAIRS)
 
 
-def simulate(num_datasets: int, gain: float, num_tests: int, rng: np.random.Generator) -> dict[str, Any]:
+ESTIMATE_GAINS = np.linspace(0, 10, 41)
+"""True differences for which the median of the means is simulated. Others are interpolated."""
+
+
+def stop_of(differences: list[float]) -> tuple[int, float]:
+    """Return the number of seed pairs after which a test stops, and the alpha of that analysis."""
+    for num_pairs, alpha in ALPHA_BY_PAIRS.items():
+        if is_decided(differences[:num_pairs], alpha, min_relevant=MIN_RELEVANT):
+            break
+    return num_pairs, alpha
+
+
+class MedianUnbiased:
+    """Median-unbiased estimate of the true difference, from the mean of a stopped test.
+
+    Args:
+        num_datasets: Number of datasets of each test.
+        num_tests: Number of simulated tests per true difference.
+    """
+
+    def __init__(self, num_datasets: int, num_tests: int, rng: np.random.Generator) -> None:
+        medians: list[float] = []
+        for gain in ESTIMATE_GAINS:
+            means: list[float] = []
+            for _ in range(num_tests):
+                differences = rng.normal(gain, SPREAD / math.sqrt(num_datasets), MAX_SEED_PAIRS).tolist()
+                num_pairs, _ = stop_of(differences)
+                means.append(mean(differences[:num_pairs]))
+            medians.append(median(means))
+        medians[0] = 0.0  # by symmetry
+        self._medians = np.maximum.accumulate(medians)  # without the noise of the simulation, they increase
+
+    def __call__(self, observed_mean: float) -> float:
+        """Return the estimate. The median is an odd function of the true difference."""
+        size = float(np.interp(abs(observed_mean), self._medians, ESTIMATE_GAINS))
+        return math.copysign(size, observed_mean)
+
+
+def simulate(
+    num_datasets: int, gain: float, num_tests: int, estimate: MedianUnbiased, rng: np.random.Generator
+) -> dict[str, Any]:
     """Return rates over simulated tests.
 
     `shown` is the share of tests whose interval excludes 0, `covered` that of intervals that contain `gain`.
     """
     offsets = np.linspace(-1, 1, num_datasets) if num_datasets > 1 else np.zeros(1)
-    outcomes = []
+    outcomes: list[dict[str, Any]] = []
     for _ in range(num_tests):
         by_dataset = gain + offsets[:, None] + rng.normal(0, SPREAD, (num_datasets, MAX_SEED_PAIRS))
         differences = by_dataset.mean(axis=0).tolist()
-        for num_pairs, alpha in ALPHA_BY_PAIRS.items():
-            if is_decided(differences[:num_pairs], alpha, min_relevant=MIN_RELEVANT):
-                break
+        num_pairs, alpha = stop_of(differences)
         interval = t_interval(differences[:num_pairs], level=1 - alpha)
         over_datasets = t_interval(by_dataset[:, :num_pairs].mean(axis=1).tolist())
         assert interval is not None
@@ -52,12 +96,13 @@ def simulate(num_datasets: int, gain: float, num_tests: int, rng: np.random.Gene
             {
                 "pairs": num_pairs,
                 "mean": interval.mean,
+                "median_unbiased": estimate(interval.mean),
                 "shown": interval.excludes_zero,
                 "covered": interval.low <= gain <= interval.high,
                 "shown_over_datasets": over_datasets.excludes_zero if over_datasets else None,
             }
         )
-    early = [each["mean"] for each in outcomes if each["pairs"] == FIRST_ANALYSIS]
+    early = [each for each in outcomes if each["pairs"] == FIRST_ANALYSIS]
     old_rule = None
     if num_datasets > 1:
         old_rule = mean(each["shown_over_datasets"] for each in outcomes)
@@ -70,8 +115,10 @@ def simulate(num_datasets: int, gain: float, num_tests: int, rng: np.random.Gene
         "covered": mean(each["covered"] for each in outcomes),
         "pairs": mean(each["pairs"] for each in outcomes),
         "mean": mean(each["mean"] for each in outcomes),
+        "median_unbiased": mean(each["median_unbiased"] for each in outcomes),
         "early_share": len(early) / num_tests,
-        "early_mean": mean(early) if early else None,
+        "early_mean": mean(each["mean"] for each in early) if early else None,
+        "early_median_unbiased": mean(each["median_unbiased"] for each in early) if early else None,
     }
 
 
@@ -79,7 +126,9 @@ def rows_of(results: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of the published table."""
     for each in results:
         old_rule = each["shown_over_datasets"]
-        early_mean = each["early_mean"]
+        early = "-"
+        if each["early_mean"] is not None:
+            early = f"{each['early_mean']:+.2f} ({each['early_share']:.0%})"
         yield (
             each["datasets"],
             f"{each['gain']:+.0f}",
@@ -88,8 +137,16 @@ def rows_of(results: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
             f"{each['covered']:.1%}",
             f"{each['pairs']:.1f}",
             f"{each['mean']:+.2f}",
-            "-" if early_mean is None else f"{early_mean:+.2f} ({each['early_share']:.0%})",
+            early,
         )
+
+
+def estimate_rows_of(results: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of the table of means and estimates."""
+    names = ("mean", "median_unbiased", "early_mean", "early_median_unbiased")
+    for each in results:
+        figures = ["-" if each[name] is None else f"{each[name]:+.2f}" for name in names]
+        yield (each["datasets"], f"{each['gain']:+.0f}", *figures)
 
 
 def main() -> None:
@@ -102,7 +159,10 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     num_tests = 20 if args.quick else args.tests
-    results = [simulate(datasets, gain, num_tests, rng) for datasets in NUM_DATASETS for gain in GAINS]
+    results = []
+    for datasets in NUM_DATASETS:
+        estimate = MedianUnbiased(datasets, num_tests, np.random.default_rng(1))
+        results += [simulate(datasets, gain, num_tests, estimate, rng) for gain in GAINS]
     if not args.quick:
         content = {"spread": SPREAD, "min_relevant": MIN_RELEVANT, "results": results}
         write_atomically(RECORD, (json.dumps(content, indent=1) + "\n").encode())
@@ -117,6 +177,16 @@ def main() -> None:
         f"mean if stopped after {FIRST_ANALYSIS} pairs (share)",
     )
     publish(table(head, list(rows_of(results))), args.doc, "verdicts")
+    early = f"if stopped after {FIRST_ANALYSIS} pairs"
+    estimate_head = (
+        "datasets",
+        "true difference",
+        "mean",
+        "median-unbiased",
+        f"mean {early}",
+        f"median-unbiased {early}",
+    )
+    print(table(estimate_head, list(estimate_rows_of(results))))
 
 
 if __name__ == "__main__":
