@@ -100,8 +100,11 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
         return int(error.code or 0)
     except typer.Exit as error:
         status = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
         status = INTERRUPTED
+        # Typer also aborts after an EOFError, which libraries raise for truncated files.
+        if isinstance(error.__cause__, EOFError):
+            status = _print_error(error.__cause__)
     except Exception as error:
         status = _print_error(error)
         # Frames may reference streams of Ray Data, which must be closed before Ray shuts down.

@@ -191,8 +191,9 @@ def test_help_shows_every_option_once(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_plan_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--dataset", "cells", "--trials", "7", "--top", "0", "--final-seeds", "1 2", "--out"]
-    assert main(["--plan", *words, str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
+    status = main(["--plan", *words, str(tmp_path)])
+    printed, errors = capsys.readouterr()
+    assert (status, errors) == (0, "")
     assert printed.startswith(f"Study {tmp_path / 'cells'}: 7 trials of up to 5 epochs, prometar on cells")
     assert "Search: 7 runs, 35 epochs, " in printed
     assert "Confirmation" not in printed

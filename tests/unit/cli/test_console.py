@@ -69,6 +69,12 @@ def test_every_error_is_one_line(
     assert text.count("\n") == 1
 
 
+def test_the_error_of_a_truncated_file_is_not_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = said(capsys, EOFError("marshal data too short"))
+    assert status == 1
+    assert text.lstrip().startswith("error: Unexpected EOFError: marshal data too short. Please report it")
+
+
 def test_sigterm_is_an_interrupt_from_a_commands_first_moment_on(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: None)
