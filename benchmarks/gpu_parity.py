@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 
 from prometar.config.settings import Config
 from prometar.device import default_device, to_cpu
-from prometar.training.run import Run, build_run, clear_caches
+from prometar.training.run import Run, build_run
 from prometar.training.session import Session
 
 MINI: dict[str, Any] = {"backbone.name": "mini"}
@@ -74,10 +74,9 @@ def run_of(
 
     `device`: by default the GPU, or the CPU if there is none.
     """
-    clear_caches()
     changes = {name.replace("__", "."): value for name, value in settings.items()}
     values = {**SETTINGS, **backbone, "backbone.precision": precision, **changes}
-    with patch("prometar.training.run.default_device", lambda: device or default_device()):
+    with patch("prometar.training.backbone.default_device", lambda: device or default_device()):
         return build_run(Config(method=method).override(values), objective)
 
 

@@ -40,8 +40,9 @@ from prometar.config.recipes import METHODS
 from prometar.data.streaming.stream import stream_local
 from prometar.device import default_device, release_cached_memory
 from prometar.errors import first_line
+from prometar.training.backbone import DTYPES
 from prometar.training.epoch import rates_of, train_step
-from prometar.training.run import DTYPES, Run, clear_caches, initial_state
+from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -245,7 +246,7 @@ def _cuda_bytes(function: str) -> int:
 
 
 def _bytes_after_a_job(setup: Setup) -> Figures:
-    """Return allocated and reserved bytes after a job has ended, with its backbone still cached."""
+    """Return allocated and reserved bytes after a job has ended, with its backbone still loaded."""
     run = run_of("bf16", setup.backbone)
     before = _cuda_bytes("memory_allocated")
     with tempfile.TemporaryDirectory() as folder, closing(Session(run, Path(folder))) as session:
@@ -259,7 +260,6 @@ def _bytes_after_a_job(setup: Setup) -> Figures:
 
 def _bytes_of_a_process(setup: Setup) -> Figures:
     """Return how much free GPU memory another process takes: idle with its context, and after steps."""
-    clear_caches()
     gc.collect()
     release_cached_memory()
     free = _free_bytes()

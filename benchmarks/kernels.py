@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, configure
-from prometar.training.run import DTYPES
+from prometar.training.backbone import DTYPES
 
 
 def calling_function(_: object) -> str:

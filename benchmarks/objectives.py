@@ -38,8 +38,10 @@ from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import harmonic_mean
 from prometar.training import run as training_run
+from prometar.training.backbone import backbone_of
+from prometar.training.cache import RunCache
 from prometar.training.drift import out_of_domain_names
-from prometar.training.run import backbone_of, build_run
+from prometar.training.run import build_run
 from prometar.training.session import Session
 from tune.space.space import load_space
 
@@ -111,11 +113,12 @@ def config_of(args: argparse.Namespace, dataset: str, number: int, seed: int) ->
 def train(config: Config, path: Path) -> None:
     """Train a run, test it, score it as `drift` does, and write the record. It says if the run diverged."""
     torch.set_num_threads(1)
-    run = build_run(config, "final")
-    scored_run = build_run(config, "drift")
+    shared = RunCache()
+    run = build_run(config, "final", shared=shared)
+    scored_run = build_run(config, "drift", shared=shared)
     new_names = classnames(run.evaluations["new"].order.items)
     with patch.object(training_run, "out_of_domain_names", return_value=new_names):
-        informed_run = build_run(config, "drift")
+        informed_run = build_run(config, "drift", shared=shared)
     with TemporaryDirectory() as folder:
         session = Session(run, Path(folder))
         try:

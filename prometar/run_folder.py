@@ -21,9 +21,10 @@ from prometar.inference.prompt_file import Card, require_new_prompt_file, write_
 from prometar.io.custom import is_custom
 from prometar.io.files import file_size, lock_folder, read_bytes, write_atomically
 from prometar.methods.composition import build
+from prometar.training.cache import RunCache
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
 from prometar.training.epoch import StepCallback
-from prometar.training.run import build_run, cached_backbone
+from prometar.training.run import build_run
 from prometar.training.run_result import RESULT_FILE, EpochRecord, RunResult, read_result
 from prometar.training.scoring import accuracy
 from prometar.training.session import Session
@@ -36,6 +37,7 @@ def train_run(
     objective: str = FINAL,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     before_step: StepCallback | None = None,
+    shared: RunCache | None = None,
 ) -> EpochRecord:
     """Train and test a run in a folder, or resume it from its checkpoint. Return the last epoch's record.
 
@@ -43,6 +45,7 @@ def train_run(
         objective: Name of the objective (`prometar.data.splits.objective`).
         on_epoch: Called with the record of each epoch.
         before_step: Called before each step.
+        shared: Cache of what several runs share, e.g. the backbone. Default: a new one.
 
     Raises:
         UserError: the settings, data or weights are invalid, or the folder contains a study or another run.
@@ -51,7 +54,7 @@ def train_run(
     reject_output_in_dataset(folder, config.data.name, config.data.root)
     config_text = dump_config(config).encode()
     _require_same_run(folder, config_text, objective)  # before loading data, which takes time
-    run = build_run(config, objective)
+    run = build_run(config, objective, shared=shared)
     with lock_folder(folder, f"the run {folder}"):
         session = Session(run, folder, before_step=before_step)
         write_atomically(folder / "config.yaml", config_text)
@@ -140,14 +143,19 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: Stream
     return accuracy(classifier.backbone, model, classifier.leaves, batches)
 
 
-def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) -> None:
+def evaluate_on_targets(
+    folder: Path, names: Sequence[str], stream: StreamFn, *, shared: RunCache | None = None
+) -> None:
     """Test a finished run on each dataset of `names` that has no accuracy in result.json yet, and add it.
+
+    Args:
+        shared: Cache that may contain the backbone. Default: a new one.
 
     Raises:
         UserError: a dataset is missing, or has no test images.
     """
     result = read_result(folder)
-    classifier = load_run_classifier(folder, trust_code=True)  # the caller trained this run
+    classifier = load_run_classifier(folder, trust_code=True, shared=shared)  # the caller trained this run
     for name in names:
         if name not in result.tests:
             dataset = open_dataset(name, classifier.config.data.root)
@@ -156,8 +164,14 @@ def evaluate_on_targets(folder: Path, names: Sequence[str], stream: StreamFn) ->
             result.write(folder)
 
 
-def load_run_classifier(folder: Path, *, trust_code: bool = False) -> Classifier:
+def load_run_classifier(
+    folder: Path, *, trust_code: bool = False, shared: RunCache | None = None
+) -> Classifier:
     """Return a classifier with the prompts of a finished run. No images are read.
+
+    Args:
+        trust_code: True to import custom components. By default, runs that use them are refused.
+        shared: Cache that may contain the backbone. Default: a new one.
 
     Raises:
         UserError: the folder contains no finished run, weights are missing, or weights or code have changed.
@@ -165,7 +179,8 @@ def load_run_classifier(folder: Path, *, trust_code: bool = False) -> Classifier
     config, checkpoint, result = _load_finished(folder, trust_code)
     if checkpoint.run_digest != result.run_digest:
         raise UserError(f"{folder}: checkpoint and result belong to different runs. Train the run again.")
-    backbone = cached_backbone(config.backbone, folded=not build(config).changes_blocks)
+    shared = shared or RunCache()
+    backbone = shared.backbone(config.backbone, folded=not build(config).changes_blocks)
     if result.weights_digest != backbone.digest:
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"The weights of {pretrained} have changed since {folder} was trained. Restore them.")

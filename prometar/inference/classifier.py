@@ -27,7 +27,7 @@ from prometar.io.custom import source_digest
 from prometar.io.files import read_bytes
 from prometar.methods.composition import Method, build
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
-from prometar.training.run import DTYPES
+from prometar.training.backbone import DTYPES
 from prometar.training.scoring import make_logits_fn, not_finite_error
 
 ImageInput = Image.Image | str | Path | NDArray[np.uint8]

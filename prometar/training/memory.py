@@ -8,7 +8,7 @@ from prometar.config.settings import Config
 from prometar.data.splits.objective import FewShotSplit
 from prometar.methods.composition import build
 from prometar.methods.modulators import Gate
-from prometar.training.session import MAX_CACHED_BYTES
+from prometar.training.cache import MAX_BATCH_BYTES
 
 PROCESS_BYTES = 950 * 2**20
 """Memory of a training process and its data stream without tensors (Python, torch, Ray, open_clip)."""
@@ -46,7 +46,7 @@ class Footprint:
     def of(cls, clip: Clip, splits: Sequence[FewShotSplit]) -> "Footprint":
         """Return the footprint of a process that trains on these splits one after another."""
         evaluated = {items for split in splits for items in split.evaluations.values()}
-        cache_bytes = min(sum(map(len, evaluated)) * 3 * clip.image_size**2, MAX_CACHED_BYTES)
+        cache_bytes = min(sum(map(len, evaluated)) * 3 * clip.image_size**2, MAX_BATCH_BYTES)
         tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
         per_image = tokens * clip.vision.width * len(clip.vision.blocks)
         per_class = 77 * clip.text.width * len(clip.text.blocks)  # CLIP's texts have 77 tokens

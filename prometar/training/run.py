@@ -3,28 +3,24 @@
 import hashlib
 import json
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from cachetools import LRUCache
 from torch import Tensor
 
-from prometar.clip.features import FeatureCache, Tokenize, cached_text_features, mean_text_features
+from prometar.clip.features import FeatureCache, Tokenize, mean_text_features
 from prometar.clip.model import Clip
-from prometar.clip.openclip import Backbone, load_backbone
+from prometar.clip.openclip import Backbone
 from prometar.clip.wording import fill_template
-from prometar.config.sections import BackboneConfig
 from prometar.config.settings import Config
-from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.class_texts import read_texts, texts_of
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.objective import objective_of, split_dataset
 from prometar.data.streaming.order import ImageOrder, eval_order
 from prometar.data.streaming.transforms import TransformSpec
-from prometar.device import default_device
 from prometar.errors import UserError
 from prometar.io.custom import is_custom, source_digest
 from prometar.methods.component_check import check_components
@@ -32,16 +28,8 @@ from prometar.methods.composition import Method, build
 from prometar.methods.regularizers import Regularizer
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
+from prometar.training.cache import RunCache
 from prometar.training.drift import DRIFT_TEMPLATE, OutOfDomain, out_of_domain_names
-
-DTYPES = {
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-"""dtype of the towers for each `backbone.precision`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,8 @@ class Run:
 
     Args:
         order, cache: Order of the training images, and their cached features (None if too large).
-        cache_key: Key of the dataset and the backbone in caches.
+        shared: Cache that the run shares with the other runs of its process.
+        cache_key: Key of the dataset and the backbone in `shared`.
         out_of_domain: What drift is measured with, or None if it is not measured.
         code_digests: sha256 of each custom component's source file, keyed by reference `package.module:Name`.
         val_per_class: Maximum number of validation images per class.
@@ -80,6 +69,7 @@ class Run:
     order: ImageOrder
     evaluations: Mapping[str, EvaluationSet]
     cache: FeatureCache | None
+    shared: RunCache
     cache_key: tuple[Hashable, ...]
     out_of_domain: OutOfDomain | None
     code_digests: dict[str, str]
@@ -98,83 +88,44 @@ class Run:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def backbone_of(config: BackboneConfig, *, folded: bool = True) -> Backbone:
-    """Load a backbone in its configured precision on the default device of this process.
+def build_run(
+    config: Config, objective: str, *, val_per_class: int = 20, shared: RunCache | None = None
+) -> Run:
+    """Build a run.
 
-    `folded` is False for methods that change blocks (`Method.changes_blocks`).
-    """
-    dtype, device = DTYPES[config.precision], default_device()
-    backbone = load_backbone(config.name, config.pretrained, dtype=dtype, device=device, folded=folded)
-    return replace(backbone, tf32=config.precision == "tf32")
-
-
-cached_backbone = lru_cache(maxsize=2)(backbone_of)
-
-
-@lru_cache(maxsize=16)
-def _cached_dataset(name: str, root: str | None, args_json: str, code_digest: str) -> Dataset:
-    # `code_digest` is only part of the cache key, so that a custom dataset is reopened if its code changes.
-    return open_dataset(name, root, json.loads(args_json))
-
-
-@lru_cache(maxsize=32)
-def _text_features(
-    config: BackboneConfig, folded: bool, classes: tuple[str, ...], templates: tuple[str, ...]
-) -> Tensor:
-    backbone = cached_backbone(config, folded=folded)
-    return cached_text_features(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
-
-
-_IMAGE_FEATURES: LRUCache[Hashable, tuple[int, dict[int, Tensor]]] = LRUCache(
-    512 * 2**20, getsizeof=lambda entry: entry[0]
-)
-"""For each image order, dataset and backbone: the bytes that all features need, and those cached so far."""
-
-
-def _feature_cache(
-    clip: Clip, method: Method, order: ImageOrder, cache_key: tuple[Hashable, ...]
-) -> FeatureCache | None:
-    """Return an image order's feature cache, or None if it could fill more than 1/4 of `_IMAGE_FEATURES`."""
-    num_bytes = order.num_rows * clip.embed_dim * clip.working_dtype.itemsize
-    if num_bytes > _IMAGE_FEATURES.maxsize // 4:
-        return None
-    key = (order.digest, method.changes("vision"), *cache_key)
-    if key not in _IMAGE_FEATURES:
-        _IMAGE_FEATURES[key] = (num_bytes, {})
-    return _IMAGE_FEATURES[key][1]
-
-
-def clear_caches() -> None:
-    """Clear the caches of backbones, datasets and features in this process."""
-    for cached in (cached_backbone, _cached_dataset, _text_features):
-        cached.cache_clear()
-    _IMAGE_FEATURES.clear()
-
-
-def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run:
-    """Build a run. Its dataset and backbone are cached in this process.
+    Args:
+        val_per_class: Maximum number of validation images per class.
+        shared: Cache of what several runs share, e.g. the backbone. Default: a new one.
 
     Raises:
         UserError: the configuration, the data or the weights are invalid.
     """
+    shared = shared or RunCache()
     method = build(config)
     code_digest = source_digest(config.data.reference) if config.data.reference else ""
     dataset_key = (config.data.name, config.data.root, json.dumps(config.data.args), code_digest)
-    dataset = _cached_dataset(*dataset_key)
+    dataset = shared.dataset(*dataset_key)
     folded = not method.changes_blocks
-    backbone = cached_backbone(config.backbone, folded=folded)
+    backbone = shared.backbone(config.backbone, folded=folded)
     if config.custom_components:
         check_components(config, backbone.clip)
-    clip, cache_key = backbone.clip, (config.backbone, *dataset_key, repr(dataset.source))
-    augment, train, shots = config.augment, config.train, config.data.shots
+    clip = backbone.clip
+    cache_key = (config.backbone, *dataset_key, repr(dataset.source))
     _require_compatible(config, method)
-    split = split_dataset(objective, dataset, shots=shots, seed=train.seed, val_per_class=val_per_class)
+    train = config.train
+    split = split_dataset(
+        objective, dataset, shots=config.data.shots, seed=train.seed, val_per_class=val_per_class
+    )
 
     regularizer = method.regularizer
     teachers = regularizer.templates or (dataset.template_named(regularizer.template_name),)
 
+    def image_features_of(order: ImageOrder) -> FeatureCache | None:
+        num_bytes = order.num_rows * clip.embed_dim * clip.working_dtype.itemsize
+        return shared.image_features((order.digest, method.changes("vision"), *cache_key), num_bytes)
+
     def frozen_of(names: tuple[str, ...]) -> Tensor:
-        return _text_features(config.backbone, folded, names, teachers)
+        return shared.text_features(config.backbone, names, teachers, folded=folded)
 
     def model_of(names: tuple[str, ...], frozen_text: Tensor | None = None) -> PromptedClip:
         if method.traits.class_aware:
@@ -203,11 +154,10 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         for name, items in split.evaluations.items()
     }
     evaluations = {
-        name: EvaluationSet(
-            order, model_of(classnames(order.items)), _feature_cache(clip, method, order, cache_key)
-        )
+        name: EvaluationSet(order, model_of(classnames(order.items)), image_features_of(order))
         for name, order in orders.items()
     }
+    augment = config.augment
     crop_scale = (augment.crop_scale_min, augment.crop_scale_max)
     transform = TransformSpec(
         clip.image_size,
@@ -223,11 +173,15 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
     )
     out_of_domain = None
     if objective_of(objective).predicts_new:
+
+        def drift_text_features(names: tuple[str, ...]) -> Tensor:
+            return shared.text_features(config.backbone, names, (DRIFT_TEMPLATE,), folded=folded)
+
         names = out_of_domain_names(dataset, backbone.vocabulary)
         out_of_domain = OutOfDomain(
             model=model_of(names),
-            frozen_names_VE=_text_features(config.backbone, folded, names, (DRIFT_TEMPLATE,)),
-            frozen_classes_CE=_text_features(config.backbone, folded, split.classnames, (DRIFT_TEMPLATE,)),
+            frozen_names_VE=drift_text_features(names),
+            frozen_classes_CE=drift_text_features(split.classnames),
         )
     components = (*config.custom_components.values(), objective)
     return Run(
@@ -239,7 +193,8 @@ def build_run(config: Config, objective: str, *, val_per_class: int = 20) -> Run
         model=model_of(split.classnames, frozen_text),
         order=order,
         evaluations=evaluations,
-        cache=_feature_cache(clip, method, order, cache_key),
+        cache=image_features_of(order),
+        shared=shared,
         cache_key=cache_key,
         out_of_domain=out_of_domain,
         code_digests={name: source_digest(name) for name in components if is_custom(name)},

@@ -1,11 +1,9 @@
 """Training session: trains, scores and checkpoints a run epoch by epoch."""
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-
-from cachetools import LRUCache
 
 from prometar.clip.features import can_skip_images
 from prometar.clip.weights import describe_mismatch
@@ -13,6 +11,7 @@ from prometar.data.splits.objective import objective_of, score_accuracies
 from prometar.data.streaming.stream import Batch, StreamFn, stream_labels, stream_local
 from prometar.errors import WorkError
 from prometar.io.files import cannot_write_error
+from prometar.training.cache import MAX_BATCH_BYTES
 from prometar.training.checkpoint import Checkpoint, checkpoint_error, load_checkpoint, save_checkpoint
 from prometar.training.drift import drift_scores
 from prometar.training.epoch import StepCallback, train_epoch
@@ -20,13 +19,8 @@ from prometar.training.run import EvaluationSet, Run, initial_state
 from prometar.training.run_result import EpochRecord
 from prometar.training.scoring import accuracy
 
-_CHECKPOINT_FILE, _UNUSABLE_FILE = "checkpoint.safetensors", "checkpoint.set-aside.safetensors"
-
-MAX_CACHED_BYTES = 2 * 2**30  # maximum total size of the evaluation images that a process caches
-_EVAL_BATCHES: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
-    MAX_CACHED_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
-)
-"""For each image order, dataset and backbone: evaluation batches, reusable because they are not augmented."""
+_CHECKPOINT_FILE = "checkpoint.safetensors"
+_UNUSABLE_FILE = "checkpoint.set-aside.safetensors"
 
 
 class Session:
@@ -41,9 +35,12 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, folder: Path, start_stream: StreamFn = stream_local,
+        self,
+        run: Run,
+        folder: Path,
+        start_stream: StreamFn = stream_local,
         before_step: StepCallback | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.run = run
         self.state = initial_state(run)
         self.history: list[EpochRecord] = []
@@ -88,7 +85,8 @@ class Session:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.leaves.items()}
         if problem := describe_mismatch(expected, checkpoint.state.tensors()):
             raise checkpoint_error(self._path, problem)
-        if (epochs := len(checkpoint.history)) > self.run.config.train.epochs:
+        epochs = len(checkpoint.history)
+        if epochs > self.run.config.train.epochs:
             raise checkpoint_error(self._path, f"it contains {epochs} epochs, more than train.epochs")
         self.state = checkpoint.state.to(self.run.backbone.clip.device)
         self.history = list(checkpoint.history)
@@ -105,7 +103,8 @@ class Session:
             InfrastructureError: the checkpoint cannot be written.
         """
         batches = self._remaining_batches() if self.state.leaves else None  # no prompts: nothing to train
-        started, losses = time.perf_counter(), dict[str, float]()
+        started = time.perf_counter()
+        losses: dict[str, float] = {}
         if batches is not None:
             self.state, losses = train_epoch(self.run, self.state, batches, self._before_step)
         record: EpochRecord = {"epoch": len(self.history) + 1, **losses}
@@ -121,7 +120,8 @@ class Session:
     def _remaining_batches(self) -> Iterator[Batch]:
         """Return one iterator over all remaining batches. The first is fetched now, outside timed code."""
         if self._batches is None:
-            run, start = self.run, self.state.step
+            run = self.run
+            start = self.state.step
             needs_pixels = run.method.augmentation.mixes_pixels or run.order.transform.views > 1
             reads_pixels = self._before_step is not None or needs_pixels
             numbers = range(start, run.order.num_steps)
@@ -161,16 +161,17 @@ class Session:
             yield from stream_labels(order, self.run.dataset.source)
             return
         key = (order.digest, *self.run.cache_key)
-        if key in _EVAL_BATCHES:
-            yield from _EVAL_BATCHES[key]
+        known = self.run.shared.evaluation_batches
+        if key in known:
+            yield from known[key]
             return
         num_bytes = len(order.items) * 3 * order.transform.size**2
         # If the image tower is not changed, features stay in `cache`, so images are needed only once.
-        should_cache = num_bytes <= _EVAL_BATCHES.maxsize // 4 and (changes_vision or cache is None)
+        should_cache = num_bytes <= MAX_BATCH_BYTES // 4 and (changes_vision or cache is None)
         batches: list[Batch] = []
         for batch in self._start_stream(order, self.run.dataset.source, 0):
             if should_cache:
                 batches.append(batch)
             yield batch
         if should_cache:
-            _EVAL_BATCHES[key] = batches
+            known[key] = batches

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -13,7 +12,6 @@ import prometar
 from prometar.cli.app import main as prometar_main
 from prometar.errors import UserError
 from prometar.run_folder import export_run
-from prometar.training import session as session_module
 from tune.search import main as search
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -26,11 +24,9 @@ ALL = [
 
 
 @pytest.fixture(autouse=True)
-def _examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is on this process's path. Ray's workers inherit PYTHONPATH, see conftest.py."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    yield
-    session_module._EVAL_BATCHES.clear()
 
 
 def test_all_examples_are_searched_together(tmp_path: Path, ray_data: str) -> None:

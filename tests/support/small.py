@@ -8,6 +8,7 @@ from typing import Any
 from open_clip import factory
 
 from prometar.config.settings import Config
+from prometar.training.cache import RunCache
 from prometar.training.run import Run, build_run
 from prometar.training.session import Session
 from tests.support import tiny
@@ -20,15 +21,22 @@ BACKBONE: dict[str, Any] = {"backbone.name": NAME, "backbone.pretrained": "rando
 """Settings that choose it."""
 
 SMALL: dict[str, Any] = {
-    **BACKBONE, "data.name": "cells", "data.shots": 2, "train.epochs": 3, "inner.lr": 0.1,
+    **BACKBONE,
+    "data.name": "cells",
+    "data.shots": 2,
+    "train.epochs": 3,
+    "inner.lr": 0.1,
     "inner.outer_weight": 0.5,
-}  # fmt: skip
+}
 
 
-def small_run(method: str = "prometar", objective: str = "drift", **values: Any) -> Run:
+def small_run(
+    method: str = "prometar", objective: str = "drift", *, shared: RunCache | None = None, **values: Any
+) -> Run:
     """A run on the rendered `cells`; `train__epochs=2` is a setting."""
     dotted = {key.replace("__", "."): value for key, value in values.items()}
-    return build_run(Config(method=method).override({**SMALL, **dotted}), objective, val_per_class=1)
+    config = Config(method=method).override({**SMALL, **dotted})
+    return build_run(config, objective, val_per_class=1, shared=shared)
 
 
 def train(session: Session) -> list[dict[str, Any]]:

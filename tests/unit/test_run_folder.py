@@ -17,8 +17,9 @@ from prometar.environment import environment
 from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.io.custom import source_digest
 from prometar.io.files import lock_folder
-from prometar.training import run as training_run
-from prometar.training.run import build_run, clear_caches
+from prometar.training import backbone as training_backbone
+from prometar.training.cache import RunCache
+from prometar.training.run import build_run
 from prometar.training.run_result import read_result
 from prometar.training.session import Session
 from tests.support.own import write_parts
@@ -97,10 +98,10 @@ def test_a_test_on_other_datasets_uses_the_backbone_of_the_training(
         loaded.append(name)
         return openclip.load_backbone(name, *args, **options)
 
-    monkeypatch.setattr(training_run, "load_backbone", load_backbone)
-    clear_caches()
-    run_folder.train_run(config, tmp_path)
-    run_folder.evaluate_on_targets(tmp_path, ["dtd"], stream_local)
+    monkeypatch.setattr(training_backbone, "load_backbone", load_backbone)
+    shared = RunCache()
+    run_folder.train_run(config, tmp_path, shared=shared)
+    run_folder.evaluate_on_targets(tmp_path, ["dtd"], stream_local, shared=shared)
     assert read_result(tmp_path).tests.keys() == {"dtd"}
     assert loaded == ["mini"]
 
@@ -118,7 +119,6 @@ def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_p
     save_file(state, weights)
     config = config.override({"backbone.pretrained": str(weights)})
     run_folder.train_run(config, tmp_path / "run")
-    clear_caches()
     save_file({name: tensor + 0.001 for name, tensor in state.items()}, weights)
     with pytest.raises(WorkError, match="belongs to a run with other weights"):
         run_folder.train_run(config, tmp_path / "run")

@@ -16,7 +16,9 @@ from prometar.device import release_cached_memory
 from prometar.errors import InfrastructureError, InputError, PrometarError
 from prometar.io.files import cannot_write_error, write_atomically
 from prometar.run_folder import evaluate_on_targets, write_result
-from prometar.training.run import backbone_of, build_run
+from prometar.training.backbone import backbone_of
+from prometar.training.cache import RunCache
+from prometar.training.run import build_run
 from prometar.training.run_result import RESULT_FILE, read_result
 from prometar.training.session import Session
 from tune.execution.worker import JobRequest
@@ -28,10 +30,14 @@ class JobTraining:
 
     If a folder cannot be written, or data or weights cannot be read, methods raise InfrastructureError,
     because the settings of the job are not at fault.
+
+    Args:
+        shared: What the jobs of this process share, e.g. the backbone.
     """
 
-    def __init__(self, request: JobRequest) -> None:
+    def __init__(self, request: JobRequest, shared: RunCache) -> None:
         self._request = request
+        self._shared = shared
         self._epoch = 0
         self._sessions: dict[Path, Session] = {}
         self._notes: list[str] = []
@@ -82,7 +88,7 @@ class JobTraining:
         job = self._request.job
         result_path = folder / RESULT_FILE
         try:
-            run = build_run(config, job.objective, val_per_class=job.val_per_class)
+            run = build_run(config, job.objective, val_per_class=job.val_per_class, shared=self._shared)
         except PrometarError:
             _require_inputs(config)
             raise
@@ -110,7 +116,7 @@ class JobTraining:
             write_result(folder, session, **self._request.allocated)
         if self._request.job.targets:
             with _blame_machine():
-                evaluate_on_targets(folder, self._request.job.targets, self._stream)
+                evaluate_on_targets(folder, self._request.job.targets, self._stream, shared=self._shared)
 
     def _stream(self, order: ImageOrder, source: Source, start_step: int = 0) -> Iterator[Batch]:
         """Stream images with Ray Data. Whatever fails is not due to the settings of the job."""

@@ -21,6 +21,7 @@ from tune.execution.job import Job
 from tune.execution.resources import JobResources
 
 if TYPE_CHECKING:
+    from prometar.training.cache import RunCache
     from tune.execution.training import JobTraining
 
 STACKS_FILE = "hung.txt"
@@ -56,7 +57,7 @@ class JobRequest:
 class JobWorker(ray_tune.Trainable):
     """Trainable that runs one job after another. Each step returns the report of one epoch.
 
-    Backbone, datasets and features of the frozen CLIP stay in memory between jobs. Checkpoints are stored in
+    The worker owns a cache that keeps backbone, datasets and features between jobs. Checkpoints are stored in
     the folders of training runs, not by Tune, so that any worker can resume a job. Epochs in existing
     checkpoints are reported again, because the driver may have missed the last reports.
     """
@@ -64,6 +65,7 @@ class JobWorker(ray_tune.Trainable):
     _request: JobRequest
     _training: "JobTraining | None" = None
     _is_located = False
+    _shared: "RunCache | None" = None
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> ray_tune.PlacementGroupFactory:
@@ -114,12 +116,15 @@ class JobWorker(ray_tune.Trainable):
         _prepare_gpu(request.allocated["gpus"])  # may set CUDA_VISIBLE_DEVICES, so it precedes torch's import
         import torch
 
+        from prometar.training.cache import RunCache
         from tune.execution.training import JobTraining
 
         torch.set_num_threads(request.resources.threads)
         if not gc.get_freeze_count():
             gc.freeze()  # `gc.collect`, which data streams call, then skips imported modules (saves 0.15 s)
-        return JobTraining(request)
+        if self._shared is None:
+            self._shared = RunCache()
+        return JobTraining(request, self._shared)
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:

@@ -14,8 +14,8 @@ from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError,
 from prometar.io.custom import is_custom, source_digest
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.component_check import check_components
+from prometar.training.backbone import DTYPES
 from prometar.training.memory import Footprint
-from prometar.training.run import DTYPES
 from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs
 from tune.execution.live import LiveView, stdout_console

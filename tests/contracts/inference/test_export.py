@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from prometar.embedded.weights import load_mini
 from prometar.errors import UserError, WorkError
 from prometar.inference.classifier import Classifier
 from prometar.run_folder import export_run, train_run
-from prometar.training import session as session_module
-from prometar.training.run import DTYPES
+from prometar.training.backbone import DTYPES
 from prometar.training.run_result import RunResult, read_result
 from tests.support.small import NAME
 
@@ -39,13 +37,6 @@ def train(folder: Path, method: str, **settings: Any) -> RunResult:
     values = {"train.epochs": 1, "data.shots": 1, **{k.replace("__", "."): v for k, v in settings.items()}}
     train_run(Config(method=method).override(values), folder)
     return read_result(folder)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _images_are_dropped() -> Iterator[None]:
-    """Kept test images would hide from other tests that they are read."""
-    yield
-    session_module._EVAL_BATCHES.clear()
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ from prometar.clip.openclip import Backbone
 from prometar.config.recipes import METHODS
 from prometar.device import send, to_cpu
 from prometar.methods import logits as logits_module
+from prometar.training import backbone as backbone_module
 from prometar.training import epoch
-from prometar.training import run as run_module
-from prometar.training.run import clear_caches
 from prometar.training.session import Session
 from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
 from tests.support.small import small_run, without_time
@@ -27,18 +26,11 @@ from tests.support.tiny import open_clip_model, towers
 SMALL: dict[str, Any] = {"train__epochs": 2, "train__batch_size": 6, "data__shots": 1}
 PLAIN = towers(open_clip_model(layers=2))
 TINY = PLAIN.folded()
-USERS = ("prometar.training.run", "prometar.inference.classifier")
+USERS = ("prometar.training.backbone", "prometar.inference.classifier")
 
 
 def tiny(*args: object, dtype: torch.dtype, device: torch.device, folded: bool) -> Backbone:
     return Backbone("tiny", (TINY if folded else PLAIN).to(device=device, dtype=dtype))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _of_this_file() -> Iterator[None]:
-    clear_caches()
-    yield
-    clear_caches()
 
 
 @pytest.fixture
@@ -47,7 +39,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
     with accelerator() as traffic:
         for user in USERS:
             monkeypatch.setattr(f"{user}.default_device", lambda: DEVICE)
-        monkeypatch.setattr(run_module, "load_backbone", tiny)
+        monkeypatch.setattr(backbone_module, "load_backbone", tiny)
         monkeypatch.setattr(epoch, "step", quiet(epoch.step, traffic))
         yield traffic
 
@@ -90,19 +82,17 @@ def test_an_epoch_copies_once_a_batch_and_waits_once(
 def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(folder: Path) -> Session:
         """By two sessions: the second goes on from the first one's checkpoint."""
-        clear_caches()
         run = small_run(method, backbone__precision="fp64", **SMALL)
         for _ in range(2):
             session = Session(run, folder)
             session.run_epoch()
         return session
 
-    monkeypatch.setattr(run_module, "load_backbone", tiny)
+    monkeypatch.setattr(backbone_module, "load_backbone", tiny)
     here = trained(tmp_path / "here")
     with accelerator():
-        monkeypatch.setattr(run_module, "default_device", lambda: DEVICE)
+        monkeypatch.setattr(backbone_module, "default_device", lambda: DEVICE)
         there = trained(tmp_path / "there")
-        clear_caches()
         assert there.finished
         for ours, its in zip(without_time(there.history), without_time(here.history), strict=True):
             assert ours == pytest.approx(its, rel=1e-9)

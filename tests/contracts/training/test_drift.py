@@ -14,7 +14,7 @@ from prometar.errors import UserError, WorkError
 from prometar.methods.prompts import Tensors
 from prometar.step.prompted_clip import PromptedClip
 from prometar.training.drift import drift_by_image, out_of_domain_names
-from prometar.training.run import Run, build_run, clear_caches
+from prometar.training.run import Run, build_run
 from prometar.training.session import Session
 
 
@@ -70,7 +70,6 @@ def test_texts_of_conditional_prompts_are_encoded_batch_by_batch(
     total = len(run.evaluations["base"].order.items)
     assert total == 80
     assert num_images == [64, 64, 16, 16]
-    clear_caches()
     order = replace(run.evaluations["base"].order, batch_size=total)
     whole = replace(run.evaluations["base"], order=order, cache={})
     session.run = replace(run, evaluations={"base": whole})

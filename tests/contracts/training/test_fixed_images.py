@@ -1,4 +1,4 @@
-"""Where no prompt enters the image tower, an image is its feature: encoded once a step and a process."""
+"""Where no prompt enters the image tower, each image is encoded once, and runs share its feature."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +17,10 @@ from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step import meta_batch
 from prometar.step.meta_batch import embed_batch
+from prometar.training.cache import RunCache
 from prometar.training.epoch import train_epoch
-from prometar.training.run import Run, clear_caches, initial_state
-from prometar.training.session import _EVAL_BATCHES, Session
+from prometar.training.run import Run, initial_state
+from prometar.training.session import Session
 from tests.support.small import small_run, train, without_time
 
 META = {"inner.kind": "sgd", "inner.lr": 0.1}
@@ -34,21 +35,13 @@ TEXT_ALONE: dict[str, dict[str, Any]] = {
 }
 
 
-def run_of(name: str, **more: Any) -> Run:
+def run_of(name: str, *, shared: RunCache | None = None, **more: Any) -> Run:
     small = {"backbone.precision": "fp64", "train.epochs": 2, "data.shots": 3}
-    return small_run(name.split()[0], **{**small, **TEXT_ALONE.get(name, {}), **more})
+    return small_run(name.split()[0], shared=shared, **{**small, **TEXT_ALONE.get(name, {}), **more})
 
 
 def batches(run: Run, order: ImageOrder | None = None) -> Iterator[Batch]:
     return stream_local(order or run.order, run.dataset.source)
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """No images are known, and none are known to other tests."""
-    clear_caches(), _EVAL_BATCHES.clear()
-    yield
-    clear_caches(), _EVAL_BATCHES.clear()
 
 
 def embed_tokens(
@@ -88,8 +81,10 @@ def test_the_type_of_embedded_images_depends_on_the_method_and_not_on_the_weight
 
 @pytest.mark.parametrize("name", ["coop", "cocoop"])
 def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
-    first, second = run_of(name), run_of(name, **{"optim.lr": 0.01})
-    read = list[tuple[ImageOrder, int]]()
+    shared = RunCache()
+    first = run_of(name, shared=shared)
+    second = run_of(name, shared=shared, **{"optim.lr": 0.01})
+    read: list[tuple[ImageOrder, int]] = []
 
     def stream(order: ImageOrder, source: Source, start: int) -> Iterator[Batch]:
         read.append((order, start))
@@ -101,7 +96,6 @@ def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
     known = Session(second, tmp_path / "second", stream)
     train(known)
     assert read == []
-    clear_caches()
     forgetful = run_of(name, **{"optim.lr": 0.01})
     alone = Session(forgetful, tmp_path / "alone", stream)
     train(alone)
@@ -112,7 +106,8 @@ def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
 def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: Path) -> None:
-    run, read = run_of(name), list[ImageOrder]()
+    run = run_of(name)
+    read: list[ImageOrder] = []
     train(Session(run, tmp_path / "first"))
 
     def stream(order: ImageOrder, source: Source, start: int) -> Iterator[Batch]:

@@ -18,10 +18,11 @@ from prometar.data.datasets.dataset import Item, Source
 from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, StreamFn, stream_local
 from prometar.errors import UserError, WorkError
-from prometar.training import session as session_module
+from prometar.training.backbone import DTYPES
+from prometar.training.cache import RunCache
 from prometar.training.checkpoint import load_checkpoint
 from prometar.training.epoch import drawn_text, rates_of, train_epoch
-from prometar.training.run import DTYPES, Run, initial_state
+from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
 from tests.support.small import small_run, train, without_time
 
@@ -115,13 +116,6 @@ def test_an_average_may_be_the_prompts_themselves(tmp_path: Path, monkeypatch: p
     assert all(torch.equal(found.state.average[name], leaf) for name, leaf in found.state.leaves.items())
 
 
-@pytest.fixture
-def _nothing_kept() -> None:
-    """Images that another test has left in the process would not be opened again."""
-    session_module._EVAL_BATCHES.clear()
-
-
-@pytest.mark.usefixtures("_nothing_kept")
 def test_the_final_objective_tests_once(small_dtd: Path, tmp_path: Path) -> None:
     run = small_run(objective="final", train__epochs=2, data__name="dtd", data__root=str(small_dtd))
     tested = {item.path for item in run.dataset.test}
@@ -140,7 +134,6 @@ def count_opened(opened: list[str]) -> StreamFn:
     return stream
 
 
-@pytest.mark.usefixtures("_nothing_kept")
 def test_a_search_never_opens_a_test_image_or_a_new_class(tmp_path: Path) -> None:
     names = small_run(objective="final").dataset.classnames
     base = set(names[: (len(names) + 1) // 2])
@@ -194,22 +187,30 @@ def test_schedules_as_released_and_as_configured() -> None:
     assert rates_of(released, 1).lr == 0.0025
 
 
-def test_a_slow_stream_costs_the_first_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, now = small_run("coop", train__epochs=1), [0.0]
+def test_the_time_until_the_first_training_batch_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run("coop", train__epochs=1)
+    now = [0.0]
     monkeypatch.setattr("prometar.training.session.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def slowly(order: ImageOrder, source: Source, step: int) -> Iterator[Batch]:
-        now[0] += 1000
+        is_slow = order == run.order  # scoring takes no time
+        now[0] += 1000 * is_slow
         for batch in stream_local(order, source, step):
             yield batch
-            now[0] += 1
+            now[0] += is_slow
 
     steps = run.order.steps_per_epoch
     assert train(Session(run, tmp_path, slowly))[0]["seconds"] == steps - 1
 
 
-def test_frozen_features_of_one_plan_s_images_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = small_run(data__shots=3), small_run(data__shots=3, inner__lr=0.02)
+def test_runs_with_one_cache_and_image_order_compute_frozen_features_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = RunCache()
+    first = small_run(data__shots=3, shared=shared)
+    second = small_run(data__shots=3, inner__lr=0.02, shared=shared)
     train_epoch(first, initial_state(first), stream_local(first.order, first.dataset.source))
     alone, _ = train_epoch(
         replace(second, cache=None), initial_state(second), stream_local(second.order, second.dataset.source)

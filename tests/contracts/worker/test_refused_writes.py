@@ -26,6 +26,7 @@ from prometar.errors import InfrastructureError
 from prometar.io.files import cannot_write_error
 from prometar.step.state import State
 from prometar.training import session as session_module
+from prometar.training.cache import RunCache
 from prometar.training.checkpoint import load_checkpoint
 from prometar.training.run import Run, build_run
 from prometar.training.session import Session
@@ -57,7 +58,7 @@ class Worker(JobWorker):
         self._is_located = True
 
     def open_training(self, request: JobRequest) -> JobTraining:
-        return JobTraining(request)
+        return JobTraining(request, RunCache())
 
 
 def trial(folder: Path) -> list[dict[str, Any]]:

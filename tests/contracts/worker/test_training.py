@@ -3,22 +3,28 @@
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
+import ray
 import torch
 
+from prometar.clip import features
 from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import InfrastructureError, UserError, WorkError
+from prometar.training import backbone
+from prometar.training.cache import RunCache
 from tests.support.small import BACKBONE
-from tune.execution import training
+from tune.execution import training, worker
 from tune.execution.job import Job
 from tune.execution.resources import JobResources
 from tune.execution.training import JobTraining
-from tune.execution.worker import JobRequest
+from tune.execution.worker import JobRequest, JobWorker
 from tune.records.schema import EpochReport
 
 BASE: dict[str, Any] = {
@@ -46,7 +52,7 @@ def job(folder: Path, *changes: dict[str, Any]) -> Job:
 
 
 def opened(job: Job) -> JobTraining:
-    return JobTraining(JobRequest(job, PLAN, PLAN.bundles()))
+    return JobTraining(JobRequest(job, PLAN, PLAN.bundles()), RunCache())
 
 
 def finish(job: Job) -> list[EpochReport]:
@@ -193,3 +199,38 @@ def test_no_session_is_alive_when_gpu_memory_is_released(
     )
     started.close()
     assert alive == [False, False]
+
+
+class WorkerWithoutRay(JobWorker):
+    """A worker that no actor contains."""
+
+    def __init__(self) -> None:
+        """Tune's initialization requires an actor."""
+
+    def finish(self, job: Job) -> None:
+        """Run a job from its start to its end."""
+        job.folder.mkdir(parents=True, exist_ok=True)
+        self.reset_config({"request": JobRequest(job, PLAN, PLAN.bundles())})
+        finished = False
+        while not finished:
+            report = self.step().get("report")
+            finished = isinstance(report, EpochReport) and report.finished
+
+
+def test_a_worker_loads_weights_and_computes_frozen_features_once_for_all_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_prepare_gpu", lambda share: None)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    load = mock.Mock(side_effect=backbone.load_backbone)
+    encode = mock.Mock(side_effect=features.encode_image)
+    monkeypatch.setattr(backbone, "load_backbone", load)
+    monkeypatch.setattr(features, "encode_image", encode)
+    reused = WorkerWithoutRay()
+    reused.finish(job(tmp_path / "first", {"train.epochs": 1}))
+    num_encoded = encode.call_count
+    assert (load.call_count, num_encoded > 0) == (1, True)
+    reused.finish(job(tmp_path / "second", {"train.epochs": 1, **GENTLE}))
+    assert (load.call_count, encode.call_count) == (1, num_encoded)
+    WorkerWithoutRay().finish(job(tmp_path / "third", {"train.epochs": 1, **GENTLE}))
+    assert (load.call_count, encode.call_count) == (2, 2 * num_encoded), "another worker has its own cache"

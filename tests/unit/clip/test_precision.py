@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prometar.clip.openclip import load_backbone, tokenize
 from prometar.clip.text import encode_text, text_input
 from prometar.clip.vision import embed_images, encode_image
-from prometar.training.run import DTYPES
+from prometar.training.backbone import DTYPES
 from prometar.training.session import Session
 from tests.support import tiny
 from tests.support.small import small_run, without_time

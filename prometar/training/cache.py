@@ -1,0 +1,91 @@
+"""Cache of the inputs that several runs share: weights, datasets, features and evaluation images."""
+
+import json
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+from cachetools import LRUCache
+from torch import Tensor
+
+from prometar.clip.features import FeatureCache, cached_text_features
+from prometar.clip.openclip import Backbone
+from prometar.config.sections import BackboneConfig
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.dataset import Dataset
+from prometar.data.streaming.stream import Batch
+from prometar.training.backbone import backbone_of
+
+Value = TypeVar("Value")
+
+MAX_FEATURE_BYTES = 512 * 2**20
+"""Maximum total size of the image features in a `RunCache`."""
+
+MAX_BATCH_BYTES = 2 * 2**30
+"""Maximum total size of the evaluation images in a `RunCache`."""
+
+
+class RunCache:
+    """Inputs that runs in one process share. The least recently used entries are dropped.
+
+    A process that trains several runs creates one cache and passes it to `build_run`: a worker of a study
+    keeps its cache between jobs. Runs that are built with different caches share nothing.
+
+    Attributes:
+        evaluation_batches: Batches of each image order, dataset and backbone. They can be reused because
+            images are not augmented for evaluation.
+    """
+
+    def __init__(self) -> None:
+        self._backbones: LRUCache[Hashable, Backbone] = LRUCache(2)
+        self._datasets: LRUCache[Hashable, Dataset] = LRUCache(16)
+        self._text_features: LRUCache[Hashable, Tensor] = LRUCache(32)
+        # For each key: the bytes that all features need, and the features cached so far.
+        self._image_features: LRUCache[Hashable, tuple[int, FeatureCache]] = LRUCache(
+            MAX_FEATURE_BYTES, getsizeof=lambda entry: entry[0]
+        )
+        self.evaluation_batches: LRUCache[Hashable, Sequence[Batch]] = LRUCache(
+            MAX_BATCH_BYTES, getsizeof=lambda batches: sum(batch.images.nbytes for batch in batches)
+        )
+
+    def backbone(self, config: BackboneConfig, *, folded: bool) -> Backbone:
+        """Return a backbone. Arguments and errors: see `backbone_of`."""
+        return _cached(self._backbones, (config, folded), lambda: backbone_of(config, folded=folded))
+
+    def dataset(self, name: str, root: str | None, args_json: str, code_digest: str) -> Dataset:
+        """Return a dataset. Arguments and errors: see `open_dataset`.
+
+        Args:
+            args_json: Arguments of a custom dataset, as JSON.
+            code_digest: sha256 of a custom dataset's source file, or "". A dataset whose code has changed is
+                opened again.
+        """
+        key = (name, root, args_json, code_digest)
+        return _cached(self._datasets, key, lambda: open_dataset(name, root, json.loads(args_json)))
+
+    def text_features(
+        self, config: BackboneConfig, classes: tuple[str, ...], templates: tuple[str, ...], *, folded: bool
+    ) -> Tensor:
+        """Return the features (C, E) of class texts from the frozen CLIP (`cached_text_features`)."""
+
+        def compute() -> Tensor:
+            backbone = self.backbone(config, folded=folded)
+            return cached_text_features(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
+
+        return _cached(self._text_features, (config, folded, classes, templates), compute)
+
+    def image_features(self, key: Hashable, num_bytes: int) -> FeatureCache | None:
+        """Return the cached image features of `key`, or None if they could fill more than 1/4 of the cache.
+
+        Args:
+            num_bytes: Bytes of all features, once they have been computed.
+        """
+        if num_bytes > MAX_FEATURE_BYTES // 4:
+            return None
+        return _cached(self._image_features, key, lambda: (num_bytes, {}))[1]
+
+
+def _cached(cache: LRUCache[Hashable, Value], key: Hashable, compute: Callable[[], Value]) -> Value:
+    """Return the value of `key`, which is computed and cached if it is missing."""
+    if key not in cache:
+        cache[key] = compute()
+    return cache[key]
