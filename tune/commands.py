@@ -1,4 +1,4 @@
-"""Commands `prometar report` and `prometar reproduce`, which `prometar` finds through entry points."""
+"""Commands `defaults`, `report` and `reproduce`, which `prometar` finds through entry points."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +43,31 @@ def report(study: Annotated[Path, typer.Argument(help="Folder of a study: OUT/ST
     records = read_records(study)
     write_report(records)
     print_summary(stdout_console(), records)
+
+
+def defaults(
+    studies: Annotated[
+        list[Path], typer.Argument(metavar="STUDY...", help="Folders of studies of two or more datasets.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Write the settings as a recipe for --method.")
+    ] = None,
+) -> None:
+    """Choose the settings that are best on average over the datasets of several studies."""
+    from prometar.config.recipes import is_recipe_file
+    from prometar.io.files import resolve_path, write_atomically
+    from tune.defaults import average_best_of, describe_average_best, recipe_text
+    from tune.records.folder import read_records
+
+    if to is not None and not is_recipe_file(str(to)):
+        raise UserError(f"--to must be a YAML file, such as average.yaml, got {to}.")
+    records = [read_records(path) for path in dict.fromkeys(map(resolve_path, studies))]
+    best = average_best_of(records)
+    for line in describe_average_best(records, best):
+        print(line)
+    if to is not None:
+        write_atomically(resolve_path(to), recipe_text(records, best).encode())
+        print(f"Recipe written to {to}. Use it with --method {to}.")
 
 
 def reproduce(

@@ -38,7 +38,7 @@ PACKAGES = (
     "tune.reproduce",
     "tune.stages",
     "tune.report",
-    "tune.tracking",
+    "tune.tracking", "tune.defaults",
     "tune.study", "tune", "prometar",
     "tune.search", "tune.commands",
 )  # fmt: skip
