@@ -3,6 +3,7 @@
     python benchmarks/transfer.py [--replays 2000] [--doc docs/results.md]                 # replays, minutes
     python benchmarks/transfer.py --train [--sets cells ...] [--budgets 8 12] [--out DIR]  # searches, hours
     python benchmarks/transfer.py --show [--doc docs/results.md]                           # their tables
+    python benchmarks/transfer.py --surrogates                                             # models of gains
 
 Protocol, fixed before the first run. Both parts leave one dataset out (the target). Other datasets (sources)
 have finished studies.
@@ -45,7 +46,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean
@@ -57,10 +58,14 @@ import yaml
 from common import CLOSED, DEVELOPMENT, ROOT, describe, machine, mean_and_interval, parser_of, publish, table
 from numpy.typing import NDArray
 from objectives import drift, read_evidence
+from scipy.stats import spearmanr
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern, WhiteKernel
+from sklearn.preprocessing import MinMaxScaler
 
 from prometar.config.settings import configure
 from tune.config import EPOCHS_KEY
-from tune.defaults import MeasuredGain, find_average_best
+from tune.defaults import MeasuredGain, find_average_best, predict_gains, settings_features
 from tune.records.folder import StudyFolder, paired_differences, read_records
 from tune.records.schema import FinalTest
 from tune.space.ranges import Settings
@@ -232,6 +237,50 @@ def defaults_table(recorded: Mapping[str, Recorded], replays: int) -> str:
     return table(("settings", "gain in H", *recorded), rows)
 
 
+def surrogates_table(recorded: Mapping[str, Recorded], splits: int) -> str:
+    """Return how well models rank settings that they have not seen: rank correlations with mean scores.
+
+    A model learns from the default settings and 16 random ones with one seed, and predicts the other eight.
+    This uses the scores of searches only, no test images.
+    """
+    space, settings = recorded_settings()
+    numbers = np.array([settings_features(each, space) for each in settings])
+    scaled = np.nan_to_num(MinMaxScaler().fit_transform(numbers), nan=0.5)  # Gaussian processes accept no NaN
+
+    def forest(seen: Sequence[int], gains: Floats, unseen: Sequence[int]) -> Floats:
+        measured = [MeasuredGain(settings[k], float(gain)) for k, gain in zip(seen, gains, strict=True)]
+        return predict_gains(measured, [settings[k] for k in unseen], space)
+
+    def gaussian_process(kernel: Any) -> Callable[[Sequence[int], Floats, Sequence[int]], Floats]:
+        def predict(seen: Sequence[int], gains: Floats, unseen: Sequence[int]) -> Floats:
+            whole = ConstantKernel(1.0) * kernel + WhiteKernel(0.5)
+            model = GaussianProcessRegressor(whole, normalize_y=True, n_restarts_optimizer=1, random_state=0)
+            return np.asarray(model.fit(scaled[seen], gains).predict(scaled[unseen]))
+
+        return predict
+
+    models = {
+        "random forest": forest,
+        "Gaussian process, RBF kernel": gaussian_process(RBF(2.0, (0.3, 30))),
+        "Gaussian process, Matern kernel": gaussian_process(Matern(2.0, (0.3, 30), nu=2.5)),
+    }
+    rows = []
+    for label, predict in models.items():
+        means = []
+        for found in recorded.values():
+            rng = np.random.default_rng(1)
+            ranks = []
+            for _ in range(splits):
+                order = [int(number) for number in rng.permutation(np.arange(1, len(settings)))]
+                seen, unseen = [DEFAULT, *order[:16]], order[16:]
+                gains = found.scores[seen, rng.integers(3)] - found.scores[DEFAULT].mean()
+                predicted = predict(seen, gains, unseen)
+                ranks.append(np.nan_to_num(spearmanr(predicted, found.scores[unseen].mean(1)).statistic))
+            means.append(float(np.mean(ranks)))
+        rows.append((label, f"{mean(means):.2f}", *(f"{value:.2f}" for value in means)))
+    return table(("rank correlation", "mean", *recorded), rows)
+
+
 def show_replays(args: argparse.Namespace) -> None:
     """Replay all searches, and publish the tables."""
     recorded = read_recorded("objectives.json")
@@ -396,6 +445,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--replays", type=int, default=2000, help="replayed searches per target and budget")
     parser.add_argument("--choices", type=int, default=30, help="replayed choices of defaults per target")
+    parser.add_argument("--surrogates", action="store_true", help="compare models that predict gains")
     parser.add_argument("--train", action="store_true", help="run real searches")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="targets of real searches")
     parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, help="trials of real searches")
@@ -406,6 +456,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few replays, to check that the script runs")
     args = parser.parse_args()
+    if args.surrogates:
+        print(surrogates_table(read_recorded("objectives.json"), splits=12))
+        return
     if args.train:
         train(args)
     if args.train or args.show:

@@ -118,14 +118,14 @@ def predict_gains(
     from sklearn.ensemble import RandomForestRegressor  # loads scikit-learn, which takes a second
 
     forest = RandomForestRegressor(NUM_TREES, max_features=1 / 3, random_state=0)
-    features = np.array([_features(each.settings, space) for each in measured])
+    features = np.array([settings_features(each.settings, space) for each in measured])
     weights = [each.num_seeds for each in measured]
     forest.fit(features, [each.gain for each in measured], sample_weight=weights)
-    predicted: NDArray[np.float64] = forest.predict([_features(each, space) for each in candidates])
+    predicted: NDArray[np.float64] = forest.predict([settings_features(each, space) for each in candidates])
     return predicted
 
 
-def _features(settings: Settings, space: Space) -> list[float]:
+def settings_features(settings: Settings, space: Space) -> list[float]:
     """Return settings as numbers: one for a number (NaN if inactive), and one per choice (1 if chosen)."""
     features: list[float] = []
     for key, entry in space.ranges.items():
