@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -27,7 +28,7 @@ TEXT = (DOCS / "methods.md").read_text("utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"
 ]
-TABLE = {row[0].strip("`"): row for row in ROWS if len(row) == 10}
+TABLE = {row[0].strip("`"): row for row in ROWS if len(row) == 14}
 ACCEPTED = TEXT.partition("## Combinations that are refused")[0]
 SETTINGS = sorted(set(re.findall(r"`((?:--set [\w.]+=\w[\w.]* ?)+)`", ACCEPTED)))
 COMMANDS = re.findall(r"^prometar train (.*?)(?: #.*)?$", TEXT, flags=re.MULTILINE)
@@ -40,7 +41,8 @@ def test_every_method_has_its_row() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_is_the_recipe(name: str) -> None:
     config, s = configure(name), configure(name).flat()
-    _, prompts, regularizer, modulator, inner, query, averager, *numbers = TABLE[name]
+    _, prompts, adapters, features, logits, regularizer, modulator, inner, query, *more = TABLE[name]
+    averager, optimizer, *numbers = more
     kind, r = s["prompts.kind"], config.regularizer.kind
     text_depth = s.get("prompts.text_depth", 1 if kind in ("conditional", "class_aware") else 0)
     vision_depth = s.get("prompts.vision_depth", 0)
@@ -48,6 +50,11 @@ def test_a_row_is_the_recipe(name: str) -> None:
     assert ("by a network whose input is the image" in prompts) == (kind == "conditional")
     assert (f"vision {s.get('prompts.vision_length')} x {vision_depth}" in prompts) == (vision_depth > 0)
     assert ("coupled" in prompts) == (kind == "coupled")
+    assert ("class-aware" in prompts) == (kind == "class_aware")
+    assert ("shared space" in prompts) == (kind == "shared")
+    assert (adapters == "-") == (config.adapters.kind == "none")
+    assert features.partition(",")[0].replace("-", "none") == config.features.kind
+    assert logits.partition(" (")[0].replace(" ", "_") == config.logits.kind
     used = {term: w for term in ("text", "image", "logits") if (w := s.get(f"regularizer.{term}_weight"))}
     found = re.findall(r"(text|image|logits)(?: (L1|cosine))? \((\d+)\)", regularizer)
     assert {term: float(weight) for term, _, weight in found} == used
@@ -60,7 +67,15 @@ def test_a_row_is_the_recipe(name: str) -> None:
         "-" if config.task.augmentation == "none" else config.task.augmentation.replace("_", " ")
     )
     if not build(config).is_untrained:
+        assert optimizer.partition(",")[0].lower() == config.optim.kind
         assert [float(n) for n in numbers] == [config.train.epochs, config.train.batch_size, config.optim.lr]
+
+
+def test_tables_and_picture_of_compositions_are_current() -> None:
+    script = runpy.run_path(str(DOCS / "compositions.py"))
+    advice = "Run `python docs/compositions.py`."
+    assert script["guide"]() == TEXT, advice
+    assert script["picture"]() == script["PICTURE"].read_text("utf-8"), advice
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -239,3 +239,63 @@ def test_lora_of_the_examples_trains_and_equals_merged_weights(monkeypatch: pyte
     assert not torch.allclose(trained, frozen)
     zeros = {name: torch.zeros_like(leaf) for name, leaf in state.leaves.items()}
     torch.testing.assert_close(logits(model, zeros, pixels), frozen)
+
+
+LAYER_NORMS = """
+import torch
+import torch.nn.functional as F
+
+from prometar.methods.adapters import Adapters
+from prometar.methods.logits import Logits
+from prometar.methods.prompts import sample_linear
+
+NAMES = ("ln_1_weight", "ln_1_bias", "ln_2_weight", "ln_2_bias")
+
+
+class LayerNorms(Adapters):
+    def changes(self, tower):
+        return True
+
+    def initialize(self, clip, generator):
+        return {
+            f"{name}.{index}.{each}": torch.zeros_like(getattr(block, each), dtype=clip.working_dtype)
+            for name, tower in (("text", clip.text), ("vision", clip.vision))
+            for index, block in enumerate(tower.blocks)
+            for each in NAMES
+        }
+
+    def block(self, place, block, inputs):
+        changes = {each: inputs[f"{place.tower}.{place.index}.{each}"] for each in NAMES}
+        return block._replace(**{each: getattr(block, each) + change for each, change in changes.items()})
+
+
+class Classifier(Logits):
+    def initialize(self, clip, num_classes, generator):
+        shape = (num_classes, clip.embed_dim)
+        return {"weight": sample_linear(shape, shape[1], like=clip.logit_scale, generator=generator)}
+
+    def __call__(self, leaves, features, scale, *, new_classes):
+        if new_classes:
+            return scale * features.cosines_BC
+        return scale * F.normalize(features.image_BE, dim=-1) @ leaves["weight"].T
+"""
+
+
+def test_layer_norms_and_a_linear_classifier_are_two_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/architecture.md says. Neither the step nor anything else knows them."""
+    (tmp_path / "normtuning.py").write_text(LAYER_NORMS)
+    monkeypatch.syspath_prepend(tmp_path)
+    values = {
+        "prompts.kind": "none",
+        "adapters.kind": "normtuning:LayerNorms",
+        "logits.kind": "normtuning:Classifier",
+        "modulator.kind": "add",
+    }
+    _, method, model, start = make(values)
+    assert method.learning_sections == {"adapters", "logits"}
+    state, _ = step(model, method, start, *batch_for(model, method), RATES)
+    learned_from_images = [name for name in start.leaves if "text" not in name]
+    assert len(learned_from_images) == 4 * len(model.clip.vision.blocks) + 1
+    assert not any(torch.equal(state.leaves[name], start.leaves[name]) for name in learned_from_images)
