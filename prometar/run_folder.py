@@ -1,14 +1,18 @@
-"""Training runs, whose folders contain config.yaml, checkpoint.safetensors and, at the end, result.json."""
+"""Training runs, whose folders contain config.yaml, checkpoint.safetensors and, at the end, result.json.
+
+On request, predictions.parquet contains the predictions for each test image.
+"""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometar.clip.openclip import load_clip
 from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
-from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
+from prometar.data.datasets.catalog import file_name, open_dataset, reject_output_in_dataset
 from prometar.data.datasets.dataset import Dataset, classnames
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
 from prometar.data.splits.objective import FINAL
@@ -23,10 +27,17 @@ from prometar.io.files import file_size, lock_folder, read_bytes, write_atomical
 from prometar.methods.composition import build
 from prometar.training.cache import RunCache
 from prometar.training.checkpoint import Checkpoint, load_checkpoint
+from prometar.training.classification import ClassificationMetrics
 from prometar.training.epoch import StepCallback
+from prometar.training.prediction_file import (
+    PREDICTIONS_FILE,
+    PredictedSet,
+    has_predictions,
+    write_predictions,
+)
 from prometar.training.run import build_run
 from prometar.training.run_result import RESULT_FILE, EpochRecord, RunResult, read_result
-from prometar.training.scoring import accuracy
+from prometar.training.scoring import encode_classes, predict
 from prometar.training.session import Session
 
 
@@ -38,6 +49,7 @@ def train_run(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     before_step: StepCallback | None = None,
     shared: RunCache | None = None,
+    predictions: bool = False,
 ) -> EpochRecord:
     """Train and test a run in a folder, or resume it from its checkpoint. Return the last epoch's record.
 
@@ -46,6 +58,7 @@ def train_run(
         on_epoch: Called with the record of each epoch.
         before_step: Called before each step.
         shared: Cache of what several runs share, e.g. the backbone. Default: a new one.
+        predictions: True to write predictions.parquet, too.
 
     Raises:
         UserError: the settings, data or weights are invalid, or the folder contains a study or another run.
@@ -59,12 +72,13 @@ def train_run(
         session = Session(run, folder, before_step=before_step)
         write_atomically(folder / "config.yaml", config_text)
         with closing(session):
-            with suppress(UserError):  # keep the training's environment and its tests on other datasets
-                if (result := read_result(folder)).history == tuple(session.history):
-                    return result.last_epoch
-            while not session.finished:
-                on_epoch(session.run_epoch())
-        write_result(folder, session)
+            # An existing result has the training's environment and its tests on other datasets.
+            if not (session.finished and _has_result(folder, session)):
+                while not session.finished:
+                    on_epoch(session.run_epoch())
+                write_result(folder, session)
+            if predictions:
+                write_run_predictions(folder, session)
     return session.history[-1]
 
 
@@ -74,7 +88,8 @@ def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
         raise UserError(f"{folder} contains a study. Choose another folder with --out.")
     if file_size(folder / "checkpoint.safetensors") is not None:
         return  # the session compares the checkpoint with the run
-    config_file, result_file = folder / "config.yaml", folder / RESULT_FILE
+    config_file = folder / "config.yaml"
+    result_file = folder / RESULT_FILE
     is_same = file_size(config_file) is not None and read_bytes(config_file) == config_text
     if is_same and file_size(result_file) is not None:
         with suppress(PrometarError):  # a corrupt result is replaced
@@ -84,19 +99,33 @@ def _require_same_run(folder: Path, config_text: bytes, objective: str) -> None:
             raise UserError(f"{file} belongs to another run. Choose another folder with --out.")
 
 
+def _has_result(folder: Path, session: Session) -> bool:
+    """Return True if a folder contains the result of a session, which may have been resumed."""
+    try:
+        return read_result(folder).history == tuple(session.history)
+    except UserError:  # missing or corrupt
+        return False
+
+
 def write_result(
     folder: Path, session: Session, *, cpus: float | None = None, gpus: float | None = None
 ) -> RunResult:
-    """Write result.json of a finished session, and return the result.
+    """Write result.json of a finished session, and return the result. Score the session if it is resumed.
 
     Args:
         cpus, gpus: Resources that were allocated to the run, or None if unknown.
     """
-    run, last = session.run, session.history[-1]
+    run = session.run
+    last = session.history[-1]
+    if not session.predictions:
+        session.score()
+    predicted = predicted_sets(session)
     result = RunResult(
         last_epoch=last,
         accuracies={name: last[name] for name in run.evaluations},
         images={name: len(evaluation.order.items) for name, evaluation in run.evaluations.items()},
+        metrics={name: each.metrics for name, each in predicted.items()},
+        joint_accuracies=joint_accuracies(predicted),
         history=tuple(session.history),
         objective=run.objective,
         classnames=classnames(run.order.items),
@@ -115,11 +144,51 @@ def write_result(
     return result
 
 
-def evaluate_run(folder: Path, *, trust_code: bool = False) -> dict[str, float]:
-    """Test a finished run again. Return the accuracy in percent of each evaluation set, and the score.
+def predicted_sets(session: Session) -> dict[str, PredictedSet]:
+    """Return the images and predictions of a scored session by evaluation set."""
+    items_by_set = {name: each.order.items for name, each in session.run.evaluations.items()}
+    return {
+        name: PredictedSet(items_by_set[name], classnames(items_by_set[name]), predictions)
+        for name, predictions in session.predictions.items()
+    }
+
+
+def joint_accuracies(sets: Mapping[str, PredictedSet]) -> dict[str, float]:
+    """Return the accuracies among base and new classes together, by evaluation set, if computed."""
+    by_set = {name: each.predictions.joint_accuracy for name, each in sets.items()}
+    return {name: accuracy for name, accuracy in by_set.items() if accuracy is not None}
+
+
+def write_run_predictions(folder: Path, session: Session) -> None:
+    """Write predictions.parquet of a finished session, unless the folder already contains it.
+
+    Raises:
+        InfrastructureError: the folder is not writable.
+    """
+    run = session.run
+    path = folder / PREDICTIONS_FILE
+    if has_predictions(path, run.digest):
+        return
+    if not session.predictions:
+        session.score()
+    write_predictions(path, predicted_sets(session), run_digest=run.digest)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test of a run: accuracies in percent with the score, and the metrics of `RunResult`."""
+
+    scores: dict[str, float]
+    metrics: dict[str, ClassificationMetrics]
+    joint_accuracies: dict[str, float]
+
+
+def evaluate_run(folder: Path, *, trust_code: bool = False, predictions: bool = False) -> Evaluation:
+    """Test a finished run again.
 
     Args:
         trust_code: True to import custom components. By default, runs that use them are refused.
+        predictions: True to write predictions.parquet into the run's folder.
 
     Raises:
         UserError: the folder does not contain a finished run.
@@ -128,28 +197,44 @@ def evaluate_run(folder: Path, *, trust_code: bool = False) -> dict[str, float]:
     objective = result.objective
     if is_custom(objective) and not trust_code:
         raise UserError(f"{folder} uses objective {objective}. Review its code, then pass --trust-code.")
-    return Session(build_run(config, objective, val_per_class=result.val_per_class), folder).score()
+    session = Session(build_run(config, objective, val_per_class=result.val_per_class), folder)
+    scores = session.score()
+    if predictions:
+        write_run_predictions(folder, session)
+    predicted = predicted_sets(session)
+    metrics = {name: each.metrics for name, each in predicted.items()}
+    return Evaluation(scores, metrics, joint_accuracies(predicted))
 
 
-def evaluate_classifier(classifier: Classifier, dataset: Dataset, stream: StreamFn = stream_local) -> float:
-    """Return a classifier's accuracy in percent on all test images of a dataset."""
+def evaluate_classifier(
+    classifier: Classifier, dataset: Dataset, stream: StreamFn = stream_local
+) -> PredictedSet:
+    """Classify all test images of a dataset among all of its classes."""
     items = select_and_relabel(dataset.test, labels_of(dataset.items))
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
-    size = classifier.backbone.clip.image_size
-    order = eval_order(items, size=size, exif_rotation=dataset.exif_rotation)
-    model = classifier.model(dataset.classnames, dataset.template)
-    batches = stream(order, dataset.source, 0)
-    return accuracy(classifier.backbone, model, classifier.leaves, batches)
+    backbone = classifier.backbone
+    order = eval_order(items, size=backbone.clip.image_size, exif_rotation=dataset.exif_rotation)
+    classes = encode_classes(
+        backbone, classifier.model(dataset.classnames, dataset.template), classifier.leaves
+    )
+    predictions = predict(backbone, classes, stream(order, dataset.source, 0))
+    return PredictedSet(items, dataset.classnames, predictions)
 
 
 def evaluate_on_targets(
-    folder: Path, names: Sequence[str], stream: StreamFn, *, shared: RunCache | None = None
+    folder: Path,
+    names: Sequence[str],
+    stream: StreamFn,
+    *,
+    predictions: bool = False,
+    shared: RunCache | None = None,
 ) -> None:
     """Test a finished run on each dataset of `names` that has no accuracy in result.json yet, and add it.
 
     Args:
         shared: Cache that may contain the backbone. Default: a new one.
+        predictions: True to write the predictions for each dataset, too (`target_predictions_path`).
 
     Raises:
         UserError: a dataset is missing, or has no test images.
@@ -157,11 +242,28 @@ def evaluate_on_targets(
     result = read_result(folder)
     classifier = load_run_classifier(folder, trust_code=True, shared=shared)  # the caller trained this run
     for name in names:
-        if name not in result.tests:
-            dataset = open_dataset(name, classifier.config.data.root)
-            accuracy_and_digest = evaluate_classifier(classifier, dataset, stream), dataset.digest
-            result = result.model_copy(update={"tests": {**result.tests, name: accuracy_and_digest}})
-            result.write(folder)
+        path = target_predictions_path(folder, name)
+        has_all = not predictions or has_predictions(path, result.run_digest)
+        if name in result.tests and has_all:
+            continue
+        dataset = open_dataset(name, classifier.config.data.root)
+        predicted = evaluate_classifier(classifier, dataset, stream)
+        if predictions:
+            write_predictions(path, {"all": predicted}, run_digest=result.run_digest)
+        accuracy_and_digest = (predicted.predictions.accuracy, dataset.digest)
+        result = result.model_copy(update={"tests": {**result.tests, name: accuracy_and_digest}})
+        result.write(folder)
+
+
+def has_all_predictions(folder: Path, run_digest: str, targets: Sequence[str] = ()) -> bool:
+    """Return True if a folder contains the predictions of a run for its own test images and for `targets`."""
+    paths = [folder / PREDICTIONS_FILE, *(target_predictions_path(folder, name) for name in targets)]
+    return all(has_predictions(path, run_digest) for path in paths)
+
+
+def target_predictions_path(folder: Path, dataset: str) -> Path:
+    """Return the path of the predictions of a run for the test images of another dataset."""
+    return folder / f"{Path(PREDICTIONS_FILE).stem}-{file_name(dataset)}.parquet"
 
 
 def load_run_classifier(
@@ -185,9 +287,14 @@ def load_run_classifier(
         pretrained = config.backbone.pretrained or config.backbone.name
         raise UserError(f"The weights of {pretrained} have changed since {folder} was trained. Restore them.")
     leaves = checkpoint.state.to(backbone.clip.device).evaluation_leaves
-    path, code = folder / "checkpoint.safetensors", result.code
-    num_classes = len(result.classnames)
-    method = checked_method(path, config, backbone.clip, num_classes, leaves, code)
+    method = checked_method(
+        folder / "checkpoint.safetensors",
+        config,
+        backbone.clip,
+        len(result.classnames),
+        leaves,
+        result.code,
+    )
     return Classifier(
         backbone=backbone,
         method=method,
@@ -206,7 +313,8 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
         UserError: `folder` does not contain a finished run, or `to` exists or is not a .safetensors file.
         InfrastructureError: the folder of `to` is not writable.
     """
-    require_new_prompt_file(to := Path(os.path.expanduser(to)))
+    to = Path(os.path.expanduser(to))
+    require_new_prompt_file(to)
     classifier = load_run_classifier(folder, trust_code=trust_code)
     backbone = classifier.config.backbone
     is_local = backbone.pretrained is not None and os.path.isfile(backbone.pretrained)
@@ -230,7 +338,8 @@ def _load_finished(folder: Path, trust_code: bool) -> tuple[Config, Checkpoint, 
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors")
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint. Train again with its config.yaml, in another folder.")
-    done, epochs = len(checkpoint.history), config.train.epochs
-    if done < epochs:
-        raise UserError(f"{folder} has finished {done} of {epochs} epochs. Resume it with `prometar train`.")
+    num_epochs = len(checkpoint.history)
+    if num_epochs < config.train.epochs:
+        finished = f"{num_epochs} of {config.train.epochs} epochs"
+        raise UserError(f"{folder} has finished {finished}. Resume it with `prometar train`.")
     return config, checkpoint, read_result(folder)

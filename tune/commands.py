@@ -111,6 +111,9 @@ def reproduce(
     address: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster. Default: start Ray on this machine.")
     ] = None,
+    predictions: Annotated[
+        bool, typer.Option("--predictions", help="Write predictions.parquet in the folder of each run.")
+    ] = False,
 ) -> None:
     """Run methods under a benchmark protocol, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None)  # sets variables that ray reads when it is imported
@@ -162,4 +165,4 @@ def reproduce(
         gpus_per_trial="auto" if gpus_per_run is None else gpus_per_run,
     )
     Config.require_used(overrides, grid.configs.values(), "these methods")
-    run_grid(grid, out, resources, address)
+    run_grid(grid, out, resources, address, predictions=predictions)

@@ -151,6 +151,9 @@ class FinalTestConfig(StrictModel):
         description="Epochs of confirmation and final test. Default: from --method, but at least --epochs.",
     )
     min_relevant: float = Field(1.0, gt=0, le=100, description="Smallest relevant difference in H (points).")
+    predictions: bool = Field(
+        False, description="Write predictions.parquet in the folder of each final-test run."
+    )
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -413,6 +416,7 @@ OPTION_GROUPS: dict[str, dict[str, str]] = {
         "top": "confirm.top",
         "final-seeds": "test.seeds",
         "final-epochs": "test.epochs",
+        "predictions": "test.predictions",
     },
     "Resources": {
         "max-concurrent": "resources.max_concurrent",

@@ -46,6 +46,15 @@ def _parameters() -> Iterator[Parameter]:
     for group, options in OPTION_GROUPS.items():
         for name, field_path in options.items():
             field = _field(field_path)
+            if field.annotation is bool:
+                yield parameter(
+                    f"--{name}",
+                    bool | None,
+                    name.replace("-", "_"),
+                    help=field.description,
+                    rich_help_panel=group,
+                )
+                continue
             types = {field.annotation, *get_args(field.annotation)}
             metavar = "NUMBER" if types & {int, float} else "DIR" if Path in types else "VALUE"
             yield parameter(

@@ -1,15 +1,23 @@
 """Hyperparameter studies, single runs and datasets for CLIP prompt learning."""
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prometar.cli import data
-from prometar.cli.console import TYPER_OPTIONS, Command, RootOption, TrustOption, run_cli
+from prometar.cli.console import (
+    TYPER_OPTIONS,
+    Command,
+    PredictionsOption,
+    RootOption,
+    TrustOption,
+    run_cli,
+)
 from prometar.cli.predict import predict
 from prometar.config.settings import Config, absolute_paths, absolute_root, load_config, parse_assignments
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset, reject_unused_root
@@ -18,6 +26,10 @@ from prometar.data.splits.objective import ALL_CLASSES, objective_of
 from prometar.embedded.datasets import DEFAULT_DATASET, resolve_backbone
 from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path, write_atomically
+from prometar.metrics import harmonic_mean
+
+if TYPE_CHECKING:
+    from prometar.training.classification import ClassificationMetrics
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **TYPER_OPTIONS)
 app.add_typer(data.app, name="data")
@@ -69,6 +81,7 @@ def train(
     alignment_every: Annotated[
         int | None, typer.Option(min=1, help="Record the gradient alignment every N steps. Default: never.")
     ] = None,
+    predictions: PredictionsOption = False,
     trust_code: TrustOption = False,
 ) -> None:
     """Train and test one run. Rerun the same command to resume."""
@@ -112,7 +125,14 @@ def train(
     folder = resolve_path(out) if out else Path("out/train") / name
     before_step = None if alignment_every is None else AlignmentRecorder(folder, alignment_every)
     show = partial(_print_epoch, chosen.train.epochs)
-    result = train_run(chosen, folder, objective=objective, on_epoch=show, before_step=before_step)
+    result = train_run(
+        chosen,
+        folder,
+        objective=objective,
+        on_epoch=show,
+        before_step=before_step,
+        predictions=predictions,
+    )
     _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
     if objective != ALL_CLASSES:
         names = abbreviated(read_result(folder).classnames)
@@ -127,23 +147,41 @@ def evaluate(
         str | None, typer.Option(help="Test on all classes of this dataset. Default: repeat the run's test.")
     ] = None,
     data_root: RootOption = None,
+    predictions: PredictionsOption = False,
     trust_code: TrustOption = False,
 ) -> None:
     """Test a finished run again, or on another dataset."""
-    from prometar.run_folder import evaluate_classifier, evaluate_run, load_run_classifier
+    from prometar.run_folder import (
+        evaluate_classifier,
+        evaluate_run,
+        load_run_classifier,
+        target_predictions_path,
+    )
+    from prometar.training.prediction_file import PREDICTIONS_FILE, write_predictions
     from prometar.training.run_result import read_result
 
     if dataset is None and data_root is not None:
         raise UserError("--data-root requires --dataset. Pass both, or neither to repeat the run's own test.")
     if dataset is None:
-        _print_accuracies(str(run), evaluate_run(run, trust_code=trust_code), read_result(run).objective)
+        evaluation = evaluate_run(run, trust_code=trust_code, predictions=predictions)
+        _print_accuracies(str(run), evaluation.scores, read_result(run).objective)
+        _print_metrics(evaluation.metrics, evaluation.joint_accuracies)
+        predictions_path = run / PREDICTIONS_FILE
     else:
         if data_root:
             reject_unused_root([dataset])
         root = data_root or default_root(dataset)
         classifier = load_run_classifier(run, trust_code=trust_code)
-        accuracy = evaluate_classifier(classifier, open_dataset(dataset, root and absolute_root(root)))
-        print(f"{run} on {dataset}: {accuracy:.2f} %")
+        opened = open_dataset(dataset, root and absolute_root(root))
+        predicted = evaluate_classifier(classifier, opened)
+        print(f"{run} on {dataset}: {predicted.predictions.accuracy:.2f} %")
+        _print_metrics({"all": predicted.metrics}, {})
+        predictions_path = target_predictions_path(run, dataset)
+        if predictions:
+            digest = read_result(run).run_digest
+            write_predictions(predictions_path, {"all": predicted}, run_digest=digest)
+    if predictions:
+        print(f"Predictions written to {predictions_path}")
 
 
 @app.command()
@@ -212,6 +250,13 @@ def compare(
         str | None,
         typer.Option(help="Reference: a label in the table, or a folder of `reproduce`. Default: see docs."),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Metric to compare, such as joint_H, base_macro_f1 or new_calibration_error. Repeatable. "
+            "Default: base, new and H, or accuracy."
+        ),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
     """Compare methods, studies, or folders of `prometar reproduce` on shared datasets and seeds."""
@@ -220,7 +265,7 @@ def compare(
     from prometar.comparison.finished_runs import compare_runs
     from prometar.comparison.render import as_csv, print_comparison
 
-    differences, notes = compare_runs(runs, reference=reference)
+    differences, notes = compare_runs(runs, reference=reference, metrics=metric or [])
     print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False, emoji=False))
     if csv is not None:
         write_atomically(resolve_path(csv), as_csv(differences).encode())
@@ -255,6 +300,28 @@ def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> Non
         names["objective"] = rule.title
     values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
     print(one_line(f"{title}: {', '.join(values)}"))
+
+
+_SET_TITLES = {"all": "all classes", "base": "base classes", "new": "new classes"}
+_NUM_SHOWN_CLASSES = 3
+
+
+def _print_metrics(
+    metrics: "Mapping[str, ClassificationMetrics]", joint_accuracies: Mapping[str, float]
+) -> None:
+    """Print the metrics of each evaluation set, and the accuracies among base and new classes together."""
+    for name, each in metrics.items():
+        columns = zip(each.class_accuracies, each.classnames, each.num_images, strict=True)
+        accuracies = sorted((accuracy, classname) for accuracy, classname, count in columns if count)
+        shown = accuracies[:_NUM_SHOWN_CLASSES]
+        lowest = ", ".join(f"{classname} {accuracy:.0f} %" for accuracy, classname in shown)
+        title = _SET_TITLES.get(name, name)
+        calibration = f"calibration error {each.calibration_error:.1f} points"
+        print(one_line(f"{title}: macro F1 {each.macro_f1:.2f} %, {calibration}, lowest: {lowest}"))
+    if joint_accuracies:
+        texts = [f"{name} {value:.2f} %" for name, value in joint_accuracies.items()]
+        harmonic = harmonic_mean(joint_accuracies)
+        print(f"among base and new classes together: {', '.join(texts)}, H {harmonic:.2f} %")
 
 
 def main(args: list[str] | None = None) -> int:

@@ -47,6 +47,10 @@ TrustOption = Annotated[
     typer.Option("--trust-code", help="Import custom components of the run or file. Default: refuse them."),
 ]
 
+PredictionsOption = Annotated[
+    bool, typer.Option("--predictions", help="Write the predictions for each test image (Parquet).")
+]
+
 
 class Command(typer.core.TyperCommand):
     """Command whose list options accept several values, such as `--seeds 1 2 3`.

@@ -57,9 +57,23 @@ class FinishedRun:
             return {**scores, HARMONIC: harmonic_mean({name: scores[name] for name in ("base", "new")})}
         return {ACCURACY if name == "all" else name: value for name, value in scores.items()}
 
+    @property
+    def all_scores(self) -> dict[str, float]:
+        """All values that can be compared, by metric: `scores`, and others such as "joint_H"."""
+        found = self.scores
+        for name, metrics in self.result.metrics.items():
+            prefix = "" if name == "all" else f"{one_line(name)}_"
+            found[f"{prefix}macro_f1"] = metrics.macro_f1
+            found[f"{prefix}calibration_error"] = metrics.calibration_error
+        joint = self.result.joint_accuracies
+        if joint:
+            found |= {f"joint_{name}": accuracy for name, accuracy in joint.items()}
+            found[f"joint_{HARMONIC}"] = harmonic_mean(joint)
+        return found
+
 
 def compare_runs(
-    paths: Sequence[Path], *, reference: str | None = None
+    paths: Sequence[Path], *, reference: str | None = None, metrics: Sequence[str] = ()
 ) -> tuple[list[Difference], list[str]]:
     """Compare finished runs with those of a reference. Return differences and notes for the user.
 
@@ -74,17 +88,18 @@ def compare_runs(
         paths: Folders of runs, or folders that contain such folders.
         reference: Label of the reference, or the name of the reference folder. Default: the first study or
             the first folder of `prometar reproduce`. For other folders prometar or, if absent, the first one.
+        metrics: Metrics to compare (`FinishedRun.all_scores`). Default: base, new and H, or accuracy.
 
     Raises:
-        UserError: the reference is unknown, a file of a run is corrupt, a study has no final test, or the
-            runs cannot be compared.
+        UserError: the reference or a metric is unknown, a file of a run is corrupt, a study has no final
+            test, or the runs cannot be compared.
     """
     paths = list(dict.fromkeys(map(resolve_path, paths)))
     studies = [path for path in paths if _is_study(path)]
     others = [path for path in paths if path not in studies]
     runs_by_path = {path: [_read_run(file.parent) for file in _results_below(path)] for path in others}
     if not studies and _share_methods(runs_by_path):
-        return _compare_folders(runs_by_path, reference)
+        return _compare_folders(runs_by_path, reference, metrics)
     by_folder = {run.folder: run for runs in runs_by_path.values() for run in runs}
     runs = list(by_folder.values())
     labels = label_methods([run.config for run in runs])
@@ -103,7 +118,7 @@ def compare_runs(
         reference = default if default in methods and not studies else methods[0]
     _require_reference(reference, methods)
     differences, notes = compare(
-        _comparable_scores(label_names, runs), reference=reference, metrics=_metrics(runs)
+        _comparable_scores(label_names, runs), reference=reference, metrics=_metrics(runs, metrics)
     )
     if not differences:
         raise UserError(f"No run shares its dataset and seed with a run of {reference}. {' '.join(notes)}")
@@ -117,8 +132,17 @@ def _require_reference(reference: str, names: Sequence[str]) -> None:
         raise UserError(f"--reference must be one of {'; '.join(names)}, got {reference}.")
 
 
-def _metrics(runs: Sequence[FinishedRun]) -> list[str]:
-    return list(dict.fromkeys(metric for run in runs for metric in run.scores))
+def _metrics(runs: Sequence[FinishedRun], chosen: Sequence[str]) -> list[str]:
+    """Return the metrics to compare: the chosen ones, or base, new and H, or accuracy.
+
+    Raises:
+        UserError: no run has a chosen metric.
+    """
+    known = dict.fromkeys(metric for run in runs for metric in run.all_scores)
+    for metric in chosen:
+        if metric not in known:
+            raise UserError(f"--metric must be one of {', '.join(known)}, got {metric}.")
+    return list(dict.fromkeys(chosen or (metric for run in runs for metric in run.scores)))
 
 
 def _read_run(folder: Path) -> FinishedRun:
@@ -180,7 +204,7 @@ def _share_methods(runs_by_path: Mapping[Path, Sequence[FinishedRun]]) -> bool:
 
 
 def _compare_folders(
-    runs_by_path: Mapping[Path, Sequence[FinishedRun]], reference: str | None
+    runs_by_path: Mapping[Path, Sequence[FinishedRun]], reference: str | None, metrics: Sequence[str]
 ) -> tuple[list[Difference], list[str]]:
     """Subtract the results of each method in the reference folder from those in every other folder."""
     names = _folder_names(list(runs_by_path))
@@ -207,7 +231,7 @@ def _compare_folders(
         found, found_notes = compare(
             {label: scores[label] for label in by_folder.values()},
             reference=by_folder[reference],
-            metrics=_metrics(runs),
+            metrics=_metrics(runs, metrics),
         )
         differences += found
         notes += found_notes
@@ -305,7 +329,7 @@ def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Re
         first = first_runs.setdefault((label, run.dataset, run.seed), run)
         if first is not run and run.seed != EVERY_SEED:  # untrained runs may repeat: seeds have no effect
             raise UserError(f"{label}: {first.folder} and {run.folder} share dataset and seed. Pass one.")
-        for metric, score in run.scores.items():
+        for metric, score in run.all_scores.items():
             scores[label].setdefault(run.dataset, {}).setdefault(metric, {})[run.seed] = score
     return scores
 

@@ -22,7 +22,7 @@ from prometar.device import send
 from prometar.errors import UserError
 from prometar.methods.features import similarity
 from prometar.step.prompted_clip import PromptedClip
-from prometar.training.scoring import not_finite_error
+from prometar.training.scoring import PredictionCollector, TopPredictions, not_finite_error
 
 DRIFT_TEMPLATE = "a photo of a {}."
 """Template of the names for the frozen CLIP. Most methods start with its words, so drift starts near 0."""
@@ -98,8 +98,10 @@ def drift_scores(
     leaves: Mapping[str, Tensor],
     batches: Iterable[Batch],
     cache: FeatureCache | None,
-) -> dict[str, float]:
-    """Return `base`, `zero_shot` (frozen CLIP) and predicted `new` in percent, and the drift as `divergence`.
+) -> tuple[dict[str, float], TopPredictions]:
+    """Return scores, and the predictions for the images of base classes.
+
+    Scores: `base`, `zero_shot` (frozen CLIP) and predicted `new` in percent, and the drift as `divergence`.
 
     `new` falls linearly from `zero_shot` without drift to chance at log(V) nats, for V names.
 
@@ -119,9 +121,8 @@ def drift_scores(
     class_text = None if conditional else base_model.text_features(inputs)
     name_text = None if conditional else names_model.text_features(inputs)
     divergences: list[Tensor] = []
-    correct: list[Tensor] = []
     zero_shot_correct: list[Tensor] = []
-    finite: list[Tensor] = []
+    collector = PredictionCollector(backbone)
     for batch in batches:
         pixels = backbone.normalize(send(torch.from_numpy(batch.images), backbone.clip.device))
         embedded = cached_embedding(
@@ -150,18 +151,18 @@ def drift_scores(
             )
         )
         zero_shot_BC = similarity(frozen_BE, out_of_domain.frozen_classes_CE)
-        labels_B = torch.from_numpy(batch.labels).to(logits_BC.device)
-        correct.append(logits_BC.argmax(dim=-1) == labels_B)
+        labels_B = torch.from_numpy(batch.labels).to(zero_shot_BC.device)
+        collector.add(batch.labels, logits_BC)
         zero_shot_correct.append(zero_shot_BC.argmax(dim=-1) == labels_B)
-        finite.append(logits_BC.isfinite().all())
+    predictions = collector.finish()
     drift = float(torch.cat(divergences).mean())
-    if not (math.isfinite(drift) and bool(torch.stack(finite).all())):
+    if not math.isfinite(drift):
         raise not_finite_error(backbone)
-    base = _percentage(correct)
     zero_shot = _percentage(zero_shot_correct)
     weight = min(1.0, drift / math.log(len(out_of_domain.frozen_names_VE)))
     new = zero_shot + weight * min(0.0, 100 / len(out_of_domain.frozen_classes_CE) - zero_shot)
-    return {"base": base, "new": new, "zero_shot": zero_shot, "divergence": drift}
+    scores = {"base": predictions.accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}
+    return scores, predictions
 
 
 def _percentage(correct: Sequence[Tensor]) -> float:

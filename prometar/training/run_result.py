@@ -1,17 +1,16 @@
 """Result of a run, stored as result.json in the folder of the run."""
 
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prometar.errors import UserError
 from prometar.io.files import read_bytes, write_atomically
+from prometar.training.classification import ClassificationMetrics, Percent
 
 RESULT_FILE = "result.json"
 EpochRecord = dict[str, int | float]
 """Losses, accuracies and other numbers of an epoch by name (an element of `Session.history`)."""
-Percent = Annotated[float, Field(ge=0, le=100)]
 
 RECORD_CONFIG = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 """Configuration of records: unknown keys are ignored, values are not converted, numbers are finite."""
@@ -23,6 +22,9 @@ class RunResult(BaseModel):
     Args:
         last_epoch, history: Record of the last epoch, and records of all epochs.
         accuracies, images: Accuracy in percent and number of images by evaluation set.
+        metrics: Other metrics by evaluation set. Empty in results of version 0.2.
+        joint_accuracies: Accuracy in percent of the sets "base" and "new" if each image is classified among
+            base and new classes together. Empty if that was not measured (`scoring.joint_classes`).
         objective: Name of the objective, which determines the training and evaluation images and the score.
         classnames, template: Names of the training classes in label order, and the template of their texts.
         templates: The dataset's other templates by name.
@@ -39,6 +41,8 @@ class RunResult(BaseModel):
     last_epoch: EpochRecord = Field(alias="result")
     accuracies: dict[str, Percent] = Field(min_length=1)
     images: dict[str, int]
+    metrics: dict[str, ClassificationMetrics] = Field(default_factory=dict)
+    joint_accuracies: dict[str, Percent] = Field(default_factory=dict)
     history: tuple[EpochRecord, ...]
     objective: str
     classnames: tuple[str, ...]

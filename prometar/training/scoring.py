@@ -1,8 +1,11 @@
-"""Accuracy of trained prompts. Axes: B images, C classes, T tokens, widths D (tokens) and E (features)."""
+"""Predictions of trained prompts. Axes: N or B images, C classes, K top classes, J base and new classes."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prometar.clip.features import FeatureCache, cached_embedding, frozen_image_features
@@ -10,7 +13,175 @@ from prometar.clip.openclip import Backbone
 from prometar.data.streaming.stream import Batch
 from prometar.device import send, to_cpu
 from prometar.errors import WorkError
+from prometar.methods.prompts import Tensors
 from prometar.step.prompted_clip import PromptedClip
+from prometar.training.classification import ClassificationMetrics
+
+NUM_TOP = 5
+"""Number of classes per image whose probabilities are kept."""
+JOINT_SETS = ("base", "new")
+"""Evaluation sets whose images are also classified among the classes of both sets."""
+
+
+@dataclass(frozen=True)
+class TopPredictions:
+    """Predictions for the N images of an evaluation set with C classes.
+
+    Args:
+        labels_N: True labels.
+        classes_NK: The min(C, `NUM_TOP`) most probable classes, in descending order.
+        probabilities_NK: Their probabilities.
+        joint_N: Predicted class among the base classes, then the new classes. None if not computed.
+        joint_start: Index of the set's own first class among the classes of both sets.
+    """
+
+    labels_N: NDArray[np.int64]
+    classes_NK: NDArray[np.int64]
+    probabilities_NK: NDArray[np.floating]
+    joint_N: NDArray[np.int64] | None = None
+    joint_start: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy in percent."""
+        return 100 * int((self.classes_NK[:, 0] == self.labels_N).sum()) / len(self.labels_N)
+
+    @property
+    def joint_accuracy(self) -> float | None:
+        """Accuracy in percent among base and new classes together, or None if not computed."""
+        if self.joint_N is None:
+            return None
+        return 100 * int((self.joint_N == self.labels_N + self.joint_start).sum()) / len(self.labels_N)
+
+    def metrics(self, classnames: Sequence[str]) -> ClassificationMetrics:
+        """Return the other metrics, given the names of the C classes."""
+        return ClassificationMetrics.of(
+            classnames, self.labels_N, self.classes_NK[:, 0], self.probabilities_NK[:, 0]
+        )
+
+
+class PredictionCollector:
+    """Collects predictions batch by batch, without a synchronization with the GPU before the end."""
+
+    def __init__(self, backbone: Backbone, *, joint_start: int = 0) -> None:
+        self._backbone = backbone
+        self._joint_start = joint_start
+        self._labels: list[NDArray[np.int64]] = []
+        self._classes: list[Tensor] = []
+        self._probabilities: list[Tensor] = []
+        self._joint: list[Tensor] = []
+        self._finite: list[Tensor] = []
+
+    def add(self, labels_B: NDArray[np.int64], logits_BC: Tensor, joint_BJ: Tensor | None = None) -> None:
+        """Add a batch. `joint_BJ`: logits of the base classes, then of the new classes."""
+        self._labels.append(labels_B)
+        # Of equal logits, the class with the lowest label comes first, as with argmax.
+        sorted_BC, order_BC = logits_BC.sort(dim=-1, descending=True, stable=True)
+        normalizer_B1 = sorted_BC.logsumexp(dim=-1, keepdim=True)
+        self._classes.append(order_BC[:, :NUM_TOP])
+        self._probabilities.append((sorted_BC[:, :NUM_TOP] - normalizer_B1).exp())
+        self._finite.append(logits_BC.isfinite().all())
+        if joint_BJ is not None:
+            self._joint.append(joint_BJ.argmax(dim=-1))
+
+    def finish(self) -> TopPredictions:
+        """Return the predictions for all images.
+
+        Raises:
+            WorkError: a logit is not finite.
+        """
+        joint_N = torch.cat(self._joint) if self._joint else None
+        # Each copy to the CPU synchronizes with the GPU, so one call copies all results.
+        classes_NK, probabilities_NK, joint_N, finite = to_cpu(
+            (torch.cat(self._classes), torch.cat(self._probabilities), joint_N, torch.stack(self._finite))
+        )
+        if not finite.all():
+            raise not_finite_error(self._backbone)
+        return TopPredictions(
+            labels_N=np.concatenate(self._labels),
+            classes_NK=classes_NK.numpy(),
+            probabilities_NK=probabilities_NK.numpy(),
+            joint_N=None if joint_N is None else joint_N.numpy(),
+            joint_start=self._joint_start,
+        )
+
+
+@dataclass(frozen=True)
+class EncodedClasses:
+    """Prompted CLIP with trained tensors, whose class texts are encoded.
+
+    Args:
+        inputs: Results of `Method.inputs`.
+        text_CE: Text features, or None if they depend on the images.
+    """
+
+    model: PromptedClip
+    inputs: Tensors
+    text_CE: Tensor | None
+
+    @property
+    def num_classes(self) -> int:
+        assert self.text_CE is not None
+        return len(self.text_CE)
+
+    def logits(self, images: Tensors, frozen_BE: Tensor | None) -> Tensor:
+        """Return the logits (B, C) of images, given the results of `image_features`."""
+        text = self.text_CE
+        if text is None:
+            text = self.model.text_features(self.inputs, frozen_BE)
+        return self.model.logits(self.inputs, self.model.features(self.inputs, text, images))
+
+
+@torch.no_grad()
+def encode_classes(backbone: Backbone, model: PromptedClip, leaves: Mapping[str, Tensor]) -> EncodedClasses:
+    """Encode the class texts, unless they depend on the images. `leaves`: the trained tensors."""
+    with backbone.matmul_precision():
+        inputs = model.method.inputs(dict(leaves))
+        text_CE = None if model.method.prompts.conditional else model.text_features(inputs)
+    return EncodedClasses(model, inputs, text_CE)
+
+
+def joint_classes(by_set: Mapping[str, EncodedClasses]) -> tuple[EncodedClasses, ...]:
+    """Return base and new classes for the classification among both, or () if it is left out.
+
+    An image of a base or a new class is classified among all of these classes (generalized zero-shot
+    learning). The logits of all classes follow the method's rule for new classes, since it holds for any
+    class. The rule for base classes may use what is learned for these only, such as a linear head
+    (`logits.kind`), and its logits are not comparable with those of new classes.
+
+    Left out for conditional prompts: each image would need its own texts of all classes, which doubles the
+    time of the evaluation.
+    """
+    sides = [by_set[name] for name in JOINT_SETS if name in by_set]
+    if len(sides) < len(JOINT_SETS) or sides[0].model.method.prompts.conditional:
+        return ()
+    return tuple(replace(side, model=replace(side.model, new_classes=True)) for side in sides)
+
+
+@torch.no_grad()
+def image_features(
+    backbone: Backbone,
+    classes: EncodedClasses,
+    images_BHW3: Tensor,
+    batch_number: int,
+    cache: FeatureCache | None = None,
+) -> tuple[Tensors, Tensor | None]:
+    """Return the image features of a batch, which are the same for all classes.
+
+    The second value are the features of the frozen CLIP if the class texts depend on them, else None.
+    """
+    model = classes.model
+    embedded = cached_embedding(
+        backbone.clip,
+        backbone.normalize(images_BHW3),
+        cache,
+        batch_number,
+        changes_vision=model.method.changes("vision"),
+    )
+    frozen_BE = None
+    if classes.text_CE is None:
+        frozen_BE = frozen_image_features(backbone.clip, embedded, cache, batch_number)
+    return model.image_features(classes.inputs, embedded), frozen_BE
 
 
 def make_logits_fn(
@@ -20,59 +191,81 @@ def make_logits_fn(
 
     `leaves`: the trained tensors. Class texts are encoded once, or per image if prompts depend on images.
     """
-    with torch.no_grad(), backbone.matmul_precision():
-        inputs = model.method.inputs(dict(leaves))
-        text_CE = None if model.method.prompts.conditional else model.text_features(inputs)
+    classes = encode_classes(backbone, model, leaves)
 
     @torch.no_grad()
-    def logits(images: Tensor, batch_number: int) -> Tensor:
-        embedded = cached_embedding(
-            backbone.clip,
-            backbone.normalize(images),
-            cache,
-            batch_number,
-            changes_vision=model.method.changes("vision"),
-        )
-        text = text_CE
-        if text is None:
-            frozen_BE = frozen_image_features(backbone.clip, embedded, cache, batch_number)
-            text = model.text_features(inputs, frozen_BE)
-        features = model.features(inputs, text, model.image_features(inputs, embedded))
-        return model.logits(inputs, features)
-
-    def logits_in_precision(images: Tensor, batch_number: int) -> Tensor:
+    def logits(images_BHW3: Tensor, batch_number: int) -> Tensor:
         with backbone.matmul_precision():
-            return logits(images, batch_number)
+            return classes.logits(*image_features(backbone, classes, images_BHW3, batch_number, cache))
 
-    return logits_in_precision
+    return logits
 
 
-def accuracy(
+@torch.no_grad()
+def predict(
     backbone: Backbone,
-    model: PromptedClip,
-    leaves: Mapping[str, Tensor],
+    classes: EncodedClasses,
     batches: Iterable[Batch],
     cache: FeatureCache | None = None,
-) -> float:
-    """Return the accuracy in percent. Labels in `batches` are indices of the classes of `model`.
+    *,
+    joint: Sequence[EncodedClasses] = (),
+    joint_start: int = 0,
+) -> TopPredictions:
+    """Classify images. Labels in `batches` are indices of `classes`.
+
+    Args:
+        joint: Result of `joint_classes`, among which the images are also classified.
+        joint_start: Index of the first of `classes` in `joint`.
 
     Raises:
         WorkError: a logit is not finite.
     """
-    logits, device, total = make_logits_fn(backbone, model, leaves, cache), backbone.clip.device, 0
-    correct = torch.zeros((), dtype=torch.long, device=device)
-    finite = torch.ones((), dtype=torch.bool, device=device)
+    collector = PredictionCollector(backbone, joint_start=joint_start)
     for batch in batches:
-        images, labels = send((torch.from_numpy(batch.images), torch.from_numpy(batch.labels)), device)
-        logits_BC = logits(images, batch.step)
-        correct += (logits_BC.argmax(dim=-1) == labels).sum()
-        finite &= logits_BC.isfinite().all()
-        total += len(batch.labels)
-    # Each copy to the CPU synchronizes with the GPU, so one call copies both results.
-    correct, finite = to_cpu((correct, finite))
-    if not finite:
-        raise not_finite_error(backbone)
-    return 100 * int(correct) / total
+        images = send(torch.from_numpy(batch.images), backbone.clip.device)
+        with backbone.matmul_precision():
+            features, frozen_BE = image_features(backbone, classes, images, batch.step, cache)
+            logits_BC = classes.logits(features, frozen_BE)
+            joint_BJ = None
+            if joint:
+                joint_BJ = torch.cat([each.logits(features, frozen_BE) for each in joint], dim=-1)
+        collector.add(batch.labels, logits_BC, joint_BJ)
+    return collector.finish()
+
+
+def predict_sets(
+    backbone: Backbone,
+    models: Mapping[str, PromptedClip],
+    leaves: Mapping[str, Tensor],
+    batches_of: Callable[[str], Iterable[Batch]],
+    caches: Mapping[str, FeatureCache | None],
+) -> dict[str, TopPredictions]:
+    """Classify the images of each evaluation set among its classes and, if possible, `joint_classes`.
+
+    The texts of each set are encoded once, and each image passes the image tower once.
+
+    Args:
+        models, caches: Prompted CLIP and cached image features by evaluation set.
+        leaves: The trained tensors.
+        batches_of: Returns the batches of a set.
+
+    Raises:
+        WorkError: a logit is not finite.
+    """
+    by_set = {name: encode_classes(backbone, model, leaves) for name, model in models.items()}
+    joint = joint_classes(by_set)
+    starts = {"base": 0, "new": joint[0].num_classes} if joint else {}
+    return {
+        name: predict(
+            backbone,
+            classes,
+            batches_of(name),
+            caches[name],
+            joint=joint if name in starts else (),
+            joint_start=starts.get(name, 0),
+        )
+        for name, classes in by_set.items()
+    }
 
 
 def not_finite_error(backbone: Backbone) -> WorkError:

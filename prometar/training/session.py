@@ -17,7 +17,7 @@ from prometar.training.drift import drift_scores
 from prometar.training.epoch import StepCallback, train_epoch
 from prometar.training.run import EvaluationSet, Run, initial_state
 from prometar.training.run_result import EpochRecord
-from prometar.training.scoring import accuracy
+from prometar.training.scoring import TopPredictions, predict_sets
 
 _CHECKPOINT_FILE = "checkpoint.safetensors"
 _UNUSABLE_FILE = "checkpoint.set-aside.safetensors"
@@ -29,6 +29,7 @@ class Session:
     Attributes:
         history: One record per epoch: epoch (1-based), cumulative seconds, and the mean of each loss. Scored
             epochs also have the values that `score` returns.
+        predictions: Predictions of the last `score` by evaluation set. Empty before.
 
     Raises:
         WorkError: the checkpoint is corrupt or outdated, or belongs to another run.
@@ -44,6 +45,7 @@ class Session:
         self.run = run
         self.state = initial_state(run)
         self.history: list[EpochRecord] = []
+        self.predictions: dict[str, TopPredictions] = {}
         self._before_step = before_step
         self._path = folder / _CHECKPOINT_FILE
         self._digests = {"run_digest": run.digest, "weights_digest": run.backbone.digest}
@@ -132,20 +134,32 @@ class Session:
         return self._batches
 
     def score(self) -> dict[str, float]:
-        """Return the accuracies in percent, the resulting score (`objective`) and, if measured, the drift."""
-        backbone, leaves, sets = self.run.backbone, self.state.evaluation_leaves, self.run.evaluations
+        """Return the accuracies in percent, the resulting score (`objective`) and, if measured, the drift.
+
+        Also sets `predictions`.
+        """
+        backbone = self.run.backbone
+        leaves = self.state.evaluation_leaves
+        sets = self.run.evaluations
         if self.run.out_of_domain is not None:
             base = sets["base"]
             batches = self._eval_batches(base)
             out_of_domain = self.run.out_of_domain
             with backbone.matmul_precision():
-                scores = drift_scores(backbone, base.model, out_of_domain, leaves, batches, base.cache)
+                scores, predictions = drift_scores(
+                    backbone, base.model, out_of_domain, leaves, batches, base.cache
+                )
+            self.predictions = {"base": predictions}
             accuracies = {"base": scores["base"], "new": scores["new"]}
             return {**scores, "objective": score_accuracies(self.run.objective, accuracies)}
-        accuracies = {
-            name: accuracy(backbone, each.model, leaves, self._eval_batches(each), each.cache)
-            for name, each in sets.items()
-        }
+        self.predictions = predict_sets(
+            backbone,
+            {name: each.model for name, each in sets.items()},
+            leaves,
+            lambda name: self._eval_batches(sets[name]),
+            {name: each.cache for name, each in sets.items()},
+        )
+        accuracies = {name: each.accuracy for name, each in self.predictions.items()}
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
     def close(self) -> None:

@@ -72,7 +72,8 @@ def test_hostile_names_are_text(browser: Browser, pages: dict[str, Path]) -> Non
 
 
 SEARCH = {"history", "curves", "accuracies"}
-WHOLE = {*SEARCH, "importance", "slice-1", "slice-2", "tested", "pairs"}
+METRICS = {"confusion-1", "confusion-2", "calibration-1", "calibration-2"}
+WHOLE = {*SEARCH, *METRICS, "importance", "slice-1", "slice-2", "tested", "pairs"}
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])

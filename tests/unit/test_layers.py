@@ -51,6 +51,7 @@ ENTRANCES = {
     "pyarrow": {
         "prometar/io/stores.py", "prometar/data/datasets/prepared.py",
         "prometar/data/preparation/prepare.py", "prometar/data/streaming/raystream.py",
+        "prometar/training/prediction_file.py",
     },
 }  # fmt: skip
 

@@ -86,7 +86,7 @@ def test_a_run_scored_on_fewer_validation_images_can_be_evaluated_again(
     (tmp_path / "config.yaml").write_text(dump_config(config))
     result = read_result(tmp_path)
     assert (result.val_per_class, result.images) == (1, {"base": 3})
-    assert run_folder.evaluate_run(tmp_path)["base"] == scores["base"]
+    assert run_folder.evaluate_run(tmp_path).scores["base"] == scores["base"]
 
 
 def test_a_test_on_other_datasets_uses_the_backbone_of_the_training(

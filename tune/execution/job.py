@@ -21,6 +21,7 @@ class Job:
         trial_number: Number of the trial whose settings the job uses. Unused by `prometar reproduce`.
         targets: Other datasets on which to test the prompts after training.
         records_alignment: True to record the cosine of support and query gradients during training.
+        predictions: True to write predictions.parquet into the folder of each run.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Job:
     trial_number: int = 0
     targets: tuple[str, ...] = ()
     records_alignment: bool = False
+    predictions: bool = False
 
     @property
     def folder(self) -> Path:

@@ -15,7 +15,7 @@ from prometar.data.streaming.stream import Batch
 from prometar.device import release_cached_memory
 from prometar.errors import InfrastructureError, InputError, PrometarError
 from prometar.io.files import cannot_write_error, write_atomically
-from prometar.run_folder import evaluate_on_targets, write_result
+from prometar.run_folder import evaluate_on_targets, write_result, write_run_predictions
 from prometar.training.backbone import backbone_of
 from prometar.training.cache import RunCache
 from prometar.training.run import build_run
@@ -110,13 +110,22 @@ class JobTraining:
         return session
 
     def _finish(self, folder: Path, session: Session) -> None:
-        """Write result.json if it is missing, then test the prompts on the job's target datasets, if any."""
+        """Write result.json and predictions if missing, then test on the job's target datasets, if any."""
+        job = self._request.job
         session.close()
         if not (folder / RESULT_FILE).exists():
             write_result(folder, session, **self._request.allocated)
-        if self._request.job.targets:
+        if job.predictions:
+            write_run_predictions(folder, session)
+        if job.targets:
             with _blame_machine():
-                evaluate_on_targets(folder, self._request.job.targets, self._stream, shared=self._shared)
+                evaluate_on_targets(
+                    folder,
+                    job.targets,
+                    self._stream,
+                    predictions=job.predictions,
+                    shared=self._shared,
+                )
 
     def _stream(self, order: ImageOrder, source: Source, start_step: int = 0) -> Iterator[Batch]:
         """Stream images with Ray Data. Whatever fails is not due to the settings of the job."""

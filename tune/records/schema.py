@@ -18,6 +18,7 @@ from prometar.errors import UserError
 from prometar.io.files import file_size, read_bytes, write_atomically
 from prometar.io.yamltext import dump_yaml, read_yaml
 from prometar.metrics import Interval
+from prometar.training.classification import ClassificationMetrics, Percent
 from tune.config import Goal, StudyConfig
 from tune.space.ranges import Settings
 
@@ -54,6 +55,8 @@ class RunScore:
         error: Error message, or "" if the run did not fail.
         cpus, gpus: Allocated resources, None if unknown.
         alignment: Mean cosine of the support and query gradients during training, None if not measured.
+        metrics: Other metrics of a final-test run, by evaluation set. Empty for runs of version 0.2.
+        joint_accuracies: Accuracies among base and new classes together (`RunResult`).
     """
 
     dataset: str
@@ -66,9 +69,11 @@ class RunScore:
     cpus: NonNegative | None = None
     gpus: NonNegative | None = None
     alignment: float | None = None
+    metrics: Mapping[str, ClassificationMetrics] = Field(default_factory=dict)
+    joint_accuracies: Mapping[str, Percent] = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: Config, metrics: Mapping[str, Any], **fields: Any) -> Self:
+    def of(cls, config: Config, metrics: Mapping[str, Any], /, **fields: Any) -> Self:
         """Create the score of a run from metrics, such as those of an epoch. `fields` sets other fields."""
         names = ("base", "new", "objective", "seconds")
         measured: dict[str, Any] = {name: metrics.get(name) for name in names}
@@ -91,6 +96,24 @@ def mean_of(runs: Iterable[RunScore], metric: Goal = "objective") -> float | Non
     """Return the mean of a metric over runs, or None if there are no runs or a value is missing."""
     values = [getattr(run, metric) for run in runs]
     return mean(values) if values and None not in values else None
+
+
+PARTS = ("base", "new")
+"""Evaluation sets of the final test."""
+
+
+def metrics_by_part(runs: RunScores) -> dict[str, list[ClassificationMetrics]]:
+    """Return the metrics of the runs that have any, for the parts base and new, if there are any.
+
+    All metrics of a part have the same classes.
+    """
+    by_part: dict[str, list[ClassificationMetrics]] = {}
+    for part in PARTS:
+        metrics = [run.metrics[part] for run in runs if part in run.metrics]
+        same_classes = [each for each in metrics if each.classnames == metrics[0].classnames]
+        if same_classes:
+            by_part[part] = same_classes
+    return by_part
 
 
 @dataclass(frozen=True, config=_STRICT)

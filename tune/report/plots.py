@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 import optuna.visualization as visualization
 import plotly.graph_objects as go
@@ -14,11 +15,19 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from plotly.io import to_html
+from plotly.subplots import make_subplots
 
 from prometar.cli.console import format_duration
 from tune.config import DIRECTIONS, Goal
 from tune.records.folder import Records, paired_differences
-from tune.records.schema import FinalTest, RunScore, TrialRecord
+from tune.records.schema import (
+    DatasetTest,
+    FinalTest,
+    RunScore,
+    SettingsName,
+    TrialRecord,
+    metrics_by_part,
+)
 from tune.records.timeline import TimelineEntry
 from tune.report.formatting import format_difference
 from tune.report.statements import LABELS
@@ -38,6 +47,10 @@ _MAX_MINUTES = 180  # longest timeline with an axis in minutes
 _STAGE_COLORS = {"Search": BLUE, "Confirmation": "#2f855a", "Final test": ORANGE}
 _OUTCOME_COLORS = {"failed": "#c53030", "interrupted": GRAY}
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
+
+_HEAT_MAP_HEIGHT = 480
+_MAX_LABELED_CLASSES = 40
+"""Maximum number of classes whose names a confusion matrix shows. Names of more classes would overlap."""
 
 _MARKERS = {
     "trials": {"color": BLUE, "size": 8, "opacity": 0.6},
@@ -151,7 +164,94 @@ def _final_test_plots(records: Records) -> dict[str, go.Figure]:
     figures = {"tested": plot_accuracies(runs)}
     if any(each.difference for each in test.datasets.values()):
         figures["pairs"] = plot_seed_pairs(test)
+    for number, dataset_test in enumerate(test.datasets.values(), 1):
+        if metrics_by_part(getattr(dataset_test, test.compared_names[0])):
+            figures[f"confusion-{number}"] = plot_confusion(dataset_test, test.compared_names[0])
+            figures[f"calibration-{number}"] = plot_calibration(dataset_test, test.compared_names)
     return figures
+
+
+def plot_confusion(dataset_test: DatasetTest, name: SettingsName) -> go.Figure:
+    """Plot the confusion matrices of base and new classes, summed over the seeds, in percent of each row."""
+    by_part = metrics_by_part(getattr(dataset_test, name))
+    figure = make_subplots(
+        cols=len(by_part),
+        subplot_titles=[f"{part} classes" for part in by_part],
+        horizontal_spacing=0.16,
+    )
+    for column, metrics in enumerate(by_part.values(), 1):
+        classnames = [escape(name) for name in metrics[0].classnames]
+        counts = np.zeros((len(classnames), len(classnames)))
+        for each in metrics:
+            for label, predicted, count in each.confusion or ():
+                counts[label, predicted] += count
+        rows = counts.sum(axis=1, keepdims=True)
+        figure.add_heatmap(
+            z=100 * counts / np.maximum(1, rows),
+            zmin=0,
+            zmax=100,
+            colorscale="Blues",
+            colorbar={"title": "%", "thickness": 12},
+            showscale=column == len(by_part),
+            customdata=np.stack(np.meshgrid(classnames, classnames), axis=-1),
+            hovertemplate="%{customdata[1]}, predicted as %{customdata[0]}: %{z:.0f} %<extra></extra>",
+            row=1,
+            col=column,
+        )
+        are_labeled = len(classnames) <= _MAX_LABELED_CLASSES
+        ticks = [name if len(name) <= 24 else f"{name[:23]}…" for name in metrics[0].classnames]
+        labels = {
+            "tickvals": list(range(len(ticks))),
+            "ticktext": [escape(text) for text in ticks],
+            "showticklabels": are_labeled,
+            "tickfont": {"size": 10},
+        }
+        figure.update_xaxes(title="predicted", tickangle=-60, row=1, col=column, **labels)
+        figure.update_yaxes(title="true class", autorange="reversed", row=1, col=column, **labels)
+    return figure.update_layout(height=_HEAT_MAP_HEIGHT)
+
+
+def plot_calibration(dataset_test: DatasetTest, names: Sequence[SettingsName]) -> go.Figure:
+    """Plot accuracy against confidence (reliability diagram) for base and new classes, over all seeds."""
+    parts = list(metrics_by_part(getattr(dataset_test, names[0])))
+    figure = make_subplots(cols=len(parts))
+    for column, part in enumerate(parts, 1):
+        figure.add_scatter(
+            x=[0, 100],
+            y=[0, 100],
+            mode="lines",
+            line={"color": "#cbd5e0", "dash": "dot", "width": 1},
+            hoverinfo="skip",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
+        for name in reversed(names):  # so that the selected settings are drawn on top
+            bins = np.array(
+                [each.bins for each in metrics_by_part(getattr(dataset_test, name)).get(part, [])]
+            )
+            if not len(bins):
+                continue
+            counts = bins[:, :, 0].sum(axis=0)
+            filled = counts > 0
+            sums = (bins[:, :, :1] * bins[:, :, 1:]).sum(axis=0)[filled]
+            confidences, accuracies = (sums / counts[filled, None]).T
+            figure.add_scatter(
+                x=confidences,
+                y=accuracies,
+                text=[f"{count:.0f} predictions" for count in counts[filled]],
+                mode="lines+markers",
+                name=LABELS[name],
+                legendgroup=name,
+                showlegend=column == 1,
+                line={"color": _MARKERS[LABELS[name]]["color"], "width": 2},
+                hovertemplate="confidence %{x:.0f} %, accuracy %{y:.0f} %, %{text}",
+                row=1,
+                col=column,
+            )
+        figure.update_xaxes(title=f"confidence, {part} classes (%)", range=[0, 100], row=1, col=column)
+        figure.update_yaxes(title="accuracy (%)", range=[0, 100], row=1, col=column)
+    return figure
 
 
 def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> go.Figure:

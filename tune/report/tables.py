@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from statistics import mean
 
 from prometar.cli.console import format_duration
+from prometar.metrics import harmonic_mean
 from tune.records.folder import STATE_NAMES, Records
-from tune.records.schema import TrialRecord, seed_means
+from tune.records.schema import (
+    PARTS,
+    RunScores,
+    SettingsName,
+    TrialRecord,
+    metrics_by_part,
+    seed_means,
+)
 from tune.report.formatting import DASH, format_difference, format_mean, format_number, format_setting, phrase
 from tune.report.statements import LABELS
 from tune.space.ranges import Settings
@@ -35,8 +43,14 @@ def summary_tables(records: Records) -> list[Table]:
 
 
 def detail_tables(records: Records) -> dict[str, Table]:
-    """Return the nonempty tables of settings, trials and costs, which only report.html shows."""
-    tables = {"settings": _settings(records), "trials": _trials(records), "costs": _costs(records)}
+    """Return the nonempty tables that only report.html shows: metrics, classes, settings, trials, costs."""
+    tables = {
+        "metrics": _metrics(records),
+        "classes": _classes(records),
+        "settings": _settings(records),
+        "trials": _trials(records),
+        "costs": _costs(records),
+    }
     return {name: table for name, table in tables.items() if table.rows}
 
 
@@ -71,6 +85,82 @@ def _final_test(records: Records) -> Table | None:
             rows.append(("", ("published (cited)", DASH, DASH, format_number(dataset_test.published), DASH)))
     title = "Final test: test images, mean ± standard deviation over seeds"
     return Table(title, ("", "base (%)", "new (%)", "H (%)", "n"), rows)
+
+
+_METRIC_COLUMNS = (
+    "macro F1, base (%)",
+    "macro F1, new (%)",
+    "calibration error, base",
+    "calibration error, new",
+    "joint base (%)",
+    "joint new (%)",
+    "joint H (%)",
+)
+
+
+def _metrics(records: Records) -> Table:
+    """Return the table of other metrics in the final test: a row per dataset and settings."""
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    for name, label, runs in _tested_settings(records):
+        by_part = metrics_by_part(runs)
+        joint = [run.joint_accuracies for run in runs if run.joint_accuracies.keys() >= set(PARTS)]
+        if not by_part:
+            continue
+        values = [
+            *([each.macro_f1 for each in by_part.get(part, [])] for part in PARTS),
+            *([each.calibration_error for each in by_part.get(part, [])] for part in PARTS),
+            *([each[part] for each in joint] for part in PARTS),
+            [harmonic_mean(each) for each in joint],
+        ]
+        rows.append((name, (label, *map(format_mean, values))))
+    return Table("Other metrics", ("", *_METRIC_COLUMNS), rows)
+
+
+def _tested_settings(records: Records) -> Iterator[tuple[SettingsName, str, RunScores]]:
+    """Yield name, label and runs of the tested settings, by dataset, default settings first."""
+    test = records.current_test
+    if test is None:
+        return
+    for dataset, dataset_test in test.datasets.items():
+        for name in reversed(test.compared_names):
+            suffix = f", {dataset}" if len(test.datasets) > 1 else ""
+            yield name, LABELS[name] + suffix, getattr(dataset_test, name)
+
+
+def _classes(records: Records) -> Table:
+    """Return the table of accuracies by class in the final test, as means over the seeds."""
+    test = records.current_test
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    datasets = test.datasets if test else {}
+    for dataset, dataset_test in datasets.items():
+        for part in PARTS:
+            label = f"{part}, {dataset}" if len(datasets) > 1 else part
+            baseline_accuracies = _class_accuracies(dataset_test.baseline, part)
+            selected_accuracies = _class_accuracies(dataset_test.selected, part)
+            for classname in dict.fromkeys((*baseline_accuracies, *selected_accuracies)):
+                baseline = baseline_accuracies.get(classname)
+                selected = selected_accuracies.get(classname)
+                cells = [format_number(baseline)]
+                if test and not test.baseline_selected:
+                    cells.append(format_number(selected))
+                    if baseline is None or selected is None:
+                        cells.append(DASH)
+                    else:
+                        cells.append(f"{selected - baseline:+.1f}")
+                rows.append(("", (classname, label, *cells)))
+    columns = ["class", "part", "default (%)"]
+    if test and not test.baseline_selected:
+        columns += ["selected (%)", "difference"]
+    return Table("Accuracy by class", tuple(columns), rows, num_text_columns=2)
+
+
+def _class_accuracies(runs: RunScores, part: str) -> dict[str, float]:
+    """Return the mean accuracy over the seeds by class, or {} if runs have no metrics."""
+    metrics = metrics_by_part(runs).get(part, [])
+    if not metrics:
+        return {}
+    means = map(mean, zip(*(each.class_accuracies for each in metrics), strict=True))
+    return dict(zip(metrics[0].classnames, means, strict=True))
 
 
 def _confirmation(records: Records) -> Table | None:

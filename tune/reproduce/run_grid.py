@@ -1,10 +1,12 @@
 """Run or resume the grid of `prometar reproduce` and write its tables."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from prometar.clip.openclip import load_backbone
 from prometar.clip.weights import weights_digest
+from prometar.comparison.finished_runs import FinishedRun
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
 from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
@@ -14,10 +16,12 @@ from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError,
 from prometar.io.custom import is_custom, source_digest
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.component_check import check_components
+from prometar.run_folder import has_all_predictions
 from prometar.training.backbone import DTYPES
 from prometar.training.memory import Footprint
 from tune.config import ResourcesConfig
 from tune.execution.executor import run_jobs
+from tune.execution.job import Job
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.progress import StageProgress
 from tune.execution.ray_cluster import start_ray
@@ -28,8 +32,18 @@ from tune.reproduce.render import as_csv, as_markdown, print_table
 from tune.reproduce.results import build_table, collect, compare_methods
 
 
-def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | None = None) -> None:
+def run_grid(
+    grid: Grid,
+    out: Path,
+    resources: ResourcesConfig,
+    address: str | None = None,
+    *,
+    predictions: bool = False,
+) -> None:
     """Run or resume a grid. Print and write the table of accuracies and the paired comparisons.
+
+    Args:
+        predictions: True to write predictions.parquet in the folder of each run.
 
     Raises:
         UserError: an argument is invalid, or runs in the folder have other settings or data.
@@ -44,14 +58,14 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
     methods = {name: check_components(config, clip) for name, config in grid.configs.items()}
     untrained = {name for name, method in methods.items() if method.is_untrained}
-    jobs = grid.jobs(out / "runs", untrained, unavailable)
+    jobs = [replace(job, predictions=predictions) for job in grid.jobs(out / "runs", untrained, unavailable)]
     digests = {name: dataset.digest for name, dataset in datasets.items()}
     digests["weights"] = weights_digest(clip.to(device="cpu", dtype=DTYPES[grid.config.backbone.precision]))
     names = {*datasets}.union(*(config.custom_components.values() for config in grid.configs.values()))
     digests |= {f"code of {name}": source_digest(name) for name in names if is_custom(name)}
     with lock_folder(out, f"the output folder {out}"):
         runs = [(job, read_run(job, digests)) for job in jobs]
-        remaining = [job for job, run in runs if not run or set(job.targets) - run.result.tests.keys()]
+        remaining = [job for job, run in runs if not _is_complete(job, run)]
         done = len(jobs) - len(remaining)
         if remaining:
             nodes = start_ray(address=address)
@@ -86,6 +100,13 @@ def run_grid(grid: Grid, out: Path, resources: ResourcesConfig, address: str | N
     console.print(f"Wrote table.csv, table.md and pairs.csv to {out / protocol}")
     if problems:
         raise WorkError(f"Some runs are missing (see above). {FIX_AND_RESUME}")
+
+
+def _is_complete(job: Job, run: FinishedRun | None) -> bool:
+    """Return True if a run is finished and tested on all targets, with predictions if requested."""
+    if run is None or set(job.targets) - run.result.tests.keys():
+        return False
+    return not job.predictions or has_all_predictions(run.folder, run.result.run_digest, job.targets)
 
 
 def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:

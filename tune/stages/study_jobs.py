@@ -10,6 +10,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError
 from prometar.io.files import file_size
+from prometar.run_folder import has_all_predictions
 from prometar.training.run_result import RESULT_FILE, RunResult, read_result
 from tune.config import StudyConfig
 from tune.execution.flows import Stage, Stages
@@ -68,6 +69,7 @@ def final_job(
         val_per_class=config.search.val_per_class,
         trial_number=number,
         records_alignment=True,
+        predictions=config.test.predictions,
     )
 
 
@@ -117,7 +119,15 @@ def _has_other_run(folder: Path, config: Config) -> bool:
 
 def jobs_to_run(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs that still have to run."""
-    return [job for job in jobs if any(_result(job, folder) is None for folder, _ in job.configs.items())]
+    return [job for job in jobs if not all(_is_complete(job, folder) for folder in job.configs)]
+
+
+def _is_complete(job: Job, folder: Path) -> bool:
+    """Return True if a run of the job has a result and, if requested, predictions."""
+    result = _result(job, folder)
+    if result is None:
+        return False
+    return not job.predictions or has_all_predictions(folder, result.run_digest)
 
 
 def run_unfinished(stage: str, jobs: Sequence[Job]) -> Stages[Mapping[str, str]]:
@@ -155,5 +165,14 @@ def _read_score(job: Job, folder: Path, config: Config, failure: str) -> RunScor
     result = _result(job, folder)
     if result is None:
         return RunScore(config.data.name, config.train.seed, error=failure)
-    alignment = mean_cosine(folder) if job.records_alignment else None
-    return RunScore.of(config, result.last_epoch, cpus=result.cpus, gpus=result.gpus, alignment=alignment)
+    if result.objective != FINAL:
+        return RunScore.of(config, result.last_epoch, cpus=result.cpus, gpus=result.gpus)
+    return RunScore.of(
+        config,
+        result.last_epoch,
+        cpus=result.cpus,
+        gpus=result.gpus,
+        alignment=mean_cosine(folder) if job.records_alignment else None,
+        metrics=result.metrics,
+        joint_accuracies=result.joint_accuracies,
+    )

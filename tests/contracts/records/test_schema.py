@@ -50,7 +50,17 @@ DAMAGES: dict[str, Any] = {
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with every file."""
     folder = tmp_path_factory.mktemp("whole") / "study"
-    return study_records.write(folder, study_records.small(folder))
+    records = study_records.small(folder)
+    assert records.final_test is not None
+    test = records.final_test.datasets["dtd"]
+    # Only one run has metrics, because every place of the file is damaged.
+    without = {
+        name: tuple(replace(run, metrics={}, joint_accuracies={}) for run in getattr(test, name))
+        for name in ("selected", "baseline")
+    }
+    test = replace(test, baseline=without["baseline"], selected=(test.selected[0], *without["selected"][1:]))
+    final_test = replace(records.final_test, datasets={"dtd": test})
+    return study_records.write(folder, replace(records, final_test=final_test))
 
 
 @pytest.fixture
@@ -96,6 +106,8 @@ def test_every_place_of_every_file(
     for place in places(tree):
         if place[0] == "config" and len(place) > 2:
             continue  # plain data
+        if {"bins", "confusion"} & set(place) and place[7:] and place[7] != 0:
+            continue  # as in the first entry
         for damage in ((), *((value,) for value in DAMAGES.values())):
             put(file, tree, place, *damage)
             try:

@@ -21,6 +21,7 @@ def write(
     objective: str = "final",
     data: str = "",
     weights: str = "",
+    joint: dict[str, float] | None = None,
     **accuracies: float,
 ) -> Path:
     """A finished run's folder, as far as a comparison reads it."""
@@ -30,6 +31,7 @@ def write(
         "result": {"epoch": 1, "direct_ce": 0.5}, "accuracies": accuracies, "images": {}, "history": [],
         "objective": objective, "classnames": ["banded", "dotted"], "template": "a photo of a {}.",
         "run": "0" * 64, "environment": {}, "data": data, "weights": weights,
+        "joint_accuracies": joint or {},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -95,6 +97,21 @@ def test_the_reference_is_chosen(said: Any, tmp_path: Path) -> None:
     assert "a method minus prometar in points" in said(out)[1]
     assert "a method minus coop in points" in said(out, "--reference", "coop")[1]
     assert "--reference must be one of coop; prometar, got vpt" in refused(said, out, "--reference", "vpt")
+
+
+def test_other_metrics_are_compared_on_request(said: Any, tmp_path: Path) -> None:
+    for method, gain in {"coop": 1.0, "prometar": 2.0}.items():
+        for seed in (1, 2):
+            joint = {"base": 40.0 + gain, "new": 40.0 + gain}
+            write(tmp_path / method / str(seed), config_of(method, seed), base=60.0, new=50.0, joint=joint)
+    status, text, _ = said(tmp_path, "--metric", "joint_H", "--metric", "joint_new")
+    assert status == 0
+    rows = [line.split()[:3] for line in text.splitlines()]
+    assert ["joint_H", "coop", "-1.00"] in rows
+    assert ["joint_new", "coop", "-1.00"] in rows
+    assert "joint_H" not in said(tmp_path)[1]
+    known = "base, new, H, joint_base, joint_new, joint_H"
+    assert f"--metric must be one of {known}, got base_f2." in refused(said, tmp_path, "--metric", "base_f2")
 
 
 def test_settings_distinguish_runs_of_a_method(said: Any, tmp_path: Path) -> None:

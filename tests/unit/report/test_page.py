@@ -5,6 +5,7 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -63,6 +64,7 @@ def test_sections_of_a_whole_study(goals: tuple[str, ...], tmp_path: Path) -> No
     records = read_records(rich(tmp_path, goals=goals))
     found = set(re.findall(r'id="plot-([\w-]+)"', render(records)))
     plots = {"history", "importance", "slice-1", "slice-2", "curves", "accuracies", "tested", "pairs"}
+    plots |= {"confusion-1", "confusion-2", "calibration-1", "calibration-2"}
     assert found == plots | ({"pareto"} if len(goals) > 1 else set())
     shown = text(records)
     for title in ("Settings", "Trials", "Cost", "Configuration", "Confirmation (score as in the search"):
@@ -120,6 +122,33 @@ def test_costs_add_up(tmp_path: Path) -> None:
     shown = text(records)
     assert "search 6 1:30:00 3.00 0.75" in shown  # six runs of 900 seconds, two CPUs, half a GPU
     assert "final test 10 2:30:00 5.00 1.25" in shown
+
+
+def test_the_page_shows_metrics_and_the_accuracy_of_each_class(tmp_path: Path) -> None:
+    records = small(tmp_path)
+    shown = text(records)
+    for title in ("Other metrics of the final test", "Confusion matrix", "Calibration", "Accuracy by class"):
+        assert title in shown
+    assert records.final_test is not None
+    runs = records.final_test.datasets["dtd"].baseline
+    accuracy = mean(run.metrics["new"].class_accuracies[1] for run in runs)
+    assert f"zigzagged new {accuracy:.2f}" in shown
+
+
+def test_a_final_test_without_metrics_has_a_page(tmp_path: Path) -> None:
+    """Version 0.2 recorded none."""
+    records = small(tmp_path)
+    assert records.final_test is not None
+    found = records.final_test.datasets["dtd"]
+    bare = {
+        name: tuple(replace(run, metrics={}, joint_accuracies={}) for run in getattr(found, name))
+        for name in ("selected", "baseline")
+    }
+    test = replace(records.final_test, datasets={"dtd": replace(found, **bare)})
+    shown = text(replace(records, final_test=test))
+    assert "Confusion matrix" not in shown
+    assert "Accuracy by class" not in shown
+    assert "Seed pairs of the final test" in shown
 
 
 def test_the_page_names_base_and_new_classes(tmp_path: Path) -> None:

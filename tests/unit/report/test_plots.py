@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from tune.report.plots import (
     embed,
     importances,
     plot_accuracies,
+    plot_calibration,
+    plot_confusion,
     plot_seed_pairs,
     plot_timeline,
     rebuild_study,
@@ -90,6 +93,29 @@ def test_accuracies_lie_on_lines_of_equal_h() -> None:
         assert means == pytest.approx([means[0]] * len(means))
         assert means[0] % 5 == pytest.approx(0)
     assert "plot-x" in embed(plot_accuracies({"trials": []}), "x"), "an empty plot"
+
+
+def test_confusion_is_summed_over_seeds_in_percent_of_each_class(tmp_path: Path) -> None:
+    test = small(tmp_path).final_test
+    assert test is not None
+    found = test.datasets["dtd"]
+    base, new = plot_confusion(found, "selected").data
+    assert base.z.shape == (3, 3)
+    assert new.z.sum(axis=1) == pytest.approx([100, 100])
+    accuracies = [mean(run.metrics["base"].class_accuracies[k] for run in found.selected) for k in range(3)]
+    assert base.z.diagonal() == pytest.approx(accuracies, abs=1e-3), "every class has as many images"
+
+
+def test_calibration_weights_seeds_by_their_images(tmp_path: Path) -> None:
+    test = small(tmp_path).final_test
+    assert test is not None
+    found = test.datasets["dtd"]
+    figure = plot_calibration(found, test.compared_names)
+    lines = [each for each in figure.data if each.name]
+    assert [each.name for each in lines] == ["default settings", "selected settings"] * 2
+    bins = [run.metrics["base"].bins[-1] for run in found.baseline]
+    images = sum(count for count, *_ in bins)
+    assert lines[0].y[-1] == pytest.approx(sum(count * accuracy for count, _, accuracy in bins) / images)
 
 
 def entry(job: str, slot: int, start: float, end: float, outcome: Outcome = "finished") -> TimelineEntry:
