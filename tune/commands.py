@@ -1,19 +1,19 @@
 """Commands `defaults`, `report` and `reproduce`, which `prometar` finds through entry points."""
 
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from prometar.cli.console import RootOption
-from prometar.config.recipes import recipe
+from prometar.config.recipes import Protocol, recipe
 from prometar.config.settings import Config, absolute_paths, configure, parse_assignments
 from prometar.embedded.datasets import resolve_backbone
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
 from tune.execution.ray_cluster import configure_ray
 
-Protocol = Literal["base-to-new", "cross-dataset", "domain-generalisation", "few-shot"]
 DEFAULT_METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 DEFAULT_SEEDS = [1, 2, 3]
 DEFAULT_OUT = Path("out/reproduce")
@@ -119,7 +119,6 @@ def reproduce(
     configure_ray(local=address is None)  # sets variables that ray reads when it is imported
     from prometar.data.datasets.catalog import default_root, reject_unused_root, require_name
     from tune.reproduce.grid import PROTOCOLS, Grid
-    from tune.reproduce.published import protocol_settings
     from tune.reproduce.run_grid import run_grid
 
     chosen = PROTOCOLS[protocol]
@@ -146,17 +145,19 @@ def reproduce(
         raise UserError("--methods: recipe files must have different names. Rename or omit one.")
     # Keyed by option, which messages about invalid values name.
     overrides_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
+    used_shots = tuple(dict.fromkeys(shots or chosen.shots))
+    configs: dict[tuple[str, str, int], Config] = {}
+    for name, method in named.items():
+        for dataset, count in product((source,) if source else test_datasets, used_shots):
+            values = {**shared, "data.name": dataset, "data.shots": count}
+            config = configure(method, values, overrides_by_option, protocol=protocol)
+            configs[name, dataset, count] = absolute_paths(config)
     grid = Grid(
         chosen,
         datasets=test_datasets,
-        configs={
-            name: absolute_paths(
-                configure(method, {**protocol_settings(protocol, name), **shared}, overrides_by_option)
-            )
-            for name, method in named.items()
-        },
+        configs=configs,
         seeds=tuple(dict.fromkeys(seeds)),
-        shots=tuple(dict.fromkeys(shots or chosen.shots)),
+        shots=used_shots,
         source=source,
     )
     resources = ResourcesConfig(

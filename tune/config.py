@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from prometar.config.settings import (
     Config,
@@ -20,6 +20,7 @@ from prometar.config.settings import (
     parse_assignments,
 )
 from prometar.data.datasets.catalog import default_root, file_name, reject_unused_root
+from prometar.data.splits.objective import protocol_of
 from prometar.embedded.datasets import DEFAULT_DATASET, RENDERED, resolve_backbone
 from prometar.errors import UserError
 from prometar.io.files import resolve_path
@@ -205,11 +206,14 @@ class StudyConfig(StrictModel):
 
     Args:
         baseline: Configuration of the baseline on the first dataset. Its key in study.yaml is `run`.
+        baseline_changes: By further dataset, settings of the baseline that differ from those on the first
+            (recipes may have settings for single datasets). `test.epochs` is a setting here, too.
     """
 
     model_config = ConfigDict(validate_by_name=True)  # besides the alias
 
     baseline: Config = Field(alias="run")
+    baseline_changes: dict[str, dict[str, JsonValue]] = Field({}, exclude_if=lambda changes: not changes)
     search: SearchConfig
     confirm: ConfirmConfig = ConfirmConfig()
     test: FinalTestConfig = FinalTestConfig()
@@ -240,25 +244,28 @@ class StudyConfig(StrictModel):
             settings = parse_assignments(list(_as_tuple(settings)))
         by_field = {OPTIONS[name]: value for name, value in given.items()}  # e.g. {"search.trials": 3}
         for key, value in settings.items():
-            field = key if key.partition(".")[0] in cls.model_fields else f"baseline.{key}"
+            of_study = key.partition(".")[0] in cls.model_fields.keys() - {"baseline_changes"}
+            field = key if of_study else f"baseline.{key}"
             if field in by_field:
                 raise UserError(f"--set {key} is also given as an option. Pass only one of them.")
             if field in _ONLY_AS_OPTION:
                 raise UserError(f"--set {key} is not allowed in a study. Use {_ONLY_AS_OPTION[field]}.")
             by_field[field] = value
-        baseline, by_field = cls._with_defaults(by_field)
+        baseline, baseline_changes, by_field = cls._with_defaults(by_field)
         tree: dict[str, Any] = {}
         for field, value in by_field.items():
             section, _, name = field.partition(".")
             tree.setdefault(section, {})[name] = value
         try:
-            return cls.model_validate({**tree, "baseline": baseline})
+            return cls.model_validate({**tree, "baseline": baseline, "baseline_changes": baseline_changes})
         except ValidationError as error:
             raise UserError(" ".join(_messages(error))) from None
 
     @staticmethod
-    def _with_defaults(by_field: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-        """Return the baseline's configuration, and `by_field` with defaults that depend on other values."""
+    def _with_defaults(
+        by_field: dict[str, Any],
+    ) -> tuple[Config, dict[str, dict[str, Any]], dict[str, Any]]:
+        """Return `baseline`, `baseline_changes`, and `by_field` with defaults that depend on other values."""
         prefix = "baseline."
         run_values = {
             field.removeprefix(prefix): value for field, value in by_field.items() if field.startswith(prefix)
@@ -287,10 +294,31 @@ class StudyConfig(StrictModel):
         seed = {"train.seed": by_field.get("search.seed", 0)}
         # Messages name the option of an invalid value. Of `run_values`, only --epochs is unchecked.
         by_option = {"--epochs": run_values, "--set": set_values, "--seed": seed}
-        baseline = absolute_paths(configure(method, by_source=by_option))
+        protocol = protocol_of(by_field.get("search.objective", "drift"))
+        baseline = absolute_paths(configure(method, by_source=by_option, protocol=protocol))
         Config.require_used(set_values, [baseline], "the default settings")
-        # Trials may be shorter than published, to save time. A test must not be shorter than the trials.
-        by_field.setdefault("test.epochs", max(configure(method).train.epochs, baseline.train.epochs))
+
+        def test_epochs(config: Config) -> int:
+            # Trials may be shorter than published, to save time. A test must not be shorter than the trials.
+            data = {"data.name": config.data.name, "data.shots": config.data.shots}
+            published = configure(method, data, protocol=protocol)
+            return max(published.train.epochs, config.train.epochs)
+
+        given_test_epochs = by_field.get("test.epochs")
+        by_field.setdefault("test.epochs", test_epochs(baseline))
+        baseline_changes: dict[str, dict[str, Any]] = {}
+        for dataset in datasets[1:]:
+            # Arguments of a custom loader apply only to the first dataset.
+            by_option["--epochs"] = {**run_values, "data.name": dataset}
+            by_option["--set"] = {
+                key: each for key, each in set_values.items() if not key.startswith("data.args.")
+            }
+            config = absolute_paths(configure(method, by_source=by_option, protocol=protocol))
+            changes = _changes(config, baseline)
+            if given_test_epochs is None and test_epochs(config) != by_field["test.epochs"]:
+                changes["test.epochs"] = test_epochs(config)
+            if changes:
+                baseline_changes[dataset] = changes
         space = by_field.get("search.space", space_of_method(method))
         if space in built_in_spaces():  # they cover several methods: drop settings without effect
             space = load_space(space).restrict(baseline, fixed={EPOCHS_KEY} & run_values.keys())
@@ -310,7 +338,8 @@ class StudyConfig(StrictModel):
             ],
             "enqueued_studies": [path for path in sources if not path.is_file()],
         }
-        return baseline, by_field | {f"search.{name}": value for name, value in search.items()}
+        by_field |= {f"search.{name}": value for name, value in search.items()}
+        return baseline, baseline_changes, by_field
 
     def identity(self, digests: Mapping[str, str] = {}) -> dict[str, Any]:
         """Return the values that must not change when the study resumes.
@@ -320,7 +349,13 @@ class StudyConfig(StrictModel):
         """
         search = self.search.model_dump(mode="json", exclude={"space", "trials", "enqueue"})
         space = {f"space.{key}": text for key, text in self.search.space.describe().items()}
-        return {**flatten(search), **space, **self.baseline.identity(), **digests}
+        changes = {
+            f"{dataset}: {key}": value
+            for dataset, settings in self.baseline_changes.items()
+            for key, value in settings.items()
+            if key != "test.epochs"
+        }
+        return {**flatten(search), **space, **self.baseline.identity(), **changes, **digests}
 
     def require_same(self, previous: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         """Check that `identity` has not changed since the study was started.
@@ -347,7 +382,7 @@ class StudyConfig(StrictModel):
 
     @property
     def baseline_settings(self) -> dict[str, Value]:
-        """Default values of the searched settings.
+        """Default values of the searched settings on the first dataset.
 
         Raises:
             UserError: a default value lies outside its range.
@@ -357,7 +392,19 @@ class StudyConfig(StrictModel):
     @property
     def max_epochs(self) -> int:
         """Maximum number of epochs of a trial. Upper bounds of ranges are among their probe values."""
-        return max([self.baseline.train.epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
+        epochs = [self.baseline.train.epochs]
+        epochs += [
+            int(str(each[EPOCHS_KEY])) for each in self.baseline_changes.values() if EPOCHS_KEY in each
+        ]
+        return max([*epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
+
+    @property
+    def baselines(self) -> tuple[Config, ...]:
+        """Configuration of the baseline on each dataset."""
+        return tuple(
+            self.run_config(self.baseline_settings, dataset=dataset, seed=self.baseline.train.seed)
+            for dataset in self.search.datasets
+        )
 
     @property
     def final_seeds(self) -> tuple[int, ...]:
@@ -377,14 +424,31 @@ class StudyConfig(StrictModel):
     ) -> Config:
         """Return the configuration of one run.
 
+        A run starts from the baseline on its dataset, over which `settings` win. If `settings` are those of
+        the baseline, the run is the baseline on its dataset, which may have other values there.
+
         Args:
             settings: Searched settings by dotted key.
             final_epochs: True for a run of the confirmation or the final test. It trains for `test.epochs`,
                 unless epochs are searched and `settings` are not the default settings.
         """
-        if final_epochs and (EPOCHS_KEY not in settings or settings == self.baseline_settings):
-            settings = {**settings, EPOCHS_KEY: self.test.epochs}
-        return self.baseline.override({**settings, "data.name": dataset, "train.seed": seed})
+        changes: dict[str, Any] = dict(self.baseline_changes.get(dataset, {}))
+        test_epochs = changes.pop("test.epochs", self.test.epochs)
+        is_baseline = settings == self.baseline_settings
+        values = {**settings, **changes} if is_baseline else {**changes, **settings}
+        if final_epochs and (is_baseline or EPOCHS_KEY not in settings):
+            values[EPOCHS_KEY] = test_epochs
+        return self.baseline.override({**values, "data.name": dataset, "train.seed": seed})
+
+
+def _changes(config: Config, baseline: Config) -> dict[str, Any]:
+    """Return the settings of `config`, except those of the data, that differ from `baseline`."""
+    before = baseline.flat()
+    return {
+        key: value
+        for key, value in config.flat().items()
+        if not key.startswith("data.") and (key not in before or before[key] != value)
+    }
 
 
 OPTION_GROUPS: dict[str, dict[str, str]] = {

@@ -297,7 +297,7 @@ class Study:
         with self._lock():
             nodes = start_ray(address=config.location.address)
             on_gpu = uses_gpus(nodes, config.resources)
-            memory = footprint.memory_bytes(config.baseline, on_gpu=on_gpu)
+            memory = max(footprint.memory_bytes(each, on_gpu=on_gpu) for each in config.baselines)
             resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
             self._memory_bytes = memory
             for line in (self._headline, str(plan), summary, *self._about_enqueued, *plan.notes):

@@ -19,10 +19,18 @@ from prometar.cli.console import (
     run_cli,
 )
 from prometar.cli.predict import predict
-from prometar.config.settings import Config, absolute_paths, absolute_root, load_config, parse_assignments
+from prometar.config.recipes import METHODS, PublishedEntry, describe_entries, describe_settings, recipe
+from prometar.config.settings import (
+    Config,
+    absolute_paths,
+    absolute_root,
+    configure,
+    load_config,
+    parse_assignments,
+)
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset, reject_unused_root
 from prometar.data.datasets.dataset import abbreviated
-from prometar.data.splits.objective import ALL_CLASSES, objective_of
+from prometar.data.splits.objective import ALL_CLASSES, objective_of, protocol_of
 from prometar.embedded.datasets import DEFAULT_DATASET, resolve_backbone
 from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path, write_atomically
@@ -110,7 +118,19 @@ def train(
     root = default_root(str(values.get("data.name", chosen.data.name)))
     if chosen.data.root is None and root is not None:
         values.setdefault("data.root", root)
-    chosen = absolute_paths(chosen.override(values, where="--set").with_defaults())
+    new_method = str(values.get("method", chosen.method))
+    entries: list[PublishedEntry] = []
+    if config is None or new_method != chosen.method:
+        # --config contributes only data, backbone and seed to another method.
+        kept = {key: each for key, each in chosen.flat().items() if key.startswith(("data.", "backbone."))}
+        start = {**kept, "train.seed": chosen.train.seed} if config else {}
+        given = {key: each for key, each in values.items() if key != "method"}
+        protocol = protocol_of(objective)
+        chosen = configure(new_method, start, {"--set": given}, protocol=protocol)
+        entries = recipe(new_method).entries_for(chosen.data.name, protocol, chosen.data.shots)
+    else:
+        chosen = chosen.override(values, where="--set").with_defaults()
+    chosen = absolute_paths(chosen)
     Config.require_used(values, [chosen], "these settings")
     # Importing torch is slow, so the configuration is validated first.
     from prometar.analysis.alignment import AlignmentRecorder
@@ -125,6 +145,8 @@ def train(
     folder = resolve_path(out) if out else Path("out/train") / name
     before_step = None if alignment_every is None else AlignmentRecorder(folder, alignment_every)
     show = partial(_print_epoch, chosen.train.epochs)
+    if entries:
+        print(one_line(describe_entries(entries)))
     result = train_run(
         chosen,
         folder,
@@ -205,6 +227,28 @@ def export(
 
 
 app.command(cls=Command)(predict)
+
+
+@app.command()
+def methods(
+    method: Annotated[
+        str | None, typer.Argument(help="Name of a method, or a recipe FILE.yaml. Default: list all methods.")
+    ] = None,
+) -> None:
+    """Show the published settings of a method, and where they come from."""
+    if method is None:
+        width = max(map(len, METHODS))
+        for name in METHODS:
+            print(one_line(f"{name:{width}}  {recipe(name).title}: {recipe(name).about}"))
+        return
+    chosen = recipe(method)
+    for label in ("title", "about", "paper", "source", "unverified"):
+        text = getattr(chosen, label)
+        if text:
+            print(one_line(f"{label}: {text}"))
+    print(one_line(f"settings: {describe_settings(chosen.settings) or 'those of ProMetaR'}"))
+    for entry in chosen.by:
+        print(one_line(f"for {entry}"))
 
 
 @app.command()

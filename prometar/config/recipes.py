@@ -1,15 +1,20 @@
 """Recipes: the published settings of each method, and their sources.
 
 A recipe contains only the settings that differ from the defaults, which are those of ProMetaR.
-`Config(method=NAME)` starts from the recipe of the method.
+`Config(method=NAME)` starts from the recipe of the method. Authors may publish other settings for some
+datasets, protocols or numbers of shots: the entries in `by`. `prometar.config.settings.configure` applies
+them.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import JsonValue, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from prometar.config.sections import SECTIONS, default_section, is_setting, merge_section, settings_of
 from prometar.errors import UserError
 from prometar.io.strict_model import StrictModel, problems_of
 from prometar.io.yamltext import parse_yaml, read_yaml
@@ -46,18 +51,81 @@ SettingsBySection = dict[str, dict[str, JsonValue]]
 _EXCLUDED = ("data", "backbone", "train.seed")
 """Rejected in recipes, so that all methods are compared with the same images, backbone and seed."""
 
+Protocol = Literal["base-to-new", "cross-dataset", "domain-generalisation", "few-shot"]
+"""Benchmark protocol (docs/protocols.md)."""
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | int) else value
+
+
+class PublishedEntry(StrictModel):
+    """Settings for the runs whose dataset, protocol and shots are listed. None matches every value.
+
+    Args:
+        dataset: Training datasets.
+        protocol: Benchmark protocols.
+        shots: Numbers of training images per class.
+        settings: Settings that differ from the recipe's, by section.
+    """
+
+    dataset: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_list)] | None = None
+    protocol: Annotated[tuple[Protocol, ...], Field(min_length=1), BeforeValidator(_as_list)] | None = None
+    shots: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_as_list)] | None = None
+    settings: SettingsBySection = Field(min_length=1)
+
+    @field_validator("settings")
+    @classmethod
+    def _check_settings(cls, settings: SettingsBySection) -> SettingsBySection:
+        return _require_settings(settings)
+
+    @model_validator(mode="after")
+    def _require_condition(self) -> Self:
+        if self.dataset is None and self.protocol is None and self.shots is None:
+            raise ValueError(
+                "an entry needs dataset, protocol or shots. Otherwise, use the recipe's settings"
+            )
+        return self
+
+    def matches(self, dataset: str, protocol: Protocol, shots: int) -> bool:
+        """Return True if the entry applies to a run."""
+        return (
+            (self.dataset is None or dataset in self.dataset)
+            and (self.protocol is None or protocol in self.protocol)
+            and (self.shots is None or shots in self.shots)
+        )
+
+    @property
+    def condition(self) -> str:
+        """The runs to which the entry applies, such as "few-shot, 1 shot"."""
+        parts = []
+        if self.dataset is not None:
+            parts.append(" ".join(self.dataset))
+        if self.protocol is not None:
+            parts.append(" ".join(self.protocol))
+        if self.shots is not None:
+            noun = "shot" if self.shots == (1,) else "shots"
+            parts.append(f"{' '.join(map(str, self.shots))} {noun}")
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        return f"{self.condition}: {describe_settings(self.settings)}"
+
 
 class Recipe(StrictModel):
     """Published settings of one method.
 
     Args:
         settings: Settings that differ from ProMetaR's, by section.
+        by: Published settings for datasets, protocols and numbers of shots. Those that match a run apply in
+            order, after `settings`.
         name, title: Name (or file name) of the recipe, and the method's name in the paper.
         about: What the method learns.
         paper, source, unverified: Publication, source of the settings, and details that are not verified.
     """
 
     settings: SettingsBySection
+    by: tuple[PublishedEntry, ...] = ()
     name: str = ""
     title: str = ""
     about: str = ""
@@ -68,10 +136,64 @@ class Recipe(StrictModel):
     @field_validator("settings")
     @classmethod
     def _reject_excluded(cls, settings: SettingsBySection) -> SettingsBySection:
-        given = {*settings, *(f"{section}.{key}" for section, keys in settings.items() for key in keys)}
-        if excluded := sorted(given & set(_EXCLUDED)):
-            raise ValueError(f"{excluded[0]} is not allowed in recipes. Set it with a command-line option.")
+        _reject_excluded(settings)
         return settings
+
+    def entries_for(self, dataset: str, protocol: Protocol, shots: int) -> list[PublishedEntry]:
+        """Return the entries in `by` that apply to a run, in order."""
+        return [entry for entry in self.by if entry.matches(dataset, protocol, shots)]
+
+    def settings_with(self, entries: Iterable[PublishedEntry]) -> SettingsBySection:
+        """Return the recipe's settings, updated with those of entries. Later entries win.
+
+        Example:
+            >>> recipe("coop").settings_with(recipe("coop").entries_for("dtd", "few-shot", 1))["train"]
+            {'epochs': 50, 'batch_size': 32}
+        """
+        merged = dict(self.settings)
+        for entry in entries:
+            for section, values in entry.settings.items():
+                base = default_section(section) | merged.get(section, {})
+                merged[section] = merge_section(section, base, values)
+        return merged
+
+
+def describe_settings(settings: SettingsBySection) -> str:
+    """Return settings as text, in the form that `--set` accepts.
+
+    Example:
+        >>> describe_settings({"train": {"epochs": 5, "batch_size": 32}})
+        'train.epochs=5 train.batch_size=32'
+    """
+    return " ".join(
+        f"{section}.{key}={value}" for section, keys in settings.items() for key, value in keys.items()
+    )
+
+
+def describe_entries(entries: Sequence[PublishedEntry]) -> str:
+    """Return one line about the entries that apply to a run, or "" if there are none."""
+    return f"Published settings for {'; '.join(map(str, entries))}" if entries else ""
+
+
+def _reject_excluded(settings: SettingsBySection) -> None:
+    """Raise a ValueError for a setting in `_EXCLUDED`."""
+    given = {*settings, *(f"{section}.{key}" for section, keys in settings.items() for key in keys)}
+    excluded = sorted(given & set(_EXCLUDED))
+    if excluded:
+        raise ValueError(f"{excluded[0]} is not allowed in recipes. Set it with a command-line option.")
+
+
+def _require_settings(settings: SettingsBySection) -> SettingsBySection:
+    """Return `settings` if a recipe may contain them. Raise a ValueError for the first that it may not."""
+    _reject_excluded(settings)
+    for section, keys in settings.items():
+        if section not in SECTIONS:
+            raise ValueError(f"{section} is not a section. Sections: {', '.join(SECTIONS)}")
+        for key in keys:
+            if not is_setting(f"{section}.{key}"):
+                known = ", ".join(settings_of(section))
+                raise ValueError(f"{section}.{key} is not a setting. Settings of {section}: {known}")
+    return settings
 
 
 def is_recipe_file(method: str) -> bool:
@@ -97,9 +219,29 @@ def recipe(method: str) -> Recipe:
     tree = read_yaml(path)
     content = tree if isinstance(tree, dict) else {}  # rejected below, because `settings` is missing
     try:
-        return Recipe.model_validate({"title": path.stem, **content, "name": path.name})
+        found = Recipe.model_validate({"title": path.stem, **content, "name": path.name})
     except ValidationError as error:
         raise UserError(f"{path} is not a valid recipe: {problems_of(error)}") from None
+    require_datasets(found, where=f"{path} is not a valid recipe: by")
+    return found
+
+
+def require_datasets(checked: Recipe, *, where: str) -> None:
+    """Check the names of datasets in `by`. Datasets are imported only here, because they import much.
+
+    Raises:
+        UserError: a dataset is unknown. The message starts with `where`.
+    """
+    names = {name for entry in checked.by for name in entry.dataset or ()}
+    if not names:
+        return
+    from prometar.data.datasets.catalog import require_name
+
+    for name in sorted(names):
+        try:
+            require_name(name)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 @cache

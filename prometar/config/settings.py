@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prometar.config.recipes import recipe
+from prometar.config.recipes import Protocol, SettingsBySection, recipe
 from prometar.config.resolve import complete, overridden, resolve
 from prometar.config.sections import (
     AugmentConfig,
@@ -236,14 +236,21 @@ def parse_assignments(assignments: list[str]) -> ConfigData:
 
 
 def configure(
-    method: str, overrides: Mapping[str, object] = {}, by_source: Mapping[str, Mapping[str, object]] = {}
+    method: str,
+    overrides: Mapping[str, object] = {},
+    by_source: Mapping[str, Mapping[str, object]] = {},
+    *,
+    protocol: Protocol | None = None,
 ) -> Config:
     """Return the published settings of a method, with overrides and the defaults of custom components.
+
+    The order is: the recipe's `settings`, the entries of its `by` that apply, `overrides`, `by_source`.
 
     Args:
         method: Name of a method, or path of a recipe file (FILE.yaml).
         overrides: Settings by dotted key.
         by_source: Further overrides by source, such as "--set". Messages for invalid values name the source.
+        protocol: Protocol of the run. None: no entry of `by` applies.
 
     Raises:
         UserError: the method, a key or a component is unknown, or a value is invalid.
@@ -251,10 +258,24 @@ def configure(
     Example:
         >>> configure("maple", {"data.name": "dtd"}).optim.lr
         0.0035
+        >>> configure("mmrl", {"data.name": "dtd"}, protocol="base-to-new").regularizer.text_weight
+        6.0
     """
-    config = Config().override({"method": method, **overrides})
-    for source, values in by_source.items():
-        config = config.override(values, where=source)
+    chosen = recipe(method)
+
+    def configured(settings: SettingsBySection) -> Config:
+        config = parse_config(complete(settings, {"method": chosen.name}), where=f"method {method}")
+        config = config.override(overrides)
+        for source, values in by_source.items():
+            config = config.override(values, where=source)
+        return config
+
+    config = configured(chosen.settings)
+    if protocol is not None:
+        # Dataset and shots are known only now, because they may be among the overrides.
+        entries = chosen.entries_for(config.data.name, protocol, config.data.shots)
+        if entries:
+            config = configured(chosen.settings_with(entries))
     return config.with_defaults()
 
 

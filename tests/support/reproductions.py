@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from prometar.comparison.finished_runs import FinishedRun
+from prometar.config.recipes import Protocol
 from prometar.config.settings import Config, configure
 from prometar.training.run_result import RunResult
 from tune.execution.job import Job
 from tune.reproduce.grid import PROTOCOLS, Grid
-from tune.reproduce.published import protocol_settings
 
 PUBLISHED = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
 UNTRAINED = frozenset({"zero-shot", "zero-shot-ensemble"})
@@ -18,20 +18,31 @@ RUNS = Path("runs")
 
 
 @cache
-def configured(method: str, *settings: tuple[str, Any]) -> Config:
-    return configure(method, dict(settings))
+def configured(protocol: Protocol, method: str, *settings: tuple[str, Any]) -> Config:
+    return configure(method, dict(settings), protocol=protocol)
 
 
 def ask(
-    protocol: str, methods: tuple[str, ...] = ("zero-shot", "coop"), *, seeds: tuple[int, ...] = (1, 2, 3),
-    datasets: tuple[str, ...] = (), shots: tuple[int, ...] = (), settings: dict[str, Any] | None = None,
-) -> Grid:  # fmt: skip
+    protocol: Protocol,
+    methods: tuple[str, ...] = ("zero-shot", "coop"),
+    *,
+    seeds: tuple[int, ...] = (1, 2, 3),
+    datasets: tuple[str, ...] = (),
+    shots: tuple[int, ...] = (),
+    settings: dict[str, Any] | None = None,
+) -> Grid:
     """A grid with the published setting, and with `settings` on top."""
     chosen = PROTOCOLS[protocol]
-    values = {**PUBLISHED, **(settings or {})}
+    training_datasets = (chosen.source,) if chosen.source else datasets or chosen.datasets
     configs = {
-        method: configured(method, *{**protocol_settings(protocol, method), **values}.items())
+        (method, dataset, count): configured(
+            protocol,
+            method,
+            *{**PUBLISHED, "data.name": dataset, "data.shots": count, **(settings or {})}.items(),
+        )
         for method in methods
+        for dataset in training_datasets
+        for count in shots or chosen.shots
     }
     return Grid(
         chosen,

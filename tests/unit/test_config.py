@@ -147,6 +147,71 @@ def test_settings_of_several_datasets(started: list[StudyConfig]) -> None:
     assert (run.data.name, run.train.seed, run.optim.lr, run.train.epochs) == ("eurosat", 9, 0.5, 2)
 
 
+def test_the_baseline_has_the_published_settings_of_each_dataset() -> None:
+    config = StudyConfig.of(method="mmrl", dataset=("stanford_cars", "eurosat", "cells"))
+    default = config.baseline_settings
+    weights = {}
+    for name in config.search.datasets:
+        run = config.run_config(default, dataset=name, seed=0)
+        weights[name] = (run.regularizer.text_weight, run.prompts.dim)
+    assert weights == {"stanford_cars": (7.0, 512), "eurosat": (0.01, 2048), "cells": (4.0, 512)}
+    again = StudyConfig.model_validate(config.model_dump(mode="json", by_alias=True))
+    assert again.baseline_changes == config.baseline_changes
+    assert again.identity() == config.identity()
+
+
+def test_searched_settings_win_on_every_dataset_and_other_published_ones_stay() -> None:
+    space = Space.model_validate(
+        {"name": "own", "ranges": {"regularizer.text_weight": {"type": "float", "low": 0, "high": 99}}}
+    )
+    config = StudyConfig.of(method="mmrl", dataset=("stanford_cars", "eurosat"), space=space)
+    runs = [
+        config.run_config({"regularizer.text_weight": 2.5}, dataset=name, seed=0)
+        for name in config.search.datasets
+    ]
+    assert [run.regularizer.text_weight for run in runs] == [2.5, 2.5]
+    assert [run.regularizer.image_weight for run in runs] == [7.0, 0.01]
+    assert [run.prompts.dim for run in runs] == [512, 2048]
+
+
+def test_settings_given_with_set_win_over_published_ones_of_all_datasets() -> None:
+    config = StudyConfig.of(
+        method="mmrl", dataset=("stanford_cars", "eurosat"), settings={"regularizer.text_weight": 3}
+    )
+    runs = [
+        config.run_config(config.baseline_settings, dataset=name, seed=0) for name in config.search.datasets
+    ]
+    assert [run.regularizer.text_weight for run in runs] == [3.0, 3.0]
+    assert [run.regularizer.image_weight for run in runs] == [7.0, 0.01]
+
+
+def test_each_dataset_is_trained_for_its_published_epochs() -> None:
+    config = StudyConfig.of(method="tcp", dataset=("imagenet", "dtd"), epochs=5)
+    assert config.test.epochs == 25
+
+    def epochs(config: StudyConfig, final_epochs: bool) -> list[int]:
+        runs = [
+            config.run_config({"optim.lr": 0.1}, dataset=name, seed=0, final_epochs=final_epochs)
+            for name in ("imagenet", "dtd")
+        ]
+        return [run.train.epochs for run in runs]
+
+    assert epochs(config, final_epochs=False) == [5, 5]
+    assert epochs(config, final_epochs=True) == [25, 50]
+    given = StudyConfig.of(method="tcp", dataset=("imagenet", "dtd"), final_epochs=30)
+    assert epochs(given, final_epochs=False) == [25, 50]
+    assert epochs(given, final_epochs=True) == [30, 30]
+    assert given.max_epochs == 50
+
+
+def test_a_study_whose_datasets_have_no_published_settings_keeps_its_identity() -> None:
+    config = StudyConfig.of(method="coop", dataset=("dtd", "eurosat"))
+    assert config.baseline_changes == {}
+    assert "baseline_changes" not in config.model_dump()
+    with pytest.raises(UserError, match=r"Unknown setting 'baseline_changes\.dtd'"):
+        StudyConfig.of(settings={"baseline_changes.dtd": 1})
+
+
 def test_the_final_test_trains_the_baseline_for_the_epochs_of_the_method() -> None:
     ranges = {"train.epochs": {"type": "int", "low": 2, "high": 9}}
     space = Space.model_validate({"name": "own", "ranges": ranges})

@@ -45,7 +45,8 @@ class Job:
 
     @property
     def epochs(self) -> int:
-        return self.config.train.epochs
+        """Number of epochs of the longest run."""
+        return max(config.train.epochs for config in self.configs.values())
 
 
 class Observer(Protocol):

@@ -52,7 +52,7 @@ class JobTraining:
             self._train()
             sessions = self._sessions.values()
             # A resumed session may be ahead of the reported epochs.
-            finished = all(each.finished and len(each.history) == self._epoch for each in sessions)
+            finished = all(each.finished and len(each.history) <= self._epoch for each in sessions)
             if finished:
                 for folder, session in self._sessions.items():
                     self._finish(folder, session)
@@ -60,7 +60,8 @@ class JobTraining:
             raise
         except PrometarError as error:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
-        metrics = [session.history[self._epoch - 1] for session in sessions]
+        # Runs may have different numbers of epochs. A run that has ended keeps its last metrics.
+        metrics = [session.history[: self._epoch][-1] for session in sessions]
         configs, allocated = self._request.job.configs.values(), self._request.allocated
         measured = zip(configs, metrics, strict=True)
         scores = [RunScore.of(config, values, **allocated) for config, values in measured]
@@ -78,7 +79,7 @@ class JobTraining:
             configs = self._request.job.configs
             self._sessions = {folder: self._open(folder, config) for folder, config in configs.items()}
         for session in self._sessions.values():
-            while len(session.history) < self._epoch:
+            while len(session.history) < self._epoch and not session.finished:
                 session.run_epoch()
                 if len(self._sessions) > 1:
                     session.close()  # frees the CPUs for the next run's stream; the session stays usable

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from prometar.comparison.finished_runs import FinishedRun
+from prometar.config.recipes import Protocol
 from prometar.config.settings import Config, describe_differences, load_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import file_name
@@ -32,7 +33,7 @@ class BenchmarkProtocol:
         shots: Training images per class. If there are several numbers, the table has a column for each.
     """
 
-    name: str
+    name: Protocol
     objective: str
     datasets: tuple[str, ...]
     source: str | None = None
@@ -45,7 +46,7 @@ class Grid:
 
     Args:
         datasets, source, shots: As in the protocol, unless the user chose others.
-        configs: One configuration per method, complete except for dataset, shots and seed.
+        configs: Configuration by method, training dataset and shots, complete except for the seed.
         seeds: Seeds of the few-shot split, the prompts and the order of the images.
     """
 
@@ -53,8 +54,12 @@ class Grid:
     datasets: tuple[str, ...]
     source: str | None
     shots: tuple[int, ...]
-    configs: Mapping[str, Config]
+    configs: Mapping[tuple[str, str, int], Config]
     seeds: tuple[int, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(method for method, _, _ in self.configs))
 
     @property
     def shots_are_columns(self) -> bool:
@@ -86,7 +91,7 @@ class Grid:
 
     @property
     def config(self) -> Config:
-        """Configuration of the first method. All methods share backbone and data."""
+        """Configuration of the first runs. All runs share backbone and data root."""
         return next(iter(self.configs.values()))
 
     def jobs(self, folder: Path, untrained: Collection[str], unavailable: Collection[str] = ()) -> list[Job]:
@@ -103,12 +108,12 @@ class Grid:
         first_shots_and_seed = self.shots[0], self.seeds[0]
         objective = self.protocol.objective
         jobs: list[Job] = []
-        combinations = product(self.training_datasets, self.shots, self.configs.items(), self.seeds)
-        for dataset, shots, (method, method_config), seed in combinations:
+        for dataset, shots, method, seed in product(
+            self.training_datasets, self.shots, self.methods, self.seeds
+        ):
             if dataset in unavailable or (method in untrained and (shots, seed) != first_shots_and_seed):
                 continue
-            values = {"data.name": dataset, "data.shots": shots, "train.seed": seed}
-            config = method_config.override(values).with_defaults()
+            config = self.configs[method, dataset, shots].override({"train.seed": seed})
             path = folder / f"{objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
             name = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
             jobs.append(Job(name, {path: config}, objective, targets=targets))

@@ -1,4 +1,4 @@
-"""Published accuracies, and the settings with which they were measured, from published.json."""
+"""Published accuracies from published.json, and the settings with which they were measured."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,15 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from prometar.config.recipes import is_recipe_file
-from prometar.config.settings import Config
+from prometar.config.recipes import Protocol, is_recipe_file
+from prometar.config.settings import Config, configure
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.preparation.check import size_differences
 from prometar.metrics import HARMONIC, harmonic_mean
 
+Accuracies = Mapping[str, Mapping[str, float]]
+"""Accuracies by dataset (or "average") and column."""
 AVERAGE = "average"
 # Settings that `changed_settings` ignores. `published_accuracies` checks backbone, weights and shots itself.
 _IGNORED = {
@@ -28,30 +30,20 @@ _IGNORED = {
 
 @cache
 def _read_file() -> dict[str, Any]:
-    """Read published.json: the common setup, settings by protocol and method, and rows by protocol.
+    """Read published.json: the common setup, and rows by protocol.
 
     The setup consists of backbone, weights and shots. A row of a published table contains `method`, `title`,
-    `paper`, `settings` (changes on top of the protocol's), `accuracies` by dataset (or "average") and
-    column, such as {"dtd": {"base": 83.37}}, and `configuration`, the name of the authors' file.
+    `paper`, `settings` (changes to the recipe), `accuracies` by dataset (or "average") and column, such as
+    {"dtd": {"base": 83.37}}, and `configuration`, the name of the authors' file.
     """
     return json.loads((resources.files("tune.reproduce") / "published.json").read_text("utf-8"))
 
 
-def protocol_settings(protocol: str, method: str) -> Mapping[str, Any]:
-    """Return the settings that a method's authors changed for a benchmark protocol.
-
-    Example:
-        >>> protocol_settings("cross-dataset", "maple")["train.epochs"]
-        2
-    """
-    return _read_file()["settings"].get(protocol, {}).get(method, {})
-
-
-def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Mapping[str, float]], str]:
+def published_accuracies(protocol: Protocol, config: Config) -> tuple[Accuracies, str]:
     """Return the published accuracies that are comparable with runs of `config`, and a citation.
 
-    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. All other settings are the method's
-    defaults, except for the authors' changes for the protocol and, on top of these, for the table's row.
+    Comparable runs use ViT-B/16 with OpenAI's weights and 16 shots. All other settings are those that the
+    authors published for the protocol, the training dataset of `config` and the table's row.
 
     Returns:
         Accuracies by dataset (or "average") and column, including H if base and new accuracy were published.
@@ -61,10 +53,8 @@ def published_accuracies(protocol: str, config: Config) -> tuple[Mapping[str, Ma
     setup = {"backbone": config.backbone.name, "pretrained": config.backbone.pretrained}
     if file["setup"] != {**setup, "shots": config.data.shots}:
         return {}, ""
-    protocol_changes = protocol_settings(protocol, config.method)
     for row in file["rows"].get(protocol, ()):
-        settings = {**protocol_changes, **row["settings"]}
-        if row["method"] == config.method and not changed_settings(config, settings):
+        if row["method"] == config.method and not changed_settings(config, protocol, row["settings"]):
             sources = filter(None, (row["paper"], row.get("configuration")))
             accuracies = {dataset: _with_h(values) for dataset, values in row["accuracies"].items()}
             return accuracies, f"{row['title']} ({'; '.join(sources)})"
@@ -78,19 +68,31 @@ def _with_h(accuracies: Mapping[str, float]) -> Mapping[str, float]:
     return {HARMONIC: round(h, 2), **accuracies}  # a published H takes precedence
 
 
-def changed_settings(config: Config, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return settings of `config` that differ from `expected`, or from the default if not in `expected`.
+def changed_settings(
+    config: Config, protocol: Protocol, row_settings: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Return settings of `config` that differ from those published for its method, dataset and shots.
 
     Leave out the settings in `_IGNORED`. Return {} for a recipe file, which has no published settings.
 
+    Args:
+        row_settings: Changes to the published settings, such as those of a row of a table.
+
     Example:
-        >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}))
+        >>> changed_settings(Config().override({"train.epochs": 2, "train.seed": 7}), "base-to-new")
         {'train.epochs': 2}
     """
     if is_recipe_file(config.method):
         return {}
-    values, basis = config.flat(), Config(method=config.method).override(expected or {}).flat()
-    return {key: values[key] for key in values if key not in _IGNORED and values[key] != basis.get(key)}
+    values = config.flat()
+    published = _published_settings(config, protocol, row_settings).flat()
+    return {key: values[key] for key in values if key not in _IGNORED and values[key] != published.get(key)}
+
+
+def _published_settings(config: Config, protocol: Protocol, changes: Mapping[str, Any] = {}) -> Config:
+    """Return the published settings for a run of `config`, with its data, backbone and seed."""
+    kept = {key: value for key, value in config.flat().items() if key in _IGNORED}
+    return configure(config.method, {**kept, **changes}, protocol=protocol)
 
 
 def incomparable_reason(dataset: Dataset) -> str:
@@ -107,6 +109,7 @@ def published_h(dataset: Dataset, config: Config) -> float | None:
     """
     if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None
-    defaults = Config(method=config.method, backbone=config.backbone, data=config.data)
-    accuracies, _ = published_accuracies("base-to-new", defaults)
+    on_dataset = config.override({"data.name": dataset.name})
+    published = _published_settings(on_dataset, "base-to-new")
+    accuracies, _ = published_accuracies("base-to-new", published)
     return accuracies.get(dataset.name, {}).get(HARMONIC)

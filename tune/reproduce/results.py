@@ -6,6 +6,7 @@ from statistics import mean, stdev
 
 from prometar.comparison.finished_runs import FinishedRun
 from prometar.comparison.paired import EVERY_SEED, Difference, Results, Scores, compare
+from prometar.config.recipes import is_recipe_file, recipe
 from prometar.config.settings import Config
 from prometar.metrics import ACCURACY, HARMONIC, Interval, harmonic_mean, t_interval
 from tune.reproduce.grid import Grid, shots_column
@@ -37,7 +38,7 @@ Row = tuple[str, str, Mapping[str, AccuracySummary]]
 def collect(grid: Grid, runs: Iterable[FinishedRun]) -> Results:
     """Return accuracies by method, dataset, column and seed. Datasets without a finished run map to {}."""
     results: dict[str, dict[str, dict[str, dict[int, float]]]]
-    results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.configs}
+    results = {method: {dataset: {} for dataset in grid.all_datasets} for method in grid.methods}
     for run in runs:
         by_dataset = results[run.config.method]
         data = run.config.data
@@ -64,33 +65,40 @@ def build_table(
     """
     if grid.source and (grid.source != grid.protocol.source or grid.source in incomparable):
         incomparable = dict.fromkeys(grid.all_datasets, f"source {grid.source} differs") | dict(incomparable)
-    override = {"data.shots": grid.shots[0]}  # those with published results have one
-    configs = {method: config.override(override) for method, config in grid.configs.items()}
-    published_by_method = {
-        method: published_accuracies(grid.protocol.name, config) for method, config in configs.items()
+    published_by_run = {
+        (method, dataset): published_accuracies(
+            grid.protocol.name, grid.configs[method, dataset, grid.shots[0]]
+        )  # protocols with published results have one number of shots
+        for method in grid.methods
+        for dataset in grid.training_datasets
     }
 
     def row(label: str, method: str, scores: Scores, *, comparable: bool) -> Row:
-        published = published_by_method[method][0].get(label, {}) if comparable else {}
+        trained_on = (grid.source,) if grid.source else (label,)
+        if label == AVERAGE:
+            trained_on = grid.training_datasets
+        found = [published_by_run.get((method, dataset), ({}, ""))[0] for dataset in trained_on]
+        published = found[0].get(label, {}) if comparable and all(found) else {}
         return label, method, _summarize(scores, grid.columns, published)
 
     rows = [
         row(name, method, results[method][name], comparable=name not in incomparable)
         for name in grid.all_datasets
-        for method in grid.configs
+        for method in grid.methods
     ]
-    averaged = [name for name in grid.datasets if any(results[method][name] for method in grid.configs)]
+    averaged = [name for name in grid.datasets if any(results[method][name] for method in grid.methods)]
     if len(averaged) > 1:
         label = AVERAGE if len(averaged) == len(grid.datasets) else f"{AVERAGE} of {len(averaged)}"
         comparable = set(averaged) == set(grid.protocol.datasets) and not incomparable
-        averages = {method: _average([results[method][name] for name in averaged]) for method in grid.configs}
+        averages = {method: _average([results[method][name] for name in averaged]) for method in grid.methods}
         rows += [row(label, method, scores, comparable=comparable) for method, scores in averages.items()]
     cited = {method for _, method, summaries in rows if any(each.published for each in summaries.values())}
     notes = list(_notes(grid, results))
     if cited:
-        sources = ", ".join(text for method, (_, text) in published_by_method.items() if method in cited)
+        texts = (text for (method, _), (_, text) in published_by_run.items() if method in cited and text)
+        sources = ", ".join(dict.fromkeys(texts))
         notes.append(f"Sources of published accuracies: {sources}. Differences are ours minus published.")
-    if any(accuracies for accuracies, _ in published_by_method.values()):
+    if any(accuracies for accuracies, _ in published_by_run.values()):
         for name, reason in incomparable.items():
             notes.append(f"Not comparable with published accuracies: {name} ({reason}).")
     return rows, notes
@@ -146,8 +154,24 @@ def _notes(grid: Grid, results: Results) -> Iterator[str]:
     for method, by_dataset in results.items():
         if any(EVERY_SEED in seeds for scores in by_dataset.values() for seeds in scores.values()):
             yield f"{method} is not trained, so a single run represents all seeds."
-    for method, config in grid.configs.items():
-        changed = changed_settings(config)
+    for method in grid.methods:
+        configs = [config for (name, _, _), config in grid.configs.items() if name == method]
+        changed: dict[str, object] = {}
+        for config in configs:
+            changed |= changed_settings(config, grid.protocol.name)
         if changed:
             listed = ", ".join(f"{key}={value}" for key, value in changed.items())
-            yield f"Settings of {method} that differ from its defaults: {listed}."
+            yield f"Settings of {method} that differ from the published ones: {listed}."
+        if any(_has_own_settings(config, grid) for config in configs):
+            yield (
+                f"{method} has published settings for this protocol or for single datasets. "
+                f"`prometar methods {method}` shows them."
+            )
+
+
+def _has_own_settings(config: Config, grid: Grid) -> bool:
+    """Return True if entries in `by` of a built-in recipe apply to runs of `config`."""
+    if is_recipe_file(config.method):
+        return False
+    data = config.data
+    return bool(recipe(config.method).entries_for(data.name, grid.protocol.name, data.shots))

@@ -9,6 +9,7 @@ from prometar.clip.weights import weights_digest
 from prometar.comparison.finished_runs import FinishedRun
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
+from prometar.config.settings import Config
 from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
@@ -16,6 +17,7 @@ from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError,
 from prometar.io.custom import is_custom, source_digest
 from prometar.io.files import lock_folder, resolve_path, write_atomically
 from prometar.methods.component_check import check_components
+from prometar.methods.composition import MethodConfig, build
 from prometar.run_folder import has_all_predictions
 from prometar.training.backbone import DTYPES
 from prometar.training.memory import Footprint
@@ -56,8 +58,9 @@ def run_grid(
         reject_output_in_dataset(out, name, grid.config.data.root)
     datasets, largest_splits, unavailable = _open_datasets(grid)
     clip = load_backbone(grid.config.backbone.name, grid.config.backbone.pretrained).clip
-    methods = {name: check_components(config, clip) for name, config in grid.configs.items()}
-    untrained = {name for name, method in methods.items() if method.is_untrained}
+    for config in _distinct_methods(grid):
+        check_components(config, clip)
+    untrained = {method for (method, _, _), config in grid.configs.items() if build(config).is_untrained}
     jobs = [replace(job, predictions=predictions) for job in grid.jobs(out / "runs", untrained, unavailable)]
     digests = {name: dataset.digest for name, dataset in datasets.items()}
     digests["weights"] = weights_digest(clip.to(device="cpu", dtype=DTYPES[grid.config.backbone.precision]))
@@ -107,6 +110,15 @@ def _is_complete(job: Job, run: FinishedRun | None) -> bool:
     if run is None or set(job.targets) - run.result.tests.keys():
         return False
     return not job.predictions or has_all_predictions(run.folder, run.result.run_digest, job.targets)
+
+
+def _distinct_methods(grid: Grid) -> list[Config]:
+    """Return one configuration for each composition of components in the grid."""
+    sections = set(MethodConfig.model_fields)
+    found: dict[str, Config] = {}
+    for config in grid.configs.values():
+        found.setdefault(config.model_dump_json(include=sections), config)
+    return list(found.values())
 
 
 def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:

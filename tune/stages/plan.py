@@ -103,7 +103,7 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         UserError: a dataset is missing or too small, or an option is invalid (e.g. the sampler is unknown, or
             the space is empty).
     """
-    if build(config.baseline).is_untrained:
+    if any(build(each).is_untrained for each in config.baselines):
         raise UserError(f"--method {config.baseline.method} does not train. Choose a method with prompts.")
     search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
     if not objective.for_search:
@@ -218,8 +218,9 @@ def _stages(
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return the stages and the remarks of a plan."""
     search, confirm, num_datasets = config.search, config.confirm, len(splits)
-    batch_sizes = (config.baseline.train.batch_size, *search.space.probe_values("train.batch_size"))
-    smallest_batch = min(map(int, batch_sizes))  # gives the maximum number of steps
+    batch_sizes = [each.train.batch_size for each in config.baselines]
+    batch_sizes += map(int, search.space.probe_values("train.batch_size"))
+    smallest_batch = min(batch_sizes)  # gives the maximum number of steps
     transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
     search_steps, final_steps = (
         sum(ImageOrder(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
@@ -248,10 +249,11 @@ def _stages(
 
 def count_steps(config: StudyConfig, plan: StudyPlan, settings: Settings) -> int:
     """Return the number of training steps per epoch of a trial, summed over its datasets and seeds."""
-    run_config = config.run_config(settings, dataset=config.search.datasets[0], seed=config.search.seed)
     transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
     steps = 0
-    for (split, _), dataset in zip(plan.splits.values(), plan.datasets, strict=True):
+    inputs = zip(config.search.datasets, plan.splits.values(), plan.datasets, strict=True)
+    for name, (split, _), dataset in inputs:
+        run_config = config.run_config(settings, dataset=name, seed=config.search.seed)
         if run_config.data.shots != config.baseline.data.shots:
             split = split_dataset(
                 config.search.objective,
@@ -277,7 +279,8 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = torch.cuda.device_count()
     nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(total_bytes)}]
-    memory = footprint.memory_bytes(config.baseline, on_gpu=uses_gpus(nodes, config.resources))
+    on_gpu = uses_gpus(nodes, config.resources)
+    memory = max(footprint.memory_bytes(each, on_gpu=on_gpu) for each in config.baselines)
     resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = seconds_per_step(config)

@@ -34,8 +34,8 @@ def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: S
 
 def trial_epochs(config: StudyConfig, settings: Settings) -> int:
     """Return the number of epochs of a trial in the search, if it is not pruned."""
-    dataset, seed = config.search.datasets[0], config.search.seed
-    return config.run_config(settings, dataset=dataset, seed=seed).train.epochs
+    configs = _run_configs(config, settings, (config.search.seed,), final_epochs=False)
+    return max(each.train.epochs for each in configs)
 
 
 def confirmation_job(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
+from prometar.config.recipes import Protocol
 from prometar.data.datasets.dataset import Dataset, Items, abbreviated, classnames
 from prometar.data.splits.fewshot import (
     MIN_CLASSES,
@@ -132,6 +133,18 @@ OBJECTIVES: dict[str, Objective] = {
     FINAL: Objective(_split_base_new),
     ALL_CLASSES: Objective(_split_all_classes, has_new_accuracy=False, title="accuracy"),
 }
+
+
+def protocol_of(name: str) -> Protocol:
+    """Return the benchmark protocol whose published settings apply to runs with an objective.
+
+    Example:
+        >>> protocol_of("drift"), protocol_of("all_classes")
+        ('base-to-new', 'few-shot')
+    """
+    return "few-shot" if name == ALL_CLASSES else "base-to-new"
+
+
 SEARCH_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if objective.for_search)
 
 

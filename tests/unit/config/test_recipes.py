@@ -14,6 +14,24 @@ from tune.reproduce.published import published_accuracies
 PAPERS_SETTING = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai", "data.name": "dtd"}
 
 
+WITH_PUBLISHED_ACCURACIES = {
+    "zero-shot",
+    "coop",
+    "cocoop",
+    "vpt",
+    "ivlp",
+    "maple",
+    "kgcoop",
+    "promptsrc",
+    "tcp",
+    "mma",
+    "dept-coop",
+    "mmrl",
+    "coprompt",
+    "prometar",
+}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_recipe_says_where_it_comes_from_and_is_a_configuration(name: str, tmp_path: Path) -> None:
     entry = recipe(name)
@@ -21,10 +39,10 @@ def test_a_recipe_says_where_it_comes_from_and_is_a_configuration(name: str, tmp
     assert entry.about
     assert entry.paper
     assert entry.source
-    config = configure(name, PAPERS_SETTING)
-    assert build(config) == build(Config(method=name))
+    config = configure(name, PAPERS_SETTING, protocol="base-to-new")
+    assert build(configure(name, PAPERS_SETTING)) == build(Config(method=name))
     published, _ = published_accuracies("base-to-new", config)
-    if name in {"zero-shot", "coop", "cocoop", "vpt", "ivlp", "maple", "kgcoop", "promptsrc", "prometar"}:
+    if name in WITH_PUBLISHED_ACCURACIES:
         assert {"base", "new", "H"} <= published["average"].keys()
     else:
         assert not published

@@ -16,7 +16,7 @@ from prometar.metrics import harmonic_mean, t_interval
 from tests.support.reproductions import PUBLISHED, ask, fill
 from tune.reproduce import results
 from tune.reproduce.grid import Grid
-from tune.reproduce.published import incomparable_reason, protocol_settings, published_h
+from tune.reproduce.published import incomparable_reason, published_h
 from tune.reproduce.results import AccuracySummary, Row, collect, compare_methods
 
 Table = tuple[list[Row], list[str]]
@@ -125,7 +125,9 @@ def test_other_images_or_recipes_have_no_published_accuracy() -> None:
 
 def test_other_sources_have_no_published_accuracy() -> None:
     grid = ask("cross-dataset", ("maple",), datasets=("dtd", "eurosat"))
-    for other in (grid, replace(grid, source="dtd", datasets=("eurosat",))):
+    on_dtd = grid.config.override({"data.name": "dtd"})
+    another = replace(grid, source="dtd", datasets=("eurosat",), configs={("maple", "dtd", 16): on_dtd})
+    for other in (grid, another):
         table = build_table(other, fill(other, lambda config, name: 50.0))
         assert (row(table, "eurosat", "maple")["accuracy"].published is None) == (other is not grid)
 
@@ -175,17 +177,31 @@ def test_a_published_accuracy_is_cited_with_its_configuration(
     assert row(part, "average of 10", method)["H"].published is None
 
 
-def test_a_protocols_own_settings_are_listed_and_compare() -> None:
+def test_a_protocols_own_settings_are_named_and_compare() -> None:
     grid = ask("cross-dataset", ("maple", "promptsrc"))
-    assert (
-        grid.configs["maple"].train.epochs == protocol_settings("cross-dataset", "maple")["train.epochs"] == 2
-    )
+    assert grid.configs["maple", "imagenet", 16].train.epochs == 2
     table = build_table(grid, fill(grid, half))
     assert row(table, "imagenet", "maple")["accuracy"].published == 70.72
-    (note,) = [note for note in table[1] if note.startswith("Settings of maple")]
-    assert note.endswith("prompts.text_depth=3, optim.lr=0.0026, train.epochs=2.")
+    (note,) = [note for note in table[1] if note.startswith("maple has published settings")]
+    assert note.endswith("`prometar methods maple` shows them.")
+    assert not any(note.startswith("Settings of") for note in table[1])
+
+
+def test_published_accuracies_are_shown_only_with_the_published_settings() -> None:
     changed = ask("cross-dataset", ("maple",), settings={"train.epochs": 5})
-    assert row(build_table(changed, fill(changed, half)), "imagenet", "maple")["accuracy"].published is None
+    table = build_table(changed, fill(changed, half))
+    assert row(table, "imagenet", "maple")["accuracy"].published is None
+    assert "Settings of maple that differ from the published ones: train.epochs=5." in table[1]
+
+
+def test_a_change_on_one_dataset_hides_its_published_accuracy_and_that_of_the_average() -> None:
+    # CoOp was published with 50 epochs on ImageNet, and with 200 on other datasets.
+    grid = ask("base-to-new", ("coop",), settings={"train.epochs": 50})
+    table = build_table(grid, fill(grid, half))
+    assert row(table, "imagenet", "coop")["base"].published == 76.47
+    assert row(table, "dtd", "coop")["base"].published is None
+    assert row(table, "average", "coop")["base"].published is None
+    assert "Settings of coop that differ from the published ones: train.epochs=50." in table[1]
 
 
 GAIN = {"zero-shot": -5.0, "coop": 0.0, "prometar": 4.0}

@@ -1,0 +1,177 @@
+"""Recipes contain the settings that authors published for datasets, protocols and numbers of shots."""
+
+from pathlib import Path
+
+import pytest
+
+from prometar.cli.app import main
+from prometar.config.recipes import METHODS, describe_entries, recipe, require_datasets
+from prometar.config.settings import Config, configure, dump_config, load_config
+from prometar.errors import UserError
+
+OWN = """
+settings: {optim: {lr: 0.1}, modulator: {kind: add}}
+by:
+  - {protocol: few-shot, settings: {optim: {lr: 0.2}, train: {epochs: 7}}}
+  - {dataset: [cells, dtd], shots: 4, settings: {optim: {lr: 0.3}, modulator: {kind: constant, value: 0.25}}}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    path = tmp_path / "own.yaml"
+    path.write_text(OWN)
+    return str(path)
+
+
+def test_entries_apply_in_order_after_the_recipe_and_before_other_settings(own: str) -> None:
+    on_cells = {"data.name": "cells", "data.shots": 4}
+    assert configure(own, on_cells).optim.lr == 0.1
+    assert configure(own, on_cells, protocol="base-to-new").optim.lr == 0.3
+    few_shot = configure(own, on_cells, protocol="few-shot")
+    assert (few_shot.optim.lr, few_shot.train.epochs) == (0.3, 7)
+    assert few_shot.modulator.model_dump() == {"kind": "constant", "value": 0.25}
+    textures = configure(own, {"data.name": "textures"}, protocol="few-shot")
+    assert (textures.optim.lr, textures.modulator.selected_kind) == (0.2, "add")
+    given = configure(own, on_cells, {"--set": {"optim.lr": 0.5}}, protocol="few-shot")
+    assert (given.optim.lr, given.train.epochs) == (0.5, 7)
+
+
+def test_dataset_and_shots_may_be_given_with_set(own: str) -> None:
+    given = {"data.name": "dtd", "data.shots": 4}
+    assert configure(own, by_source={"--set": given}, protocol="base-to-new").optim.lr == 0.3
+
+
+def test_a_written_configuration_is_complete_and_gets_no_entries_again(tmp_path: Path) -> None:
+    config = configure("mmrl", {"data.name": "dtd", "regularizer.text_weight": 1}, protocol="base-to-new")
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    assert (config.regularizer.text_weight, config.regularizer.image_weight) == (1.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "weight", "dim"),
+    [
+        ("stanford_cars", 7, 512),
+        ("fgvc_aircraft", 6, 512),
+        ("sun397", 6, 512),
+        ("dtd", 6, 512),
+        ("food101", 5, 512),
+        ("oxford_flowers", 4, 512),
+        ("ucf101", 3, 512),
+        ("imagenet", 0.5, 512),
+        ("caltech101", 0.5, 512),
+        ("oxford_pets", 0.2, 512),
+        ("eurosat", 0.01, 2048),
+        ("cells", 4, 512),
+    ],
+)
+def test_mmrl_has_its_published_weight_on_each_dataset(dataset: str, weight: float, dim: int) -> None:
+    config = configure("mmrl", {"data.name": dataset}, protocol="base-to-new")
+    assert (config.regularizer.text_weight, config.regularizer.image_weight) == (weight, weight)
+    assert config.prompts.dim == dim
+    steps = (config.train.epochs, config.train.batch_size)
+    assert steps == ((5, 32) if dataset == "imagenet" else (10, 4))
+    few_shot = configure("mmrl", {"data.name": dataset}, protocol="few-shot")
+    assert few_shot.train.epochs == (5 if dataset == "imagenet" else 50)
+    assert few_shot.regularizer == config.regularizer
+
+
+@pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
+@pytest.mark.parametrize("method", ["coop", "prograd"])
+def test_epochs_of_few_shot_runs_depend_on_the_shots(method: str, shots: int, epochs: int) -> None:
+    values = {"data.name": "dtd", "data.shots": shots}
+    config = configure(method, values, protocol="few-shot")
+    assert (config.train.epochs, config.prompts.text_length) == (epochs, 16)
+    on_imagenet = configure(method, {**values, "data.name": "imagenet"}, protocol="few-shot")
+    assert on_imagenet.train.epochs == 50
+    if method == "prograd":
+        assert config.modulator.share == (0.8 if shots >= 8 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "protocol", "key", "value"),
+    [
+        ("coop", "imagenet", "base-to-new", "train.epochs", 50),
+        ("tcp", "sun397", "base-to-new", "train.epochs", 25),
+        ("mma", "imagenet", "cross-dataset", "train.batch_size", 128),
+        ("coprompt", "food101", "base-to-new", "train.epochs", 5),
+        ("promptsrc", "dtd", "few-shot", "averager.mean", 0.9),
+        ("promptsrc", "food101", "few-shot", "averager.mean", 0.6),
+        ("mmrl", "imagenet", "domain-generalisation", "optim.warmup_epochs", 0),
+    ],
+)
+def test_published_exceptions(method: str, dataset: str, protocol: str, key: str, value: object) -> None:
+    assert configure(method, {"data.name": dataset}, protocol=protocol).flat()[key] == value
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_datasets_without_entries_keep_their_identity(method: str) -> None:
+    on_cells = {"data.name": "cells"}
+    before = Config(method=method).override(on_cells).identity()
+    assert configure(method, on_cells, protocol="base-to-new").identity() == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_entry_of_a_built_in_recipe_is_valid(method: str) -> None:
+    chosen = recipe(method)
+    require_datasets(chosen, where=method)
+    for entry in chosen.by:
+        values = {"data.name": (entry.dataset or ["dtd"])[0], "data.shots": (entry.shots or [16])[0]}
+        protocol = (entry.protocol or ["base-to-new"])[0]
+        assert entry in chosen.entries_for(values["data.name"], protocol, values["data.shots"])
+        assert configure(method, values, protocol=protocol).method == method
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("{dataset: dtf, settings: {optim: {lr: 1}}}", "by: Unknown dataset 'dtf'"),
+        ("{protocol: one-shot, settings: {optim: {lr: 1}}}", r"by\.0\.protocol\.0 must be 'base-to-new'"),
+        ("{shots: few, settings: {optim: {lr: 1}}}", r"by\.0\.shots\.0 must be a valid integer"),
+        (
+            "{shots: 1, settings: {optim: {speed: 1}}}",
+            r"optim\.speed is not a setting\. Settings of optim: lr",
+        ),
+        ("{shots: 1, settings: {optimizer: {lr: 1}}}", "optimizer is not a section"),
+        ("{shots: 1, settings: {data: {shots: 2}}}", "data is not allowed in recipes"),
+        ("{settings: {optim: {lr: 1}}}", "an entry needs dataset, protocol or shots"),
+        ("{dataset: [], settings: {optim: {lr: 1}}}", r"by\.0\.dataset"),
+        ("{shots: 1}", r"by\.0\.settings: a value is required"),
+        ("{shots: 1, seeds: 2, settings: {optim: {lr: 1}}}", r"by\.0\.seeds: unknown key"),
+    ],
+)
+def test_an_invalid_entry_is_refused_in_one_line(entry: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"settings: {{}}\nby:\n  - {entry}\n")
+    with pytest.raises(UserError, match=problem) as refused:
+        recipe(str(path))
+    assert str(refused.value).startswith(f"{path} is not a valid recipe: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_invalid_value_of_an_entry_is_refused_when_it_applies(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("settings: {}\nby: [{shots: 1, settings: {optim: {lr: -1}}}]\n")
+    with pytest.raises(UserError, match=r"own\.yaml: optim\.lr must be at least 0\.0, got -1"):
+        configure(str(path), {"data.shots": 1}, protocol="few-shot")
+
+
+def test_entries_are_described_in_one_line() -> None:
+    entries = recipe("coop").entries_for("imagenet", "few-shot", 1)
+    assert describe_entries(entries) == (
+        "Published settings for few-shot: prompts.text_length=16; "
+        "few-shot, 1 shot: train.epochs=50; imagenet: train.epochs=50"
+    )
+    assert describe_entries([]) == ""
+
+
+def test_a_command_shows_a_recipe_and_its_entries(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "mmrl"]) == 0
+    shown = capsys.readouterr().out
+    assert "settings: prompts.kind=shared" in shown
+    assert "for stanford_cars: regularizer.text_weight=7.0 regularizer.image_weight=7.0\n" in shown
+    assert main(["methods"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(METHODS)
+    assert main(["methods", "maple2"]) == 2
