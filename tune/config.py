@@ -36,6 +36,9 @@ MAX_SEED_PAIRS = 15
 FIRST_CONFIRMATION_SEED = 1000
 """First seed of the confirmation. Seeds of the search and of the final test are skipped."""
 
+_TEST_EPOCHS_KEY = "test.epochs"
+"""Key of `baseline_changes` for the epochs of confirmation and final test on a dataset."""
+
 Goal = Literal["objective", "base", "new", "seconds"]
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "objective": "maximize",
@@ -316,7 +319,7 @@ class StudyConfig(StrictModel):
             config = absolute_paths(configure(method, by_source=by_option, protocol=protocol))
             changes = _changes(config, baseline)
             if given_test_epochs is None and test_epochs(config) != by_field["test.epochs"]:
-                changes["test.epochs"] = test_epochs(config)
+                changes[_TEST_EPOCHS_KEY] = test_epochs(config)
             if changes:
                 baseline_changes[dataset] = changes
         space = by_field.get("search.space", space_of_method(method))
@@ -353,7 +356,7 @@ class StudyConfig(StrictModel):
             f"{dataset}: {key}": value
             for dataset, settings in self.baseline_changes.items()
             for key, value in settings.items()
-            if key != "test.epochs"
+            if key != _TEST_EPOCHS_KEY
         }
         return {**flatten(search), **space, **self.baseline.identity(), **changes, **digests}
 
@@ -399,12 +402,24 @@ class StudyConfig(StrictModel):
         return max([*epochs, *map(int, self.search.space.probe_values(EPOCHS_KEY))])
 
     @property
+    def max_test_epochs(self) -> int:
+        """Maximum number of epochs of a run of confirmation or final test, if epochs are not searched."""
+        return max(self._changes_on(dataset)[1] for dataset in self.search.datasets)
+
+    @property
     def baselines(self) -> tuple[Config, ...]:
         """Configuration of the baseline on each dataset."""
-        return tuple(
-            self.run_config(self.baseline_settings, dataset=dataset, seed=self.baseline.train.seed)
-            for dataset in self.search.datasets
-        )
+        baselines = []
+        for dataset in self.search.datasets:
+            changes, _ = self._changes_on(dataset)
+            baselines.append(self.baseline.override({**changes, "data.name": dataset}))
+        return tuple(baselines)
+
+    def _changes_on(self, dataset: str) -> tuple[dict[str, Any], int]:
+        """Return the changes of the baseline on a dataset, and the epochs of its final test."""
+        changes: dict[str, Any] = dict(self.baseline_changes.get(dataset, {}))
+        test_epochs = int(changes.pop(_TEST_EPOCHS_KEY, self.test.epochs))
+        return changes, test_epochs
 
     @property
     def final_seeds(self) -> tuple[int, ...]:
@@ -432,8 +447,7 @@ class StudyConfig(StrictModel):
             final_epochs: True for a run of the confirmation or the final test. It trains for `test.epochs`,
                 unless epochs are searched and `settings` are not the default settings.
         """
-        changes: dict[str, Any] = dict(self.baseline_changes.get(dataset, {}))
-        test_epochs = changes.pop("test.epochs", self.test.epochs)
+        changes, test_epochs = self._changes_on(dataset)
         is_baseline = settings == self.baseline_settings
         values = {**settings, **changes} if is_baseline else {**changes, **settings}
         if final_epochs and (is_baseline or EPOCHS_KEY not in settings):

@@ -228,7 +228,7 @@ def _stages(
     )
     num_candidates = min(confirm.top + 1, search.trials) if confirm.top else 1  # with the baseline
     num_reruns = num_candidates * confirm.seeds if num_candidates > 1 else 0
-    final_epochs = max([config.test.epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
+    final_epochs = max([config.max_test_epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
     amounts = {  # runs per dataset, epochs per run, and steps per epoch summed over the datasets
         "Search": (search.trials * len(search.seeds), config.max_epochs, search_steps),
         "Confirmation": (num_reruns, final_epochs, search_steps),

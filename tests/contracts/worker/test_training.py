@@ -19,6 +19,7 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.training import backbone
 from prometar.training.cache import RunCache
+from prometar.training.run_result import read_result
 from tests.support.small import BACKBONE
 from tune.execution import training, worker
 from tune.execution.job import Job
@@ -97,6 +98,19 @@ def test_figures_of_several_runs_are_their_means(tmp_path: Path, alone: Alone) -
             ("cells", 0, a.objective), ("cells", 1, b.objective)
         ]  # fmt: skip
     assert all((tmp_path / f"run{k}" / "result.json").exists() for k in (0, 1))
+
+
+def test_a_run_with_fewer_epochs_keeps_its_last_score(tmp_path: Path, alone: Alone) -> None:
+    short: dict[str, Any] = {"train.seed": 0, "train.epochs": 1}
+    long: dict[str, Any] = {"train.seed": 1}
+    both = job(tmp_path, short, long)
+    assert both.epochs == 2
+    reports = finish(both)
+    assert [(report.epoch, report.finished) for report in reports] == [(1, False), (2, True)]
+    (only,) = alone(short)
+    assert [report.runs[0].objective for report in reports] == [only.objective, only.objective]
+    assert [report.runs[1].objective for report in reports] == [each.objective for each in alone(long)]
+    assert read_result(tmp_path / "run0").last_epoch["epoch"] == 1
 
 
 def test_a_run_that_is_ahead_waits_for_the_others(tmp_path: Path, alone: Alone) -> None:

@@ -167,6 +167,60 @@ def test_entries_are_described_in_one_line() -> None:
     assert describe_entries([]) == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "line", "epochs"),
+    [
+        (["--dataset", "imagenet"], "Published settings for imagenet: train.epochs=50", 50),
+        (["--dataset", "imagenet", "--set", "train.epochs=3"], "Published settings for imagenet", 3),
+        (["--dataset", "cells"], "", 200),
+        (
+            ["--dataset", "cells", "--set", "data.shots=1", "--objective", "all_classes"],
+            "few-shot, 1 shot: train.epochs=50",
+            50,
+        ),
+    ],
+)
+def test_train_says_which_entries_apply(
+    words: list[str],
+    line: str,
+    epochs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained: list[Config] = []
+
+    def stop(config: Config, *args: object, **options: object) -> None:
+        trained.append(config)
+        raise UserError("stopped before training")
+
+    monkeypatch.setattr("prometar.run_folder.train_run", stop)
+    assert main(["train", "--method", "coop", *words]) == 2
+    shown = capsys.readouterr().out
+    assert [config.train.epochs for config in trained] == [epochs]
+    assert line in shown
+    assert shown.count("\n") == (1 if line else 0)
+
+
+def test_a_configuration_file_is_used_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[Config] = []
+
+    def stop(config: Config, *args: object, **options: object) -> None:
+        trained.append(config)
+        raise UserError("stopped before training")
+
+    monkeypatch.setattr("prometar.run_folder.train_run", stop)
+    path = tmp_path / "best.yaml"
+    path.write_text(dump_config(configure("coop", {"data.name": "imagenet", "backbone.name": "ViT-B-16"})))
+    assert main(["train", "--config", str(path)]) == 2
+    assert main(["train", "--config", str(path), "--method", "mma"]) == 2
+    assert [config.train.epochs for config in trained] == [200, 5]
+    assert trained[1].train.batch_size == 128, "of MMA on ImageNet"
+    assert trained[1].backbone.name == "ViT-B-16"
+    assert capsys.readouterr().out == "Published settings for imagenet: train.batch_size=128\n"
+
+
 def test_a_command_shows_a_recipe_and_its_entries(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "mmrl"]) == 0
     shown = capsys.readouterr().out
@@ -175,3 +229,21 @@ def test_a_command_shows_a_recipe_and_its_entries(capsys: pytest.CaptureFixture[
     assert main(["methods"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(METHODS)
     assert main(["methods", "maple2"]) == 2
+
+
+def test_the_guide_names_the_methods_with_entries() -> None:
+    text = " ".join((Path(__file__).parents[3] / "docs" / "protocols.md").read_text("utf-8").split())
+    *others, last = [f"`{method}`" for method in METHODS if recipe(method).by]
+    listed = text.partition("Methods with such entries are ")[2].partition(".")[0]
+    assert sorted(listed.replace(" and ", ", ").split(", ")) == sorted([*others, last])
+    conflicting = []
+    for method in METHODS:
+        on_imagenet = {"data.name": "imagenet"}
+        runs = [
+            configure(method, on_imagenet, protocol=protocol).identity()
+            for protocol in ("cross-dataset", "few-shot")
+        ]
+        if runs[0] != runs[1]:
+            conflicting.append(f"`{method}`")
+    named = text.partition("(ImageNet, 16 shots) for ")[2].partition(", use two")[0]
+    assert sorted(named.replace(" or ", ", ").split(", ")) == sorted(conflicting)

@@ -52,6 +52,37 @@ def test_protocols_with_one_source_share_its_runs() -> None:
     assert [job.config for job in cross] == [job.config for job in domain]
 
 
+def test_every_job_has_the_published_settings_of_its_dataset_protocol_and_shots() -> None:
+    few_shot = ask("few-shot", ("coop", "mmrl"), seeds=(1,), datasets=("dtd", "imagenet"), shots=(1, 4, 16))
+    epochs = {job.name: job.config.train.epochs for job in few_shot.jobs(RUNS, UNTRAINED)}
+    assert epochs == {
+        "dtd, coop, 1 shot, seed 1": 50,
+        "dtd, mmrl, 1 shot, seed 1": 50,
+        "dtd, coop, 4 shots, seed 1": 100,
+        "dtd, mmrl, 4 shots, seed 1": 50,
+        "dtd, coop, 16 shots, seed 1": 200,
+        "dtd, mmrl, 16 shots, seed 1": 50,
+        **{f"imagenet, coop, {shots}, seed 1": 50 for shots in ("1 shot", "4 shots", "16 shots")},
+        **{f"imagenet, mmrl, {shots}, seed 1": 5 for shots in ("1 shot", "4 shots", "16 shots")},
+    }
+    base_to_new = ask("base-to-new", ("coop", "mmrl"), seeds=(1,), datasets=("dtd", "imagenet"))
+    found = [
+        (job.config.data.name, job.config.method, job.config.train.epochs, job.config.prompts.component())
+        for job in base_to_new.jobs(RUNS, UNTRAINED)
+    ]
+    assert [each[:3] for each in found] == [
+        ("dtd", "coop", 200),
+        ("dtd", "mmrl", 10),
+        ("imagenet", "coop", 50),
+        ("imagenet", "mmrl", 5),
+    ]
+    assert found[0][3].text_length == 4
+    (cross,) = ask("cross-dataset", ("mmrl",), seeds=(1,)).jobs(RUNS, UNTRAINED)
+    assert (cross.config.train.epochs, cross.config.regularizer.text_weight) == (1, 0.2)
+    (given,) = ask("cross-dataset", ("mmrl",), seeds=(1,), settings={"train.epochs": 3}).jobs(RUNS, UNTRAINED)
+    assert (given.config.train.epochs, given.config.optim.warmup_epochs) == (3, 0)
+
+
 def job_of(folder: Path, **changes: Any) -> Job:
     grid = ask("cross-dataset", ("maple",), seeds=(1,), datasets=("dtd", "eurosat"), settings=changes)
     return grid.jobs(folder, UNTRAINED)[0]
