@@ -6,16 +6,22 @@ On request, predictions.parquet contains the predictions for each test image.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prometar.clip.openclip import load_clip
 from prometar.clip.weights import weights_digest
 from prometar.config.settings import Config, dump_config, load_config
-from prometar.data.datasets.catalog import file_name, open_dataset, reject_output_in_dataset
-from prometar.data.datasets.dataset import Dataset, classnames
+from prometar.data.datasets.catalog import (
+    dataset_location,
+    file_name,
+    open_dataset,
+    reject_output_in_dataset,
+)
+from prometar.data.datasets.dataset import Dataset, classnames, paths_digest
+from prometar.data.datasets.exclusions import read_exclusions
 from prometar.data.splits.fewshot import labels_of, select_and_relabel
-from prometar.data.splits.objective import FINAL
+from prometar.data.splits.objective import FINAL, split_dataset
 from prometar.data.streaming.order import eval_order
 from prometar.data.streaming.stream import StreamFn, stream_local
 from prometar.environment import environment
@@ -136,6 +142,10 @@ def write_result(
         weights_digest=run.backbone.digest,
         environment=environment(),
         code=run.code_digests,
+        excluded=tuple(sorted(run.dataset.excluded)),
+        evaluation_digests={
+            name: paths_digest(evaluation.order.items) for name, evaluation in run.evaluations.items()
+        },
         val_per_class=run.val_per_class,
         cpus=cpus,
         gpus=gpus,
@@ -210,7 +220,7 @@ def evaluate_classifier(
     classifier: Classifier, dataset: Dataset, stream: StreamFn = stream_local
 ) -> PredictedSet:
     """Classify all test images of a dataset among all of its classes."""
-    items = select_and_relabel(dataset.test, labels_of(dataset.items))
+    items = select_and_relabel(dataset.without_excluded(dataset.test), labels_of(dataset.items))
     if not items:
         raise UserError(f"{dataset.name} has no test images.")
     backbone = classifier.backbone
@@ -264,6 +274,35 @@ def has_all_predictions(folder: Path, run_digest: str, targets: Sequence[str] = 
 def target_predictions_path(folder: Path, dataset: str) -> Path:
     """Return the path of the predictions of a run for the test images of another dataset."""
     return folder / f"{Path(PREDICTIONS_FILE).stem}-{file_name(dataset)}.parquet"
+
+
+def used_same_images(result: RunResult, config: Config) -> bool:
+    """Return True if a finished run has used the images that it would use now.
+
+    This is False if images that the run used are excluded now, or if images are no longer excluded.
+
+    Raises:
+        UserError: the dataset cannot be opened.
+    """
+    data = config.data
+    if data.root is None or data.reference:  # rendered datasets and custom loaders have no excluded.txt
+        return True
+    now = frozenset(read_exclusions(dataset_location(data.name, data.root)))
+    then = frozenset(result.excluded)
+    if now == then:
+        return True
+    dataset = open_dataset(data.name, data.root)
+    splits = [
+        split_dataset(
+            result.objective,
+            replace(dataset, excluded=excluded),
+            shots=data.shots,
+            seed=config.train.seed,
+            val_per_class=result.val_per_class,
+        )
+        for excluded in (then, now)
+    ]
+    return splits[0].train == splits[1].train and splits[0].evaluations == splits[1].evaluations
 
 
 def load_run_classifier(

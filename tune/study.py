@@ -113,6 +113,7 @@ class Study:
         self, plan: StudyPlan, digests: Mapping[str, str], *, concurrency: int
     ) -> "Stages[None]":
         from tune.execution.flows import Stage
+        from tune.stages.exclusions import exclusion_notes
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trial_store
         from tune.tracking import Trackers
@@ -122,7 +123,13 @@ class Study:
             open_trial_store(config, self.folder, digests, concurrency=concurrency) as store,
             closing(Trackers(config.location.trackers, path, self.console)) as tracking,
         ):
-            self.folder.write_study(config, digests, plan.classes)
+            notes: list[str] = []
+            if store.ended_trials:
+                notes += exclusion_notes(config, plan.datasets, self.folder.read(StudyRecord))
+            for note in notes:
+                self.console.print(note)
+            excluded = {each.name: tuple(sorted(each.excluded)) for each in plan.datasets if each.excluded}
+            self.folder.write_study(config, digests, plan.classes, excluded=excluded, exclusion_notes=notes)
             done, interrupted = len(store.ended_trials), len(store.interrupted_trials)
             if done or interrupted:
                 self.console.print(f"Resuming: {done} done, {interrupted} interrupted")

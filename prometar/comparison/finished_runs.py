@@ -318,10 +318,14 @@ def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Re
     first_runs: dict[tuple[str, str, int], FinishedRun] = {}
     scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {label: {} for label in labels}
     for label, run in zip(labels, runs, strict=True):
+        digests = run.result.evaluation_digests
         for aspect, scope, value in (  # runs with the same scope must have the same value
             ("objectives", "", run.result.objective),
             ("images or classes", run.dataset, (run.result.data_digest, run.result.classnames)),
             ("weights", str(run.config.backbone), run.result.weights_digest),
+            ("numbers of test images", run.dataset, tuple(sorted(run.result.images.items()))),
+            # Results of version 0.2 have no digests, and no images were excluded.
+            *(("test images", f"{run.dataset} {name}", digest) for name, digest in digests.items()),
         ):
             first, expected = first_values.setdefault((aspect, scope), (run, value))
             if value != expected:

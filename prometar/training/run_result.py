@@ -32,6 +32,8 @@ class RunResult(BaseModel):
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
         val_per_class: Maximum number of validation images per class.
+        excluded: Paths of the images that were excluded from the dataset.
+        evaluation_digests: Digest of the images' paths by evaluation set. Empty in results of version 0.2.
         cpus, gpus: Allocated resources, or None if unknown.
         tests: For each additional test dataset: accuracy in percent on all classes, digest of its splits.
     """
@@ -54,6 +56,8 @@ class RunResult(BaseModel):
     environment: dict[str, str]
     code: dict[str, str] = Field(default_factory=dict)
     val_per_class: int = 20
+    excluded: tuple[str, ...] = ()
+    evaluation_digests: dict[str, str] = Field(default_factory=dict)
     cpus: float | None = None
     gpus: float | None = None
     tests: dict[str, tuple[Percent, str]] = Field(default_factory=dict)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prometar.config.settings import Config, dump_config
+from prometar.data.datasets.exclusions import read_exclusions
 from prometar.errors import InfrastructureError
 from prometar.io.files import write_atomically
 from prometar.training.run_result import RunResult
@@ -165,10 +166,11 @@ def write_result(
     Args:
         records: Figures by epoch.
     """
+    excluded = read_exclusions(run.data.root) if run.data.name == "folder" and run.data.root else {}
     result = RunResult(
         last_epoch=records[-1], accuracies={"base": 50.0}, images={"base": 1}, history=records,
         objective=objective, classnames=(), template="", run_digest="", data_digest="",
-        weights_digest="", environment={}, **resources,
+        weights_digest="", environment={}, excluded=tuple(sorted(excluded)), **resources,
     )  # fmt: skip
     write_atomically(folder / "config.yaml", dump_config(run).encode())
     result.write(folder)

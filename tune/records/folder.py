@@ -75,14 +75,21 @@ class StudyFolder:
         config: StudyConfig,
         input_digests: Mapping[str, str],
         classes: Mapping[str, ClassSplit] | None = None,
+        *,
+        excluded: Mapping[str, tuple[str, ...]] | None = None,
+        exclusion_notes: Sequence[str] = (),
     ) -> None:
         """Write study.yaml, with the current environment and the earlier ones that differ from it.
 
         Args:
             classes: Base and new classes by dataset, for the report. Default: unknown.
+            excluded: Paths of the excluded images by dataset. Default: none.
+            exclusion_notes: Remarks to add to those of earlier commands.
         """
         objective = objective_of(config.search.objective)
-        current, previous = environment(), self.read(StudyRecord)
+        current = environment()
+        previous = self.read(StudyRecord)
+        earlier_notes = previous.exclusion_notes if previous else ()
         earlier = (*previous.earlier_environments, previous.environment) if previous else ()
         self.write(
             StudyRecord(
@@ -95,6 +102,8 @@ class StudyFolder:
                 environment=current,
                 earlier_environments=tuple(each for each in earlier if each != current),
                 classes=classes or {},
+                excluded=excluded or {},
+                exclusion_notes=tuple(dict.fromkeys((*earlier_notes, *exclusion_notes))),
             )
         )
 

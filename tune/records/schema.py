@@ -366,6 +366,8 @@ class StudyRecord:
         environment: Software versions and machine of the last command.
         earlier_environments: Environments of earlier commands, if different from `environment`.
         classes: Base and new classes by dataset. Empty in studies of earlier versions.
+        excluded: Paths of the excluded images by dataset, as of the last command.
+        exclusion_notes: Remarks on trials that used images which have been excluded since.
     """
 
     config: StudyConfig
@@ -377,6 +379,8 @@ class StudyRecord:
     earlier_environments: tuple[Mapping[str, str], ...] = ()
     classes: Mapping[str, ClassSplit] = Field(default_factory=dict)
     id: str = ""
+    excluded: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    exclusion_notes: tuple[str, ...] = ()
     version: Literal[3] = VERSION
 
 

@@ -193,6 +193,7 @@ def _caveats(records: Records) -> Iterator[str]:
     test, baseline = records.final_test, records.baseline
     if records.completed and baseline and baseline.objective_if_completed is None:
         yield f"The baseline trial failed ({baseline.reason[:80]}). Rerun the same command to retry it."
+    yield from records.study.exclusion_notes
     if records.current_test:
         yield from _test_caveats(records, records.current_test)
     if (objective := OBJECTIVES.get(records.config.search.objective)) and objective.predicts_new:

@@ -14,6 +14,7 @@ from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError, UserError
 from prometar.io.files import file_size
 from prometar.metrics import ACCURACY, HARMONIC
+from prometar.run_folder import used_same_images
 from prometar.training.run_result import read_result
 from tune.execution.job import Job
 
@@ -163,4 +164,9 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     for name, digest in {config.data.name: result.data_digest, **used}.items():
         if digests.get(name, digest) != digest:
             raise UserError(f"{folder} used another version of {name}. Restore it or change --out.")
+    if not used_same_images(result, config):
+        raise UserError(
+            f"{folder} used images that are excluded now, or was trained without images that are no longer "
+            "excluded. Move this folder away to repeat the run, or restore excluded.txt."
+        )
     return FinishedRun(folder, config, result)

@@ -14,8 +14,9 @@ import torch
 
 from prometar.cli.console import format_count, format_duration
 from prometar.clip.openclip import load_backbone, require_backbone
-from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
+from prometar.data.datasets.catalog import dataset_location, open_dataset, reject_output_in_dataset
 from prometar.data.datasets.dataset import Dataset, Item, abbreviated, classnames
+from prometar.data.datasets.exclusions import EXCLUDED_FILE
 from prometar.data.preparation.check import unreadable_images
 from prometar.data.splits.objective import FINAL, SEARCH_OBJECTIVES, FewShotSplit, objective_of, split_dataset
 from prometar.data.streaming.order import ImageOrder
@@ -26,6 +27,7 @@ from prometar.environment import num_cpus
 from prometar.errors import UserError, WorkError
 from prometar.io.custom import convert_errors, is_custom, source_digest
 from prometar.io.files import file_size
+from prometar.io.stores import join
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
 from prometar.training.drift import drift_version, out_of_domain_names
@@ -165,16 +167,21 @@ def require_readable_images(config: StudyConfig, plan: StudyPlan, notify: Callab
             paths = abbreviated(sorted(errors))
             count = format_count(len(errors), "image")
             raise WorkError(
-                f"{count} of {dataset.name} cannot be decoded: {paths}. Replace or delete them, then rerun "
-                "this command. `prometar data check` shows the reasons."
+                f"{count} of {dataset.name} cannot be decoded: {paths}. Replace them, or list them in "
+                f"{_exclusion_file(config, dataset)}, one path per line, then rerun this command. "
+                "`prometar data check` shows the reasons."
             )
+
+
+def _exclusion_file(config: StudyConfig, dataset: Dataset) -> str:
+    return join(dataset_location(dataset.name, config.baseline.data.root or ""), EXCLUDED_FILE)
 
 
 def _images_of_all_stages(config: StudyConfig, dataset: Dataset) -> tuple[Item, ...]:
     """Return the images of a dataset that search, confirmation or final test may read."""
     search, data = config.search, config.baseline.data
     if "data.shots" in search.space.ranges:
-        return dataset.items
+        return dataset.without_excluded(dataset.items)
     images: dict[str, Item] = {}
     search_seeds = (*search.seeds, *config.confirmation_seeds)
     for objective, seeds in ((search.objective, search_seeds), (FINAL, config.final_seeds)):

@@ -10,7 +10,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError
 from prometar.io.files import file_size
-from prometar.run_folder import has_all_predictions
+from prometar.run_folder import has_all_predictions, used_same_images
 from prometar.training.run_result import RESULT_FILE, RunResult, read_result
 from tune.config import StudyConfig
 from tune.execution.flows import Stage, Stages
@@ -94,15 +94,19 @@ def _in_folders(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Confi
 
 
 def _without_other_runs(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Config]:
-    """Return the configurations by folder. Folders with runs of other settings are not used.
+    """Return the configurations by folder. Folders with runs of other settings or images are not used.
 
     The job's folder is the first of FOLDER, FOLDER-2, FOLDER-3, ... that contains no run with other settings,
-    such as another `--final-epochs`. So finished runs are kept, and reused if the settings are restored.
+    such as another `--final-epochs`, and no result with images that are excluded now. So finished runs are
+    kept, and reused if settings or images are restored.
     """
     for number in count(1):
         numbered = job_folder if number == 1 else job_folder.with_name(f"{job_folder.name}-{number}")
         by_folder = _in_folders(numbered, configs)
-        if not any(_has_other_run(folder, config) for folder, config in by_folder.items()):
+        if not any(
+            _has_other_run(folder, config) or _has_other_images(folder, config)
+            for folder, config in by_folder.items()
+        ):
             break
     return by_folder
 
@@ -115,6 +119,15 @@ def _has_other_run(folder: Path, config: Config) -> bool:
         return load_config(folder / "config.yaml").identity() != config.identity()
     except PrometarError:  # for example, a configuration of another version
         return True
+
+
+def _has_other_images(folder: Path, config: Config) -> bool:
+    """Return True if a folder contains a result of images other than those that the run would use now."""
+    try:
+        result = read_result(folder)
+    except PrometarError:  # missing or corrupt
+        return False
+    return not used_same_images(result, config)
 
 
 def jobs_to_run(jobs: Sequence[Job]) -> list[Job]:
@@ -158,7 +171,9 @@ def _result(job: Job, folder: Path) -> RunResult | None:
         result = read_result(folder)
     except PrometarError:
         return None
-    return result if result.objective == job.objective else None
+    if result.objective != job.objective or not used_same_images(result, config):
+        return None
+    return result
 
 
 def _read_score(job: Job, folder: Path, config: Config, failure: str) -> RunScore:

@@ -21,6 +21,7 @@ from prometar.data.datasets.dataset import (
     Source,
     invalid_name_reason,
 )
+from prometar.data.datasets.exclusions import read_exclusions, require_known
 from prometar.data.datasets.imagetree import OWN_IMAGES, OWN_IMAGES_TITLE, read_tree
 from prometar.data.datasets.layouts import read_benchmark
 from prometar.data.datasets.prepared import MANIFEST, find_manifest, open_prepared
@@ -115,6 +116,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
         root: Data root (`--data-root`): a folder or URI that contains the dataset's folder. The dataset
             named "folder" (your own images) is the root itself. Rendered datasets need no root. If the
             dataset's folder contains a manifest.json, images are read from the Parquet files listed there.
+            The file excluded.txt in the dataset's folder lists images that are not read.
         args: Arguments of a custom loader that is a class.
 
     Raises:
@@ -124,7 +126,7 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
     for error in image_list_errors(dataset):
         raise UserError(f"{error}. Fix the list. `prometar data check {name}` lists all errors.")
     if isinstance(dataset.source, FolderSource):
-        missing = _missing_images(Path(dataset.source.folder), dataset.items)
+        missing = _missing_images(Path(dataset.source.folder), dataset.without_excluded(dataset.items))
         if missing:
             instructions = BENCHMARKS[name].instructions if name in BENCHMARKS else ""
             fix = instructions or "Restore them, or pass --data-root with a complete copy."
@@ -158,6 +160,9 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
         )
     else:
         dataset = read_benchmark(benchmark, Path(location)) if benchmark else read_tree(Path(location))
+    exclusions = read_exclusions(location)
+    require_known(exclusions, {item.path for item in dataset.items}, location)
+    dataset = replace(dataset, excluded=frozenset(exclusions))
     return replace(dataset, templates=benchmark.templates, exif_rotation=False) if benchmark else dataset
 
 

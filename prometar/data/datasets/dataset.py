@@ -104,6 +104,8 @@ class Dataset:
         note: Remark for the user, such as how images were split automatically. Empty if there is none.
         exif_rotation: True to rotate photos as their EXIF data say. False for benchmarks, as in CoOp.
         base_classes: Names of the base classes. Empty for the first half of the classes.
+        excluded: Paths of images that no run reads, such as corrupt ones. They stay in the splits, so that
+            the draws of other images do not depend on them.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Dataset:
     templates: Mapping[str, str] = field(default_factory=dict)
     exif_rotation: bool = True
     base_classes: tuple[str, ...] = ()
+    excluded: frozenset[str] = frozenset()
 
     def template_named(self, name: str) -> str:
         """Return the template `name`, or the zero-shot template if the dataset does not define `name`."""
@@ -132,6 +135,10 @@ class Dataset:
     def items(self) -> Items:
         """Items of train, val and test, in this order."""
         return (*self.train, *self.val, *self.test)
+
+    def without_excluded(self, items: Iterable[Item]) -> Items:
+        """Return the items that are not excluded."""
+        return tuple(item for item in items if item.path not in self.excluded)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -153,7 +160,10 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of all fields that determine images, labels and classes. Image files are not read."""
+        """SHA-256 (hex) of all fields that determine images, labels and classes. Image files are not read.
+
+        `excluded` is not part of it, so that a study may continue after an image has been excluded.
+        """
         digest = hashlib.sha256()
         if self.exif_rotation:
             digest.update(b"exif_rotation\n")
@@ -164,6 +174,11 @@ class Dataset:
             for item in items:
                 digest.update(f"{json.dumps([item.path, item.label, item.classname])}\n".encode())
         return digest.hexdigest()
+
+
+def paths_digest(items: Iterable[Item]) -> str:
+    """Return the SHA-256 (hex) of the paths of images, in order."""
+    return hashlib.sha256("\n".join(item.path for item in items).encode()).hexdigest()
 
 
 def normalize_name(name: str) -> str:

@@ -15,6 +15,7 @@ from prometar.data.datasets.dataset import (
     find_duplicate_names,
     normalize_name,
 )
+from prometar.data.datasets.exclusions import EXCLUDED_FILE
 from prometar.errors import UserError
 from prometar.io.files import file_size, read_text
 
@@ -182,7 +183,8 @@ def _skipped_note(folder: Path, splits: Sequence[str]) -> str:
         "files without an image suffix are skipped": [
             file
             for file in visible
-            if not file.lower().endswith((*SUFFIXES, *HEIC_SUFFIXES)) and file != BASE_CLASSES_FILE
+            if not file.lower().endswith((*SUFFIXES, *HEIC_SUFFIXES))
+            and file not in (BASE_CLASSES_FILE, EXCLUDED_FILE)
         ],
         "images outside the class folders are skipped": [
             file for file in visible if file.lower().endswith(SUFFIXES) and file.count("/") < depth

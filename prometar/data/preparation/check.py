@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -80,7 +80,8 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         UserError: the dataset cannot be opened.
     """
     dataset = open_unverified(name, root)
-    items = list({item.path: item for item in dataset.items}.values())  # each image once
+    used = dataset.without_excluded(dataset.items)
+    items = list({item.path: item for item in used}.values())  # each image once
     image_errors: list[str] = []
     rotated_paths: list[str] = []
     paths_by_content: dict[bytes, list[str]] = {}
@@ -98,6 +99,7 @@ def check(name: str, root: Path | str | None = None) -> tuple[list[str], list[st
         *_notes(dataset, root),
         *_rotation_note(dataset, rotated_paths),
         *_duplicates_note(dataset, paths_by_content.values()),
+        *([f"excluded: {abbreviated(sorted(dataset.excluded))}"] if dataset.excluded else []),
         *([f"base classes: {abbreviated(dataset.base_classes)}"] if dataset.base_classes else []),
         f"class names: {abbreviated(dataset.classnames)}",
     ]
@@ -150,8 +152,13 @@ def file_digest(file: Path, algorithm: str) -> str:
         return f"{algorithm}:{hashlib.file_digest(stream, algorithm).hexdigest()}"
 
 
-def read_and_verify(items: Sequence[Item], source: Source) -> Iterator[tuple[bytes, str]]:
+def read_and_verify(
+    items: Sequence[Item], source: Source, excluded: Collection[str] = ()
+) -> Iterator[tuple[bytes, str]]:
     """Read images on all CPUs, and verify that they can be decoded.
+
+    Args:
+        excluded: Paths of images that are not decoded. If one cannot be read, the result is b"" and "".
 
     Yields:
         For each item in order, the encoded image and "", or b"" and the error.
@@ -162,7 +169,7 @@ def read_and_verify(items: Sequence[Item], source: Source) -> Iterator[tuple[byt
         for start in range(0, len(items), chunk_size):
             chunk = items[start : start + chunk_size]
             groups = [chunk[k : k + _GROUP_SIZE] for k in range(0, len(chunk), _GROUP_SIZE)]
-            for results in pool.map(lambda group: _read_group(group, source), groups):
+            for results in pool.map(lambda group: _read_group(group, source, excluded), groups):
                 yield from results
 
 
@@ -219,15 +226,18 @@ def _stamp(file: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_group(items: Sequence[Item], source: Source) -> list[tuple[bytes, str]]:
+def _read_group(items: Sequence[Item], source: Source, excluded: Collection[str]) -> list[tuple[bytes, str]]:
     try:
         images = source.read_many([item.path for item in items])
         for image, item in zip(images, items, strict=True):
-            decode(image, item.path)
+            if item.path not in excluded:
+                decode(image, item.path)
     except PrometarError as error:
         if isinstance(error, InfrastructureError) and isinstance(source, FolderSource):
             raise  # a fault of the disk, not of the images
         if len(items) > 1:  # retry one by one, so that each image has its own error
-            return [result for item in items for result in _read_group([item], source)]
+            return [result for item in items for result in _read_group([item], source, excluded)]
+        if items[0].path in excluded:
+            return [(b"", "")]
         return [(b"", str(error) if items[0].path in str(error) else f"{items[0].path}: {error}")]
     return [(image, "") for image in images]

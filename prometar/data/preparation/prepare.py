@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import OWN_IMAGES, dataset_location, is_in_dataset_folder, open_dataset
 from prometar.data.datasets.dataset import Item
+from prometar.data.datasets.exclusions import EXCLUDED_FILE
 from prometar.data.datasets.prepared import MANIFEST, SCHEMA, Manifest, ShardEntry, find_manifest
 from prometar.data.preparation.check import read_and_verify
 from prometar.data.preparation.download import ProgressCallback
@@ -32,6 +33,9 @@ def prepare(
     progress: ProgressCallback = lambda done, total: None,
 ) -> tuple[Manifest, int]:
     """Write shards and manifest.json to the dataset's folder in the data root `to`.
+
+    Excluded images are copied without being decoded, or left empty if they are missing. The copy has its own
+    excluded.txt.
 
     For your own images (name `folder`), the dataset's folder is `to` itself. Each image is decoded before its
     shard is written. After a missing or corrupt image, the rest are only checked, and no manifest is written.
@@ -66,7 +70,7 @@ def prepare(
     errors: list[str] = []
     num_existing = 0
     for k, chunk in enumerate(chunks):
-        results = list(read_and_verify([item for item, _ in chunk], dataset.source))
+        results = list(read_and_verify([item for item, _ in chunk], dataset.source, dataset.excluded))
         errors += [message for _, message in results if message]
         if not errors:
             data = _encode_shard(chunk, [image for image, _ in results])
@@ -80,7 +84,10 @@ def prepare(
         progress(k + 1, len(chunks))
     if errors:
         affected = f"{len(errors)} of {len(rows)} images of {name}"
-        raise WorkError(f"{affected} are missing or corrupt. {' '.join(errors)}")
+        raise WorkError(
+            f"{affected} are missing or corrupt. {' '.join(errors)} To prepare the others, list these images "
+            f"in {EXCLUDED_FILE} (docs/data.md)."
+        )
     manifest = Manifest(
         name=name,
         counts=dataset.counts,
@@ -88,6 +95,9 @@ def prepare(
         base_classes=dataset.base_classes,
         shards=tuple(shards),
     )
+    if dataset.excluded or read_file(target, EXCLUDED_FILE):
+        excluded = "".join(f"{path}\n" for path in sorted(dataset.excluded))
+        _write_if_changed(target, EXCLUDED_FILE, excluded.encode())
     _write_if_changed(target, MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest, num_existing
 

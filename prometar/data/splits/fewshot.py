@@ -17,22 +17,52 @@ MAX_HELD_OUT = 50
 HELD_OUT_SEED = 0
 
 
-def draw(train: Sequence[Item], *, shots: int, rng: random.Random) -> Items:
+def draw(train: Sequence[Item], *, shots: int, rng: random.Random, excluded: Collection[str] = ()) -> Items:
     """Draw `shots` training images per class, or all images of a class that has fewer.
 
     As in the published code, one random generator draws from all classes, in the order of their first
     appearance. The draw from a class depends on the classes before it, so pass the complete train split, and
     select base classes after the draw.
 
+    Args:
+        excluded: Paths of images that are not used. If one is drawn, the next image of its class in `train`
+            (after the last one, the first) that is neither excluded nor drawn replaces it, if there is one.
+
     Raises:
-        UserError: `train` is empty.
+        UserError: `train` is empty, or all images of a class are excluded.
     """
     if not train:
         raise UserError("Cannot draw images from an empty train split. Use a dataset with training images.")
     drawn: list[Item] = []
     for group in group_by_label(train).values():
-        drawn += rng.sample(group, shots) if len(group) >= shots else group
+        sample = rng.sample(group, shots) if len(group) >= shots else group
+        chosen = _replace_excluded(sample, group, excluded)
+        if not chosen:
+            raise UserError(
+                f"All training images of '{group[0].classname}' are excluded. Every class needs images."
+            )
+        drawn += chosen
     return tuple(drawn)
+
+
+def _replace_excluded(sample: Sequence[Item], group: Sequence[Item], excluded: Collection[str]) -> list[Item]:
+    """Return the sample from the images of a class, with other images in place of excluded ones."""
+    used = {item.path for item in sample}
+    if used.isdisjoint(excluded):
+        return list(sample)
+    replaced: list[Item] = []
+    for item in sample:
+        if item.path in excluded:
+            start = group.index(item)
+            following = (*group[start + 1 :], *group[:start])
+            candidates = (each for each in following if each.path not in excluded and each.path not in used)
+            found = next(candidates, None)
+            if found is None:
+                continue
+            item = found
+            used.add(item.path)
+        replaced.append(item)
+    return replaced
 
 
 def group_by_label(items: Iterable[Item]) -> dict[int, list[Item]]:

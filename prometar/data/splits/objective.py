@@ -64,7 +64,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
     if not val:
         train, val, note = hold_out_val(train)
     _require_images(dataset, val, dataset.base_labels, "validation")
-    few_shot = draw(train, shots=shots, rng=random.Random(seed))
+    few_shot = draw(train, shots=shots, rng=random.Random(seed), excluded=dataset.excluded)
     (few_shot_base, val_base), _ = separate_base_new(dataset.base_labels, few_shot, val)
     # The seed is fixed, so that all runs are scored on the same images.
     rng = random.Random(0)
@@ -75,7 +75,7 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
 
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
     """Draw base-class images for training. Evaluation sets: all test images of base and of new classes."""
-    few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed))
+    few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed), excluded=dataset.excluded)
     base, new = separate_base_new(dataset.base_labels, few_shot, dataset.test)
     few_shot_base, test_base = base
     _, test_new = new
@@ -90,7 +90,7 @@ def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int)
 
 
 def _split_all_classes(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:
-    few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed))
+    few_shot = draw(dataset.train, shots=shots, rng=random.Random(seed), excluded=dataset.excluded)
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
@@ -204,12 +204,34 @@ def split_dataset(
         split = objective.make_split(dataset, shots, seed, val_per_class)
     if is_custom(name):
         _require_valid_split(name, objective, split)
+    if dataset.excluded:
+        split = _without_excluded(split, dataset)
     notes = [split.note, _few_images_note(dataset, split, shots)]
     if objective.search_reads_test_images:
         notes.append(
             f"objective {name} uses test images, so the scores of this search are not valid test results"
         )
     return replace(split, note="; ".join(filter(None, notes)))
+
+
+def _without_excluded(split: FewShotSplit, dataset: Dataset) -> FewShotSplit:
+    """Return the split without excluded images.
+
+    Raises:
+        UserError: all images of a class are excluded from a set.
+    """
+    sets = {"training": split.train, **split.evaluations}
+    kept = {name: dataset.without_excluded(items) for name, items in sets.items()}
+    for name, items in kept.items():
+        lost = set(labels_of(sets[name])) - set(labels_of(items))
+        if lost:
+            classname = classnames(sets[name])[min(lost)]
+            raise UserError(
+                f"All {name} images of '{classname}' in {dataset.name} are excluded. "
+                "Every class needs images."
+            )
+    evaluations = {name: kept[name] for name in split.evaluations}
+    return replace(split, train=kept["training"], evaluations=evaluations)
 
 
 def _few_images_note(dataset: Dataset, split: FewShotSplit, shots: int) -> str:

@@ -160,7 +160,9 @@ def test_images_that_any_stage_reads_are_decoded_before_the_start(tmp_path: Path
     assert re.fullmatch(r"Decoding \d+ images of folder once, to find corrupt files", messages[0])
     for path in (test_image, train_image):
         (tmp_path / "photos" / path).write_bytes(b"no image")
-    expected = f"2 images of folder cannot be decoded: {train_image}, {test_image}. Replace or delete them"
+    expected = (
+        f"2 images of folder cannot be decoded: {train_image}, {test_image}. Replace them, or list them"
+    )
     with pytest.raises(WorkError, match=re.escape(expected)):
         require_readable_images(config, plan, messages.append)
     study = Study(config=config)

@@ -72,6 +72,18 @@ def test_a_damaged_or_unwritable_record_is_no_problem(
     assert unreadable_images(photos, photos.items) == {}
 
 
+def test_an_excluded_image_is_not_decoded(photos: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "photos/fir/2.png").write_bytes(b"no image")
+    (tmp_path / "photos/excluded.txt").write_text("fir/2.png\n")
+    dataset = open_dataset("folder", tmp_path / "photos")
+    assert dataset.digest == photos.digest
+    assert unreadable_images(dataset, dataset.without_excluded(dataset.items)) == {}
+    _, errors, (summary, *notes) = check.check("folder", tmp_path / "photos")
+    assert errors == []
+    assert "all readable" in summary
+    assert "excluded: fir/2.png" in notes
+
+
 def test_a_disk_that_fails_is_no_fault_of_an_image(photos: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
