@@ -56,7 +56,8 @@ class Stage(NamedTuple):
     epoch_share: float = 1.0
 
 
-DEFAULT, HALF = "24 x 1, best 3 x 2 (default)", "48 x 1 of half the epochs, best 3 x 2"
+DEFAULT = "24 x 1, best 3 x 2 (default)"
+HALF = "48 x 1 of half the epochs, best 3 x 2"
 PLANS: Mapping[str, Sequence[Stage]] = {
     DEFAULT: (Stage(24, 1), Stage(3, 2)),
     "30 x 1": (Stage(30, 1),),
@@ -85,12 +86,14 @@ def fit(found: Table) -> Model:
     """Estimate the model. Means over seeds are shrunk towards their overall mean, to remove seed noise."""
 
     def shrunk(values: Floats) -> tuple[Floats, float]:
-        means, noise = values.mean(1), float(np.sqrt(values.var(1, ddof=1).mean()))
+        means = values.mean(1)
+        noise = float(np.sqrt(values.var(1, ddof=1).mean()))
         true = max(0.0, means.var(ddof=1) - noise**2 / values.shape[1])
         return means.mean() + np.sqrt(true / means.var(ddof=1)) * (means - means.mean()), noise
 
     runs = drift(found)
-    (expected, noise), (tests, _) = shrunk(runs), shrunk(found.tests)
+    expected, noise = shrunk(runs)
+    tests, _ = shrunk(found.tests)
     # Shrinking would not change the correlation, but it may set one of the two to a constant.
     correlation = np.corrcoef(runs[1:].mean(1), found.tests[1:].mean(1))[0, 1]
     return Model(expected, tests, noise, float(correlation))
@@ -100,14 +103,16 @@ def half_length_error() -> float:
     """Return the error of a score after half the epochs, in standard deviations over settings."""
     curves = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
     whole = np.array([trial["objective"] for trial in curves if len(trial["objective"]) == 5])
-    half, end = whole[:, 1:3].mean(1), whole[:, 4]
+    half = whole[:, 1:3].mean(1)
+    end = whole[:, 4]
     slope, offset = np.polyfit(half, end, 1)
     return float((end - slope * half - offset).std() / end.std())
 
 
 def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_error: float) -> float:
     """Simulate one search and return its gain. `short_error`: the result of `half_length_error`."""
-    total, spread = plan[0].settings - 1, model.scores[1:].std()
+    total = plan[0].settings - 1
+    spread = model.scores[1:].std()
     rows = rng.integers(1, len(model.scores), total)
     jitter = rng.normal(0, 0.2, total)  # a smoothed bootstrap: no two sampled settings are the same
     scores = np.append(model.scores[rows] + jitter * spread, model.scores[0])
@@ -147,7 +152,8 @@ class Search(NamedTuple):
 
     def train(self, runs: Iterable[tuple[TrialRecord, int]], epochs: int) -> list[dict[str, Any]]:
         """Return the records of trials, each with a seed. Train those that are missing."""
-        paths, running = [], []
+        paths = []
+        running = []
         for trial, seed in runs:
             prefix = "default" if trial.is_baseline else f"{trial.number}-of-{self.epochs}"
             paths.append(self.args.out / f"{self.dataset}-{prefix}-epochs{epochs}-seed{seed}.json")
@@ -164,7 +170,8 @@ class Search(NamedTuple):
         """Return the trial that a plan selects, and the baseline."""
         alive = rank_completed(self.trials[: plan[0].settings])
         baseline = next(trial for trial in alive if trial.is_baseline)
-        scores, seed = {trial.number: [trial.objective or 0.0] for trial in alive}, SEED + 100
+        scores = {trial.number: [trial.objective or 0.0] for trial in alive}
+        seed = SEED + 100
         for stage in plan[1:]:
             ranked = sorted(alive, key=lambda trial: -mean(scores[trial.number]))
             alive = [baseline, *[trial for trial in ranked if trial is not baseline][: stage.settings]]
@@ -205,7 +212,8 @@ def main() -> None:
                 write_atomically(EVIDENCE, json.dumps({**real, "machine": describe(threads=1)}).encode())
     evidence = {name: read_evidence(Path(__file__).with_name(name)) for name in {*FILES, *SPACE_FILES}}
     models = {each.dataset: fit(each) for name in FILES for each in evidence[name][1]}
-    short_error, replays = half_length_error(), 100 if args.quick else args.replays
+    short_error = half_length_error()
+    replays = 100 if args.quick else args.replays
 
     def gains(plan: Sequence[Stage], model: Model) -> Floats:
         rng = np.random.default_rng(0)

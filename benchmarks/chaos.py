@@ -48,8 +48,15 @@ from tests.support.nodes import Cluster
 from tests.support.processes import session
 from tests.support.witness import NO_LOSSES, Witness, num_epochs, outcome
 
-DRIVER, TERM, WORKER, NODE, TRUNCATED = "driver -9", "SIGTERM", "worker -9", "node -9", "corrupt checkpoint"
-FULL, READ_ONLY, FLAKY, SET_BACK = "disk full", "disk read-only", "1 in 50 fails", "clock set back"
+DRIVER = "driver -9"
+TERM = "SIGTERM"
+WORKER = "worker -9"
+NODE = "node -9"
+TRUNCATED = "corrupt checkpoint"
+FULL = "disk full"
+READ_ONLY = "disk read-only"
+FLAKY = "1 in 50 fails"
+SET_BACK = "clock set back"
 KINDS = (DRIVER, TERM, WORKER, NODE, TRUNCATED, FULL, READ_ONLY, FLAKY, SET_BACK)
 NUM_NODES = 3
 MAX_RESTARTS = 2  # per command, because a trial fails when its workers have died three times
@@ -111,7 +118,8 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 def uninterrupted(scenario: Scenario) -> tuple[dict[str, Any], float]:
     """Run the study without interruptions. Return its results and duration in seconds."""
     with TemporaryDirectory() as folder:
-        out, began = Path(folder), time.monotonic()
+        out = Path(folder)
+        began = time.monotonic()
         with scenario.driver(out, *scenario.options, "--max-concurrent", 1) as driver:
             if driver.wait(900):
                 raise SystemExit(f"the uninterrupted study failed: {driver.errors()}")
@@ -139,7 +147,10 @@ class InterruptedStudy:
     def __init__(
         self, scenario: Scenario, rng: random.Random, num_kills: int, cluster: Cluster | None = None
     ) -> None:
-        self._scenario, self._rng, self._left, self._cluster = scenario, rng, num_kills, cluster
+        self._scenario = scenario
+        self._rng = rng
+        self._left = num_kills
+        self._cluster = cluster
         self._where = ("--address", cluster.address) if cluster else ("--max-concurrent", 1)
         self._disk: Disk | None = None
         self._may_fail = False  # True if the current command may end with a one-line error
@@ -157,7 +168,8 @@ class InterruptedStudy:
                 started.callback(self._disk.end)
             if not self._scenario.real:
                 misbehave(out, {"all": "sleep0.2"})
-            witness, status = Witness(out), -1
+            witness = Witness(out)
+            status = -1
             while status != 0:
                 env = self._cluster.env if self._cluster else None
                 driver = self._scenario.driver(
@@ -214,18 +226,19 @@ class InterruptedStudy:
         return driver.wait(900)
 
     def _choose_kind(self, restarts: int) -> str:
-        kinds = [
-            DRIVER,
-            TERM,
-            WORKER,
-            TRUNCATED if self._scenario.real else NODE if self._cluster else DRIVER,
-        ]
+        other = DRIVER
+        if self._scenario.real:
+            other = TRUNCATED
+        elif self._cluster:
+            other = NODE
+        kinds = [DRIVER, TERM, WORKER, other]
         kind = self._rng.choice([*kinds, FULL, READ_ONLY] if self._disk else kinds)
         return DRIVER if kind in (WORKER, NODE) and restarts == MAX_RESTARTS else kind
 
     def _wait_for_moment(self, out: Path, driver: Driver) -> bool:
         """Wait for a random moment. Return False if the driver ended earlier."""
-        now, last = self._scenario.progress(out), self._scenario.steps - 1
+        now = self._scenario.progress(out)
+        last = self._scenario.steps - 1
         until = min(last, now + self._rng.randint(0, max(0, 2 * (last - now) // (self._left + 1))))
         while self._scenario.progress(out) < until and driver.process.poll() is None:
             time.sleep(0.02)
@@ -286,7 +299,9 @@ def main() -> int:
         signal.SIGTERM, signal.default_int_handler
     )  # so that context managers stop all started processes
     if args.quick:
-        args.studies, args.real, args.kills = 1, 0, 1
+        args.studies = 1
+        args.real = 0
+        args.kills = 1
     counts: dict[str, list[Count]] = {"one trial at a time": [], "on three nodes": [], "real": []}
     clustered = [number % 3 == 2 for number in range(args.studies)]
     with ExitStack() as stack:
@@ -294,7 +309,8 @@ def main() -> int:
         for number in range(args.studies + args.real):
             rng = random.Random(f"{args.seed} {number}")
             if number >= args.studies:
-                group, study = "real", InterruptedStudy(real_study(number % 2 + 1), rng, args.kills)
+                group = "real"
+                study = InterruptedStudy(real_study(number % 2 + 1), rng, args.kills)
             elif clustered[number]:  # random settings do not depend on the order in which trials end
                 group = "on three nodes"
                 study = InterruptedStudy(fake_study(number % 2 + 1, "random"), rng, args.kills, cluster)

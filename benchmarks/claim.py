@@ -80,23 +80,41 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
     seed = 1000 * (100 * index + 10 * position + number)  # no two searches share a seed
     budget = ["--trials", "24", "--epochs", "5"] if dataset in CLOSED else []
     command = [
-        sys.executable, "tune/search.py", "--dataset", dataset, "--backbone", "mini", *budget,
-        "--study", name, "--out", str(out), "--seed", str(seed),
-        "--final-seeds", " ".join(str(seed + k) for k in range(501, 501 + pairs)),
-        *options, *(["--data-root", root] if root else []),
-    ]  # fmt: skip
+        sys.executable,
+        "tune/search.py",
+        "--dataset",
+        dataset,
+        "--backbone",
+        "mini",
+        *budget,
+        "--study",
+        name,
+        "--out",
+        str(out),
+        "--seed",
+        str(seed),
+        "--final-seeds",
+        " ".join(str(seed + k) for k in range(501, 501 + pairs)),
+        *options,
+        *(["--data-root", root] if root else []),
+    ]
     path = os.pathsep.join(filter(None, (str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH"))))
     started = time.perf_counter()
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stdout[-2000:]}")
     final_test = StudyFolder(out / name).read(FinalTest)
     assert final_test is not None
     runs = final_test.datasets[dataset]
-    gains, spread = dict.fromkeys(METRICS, 0.0), {}
+    gains = dict.fromkeys(METRICS, 0.0)
+    spread = {}
     if not final_test.baseline_selected:
         gains = {
             key: mean(

@@ -45,9 +45,13 @@ CONCURRENCY = (1, 2, 4, 8, 16, 40)
 NOISE = 8.0
 """Standard deviation of a score, on the scale of regret: about that of a seed on validation images."""
 HARTMANN = (
-    "optim.lr", "prompts.text_depth", "prompts.vision_depth", "augment.crop_scale_min", "augment.flip",
+    "optim.lr",
+    "prompts.text_depth",
+    "prompts.vision_depth",
+    "augment.crop_scale_min",
+    "augment.flip",
     EPOCHS_KEY,
-)  # fmt: skip
+)
 RECORDED = json.loads(Path(__file__).with_name("curves.json").read_text("utf-8"))["trials"]
 Objective = Callable[[Mapping[str, Any]], float]
 
@@ -67,7 +71,8 @@ def quadratic(space: Space, seed: int) -> tuple[Objective, float]:
     terms = {name: (0.6**k, rng.random(), rng.sample(range(9), 9)) for k, name in enumerate(names)}
 
     def loss(name: str, value: Any) -> float:
-        entry, (weight, best, order) = space.ranges[name], terms[name]
+        entry = space.ranges[name]
+        weight, best, order = terms[name]
         if isinstance(entry, Choice):
             ranks = order[: len(entry.choices)]
             return weight * sorted(ranks).index(ranks[entry.choices.index(value)]) / len(ranks)
@@ -78,10 +83,18 @@ def quadratic(space: Space, seed: int) -> tuple[Objective, float]:
 
 def hartmann(space: Space, seed: int) -> tuple[Objective, float]:
     """Return the six-dimensional Hartmann function, with coordinates permuted by seed, and its maximum."""
-    a = ((10, 3, 17, 3.5, 1.7, 8), (0.05, 10, 17, 0.1, 8, 14),
-         (3, 3.5, 1.7, 10, 17, 8), (17, 8, 0.05, 10, 0.1, 14))  # fmt: skip
-    p = ((1312, 1696, 5569, 124, 8283, 5886), (2329, 4135, 8307, 3736, 1004, 9991),
-         (2348, 1451, 3522, 2883, 3047, 6650), (4047, 8828, 8732, 5743, 1091, 381))  # fmt: skip
+    a = (
+        (10, 3, 17, 3.5, 1.7, 8),
+        (0.05, 10, 17, 0.1, 8, 14),
+        (3, 3.5, 1.7, 10, 17, 8),
+        (17, 8, 0.05, 10, 0.1, 14),
+    )
+    p = (
+        (1312, 1696, 5569, 124, 8283, 5886),
+        (2329, 4135, 8307, 3736, 1004, 9991),
+        (2348, 1451, 3522, 2883, 3047, 6650),
+        (4047, 8828, 8732, 5743, 1091, 381),
+    )
     names = random.Random(seed).sample(HARTMANN, len(HARTMANN))
 
     def value(settings: Mapping[str, Any]) -> float:
@@ -148,7 +161,8 @@ def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
     """Simulate one search. Return `options`, the regret of the best-scored settings and the wall time."""
     warnings.simplefilter("ignore")
     problem, seed, slots = options["problem"], options["seed"], options["concurrency"]
-    space, regret = space_of(problem), regret_function(problem, seed)
+    space = space_of(problem)
+    regret = regret_function(problem, seed)
     config = StudyConfig.of(
         space=space, trials=options["budget"], sampler=options["sampler"], pruner="none", seed=seed, epochs=10
     )
@@ -157,7 +171,10 @@ def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
     scores: dict[int, tuple[float, float]] = {}
     now = 0.0
     while True:
-        while len(running) < slots and (trial := store.ask()) is not None:
+        while len(running) < slots:
+            trial = store.ask()
+            if trial is None:
+                break
             rng = random.Random(f"{seed} {trial.number}")
             duration = rng.uniform(0.7, 1.3) * trial.params.get(EPOCHS_KEY, 10) / 10
             heapq.heappush(running, (now + duration, trial.number, trial.params))
@@ -201,7 +218,11 @@ def summarize(rows: list[dict[str, Any]]) -> Summary:
     return found
 
 
-WIDTH, HEIGHT, LEFT, TOP, PANEL = 860, 360, 60, 50, 340
+WIDTH = 860
+HEIGHT = 360
+LEFT = 60
+TOP = 50
+PANEL = 340
 COLORS = {"tpe": "#0b6e99", "gp": "#b8860b", "random": "#777777"}
 
 
@@ -246,7 +267,8 @@ def plot(found: Summary, path: Path) -> None:
                 parts.append(f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2"/>')
                 parts.append(text(left + 40 + 70 * k, 42, sampler).replace("<text", f'<text fill="{color}"'))
             for x, (value, error, _) in points:
-                low, top = y_of(max(0.0, value - error)), y_of(value + error)
+                low = y_of(max(0.0, value - error))
+                top = y_of(value + error)
                 parts.append(f'<path d="M{x:.1f} {low:.1f} V{top:.1f}" stroke="{color}"/>')
                 parts.append(f'<circle cx="{x:.1f}" cy="{y_of(value):.1f}" r="4" fill="{color}"/>')
     write_atomically(path, ("\n".join([*parts, "</svg>"]) + "\n").encode())
@@ -289,7 +311,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, ten trials, no stored results")
     args = parser.parse_args()
     if args.quick:
-        args.seeds, args.budgets = 1, [10]
+        args.seeds = 1
+        args.budgets = [10]
     rows = json.loads(args.json.read_text()) if args.json.exists() and not args.quick else []
     done = [{key: row[key] for key in row if key not in ("regret", "wall")} for row in rows]
     missing = [options for options in all_searches(args) if options not in done]

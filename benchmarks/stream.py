@@ -65,7 +65,8 @@ class OrderRows(torch.utils.data.Dataset[Images]):
     """Rows of an order for a DataLoader. Encoded images are in memory, as in the Ray stream."""
 
     def __init__(self, order: ImageOrder, source: Source) -> None:
-        self._order, self._files = order, source.read_many([item.path for item in order.items])
+        self._order = order
+        self._files = source.read_many([item.path for item in order.items])
 
     def __getitem__(self, row: int) -> Images:
         [image], [seed] = self._order.rows(row, row + 1)
@@ -101,7 +102,9 @@ def consume(kind: str, workers: int, root: str, generated: bool, size: int, epoc
     for step, images in enumerate(start()):
         if step < DIGESTED:
             state.update(images.tobytes())
-    began, count, first = time.perf_counter(), 0, 0.0
+    began = time.perf_counter()
+    count = 0
+    first = 0.0
     for images in start():
         first = first or time.perf_counter() - began
         count += len(torch.as_tensor(images))
@@ -147,9 +150,14 @@ def main() -> None:
         return print_figures(measure(**args.side))
     count = 600
     if args.quick:
-        args.repeats, args.epochs, args.workers, args.size, count = 1, 2, [1], 64, 60
+        args.repeats = 1
+        args.epochs = 2
+        args.workers = [1]
+        args.size = 64
+        count = 60
     with TemporaryDirectory() as folder:
-        generated, root = args.data_root is None, str(args.data_root or folder)
+        generated = args.data_root is None
+        root = str(args.data_root or folder)
         if generated:
             print(f"{count} generated JPEGs")
             generate_images(Path(folder), count)
@@ -166,15 +174,29 @@ def show(kinds: list[tuple[str, int]], rounds: list[list[Figures]], args: argpar
     rates = {kind: median_of(side, "rate") for kind, side in zip(kinds, rounds, strict=True)}
     firsts = {kind: median_of(side, "first") for kind, side in zip(kinds, rounds, strict=True)}
     print(describe(1, "uint8"))
-    print(f"{rounds[0][0]['images']} images of {args.size} pixels, medians of {args.repeats} rounds; "
-          f"in-process {rates[kinds[0]]:.0f} images/s")  # fmt: skip
+    print(
+        f"{rounds[0][0]['images']} images of {args.size} pixels, medians of {args.repeats} rounds; "
+        f"in-process {rates[kinds[0]]:.0f} images/s"
+    )
     rows = [
-        (n, rates["loader", n], rates["ray", n], rates["ray", n] / rates["loader", n],
-         firsts["loader", n], firsts["ray", n])
+        (
+            n,
+            rates["loader", n],
+            rates["ray", n],
+            rates["ray", n] / rates["loader", n],
+            firsts["loader", n],
+            firsts["ray", n],
+        )
         for n in args.workers
-    ]  # fmt: skip
-    head = ("workers", "DataLoader images/s", "Ray Data images/s", "ratio", "DataLoader first batch s",
-            "Ray Data first batch s")  # fmt: skip
+    ]
+    head = (
+        "workers",
+        "DataLoader images/s",
+        "Ray Data images/s",
+        "ratio",
+        "DataLoader first batch s",
+        "Ray Data first batch s",
+    )
     print(table(head, rows))
     print("pixels of all sides are " + ("equal" if len(digests) == 1 else "NOT EQUAL"))
 

@@ -26,9 +26,7 @@ SEARCH = ROOT / "tune" / "search.py"
 def measure(trials: int, epochs: int, slots: int) -> Figures:
     """Return the seconds of the command, of its search, and of training in both."""
     with TemporaryDirectory() as out:
-        options = {
-            "--dataset": "textures", "--trials": trials, "--epochs": epochs, "--max-concurrent": slots
-        }  # fmt: skip
+        options = {"--dataset": "textures", "--trials": trials, "--epochs": epochs, "--max-concurrent": slots}
         words = [str(word) for option in options.items() for word in option]
         began = time.perf_counter()
         subprocess.run(
@@ -64,7 +62,9 @@ def main() -> None:
     if args.side:
         return print_figures(measure(**args.side))
     if args.quick:
-        args.repeats, args.trials, args.epochs = 1, 2, 1
+        args.repeats = 1
+        args.trials = 2
+        args.epochs = 1
     (rounds,) = in_turn([{"trials": args.trials, "epochs": args.epochs, "slots": args.slots}], args)
     print(describe(1))
     rows = []

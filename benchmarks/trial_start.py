@@ -102,7 +102,8 @@ def measure(kind: str, trials: int) -> Figures:
     ray.get(group.ready())
     strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
     actor = ray.remote(TimedWorker).options(num_cpus=0.5, scheduling_strategy=strategy)
-    rows, worker = list[dict[str, float]](), None
+    rows: list[dict[str, float]] = []
+    worker = None
     with TemporaryDirectory() as folder:
         for request in requests(folder, resources, trials + (kind == "reused actor")):
             began = time.time()
@@ -125,7 +126,8 @@ def main() -> None:
     if args.side:
         return print_figures(measure(**args.side))
     if args.quick:
-        args.repeats, args.trials = 1, 2
+        args.repeats = 1
+        args.trials = 2
     kinds = {"new actor": min(2, args.trials), "reused actor": args.trials}
     rounds = in_turn([{"kind": kind, "trials": count} for kind, count in kinds.items()], args)
     print(describe(1))

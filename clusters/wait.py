@@ -28,7 +28,8 @@ def wait(wanted: dict[str, int], minutes: float) -> None:
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     try:
         request_resources(bundles=[{kind: 1} for kind, count in wanted.items() for _ in range(count)])
-        deadline, last_status = time.monotonic() + minutes * 60, ""
+        deadline = time.monotonic() + minutes * 60
+        last_status = ""
         while missing := {kind: n for kind, n in wanted.items() if ray.cluster_resources().get(kind, 0) < n}:
             status = ", ".join(
                 f"{ray.cluster_resources().get(kind, 0):g} of {n} {kind}s" for kind, n in missing.items()

@@ -26,7 +26,8 @@ class Drawings:
         return [self._draw(*path.split("/")) for path in paths]
 
     def _draw(self, color: str, number: str) -> bytes:
-        image, png = Image.new("RGB", (self.size, self.size), "white"), io.BytesIO()
+        image = Image.new("RGB", (self.size, self.size), "white")
+        png = io.BytesIO()
         left, top = divmod(int(number), 4)  # its own position, so no two images are equal
         ImageDraw.Draw(image).ellipse((left, top, left + self.size // 2, top + self.size // 2), color)
         image.save(png, "PNG")

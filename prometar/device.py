@@ -180,7 +180,8 @@ def release_cached_memory() -> None:
 
 def _pack(tensors: Collection[Tensor], **options: Any) -> tuple[Tensor, list[int]]:
     """Copy the bytes of all tensors into a new tensor. Return it and the byte offset of each tensor."""
-    offsets, size = [], 0
+    offsets = []
+    size = 0
     for tensor in tensors:
         offsets.append(size)
         size += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-ACCURACY, HARMONIC = "accuracy", "H"
+ACCURACY = "accuracy"
+HARMONIC = "H"
 """Metrics: accuracy on all classes, and harmonic mean of the accuracies on base (trained) and new classes."""
 
 

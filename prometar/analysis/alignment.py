@@ -80,7 +80,9 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     The modulated gradient combines task loss and regularizer. The meta task is sampled as in the meta phase,
     but without augmentation, for all methods. Return None if the batch has one class or the run no prompts.
     """
-    method, clip, labels = run.method, run.backbone.clip, torch.from_numpy(batch.labels)
+    method = run.method
+    clip = run.backbone.clip
+    labels = torch.from_numpy(batch.labels)
     rng = meta_task_rng(run.config.train.seed, state.step)
     selection = leave_one_class_out(labels, NoAugmentation(), rng, dtype=clip.working_dtype)
     if selection is None or not state.leaves:
@@ -156,7 +158,8 @@ def summary(records: Sequence[AlignmentRecord]) -> str:
     if not cosines:
         return "no records"
     quarter = max(1, len(cosines) // 4)
-    first, last = mean(cosines[:quarter]), mean(cosines[-quarter:])
+    first = mean(cosines[:quarter])
+    last = mean(cosines[-quarter:])
     return (
         f"gradient alignment (cosine of support and query gradient): mean {mean(cosines):.3f} over "
         f"{len(cosines)} records, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "

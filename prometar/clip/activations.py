@@ -38,7 +38,8 @@ def _gelu_tanh_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
 
     Here h = tanh(u) and u = sqrt(2 / pi) (x + c x^3).
     """
-    root, c = (2 / math.pi) ** 0.5, 0.044715
+    root = (2 / math.pi) ** 0.5
+    c = 0.044715
     square = x * x
     h = torch.tanh(root * x * (1 + c * square))
     slope = root * (1 + 3 * c * square)

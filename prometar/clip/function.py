@@ -151,7 +151,9 @@ class Norm:
         return self._weighted(pushed_K.to(residuals.dtype)), NormTangents(t_K, pushed_K)
 
     def hvp(self, residuals: NormResiduals, cotangents: Tensor, tangents: NormTangents, r: Tensor) -> Tensor:
-        g, t, n = cotangents, tangents.t_K, residuals.n
+        g = cotangents
+        t = tangents.t_K
+        n = residuals.n
         c = torch.addcmul(_dot(n, t) * g, _dot(n, g), t).sum(dim=0)
         s = (g * tangents.pushed_K).sum(dim=(0, -1)).unsqueeze(-1)
         factor = -1 / n.shape[-1]

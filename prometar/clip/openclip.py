@@ -29,9 +29,16 @@ ModelConfig = Mapping[str, Any]
 _SUPPORTED_CLIP_VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 _SUPPORTED_CLIP_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
 _SUPPORTED_SIGLIP_TEXT_KEYS = _SUPPORTED_CLIP_TEXT_KEYS | {
-    "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type", "proj_bias",
-    "proj_type", "norm_kwargs", "act_kwargs",
-}  # fmt: skip
+    "mlp_ratio",
+    "hf_tokenizer_name",
+    "tokenizer_kwargs",
+    "no_causal_mask",
+    "pool_type",
+    "proj_bias",
+    "proj_type",
+    "norm_kwargs",
+    "act_kwargs",
+}
 
 
 def _open_clip() -> ModuleType:
@@ -90,7 +97,8 @@ class Backbone:
 
     def token_ids(self, text: str) -> Tensor:
         """Return the token ids of a text without start, end and padding tokens."""
-        start, ids = self.clip.num_start, self.tokenize([text])[0]
+        start = self.clip.num_start
+        ids = self.tokenize([text])[0]
         if self.clip.causal:
             return ids[start : ids.argmax()]  # the end token has the largest id
         # The tokens of an empty text, after its start tokens, are end and padding.
@@ -270,7 +278,8 @@ def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tenso
     """Return a model's architecture, and its state dict on torch's `meta` device."""
     config = _config(name)
     if name == "mini":
-        architecture, state = clip_architecture(config), load_mini()
+        architecture = clip_architecture(config)
+        state = load_mini()
     else:
         siglip = _family(name, config) == "siglip"
         with torch.device("meta"), suppress_logs():
@@ -291,7 +300,8 @@ def clip_architecture(config: ModelConfig) -> Architecture:
 
 def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
     """Return the architecture of a SigLIP. `model` is open_clip's model, with the image tower from timm."""
-    text, trunk = config["text_cfg"], model.visual.trunk
+    text = config["text_cfg"]
+    trunk = model.visual.trunk
     return Architecture(
         vision_heads=trunk.blocks[0].attn.num_heads,
         text_heads=text["heads"],

@@ -185,7 +185,8 @@ def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None
 
 def text_pass(clip: Clip, text: TextInput, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
     """Return the text features and the `Pass` that computes their derivatives."""
-    mask, num_heads = text.mask_R1TS, clip.text.num_heads
+    mask = text.mask_R1TS
+    num_heads = clip.text.num_heads
     if mask is not None:  # expanded to all heads once, instead of in every layer
         mask = mask.expand(-1, num_heads, -1, -1).flatten(0, 1).unflatten(0, (-1, num_heads))
     tower = _prompted_tower(clip, text, prompts, mask)
@@ -244,14 +245,16 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
     attends = np.zeros((len(rows), length, len(shared) + length), bool)
     in_row = attends[:, :, len(shared) :]
     in_row[:] = np.eye(length, dtype=bool)
-    ids[0, : len(shared)], positions[0, : len(shared)] = shared, np.arange(len(shared))
+    ids[0, : len(shared)] = shared
+    positions[0, : len(shared)] = np.arange(len(shared))
     attends[0, : len(shared)] = np.tri(len(shared), len(shared) + length, dtype=bool)
     end_slots: dict[Prefix, int] = {}
     for r, row in enumerate(rows):
         first = len(shared) * (r == 0)
         slots = {prefix: first + k for k, prefix in enumerate(row)}
         for prefix, slot in slots.items():
-            ids[r, slot], positions[r, slot] = prefix[-1], len(shared) + len(prefix) - 1
+            ids[r, slot] = prefix[-1]
+            positions[r, slot] = len(shared) + len(prefix) - 1
             attends[r, slot, : len(shared)] = True
             if len(prefix) > 1:
                 in_row[r, slot] |= in_row[r, slots[prefix[:-1]]]
@@ -279,7 +282,8 @@ def _fill_rows(texts: Sequence[Prefix], num_shared: int, length: int) -> list[li
         new = [prefix for prefix in prefixes if prefix not in rows[-1]]
         if len(new) > free and rows[-1]:
             rows.append({})
-            new, free = prefixes, length
+            new = prefixes
+            free = length
         rows[-1].update(dict.fromkeys(new))
         free -= len(new)
     return [list(row) for row in rows]

@@ -140,7 +140,8 @@ class Layer:
         h = attention(self._spread(g @ block.out_proj_weight, input_shape))
         g_x = norm_1(h @ block.in_proj_weight)
         num_out = g_x.shape[-2] if self._num_out is None else self._num_out
-        g_first, g_rest = g_x[..., :num_out, :], g_x[..., num_out:, :]
+        g_first = g_x[..., :num_out, :]
+        g_rest = g_x[..., num_out:, :]
         return g_first + self._spread(g, input_shape) if self._residual else g_first, g_rest
 
     def _select(self, x: Tensor) -> Tensor:
@@ -293,7 +294,8 @@ class Pass:
         """Return the tangents of the features, and what `hvp` requires of the tangents."""
         functions = self._functions_with(self.residuals)
         maps, tangents = recorded([partial(f.jvp, *saved) for f, *saved in functions])
-        remaining, first = iter(maps), prompt_tangents[self.prompted_layers[0]]
+        remaining = iter(maps)
+        first = prompt_tangents[self.prompted_layers[0]]
         t = self.tower.through_layers(
             first.new_zeros(len(first), *self.input_shape), prompt_tangents, remaining
         )

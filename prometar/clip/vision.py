@@ -51,7 +51,8 @@ def embed_images(clip: Clip, images_B3HW: Tensor) -> ImageTokens:
     cudnn: Any = torch.backends.cudnn
     conv_settings = cudnn.conv
     # On GPUs, torch's default for convolutions is TF32, which has 10 instead of 23 mantissa bits.
-    previous, conv_settings.fp32_precision = conv_settings.fp32_precision, "ieee"
+    previous = conv_settings.fp32_precision
+    conv_settings.fp32_precision = "ieee"
     try:
         return ImageTokens(_input_tokens(clip, images_B3HW))
     finally:

@@ -54,7 +54,8 @@ def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> No
     """Raise a UserError if weights do not fit the backbone or are not finite. `source`: name in messages."""
     # Unexpected tensors are ignored, except those of extra blocks: they belong to a deeper model.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
-    if (scale := found.get("logit_scale")) is not None and scale.numel() == 1:
+    scale = found.get("logit_scale")
+    if scale is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
     if problem := describe_mismatch(expected, found):
         raise UserError(f"{source} does not fit the backbone or is corrupt: {problem}. Use weights that fit.")
@@ -115,7 +116,8 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
     if arch.is_siglip:
         state = _to_openai_layout(state)
     eps = 1e-6 if arch.is_siglip else EPS
-    get, positions = state.get, state["visual.positional_embedding"]
+    get = state.get
+    positions = state["visual.positional_embedding"]
     if (bias := get("visual.conv1.bias")) is not None:  # the convolution adds this bias to every patch
         positions = positions + bias
     return Clip(
@@ -144,12 +146,18 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
 
 
 _TIMM_NAMES = (
-    (".trunk.patch_embed.proj", ".conv1"), (".trunk.pos_embed", ".positional_embedding"),
-    (".trunk.blocks", ".transformer.resblocks"), (".trunk.attn_pool", ".attn_pool"),
-    (".trunk.norm.", ".ln_post."), (".norm1.", ".ln_1."), (".norm2.", ".ln_2."),
-    (".attn.qkv.", ".attn.in_proj_"), (".attn.proj.", ".attn.out_proj."), (".mlp.fc1.", ".mlp.c_fc."),
+    (".trunk.patch_embed.proj", ".conv1"),
+    (".trunk.pos_embed", ".positional_embedding"),
+    (".trunk.blocks", ".transformer.resblocks"),
+    (".trunk.attn_pool", ".attn_pool"),
+    (".trunk.norm.", ".ln_post."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".attn.qkv.", ".attn.in_proj_"),
+    (".attn.proj.", ".attn.out_proj."),
+    (".mlp.fc1.", ".mlp.c_fc."),
     (".mlp.fc2.", ".mlp.c_proj."),
-)  # fmt: skip
+)
 """Parts of timm's tensor names, and their replacements in OpenAI's names."""
 
 
@@ -168,10 +176,19 @@ def _to_openai_layout(state: StateDict) -> dict[str, Tensor]:
 
 
 _BLOCK_KEYS = (  # in the order of the fields of `Block`
-    "ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight",
-    "attn.out_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
-    "mlp.c_proj.weight", "mlp.c_proj.bias",
-)  # fmt: skip
+    "ln_1.weight",
+    "ln_1.bias",
+    "attn.in_proj_weight",
+    "attn.in_proj_bias",
+    "attn.out_proj.weight",
+    "attn.out_proj.bias",
+    "ln_2.weight",
+    "ln_2.bias",
+    "mlp.c_fc.weight",
+    "mlp.c_fc.bias",
+    "mlp.c_proj.weight",
+    "mlp.c_proj.bias",
+)
 
 
 def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: float) -> Tower:

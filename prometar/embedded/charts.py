@@ -88,7 +88,8 @@ def _scatter(f: Canvas) -> Floats:
 
 def _draw(depth: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
     f = Canvas.figure(rng, size, radius=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
-    paper, ink = vary_color(rng, (0.95, 0.95, 0.93), 0.05), rng.uniform(0.0, 0.75, 3)
+    paper = vary_color(rng, (0.95, 0.95, 0.93), 0.05)
+    ink = rng.uniform(0.0, 0.75, 3)
     axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
     ruled = np.maximum(
         edge(0.05 - np.abs(integer_offset(f.x * 2.5)), 0.05),

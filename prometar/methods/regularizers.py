@@ -78,7 +78,8 @@ class TextDistance:
 
     def __call__(self, inputs: RegularizerInputs) -> "Tensor":
         assert inputs.frozen_text_CE is not None
-        text, width = inputs.text_CE, inputs.text_CE.shape[-1]
+        text = inputs.text_CE
+        width = inputs.text_CE.shape[-1]
         if text.ndim == 2:
             return self.distance(text, inputs.frozen_text_CE).mean()
         frozen = inputs.frozen_text_CE.expand_as(text).reshape(-1, width)

@@ -30,9 +30,13 @@ Losses = dict[str, Tensor]
 
 
 def step(
-    model: PromptedClip, method: Method, state: State, batch: Embeddings, meta_task: MetaTask | None,
+    model: PromptedClip,
+    method: Method,
+    state: State,
+    batch: Embeddings,
+    meta_task: MetaTask | None,
     rates: Rates,
-) -> tuple[State, Losses]:  # fmt: skip
+) -> tuple[State, Losses]:
     """Return the state after one iteration, and the detached, unweighted losses by name.
 
     The modulator chooses the factor m in g = g_task + m g_reg, which combines the gradients of the task loss
@@ -161,7 +165,8 @@ def _gradients_and_hvp(
 
 def _output_gradients(method: Method, terms: Tensors, loss_vjp: Vjp) -> Tensors:
     """Return the gradients (K, ...) of K losses with respect to the towers' outputs."""
-    one, constant = torch.ones_like(terms["task"]), method.modulator.constant
+    one = torch.ones_like(terms["task"])
+    constant = method.modulator.constant
     if "regularizer" not in terms:
         gradients = [loss_vjp({"task": one})]
     elif constant is not None:  # with a constant m, the modulated gradient is the gradient of a weighted sum

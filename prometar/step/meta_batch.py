@@ -80,13 +80,17 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
         mix: Mix of the query images. `mix.partner` contains indices into the support images in batch order.
         mixes_pixels: True if pixels are mixed, False if features are.
     """
-    query, support = is_query.nonzero()[:, 0], (~is_query).nonzero()[:, 0]
-    query_and_partners, partners = query, None
+    query = is_query.nonzero()[:, 0]
+    support = (~is_query).nonzero()[:, 0]
+    query_and_partners = query
+    partners = None
     if mix is not None:
-        batch_rows, image_rows = support[mix.partner], None
+        batch_rows = support[mix.partner]
+        image_rows = None
         if not mixes_pixels:
             distinct, inverse = batch_rows.unique(return_inverse=True)
-            query_and_partners, image_rows = torch.cat([query, distinct]), len(query) + inverse
+            query_and_partners = torch.cat([query, distinct])
+            image_rows = len(query) + inverse
         # As in the published code, 1 - lam is computed in the precision of lam.
         partners = Partners(mix.lam.to(dtype), (1 - mix.lam).to(dtype), batch_rows, image_rows, mix)
     support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
@@ -156,11 +160,13 @@ def embed_batch(
 def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, selection: Selection) -> Embeddings:
     """Return the embeddings of the query images, with their partners."""
     query_rows, weights, partners = selection.query_rows, selection.query_weights, selection.partners
-    partner_labels, frozen = None, None
+    partner_labels = None
+    frozen = None
     if partners is None or partners.image_rows is not None:  # pixels are not mixed
         images = whole.images[selection.query_and_partner_rows]
     else:
-        query_pixels, partner_pixels = pixels[query_rows], pixels[partners.batch_rows]
+        query_pixels = pixels[query_rows]
+        partner_pixels = pixels[partners.batch_rows]
         mixed_pixels = method.augmentation.mixed_images(query_pixels, partner_pixels, partners.mix)
         images = cached_embedding(clip, mixed_pixels, None, 0, changes_vision=method.changes("vision"))
     if method.prompts.conditional:

@@ -102,4 +102,6 @@ class State:
         )
 
 
-_LEAF_SLOT, _GATE_SLOT = "prompt_", "gate_"  # prefixes of the slots' groups of tensors
+# Prefixes of the slots' groups of tensors.
+_LEAF_SLOT = "prompt_"
+_GATE_SLOT = "gate_"

@@ -42,8 +42,10 @@ def train_epoch(
     Raises:
         WorkError: the cross-entropy on the whole batch (`direct_ce`) or a prompt is not finite.
     """
-    per_epoch, start = run.order.steps_per_epoch, state.step
-    epoch, step_losses = start // per_epoch, list[dict[str, Tensor]]()
+    per_epoch = run.order.steps_per_epoch
+    start = state.step
+    epoch = start // per_epoch
+    step_losses: list[dict[str, Tensor]] = []
     rates = rates_of(run.config, epoch)
     while not step_losses or state.step % per_epoch:
         batch = next(batches)
@@ -55,7 +57,8 @@ def train_epoch(
     stacked = {name: torch.stack([each[name] for each in step_losses if name in each]) for name in names}
     # This is the only synchronization with the device in an epoch.
     by_name, finite = to_cpu((stacked, [leaf.isfinite().all() for leaf in state.leaves.values()]))
-    loss, fix = by_name["direct_ce"], "Lower optim.lr or set backbone.precision=fp32."
+    loss = by_name["direct_ce"]
+    fix = "Lower optim.lr or set backbone.precision=fp32."
     if len(bad := (~loss.isfinite()).nonzero()):
         raise WorkError(f"The loss is {float(loss[bad[0, 0]])} at step {start + int(bad[0, 0]) + 1}. {fix}")
     if not all(map(bool, finite)):
@@ -70,7 +73,9 @@ def train_epoch(
 def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[State, dict[str, Tensor]]:
     """Train one step. If the method has an inner loop, also select support and query of a meta task."""
     assert batch.step == state.step, f"the stream is at step {batch.step}, the state at {state.step}"
-    clip, method, selection = run.backbone.clip, run.method, None
+    clip = run.backbone.clip
+    method = run.method
+    selection = None
     labels = torch.from_numpy(batch.labels)
     if method.inner is not None:
         rng = meta_task_rng(run.config.train.seed, batch.step)

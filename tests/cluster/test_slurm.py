@@ -34,9 +34,25 @@ ip link set eth up
 exec bash "$@"
 """
 STUDY = [
-    "--dataset", "cells", "--trials", "2", "--epochs", "1", "--set", "data.shots=1", "--set",
-    "search.val_per_class=2", "--pruner", "none", "--top", "0", "--final-seeds", "", "--max-concurrent", "2",
-]  # fmt: skip
+    "--dataset",
+    "cells",
+    "--trials",
+    "2",
+    "--epochs",
+    "1",
+    "--set",
+    "data.shots=1",
+    "--set",
+    "search.val_per_class=2",
+    "--pruner",
+    "none",
+    "--top",
+    "0",
+    "--final-seeds",
+    "",
+    "--max-concurrent",
+    "2",
+]
 SRUN = f"""#!/bin/sh
 # It keeps a list of its options. The second node is a machine at the other end of the first one's cable.
 printf '%s\\n' "$@" >"$SHARED/srun"
@@ -95,8 +111,12 @@ def run(shared: Path, *arguments: str, cpus: str = "2", nodes: int = 1) -> subpr
     try:
         return subprocess.run(
             [*ALONE, "sh", "-ec", FIRST, "sh", str(CLUSTERS / "slurm.sh"), *arguments],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
     finally:
         shutil.rmtree(f"/tmp/ray-{job}", ignore_errors=True)
 
@@ -125,8 +145,11 @@ def test_a_study_runs_on_two_nodes(shared: Path) -> None:
     assert "2 concurrent trials (--max-concurrent), each with 1 CPU" in done.stdout, "one on each node"
     assert "2 of 2 done" in done.stdout
     assert (shared / "srun").read_text().split()[:4] == [
-        "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1"
-    ]  # fmt: skip
+        "--nodes=2",
+        "--ntasks=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=1",
+    ]
     assert (shared / "ray-token").stat().st_mode & 0o077 == 0, "the token is nobody else's to read"
     records = sorted((shared / "out/cells/trials").glob("*/record.json"))
     assert [json.loads(record.read_text())["state"] for record in records] == ["COMPLETE"] * 2

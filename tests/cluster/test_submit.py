@@ -22,10 +22,25 @@ from tests.support.processes import without_ray
 from tests.support.shipped import CLUSTERS, ROOT, script
 
 STUDY = [
-    "python", "tune/search.py", "--dataset", "cells", "--epochs", "1",
-    "--set", "data.shots=1", "--set", "search.val_per_class=2", "--max-concurrent", "1", "--pruner", "none",
-    "--top", "0", "--final-seeds", "",
-]  # fmt: skip
+    "python",
+    "tune/search.py",
+    "--dataset",
+    "cells",
+    "--epochs",
+    "1",
+    "--set",
+    "data.shots=1",
+    "--set",
+    "search.val_per_class=2",
+    "--max-concurrent",
+    "1",
+    "--pruner",
+    "none",
+    "--top",
+    "0",
+    "--final-seeds",
+    "",
+]
 
 
 def until(holds: Callable[[], object], seconds: float) -> None:
@@ -47,17 +62,25 @@ class Cluster:
     def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a `ray` command."""
         return subprocess.run(
-            [Path(sys.executable).with_name("ray"), *words], env=self.environment, cwd=ROOT,
-            capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+            [Path(sys.executable).with_name("ray"), *words],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
 
     def submit(self, name: str, *command: str) -> subprocess.Popen[str]:
         """clusters/submit.py, following the job; its output goes to NAME.log."""
         with (self.folder / f"{name}.log").open("w") as log:
             return subprocess.Popen(
                 [sys.executable, CLUSTERS / "submit.py", "--submission-id", name, "--", *command],
-                env=self.environment, cwd=self.folder, stdout=log, stderr=log, text=True,
-            )  # fmt: skip
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
@@ -109,11 +132,18 @@ def cluster() -> Iterator[Cluster]:
     }
     running = Cluster(folder, f"127.0.0.1:{gcs}", environment)
     started = running.ray(
-        "start", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
-        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-        f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder / 'r'}",
+        "start",
+        "--head",
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.1",
+        f"--port={gcs}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--temp-dir={folder / 'r'}",
         f"--object-store-memory={2**28}",
-    )  # fmt: skip
+    )
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         until(lambda: listens(agent), 300)  # `ray start` comes back before the head's agent takes jobs

@@ -7,18 +7,86 @@ from random import Random
 from typing import Any
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"),
-    "", " ", "x", "1", "1e-3", "nan", "null", "../x", "/etc/passwd", "a\0b", "\ud800", "é" * 300, "x" * 5000,
-    "<script>", "{}", "%s%n", [], [None], [[]], {}, {"": None}, {"a": {"b": []}}, [1] * 1000,
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2**31,
+    2**63,
+    10**30,
+    0.5,
+    -0.0,
+    1e-320,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    " ",
+    "x",
+    "1",
+    "1e-3",
+    "nan",
+    "null",
+    "../x",
+    "/etc/passwd",
+    "a\0b",
+    "\ud800",
+    "é" * 300,
+    "x" * 5000,
+    "<script>",
+    "{}",
+    "%s%n",
+    [],
+    [None],
+    [[]],
+    {},
+    {"": None},
+    {"a": {"b": []}},
+    [1] * 1000,
+)
 """Values that some reader may not expect."""
 
 WORDS = (
-    "", " ", "-1", "0", "1e400", "nan", "inf", "9" * 400, "0x" + "f" * 400, "x" * 300, "é", "\udcff", "a b",
-    "../..", "/dev/zero", "/dev/null", "a:b", "hf-hub:a/b", "file:///x", "null", "[1", "{a: &a [*a]}",
-    "--set", "=", "optim.lr=", "=1", "optim.lr=[1]", "data.shots=0", "!!bool x", "1 2 3", "none", "auto", "%",
-    "~", "*", "\\", "\n",
-)  # fmt: skip
+    "",
+    " ",
+    "-1",
+    "0",
+    "1e400",
+    "nan",
+    "inf",
+    "9" * 400,
+    "0x" + "f" * 400,
+    "x" * 300,
+    "é",
+    "\udcff",
+    "a b",
+    "../..",
+    "/dev/zero",
+    "/dev/null",
+    "a:b",
+    "hf-hub:a/b",
+    "file:///x",
+    "null",
+    "[1",
+    "{a: &a [*a]}",
+    "--set",
+    "=",
+    "optim.lr=",
+    "=1",
+    "optim.lr=[1]",
+    "data.shots=0",
+    "!!bool x",
+    "1 2 3",
+    "none",
+    "auto",
+    "%",
+    "~",
+    "*",
+    "\\",
+    "\n",
+)
 """Values of options, as a shell could pass them."""
 
 
@@ -92,7 +160,8 @@ def mutated_safetensors(content: bytes, rng: Random) -> bytes:
     if rng.random() < 0.3:
         return mutated_bytes(content, rng)
     (size,) = struct.unpack("<Q", content[:8])
-    header, numbers = json.loads(content[8 : 8 + size]), content[8 + size :]
+    header = json.loads(content[8 : 8 + size])
+    numbers = content[8 + size :]
     texts = header.get("__metadata__", {})
     inner = [key for key, text in texts.items() if text[:1] in "{["]
     if inner and rng.random() < 0.6:

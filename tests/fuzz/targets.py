@@ -99,40 +99,100 @@ def stream(folder: Path, out: Path) -> None:
 
 SEARCH = ("--out", "{1}/out", "--trials", "1")
 TARGETS: Sequence[Target] = (
-    Target("configuration", "config.yaml", mutated_yaml,
-           command(prometar_main, "train", "--config", "{0}/config.yaml", "--out", "{1}/run")),
-    Target("space", "space.yaml", mutated_yaml,
-           command(search_main, *SEARCH, "--space", "{0}/space.yaml"), 0.4),
-    Target("enqueue", "enqueue.yaml", mutated_yaml,
-           command(search_main, *SEARCH, "--enqueue", "{0}/enqueue.yaml"), 0.4),
+    Target(
+        "configuration",
+        "config.yaml",
+        mutated_yaml,
+        command(prometar_main, "train", "--config", "{0}/config.yaml", "--out", "{1}/run"),
+    ),
+    Target(
+        "space", "space.yaml", mutated_yaml, command(search_main, *SEARCH, "--space", "{0}/space.yaml"), 0.4
+    ),
+    Target(
+        "enqueue",
+        "enqueue.yaml",
+        mutated_yaml,
+        command(search_main, *SEARCH, "--enqueue", "{0}/enqueue.yaml"),
+        0.4,
+    ),
     Target("trial", "study/trials/*/record.json", mutated_json, report, 0.4),
     Target("confirmation", "study/confirmation.json", mutated_json, report, 0.4),
     Target("final test", "study/finals.json", mutated_json, report, 0.4),
     Target("study", "study/study.yaml", mutated_yaml, report, 0.4),
-    Target("split file", f"data/dtd/{DTD_SPLIT}", mutated_json,
-           command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data")),
-    Target("image", "data/dtd/images/banded/*.*", mutated_bytes,
-           command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data")),
-    Target("manifest", "prepared/dtd/manifest.json", mutated_json,
-           command(prometar_main, "data", "list", "--data-root", "{0}/prepared")),
-    Target("shard, checked", "prepared/dtd/*.parquet", mutated_bytes,
-           command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/prepared")),
+    Target(
+        "split file",
+        f"data/dtd/{DTD_SPLIT}",
+        mutated_json,
+        command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data"),
+    ),
+    Target(
+        "image",
+        "data/dtd/images/banded/*.*",
+        mutated_bytes,
+        command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/data"),
+    ),
+    Target(
+        "manifest",
+        "prepared/dtd/manifest.json",
+        mutated_json,
+        command(prometar_main, "data", "list", "--data-root", "{0}/prepared"),
+    ),
+    Target(
+        "shard, checked",
+        "prepared/dtd/*.parquet",
+        mutated_bytes,
+        command(prometar_main, "data", "check", "dtd", "--data-root", "{0}/prepared"),
+    ),
     Target("shard, streamed", "prepared/dtd/*.parquet", mutated_bytes, library(stream)),
-    Target("checkpoint", "run/checkpoint.safetensors", mutated_safetensors,
-           command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
-    Target("result", "run/result.json", mutated_json,
-           command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
-    Target("run's configuration", "run/config.yaml", mutated_yaml,
-           command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"), 0.4),
-    Target("compared result", "run/result.json", mutated_json,
-           command(prometar_main, "compare", "{0}/run", "{0}/vpt", "--csv", "{1}/x"), 0.4),
-    Target("prompts", "prompts.safetensors", mutated_safetensors,
-           library(lambda folder, out: prometar.load(folder / "prompts.safetensors")), 0.5),
-    Target("weights", "weights.safetensors", mutated_safetensors,
-           command(search_main, *SEARCH, "--pretrained", "{0}/weights.safetensors"), 0.3),
-    Target("archive", "archive.*", mutated_bytes,
-           library(lambda folder, out: [unpack(file, out / file.name) for file in folder.glob("archive.*")])),
-)  # fmt: skip
+    Target(
+        "checkpoint",
+        "run/checkpoint.safetensors",
+        mutated_safetensors,
+        command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"),
+        0.4,
+    ),
+    Target(
+        "result",
+        "run/result.json",
+        mutated_json,
+        command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"),
+        0.4,
+    ),
+    Target(
+        "run's configuration",
+        "run/config.yaml",
+        mutated_yaml,
+        command(prometar_main, "export", "{0}/run", "--to", "{1}/prompts.safetensors"),
+        0.4,
+    ),
+    Target(
+        "compared result",
+        "run/result.json",
+        mutated_json,
+        command(prometar_main, "compare", "{0}/run", "{0}/vpt", "--csv", "{1}/x"),
+        0.4,
+    ),
+    Target(
+        "prompts",
+        "prompts.safetensors",
+        mutated_safetensors,
+        library(lambda folder, out: prometar.load(folder / "prompts.safetensors")),
+        0.5,
+    ),
+    Target(
+        "weights",
+        "weights.safetensors",
+        mutated_safetensors,
+        command(search_main, *SEARCH, "--pretrained", "{0}/weights.safetensors"),
+        0.3,
+    ),
+    Target(
+        "archive",
+        "archive.*",
+        mutated_bytes,
+        library(lambda folder, out: [unpack(file, out / file.name) for file in folder.glob("archive.*")]),
+    ),
+)
 
 
 def furnish(folder: Path) -> None:
@@ -142,10 +202,14 @@ def furnish(folder: Path) -> None:
         "optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True},
         "regularizer.kind": {"type": "choice", "choices": ["l1", "cosine", "none"]},
         "regularizer.text_weight": {
-            "type": "float", "low": 0.5, "high": 200.0, "log": True, "when": {"regularizer.kind": ["l1"]},
+            "type": "float",
+            "low": 0.5,
+            "high": 200.0,
+            "log": True,
+            "when": {"regularizer.kind": ["l1"]},
         },
         "prompts.text_depth": {"type": "int", "low": 1, "high": 3},
-    }  # fmt: skip
+    }
     (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
     settings = [{"regularizer.text_weight": 5.0}, {"regularizer": {"image_weight": 2.0}}]
     (folder / "enqueue.yaml").write_text(yaml.safe_dump(settings))

@@ -27,7 +27,9 @@ from tune.search import main as search_main
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
 STOPPED = "nothing is trained here"
-MOST_SECONDS, MOST_BYTES, MOST_LINES = 10, 2**30, 5
+MOST_SECONDS = 10
+MOST_BYTES = 2**30
+MOST_LINES = 5
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,8 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def look(name: str, run: Callable[[], int], capsys: pytest.CaptureFixture[str], unchanged: Path) -> None:
     """Run, and hold the promise."""
     before = _stamps(unchanged)
-    started, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     status = run()
     seconds = time.process_time() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
@@ -111,10 +114,17 @@ def test_changes(target: Target, folder: Path, tmp_path: Path, capsys: pytest.Ca
 
 OPTIONS: dict[str, list[str]] = {
     "search": [
-        *(f"--{name}" for name in STUDY_OPTIONS if name not in ("out", "storage", "address")), "--set",
+        *(f"--{name}" for name in STUDY_OPTIONS if name not in ("out", "storage", "address")),
+        "--set",
     ],
     "train": [
-        "--config", "--method", "--dataset", "--data-root", "--set", "--objective", "--alignment-every",
+        "--config",
+        "--method",
+        "--dataset",
+        "--data-root",
+        "--set",
+        "--objective",
+        "--alignment-every",
     ],
     "evaluate": ["", "--dataset", "--data-root"],
     "export": ["", "--to"],
@@ -123,7 +133,7 @@ OPTIONS: dict[str, list[str]] = {
     "compare": ["", "--reference", "--csv"],
     "data check": ["", "--data-root"],
     "data list": ["--data-root"],
-}  # fmt: skip
+}
 
 
 def test_odd_values(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

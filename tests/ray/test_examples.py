@@ -18,9 +18,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["--backbone", "mini", "--set", "data.shots=1", "--set", "search.val_per_class=1"]
 SHORT = ["--trials", "2", "--epochs", "1", "--top", "0", "--final-seeds", ""]
 ALL = [
-    "--set", "regularizer.kind=huber:Huber", "--space", str(ROOT / "examples" / "huber.yaml"),
-    "--set", "prompts.kind=lowrank:LowRank", "--dataset", "circles:Circles", "--objective", "worst:worst",
-]  # fmt: skip
+    "--set",
+    "regularizer.kind=huber:Huber",
+    "--space",
+    str(ROOT / "examples" / "huber.yaml"),
+    "--set",
+    "prompts.kind=lowrank:LowRank",
+    "--dataset",
+    "circles:Circles",
+    "--objective",
+    "worst:worst",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,8 @@ class Source:
     """Observer that notes everything it is told. `worst`: a job with a lower objective is stopped."""
 
     def __init__(self, *jobs: Job, worst: float = 0.0) -> None:
-        self.jobs, self.worst = jobs, worst
+        self.jobs = jobs
+        self.worst = worst
         self.reports: dict[int, list[EpochReport]] = {job.trial_number: [] for job in jobs}
         self.ends: list[tuple[int, str]] = []
         self.seen: list[str] = []
@@ -95,9 +96,15 @@ def test_every_job_ends_once_and_one_worker_serves_them(tmp_path: Path) -> None:
     assert source.reports[0][-1].finished
     assert (source.reports[0][-1].runs[0].cpus, source.reports[0][-1].runs[0].gpus) == (1.0, 0.0)
     assert source.seen[:8] == [
-        "trial 0 started", "trial 0 epoch 1", "trial 0 epoch 2", "trial 0 epoch 3", "trial 0 finished",
-        "trial 1 started", "trial 1 epoch 1", "trial 1 finished: loss is nan in step 7",
-    ]  # fmt: skip
+        "trial 0 started",
+        "trial 0 epoch 1",
+        "trial 0 epoch 2",
+        "trial 0 epoch 3",
+        "trial 0 finished",
+        "trial 1 started",
+        "trial 1 epoch 1",
+        "trial 1 finished: loss is nan in step 7",
+    ]
     assert len(pids(tmp_path)) == 1
 
     again = Source(*jobs)
@@ -158,7 +165,8 @@ def test_a_worker_killed_between_two_jobs_costs_none(tmp_path: Path) -> None:
 
 def test_out_of_memory_is_retried_with_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's, as a job says, and a machine's, for which Ray kills its worker."""
-    told, epochs = RayActorManager._actor_task_resolved, list[int]()
+    told = RayActorManager._actor_task_resolved
+    epochs: list[int] = []
 
     def kill_one(manager: RayActorManager, tracked_actor_task: Any, result: Any) -> None:
         epochs.append(result["report"].epoch if isinstance(result, dict) and "report" in result else 0)

@@ -38,7 +38,8 @@ def check_equal(got: list[Batch], want: list[Batch]) -> None:
 def test_pixels_equal_those_of_the_local_stream(
     small_dtd: Path, block_rows: int, cpus: float, start_step: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    order, source = training_order(small_dtd), open_dataset("dtd", small_dtd).source
+    order = training_order(small_dtd)
+    source = open_dataset("dtd", small_dtd).source
     got = stream(order, source, start_step=start_step, cpus=cpus, block_rows=block_rows)
     check_equal(list(got), list(stream_local(order, source, start_step=start_step)))
     assert list(stream(order, source, start_step=order.num_steps)) == []
@@ -89,7 +90,8 @@ def store_bytes() -> float:
 
 
 def test_closing_a_stream_frees_the_object_store(small_dtd: Path) -> None:
-    order, source = training_order(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
+    order = training_order(small_dtd, epochs=100)
+    source = open_dataset("dtd", small_dtd).source
     before = store_bytes()
     for _ in range(3):
         batches = stream(order, source)
@@ -103,14 +105,16 @@ def test_closing_a_stream_frees_the_object_store(small_dtd: Path) -> None:
 def test_a_slow_consumer_is_neither_flooded_nor_disturbed(
     small_dtd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pause, steps = raystream.SchedulingPause.on_execution_step, list[float]()
+    pause = raystream.SchedulingPause.on_execution_step
+    steps: list[float] = []
 
     def counted(callback: raystream.SchedulingPause, executor: object) -> None:
         steps.append(time.monotonic())
         pause(callback, executor)
 
     monkeypatch.setattr(raystream.SchedulingPause, "on_execution_step", counted)
-    order, source = training_order(small_dtd, epochs=100), open_dataset("dtd", small_dtd).source
+    order = training_order(small_dtd, epochs=100)
+    source = open_dataset("dtd", small_dtd).source
     before = store_bytes()
     batches = stream(order, source, memory_bytes=10**6)
     next(batches)
@@ -124,7 +128,8 @@ class Trainer:
     """Takes one batch of a stream in a trial's placement group, and lets the stream go on."""
 
     def start(self, root: Path) -> None:
-        order, source = training_order(root, epochs=100), open_dataset("dtd", root).source
+        order = training_order(root, epochs=100)
+        source = open_dataset("dtd", root).source
         self.batches = stream(order, source, cpus=1)
         next(self.batches)
 
@@ -133,7 +138,8 @@ class Trainer:
 
 
 def test_blocks_are_made_ahead_of_a_trial(small_dtd: Path) -> None:
-    before, group = store_bytes(), placement_group([{"CPU": 1}, {"CPU": 1}])
+    before = store_bytes()
+    group = placement_group([{"CPU": 1}, {"CPU": 1}])
     place = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
     trainer = ray.remote(num_cpus=1)(Trainer).options(scheduling_strategy=place).remote()
     ray.get(trainer.start.remote(small_dtd))

@@ -39,18 +39,32 @@ def table(out: Path, protocol: str) -> dict[tuple[str, str, str], dict[str, str]
 
 
 RUNS = [
-    ("base-to-new", ["--datasets", "dtd", "eurosat", "--seeds", "1", "2", "--shots", "1"], 6,
-     {("dtd", "H"): 2, ("average", "H"): 2}),
-    ("few-shot", ["--datasets", "dtd", "--seeds", "1", "2", "--shots", "1", "8"], 5,
-     {("dtd", "1 shot"): 2, ("dtd", "8 shots"): 2}),
-]  # fmt: skip
+    (
+        "base-to-new",
+        ["--datasets", "dtd", "eurosat", "--seeds", "1", "2", "--shots", "1"],
+        6,
+        {("dtd", "H"): 2, ("average", "H"): 2},
+    ),
+    (
+        "few-shot",
+        ["--datasets", "dtd", "--seeds", "1", "2", "--shots", "1", "8"],
+        5,
+        {("dtd", "1 shot"): 2, ("dtd", "8 shots"): 2},
+    ),
+]
 
 
 @pytest.mark.parametrize(("protocol", "args", "num_runs", "counts"), RUNS, ids=[run[0] for run in RUNS])
 def test_a_protocol_from_end_to_end(
-    protocol: str, args: list[str], num_runs: int, counts: dict[tuple[str, str], int],
-    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None,
-) -> None:  # fmt: skip
+    protocol: str,
+    args: list[str],
+    num_runs: int,
+    counts: dict[tuple[str, str], int],
+    copies: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    ray_local: None,
+) -> None:
     before = sorted(copies.rglob("*"))
     args = [*args, "--methods", "zero-shot", "coop"]
     assert reproduce(protocol, copies, tmp_path, *args) == 0
@@ -128,8 +142,11 @@ def test_a_killed_driver_is_resumed(
     command = [sys.executable, "-m", "prometar", "reproduce", "--data-root", str(copies), *TINY, *args]
     driver = subprocess.Popen(
         [*command, "--out", str(killed), "--address", ray_local],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     run = killed / "runs" / "final-dtd-2shots-coop-seed1"
     deadline = time.monotonic() + 300
     while not (run / "checkpoint.safetensors").exists():
@@ -166,11 +183,13 @@ WRONG = [
     (["--max-concurrent", "0"], "Invalid value for '--max-concurrent'"),
     ([], "is not a folder. Pass --data-root DIR, the folder that contains imagenet"),
     (["--datasets", "textures", "--set", "modulator.reduction=7"], "modulator.reduction 7 does not divide"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("args", "message"), WRONG, ids=[" ".join(a)[:50] or "nothing" for a, _ in WRONG])
-def test_misuse(args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_with_invalid_options_is_refused_in_one_line(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["reproduce", "--out", str(tmp_path / "out"), *args]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -179,7 +198,9 @@ def test_misuse(args: list[str], message: str, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists(), "a refused grid leaves nothing behind"
 
 
-def test_no_room_in_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None) -> None:
+def test_a_run_that_fits_on_no_machine_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
     args = ["--datasets", "textures", "--out", str(tmp_path / "grid"), "--cpus-per-run", "64"]
     assert main(["reproduce", *args]) == 2
     said = capsys.readouterr()

@@ -105,7 +105,9 @@ def test_streams_from_a_bucket_give_equal_pixels(
     assert np.array_equal(*batches)
 
 
-def test_a_bucket(small_dtd: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_on_a_bucket_has_the_accuracies_of_one_on_files(
+    small_dtd: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["data", "prepare", "dtd", "--data-root", str(small_dtd), "--to", bucket]) == 0
     assert "96 images" in capsys.readouterr().out
     results = []

@@ -86,11 +86,13 @@ SEARCHES = [
     (["--nonsense"], "No such option"),
     (["--final-seeds", "1", "2"], "extra argument(s) (2). Options need their names"),
     (["--set", "optim.lr=1e39"], "optim.lr must be at most 1e+30, got 1e+39"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("args", "message"), SEARCHES, ids=[" ".join(a)[:40] for a, _ in SEARCHES])
-def test_search(args: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_search_with_invalid_options_is_refused_in_one_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     line = fails(capsys, search_main, ["--out", str(tmp_path / "out"), *args])
     assert message in line
     assert not (tmp_path / "out").exists(), "a refused study leaves nothing behind"
@@ -124,9 +126,13 @@ def test_a_home_is_known_where_the_shell_left_it(
     ],
 )
 def test_a_study_that_cannot_be_read(
-    file: str, content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    file: str,
+    content: bytes,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     ray_local: None,
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / DEFAULT_DATASET).mkdir()
     (tmp_path / DEFAULT_DATASET / file).write_bytes(content)
     assert message in fails(capsys, search_main, ["--out", str(tmp_path)], status=1 if "db" in file else 2)
@@ -166,7 +172,9 @@ PROMETAR = [
 
 
 @pytest.mark.parametrize(("args", "message"), PROMETAR, ids=[" ".join(a)[:40] for a, _ in PROMETAR])
-def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[str], ray_local: None) -> None:
+def test_a_command_with_invalid_arguments_is_refused_in_one_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
     assert message in fails(capsys, prometar_main, args)
 
 
@@ -180,7 +188,9 @@ def test_prometar(args: list[str], message: str, capsys: pytest.CaptureFixture[s
         ("[" * 2000, "is nested too deep"),
     ],
 )
-def test_wrong_config(text: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_invalid_configuration_file_is_refused_in_one_line(
+    text: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     assert message in fails(capsys, prometar_main, ["train", "--config", str(path)])
@@ -189,7 +199,9 @@ def test_wrong_config(text: str, message: str, capsys: pytest.CaptureFixture[str
 DTD = ["--dataset", "dtd", "--backbone", "mini"]
 
 
-def test_missing_splits_or_images(own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_split_or_image_is_named_in_one_line(
+    own_dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     split = own_dtd / "dtd" / DTD_SPLIT
     image = own_dtd / "dtd" / "images" / json.loads(split.read_text())["train"][0][0]
     for missing in (image, split):

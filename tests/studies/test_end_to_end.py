@@ -33,9 +33,13 @@ from tune.search import main as search_main
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = "abcdefgh"  # the first four are base classes
 OPTIONS: dict[str, Any] = {
-    "backbone": "mini", "epochs": "2", "final-seeds": "1", "final-epochs": "1", "top": "1",
+    "backbone": "mini",
+    "epochs": "2",
+    "final-seeds": "1",
+    "final-epochs": "1",
+    "top": "1",
     "max-concurrent": "1",
-}  # fmt: skip
+}
 SETTINGS = {"data.shots": "1", "search.val_per_class": "2", "confirm.seeds": "1"}
 
 
@@ -85,11 +89,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory, ray_data: str) -> tuple[Path
     """
     root = write_dtd(tmp_path_factory.mktemp("data"), per_class=4, classes=tuple(CLASSES))
     out = tmp_path_factory.mktemp("out")
-    study, broken = out / "dtd", break_what_judges(root)
+    study = out / "dtd"
+    broken = break_what_judges(root)
     first = subprocess.Popen(
         [sys.executable, "tune/search.py", *command(root, out, "--trials=2", f"--address={ray_data}")],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: any(study.glob("trials/*/checkpoint.safetensors")), first)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
@@ -152,7 +160,8 @@ def test_the_highest_confirmed_mean_is_selected_and_tested(whole: Whole) -> None
 def test_best_yaml_is_taken_as_it_is(
     whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: str
 ) -> None:
-    study, run = whole[0], tmp_path / "run"
+    study = whole[0]
+    run = tmp_path / "run"
     assert prometar_main(["train", "--config", str(study / "best.yaml"), "--out", str(run)]) == 0
     trained = capsys.readouterr().out
     assert prometar_main(["evaluate", str(run)]) == 0
@@ -175,9 +184,14 @@ def test_optuna_dashboard_opens_the_study(whole: Whole) -> None:
     app = optuna_dashboard.wsgi(optuna.storages.RDBStorage(f"sqlite:///{whole[0] / 'study.db'}"))
     status: list[str] = []
     environment = {
-        "REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "localhost", "SERVER_PORT": "80",
-        "wsgi.url_scheme": "http", "wsgi.input": None, "wsgi.errors": sys.stderr,
-    }  # fmt: skip
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/api/studies",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": None,
+        "wsgi.errors": sys.stderr,
+    }
     body = b"".join(app(environment, lambda line, headers, *rest: status.append(line)))
     assert status == ["200 OK"]
     (shown,) = json.loads(body)["study_summaries"]

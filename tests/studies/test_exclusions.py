@@ -32,10 +32,20 @@ def test_a_corrupt_image_is_found_and_excluded_and_the_study_resumes(
     photos = write_tree(tmp_path / "photos", TREE)
     study = tmp_path / "out/folder"
     command = [
-        "--dataset=folder", f"--data-root={photos}", f"--out={tmp_path / 'out'}", "--backbone=mini",
-        "--method=coop", "--trials=1", "--epochs=1", "--final-epochs=1", "--final-seeds=1 2", "--top=0",
-        "--max-concurrent=1", "--objective=base_val", "--set=data.shots=1",
-    ]  # fmt: skip
+        "--dataset=folder",
+        f"--data-root={photos}",
+        f"--out={tmp_path / 'out'}",
+        "--backbone=mini",
+        "--method=coop",
+        "--trials=1",
+        "--epochs=1",
+        "--final-epochs=1",
+        "--final-seeds=1 2",
+        "--top=0",
+        "--max-concurrent=1",
+        "--objective=base_val",
+        "--set=data.shots=1",
+    ]
     assert main(command) == 0, capsys.readouterr().err
     before = finished_results(study)
     assert not list(study.rglob(PREDICTIONS_FILE))

@@ -38,7 +38,8 @@ def states(out: Path) -> list[str]:
 
 def test_a_study_disturbed_again_and_again(tmp_path: Path, expected: dict[str, Any], ray_local: str) -> None:
     """One study for all of it, because starting processes takes the time."""
-    witness, trials = Witness(tmp_path), tmp_path / NAME / "trials"
+    witness = Witness(tmp_path)
+    trials = tmp_path / NAME / "trials"
     driver_options = (tmp_path, *ASKED, "--max-concurrent", 1)
 
     # A signal ends the running epoch, nobody else may run the study, and its own Ray is this machine's alone.

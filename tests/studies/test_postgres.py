@@ -30,7 +30,8 @@ class Server:
     """A PostgreSQL server on 127.0.0.1. It refuses to run as root, so it runs as nobody then."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._process = folder, None
+        self._folder = folder
+        self._process = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]

@@ -57,9 +57,16 @@ aten = torch.ops.aten
 
 # What makes the host wait, besides copies to it: the shape of the answer is in the data, or the answer is.
 _ASKS = {
-    aten._local_scalar_dense, aten.nonzero, aten._unique2, aten.unique_dim, aten.unique_consecutive,
-    aten.masked_select, aten.equal, aten.is_nonzero, aten.bincount,
-}  # fmt: skip
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten._unique2,
+    aten.unique_dim,
+    aten.unique_consecutive,
+    aten.masked_select,
+    aten.equal,
+    aten.is_nonzero,
+    aten.bincount,
+}
 
 
 class MixedDevices(RuntimeError):
@@ -75,7 +82,9 @@ class Traffic:
     made: list[str] = field(default_factory=list)
 
     def clear(self) -> None:
-        self.copies, self.waits, self.made = [], [], []
+        self.copies = []
+        self.waits = []
+        self.made = []
 
 
 class There(Tensor):
@@ -87,9 +96,13 @@ class There(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> "There":
         there: There = Tensor._make_wrapper_subclass(
-            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
             device=DEVICE,
-        )  # fmt: skip
+        )
         there.held = held
         return there
 
@@ -133,7 +146,8 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     goes_there = torch.device(device) == DEVICE if device is not None else bool(there)
     if not there and not goes_there:
         return _on_host(op, args, kwargs)
-    traffic, packet = _watched[-1], op._overloadpacket
+    traffic = _watched[-1]
+    packet = op._overloadpacket
     copies = packet in (aten._to_copy, aten.copy_, aten._copy_from)
     if copies:
         source = args[0] if packet is aten._to_copy else args[1]
@@ -171,7 +185,8 @@ def _accumulated(tensor: Tensor) -> Tensor:
 def _with_own_statistics(op: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """A LayerNorm's statistics as a CPU takes them; a GPU takes its own, and a cotangent like the input."""
     g, x, shape, *statistics = args[:5]
-    kinds, wanted = [g.dtype, *(each.dtype for each in statistics)], _accumulated(x.held).dtype
+    kinds = [g.dtype, *(each.dtype for each in statistics)]
+    wanted = _accumulated(x.held).dtype
     if kinds != [x.dtype, wanted, wanted]:
         raise TypeError(f"{op} of {x.dtype} takes {x.dtype} and {wanted}, found {kinds}, at {_place()}")
     return g, x, shape, *(each.held.to(x.dtype) for each in statistics), *args[5:]

@@ -14,12 +14,18 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
     "--disable-dev-shm-usage",  # containers have little of it
     "--enable-unsafe-swiftshader",  # parallel coordinates are drawn by WebGL
     "--remote-debugging-pipe",
-)  # fmt: skip
+)
 # The browser reads commands from descriptor 3 and answers on 4, each message ended by a 0 byte. Either may be
 # taken where it starts, so both are moved out of the way first.
 LAUNCH = """
@@ -44,16 +50,29 @@ class Browser:
         theirs_in, ours_out = os.pipe()
         self._process = subprocess.Popen(
             [
-                sys.executable, "-c", LAUNCH, str(theirs_in), str(theirs_out), program, *FLAGS,
-                f"--user-data-dir={profile}", "about:blank",
+                sys.executable,
+                "-c",
+                LAUNCH,
+                str(theirs_in),
+                str(theirs_out),
+                program,
+                *FLAGS,
+                f"--user-data-dir={profile}",
+                "about:blank",
             ],
-            pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            pass_fds=(theirs_in, theirs_out),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
-        self._in, self._out = ours_in, ours_out
-        self._buffer, self._count, self._session = b"", 0, ""
+        self._in = ours_in
+        self._out = ours_out
+        self._buffer = b""
+        self._count = 0
+        self._session = ""
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._loaded = False
@@ -98,9 +117,12 @@ class Browser:
             return
         self._opened = page, width, height
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
             mobile=width < 600,
-        )  # fmt: skip
+        )
         self.errors.clear()
         self.requests.clear()
         self._loaded = False

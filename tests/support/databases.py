@@ -66,7 +66,8 @@ def open_store(
     out: Path, *, url: str = "", storage: BaseStorage | None = None, concurrency: int = 1, **options: Any
 ) -> TrialStore:
     """Trial store of a study in OUT/s. Default storage: a new database there."""
-    config, folder = study_config(out, storage=url, **options), out / NAME
+    config = study_config(out, storage=url, **options)
+    folder = out / NAME
     storage = storage or open_storage(url or new_database(folder))
     return TrialStore(config, storage, StudyFolder(folder), {"weights": "abc"}, concurrency=concurrency)
 

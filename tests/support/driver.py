@@ -50,9 +50,17 @@ regularizer.text_weight: {type: float, low: 0.5, high: 200, log: true}
 regularizer.image_weight: {type: float, low: 0.2, high: 100, log: true}
 """
 SMALL: dict[str, Any] = {
-    "dataset": "textures", "trials": 4, "epochs": 3, "final_epochs": 3, "final_seeds": (1,), "seed": 3,
-    "top": 0, "pruner": "none", "study": NAME, "max_concurrent": 1,
-}  # fmt: skip
+    "dataset": "textures",
+    "trials": 4,
+    "epochs": 3,
+    "final_epochs": 3,
+    "final_seeds": (1,),
+    "seed": 3,
+    "top": 0,
+    "pruner": "none",
+    "study": NAME,
+    "max_concurrent": 1,
+}
 """Options of a small study: one trial at a time, because a second worker takes seconds to start."""
 
 

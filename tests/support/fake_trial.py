@@ -53,7 +53,9 @@ class FakeTraining:
     """One step is one epoch. Its state lies in the job's folder, as a checkpoint does."""
 
     def __init__(self, request: JobRequest) -> None:
-        self._request, self._job, self._folder = request, request.job, request.job.folder
+        self._request = request
+        self._job = request.job
+        self._folder = request.job.folder
         state = self._folder / "state.json"
         found = json.loads(state.read_text()) if state.exists() else {}
         self._owner = [run.model_dump(mode="json") for run in self._job.configs.values()]
@@ -168,10 +170,20 @@ def write_result(
     """
     excluded = read_exclusions(run.data.root) if run.data.name == "folder" and run.data.root else {}
     result = RunResult(
-        last_epoch=records[-1], accuracies={"base": 50.0}, images={"base": 1}, history=records,
-        objective=objective, classnames=(), template="", run_digest="", data_digest="",
-        weights_digest="", environment={}, excluded=tuple(sorted(excluded)), **resources,
-    )  # fmt: skip
+        last_epoch=records[-1],
+        accuracies={"base": 50.0},
+        images={"base": 1},
+        history=records,
+        objective=objective,
+        classnames=(),
+        template="",
+        run_digest="",
+        data_digest="",
+        weights_digest="",
+        environment={},
+        excluded=tuple(sorted(excluded)),
+        **resources,
+    )
     write_atomically(folder / "config.yaml", dump_config(run).encode())
     result.write(folder)
 

@@ -19,9 +19,14 @@ from tests.support import tiny
 
 __all__: list[str] = []
 _TRUNK = {
-    "img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "class_token": False,
+    "img_size": 16,
+    "patch_size": 8,
+    "embed_dim": 24,
+    "depth": 3,
+    "num_heads": 3,
+    "class_token": False,
     "global_pool": "map",
-}  # fmt: skip
+}
 
 
 def _trunk(**settings: Any) -> Any:
@@ -43,18 +48,29 @@ def vit_test_siglip_edge(**settings: Any) -> Any:
 
 
 _SIGLIP: dict[str, Any] = {
-    "width": 16, "heads": 2, "layers": 3, "context_length": 12, "vocab_size": 60,
-    "hf_tokenizer_name": "words", "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
+    "width": 16,
+    "heads": 2,
+    "layers": 3,
+    "context_length": 12,
+    "vocab_size": 60,
+    "hf_tokenizer_name": "words",
+    "no_causal_mask": True,
+    "pool_type": "last",
+    "proj_bias": True,
     "norm_kwargs": {"eps": 1e-6},
-}  # fmt: skip
+}
 
 
 def _siglip(trunk: str = "vit_test_siglip_16", **text: Any) -> dict[str, Any]:
     vision = {"timm_model_name": trunk, "timm_pool": "map", "timm_proj": "none"}
     text = {**_SIGLIP, **text}
     return {
-        "embed_dim": 24, "custom_text": True, "text_cfg": text, "vision_cfg": vision, "init_logit_bias": -10
-    }  # fmt: skip
+        "embed_dim": 24,
+        "custom_text": True,
+        "text_cfg": text,
+        "vision_cfg": vision,
+        "init_logit_bias": -10,
+    }
 
 
 CONFIGS: dict[str, dict[str, Any]] = {

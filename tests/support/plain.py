@@ -33,12 +33,11 @@ class Plain:
         self.maps: dict[str, nn.Linear] = {}
         if self.coupled:
             for name in [name for name in self.tokens if name.endswith("weight")]:
-                weight, bias = (
-                    self.tokens.pop(name),
-                    nn.Parameter(leaves[name.replace("weight", "bias")].clone()),
-                )
+                weight = self.tokens.pop(name)
+                bias = nn.Parameter(leaves[name.replace("weight", "bias")].clone())
                 linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-                linear.weight, linear.bias = weight, bias
+                linear.weight = weight
+                linear.bias = bias
                 self.maps[name.removesuffix(".weight")] = linear
         self.parameters = [*self.tokens.values(), *(p for m in self.maps.values() for p in m.parameters())]
         self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=0.9, weight_decay=5e-4)

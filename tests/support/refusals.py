@@ -48,7 +48,10 @@ class RefusingDisk:
     """
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, fault: Fault, first: int) -> None:
-        self._folder, self._fault, self._first, self._num_calls = str(folder), fault, first, 0
+        self._folder = str(folder)
+        self._fault = fault
+        self._first = first
+        self._num_calls = 0
         self.refused: list[tuple[str, str]] = []
         opened = io.open
 
@@ -94,7 +97,8 @@ class _File:
     """An open file that asks before it writes."""
 
     def __init__(self, file: Any, ask: Callable[[], None]) -> None:
-        self._file, self._ask = file, ask
+        self._file = file
+        self._ask = ask
 
     def write(self, content: Any) -> int:
         try:

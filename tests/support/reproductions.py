@@ -60,11 +60,18 @@ def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:
     sets = ("base", "new") if job.objective == "final" else ("all",)
     result = RunResult(
         last_epoch={"epoch": 1} if config.method in UNTRAINED else {"epoch": 1, "direct_ce": 0.5},
-        accuracies={name: value(config, name) for name in sets}, images={}, history=(), classnames=(),
-        objective=job.objective, template="", run_digest="",
-        data_digest=f"of {config.data.name}", weights_digest="", environment={},
+        accuracies={name: value(config, name) for name in sets},
+        images={},
+        history=(),
+        classnames=(),
+        objective=job.objective,
+        template="",
+        run_digest="",
+        data_digest=f"of {config.data.name}",
+        weights_digest="",
+        environment={},
         tests={name: (value(config, name), f"of {name}") for name in job.targets},
-    )  # fmt: skip
+    )
     return FinishedRun(job.folder, config, result)
 
 

@@ -37,16 +37,23 @@ IMAGE = '"><img src=x onerror=alert(2)>'
 RANGES: dict[str, dict[str, Any]] = {
     "regularizer.kind": {"type": "choice", "choices": ["l1", "l2", "none"]},
     "regularizer.text_weight": {
-        "type": "float", "low": 0.5, "high": 200.0, "log": True, "when": {"regularizer.kind": ["l1", "l2"]},
+        "type": "float",
+        "low": 0.5,
+        "high": 200.0,
+        "log": True,
+        "when": {"regularizer.kind": ["l1", "l2"]},
     },
     "optim.lr": {"type": "float", "low": 1e-4, "high": 0.1, "log": True},
     "prompts.text_depth": {"type": "int", "low": 0, "high": 12},
     "augment.flip": {"type": "float", "low": 0.0, "high": 0.5},
-}  # fmt: skip
+}
 DEFAULT: dict[str, Any] = {
-    "regularizer.kind": "l1", "regularizer.text_weight": 25.0, "optim.lr": 0.0025,
-    "prompts.text_depth": 9, "augment.flip": 0.5,
-}  # fmt: skip
+    "regularizer.kind": "l1",
+    "regularizer.text_weight": 25.0,
+    "optim.lr": 0.0025,
+    "prompts.text_depth": 9,
+    "augment.flip": 0.5,
+}
 
 
 def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
@@ -145,11 +152,17 @@ def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
             t.number,
             t.is_baseline,
             t.settings,
-            (*t.runs, *(run(name, seed, t.settings) for name in dict.fromkeys(r.dataset for r in t.runs)
-                        for seed in (1000, 1001))),
+            (
+                *t.runs,
+                *(
+                    run(name, seed, t.settings)
+                    for name in dict.fromkeys(r.dataset for r in t.runs)
+                    for seed in (1000, 1001)
+                ),
+            ),
         )
         for t in chosen
-    )  # fmt: skip
+    )
     return Confirmation((1000, 1001), candidates, max(candidates, key=lambda each: each.mean or 0.0).number)
 
 
@@ -167,7 +180,8 @@ def final_test(
     **changes: Any,
 ) -> FinalTest:
     """Final test. `shifts`: gains of the selected settings in base and new accuracy, by dataset."""
-    same, datasets = selected.is_baseline, dict[str, DatasetTest]()
+    same = selected.is_baseline
+    datasets: dict[str, DatasetTest] = {}
     for name, shift in shifts.items():
         baseline = tuple(with_metrics(run(name, seed, DEFAULT), classes) for seed in seeds)
         shifted = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
@@ -236,7 +250,7 @@ Score = Callable[[int, Config], float | str]
 
 def runner(score: Score) -> tuple[Callable[[Stage], dict[str, str]], list[str]]:
     """Return a function that writes the results of a stage with `score`, and the jobs that it has run."""
-    names = list[str]()
+    names: list[str] = []
 
     def run_stage(stage: Stage) -> dict[str, str]:
         failures = {}

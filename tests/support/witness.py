@@ -48,8 +48,12 @@ class Witness:
 
 
 NO_LOSSES: dict[str, list[Any]] = {
-    "lost": [], "drawn twice": [], "left running": [], "failed": [], "differing": []
-}  # fmt: skip
+    "lost": [],
+    "drawn twice": [],
+    "left running": [],
+    "failed": [],
+    "differing": [],
+}
 
 
 def _content(file: Path) -> bytes | None:

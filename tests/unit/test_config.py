@@ -77,7 +77,8 @@ def test_a_study_without_options_is_the_one_in_the_folder(tmp_path: Path) -> Non
 
 
 def test_defaults_of_embedded_and_other_datasets() -> None:
-    small, large = StudyConfig.of(), StudyConfig.of(dataset="dtd", data_root="data")
+    small = StudyConfig.of()
+    large = StudyConfig.of(dataset="dtd", data_root="data")
     published = configure("prometar").train.epochs
     assert (small.search.trials, small.baseline.train.epochs, small.baseline.backbone.name) == (24, 5, "mini")
     assert (large.search.trials, large.baseline.train.epochs) == (40, published)

@@ -75,7 +75,7 @@ def test_a_gpu_without_free_memory_is_no_problem_of_the_machine(monkeypatch: pyt
 def test_processes_that_share_a_gpu_fit_into_it_with_their_contexts(
     share: float, gib: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = list[float]()
+    limits: list[float] = []
     total = gib * GIB
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=total))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)

@@ -40,10 +40,12 @@ def test_every_method_has_its_row() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_is_the_recipe(name: str) -> None:
-    config, s = configure(name), configure(name).flat()
+    config = configure(name)
+    s = configure(name).flat()
     _, prompts, adapters, features, logits, regularizer, modulator, inner, query, *more = TABLE[name]
     averager, optimizer, *numbers = more
-    kind, r = s["prompts.kind"], config.regularizer.kind
+    kind = s["prompts.kind"]
+    r = config.regularizer.kind
     text_depth = s.get("prompts.text_depth", 1 if kind in ("conditional", "class_aware") else 0)
     vision_depth = s.get("prompts.vision_depth", 0)
     assert (f"text {s.get('prompts.text_length')} x {text_depth}" in prompts) == (text_depth > 0)
@@ -79,7 +81,7 @@ def test_tables_and_picture_of_compositions_are_current() -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_settings_exist(setting: str) -> None:
+def test_documented_settings_exist_and_change_the_defaults(setting: str) -> None:
     config = configure("prometar", parse_assignments([w for w in setting.split() if "=" in w]))
     assert build(config)
     assert config != configure("prometar")

@@ -174,9 +174,20 @@ def test_a_rehearsal_runs_without_ray_optuna_and_network(tmp_path: Path) -> None
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     out = tmp_path / "out"
     command = [
-        sys.executable, str(FOLDER / "gpu.py"), "--rehearse", "--out", str(out), "--minutes", "9",
-        "--parts", "packing", "speed", "memory", "study", "stream",
-    ]  # fmt: skip
+        sys.executable,
+        str(FOLDER / "gpu.py"),
+        "--rehearse",
+        "--out",
+        str(out),
+        "--minutes",
+        "9",
+        "--parts",
+        "packing",
+        "speed",
+        "memory",
+        "study",
+        "stream",
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -14,14 +14,19 @@ FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 
 # A package imports only itself and those above it in this list.
 PACKAGES = (
-    "prometar.errors", "prometar.device", "prometar.environment", "prometar.metrics",
+    "prometar.errors",
+    "prometar.device",
+    "prometar.environment",
+    "prometar.metrics",
     "prometar.io",
     "prometar.embedded",
     "prometar.clip",
     "prometar.methods",
-    "prometar.data", "prometar.data.datasets",
+    "prometar.data",
+    "prometar.data.datasets",
     "prometar.config",
-    "prometar.data.splits", "prometar.data.streaming",
+    "prometar.data.splits",
+    "prometar.data.streaming",
     "prometar.data.preparation",
     "prometar.step",
     "prometar.training",
@@ -39,10 +44,14 @@ PACKAGES = (
     "tune.reproduce",
     "tune.stages",
     "tune.report",
-    "tune.tracking", "tune.defaults",
-    "tune.study", "tune", "prometar",
-    "tune.search", "tune.commands",
-)  # fmt: skip
+    "tune.tracking",
+    "tune.defaults",
+    "tune.study",
+    "tune",
+    "prometar",
+    "tune.search",
+    "tune.commands",
+)
 ENTRANCES = {
     "open_clip": {"prometar/clip/openclip.py"},
     "transformers": set(),
@@ -50,11 +59,13 @@ ENTRANCES = {
     "optuna": {"tune/space/", "tune/store/", "tune/report/plots.py"},
     "ray": {"prometar/data/streaming/raystream.py", "tune/execution/"},
     "pyarrow": {
-        "prometar/io/stores.py", "prometar/data/datasets/prepared.py",
-        "prometar/data/preparation/prepare.py", "prometar/data/streaming/raystream.py",
+        "prometar/io/stores.py",
+        "prometar/data/datasets/prepared.py",
+        "prometar/data/preparation/prepare.py",
+        "prometar/data/streaming/raystream.py",
         "prometar/training/prediction_file.py",
     },
-}  # fmt: skip
+}
 
 
 def module_of(path: Path) -> str:
@@ -65,7 +76,7 @@ def module_of(path: Path) -> str:
 @cache
 def imports_of(path: Path, *, at_start: bool = False) -> frozenset[str]:
     """Modules that a file imports. With `at_start`, without those that its functions import."""
-    found = set[str]()
+    found: set[str] = set()
     tree = ast.parse(path.read_text("utf-8"))
     for node in tree.body if at_start else ast.walk(tree):
         if isinstance(node, ast.Import):

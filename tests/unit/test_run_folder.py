@@ -115,7 +115,8 @@ def test_custom_code_is_recorded(config: Config, tmp_path: Path, monkeypatch: py
 
 
 def test_weights_replaced_under_their_name_are_another_run(config: Config, tmp_path: Path) -> None:
-    weights, state = tmp_path / "weights.safetensors", load_mini()
+    weights = tmp_path / "weights.safetensors"
+    state = load_mini()
     save_file(state, weights)
     config = config.override({"backbone.pretrained": str(weights)})
     run_folder.train_run(config, tmp_path / "run")

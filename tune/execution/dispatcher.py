@@ -96,8 +96,10 @@ class Dispatcher:
     @property
     def must_stop(self) -> bool:
         """True if the experiment must end, because of an error or because Ray died."""
-        if self.error is None and (reason := self._machines.all_avoided_reason):
-            self.error = InfrastructureError(f"no machine can run the jobs: {reason}")
+        if self.error is None:
+            reason = self._machines.all_avoided_reason
+            if reason:
+                self.error = InfrastructureError(f"no machine can run the jobs: {reason}")
         return self.error is not None or self._shutdown.ray_died
 
     @property

@@ -161,7 +161,8 @@ class Flow:
         Raises:
             InfrastructureError: a fault of a machine. It is not the result of this flow.
         """
-        failures, self._failures = self._failures, {}
+        failures = self._failures
+        self._failures = {}
         try:
             stage = next(self._stages) if self._stage is None else self._stages.send(failures)
         except StopIteration as end:

@@ -15,7 +15,8 @@ from tune.execution.ray_cluster import head_is_dead, local_node_is_dead, owns_cl
 
 RAY_DIED = f"Ray died on this machine. {RESUME}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_HEAD_INTERVAL, _NODE_INTERVAL = 1.0, 10.0
+_HEAD_INTERVAL = 1.0
+_NODE_INTERVAL = 10.0
 """Seconds between checks of Ray's head, and of this machine's node."""
 _GRACE_SECONDS = 30.0
 """After Ray dies, seconds to wait for Tune to raise an error before the process exits."""

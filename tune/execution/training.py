@@ -62,7 +62,8 @@ class JobTraining:
             return EpochReport(epoch=self._epoch, error=str(error), finished=True)
         # Runs may have different numbers of epochs. A run that has ended keeps its last metrics.
         metrics = [session.history[: self._epoch][-1] for session in sessions]
-        configs, allocated = self._request.job.configs.values(), self._request.allocated
+        configs = self._request.job.configs.values()
+        allocated = self._request.allocated
         measured = zip(configs, metrics, strict=True)
         scores = [RunScore.of(config, values, **allocated) for config, values in measured]
         return EpochReport(

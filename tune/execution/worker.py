@@ -135,7 +135,8 @@ class JobWorker(ray_tune.Trainable):
         Raises:
             InfrastructureError: the job's folder, which the driver created, is missing here or not writable.
         """
-        folder, seconds = self._request.job.folder, self._request.timeout_seconds
+        folder = self._request.job.folder
+        seconds = self._request.timeout_seconds
         if not folder.is_dir():
             raise InfrastructureError(
                 f"{folder} does not exist on {socket.gethostname()}. Set --out to a shared folder."

@@ -33,7 +33,9 @@ def outcome(records: Records) -> Outcome:
 
 def verdict_text(records: Records) -> str:
     """Return two sentences: which settings to use, and why."""
-    test, result, search = records.final_test, outcome(records), records.config.search
+    test = records.final_test
+    result = outcome(records)
+    search = records.config.search
     if result == "leaking":
         return f"Do not use these results. The objective {search.objective} reads the test images."
     if test is None or result == "unfinished":
@@ -72,7 +74,8 @@ def _reason_for_default(records: Records, test: FinalTest) -> str:
 
 def evidence(records: Records) -> list[str]:
     """Return the sentences with the numbers behind the verdict."""
-    if (test := records.current_test) is None or not test.seeds:
+    test = records.current_test
+    if test is None or not test.seeds:
         return [line for line in (_about_selection(records), _about_epochs(records)) if line]
     lines = [
         _about_h(test),
@@ -87,7 +90,8 @@ def evidence(records: Records) -> list[str]:
 
 def search_summary(records: Records) -> str:
     """Return the numbers of trials, in total and by state."""
-    ended, planned = len(records.trials), records.config.search.trials
+    ended = len(records.trials)
+    planned = records.config.search.trials
     count = format_count(ended, "trial") if ended > planned else f"{ended} of {planned} trials"
     line = f"Search: {count} ({records.state_summary})."
     enqueued = [trial for trial in records.trials if trial.origin == "enqueued"]
@@ -154,7 +158,8 @@ def _about_other_datasets(test: FinalTest) -> str:
 
 
 def _about_power(test: FinalTest) -> str:
-    relevant, unit = test.min_relevant, "point" if test.min_relevant == 1 else "points"
+    relevant = test.min_relevant
+    unit = "point" if test.min_relevant == 1 else "points"
     if test.verdict != "either" or test.detectable is None or test.detectable >= 100:  # H is at most 100
         return ""
     line = f"This test has 80% power to detect a true difference of {test.detectable:.1f} points in H."
@@ -196,7 +201,8 @@ def _caveats(records: Records) -> Iterator[str]:
     yield from records.study.exclusion_notes
     if records.current_test:
         yield from _test_caveats(records, records.current_test)
-    if (objective := OBJECTIVES.get(records.config.search.objective)) and objective.predicts_new:
+    objective = OBJECTIVES.get(records.config.search.objective)  # None: custom
+    if objective and objective.predicts_new:
         yield (
             "The search predicts new accuracy from drift: how much the prompts change CLIP's "
             "predictions over class names unrelated to the dataset. It uses no images of new classes."
@@ -216,7 +222,8 @@ def _caveats(records: Records) -> Iterator[str]:
 
 def _test_caveats(records: Records, test: FinalTest) -> Iterator[str]:
     if errors := test.failures:
-        counts, error = f"{len(errors)} of {len(test.runs())}", errors[0][:80]
+        counts = f"{len(errors)} of {len(test.runs())}"
+        error = errors[0][:80]
         rule = "Their seed pairs are ignored"
         if test.selected_failures:
             rule = "A failed run with the selected settings decides against them"

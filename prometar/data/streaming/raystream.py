@@ -122,7 +122,8 @@ def _build_dataset(
     If a task made several blocks, it would keep its CPU until they are consumed. Between two epochs, nothing
     consumes the training stream, so the evaluation would wait forever for this CPU.
     """
-    steps_per_block, max_tasks = max(1, block_rows // order.batch_size), max(1, math.floor(cpus))
+    steps_per_block = max(1, block_rows // order.batch_size)
+    max_tasks = max(1, math.floor(cpus))
     block_inputs = []
     for first_step in range(start_step, order.num_steps, steps_per_block):
         last_step = min(first_step + steps_per_block, order.num_steps) - 1

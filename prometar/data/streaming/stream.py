@@ -59,7 +59,7 @@ def stream_local(order: ImageOrder, source: Source, start_step: int = 0) -> Iter
         return Batch(step, make_images(order.transform, source.read_many(paths), seeds, paths), labels)
 
     num_threads = num_cpus()
-    pending = deque[Future[Batch]]()
+    pending: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         for args in iter_steps(order, start_step):
             pending.append(pool.submit(make_batch, *args))

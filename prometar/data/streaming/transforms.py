@@ -20,7 +20,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _HEIC_SIGNATURES = (b"ftypheic", b"ftypheix", b"ftypmif1")  # photos of phones, whatever their suffix
 MAX_ASPECT_RATIO = 100  # bounds the memory of a resized image, whose shorter side has a fixed length
 MAX_PIXELS = 89_478_485  # above this size Pillow warns; it rejects only images twice as large
-CROP_ASPECT_RATIOS, CROP_ATTEMPTS = (3 / 4, 4 / 3), 10  # as in torchvision's RandomResizedCrop
+# As in torchvision's RandomResizedCrop.
+CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)

@@ -54,16 +54,28 @@ def cosine(a: dict[str, Tensor], b: dict[str, Tensor], tower: str = "") -> float
 
 def test_it_is_the_cosine_of_plain_gradients() -> None:
     backbone, method, model, start = make({})
-    run, state = replace(small_run(), backbone=backbone, method=method, model=model), moved(start)
+    run = replace(small_run(), backbone=backbone, method=method, model=model)
+    state = moved(start)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     found = measure_alignment(run, state, Batch(0, pixels, np.array([0, 1, 1, 2])))
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="")
     assert model.frozen_text_CE is not None
     reference = Released(
-        backbone.clip, tokenize(texts), model.frozen_text_CE, state.leaves, state.gate,
-        text_weight=50, image_weight=20, reduction=4, inner_lr=0, outer_weight=0, prompt_lr=0, gate_lr=0,
-    )  # fmt: skip
-    images, labels = backbone.normalize(torch.from_numpy(pixels)), torch.tensor([0, 1, 1, 2])
+        backbone.clip,
+        tokenize(texts),
+        model.frozen_text_CE,
+        state.leaves,
+        state.gate,
+        text_weight=50,
+        image_weight=20,
+        reduction=4,
+        inner_lr=0,
+        outer_weight=0,
+        prompt_lr=0,
+        gate_lr=0,
+    )
+    images = backbone.normalize(torch.from_numpy(pixels))
+    labels = torch.tensor([0, 1, 1, 2])
     rng = meta_task_rng(run.config.train.seed, 0)
     task = leave_one_class_out(labels, NoAugmentation(), rng, dtype=images.dtype)
     assert task is not None
@@ -154,7 +166,7 @@ def test_a_plot_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert '"x":[10.0,40.0],"y":[0.2,0.5]' in drawn.replace(" ", "")
 
 
-def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_of_alignment_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fails(args: list[str]) -> str:
         assert main(args) == 2
         error = capsys.readouterr().err

@@ -51,11 +51,10 @@ def images(clip: Clip) -> Tensor:
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_features_and_logits_are_open_clips(name: str) -> None:
     model, backbone = loaded(name)
-    clip, ids = backbone.clip, backbone.tokenize(TEXTS)
-    image, text = (
-        encode_image(clip, embed_images(clip, images(clip))),
-        encode_text(clip, text_input(clip, ids)),
-    )
+    clip = backbone.clip
+    ids = backbone.tokenize(TEXTS)
+    image = encode_image(clip, embed_images(clip, images(clip)))
+    text = encode_text(clip, text_input(clip, ids))
     torch.testing.assert_close(
         image, model.encode_image(images(clip), normalize=False), rtol=1e-9, atol=1e-10
     )
@@ -70,7 +69,8 @@ def test_features_and_logits_are_open_clips(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in families.CONFIGS if "siglip" in name])
 def test_prompts_and_their_gradients_are_those_of_open_clips_modules(name: str, layers: set[int]) -> None:
     model, backbone = loaded(name)
-    clip, ids = backbone.clip, backbone.tokenize(TEXTS)
+    clip = backbone.clip
+    ids = backbone.tokenize(TEXTS)
     text = random_prompts(layers, 4, clip.text.width)
     compare(
         encode_text(clip, text_input(clip, ids, num_context=4), text),
@@ -108,9 +108,19 @@ def test_a_clip_without_weights_has_their_shapes(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["RN50", "convnext_tiny", "coca_ViT-B-32", "roberta-ViT-B-32", "nllb-clip-base-siglip", "EVA01-g-14",
-     "ViT-L-14-CLIPA", "ViT-H-14-worldwide", "ViT-M-16-alt", "MobileCLIP-B"],
-)  # fmt: skip
+    [
+        "RN50",
+        "convnext_tiny",
+        "coca_ViT-B-32",
+        "roberta-ViT-B-32",
+        "nllb-clip-base-siglip",
+        "EVA01-g-14",
+        "ViT-L-14-CLIPA",
+        "ViT-H-14-worldwide",
+        "ViT-M-16-alt",
+        "MobileCLIP-B",
+    ],
+)
 def test_other_families_are_rejected_in_one_line(name: str) -> None:
     with pytest.raises(UserError, match=f"^Backbone {name} is not supported. .* such as ViT-B-16-quickgelu"):
         clip_without_weights(name)
@@ -129,7 +139,8 @@ def test_images_are_normalised_as_the_weights_tag_says() -> None:
 
 def test_the_pools_query_is_the_same_to_the_last_bit_on_every_cpu(tmp_path: Path) -> None:
     """CPUs sum products in different orders. Rolled tensors simulate this."""
-    name, parts = "tiny-siglip", ("visual.trunk.attn_pool.latent", "visual.trunk.attn_pool.q.weight")
+    name = "tiny-siglip"
+    parts = ("visual.trunk.attn_pool.latent", "visual.trunk.attn_pool.q.weight")
     path = families.write_weights(name, tmp_path)
     state = {key: tensor.float() for key, tensor in load_file(path).items()}
     biases = set()
@@ -143,7 +154,8 @@ def test_the_pools_query_is_the_same_to_the_last_bit_on_every_cpu(tmp_path: Path
 
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_a_file_in_float16_is_the_backbone_of_the_same_numbers_in_float32(name: str, tmp_path: Path) -> None:
-    path, digests = families.write_weights(name, tmp_path), set()
+    path = families.write_weights(name, tmp_path)
+    digests = set()
     half = {key: t.half() if t.is_floating_point() else t for key, t in load_file(path).items()}
     for state in (half, {key: t.float() if t.is_floating_point() else t for key, t in half.items()}):
         save_file(state, path)
@@ -156,9 +168,12 @@ def test_a_file_in_float16_is_the_backbone_of_the_same_numbers_in_float32(name: 
 )
 def test_exported_prompts_classify(name: str, method: str, small_dtd: Path, tmp_path: Path) -> None:
     settings = {
-        "backbone.name": name, "backbone.pretrained": "random", "train.epochs": 1, "data.shots": 1,
+        "backbone.name": name,
+        "backbone.pretrained": "random",
+        "train.epochs": 1,
+        "data.shots": 1,
         "train.batch_size": 6,
-    }  # fmt: skip
+    }
     assigned = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     run, file = tmp_path / "run", tmp_path / "prompts.safetensors"
     data = ["--dataset", "dtd", "--data-root", str(small_dtd)]

@@ -44,7 +44,8 @@ def check_launcher(text: str) -> None:
 
 def _check_machines(config: dict[str, Any]) -> None:
     types = config["available_node_types"]
-    head, (worker,) = types["head"], [types[name] for name in types if name != "head"]
+    head = types["head"]
+    (worker,) = [types[name] for name in types if name != "head"]
     if head["resources"] != {"CPU": 0, "GPU": 0} or not worker["resources"]["GPU"]:
         raise ValueError("trials run on workers with GPUs alone")
     if not any("/mnt/shared" in command for command in config["initialization_commands"]):
@@ -70,21 +71,29 @@ def _check_machine(cloud: str, machine: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_launcher_file(name: str) -> None:
+def test_a_launcher_file_keeps_the_head_closed_and_free_of_trials(name: str) -> None:
     check_launcher(text_of(name))
 
 
 DAMAGES = [
-    *((name, *damage) for name in FILES for damage in (
-        ("cluster_name:", "clustername:", "'clustername' was unexpected"),
-        (IMAGE, "registry.example.com/prometar:latest", "another image"),
-        ("--num-cpus=0", "", "head would run trials"),
-        ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard is open"),
-        ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "no token"),
-        (f'"{TOKEN}": "{TOKEN}"', '"~/a": "~/b"', "no token"),
-        ("/mnt/shared:/mnt/shared", "/tmp:/mnt/other", "nothing is shared"),
-        ("head_start_ray_commands", "setup_commands: [pip install ray]\nhead_start_ray_commands", "install"),
-    )),
+    *(
+        (name, *damage)
+        for name in FILES
+        for damage in (
+            ("cluster_name:", "clustername:", "'clustername' was unexpected"),
+            (IMAGE, "registry.example.com/prometar:latest", "another image"),
+            ("--num-cpus=0", "", "head would run trials"),
+            ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard is open"),
+            ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "no token"),
+            (f'"{TOKEN}": "{TOKEN}"', '"~/a": "~/b"', "no token"),
+            ("/mnt/shared:/mnt/shared", "/tmp:/mnt/other", "nothing is shared"),
+            (
+                "head_start_ray_commands",
+                "setup_commands: [pip install ray]\nhead_start_ray_commands",
+                "install",
+            ),
+        )
+    ),
     ("aws.yaml", "SecurityGroupIds: [YOUR_GROUP]", "", "open to the world"),
     ("aws.yaml", "HttpTokens", "HttpToken", "HttpToken"),
     ("aws.yaml", "MarketType: spot", "MarketType: capacity-block", "workers are spot"),
@@ -92,7 +101,7 @@ DAMAGES = [
     ("gcp.yaml", "      scheduling:\n", "      schedule:\n", "workers are spot"),
     ("gcp.yaml", "CPU: 8, GPU: 1", "CPU: 8, GPU: 0", "on workers with GPUs alone"),
     ("onprem.yaml", "head_ip", "head_address", "head_ip"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "old", "new", "message"), DAMAGES)

@@ -42,9 +42,12 @@ def test_stored_weights_are_the_recorded_ones() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", RENDERED)
 def test_zero_shot_is_clearly_above_chance(mini: Any, name: str) -> None:
-    rendered, per_class = RENDERED[name], 5
-    classes, half = rendered.classnames, len(rendered.classnames) // 2
-    right, expected = 0, 0.0
+    rendered = RENDERED[name]
+    per_class = 5
+    classes = rendered.classnames
+    half = len(rendered.classnames) // 2
+    right = 0
+    expected = 0.0
     for names in (classes[:half], classes[half:]):
         paths = [image_path(c, "val", k) for c in names for k in range(per_class)]
         images = [rendered.render(*rendered.locate(path)) for path in paths]

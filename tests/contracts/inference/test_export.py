@@ -115,14 +115,15 @@ def test_files_pictures_and_arrays_are_the_same_images(exported: Path, tmp_path:
     for one in (path, picture, array):
         assert np.array_equal(classifier.predict(one).probabilities, classifier.predict([path]).probabilities)
     grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    eight_bits, sixteen_bits = Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)
+    eight_bits = Image.fromarray(grey)
+    sixteen_bits = Image.fromarray(grey.astype(np.uint16) * 257)
     found = [classifier.predict(each).probabilities for each in (eight_bits, sixteen_bits)]
     assert np.array_equal(*found)
     others = classifier.predict([picture.convert("L"), picture.convert("P"), picture.convert("RGBA")])
     assert others.probabilities.shape == (3, 3)
 
 
-def test_other_classes(exported: Path) -> None:
+def test_a_classifier_predicts_among_other_class_names(exported: Path) -> None:
     classifier = prometar.load(exported)
     pictures = np.random.default_rng(0).integers(0, 256, (4, 70, 80, 3), dtype=np.uint8)
     names = (*classifier.classnames[:3], "a colour that nobody has seen")
@@ -219,7 +220,8 @@ def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path
 
 
 def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
-    path, leaves = tmp_path / "prompts.safetensors", load_file(exported)
+    path = tmp_path / "prompts.safetensors"
+    leaves = load_file(exported)
     with safe_open(exported, framework="pt") as file:
         metadata = file.metadata()
 

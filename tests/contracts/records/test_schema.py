@@ -5,7 +5,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,15 +35,28 @@ from tune.report import page
 from tune.report.terminal import print_summary
 
 FILES: dict[str, Any] = {
-    "study.yaml": StudyRecord, "trials/0001/record.json": TrialRecord, "confirmation.json": Confirmation,
+    "study.yaml": StudyRecord,
+    "trials/0001/record.json": TrialRecord,
+    "confirmation.json": Confirmation,
     "finals.json": FinalTest,
-}  # fmt: skip
+}
 SHOWN = 6  # files with a harmless damage, of each kind, that are reported
 DEEP: Any = json.loads("[" * 300 + "]" * 300)
 DAMAGES: dict[str, Any] = {
-    "null": None, "text": "text", "negative": -1, "zero": 0, "half": 0.5, "huge": 1e300, "nan": math.nan,
-    "true": True, "list": [], "list of null": [None], "mapping": {}, "nested": {"a": [1]}, "deep": DEEP,
-}  # fmt: skip
+    "null": None,
+    "text": "text",
+    "negative": -1,
+    "zero": 0,
+    "half": 0.5,
+    "huge": 1e300,
+    "nan": math.nan,
+    "true": True,
+    "list": [],
+    "list of null": [None],
+    "mapping": {},
+    "nested": {"a": [1]},
+    "deep": DEEP,
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +87,11 @@ def content(path: Path) -> Any:
 
 def places(tree: Any, *before: str | int) -> Iterator[tuple[str | int, ...]]:
     """Places that can be damaged."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = enumerate(tree)
     for key, value in items:
         yield (*before, key)
         yield from places(value, *before, key)
@@ -100,7 +117,8 @@ def test_every_place_of_every_file(
 ) -> None:
     """A damage is one line that names the file, or everything can be reported."""
     monkeypatch.setattr(page, "get_plotlyjs", lambda: "")
-    tree, file = content(whole / name), tmp_path / f"copy{Path(name).suffix}"
+    tree = content(whole / name)
+    file = tmp_path / f"copy{Path(name).suffix}"
     lines: list[str] = []
     accepted: list[tuple[Any, ...]] = []
     for place in places(tree):
@@ -135,11 +153,13 @@ def test_a_record_is_read_as_it_was_written(whole: Path, tmp_path: Path) -> None
 @given(
     values=st.dictionaries(
         st.text(ANY, max_size=5),
-        st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+        st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
         | st.text(ANY, max_size=5),
         max_size=5,
     )
-)  # fmt: skip
+)
 def test_settings_keep_their_values_and_types(values: dict[str, Any], tmp_path: Path) -> None:
     write_record(tmp_path / "record.json", study_records.trial(1, settings=study_records.DEFAULT))
     write_record(tmp_path / "record.json", replace(study_records.trial(1), settings=values))
@@ -179,7 +199,7 @@ def test_a_file_that_is_not_a_record_is_one_line(name: str, text: str, copy: Pat
         ("study.yaml", ("config", "search", "trials"), "many", r"config\.search\.trials"),
         ("study.yaml", ("config", "run", "method"), None, r"config\.run\.method"),
     ],
-)  # fmt: skip
+)
 def test_the_field_is_named(name: str, place: tuple[Any, ...], value: Any, says: str, copy: Path) -> None:
     put(copy / name, content(copy / name), place, value)
     with pytest.raises(UserError, match=rf"{name} is corrupt \({says}"):

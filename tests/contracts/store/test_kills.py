@@ -55,7 +55,8 @@ def test_no_trial_is_lost_or_repeated_at_any_kill(tmp_path: Path, space: str, tr
         return [{**trial.settings, "state": trial.state} for trial in store.ended_trials]
 
     whole = finish(tmp_path / "whole")
-    folder, count = tmp_path / "killed", 0
+    folder = tmp_path / "killed"
+    count = 0
     while killed_after(count, lambda: finish(folder)):
         assert finish(folder) == whole, f"killed after {count} statements"
         shutil.rmtree(folder)

@@ -56,7 +56,10 @@ def run(
     sampled: dict[int, dict[str, Any]] = {}
     running: list[Any] = []
     while True:
-        while len(running) < concurrent and (trial := store.ask()) is not None:
+        while len(running) < concurrent:
+            trial = store.ask()
+            if trial is None:
+                break
             running.append(trial)
             sampled[trial.number] = trial.params
         if not running:
@@ -75,7 +78,8 @@ def test_settings_lie_in_the_space_and_are_reproducible(tmp_path: Path, sampler:
     for each in whole:
         assert parsed.check(each, where="a sample") == each
         assert set(each) == {key for key, entry in parsed.ranges.items() if entry.is_active(each)}
-    storage, parts = InMemoryStorage(), []
+    storage = InMemoryStorage()
+    parts = []
     for trials in (3, STARTUP_TRIALS, TRIALS - 1, TRIALS):
         parts += run(store_of(tmp_path, sampler, space, storage, trials=trials))
     assert parts == whole
@@ -106,13 +110,16 @@ def test_every_pruner_keeps_the_baseline_and_the_best(tmp_path: Path, pruner: st
     store = store_of(
         tmp_path, "random", "plain", pruner=pruner, trials=30, settings={"train.epochs": 9}, concurrency=9
     )
-    pruned = list[int]()
+    pruned: list[int] = []
     for number in range(30):
         trial = store.ask()
         assert trial is not None
-        quality = (
-            1.0 if number == 0 else float(100 + number) if number % 3 == 0 else number % 3 - number / 100
-        )
+        if number == 0:
+            quality = 1.0
+        elif number % 3 == 0:
+            quality = float(100 + number)
+        else:
+            quality = number % 3 - number / 100
         for epoch in range(1, 10):
             figures = report(trial, epoch, of=9, objective=quality * epoch)
             if not store.report(number, figures) and epoch < 9:

@@ -187,7 +187,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 def failing(out: Path) -> str | None:
     """Run the study. Return the line with which it stopped, None if it finished. No record may change."""
-    before, line = records(out), None
+    before = records(out)
+    line = None
     try:
         run_fake(out, **WHOLE)
     except PrometarError as error:
@@ -198,7 +199,7 @@ def failing(out: Path) -> str | None:
 
 
 def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path, whole: Found) -> None:
-    lines = list[str]()
+    lines: list[str] = []
     fail = fail_one_in_fifty(random.Random(5))
     try:
         while (line := failing(tmp_path)) is not None:

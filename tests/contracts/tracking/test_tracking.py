@@ -86,7 +86,8 @@ def test_a_tracker_shows_all_epochs_of_a_resumed_search(
     monkeypatch.setenv("NETRC", str(tmp_path / "nobody"))
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.chdir(tmp_path)
-    folder, out = tmp_path / "study", io.StringIO()
+    folder = tmp_path / "study"
+    out = io.StringIO()
     folder.mkdir()
     search(folder, name, Console(file=out), 1, 2)
     search(folder, name, Console(file=out), 2, 3)  # interrupted: epoch 2 is logged again
@@ -99,8 +100,9 @@ def test_a_tracker_shows_all_epochs_of_a_resumed_search(
         return
     found = REAL[name](folder)
     assert {run: objectives for run, (_, objectives) in found.items()} == {
-        "trial 0": {1: 51.0, 2: 52.0, 3: 53.0}, "trial 1": {}
-    }  # fmt: skip
+        "trial 0": {1: 51.0, 2: 52.0, 3: 53.0},
+        "trial 1": {},
+    }
     assert all(SETTINGS.items() <= settings.items() for settings, _ in found.values())
     assert {path.name for path in tmp_path.iterdir()} == {"study"}
 

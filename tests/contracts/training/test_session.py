@@ -32,7 +32,8 @@ Begun = tuple[Run, Path]
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Begun:
     """A run, and its checkpoint after an epoch."""
-    run, folder = small_run(), tmp_path_factory.mktemp("begun")
+    run = small_run()
+    folder = tmp_path_factory.mktemp("begun")
     Session(run, folder).run_epoch()
     return run, folder / "checkpoint.safetensors"
 
@@ -241,7 +242,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
         "it contains 8 epochs, more than train.epochs",
     ),
     "no number of steps": (lambda t, m: m.update(step="x"), "invalid literal for int"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

@@ -97,9 +97,7 @@ def trained(folder: Path) -> object:
     )
 
 
-COMMANDS: dict[str, Callable[[Path], object]] = {
-    "trial": trial, "damaged": damaged, "train": trained
-}  # fmt: skip
+COMMANDS: dict[str, Callable[[Path], object]] = {"trial": trial, "damaged": damaged, "train": trained}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +172,8 @@ def test_every_write_is_refused_in_turn(
     if command is damaged:
         leave_half(tmp_path / "whole")
     told = without_times(command(tmp_path / "whole"))
-    expected, names = contents(tmp_path / "whole"), set[str]()
+    expected = contents(tmp_path / "whole")
+    names: set[str] = set()
     for number in range(1, 200):
         folder = tmp_path / f"{number}"
         if command is damaged:

@@ -29,8 +29,12 @@ from tune.execution.worker import JobRequest, JobWorker
 from tune.records.schema import EpochReport
 
 BASE: dict[str, Any] = {
-    **BACKBONE, "data.name": "cells", "data.shots": 2, "train.epochs": 2, "optim.warmup_epochs": 0
-}  # fmt: skip
+    **BACKBONE,
+    "data.name": "cells",
+    "data.shots": 2,
+    "train.epochs": 2,
+    "optim.warmup_epochs": 0,
+}
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
 PLAN = JobResources(1, 1.0, 0.0)
 
@@ -58,7 +62,8 @@ def opened(job: Job) -> JobTraining:
 
 def finish(job: Job) -> list[EpochReport]:
     """All reports of a job."""
-    started, reports = opened(job), list[EpochReport]()
+    started = opened(job)
+    reports: list[EpochReport] = []
     while not reports or not reports[-1].finished:
         reports.append(started.advance())
     started.close()
@@ -95,8 +100,9 @@ def test_figures_of_several_runs_are_their_means(tmp_path: Path, alone: Alone) -
             expected = (a.metrics[key] + b.metrics[key]) / 2
             assert both.metrics[key] == pytest.approx(expected, abs=1e-9)
         assert [(run.dataset, run.seed, run.objective) for run in both.runs] == [
-            ("cells", 0, a.objective), ("cells", 1, b.objective)
-        ]  # fmt: skip
+            ("cells", 0, a.objective),
+            ("cells", 1, b.objective),
+        ]
     assert all((tmp_path / f"run{k}" / "result.json").exists() for k in (0, 1))
 
 
@@ -165,7 +171,8 @@ def test_images_that_cannot_be_streamed_are_a_fault_of_the_machine(
 
 @pytest.mark.parametrize("damage", ["none", "short", "empty", "foreign"])
 def test_a_job_resumes_or_starts_over(tmp_path: Path, damage: str, alone: Alone) -> None:
-    own, other = job(tmp_path / "own", GENTLE), job(tmp_path / "other", {"regularizer.kind": "cosine"})
+    own = job(tmp_path / "own", GENTLE)
+    other = job(tmp_path / "other", {"regularizer.kind": "cosine"})
     first = opened(own)
     report = first.advance()
     first.close()
@@ -202,7 +209,7 @@ def test_no_session_is_alive_when_gpu_memory_is_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a worker keeps the memory of its last job, and other workers on the GPU have less."""
-    alive = list[bool]()
+    alive: list[bool] = []
     started = opened(job(tmp_path, {"train.epochs": 1}, {"train.epochs": 1, "train.seed": 1}))
     started.advance()
     sessions = [weakref.ref(session) for session in started._sessions.values()]

@@ -25,7 +25,11 @@ from tests.support.tiny import backbone
 from tests.unit.clip.test_towers import TEXTS
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
-ROWS, LENGTH, WIDTH, HEADS, SHARED = 2, 5, 16, 2, 2
+ROWS = 2
+LENGTH = 5
+WIDTH = 16
+HEADS = 2
+SHARED = 2
 
 
 def random(*shape: int) -> Tensor:
@@ -39,7 +43,9 @@ def tangent_of(function: Callable[[Any], Tensor], x: Any, t: Any) -> Tensor:
     return pushed
 
 
-WEIGHT, BIAS, MATRIX = random(WIDTH), random(WIDTH, 1)[:, 0], random(WIDTH, 3)
+WEIGHT = random(WIDTH)
+BIAS = random(WIDTH, 1)[:, 0]
+MATRIX = random(WIDTH, 3)
 
 
 def plain_attention(qkv: Tensor, mask: Tensor | None, num_shared: int, num_queries: int | None) -> Tensor:
@@ -87,7 +93,9 @@ def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -
     make, plain, width = CASES[case]
     x = random(ROWS, LENGTH, width)
     expected, pullback = vjp(plain, x)
-    g, t, r = random(count, *expected.shape), random(count, *x.shape) + 0.1, random(*expected.shape)
+    g = random(count, *expected.shape)
+    t = random(count, *x.shape) + 0.1
+    r = random(*expected.shape)
     part = make()
     pulled = torch.stack([pullback(each)[0] for each in g])
     pushed = torch.stack([tangent_of(plain, x, each) for each in t])
@@ -117,7 +125,8 @@ def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r
 @pytest.mark.parametrize("count", [1, 2])
 def test_activations_are_differentiated_in_float32_too(name: str, count: int) -> None:
     """On a CPU, float32 has other kernels than float64."""
-    x, g = random(3, 40), random(count, 3, 40)
+    x = random(3, 40)
+    g = random(count, 3, 40)
     activation = Activation(name)
     expected = activation.vjp(x, g)
     found = activation.vjp(x.float(), g.float())
@@ -153,7 +162,8 @@ def require_derivatives(run: Callable[[LayerPrompts], tuple[Tensor, Pass]], prom
 
     features, one = run(prompts)
     expected, pullback = vjp(plain, prompts)
-    g, r = random(2, *features.shape), random(*features.shape)
+    g = random(2, *features.shape)
+    r = random(*features.shape)
     t = {layer: random(2, *prompt.shape) + layer for layer, prompt in prompts.items()}
     tangents = [{layer: each[k] for layer, each in t.items()} for k in range(2)]
 
@@ -180,7 +190,9 @@ def require_purity(one: Pass, g: Tensor, t: LayerPrompts, r: Tensor) -> None:
     expected_vjp, vjp_records = one.vjp_for_hvp(g)
     expected_hvp = one.hvp(vjp_records, jvp_records, r)
     # Derivatives at other cotangents and tangents change nothing.
-    one.vjp(-g), one.jvp({layer: 2 * each for layer, each in t.items()}), one.vjp_for_hvp(2 * g)
+    one.vjp(-g)
+    one.jvp({layer: 2 * each for layer, each in t.items()})
+    one.vjp_for_hvp(2 * g)
     found_vjp, vjp_records = one.vjp_for_hvp(g)
     found_jvp, jvp_records = one.jvp(t)
     assert torch.equal(found_jvp, expected_jvp)

@@ -23,7 +23,8 @@ NAMES = ("banded", "polka-dotted", "sports_car")
 
 def test_convolutions_use_float32_and_restore_the_callers_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """On GPUs, torch's default for convolutions is TF32, with 10 instead of 23 mantissa bits."""
-    convolve, kept = F.conv2d, list[str]()
+    convolve = F.conv2d
+    kept: list[str] = []
 
     def note(*args: Any, **kwargs: Any) -> Tensor:
         kept.append(torch.backends.cudnn.conv.fp32_precision)

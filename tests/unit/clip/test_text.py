@@ -17,9 +17,17 @@ from tests.support.tiny import open_clip_model, towers
 from tests.unit.clip.test_towers import EXACT, compare, random_prompts
 
 NAMES = [
-    "banded", "polka-dotted", "sports car", "sports car", "American black bear", "American bullfrog",
-    "a very long name of a class that says all that can be said of it", "tench", "737-200", "737-300",
-]  # fmt: skip
+    "banded",
+    "polka-dotted",
+    "sports car",
+    "sports car",
+    "American black bear",
+    "American bullfrog",
+    "a very long name of a class that says all that can be said of it",
+    "tench",
+    "737-200",
+    "737-300",
+]
 TEXTS = [f"a photo of a {name}." for name in NAMES]
 
 

@@ -30,7 +30,8 @@ def compare(fast: Tensor, plain: Tensor, prompts: Mapping[int, Tensor], *, rtol:
     """Compare features, and gradients of the prompts."""
     torch.testing.assert_close(fast, plain, rtol=rtol, atol=1e-10)
     if prompts:
-        scale, leaves = torch.linspace(-1, 1, fast.numel(), dtype=fast.dtype), list(prompts.values())
+        scale = torch.linspace(-1, 1, fast.numel(), dtype=fast.dtype)
+        leaves = list(prompts.values())
         ours, theirs = (torch.autograd.grad((x.flatten().sin() * scale).sum(), leaves) for x in (fast, plain))
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-10)
 
@@ -38,7 +39,9 @@ def compare(fast: Tensor, plain: Tensor, prompts: Mapping[int, Tensor], *, rtol:
 @pytest.mark.parametrize("layers", [{0}, {1}, {0, 2}, {0, 1, 2}], ids=str)
 @pytest.mark.parametrize("length", [1, 4])
 def test_prompts_of_images_and_their_gradients_equal_open_clip(layers: set[int], length: int) -> None:
-    model, images, prompts = open_clip_model(), random_images(2), random_prompts(layers, length, 32)
+    model = open_clip_model()
+    images = random_images(2)
+    prompts = random_prompts(layers, length, 32)
     clip = towers(model)
     fast = encode_image(clip, embed_images(clip, images), prompts)
     compare(fast, plain_image(model, images, prompts), prompts)

@@ -71,7 +71,7 @@ def check_image(text: str) -> None:
             raise ValueError(what)
 
 
-def test_image() -> None:
+def test_the_image_pins_ray_and_runs_without_root() -> None:
     check_image(text_of("Dockerfile"))
 
 
@@ -91,7 +91,7 @@ def test_damage_of_the_image_is_refused(old: str, new: str, message: str) -> Non
 
 
 @pytest.mark.parametrize(("tool", "name"), [("hadolint", "Dockerfile"), ("shellcheck", "slurm.sh")])
-def test_linters(tool: str, name: str) -> None:
+def test_linters_accept_the_files(tool: str, name: str) -> None:
     program = Path(sys.executable).with_name(tool)
     if not program.exists():
         pytest.skip(f"{tool} is not installed (pip install '.[dev]')")
@@ -111,7 +111,7 @@ def test_one_ray_and_one_python() -> None:
             assert set(re.findall(r"\bpy(3\d+)\b", text)) <= {PYTHON_VERSION.replace(".", "")}, file
 
 
-def test_runtime_env() -> None:
+def test_the_runtime_environment_is_valid_and_installs_nothing() -> None:
     content = yaml.safe_load(text_of("runtime-env.yaml"))
     assert RuntimeEnv(**content) == content
     assert set(content) == {"env_vars"}, "a job installs nothing: the image has it"
@@ -131,7 +131,7 @@ def test_readme_names_every_file_and_its_studies_have_options_that_exist() -> No
         check_study(command, "/mnt/shared")
 
 
-def test_anyscale() -> None:
+def test_the_anyscale_job_keeps_its_head_free_and_retries() -> None:
     job = yaml.safe_load(text_of("anyscale.yaml"))
     check_study(job["entrypoint"], "/mnt/shared_storage")
     assert job["image_uri"].endswith(f":{TAG}")

@@ -53,29 +53,39 @@ def check_manifest(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_manifest(name: str) -> None:
+def test_a_manifest_is_closed_and_shares_a_volume(name: str) -> None:
     check_manifest(text_of(name))
 
 
 DAMAGES = [
-    *((name, *damage) for name in FILES for damage in (
-        ("mode: token", "mode: disabled", "no token"),
-        (IMAGE, "registry.example.com/prometar:latest", "another image"),
-        ('num-cpus: "0"', 'num-cpus: "4"', "head would run trials"),
-        ("serviceType: ClusterIP", "serviceType: LoadBalancer", "node is open"),
-        ("claimName: prometar-shared", "claimName: another", "nothing is shared"),
-        ("memory: 8Gi}", "memory: 9Gi}", "requests and limits differ"),
-        ("runAsNonRoot: true", "runAsNonRoot: false", "become root"),
-    )),
-    *(("kuberay/rayjob.yaml", *damage) for damage in (
-        ("valueFrom:\n                    secretKeyRef: {name: prometar-db, key: password}",
-         "value: hunter2", "a secret in clear"),
-        ("prometar@YOUR_DATABASE", "prometar:hunter2@YOUR_DATABASE", "shows a password"),
-        ("--out /mnt/shared/out", "--out /home/ray/out", "--out /home/ray/out is lost with the cluster"),
-        ("--address auto", "", "Ray of its own"),
-        ("--dataset dtd", "--dataset dtd --trails 3", "No such option"),
-    )),
-]  # fmt: skip
+    *(
+        (name, *damage)
+        for name in FILES
+        for damage in (
+            ("mode: token", "mode: disabled", "no token"),
+            (IMAGE, "registry.example.com/prometar:latest", "another image"),
+            ('num-cpus: "0"', 'num-cpus: "4"', "head would run trials"),
+            ("serviceType: ClusterIP", "serviceType: LoadBalancer", "node is open"),
+            ("claimName: prometar-shared", "claimName: another", "nothing is shared"),
+            ("memory: 8Gi}", "memory: 9Gi}", "requests and limits differ"),
+            ("runAsNonRoot: true", "runAsNonRoot: false", "become root"),
+        )
+    ),
+    *(
+        ("kuberay/rayjob.yaml", *damage)
+        for damage in (
+            (
+                "valueFrom:\n                    secretKeyRef: {name: prometar-db, key: password}",
+                "value: hunter2",
+                "a secret in clear",
+            ),
+            ("prometar@YOUR_DATABASE", "prometar:hunter2@YOUR_DATABASE", "shows a password"),
+            ("--out /mnt/shared/out", "--out /home/ray/out", "--out /home/ray/out is lost with the cluster"),
+            ("--address auto", "", "Ray of its own"),
+            ("--dataset dtd", "--dataset dtd --trails 3", "No such option"),
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "old", "new", "message"), DAMAGES)

@@ -12,14 +12,19 @@ MISMATCH = RuntimeError("Version mismatch: The cluster was started with:\n    Ra
 @pytest.mark.parametrize(
     ("command", "raised", "code"),
     [
-        ("nosuchcommand", AssertionError("machines were requested"),
-         "error: no command 'nosuchcommand' on this machine"),
+        (
+            "nosuchcommand",
+            AssertionError("machines were requested"),
+            "error: no command 'nosuchcommand' on this machine",
+        ),
         (sys.executable, MISMATCH, "error: Version mismatch: The cluster was started with: Ray: 2.59.0"),
         (sys.executable, KeyboardInterrupt(), 130),
         (sys.executable, TimeoutError("0 of 1 CPUs"), "error: 0 of 1 CPUs"),
     ],
-)  # fmt: skip
-def test_waiting(monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException, code: object) -> None:
+)
+def test_errors_while_waiting_determine_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException, code: object
+) -> None:
     module = script("wait")
 
     def fail(*_: object) -> None:

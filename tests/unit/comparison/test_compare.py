@@ -28,11 +28,19 @@ def write(
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
     result = {
-        "result": {"epoch": 1, "direct_ce": 0.5}, "accuracies": accuracies, "images": {}, "history": [],
-        "objective": objective, "classnames": ["banded", "dotted"], "template": "a photo of a {}.",
-        "run": "0" * 64, "environment": {}, "data": data, "weights": weights,
+        "result": {"epoch": 1, "direct_ce": 0.5},
+        "accuracies": accuracies,
+        "images": {},
+        "history": [],
+        "objective": objective,
+        "classnames": ["banded", "dotted"],
+        "template": "a photo of a {}.",
+        "run": "0" * 64,
+        "environment": {},
+        "data": data,
+        "weights": weights,
         "joint_accuracies": joint or {},
-    }  # fmt: skip
+    }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -75,7 +83,8 @@ def refused(said: Any, *args: object) -> str:
 
 
 def test_runs_below_folders(said: Any, tmp_path: Path) -> None:
-    out, table = grid(tmp_path / "out"), tmp_path / "pairs.csv"
+    out = grid(tmp_path / "out")
+    table = tmp_path / "pairs.csv"
     for _ in range(2):  # a table of its own is replaced
         status, text, err = said(out, out / "coop", "--csv", table)
         assert (status, err) == (0, "")
@@ -170,7 +179,8 @@ def test_folders_of_images_are_different_datasets(said: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("change", [{"accuracies": {"base": 1e999}}, {"classnames": 3}, None])
 def test_a_corrupt_record_is_rejected(change: dict[str, Any] | None, said: Any, tmp_path: Path) -> None:
-    out, table = grid(tmp_path / "out", seeds=(1,)), tmp_path / "pairs.csv"
+    out = grid(tmp_path / "out", seeds=(1,))
+    table = tmp_path / "pairs.csv"
     path = out / "coop" / "dtd-1" / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change) if change else "[")
     assert str(path) in refused(said, out, "--csv", table)
@@ -213,7 +223,8 @@ def rows_of(text: str) -> dict[str, list[str]]:
 
 
 def test_two_studies_are_compared_by_the_seeds_of_their_final_tests(said: Any, tmp_path: Path) -> None:
-    first, second = study(tmp_path / "a", 0.01, 1.0), study(tmp_path / "b", 0.02, 3.5, seeds=(2, 3, 4))
+    first = study(tmp_path / "a", 0.01, 1.0)
+    second = study(tmp_path / "b", 0.02, 3.5, seeds=(2, 3, 4))
     status, text, err = said(first, second)
     assert (status, err) == (0, "")
     assert "a method minus a selected in points" in text
@@ -246,7 +257,8 @@ def test_studies_with_the_same_name_are_labeled_with_their_paths(said: Any, tmp_
 
 
 def test_studies_of_different_datasets_are_refused(said: Any, tmp_path: Path) -> None:
-    first, second = study(tmp_path / "a", 0.0, 0.0), study(tmp_path / "b", 0.0, 0.0, dataset="eurosat")
+    first = study(tmp_path / "a", 0.0, 0.0)
+    second = study(tmp_path / "b", 0.0, 0.0, dataset="eurosat")
     assert "No run shares its dataset and seed with a run of a selected" in refused(said, first, second)
 
 
@@ -262,7 +274,8 @@ def reproduction(folder: Path, gain: float, *, lr: float = 0.002, seeds: tuple[i
 
 
 def test_each_method_is_compared_between_two_folders_of_reproduce(said: Any, tmp_path: Path) -> None:
-    old, new = reproduction(tmp_path / "old", 0.0), reproduction(tmp_path / "new", 1.0, lr=0.1, seeds=(2, 3))
+    old = reproduction(tmp_path / "old", 0.0)
+    new = reproduction(tmp_path / "new", 1.0, lr=0.1, seeds=(2, 3))
     table = tmp_path / "pairs.csv"
     status, text, err = said(old, new, "--csv", table)
     assert (status, err) == (0, "")

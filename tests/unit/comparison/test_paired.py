@@ -55,11 +55,14 @@ def test_the_rest_is_paired_and_what_is_missing_is_noted() -> None:
     (b,), notes = compare(results, reference="a", metrics=["H"])
     assert b.by_dataset == {"dtd": (1.0,), "ucf": (2.0,)}
     assert notes == [
-        "Not paired: a has no run on dtd with seed 3.", "Not paired: b has no run on dtd with seed 2.",
-        "Not paired: c has no run on dtd.", "Not paired: a has no run on pets with seed 2.",
-        "Not paired: b has no run on pets with seed 1.", "Not paired: c has no run on pets.",
+        "Not paired: a has no run on dtd with seed 3.",
+        "Not paired: b has no run on dtd with seed 2.",
+        "Not paired: c has no run on dtd.",
+        "Not paired: a has no run on pets with seed 2.",
+        "Not paired: b has no run on pets with seed 1.",
+        "Not paired: c has no run on pets.",
         "Not paired: c has no run on ucf.",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_method_that_trains_nothing_is_paired_with_every_seed() -> None:
@@ -73,7 +76,9 @@ def test_a_method_that_trains_nothing_is_paired_with_every_seed() -> None:
 
 
 percents = st.integers(0, 10_000).map(lambda n: n / 100)
-METHODS, DATASETS, SEEDS = ("a", "b", "c"), ("dtd", "pets", "ucf", "cars"), (1, 2)
+METHODS = ("a", "b", "c")
+DATASETS = ("dtd", "pets", "ucf", "cars")
+SEEDS = (1, 2)
 
 
 def table(figures: list[float | None]) -> Nested:

@@ -33,7 +33,8 @@ def test_pixels_are_pinned(rendered: RenderedSet[Any]) -> None:
 
 @every_set
 def test_paths_are_in_order_and_splits_share_no_seed(rendered: RenderedSet[Any]) -> None:
-    names, seen = rendered.classnames, []
+    names = rendered.classnames
+    seen = []
     assert list(names) == sorted(names)
     for split, count in rendered.counts.items():
         paths = rendered.paths(split)

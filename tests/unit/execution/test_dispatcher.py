@@ -114,7 +114,7 @@ def test_a_job_whose_workers_die_on_the_only_machine_stops_the_experiment_and_is
 
 def test_an_error_of_the_jobs_own_code_fails_the_job_after_retries(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, machines=("a", "b", "c", "d"))
-    visited = list[str]()
+    visited: list[str] = []
     for trial in range(1 + MAX_RETRIES):
         avoided = cluster.begin(str(trial)).avoided
         visited.append(",".join(avoided))
@@ -195,7 +195,7 @@ def test_a_machine_on_which_workers_of_several_jobs_die_is_avoided(tmp_path: Pat
 
 def test_out_of_memory_doubles_the_share(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
-    shares = list[float]()
+    shares: list[float] = []
     for trial in range(3):
         request = cluster.begin(str(trial))
         shares.append(request.bundles[0]["GPU"])

@@ -33,7 +33,7 @@ def stage(name: str, folder: Path, count: int, *, adaptive: bool = False, done: 
 
 def flow_of(name: str, *stages: Stage, total: int = 0, max_concurrent: int = 2) -> tuple[Flow, list]:
     """A flow of these stages, and the failures that it received after each."""
-    received = list[Mapping[str, str]]()
+    received: list[Mapping[str, str]] = []
 
     def generate() -> Stages[str]:
         for each in stages:
@@ -102,7 +102,8 @@ def test_an_error_ends_its_flow_and_others_continue(tmp_path: Path) -> None:
         yield stage("Search", tmp_path, 1)
         raise WorkError("No trial was completed.")
 
-    failing, (other, _) = Flow("failing", generate(), total=2), flow_of("other", stage("Search", tmp_path, 1))
+    failing = Flow("failing", generate(), total=2)
+    (other, _) = flow_of("other", stage("Search", tmp_path, 1))
     queue = FairQueue([failing, other])
     jobs = [start(queue), start(queue)]
     queue.finished(jobs[0], "the loss is nan")
@@ -124,7 +125,7 @@ def test_a_fault_of_a_machine_ends_all_flows(tmp_path: Path) -> None:
 
 def test_errors_are_raised_where_the_generator_can_convert_and_clean_up(tmp_path: Path) -> None:
     """In the search, an observer writes to the database, whose errors the generator converts."""
-    closed = list[str]()
+    closed: list[str] = []
     failing = Mock(finished=Mock(side_effect=OSError("disk I/O error")))
 
     def generate() -> Stages[None]:
@@ -152,7 +153,7 @@ def test_errors_are_raised_where_the_generator_can_convert_and_clean_up(tmp_path
 
 
 def test_an_interrupted_flow_releases_what_it_holds(tmp_path: Path) -> None:
-    released = list[str]()
+    released: list[str] = []
 
     def generate() -> Stages[None]:
         try:

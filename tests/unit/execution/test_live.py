@@ -17,7 +17,8 @@ class Stage:
     """A view, its clock and what it shows. Jobs have five epochs."""
 
     def __init__(self, total: int = 4, done: int = 0, *, terminal: bool = False, **options: Any) -> None:
-        self.out, self.now = io.StringIO(), 0.0
+        self.out = io.StringIO()
+        self.now = 0.0
         console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None)
         self.progress = StageProgress("Search", total, done, clock=lambda: self.now, **options)
         self.view = LiveView(console, self.progress)

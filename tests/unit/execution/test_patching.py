@@ -14,7 +14,8 @@ from tune.execution.patching import patch_tune
 def test_workers_need_no_environment_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in class_cache.ENV_VARS_TO_PROPAGATE:
         monkeypatch.delenv(name, raising=False)
-    before, handle = dict(class_cache.DEFAULT_ENV_VARS), RayActorManager._actor_task_failed
+    before = dict(class_cache.DEFAULT_ENV_VARS)
+    handle = RayActorManager._actor_task_failed
     with patch_tune():
         made: Any = class_cache._ActorClassCache().get(FakeTrial)
         assert not made._default_options["runtime_env"].get("env_vars"), f"ray {ray.__version__}"

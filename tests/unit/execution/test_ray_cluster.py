@@ -66,7 +66,7 @@ def test_signal_handlers_are_those_from_before(init: Init) -> None:
         ("head:port", "--address must be auto or HOST:PORT"),
     ],
 )
-def test_invalid_addresses(address: str, says: str) -> None:
+def test_an_invalid_address_is_refused(address: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         start_ray(address=address)
 
@@ -110,7 +110,7 @@ def test_a_local_cluster_gets_a_token_in_memory_that_later_processes_do_not_inhe
     init: Init, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    tokens = list[str]()
+    tokens: list[str] = []
     init(lambda **options: tokens.append(os.environ["RAY_AUTH_TOKEN"]))
     start_ray()
     start_ray()
@@ -121,7 +121,7 @@ def test_a_local_cluster_gets_a_token_in_memory_that_later_processes_do_not_inhe
 
 def test_a_token_of_the_user_is_kept(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "own")
-    tokens = list[str]()
+    tokens: list[str] = []
     init(lambda **options: tokens.append(os.environ["RAY_AUTH_TOKEN"]))
     start_ray()
     assert (tokens, os.environ["RAY_AUTH_TOKEN"]) == (["own"], "own")
@@ -133,7 +133,7 @@ def test_a_process_that_has_read_the_default_token_starts_ray_with_it_and_makes_
     file = tmp_path / "auth_token"
     file.touch(mode=0o644)
     monkeypatch.setattr(ray_cluster, "_TOKEN_FILE", file)
-    attempts = list[bool]()
+    attempts: list[bool] = []
 
     def start(**options: object) -> None:
         attempts.append("RAY_AUTH_TOKEN" in os.environ)

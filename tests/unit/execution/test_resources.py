@@ -17,24 +17,59 @@ FIFTH = "a fifth of 40, so that the search learns from results"
     [
         (FOUR_GPUS, {}, 40, (8, 4.0, 0.5), f"8 concurrent trials ({FIFTH}), each with 4 CPUs and 0.5 GPU"),
         ([{"CPU": 2.0}], {}, 24, (2, 1.0, 0.0), "2 concurrent trials (all that fit), each with 1 CPU"),
-        ([{"CPU": 2.0}], {}, 4, (1, 2.0, 0.0), "1 concurrent trial (a fifth of 4, so that the search learns "
-         "from results), each with 2 CPUs"),
-        ([{"CPU": 128.0}], {}, 5, (1, 128.0, 0.0), "1 concurrent trial (a fifth of 5, so that the search "
-         "learns from results), each with 128 CPUs"),
+        (
+            [{"CPU": 2.0}],
+            {},
+            4,
+            (1, 2.0, 0.0),
+            "1 concurrent trial (a fifth of 4, so that the search learns from results), each with 2 CPUs",
+        ),
+        (
+            [{"CPU": 128.0}],
+            {},
+            5,
+            (1, 128.0, 0.0),
+            "1 concurrent trial (a fifth of 5, so that the search learns from results), each with 128 CPUs",
+        ),
         ([{"CPU": 64.0}], {}, 40, (8, 8.0, 0.0), f"8 concurrent trials ({FIFTH}), each with 8 CPUs"),
-        ([{"CPU": 8.0, "GPU": 1.0}] * 3, {}, 40, (8, 2.0, 0.3333),
-         f"8 concurrent trials ({FIFTH}), each with 2 CPUs and 0.33 GPU"),
-        (FOUR_GPUS, {"max_concurrent": 16}, 40, (16, 2.0, 0.25),
-         "16 concurrent trials (--max-concurrent), each with 2 CPUs and 0.25 GPU"),
-        (FOUR_GPUS, {"max_concurrent": 99}, 40, (16, 2.0, 0.25),
-         "16 concurrent trials (all that fit, below --max-concurrent 99), each with 2 CPUs and 0.25 GPU"),
-        (FOUR_GPUS, {"gpus_per_trial": 1.0}, 40, (4, 8.0, 1.0),
-         "4 concurrent trials (all that fit), each with 8 CPUs and 1 GPU"),
-        (FOUR_GPUS, {"gpus_per_trial": 0.0, "cpus_per_trial": 0.5}, 40, (8, 0.5, 0.0),
-         f"8 concurrent trials ({FIFTH}), each with 0.5 CPU"),
+        (
+            [{"CPU": 8.0, "GPU": 1.0}] * 3,
+            {},
+            40,
+            (8, 2.0, 0.3333),
+            f"8 concurrent trials ({FIFTH}), each with 2 CPUs and 0.33 GPU",
+        ),
+        (
+            FOUR_GPUS,
+            {"max_concurrent": 16},
+            40,
+            (16, 2.0, 0.25),
+            "16 concurrent trials (--max-concurrent), each with 2 CPUs and 0.25 GPU",
+        ),
+        (
+            FOUR_GPUS,
+            {"max_concurrent": 99},
+            40,
+            (16, 2.0, 0.25),
+            "16 concurrent trials (all that fit, below --max-concurrent 99), each with 2 CPUs and 0.25 GPU",
+        ),
+        (
+            FOUR_GPUS,
+            {"gpus_per_trial": 1.0},
+            40,
+            (4, 8.0, 1.0),
+            "4 concurrent trials (all that fit), each with 8 CPUs and 1 GPU",
+        ),
+        (
+            FOUR_GPUS,
+            {"gpus_per_trial": 0.0, "cpus_per_trial": 0.5},
+            40,
+            (8, 0.5, 0.0),
+            f"8 concurrent trials ({FIFTH}), each with 0.5 CPU",
+        ),
     ],
-)  # fmt: skip
-def test_plan(
+)
+def test_a_plan_has_concurrency_shares_and_a_reason(
     nodes: list[dict[str, float]],
     asked: dict[str, float],
     trials: int,

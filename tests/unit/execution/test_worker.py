@@ -114,7 +114,8 @@ def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None
 
 
 def test_a_worker_that_got_a_gpu_checks_it_and_limits_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems, limits = ["", "the driver is too old"], list[float]()
+    problems = ["", "the driver is too old"]
+    limits: list[float] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr("prometar.device.gpu_problem", lambda: problems.pop(0))
     monkeypatch.setattr("prometar.device.limit_gpu_memory", limits.append)

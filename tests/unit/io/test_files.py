@@ -81,7 +81,9 @@ def test_a_url_is_no_folder(path: Path | str) -> None:
 
 def test_writers_with_one_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers number their processes each by itself, and may write one file of a shared folder."""
-    file, synced, other = tmp_path / "file", os.fsync, as_elsewhere("prometar.io.files")
+    file = tmp_path / "file"
+    synced = os.fsync
+    other = as_elsewhere("prometar.io.files")
     monkeypatch.setattr(os, "getpid", lambda: 7)
 
     def amid(handle: int) -> None:

@@ -108,10 +108,18 @@ def test_new_settings_at_their_defaults_do_not_change_the_identity_of_a_run() ->
     assert "optim.kind" not in keys
     assert "optim.logits_lr_factor" not in keys
     assert keys[-11:] == [
-        "optim.lr", "optim.warmup_lr", "optim.gate_lr", "optim.gate_warmup_lr", "optim.gate_schedule",
-        "optim.warmup_epochs", "optim.momentum", "optim.weight_decay", "train.epochs", "train.batch_size",
+        "optim.lr",
+        "optim.warmup_lr",
+        "optim.gate_lr",
+        "optim.gate_warmup_lr",
+        "optim.gate_schedule",
+        "optim.warmup_epochs",
+        "optim.momentum",
+        "optim.weight_decay",
+        "train.epochs",
+        "train.batch_size",
         "train.seed",
-    ]  # fmt: skip
+    ]
     changed = Config().override({"optim.kind": "adam", "optim.logits_lr_factor": 2.0}).identity()
     assert (changed["optim.kind"], changed["optim.logits_lr_factor"]) == ("adam", 2.0)
 

@@ -30,7 +30,7 @@ def test_gate_refuses_a_reduction_that_does_not_divide() -> None:
         Gate(reduction=5).initialize({"text.0": torch.zeros(4, 6)}, torch.Generator())
 
 
-def test_constant_modulators() -> None:
+def test_constant_modulators_add_the_gradients_with_a_weight() -> None:
     task, reg = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([10.0, -10.0])}
     assert Add()({}, task, reg)["a"].tolist() == [11.0, -8.0]
     assert Constant(value=0.5)({}, task, reg)["a"].tolist() == [6.0, -3.0]
@@ -38,10 +38,16 @@ def test_constant_modulators() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.8, 0.0])
 def test_projection_removes_only_the_conflicting_component(share: float) -> None:
-    task = {"against": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "along": torch.tensor([1.0, 2.0]),
-            "alone": torch.tensor([5.0])}  # fmt: skip
-    reg = {"against": torch.tensor([[0.0, -3.0], [0.0, -4.0]]), "along": torch.tensor([0.0, 1.0]),
-           "alone": torch.tensor([0.0])}  # fmt: skip
+    task = {
+        "against": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        "along": torch.tensor([1.0, 2.0]),
+        "alone": torch.tensor([5.0]),
+    }
+    reg = {
+        "against": torch.tensor([[0.0, -3.0], [0.0, -4.0]]),
+        "along": torch.tensor([0.0, 1.0]),
+        "alone": torch.tensor([0.0]),
+    }
     for length in (1.0, 1e-3):
         found = Projection(share=share)({}, task, {name: length * g for name, g in reg.items()})
         left = torch.tensor(
@@ -55,7 +61,8 @@ def test_projection_removes_only_the_conflicting_component(share: float) -> None
 
 @pytest.mark.parametrize("kind", ["independent", "coupled", "conditional"])
 def test_a_context_longer_than_its_words_starts_at_random_or_padded(kind: str) -> None:
-    clip, words = backbone(torch.float64).clip, torch.tensor([320, 1125])
+    clip = backbone(torch.float64).clip
+    words = torch.tensor([320, 1125])
     embedded = clip.token_embedding[words]
     config = Config().override({"prompts.kind": kind, "prompts.text_length": 5})
     padded, drawn = (
@@ -158,7 +165,8 @@ def test_cutmix_pastes_the_partners_box() -> None:
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 40))
 def test_cutmix_labels_have_the_shares_of_the_pixels(seed: int, size: int) -> None:
     mix = CutMix().draw(6, 3, rng(seed))
-    nothing, whole = torch.zeros(6, 3, size, size, dtype=torch.float64), torch.ones(6, 3, size, size).double()
+    nothing = torch.zeros(6, 3, size, size, dtype=torch.float64)
+    whole = torch.ones(6, 3, size, size).double()
     pasted = CutMix().mixed_images(nothing, whole, mix)
     assert 0 <= float(pasted.min()) <= float(pasted.max()) <= 1
     torch.testing.assert_close(pasted.mean(dim=(1, 2, 3)), 1 - mix.lam.double(), rtol=0, atol=1e-6)

@@ -46,7 +46,8 @@ def test_the_confirmation_selects(tmp_path: Path) -> None:
 
 
 def test_a_baseline_that_was_rerun_counts_once_it_has_finished(tmp_path: Path) -> None:
-    failed, again = trial(0, "FAIL"), trial(4, origin="baseline", settings=DEFAULT)
+    failed = trial(0, "FAIL")
+    again = trial(4, origin="baseline", settings=DEFAULT)
     records = replace(small(tmp_path), trials=(failed, trial(1), again))
     assert records.baseline is again
     assert replace(records, trials=(failed, trial(1))).baseline is failed

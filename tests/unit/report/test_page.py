@@ -108,7 +108,7 @@ def test_a_page_needs_no_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("published", [None, 70.4])
-def test_published_numbers(published: float | None, tmp_path: Path) -> None:
+def test_published_numbers_appear_with_their_caveat(published: float | None, tmp_path: Path) -> None:
     records = small(tmp_path)
     assert records.final_test is not None
     found = replace(records.final_test.datasets["dtd"], published=published)

@@ -30,16 +30,33 @@ def printed(records: Records, width: int = 110) -> str:
 @pytest.mark.parametrize(
     ("gains", "selected", "says", "trains"),
     [
-        ((3, 2), 1, "Use the selected settings (trial 1). They are better than the default settings.",
-         ["selected.yaml"]),
-        ((0, 0), 1, "Use either. The final test did not show that selected and default settings differ in H.",
-         ["selected.yaml", "default.yaml"]),
-        ((-3, -2), 1, "Keep the default settings. The selected settings (trial 1) are worse.",
-         ["default.yaml"]),
-        ((0, 0), 0, "Keep the default settings. The search found nothing better: no other settings scored "
-         "higher in the confirmation.", ["default.yaml"]),
+        (
+            (3, 2),
+            1,
+            "Use the selected settings (trial 1). They are better than the default settings.",
+            ["selected.yaml"],
+        ),
+        (
+            (0, 0),
+            1,
+            "Use either. The final test did not show that selected and default settings differ in H.",
+            ["selected.yaml", "default.yaml"],
+        ),
+        (
+            (-3, -2),
+            1,
+            "Keep the default settings. The selected settings (trial 1) are worse.",
+            ["default.yaml"],
+        ),
+        (
+            (0, 0),
+            0,
+            "Keep the default settings. The search found nothing better: no other settings scored "
+            "higher in the confirmation.",
+            ["default.yaml"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
     gains: tuple[float, float], selected: int, says: str, trains: list[str], tmp_path: Path
 ) -> None:
@@ -57,8 +74,9 @@ def test_of_two_equal_sides_the_one_with_the_higher_mean_comes_first(tmp_path: P
     records = with_test(small(tmp_path, 0, 0), difference=Interval(-3.0, -8.0, 2.0, 5))
     assert verdict_text(records).startswith("Use either.")
     assert [text for text, command in next_steps(records) if command] == [
-        "Train with the default settings:", "Train with the selected settings:"
-    ]  # fmt: skip
+        "Train with the default settings:",
+        "Train with the selected settings:",
+    ]
 
 
 def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
@@ -77,7 +95,7 @@ def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
     assert epochs == "Epochs: 5 per trial, 10 per run of the confirmation and the final test."
 
 
-def test_searched_epochs(tmp_path: Path) -> None:
+def test_searched_epochs_are_stated_for_both_settings(tmp_path: Path) -> None:
     ranges = {"train.epochs": {"type": "int", "low": 3, "high": 20}}
     records = small(tmp_path, ranges=ranges)
     records = with_test(records, selected=replace(candidate(1), settings={"train.epochs": 17}))
@@ -90,13 +108,16 @@ def test_searched_epochs(tmp_path: Path) -> None:
     ("gains", "new_differences", "said"),
     [
         ((10.0, -7.0), None, "+10.3 base, -7.0 new."),
-        ((10.0, -7.0), (-9.0, 3.0, -9.0, 3.0, -3.0),
-         "+10.3 base, -3.0 new. The interval of the difference in new accuracy contains 0."),
+        (
+            (10.0, -7.0),
+            (-9.0, 3.0, -9.0, 3.0, -3.0),
+            "+10.3 base, -3.0 new. The interval of the difference in new accuracy contains 0.",
+        ),
         ((10.0, -7.0), (-6.5, 5.5, -6.5, 5.5, -0.5), ""),
         ((3.0, 2.0), None, ""),
         ((-3.0, -2.0), None, ""),
     ],
-)  # fmt: skip
+)
 def test_higher_base_and_lower_new_accuracy_is_said(
     gains: tuple[float, float], new_differences: tuple[float, ...] | None, said: str, tmp_path: Path
 ) -> None:
@@ -118,11 +139,17 @@ def test_higher_base_and_lower_new_accuracy_is_said(
     ("detectable", "within", "says"),
     [
         (1.9, False, ["This test has 80% power to detect a true difference of 1.9 points in H."]),
-        (0.4, True, ["This test has 80% power to detect a true difference of 0.4 points in H. "
-                     "The interval excludes differences of 1 point or more."]),
+        (
+            0.4,
+            True,
+            [
+                "This test has 80% power to detect a true difference of 0.4 points in H. "
+                "The interval excludes differences of 1 point or more."
+            ],
+        ),
         (150.0, False, []),
     ],
-)  # fmt: skip
+)
 def test_what_the_test_could_show(detectable: float, within: bool, says: list[str], tmp_path: Path) -> None:
     width = 0.5 if within else 2.0
     difference = Interval(0.1, -width, width, 5)
@@ -146,14 +173,20 @@ def test_several_datasets_are_judged_by_seed_and_others_get_a_sentence(tmp_path:
 
 
 def test_without_a_final_test_there_is_no_verdict(tmp_path: Path) -> None:
-    whole = small(tmp_path)
-    records = replace(whole, final_test=None)
+    records = replace(small(tmp_path), final_test=None)
     assert verdict_text(records) == "No verdict yet. The final test has not finished."
     assert evidence(records)[0].startswith("Trial 1 is selected, with a search score of 69.56.")
     assert next_steps(records) == [("Rerun the same command to resume:", records.study.command)]
-    nothing = replace(records, trials=(), confirmation=None)
+
+
+def test_without_trials_there_is_no_verdict(tmp_path: Path) -> None:
+    nothing = replace(small(tmp_path), final_test=None, trials=(), confirmation=None)
     assert verdict_text(nothing) == "No verdict yet. No trial has finished."
     assert printed(nothing)
+
+
+def test_a_final_test_of_a_trial_that_is_no_longer_selected_gives_no_verdict(tmp_path: Path) -> None:
+    whole = small(tmp_path)
     assert whole.confirmation is not None
     outdated = replace(whole, confirmation=replace(whole.confirmation, selected_number=0))
     text = verdict_text(outdated)

@@ -35,7 +35,8 @@ def test_every_accuracy_is_shown_and_written(protocol: str) -> None:
     grid = ask(protocol, METHODS, seeds=(1, 2), shots=PROTOCOLS[protocol].shots[::4])
     results = collect(grid, fill(grid, lambda config, name: Random(f"{config}{name}").uniform(69, 71)))
     rows, notes = build_table(grid, results, incomparable={})
-    text, page = printed(grid, rows, notes), as_markdown(grid, rows, notes).replace("\\", "")
+    text = printed(grid, rows, notes)
+    page = as_markdown(grid, rows, notes).replace("\\", "")
     assert "…" not in text
     summaries = [summary for _, _, found in rows for summary in found.values()]
     for pattern, count in (

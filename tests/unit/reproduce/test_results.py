@@ -109,11 +109,13 @@ def whole(name: str) -> Dataset:
 
 
 def test_other_images_or_recipes_have_no_published_accuracy() -> None:
-    config, dtd = Config().override({**PUBLISHED, "data.shots": 16}), whole("dtd")
+    config = Config().override({**PUBLISHED, "data.shots": 16})
+    dtd = whole("dtd")
     assert published_h(dtd, config) is not None
     assert published_h(dtd, config.model_copy(update={"method": "mine.yaml"})) is None
     assert published_h(dtd, config.override({"data.shots": 4})) is None
-    other, reason = replace(dtd, test=dtd.test[1:]), "test 1691 of 1692"
+    other = replace(dtd, test=dtd.test[1:])
+    reason = "test 1691 of 1692"
     assert incomparable_reason(other) == reason
     assert published_h(other, config) is None
     grid = ask("base-to-new", ("coop",), datasets=("dtd", "eurosat"))

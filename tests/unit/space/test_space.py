@@ -82,12 +82,13 @@ def test_a_wrong_space_is_one_line(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_conditions() -> None:
+def test_a_setting_is_dropped_unless_its_condition_holds() -> None:
     space = space_from(NESTED)
     given = {"modulator.kind": "gate", "regularizer.text_weight": 5.0, "inner.order": "first"}
     assert space.check({**given, "regularizer.kind": "none"}, where="x") == {
-        "modulator.kind": "gate", "regularizer.kind": "none"
-    }  # fmt: skip
+        "modulator.kind": "gate",
+        "regularizer.kind": "none",
+    }
     both = {**given, "regularizer.kind": "l1"}
     assert space.check(both, where="x") == both
     assert set(space.check({**both, "modulator.kind": "add"}, where="x")) == {*both} - {"inner.order"}
@@ -98,7 +99,7 @@ def test_conditions() -> None:
     )
 
 
-def test_combinations() -> None:
+def test_combinations_of_a_finite_space_are_distinct_and_valid() -> None:
     finite = space_from("""
 regularizer.kind: {type: choice, choices: [l1, none]}
 data.shots: {type: int, low: 1, high: 3}
@@ -135,7 +136,8 @@ REMOVED = {
 @pytest.mark.parametrize("method", REMOVED)
 def test_settings_that_a_method_lacks_are_left_out(method: str) -> None:
     """CoOp's 200 epochs lie outside the range."""
-    whole, found = load_space("default"), load_space("default").restrict(configure(method))
+    whole = load_space("default")
+    found = load_space("default").restrict(configure(method))
     assert whole.ranges.keys() - found.ranges.keys() == REMOVED[method]
     assert list(found.ranges) == [key for key in whole.ranges if key in found.ranges]
     assert found.default_values(configure(method))
@@ -159,7 +161,8 @@ def test_settings_of_the_meta_phase_are_left_out_without_one() -> None:
     ],
 )
 def test_settings_whose_default_lies_outside_are_left_out(key: str, value: Any, removed: set[str]) -> None:
-    config, whole = configure("prometar", {key: value}), load_space("full")
+    config = configure("prometar", {key: value})
+    whole = load_space("full")
     found = whole.restrict(config)
     assert whole.ranges.keys() - found.ranges.keys() == removed
     assert found.default_values(config)
@@ -224,7 +227,9 @@ BEST = {"optim.lr": 0.02, "regularizer.kind": "l1", "regularizer.text_weight": 7
     ],
     ids=range(5),
 )
-def test_enqueued_settings(tmp_path: Path, text: str, found: list[dict[str, Any]]) -> None:
+def test_enqueued_settings_are_read_from_lists_and_recipes(
+    tmp_path: Path, text: str, found: list[dict[str, Any]]
+) -> None:
     (tmp_path / "start.yaml").write_text(text)
     assert load_enqueued(tmp_path / "start.yaml", START) == found
 

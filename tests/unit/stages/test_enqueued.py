@@ -23,7 +23,8 @@ def other_study(folder: Path, scores: Mapping[float, float], selected: int = 1) 
     """A study of `optim.lr`, with a trial per learning rate and its score in the confirmation."""
     rates = [{"optim.lr": 0.0025}, *({"optim.lr": rate} for rate in scores)]
     values = [0.0, *scores.values()]
-    trials, candidates = [], []
+    trials = []
+    candidates = []
     for number, (settings, value) in enumerate(zip(rates, values, strict=True)):
         run = replace(study_records.run("dtd", 1000, study_records.DEFAULT), objective=value)
         trials.append(replace(study_records.trial(number, settings=study_records.DEFAULT), settings=settings))

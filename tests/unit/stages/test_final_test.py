@@ -37,7 +37,8 @@ def finish(
     run_stage, names = runner(score)
     settings = {**config.baseline_settings, **({"regularizer.text_weight": 1.5} if number else {})}
     selected = Candidate(number, number == 0, settings, ())
-    folder, published = StudyFolder.of(config), {"textures": 65.0}
+    folder = StudyFolder.of(config)
+    published = {"textures": 65.0}
     stages = run_final_test(config, folder, selected, published=published, previous=previous)
     return complete(stages, run_stage), names
 

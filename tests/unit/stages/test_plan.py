@@ -32,17 +32,27 @@ def steps_of(job: Job) -> int:
 
 def jobs_of(config: StudyConfig, **settings: Any) -> tuple[Job, Job]:
     """Jobs of a trial, and of its final test on the first dataset."""
-    folder, settings = StudyFolder.of(config), {**config.baseline_settings, **settings}
+    folder = StudyFolder.of(config)
+    settings = {**config.baseline_settings, **settings}
     trial = trial_job(config, folder, 1, settings)
     return trial, final_job(config, folder, 1, settings, config.search.datasets[0], 5)
 
 
 def test_counts_are_those_of_the_jobs(small_dtd: Path, tmp_path: Path) -> None:
     config = config_of(
-        tmp_path, dataset=["dtd", "cells"], data_root=small_dtd, backbone="mini", objective="base_val",
-        epochs=2, final_epochs=3, trials=4, seeds_per_trial=2, top=2, final_seeds=(7, 8),
+        tmp_path,
+        dataset=["dtd", "cells"],
+        data_root=small_dtd,
+        backbone="mini",
+        objective="base_val",
+        epochs=2,
+        final_epochs=3,
+        trials=4,
+        seeds_per_trial=2,
+        top=2,
+        final_seeds=(7, 8),
         settings={"confirm.seeds": 3, "data.shots": 5},
-    )  # fmt: skip
+    )
     plan, (trial, _) = plan_study(config), jobs_of(config)
     finals = [
         final_job(config, StudyFolder.of(config), 0, config.baseline_settings, name, 7)
@@ -102,7 +112,8 @@ def test_no_more_candidates_than_trials(trials: int, top: int, runs: int, tmp_pa
 def test_nested_conditions_hold_for_tried_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nested.py").write_text(PARTS)
     monkeypatch.syspath_prepend(tmp_path)
-    kind, weight = "regularizer.kind", "regularizer.text_weight"
+    kind = "regularizer.kind"
+    weight = "regularizer.text_weight"
     ranges = {
         kind: {"type": "choice", "choices": ["l1", "nested:Huber"]},
         weight: {"type": "choice", "choices": [1.0, 9.0], "when": {kind: "nested:Huber"}},

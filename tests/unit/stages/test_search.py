@@ -79,7 +79,8 @@ def test_a_record_that_a_kill_prevented_is_written_by_the_next_process(tmp_path:
 
 
 def test_max_hours_include_earlier_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, storage = [1000.0], InMemoryStorage()
+    now = [1000.0]
+    storage = InMemoryStorage()
     monkeypatch.setattr(search.time, "monotonic", lambda: now[0])
     run = Search(tmp_path, storage, trials=9, max_hours=1)
     job = run.start()
@@ -128,7 +129,7 @@ def test_a_budget_in_seconds_counts_training_time(tmp_path: Path) -> None:
     assert run.states == ["COMPLETE"] * 3
 
 
-def test_notices(tmp_path: Path) -> None:
+def test_notices_name_an_exhausted_space_and_a_budget_below_the_number_of_trials(tmp_path: Path) -> None:
     storage = InMemoryStorage()
     run = Search(tmp_path, storage, trials=9, space=Space.model_validate(SPACE))
     for job in run.jobs:

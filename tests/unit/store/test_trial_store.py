@@ -186,8 +186,13 @@ def test_a_failed_baseline_is_run_again_within_the_budget(tmp_path: Path) -> Non
     store = open_store(tmp_path, **{**given, "trials": 5})
     assert [settings in MINE for _, settings in run(store)] == [True, False]
     assert [t.origin for t in store.ended_trials] == [
-        "baseline", "enqueued", "enqueued", "baseline", "enqueued", "sampled"
-    ]  # fmt: skip
+        "baseline",
+        "enqueued",
+        "enqueued",
+        "baseline",
+        "enqueued",
+        "sampled",
+    ]
 
 
 def test_another_study_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

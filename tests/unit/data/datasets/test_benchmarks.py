@@ -35,8 +35,9 @@ def test_the_table_has_fifteen_rows() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_copy_opens_and_is_checked_and_prepared(copies: Path, tmp_path: Path, name: str) -> None:
-    row, dataset = BENCHMARKS[name], open_dataset(name, copies)
+def test_a_copy_opens_with_its_counts_and_templates(copies: Path, name: str) -> None:
+    row = BENCHMARKS[name]
+    dataset = open_dataset(name, copies)
     assert (dataset.name, dataset.title, dataset.template) == (name, row.title, row.template)
     assert dataset.counts == {split: CLASSES * COUNTS[split] * bool(row.sizes[split]) for split in COUNTS}
     assert len(dataset.classnames) == CLASSES
@@ -46,13 +47,26 @@ def test_a_copy_opens_and_is_checked_and_prepared(copies: Path, tmp_path: Path, 
     assert dataset.template_named("template") == dataset.template
     assert dataset.template_named("name_last").endswith(" {}.")
     assert set(dataset.templates) <= {"photo", "name_last"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_check_finds_no_problem_in_a_copy_and_compares_its_sizes(copies: Path, name: str) -> None:
+    row = BENCHMARKS[name]
     problems, broken, (_, sizes, *_, names) = check(name, copies)
     assert problems == broken == []
     assert f"classes {CLASSES} of {row.num_classes}" in sizes
     assert f"test {CLASSES * COUNTS['test']} of {row.sizes['test']}" in sizes
     assert "tench" in names
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_prepared_copy_has_the_splits_and_images_of_the_folder(
+    copies: Path, tmp_path: Path, name: str
+) -> None:
+    dataset = open_dataset(name, copies)
     prepare(name, copies, tmp_path)
-    copy, paths = open_dataset(name, tmp_path), [item.path for item in dataset.items]
+    copy = open_dataset(name, tmp_path)
+    paths = [item.path for item in dataset.items]
     assert (copy.splits, copy.templates) == (dataset.splits, dataset.templates)
     assert copy.source.read_many(paths) == dataset.source.read_many(paths)
 
@@ -138,7 +152,8 @@ def test_wrong_aircraft_lists(tmp_path: Path, file: str, text: str, message: str
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_wrong_class_names_and_folders(tmp_path: Path, name: str) -> None:
-    folder, row = write_copy(name, tmp_path), BENCHMARKS[name]
+    folder = write_copy(name, tmp_path)
+    row = BENCHMARKS[name]
     names = folder / "classnames.txt"
     text = names.read_text("utf-8")
     for wrong in ("n01440764\n", f"{wnid(0)} tench again\n"):
@@ -161,6 +176,11 @@ def test_list_compares_with_the_published_sizes(tmp_path: Path, capsys: pytest.C
     assert "missing" in states["sun397"]
     assert "rendered" in states["textures"]
     assert "folder: " not in text, "a data root is no tree of classes"
+
+
+def test_list_without_a_data_root_shows_the_published_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["data", "list"]) == 0
     assert "1281167" in capsys.readouterr().out
     assert main(["data", "list", "--data-root", str(tmp_path / "no")]) == 2

@@ -35,7 +35,8 @@ def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
     assert open_dataset("textures", tmp_path) == dataset
     again = pickle.loads(pickle.dumps(dataset.source))
     for item in (dataset.train[0], dataset.val[-1], dataset.test[-1]):
-        first, second = dataset.source.read_many([item.path]), again.read_many([item.path])
+        first = dataset.source.read_many([item.path])
+        second = again.read_many([item.path])
         assert first == second
         spec = TransformSpec(64, train=False)
         assert make_image(spec, first[0], 0).shape == (64, 64, 3)

@@ -219,7 +219,8 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_prepared_copy_keeps_the_split_and_its_note(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", FLAT)
     prepare("folder", tree, tmp_path / "copy")
-    ours, theirs = open_dataset("folder", tmp_path / "copy"), open_dataset("folder", tree)
+    ours = open_dataset("folder", tmp_path / "copy")
+    theirs = open_dataset("folder", tree)
     assert (ours.splits, ours.note) == (theirs.splits, SPLIT_NOTE)
     for to in (tree, tree / "copy"):
         with pytest.raises(UserError, match="own folder"):

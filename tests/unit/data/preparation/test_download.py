@@ -60,7 +60,8 @@ def test_a_failed_transfer_is_one_line(server: Served, tmp_path: Path, status: i
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["continued", "started over"])
 def test_an_interrupted_transfer_goes_on(server: Served, tmp_path: Path, ranges: bool) -> None:
-    server.break_at, server.ranges = [2_000_000, 1_000_000, len(CONTENT)], ranges
+    server.break_at = [2_000_000, 1_000_000, len(CONTENT)]
+    server.ranges = ranges
     if not ranges:
         server.break_at = [1_000_000, len(CONTENT)]
     seen: list[tuple[int, int]] = []
@@ -104,7 +105,8 @@ def offer(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Of
     monkeypatch.setattr(download_module, "COPIES_URL", f"{server.url}/copies")
 
     def of(name: str) -> Path:
-        row, folder = BENCHMARKS[name], write_copy(name, tmp_path / "origin")
+        row = BENCHMARKS[name]
+        folder = write_copy(name, tmp_path / "origin")
         if name == "stanford_cars":
             (folder / "trains").rename(folder / "cars_train")
             (folder / "vals").rename(folder / "cars_train/vals")
@@ -131,9 +133,11 @@ def _archive(server: Served, name: str, archive: Archive, folder: Path) -> Archi
     """Offer an archive of a benchmark's folder at each of its addresses, and return its entry."""
     path = f"/{name}/{archive.urls[0].rsplit('/', 1)[-1]}"
     flat = archive.parent == "."
-    packed, top = folder, archive.parent
+    packed = folder
+    top = archive.parent
     if flat:
-        packed, top = folder / archive.target, archive.main_folder
+        packed = folder / archive.target
+        top = archive.main_folder
     if archive.inner:
         with TemporaryDirectory() as outer:
             inner = Path(outer, archive.inner.rpartition("/")[2])
@@ -164,7 +168,8 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
     server: Served, offer: Offer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offer(name)
-    row, root = BENCHMARKS[name], tmp_path / "root"
+    row = BENCHMARKS[name]
+    root = tmp_path / "root"
     assert download(name, root) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -175,6 +180,16 @@ def test_a_benchmark_is_placed_as_the_catalog_expects(
     assert "not CoOp's" not in capsys.readouterr().out
     assert open_dataset(name, root).splits == open_dataset(name, tmp_path / "origin").splits
     assert os.listdir(root) == [row.folder]
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_a_complete_benchmark_is_not_downloaded_again(
+    server: Served, offer: Offer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(name)
+    root = tmp_path / "root"
+    assert download(name, root) == 0
+    capsys.readouterr()
     asked = len(server.requests)
     assert download(name, root) == 0
     text = capsys.readouterr().out
@@ -190,9 +205,11 @@ def test_if_one_source_is_dead_another_one_is_used(
     """The archive, or for ImageNet's variants the copy. The split file comes from the copy, too."""
     offer(name)
     row = BENCHMARKS[name]
-    preferred, expected = "/copies/", "/imagenet"
+    preferred = "/copies/"
+    expected = "/imagenet"
     if not row.imagenet_variant:
-        preferred, expected = f"/{name}/", "/copies/"
+        preferred = f"/{name}/"
+        expected = "/copies/"
     for path in [*server.files]:
         if path.startswith((preferred, "/1/", "/splits/")):
             del server.files[path]

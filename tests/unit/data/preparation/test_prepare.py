@@ -81,7 +81,8 @@ def test_never_writes_into_the_users_data(own_dtd: Path) -> None:
 def test_a_copy_that_differs_in_one_image_stays(own_dtd: Path, tmp_path: Path, change: str) -> None:
     """Its counts and class names are the same."""
     prepare("dtd", own_dtd, tmp_path, shard_rows=10)
-    before, file = tree(tmp_path / "dtd"), own_dtd / "dtd/split_zhou_DescribableTextures.json"
+    before = tree(tmp_path / "dtd")
+    file = own_dtd / "dtd/split_zhou_DescribableTextures.json"
     split = json.loads(file.read_text())
     one, other = split["train"][0], split["test"][0]
     image = own_dtd / "dtd/images" / other[0]
@@ -91,7 +92,8 @@ def test_a_copy_that_differs_in_one_image_stays(own_dtd: Path, tmp_path: Path, c
         image.rename(image.with_name("renamed.jpg"))
         other[0] = f"{image.parent.name}/renamed.jpg"
     else:
-        split["train"][0], split["test"][0] = other, one
+        split["train"][0] = other
+        split["test"][0] = one
     file.write_text(json.dumps(split))
     with pytest.raises(UserError, match="contains a different copy of 'dtd'"):
         prepare("dtd", own_dtd, tmp_path)
@@ -110,7 +112,8 @@ def test_a_damaged_shard_is_named_and_written_again(
 ) -> None:
     """Photographs are stored as they are: one with a changed byte is decoded all the same."""
     prepare("dtd", own_dtd, tmp_path, shard_rows=10)
-    before, dataset = tree(tmp_path), open_dataset("dtd", tmp_path)
+    before = tree(tmp_path)
+    dataset = open_dataset("dtd", tmp_path)
     shard = min(tmp_path.rglob("*.parquet"))
     damage(shard)
     with pytest.raises(InfrastructureError, match=r"Cannot read shard .*delete this copy and rerun"):

@@ -25,7 +25,8 @@ def test_fewshot_draws_equal_the_golden_file(file: Path) -> None:
     for key, want in tree["draws"].items():
         match = re.fullmatch(r"seed(\d+)-shots(\d+)", key)
         assert match, key
-        rng, shots = random.Random(int(match[1])), int(match[2])
+        rng = random.Random(int(match[1]))
+        shots = int(match[2])
         drawn = draw(train, shots=shots, rng=rng), draw(val, shots=min(shots, 4), rng=rng)
         assert [[item.path for item in items] for items in drawn] == [want["train"], want["val"]], key
 
@@ -94,7 +95,8 @@ def _dataset(train: Items, base_classes: tuple[str, ...] = ()) -> Dataset:
 
 
 def test_the_user_can_choose_the_base_classes() -> None:
-    train, test = _items([9, 1, 5, 3, 9]), _items([3, 5, 9])
+    train = _items([9, 1, 5, 3, 9])
+    test = _items([3, 5, 9])
     base_labels = _dataset(train, ("class 9", "class 3", "class 5")).base_labels
     base, new = separate_base_new(base_labels, train, test)
     assert [[i.classname for i in part] for part in base] == [
@@ -105,7 +107,8 @@ def test_the_user_can_choose_the_base_classes() -> None:
 
 
 def test_base_new_halves_the_sorted_labels_of_the_first_split() -> None:
-    train, test = _items([9, 1, 5, 3, 9]), _items([3, 5, 9])
+    train = _items([9, 1, 5, 3, 9])
+    test = _items([3, 5, 9])
     base, new = separate_base_new(_dataset(train).base_labels, train, test)
     assert [[(i.classname, i.label) for i in part] for part in base] == [
         [("class 1", 0), ("class 3", 1)],
