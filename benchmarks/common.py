@@ -53,9 +53,11 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 
 
 def arguments(
-    doc: str | None, add: Callable[[argparse.ArgumentParser], Any] | None = None, *, repeats: int = 5
+    doc: str | None, add: Callable[[argparse.ArgumentParser], Any] | None = None, *, repeats: int | None = 5
 ) -> argparse.Namespace:
     """Parse --repeats, --threads, --quick, --json and the options that `add` adds.
+
+    `repeats` is the default of --repeats. None: the script chooses it.
 
     `in_turn` passes the side to measure to each process as `--side`. It is None in the first process.
     """

@@ -1,21 +1,26 @@
-"""One ProMetaR step: a plain transcription of the published code against the optimized implementation.
+"""One training step: a plain transcription of the published code against the optimized implementation.
 
     python benchmarks/step.py [--classes 24 100] [--dtypes fp32 bf16] [--repeats 2] [--threads 2]
         [--limit-gb 24] [--quick] [--json FILE]
+    python benchmarks/step.py --methods tcp mma ... [--classes 24] [--dtypes fp32 bf16] [--repeats 6]
+        [--threads 2] [--records FILE] [--doc FILE] [--quick]
 
-Compares time, memory and arithmetic with ViT-B/16, random weights and batch size 4. Both sides use the same
+The first form measures ProMetaR. It compares time, memory and arithmetic with ViT-B/16, random weights and batch size 4. Both sides use the same
 images and prompts. The published code runs in fp32. Sides alternate in separate processes, and the first
 step of each process is not measured. Peak memory is that of the whole process, or on a GPU the memory
 that torch allocated. Operations are those of the executed matrix products. Their rate is compared with the
 rate of 2048 x 2048 products in the same process. `tests/parity` checks that both sides compute the same.
+
+The second form measures newer methods (step_methods.py). Each method and precision is a record in --records,
+and a repeated command only measures what is missing. The table also replaces a block of --doc.
 """
 
 import argparse
 import resource
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -33,6 +38,7 @@ from common import (
     table,
     write_json,
 )
+from step_methods import METHODS, compare, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.clip.model import Clip, Tower
@@ -71,7 +77,18 @@ def make_step(side: str, num_classes: int, backbone: str, dtype: str) -> Callabl
 
         plain = plain_clip(backbone).to(device=DEVICE)
         reference = Released(
-            plain, tokens, teacher, state.leaves, state.gate, 50, 20, 8, 5e-4, 5e-4, 0.0025, 1e-6
+            plain,
+            tokens,
+            teacher,
+            state.leaves,
+            state.gate,
+            text_weight=50,
+            image_weight=20,
+            reduction=8,
+            inner_lr=5e-4,
+            outer_weight=5e-4,
+            prompt_lr=0.0025,
+            gate_lr=1e-6,
         )
         return lambda: reference.step(images, labels, task)
     model = build_model(clip, method, tokens, teacher)
@@ -87,16 +104,9 @@ def plain_clip(backbone: str) -> Clip:
     """Return the backbone with QuickGELU, as the published code requires. Its weights are random anyway."""
     clip = load_clip(backbone, "random")
     assert isinstance(clip.text, Tower)
-    text, vision = (replace(tower, activation="quick_gelu") for tower in (clip.text, clip.vision))
+    text = replace(clip.text, activation="quick_gelu")
+    vision = replace(clip.vision, activation="quick_gelu")
     return replace(clip, text=text, vision=vision)
-
-
-def timed(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def product_rate(dtype: str, size: int) -> float:
@@ -125,11 +135,13 @@ def measure(
     """Return seconds per step, operations, their rate and peak memory, or {"fits": False}."""
     torch.set_num_threads(threads)
     if DEVICE == "cpu":
-        resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gb * 1e9),) * 2)
+        limit = int(limit_gb * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         run = make_step(side, classes, backbone, dtype)
         run()
-        rates, seconds = [product_rate(dtype, matrix_size)], []
+        rates = [product_rate(dtype, matrix_size)]
+        seconds = []
         for _ in range(COUNTED):
             seconds.append(timed(run))
             rates.append(product_rate(dtype, matrix_size))
@@ -147,51 +159,87 @@ def measure(
 
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--classes", type=int, nargs="+", default=[24, 100], help="numbers of classes")
-        parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=DTYPES, help="precisions")
+        parser.add_argument("--methods", nargs="+", choices=METHODS, help="newer methods to measure")
+        parser.add_argument("--classes", type=int, nargs="+", help="numbers of classes (24 and 100, or 24)")
+        parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="precisions (fp32, or fp32 and bf16)")
         parser.add_argument("--backbone", default=BACKBONE, help="CLIP backbone")
         parser.add_argument("--limit-gb", type=float, default=24.0, help="memory limit per process")
+        records = Path("out/step-methods.jsonl")
+        parser.add_argument("--records", type=Path, default=records, help="file of measured methods")
+        parser.add_argument("--doc", type=Path, help="document whose block `step-methods` is replaced")
 
-    args = arguments(__doc__, add, repeats=2)
+    args = arguments(__doc__, add, repeats=None)
     if args.side:
         return print_figures(measure(**args.side))
-    matrix_size = 2048
     if args.quick:
-        args.backbone, args.repeats, args.classes, matrix_size = "mini", 1, [4], 256
-    rows, everything = [], []
+        args.backbone = "mini"
+        args.repeats = 1
+        args.classes = [4]
+    if args.methods:
+        args.repeats = args.repeats or 6
+        dtypes = args.dtypes or ["fp32", "bf16"]
+        for classes in args.classes or [24]:
+            compare(args.methods, dtypes, args, classes=classes, backbone=args.backbone)
+        return None
+    args.repeats = args.repeats or 2
+    return compare_prometar(args, args.dtypes or ["fp32"], args.classes or [24, 100])
+
+
+def compare_prometar(args: argparse.Namespace, dtypes: list[str], numbers_of_classes: list[int]) -> None:
+    """Compare steps of ProMetaR. The first side is the published code."""
     common = {
         "backbone": args.backbone,
         "threads": args.threads,
         "limit_gb": args.limit_gb,
-        "matrix_size": matrix_size,
+        "matrix_size": 256 if args.quick else 2048,
     }
-    for classes in args.classes:
-        sides = [("released", "fp32"), *(("ours", dtype) for dtype in args.dtypes)]
+    rows = []
+    everything = []
+    for classes in numbers_of_classes:
+        sides = [("released", "fp32"), *(("ours", dtype) for dtype in dtypes)]
         rounds = in_turn(
             [{"side": side, "dtype": dtype, "classes": classes, **common} for side, dtype in sides],
             args,
             killed={"fits": False},
         )
         everything += rounds
-        rows += [row(classes, rounds[0], rounds[k], dtype) for k, (_, dtype) in enumerate(sides) if k]
+        released, *ours = rounds
+        rows += [row(classes, released, each, dtype) for each, dtype in zip(ours, dtypes, strict=True)]
     print(f"{args.backbone}, batch 4, {describe(args.threads, 'the published code in fp32')}")
-    head = ("classes", "dtype", "released s", "ours s", "ratio", "released GB", "ours GB", "ratio",
-            "ours TFLOP", "share of matmul rate")  # fmt: skip
-    print(table(head, rows))
+    print(table(HEAD, rows))
     return write_json(args, everything)
+
+
+HEAD = (
+    "classes",
+    "dtype",
+    "released s",
+    "ours s",
+    "ratio",
+    "released GB",
+    "ours GB",
+    "ratio",
+    "ours TFLOP",
+    "share of matmul rate",
+)
 
 
 def row(classes: int, released: list[Figures], ours: list[Figures], dtype: str) -> tuple[object, ...]:
     """Return a row of the table. A side that exceeds the memory limit has no figures."""
     if not ours[0]["fits"]:
         return (classes, dtype, *["does not fit"] * 8)
-    seconds, peak = median_of(ours, "seconds"), median_of(ours, "peak_gb")
-    rest = (median_of(ours, "flops") / 1e12, median_of(ours, "share"))
+    seconds = median_of(ours, "seconds")
+    peak = median_of(ours, "peak_gb")
+    tflop = median_of(ours, "flops") / 1e12
+    share = median_of(ours, "share")
     if not released[0]["fits"]:
-        return (classes, dtype, "does not fit", seconds, "-", "does not fit", peak, "-", *rest)
-    their_seconds, their_peak = median_of(released, "seconds"), median_of(released, "peak_gb")
-    return (classes, dtype, their_seconds, seconds, their_seconds / seconds, their_peak, peak,
-            their_peak / peak, *rest)  # fmt: skip
+        return (classes, dtype, "does not fit", seconds, "-", "does not fit", peak, "-", tflop, share)
+    their_seconds = median_of(released, "seconds")
+    their_peak = median_of(released, "peak_gb")
+    speedup = their_seconds / seconds
+    return (
+        classes, dtype, their_seconds, seconds, speedup, their_peak, peak, their_peak / peak, tflop, share,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

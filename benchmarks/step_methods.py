@@ -1,0 +1,315 @@
+"""Steps of TCP, MMA, MMRL, DePT and CoPrompt: plain transcriptions of the official code against this project.
+
+`benchmarks/step.py --methods` measures them. For each method and precision, two processes take turns, one step
+each, so that gradual changes of the machine's speed affect both sides equally. The first step of each process
+is not timed. Its operations are counted. Neither side knows the images or their features beforehand.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import ROOT, Figures, describe, machine, publish, table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from prometar.clip.openclip import load_backbone, load_clip, tokenize
+from prometar.config.settings import Config, configure
+from prometar.device import default_device
+from prometar.methods.composition import build
+from prometar.step.iteration import step
+from prometar.step.meta_batch import embed_batch
+from prometar.step.prompted_clip import build_model, prompt_texts
+from prometar.step.state import State
+from prometar.training.epoch import rates_of
+from prometar.training.run import DTYPES
+
+METHODS = ("tcp", "mma", "mmrl", "dept-coop", "dept-kgcoop", "dept-maple", "coprompt")
+SIDES = ("plain", "ours")
+TEMPLATE = "a photo of a {}."
+NUM_TEXTS = 3  # frozen texts per class, from which a method may draw
+PAUSE_SECONDS = 0.3  # between the sides: threads of the side before may still be spinning
+WAIT_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured together: a row of the table."""
+
+    method: str
+    dtype: str
+    classes: int
+    backbone: str
+    threads: int
+    repeats: int
+
+    def key(self) -> dict[str, Any]:
+        """Return what identifies the figures of this cell in a file of records."""
+        installed = machine()
+        return {**vars(self), "cpu": installed["cpu"], "torch": installed["torch"]}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What both sides compute with: the same settings, texts, images and initial values."""
+
+    config: Config
+    ids_CT: Tensor
+    init_ids: Tensor
+    images: Tensor
+    second_view: Tensor | None
+    labels: Tensor
+    teacher: Tensor | None
+
+
+def inputs_of(cell: Cell, *, embed_dim: int, image_size: int) -> Inputs:
+    config = configure(cell.method, {"backbone.name": cell.backbone})
+    method = build(config)
+    names = [f"class number {number}" for number in range(cell.classes)]
+    ids = tokenize(prompt_texts(names, method.prompts, init=config.prompts.init, template=TEMPLATE))
+    words = tokenize([config.prompts.init])[0]
+    generator = torch.Generator().manual_seed(0)
+    shape = (config.train.batch_size, 3, image_size, image_size)
+    images = torch.randn(shape, generator=generator)
+    second_view = torch.randn(shape, generator=generator) if config.augment.views > 1 else None
+    labels = torch.randint(cell.classes, shape[:1], generator=generator)
+    teacher: Tensor | None = None
+    if method.uses_frozen_text_features:
+        num_texts = (NUM_TEXTS,) if method.regularizer.draw else ()
+        features = torch.randn(*num_texts, cell.classes, embed_dim, generator=generator)
+        teacher = F.normalize(features, dim=-1)
+    return Inputs(config, ids, words[1 : int(words.argmax())], images, second_view, labels, teacher)
+
+
+def make_step(side: str, cell: Cell) -> Callable[[], object]:
+    """Return a function that trains one step of a side on the same batch."""
+    device = default_device()
+    dtype = DTYPES[cell.dtype]
+    pretrained = None if cell.backbone == "mini" else "random"
+    if side == "plain":
+        # The official code requires QuickGELU. The weights are random anyway.
+        clip = load_clip(cell.backbone, pretrained).to(device=device, dtype=dtype)
+    else:
+        method = build(configure(cell.method, {"backbone.name": cell.backbone}))
+        backbone = load_backbone(
+            cell.backbone, pretrained, dtype=dtype, device=device, folded=not method.changes_blocks
+        )
+        clip = backbone.clip
+    given = inputs_of(cell, embed_dim=clip.embed_dim, image_size=clip.image_size)
+    config = given.config
+    method = build(config)
+    generator = torch.Generator().manual_seed(0)
+    leaves = method.initialize(clip, given.init_ids, cell.classes, generator)
+    images = given.images.to(device, dtype)
+    second_view = None if given.second_view is None else given.second_view.to(device, dtype)
+    labels = given.labels.to(device)
+    teacher = None if given.teacher is None else given.teacher.to(device)
+    if side == "plain":
+        sys.path.insert(0, str(ROOT))
+        from tests.support.transcriptions import TRANSCRIPTIONS
+
+        plain = TRANSCRIPTIONS[cell.method](clip, config, given.ids_CT.to(device), leaves, teacher)
+        return lambda: plain.step(images, labels, second_view=second_view)
+
+    model = build_model(clip, method, given.ids_CT, teacher)
+    if teacher is not None and method.regularizer.draw:
+        model = replace(model, frozen_text_CE=teacher[0])
+    state = State.start(leaves, {}, method.optimizer)
+    rates = rates_of(config, config.optim.warmup_epochs)
+
+    def run() -> object:
+        nonlocal state
+        batch, _ = embed_batch(clip, method, images, labels, None, second_view_B3HW=second_view)
+        state, losses = step(model, method, state, batch, None, rates)
+        return losses
+
+    return run
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Return the operations of softmax(q @ k.T) @ v."""
+    rows, heads, num_queries, width = query
+    return 2 * rows * heads * num_queries * key[-2] * (width + value[-1])
+
+
+def _attention_backward_flops(
+    gradient: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Return the operations of the backward pass, which computes five products instead of two."""
+    return _attention_flops(query, key, value) * 5 // 2
+
+
+_aten: Any = torch.ops.aten
+FUSED_ATTENTION = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+"""Operations that torch's counter does not know."""
+
+
+def timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def reset_peak() -> None:
+    """Forget the peak of memory so far, such as that of loading the weights. Only Linux supports it on CPUs."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gb() -> float:
+    """Return the peak memory since `reset_peak`, of the whole process or on a GPU of torch's tensors."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def serve(pipe: Connection, side: str, cell: Cell) -> None:
+    """Run a side. Send its operations, then the seconds of each requested step. End with its peak memory."""
+    torch.set_num_threads(cell.threads)
+    run = make_step(side, cell)
+    reset_peak()
+    with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
+        run()
+    pipe.send(counter.get_total_flops())
+    while pipe.recv():
+        pipe.send(timed(run))
+    pipe.send(peak_gb())
+
+
+@contextmanager
+def process_of(side: str, cell: Cell) -> Iterator[Connection]:
+    """Start the process of a side, and end it with the context."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, side, cell), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def answer(pipe: Connection) -> Any:
+    if not pipe.poll(WAIT_SECONDS):
+        raise SystemExit(f"error: a process did not answer within {WAIT_SECONDS} s")
+    return pipe.recv()
+
+
+def measure(cell: Cell) -> Figures:
+    """Return operations, seconds of each step and peak memory of both sides."""
+    found: Figures = {side: {"seconds": []} for side in SIDES}
+    with process_of("plain", cell) as plain, process_of("ours", cell) as ours:
+        pipes = {"plain": plain, "ours": ours}
+        for side, pipe in pipes.items():
+            found[side]["flops"] = answer(pipe)
+        for turn in range(cell.repeats):
+            for side in SIDES if turn % 2 == 0 else reversed(SIDES):
+                time.sleep(PAUSE_SECONDS)
+                pipes[side].send(True)
+                found[side]["seconds"].append(answer(pipes[side]))
+        for side, pipe in pipes.items():
+            pipe.send(False)
+            found[side]["peak_gb"] = answer(pipe)
+    return found
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of earlier calls. An incomplete last line is ignored."""
+    records = []
+    if path.is_file():
+        for line in path.read_text("utf-8").splitlines():
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+def recorded(path: Path, cell: Cell) -> Figures | None:
+    """Return the figures of a cell that an earlier call measured with the same versions, or None."""
+    key = cell.key()
+    for record in read_records(path):
+        if record["cell"] == key:
+            figures: Figures = record["figures"]
+            return figures
+    return None
+
+
+def measured(path: Path, cell: Cell) -> Figures:
+    """Return the figures of a cell. Measure them, and add them to the file, if they are missing."""
+    figures = recorded(path, cell)
+    if figures is None:
+        figures = measure(cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"cell": cell.key(), "figures": figures}) + "\n")
+    return figures
+
+
+HEAD = (
+    "method", "batch", "dtype", "plain s", "ours s", "ratio", "interval", "plain GB", "ours GB",
+    "plain TFLOP", "ours TFLOP",
+)  # fmt: skip
+
+
+def row(cell: Cell, figures: Figures) -> tuple[Any, ...]:
+    """Return a row of the table. The ratio is the median over pairs of steps, the interval their range."""
+    plain, ours = figures["plain"], figures["ours"]
+    ratios = [a / b for a, b in zip(plain["seconds"], ours["seconds"], strict=True)]
+    return (
+        cell.method,
+        configure(cell.method, {}).train.batch_size,
+        cell.dtype,
+        median(plain["seconds"]),
+        median(ours["seconds"]),
+        median(ratios),
+        f"[{min(ratios):.2f}, {max(ratios):.2f}]",
+        plain["peak_gb"],
+        ours["peak_gb"],
+        plain["flops"] / 1e12,
+        ours["flops"] / 1e12,
+    )
+
+
+def compare(
+    methods: Sequence[str], dtypes: Sequence[str], args: argparse.Namespace, *, classes: int, backbone: str
+) -> None:
+    """Measure what is missing, print the table and write it to --doc."""
+    cells = [
+        Cell(method, dtype, classes, backbone, args.threads, args.repeats)
+        for method in methods
+        for dtype in dtypes
+    ]
+    threads = str(args.threads)
+    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    rows = []
+    for cell in cells:
+        rows.append(row(cell, measured(args.records, cell)))
+        print(table(HEAD, rows[-1:]).splitlines()[-1], flush=True)
+    text = f"{backbone}, {classes} classes. {describe(args.threads, ' and '.join(dtypes))}.\n\n"
+    publish(text + table(HEAD, rows), args.doc, "step-methods")
