@@ -56,12 +56,11 @@ class Rehearsal:
 def _task(whole: Embeddings, num_support: int) -> MetaTask:
     """Return a task whose support is the first `num_support` images, and whose query is the others, mixed."""
     support = Embeddings._make(None if part is None else part[:num_support] for part in whole)
-    labels, share = whole.labels[num_support:], whole.weights[num_support:]
+    labels = whole.labels[num_support:]
+    share = whole.weights[num_support:]
     frozen = None if whole.frozen is None else whole.frozen[num_support:]
-    partners, tokens = (
-        Partners(share, share, labels, labels, Mix(share, labels)),
-        whole.images[num_support - 1 :],
-    )
+    partners = Partners(share, share, labels, labels, Mix(share, labels))
+    tokens = whole.images[num_support - 1 :]
     return support, Embeddings(tokens, labels, share, frozen, partners, labels)
 
 
@@ -76,11 +75,13 @@ def rehearse(
 
     `num_query` is the number of images in the query. Default: half of the batch.
     """
-    method, clip = build(config), clip_without_weights(config.backbone.name).to(dtype)
+    method = build(config)
+    clip = clip_without_weights(config.backbone.name).to(dtype)
     names = [f"class number {number}" for number in range(num_classes)]
     texts = prompt_texts(names, method.prompts, init=config.prompts.init, template="a {}.")
     tokens = load_tokenizer(config.backbone.name)(texts)
-    with (mode := FakeTensorMode()):
+    mode = FakeTensorMode()
+    with mode:
         clip = tree_map_only(Tensor, lambda x: torch.empty(x.shape, dtype=x.dtype), clip)
         if not method.changes_blocks:
             clip = clip.folded()
@@ -92,8 +93,10 @@ def rehearse(
         generator = torch.Generator().manual_seed(0)
         prompts = method.initialize(clip, torch.arange(method.prompts.num_context), num_classes, generator)
         gate = method.modulator.initialize(method.inputs(prompts), generator)
-        state, size, side = State.start(prompts, gate), config.train.batch_size, clip.image_size
-        pixels, labels = torch.empty(size, 3, side, side, dtype=dtype), torch.zeros(size, dtype=torch.long)
+        state = State.start(prompts, gate, method.optimizer)
+        size = config.train.batch_size
+        pixels = torch.empty(size, 3, clip.image_size, clip.image_size, dtype=dtype)
+        labels = torch.zeros(size, dtype=torch.long)
     num_query = (size + 1) // 2 if num_query is None else num_query
     return Rehearsal(mode, model, method, state, pixels, labels, num_query)
 
@@ -126,7 +129,8 @@ class Kernels(TorchDispatchMode):
         if operator.is_view or operator.overloadpacket is torch.ops.aten._unsafe_view:
             self.views += 1
             return result
-        name, tensors = self.name_of(operator), tree_leaves((args, kwargs, result))
+        name = self.name_of(operator)
+        tensors = tree_leaves((args, kwargs, result))
         self.kernels[name] += 1
         self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
         return result

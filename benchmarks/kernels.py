@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, configure
+from prometar.methods.composition import build
 from prometar.training.backbone import DTYPES
 
 
@@ -43,10 +44,10 @@ def count(rehearsal: Rehearsal, *, places: bool = False) -> tuple[Kernels, int]:
 
 def method_rows(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]]:
     """Return a row per learning method: batch, kernels, GB, TFLOP, and GB and TFLOP with cached features."""
-    rows = list[tuple[Any, ...]]()
+    rows: list[tuple[Any, ...]] = []
     for name in METHODS:
         config = configure(name, values)
-        if config.prompts.selected_kind == "none":
+        if build(config).is_untrained:
             continue
         first = rehearse(config, **settings)
         uncached, flops = count(first)
@@ -54,8 +55,17 @@ def method_rows(values: dict[str, Any], **settings: Any) -> list[tuple[Any, ...]
         with later.mode:
             later()
         cached, cached_flops = count(later)
-        row = [config.train.batch_size, uncached.kernels.total(), uncached.bytes.total() / 1e9, flops / 1e12]
-        rows.append((name, *row, cached.bytes.total() / 1e9, cached_flops / 1e12))
+        rows.append(
+            (
+                name,
+                config.train.batch_size,
+                uncached.kernels.total(),
+                uncached.bytes.total() / 1e9,
+                flops / 1e12,
+                cached.bytes.total() / 1e9,
+                cached_flops / 1e12,
+            )
+        )
     return rows
 
 
@@ -81,7 +91,8 @@ def main() -> None:
     config = Config().override(values)
     rehearsal = rehearse(config, num_classes=args.classes, dtype=DTYPES[args.dtype])
     counted, flops = count(rehearsal, places=args.places)
-    kernels, size = counted.kernels.total(), counted.bytes.total()
+    kernels = counted.kernels.total()
+    size = counted.bytes.total()
     by = {name: [number, counted.bytes[name]] for name, number in counted.kernels.most_common()}
     figures = {"kernels": kernels, "views": counted.views, "bytes": size, "flops": flops, "by": by}
     print(f"{args.backbone}, {args.classes} classes, batch {config.train.batch_size}, {args.dtype}")

@@ -5,11 +5,12 @@
     python benchmarks/step.py --methods tcp mma ... [--classes 24] [--dtypes fp32 bf16] [--repeats 6]
         [--threads 2] [--records FILE] [--doc FILE] [--quick]
 
-The first form measures ProMetaR. It compares time, memory and arithmetic with ViT-B/16, random weights and batch size 4. Both sides use the same
-images and prompts. The published code runs in fp32. Sides alternate in separate processes, and the first
-step of each process is not measured. Peak memory is that of the whole process, or on a GPU the memory
-that torch allocated. Operations are those of the executed matrix products. Their rate is compared with the
-rate of 2048 x 2048 products in the same process. `tests/parity` checks that both sides compute the same.
+The first form measures time, memory and arithmetic of ProMetaR with ViT-B/16, random weights and batch size
+4. Both sides use the same images and prompts. The published code runs in fp32. Sides alternate in separate
+processes, and the first step of each process is not measured. Peak memory is that of the whole process, or on
+a GPU the memory that torch allocated. Operations are those of the executed matrix products. Their rate is
+compared with the rate of 2048 x 2048 products in the same process. `tests/parity` checks that both sides
+compute the same.
 
 The second form measures newer methods (step_methods.py). Each method and precision is a record in --records,
 and a repeated command only measures what is missing. The table also replaces a block of --doc.

@@ -1,8 +1,8 @@
-"""Steps of TCP, MMA, MMRL, DePT and CoPrompt: plain transcriptions of the official code against this project.
+"""Steps of TCP, MMA, MMRL, DePT and CoPrompt: plain transcriptions of the official code against our steps.
 
-`benchmarks/step.py --methods` measures them. For each method and precision, two processes take turns, one step
-each, so that gradual changes of the machine's speed affect both sides equally. The first step of each process
-is not timed. Its operations are counted. Neither side knows the images or their features beforehand.
+`benchmarks/step.py --methods` measures them. For each method and precision, two processes take turns, one
+step each, so that gradual changes of the machine's speed affect both sides equally. The first step of each
+process is not timed. Its operations are counted. No side knows the images or their features beforehand.
 """
 
 import argparse
@@ -29,13 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from prometar.clip.openclip import load_backbone, load_clip, tokenize
 from prometar.config.settings import Config, configure
 from prometar.device import default_device
+from prometar.io.files import write_atomically
 from prometar.methods.composition import build
 from prometar.step.iteration import step
 from prometar.step.meta_batch import embed_batch
 from prometar.step.prompted_clip import build_model, prompt_texts
 from prometar.step.state import State
+from prometar.training.backbone import DTYPES
 from prometar.training.epoch import rates_of
-from prometar.training.run import DTYPES
 
 METHODS = ("tcp", "mma", "mmrl", "dept-coop", "dept-kgcoop", "dept-maple", "coprompt")
 SIDES = ("plain", "ours")
@@ -139,14 +140,21 @@ def make_step(side: str, cell: Cell) -> Callable[[], object]:
     return run
 
 
-def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
     """Return the operations of softmax(q @ k.T) @ v."""
     rows, heads, num_queries, width = query
     return 2 * rows * heads * num_queries * key[-2] * (width + value[-1])
 
 
 def _attention_backward_flops(
-    gradient: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+    gradient: Sequence[int],
+    query: Sequence[int],
+    key: Sequence[int],
+    value: Sequence[int],
+    *_: Any,
+    **__: Any,
 ) -> int:
     """Return the operations of the backward pass, which computes five products instead of two."""
     return _attention_flops(query, key, value) * 5 // 2
@@ -169,7 +177,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def reset_peak() -> None:
-    """Forget the peak of memory so far, such as that of loading the weights. Only Linux supports it on CPUs."""
+    """Forget the peak of memory so far, such as that of loading weights. On CPUs, only Linux supports it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -241,7 +249,7 @@ def measure(cell: Cell) -> Figures:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of earlier calls. An incomplete last line is ignored."""
+    """Return the records of earlier calls. Lines that are not JSON are ignored."""
     records = []
     if path.is_file():
         for line in path.read_text("utf-8").splitlines():
@@ -266,8 +274,9 @@ def measured(path: Path, cell: Cell) -> Figures:
     if figures is None:
         figures = measure(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"cell": cell.key(), "figures": figures}) + "\n")
+        records = [*read_records(path), {"cell": cell.key(), "figures": figures}]
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        write_atomically(path, text.encode())
     return figures
 
 

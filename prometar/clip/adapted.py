@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prometar.clip.activations import ACTIVATIONS
+from prometar.clip.activations import ACTIVATIONS, QUICK_GELU_FACTOR
 from prometar.clip.attention import fused_attention
 from prometar.clip.model import Block, Clip, Tower
 from prometar.clip.text import TextInput
+from prometar.clip.vision import ImageTokens
 
 ChangeBlock = Callable[[int, Block], Block]
 """Function that maps a block's index in its tower and its frozen weights to the weights to use."""
@@ -44,7 +45,8 @@ def adapted_text(
 
     Args:
         clip: Frozen CLIP. Not folded if `change_block` or `parallel` is given.
-        text: Texts of the classes. Not packed if tokens depend on the class.
+        text: Texts of the classes. Not packed if tokens depend on the class. Blocks before `text.block` are
+            omitted.
         tokens: Tokens by layer, from 0: (P, D), or (C, P, D) for C classes.
         inserts: True if tokens are inserted. Otherwise they replace the context, with positions in layer 0.
         change_block, parallel: Changes of the blocks.
@@ -53,7 +55,7 @@ def adapted_text(
     tower = clip.text
     x = text.embedded_RTD
     first = min(tokens, default=len(tower.blocks))
-    for index, frozen_block in enumerate(tower.blocks):
+    for index, frozen_block in list(enumerate(tower.blocks))[text.block :]:
         if index in tokens:
             prompt = tokens[index]
             if index == 0 and not inserts:
@@ -95,7 +97,7 @@ def _text_output(text: TextInput) -> int | Tensor:
 
 def adapted_image(
     clip: Clip,
-    tokens_BTD: Tensor,
+    images: ImageTokens,
     prompts: Mapping[int, Tensor],
     *,
     inserts: bool = False,
@@ -108,7 +110,7 @@ def adapted_image(
 
     Args:
         clip: Frozen CLIP. Not folded if `change_block` or `parallel` is given.
-        tokens_BTD: Input tokens of the image tower.
+        images: Tokens of the images. Blocks before `images.block` are omitted.
         prompts: Prompts (P, D) by layer, from 0. They follow the image tokens, and replace earlier prompts.
         inserts: True if the prompts of layer 0 skip `ln_pre`.
         change_block, parallel: Changes of the blocks.
@@ -116,17 +118,17 @@ def adapted_image(
         twice: True if second derivatives are needed.
     """
     tower = clip.vision
-    num_images, num_tokens = tokens_BTD.shape[:2]
+    num_images, num_tokens = images.tokens_BTD.shape[:2]
     num_prompts = prompts[max(prompts)].shape[-2] if prompts else 0
     out: int | Tensor = 1
     if clip.pool is not None:
         out = num_tokens
     elif reads_prompts:
-        rows = torch.arange(num_images, device=tokens_BTD.device)[:, None] * (num_tokens + num_prompts)
-        slots = torch.arange(num_tokens, num_tokens + num_prompts, device=tokens_BTD.device)
+        rows = torch.arange(num_images, device=clip.device)[:, None] * (num_tokens + num_prompts)
+        slots = torch.arange(num_tokens, num_tokens + num_prompts, device=clip.device)
         out = torch.cat([rows, rows + slots], dim=1).flatten()
-    x = tokens_BTD
-    for index, frozen_block in enumerate(tower.blocks):
+    x = images.tokens_BTD
+    for index, frozen_block in list(enumerate(tower.blocks))[images.block :]:
         if index in prompts:
             prompt = prompts[index]
             if index == 0 and not inserts and clip.ln_pre_weight is not None:
@@ -183,11 +185,26 @@ def _block(
     attended = _attention(q, k, v, mask, tower.scale, twice=twice).transpose(1, 2).flatten(2)
     h = F.linear(_select(attended, out), block.out_proj_weight, block.out_proj_bias)
     z = _select(x_RTD, out) + h if tower.residual else h
-    h = F.layer_norm(z, z.shape[-1:], block.ln_2_weight, block.ln_2_bias, tower.eps)
-    h = ACTIVATIONS[tower.activation][0](F.linear(h, block.c_fc_weight, block.c_fc_bias))
-    y = z + F.linear(h, block.c_proj_weight, block.c_proj_bias)
+    y = z + _mlp(tower, block, z)
     added = parallel(_select(normed, out))
     return y if added is None else y + added
+
+
+def _mlp(tower: Tower, block: Block, z: Tensor) -> Tensor:
+    """Return the MLP's output. QuickGELU is computed as silu(a x) / a, with which autograd stores less.
+
+    The factors a are applied where tensors are small: in the LayerNorm's weights and in the result.
+    """
+    if tower.activation != "quick_gelu":
+        h = F.layer_norm(z, z.shape[-1:], block.ln_2_weight, block.ln_2_bias, tower.eps)
+        h = ACTIVATIONS[tower.activation][0](F.linear(h, block.c_fc_weight, block.c_fc_bias))
+        return F.linear(h, block.c_proj_weight, block.c_proj_bias)
+    factor = QUICK_GELU_FACTOR
+    assert block.ln_2_weight is not None
+    assert block.ln_2_bias is not None
+    h = F.layer_norm(z, z.shape[-1:], factor * block.ln_2_weight, factor * block.ln_2_bias, tower.eps)
+    h = F.silu(F.linear(h, block.c_fc_weight, factor * block.c_fc_bias))
+    return F.linear(h, block.c_proj_weight, factor * block.c_proj_bias) / factor
 
 
 def _select(x_RTD: Tensor, out: int | Tensor | None) -> Tensor:

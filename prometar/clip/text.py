@@ -9,7 +9,7 @@ the last token, whose output is the feature, is put first, and the context is pu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class TextInput:
         one in which the context is inserted. None unless it is inserted.
     is_packed: True if only row 0 has the context. False if each text has its own row with its own context.
     context_start: Index of the context's first slot in a row.
+    block: Index of the block that the slots enter, 0 unless `before_block` was called.
     For SigLIP, masks and `end_C` are None. Rows start with the last token and end with the context, which is
     missing until it is inserted.
     """
@@ -59,6 +60,7 @@ class TextInput:
     context_start: int
     mask_before_R1TS: Tensor | None = None
     is_packed: bool = True
+    block: int = 0
 
 
 @torch.no_grad()
@@ -171,6 +173,17 @@ def one_row_each(
     return ids, positions, attends, np.arange(len(texts)) * length + np.array(ends)
 
 
+@torch.no_grad()
+def before_block(clip: Clip, text: TextInput, block: int) -> TextInput:
+    """Return the input of a later block: apply the frozen blocks before it, with an absent context."""
+    mask = text.mask_R1TS if text.mask_before_R1TS is None else text.mask_before_R1TS
+    num_shared = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
+    slots_RTD = text.embedded_RTD
+    for frozen in clip.text.blocks[text.block : block]:
+        slots_RTD = Layer(clip.text, frozen, mask=mask, num_shared=num_shared).value(slots_RTD)
+    return replace(text, embedded_RTD=slots_RTD, block=block)
+
+
 def encode_text(clip: Clip, text: TextInput, prompts: LayerPrompts | None = None) -> Tensor:
     """Return unnormalized text features (C, E). Prompts replace the context tokens in their layers.
 
@@ -203,7 +216,9 @@ def _with_positions(clip: Clip, text: TextInput, prompts: LayerPrompts) -> Layer
 
 
 def _prompted_tower(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | None) -> PromptedTower:
-    tower, num_context = clip.text, text.num_context
+    assert text.block == 0, "prompts are numbered from block 0 on"
+    tower = clip.text
+    num_context = text.num_context
     slots: AppendedSlots | ReplacedSlots
     if mask is None:
         num_tokens = text.embedded_RTD.shape[1] - num_context

@@ -18,15 +18,16 @@ from prometar.clip.tower import AppendedSlots, Layer, LayerPrompts, Pass, Prompt
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """Images before the tower: its input tokens (B, T, D). Indexing selects images.
+    """Images as input tokens (B, T, D) of a block of the tower. Indexing selects images.
 
-    These are CLS and patches after `ln_pre`, or SigLIP's patches.
+    Before block 0, these are CLS and patches after `ln_pre`, or SigLIP's patches.
     """
 
     tokens_BTD: Tensor
+    block: int = 0
 
     def __getitem__(self, rows: Tensor | slice) -> "ImageTokens":
-        return ImageTokens(self.tokens_BTD[rows])
+        return ImageTokens(self.tokens_BTD[rows], self.block)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ def _input_tokens(clip: Clip, images_B3HW: Tensor) -> Tensor:
     return Norm(clip.ln_pre_weight, clip.ln_pre_bias, clip.vision.eps).value(tokens)
 
 
+@torch.no_grad()
+def before_block(clip: Clip, images: ImageTokens, block: int) -> ImageTokens:
+    """Return the input tokens of a later block: apply the frozen blocks before it."""
+    tokens_BTD = images.tokens_BTD
+    for frozen in clip.vision.blocks[images.block : block]:
+        tokens_BTD = Layer(clip.vision, frozen).value(tokens_BTD)
+    return ImageTokens(tokens_BTD, block)
+
+
 def encode_image(clip: Clip, images: EmbeddedImages, prompts: LayerPrompts | None = None) -> Tensor:
     """Return unnormalized features (B, E) of images. Prompts require `ImageTokens`.
 
@@ -81,19 +91,21 @@ def encode_image(clip: Clip, images: EmbeddedImages, prompts: LayerPrompts | Non
         return images.features_BE
     if torch.is_grad_enabled():  # `value` is faster, but autograd cannot differentiate its attention twice
         return image_pass(clip, images, prompts)[0]
-    tower = _prompted_tower(clip, images.tokens_BTD.shape[1], prompts)
-    return tower.value(images.tokens_BTD, prompts)
+    return _prompted_tower(clip, images, prompts).value(images.tokens_BTD, prompts)
 
 
 def image_pass(clip: Clip, images: ImageTokens, prompts: LayerPrompts) -> tuple[Tensor, Pass]:
     """Return the image features and the `Pass` that computes their derivatives."""
-    tower = _prompted_tower(clip, images.tokens_BTD.shape[1], prompts)
-    return tower.forward(images.tokens_BTD, prompts)
+    return _prompted_tower(clip, images, prompts).forward(images.tokens_BTD, prompts)
 
 
-def _prompted_tower(clip: Clip, num_image_tokens: int, prompts: LayerPrompts) -> PromptedTower:
+def _prompted_tower(clip: Clip, images: ImageTokens, prompts: LayerPrompts) -> PromptedTower:
+    """Return the blocks from `images.block` on, and what follows them."""
+    assert not prompts or images.block == 0, "prompts are numbered from block 0 on"
     tower = clip.vision
+    num_image_tokens = images.tokens_BTD.shape[1]
     layers = appending_layers(tower, num_image_tokens, prompts, num_out=num_image_tokens if clip.pool else 1)
+    layers = layers[images.block :]
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
     has_norm = clip.ln_pre_weight is not None

@@ -35,6 +35,13 @@ class Adapters(ComponentSection):
         """Return True if the adapter changes blocks of a tower."""
         return False
 
+    def first_block(self, tower: TowerName, num_blocks: int) -> int:
+        """Return the index (from 0) of the first block that the adapter changes in a tower. Default: 0.
+
+        Results of the blocks before it can be reused.
+        """
+        return 0
+
     def initialize(self, clip: "Clip", generator: "Generator") -> Leaves:
         """Return the initial learnable tensors by name, in `clip.working_dtype`."""
         return {}
@@ -89,6 +96,9 @@ class ParallelAdapters(Adapters):
 
     def changes(self, tower: TowerName) -> bool:
         return True
+
+    def first_block(self, tower: TowerName, num_blocks: int) -> int:
+        return min(layers_in_tower(self.layers, num_blocks).values())
 
     def initialize(self, clip: "Clip", generator: "Generator") -> Leaves:
         leaves: Leaves = {}

@@ -72,11 +72,24 @@ class Method:
 
     def changes(self, tower: TowerName) -> bool:
         """Return True if learned tensors enter a tower."""
+        return self._tokens_enter(tower) or self.adapters.changes(tower)
+
+    def _tokens_enter(self, tower: TowerName) -> bool:
         if tower == "text":
-            tokens = self.prompts.num_context > 0 or self.traits.num_inserted > 0
-        else:
-            tokens = has_image_prompts(self.prompts)
-        return tokens or self.adapters.changes(tower)
+            return self.prompts.num_context > 0 or self.traits.num_inserted > 0
+        return has_image_prompts(self.prompts)
+
+    def first_block(self, tower: TowerName, num_blocks: int) -> int:
+        """Return the index of the first block that learned tensors enter. All earlier blocks are frozen.
+
+        It can only be above 0 if autograd differentiates the tower: without prompts, or if they are inserted.
+        """
+        firsts = [num_blocks]
+        if self._tokens_enter(tower):
+            firsts.append(_first_block(self.prompts, tower, num_blocks) if self.traits.inserts else 0)
+        if self.adapters.changes(tower):
+            firsts.append(_first_block(self.adapters, tower, num_blocks))
+        return min(firsts)
 
     @cached_property
     def traits(self) -> PromptTraits:
@@ -118,6 +131,14 @@ _WITHOUT_LEAVES: dict[str, tuple[type, ...]] = {
 }
 LEARNING_SECTIONS = frozenset(_WITHOUT_LEAVES)
 """Sections of the components that may have leaves. The gate's tensors are not leaves."""
+
+
+def _first_block(component: Prompts | Adapters, tower: TowerName, num_blocks: int) -> int:
+    """Return the first block that a component changes. Custom classes may lack the method."""
+    method = getattr(component, "first_block", None)
+    return 0 if method is None else int(method(tower, num_blocks))
+
+
 _SECTIONS = ("adapters", "features", "logits")
 
 

@@ -60,6 +60,13 @@ class Prompts(ComponentSection):
         """True if prompts enter the image tower. Otherwise, each image is encoded only once."""
         return False
 
+    def first_block(self, tower: str, num_blocks: int) -> int:
+        """Return the index (from 0) of the first block of "text" or "vision" that prompts enter. Default: 0.
+
+        Only used for prompts that are inserted (`inserts`). Results of the blocks before it can be reused.
+        """
+        return 0
+
     def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
         """Return the initial leaves, given the token ids of the words in `init`."""
         return {}
@@ -371,6 +378,9 @@ class SharedPrompts(_PromptsWithTemplates):
     @property
     def num_inserted(self) -> int:
         return self.length
+
+    def first_block(self, tower: str, num_blocks: int) -> int:
+        return min(layers_in_tower(self.layers, num_blocks).values())
 
     @property
     def enters_images(self) -> bool:

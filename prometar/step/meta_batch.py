@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prometar.clip.features import FeatureCache, cached_embedding, frozen_image_features
 from prometar.clip.model import Clip
-from prometar.clip.vision import EmbeddedImages
+from prometar.clip.vision import EmbeddedImages, ImageTokens, before_block
 from prometar.methods.composition import Method
 from prometar.methods.task_augmentations import Augmentation, Mix
 
@@ -140,6 +140,8 @@ def embed_batch(
     device = images_B3HW.device
     changes_vision = method.changes("vision")
     images = cached_embedding(clip, images_B3HW, cache, step, changes_vision=changes_vision)
+    if isinstance(images, ImageTokens):  # all passes of the step share the frozen blocks
+        images = before_block(clip, images, method.first_block("vision", len(clip.vision.blocks)))
     labels = labels.to(device)
     frozen: Tensor | None = None
     if method.uses_frozen_image_features and second_view_B3HW is not None:

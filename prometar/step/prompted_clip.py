@@ -10,7 +10,7 @@ from torch import Tensor
 from prometar.clip.adapted import ChangeBlock, Parallel, adapted_image, adapted_text
 from prometar.clip.features import mean_text_features
 from prometar.clip.model import Clip
-from prometar.clip.text import TextInput, encode_text, text_input, text_pass
+from prometar.clip.text import TextInput, before_block, encode_text, text_input, text_pass
 from prometar.clip.vision import EmbeddedImages, ImageTokens, encode_image, image_pass
 from prometar.clip.wording import fill_template
 from prometar.errors import UserError
@@ -174,7 +174,7 @@ class PromptedClip:
         assert isinstance(images, ImageTokens)
         features_BE, prompts_BD = adapted_image(
             self.clip,
-            images.tokens_BTD,
+            images,
             self._by_layer(inputs, "vision"),
             inserts=self.method.traits.inserts,
             change_block=self._change_block("vision", inputs),
@@ -289,13 +289,15 @@ def build_model(
                 f"{'prompts.template' if traits.class_aware else 'prompts.init'}."
             )
     if method.changes("text"):
-        text: TextInput | Tensor = text_input(
+        whole_text = text_input(
             clip,
             ids_NT,
             num_context=num_context or traits.num_inserted,
             inserted=traits.inserts,
             packed=not traits.class_aware,
         )
+        first_block = method.first_block("text", len(clip.text.blocks))
+        text: TextInput | Tensor = before_block(clip, whole_text, first_block)
     else:
         text = mean_text_features(clip, ids_NT, num_texts)
         num_texts = 1

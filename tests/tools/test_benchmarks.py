@@ -25,7 +25,7 @@ COUNTS = {"kernels"}  # exact, no timing; tests/contracts/training/test_counts.p
 ACCURACIES = {"objectives", "claim", "allocation", "costs", "precision", "demo", "transfer", "verdicts"}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
-SHARED = {"common", "counting", "gpu_parts", "gpu_parity"}
+SHARED = {"common", "counting", "gpu_parts", "gpu_parity", "step_methods"}
 
 SUITE_PIXELS = {
     "flags": "2d1d6dfc7753b2d5ad8b4fddb765b68f189d2cacb7f5e640f41d7cd960cdcabe",
@@ -66,6 +66,27 @@ def test_quick(run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureF
     found = json.loads(figures.read_text("utf-8"))
     assert found["machine"]["torch"]
     assert found["rounds"]
+
+
+def test_a_repeated_comparison_of_methods_measures_nothing_again(
+    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "records.jsonl"
+    doc = tmp_path / "doc.md"
+    doc.write_text("Before\n<!-- step-methods -->\nold\n<!-- end -->\nAfter\n", "utf-8")
+    methods = ("--quick", "--threads", "1", "--dtypes", "fp32", "--methods", "dept-coop")
+    run("step", *methods, "--records", str(records))
+    [line] = records.read_text("utf-8").splitlines()
+    with records.open("a", encoding="utf-8") as file:
+        file.write('{"cell": ')
+    run("step", *methods, "--records", str(records), "--doc", str(doc))
+    assert records.read_text("utf-8") == line + '\n{"cell": '
+    assert json.loads(line)["figures"]["ours"]["flops"] > 0
+    text = doc.read_text("utf-8")
+    assert "| dept-coop | 4 | fp32 |" in text
+    assert text.startswith("Before")
+    assert text.endswith("After\n")
+    assert "old" not in text
 
 
 @pytest.mark.parametrize("name", sorted({*TIMED, *COUNTS, *ACCURACIES, *KILLS}))

@@ -20,6 +20,7 @@ from prometar.clip.vision import embed_images
 from prometar.config.settings import parse_assignments
 from prometar.data.datasets.dataset import classnames
 from prometar.errors import UserError
+from prometar.methods.composition import Method
 from prometar.run_folder import export_run, train_run
 from prometar.step.iteration import step
 from prometar.step.prompted_clip import PromptedClip
@@ -218,6 +219,46 @@ def test_autograd_gives_the_steps_of_the_hand_written_derivatives(
         torch.testing.assert_close(by_autograd.tensors()[name], tensor, rtol=1e-9, atol=1e-11)
     for name, loss in losses.items():
         torch.testing.assert_close(same_losses[name], loss, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("inner", [{"inner.kind": "none"}, {"inner.order": "second"}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {**SMALL["shared"], "prompts.kind": "shared", "features.kind": "representation"},
+        {"prompts.kind": "none", "adapters.kind": "parallel", "adapters.layers": "3", "adapters.dim": 3},
+        {**SMALL["shared"], "prompts.kind": "shared", "adapters.kind": "parallel", "adapters.layers": "3"},
+    ],
+    ids=["inserted prompts", "adapters", "both"],
+)
+def test_frozen_blocks_that_are_computed_once_change_no_step(
+    values: dict[str, Any], inner: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**values, **inner, "modulator.kind": "add"}
+
+    def trained() -> dict[str, Tensor]:
+        _, method, model, start = make(values)
+        state, _ = step(model, method, start, *batch_for(model, method), RATES)
+        return state.tensors()
+
+    reused = trained()
+    monkeypatch.setattr(Method, "first_block", lambda method, tower, num_blocks: 0)
+    for name, tensor in trained().items():
+        torch.testing.assert_close(reused[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+def test_the_first_block_that_changes_is_known() -> None:
+    def first(values: dict[str, Any]) -> list[int]:
+        _, method, model, _ = make({**values, "modulator.kind": "add", "inner.kind": "none"})
+        return [method.first_block(tower, len(model.clip.text.blocks)) for tower in ("text", "vision")]
+
+    adapters = {"adapters.kind": "parallel", "adapters.layers": "2-3"}
+    assert first({"prompts.kind": "none", **adapters}) == [1, 1]
+    assert first({"prompts.kind": "independent", **adapters}) == [0, 0]
+    assert first({"prompts.kind": "shared", "prompts.layers": "3", **adapters}) == [1, 1]
+    assert first({"prompts.kind": "shared", "prompts.layers": "3"}) == [2, 2]
+    assert first({"prompts.kind": "independent", "prompts.vision_depth": 0}) == [0, 3]
+    assert first({"prompts.kind": "class_aware", "prompts.layer": 3}) == [0, 3]
 
 
 def logits(model: PromptedClip, leaves: dict[str, Tensor], pixels: Tensor) -> Tensor:

@@ -5,13 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counting import Kernels, _Live, kernels_of, memory_of, rehearse
 from prometar.clip.model import tensors_of
 from prometar.clip.openclip import clip_without_weights
+from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, configure
 from prometar.data.datasets.dataset import Item
 from prometar.data.splits.objective import FewShotSplit
+from prometar.methods.composition import Method, build
 from prometar.training.memory import PROCESS_BYTES, Footprint
 from tests.support.small import NAME
 
@@ -20,6 +23,8 @@ def config(backbone: str = NAME, method: str = "prometar") -> Config:
     weights = None if backbone == "mini" else "random"
     return configure(method, {"backbone.name": backbone, "backbone.pretrained": weights})
 
+
+LEARNING = [name for name in METHODS if not build(configure(name, {})).is_untrained]
 
 MOST: dict[tuple[str, int], tuple[int, int]] = {
     ("mini", 12): (2193, 445_939_260),
@@ -84,3 +89,41 @@ def test_known_images_cost_nothing_where_no_prompt_enters_their_tower(method: st
     assert every.kernels["convolution"] == 1
     assert known.kernels["convolution"] == 0
     assert known.bytes.total() < every.bytes.total()
+
+
+def operations(method: str) -> int:
+    """Return the operations of a step with ViT-B/16 and 24 classes."""
+    rehearsal = rehearse(config("ViT-B-16-quickgelu", method), num_classes=24)
+    with rehearsal.mode, FlopCounterMode(display=False) as counter:
+        rehearsal()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("method", "shared_passes"),
+    [
+        ("mmrl", 1),  # of the frozen and of the prompted CLIP
+        ("mma", 0),
+    ],
+)
+def test_blocks_before_the_first_change_are_computed_once_per_image(
+    method: str, shared_passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reused = operations(method)
+    monkeypatch.setattr(Method, "first_block", lambda method, tower, num_blocks: 0)
+    saved = operations(method) - reused
+    clip = clip_without_weights("ViT-B-16-quickgelu")
+    weights = sum(
+        weight.numel() for weight in clip.vision.blocks[0] if weight is not None and weight.ndim == 2
+    )
+    num_tokens = 4 * 197
+    blocks = {"mmrl": 5, "mma": 4}[method]
+    of_blocks = 2 * weights * num_tokens * blocks
+    assert saved >= shared_passes * of_blocks
+    assert saved > 0, "texts never need the frozen blocks again"
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_a_step_of_every_method_can_be_counted(method: str) -> None:
+    rehearsal = rehearse(config("mini", method), num_classes=5)
+    assert kernels_of(rehearsal).kernels.total() > 100
