@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
 from prometar.cli.app import main
+from prometar.training.run_result import read_result
 from tests.support.copies import write_copy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -213,3 +215,26 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "out").write_text("in the way")
     assert main(["reproduce", "--datasets", "textures", "--out", str(tmp_path / "out")]) == 1
     assert f"cannot write {tmp_path / 'out'}: File exists" in capsys.readouterr().err
+
+
+def test_predictions_are_added_to_finished_runs(
+    copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+) -> None:
+    args = ["--source", "dtd", "--datasets", "eurosat", "--methods", "coop", "--seeds", "1", "--shots", "1"]
+    assert reproduce("cross-dataset", copies, tmp_path, *args) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    result = (folder / "result.json").read_bytes()
+    assert not list(folder.glob("*.parquet"))
+    assert reproduce("cross-dataset", copies, tmp_path, *args, "--predictions") == 0
+    capsys.readouterr()
+    assert (folder / "result.json").read_bytes() == result
+    assert {path.name for path in folder.glob("*.parquet")} == {
+        "predictions.parquet",
+        "predictions-eurosat.parquet",
+    }
+    rows = pq.read_table(folder / "predictions-eurosat.parquet").to_pylist()
+    correct = [row["predictions"][0] == row["classname"] for row in rows]
+    accuracy, _ = read_result(folder).tests["eurosat"]
+    assert 100 * sum(correct) / len(correct) == pytest.approx(accuracy)
+    assert reproduce("cross-dataset", copies, tmp_path, *args, "--predictions") == 0
+    assert "1 of 1 runs done" in capsys.readouterr().out
