@@ -12,6 +12,9 @@ from filelock import FileLock, Timeout
 
 from prometar.errors import InfrastructureError, UserError, WorkError
 
+MACHINE_FAULTS = {errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT}
+"""Error numbers of disks and mounts that fail."""
+
 _FIXES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free disk space."),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the folder writable."),

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prometar.errors import UserError
-from prometar.io.files import read_bytes, write_atomically
+from prometar.errors import InfrastructureError, UserError
+from prometar.io.files import MACHINE_FAULTS, read_bytes, write_atomically
 from prometar.training.classification import ClassificationMetrics, Percent
 
 RESULT_FILE = "result.json"
@@ -77,11 +77,14 @@ def read_result(folder: Path) -> RunResult:
 
     Raises:
         UserError: the file is missing or corrupt.
+        InfrastructureError: the disk or mount fails. The file may be intact.
     """
     path = folder / RESULT_FILE
     try:
         return RunResult.model_validate_json(read_bytes(path))
-    except (OSError, ValidationError):
+    except (OSError, ValidationError) as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
+            raise InfrastructureError(f"Cannot read {path}: {error.strerror}. Rerun to resume.") from None
         raise UserError(
             f"{path} is missing or corrupt. To recreate it, rerun the command that created the run."
         ) from None

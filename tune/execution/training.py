@@ -13,7 +13,7 @@ from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.raystream import stream
 from prometar.data.streaming.stream import Batch
 from prometar.device import release_cached_memory
-from prometar.errors import InfrastructureError, InputError, PrometarError
+from prometar.errors import InfrastructureError, InputError, PrometarError, UserError
 from prometar.io.files import cannot_write_error, write_atomically
 from prometar.run_folder import evaluate_on_targets, write_result, write_run_predictions
 from prometar.training.backbone import backbone_of
@@ -101,7 +101,7 @@ class JobTraining:
         # If the folder contains the result of a run with other settings, the result must not be used.
         try:
             is_same_run = read_result(folder).run_digest == run.digest
-        except PrometarError:  # the result is missing or corrupt
+        except UserError:  # the result is missing or corrupt
             is_same_run = False
         try:
             if not is_same_run:

@@ -8,7 +8,7 @@ from prometar.analysis.alignment import mean_cosine
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
-from prometar.errors import PrometarError
+from prometar.errors import PrometarError, UserError
 from prometar.io.files import file_size
 from prometar.run_folder import has_all_predictions, used_same_images
 from prometar.training.run_result import RESULT_FILE, RunResult, read_result
@@ -125,7 +125,7 @@ def _has_other_images(folder: Path, config: Config) -> bool:
     """Return True if a folder contains a result of images other than those that the run would use now."""
     try:
         result = read_result(folder)
-    except PrometarError:  # missing or corrupt
+    except UserError:  # missing or corrupt
         return False
     return not used_same_images(result, config)
 
@@ -169,7 +169,7 @@ def _result(job: Job, folder: Path) -> RunResult | None:
         if file_size(folder / RESULT_FILE) is None or _has_other_run(folder, config):
             return None
         result = read_result(folder)
-    except PrometarError:
+    except UserError:
         return None
     if result.objective != job.objective or not used_same_images(result, config):
         return None

@@ -1,6 +1,5 @@
 """Datasets: images with their labels and class names in three splits, and the source of the image files."""
 
-import errno
 import hashlib
 import json
 import socket
@@ -14,11 +13,9 @@ from unicodedata import category
 from prometar.clip.wording import readable
 from prometar.embedded.datasets import RENDERED
 from prometar.errors import InfrastructureError, UserError
-from prometar.io.files import read_bytes
+from prometar.io.files import MACHINE_FAULTS, read_bytes
 
 SPLITS = ("train", "val", "test")
-_MACHINE_FAULTS = {errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT}
-"""Error numbers of disks and mounts that fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class FolderSource:
         try:
             return read_bytes(file)
         except OSError as error:
-            if error.errno in _MACHINE_FAULTS or not Path(self.folder).is_dir():
+            if error.errno in MACHINE_FAULTS or not Path(self.folder).is_dir():
                 raise InfrastructureError(
                     f"Cannot read image {file} ({error.strerror}) on {socket.gethostname()}. "
                     "Check the disk and the mounts of this machine."

@@ -1,5 +1,7 @@
 """Training of one job: its reports, failures, checkpoints and results."""
 
+import errno
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, stream_local
 from prometar.errors import InfrastructureError, UserError, WorkError
-from prometar.training import backbone
+from prometar.training import backbone, run_result
 from prometar.training.cache import RunCache
 from prometar.training.run_result import read_result
 from tests.support.small import BACKBONE
@@ -27,6 +29,7 @@ from tune.execution.resources import JobResources
 from tune.execution.training import JobTraining
 from tune.execution.worker import JobRequest, JobWorker
 from tune.records.schema import EpochReport
+from tune.stages.study_jobs import jobs_to_run
 
 BASE: dict[str, Any] = {
     **BACKBONE,
@@ -203,6 +206,30 @@ def test_a_result_of_other_settings_is_removed(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes(result)
     opened(job(tmp_path, GENTLE)).advance()
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_result_that_a_failing_disk_hides_is_kept(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = job(tmp_path, {"train.epochs": 1})
+    finish(own)
+    result = (tmp_path / "result.json").read_bytes()
+    read = run_result.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "result.json":
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_result, "read_bytes", failing)
+        with pytest.raises(InfrastructureError, match=r"Cannot read .*result\.json"):
+            opened(own).advance()
+        with pytest.raises(InfrastructureError, match=r"Cannot read .*result\.json"):
+            jobs_to_run([own])
+    assert (tmp_path / "result.json").read_bytes() == result
+    assert jobs_to_run([own]) == []
 
 
 def test_no_session_is_alive_when_gpu_memory_is_released(
