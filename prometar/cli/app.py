@@ -235,7 +235,7 @@ def methods(
         str | None, typer.Argument(help="Name of a method, or a recipe FILE.yaml. Default: list all methods.")
     ] = None,
 ) -> None:
-    """Show the published settings of a method, and where they come from."""
+    """Show the published settings of a method, and their source."""
     if method is None:
         width = max(map(len, METHODS))
         for name in METHODS:
@@ -303,7 +303,7 @@ def compare(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
-    """Compare methods, studies, or folders of `prometar reproduce` on shared datasets and seeds."""
+    """Compare methods, studies or reproductions in paired differences."""
     from rich.console import Console
 
     from prometar.comparison.finished_runs import compare_runs
