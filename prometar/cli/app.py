@@ -303,7 +303,7 @@ def compare(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this CSV file.")] = None,
 ) -> None:
-    """Compare methods, studies or reproductions in paired differences."""
+    """Compare methods, studies or reproductions, paired by seed."""
     from rich.console import Console
 
     from prometar.comparison.finished_runs import compare_runs
