@@ -38,8 +38,8 @@ from gpu_parity import (
 
 from prometar.config.recipes import METHODS
 from prometar.data.streaming.stream import stream_local
-from prometar.device import default_device, release_cached_memory
-from prometar.errors import first_line
+from prometar.device import CONTEXT_BYTES, default_device, limit_gpu_memory, release_cached_memory
+from prometar.errors import first_line, is_out_of_memory
 from prometar.training.backbone import DTYPES
 from prometar.training.epoch import rates_of, train_step
 from prometar.training.run import Run, initial_state
@@ -272,6 +272,44 @@ def _free_bytes() -> int:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
+def out_of_memory(setup: Setup) -> Figures:
+    """Return how a step that runs out of memory is repeated with larger shares of the GPU.
+
+    The first share has room for the weights, but not for a step. A CPU has no shares, so the first try
+    succeeds there.
+    """
+    run = run_of("fp32", setup.backbone, objective=ALL_CLASSES)
+    release_cached_memory()
+    needed = _cuda_bytes("memory_reserved") + CONTEXT_BYTES + 32 * 2**20
+    total = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else needed
+    return retried(lambda: steps_within(run, 0.0), limit_gpu_memory, needed / total)
+
+
+def retried(step: Callable[[], object], limit: Callable[[float], None], share: float) -> Figures:
+    """Call `step` with the share, then like studies with twice the share, until it succeeds.
+
+    Returns:
+        `shares` that were tried, whether the step `succeeded`, and whether each error was `recognized` as a
+        lack of memory.
+    """
+    shares: list[float] = []
+    recognized = True
+    while True:
+        shares.append(min(share, 1.0))
+        limit(shares[-1])
+        try:
+            step()
+        except (RuntimeError, MemoryError) as error:
+            recognized = recognized and is_out_of_memory(error)
+        else:
+            return {"shares": shares, "succeeded": True, "recognized": recognized and len(shares) > 1}
+        if not recognized or share >= 1:
+            return {"shares": shares, "succeeded": False, "recognized": recognized}
+        gc.collect()
+        release_cached_memory()
+        share *= 2
+
+
 # Packing
 
 
@@ -402,6 +440,7 @@ MEASURES: dict[str, Callable[[Setup], Figures]] = {
     "repeat": repeat,
     "speed": speed,
     "memory": memory,
+    "out-of-memory": out_of_memory,
     "packing": packing,
     "study": study,
 }
