@@ -8,6 +8,8 @@ Import it before anything is differentiated: autograd counts devices once.
 """
 
 import sys
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,6 +106,7 @@ class There(Tensor):
             device=DEVICE,
         )
         there.held = held
+        _allocate(there)
         return there
 
     @classmethod
@@ -120,6 +123,42 @@ class There(Tensor):
 class _Mode(TorchDispatchMode):
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(op, args, kwargs or {})
+
+
+_limits: list[int] = []  # bytes
+_allocated: dict[int, int] = {}  # bytes of each storage, by address
+_users: Counter[int] = Counter()  # tensors of each storage
+
+
+@contextmanager
+def memory_limit(num_bytes: int) -> Iterator[None]:
+    """The accelerator has so much memory within: more raises torch's error of a lack of memory."""
+    _limits.append(num_bytes)
+    try:
+        yield
+    finally:
+        _limits.pop()
+
+
+def allocated_bytes() -> int:
+    return sum(_allocated.values())
+
+
+def _allocate(there: There) -> None:
+    storage = there.held.untyped_storage()
+    address = storage.data_ptr()
+    _allocated[address] = storage.nbytes()
+    _users[address] += 1
+    weakref.finalize(there, _release, address)
+    if _limits and allocated_bytes() > _limits[-1]:
+        raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {storage.nbytes()} bytes.")
+
+
+def _release(address: int) -> None:
+    _users[address] -= 1
+    if not _users[address]:
+        del _users[address]
+        _allocated.pop(address, None)
 
 
 _watched: list[Traffic] = []

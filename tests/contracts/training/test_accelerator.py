@@ -3,7 +3,9 @@
 See `tests.support.accelerator`: any machine has it. Values there are those of the host, so runs compare too.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,14 @@ from prometar.methods import logits as logits_module
 from prometar.training import backbone as backbone_module
 from prometar.training import epoch
 from prometar.training.session import Session
-from tests.support.accelerator import DEVICE, MixedDevices, Traffic, accelerator
+from tests.support.accelerator import (
+    DEVICE,
+    MixedDevices,
+    Traffic,
+    accelerator,
+    allocated_bytes,
+    memory_limit,
+)
 from tests.support.small import small_run, without_time
 from tests.support.tiny import open_clip_model, towers
 
@@ -129,3 +138,23 @@ def test_a_parcel_keeps_every_kind_of_tensor(seen: Traffic) -> None:
     back = to_cpu(sent)
     assert len(seen.waits) == 1
     torch.testing.assert_close(back, {**packed, "d": half}, rtol=0, atol=0)
+
+
+def test_a_step_that_runs_out_of_memory_succeeds_with_a_larger_share(
+    seen: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the part `out-of-memory` of `make gpu` does, on an accelerator whose memory is limited."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+    parts = importlib.import_module("gpu_parts")
+    run = small_run(**SMALL)
+    before = allocated_bytes()
+    total = before + 100 * 2**20
+    with ExitStack() as limits:
+
+        def limit(share: float) -> None:
+            limits.enter_context(memory_limit(int(share * total)))
+
+        found = parts.retried(lambda: parts.steps_within(run, 0.0), limit, (before + 2**16) / total)
+    assert found["succeeded"], found
+    assert found["recognized"]
+    assert len(found["shares"]) > 1
