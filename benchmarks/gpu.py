@@ -49,14 +49,14 @@ class Part:
 
 
 PARTS = {
-    "parity": Part("gpu_parts.py", ("parity",), 50),
-    "repeat": Part("gpu_parts.py", ("repeat",), 50),
+    "parity": Part("gpu_parts.py", ("parity",), 45),
+    "repeat": Part("gpu_parts.py", ("repeat",), 75),
     "speed": Part("gpu_parts.py", ("speed",), 60),
     "parity-vit": Part("gpu_parts.py", ("parity-vit",), 60),
     "packing": Part("gpu_parts.py", ("packing",), 170),
-    "memory": Part("gpu_parts.py", ("memory",), 50),
-    "out-of-memory": Part("gpu_parts.py", ("out-of-memory",), 30),
-    "methods": Part("gpu_parts.py", ("methods",), 60),
+    "memory": Part("gpu_parts.py", ("memory",), 45),
+    "out-of-memory": Part("gpu_parts.py", ("out-of-memory",), 25),
+    "methods": Part("gpu_parts.py", ("methods",), 55),
     "study": Part("gpu_parts.py", ("study",), 300, needs_ray=True),
     "stream": Part("stream.py", ("--repeats", "1"), 180, needs_ray=True),
 }
