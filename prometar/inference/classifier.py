@@ -125,8 +125,10 @@ class Classifier:
         """
         names = self.classnames if classnames is None else _check_classnames(classnames)
         inputs = _to_sequence(images)
-        logits_fn, clip = make_logits_fn(self.backbone, self.model(names), self.leaves), self.backbone.clip
-        spec, batches = TransformSpec(clip.image_size, train=False, exif_rotation=True), []
+        clip = self.backbone.clip
+        logits_fn = make_logits_fn(self.backbone, self.model(names), self.leaves)
+        spec = TransformSpec(clip.image_size, train=False, exif_rotation=True)
+        batches: list[NDArray[np.float32]] = []
         for batch_number, start in enumerate(range(0, len(inputs), batch_size)):
             encoded = map(_read_or_encode, inputs[start : start + batch_size])
             pixels = np.stack([make_image(spec, content, seed=0, path=path) for content, path in encoded])
@@ -135,7 +137,8 @@ class Classifier:
         probabilities = np.concatenate(batches)
         if not np.isfinite(probabilities).all():
             raise not_finite_error(self.backbone)
-        return Predictions(tuple(names[k] for k in probabilities.argmax(axis=1)), probabilities, names)
+        predicted = tuple(names[k] for k in probabilities.argmax(axis=1))
+        return Predictions(predicted, probabilities, names)
 
 
 def load(
