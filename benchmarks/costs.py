@@ -1,6 +1,6 @@
 """Cost of a default study with ViT-B/16 on each benchmark: runs, steps, memory and hours.
 
-    python benchmarks/costs.py [--rates 2 10 30] [--doc docs/performance.md]
+    python benchmarks/costs.py [--method mmrl] [--rates 2 10 30] [--doc docs/performance.md]
 
 Nothing is downloaded or trained. Numbers of classes and images are the published ones. Runs, steps and memory
 are the estimates of `search.py --plan`. Hours are steps divided by a number of steps per second.
@@ -13,6 +13,7 @@ from pathlib import Path
 from common import BACKBONE, parser_of, publish, table
 
 from prometar.clip.openclip import load_backbone
+from prometar.config.recipes import METHODS
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset, Item, RenderedSource
 from prometar.training.memory import Footprint
@@ -53,6 +54,7 @@ def __getattr__(name: str) -> Callable[..., Dataset]:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--rates", nargs="+", type=float, default=[2.0, 10.0, 30.0], help="steps per second")
+    parser.add_argument("--method", default="prometar", choices=METHODS, help="method of the study")
     parser.add_argument("--doc", type=Path, help="document whose block `costs` is replaced by the table")
     parser.add_argument("--quick", action="store_true", help="two benchmarks only")
     args = parser.parse_args()
@@ -60,7 +62,13 @@ def main() -> None:
     trained = [name for name, row in BENCHMARKS.items() if row.sizes["train"]]
     rows = []
     for name in trained[:2] if args.quick else trained:
-        config = StudyConfig.of(dataset=f"costs:{name}", backbone=BACKBONE, pretrained="openai", trials=40)
+        config = StudyConfig.of(
+            dataset=f"costs:{name}",
+            method=args.method,
+            backbone=BACKBONE,
+            pretrained="openai",
+            trials=40,
+        )
         plan = plan_study(config)
         splits = [split for both in plan.splits.values() for split in both]
         memory = Footprint.of(clip, splits).memory_bytes(config.baseline) / 2**30

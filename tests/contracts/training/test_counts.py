@@ -79,6 +79,45 @@ def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int
     assert Footprint.of(clip, [classes]).memory_bytes(asked, on_gpu=True) == PROCESS_BYTES + weights
 
 
+@pytest.mark.parametrize(
+    ("method", "num_classes", "order", "highest"),
+    [
+        ("tcp", 100, "none", 1.2),
+        ("tcp", 100, "second", 1.2),
+        ("mma", 12, "none", 1.3),
+        ("mma", 12, "second", 1.9),
+        ("mmrl", 12, "none", 1.3),
+        ("mmrl", 12, "second", 1.7),
+        ("dept-coop", 100, "none", 1.2),
+        ("dept-kgcoop", 100, "none", 1.2),
+        ("dept-maple", 12, "none", 1.2),
+        ("coprompt", 12, "none", 1.2),
+    ],
+)
+def test_the_estimated_memory_is_enough_for_towers_that_autograd_differentiates(
+    method: str, num_classes: int, order: str, highest: float
+) -> None:
+    """It assumes learned parts in all layers, so it is too high for parts in a few of them."""
+    clip = clip_without_weights("ViT-B-16-quickgelu")
+    classes = FewShotSplit(tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {})
+    asked = config("ViT-B-16-quickgelu", method).override({"train.batch_size": 4, "modulator.kind": "add"})
+    if order != "none":
+        asked = asked.override({"inner.kind": "sgd", "inner.order": order})
+    estimated = Footprint.of(clip, [classes]).memory_bytes(asked) - PROCESS_BYTES
+    counted = memory_of(asked, num_classes=num_classes).peak
+    assert 0.95 * counted < estimated < highest * counted
+
+
+def test_the_estimated_memory_contains_the_state_of_the_optimizer() -> None:
+    clip = clip_without_weights("ViT-B-16-quickgelu")
+    footprint = Footprint.of(clip, [FewShotSplit((Item("0.jpg", 0, "class 0"),), {})])
+    asked = config("ViT-B-16-quickgelu", "mmrl")
+    adam = footprint.memory_bytes(asked.override({"optim.kind": "adam"}))
+    sgd = footprint.memory_bytes(asked.override({"optim.kind": "sgd"}))
+    num_leaves = 5 * 512 + 7 * (512 + 768) * 513 + 768 * 512
+    assert adam - sgd == pytest.approx(4 * num_leaves, abs=10)
+
+
 @pytest.mark.parametrize("method", ["coop", "prometar-coop"])
 def test_known_images_cost_nothing_where_no_prompt_enters_their_tower(method: str) -> None:
     first = rehearse(config(method=method), num_classes=3)
