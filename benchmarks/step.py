@@ -239,8 +239,17 @@ def row(classes: int, released: list[Figures], ours: list[Figures], dtype: str) 
     their_peak = median_of(released, "peak_gb")
     speedup = their_seconds / seconds
     return (
-        classes, dtype, their_seconds, seconds, speedup, their_peak, peak, their_peak / peak, tflop, share,
-    )  # fmt: skip
+        classes,
+        dtype,
+        their_seconds,
+        seconds,
+        speedup,
+        their_peak,
+        peak,
+        their_peak / peak,
+        tflop,
+        share,
+    )
 
 
 if __name__ == "__main__":

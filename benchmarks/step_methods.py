@@ -281,9 +281,18 @@ def measured(path: Path, cell: Cell) -> Figures:
 
 
 HEAD = (
-    "method", "batch", "dtype", "plain s", "ours s", "ratio", "interval", "plain GB", "ours GB",
-    "plain TFLOP", "ours TFLOP",
-)  # fmt: skip
+    "method",
+    "batch",
+    "dtype",
+    "plain s",
+    "ours s",
+    "ratio",
+    "interval",
+    "plain GB",
+    "ours GB",
+    "plain TFLOP",
+    "ours TFLOP",
+)
 
 
 def row(cell: Cell, figures: Figures) -> tuple[Any, ...]:

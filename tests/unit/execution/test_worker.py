@@ -106,6 +106,21 @@ def test_a_disk_that_is_full_or_fails_is_a_fault_of_the_machine(
         located(request(tmp_path, 0), error=error()).step()
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_messages_of_torch_and_its_libraries_mean_a_lack_of_memory(message: str, tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        located(request(tmp_path, 0), error=RuntimeError(message)).step()
+
+
 @pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY, "something else"])
 def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None:
     error = RuntimeError(f"{sign} (of 8 GiB)\nFor debugging consider passing A=1")
