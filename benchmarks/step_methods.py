@@ -6,6 +6,8 @@ process is not timed. Its operations are counted. No side knows the images or th
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -180,6 +182,9 @@ def reset_peak() -> None:
     """Forget the peak of memory so far, such as that of loading weights. On CPUs, only Linux supports it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps memory that loading the weights has freed
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
