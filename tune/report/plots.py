@@ -81,6 +81,8 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
         return {}
     target_name = escape(records.study.score_name if goals[0] == "objective" else goals[0])
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        # A setting that only one trial has (or lacks). Optuna then uses the other trials.
+        warnings.filterwarnings("ignore", "Some regimes for parameter", UserWarning)
         figures["history"] = visualization.plot_optimization_history(study, target_name=target_name)
         if len(goals) in (2, 3):  # Optuna plots only fronts of two or three goals
             figures["pareto"] = visualization.plot_pareto_front(

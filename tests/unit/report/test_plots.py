@@ -22,6 +22,7 @@ from tune.report.plots import (
     plot_confusion,
     plot_seed_pairs,
     plot_timeline,
+    plots,
     rebuild_study,
 )
 
@@ -47,6 +48,17 @@ def test_a_rebuilt_study_has_the_same_trials(tmp_path: Path) -> None:
         assert by_number[number].value == trial(number).objective
     assert list(by_number[2].intermediate_values) == [1, 2]
     assert study.best_trial.number == max(done, key=lambda n: trial(n).objective or 0.0)
+
+
+def test_a_setting_that_one_trial_lacks_causes_no_warning(tmp_path: Path) -> None:
+    records = searched(tmp_path, MIN_IMPORTANCE_TRIALS + 1)
+    settings = {"optim.lr": 0.001, "regularizer.text_weight": 2.0}
+    complete = tuple(
+        replace(each, settings={key: value * (1 + each.number) for key, value in settings.items()})
+        for each in records.trials[1:]
+    )
+    lacking = replace(records.trials[0], settings={"optim.lr": 0.0005})
+    assert "importance" in plots(replace(records, trials=(lacking, *complete)))
 
 
 @pytest.mark.parametrize(("goal", "setting"), [("objective", "optim.lr"), ("seconds", "prompts.text_depth")])
