@@ -1,5 +1,6 @@
 """Every benchmark script starts, and `make bench` knows it. What it measures decides no test."""
 
+import argparse
 import hashlib
 import importlib
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from prometar.config.settings import Config
@@ -132,6 +134,28 @@ def test_settings_that_diverged_are_excluded_from_the_ranking_of_objectives(
     assert found["tests"] == found["signals"]["divergence"] == [[50.0, 50.0]] * 2
     with pytest.raises(WorkError, match="The default settings diverged on cells"):
         objectives.figures([[diverged, good], [good, good]], "cells")
+
+
+def test_replays_of_transfer_select_and_enqueue_as_studies_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    transfer = importlib.import_module("transfer")
+    # Setting 2 is the best of the first seed, setting 1 the best of both, and setting 4 is not a trial.
+    scores = np.array([[50.0, 50.0], [60.0, 60.0], [61.0, 40.0], [30.0, 30.0], [90.0, 90.0]])
+    recorded = transfer.Recorded(scores, scores)
+    assert transfer.replay_study(recorded, [1, 2, 3], 0, [1]) == [1, 2, 0, 3]
+    assert transfer.replay_study(recorded, [3], 0, [1]) == [0, 3], "the default settings are a candidate"
+    assert transfer.enqueued_from([[1, 2, 0, 3], [0, 4], [2, 0]]) == [1, 4, 2, 3]
+
+
+def test_recorded_settings_are_those_that_objectives_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    transfer, objectives = (importlib.import_module(name) for name in ("transfer", "objectives"))
+    _, settings = transfer.recorded_settings()
+    options = argparse.Namespace(space="default", data_root=None, epochs=5)
+    assert len(settings) == 25
+    for number in (0, 1, 24):
+        trained = objectives.config_of(options, "cells", number, 1)
+        assert trained.override(settings[number]) == trained
 
 
 def test_pixels_of_the_suite_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

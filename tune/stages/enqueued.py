@@ -96,7 +96,8 @@ def _settings_of(path: Path, config: StudyConfig) -> tuple[list[Enqueued], list[
             continue
         if changes:
             notes.append(f"{path}: trial {number} is tried at the bound of the range: {', '.join(changes)}.")
-        found.append(Enqueued(settings=fitted, source=str(path), trial=number))
+        if fitted != config.baseline_settings:  # which are trial 0
+            found.append(Enqueued(settings=fitted, source=str(path), trial=number))
     if left_out:
         keys = ", ".join(left_out)
         notes.append(f"{path}: values of {keys} are left out, because this study does not search them.")

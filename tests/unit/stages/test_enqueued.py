@@ -63,6 +63,13 @@ def test_equal_settings_and_the_default_settings_are_enqueued_once(tmp_path: Pat
     assert rates(enqueued) == [0.001, 0.002]
 
 
+def test_default_settings_that_were_selected_do_not_take_a_turn(tmp_path: Path) -> None:
+    first = other_study(tmp_path / "first", {0.001: 60.0, 0.002: 59.0})
+    second = other_study(tmp_path / "second", {0.01: 60.0}, selected=0)
+    enqueued, _ = resolved(new_study(tmp_path, [first, second]))
+    assert rates(enqueued) == [0.001, 0.01, 0.002]
+
+
 def test_numbers_outside_the_range_are_moved_to_its_bound(tmp_path: Path) -> None:
     study = other_study(tmp_path / "first", {0.05: 60.0})
     narrow = {"optim.lr": {"type": "float", "low": 0.001, "high": 0.02}}
