@@ -11,12 +11,14 @@ from prometar.config.recipes import Protocol, recipe
 from prometar.config.settings import Config, absolute_paths, configure, parse_assignments
 from prometar.embedded.datasets import resolve_backbone
 from prometar.errors import UserError
-from tune.config import ResourcesConfig
+from prometar.io.files import resolve_path
+from tune.config import ResourcesConfig, StudyConfig
 from tune.execution.ray_cluster import configure_ray
 
 DEFAULT_METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 DEFAULT_SEEDS = [1, 2, 3]
 DEFAULT_OUT = Path("out/reproduce")
+_STUDY_SECTIONS = StudyConfig.model_fields.keys() - {"baseline"}
 _OPTION_OF_SETTING = {
     "method": "--methods",
     "data.name": "--datasets",
@@ -114,6 +116,28 @@ def reproduce(
     predictions: Annotated[
         bool, typer.Option("--predictions", help="Write predictions.parquet in the folder of each run.")
     ] = False,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            metavar="TRIALS",
+            help="Also tune each method on each dataset with this many trials, and compare the order of the "
+            "methods before and after tuning.",
+        ),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER UNIT",
+            help="With --tune: start no trial of a study after, e.g., 5000 steps or 600 seconds of training. "
+            "Default: no limit.",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="With --tune: show runs, steps and estimated hours, but start nothing."),
+    ] = False,
 ) -> None:
     """Run methods under a benchmark protocol, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None)  # sets variables that ray reads when it is imported
@@ -123,6 +147,16 @@ def reproduce(
 
     chosen = PROTOCOLS[protocol]
     overrides = parse_assignments(settings or [])
+    study_settings: dict[str, object] = {}
+    if tune is None:
+        for option, value in (("--budget", budget), ("--plan", plan)):
+            if value:
+                raise UserError(f"{option} requires --tune TRIALS.")
+    elif protocol != "base-to-new":
+        raise UserError(f"--tune requires --protocol base-to-new, got {protocol}.")
+    else:
+        study_keys = [key for key in overrides if key.partition(".")[0] in _STUDY_SECTIONS]
+        study_settings = {key: overrides.pop(key) for key in study_keys}
     reserved = overrides.keys() & _OPTION_OF_SETTING.keys()
     if reserved:
         raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
@@ -166,4 +200,23 @@ def reproduce(
         gpus_per_trial="auto" if gpus_per_run is None else gpus_per_run,
     )
     Config.require_used(overrides, grid.configs.values(), "these methods")
-    run_grid(grid, out, resources, address, predictions=predictions)
+    if tune is None:
+        run_grid(grid, out, resources, address, predictions=predictions)
+        return
+    from tune.tuned.comparison import Budget, plan_comparison
+    from tune.tuned.run import run_comparison
+
+    comparison = plan_comparison(
+        grid,
+        resolve_path(out),
+        methods=named,
+        trials=tune,
+        budget=Budget.parse(budget) if budget else None,
+        settings=overrides,
+        study_settings=study_settings,
+        epochs=epochs,
+    )
+    if plan:
+        print(comparison.describe_plan(resources), flush=True)
+    else:
+        run_comparison(comparison, resources, address)

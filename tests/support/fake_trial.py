@@ -171,7 +171,7 @@ def write_result(
     excluded = read_exclusions(run.data.root) if run.data.name == "folder" and run.data.root else {}
     result = RunResult(
         last_epoch=records[-1],
-        accuracies={"base": 50.0},
+        accuracies={"base": 50.0, "new": 50.0},
         images={"base": 1},
         history=records,
         objective=objective,

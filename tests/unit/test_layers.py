@@ -49,6 +49,7 @@ PACKAGES = (
     "tune.study",
     "tune",
     "prometar",
+    "tune.tuned",
     "tune.search",
     "tune.commands",
 )

@@ -77,7 +77,7 @@ class Flow:
 
     Args:
         name: Name in messages. It is unique in a queue.
-        total: Expected number of jobs of all stages.
+        total: Maximum number of jobs of all stages. It may be estimated.
         max_concurrent: Maximum number of concurrent jobs of an adaptive stage.
 
     Attributes:
@@ -92,7 +92,7 @@ class Flow:
         self.result: Any = None
         self.failure = ""
         self._stages = stages
-        self._total = total
+        self.total = total
         self._max_concurrent = max_concurrent
         self._stage: Stage | None = None
         self._has_jobs = False  # of the current stage
@@ -121,7 +121,7 @@ class Flow:
     @property
     def share(self) -> float:
         """Share of the expected jobs that have ended or are running."""
-        return (self.num_ended + len(self._running)) / max(1, self._total)
+        return (self.num_ended + len(self._running)) / max(1, self.total)
 
     def begin(self) -> None:
         """Go to the first stage, unless this has been done. `share` is then known."""

@@ -59,7 +59,7 @@ class Report:
     records: Records
 
     def _repr_html_(self) -> str:
-        return _render_template("summary.html.jinja", self.records, path=self.path)
+        return _render_records("summary.html.jinja", self.records, path=self.path)
 
 
 def write_report(records: Records, progress: Progress | None = None) -> Report:
@@ -80,7 +80,7 @@ def render(records: Records, progress: Progress | None = None) -> str:
     """Return the HTML of the report."""
     study = records.study
     running = progress.timeline if progress else ()
-    return _render_template(
+    return _render_records(
         "report.html.jinja",
         records,
         plotly_js=get_plotlyjs(),
@@ -93,6 +93,11 @@ def render(records: Records, progress: Progress | None = None) -> str:
     )
 
 
-def _render_template(name: str, records: Records, **values: Any) -> str:
+def _render_records(name: str, records: Records, **values: Any) -> str:
     common = {"records": records, "statements": statements, "tables": summary_tables(records)}
-    return _TEMPLATES.get_template(name).render(**common, **values)
+    return render_template(name, **common, **values)
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Return the HTML of a template with these values, which are escaped unless they are `Markup`."""
+    return _TEMPLATES.get_template(name).render(**values)

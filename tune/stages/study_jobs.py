@@ -32,9 +32,13 @@ def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: S
     )
 
 
-def trial_epochs(config: StudyConfig, settings: Settings) -> int:
-    """Return the number of epochs of a trial in the search, if it is not pruned."""
-    configs = _run_configs(config, settings, (config.search.seed,), final_epochs=False)
+def trial_epochs(config: StudyConfig, settings: Settings, *, final_epochs: bool = False) -> int:
+    """Return the largest number of epochs of a trial's runs, if it is not pruned.
+
+    Args:
+        final_epochs: True for runs of the confirmation or the final test with the settings of the trial.
+    """
+    configs = _run_configs(config, settings, (config.search.seed,), final_epochs=final_epochs)
     return max(each.train.epochs for each in configs)
 
 

@@ -1,0 +1,97 @@
+"""A tuned comparison whose runs do not train: in this process, or as a process that tests can kill.
+
+`python -m tests.support.tuned OUT [options of prometar reproduce]`
+"""
+
+import sys
+
+if __name__ == "__main__":
+    from tune.execution.ray_cluster import configure_ray
+
+    configure_ray(local="--address" not in sys.argv)  # before ray is imported
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from prometar.cli.app import main
+from tests.support.fake_trial import FakeTraining, FakeTrial
+from tune.execution import executor
+from tune.tuned import run as tuned_run
+
+SMALL = (
+    "--datasets",
+    "cells",
+    "--methods",
+    "zero-shot",
+    "maple",
+    "vpt",
+    "--seeds",
+    "1",
+    "2",
+    "--epochs",
+    "2",
+)
+"""Options of a small comparison: two studies, and a method without training."""
+
+
+@contextlib.contextmanager
+def without_ray(num_cpus: int = 2) -> Iterator[list[str]]:
+    """Run the jobs of a comparison one after the other in this process. Yields the names of the jobs run."""
+    names = list[str]()
+
+    def fit(dispatcher: Any, *_: Any) -> None:
+        for number in itertools.count():
+            request = dispatcher.next_request(str(number))
+            if request is None:
+                assert dispatcher.finished
+                return
+            names.append(request.job.name)
+            training = FakeTraining(request)
+            while not dispatcher.reported(str(number), training.advance()):
+                pass
+            dispatcher.completed(str(number))
+
+    with (
+        mock.patch.object(tuned_run, "start_ray", return_value=[{"CPU": float(num_cpus)}]),
+        mock.patch.object(tuned_run, "run_jobs", partial(executor.run_jobs, worker=FakeTrial)),
+        mock.patch.object(executor, "_fit", fit),
+    ):
+        yield names
+
+
+def compare(out: Path, *options: object, trials: int = 4) -> int:
+    """Run `prometar reproduce --tune`. Returns the exit status."""
+    return main(["reproduce", "--tune", str(trials), "--out", str(out), *map(str, options)])
+
+
+def num_epochs(out: Path) -> dict[str, int]:
+    """How many epochs each job below OUT has really run, by folder."""
+    return {
+        str(file.parent.relative_to(out)): len(file.read_text().split()) for file in out.rglob("steps.log")
+    }
+
+
+def records(out: Path) -> dict[str, bytes]:
+    """Content of all records of finished trials and runs, by path."""
+    names = ("record.json", "result.json")
+    return {str(f.relative_to(out)): f.read_bytes() for f in sorted(out.rglob("*.json")) if f.name in names}
+
+
+def trial_settings(out: Path) -> dict[str, list[str]]:
+    """Settings of all trials, as text, by study."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(out.glob("studies/*/trials/*/record.json")):
+        settings = json.loads(file.read_text())["settings"]
+        found.setdefault(file.parts[-4], []).append(json.dumps(settings, sort_keys=True))
+    return found
+
+
+if __name__ == "__main__":
+    with mock.patch.object(tuned_run, "run_jobs", partial(executor.run_jobs, worker=FakeTrial)):
+        sys.exit(compare(Path(sys.argv[1]), *sys.argv[2:]))

@@ -1,0 +1,327 @@
+"""Plan of a tuned comparison: one study per trained method and dataset, all with the same budget."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from prometar.cli.console import format_count, format_duration
+from prometar.clip.openclip import load_backbone
+from prometar.config.settings import Config, describe_differences
+from prometar.data.datasets.catalog import file_name
+from prometar.data.splits.objective import SEARCH_OBJECTIVES, objective_of
+from prometar.embedded.datasets import RENDERED
+from prometar.environment import num_cpus
+from prometar.errors import UserError
+from prometar.methods.component_check import check_components
+from prometar.methods.composition import build
+from prometar.training.memory import Footprint
+from tune.config import FIRST_CONFIRMATION_SEED, ResourcesConfig, StudyConfig
+from tune.execution.resources import JobResources, max_concurrent_trials, plan_runs, uses_gpus
+from tune.records.folder import StudyFolder
+from tune.records.schema import StudyRecord
+from tune.reproduce.grid import Grid
+from tune.space.space import load_space
+from tune.stages.plan import TOTAL, StudyPlan, plan_study, seconds_per_step
+
+Cell = tuple[str, str]
+"""Method and dataset."""
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(steps|seconds)")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Training steps, or seconds of training, after which a study starts no more trials."""
+
+    amount: float
+    unit: Literal["steps", "seconds"]
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> "Budget":
+        """Parse the value of `--budget`.
+
+        Raises:
+            UserError: it is not a positive number of steps or seconds.
+
+        Example:
+            >>> Budget.parse(["2000", "steps"])
+            Budget(amount=2000.0, unit='steps')
+        """
+        text = " ".join(words)
+        match = _BUDGET.fullmatch(text)
+        if match is None or float(match[1]) <= 0 or (match[2] == "steps" and "." in match[1]):
+            raise UserError(f"--budget must be a number of steps or seconds, such as 5000 steps, got {text}.")
+        return cls(float(match[1]), "steps" if match[2] == "steps" else "seconds")
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Setting of a study, by dotted key."""
+        amount = int(self.amount) if self.unit == "steps" else self.amount
+        return {f"resources.budget_{self.unit}": amount}
+
+    def __str__(self) -> str:
+        return format_count(self.amount, self.unit.removesuffix("s"))
+
+
+@dataclass(frozen=True)
+class TunedComparison:
+    """Comparison of methods at published settings and after tuning with equal budgets.
+
+    Args:
+        grid: Methods, datasets and seeds. The seeds are those of the final test.
+        out: Output folder.
+        trials: Number of trials of each study.
+        budget: Budget of each study besides the trials, or None.
+        studies: Configuration of each study, by method and dataset. Methods without training have none.
+    """
+
+    grid: Grid
+    out: Path
+    trials: int
+    budget: Budget | None
+    studies: Mapping[Cell, StudyConfig]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of tables, page and timeline."""
+        return self.out / "tuned"
+
+    @property
+    def untrained(self) -> list[str]:
+        """Methods without training, which have nothing to tune."""
+        tuned = {method for method, _ in self.studies}
+        return [method for method in self.grid.methods if method not in tuned]
+
+    @property
+    def untrained_grid(self) -> Grid:
+        """Grid of the methods without training."""
+        untrained = self.untrained
+        return replace(
+            self.grid, configs={key: each for key, each in self.grid.configs.items() if key[0] in untrained}
+        )
+
+    @property
+    def max_concurrent_trials(self) -> int:
+        """Maximum number of concurrent trials of a study."""
+        return max_concurrent_trials(self.trials)
+
+    @property
+    def title(self) -> str:
+        backbone = self.grid.config.backbone
+        name = " ".join(filter(None, (backbone.name, backbone.pretrained)))
+        methods = format_count(len(self.grid.methods), "method")
+        datasets = format_count(len(self.grid.datasets), "dataset")
+        trials = format_count(self.trials, "trial")
+        budget = f" or {self.budget}" if self.budget else ""
+        each = f"{trials}{budget} per method and dataset"
+        return f"{methods} on {datasets}, {each}, {self.grid.shots[0]} shots, {name}"
+
+    @cached_property
+    def plans(self) -> dict[Cell, StudyPlan]:
+        """Plan of each study.
+
+        Raises:
+            UserError: a dataset is missing or too small, or a setting is invalid.
+        """
+        return {cell: plan_study(config) for cell, config in self.studies.items()}
+
+    def searched_settings(self) -> dict[str, tuple[list[str], list[str]]]:
+        """Return the searched settings of each method that several methods share, and the method's own.
+
+        A setting is shared if the space `default` contains it. Settings are those on any of the datasets.
+        """
+        shared_keys = load_space("default").ranges.keys()
+        found: dict[str, tuple[list[str], list[str]]] = {}
+        for (method, _), config in self.studies.items():
+            shared, own = found.setdefault(method, ([], []))
+            for key in config.search.space.ranges:
+                keys = shared if key in shared_keys else own
+                if key not in keys:
+                    keys.append(key)
+        return found
+
+    def check(self) -> None:
+        """Check everything that can be checked without training, before anything is written.
+
+        Raises:
+            UserError: data or weights are missing, a setting is invalid, or a study in the output folder has
+                other settings.
+        """
+        for config in self.studies.values():
+            path = StudyFolder.of(config).path
+            record = StudyFolder(path).read(StudyRecord)
+            if record is None:
+                continue
+            changed = describe_differences(record.config.identity(), config.identity())
+            if changed:
+                raise UserError(
+                    f"{path} has other settings ({changed}). Pass the same settings or another --out."
+                )
+        assert self.plans
+        clip = load_backbone(self.grid.config.backbone.name, self.grid.config.backbone.pretrained).clip
+        for config in self.grid.configs.values():
+            check_components(config, clip)
+
+    def plan_pool(
+        self, nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig, memory: float
+    ) -> tuple[JobResources, str]:
+        """Plan the resources of each job in the pool of all studies."""
+        at_once = len(self.studies) * max(self.max_concurrent_trials, 2 * len(self.grid.seeds))
+        at_once += len(self.untrained) * len(self.grid.datasets)
+        return plan_runs(nodes, resources, at_once, memory, option_noun="run")
+
+    def memory_bytes(self, footprints: Mapping[Cell, Footprint], *, on_gpu: bool) -> float:
+        """Return the estimated memory of the largest run."""
+        return max(
+            footprint.memory_bytes(self.studies[cell].baseline, on_gpu=on_gpu)
+            for cell, footprint in footprints.items()
+        )
+
+    def describe_plan(self, resources: ResourcesConfig) -> str:
+        """Describe runs, steps and duration on this machine. Time a few steps of each method.
+
+        Raises:
+            UserError: as in `check`, or a run does not fit on this machine.
+        """
+        self.check()
+        total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        gpus = torch.cuda.device_count()
+        nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(total_bytes)}]
+        clip = load_backbone(self.grid.config.backbone.name, self.grid.config.backbone.pretrained).clip
+        footprints = {
+            cell: Footprint.of(clip, [split for pair in plan.splits.values() for split in pair])
+            for cell, plan in self.plans.items()
+        }
+        memory = self.memory_bytes(footprints, on_gpu=uses_gpus(nodes, resources))
+        pool, summary = self.plan_pool(nodes, resources, memory)
+        torch.set_num_threads(pool.threads)
+        lines = [self.title, f"Test seeds: {', '.join(map(str, self.grid.seeds))}"]
+        total_runs = len(self.untrained) * len(self.grid.datasets)
+        total_steps = 0
+        total_seconds = 0.0
+        searched = self.searched_settings()
+        for method in searched:
+            cells = [cell for cell in self.studies if cell[0] == method]
+            largest = max(cells, key=lambda cell: footprints[cell].num_classes)
+            seconds = seconds_per_step(self.studies[largest])
+            runs = sum(self._max_runs_and_steps(cell)[0] for cell in cells)
+            steps = sum(self._max_runs_and_steps(cell)[1] for cell in cells)
+            total_runs += runs
+            total_steps += steps
+            total_seconds += steps * seconds
+            lines.append(
+                f"{method}: {format_count(len(cells), 'study').replace('studys', 'studies')}, at most "
+                f"{format_count(runs, 'run')} and {format_count(steps, 'step')}, {seconds:.2g} s per step on "
+                f"{largest[1]}"
+            )
+        for method in self.untrained:
+            runs = format_count(len(self.grid.datasets), "run")
+            lines.append(f"{method}: {runs} without training, nothing to tune")
+        lines.append(summary)
+        hours = total_seconds / pool.max_concurrent / 3600
+        lines.append(
+            f"In total at most {format_count(total_runs, 'run')}, {format_count(total_steps, 'step')} and "
+            f"{hours:.1f} hours ({format_duration(3600 * hours)}) on this machine"
+        )
+        lines += ["Searched settings:", *self.describe_searched_settings()]
+        return "\n".join(lines)
+
+    def describe_searched_settings(self) -> list[str]:
+        """Return a line per method with its searched settings and their number."""
+        lines = []
+        for method, (shared, own) in self.searched_settings().items():
+            kinds = [f"shared: {', '.join(shared)}"] if shared else []
+            kinds += [f"its own: {', '.join(own)}"] if own else []
+            lines.append(f"{method}: {format_count(len(shared) + len(own), 'setting')} ({'; '.join(kinds)})")
+        return lines
+
+    def _max_runs_and_steps(self, cell: Cell) -> tuple[int, int]:
+        """Return the maximum numbers of runs and steps of a study. A budget in steps limits the search."""
+        stages = self.plans[cell].stages
+        runs, _, steps = stages[TOTAL]
+        search_runs, _, search_steps = stages["Search"]
+        if self.budget and self.budget.unit == "steps":
+            # Trials that have started when the budget is used up are finished.
+            overshoot = self.max_concurrent_trials * search_steps // search_runs
+            steps -= max(0, search_steps - int(self.budget.amount) - overshoot)
+        return runs, steps
+
+
+def plan_comparison(
+    grid: Grid,
+    out: Path,
+    *,
+    methods: Mapping[str, str],
+    trials: int,
+    budget: Budget | None = None,
+    settings: Mapping[str, Any] = {},
+    study_settings: Mapping[str, Any] = {},
+    epochs: int | None = None,
+) -> TunedComparison:
+    """Return the comparison of the methods of a grid.
+
+    Args:
+        methods: Name or recipe file of each method, by the name in the grid.
+        settings: Settings of all runs by dotted key. A method ignores those that it does not have.
+        study_settings: Settings of all studies by dotted key, such as `confirm.seeds`.
+        epochs: Epochs of every run, or None for the defaults of a study.
+
+    Raises:
+        UserError: a setting is invalid, no method can be tuned, or the searches use a seed of the grid.
+    """
+    shots = grid.shots[0]
+    configs = {(method, dataset): config for (method, dataset, _), config in grid.configs.items()}
+    trained = [method for method in grid.methods if not build(configs[method, grid.datasets[0]]).is_untrained]
+    if not trained:
+        raise UserError(f"--tune: {', '.join(grid.methods)} cannot be tuned. Add a method that trains.")
+    studies: dict[Cell, StudyConfig] = {}
+    for dataset in grid.datasets:
+        for method in trained:
+            config = configs[method, dataset]
+            used = {key: value for key, value in settings.items() if _has_setting(config, key)}
+            studies[method, dataset] = StudyConfig.of(
+                dataset=[dataset],
+                data_root=None if dataset in RENDERED else config.data.root,
+                method=methods[method],
+                backbone=config.backbone.name,
+                pretrained=config.backbone.pretrained,
+                trials=trials,
+                epochs=epochs,
+                final_epochs=epochs,
+                final_seeds=grid.seeds,
+                out=out / "studies",
+                study=_study_name(dataset, method),
+                settings={
+                    "data.shots": shots,
+                    **used,
+                    **study_settings,
+                    **(budget.settings if budget else {}),
+                },
+            )
+    if len({config.name for config in studies.values()}) < len(studies):
+        raise UserError("--methods: the names of recipe files must differ in letters or digits. Rename one.")
+    search = next(iter(studies.values())).search
+    if objective_of(search.objective, SEARCH_OBJECTIVES).search_reads_test_images:
+        raise UserError(
+            f"--tune selects on validation images only, but {search.objective} reads test images. "
+            "Choose another search.objective."
+        )
+    confirmed = next(iter(studies.values())).confirm.seeds
+    reserved = {*search.seeds, *range(FIRST_CONFIRMATION_SEED, FIRST_CONFIRMATION_SEED + confirmed)}
+    if used_seeds := reserved & set(grid.seeds):
+        raise UserError(f"--seeds {min(used_seeds)} is used in the searches. Choose seeds for the test only.")
+    return TunedComparison(grid, out, trials, budget, studies)
+
+
+def _study_name(dataset: str, method: str) -> str:
+    """Return the name of a study's folder. The file of a recipe may have any name."""
+    return re.sub(r"[^\w.-]", "-", f"{file_name(dataset)}-{method}")
+
+
+def _has_setting(config: Config, key: str) -> bool:
+    return key in config.flat() or ".args." in key

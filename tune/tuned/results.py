@@ -1,0 +1,214 @@
+"""Results of a tuned comparison, read from the records of its studies and the runs of untrained methods."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import mean
+
+from prometar.metrics import HARMONIC, Interval, t_interval
+from tune.config import StudyConfig
+from tune.records.folder import Records, StudyFolder
+from tune.reproduce.grid import read_run
+from tune.space.ranges import Settings
+from tune.stages.plan import StudyPlan, count_steps
+from tune.stages.study_jobs import trial_epochs
+from tune.tuned.comparison import Cell, TunedComparison
+from tune.tuned.ranking import Ranking, rank_methods
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of tuning a method on a dataset: search and confirmation, without the final test.
+
+    Args:
+        trials: Number of trials that ended.
+        steps: Training steps.
+        seconds: Training time, summed over runs.
+    """
+
+    trials: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.trials + other.trials, self.steps + other.steps, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Result of a method on a dataset.
+
+    Args:
+        published, tuned: H in percent by seed at the published and the selected settings. Both are equal if
+            the study selected the published settings, or if the method does not train.
+        keeps_published: True if the study selected the published settings.
+        changed: Selected settings that differ from the published ones.
+        missing: Why a score is missing, or "".
+    """
+
+    method: str
+    dataset: str
+    published: Mapping[int, float] = field(default_factory=dict)
+    tuned: Mapping[int, float] = field(default_factory=dict)
+    cost: Cost = Cost()
+    keeps_published: bool = False
+    changed: Settings = field(default_factory=dict)
+    missing: str = ""
+
+    @property
+    def published_mean(self) -> float | None:
+        return mean(self.published.values()) if self.published else None
+
+    @property
+    def tuned_mean(self) -> float | None:
+        return mean(self.tuned.values()) if self.tuned else None
+
+    @property
+    def gains(self) -> list[float]:
+        """Tuned minus published H by seed, in points."""
+        return [score - self.published[seed] for seed, score in self.tuned.items() if seed in self.published]
+
+    @property
+    def gain(self) -> float | None:
+        return mean(self.gains) if self.gains else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """95% t-interval of the gain over seeds. None if nothing was tuned, or for fewer than two seeds."""
+        return None if self.keeps_published else t_interval(self.gains)
+
+
+@dataclass(frozen=True)
+class TunedResults:
+    """Results of all methods on all datasets.
+
+    Args:
+        cells: Results by method and dataset, in the order of the grid.
+        untrained: Methods without training.
+    """
+
+    cells: Mapping[Cell, CellResult]
+    untrained: tuple[str, ...]
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(method for method, _ in self.cells))
+
+    @property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(dataset for _, dataset in self.cells))
+
+    def of_method(self, method: str) -> list[CellResult]:
+        """Return the results of a method with scores, by dataset."""
+        return [cell for cell in self.cells.values() if cell.method == method and cell.gain is not None]
+
+    def cost_of(self, method: str) -> Cost:
+        """Return the cost of tuning a method on all datasets."""
+        return sum((cell.cost for cell in self.cells.values() if cell.method == method), Cost())
+
+    def gain_over_datasets(self, method: str) -> Interval | None:
+        """Return the 95% t-interval of a method's gain over datasets, None for fewer than two datasets."""
+        return t_interval([cell.gain for cell in self.of_method(method) if cell.gain is not None])
+
+    @property
+    def missing(self) -> list[str]:
+        """Sentences on missing scores."""
+        return [
+            f"{cell.method} on {cell.dataset}: {cell.missing}" for cell in self.cells.values() if cell.missing
+        ]
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """Ranking of the methods, None for fewer than two methods or without a complete dataset."""
+        published = {method: self._scores(method, "published") for method in self.methods}
+        tuned = {method: self._scores(method, "tuned") for method in self.methods}
+        return rank_methods(published, tuned)
+
+    def _scores(self, method: str, settings: str) -> dict[str, Mapping[int, float]]:
+        cells = (cell for cell in self.cells.values() if cell.method == method)
+        return {cell.dataset: getattr(cell, settings) for cell in cells if getattr(cell, settings)}
+
+
+def collect(comparison: TunedComparison, failures: Mapping[Cell, str]) -> TunedResults:
+    """Read the results of a comparison.
+
+    Args:
+        failures: Why a study or an untrained run failed, by method and dataset.
+    """
+    untrained = {(cell.method, cell.dataset): cell for cell in _untrained_cells(comparison, failures)}
+    cells: dict[Cell, CellResult] = {}
+    for dataset in comparison.grid.datasets:
+        for method in comparison.grid.methods:
+            cell = method, dataset
+            if cell in untrained:
+                cells[cell] = untrained[cell]
+            else:
+                config = comparison.studies[cell]
+                records = StudyFolder.of(config).read_all()
+                failure = failures.get(cell, "")
+                cells[cell] = _study_cell(cell, config, comparison.plans[cell], records, failure)
+    return TunedResults(cells, tuple(comparison.untrained))
+
+
+def _untrained_cells(comparison: TunedComparison, failures: Mapping[Cell, str]) -> Iterator[CellResult]:
+    if not comparison.untrained:
+        return
+    for job in comparison.untrained_grid.jobs(comparison.out / "runs", comparison.untrained):
+        method, dataset = job.config.method, job.config.data.name
+        run = read_run(job, {})
+        if run is None:
+            reason = failures.get((method, dataset), "no result")
+            yield CellResult(method, dataset, keeps_published=True, missing=reason)
+        else:
+            scores = {run.seed: run.scores[HARMONIC]}
+            yield CellResult(method, dataset, scores, scores, keeps_published=True)
+
+
+def _study_cell(
+    cell: Cell, config: StudyConfig, plan: StudyPlan, records: Records | None, failure: str
+) -> CellResult:
+    method, dataset = cell
+    if records is None:
+        return CellResult(method, dataset, missing=failure or "the study has not started")
+    cost = _cost_of(config, plan, records)
+    test = records.current_test
+    if failure or test is None:
+        return CellResult(method, dataset, cost=cost, missing=failure or "the study has not finished")
+    result = test.datasets[dataset]
+    seeds = config.final_seeds
+    published, tuned = (
+        {run.seed: run.objective for run in runs if run.objective is not None and run.seed in seeds}
+        for runs in (result.baseline, result.selected)
+    )
+    defaults = config.baseline_settings
+    changed = {key: value for key, value in test.selected.settings.items() if value != defaults.get(key)}
+    return CellResult(
+        method,
+        dataset,
+        published,
+        tuned,
+        cost,
+        keeps_published=test.baseline_selected,
+        changed={} if test.baseline_selected else changed,
+        missing=test.failures[0] if test.failures else "",
+    )
+
+
+def _cost_of(config: StudyConfig, plan: StudyPlan, records: Records) -> Cost:
+    """Return the cost of search and confirmation."""
+    trials = records.trials
+    cost = Cost(
+        trials=len(trials),
+        steps=sum(count_steps(config, plan, trial.settings) * trial.epoch for trial in trials),
+        seconds=sum(trial.seconds for trial in trials),
+    )
+    if records.confirmation is None:
+        return cost
+    for candidate in records.confirmation.candidates:
+        runs = [run for run in candidate.runs if run.seed in records.confirmation.seeds and not run.error]
+        steps_per_epoch = count_steps(config, plan, candidate.settings) // len(config.search.seeds)
+        epochs = trial_epochs(config, candidate.settings, final_epochs=True)
+        cost += Cost(
+            steps=len(runs) * steps_per_epoch * epochs, seconds=sum(run.seconds or 0.0 for run in runs)
+        )
+    return cost
