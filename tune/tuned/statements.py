@@ -14,6 +14,8 @@ def answer(ranking: Ranking | None) -> str:
     """Answer in a sentence: does the order of the methods survive equal tuning?"""
     if ranking is None:
         return "The order of the methods is unknown: fewer than two methods have results on the same dataset."
+    if ranking.tau is None:
+        return "The order of the methods is unknown: before or after tuning, all have the same average rank."
     before, after = ranking.published.methods, ranking.tuned.methods
     share = f"{ranking.same_first:.0%} of the bootstrap samples"
     if before == after:
@@ -42,7 +44,7 @@ def evidence(ranking: Ranking | None) -> Iterator[str]:
             "This is not settled: other seeds or datasets could give another first method before or after "
             "tuning."
         )
-    tau = "cannot be computed, because all methods tie"
+    tau = "cannot be computed"
     if ranking.tau is not None and ranking.tau_bounds is not None:
         low, high = ranking.tau_bounds
         tau = f"is {ranking.tau:+.2f} (95% bootstrap interval [{low:+.2f}, {high:+.2f}])"
