@@ -81,6 +81,7 @@ class Backbone:
 
     vocabulary: Names of common objects. `prometar.training.drift` uses those unrelated to the dataset.
     tf32: True if float32 matrix products use TF32 on GPUs, in training and scoring.
+    folded_digest: Digest of the folded weights if `clip` is not folded.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Backbone:
     vocabulary: tuple[str, ...] = IMAGENET_VOCABULARY
     tokenize: Tokenize = tokenize
     tf32: bool = False
+    folded_digest: str = ""
 
     def matmul_precision(self) -> AbstractContextManager[None]:
         """Return a context in which float32 matrix products on GPUs use TF32 only if `tf32` is set."""
@@ -114,8 +116,11 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the weights, folded or not. Computing it takes a second for ViT-B/16."""
-        return weights_digest(self.clip)
+        """SHA-256 (hex) of the folded weights, also if `clip` is not folded.
+
+        So methods that change blocks can be compared with others. Computing it takes a second for ViT-B/16.
+        """
+        return self.folded_digest or weights_digest(self.clip)
 
     @cached_property
     def _mean_and_std(self) -> Tensor:
@@ -154,8 +159,10 @@ def load_backbone(
     """
     clip = load_clip(name, pretrained)
     if folded:
-        clip = clip.folded()
-    return build_backbone(name, pretrained, clip.to(device=device, dtype=dtype))
+        return build_backbone(name, pretrained, clip.folded().to(device=device, dtype=dtype))
+    folded_digest = weights_digest(clip.folded().to(device="cpu", dtype=dtype))
+    backbone = build_backbone(name, pretrained, clip.to(device=device, dtype=dtype))
+    return replace(backbone, folded_digest=folded_digest)
 
 
 def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:

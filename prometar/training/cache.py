@@ -69,7 +69,10 @@ class RunCache:
 
         def compute() -> Tensor:
             backbone = self.backbone(config, folded=folded)
-            return cached_text_features(backbone.clip, backbone.digest, backbone.tokenize, classes, templates)
+            digest = backbone.digest
+            if not folded:  # equal weights, but other rounding
+                digest += " not folded"
+            return cached_text_features(backbone.clip, digest, backbone.tokenize, classes, templates)
 
         return _cached(self._text_features, (config, folded, classes, templates), compute)
 

@@ -106,3 +106,12 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(
     with pytest.raises(WorkError, match=expected):
         load_backbone("ViT-B-16-quickgelu", "openai")
     assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_have_one_digest_whether_or_not_they_are_folded(dtype: torch.dtype) -> None:
+    """Otherwise, results of methods that change blocks could not be compared with those of other methods."""
+    folded = load_backbone("mini", None, dtype)
+    plain = load_backbone("mini", None, dtype, folded=False)
+    assert plain.clip.vision.blocks[0].ln_1_weight is not None
+    assert plain.digest == folded.digest
