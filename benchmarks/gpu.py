@@ -31,8 +31,13 @@ from prometar.io.files import write_atomically
 HERE = Path(__file__).resolve().parent
 RESULTS = "results.json"
 Figures = Mapping[str, Any]
-Records = Mapping[str, Figures]
-"""Record of each part: `failed` (a reason, or ""), `seconds` and `figures`."""
+"""What a part measured, by name."""
+
+Record = Mapping[str, Any]
+"""Result of a part: `failed` (a reason, or ""), `seconds` and `figures`."""
+
+Records = Mapping[str, Record]
+"""Record of each part, by name."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,8 @@ def _within_bounds(part: str, name: str) -> Callable[[Mapping[str, Figures]], bo
 
 def _rate(figures: Mapping[str, Figures], precision: str, processes: int = 1) -> float:
     """Return total steps per second of a number of processes, 0 if so many do not fit."""
-    measured = figures["packing"][precision][str(processes)]
-    return 0.0 if "does not fit" in measured else float(measured["steps_per_second"])
+    packed = figures["packing"][precision][str(processes)]
+    return 0.0 if "does not fit" in packed else float(packed["steps_per_second"])
 
 
 def _counted_memory(figures: Mapping[str, Figures]) -> bool:
@@ -179,7 +184,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     return content if isinstance(content, dict) else {}
 
 
-def measured(path: Path, gpu: str) -> dict[str, Figures]:
+def measured(path: Path, gpu: str) -> dict[str, Record]:
     """Return the successful records of this GPU with these versions."""
     found = {}
     for name, record in read_results(path).get(gpu, {}).items():
@@ -190,8 +195,8 @@ def measured(path: Path, gpu: str) -> dict[str, Figures]:
 
 
 def measure(
-    path: Path, gpu: str, wanted: Sequence[str], seconds: float, run: Callable[[str, float], Figures]
-) -> dict[str, Figures]:
+    path: Path, gpu: str, wanted: Sequence[str], seconds: float, run: Callable[[str, float], Record]
+) -> dict[str, Record]:
     """Run the missing parts whose time limit fits into what is left of `seconds`, so all end in time.
 
     Each record is added to the file before the next part starts.
@@ -203,8 +208,10 @@ def measure(
         if name in measured(path, gpu):
             continue
         limit = factor * PARTS[name].limit_seconds
-        if limit > deadline - time.monotonic() and not missing_packages(PARTS[name]):
-            print(f"{name}: not run: time", flush=True)
+        time_left = deadline - time.monotonic()
+        # A part with missing packages needs no time: its record says what is missing.
+        if limit > time_left and not missing_packages(PARTS[name]):
+            print(f"{name}: not run, because its limit of {limit:.0f} s exceeds the time left", flush=True)
             continue
         record = run(name, limit)
         results = read_results(path)
@@ -228,15 +235,15 @@ def missing_packages(part: Part) -> list[str]:
     return [package for package in needed if not is_installed(package)]
 
 
-def run_part(name: str, seconds: float, *, folder: Path, rehearse: bool = False) -> Figures:
-    """Return the figures of a part, or the reason why it failed."""
+def run_part(name: str, seconds: float, *, folder: Path, rehearse: bool = False) -> Record:
+    """Run a part. Return its record."""
     part = PARTS[name]
     missing = missing_packages(part)
     if missing:
         return {"failed": f"needs {' and '.join(missing)}, not installed", "seconds": 0.0, "figures": {}}
-    figures = folder / f"{name}.figures.json"
-    figures.unlink(missing_ok=True)
-    command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures)]
+    figures_path = folder / f"{name}.figures.json"
+    figures_path.unlink(missing_ok=True)
+    command = [sys.executable, str(HERE / part.script), *part.arguments, "--json", str(figures_path)]
     if rehearse:
         command.append("--rehearse" if part.script == "gpu_parts.py" else "--quick")
     began = time.monotonic()
@@ -246,11 +253,11 @@ def run_part(name: str, seconds: float, *, folder: Path, rehearse: bool = False)
         record["failed"] = f"timed out after {seconds:.0f} s"
     elif status < 0:
         record["failed"] = f"crashed with signal {signal.Signals(-status).name}"
-    elif status or not figures.is_file():
+    elif status or not figures_path.is_file():
         record["failed"] = f"failed with exit status {status}"
     else:
-        record["figures"] = json.loads(figures.read_text("utf-8"))
-    figures.unlink(missing_ok=True)
+        record["figures"] = json.loads(figures_path.read_text("utf-8"))
+    figures_path.unlink(missing_ok=True)
     return record
 
 

@@ -5,8 +5,8 @@
 Nothing is trained. The difference in H of a seed pair on a dataset is normally distributed around the true
 difference of that dataset, with a standard deviation of `SPREAD` points. The true differences of several
 datasets are evenly spaced from 1 point below to 1 point above `gain`, their mean. Each simulated test stops
-and concludes as `tune/stages/final_test.py` does. "t over datasets" is the verdict of version 0.2.0 for
-several datasets: a t-interval over the datasets' means, after the same stopping rule.
+and concludes as `tune/stages/final_test.py` does. The rule of version 0.2.0 for several datasets is a
+t-interval over the datasets' means, after the same stopping rule.
 
 "Median-unbiased" is an estimate that corrects the mean for early stops (Whitehead, 1986, "On the bias of
 maximum likelihood estimation following a sequential test"; results are ordered by their mean). It is the true
@@ -170,10 +170,10 @@ def main() -> None:
         "datasets",
         "true difference",
         "difference shown",
-        "t over datasets (0.2.0)",
-        "interval covers",
-        "pairs",
-        "mean",
+        "difference shown by the t-interval over datasets (rule of version 0.2.0)",
+        "interval contains the true difference",
+        "mean number of pairs",
+        "mean difference",
         f"mean if stopped after {FIRST_ANALYSIS} pairs (share)",
     )
     publish(table(head, list(rows_of(results))), args.doc, "verdicts")

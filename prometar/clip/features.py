@@ -27,9 +27,10 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 """Function that maps N texts to token ids (N, context length)."""
 
 FeatureCache = dict[int, Tensor]
-"""Features (B, E) by batch number, for methods that change the image tower, or for methods that do not.
+"""Image features (B, E) of the frozen CLIP, by batch number.
 
-The former are normalized features of the frozen CLIP. The latter are `ImageFeatures`, not normalized.
+They are normalized if the method changes the image tower. Otherwise, they are the tower's features before
+normalization.
 """
 
 FORMAT = "prometar-text-features-1"
@@ -51,7 +52,8 @@ def mean_text_features(clip: Clip, ids_NT: Tensor, num_templates: int, *, batch_
     `ids_NT` contains the token ids of `num_templates` consecutive texts per class. Texts are encoded in
     lexicographic order, because `encode_text` computes each shared prefix of a batch only once.
     """
-    order = torch.from_numpy(np.lexsort(ids_NT.cpu().numpy().T[::-1]))
+    columns = ids_NT.cpu().numpy().T
+    order = torch.from_numpy(np.lexsort(columns[::-1]))  # lexsort sorts by its last key first
     features = torch.empty(len(ids_NT), clip.embed_dim, dtype=clip.working_dtype, device=clip.device)
     for rows in order.split(batch_size):
         text = text_input(clip, ids_NT[rows])
@@ -79,7 +81,8 @@ def frozen_image_features(
     clip: Clip, images: EmbeddedImages, cache: FeatureCache | None, number: int
 ) -> Tensor:
     """Return normalized features (B, E) of the frozen CLIP for the images of batch `number`."""
-    # The cache already contains `ImageFeatures`, which only need to be normalized.
+    # If `images` are `ImageFeatures`, the cache holds them unnormalized under the same number, so do not
+    # use it here.
     used_cache = cache if isinstance(images, ImageTokens) else None
     dtype = clip.working_dtype
     return _cached(used_cache, number, lambda: F.normalize(encode_image(clip, images).to(dtype), dim=-1))

@@ -59,7 +59,10 @@ def test_a_corrupt_or_missing_image_stops_the_stream_and_is_named(
     dataset = open_dataset("dtd", own_dtd)
     path = dataset.test[3].path
     image = own_dtd / "dtd/images" / path
-    image.unlink() if damage == "missing" else image.write_bytes(b"\xff\xd8 not a photograph")
+    if damage == "missing":
+        image.unlink()
+    else:
+        image.write_bytes(b"\xff\xd8 not a photograph")
     order = eval_order(dataset.test, size=16, batch_size=2)
     with pytest.raises(error, match=path) as caught:
         list(stream(order, dataset.source, block_rows=2))

@@ -13,7 +13,7 @@ os.umask(0o022)
 from tune.execution.ray_cluster import start_ray
 start_ray(num_cpus=1)
 import ray
-print(ray.get(ray.remote(lambda: len(os.environ["RAY_AUTH_TOKEN"])).remote()))
+print(ray.get(ray.remote(lambda: os.environ["RAY_AUTH_TOKEN"]).remote()))
 ray.shutdown()
 """
 
@@ -22,6 +22,8 @@ def test_a_local_cluster_has_a_token_and_leaves_none_in_the_home_folder(tmp_path
     env = {**without_ray(), "HOME": str(tmp_path)}
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["64"]
-    readable = [path for path in tmp_path.rglob("*") if path.is_file() and os.stat(path).st_mode & 0o077]
-    assert readable == []
+    [token] = done.stdout.split()
+    assert len(token) == 64
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if token.encode() in path.read_bytes()] == []
+    assert [path for path in files if os.stat(path).st_mode & 0o077] == [], "others could read it"

@@ -20,8 +20,8 @@ COUNTS = {"train": 4, "val": 3, "test": 2}  # images a class
 NAMES = ("tench", "great white shark", "F/A-18", "flat-coated retriever", "crème brûlée")
 
 
-def fails(name: str, root: Path | None) -> str:
-    """The message with which a dataset cannot be opened, in one line."""
+def open_error(name: str, root: Path | None) -> str:
+    """Open a dataset, which must fail. Return the error message, which must be one line."""
     with pytest.raises(UserError) as caught:
         open_dataset(name, root)
     assert caught.value.exit_code == 2
@@ -44,16 +44,20 @@ def write_image(path: Path, seed: int = 0) -> None:
 
 
 def write_copy(name: str, root: Path) -> Path:
-    """A copy of benchmark `name` below `root`: five classes of 4 + 3 + 2 images; returns its folder."""
+    """Write a copy of a benchmark. Return its folder. It has 4 train, 3 val and 2 test images per class."""
     row = BENCHMARKS[name]
     folder = root / row.folder
-    write_other = _write_class_folders if row.split_folders else _write_variants
-    (_write_split_file if row.split_file else write_other)(row, folder)
+    if row.split_file:
+        _write_split_file(row, folder)
+    elif row.split_folders:
+        _write_class_folders(row, folder)
+    else:
+        _write_variants(row, folder)
     return folder
 
 
 def with_split(served: Served, row: Benchmark, folder: Path) -> Benchmark:
-    """The row of a copy whose split file a server has: its sizes are the copy's, its digest the file's."""
+    """Serve the split file of a copy. Return the benchmark's row with the copy's digest and sizes."""
     content = (folder / row.split_file).read_bytes()
     served.files[f"/splits/{row.split_file}"] = content
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -98,7 +102,10 @@ def _write_class_folders(row: Benchmark, folder: Path) -> None:
                 place = folder / row.image_folder / below / class_folder
                 write_image(place / f"{split}_{k}.JPEG", label + k)
     (folder / row.image_folder / "README.txt").write_text("no image")
-    lines = [f"{wnid(k)} {NAMES[k % CLASSES]}{' two' * (k >= CLASSES)}\n" for k in range(step * CLASSES)]
+    lines = []
+    for k in range(step * CLASSES):
+        suffix = " two" if k >= CLASSES else ""
+        lines.append(f"{wnid(k)} {NAMES[k % CLASSES]}{suffix}\n")
     (folder / "classnames.txt").write_text("".join(lines), "utf-8")
 
 

@@ -64,12 +64,17 @@ class Transcription(ABC):
     def loss(
         self, images: Tensor, labels: Tensor, *, second_view: Tensor | None = None, draw: int = 0
     ) -> Tensor:
-        """Return the loss of a batch of normalized images."""
+        """Return the loss of a batch of normalized images.
+
+        Args:
+            second_view: The same images, augmented again. Only CoPrompt uses them.
+            draw: Index of the step's text among the N texts of `teacher`. Only CoPrompt uses it.
+        """
 
     def step(
         self, images: Tensor, labels: Tensor, *, second_view: Tensor | None = None, draw: int = 0
     ) -> Tensor:
-        """Train on a batch. Return its loss."""
+        """Train on a batch. Return its loss. The arguments are those of `loss`."""
         self.optimizer.zero_grad()
         loss = self.loss(images, labels, second_view=second_view, draw=draw)
         loss.backward()
@@ -169,9 +174,14 @@ def inserted(x: Tensor, first: int, tokens: Tensor) -> Tensor:
     return torch.cat([x[:, :first], tokens.expand(len(x), -1, -1), x[:, first:]], dim=1)
 
 
-def away(features: Tensor, frozen: Tensor) -> Tensor:
+def cosine_distance(features: Tensor, frozen: Tensor) -> Tensor:
     """Return 1 minus the mean cosine of corresponding rows."""
     return 1 - F.cosine_similarity(features, frozen, dim=-1).mean()
+
+
+def _block_index(name: str) -> int:
+    """Return the index of the block for whose input a layer computes tokens, e.g. 8 for "class.8.weight"."""
+    return int(name.split(".")[1])
 
 
 def similarity(scale: Tensor | float, image: Tensor, text: Tensor) -> Tensor:
@@ -186,7 +196,7 @@ class Tcp(Transcription):
     ) -> Tensor:
         assert self.teacher is not None
         weights = [name for name in self.leaves if name.startswith("class.") and name.endswith(".weight")]
-        [index] = [int(name.split(".")[1]) for name in weights if name != "class.in.weight"]
+        [index] = [_block_index(name) for name in weights if name != "class.in.weight"]
         hidden = self._linear("class.in", self.teacher)
         hidden = hidden * torch.sigmoid(QUICK_GELU_FACTOR * hidden)
         width = self.clip.text.width
@@ -199,11 +209,15 @@ class Tcp(Transcription):
         text = self._text(x, before=before)
         logits = similarity(self.clip.logit_scale, self._image(images), text)
         weight = self.config.regularizer.text_weight
-        return F.cross_entropy(logits, labels) + weight * away(text, self.teacher)
+        return F.cross_entropy(logits, labels) + weight * cosine_distance(text, self.teacher)
 
 
 class Mma(Transcription):
-    """MMA: adapters parallel to the blocks. Hooks divide their gradients by the scale, as in the code."""
+    """MMA: adapters parallel to the blocks.
+
+    As in the official code, hooks keep the scale out of the gradients of the up-projection, and apply it to
+    the gradient of the adapter's input.
+    """
 
     def loss(
         self, images: Tensor, labels: Tensor, *, second_view: Tensor | None = None, draw: int = 0
@@ -258,25 +272,25 @@ class Mmrl(Transcription):
         main = F.cross_entropy(similarity(fused.scale, image, text), labels)
         second = F.cross_entropy(similarity(fused.scale, representation, text), labels)
         regularizer = self.config.regularizer
-        held = regularizer.image_weight * away(image, frozen)
-        held = held + regularizer.text_weight * away(text, self.teacher)
-        return fused.weight * main + (1 - fused.weight) * second + held
+        regularization = regularizer.image_weight * cosine_distance(image, frozen)
+        regularization = regularization + regularizer.text_weight * cosine_distance(text, self.teacher)
+        return fused.weight * main + (1 - fused.weight) * second + regularization
 
     def _before(self, tower: str) -> Before:
         prefix = f"{tower}."
-        names = [name for name in self.leaves if name.startswith(prefix) and name.endswith(".weight")]
-        tokens = {
-            int(name.split(".")[1]): self._linear(name.removesuffix(".weight"), self.leaves["shared"]).to(
-                self.clip.dtype
-            )
-            for name in names
-        }
+        tokens: dict[int, Tensor] = {}
+        for name in self.leaves:
+            if name.startswith(prefix) and name.endswith(".weight"):
+                made = self._linear(name.removesuffix(".weight"), self.leaves["shared"])
+                tokens[_block_index(name)] = made.to(self.clip.dtype)
         first = min(tokens)
 
         def before(index: int, x: Tensor) -> Tensor:
             if index not in tokens:
                 return x
-            return (inserted if index == first else replaced)(x, 1, tokens[index])
+            if index == first:
+                return inserted(x, 1, tokens[index])
+            return replaced(x, 1, tokens[index])
 
         return before
 
@@ -328,7 +342,7 @@ class Dept(WithContext):
         loss = (1 - weight) * F.cross_entropy(logits, labels) + weight * head
         if self.teacher is None:
             return loss
-        return loss + self.config.regularizer.text_weight * away(text, self.teacher)
+        return loss + self.config.regularizer.text_weight * cosine_distance(text, self.teacher)
 
     def _scaled(self, kind: str, x: Tensor) -> Tensor:
         return self.leaves[f"logits.{kind}.scale"] * x + self.leaves[f"logits.{kind}.shift"]
@@ -348,9 +362,9 @@ class CoPrompt(WithContext):
         text = self._adapted("text", text, features.text_share)
         image = self._adapted("image", image, features.image_share)
         regularizer = self.config.regularizer
-        held = regularizer.text_weight * away(text, self.teacher[draw])
-        held = held + regularizer.image_weight * away(image, frozen)
-        return F.cross_entropy(similarity(self.clip.logit_scale, image, text), labels) + held
+        regularization = regularizer.text_weight * cosine_distance(text, self.teacher[draw])
+        regularization = regularization + regularizer.image_weight * cosine_distance(image, frozen)
+        return F.cross_entropy(similarity(self.clip.logit_scale, image, text), labels) + regularization
 
     def _adapted(self, name: str, x: Tensor, share: float) -> Tensor:
         hidden = F.linear(x, self.leaves[f"features.{name}.in"]).relu()

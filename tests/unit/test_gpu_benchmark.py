@@ -175,7 +175,10 @@ def test_parts_without_ray_end_within_nine_minutes_even_if_all_time_out(
     assert clock.seconds - 1000.0 <= 9 * 60
     assert asked == [name for name, each in gpu.PARTS.items() if not each.needs_ray]
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "not run" in line] == ["study: not run: time", "stream: not run: time"]
+    assert [line for line in lines if "not run" in line] == [
+        "study: not run, because its limit of 300 s exceeds the time left",
+        "stream: not run, because its limit of 180 s exceeds the time left",
+    ]
 
 
 def test_more_minutes_raise_the_limits_of_parts(gpu: ModuleType, tmp_path: Path) -> None:

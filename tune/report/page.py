@@ -34,6 +34,7 @@ class Progress:
     """Progress of a running study, which the page shows first.
 
     Args:
+        updated: Time of this progress, with a time zone.
         refresh_seconds: Seconds after which the browser reloads the page.
         stages: Name of each stage, completed fraction, and a summary.
         running: Table of the running jobs.
@@ -79,13 +80,13 @@ def write_report(records: Records, progress: Progress | None = None) -> Report:
 def render(records: Records, progress: Progress | None = None) -> str:
     """Return the HTML of the report."""
     study = records.study
-    running = progress.timeline if progress else ()
+    running_entries = progress.timeline if progress else ()
     return _render_records(
         "report.html.jinja",
         records,
         plotly_js=get_plotlyjs(),
         progress=progress,
-        plots=plots(records, running),
+        plots=plots(records, running_entries),
         detail_tables=detail_tables(records),
         min_importance_trials=MIN_IMPORTANCE_TRIALS,
         config_yaml=masked(dump_yaml(study.config.model_dump(mode="json"))),

@@ -32,7 +32,9 @@ def _order_and_seeds(num_items: int, seed: int, epoch: int, shuffle: bool) -> tu
         order = np.random.Generator(np.random.PCG64(order_seq)).permutation(num_items)
     # Any generator would do, but a change from Philox would alter the batches (see `FORMAT`).
     seeds = (np.random.Philox(seed_seq).random_raw(num_items) >> np.uint64(1)).astype(np.int64)
-    order.flags.writeable = seeds.flags.writeable = False  # callers share the cached arrays
+    # Callers share the cached arrays.
+    order.flags.writeable = False
+    seeds.flags.writeable = False
     return order, seeds
 
 
@@ -88,7 +90,8 @@ class ImageOrder:
 
     def rows(self, start: int, stop: int) -> tuple[Ints, Ints]:
         """Return the indices into `items` and the augmentation seeds of the rows `start` to `stop` - 1."""
-        indices, seeds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        indices = [np.empty(0, np.int64)]  # so that an empty range gives empty arrays
+        seeds = [np.empty(0, np.int64)]
         while start < stop:
             epoch, first = divmod(start, self.rows_per_epoch)
             end = min(first + stop - start, self.rows_per_epoch)
@@ -107,7 +110,8 @@ class ImageOrder:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that determines the batches. Equal digests mean equal batches."""
-        fields = {k: v for k, v in vars(self).items() if k not in ("items", "transform", "digest")}
+        others = ("items", "transform", "digest")
+        fields = {name: value for name, value in vars(self).items() if name not in others}
         transform = asdict(self.transform)
         if not self.transform.exif_rotation:  # so that orders of benchmarks keep their digests
             del transform["exif_rotation"]

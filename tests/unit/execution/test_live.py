@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from tests.support.fake_trial import fake_job
@@ -134,3 +135,5 @@ def test_a_new_worker_is_announced_and_its_repetitions_count_once() -> None:
     stage.epochs(0, 60, 61)
     stage.epochs(0, 60, notes=("started over: the checkpoint is corrupt",))
     assert stage.lines == ["[0:00] trial 0: started over: the checkpoint is corrupt"]
+    stage.now = 30.0
+    assert stage.progress.seconds_left == pytest.approx(270), "one epoch of ten took 30 s"

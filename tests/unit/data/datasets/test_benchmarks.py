@@ -10,7 +10,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
 from prometar.data.splits.fewshot import labels_of
-from tests.support.copies import CLASSES, COUNTS, NAMES, fails, wnid, write_copy
+from tests.support.copies import CLASSES, COUNTS, NAMES, open_error, wnid, write_copy
 
 ALL = sorted(BENCHMARKS)
 FOLDERS = [name for name in ALL if BENCHMARKS[name].split_folders]
@@ -100,7 +100,7 @@ PARTS = [(name, part) for name in ALL for part in BENCHMARKS[name].required_path
 def test_a_missing_part_names_itself_and_how_to_get_it(tmp_path: Path, name: str, part: str) -> None:
     folder = write_copy(name, tmp_path)
     (folder / part).rename(tmp_path / "gone")
-    message = fails(name, tmp_path)
+    message = open_error(name, tmp_path)
     assert f"{folder / part} is missing. " in message
     assert any(word in message for word in ("Get ", "data download", "Copy "))
 
@@ -114,7 +114,7 @@ def test_all_broken_images_are_listed(tmp_path: Path, name: str, capsys: pytest.
         path.unlink()
     for path in images[10::4]:
         path.write_bytes(path.read_bytes()[:99])
-    found = fails(name, tmp_path)
+    found = open_error(name, tmp_path)
     assert f"3 of {len(images)} images are missing. The first is {images[3]}" in found
     assert main(["data", "check", name, "--data-root", str(tmp_path)]) == 1
     *errors, last = capsys.readouterr().err.splitlines()
@@ -143,11 +143,11 @@ LISTS = [
 def test_wrong_aircraft_lists(tmp_path: Path, file: str, text: str, message: str) -> None:
     folder = write_copy("fgvc_aircraft", tmp_path)
     (folder / file).write_text(text)
-    found = fails("fgvc_aircraft", tmp_path)
+    found = open_error("fgvc_aircraft", tmp_path)
     assert message in found
     assert str(folder) in found
     (folder / file).write_bytes(b"\xff\xfe\xff")
-    assert f"{folder / file} is not UTF-8 text" in fails("fgvc_aircraft", tmp_path)
+    assert f"{folder / file} is not UTF-8 text" in open_error("fgvc_aircraft", tmp_path)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -158,11 +158,11 @@ def test_wrong_class_names_and_folders(tmp_path: Path, name: str) -> None:
     text = names.read_text("utf-8")
     for wrong in ("n01440764\n", f"{wnid(0)} tench again\n"):
         names.write_text(text + wrong, "utf-8")
-        assert f"{names}, line " in fails(name, tmp_path)
+        assert f"{names}, line " in open_error(name, tmp_path)
     names.write_text(text, "utf-8")
     for below in row.split_folders.values():
         (folder / row.image_folder / below / "n99999999").mkdir()
-    assert f"folder n99999999 is not listed in {names}." in fails(name, tmp_path)
+    assert f"folder n99999999 is not listed in {names}." in open_error(name, tmp_path)
 
 
 def test_list_compares_with_the_published_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

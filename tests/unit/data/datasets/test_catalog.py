@@ -14,7 +14,7 @@ from prometar.data.preparation.check import check
 from prometar.data.preparation.prepare import prepare
 from prometar.data.streaming.transforms import TransformSpec, make_image
 from prometar.errors import UserError
-from tests.support.copies import fails
+from tests.support.copies import open_error
 
 SPLIT = "split_zhou_DescribableTextures.json"
 
@@ -43,16 +43,16 @@ def test_textures_need_no_root_and_are_rendered(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    message = fails("dtt", None)
+    message = open_error("dtt", None)
     assert all(name in message for name in ("'dtt'", *BUILT_IN_NAMES))
 
 
 def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> None:
-    assert "--data-root DIR, the folder that contains dtd/" in fails("dtd", None)
-    assert str(tmp_path / "no") in fails("dtd", tmp_path / "no")
-    assert fails("dtd", Path("data")).endswith("or run `prometar data download dtd`.")
+    assert "--data-root DIR, the folder that contains dtd/" in open_error("dtd", None)
+    assert str(tmp_path / "no") in open_error("dtd", tmp_path / "no")
+    assert open_error("dtd", Path("data")).endswith("or run `prometar data download dtd`.")
     (own_dtd / "dtd").rename(own_dtd / "moved")
-    assert str(own_dtd / "dtd") in fails("dtd", own_dtd)
+    assert str(own_dtd / "dtd") in open_error("dtd", own_dtd)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_missing_root_or_folder_is_named(own_dtd: Path, tmp_path: Path) -> Non
 def test_a_malformed_split_file_says_where(own_dtd: Path, train: Any, part: str) -> None:
     file = own_dtd / "dtd" / SPLIT
     file.write_text(json.dumps({"train": train, "val": [], "test": []}))
-    message = fails("dtd", own_dtd)
+    message = open_error("dtd", own_dtd)
     assert f"split file {file}" in message
     assert part in message
 
@@ -85,7 +85,7 @@ def test_a_malformed_split_file_says_where(own_dtd: Path, train: Any, part: str)
 def test_a_class_name_that_no_prompt_can_hold(own_dtd: Path, tmp_path: Path, name: str) -> None:
     file = own_dtd / "dtd" / SPLIT
     file.write_text(file.read_text().replace('"grid"', json.dumps(name)))
-    assert f"calls label 2 {name!a}, which " in fails("dtd", own_dtd)
+    assert f"calls label 2 {name!a}, which " in open_error("dtd", own_dtd)
     [problem], _, _ = check("dtd", own_dtd)
     assert f"calls label 2 {name!a}, which" in problem
     with pytest.raises(UserError, match="calls label 2"):
@@ -108,6 +108,6 @@ def test_a_custom_loader_returns_items(change: dict[str, Any], monkeypatch: pyte
     fields = {"train": (), "val": (), "test": (), "source": FolderSource("."), "template": "a {}."}
     found = Dataset("own", "own", **{**fields, **change})
     monkeypatch.setattr(catalog, "instantiate", lambda *_: lambda root: found)
-    assert "own:Loader must return " in fails("own:Loader", None)
+    assert "own:Loader must return " in open_error("own:Loader", None)
     monkeypatch.setattr(catalog, "instantiate", lambda *_: lambda root: None)
-    assert "own:Loader must return a Dataset, got NoneType" in fails("own:Loader", None)
+    assert "own:Loader must return a Dataset, got NoneType" in open_error("own:Loader", None)
