@@ -132,7 +132,7 @@ def test_further_targets_are_tested_without_training_again(
     assert (folder / "checkpoint.safetensors").read_bytes() == trained
     accuracy = table(out, "cross-dataset")["eurosat", "coop", "accuracy"]["mean"]
     assert main(["evaluate", str(folder), "--dataset", "eurosat", "--data-root", str(root)]) == 0
-    assert capsys.readouterr().out.endswith(f"on eurosat: {float(accuracy):.2f} %\n")
+    assert f"on eurosat: {float(accuracy):.2f} %\n" in capsys.readouterr().out
 
 
 def test_a_killed_driver_is_resumed(

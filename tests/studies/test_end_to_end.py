@@ -165,7 +165,7 @@ def test_best_yaml_is_taken_as_it_is(
     assert prometar_main(["train", "--config", str(study / "best.yaml"), "--out", str(run)]) == 0
     trained = capsys.readouterr().out
     assert prometar_main(["evaluate", str(run)]) == 0
-    figures = capsys.readouterr().out.split(": ")[1].strip()
+    figures = capsys.readouterr().out.splitlines()[0].split(": ")[1]
     assert figures in trained
     finals = json.loads((study / "finals.json").read_text())
     seed_1 = finals["datasets"]["dtd"]["selected"][0]
