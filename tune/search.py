@@ -55,22 +55,35 @@ def _parameters() -> Iterator[Parameter]:
                     rich_help_panel=group,
                 )
                 continue
-            types = {field.annotation, *get_args(field.annotation)}
-            metavar = "NUMBER" if types & {int, float} else "DIR" if Path in types else "VALUE"
+            takes_several = get_origin(field.annotation) is tuple
             yield parameter(
                 f"--{name}",
-                list[str] | None if get_origin(field.annotation) is tuple else str | None,
+                list[str] | None if takes_several else str | None,
                 name.replace("-", "_"),
                 help=_CONFIG_HELP.get(name) or f"{field.description}{_default(field)}",
                 rich_help_panel=group,
-                metavar=metavar,
+                metavar=_metavar(field),
             )
     yield parameter(
-        "--set", list[str] | None, "settings", help="Change any setting.", rich_help_panel="Training",
+        "--set",
+        list[str] | None,
+        "settings",
+        help="Change any setting.",
+        rich_help_panel="Training",
         metavar="KEY=VALUE",
-    )  # fmt: skip
+    )
     plan_help = "Check data, weights, memory and settings, and estimate the duration, but start no trial."
     yield parameter("--plan", bool, "plan", default=False, help=plan_help)
+
+
+def _metavar(field: FieldInfo) -> str:
+    """Return the placeholder for the value of an option in --help."""
+    types = {field.annotation, *get_args(field.annotation)}
+    if types & {int, float}:
+        return "NUMBER"
+    if Path in types:
+        return "DIR"
+    return "VALUE"
 
 
 def _default(field: FieldInfo) -> str:

@@ -101,8 +101,8 @@ def plan_trials(
 ) -> tuple[JobResources, str]:
     """Plan the resources per trial. Return them, and a one-line summary.
 
-    Unless --max-concurrent is set, at most a fifth of `num_trials` run at a time (see `plan_resources`). This
-    limit does not apply to confirmation and final test (see `plan_runs`).
+    Unless --max-concurrent is set, at most a fifth of `num_trials` run at a time (see
+    `max_concurrent_trials`). This limit does not apply to confirmation and final test (see `plan_runs`).
 
     Example:
         >>> print(plan_trials([{"CPU": 2.0}], ResourcesConfig(), 24)[1])

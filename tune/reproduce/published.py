@@ -103,9 +103,13 @@ def incomparable_reason(dataset: Dataset) -> str:
 
 
 def published_h(dataset: Dataset, config: Config) -> float | None:
-    """Return the H published for a dataset and the method of `config`, or None if no H is comparable.
+    """Return the H published for the method of `config` on a dataset, or None if there is none.
 
-    No H is comparable if the backbone, weights or shots differ from the paper's. Other settings may differ.
+    Unlike in `published_accuracies`, settings of `config` other than backbone, weights and shots may differ.
+
+    Returns:
+        None if the method is a recipe file, the dataset is not a complete benchmark, the backbone, weights or
+        shots differ, or no H was published.
     """
     if is_recipe_file(config.method) or incomparable_reason(dataset):
         return None

@@ -24,18 +24,22 @@ MAX_DUPLICATES = 20
 """After this many consecutive samples that repeat earlier settings, the next trial is the first untried
 combination or, if the space has too many combinations to list, a random sample."""
 
-# User attributes of trial 0. OWNER: the folder in which the study was created. Studies of version 0.2.0 have
-# no STUDY_ID.
+# User attributes of trial 0
 IDENTITY = "identity"
-STUDY_ID = "study_id"
-OWNER = "owner"
-# User attributes of all trials.
+STUDY_ID = "study_id"  # missing in studies of version 0.2.0
+OWNER = "owner"  # folder in which the study was created
+
+# User attributes of any trial
 ORIGIN = "origin"
-SOURCE = "source"  # of enqueued settings
-REASON = "reason"
-RESULT = "result"
-SECONDS = "seconds_searched"  # user attribute of the study
-FIXED = "fixed_params"  # Optuna's system attribute for the settings of an enqueued trial
+SOURCE = "source"  # only of enqueued trials
+REASON = "reason"  # only of failed trials
+RESULT = "result"  # only of ended trials
+
+# User attribute of the study
+SECONDS = "seconds_searched"
+
+# Optuna's system attribute for the settings of an enqueued trial
+FIXED = "fixed_params"
 
 
 @contextmanager
