@@ -55,7 +55,7 @@ def defaults(
         Path | None, typer.Option(metavar="FILE.yaml", help="Write the settings as a recipe for --method.")
     ] = None,
 ) -> None:
-    """Choose the settings that are best on average over several datasets."""
+    """Choose the settings with the best mean over several studies."""
     from prometar.config.recipes import is_recipe_file
     from prometar.io.files import resolve_path, write_atomically
     from tune.defaults import average_best_of, describe_average_best, recipe_text
