@@ -140,7 +140,7 @@ def embed_batch(
     device = images_B3HW.device
     changes_vision = method.changes("vision")
     images = cached_embedding(clip, images_B3HW, cache, step, changes_vision=changes_vision)
-    if isinstance(images, ImageTokens):  # all passes of the step share the frozen blocks
+    if changes_vision and isinstance(images, ImageTokens):  # all passes of the step share the frozen blocks
         images = before_block(clip, images, method.first_block("vision", len(clip.vision.blocks)))
     labels = labels.to(device)
     frozen: Tensor | None = None

@@ -13,7 +13,7 @@ from prometar.step.iteration import step
 from tests.contracts.step.test_step import RATES, batch_for, make
 from tune.space.space import SHARED_SPACE, Space, load_space, space_of_method
 
-NUM_SAMPLES = 30
+NUM_SAMPLES = 15
 NUM_STEPS = 10
 """Samples of the space `default` that take a step. It has been searched for long."""
 TRAINED = [method for method in METHODS if not build(configure(method)).is_untrained]
