@@ -122,7 +122,9 @@ def build_run(
 
     def image_features_of(order: ImageOrder) -> FeatureCache | None:
         num_bytes = order.num_rows * clip.embed_dim * clip.working_dtype.itemsize
-        return shared.image_features((order.digest, method.changes("vision"), *cache_key), num_bytes)
+        # Folded and original weights give equal features with other rounding.
+        key = (order.digest, method.changes("vision"), folded, *cache_key)
+        return shared.image_features(key, num_bytes)
 
     def frozen_of(names: tuple[str, ...]) -> Tensor:
         return shared.text_features(config.backbone, names, teachers, folded=folded)

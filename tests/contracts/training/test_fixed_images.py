@@ -33,6 +33,7 @@ TEXT_ALONE: dict[str, dict[str, Any]] = {
     "coop with tasks of mixed pixels": META | {"task.augmentation": "cutmix"},
     "cocoop with tasks": META | {"task.augmentation": "feature_mixup"},
 }
+ADAPTED = {"adapters.kind": "parallel", "adapters.layers": "2"}
 
 
 def run_of(name: str, *, shared: RunCache | None = None, **more: Any) -> Run:
@@ -102,6 +103,18 @@ def test_known_images_are_not_read_again(name: str, tmp_path: Path) -> None:
     assert without_time(known.history) == without_time(alone.history)
     for leaf, tensor in alone.state.tensors().items():
         assert torch.equal(known.state.tensors()[leaf], tensor), leaf
+
+
+def test_runs_of_folded_and_of_original_weights_share_no_image_features(tmp_path: Path) -> None:
+    """Adapters need the original weights, whose features are rounded differently."""
+    shared = RunCache()
+    half = {"backbone.precision": "bf16", "train.epochs": 1}
+    train(Session(small_run("ivlp-regularized", shared=shared, **half, **ADAPTED), tmp_path / "adapted"))
+    known = Session(small_run("ivlp-regularized", shared=shared, **half), tmp_path / "known")
+    train(known)
+    alone = Session(small_run("ivlp-regularized", **half), tmp_path / "alone")
+    train(alone)
+    assert without_time(known.history) == without_time(alone.history)
 
 
 @pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
