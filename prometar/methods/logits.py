@@ -58,7 +58,9 @@ class FusedLogits(Logits):
     Base classes: s (weight cos(f, t_c) + (1 - weight) cos(r, t_c)). New classes: s cos(f, t_c).
     Loss: weight CE(s cos(f, t)) + (1 - weight) CE(s cos(r, t)).
     s is `scale`, or CLIP's logit scale if `scale` is null. Requires `features.kind=representation`.
-    Source: "MMRL", CVPR 2025 (published: weight 0.7, scale 100, a constant in its code).
+    Source: "MMRL", CVPR 2025 (published: weight 0.7, scale 100, a constant in its code). After training on
+    ImageNet, its code uses f alone for all other datasets. We use both features for the variants of ImageNet
+    that have the training classes (V2, -Sketch).
     """
 
     needs_representation: ClassVar[bool] = True
@@ -100,7 +102,8 @@ class LinearHead(Logits):
     H(t_y; text) of its class, both with the image's label y. a_k starts as 1, b_k as 0, W and d as in
     torch.nn.Linear. Base classes: (1 - weight) S + weight H(f; image). New classes: S.
     Source: "DePT: Decoupled Prompt Tuning", CVPR 2024 (published: weight 0.7, lr factor 6.5 for the head).
-    Its code uses the head for ImageNet's variants too, which have other classes. We use S there.
+    Its code uses the head for all variants of ImageNet. We use it for those that have the training classes
+    (V2, -Sketch), and S for those with fewer classes (-A, -R).
     """
 
     kind: Literal["linear_head"] = "linear_head"
