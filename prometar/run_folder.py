@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometar.clip.openclip import load_clip
 from prometar.clip.weights import weights_digest
-from prometar.config.settings import Config, dump_config, load_config
+from prometar.config.settings import Config, dump_config, load_config, texts_path
 from prometar.data.datasets.catalog import (
     dataset_location,
     file_name,
@@ -142,6 +142,7 @@ def write_result(
         weights_digest=run.backbone.digest,
         environment=environment(),
         code=run.code_digests,
+        texts=run.text_digest,
         excluded=tuple(sorted(run.dataset.excluded)),
         evaluation_digests={
             name: paths_digest(evaluation.order.items) for name, evaluation in run.evaluations.items()
@@ -225,9 +226,9 @@ def evaluate_classifier(
         raise UserError(f"{dataset.name} has no test images.")
     backbone = classifier.backbone
     order = eval_order(items, size=backbone.clip.image_size, exif_rotation=dataset.exif_rotation)
-    classes = encode_classes(
-        backbone, classifier.model(dataset.classnames, dataset.template), classifier.leaves
-    )
+    # Class texts use the templates of the tested dataset, as in training.
+    on_dataset = replace(classifier, template=dataset.template, templates=dataset.templates)
+    classes = encode_classes(backbone, on_dataset.model(dataset.classnames), classifier.leaves)
     predictions = predict(backbone, classes, stream(order, dataset.source, 0))
     return PredictedSet(items, dataset.classnames, predictions)
 
@@ -360,6 +361,9 @@ def export_run(folder: Path, to: Path, *, trust_code: bool = False) -> Path:
     overrides: dict[str, object] = {"data.root": None}  # a card contains no paths of this machine
     if is_local:
         overrides["backbone.pretrained"] = Path(str(backbone.pretrained)).name
+    texts = texts_path(classifier.config)
+    if texts is not None:  # only training reads them
+        overrides["regularizer.texts"] = Path(texts).name
     card = Card(
         config=classifier.config.override(overrides),
         digest=weights_digest(load_clip(backbone.name, backbone.pretrained)),  # before `Tower.folded`

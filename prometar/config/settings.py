@@ -289,6 +289,11 @@ def absolute_root(root: str) -> str:
     return root if "://" in root else str(resolve_path(root))
 
 
+def texts_path(config: Config) -> str | None:
+    """Return the path of the file `regularizer.texts`, or None if the regularizer reads no such file."""
+    return getattr(config.regularizer, "texts", None)
+
+
 def absolute_paths(config: Config) -> Config:
     """Return the configuration with absolute paths of data and weights."""
     changes: ConfigData = {}
@@ -297,7 +302,7 @@ def absolute_paths(config: Config) -> Config:
     weights = config.backbone.pretrained
     if weights is not None and os.path.isfile(weights):
         changes["backbone.pretrained"] = str(resolve_path(Path(weights).parent) / Path(weights).name)
-    texts = getattr(config.regularizer, "texts", None)
+    texts = texts_path(config)
     if texts is not None:
         changes["regularizer.texts"] = str(resolve_path(Path(texts)))
     return config.override(changes) if changes else config

@@ -73,17 +73,16 @@ class Classifier:
         config, num_classes = self.config, len(self.classnames)
         return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num_classes} classes>"
 
-    def model(self, classnames: Sequence[str], template: str | None = None) -> PromptedClip:
-        """Return the prompted CLIP for these classes. `template` replaces that of the classifier.
+    def model(self, classnames: Sequence[str]) -> PromptedClip:
+        """Return the prompted CLIP for these classes.
 
         The rule for new classes applies, unless these are the training classes in their order.
         """
-        main_template = template or self.template
         texts = prompt_texts(
             classnames,
             self.method.prompts,
             init=self.config.prompts.init,
-            template=main_template,
+            template=self.template,
             templates=self.templates,
         )
         clip = self.backbone.clip
@@ -91,7 +90,7 @@ class Classifier:
         if self.method.traits.class_aware:
             regularizer = self.method.regularizer
             teachers = regularizer.templates or (
-                self.templates.get(regularizer.template_name, main_template),
+                self.templates.get(regularizer.template_name, self.template),
             )
             frozen_text_CE = frozen_text_features(clip, self.backbone.tokenize, classnames, teachers)
         new_classes = tuple(classnames) != self.classnames

@@ -31,6 +31,7 @@ class RunResult(BaseModel):
         run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the weights.
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
+        texts: sha256 of the file `regularizer.texts`, or "".
         val_per_class: Maximum number of validation images per class.
         excluded: Paths of the images that were excluded from the dataset.
         evaluation_digests: Digest of the images' paths by evaluation set. Empty in results of version 0.2.
@@ -55,6 +56,7 @@ class RunResult(BaseModel):
     weights_digest: str = Field(alias="weights")
     environment: dict[str, str]
     code: dict[str, str] = Field(default_factory=dict)
+    texts: str = ""
     val_per_class: int = 20
     excluded: tuple[str, ...] = ()
     evaluation_digests: dict[str, str] = Field(default_factory=dict)

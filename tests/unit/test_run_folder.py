@@ -1,5 +1,7 @@
 """A run's folder: what a run writes there, and what it leaves alone."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,18 @@ import torch
 from safetensors.torch import save_file
 
 from prometar import run_folder
-from prometar.clip import openclip
+from prometar.clip import features, openclip
 from prometar.clip.openclip import Backbone
 from prometar.config.settings import Config, configure, dump_config
+from prometar.data.datasets.catalog import open_dataset
 from prometar.data.streaming.stream import stream_local
 from prometar.embedded.weights import load_mini
 from prometar.environment import environment
 from prometar.errors import InfrastructureError, UserError, WorkError
+from prometar.inference import classifier
 from prometar.io.custom import source_digest
 from prometar.io.files import lock_folder
+from prometar.step import prompted_clip
 from prometar.training import backbone as training_backbone
 from prometar.training.cache import RunCache
 from prometar.training.run import build_run
@@ -104,6 +109,43 @@ def test_a_test_on_other_datasets_uses_the_backbone_of_the_training(
     run_folder.evaluate_on_targets(tmp_path, ["dtd"], stream_local, shared=shared)
     assert read_result(tmp_path).tests.keys() == {"dtd"}
     assert loaded == ["mini"]
+
+
+def test_class_aware_prompts_on_another_dataset_use_its_templates(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = {"data.name": "cells", "data.root": None, "data.shots": 1, "train.epochs": 1}
+    run_folder.train_run(configure("tcp", cells), tmp_path)
+    texts: list[str] = []
+
+    def prompt_texts(*args: Any, **options: Any) -> list[str]:
+        found = prompted_clip.prompt_texts(*args, **options)
+        texts.extend(found)
+        return found
+
+    teachers: list[str] = []
+
+    def frozen_text_features(clip: Any, tokenize: Any, names: Any, templates: Any) -> torch.Tensor:
+        teachers.extend(templates)
+        return features.frozen_text_features(clip, tokenize, names, templates)
+
+    monkeypatch.setattr(classifier, "prompt_texts", prompt_texts)
+    monkeypatch.setattr(classifier, "frozen_text_features", frozen_text_features)
+    target = open_dataset("dtd", config.data.root)
+    run_folder.evaluate_classifier(run_folder.load_run_classifier(tmp_path), target)
+    assert all(text.endswith(", a type of texture.") for text in texts)
+    assert teachers == ["a photo of a {}, a type of texture."]
+
+
+def test_the_result_names_the_texts_of_classes_that_were_used(config: Config, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.json"
+    names = open_dataset("dtd", config.data.root).classnames
+    content = json.dumps({name: [f"a {name} thing"] for name in names}).encode()
+    texts.write_bytes(content)
+    data = {key: value for key, value in config.flat().items() if key.startswith(("data.", "train."))}
+    config = configure("ivlp-regularized", {**data, "regularizer.texts": str(texts)})
+    run_folder.train_run(config, tmp_path / "run")
+    assert read_result(tmp_path / "run").texts == hashlib.sha256(content).hexdigest()
 
 
 def test_custom_code_is_recorded(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

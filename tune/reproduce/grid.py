@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometar.comparison.finished_runs import FinishedRun
 from prometar.config.recipes import Protocol
-from prometar.config.settings import Config, describe_differences, load_config
+from prometar.config.settings import Config, describe_differences, load_config, texts_path
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
@@ -146,7 +146,8 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     """Return the finished run of a job, or None if its files are missing or the result is corrupt.
 
     Raises:
-        UserError: the run has other settings, or used other images, weights or code than those of `digests`.
+        UserError: the run has other settings, or used other images, weights, texts or code than those of
+            `digests`.
     """
     folder = job.folder
     config = job.config
@@ -161,6 +162,8 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
         return None
     used = {"weights": result.weights_digest} | {name: digest for name, (_, digest) in result.tests.items()}
     used |= {f"code of {name}": digest for name, digest in result.code.items()}
+    if result.texts:
+        used[f"texts of {texts_path(config)}"] = result.texts
     for name, digest in {config.data.name: result.data_digest, **used}.items():
         if digests.get(name, digest) != digest:
             raise UserError(f"{folder} used another version of {name}. Restore it or change --out.")

@@ -9,8 +9,9 @@ from prometar.clip.weights import weights_digest
 from prometar.comparison.finished_runs import FinishedRun
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
-from prometar.config.settings import Config
+from prometar.config.settings import Config, texts_path
 from prometar.data.datasets.catalog import open_dataset, reject_output_in_dataset
+from prometar.data.datasets.class_texts import read_texts
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.splits.objective import FewShotSplit, split_dataset
 from prometar.errors import FIX_AND_RESUME, PrometarError, UserError, WorkError, one_line
@@ -66,6 +67,9 @@ def run_grid(
     digests["weights"] = weights_digest(clip.to(device="cpu", dtype=DTYPES[grid.config.backbone.precision]))
     names = {*datasets}.union(*(config.custom_components.values() for config in grid.configs.values()))
     digests |= {f"code of {name}": source_digest(name) for name in names if is_custom(name)}
+    for path in map(texts_path, grid.configs.values()):
+        if path is not None:
+            digests[f"texts of {path}"] = read_texts(Path(path))[1]
     with lock_folder(out, f"the output folder {out}"):
         runs = [(job, read_run(job, digests)) for job in jobs]
         remaining = [job for job, run in runs if not _is_complete(job, run)]

@@ -15,6 +15,7 @@ import torch
 from prometar.cli.console import format_count, format_duration
 from prometar.clip.openclip import load_backbone, require_backbone
 from prometar.data.datasets.catalog import dataset_location, open_dataset, reject_output_in_dataset
+from prometar.data.datasets.class_texts import read_texts, texts_of
 from prometar.data.datasets.dataset import Dataset, Item, abbreviated, classnames
 from prometar.data.datasets.exclusions import EXCLUDED_FILE
 from prometar.data.preparation.check import unreadable_images
@@ -201,7 +202,8 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
         Digests by input, and the sizes that determine memory use.
 
     Raises:
-        UserError: the weights are missing, a component fails, or a dataset has too few out-of-domain names.
+        UserError: the weights are missing, a component fails, a dataset has too few out-of-domain names, or
+            the file `regularizer.texts` lacks a class.
     """
     search = config.search
     backbone = load_backbone(config.baseline.backbone.name, config.baseline.backbone.pretrained)
@@ -213,6 +215,13 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     components = [*filter(is_custom, names), *config.baseline.custom_components.values()]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components}
     splits = [split for pair in plan.splits.values() for split in pair]
+    regularizer = build(config.baseline).regularizer
+    path = regularizer.texts
+    if path is not None:
+        texts, digest = read_texts(Path(path))
+        digests[f"texts of {path}"] = digest[:12]
+        for split in splits:
+            texts_of(texts, split.classnames, path=path, equal_numbers=regularizer.draw)
     if objective_of(search.objective).predicts_new:
         digests["drift"] = drift_version(backbone)  # new accuracy is predicted from drift
         for dataset in plan.datasets:

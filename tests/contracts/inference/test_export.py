@@ -219,6 +219,18 @@ def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path
     assert isinstance(prometar.load(path, pretrained=str(weights)), Classifier)
 
 
+def test_a_card_names_the_file_of_class_texts_without_its_folder(small_dtd: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.json"
+    names = open_dataset("dtd", small_dtd).classnames
+    texts.write_text(json.dumps({name: [f"a {name} thing"] for name in names}))
+    data = {"data__name": "dtd", "data__root": str(small_dtd)}
+    train(tmp_path / "run", "ivlp-regularized", regularizer__texts=str(texts), **data)
+    path = tmp_path / "prompts.safetensors"
+    export_run(tmp_path / "run", path)
+    assert str(tmp_path) not in path.with_suffix(".json").read_text()
+    assert prometar.load(path).config.flat()["regularizer.texts"] == "texts.json"
+
+
 def test_what_is_no_export_is_refused(exported: Path, tmp_path: Path) -> None:
     path = tmp_path / "prompts.safetensors"
     leaves = load_file(exported)

@@ -106,6 +106,17 @@ def test_a_corrupt_result_counts_as_missing(text: str, written: Job) -> None:
     assert read_run(written, {}) is None
 
 
+def test_runs_with_other_texts_of_classes_are_rejected(tmp_path: Path) -> None:
+    job = job_of(tmp_path, **{"regularizer.kind": "l1", "regularizer.texts": "/data/texts.json"})
+    run = finished(job, lambda config, name: 50.0)
+    run.folder.mkdir()
+    (run.folder / "config.yaml").write_text(dump_config(job.config))
+    run.result.model_copy(update={"texts": "old"}).write(run.folder)
+    assert read_run(job, {"texts of /data/texts.json": "old"})
+    with pytest.raises(UserError, match=r"another version of texts of /data/texts\.json"):
+        read_run(job, {"texts of /data/texts.json": "new"})
+
+
 def test_runs_with_other_settings_or_splits_are_rejected(written: Job, tmp_path: Path) -> None:
     digests = {name: f"of {name}" for name in ("imagenet", "dtd")}
     assert read_run(written, digests)

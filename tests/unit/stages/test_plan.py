@@ -1,11 +1,13 @@
 """Plan of a study: maximum number of runs, epochs and steps."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prometar.data.datasets.catalog import open_dataset
 from prometar.errors import UserError, WorkError
 from prometar.training.run import build_run
 from tests.support.copies import write_tree
@@ -14,7 +16,7 @@ from tests.support.own import PARTS
 from tune import Space, StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
-from tune.stages.plan import plan_study, require_readable_images
+from tune.stages.plan import inspect_inputs, plan_study, require_readable_images
 from tune.stages.study_jobs import final_job, trial_job
 from tune.study import Study
 
@@ -137,6 +139,30 @@ def test_nested_conditions_hold_for_tried_values(tmp_path: Path, monkeypatch: py
 def test_what_cannot_run_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         plan_study(config_of(tmp_path, **options))
+
+
+def with_texts(tmp_path: Path, text: str, *datasets: str) -> StudyConfig:
+    """A study whose regularizer reads a file with one text per class of `cells`."""
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps({name: [f"{text} {name}"] for name in open_dataset("cells").classnames}))
+    settings = {"regularizer.texts": str(path), "data.shots": 1}
+    return config_of(tmp_path, dataset=["cells", *datasets], method="ivlp-regularized", settings=settings)
+
+
+def test_a_study_does_not_resume_with_other_texts_of_classes(tmp_path: Path) -> None:
+    config = with_texts(tmp_path, "a cell called")
+    digests, _ = inspect_inputs(config, plan_study(config))
+    config.require_same(config.identity(digests), digests)
+    changed = with_texts(tmp_path, "a microbe called")
+    now, _ = inspect_inputs(changed, plan_study(changed))
+    with pytest.raises(UserError, match=r"was started with other settings \(texts of .*texts\.json"):
+        changed.require_same(config.identity(digests), now)
+
+
+def test_texts_that_lack_the_classes_of_any_dataset_are_refused_before_the_start(tmp_path: Path) -> None:
+    config = with_texts(tmp_path, "a cell called", "textures")
+    with pytest.raises(UserError, match=r"texts\.json has no texts for banded"):
+        inspect_inputs(config, plan_study(config))
 
 
 def test_the_plan_tells_what_is_skipped_in_a_folder(tmp_path: Path) -> None:
