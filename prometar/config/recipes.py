@@ -119,6 +119,7 @@ class Recipe(StrictModel):
         settings: Settings that differ from ProMetaR's, by section.
         by: Published settings for datasets, protocols and numbers of shots. Those that match a run apply in
             order, after `settings`.
+        space: What a study of the method searches: a built-in search space, or a YAML file, as `--space`.
         name, title: Name (or file name) of the recipe, and the method's name in the paper.
         about: What the method learns.
         paper, source, unverified: Publication, source of the settings, and details that are not verified.
@@ -126,6 +127,7 @@ class Recipe(StrictModel):
 
     settings: SettingsBySection
     by: tuple[PublishedEntry, ...] = ()
+    space: str = Field("default", min_length=1)
     name: str = ""
     title: str = ""
     about: str = ""

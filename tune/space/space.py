@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import ValidationError, model_validator
 
-from prometar.config.recipes import METHODS
+from prometar.config.recipes import recipe
 from prometar.config.sections import is_setting
 from prometar.config.settings import Config, flatten
 from prometar.errors import UserError
@@ -235,15 +235,18 @@ def built_in_spaces() -> list[str]:
 
 
 def space_of_method(method: str) -> str:
-    """Return the name of the space that a study of a method searches unless `--space` is given.
+    """Return the space, a name or a file, that a study of a method searches unless `--space` is given.
 
-    Methods with settings of their own have a space with their name, others share the space `default`.
+    It is named in the method's recipe.
+
+    Raises:
+        UserError: the method is unknown, or the file is not a valid recipe.
 
     Example:
         >>> space_of_method("mmrl"), space_of_method("coop")
         ('mmrl', 'default')
     """
-    return method if method in built_in_spaces() and method in METHODS else SHARED_SPACE
+    return recipe(method).space
 
 
 class SearchedSettings(NamedTuple):

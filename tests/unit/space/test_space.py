@@ -35,7 +35,7 @@ inner.order: {type: choice, choices: [first, second], when: {regularizer.kind: [
 def test_every_space_contains_the_default_settings(name: str) -> None:
     """Except settings whose condition does not hold for the defaults."""
     space = load_space(name)
-    config = configure(name) if name in METHODS else Config()
+    config = configure(name, {"inner.kind": "sgd"}) if name in METHODS else Config()
     values = space.default_values(config)
     assert values.keys() == {key for key, entry in space.ranges.items() if entry.is_active(values)}
     assert space.restrict(config) == space
@@ -174,6 +174,17 @@ def test_a_study_searches_the_own_space_of_its_method_unless_another_is_given() 
             StudyConfig.of(dataset="dtd", method=method).search.space.name == name == space_of_method(method)
         )
     assert StudyConfig.of(dataset="dtd", method="mmrl", space="default").search.space.name == "default"
+
+
+def test_a_recipe_file_names_the_space_of_its_studies(tmp_path: Path) -> None:
+    path = tmp_path / "meta.yaml"
+    settings = "settings: {prompts: {kind: none}, adapters: {kind: parallel}}\n"
+    path.write_text(settings)
+    assert space_of_method(str(path)) == "default"
+    path.write_text(f"space: mma\n{settings}")
+    searched = StudyConfig.of(dataset="dtd", method=str(path)).search.space
+    assert searched.name == "mma"
+    assert {"adapters.dim", "inner.lr"} <= searched.ranges.keys()
 
 
 def test_the_space_of_older_methods_has_not_changed() -> None:
