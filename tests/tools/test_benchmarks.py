@@ -24,7 +24,17 @@ ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TIMED = re.search(r"^SCRIPTS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()  # type: ignore[index]
 COUNTS = {"kernels"}  # exact, no timing; tests/contracts/training/test_counts.py holds them
-ACCURACIES = {"objectives", "claim", "allocation", "costs", "precision", "demo", "transfer", "verdicts"}
+ACCURACIES = {
+    "objectives",
+    "claim",
+    "allocation",
+    "costs",
+    "precision",
+    "demo",
+    "transfer",
+    "verdicts",
+    "equal_tuning",
+}
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
 SHARED = {"common", "counting", "gpu_parts", "gpu_parity", "step_methods"}

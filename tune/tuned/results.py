@@ -146,7 +146,7 @@ def collect(comparison: TunedComparison, failures: Mapping[Cell, str]) -> TunedR
                 config = comparison.studies[cell]
                 records = StudyFolder.of(config).read_all()
                 failure = failures.get(cell, "")
-                cells[cell] = _study_cell(cell, config, comparison.plans[cell], records, failure)
+                cells[cell] = study_cell(cell, config, comparison.plans[cell], records, failure)
     return TunedResults(cells, tuple(comparison.untrained))
 
 
@@ -164,9 +164,15 @@ def _untrained_cells(comparison: TunedComparison, failures: Mapping[Cell, str]) 
             yield CellResult(method, dataset, scores, scores, keeps_published=True)
 
 
-def _study_cell(
-    cell: Cell, config: StudyConfig, plan: StudyPlan, records: Records | None, failure: str
+def study_cell(
+    cell: Cell, config: StudyConfig, plan: StudyPlan, records: Records | None, failure: str = ""
 ) -> CellResult:
+    """Return the result of a study of one dataset.
+
+    Args:
+        records: Records of the study, or None if it has not started.
+        failure: Why the study failed, or "".
+    """
     method, dataset = cell
     if records is None:
         return CellResult(method, dataset, missing=failure or "the study has not started")
