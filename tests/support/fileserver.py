@@ -1,5 +1,6 @@
 """A file server on 127.0.0.1 that breaks off or fails as requested."""
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +17,20 @@ class Served:
         break_at: Bytes after which each of the coming transfers is cut; empty: none is.
         status: Statuses to answer the coming requests with.
         ranges: True to continue files where a request asks for it. Otherwise, whole files are sent.
+        validator: Header by which a client can see that a file has changed: "ETag", "Last-Modified" or "".
+        modified: Value of Last-Modified.
         requests: Path of each request.
+        starts: First byte that is sent in each successful response.
     """
 
     files: dict[str, bytes]
     break_at: list[int] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
     ranges: bool = True
+    validator: str = "ETag"
+    modified: str = "Wed, 01 Jan 2025 00:00:00 GMT"
     requests: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     url: str = ""
 
 
@@ -39,11 +46,27 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
             if status != 200 or content is None:
                 self.send_error(status)
                 return
+            etag = f'"{hashlib.md5(content).hexdigest()}"'
+            validator = {"ETag": etag, "Last-Modified": served.modified}.get(served.validator)
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-            continues = served.ranges and start > 0
-            content = content[start:] if continues else content
-            self.send_response(206 if continues else 200)
+            is_unchanged = self.headers.get("If-Range", validator) == validator
+            if not served.ranges or not is_unchanged:
+                start = 0
+            size = len(content)
+            if start >= size > 0:
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{size}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            served.starts.append(start)
+            content = content[start:]
+            self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content)))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+            if validator is not None:
+                self.send_header(served.validator, validator)
             self.end_headers()
             if served.break_at:
                 content = content[: served.break_at.pop(0)]

@@ -4,17 +4,21 @@ Images come from the official archives. If they cannot be downloaded, the copy o
 `COPIES_URL` is used. The split file comes from `SPLIT_FILES_URL`, or else from the copy.
 """
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import tarfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from email.message import Message
 from functools import partial
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from urllib.error import HTTPError
 
 from prometar.data.datasets.benchmarks import BENCHMARKS, CLASSNAMES_FILE, Archive, Benchmark, Copy
@@ -22,7 +26,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.layouts import read_split_file
 from prometar.data.preparation.check import file_digest, size_differences
 from prometar.errors import PrometarError, UserError, WorkError, first_line
-from prometar.io.files import resolve_path, write_atomically
+from prometar.io.files import lock_folder, resolve_path, write_atomically
 
 # CoOp's files are on Google Drive, which requires a browser. The repository of a later paper has copies.
 SPLIT_FILES_URL = (
@@ -37,6 +41,12 @@ COPIES_URL = (
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 2**20
 MAX_TRANSFERS = 50  # per file, if the server closes the connection again and again
+
+_PARTIAL_CONTENT = 206  # statuses of HTTP
+_NO_SUCH_RANGE = 416
+
+_TRANSFERS = "transfers"
+_TEMPORARY = "temporary"
 
 ProgressCallback = Callable[[int, int], None]
 """Callback that receives the finished and total numbers of bytes or shards. An unknown total is 0."""
@@ -57,7 +67,8 @@ def download(
 ) -> tuple[list[Path], str]:
     """Download a benchmark's images and lists to its folder below `to`. Check known digests.
 
-    Existing files are not changed. New files and folders appear only when they are complete.
+    Existing files are not changed. New files and folders appear only when they are complete. Archives whose
+    transfer was interrupted stay in the folder `.download-NAME` below `to`, and a later call continues them.
 
     Args:
         name: Benchmark with public images.
@@ -70,7 +81,8 @@ def download(
 
     Raises:
         UserError: unknown dataset, nothing to download, or `to` is not a local folder.
-        WorkError: all sources failed (the message lists them), the disk is full, or `to` is not writable.
+        WorkError: all sources failed (the message lists them), the disk is full, `to` is not writable, or
+            another process downloads the same benchmark to `to`.
     """
     if name not in BENCHMARKS:
         raise UserError(f"'{name}' is not a benchmark. Use one of {', '.join(BENCHMARKS)}.")
@@ -81,8 +93,8 @@ def download(
         paths = ", ".join(benchmark.required_paths)
         fix = f"{benchmark.instructions} {folder} must then contain {paths}."
         raise UserError(f"{benchmark.title} has no public archive. {fix}")
-    with _temporary_folder(root) as temp:
-        added = _Download(benchmark, benchmark.copy_file, folder, temp, progress, notify).run()
+    with _download_folder(root, name) as download_folder:
+        added = _Download(benchmark, benchmark.copy_file, folder, download_folder, progress, notify).run()
     try:
         open_dataset(name, root)
     except PrometarError as error:
@@ -91,21 +103,22 @@ def download(
 
 
 class _Download:
-    """Download of one benchmark to its folder, by way of a temporary folder on the same disk."""
+    """Download of one benchmark to its folder, by way of a `_download_folder` on the same disk."""
 
     def __init__(
         self,
         benchmark: Benchmark,
         copy: Copy,
         folder: Path,
-        temp: Path,
+        download_folder: Path,
         progress: ProgressCallback,
         notify: NoticeCallback,
     ) -> None:
         self._benchmark = benchmark
         self._copy = copy
         self._folder = folder
-        self._temp = temp
+        self._temp = download_folder / _TEMPORARY
+        self._transfers = download_folder / _TRANSFERS
         self._progress = progress
         self._notify = notify
         self._num_folders = 0
@@ -217,10 +230,20 @@ class _Download:
         self._num_folders += 1
         folder = self._temp / str(self._num_folders)
         folder.mkdir()
-        file = folder / url.rsplit("/", 1)[-1]
-        download_file(url, file, digest=digest, progress=self._progress)
-        unpack(file, folder / "unpacked")
-        file.unlink()
+        transfer = self._transfers / hashlib.sha256(url.encode()).hexdigest()[:16]
+        transfer.mkdir(exist_ok=True)
+        file = transfer / url.rsplit("/", 1)[-1]
+        try:
+            download_file(url, file, digest=digest, progress=self._progress)
+        finally:
+            if not file.exists():
+                shutil.rmtree(transfer)
+        try:
+            unpack(file, folder / "unpacked")
+        except SourceError:  # after an interruption or on a full disk, the archive is kept
+            shutil.rmtree(transfer)
+            raise
+        shutil.rmtree(transfer)
         if not inner:
             return folder / "unpacked"
         if not (folder / "unpacked" / inner).is_file():
@@ -244,15 +267,27 @@ class _Download:
 
 
 @contextmanager
-def _temporary_folder(root: Path) -> Iterator[Path]:
-    """Yield a temporary folder inside the data root, so that its files can be moved into place by renaming.
+def _download_folder(root: Path, name: str) -> Iterator[Path]:
+    """Yield the folder of a benchmark's download. It is inside the data root, so that files can be renamed.
 
-    An OSError in the `with` block becomes a WorkError.
+    It contains a folder of transfers, which later commands continue, and a folder of temporary files. It is
+    removed at the end, unless a transfer was interrupted. An OSError in the `with` block becomes a WorkError.
     """
+    folder = root / f".download-{name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".download-", dir=root) as folder:
-            yield Path(folder)
+        with lock_folder(folder, f"The folder {folder}"):
+            shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)  # of a command that was killed
+            (folder / _TEMPORARY).mkdir()
+            (folder / _TRANSFERS).mkdir(exist_ok=True)
+            succeeded = False
+            try:
+                yield folder
+                succeeded = True
+            finally:
+                if succeeded or not any((folder / _TRANSFERS).iterdir()):
+                    shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder / _TEMPORARY, ignore_errors=True)
     except OSError as error:
         raise WorkError(
             f"Cannot write to {root}: {error.strerror or error}. Free disk space, or use another --to."
@@ -262,26 +297,75 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
 def download_file(
     url: str, file: Path, *, digest: str = "", progress: ProgressCallback = lambda done, total: None
 ) -> None:
-    """Download `url` to `file`. After an interruption, continue where the transfer stopped.
+    """Download `url` to `file`. After an interruption, also of an earlier call, continue the transfer.
+
+    What the server sent about the file is kept in FILE.transfer.json. If the file has changed since then, or
+    the server cannot continue a transfer, the transfer starts again.
 
     Args:
-        digest: Expected digest, such as "md5:<hex>", or "" if it is unknown.
+        digest: Expected digest, such as "md5:<hex>", or "" if it is unknown. A file with another digest is
+            deleted.
 
     Raises:
         SourceError: the transfer failed, or the digest differs.
         WorkError: the file and its content do not fit on the disk.
         OSError: the file cannot be written.
     """
-    file.write_bytes(b"")
     reason = ""
     for _ in range(MAX_TRANSFERS):
-        size_before = file.stat().st_size
+        size_before = _size(file)
         reason = _transfer(url, file, progress)
-        if not reason or file.stat().st_size <= size_before:
+        if not reason or _size(file) <= size_before:
             break
     if reason:
         raise SourceError(f"Cannot download {url}: {reason}.")
-    _verify_digest(file, digest, url)
+    try:
+        _verify_digest(file, digest, url)
+    except SourceError:
+        _discard(file)
+        raise
+
+
+@dataclass(frozen=True)
+class _ServedFile:
+    """What a server said about a file whose transfer began.
+
+    Attributes:
+        validator: Strong ETag, or else the date of the last modification, or "" if the server sent neither.
+        size: Size in bytes, or None if it is unknown.
+    """
+
+    url: str
+    validator: str
+    size: int | None
+
+    @classmethod
+    def of_response(cls, url: str, headers: Message, size: int | None) -> "_ServedFile":
+        etag = headers.get("ETag", "")
+        is_strong = etag.startswith('"')  # weak ones do not promise equal bytes
+        return cls(url, etag if is_strong else headers.get("Last-Modified", ""), size)
+
+
+def _record_path(file: Path) -> Path:
+    return file.with_name(f"{file.name}.transfer.json")
+
+
+def _read_served_file(file: Path) -> _ServedFile | None:
+    """Return the record of an interrupted transfer, or None if there is none that can be read."""
+    try:
+        return _ServedFile(**json.loads(_record_path(file).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _discard(file: Path) -> None:
+    """Delete a file and the record of its transfer."""
+    file.unlink(missing_ok=True)
+    _record_path(file).unlink(missing_ok=True)
 
 
 def _verify_digest(file: Path, expected: str, source: str) -> None:
@@ -295,20 +379,49 @@ def _verify_digest(file: Path, expected: str, source: str) -> None:
 
 def _transfer(url: str, file: Path, progress: ProgressCallback) -> str:
     """Download what `file` lacks. Return the reason if the transfer was interrupted, or else ""."""
-    start = file.stat().st_size
-    headers = {"User-Agent": "prometar"} | ({"Range": f"bytes={start}-"} if start else {})
+    served = _read_served_file(file)
+    start = 0
+    headers = {"User-Agent": "prometar"}
+    if served is not None and served.url == url and _size(file):
+        start = _size(file)
+        headers["Range"] = f"bytes={start}-"
+        if served.validator:  # the server sends the whole file if it has changed
+            headers["If-Range"] = served.validator
     try:
         response = urllib.request.urlopen(
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
         )
+    except HTTPError as error:
+        with error:
+            if served is None or not start or error.code != _NO_SUCH_RANGE:
+                return first_line(error)
+            _, size = _content_range(error.headers)
+        if (size or served.size) == start:  # the earlier call was interrupted after the transfer
+            return ""
+        _discard(file)
+        return _transfer(url, file, progress)
     except (OSError, HTTPException) as error:
-        if isinstance(error, HTTPError):
-            error.close()
         return first_line(error)
-    continues = response.status == 206  # otherwise, the server sends the whole file
-    with response, file.open("ab" if continues else "wb") as stream:
-        total = stream.tell() + (response.length or 0)
-        _require_disk_space(file.parent, response.length or 0)
+    with response:
+        if served is not None and start and response.status == _PARTIAL_CONTENT:
+            first, size = _content_range(response.headers)
+            if first != start or (size is not None and served.size is not None and size != served.size):
+                response.close()
+                _discard(file)
+                return _transfer(url, file, progress)
+        else:  # a new transfer, or the server sends the whole file
+            start = 0
+            _discard(file)
+            record = _ServedFile.of_response(url, response.headers, response.length)
+            _record_path(file).write_text(json.dumps(asdict(record)), "utf-8")
+        return _receive(response, file, start, progress)
+
+
+def _receive(response: HTTPResponse, file: Path, start: int, progress: ProgressCallback) -> str:
+    """Append a response to the `start` bytes of `file`. Return the reason if it ends early, or else ""."""
+    total = start + (response.length or 0)
+    _require_disk_space(file.parent, total - start + total)
+    with file.open("ab") as stream:
         while True:
             try:
                 chunk = response.read(CHUNK_BYTES)
@@ -323,12 +436,28 @@ def _transfer(url: str, file: Path, progress: ProgressCallback) -> str:
     return ""
 
 
+def _content_range(headers: Message) -> tuple[int | None, int | None]:
+    """Return the first byte and the size of the whole file in Content-Range. None if it has no such number.
+
+    Example:
+        >>> headers = Message()
+        >>> headers["Content-Range"] = "bytes 5-8/9"
+        >>> _content_range(headers)
+        (5, 9)
+    """
+    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", headers.get("Content-Range", ""))
+    if match is None:
+        return None, None
+    first, size = match.groups()
+    return None if first is None else int(first), None if size is None else int(size)
+
+
 def _require_disk_space(folder: Path, num_bytes: int) -> None:
-    """Require space for an archive of images and its content, which has about the same size."""
+    """Require space for the rest of an archive of images and for its content, which has about its size."""
     free = shutil.disk_usage(folder).free
-    if 2 * num_bytes > free:
+    if num_bytes > free:
         raise WorkError(
-            f"The archive and its content need {2 * num_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB "
+            f"The download and its content need {num_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB "
             "are free. Free disk space, or use another --to."
         )
 

@@ -22,6 +22,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.preparation import download as download_module
 from prometar.data.preparation.download import download_file, unpack
 from prometar.errors import WorkError
+from prometar.io.files import lock_folder
 from tests.support.copies import with_split, write_copy
 from tests.support.fileserver import Served, serve
 
@@ -76,6 +77,61 @@ def test_a_transfer_without_progress_is_given_up(server: Served, tmp_path: Path)
     with pytest.raises(WorkError, match=f"closed after 1000 of {len(CONTENT)} bytes"):
         download_file(f"{server.url}/file.bin", tmp_path / "file")
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("validator", ["ETag", "Last-Modified", ""])
+def test_a_later_call_continues_an_interrupted_transfer(
+    server: Served, tmp_path: Path, validator: str
+) -> None:
+    server.validator = validator
+    server.break_at = [2_000_000, 0]
+    file = tmp_path / "file"
+    with pytest.raises(WorkError, match="closed after 2000000 of"):
+        download_file(f"{server.url}/file.bin", file)
+    download_file(f"{server.url}/file.bin", file, digest=DIGEST)
+    assert file.read_bytes() == CONTENT
+    assert server.starts == [0, 2_000_000, 2_000_000]
+
+
+@pytest.mark.parametrize("change", ["ETag", "Last-Modified", "size", "shorter", "other address", "no record"])
+def test_a_transfer_starts_again_if_the_file_has_changed(server: Served, tmp_path: Path, change: str) -> None:
+    """Only the size tells it if the server sends no validator."""
+    server.validator = change if change in {"ETag", "Last-Modified"} else ""
+    server.break_at = [2_000_000, 0]
+    path = "/file.bin"
+    file = tmp_path / "file"
+    with pytest.raises(WorkError, match="closed after 2000000 of"):
+        download_file(f"{server.url}{path}", file)
+    content = CONTENT[::-1]
+    if change == "size":
+        content += b"more"
+    if change == "shorter":
+        content = content[:1_500_000]
+    if change == "other address":
+        path = "/other.bin"
+    if change == "no record":
+        (tmp_path / "file.transfer.json").write_text("[")
+    server.files[path] = content
+    server.modified = "Thu, 02 Jan 2025 00:00:00 GMT"
+    download_file(f"{server.url}{path}", file)
+    assert file.read_bytes() == content
+    assert server.starts[-1] == 0
+
+
+def test_a_file_with_another_digest_is_not_continued(server: Served, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with pytest.raises(WorkError, match=r"expected md5:0+"):
+        download_file(f"{server.url}/file.bin", file, digest=f"md5:{'0' * 32}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_complete_file_is_not_transferred_again(server: Served, tmp_path: Path) -> None:
+    """A command that is interrupted while it unpacks an archive does not repeat the transfer."""
+    file = tmp_path / "file"
+    for _ in range(2):
+        download_file(f"{server.url}/file.bin", file, digest=DIGEST)
+    assert server.starts == [0]
+    assert file.read_bytes() == CONTENT
 
 
 def tar_of(folder: Path, top: str) -> bytes:
@@ -291,6 +347,57 @@ def test_a_full_disk_is_no_fault_of_a_source(
     assert download("dtd", tmp_path / "root") == 1
     assert f"Cannot write to {tmp_path}/root: No space left on device." in capsys.readouterr().err
     assert {path.split("/")[1] for path in server.requests} == {"dtd"}
+
+
+def test_a_repeated_command_continues_an_interrupted_download(
+    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer("dtd")
+    copy = server.files.pop("/copies/dtd.zip")
+    root = tmp_path / "root"
+    server.break_at = [1000, 0]
+    assert download("dtd", root) == 1
+    assert "the connection was closed after 1000 of" in capsys.readouterr().err
+    assert os.listdir(root) == [".download-dtd"]
+    server.files["/copies/dtd.zip"] = copy
+    assert download("dtd", root) == 0
+    assert "Complete. To check every image" in capsys.readouterr().out
+    assert server.starts == [0, 1000, 1000, 0]  # the last one is the split file
+    assert os.listdir(root) == ["dtd"]
+
+
+def test_an_archive_is_kept_if_unpacking_it_is_interrupted(
+    server: Served,
+    offer: Offer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offer("dtd")
+    root = tmp_path / "root"
+
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extract", interrupt)
+        assert download("dtd", root) == 130
+    assert os.listdir(root) == [".download-dtd"]
+    assert download("dtd", root) == 0
+    assert server.starts == [0, 0]  # the archive and the split file
+    assert os.listdir(root) == ["dtd"]
+
+
+def test_a_second_command_does_not_disturb_a_download(
+    server: Served, offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer("dtd")
+    root = tmp_path / "root"
+    with lock_folder(root / ".download-dtd", "a download"):
+        assert download("dtd", root) == 1
+    error = capsys.readouterr().err
+    assert f"The folder {root}/.download-dtd is in use by another process. Stop it" in error
+    assert server.requests == []
 
 
 def test_a_split_file_is_kept(offer: Offer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
