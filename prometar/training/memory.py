@@ -8,6 +8,7 @@ import torch
 from prometar.clip.model import Clip, tensors_of
 from prometar.config.settings import Config
 from prometar.data.splits.objective import FewShotSplit
+from prometar.methods.adapters import TowerName
 from prometar.methods.composition import Method, build
 from prometar.methods.modulators import Gate
 from prometar.training.cache import MAX_BATCH_BYTES
@@ -24,9 +25,8 @@ _IMAGE_SECOND_ORDER = 60.0
 _CLASS_FIRST_ORDER = 0.5
 _CLASS_SECOND_ORDER = 2.5
 _GATE = 0.45
-# The same for towers that autograd differentiates, counted with ViT-B/16. Learned parts in all layers are
-# assumed. With parts in few layers, less is saved, and the estimate is up to twice too high. Texts with
-# class-aware prompts share no prefix.
+# The same for towers that autograd differentiates, counted with ViT-B/16. Blocks before the first that
+# learned tensors enter save nothing. Texts with class-aware prompts share no prefix.
 _IMAGE_AUTOGRAD_FIRST_ORDER = 13.5
 _IMAGE_AUTOGRAD_SECOND_ORDER = 43.0
 _CLASS_AWARE_FIRST_ORDER = 1.5
@@ -88,12 +88,14 @@ class Footprint:
             per_image = _IMAGE_FORWARD
         elif by_autograd:
             per_image = _IMAGE_AUTOGRAD_SECOND_ORDER if second_order else _IMAGE_AUTOGRAD_FIRST_ORDER
+            per_image *= self._share_of_blocks(method, "vision")
         else:
             per_image = _IMAGE_SECOND_ORDER if second_order else _IMAGE_FIRST_ORDER
         if method.traits.class_aware:
             per_class = _CLASS_AWARE_SECOND_ORDER if second_order else _CLASS_AWARE_FIRST_ORDER
         else:
             per_class = _CLASS_SECOND_ORDER if second_order else _CLASS_FIRST_ORDER
+            per_class *= self._share_of_blocks(method, "text")
         images = config.train.batch_size * per_image * self.floats_per_image
         classes = self.num_classes * per_class * self.floats_per_class
         num_slots = len(method.optimizer.initialize({"leaf": torch.zeros(1)}))
@@ -102,6 +104,13 @@ class Footprint:
         gate_bytes = _GATE * self.weight_bytes * (1 + num_slots) / 2 if is_gate else 0
         leaf_bytes = self._leaf_bytes(method) * (1 + num_slots)
         return int(process_bytes + gate_bytes + leaf_bytes + 4 * (images + classes))
+
+    def _share_of_blocks(self, method: Method, tower: TowerName) -> float:
+        """Return the share of a tower's blocks from the first that learned tensors enter."""
+        if self.shapes is None:
+            return 1.0
+        num_blocks = len((self.shapes.text if tower == "text" else self.shapes.vision).blocks)
+        return 1 - method.first_block(tower, num_blocks) / num_blocks
 
     def _leaf_bytes(self, method: Method) -> int:
         """Return the bytes of the learned tensors, without the gate."""

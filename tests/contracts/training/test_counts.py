@@ -84,10 +84,10 @@ def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int
     [
         ("tcp", 100, "none", 1.2),
         ("tcp", 100, "second", 1.2),
-        ("mma", 12, "none", 1.3),
-        ("mma", 12, "second", 1.9),
-        ("mmrl", 12, "none", 1.3),
-        ("mmrl", 12, "second", 1.7),
+        ("mma", 12, "none", 1.2),
+        ("mma", 12, "second", 1.3),
+        ("mmrl", 12, "none", 1.2),
+        ("mmrl", 12, "second", 1.2),
         ("dept-coop", 100, "none", 1.2),
         ("dept-kgcoop", 100, "none", 1.2),
         ("dept-maple", 12, "none", 1.2),
@@ -97,7 +97,6 @@ def test_the_estimated_memory_is_what_a_step_takes(method: str, num_classes: int
 def test_the_estimated_memory_is_enough_for_towers_that_autograd_differentiates(
     method: str, num_classes: int, order: str, highest: float
 ) -> None:
-    """It assumes learned parts in all layers, so it is too high for parts in a few of them."""
     clip = clip_without_weights("ViT-B-16-quickgelu")
     classes = FewShotSplit(tuple(Item(f"{k}.jpg", k, f"class {k}") for k in range(num_classes)), {})
     asked = config("ViT-B-16-quickgelu", method).override({"train.batch_size": 4, "modulator.kind": "add"})
