@@ -81,8 +81,10 @@ def compare_runs(
 
     - A study: the runs of its final test, with the labels "STUDY selected" and "STUDY default".
     - Several folders of `prometar reproduce` that share a method: each method in one folder with the same
-      method in the reference folder.
-    - Other folders: methods, and settings of a method (`label_methods`). Studies below them are skipped.
+      method in the reference folder. With `--tune`: its selected settings with the selected settings there,
+      and its published settings with the published ones.
+    - Other folders: methods, and settings of a method (`label_methods`). Studies below them are skipped,
+      except those of `prometar reproduce --tune`: "METHOD selected" and "METHOD published".
 
     Args:
         paths: Folders of runs, or folders that contain such folders.
@@ -97,14 +99,17 @@ def compare_runs(
     paths = list(dict.fromkeys(map(resolve_path, paths)))
     studies = [path for path in paths if _is_study(path)]
     others = [path for path in paths if path not in studies]
-    runs_by_path = {path: [_read_run(file.parent) for file in _results_below(path)] for path in others}
-    if not studies and _share_methods(runs_by_path):
-        return _compare_folders(runs_by_path, reference, metrics)
-    by_folder = {run.folder: run for runs in runs_by_path.values() for run in runs}
+    if not studies and all(map(_is_reproduction, others)):
+        by_path = {path: _reproduced_runs(path) for path in others}
+        if _share_methods(by_path):
+            return _compare_folders(by_path, reference, metrics)
+    found_runs = [_read_run(file.parent) for path in others for file in _results_below(path)]
+    by_folder = {run.folder: run for run in found_runs}
     runs = list(by_folder.values())
     labels = label_methods([run.config for run in runs])
     names = _folder_names(studies)
     tested = [pair for study in studies for pair in _tested_runs(study, names[study])]
+    tested += [(MethodLabel(name), run) for path in others for name, run in _tuned_runs(path)]
     labels = [*(label for label, _ in tested), *labels]
     runs = [*(run for _, run in tested), *runs]
     label_names = [label.name for label in labels]
@@ -122,7 +127,7 @@ def compare_runs(
     )
     if not differences:
         raise UserError(f"No run shares its dataset and seed with a run of {reference}. {' '.join(notes)}")
-    if studies:
+    if tested:
         notes.append("The intervals do not allow for early stops of final tests (--final-seeds auto).")
     return differences, [*_label_notes(labels, runs), *_setting_notes(label_names, runs), *notes]
 
@@ -173,14 +178,26 @@ def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRu
     Raises:
         UserError: the study has no final test.
     """
+    found = [
+        # If the default settings were selected, both files are equal.
+        (MethodLabel(f"{name} {' = '.join(kinds)}"), run)
+        for kinds, run in _runs_of_final_test(study)
+    ]
+    if not found:
+        raise UserError(f"{study} has no run of a final test. Finish the study, then compare it.")
+    # The selected settings come first, because the first label is the default reference.
+    return sorted(found, key=lambda pair: not pair[0].name.startswith(f"{name} selected"))
+
+
+def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
+    """Yield the runs of a study's final test, each with the kinds of its settings: selected, default."""
     settings: dict[str, Config] = {}
     for kind in ("selected", "default"):
         path = study / f"{kind}.yaml"
         if path.is_file():
             settings[kind] = load_config(path)
-    runs = [_read_run(file.parent) for file in sorted((study / "finals").glob(f"*/{RESULT_FILE}"))]
-    found = []
-    for run in runs:
+    for file in sorted((study / "finals").glob(f"*/{RESULT_FILE}")):
+        run = _read_run(file.parent)
         which = {"data.name": run.config.data.name, "train.seed": run.config.train.seed}
         kinds = [
             kind
@@ -188,36 +205,55 @@ def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRu
             if config.override(which).identity() == run.config.identity()
         ]
         if kinds:
-            # If the default settings were selected, both files are equal.
-            found.append((MethodLabel(f"{name} {' = '.join(kinds)}"), run))
-    if not found:
-        raise UserError(f"{study} has no run of a final test. Finish the study, then compare it.")
-    # The selected settings come first, because the first label is the default reference.
-    return sorted(found, key=lambda pair: not pair[0].name.startswith(f"{name} selected"))
+            yield kinds, run
 
 
-def _share_methods(runs_by_path: Mapping[Path, Sequence[FinishedRun]]) -> bool:
-    """Return True if there are several folders of `prometar reproduce`, and all share a method."""
-    are_reproductions = all((path / "runs").is_dir() for path in runs_by_path)
-    methods = [{run.config.method for run in runs} for runs in runs_by_path.values()]
-    return are_reproductions and len(methods) > 1 and bool(set.intersection(*methods))
+def _is_reproduction(path: Path) -> bool:
+    """Return True for a folder of `prometar reproduce`, with or without `--tune`."""
+    return (path / "runs").is_dir() or (path / "studies").is_dir()
+
+
+def _reproduced_runs(path: Path) -> list[tuple[str, FinishedRun]]:
+    """Return the runs of a folder of `prometar reproduce`, each with the name of its method."""
+    runs = [_read_run(file.parent) for file in _results_below(path)]
+    return [*((run.config.method, run) for run in runs), *_tuned_runs(path)]
+
+
+def _tuned_runs(path: Path) -> Iterator[tuple[str, FinishedRun]]:
+    """Yield the runs of `prometar reproduce --tune`, named "METHOD selected" and "METHOD published".
+
+    If the published settings were selected, a run has both names.
+    """
+    for study in sorted(file.parent for file in (path / "studies").glob("*/study.yaml")):
+        for kinds, run in _runs_of_final_test(study):
+            for kind in kinds:
+                title = "published" if kind == "default" else kind
+                yield f"{run.config.method} {title}", run
+
+
+def _share_methods(runs_by_path: Mapping[Path, Sequence[tuple[str, FinishedRun]]]) -> bool:
+    """Return True if there are several folders, and all share a method."""
+    methods = [{method for method, _ in runs} for runs in runs_by_path.values()]
+    return len(methods) > 1 and bool(set.intersection(*methods))
 
 
 def _compare_folders(
-    runs_by_path: Mapping[Path, Sequence[FinishedRun]], reference: str | None, metrics: Sequence[str]
+    runs_by_path: Mapping[Path, Sequence[tuple[str, FinishedRun]]],
+    reference: str | None,
+    metrics: Sequence[str],
 ) -> tuple[list[Difference], list[str]]:
     """Subtract the results of each method in the reference folder from those in every other folder."""
     names = _folder_names(list(runs_by_path))
     reference = reference or next(iter(names.values()))
     _require_reference(reference, list(names.values()))
-    runs = [run for found in runs_by_path.values() for run in found]
+    runs = [run for found in runs_by_path.values() for _, run in found]
     several_shots = len({run.config.data.shots for run in runs}) > 1
     labels: list[str] = []
     folder_labels: dict[str, dict[str, str]] = {}  # label by method and folder
     for path, found in runs_by_path.items():
-        for run in found:
+        for name, run in found:
             shots = f", {run.config.data.shots} shots" if several_shots else ""
-            method = f"{run.config.method}{shots}"
+            method = f"{name}{shots}"
             label = one_line(f"{method} ({names[path]})")
             labels.append(label)
             folder_labels.setdefault(method, {})[names[path]] = label

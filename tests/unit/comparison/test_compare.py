@@ -291,6 +291,27 @@ def test_each_method_is_compared_between_two_folders_of_reproduce(said: Any, tmp
     assert "--reference must be one of old; new, got coop" in refused(said, old, new, "--reference", "coop")
 
 
+def test_tuned_and_published_settings_are_compared_between_two_folders_of_reproduce_tune(
+    said: Any, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    study(old / "studies" / "dtd-prometar", 0.01, 1.0)
+    new = tmp_path / "new"
+    study(new / "studies" / "dtd-prometar", 0.02, 3.0)
+    text = said(old, new, "--metric", "H")[1]
+    h = [" ".join(line.split()) for line in text.splitlines() if line.startswith("H ")]
+    assert len(h) == 2
+    assert h[0].startswith("H prometar published (new) - prometar published (old) +0.00")
+    assert h[1].startswith("H prometar selected (new) - prometar selected (old) +2.00")
+
+
+def test_a_folder_of_reproduce_tune_compares_its_methods(said: Any, tmp_path: Path) -> None:
+    study(tmp_path / "studies" / "dtd-prometar", 0.01, 1.0)
+    text = said(tmp_path, "--reference", "prometar published", "--metric", "H")[1]
+    assert "H prometar selected +1.00" in [" ".join(line.split()[:4]) for line in text.splitlines()]
+    assert "do not allow for early stops" in text
+
+
 def test_the_correction_counts_all_methods_of_both_folders(said: Any, tmp_path: Path) -> None:
     text = said(reproduction(tmp_path / "old", 0.0), reproduction(tmp_path / "new", 1.0))[1]
     h = [line.split() for line in text.splitlines() if line.startswith("H ")]
