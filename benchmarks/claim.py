@@ -31,16 +31,13 @@ repeat, first remove the lines of benchmarks/claim.jsonl whose arm is one of `AR
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple, get_args
 
-from common import CLOSED, ROOT, WORSE, describe, machine, mean_and_interval, parser_of, publish, table
+from common import CLOSED, WORSE, describe, machine, mean_and_interval, parser_of, publish, run_python, table
 
 from tune.records.folder import StudyFolder, paired_differences
 from tune.records.schema import FinalTest, Verdict
@@ -79,8 +76,8 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
     position = CLOSED.index(dataset) if dataset in CLOSED else len(CLOSED)
     seed = 1000 * (100 * index + 10 * position + number)  # no two searches share a seed
     budget = ["--trials", "24", "--epochs", "5"] if dataset in CLOSED else []
-    command = [
-        sys.executable,
+    started = time.perf_counter()
+    run_python(
         "tune/search.py",
         "--dataset",
         dataset,
@@ -90,26 +87,14 @@ def search(dataset: str, arm: str, number: int, out: Path, root: str | None) -> 
         "--study",
         name,
         "--out",
-        str(out),
+        out,
         "--seed",
-        str(seed),
+        seed,
         "--final-seeds",
         " ".join(str(seed + k) for k in range(501, 501 + pairs)),
         *options,
         *(["--data-root", root] if root else []),
-    ]
-    path = os.pathsep.join(filter(None, (str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH"))))
-    started = time.perf_counter()
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stdout[-2000:]}")
     final_test = StudyFolder(out / name).read(FinalTest)
     assert final_test is not None
     runs = final_test.datasets[dataset]
@@ -210,7 +195,7 @@ def main() -> None:
     parser.add_argument("--searches", type=int, help="maximum number of searches per dataset and arm")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="search variants")
     parser.add_argument("--out", type=Path, default=Path("out/claim"), help="folder of the studies")
-    parser.add_argument("--show", "--quick", action="store_true", help="print the tables only")
+    parser.add_argument("--show", action="store_true", help="print the tables only")
     parser.add_argument("--doc", type=Path, help="document whose block `claim` is replaced")
     args = parser.parse_args()
     done = {(row["dataset"], row["arm"], row["search"]) for row in read()}

@@ -8,7 +8,7 @@ alternates between sides, so that gradual changes of the machine's speed affect 
         if args.side:  # in the process of a side
             return print_figures(measure(**args.side))
         rounds = in_turn([{"side": "plain"}, {"side": "ours"}], args)
-        plain, ours = (median_of(r, "seconds") for r in rounds)
+        plain, ours = [median_of(figures, "seconds") for figures in rounds]
         print(describe(args.threads))
         print(table(("plain s", "ours s", "ratio"), [(plain, ours, plain / ours)]))
         write_json(args, rounds)
@@ -138,6 +138,33 @@ def _run(side: Figures, threads: int, killed: Figures | None) -> Figures:
         raise SystemExit(f"{side} failed with status {done.returncode}. Its output:\n{done.stdout}")
     figures: Figures = json.loads(found[-1].removeprefix(_PREFIX))
     return side | figures
+
+
+def run_python(*words: object, capture: bool = True) -> None:
+    """Run a Python script or module of this project, in which datasets such as `suite:flags` exist.
+
+    Args:
+        words: Words of the command after `python`.
+        capture: True to show the output only if the command fails.
+
+    Raises:
+        SystemExit: the command fails.
+    """
+    folders = [str(ROOT / "benchmarks")]
+    if os.environ.get("PYTHONPATH"):
+        folders.append(os.environ["PYTHONPATH"])
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        stdout=subprocess.PIPE if capture else None,
+        stderr=subprocess.STDOUT if capture else None,
+        text=True,
+    )
+    if done.returncode:
+        command = " ".join(map(str, words))
+        output = f":\n{done.stdout[-2000:]}" if capture else "."
+        raise SystemExit(f"{command} failed with status {done.returncode}{output}")
 
 
 def print_figures(figures: Figures) -> None:

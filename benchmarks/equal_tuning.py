@@ -23,16 +23,13 @@ line exists are not repeated if --out still contains them.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from common import ROOT, describe, machine, mean_and_interval, parser_of, publish, table
+from common import describe, machine, mean_and_interval, parser_of, publish, run_python, table
 
 from prometar.metrics import t_interval
 from tune.records.folder import read_records
@@ -71,30 +68,26 @@ PARTS: Mapping[str, Part] = {
 
 def run(part: Part, out: Path) -> None:
     """Run the command of a part, or resume it."""
-    command = [
-        sys.executable,
+    run_python(
         "-m",
         "prometar",
         "reproduce",
         "--tune",
-        str(TRIALS),
+        TRIALS,
         "--backbone",
         "mini",
         "--shots",
-        str(SHOTS),
+        SHOTS,
         "--datasets",
         *part.datasets,
         "--methods",
-        *(str(recipe_file(name)) if is_meta(name) else name for name in part.methods),
+        *(recipe_file(name) if is_meta(name) else name for name in part.methods),
         "--seeds",
-        *map(str, SEEDS),
+        *SEEDS,
         "--out",
-        str(out),
-    ]
-    path = os.pathsep.join(filter(None, (str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path})
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}.")
+        out,
+        capture=False,
+    )
 
 
 def is_meta(method: str) -> bool:
@@ -226,7 +219,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
     parser.add_argument("--out", type=Path, default=Path("out/equal_tuning"), help="folder of the studies")
-    parser.add_argument("--show", "--quick", action="store_true", help="print the tables only")
+    parser.add_argument("--show", action="store_true", help="print the tables only")
     parser.add_argument("--doc", type=Path, help="document whose blocks are replaced")
     args = parser.parse_args()
     for name in [] if args.show else args.parts:

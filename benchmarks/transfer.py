@@ -42,9 +42,6 @@ command to resume.
 import argparse
 import csv
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -55,7 +52,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 import yaml
-from common import CLOSED, DEVELOPMENT, ROOT, describe, machine, mean_and_interval, parser_of, publish, table
+from common import (
+    CLOSED,
+    DEVELOPMENT,
+    describe,
+    machine,
+    mean_and_interval,
+    parser_of,
+    publish,
+    run_python,
+    table,
+)
 from numpy.typing import NDArray
 from objectives import drift, read_evidence
 from scipy.stats import spearmanr
@@ -272,7 +279,8 @@ def surrogates_table(recorded: Mapping[str, Recorded], splits: int) -> str:
             ranks = []
             for _ in range(splits):
                 order = [int(number) for number in rng.permutation(np.arange(1, len(settings)))]
-                seen, unseen = [DEFAULT, *order[:16]], order[16:]
+                seen = [DEFAULT, *order[:16]]
+                unseen = order[16:]
                 gains = found.scores[seen, rng.integers(3)] - found.scores[DEFAULT].mean()
                 predicted = predict(seen, gains, unseen)
                 ranks.append(np.nan_to_num(spearmanr(predicted, found.scores[unseen].mean(1)).statistic))
@@ -305,22 +313,6 @@ ARMS = ("nothing enqueued", "random settings", "settings of other datasets")
 SEED = 90_000
 
 
-def run(*command: object) -> None:
-    """Run a command of this project, which must succeed."""
-    path = os.pathsep.join(filter(None, (str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        listed = " ".join(map(str, command))
-        raise SystemExit(f"{listed} failed with status {done.returncode}:\n{done.stdout[-2000:]}")
-
-
 def seed_of(dataset: str) -> int:
     """Return the seed of all searches on a dataset. No other benchmark uses it."""
     return SEED + 1000 * SETS.index(dataset)
@@ -330,10 +322,26 @@ def search(dataset: str, trials: int, name: str, out: Path, *options: object) ->
     """Run or resume a search with five seed pairs in its final test."""
     seed = seed_of(dataset)
     final_seeds = " ".join(str(seed + number) for number in range(501, 506))
-    run(
-        "tune/search.py", "--dataset", dataset, "--backbone", "mini", "--epochs", 5, "--trials", trials,
-        "--study", name, "--out", out, "--seed", seed, "--final-seeds", final_seeds, *options,
-    )  # fmt: skip
+    run_python(
+        "tune/search.py",
+        "--dataset",
+        dataset,
+        "--backbone",
+        "mini",
+        "--epochs",
+        5,
+        "--trials",
+        trials,
+        "--study",
+        name,
+        "--out",
+        out,
+        "--seed",
+        seed,
+        "--final-seeds",
+        final_seeds,
+        *options,
+    )
 
 
 def source_study(dataset: str, out: Path) -> Path:
@@ -372,13 +380,23 @@ def measure_search(target: str, trials: int, arm: str, sources: Sequence[Path], 
 def measure_defaults(target: str, sources: Sequence[Path], out: Path) -> dict[str, Any]:
     """Train settings of `prometar defaults` and the published ones on the target. Return the difference."""
     recipe = out / f"without-{target.replace(':', '.')}.yaml"
-    run("-m", "prometar", "defaults", *sources, "--to", recipe)
+    run_python("-m", "prometar", "defaults", *sources, "--to", recipe)
     folder = out / f"defaults-{target.replace(':', '.')}"
     seeds = [str(seed_of(target) + number) for number in range(601, 606)]
-    run(
-        "-m", "prometar", "reproduce", "--datasets", target, "--methods", "prometar", str(recipe), "--seeds",
-        *seeds, "--out", folder,
-    )  # fmt: skip
+    run_python(
+        "-m",
+        "prometar",
+        "reproduce",
+        "--datasets",
+        target,
+        "--methods",
+        "prometar",
+        recipe,
+        "--seeds",
+        *seeds,
+        "--out",
+        folder,
+    )
     with (folder / "base-to-new" / "pairs.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "H" and not row["dataset"]]
     (row,) = rows

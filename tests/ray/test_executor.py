@@ -83,6 +83,11 @@ def steps(folder: Path, number: int) -> list[int]:
     return [int(line) for line in (folder / f"trials/{number:04d}/steps.log").read_text().split()]
 
 
+def failed_shares(folder: Path, number: int) -> list[str]:
+    """Shares of a machine with which a job ran out of memory, in order."""
+    return (folder / f"trials/{number:04d}/shares.log").read_text().split()
+
+
 def pids(folder: Path) -> set[str]:
     return {file.read_text() for file in folder.glob("trials/*/pid")}
 
@@ -93,8 +98,10 @@ def test_every_job_ends_once_and_one_worker_serves_them(tmp_path: Path) -> None:
     run(tmp_path, source, {"1": "fail", "2": "bad"})
     assert sorted(source.ends) == [(0, ""), (1, "loss is nan in step 7"), (2, ""), (3, "")]
     assert [source.epochs(number) for number in range(4)] == [[1, 2, 3], [1], [1], [1, 2, 3]]
-    assert source.reports[0][-1].finished
-    assert (source.reports[0][-1].runs[0].cpus, source.reports[0][-1].runs[0].gpus) == (1.0, 0.0)
+    last_report = source.reports[0][-1]
+    assert last_report.finished
+    assert last_report.runs[0].cpus == 1.0
+    assert last_report.runs[0].gpus == 0.0
     assert source.seen[:8] == [
         "trial 0 started",
         "trial 0 epoch 1",
@@ -129,7 +136,8 @@ def test_a_job_that_kills_its_workers_stops_the_study_and_is_no_failure(tmp_path
         run(tmp_path, source, {"1": "crash-always"})
     assert source.epochs(1) == [1, 1, 1], "two retries"
     assert source.ends == [(0, "")]
-    run(tmp_path, again := Source(*(fake_job(tmp_path, number) for number in (1, 2))), {})
+    again = Source(fake_job(tmp_path, 1), fake_job(tmp_path, 2))
+    run(tmp_path, again, {})
     assert again.ends == [(1, ""), (2, "")]
 
 
@@ -143,13 +151,14 @@ def test_a_hung_worker_is_ended_and_stops_the_study_after_retries(tmp_path: Path
 
 
 class DiesWhenHandedOver(FakeTrial):
-    """A worker that is killed while it gets ready for a job, once each or always."""
+    """A worker that is killed while it gets ready for a job: once for job 1, and always for job 2."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         job: Job = new_config["request"].job
-        folder, number = job.folder, job.trial_number
-        if number == 2 or (number == 1 and not (folder / "died").exists()):
-            (folder / "died").touch()
+        death = job.folder / "died"
+        is_first_attempt = not death.exists()
+        if job.trial_number == 2 or (job.trial_number == 1 and is_first_attempt):
+            death.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().reset_config(new_config)
 
@@ -164,17 +173,20 @@ def test_a_worker_killed_between_two_jobs_costs_none(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_is_retried_with_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's, as a job says, and a machine's, for which Ray kills its worker."""
-    told = RayActorManager._actor_task_resolved
-    epochs: list[int] = []
+    """The error is the job's own (jobs 2 and 3), or Ray kills the worker because its machine has no memory
+    left (job 1)."""
+    resolve = RayActorManager._actor_task_resolved
+    num_second_epochs = 0
 
     def kill_one(manager: RayActorManager, tracked_actor_task: Any, result: Any) -> None:
-        epochs.append(result["report"].epoch if isinstance(result, dict) and "report" in result else 0)
-        if epochs[-1] != 2 or epochs.count(2) != 2:  # the second job's
-            told(manager, tracked_actor_task, result)
-        else:
+        nonlocal num_second_epochs
+        is_second_epoch = isinstance(result, dict) and "report" in result and result["report"].epoch == 2
+        num_second_epochs += is_second_epoch
+        if is_second_epoch and num_second_epochs == 2:  # of job 1: jobs run one after another
             error = OutOfMemoryError("JobRequest was killed: low on memory.\nMore.")
             manager._actor_task_failed(tracked_actor_task=tracked_actor_task, exception=error)
+        else:
+            resolve(manager, tracked_actor_task, result)
 
     monkeypatch.setattr(RayActorManager, "_actor_task_resolved", kill_one)
     source = Source(*(fake_job(tmp_path, number) for number in range(4)))
@@ -183,9 +195,10 @@ def test_out_of_memory_is_retried_with_more(tmp_path: Path, monkeypatch: pytest.
     assert [reasons[number] for number in range(3)] == ["", "", ""]
     assert steps(tmp_path, 1) == [1, 2, 3]
     assert "CUDA out of memory" in reasons[3]
-    shares = [(tmp_path / f"trials/{n:04d}/shares.log").read_text().split() for n in (2, 3)]
-    assert shares == [["0.25"], ["0.25", "0.5", "1", "1.75"]], "as far as the largest machine has room"
-    assert [source.reports[n][-1].runs[0].cpus for n in range(3)] == [0.5, 0.75, 0.75]
+    assert failed_shares(tmp_path, 2) == ["0.25"]
+    assert failed_shares(tmp_path, 3) == ["0.25", "0.5", "1", "1.75"], "up to the size of a machine"
+    last_reports = [source.reports[number][-1] for number in range(3)]
+    assert [report.runs[0].cpus for report in last_reports] == [0.5, 0.75, 0.75]
 
 
 def test_a_larger_retry_does_not_wait_behind_a_queue_of_small_jobs(tmp_path: Path) -> None:
@@ -223,16 +236,25 @@ def test_a_source_error_stops_everything(tmp_path: Path, monkeypatch: pytest.Mon
         run(tmp_path, Source(fake_job(tmp_path, 0), fake_job(tmp_path, 1)), {})
 
 
-def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
-    """Act once a condition holds, in another thread."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, or 60 s. The caller asserts what it needs."""
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
 
-    def wait() -> None:
-        end = time.monotonic() + 60
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.02)
+
+def act_when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
+    """Act once a condition holds, in another thread.
+
+    If it never holds, act after 60 s: the action ends the test's jobs, so its assertions fail instead of
+    waiting forever.
+    """
+
+    def act() -> None:
+        wait_until(condition)
         action()
 
-    thread = threading.Thread(target=wait, daemon=True)
+    thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread
 
@@ -245,14 +267,15 @@ def test_a_signal_lets_the_running_epoch_end(tmp_path: Path) -> None:
         time.sleep(0.5)
         misbehave(tmp_path, {})
 
-    thread = when((tmp_path / "trials/0000" / HANGS).exists, interrupt)
+    thread = act_when((tmp_path / "trials/0000" / HANGS).exists, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, source, {"0": "hang"})
     thread.join()
     assert steps(tmp_path, 0) == source.epochs(0) == [1, 2]
     assert source.ends == [], "it is resumed by the next command"
     assert not (tmp_path / "trials/0001").exists()
-    run(tmp_path, again := Source(fake_job(tmp_path, 0)), {})
+    again = Source(fake_job(tmp_path, 0))
+    run(tmp_path, again, {})
     assert steps(tmp_path, 0) == again.epochs(0) == [1, 2, 3]
 
 
@@ -262,11 +285,12 @@ def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = when((tmp_path / "trials/0000" / HANGS).exists, interrupt)
+    source = Source(fake_job(tmp_path, 0))
+    thread = act_when((tmp_path / "trials/0000" / HANGS).exists, interrupt)
     with pytest.raises(KeyboardInterrupt) as kept:  # as notebooks keep the last exception
-        run(tmp_path, source := Source(fake_job(tmp_path, 0)), {"0": "hang"})
+        run(tmp_path, source, {"0": "hang"})
     thread.join()
     misbehave(tmp_path, {})
     assert source.epochs(0) == [1]
-    when(lambda: ray.available_resources()["CPU"] == 2.0, lambda: None).join()
+    wait_until(lambda: ray.available_resources()["CPU"] == 2.0)
     assert ray.available_resources()["CPU"] == 2.0, f"{kept} must not keep the worker"

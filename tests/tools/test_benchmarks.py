@@ -35,6 +35,7 @@ ACCURACIES = {
     "verdicts",
     "equal_tuning",
 }
+HOURS = {"claim", "demo", "equal_tuning"}  # whole studies, of which --show prints the recorded ones
 GPU = {"gpu"}  # `make gpu`; tests/unit/test_gpu_benchmark.py reads its parts
 KILLS = {"chaos"}  # minutes of killed processes, and no timing: `make chaos`
 SHARED = {"common", "counting", "gpu_parts", "gpu_parity", "step_methods"}
@@ -102,11 +103,14 @@ def test_a_repeated_comparison_of_methods_measures_nothing_again(
 
 
 @pytest.mark.parametrize("name", sorted({*TIMED, *COUNTS, *ACCURACIES, *KILLS}))
-def test_help(name: str, run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_script_has_an_option_that_takes_no_hours(
+    name: str, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         run(name, "--help")
     assert ended.value.code == 0
-    assert "--quick" in capsys.readouterr().out
+    option = "[--show]" if name in HOURS else "[--quick]"
+    assert option in capsys.readouterr().out
 
 
 def test_make_demo_is_the_first_study_of_the_demo_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +128,7 @@ def test_make_demo_is_the_first_study_of_the_demo_benchmark(monkeypatch: pytest.
         return StudyConfig.of(**{**given, "out": "out", "study": "demo", "settings": settings})
 
     options = demo.make_demo_options()
-    studies = [parsed(demo.command(seed, Path("out"))[2:]) for seed in demo.SEEDS]
+    studies = [parsed(demo.command(seed, Path("out"))[1:]) for seed in demo.SEEDS]
     assert studies[0] == parsed(options)
     seeds = [seed for study in studies for seed in (*study.search.seeds, *study.final_seeds)]
     assert len(seeds) == len(set(seeds)) == 10 * (1 + 8)
@@ -159,7 +163,8 @@ def test_replays_of_transfer_select_and_enqueue_as_studies_do(monkeypatch: pytes
 
 def test_recorded_settings_are_those_that_objectives_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    transfer, objectives = (importlib.import_module(name) for name in ("transfer", "objectives"))
+    transfer = importlib.import_module("transfer")
+    objectives = importlib.import_module("objectives")
     _, settings = transfer.recorded_settings()
     options = argparse.Namespace(space="default", data_root=None, epochs=5)
     assert len(settings) == 25
