@@ -8,6 +8,7 @@ of epochs, and are tested on base and new classes. Ray and Optuna are not needed
 of benchmarks/precision.jsonl. Rerun to add the missing runs, or pass --show to print the table only.
 """
 
+import argparse
 import json
 import os
 import time
@@ -108,6 +109,21 @@ def summary(found: Mapping[Key, Figures], epochs: int) -> str:
     return table(("method", "pairs", *METRICS), rows)
 
 
+def train_missing(args: argparse.Namespace, found: dict[Key, Figures]) -> None:
+    """Train the runs that `found` lacks. Add each to `found` and to the records. Stop after --minutes."""
+    deadline = time.monotonic() + 60 * args.minutes if args.minutes is not None else float("inf")
+    for key in keys(args.sets, args.methods, args.seeds, args.epochs):
+        if key in found:
+            continue
+        if time.monotonic() > deadline:
+            break
+        threads = os.environ.get("OMP_NUM_THREADS")
+        record = {**key._asdict(), **measure(key), "machine": machine() | {"threads": threads}}
+        append(args.records, record)
+        found[key] = record
+        print(*key, f"H {record['H']:.2f}, {record['seconds']} s", flush=True)
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods to train")
@@ -126,16 +142,8 @@ def main() -> None:
         args.seeds = [1]
         args.epochs = 1
     found = read(args.records)
-    deadline = time.monotonic() + 60 * args.minutes if args.minutes is not None else float("inf")
-    wanted = [] if args.show else list(keys(args.sets, args.methods, args.seeds, args.epochs))
-    for key in wanted:
-        if key in found or time.monotonic() > deadline:
-            continue
-        threads = os.environ.get("OMP_NUM_THREADS")
-        record = {**key._asdict(), **measure(key), "machine": machine() | {"threads": threads}}
-        append(args.records, record)
-        found[key] = record
-        print(*key, f"H {record['H']:.2f}, {record['seconds']} s", flush=True)
+    if not args.show:
+        train_missing(args, found)
     text = (
         f"Accuracy in {COMPARED} minus accuracy in {REFERENCE} after {args.epochs} epochs, in points:\n\n"
         + summary(found, args.epochs)

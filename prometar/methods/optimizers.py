@@ -41,10 +41,12 @@ class Optimizer(Protocol):
 class OptimSection(ComponentSection):
     """Settings that all optimizers have: learning rates, by epoch and by section of the method.
 
-    The lr of the warm-up epochs is `warmup_lr`. Then a cosine schedule starts at `lr`, multiplied for the
-    leaves of each section (such as adapters) by the section's factor. The modulator's learnable tensors (the
-    gate) have their own lr. `gate_schedule`: `released` always uses `gate_warmup_lr`, because the published
-    code never steps the gate's schedule. `configured` steps it.
+    The lr of the warm-up epochs is `warmup_lr`. Then a cosine schedule starts at `lr`, or at `lr` times the
+    section's factor for the leaves of a section, such as adapters.
+
+    The gate (the modulator's learnable tensors) has its own `gate_warmup_lr` and `gate_lr`. If
+    `gate_schedule` is `configured`, its schedule is the same. If it is `released`, as in the published code,
+    which never steps the gate's schedule, the lr is always `gate_warmup_lr`.
     """
 
     lr: float = Field(default=0.0025, ge=0, le=1e30)
@@ -99,12 +101,12 @@ class SGD(_BuiltInOptimizer):
         import torch
 
         old = _detached(leaves)
-        gradients = _contiguous(gradient, leaves)
-        momenta = _of(slots["momenta"], leaves)
-        momenta = list(torch._foreach_add(gradients, momenta, alpha=self.momentum))
+        gradients = _take_gradients(gradient, leaves)
+        old_momenta = _in_order(slots["momenta"], leaves)
+        momenta = list(torch._foreach_add(gradients, old_momenta, alpha=self.momentum))
         momenta = list(torch._foreach_add(momenta, old, alpha=self.weight_decay))
         new = list(torch._foreach_add(old, momenta, alpha=-lr))
-        return _named(leaves, new), {"momenta": _named(leaves, momenta)}
+        return _by_leaf(leaves, new), {"momenta": _by_leaf(leaves, momenta)}
 
 
 class _AdamBase(_BuiltInOptimizer):
@@ -135,15 +137,17 @@ class _AdamBase(_BuiltInOptimizer):
         import torch
 
         update = num_updates + 1
-        means = list(torch._foreach_lerp(_of(slots["means"], leaves), gradients, 1 - self.beta1))
-        squares = list(torch._foreach_mul(_of(slots["squares"], leaves), self.beta2))
+        old_means = _in_order(slots["means"], leaves)
+        old_squares = _in_order(slots["squares"], leaves)
+        means = list(torch._foreach_lerp(old_means, gradients, 1 - self.beta1))
+        squares = list(torch._foreach_mul(old_squares, self.beta2))
         squares = list(torch._foreach_addcmul(squares, gradients, gradients, value=1 - self.beta2))
         roots = list(torch._foreach_sqrt(squares))
         corrected = list(torch._foreach_div(roots, math.sqrt(1 - self.beta2**update)))
         denominators = list(torch._foreach_add(corrected, self.eps))
         rate = lr / (1 - self.beta1**update)
         new = list(torch._foreach_addcdiv(old, means, denominators, value=-rate))
-        return _named(leaves, new), {"means": _named(leaves, means), "squares": _named(leaves, squares)}
+        return _by_leaf(leaves, new), {"means": _by_leaf(leaves, means), "squares": _by_leaf(leaves, squares)}
 
 
 class Adam(_AdamBase):
@@ -157,7 +161,8 @@ class Adam(_AdamBase):
         import torch
 
         old = _detached(leaves)
-        gradients = list(torch._foreach_add(_contiguous(gradient, leaves), old, alpha=self.weight_decay))
+        gradients = _take_gradients(gradient, leaves)
+        gradients = list(torch._foreach_add(gradients, old, alpha=self.weight_decay))
         return self._step(leaves, old, gradients, slots, lr=lr, num_updates=num_updates)
 
 
@@ -172,7 +177,7 @@ class AdamW(_AdamBase):
         import torch
 
         old = list(torch._foreach_mul(_detached(leaves), 1 - lr * self.weight_decay))
-        gradients = _contiguous(gradient, leaves)
+        gradients = _take_gradients(gradient, leaves)
         return self._step(leaves, old, gradients, slots, lr=lr, num_updates=num_updates)
 
 
@@ -184,7 +189,7 @@ def _detached(leaves: Leaves) -> "list[Tensor]":
     return [leaf.detach() for leaf in leaves.values()]
 
 
-def _contiguous(gradient: Tensors, leaves: Leaves) -> "list[Tensor]":
+def _take_gradients(gradient: Tensors, leaves: Leaves) -> "list[Tensor]":
     """Remove the gradients of the leaves from `gradient`, and return them detached and contiguous.
 
     Autograd may return transposed gradients, but slots from a checkpoint are contiguous. Contiguous
@@ -193,11 +198,13 @@ def _contiguous(gradient: Tensors, leaves: Leaves) -> "list[Tensor]":
     return [gradient.pop(name).detach().contiguous() for name in leaves]
 
 
-def _of(slot: Tensors, leaves: Leaves) -> "list[Tensor]":
+def _in_order(slot: Tensors, leaves: Leaves) -> "list[Tensor]":
+    """Return the tensors of a slot in the order of the leaves."""
     return [slot[name] for name in leaves]
 
 
-def _named(leaves: Leaves, tensors: "list[Tensor]") -> Tensors:
+def _by_leaf(leaves: Leaves, tensors: "list[Tensor]") -> Tensors:
+    """Return tensors, which are in the order of the leaves, by name of the leaf."""
     return dict(zip(leaves, tensors, strict=True))
 
 

@@ -14,7 +14,7 @@ from prometar.clip import text
 from prometar.step import iteration
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-LOW_PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")  # compared with fp64
 CPU = torch.device("cpu")
 
 
@@ -30,7 +30,7 @@ def reference(parity: ModuleType) -> Any:
     return parity.train(parity.run_of("fp64", device=CPU))
 
 
-@pytest.mark.parametrize("precision", LOW_PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_correct_implementation_is_within_the_bounds(
     parity: ModuleType, reference: Any, precision: str
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_planted_fault_exceeds_the_bounds_of_every_precision(
 ) -> None:
     settings = plant(monkeypatch)
     found = parity.deviations(parity.train(parity.run_of("fp32", device=CPU, **settings)), reference)
-    for precision in LOW_PRECISIONS:
+    for precision in PRECISIONS:
         assert parity.violations(found, parity.BOUNDS[precision]), precision
 
 

@@ -30,7 +30,7 @@ print([main(words) for words in json.loads(sys.argv[1])])
 """
 
 
-def test_only_search_and_compare_need_packages_of_studies(small_dtd: Path, tmp_path: Path) -> None:
+def test_training_evaluation_and_export_need_no_packages_of_studies(small_dtd: Path, tmp_path: Path) -> None:
     train = ["train", "--dataset", "dtd", "--data-root", str(small_dtd), "--out", "run"]
     for setting in ("backbone.name=mini", "train.epochs=1", "data.shots=1"):
         train += ["--set", setting]
@@ -52,15 +52,17 @@ def test_workflows_run_targets_of_the_makefile(path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert commands
     for command in commands:
-        make, *words = command.split()
-        targets = [word for word in words if "=" not in word]
-        assert make == "make"
+        program, *arguments = command.split()
+        assert program == "make"
+        targets = [argument for argument in arguments if "=" not in argument]  # without VARIABLE=value
         assert targets
         for target in targets:
             assert f"\n{target}:" in makefile, command
 
 
 def test_make_runs_every_folder_of_tests() -> None:
-    lists = re.findall(r"^(?:SUITES|test-.*) := (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    lists = re.findall(r"^(?:SUITES|test-.*) := (.*)$", makefile, re.MULTILINE)
+    listed = {name for each in lists for name in each.split()}
     folders = {path.relative_to(ROOT / "tests").parts[0] for path in ROOT.glob("tests/**/test_*.py")}
-    assert {*" ".join(lists).split()} == {*folders, "fast"}
+    assert listed == {*folders, "fast"}, "`fast` is a list of folders"

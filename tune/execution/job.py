@@ -59,8 +59,10 @@ class Observer(Protocol):
         """Called when a worker reports an epoch. Return False to stop the job, e.g. to prune it."""
 
     def finished(self, job: Job, failure: str) -> None:
-        """Called when a job finishes, fails or is stopped by an observer, but not if a signal interrupts it.
+        """Called when a job ends: all its epochs are done, it failed, or an observer stopped it.
+
+        It is not called for jobs that a signal interrupts.
 
         Args:
-            failure: Failure reason, or "" if the job finished or an observer stopped the job.
+            failure: Reason of the failure, or "" if the job did not fail.
         """

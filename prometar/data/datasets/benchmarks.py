@@ -9,7 +9,7 @@ from prometar.io.yamltext import parse_yaml
 
 TEMPLATE = "a photo of a {}."
 CLASSNAMES_FILE = "classnames.txt"
-VARIANTS_FILE = "variants.txt"  # class names of FGVC Aircraft
+AIRCRAFT_CLASSES_FILE = "variants.txt"  # class names of FGVC Aircraft
 
 
 class Archive(StrictModel):
@@ -98,7 +98,7 @@ class Benchmark(StrictModel):
         if self.split_folders:
             folders = (f"{images}/{folder}".removesuffix("/.") for folder in self.split_folders.values())
             return (*folders, CLASSNAMES_FILE)
-        return (images, VARIANTS_FILE, *(f"images_variant_{split}.txt" for split in self.sizes))
+        return (images, AIRCRAFT_CLASSES_FILE, *(f"images_variant_{split}.txt" for split in self.sizes))
 
 
 _YAML = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prometar.data.datasets.benchmarks import CLASSNAMES_FILE, VARIANTS_FILE, Benchmark, how_to_get
+from prometar.data.datasets.benchmarks import AIRCRAFT_CLASSES_FILE, CLASSNAMES_FILE, Benchmark, how_to_get
 from prometar.data.datasets.dataset import SPLITS, Dataset, FolderSource, Item, Items
 from prometar.data.datasets.imagetree import class_folders, labeled_images
 from prometar.errors import UserError
@@ -80,7 +80,7 @@ def read_split_file(file: Path) -> dict[str, Items]:
 
 def _read_aircraft(folder: Path) -> dict[str, Items]:
     """Read FGVC-Aircraft's '<image> <variant>' lists. The first variant in variants.txt has label 0."""
-    labels = {name: label for label, (_, name) in enumerate(read_lines(folder / VARIANTS_FILE))}
+    labels = {name: label for label, (_, name) in enumerate(read_lines(folder / AIRCRAFT_CLASSES_FILE))}
     splits: dict[str, Items] = {}
     for split in SPLITS:
         file = folder / f"images_variant_{split}.txt"
@@ -88,7 +88,7 @@ def _read_aircraft(folder: Path) -> dict[str, Items]:
         for number, line in read_lines(file):
             image, _, name = line.partition(" ")
             if name not in labels:
-                raise UserError(f"{file}, line {number}: '{name}' is not listed in {VARIANTS_FILE}.")
+                raise UserError(f"{file}, line {number}: '{name}' is not listed in {AIRCRAFT_CLASSES_FILE}.")
             items.append(Item(f"{image}.jpg", labels[name], name))
         splits[split] = tuple(items)
     return splits

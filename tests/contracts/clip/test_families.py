@@ -128,13 +128,11 @@ def test_other_families_are_rejected_in_one_line(name: str) -> None:
 
 def test_images_are_normalised_as_the_weights_tag_says() -> None:
     clip = clip_without_weights("ViT-M-32")
-    assert {build_backbone("ViT-B-16", tag, clip).mean for tag in ("openai", None)} == {OPENAI_MEAN}
+    assert build_backbone("ViT-B-16", "openai", clip).mean == OPENAI_MEAN
+    assert build_backbone("ViT-B-16", None, clip).mean == OPENAI_MEAN
+    assert build_backbone("ViT-L-14", "laion400m_e32", clip).mean == OPENAI_MEAN
+    assert build_backbone("ViT-L-14", "a.safetensors", clip).mean == OPENAI_MEAN
     assert build_backbone("ViT-L-14", "laion2b_s32b_b82k", clip).mean == (0.5, 0.5, 0.5)
-    assert (
-        build_backbone("ViT-L-14", "laion400m_e32", clip).mean
-        == OPENAI_MEAN
-        == build_backbone("ViT-L-14", "a.safetensors", clip).mean
-    )
 
 
 def test_the_pools_query_is_the_same_to_the_last_bit_on_every_cpu(tmp_path: Path) -> None:
@@ -155,12 +153,12 @@ def test_the_pools_query_is_the_same_to_the_last_bit_on_every_cpu(tmp_path: Path
 @pytest.mark.parametrize("name", families.CONFIGS)
 def test_a_file_in_float16_is_the_backbone_of_the_same_numbers_in_float32(name: str, tmp_path: Path) -> None:
     path = families.write_weights(name, tmp_path)
-    digests = set()
     half = {key: t.half() if t.is_floating_point() else t for key, t in load_file(path).items()}
-    for state in (half, {key: t.float() if t.is_floating_point() else t for key, t in half.items()}):
-        save_file(state, path)
-        digests.add(weights_digest(load_clip(name, str(path))))
-    assert len(digests) == 1
+    single = {key: t.float() if t.is_floating_point() else t for key, t in half.items()}
+    save_file(half, path)
+    digest_of_half = weights_digest(load_clip(name, str(path)))
+    save_file(single, path)
+    assert weights_digest(load_clip(name, str(path))) == digest_of_half
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,8 @@ def test_exported_prompts_classify(name: str, method: str, small_dtd: Path, tmp_
         "train.batch_size": 6,
     }
     assigned = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    run, file = tmp_path / "run", tmp_path / "prompts.safetensors"
+    run = tmp_path / "run"
+    file = tmp_path / "prompts.safetensors"
     data = ["--dataset", "dtd", "--data-root", str(small_dtd)]
     assert main(["train", "--method", method, "--out", str(run), *data, *assigned]) == 0
     assert len(json.loads((run / "result.json").read_text())["history"]) == 1

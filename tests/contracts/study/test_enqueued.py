@@ -18,7 +18,8 @@ def test_enqueued_settings_are_trials_that_name_their_source(tmp_path: Path) -> 
     found = records(tmp_path)
     assert [each["origin"] for each in found] == ["baseline", "enqueued", "enqueued", "sampled"]
     best = read_records(other).completed[0]
-    assert (found[1]["settings"], found[1]["source"]) == (best.settings, f"trial {best.number} of {other}")
+    assert found[1]["settings"] == best.settings
+    assert found[1]["source"] == f"trial {best.number} of {other}"
     study = read_records(tmp_path / NAME)
     assert search_summary(study).endswith(f"Enqueued: 2 trials (2 from {other}).")
     assert f"enqueued (trial {best.number} of {other})" in render(study)

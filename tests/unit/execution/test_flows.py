@@ -37,11 +37,16 @@ def flow_of(name: str, *stages: Stage, total: int = 0, max_concurrent: int = 2) 
 
     def generate() -> Stages[str]:
         for each in stages:
-            received.append((yield each))
+            failures = yield each
+            received.append(failures)
         return f"result of {name}"
 
-    number = total or sum(each.total for each in stages)
-    return Flow(name, generate(), total=number, max_concurrent=max_concurrent), received
+    num_jobs = total or sum(each.total for each in stages)
+    return Flow(name, generate(), total=num_jobs, max_concurrent=max_concurrent), received
+
+
+def has_ended(queue: FairQueue) -> bool:
+    return next(queue, "the end") == "the end"
 
 
 def start(queue: FairQueue) -> Job:
@@ -61,11 +66,14 @@ def test_a_flow_goes_on_with_the_next_stage_once_all_jobs_of_a_stage_have_ended(
     queue.finished(jobs[0], "")
     assert flow.stage_name == "Search"
     last = start(queue)
-    assert (queue.origin(last).stage, last.name) == ("Final test", "a: trial 0")
+    assert queue.origin(last).stage == "Final test"
+    assert last.name == "a: trial 0"
     assert received == [{"trial 1": "the loss is nan"}], "failures have the names that the flow gave"
     queue.finished(last, "")
-    assert next(queue, "the end") == "the end"
-    assert (flow.finished, flow.result, flow.failure) == (True, "result of a", "")
+    assert has_ended(queue)
+    assert flow.finished
+    assert flow.result == "result of a"
+    assert flow.failure == ""
 
 
 def test_an_adaptive_stage_runs_few_jobs_at_a_time(tmp_path: Path) -> None:
@@ -103,13 +111,13 @@ def test_an_error_ends_its_flow_and_others_continue(tmp_path: Path) -> None:
         raise WorkError("No trial was completed.")
 
     failing = Flow("failing", generate(), total=2)
-    (other, _) = flow_of("other", stage("Search", tmp_path, 1))
+    other, _ = flow_of("other", stage("Search", tmp_path, 1))
     queue = FairQueue([failing, other])
     jobs = [start(queue), start(queue)]
     queue.finished(jobs[0], "the loss is nan")
     assert next(queue) is None
     queue.finished(jobs[1], "")
-    assert next(queue, "the end") == "the end"
+    assert has_ended(queue)
     assert failing.failure == "No trial was completed."
     assert other.result == "result of other"
 
@@ -117,7 +125,7 @@ def test_an_error_ends_its_flow_and_others_continue(tmp_path: Path) -> None:
 def test_a_fault_of_a_machine_ends_all_flows(tmp_path: Path) -> None:
     def generate() -> Stages[None]:
         raise InfrastructureError("the disk is full")
-        yield
+        yield  # so that this function is a generator
 
     with pytest.raises(InfrastructureError, match="disk is full"):
         next(FairQueue([Flow("a", generate(), total=2)]))
@@ -239,15 +247,17 @@ class SimulatedPool:
         heappush(self._running, (now + seconds, trial))
 
     def busy_share(self, work_share: float) -> float:
-        """Share of GPU time that is used until this share of the work is done."""
-        work = sum(end - start for start, end in self.spans)
+        """Share of GPU time that is used until this share of the work (GPU time of all jobs) is done."""
+        total_work = sum(end - start for start, end in self.spans)
+        # Between two consecutive times, no job starts or ends.
         times = sorted({time for span in self.spans for time in span})
-        done = 0.0
+        work = 0.0
         for begin, end in pairwise(times):
-            running = sum(start <= begin and stop >= end for start, stop in self.spans)
-            if done + running * (end - begin) >= work_share * work:
-                return done / (begin * self.num_gpus)
-            done += running * (end - begin)
+            num_running = sum(start <= begin and stop >= end for start, stop in self.spans)
+            work_at_end = work + num_running * (end - begin)
+            if work_at_end >= work_share * total_work:
+                return work / (begin * self.num_gpus)
+            work = work_at_end
         raise AssertionError("no work")
 
 

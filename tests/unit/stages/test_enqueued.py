@@ -114,12 +114,11 @@ def test_settings_that_the_other_study_did_not_search_have_its_values(tmp_path: 
 def test_a_study_without_confirmation_gives_its_best_trials(tmp_path: Path) -> None:
     study = study_records.rich(tmp_path / "rich")
     (study / "confirmation.json").unlink()
-    best = StudyFolder(study).read_all()
-    assert best is not None
+    records = StudyFolder(study).read_all()
+    assert records is not None
+    best_first = [trial.number for trial in records.completed if not trial.is_baseline]
     enqueued, _ = resolved(new_study(tmp_path, [study]))
-    assert [each.trial for each in enqueued] == [
-        trial.number for trial in best.completed if not trial.is_baseline
-    ][:3]
+    assert [each.trial for each in enqueued] == best_first[:3]
 
 
 def test_folders_without_a_finished_trial_are_refused(tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ class Search:
         assert job is not None
         return job
 
+    def waits(self) -> bool:
+        """True if no trial starts until a running one has ended."""
+        return next(self.jobs) is None
+
+    def has_ended(self) -> bool:
+        """True if no more trials start."""
+        return next(self.jobs, "the end") == "the end"
+
     def finish(self, job: Job, objective: float = 60.0) -> None:
         assert not self.jobs.reported(job, EpochReport(3, (score(objective),), finished=True))
         self.jobs.finished(job, "")
@@ -49,7 +57,8 @@ class Search:
 
 def test_records_follow_the_storage(tmp_path: Path) -> None:
     run = Search(tmp_path, InMemoryStorage(), trials=3)
-    first, second = run.start(), run.start()
+    first = run.start()
+    second = run.start()
     assert [first.name, second.name] == ["trial 0", "trial 1"]
     assert run.jobs.reported(first, EpochReport(1, (score(50.0),)))
     assert run.states == []
@@ -61,7 +70,7 @@ def test_records_follow_the_storage(tmp_path: Path) -> None:
     assert not (folder / "checkpoint.safetensors").exists()
     run.jobs.finished(second, "its worker died")
     run.finish(run.start())
-    assert next(run.jobs, None) is None
+    assert run.has_ended()
     assert run.states == ["COMPLETE", "FAIL", "COMPLETE"]
     assert run.folder.read_trials()[1].reason == "its worker died"
 
@@ -87,12 +96,12 @@ def test_max_hours_include_earlier_commands(tmp_path: Path, monkeypatch: pytest.
     now[0] += 2000
     run.jobs.close()
     now[0] += 1601
-    assert next(run.jobs, None) is None
+    assert run.has_ended()
     run.finish(job)
-    assert next(run.jobs, None) is None
+    assert run.has_ended()
     assert list(run.jobs.notices()) == ["Time limit reached (--max-hours): no more trials were started."]
     assert run.store.seconds_searched == 3601
-    assert next(Search(tmp_path, storage, trials=9, max_hours=1).jobs, None) is None
+    assert Search(tmp_path, storage, trials=9, max_hours=1).has_ended()
     assert next(Search(tmp_path, storage, trials=9, max_hours=2).jobs)
 
 
@@ -102,30 +111,31 @@ def test_a_budget_in_steps_counts_running_trials_in_full_and_pruned_ones_in_part
     settings = {"resources.budget_steps": 700}
     run = Search(tmp_path, storage, trials=9, settings=settings)
     jobs = [run.start(), run.start(), run.start()]
-    assert next(run.jobs) is None, "900 steps will be used, unless a trial is pruned"
+    assert run.waits(), "900 steps will be used, unless a trial is pruned"
     run.finish(jobs[0])
     run.store._tell(jobs[1].trial_number, TrialState.PRUNED)  # before its first epoch
     assert len(run.store.ended_trials) == 2
     jobs.append(run.start())
     for job in jobs[2:]:
-        assert next(run.jobs) is None
+        assert run.waits()
         run.finish(job)
-    assert next(run.jobs, "the end") == "the end"
+    assert run.has_ended()
     assert list(run.jobs.notices()) == ["Budget used: no more trials were started."]
     again = Search(tmp_path, storage, trials=9, settings=settings)
-    assert next(again.jobs, "the end") == "the end", "the budget includes earlier commands"
+    assert again.has_ended(), "the budget includes earlier commands"
     assert next(Search(tmp_path, storage, trials=9, settings={"resources.budget_steps": 1000}).jobs)
 
 
 def test_a_budget_in_seconds_counts_training_time(tmp_path: Path) -> None:
     run = Search(tmp_path, InMemoryStorage(), trials=9, settings={"resources.budget_seconds": 1.5})
     run.finish(run.start())  # one second
-    job, other = run.start(), run.start()
+    job = run.start()
+    other = run.start()
     run.jobs.reported(job, EpochReport(1, (score(50.0),)))
-    assert next(run.jobs) is None
+    assert run.waits()
     run.finish(job)
     run.finish(other)
-    assert next(run.jobs, "the end") == "the end"
+    assert run.has_ended()
     assert run.states == ["COMPLETE"] * 3
 
 
@@ -138,5 +148,5 @@ def test_notices_name_an_exhausted_space_and_a_budget_below_the_number_of_trials
     assert run.states == ["COMPLETE"] * 2
     assert list(run.jobs.notices()) == ["Search space exhausted: every combination has been tried."]
     fewer = Search(tmp_path, storage, trials=1, space=Space.model_validate(SPACE))
-    assert next(fewer.jobs, None) is None
+    assert fewer.has_ended()
     assert list(fewer.jobs.notices()) == ["--trials is 1, but the study has 2 trials. All are used."]

@@ -13,8 +13,8 @@ from prometar.data.splits.fewshot import labels_of
 from tests.support.copies import CLASSES, COUNTS, NAMES, open_error, wnid, write_copy
 
 ALL = sorted(BENCHMARKS)
-FOLDERS = [name for name in ALL if BENCHMARKS[name].split_folders]
-VARIANTS = ["imagenet_a", "imagenet_r", "imagenet_sketch", "imagenetv2"]
+WITH_SPLIT_FOLDERS = [name for name in ALL if BENCHMARKS[name].split_folders]
+IMAGENET_VARIANTS = ["imagenet_a", "imagenet_r", "imagenet_sketch", "imagenetv2"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_table_has_fifteen_rows() -> None:
     assert len(BENCHMARKS) == 15
-    assert [name for name in ALL if BENCHMARKS[name].imagenet_variant] == VARIANTS
+    assert [name for name in ALL if BENCHMARKS[name].imagenet_variant] == IMAGENET_VARIANTS
     for row in BENCHMARKS.values():
         assert bool(row.copy_file) != bool(row.instructions), row.name
         assert bool(row.split_digest) == (bool(row.split_file) and row.name not in ("food101", "sun397"))
@@ -77,7 +77,7 @@ def test_labels_of_imagenet_are_ranks_of_the_sorted_folders(copies: Path) -> Non
         (wnid(k), k, NAMES[k]) for k in range(CLASSES)
     }
     assert [i.path for i in dataset.test][:2] == [f"val/{wnid(0)}/test_0.JPEG", f"val/{wnid(0)}/test_1.JPEG"]
-    for name in VARIANTS:  # among their own classes
+    for name in IMAGENET_VARIANTS:  # among their own classes
         assert labels_of(open_dataset(name, copies).test) == tuple(range(CLASSES))
 
 
@@ -150,7 +150,7 @@ def test_wrong_aircraft_lists(tmp_path: Path, file: str, text: str, message: str
     assert f"{folder / file} is not UTF-8 text" in open_error("fgvc_aircraft", tmp_path)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", WITH_SPLIT_FOLDERS)
 def test_wrong_class_names_and_folders(tmp_path: Path, name: str) -> None:
     folder = write_copy(name, tmp_path)
     row = BENCHMARKS[name]
