@@ -306,6 +306,20 @@ def used_same_images(result: RunResult, config: Config) -> bool:
     return splits[0].train == splits[1].train and splits[0].evaluations == splits[1].evaluations
 
 
+def has_other_images(folder: Path, config: Config) -> bool:
+    """Return True if a folder contains a result of images other than those that the run would use now.
+
+    Raises:
+        UserError: the dataset cannot be opened.
+        InfrastructureError: the disk or mount of the folder fails.
+    """
+    try:
+        result = read_result(folder)
+    except UserError:  # missing or corrupt
+        return False
+    return not used_same_images(result, config)
+
+
 def load_run_classifier(
     folder: Path, *, trust_code: bool = False, shared: RunCache | None = None
 ) -> Classifier:

@@ -27,6 +27,7 @@ from prometar.config.settings import (
     configure,
     load_config,
     parse_assignments,
+    valid_recipe,
 )
 from prometar.data.datasets.catalog import default_root, file_name, open_dataset, reject_unused_root
 from prometar.data.datasets.dataset import abbreviated
@@ -241,7 +242,7 @@ def methods(
         for name in METHODS:
             print(one_line(f"{name:{width}}  {recipe(name).title}: {recipe(name).about}"))
         return
-    chosen = recipe(method)
+    chosen = valid_recipe(method)
     for label in ("title", "about", "paper", "source", "unverified"):
         text = getattr(chosen, label)
         if text:

@@ -71,8 +71,26 @@ OPENAI_STD = _submodule("constants").OPENAI_DATASET_STD
 
 
 def tokenize(texts: Sequence[str], context_length: int = 77) -> Tensor:
-    """Return CLIP's token ids (N, context length): start (SOT), text, end (EOT, the largest id), zeros."""
-    return _submodule("tokenizer").tokenize(list(texts), context_length)
+    """Return CLIP's token ids (N, context length): start (SOT), text, end (EOT, the largest id), zeros.
+
+    Raises:
+        UserError: a text has more tokens, as in OpenAI's tokenizer.
+    """
+    # open_clip cuts texts, so a text that is too long also fills one more token.
+    ids_NT = _submodule("tokenizer").tokenize(list(texts), context_length + 1)
+    _require_complete(texts, ids_NT[:, context_length] == 0, context_length)
+    return ids_NT[:, :context_length].contiguous()
+
+
+def _require_complete(texts: Sequence[str], is_complete_N: Tensor, context_length: int) -> None:
+    """Raise a UserError that names the first text that is not complete."""
+    cut = [text for text, is_complete in zip(texts, is_complete_N.tolist(), strict=True) if not is_complete]
+    if cut:
+        more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        raise UserError(
+            f"The backbone accepts {context_length} tokens per text, but {cut[0][:60]!a}...{more} would be "
+            "cut. Use shorter class names, templates, regularizer.texts or a smaller prompts.text_length."
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +160,17 @@ def _hub_tokenizer(name: str) -> Tokenize:
     fix = "Run the command once on a machine with internet access, and copy its Hugging Face cache here."
     with convert_download_errors(f"the tokenizer of {name}", fix):
         tokenizer = _open_clip().get_tokenizer(name, trust_remote_code=False)
-    return lambda texts: tokenizer(list(texts))
+
+    def complete_ids(texts: Sequence[str]) -> Tensor:
+        ids_NT = tokenizer(list(texts))
+        context_length = ids_NT.shape[1]
+        longer_NT = tokenizer(list(texts), context_length=context_length + 1)
+        no_text = tokenizer([""])  # start, end and padding
+        num_kept, num_given = ((~torch.isin(ids, no_text)).sum(dim=1) for ids in (ids_NT, longer_NT))
+        _require_complete(texts, num_kept == num_given, context_length)
+        return ids_NT
+
+    return complete_ids
 
 
 def load_backbone(

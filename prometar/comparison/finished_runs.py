@@ -1,5 +1,6 @@
 """Comparison of finished runs in folders."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def compare_runs(
         by_path = {path: _reproduced_runs(path) for path in others}
         if _share_methods(by_path):
             return _compare_folders(by_path, reference, metrics)
-    found_runs = [_read_run(file.parent) for path in others for file in _results_below(path)]
+    found_runs = [run for path in others for run in _read_runs(_results_below(path))]
     by_folder = {run.folder: run for run in found_runs}
     runs = list(by_folder.values())
     labels = label_methods([run.config for run in runs])
@@ -150,8 +151,31 @@ def _metrics(runs: Sequence[FinishedRun], chosen: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen or (metric for run in runs for metric in run.scores)))
 
 
-def _read_run(folder: Path) -> FinishedRun:
-    return FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder))
+def _read_runs(results: Sequence[Path]) -> list[FinishedRun]:
+    """Return the runs of result files, except those that were repeated because images have been excluded.
+
+    A repeated run is in a folder of its own beside the first one (docs/data.md).
+    """
+    runs = [
+        FinishedRun(each.parent, load_config(each.parent / "config.yaml"), read_result(each.parent))
+        for each in results
+    ]
+    groups: dict[tuple[Path, str, str], list[FinishedRun]] = {}
+    for run in runs:
+        key = (run.folder.parent, run.result.objective, json.dumps(run.config.identity()))
+        groups.setdefault(key, []).append(run)
+    repeated = {run.folder for group in groups.values() if len(group) > 1 for run in group}
+    return [run for run in runs if run.folder not in repeated or _has_current_images(run)]
+
+
+def _has_current_images(run: FinishedRun) -> bool:
+    """Return True if a run used the images that it would use now, or if these are not on this machine."""
+    from prometar.run_folder import used_same_images  # loads torch
+
+    try:
+        return used_same_images(run.result, run.config)
+    except UserError:
+        return True
 
 
 def _is_study(path: Path) -> bool:
@@ -196,8 +220,7 @@ def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
         path = study / f"{kind}.yaml"
         if path.is_file():
             settings[kind] = load_config(path)
-    for file in sorted((study / "finals").glob(f"*/{RESULT_FILE}")):
-        run = _read_run(file.parent)
+    for run in _read_runs(sorted((study / "finals").glob(f"*/{RESULT_FILE}"))):
         which = {"data.name": run.config.data.name, "train.seed": run.config.train.seed}
         kinds = [
             kind
@@ -215,7 +238,7 @@ def _is_reproduction(path: Path) -> bool:
 
 def _reproduced_runs(path: Path) -> list[tuple[str, FinishedRun]]:
     """Return the runs of a folder of `prometar reproduce`, each with the name of its method."""
-    runs = [_read_run(file.parent) for file in _results_below(path)]
+    runs = _read_runs(_results_below(path))
     return [*((run.config.method, run) for run in runs), *_tuned_runs(path)]
 
 

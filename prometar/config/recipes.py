@@ -137,9 +137,8 @@ class Recipe(StrictModel):
 
     @field_validator("settings")
     @classmethod
-    def _reject_excluded(cls, settings: SettingsBySection) -> SettingsBySection:
-        _reject_excluded(settings)
-        return settings
+    def _check_settings(cls, settings: SettingsBySection) -> SettingsBySection:
+        return _require_settings(settings)
 
     def entries_for(self, dataset: str, protocol: Protocol, shots: int) -> list[PublishedEntry]:
         """Return the entries in `by` that apply to a run, in order."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prometar.config.recipes import Protocol, SettingsBySection, recipe
+from prometar.config.recipes import Protocol, Recipe, SettingsBySection, recipe
 from prometar.config.resolve import complete, overridden, resolve
 from prometar.config.sections import (
     AugmentConfig,
@@ -264,8 +264,7 @@ def configure(
     chosen = recipe(method)
 
     def configured(settings: SettingsBySection) -> Config:
-        config = parse_config(complete(settings, {"method": chosen.name}), where=f"method {method}")
-        config = config.override(overrides)
+        config = _of_recipe(chosen, settings, method).override(overrides)
         for source, values in by_source.items():
             config = config.override(values, where=source)
         return config
@@ -277,6 +276,22 @@ def configure(
         if entries:
             config = configured(chosen.settings_with(entries))
     return config.with_defaults()
+
+
+def _of_recipe(chosen: Recipe, settings: SettingsBySection, method: str) -> Config:
+    return parse_config(complete(settings, {"method": chosen.name}), where=f"method {method}")
+
+
+def valid_recipe(method: str) -> Recipe:
+    """Return a recipe whose settings are valid, also with each entry of `by`. Import no custom component.
+
+    Raises:
+        UserError: the method is unknown, or a section, key, kind or value of the recipe is invalid.
+    """
+    chosen = recipe(method)
+    for entries in ((), *((entry,) for entry in chosen.by)):
+        _of_recipe(chosen, chosen.settings_with(entries), method)
+    return chosen
 
 
 def absolute_root(root: str) -> str:

@@ -89,11 +89,12 @@ class Words:
     eos: int = 2
     pad: int = 0
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        rows = torch.full((len(texts), self.length), self.pad)
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        length = context_length or self.length
+        rows = torch.full((len(texts), length), self.pad)
         for row, text in zip(rows, texts, strict=True):
             ids = [4 + zlib.crc32(word.encode()) % 50 for word in text.split()]
-            ids = [*ids[: self.length - 1], self.eos]
+            ids = [*ids[: length - 1], self.eos]
             row[: len(ids)] = torch.tensor(ids)
         return rows
 

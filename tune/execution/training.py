@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import mean
 
 from prometar.analysis.alignment import AlignmentRecorder
-from prometar.config.settings import Config, dump_config
+from prometar.config.settings import Config, dump_config, texts_path
 from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.class_texts import read_texts
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.raystream import stream
@@ -154,10 +155,14 @@ def _blame_machine() -> Iterator[None]:
 
 
 def _require_inputs(config: Config) -> None:
-    """Raise an InputError if this machine cannot read the dataset or the weights.
+    """Raise an InputError if this machine cannot read the dataset, the weights or the texts of classes.
 
-    The driver has read both. So they are missing only on this machine, e.g. because a folder is not mounted.
+    The driver has read all of them. So they are missing only on this machine, e.g. because a folder is not
+    mounted.
     """
     with _blame_machine():
         open_dataset(config.data.name, config.data.root, config.data.args)
         backbone_of(config.backbone)
+        texts = texts_path(config)
+        if texts is not None:
+            read_texts(Path(texts))

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 from prometar.comparison.finished_runs import FinishedRun
@@ -14,7 +14,7 @@ from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError, UserError
 from prometar.io.files import file_size
 from prometar.metrics import ACCURACY, HARMONIC
-from prometar.run_folder import used_same_images
+from prometar.run_folder import has_other_images
 from prometar.training.run_result import read_result
 from tune.execution.job import Job
 
@@ -98,6 +98,10 @@ class Grid:
     def jobs(self, folder: Path, untrained: Collection[str], unavailable: Collection[str] = ()) -> list[Job]:
         """Return one job per run, ordered by dataset.
 
+        The folder of a run is the first of FOLDER, FOLDER-2, FOLDER-3, ... that contains no result of images
+        other than those that the run would use now (excluded.txt). So finished runs are kept, and reused if
+        their images are restored.
+
         Args:
             folder: Parent of the runs' folders. Protocols that need the same run share its folder.
             untrained: Methods without training. One run per dataset stands for all shots and seeds.
@@ -117,8 +121,25 @@ class Grid:
             config = self.configs[method, dataset, shots].override({"train.seed": seed})
             path = folder / f"{objective}-{file_name(dataset)}-{shots}shots-{method}-seed{seed}"
             name = f"{dataset}, {method}, {shots_column(shots)}, seed {seed}"
-            jobs.append(Job(name, {path: config}, objective, targets=targets))
+            jobs.append(Job(name, {_run_folder(path, config): config}, objective, targets=targets))
         return jobs
+
+
+def _run_folder(folder: Path, config: Config) -> Path:
+    """Return the first of FOLDER, FOLDER-2, ... without a result of these settings with other images."""
+    for number in count(1):
+        numbered = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        # `read_run` refuses other settings.
+        if _changed_settings(numbered, config) or not has_other_images(numbered, config):
+            break
+    return numbered
+
+
+def _changed_settings(folder: Path, config: Config) -> str:
+    """Return how the settings of a run in a folder differ from `config`, or "" if there is no other run."""
+    if file_size(folder / "config.yaml") is None:
+        return ""
+    return describe_differences(load_config(folder / "config.yaml").identity(), config.identity())
 
 
 PROTOCOLS = {
@@ -153,7 +174,7 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     config = job.config
     if file_size(folder / "config.yaml") is None:
         return None
-    changed = describe_differences(load_config(folder / "config.yaml").identity(), config.identity())
+    changed = _changed_settings(folder, config)
     if changed:
         raise UserError(f"{folder} has other settings ({changed}). Pass the same settings or another --out.")
     try:
@@ -167,9 +188,4 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
     for name, digest in {config.data.name: result.data_digest, **used}.items():
         if digests.get(name, digest) != digest:
             raise UserError(f"{folder} used another version of {name}. Restore it or change --out.")
-    if not used_same_images(result, config):
-        raise UserError(
-            f"{folder} used images that are excluded now, or was trained without images that are no longer "
-            "excluded. Move this folder away to repeat the run, or restore excluded.txt."
-        )
     return FinishedRun(folder, config, result)

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 from prometar.cli.console import format_count, format_duration
-from prometar.clip.openclip import load_backbone, require_backbone
+from prometar.clip.openclip import Backbone, load_backbone, require_backbone
+from prometar.clip.wording import fill_template
+from prometar.config.settings import Config
 from prometar.data.datasets.catalog import dataset_location, open_dataset, reject_output_in_dataset
 from prometar.data.datasets.class_texts import read_texts, texts_of
 from prometar.data.datasets.dataset import Dataset, Item, abbreviated, classnames
@@ -31,6 +33,7 @@ from prometar.io.files import file_size
 from prometar.io.stores import join
 from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
+from prometar.step.prompted_clip import prompt_texts
 from prometar.training.drift import drift_version, out_of_domain_names
 from prometar.training.epoch import rates_of, train_step
 from prometar.training.memory import Footprint
@@ -203,7 +206,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
 
     Raises:
         UserError: the weights are missing, a component fails, a dataset has too few out-of-domain names, or
-            the file `regularizer.texts` lacks a class.
+            the file `regularizer.texts` lacks a class, or a class text is too long.
     """
     search = config.search
     backbone = load_backbone(config.baseline.backbone.name, config.baseline.backbone.pretrained)
@@ -216,17 +219,38 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components}
     splits = [split for pair in plan.splits.values() for split in pair]
     regularizer = build(config.baseline).regularizer
-    path = regularizer.texts
-    if path is not None:
+    paths = [regularizer.texts, *search.space.probe_values("regularizer.texts")]
+    for path in dict.fromkeys(str(each) for each in paths if each is not None):
         texts, digest = read_texts(Path(path))
         digests[f"texts of {path}"] = digest[:12]
         for split in splits:
-            texts_of(texts, split.classnames, path=path, equal_numbers=regularizer.draw)
+            by_class = texts_of(texts, split.classnames, path=path, equal_numbers=regularizer.draw)
+            backbone.tokenize([text for each in by_class for text in each])  # refuses long texts
+    for dataset in plan.datasets:
+        _require_short_texts(config.baseline, backbone, dataset)
     if objective_of(search.objective).predicts_new:
         digests["drift"] = drift_version(backbone)  # new accuracy is predicted from drift
         for dataset in plan.datasets:
             out_of_domain_names(dataset, backbone.vocabulary)  # raises UserError if there are too few
     return digests, Footprint.of(backbone.clip, splits)
+
+
+def _require_short_texts(baseline: Config, backbone: Backbone, dataset: Dataset) -> None:
+    """Raise a UserError if class texts of the baseline have more tokens than the backbone accepts."""
+    method = build(baseline)
+    regularizer = method.regularizer
+    texts = prompt_texts(
+        dataset.classnames,
+        method.prompts,
+        init=baseline.prompts.init,
+        template=dataset.template,
+        templates=dataset.templates,
+    )
+    if regularizer.uses_text:
+        teachers = regularizer.templates or (dataset.template_named(regularizer.template_name),)
+        longest = max(teachers, key=len)
+        texts += [fill_template(longest, name) for name in dataset.classnames]
+    backbone.tokenize(texts)
 
 
 def _stages(

@@ -10,7 +10,7 @@ from prometar.data.datasets.catalog import file_name
 from prometar.data.splits.objective import FINAL
 from prometar.errors import PrometarError, UserError
 from prometar.io.files import file_size
-from prometar.run_folder import has_all_predictions, used_same_images
+from prometar.run_folder import has_all_predictions, has_other_images, used_same_images
 from prometar.training.run_result import RESULT_FILE, RunResult, read_result
 from tune.config import StudyConfig
 from tune.execution.flows import Stage, Stages
@@ -108,7 +108,7 @@ def _without_other_runs(job_folder: Path, configs: Sequence[Config]) -> dict[Pat
         numbered = job_folder if number == 1 else job_folder.with_name(f"{job_folder.name}-{number}")
         by_folder = _in_folders(numbered, configs)
         if not any(
-            _has_other_run(folder, config) or _has_other_images(folder, config)
+            _has_other_run(folder, config) or has_other_images(folder, config)
             for folder, config in by_folder.items()
         ):
             break
@@ -123,15 +123,6 @@ def _has_other_run(folder: Path, config: Config) -> bool:
         return load_config(folder / "config.yaml").identity() != config.identity()
     except PrometarError:  # for example, a configuration of another version
         return True
-
-
-def _has_other_images(folder: Path, config: Config) -> bool:
-    """Return True if a folder contains a result of images other than those that the run would use now."""
-    try:
-        result = read_result(folder)
-    except UserError:  # missing or corrupt
-        return False
-    return not used_same_images(result, config)
 
 
 def jobs_to_run(jobs: Sequence[Job]) -> list[Job]:

@@ -5,12 +5,13 @@ This is the format of CuPL ("What does a platypus look like?", ICCV 2023) and of
 
 import hashlib
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prometar.clip.wording import readable
-from prometar.errors import UserError
-from prometar.io.files import read_bytes
+from prometar.errors import InfrastructureError, UserError
+from prometar.io.files import MACHINE_FAULTS, read_bytes
 
 ClassTexts = Mapping[str, tuple[str, ...]]
 
@@ -24,10 +25,16 @@ def read_texts(path: Path) -> tuple[ClassTexts, str]:
 
     Raises:
         UserError: the file is missing, is not JSON, or does not map class names to lists of texts.
+        InfrastructureError: the disk or mount fails. Another machine may be able to read the file.
     """
     try:
         content = read_bytes(path)
     except OSError as error:
+        if error.errno in MACHINE_FAULTS:
+            raise InfrastructureError(
+                f"Cannot read regularizer.texts {path} ({error.strerror}) on {socket.gethostname()}. "
+                "Check the disk and the mounts of this machine."
+            ) from None
         raise UserError(f"Cannot read regularizer.texts {path} ({error.strerror}). Check the path.") from None
     try:
         tree = json.loads(content)

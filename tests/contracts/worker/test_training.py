@@ -18,7 +18,7 @@ from prometar.config.settings import Config
 from prometar.data.datasets.dataset import Source
 from prometar.data.streaming.order import ImageOrder
 from prometar.data.streaming.stream import Batch, stream_local
-from prometar.errors import InfrastructureError, UserError, WorkError
+from prometar.errors import InfrastructureError, InputError, UserError, WorkError
 from prometar.training import backbone, run_result
 from prometar.training.cache import RunCache
 from prometar.training.run_result import read_result
@@ -230,6 +230,13 @@ def test_a_result_that_a_failing_disk_hides_is_kept(
             jobs_to_run([own])
     assert (tmp_path / "result.json").read_bytes() == result
     assert jobs_to_run([own]) == []
+
+
+def test_texts_that_are_missing_on_a_machine_are_not_a_result_of_the_job(tmp_path: Path) -> None:
+    """The driver has read them."""
+    changes = {"regularizer.kind": "cosine", "regularizer.texts": str(tmp_path / "not-mounted/texts.json")}
+    with pytest.raises(InputError, match=r"Cannot read regularizer\.texts .*not-mounted/texts\.json"):
+        opened(job(tmp_path / "run", changes)).advance()
 
 
 def test_no_session_is_alive_when_gpu_memory_is_released(

@@ -56,6 +56,10 @@ def test_a_real_one_is_read_with_its_settings(tmp_path: Path, monkeypatch: pytes
     assert backbone.tokenize(["a photo of"]).tolist() == [[2, 4, 5, 6, *[0] * 8]]
     assert backbone.clip.num_start == 1
     assert backbone.token_ids("a photo of").tolist() == [4, 5, 6]
+    longest = " ".join(["cat"] * 10)  # with start and end, as many tokens as the model accepts
+    assert len(backbone.token_ids(longest)) == 10
+    with pytest.raises(UserError, match=r"accepts 12 tokens per text, but 'cat cat .* would be cut"):
+        backbone.tokenize(["a photo of", f"{longest} cat"])
     assert not (tmp_path / "ran").exists(), "the tokenizer's code was executed"
 
 

@@ -69,6 +69,13 @@ def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batc
     torch.testing.assert_close(frozen_text_features(towers(model), tokenize, NAMES, templates), ours, **EXACT)
 
 
+def test_a_text_that_would_be_cut_is_refused() -> None:
+    longest = " ".join(["cat"] * 75)  # with start and end, 77 tokens
+    assert (tokenize([longest]) > 0).all()
+    with pytest.raises(UserError, match=r"accepts 77 tokens per text, but .* and 1 more would be cut"):
+        tokenize(["cat", f"{longest} dog", f"{longest} cat"])
+
+
 def test_braces_of_a_template_are_text() -> None:
     assert fill_template("{:>9} {0.__class__} {} {", "a_{}") == "{:>9} {0.__class__} a {} {"
     for template in ("a photo.", "{} {}", "{:>100000000}"):

@@ -231,6 +231,54 @@ def test_a_command_shows_a_recipe_and_its_entries(capsys: pytest.CaptureFixture[
     assert main(["methods", "maple2"]) == 2
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "{optimizer: {lr: 1}}",
+        "{optim: {speed: 1}}",
+        "{optim: {lr: -1}}",
+        "{prompts: {kind: deepest}}",
+    ],
+)
+def test_a_recipe_that_no_run_can_use_is_refused_as_in_train(
+    settings: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "own.yaml"
+    path.write_text(f"settings: {settings}\n")
+    messages = []
+    for command in (["train", "--method", str(path)], ["methods", str(path)]):
+        assert main(command) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        messages.append(captured.err)
+    assert messages[0] == messages[1]
+
+
+def test_a_recipe_with_an_invalid_entry_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("settings: {}\nby: [{shots: 1, settings: {optim: {lr: -1}}}]\n")
+    assert main(["methods", str(path)]) == 2
+    assert "own.yaml: optim.lr must be at least 0.0, got -1" in capsys.readouterr().err
+
+
+def test_showing_a_recipe_imports_no_custom_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unreviewed.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "own.yaml"
+    path.write_text("settings: {prompts: {kind: 'unreviewed:Prompts'}}\n")
+    assert main(["methods", str(path)]) == 0
+    assert "prompts.kind=unreviewed:Prompts" in capsys.readouterr().out
+
+
 def test_the_guide_names_the_methods_with_entries() -> None:
     text = " ".join((Path(__file__).parents[3] / "docs" / "protocols.md").read_text("utf-8").split())
     *others, last = [f"`{method}`" for method in METHODS if recipe(method).by]

@@ -7,9 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prometar.comparison.finished_runs import compare_runs
 from prometar.config.settings import dump_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.catalog import open_dataset
+from prometar.data.datasets.exclusions import read_exclusions
+from prometar.data.splits.objective import FINAL, split_dataset
 from prometar.errors import UserError
+from tests.support.copies import write_tree
 from tests.support.reproductions import RUNS, UNTRAINED, ask, finished
 from tune.execution.job import Job
 from tune.reproduce.grid import PROTOCOLS, read_run
@@ -97,6 +102,48 @@ def written(tmp_path: Path) -> Job:
     (run.folder / "config.yaml").write_text(dump_config(job.config))
     run.result.write(run.folder)
     return job
+
+
+def test_only_runs_that_used_an_excluded_image_are_repeated_in_folders_of_their_own(tmp_path: Path) -> None:
+    paths = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(12)]
+    photos = write_tree(tmp_path / "photos", paths)
+    grid = ask(
+        "base-to-new",
+        ("coop", "maple"),
+        seeds=(1, 2, 4),
+        datasets=("folder",),
+        shots=(2,),
+        settings={"data.root": str(photos)},
+    )
+    dataset = open_dataset("folder", str(photos))
+
+    def finish() -> list[str]:
+        """Write results of the jobs without one. Return the names of their folders."""
+        jobs = grid.jobs(tmp_path / "runs", UNTRAINED)
+        started = [job for job in jobs if read_run(job, {}) is None]
+        for job in started:
+            job.folder.mkdir(parents=True)
+            (job.folder / "config.yaml").write_text(dump_config(job.config))
+            excluded = tuple(read_exclusions(str(photos)))
+            result = finished(job, lambda config, name: 50.0).result
+            result.model_copy(update={"excluded": excluded}).write(job.folder)
+        return [job.folder.name for job in started]
+
+    def training_paths(seed: int) -> set[str]:
+        return {item.path for item in split_dataset(FINAL, dataset, shots=2, seed=seed).train}
+
+    assert len(finish()) == 6
+    assert finish() == []
+    before = {path: path.read_bytes() for path in tmp_path.rglob("result.json")}
+    image = min(training_paths(4) - training_paths(1) - training_paths(2))
+    (photos / "excluded.txt").write_text(image)
+    repeated = ["final-folder-2shots-coop-seed4-2", "final-folder-2shots-maple-seed4-2"]
+    assert finish() == repeated
+    assert finish() == []
+    compare_runs([tmp_path / "runs"])  # refuses several runs of one seed
+    assert {path: path.read_bytes() for path in before} == before, "nothing finished is changed"
+    (photos / "excluded.txt").unlink()
+    assert finish() == [], "the first results are used again"
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "[" * 100_000])

@@ -165,6 +165,37 @@ def test_texts_that_lack_the_classes_of_any_dataset_are_refused_before_the_start
         inspect_inputs(config, plan_study(config))
 
 
+def test_texts_with_too_many_tokens_are_refused_before_the_start(tmp_path: Path) -> None:
+    config = with_texts(tmp_path, "a cell " * 50 + "called")
+    with pytest.raises(UserError, match=r"accepts 77 tokens per text, but 'a cell a cell .* would be cut"):
+        inspect_inputs(config, plan_study(config))
+
+
+def test_class_names_with_too_many_tokens_are_refused_before_the_start(tmp_path: Path) -> None:
+    paths = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "q7 " * 80) for k in range(10)]
+    write_tree(tmp_path / "photos", paths)
+    options = {"dataset": ["folder"], "data_root": tmp_path / "photos", "backbone": "mini"}
+    config = config_of(tmp_path, **options)
+    with pytest.raises(UserError, match=r"accepts 77 tokens per text, but .*q7 q7.* would be cut"):
+        inspect_inputs(config, plan_study(config))
+
+
+def test_searched_texts_are_read_before_the_start(tmp_path: Path) -> None:
+    with_texts(tmp_path, "a cell called")
+    (tmp_path / "space.yaml").write_text(
+        f"regularizer.texts: {{type: choice, choices: [{tmp_path}/texts.json, {tmp_path}/others.json]}}\n"
+    )
+    options = {
+        "dataset": ["cells"],
+        "method": "ivlp-regularized",
+        "settings": {"regularizer.texts": f"{tmp_path}/texts.json", "data.shots": 1},
+        "space": str(tmp_path / "space.yaml"),
+    }
+    config = config_of(tmp_path, **options)
+    with pytest.raises(UserError, match=r"Cannot read regularizer\.texts .*others\.json"):
+        inspect_inputs(config, plan_study(config))
+
+
 def test_the_plan_tells_what_is_skipped_in_a_folder(tmp_path: Path) -> None:
     paths = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(10)]
     write_tree(tmp_path / "photos", paths)

@@ -1,12 +1,15 @@
 """Texts of classes are read from a JSON file, or one line says what is wrong with the file."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from prometar.data.datasets import class_texts
 from prometar.data.datasets.class_texts import read_texts, texts_of
-from prometar.errors import UserError
+from prometar.errors import InfrastructureError, UserError
 
 
 def written(path: Path, tree: object) -> Path:
@@ -43,6 +46,18 @@ def test_a_missing_file_and_a_file_that_is_not_json_are_refused(tmp_path: Path) 
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         read_texts(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_failing_disk_is_a_fault_of_the_machine(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(class_texts, "read_bytes", failing)
+    with pytest.raises(InfrastructureError, match="Check the disk and the mounts of this machine"):
+        read_texts(tmp_path / "texts.json")
 
 
 def test_missing_classes_and_unequal_numbers_are_named(tmp_path: Path) -> None:
