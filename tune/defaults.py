@@ -7,7 +7,7 @@ highest mean prediction is chosen, or the default settings if no mean is above 0
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -15,14 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prometar.cli.console import format_count
-from prometar.config.settings import Config
+from prometar.config.recipes import Recipe, SettingsBySection, is_recipe_file, recipe
+from prometar.config.sections import kind_field, settings_of_kind
+from prometar.config.settings import Config, configure
+from prometar.data.splits.objective import protocol_of
 from prometar.errors import UserError, one_line
 from prometar.io.yamltext import dump_yaml
 from prometar.metrics import Interval, t_interval
+from tune.config import StudyConfig
 from tune.records.folder import Records, paired_differences
 from tune.records.schema import RunScores
 from tune.report.formatting import describe_difference, format_setting
-from tune.space.ranges import Settings
+from tune.space.ranges import Settings, Value
 from tune.space.space import Space
 
 NUM_TREES = 500
@@ -52,7 +56,8 @@ class AverageBest:
     """Settings with the highest mean predicted gain.
 
     Args:
-        settings: Chosen settings, or the default settings if no other settings have a mean gain above 0.
+        settings: Chosen settings, or the default settings if no other settings have a mean gain above 0
+            (empty if datasets have different default settings).
         predicted: Predicted gain by dataset. The mean is too high, because it is a maximum.
         left_out: For each dataset, the gain that its trials predict for the settings that the *other*
             datasets choose. This mean is not a maximum. Empty if there is only one other dataset.
@@ -74,15 +79,15 @@ class AverageBest:
         return t_interval(list(self.left_out.values()))
 
 
-def find_average_best(gains: GainsByDataset, space: Space, default: Settings) -> AverageBest:
+def find_average_best(gains: GainsByDataset, space: Space, default: Settings | None) -> AverageBest:
     """Return the settings with the highest mean predicted gain over datasets.
 
     Args:
         gains: Measured gains by dataset. The default settings have a gain of 0.
         space: Space from which all settings were sampled.
-        default: Default settings.
+        default: Default settings, or None if each dataset has its own.
     """
-    candidates = [default, *(each.settings for found in gains.values() for each in found)]
+    candidates = [default or {}, *(each.settings for found in gains.values() for each in found)]
     origins = ["", *(dataset for dataset, found in gains.items() for _ in found)]
     predictions = {name: predict_gains(found, candidates, space) for name, found in gains.items()}
     for values in predictions.values():
@@ -101,7 +106,7 @@ def find_average_best(gains: GainsByDataset, space: Space, default: Settings) ->
             left_out[name] = float(predictions[name][choose(others)])
     return AverageBest(
         settings=candidates[best],
-        is_default=best == 0 or candidates[best] == default,
+        is_default=best == 0 or (default is not None and candidates[best] == default),
         predicted={name: float(values[best]) for name, values in predictions.items()},
         left_out=left_out,
     )
@@ -154,7 +159,7 @@ def average_best_of(studies: Sequence[Records]) -> AverageBest:
     for study in studies:
         if study.study.reads_test_images:
             raise UserError(f"{study.folder} has scores of test images. Pass studies with another objective.")
-        _require_same_options(studies[0], study)
+    _require_same_options(studies)
     gains: dict[str, list[MeasuredGain]] = {}
     for (_, name), parts in _by_dataset(studies).items():
         for study, dataset in parts:
@@ -165,8 +170,32 @@ def average_best_of(studies: Sequence[Records]) -> AverageBest:
         if len(found) < MIN_TRIALS:
             count = format_count(len(found), "completed trial")
             raise UserError(f"{name} has {count}, but {MIN_TRIALS} are needed. Extend its study (--trials).")
-    config = studies[0].config
-    return find_average_best(gains, config.search.space, config.baseline_settings)
+    defaults = _default_settings(studies)
+    default = defaults[0] if all(each == defaults[0] for each in defaults) else None
+    return find_average_best(gains, studies[0].config.search.space, default)
+
+
+def _default_settings(studies: Sequence[Records]) -> list[Settings]:
+    """Return the default values of the searched settings for each study and dataset."""
+    return [
+        _default_settings_on(study.config, dataset)
+        for study in studies
+        for dataset in study.config.search.datasets
+    ]
+
+
+def _default_settings_on(config: StudyConfig, dataset: str) -> Settings:
+    """Return the default values of the searched settings of a study on one of its datasets."""
+    values = _baseline_on(config, dataset).flat()
+    settings: dict[str, Value] = {}
+    for key, entry in config.search.space.ranges.items():
+        if key in values and entry.is_active(settings):
+            settings[key] = values[key]
+    return settings
+
+
+def _baseline_on(config: StudyConfig, dataset: str) -> Config:
+    return config.baselines[config.search.datasets.index(dataset)]
 
 
 def _by_dataset(studies: Sequence[Records]) -> dict[tuple[str, str], list[tuple[Records, str]]]:
@@ -208,7 +237,10 @@ def measured_gains(study: Records, dataset: str) -> list[MeasuredGain]:
             runs, baseline_runs = confirmed[trial.number], confirmed_baseline
         differences = paired_differences(_on(dataset, runs), _on(dataset, baseline_runs)).values()
         if differences:
-            found.append(MeasuredGain(trial.settings, mean(differences), len(differences)))
+            settings = trial.settings
+            if settings == study.config.baseline_settings:  # each dataset has its own default settings
+                settings = _default_settings_on(study.config, dataset)
+            found.append(MeasuredGain(settings, mean(differences), len(differences)))
     return found
 
 
@@ -216,27 +248,77 @@ def _on(dataset: str, runs: RunScores) -> RunScores:
     return tuple(run for run in runs if run.dataset == dataset)
 
 
-def _require_same_options(first: Records, study: Records) -> None:
-    """Raise a UserError if two studies differ in more than datasets, seeds and budgets."""
-    ours, theirs = _options(first), _options(study)
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
-            raise UserError(
-                f"{first.folder} and {study.folder} differ in {key} ({ours.get(key, 'absent')} and "
-                f"{theirs.get(key, 'absent')}). Pass studies that differ only in their datasets."
-            )
+def _require_same_options(studies: Sequence[Records]) -> None:
+    """Raise a UserError if studies differ in more than datasets, seeds and budgets.
+
+    Settings that the method's authors chose by dataset may differ.
+    """
+    pairs = [(study, dataset) for study in studies for dataset in study.config.search.datasets]
+    first, first_dataset = pairs[0]
+    ours = _options(first.config, first_dataset)
+    for study, dataset in pairs[1:]:
+        theirs = _options(study.config, dataset)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                names = [_name_of(first, first_dataset), _name_of(study, dataset)]
+                values = [
+                    ours.get(key, _baseline_on(first.config, first_dataset).flat().get(key, "absent")),
+                    theirs.get(key, _baseline_on(study.config, dataset).flat().get(key, "absent")),
+                ]
+                fix = "Pass studies that differ only in their datasets."
+                if is_recipe_file(study.config.baseline.method):
+                    fix += " Settings by dataset are supported for built-in methods only."
+                raise UserError(
+                    f"{names[0]} and {names[1]} differ in {key} ({values[0]} and {values[1]}). {fix}"
+                )
 
 
-def _options(study: Records) -> dict[str, object]:
-    """Return the options that studies with common default settings must share."""
-    config = study.config
-    baseline = config.baseline.identity()
-    own = {"data.name", "train.seed", *(key for key in baseline if key.startswith("data.args"))}
+def _name_of(study: Records, dataset: str) -> str:
+    """Return the name of a study in messages, with the dataset if there are several."""
+    return str(study.folder) if len(study.config.search.datasets) == 1 else f"{study.folder} on {dataset}"
+
+
+def _options(config: StudyConfig, dataset: str) -> dict[str, object]:
+    """Return the options of a study that all studies must share, as they are on one of its datasets."""
+    baseline = _baseline_on(config, dataset)
+    inputs = {
+        key: value
+        for key, value in baseline.identity().items()
+        if key.startswith(("data.", "backbone.")) and key != "data.name" and not key.startswith("data.args")
+    }
     space = {f"space.{key}": text for key, text in config.search.space.describe().items()}
     return {
+        "method": baseline.method,
         "objective": config.search.objective,
         **space,
-        **{key: value for key, value in baseline.items() if key not in own},
+        **inputs,
+        **_given_settings(config, dataset, baseline),
+    }
+
+
+def _given_settings(config: StudyConfig, dataset: str, run: Config) -> dict[str, object]:
+    """Return the settings of a run that are not the published ones for its dataset.
+
+    They were given with options. For a recipe file, which may have changed since, they are all settings that
+    are not ProMetaR's.
+    """
+    published = Config()
+    if not is_recipe_file(config.baseline.method):
+        data = {"data.name": dataset, "data.shots": config.baseline.data.shots}
+        protocol = protocol_of(config.search.objective)
+        published = configure(config.baseline.method, data, protocol=protocol)
+    return _differences(run, published)
+
+
+def _differences(run: Config, published: Config) -> dict[str, object]:
+    """Return the settings of a method in `run` that differ from `published`."""
+    before = published.flat()
+    return {
+        key: value
+        for key, value in run.flat().items()
+        if key.partition(".")[0] not in {"method", "data", "backbone"}
+        and key != "train.seed"
+        and (key not in before or before[key] != value)
     }
 
 
@@ -246,40 +328,73 @@ def _options(study: Records) -> dict[str, object]:
 def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
     """Return a recipe (`--method FILE.yaml`) with the chosen settings, as YAML.
 
-    It trains for as many epochs as the final tests of the studies, unless the epochs were searched.
+    It contains the recipe of the studies' method, also its settings by dataset (`by`), over which the chosen
+    settings and the options of the studies win. It trains for as many epochs as the final tests of the
+    studies, unless the epochs were searched.
     """
     config = studies[0].config
-    run = config.run_config(
-        best.settings, dataset=config.search.datasets[0], seed=config.search.seed, final_epochs=True
+    dataset = config.search.datasets[0]
+    method = config.baseline.method
+    default = config.run_config(
+        config.baseline_settings, dataset=dataset, seed=config.search.seed, final_epochs=True
     )
-    published = Config().flat()  # a recipe contains what differs from ProMetaR's settings
+    chosen = _given_settings(config, dataset, default)
+    fixed = set(chosen)
+    if not best.is_default:
+        chosen |= best.settings
+        fixed |= config.search.space.ranges.keys()
+    base = Recipe(settings={}) if is_recipe_file(method) else recipe(method)
+    run = (Config() if is_recipe_file(method) else configure(method)).override(chosen)
     sections: dict[str, dict[str, object]] = {}
-    for key, value in run.flat().items():
+    for key, value in _differences(run, Config()).items():  # a recipe contains what differs from ProMetaR's
         section, _, name = key.partition(".")
-        excluded = section in {"method", "data", "backbone"} or key == "train.seed"
-        if not excluded and (key not in published or value != published[key]):
-            sections.setdefault(section, {})[name] = value
+        sections.setdefault(section, {})[name] = value
     folders = ", ".join(str(study.folder) for study in studies)
-    content = {
-        "title": f"{config.baseline.method}, average best",
+    content: dict[str, object] = {
+        "title": f"{method}, average best",
         "about": one_line(f"best on average on {', '.join(best.predicted)}"),
         "source": one_line(f"prometar defaults {folders}"),
+        "space": base.space,
         "settings": sections,
     }
+    entries = list(_entries(base, run, fixed))
+    if entries:
+        content["by"] = entries
     return dump_yaml(content)
+
+
+def _entries(base: Recipe, run: Config, fixed: Collection[str]) -> Iterator[dict[str, object]]:
+    """Yield the entries of a recipe's `by`, without settings in `fixed` and those that do not fit `run`."""
+    values = run.flat()
+    for entry in base.by:
+        kept: SettingsBySection = {}
+        for section, settings in entry.settings.items():
+            kind_key = f"{section}.{kind_field(section)}"
+            kind = values.get(kind_key)
+            if kind_key not in fixed:
+                kind = settings.get(kind_field(section), kind)
+            known = settings_of_kind(section, kind)
+            used = {
+                name: value
+                for name, value in settings.items()
+                if name in known and f"{section}.{name}" not in fixed
+            }
+            if used:
+                kept[section] = used
+        if kept:
+            yield {**entry.model_dump(mode="json", exclude_none=True), "settings": kept}
 
 
 def describe_average_best(studies: Sequence[Records], best: AverageBest) -> Iterator[str]:
     """Yield lines that describe the chosen settings and their predicted gain."""
-    default = studies[0].config.baseline_settings
+    defaults = _default_settings(studies)
     score = studies[0].study.score_name
     if best.is_default:
         yield "The default settings: no other settings have a positive mean predicted gain."
     else:
         yield "Settings that are best on average, as predicted from the trials of each dataset:"
         for key, value in best.settings.items():
-            change = "" if default.get(key) == value else f" (default: {format_setting(default.get(key))})"
-            yield f"  {key} = {format_setting(value)}{change}"
+            yield f"  {key} = {format_setting(value)}{_change_of(key, value, defaults)}"
     for name, gain in best.predicted.items():
         left_out = f", {best.left_out[name]:+.2f} if chosen without it" if name in best.left_out else ""
         yield one_line(f"{name}: predicted gain in the score ({score}) {gain:+.2f}{left_out}")
@@ -290,3 +405,11 @@ def describe_average_best(studies: Sequence[Records], best: AverageBest) -> Iter
         measured = describe_difference(best.left_out_interval)
         yield f"Mean predicted gain on a dataset that was left out of the choice: {measured}."
     yield "No run was trained with these settings on all datasets. Test them with `prometar reproduce`."
+
+
+def _change_of(key: str, value: Value, defaults: Sequence[Settings]) -> str:
+    """Return the default value of a setting in parentheses, or "" if it is `value` on all datasets."""
+    default = defaults[0].get(key)
+    if any(each.get(key) != default for each in defaults):
+        return " (default: differs by dataset)"
+    return "" if default == value else f" (default: {format_setting(default)})"

@@ -59,7 +59,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     config: Annotated[Path | None, typer.Option(help="Configuration, e.g. best.yaml of a study.")] = None,
     method: Annotated[

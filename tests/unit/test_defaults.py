@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 
 from prometar.cli.app import main
+from prometar.config.recipes import recipe
 from prometar.config.settings import configure
 from prometar.errors import UserError
 from tests.support import study_records
 from tests.support.study_records import DEFAULT, RANGES
 from tune.config import StudyConfig
 from tune.defaults import (
+    AverageBest,
     MeasuredGain,
     average_best_of,
+    describe_average_best,
     find_average_best,
     measured_gains,
     predict_gains,
@@ -26,6 +29,7 @@ from tune.defaults import (
 )
 from tune.records.folder import Records
 from tune.records.schema import Candidate, Confirmation, RunScore
+from tune.reproduce.grid import PROTOCOLS
 from tune.space.space import build_space
 
 SPACE = build_space(RANGES)
@@ -184,36 +188,106 @@ def test_the_recipe_gives_the_chosen_settings(tmp_path: Path, capsys: pytest.Cap
         study(tmp_path / name, rate_gain, seed=seed, dataset=name, final_epochs=12)
         for seed, name in enumerate(("dtd", "eurosat", "ucf101"))
     ]
-    recipe = tmp_path / "average.yaml"
-    assert main(["defaults", *write(studies), "--to", str(recipe)]) == 0
+    own = tmp_path / "average.yaml"
+    assert main(["defaults", *write(studies), "--to", str(own)]) == 0
     text = capsys.readouterr().out
     best = average_best_of(studies)
     assert f"optim.lr = {best.settings['optim.lr']:.4g} (default: 0.0025)" in text
     assert "Mean predicted gain on a dataset that was left out of the choice: +" in text
     assert "n = 3" in text
-    config = configure(str(recipe)).flat()
+    config = configure(str(own)).flat()
     assert {key: config[key] for key in best.settings} == best.settings
     assert config["train.epochs"] == 12
-    tuned = StudyConfig.of(dataset=["food101"], method=str(recipe), space=build_space(RANGES))
+    tuned = StudyConfig.of(dataset=["food101"], method=str(own), space=build_space(RANGES))
     assert tuned.baseline_settings == best.settings
 
 
+RATE = {"optim.lr": {"type": "float", "low": 1e-5, "high": 0.1, "log": True}}
+
+
+@pytest.mark.parametrize("dataset", ["dtd", "stanford_cars", "imagenet"])
 @pytest.mark.parametrize("method", ["coop", "maple", "mmrl", "prometar"])
-def test_a_recipe_repeats_all_settings_of_its_method(method: str, tmp_path: Path) -> None:
-    rate = {"optim.lr": {"type": "float", "low": 1e-5, "high": 0.1, "log": True}}
-    config = StudyConfig.of(dataset=["dtd"], method=method, space=build_space(rate), epochs=4)
+def test_a_recipe_repeats_all_settings_of_its_method(method: str, dataset: str, tmp_path: Path) -> None:
+    """Also those for datasets of which there is no study."""
+    config = StudyConfig.of(dataset=["dtd"], method=method, space=build_space(RATE), epochs=4)
     record = replace(study_records.study(), config=config)
     records = Records(tmp_path, record, (), None, None)
     best = replace(
-        find_average_best({"a": [MeasuredGain({"optim.lr": 0.01}, 1.0)] * 5}, build_space(rate), {}),
+        find_average_best({"a": [MeasuredGain({"optim.lr": 0.01}, 1.0)] * 5}, build_space(RATE), {}),
         settings={"optim.lr": 0.01},
     )
     (tmp_path / "average.yaml").write_text(recipe_text([records], best))
-    epochs = config.test.epochs
-    changed = {"data.name": "dtd", "optim.lr": 0.01, "train.epochs": epochs}
-    expected = configure(method, changed, protocol="base-to-new").flat()  # as published for dtd
-    found = configure(str(tmp_path / "average.yaml"), {"data.name": "dtd"}).flat()
-    assert {**found, "method": method} == expected
+    own = str(tmp_path / "average.yaml")
+    for protocol in PROTOCOLS:
+        expected = configure(method, {"data.name": dataset, "optim.lr": 0.01}, protocol=protocol).flat()
+        found = configure(own, {"data.name": dataset}, protocol=protocol).flat()
+        assert {**found, "method": method} == expected
+    assert recipe(own).space == recipe(method).space
+
+
+def test_searched_and_given_settings_replace_those_by_dataset(tmp_path: Path) -> None:
+    weight = {"regularizer.text_weight": {"type": "float", "low": 0.001, "high": 100.0, "log": True}}
+    options = {"method": "mmrl", "space": build_space(weight), "settings": {"regularizer.image_weight": 3.0}}
+    config = StudyConfig.of(dataset=["dtd"], **options)
+    records = Records(tmp_path, replace(study_records.study(), config=config), (), None, None)
+    best = AverageBest({"regularizer.text_weight": 2.5}, False, {"dtd": 1.0, "eurosat": 1.0}, {})
+    own = tmp_path / "average.yaml"
+    own.write_text(recipe_text([records], best))
+    for dataset in ("dtd", "stanford_cars", "eurosat"):
+        found = configure(str(own), {"data.name": dataset}, protocol="base-to-new").flat()
+        assert found["regularizer.text_weight"] == 2.5
+        assert found["regularizer.image_weight"] == 3.0
+        published = configure("mmrl", {"data.name": dataset}, protocol="base-to-new").flat()
+        assert found["train.epochs"] == published["train.epochs"]
+    own.write_text(recipe_text([records], replace(best, settings={}, is_default=True)))
+    found = configure(str(own), {"data.name": "stanford_cars"}, protocol="base-to-new").flat()
+    assert found["regularizer.text_weight"] == 7.0
+
+
+def test_settings_by_dataset_that_the_chosen_kind_lacks_are_left_out(tmp_path: Path) -> None:
+    kinds = {"regularizer.kind": {"type": "choice", "choices": ["cosine", "none"]}}
+    config = StudyConfig.of(dataset=["dtd"], method="mmrl", space=build_space(kinds))
+    records = Records(tmp_path, replace(study_records.study(), config=config), (), None, None)
+    best = AverageBest({"regularizer.kind": "none"}, False, {"dtd": 1.0, "eurosat": 1.0}, {})
+    own = tmp_path / "average.yaml"
+    own.write_text(recipe_text([records], best))
+    assert main(["methods", str(own)]) == 0, "all entries are valid"
+    found = configure(str(own), {"data.name": "stanford_cars"}, protocol="base-to-new").flat()
+    assert found["regularizer.kind"] == "none"
+
+
+def test_settings_that_the_authors_chose_by_dataset_may_differ(tmp_path: Path) -> None:
+    weight = {"regularizer.text_weight": {"type": "float", "low": 0.001, "high": 100.0, "log": True}}
+    ranges = {**RATE, **weight}
+    studies = []
+    for seed, dataset in enumerate(("dtd", "stanford_cars", "eurosat")):
+        config = StudyConfig.of(dataset=[dataset], method="mmrl", space=build_space(ranges))
+        rng = random.Random(seed)
+        trials = []
+        for number in range(12):
+            settings: dict[str, Any] = config.baseline_settings
+            if number:
+                settings = {
+                    "optim.lr": 10 ** rng.uniform(-5, -1),
+                    "regularizer.text_weight": rng.uniform(0.01, 9),
+                }
+            value = 60 + math.log10(settings["optim.lr"])
+            runs = (RunScore(dataset, 0, value, value, value),)
+            trial = study_records.trial(number, settings=DEFAULT, runs=runs, objective=value)
+            trials.append(replace(trial, settings=settings))
+        digests = {f"split of {dataset}": f"of {dataset}"}
+        record = replace(study_records.study(), config=config, digests=digests)
+        studies.append(Records(tmp_path / dataset, record, tuple(trials), None, None))
+    best = average_best_of(studies)
+    assert not best.is_default
+    text = "\n".join(describe_average_best(studies, best))
+    assert "(default: differs by dataset)" in text
+    changed = StudyConfig.of(
+        dataset=["eurosat"], method="mmrl", space=build_space(ranges), settings={"optim.weight_decay": 0.3}
+    )
+    studies[2] = replace(studies[2], study=replace(studies[2].study, config=changed))
+    with pytest.raises(UserError, match=r"differ in optim\.weight_decay \(.* and 0\.3\)"):
+        average_best_of(studies)
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

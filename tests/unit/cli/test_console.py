@@ -14,6 +14,7 @@ from prometar import __version__
 from prometar.cli import console
 from prometar.cli.app import main
 from prometar.cli.console import run_cli
+from prometar.config.settings import Config
 from prometar.errors import UserError
 
 
@@ -195,3 +196,17 @@ def test_train_names_the_classes_of_the_prompts(tmp_path: Path, capsys: pytest.C
     names = "amoeba, bacillus, coccus, diatom, erythrocyte"
     expected = f"Trained on these classes: {names}. To train on all: --objective all_classes\n"
     assert expected in capsys.readouterr().out
+
+
+def test_set_accepts_several_values_and_may_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Config] = []
+
+    def stop(config: Config, *args: object, **options: object) -> None:
+        trained.append(config)
+        raise UserError("stopped before training")
+
+    monkeypatch.setattr("prometar.run_folder.train_run", stop)
+    values = ["--set", "train.epochs=3", "optim.lr=0.5", "--dataset", "cells", "--set", "data.shots=2"]
+    assert main(["train", *values]) == 2
+    [config] = trained
+    assert (config.train.epochs, config.optim.lr, config.data.shots) == (3, 0.5, 2)
