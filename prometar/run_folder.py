@@ -228,7 +228,8 @@ def evaluate_classifier(
     order = eval_order(items, size=backbone.clip.image_size, exif_rotation=dataset.exif_rotation)
     # Class texts use the templates of the tested dataset, as in training.
     on_dataset = replace(classifier, template=dataset.template, templates=dataset.templates)
-    classes = encode_classes(backbone, on_dataset.model(dataset.classnames), classifier.leaves)
+    model = on_dataset.model(dataset.classnames, dataset=dataset.name)
+    classes = encode_classes(backbone, model, classifier.leaves)
     predictions = predict(backbone, classes, stream(order, dataset.source, 0))
     return PredictedSet(items, dataset.classnames, predictions)
 

@@ -73,10 +73,14 @@ class Classifier:
         config, num_classes = self.config, len(self.classnames)
         return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num_classes} classes>"
 
-    def model(self, classnames: Sequence[str]) -> PromptedClip:
+    def model(self, classnames: Sequence[str], *, dataset: str | None = None) -> PromptedClip:
         """Return the prompted CLIP for these classes.
 
-        The rule for new classes applies, unless these are the training classes in their order.
+        The rule for new classes applies, unless these are the training classes in their order. Some logits
+        also apply it to other datasets with the training classes (`Logits.is_for_training_dataset`).
+
+        Args:
+            dataset: Name of the dataset of the images. Default: unknown, as the training dataset.
         """
         texts = prompt_texts(
             classnames,
@@ -93,7 +97,10 @@ class Classifier:
                 self.templates.get(regularizer.template_name, self.template),
             )
             frozen_text_CE = frozen_text_features(clip, self.backbone.tokenize, classnames, teachers)
-        new_classes = tuple(classnames) != self.classnames
+        is_other_dataset = dataset not in (None, self.config.data.name)
+        new_classes = tuple(classnames) != self.classnames or (
+            is_other_dataset and self.method.logits.is_for_training_dataset
+        )
         ids_NT = self.backbone.tokenize(texts)
         return build_model(clip, self.method, ids_NT, frozen_text_CE, new_classes=new_classes)
 

@@ -30,6 +30,9 @@ class Logits(ComponentSection):
     needs_representation: ClassVar[bool] = False
     """True if the logits use `Features.representation_BE`."""
 
+    is_for_training_dataset: ClassVar[bool] = False
+    """True if classes of other datasets are new classes, also if they have the training classes' names."""
+
     def initialize(self, clip: "Clip", num_classes: int, generator: "Generator") -> Leaves:
         """Return the initial learnable tensors, given the number of training classes."""
         return {}
@@ -42,7 +45,10 @@ class Logits(ComponentSection):
         return cross_entropy(logits_BC, labels_B, weights_B)
 
     def __call__(self, leaves: Leaves, features: Features, scale: "Tensor", *, new_classes: bool) -> "Tensor":
-        """Return the logits (B, C). `new_classes`: True if the classes are not the training classes."""
+        """Return the logits (B, C). `new_classes`: True if the classes are not the training classes.
+
+        See also `is_for_training_dataset`.
+        """
         return scale * features.cosines_BC
 
 
@@ -58,12 +64,12 @@ class FusedLogits(Logits):
     Base classes: s (weight cos(f, t_c) + (1 - weight) cos(r, t_c)). New classes: s cos(f, t_c).
     Loss: weight CE(s cos(f, t)) + (1 - weight) CE(s cos(r, t)).
     s is `scale`, or CLIP's logit scale if `scale` is null. Requires `features.kind=representation`.
-    Source: "MMRL", CVPR 2025 (published: weight 0.7, scale 100, a constant in its code). After training on
-    ImageNet, its code uses f alone for all other datasets. We use both features for the variants of ImageNet
-    that have the training classes (V2, -Sketch).
+    Source: "MMRL", CVPR 2025 (published: weight 0.7, scale 100, a constant in its code). As in its code, the
+    classes of other datasets are new classes, also those of the variants of ImageNet after training on it.
     """
 
     needs_representation: ClassVar[bool] = True
+    is_for_training_dataset: ClassVar[bool] = True
 
     kind: Literal["fused"] = "fused"
     weight: float = Field(default=0.7, ge=0, le=1)

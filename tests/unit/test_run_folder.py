@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from prometar.errors import InfrastructureError, UserError, WorkError
 from prometar.inference import classifier
 from prometar.io.custom import source_digest
 from prometar.io.files import lock_folder
+from prometar.methods.composition import build
 from prometar.step import prompted_clip
 from prometar.training import backbone as training_backbone
+from prometar.training import scoring
 from prometar.training.cache import RunCache
 from prometar.training.run import build_run
 from prometar.training.run_result import read_result
@@ -135,6 +138,33 @@ def test_class_aware_prompts_on_another_dataset_use_its_templates(
     run_folder.evaluate_classifier(run_folder.load_run_classifier(tmp_path), target)
     assert all(text.endswith(", a type of texture.") for text in texts)
     assert teachers == ["a photo of a {}, a type of texture."]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("mmrl", [False, True]), ("dept-coop", [False, False])])
+def test_the_rule_of_mmrl_for_other_datasets_does_not_depend_on_their_classes(
+    method: str, expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variants of ImageNet have its classes, but MMRL's code uses both features for ImageNet alone."""
+    config = configure(method, {"data.name": "cells"})
+    cells = open_dataset("cells")
+    backbone = openclip.load_backbone("mini", None)
+    built = build(config)
+    init_ids = backbone.token_ids(config.prompts.init)
+    leaves = built.initialize(backbone.clip, init_ids, len(cells.classnames), torch.Generator())
+    untrained = classifier.Classifier(
+        backbone, built, leaves, config, cells.classnames, cells.template, cells.templates
+    )
+    found: list[bool] = []
+
+    def encode_classes(backbone: Backbone, model: prompted_clip.PromptedClip, leaves: Any) -> Any:
+        found.append(model.new_classes)
+        return scoring.encode_classes(backbone, model, leaves)
+
+    monkeypatch.setattr(run_folder, "encode_classes", encode_classes)
+    for dataset in (cells, replace(cells, name="variant-of-cells")):
+        small = replace(dataset, test=dataset.test[:8])
+        run_folder.evaluate_classifier(untrained, small)
+    assert found == expected
 
 
 def test_the_result_names_the_texts_of_classes_that_were_used(config: Config, tmp_path: Path) -> None:
