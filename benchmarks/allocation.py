@@ -118,7 +118,9 @@ def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_
     scores = np.append(model.scores[rows] + jitter * spread, model.scores[0])
     tests = model.tests[rows] + model.correlation * jitter * model.tests[1:].std()
     tests = np.append(tests, model.tests[0])
-    sums, runs, alive = np.zeros(total + 1), np.zeros(total + 1), np.arange(total + 1)
+    sums = np.zeros(total + 1)
+    runs = np.zeros(total + 1)
+    alive = np.arange(total + 1)
     for number, stage in enumerate(plan):
         if number:
             order = alive[np.argsort(-sums[alive] / runs[alive])]

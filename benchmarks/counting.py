@@ -43,7 +43,8 @@ class Rehearsal:
     cache: FeatureCache | None = None
 
     def __call__(self) -> object:
-        model, method = self.model, self.method
+        model = self.model
+        method = self.method
         whole, task = embed_batch(model.clip, method, self.pixels_B3HW, self.labels_B, None, cache=self.cache)
         if not self.state.leaves:
             return whole

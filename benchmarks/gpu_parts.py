@@ -422,10 +422,25 @@ def study(setup: Setup) -> Figures:
     """Run a study whose trials share the GPU, on the command line. Return its exit status and duration."""
     began = time.perf_counter()
     command = [
-        sys.executable, str(ROOT / "tune" / "search.py"), "--dataset", "textures", "--trials", "8",
-        "--epochs", "1", "--max-concurrent", "4", "--top", "0", "--final-seeds", "1 2",
-        "--set", "data.shots=1", "--out", tempfile.mkdtemp(),
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "tune" / "search.py"),
+        "--dataset",
+        "textures",
+        "--trials",
+        "8",
+        "--epochs",
+        "1",
+        "--max-concurrent",
+        "4",
+        "--top",
+        "0",
+        "--final-seeds",
+        "1 2",
+        "--set",
+        "data.shots=1",
+        "--out",
+        tempfile.mkdtemp(),
+    ]
     for name, value in setup.backbone.items():
         if name != "backbone.name" or value != "mini":
             command += [f"--{name.removeprefix('backbone.')}".replace("--name", "--backbone"), value]

@@ -38,7 +38,7 @@ from prometar.errors import WorkError
 from prometar.io.files import write_atomically
 from prometar.metrics import harmonic_mean
 from prometar.training import run as training_run
-from prometar.training.backbone import backbone_of
+from prometar.training.backbone import load_configured_backbone
 from prometar.training.cache import RunCache
 from prometar.training.drift import out_of_domain_names
 from prometar.training.run import build_run
@@ -163,7 +163,7 @@ def measure(args: argparse.Namespace) -> None:
 
     def counts(dataset: str) -> dict[str, int]:
         config = config_of(args, dataset, 0, args.seeds[0])
-        backbone = backbone_of(config.backbone)
+        backbone = load_configured_backbone(config.backbone)
         opened = open_dataset(dataset, args.data_root)
         names = out_of_domain_names(opened, backbone.vocabulary)
         return {"classes": len(opened.base_labels), "names": len(names)}

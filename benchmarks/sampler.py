@@ -160,7 +160,9 @@ def regret_function(problem: str, seed: int) -> Objective:
 def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
     """Simulate one search. Return `options`, the regret of the best-scored settings and the wall time."""
     warnings.simplefilter("ignore")
-    problem, seed, slots = options["problem"], options["seed"], options["concurrency"]
+    problem = options["problem"]
+    seed = options["seed"]
+    slots = options["concurrency"]
     space = space_of(problem)
     regret = regret_function(problem, seed)
     config = StudyConfig.of(

@@ -302,7 +302,8 @@ HEAD = (
 
 def row(cell: Cell, figures: Figures) -> tuple[Any, ...]:
     """Return a row of the table. The ratio is the median over pairs of steps, the interval their range."""
-    plain, ours = figures["plain"], figures["ours"]
+    plain = figures["plain"]
+    ours = figures["ours"]
     ratios = [a / b for a, b in zip(plain["seconds"], ours["seconds"], strict=True)]
     return (
         cell.method,

@@ -56,7 +56,8 @@ def order_of(root: str, generated: bool, size: int, epochs: int) -> tuple[ImageO
         source: Source = FolderSource(root)
     else:
         dataset = open_dataset("dtd", root)
-        items, source = dataset.train, dataset.source
+        items = dataset.train
+        source = dataset.source
     transform = TransformSpec(size, train=True, crop_scale=(0.08, 1.0))
     return ImageOrder(items, transform, epochs=epochs, seed=1), source
 

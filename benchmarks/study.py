@@ -34,7 +34,8 @@ def measure(trials: int, epochs: int, slots: int) -> Figures:
         )
         command = time.perf_counter() - began
         records = read_records(Path(out) / "textures")
-    test, confirmation = records.final_test, records.confirmation
+    test = records.final_test
+    confirmation = records.confirmation
     assert test is not None
     assert confirmation is not None
     tested = test.datasets["textures"]
@@ -69,7 +70,8 @@ def main() -> None:
     print(describe(1))
     rows = []
     for what, training in (("search", "training"), ("command", "training with finals")):
-        wall, sums = median_of(rounds, what), median_of(rounds, training)
+        wall = median_of(rounds, what)
+        sums = median_of(rounds, training)
         rows.append((what, args.trials, args.slots, wall, sums, wall * args.slots / sums))
     print(table(("part", "trials", "slots", "wall clock s", "sum of training s", "overhead"), rows))
     return write_json(args, [rounds])

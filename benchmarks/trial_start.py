@@ -44,7 +44,9 @@ class TimedWorker(JobWorker):
 
         entered = time.time()
         self._spent = {"process": entered - began}
-        build, session, step = training.build_run, Session.resume_or_restart, epoch.train_step
+        build = training.build_run
+        session = Session.resume_or_restart
+        step = epoch.train_step
         with (
             patch.object(training, "build_run", self._clocked("build_run", build)),
             patch.object(Session, "resume_or_restart", self._clocked("session", session)),
@@ -97,7 +99,7 @@ def measure(kind: str, trials: int) -> Figures:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     start_ray(num_cpus=2)
-    resources = JobResources(max_concurrent=1, cpus=1.0, gpus=0.0)
+    resources = JobResources(num_concurrent=1, max_concurrent=1, cpus=1.0, gpus=0.0)
     group = placement_group(resources.bundles())
     ray.get(group.ready())
     strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)

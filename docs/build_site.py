@@ -38,7 +38,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def sources() -> list[str]:
     """Return README.md, what it links to, and the remaining files of docs/ and examples/."""
-    todo, found = [ROOT / "README.md"], list[str]()
+    todo = [ROOT / "README.md"]
+    found: list[str] = []
     others = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*.*"))]
     while todo or others:
         path = todo.pop(0) if todo else others.pop(0)

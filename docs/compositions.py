@@ -217,7 +217,9 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 # Picture
 
-_ROW_HEIGHT, _FIRST_ROW, _MARGIN = 24, 76, 12
+_ROW_HEIGHT = 24
+_FIRST_ROW = 76
+_MARGIN = 12
 _GROUPS = {
     "learned": ("#dbeafe", ("prompts", "adapters", "features", "logits")),
     "gradient": ("#dcfce7", ("regularizer", "modulator")),

@@ -220,7 +220,12 @@ def evaluate_run(folder: Path, *, trust_code: bool = False, predictions: bool = 
 def evaluate_classifier(
     classifier: Classifier, dataset: Dataset, stream: StreamFn = stream_local
 ) -> PredictedSet:
-    """Classify all test images of a dataset among all of its classes."""
+    """Classify all test images of a dataset among all of its classes.
+
+    Raises:
+        UserError: the dataset has no test images.
+        WorkError: an image is corrupt.
+    """
     items = select_and_relabel(dataset.without_excluded(dataset.test), labels_of(dataset.items))
     if not items:
         raise UserError(f"{dataset.name} has no test images.")

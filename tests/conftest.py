@@ -156,7 +156,12 @@ def write_dtd(root: Path, *, per_class: int = 8, classes: tuple[str, ...] = CLAS
             coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
             image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
             image.save(folder / "images" / path, quality=80)
-            part = "train" if k < per_class else "val" if k < per_class * 3 // 2 else "test"
+            if k < per_class:
+                part = "train"
+            elif k < per_class * 3 // 2:
+                part = "val"
+            else:
+                part = "test"
             split[part].append([path, label, name])
     for part in split.values():
         rng.shuffle(part)  # labels first appear in no particular order

@@ -232,9 +232,11 @@ def measured_gains(study: Records, dataset: str) -> list[MeasuredGain]:
     confirmed_baseline = next((each.runs for each in candidates if each.is_baseline), None)
     found = []
     for trial in study.completed:
-        runs, baseline_runs = trial.runs, baseline.runs
+        runs = trial.runs
+        baseline_runs = baseline.runs
         if confirmed_baseline is not None and trial.number in confirmed:
-            runs, baseline_runs = confirmed[trial.number], confirmed_baseline
+            runs = confirmed[trial.number]
+            baseline_runs = confirmed_baseline
         differences = paired_differences(_on(dataset, runs), _on(dataset, baseline_runs)).values()
         if differences:
             settings = trial.settings

@@ -107,7 +107,7 @@ class Study:
             WorkError: no trial was completed, or the first new trials all failed.
         """
         with self._open() as (plan, digests, resources):
-            self._complete(self._search_stages(plan, digests, concurrency=resources.max_concurrent))
+            self._complete(self._search_stages(plan, digests, concurrency=resources.num_concurrent))
 
     def _search_stages(
         self, plan: StudyPlan, digests: Mapping[str, str], *, concurrency: int
@@ -118,7 +118,8 @@ class Study:
         from tune.store.trial_store import open_trial_store
         from tune.tracking import Trackers
 
-        config, path = self.config, self.folder.path
+        config = self.config
+        path = self.folder.path
         with (
             open_trial_store(config, self.folder, digests, concurrency=concurrency) as store,
             closing(Trackers(config.location.trackers, path, self.console)) as tracking,
@@ -130,7 +131,8 @@ class Study:
                 self.console.print(note)
             excluded = {each.name: tuple(sorted(each.excluded)) for each in plan.datasets if each.excluded}
             self.folder.write_study(config, digests, plan.classes, excluded=excluded, exclusion_notes=notes)
-            done, interrupted = len(store.ended_trials), len(store.interrupted_trials)
+            done = len(store.ended_trials)
+            interrupted = len(store.interrupted_trials)
             if done or interrupted:
                 self.console.print(f"Resuming: {done} done, {interrupted} interrupted")
             with closing(SearchJobs(config, self.folder, store, partial(count_steps, config, plan))) as jobs:
@@ -282,8 +284,10 @@ class Study:
 
     @property
     def _headline(self) -> str:
-        config, search = self.config, self.config.search
-        trials, epochs = format_count(search.trials, "trial"), format_count(config.max_epochs, "epoch")
+        config = self.config
+        search = self.config.search
+        trials = format_count(search.trials, "trial")
+        epochs = format_count(config.max_epochs, "epoch")
         return (
             f"Study {self.folder.path}: {trials} of up to {epochs}, {config.baseline.method} on "
             f"{' + '.join(search.datasets)} with {config.baseline.backbone.name}, "
@@ -323,7 +327,8 @@ class Study:
             UserError: the study was started with other settings, or data or weights are missing.
             WorkError: images are corrupt.
         """
-        config, plan = self.config, plan_study(self.config)
+        config = self.config
+        plan = plan_study(self.config)
         digests, footprint = inspect_inputs(config, plan)
         require_readable_images(config, plan, self.console.print)
         if previous := self.folder.read(StudyRecord):
@@ -383,7 +388,8 @@ def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyCo
     path = resolve_path(folder)
     if set(options) & {"out", "study"}:
         raise UserError("Pass either folder, or out and study, not both.")
-    if not options and (record := StudyFolder(path).read(StudyRecord)):
+    record = None if options else StudyFolder(path).read(StudyRecord)
+    if record is not None:
         location = record.config.location.model_copy(update={"out": path.parent, "study": path.name})
         return record.config.model_copy(update={"location": location})
     return StudyConfig.of(**options, out=path.parent, study=path.name)

@@ -115,7 +115,8 @@ def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tens
 
 
 def _cosine(a: Tensors, b: Tensors) -> float:  # over the tensors of `a`
-    x, y = _flat(a), _flat({name: b[name] for name in a})
+    x = _flat(a)
+    y = _flat({name: b[name] for name in a})
     norms = x.norm() * y.norm()
     return float((x @ y / norms).clamp(-1, 1)) if norms > 0 else 0.0
 
@@ -174,7 +175,8 @@ def render_page(runs: Mapping[str, Sequence[AlignmentRecord]]) -> str:
 
     figure = go.Figure()
     for color, (name, records) in zip(cycle(qualitative.Plotly), runs.items(), strict=False):
-        steps, cosines = [r["step"] for r in records], [r["cosine"] for r in records]
+        steps = [r["step"] for r in records]
+        cosines = [r["cosine"] for r in records]
         style = {"color": color, "size": 4, "opacity": 0.4}
         figure.add_scatter(x=steps, y=cosines, mode="markers", marker=style, showlegend=False)
         epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]

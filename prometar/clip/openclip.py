@@ -327,7 +327,8 @@ def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tenso
 
 def clip_architecture(config: ModelConfig) -> Architecture:
     """Return the architecture of a CLIP whose towers are transformers as in OpenAI's models."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
+    text = config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     vision_heads = vision["width"] // vision.get("head_width", 64)
     return Architecture(vision_heads, text["heads"], activation, activation, vision["image_size"])
@@ -349,7 +350,8 @@ def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
 
 def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
     """Return the family of a supported model. Raise a UserError for other models."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
+    text = config["text_cfg"]
     is_siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS
     is_clip = vision.keys() <= _SUPPORTED_CLIP_VISION_KEYS and text.keys() <= _SUPPORTED_CLIP_TEXT_KEYS
     if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):  # ResNets have a list

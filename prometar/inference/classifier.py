@@ -70,7 +70,8 @@ class Classifier:
 
     def __repr__(self) -> str:
         """Return a one-line summary without tensors."""
-        config, num_classes = self.config, len(self.classnames)
+        config = self.config
+        num_classes = len(self.classnames)
         return f"<{config.method} on {config.data.name} with {config.backbone.name}, {num_classes} classes>"
 
     def model(self, classnames: Sequence[str], *, dataset: str | None = None) -> PromptedClip:
@@ -167,7 +168,8 @@ def load(
     path = download_prompts(path) if isinstance(path, str) and path.startswith(HUB_PREFIX) else Path(path)
     leaves, card = read_prompts(path)
     config = card.config.require_trusted(str(path), trusted=trust_code)
-    name, original = config.backbone.name, config.backbone.pretrained
+    name = config.backbone.name
+    original = config.backbone.pretrained
     require_backbone(name, "random")  # refuses names of hubs and folders
     # A card must not make `load` read a local file.
     is_path = original not in (None, "random") and original not in tags_of(name)

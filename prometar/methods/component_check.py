@@ -17,7 +17,9 @@ from prometar.methods.prompts import Tensors
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
 from prometar.methods.section import CustomSection
 
-_NUM_QUERY, _NUM_SUPPORT, _NUM_CLASSES = 2, 3, 4
+_NUM_QUERY = 2
+_NUM_SUPPORT = 3
+_NUM_CLASSES = 4
 
 
 def check_components(config: MethodConfig, clip: Clip) -> Method:
@@ -26,7 +28,8 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     Raises:
         UserError: a component fails, or returns wrong names, types or shapes.
     """
-    method, generator = build(config), torch.Generator().manual_seed(0)
+    method = build(config)
+    generator = torch.Generator().manual_seed(0)
 
     def check(section: str, call: Callable[[], tuple[Mapping[str, object], Tensors]]) -> None:
         """Check a component if it is custom. `call` returns results and tensors of the expected shapes."""

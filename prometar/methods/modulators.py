@@ -120,7 +120,8 @@ class Projection(Modulator):
         modulated = {}
         for name, g_t in g_task.items():
             g_r = g_reg[name]
-            product, square = (g_t * g_r).sum(), g_r.square().sum()
+            product = (g_t * g_r).sum()
+            square = g_r.square().sum()
             # g_reg is 0 for prompts on which the regularizer does not depend.
             m = -self.share * product.clamp(max=0) / torch.where(square > 0, square, 1)
             modulated[name] = g_t + m * g_r

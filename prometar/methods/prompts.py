@@ -253,7 +253,8 @@ class CoupledPrompts(_Context):
     def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
         depth = min(self.text_depth, len(clip.text.blocks), len(clip.vision.blocks))
         leaves = self._initial_text(clip, init_ids, depth, generator)
-        width, like = clip.text.width, leaves["text.0"]
+        width = clip.text.width
+        like = leaves["text.0"]
         shapes = {"weight": (clip.vision.width, width), "bias": (clip.vision.width,)}
         for layer in range(depth):
             for name, shape in shapes.items():

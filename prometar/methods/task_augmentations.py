@@ -107,8 +107,10 @@ class CutMix(_BetaMix):
 
     def mixed_images(self, query_Q3HW: "Tensor", partners_Q3HW: "Tensor", mix: Mix) -> "Tensor":
         assert mix.box is not None
-        box, (height, width) = mix.box.to(query_Q3HW), query_Q3HW.shape[-2:]
-        rows, columns = _coverage(box[:, 0], box[:, 1], height), _coverage(box[:, 2], box[:, 3], width)
+        box = mix.box.to(query_Q3HW)
+        height, width = query_Q3HW.shape[-2:]
+        rows = _coverage(box[:, 0], box[:, 1], height)
+        columns = _coverage(box[:, 2], box[:, 3], width)
         mask = rows[:, None, :, None] * columns[:, None, None, :]
         return query_Q3HW + mask * (partners_Q3HW - query_Q3HW)
 

@@ -161,7 +161,9 @@ def embed_batch(
 
 def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, selection: Selection) -> Embeddings:
     """Return the embeddings of the query images, with their partners."""
-    query_rows, weights, partners = selection.query_rows, selection.query_weights, selection.partners
+    query_rows = selection.query_rows
+    weights = selection.query_weights
+    partners = selection.partners
     partner_labels = None
     frozen = None
     if partners is None or partners.image_rows is not None:  # pixels are not mixed
@@ -177,7 +179,8 @@ def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, select
     if partners is not None:
         partner_labels = whole.labels[partners.batch_rows]
         if frozen is not None and whole.frozen is not None:
-            query_share, partner_share = partners.query_share[:, None], partners.partner_share[:, None]
+            query_share = partners.query_share[:, None]
+            partner_share = partners.partner_share[:, None]
             frozen = query_share * frozen + partner_share * whole.frozen[partners.batch_rows]
             frozen = F.normalize(frozen, dim=-1)
     return Embeddings(images, whole.labels[query_rows], weights, frozen, partners, partner_labels)

@@ -18,11 +18,13 @@ DTYPES = {
 """dtype of the towers for each `backbone.precision`."""
 
 
-def backbone_of(config: BackboneConfig, *, folded: bool = True) -> Backbone:
+def load_configured_backbone(config: BackboneConfig, *, folded: bool = True) -> Backbone:
     """Load a backbone in its configured precision on the default device of this process.
 
     Args:
-        folded: False for methods that change blocks (`Method.changes_blocks`).
+        folded: True for an equivalent backbone with fewer operations: linear layers absorb constant factors
+            and the weights of LayerNorms (`Tower.folded`). False for methods that change blocks
+            (`Method.changes_blocks`), because they need the tensors of each layer.
 
     Raises:
         UserError: the model or its weights are missing or invalid.

@@ -13,7 +13,7 @@ from prometar.config.sections import BackboneConfig
 from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import Dataset
 from prometar.data.streaming.stream import Batch
-from prometar.training.backbone import backbone_of
+from prometar.training.backbone import load_configured_backbone
 
 Value = TypeVar("Value")
 
@@ -48,8 +48,9 @@ class RunCache:
         )
 
     def backbone(self, config: BackboneConfig, *, folded: bool) -> Backbone:
-        """Return a backbone. Arguments and errors: see `backbone_of`."""
-        return _cached(self._backbones, (config, folded), lambda: backbone_of(config, folded=folded))
+        """Return a backbone. Arguments and errors: see `load_configured_backbone`."""
+        key = (config, folded)
+        return _cached(self._backbones, key, lambda: load_configured_backbone(config, folded=folded))
 
     def dataset(self, name: str, root: str | None, args_json: str, code_digest: str) -> Dataset:
         """Return a dataset. Arguments and errors: see `open_dataset`.

@@ -165,11 +165,13 @@ class Session:
     def close(self) -> None:
         if close := getattr(self._stream, "close", None):
             close()
-        self._stream = self._batches = None
+        self._stream = None
+        self._batches = None
 
     def _eval_batches(self, evaluation: EvaluationSet) -> Iterator[Batch]:
         """Yield an evaluation set's batches, cached or streamed. If features are cached, omit pixels."""
-        order, cache = evaluation.order, evaluation.cache
+        order = evaluation.order
+        cache = evaluation.cache
         changes_vision = self.run.method.changes("vision")
         if can_skip_images(cache, range(order.num_steps), changes_vision=changes_vision):
             yield from stream_labels(order, self.run.dataset.source)

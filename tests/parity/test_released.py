@@ -31,10 +31,19 @@ def test_the_transcription_equals_the_recording(path: Path) -> None:
     golden = load(path, torch.float64)
     meta, texts = golden.meta, [f"{golden.meta['ctx_init']} {name}." for name in golden.meta["classnames"]]
     reference = Released(
-        golden.raw, tokenize(texts), F.normalize(golden.tensor("teacher_text"), dim=-1),
-        golden.prompts(0), golden.gate(0), meta["text_weight"], meta["image_weight"], meta["gate_reduction"],
-        meta["inner_lr"], meta["outer_weight"], meta["prompt_lr"], meta["gate_lr"],
-    )  # fmt: skip
+        golden.raw,
+        tokenize(texts),
+        F.normalize(golden.tensor("teacher_text"), dim=-1),
+        golden.prompts(0),
+        golden.gate(0),
+        meta["text_weight"],
+        meta["image_weight"],
+        meta["gate_reduction"],
+        meta["inner_lr"],
+        meta["outer_weight"],
+        meta["prompt_lr"],
+        meta["gate_lr"],
+    )
     for index, images, labels, task in golden.steps():
         log = reference.step(images, labels, task)
         for name, value in log.items():
@@ -56,10 +65,13 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
     text_length: int, vision_length: int, text_depth: int, vision_depth: int, labels: list[int], seed: int
 ) -> None:
     values: dict[str, Any] = {
-        "prompts.text_length": text_length, "prompts.vision_length": vision_length,
-        "prompts.text_depth": text_depth, "prompts.vision_depth": vision_depth,
-        "inner.lr": 0.5, "inner.outer_weight": 1.0,
-    }  # fmt: skip
+        "prompts.text_length": text_length,
+        "prompts.vision_length": vision_length,
+        "prompts.text_depth": text_depth,
+        "prompts.vision_depth": vision_depth,
+        "inner.lr": 0.5,
+        "inner.outer_weight": 1.0,
+    }
     method, clip = build(Config().override(values)), backbone(torch.float64).clip
     generator = torch.Generator().manual_seed(seed)
     teacher = F.normalize(torch.randn(4, 24, dtype=torch.float64, generator=generator), dim=-1)

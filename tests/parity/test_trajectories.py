@@ -17,8 +17,14 @@ from .golden import Golden, golden_files, load
 
 FILES = golden_files("prometar_*.npz")
 SCALARS = (
-    "direct_ce", "direct_text", "direct_image", "support_ce", "support_text", "support_image", "query_loss",
-)  # fmt: skip
+    "direct_ce",
+    "direct_text",
+    "direct_image",
+    "support_ce",
+    "support_text",
+    "support_image",
+    "query_loss",
+)
 
 
 def test_there_are_recorded_trajectories() -> None:

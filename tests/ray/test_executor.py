@@ -69,7 +69,7 @@ def run(
     text = io.StringIO()
     run_jobs(
         iter(source.jobs),
-        JobResources(concurrent, cpus, 0.0, max_cpus=2.0),
+        JobResources(num_concurrent=concurrent, max_concurrent=concurrent, cpus=cpus, gpus=0.0, max_cpus=2.0),
         [source],
         console=Console(file=text, width=200),
         timeout_seconds=timeout,

@@ -98,7 +98,10 @@ def sample(trial: FrozenTrial | None) -> tuple[int, dict[str, Any]]:
 def run(store: TrialStore, value: Callable[[Any], float] = score, most: int = 10**6) -> Samples:
     """Complete trials in sequence, at most `most`. Return their numbers and settings."""
     done = Samples()
-    while len(done) < most and (trial := store.ask()) is not None:
+    while len(done) < most:
+        trial = store.ask()
+        if trial is None:
+            break
         assert not store.report(trial.number, report(trial, objective=value(trial.params)))
         done.append(sample(trial))
     return done

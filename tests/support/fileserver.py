@@ -42,7 +42,9 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
         def do_GET(self) -> None:
             served.requests.append(self.path)
             content = served.files.get(self.path)
-            status = served.status.pop(0) if served.status else 200 if content is not None else 404
+            status = 404 if content is None else 200
+            if served.status:
+                status = served.status.pop(0)
             if status != 200 or content is None:
                 self.send_error(status)
                 return

@@ -19,7 +19,10 @@ def drive(out: Path, url: str, hanging: set[int]) -> None:
         store = open_store(out, url=url, trials=4)
         running: list[FrozenTrial] = []
         while True:
-            while len(running) < 2 and (trial := store.ask()) is not None:
+            while len(running) < 2:
+                trial = store.ask()
+                if trial is None:
+                    break
                 running.append(trial)
             if not running:
                 return

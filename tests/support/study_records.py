@@ -229,8 +229,13 @@ def rich(folder: Path, *, hostile: bool = False, **options: Any) -> Path:
         settings = settings_of(number)
         if settings["regularizer.kind"] == "l2":
             settings["regularizer.kind"] = f"l2{evil}"
-        state = "PRUNED" if number % 4 == 3 else "FAIL" if number in (10, 41) else "COMPLETE"
-        changes = {"reason": f"the loss is nan, class 'zig{evil}' {image}"} if state == "FAIL" else {}
+        state = "COMPLETE"
+        changes = {}
+        if number % 4 == 3:
+            state = "PRUNED"
+        elif number in (10, 41):
+            state = "FAIL"
+            changes = {"reason": f"the loss is nan, class 'zig{evil}' {image}"}
         trials.append(trial(number, state, datasets, settings=settings, **changes))
     trials[5] = replace(trials[5], notes=(f"out of memory: larger share {evil}",))
     confirmed = confirmation(trials)

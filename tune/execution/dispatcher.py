@@ -116,7 +116,7 @@ class Dispatcher:
         take what becomes free, and the larger one could wait until the stage ends.
         """
         with self._end_on_error():
-            if self.finished or len(self._running) >= self._machines.max_concurrent:
+            if self.finished or len(self._running) >= self._machines.num_concurrent:
                 return None
             if any(each.is_larger and not each.machine for each in self._running.values()):
                 return None

@@ -57,7 +57,7 @@ def run_jobs(
     tune_error: BaseException | None = None
     with shutdown.watch():
         try:
-            _fit(dispatcher, resources.limit, worker)
+            _fit(dispatcher, resources.max_concurrent, worker)
         except (Exception, KeyboardInterrupt) as error:  # KeyboardInterrupt: a second signal
             # Callers may keep the error, as notebooks do. Its frames, in cycles, would keep workers alive.
             clear_frames(error.__traceback__)
@@ -76,10 +76,10 @@ def run_jobs(
     return dispatcher.failures
 
 
-def _fit(dispatcher: Dispatcher, limit: int, worker: type[JobWorker]) -> None:
+def _fit(dispatcher: Dispatcher, max_concurrent: int, worker: type[JobWorker]) -> None:
     """Run the jobs of the dispatcher with Tune. Return when no job is left, or when Tune is stopped."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only `fit`, not the study
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)  # the dispatcher limits the number of trials
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max_concurrent)  # the dispatcher limits it further
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # rarely: Tune's state is never restored
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

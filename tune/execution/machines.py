@@ -59,12 +59,11 @@ class Machines:
         self._listed_at = -_REFRESH_SECONDS
 
     @property
-    def max_concurrent(self) -> int:
-        """Number of jobs to run at a time: as many as fit on the machines, up to `limit`."""
+    def num_concurrent(self) -> int:
+        """Number of jobs to run at a time: as many as fit on the machines, up to `max_concurrent`."""
         usable = [machine for machine in self.alive if machine.node_id not in self.avoided]
-        return max(
-            1, min(self._resources.limit, sum(self._resources.capacity(each.resources) for each in usable))
-        )
+        capacity = sum(self._resources.capacity(machine.resources) for machine in usable)
+        return max(1, min(capacity, self._resources.max_concurrent))
 
     def name(self, node_id: str) -> str:
         return self._names.get(node_id, "a machine that has left")

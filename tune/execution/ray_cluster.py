@@ -176,7 +176,8 @@ def preserve_signal_handlers() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    interrupt = signal.getsignal(signal.SIGINT)
+    terminate = signal.getsignal(signal.SIGTERM)
     if interrupt is signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: None)  # not inherited, unlike SIG_IGN
     try:

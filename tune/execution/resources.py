@@ -18,37 +18,33 @@ _MAX_JOBS_PER_GPU = 4
 """Maximum number of jobs on one GPU, unless --gpus-per-trial is set. With more, GPU memory may run out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JobResources:
     """Number of concurrent jobs, and the resources of each.
 
     Args:
-        max_concurrent: Number of concurrent jobs on the machines that were known to the planner.
+        num_concurrent: Number of concurrent jobs on the machines that were known to the planner.
+        max_concurrent: Largest number of concurrent jobs, also if machines join.
         cpus: CPUs per job, for trainer and stream together.
         gpus: GPUs per job, all for the trainer.
         max_cpus, max_gpus: Largest number of CPUs and of GPUs on one machine, as limits for retries.
-        cap: Number of concurrent jobs that must not be exceeded if machines join. 0: `max_concurrent`.
         memory: Estimated memory per job in bytes, 0 if unknown.
     """
 
+    num_concurrent: int
     max_concurrent: int
     cpus: float
     gpus: float
     max_cpus: float = 0.0
     max_gpus: float = 0.0
-    cap: int = 0
     memory: float = 0.0
-
-    @property
-    def limit(self) -> int:
-        """Largest number of concurrent jobs on any number of machines."""
-        return self.cap or self.max_concurrent
 
     def capacity(self, node: NodeResources) -> int:
         """Return the number of jobs that fit on a machine.
 
         Example:
-            >>> JobResources(1, cpus=2.0, gpus=0.5).capacity({"CPU": 32.0, "GPU": 2.0})
+            >>> resources = JobResources(num_concurrent=1, max_concurrent=1, cpus=2.0, gpus=0.5)
+            >>> resources.capacity({"CPU": 32.0, "GPU": 2.0})
             4
         """
         return _node_capacity(node, self.cpus, self.gpus, self.memory)
@@ -65,7 +61,9 @@ class JobResources:
 
     def bundles(self) -> list[dict[str, float]]:
         """Return the bundles of a job's placement group: the trainer's, then the stream's."""
-        trainer = {"CPU": self.cpus - self.stream_cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        trainer = {"CPU": self.cpus - self.stream_cpus}
+        if self.gpus:
+            trainer["GPU"] = self.gpus
         return [trainer, {"CPU": self.stream_cpus}]
 
     def enlarge(self, bundles: Sequence[Mapping[str, float]]) -> list[dict[str, float]] | None:
@@ -75,15 +73,23 @@ class JobResources:
         memory. Threads and the stream's bundle stay the same, so results do not change.
 
         Example:
-            >>> resources = JobResources(4, 1.0, 0.25, max_cpus=8.0, max_gpus=1.0)
+            >>> resources = JobResources(
+            ...     num_concurrent=4, max_concurrent=4, cpus=1.0, gpus=0.25, max_cpus=8.0, max_gpus=1.0
+            ... )
             >>> resources.enlarge([{"CPU": 0.5, "GPU": 0.25}, {"CPU": 0.5}])
             [{'CPU': 0.5, 'GPU': 0.5}, {'CPU': 0.5}]
         """
         trainer, stream = map(dict, bundles)
-        kind = "GPU" if trainer.get("GPU") else "CPU"
-        limit = min(1.0, self.max_gpus) if kind == "GPU" else self.max_cpus - stream["CPU"]
-        amount = min(2 * trainer[kind], limit)
-        return [{**trainer, kind: amount}, stream] if amount > trainer[kind] else None
+        if trainer.get("GPU"):
+            kind = "GPU"
+            largest = min(1.0, self.max_gpus)
+        else:
+            kind = "CPU"
+            largest = self.max_cpus - stream["CPU"]
+        amount = min(2 * trainer[kind], largest)
+        if amount <= trainer[kind]:
+            return None
+        return [{**trainer, kind: amount}, stream]
 
 
 def uses_gpus(nodes: Sequence[NodeResources], resources: ResourcesConfig) -> bool:
@@ -142,8 +148,8 @@ def plan_runs(
         30 concurrent runs (all remaining runs), each with 2 CPUs and 0.5 GPU
     """
     if resources.max_concurrent:
-        limit = min(resources.max_concurrent, num_runs)
-        resources = resources.model_copy(update={"max_concurrent": limit})
+        max_concurrent = min(resources.max_concurrent, num_runs)
+        resources = resources.model_copy(update={"max_concurrent": max_concurrent})
     reason = "all remaining runs"
     return plan_resources(nodes, resources, num_runs, reason, memory, noun="run", option_noun=option_noun)
 
@@ -151,22 +157,26 @@ def plan_runs(
 def plan_resources(
     nodes: Sequence[NodeResources],
     resources: ResourcesConfig,
-    max_jobs: int,
-    max_jobs_reason: str,
+    max_concurrent: int,
+    max_reason: str,
     memory: float = 0,
     *,
     noun: str = "trial",
     option_noun: str = "trial",
 ) -> tuple[JobResources, str]:
-    """Plan as many jobs as fit (up to `max_jobs`), each as large as possible. Return them and a summary.
+    """Plan as many concurrent jobs as fit (up to `max_concurrent`), each as large as possible.
 
     Args:
         nodes: Resources of each machine, e.g. [{"CPU": 32.0, "GPU": 4.0}].
-        max_jobs_reason: Reason for `max_jobs`, for the summary.
+        max_concurrent: Largest number of concurrent jobs, unless the user sets `resources.max_concurrent`.
+        max_reason: Reason for `max_concurrent`, for the summary.
         memory: Estimated memory per job in bytes, 0 if unknown. One job per machine is always allowed,
-            because the estimate may be too high. If the user sets `max_concurrent`, the estimate is ignored.
+            because the estimate may be too high. It is ignored if the user sets `resources.max_concurrent`.
         noun: Name of a job in messages.
         option_noun: Last word of the options for resources: `--cpus-per-<option_noun>`.
+
+    Returns:
+        The resources, and a one-line summary.
 
     Raises:
         UserError: a job does not fit on any machine, or requests more than one GPU.
@@ -174,8 +184,8 @@ def plan_resources(
     max_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     max_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
     if resources.max_concurrent:
-        max_jobs = resources.max_concurrent
-        max_jobs_reason = "--max-concurrent"
+        max_concurrent = resources.max_concurrent
+        max_reason = "--max-concurrent"
         memory = 0
 
     def capacity(cpus: float, gpus: float) -> int:
@@ -190,25 +200,38 @@ def plan_resources(
         if gpu_shares[0] > 1:
             problem = f"--gpus-per-{option_noun} must be at most 1, got {gpu_shares[0]:g}."
             raise UserError(f"{problem} A {noun} trains on one GPU.")
-    num_jobs = min(max_jobs, capacity(cpus, gpu_shares[-1]))
-    if not num_jobs:
+    num_concurrent = min(max_concurrent, capacity(cpus, gpu_shares[-1]))
+    if not num_concurrent:
         gpu = f" and {gpu_shares[-1]:g} GPU" if gpu_shares[-1] else ""
         raise UserError(
             f"A {noun} needs {cpus:g} CPU{gpu} on one machine, but Ray's machines have at most "
             f"{max_cpus:g} CPU and {max_gpus:g} GPU. Lower --cpus-per-{option_noun} or "
             f"--gpus-per-{option_noun}, or wait until more machines have joined (clusters/wait.py)."
         )
-    gpus = next(share for share in gpu_shares if capacity(cpus, share) >= num_jobs)
+    gpus = next(share for share in gpu_shares if capacity(cpus, share) >= num_concurrent)
     if resources.cpus_per_trial is None:
-        cpu_counts = range(math.floor(max_cpus), 1, -1)
-        cpus = next((float(each) for each in cpu_counts if capacity(each, gpus) >= num_jobs), cpus)
-    reason = max_jobs_reason
-    if num_jobs < max_jobs:
-        limit = f", below --max-concurrent {max_jobs}" if resources.max_concurrent else ""
-        reason = f"all that fit{limit}"
-    planned = JobResources(num_jobs, cpus, gpus, max_cpus, max_gpus, cap=max_jobs, memory=memory)
-    resources_text = format_count(cpus, "CPU") + (f" and {format_count(gpus, 'GPU')}" if gpus else "")
-    return planned, f"{format_count(num_jobs, f'concurrent {noun}')} ({reason}), each with {resources_text}"
+        while cpus + 1 <= max_cpus and capacity(cpus + 1, gpus) >= num_concurrent:
+            cpus += 1
+    if num_concurrent == max_concurrent:
+        reason = max_reason
+    elif resources.max_concurrent:
+        reason = f"all that fit, below --max-concurrent {max_concurrent}"
+    else:
+        reason = "all that fit"
+    resources_text = format_count(cpus, "CPU")
+    if gpus:
+        resources_text += f" and {format_count(gpus, 'GPU')}"
+    summary = f"{format_count(num_concurrent, f'concurrent {noun}')} ({reason}), each with {resources_text}"
+    planned = JobResources(
+        num_concurrent=num_concurrent,
+        max_concurrent=max_concurrent,
+        cpus=cpus,
+        gpus=gpus,
+        max_cpus=max_cpus,
+        max_gpus=max_gpus,
+        memory=memory,
+    )
+    return planned, summary
 
 
 def _node_capacity(node: NodeResources, cpus: float, gpus: float, memory: float) -> int:

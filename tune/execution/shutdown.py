@@ -35,7 +35,8 @@ class Shutdown:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self.requested = self.ray_died = False
+        self.requested = False
+        self.ray_died = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:

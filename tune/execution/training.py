@@ -17,7 +17,7 @@ from prometar.device import release_cached_memory
 from prometar.errors import InfrastructureError, InputError, PrometarError, UserError
 from prometar.io.files import cannot_write_error, write_atomically
 from prometar.run_folder import evaluate_on_targets, write_result, write_run_predictions
-from prometar.training.backbone import backbone_of
+from prometar.training.backbone import load_configured_backbone
 from prometar.training.cache import RunCache
 from prometar.training.run import build_run
 from prometar.training.run_result import RESULT_FILE, read_result
@@ -162,7 +162,7 @@ def _require_inputs(config: Config) -> None:
     """
     with _blame_machine():
         open_dataset(config.data.name, config.data.root, config.data.args)
-        backbone_of(config.backbone)
+        load_configured_backbone(config.backbone)
         texts = texts_path(config)
         if texts is not None:
             read_texts(Path(texts))

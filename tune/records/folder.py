@@ -211,7 +211,8 @@ class Records:
     @property
     def current_test(self) -> FinalTest | None:
         """The final test. None if it has not finished, or its settings are no longer selected."""
-        test, selected = self.final_test, self.selected
+        test = self.final_test
+        selected = self.selected
         if test is None or selected is None or test.selected.number == selected.number:
             return test
         return test if test.selected.is_baseline and selected.is_baseline else None

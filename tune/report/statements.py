@@ -103,7 +103,8 @@ def search_summary(records: Records) -> str:
 
 
 def _about_selection(records: Records) -> str:
-    selected, baseline = records.selected, records.baseline
+    selected = records.selected
+    baseline = records.baseline
     if selected is None:
         return ""
     trial = "The trial with the default settings" if selected.is_baseline else f"Trial {selected.number}"
@@ -195,7 +196,8 @@ def caveats(records: Records) -> list[str]:
 
 def _caveats(records: Records) -> Iterator[str]:
     """Yield all caveats, the most important first, because reports omit those after the first MAX_CAVEATS."""
-    test, baseline = records.final_test, records.baseline
+    test = records.final_test
+    baseline = records.baseline
     if records.completed and baseline and baseline.objective_if_completed is None:
         yield f"The baseline trial failed ({baseline.reason[:80]}). Rerun the same command to retry it."
     yield from records.study.exclusion_notes

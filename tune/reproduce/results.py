@@ -111,7 +111,8 @@ def _average(all_scores: Sequence[Scores]) -> Scores:
         seeds = set.intersection(*(set(each[column]) for each in all_scores))
         averages[column] = {seed: mean(each[column][seed] for each in all_scores) for seed in sorted(seeds)}
     if HARMONIC in averages:
-        base, new = averages["base"], averages["new"]
+        base = averages["base"]
+        new = averages["new"]
         averages[HARMONIC] = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in averages[HARMONIC]}
     return averages
 

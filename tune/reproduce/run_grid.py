@@ -76,7 +76,8 @@ def run_grid(
         done = len(jobs) - len(remaining)
         if remaining:
             nodes = start_ray(address=address)
-            on_gpu, footprint = uses_gpus(nodes, resources), Footprint.of(clip, largest_splits)
+            on_gpu = uses_gpus(nodes, resources)
+            footprint = Footprint.of(clip, largest_splits)
             memory = max(footprint.memory_bytes(config, on_gpu=on_gpu) for config in grid.configs.values())
             plan, plan_text = plan_runs(nodes, resources, len(remaining), memory, option_noun="run")
         console.print(f"{protocol} in {out}: {done} of {len(jobs)} runs done")
@@ -138,7 +139,8 @@ def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], 
         try:
             dataset = open_dataset(name, grid.config.data.root)
             if name in grid.training_datasets:
-                shots, seed = max(grid.shots), grid.seeds[0]
+                shots = max(grid.shots)
+                seed = grid.seeds[0]
                 largest_splits.append(split_dataset(grid.protocol.objective, dataset, shots=shots, seed=seed))
             elif not dataset.test:
                 raise UserError("The dataset has no test images.")

@@ -87,7 +87,8 @@ class Space(StrictModel):
         Raises:
             UserError: a setting does not exist, or its value lies outside its range.
         """
-        values, searched = config.flat(), dict[str, Value]()
+        values = config.flat()
+        searched: dict[str, Value] = {}
         for key, entry in self.ranges.items():
             active = entry.is_active(searched)
             # An inactive setting may be missing, because the component's kind in `config` does not have it.
@@ -107,7 +108,8 @@ class Space(StrictModel):
         """
         if unknown := given.keys() - self.ranges.keys():
             raise UserError(f"{where}: {min(unknown)} is not in the space {self.name}. Remove it.")
-        values, inactive = dict[str, Value](), set[str]()
+        values: dict[str, Value] = {}
+        inactive: set[str] = set()
         for key, entry in self.ranges.items():
             if any(k in inactive or (k in values and values[k] not in v) for k, v in entry.when.items()):
                 inactive.add(key)
@@ -159,7 +161,8 @@ class Space(StrictModel):
         Args:
             fixed: Settings whose values the user has fixed. They are also removed.
         """
-        defaults, ranges = config.flat(), dict[str, Range]()
+        defaults = config.flat()
+        ranges: dict[str, Range] = {}
         for key, original in self.ranges.items():
             removed = original.when.keys() - ranges.keys()
             if key in fixed or any(defaults.get(other) not in original.when[other] for other in removed):

@@ -60,7 +60,8 @@ def add_settings_of_studies(config: StudyConfig, folder: StudyFolder) -> tuple[S
 
 def describe_enqueued(config: StudyConfig) -> list[str]:
     """Return a line on the number of enqueued settings by source, or no line if there are none."""
-    enqueued, trials = config.search.enqueue, config.search.trials
+    enqueued = config.search.enqueue
+    trials = config.search.trials
     if not enqueued:
         return []
     sources = Counter(each.source for each in enqueued)
@@ -74,7 +75,8 @@ def describe_enqueued(config: StudyConfig) -> list[str]:
 def _settings_of(path: Path, config: StudyConfig) -> tuple[list[Enqueued], list[str]]:
     """Return the candidates of a study as settings of this study's space, best first, and notes."""
     records = read_records(path)
-    other, space = records.config, config.search.space
+    other = records.config
+    space = config.search.space
     ours = config.baseline.flat()
     found: list[Enqueued] = []
     notes: list[str] = []

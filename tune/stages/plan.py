@@ -111,7 +111,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     """
     if any(build(each).is_untrained for each in config.baselines):
         raise UserError(f"--method {config.baseline.method} does not train. Choose a method with prompts.")
-    search, objective = config.search, objective_of(config.search.objective, SEARCH_OBJECTIVES)
+    search = config.search
+    objective = objective_of(config.search.objective, SEARCH_OBJECTIVES)
     if not objective.for_search:
         raise UserError(f"--objective must be one of {', '.join(SEARCH_OBJECTIVES)}, got {search.objective}.")
     if "new" in search.goals and not objective.has_new_accuracy:
@@ -138,7 +139,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     require_backbone(config.baseline.backbone.name, weights)
     if weights and weights.endswith(".safetensors") and file_size(Path(weights)) is None:
         raise UserError(f"--pretrained {weights} does not exist.")
-    data, datasets = config.baseline.data, list[Dataset]()
+    data = config.baseline.data
+    datasets: list[Dataset] = []
     for name in search.datasets:  # `data.args` applies only to `data.name`, the first dataset
         reject_output_in_dataset(config.location.out / config.name, name, data.root)
         datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
@@ -183,7 +185,8 @@ def _exclusion_file(config: StudyConfig, dataset: Dataset) -> str:
 
 def _images_of_all_stages(config: StudyConfig, dataset: Dataset) -> tuple[Item, ...]:
     """Return the images of a dataset that search, confirmation or final test may read."""
-    search, data = config.search, config.baseline.data
+    search = config.search
+    data = config.baseline.data
     if "data.shots" in search.space.ranges:
         return dataset.without_excluded(dataset.items)
     images: dict[str, Item] = {}
@@ -257,7 +260,9 @@ def _stages(
     config: StudyConfig, splits: Mapping[str, tuple[FewShotSplit, FewShotSplit]]
 ) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
     """Return the stages and the remarks of a plan."""
-    search, confirm, num_datasets = config.search, config.confirm, len(splits)
+    search = config.search
+    confirm = config.confirm
+    num_datasets = len(splits)
     batch_sizes = [each.train.batch_size for each in config.baselines]
     batch_sizes += map(int, search.space.probe_values("train.batch_size"))
     smallest_batch = min(batch_sizes)  # gives the maximum number of steps
@@ -276,7 +281,8 @@ def _stages(
     }
     remarks = {} if search.pruner == "none" else {"Search": "pruned trials train for fewer epochs"}
     if config.test.seeds == "auto":
-        min_runs, baseline_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS), BASELINE_RUNS * num_datasets
+        min_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS)
+        baseline_runs = BASELINE_RUNS * num_datasets
         baseline_case = f"{baseline_runs} runs if the default settings are selected"
         remarks["Final test"] = f"{min_runs} runs if the first seed pairs suffice, {baseline_case}"
     stages = {
@@ -325,7 +331,7 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     torch.set_num_threads(resources.threads)
     seconds = seconds_per_step(config)
     _, _, steps = plan.stages[TOTAL]
-    max_duration = format_duration(steps / resources.max_concurrent * seconds)
+    max_duration = format_duration(steps / resources.num_concurrent * seconds)
     return f"{summary}\nTraining on this machine: {seconds:.2g} s per step, at most {max_duration} in total"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import datetime
 from typing import cast
 
 import optuna
@@ -100,14 +101,15 @@ class TrialStore:
         )
         self._study_id = storage.get_study_id_from_name(name)
         self._running: dict[int, tuple[int, EpochReport]] = {}  # trial ID and last report, by number
-        # Failure reasons, and the number of other trials that have ended, in this process.
-        self._failures: list[str] = []
-        self._successes = 0
+        # Trials that have ended in this process:
+        self._failure_reasons: list[str] = []
+        self._num_not_failed = 0
         self.exhausted = False
         self.seconds_searched = float(self._study.user_attrs.get(SECONDS, 0.0))
         self._attrs_of_trial_0 = self._check_identity(folder, digests)
         # The baseline is the first trial. If it failed, each later process reruns it once.
-        self._baseline_missing = all(t.state is TrialState.FAIL for t in self._trials if _is_baseline(t))
+        baselines = [trial for trial in self._trials if _is_baseline(trial)]
+        self._baseline_missing = all(trial.state is TrialState.FAIL for trial in baselines)
 
     def _stored_name(self) -> str:
         """Return the name of the study in the storage. A study in its own database may have been renamed."""
@@ -157,7 +159,8 @@ class TrialStore:
     @property
     def interrupted_trials(self) -> list[FrozenTrial]:
         """Unfinished trials of earlier processes."""
-        return [t for t in self._trials if not t.state.is_finished() and t.number not in self._running]
+        unfinished = [trial for trial in self._trials if not trial.state.is_finished()]
+        return [trial for trial in unfinished if trial.number not in self._running]
 
     @property
     def running_trials(self) -> list[tuple[Settings, EpochReport]]:
@@ -182,18 +185,21 @@ class TrialStore:
             trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
             if trial.state is TrialState.WAITING:
                 self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-            self._running[trial.number] = trial_id, EpochReport()
+            self._running[trial.number] = (trial_id, EpochReport())
             return trial
         if not allow_new or self.abort_reason() is not None:
             return None
         sampled = self._sample_next(self._trials)
-        return None if sampled is None else self._create(sampled)
+        if sampled is None:
+            return None
+        return self._create(sampled)
 
     def _sample_next(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
         """Return the next trial, or None if none is left. `--trials` counts a rerun baseline only once."""
         if self._baseline_missing:
             return self._sample(trials, self._config.baseline_settings, "baseline")
-        if 1 + sum(not _is_baseline(trial) for trial in trials) >= self._search.trials:
+        num_others = sum(not _is_baseline(trial) for trial in trials)
+        if 1 + num_others >= self._search.trials:
             return None
         # Settings of failed trials are not retried, because they would fail again with the same seeds.
         tried = {self._combination(trial.params) for trial in trials}
@@ -211,9 +217,11 @@ class TrialStore:
         combinations = self._space.combinations()
         if combinations is None:
             return self._sample(trials, sampler="random")
-        untried = next((each for each in combinations if self._combination(each) not in tried), None)
-        self.exhausted = untried is None
-        return None if untried is None else self._sample(trials, untried)
+        for settings in combinations:
+            if self._combination(settings) not in tried:
+                return self._sample(trials, settings)
+        self.exhausted = True
+        return None
 
     def _sample(
         self,
@@ -257,7 +265,7 @@ class TrialStore:
         trial_id = self._storage.create_new_trial(self._study_id, trial)
         if self._storage.get_trial(trial_id).number != trial.number:
             raise second_writer_error(self._config.storage)
-        self._running[trial.number] = trial_id, EpochReport()
+        self._running[trial.number] = (trial_id, EpochReport())
         self._attrs_of_trial_0 = {}
         self._baseline_missing = False
         return trial
@@ -282,7 +290,7 @@ class TrialStore:
         if report.error or missing:
             self.fail(number, report.error or f"the trial did not report {missing}")
             return False
-        self._running[number] = trial_id, report
+        self._running[number] = (trial_id, report)
         self._storage.set_trial_intermediate_value(trial_id, report.epoch, values["objective"])
         if report.finished:
             self._tell(number, TrialState.COMPLETE, [values[goal] for goal in self._search.goals])
@@ -297,10 +305,12 @@ class TrialStore:
 
     def fail(self, number: int, reason: str) -> None:
         """Mark a trial as failed, unless it has already ended."""
-        if number in self._running:
-            self._storage.set_trial_user_attr(self._running[number][0], REASON, reason)
-            self._tell(number, TrialState.FAIL)
-            self._failures.append(reason)
+        if number not in self._running:
+            return
+        trial_id, _ = self._running[number]
+        self._storage.set_trial_user_attr(trial_id, REASON, reason)
+        self._tell(number, TrialState.FAIL)
+        self._failure_reasons.append(reason)
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
         trial_id, report = self._running[number]
@@ -309,11 +319,13 @@ class TrialStore:
         del self._running[number]  # before `tell`: the database may commit even if the connection then fails
         self._study.tell(number, values, state=state)
         if state is not TrialState.FAIL and self.abort_reason() is None:  # an abort is final
-            self._successes += 1
+            self._num_not_failed += 1
 
     def abort_reason(self) -> str | None:
         """Return the reason of the last failure if the study must stop (see `MAX_FAILURES`), else None."""
-        return self._failures[-1] if len(self._failures) >= MAX_FAILURES and not self._successes else None
+        if self._num_not_failed or len(self._failure_reasons) < MAX_FAILURES:
+            return None
+        return self._failure_reasons[-1]
 
     def add_seconds(self, seconds: float) -> None:
         """Add to the duration of the search."""
@@ -329,7 +341,8 @@ class TrialStore:
     @contextmanager
     def _convert_errors(self, name: str) -> Iterator[None]:
         """Prefix errors of a custom sampler or pruner with its name. Storage errors get no prefix."""
-        with convert_errors(name) if ":" in name else nullcontext(), convert_db_errors(self._config.storage):
+        convert_custom_errors = convert_errors(name) if ":" in name else nullcontext()
+        with convert_custom_errors, convert_db_errors(self._config.storage):
             yield
 
 
@@ -337,9 +350,15 @@ def _is_baseline(trial: FrozenTrial) -> bool:
     return trial.user_attrs.get(ORIGIN) == "baseline"
 
 
+def _in_seconds(time: datetime | None) -> datetime | None:
+    """Return a time without fractions of a second."""
+    return None if time is None else time.replace(microsecond=0)
+
+
 def build_record(trial: FrozenTrial) -> TrialRecord:
     """Return the record of a completed, pruned or failed trial."""
     attrs = trial.user_attrs
+    is_failed = trial.state is TrialState.FAIL
     last = REPORT_ADAPTER.validate_python(attrs.get(RESULT, {}), strict=False)
     metrics = last.metrics
     return TrialRecord(
@@ -355,8 +374,8 @@ def build_record(trial: FrozenTrial) -> TrialRecord:
         runs=last.runs,
         seconds=metrics.get("seconds", 0.0),
         notes=last.notes,
-        reason=attrs.get(REASON, "") if trial.state is TrialState.FAIL else "",
-        started=trial.datetime_start and trial.datetime_start.replace(microsecond=0),
-        ended=trial.datetime_complete and trial.datetime_complete.replace(microsecond=0),
+        reason=attrs.get(REASON, "") if is_failed else "",
+        started=_in_seconds(trial.datetime_start),
+        ended=_in_seconds(trial.datetime_complete),
         source=attrs.get(SOURCE, ""),
     )

@@ -223,7 +223,7 @@ class TunedComparison:
             runs = format_count(len(self.grid.datasets), "run")
             lines.append(f"{method}: {runs} without training, nothing to tune")
         lines.append(summary)
-        hours = total_seconds / pool.max_concurrent / 3600
+        hours = total_seconds / pool.num_concurrent / 3600
         lines.append(
             f"In total at most {format_count(total_runs, 'run')}, {format_count(total_steps, 'step')} and "
             f"{hours:.1f} hours ({format_duration(3600 * hours)}) on this machine"

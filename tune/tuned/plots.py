@@ -157,7 +157,8 @@ def spread_labels(values: Mapping[str, float], gap: float) -> dict[str, float]:
         while len(clusters) > 1 and _overlap(clusters[-2], clusters[-1], gap):
             labels, center = clusters.pop()
             other_labels, other_center = clusters.pop()
-            num_labels, num_others = len(labels), len(other_labels)
+            num_labels = len(labels)
+            num_others = len(other_labels)
             mean = (num_labels * center + num_others * other_center) / (num_labels + num_others)
             clusters.append(([*other_labels, *labels], mean))
     return {

@@ -154,7 +154,8 @@ def _untrained_cells(comparison: TunedComparison, failures: Mapping[Cell, str]) 
     if not comparison.untrained:
         return
     for job in comparison.untrained_grid.jobs(comparison.out / "runs", comparison.untrained):
-        method, dataset = job.config.method, job.config.data.name
+        method = job.config.method
+        dataset = job.config.data.name
         run = read_run(job, {})
         if run is None:
             reason = failures.get((method, dataset), "no result")

@@ -16,7 +16,8 @@ def answer(ranking: Ranking | None) -> str:
         return "The order of the methods is unknown: fewer than two methods have results on the same dataset."
     if ranking.tau is None:
         return "The order of the methods is unknown: before or after tuning, all have the same average rank."
-    before, after = ranking.published.methods, ranking.tuned.methods
+    before = ranking.published.methods
+    after = ranking.tuned.methods
     share = f"{ranking.same_first:.0%} of the bootstrap samples"
     if before == after:
         return (

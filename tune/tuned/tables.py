@@ -62,7 +62,8 @@ def ranks_table(results: TunedResults) -> Table | None:
     ranking = results.ranking
     if ranking is None:
         return None
-    before, after = ranking.published, ranking.tuned
+    before = ranking.published
+    after = ranking.tuned
     rows = [
         (
             "",

@@ -138,7 +138,12 @@ def open_dataset(name: str, root: Path | str | None = None, args: Mapping[str, o
 
 
 def open_unverified(name: str, root: Path | str | None, args: Mapping[str, object] = {}) -> Dataset:
-    """Open a dataset like `open_dataset`, without checking its image list or its image files."""
+    """Open a dataset like `open_dataset`, without checking its image list or its image files.
+
+    Raises:
+        UserError: the name is unknown, the data root is missing, a file that lists classes or images is
+            missing or invalid, or a custom loader fails or does not return a `Dataset`.
+    """
     require_name(name)
     if is_custom(name):
         return _open_custom(name, None if root is None else str(root), args)

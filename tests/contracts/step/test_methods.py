@@ -123,10 +123,19 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
     weights = {type(term): weight for term, weight in method.regularizer.terms}
     reference = PlainMeta(
-        clip.clip, tokenize(texts), model.frozen_text_CE, state.leaves, state.gate,
-        text_weight=weights.get(TextDistance, 0.0), image_weight=weights.get(ImageDistance, 0.0),
-        reduction=4, inner_lr=0.5, outer_weight=1.0, prompt_lr=0.1, gate_lr=0.5,
-    )  # fmt: skip
+        clip.clip,
+        tokenize(texts),
+        model.frozen_text_CE,
+        state.leaves,
+        state.gate,
+        text_weight=weights.get(TextDistance, 0.0),
+        image_weight=weights.get(ImageDistance, 0.0),
+        reduction=4,
+        inner_lr=0.5,
+        outer_weight=1.0,
+        prompt_lr=0.1,
+        gate_lr=0.5,
+    )
     generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
     for number in range(2):
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)

@@ -26,9 +26,15 @@ from tests.support.tiny import backbone
 CLASSES = ("banded", "polka-dotted", "woven")
 RATES = Rates(lr=0.1, gate_lr=0.5)
 SMALL: dict[str, Any] = {
-    "prompts.text_length": 2, "prompts.vision_length": 3, "prompts.text_depth": 2, "prompts.vision_depth": 9,
-    "prompts.reduction": 4, "modulator.reduction": 4, "inner.lr": 0.5, "inner.outer_weight": 1.0,
-}  # fmt: skip
+    "prompts.text_length": 2,
+    "prompts.vision_length": 3,
+    "prompts.text_depth": 2,
+    "prompts.vision_depth": 9,
+    "prompts.reduction": 4,
+    "modulator.reduction": 4,
+    "inner.lr": 0.5,
+    "inner.outer_weight": 1.0,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "first order": {"inner.order": "first"},
     "no gate": {"modulator.kind": "add"},

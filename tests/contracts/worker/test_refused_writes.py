@@ -67,7 +67,7 @@ def trial(folder: Path) -> list[dict[str, Any]]:
         (folder / "trial").mkdir(parents=True, exist_ok=True)
     except OSError as error:  # as the driver, which creates it
         raise cannot_write_error(folder / "trial", error) from None
-    resources = JobResources(1, 1.0, 0.0)
+    resources = JobResources(num_concurrent=1, max_concurrent=1, cpus=1.0, gpus=0.0)
     job = Job("trial 0", {folder / "trial": CONFIG}, run_folder.FINAL, records_alignment=True)
     worker = Worker(JobRequest(job, resources, resources.bundles(), 600))
     told: list[EpochReport] = []

@@ -39,7 +39,7 @@ BASE: dict[str, Any] = {
     "optim.warmup_epochs": 0,
 }
 GENTLE: dict[str, Any] = {"regularizer.text_weight": 5.0, "inner.lr": 0.01}
-PLAN = JobResources(1, 1.0, 0.0)
+PLAN = JobResources(num_concurrent=1, max_concurrent=1, cpus=1.0, gpus=0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from tune.execution.shutdown import Shutdown
 from tune.execution.worker import JobRequest
 from tune.records.schema import EpochReport
 
-GPU = JobResources(4, 2.0, 0.25, max_cpus=16.0, max_gpus=1.0, cap=4)
+GPU = JobResources(num_concurrent=4, max_concurrent=4, cpus=2.0, gpus=0.25, max_cpus=16.0, max_gpus=1.0)
 DIED = ActorDiedError()
 NO_DATA = InputError("/data is not a folder.")
 
@@ -220,8 +220,8 @@ def test_no_small_job_starts_while_a_larger_retry_waits(tmp_path: Path) -> None:
     assert cluster.begin("next").job.name == "trial 1"
 
 
-def test_concurrency_follows_the_machines_up_to_the_cap(tmp_path: Path) -> None:
-    resources = replace(GPU, max_concurrent=1, cpus=8.0, gpus=1.0, cap=3)
+def test_concurrency_follows_the_machines_up_to_the_maximum(tmp_path: Path) -> None:
+    resources = replace(GPU, num_concurrent=1, max_concurrent=3, cpus=8.0, gpus=1.0)
     cluster = Cluster(tmp_path, 9, resources=resources)
     cluster.begin("0", on="a")
     assert cluster.starts_nothing()

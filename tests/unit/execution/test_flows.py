@@ -192,7 +192,14 @@ class SimulatedPool:
 
     def __init__(self, queue: FairQueue, seconds_per_epoch: Mapping[str, float], num_gpus: int = 8) -> None:
         machines = [Machine(f"id-{k}", f"gpu{k}", {"CPU": 4.0, "GPU": 1.0}) for k in range(num_gpus)]
-        resources = JobResources(num_gpus, 4.0, 1.0, max_cpus=4.0, max_gpus=1.0, cap=num_gpus)
+        resources = JobResources(
+            num_concurrent=num_gpus,
+            max_concurrent=num_gpus,
+            cpus=4.0,
+            gpus=1.0,
+            max_cpus=4.0,
+            max_gpus=1.0,
+        )
         self._clock = iter(range(10**9))
         self._draw = random.Random(0)
         self._queue = queue

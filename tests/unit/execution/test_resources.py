@@ -77,7 +77,7 @@ def test_a_plan_has_concurrency_shares_and_a_reason(
     reason: str,
 ) -> None:
     resources, shown = plan_trials(nodes, ResourcesConfig.model_validate(asked), trials)
-    assert (resources.max_concurrent, resources.cpus, resources.gpus) == expected
+    assert (resources.num_concurrent, resources.cpus, resources.gpus) == expected
     assert shown == reason
 
 
@@ -86,22 +86,22 @@ def test_a_plan_fits_on_the_machines(cpus: int, gpus: int, trials: int, machines
     resources, _ = plan_trials(
         [{"CPU": float(cpus), "GPU": float(gpus)}] * machines, ResourcesConfig(), trials
     )
-    assert 1 <= resources.max_concurrent <= max(1, trials // 5)
-    assert resources.max_concurrent * resources.cpus <= cpus * machines
-    assert resources.max_concurrent * resources.gpus <= gpus * machines
+    assert 1 <= resources.num_concurrent <= max(1, trials // 5)
+    assert resources.num_concurrent * resources.cpus <= cpus * machines
+    assert resources.num_concurrent * resources.gpus <= gpus * machines
     assert (resources.gpus > 0) == (gpus > 0)
 
 
 def test_memory_bounds_the_plan() -> None:
     nodes = [{"CPU": 32.0, "memory": 10e9}]
     resources, shown = plan_trials(nodes, ResourcesConfig(), 40, memory=4e9)
-    assert resources.max_concurrent == 2
+    assert resources.num_concurrent == 2
     assert resources.cpus == 16.0
     assert "2 concurrent trials (all that fit)" in shown
     small = [{"CPU": 8.0, "memory": 10e9}] * 3
-    assert plan_trials(small, ResourcesConfig(), 40, memory=11e9)[0].max_concurrent == 3, "one per machine"
+    assert plan_trials(small, ResourcesConfig(), 40, memory=11e9)[0].num_concurrent == 3, "one per machine"
     asked = ResourcesConfig(max_concurrent=5)
-    assert plan_trials(small, asked, 40, memory=11e9)[0].max_concurrent == 5, "a given number counts"
+    assert plan_trials(small, asked, 40, memory=11e9)[0].num_concurrent == 5, "a given number counts"
 
 
 @pytest.mark.parametrize(
@@ -142,26 +142,26 @@ def test_a_larger_share_ends_at_a_whole_machine() -> None:
 SIXTEEN_GPUS = [{"CPU": 32.0, "GPU": 8.0}] * 2
 
 
-def test_the_cap_of_the_search_does_not_throttle_the_runs_of_later_stages() -> None:
+def test_the_limit_of_the_search_does_not_throttle_the_runs_of_later_stages() -> None:
     search, _ = plan_trials(SIXTEEN_GPUS, ResourcesConfig(), 40)
     final, shown = plan_runs(SIXTEEN_GPUS, ResourcesConfig(), 30)
-    assert search.max_concurrent == 8
-    assert (final.max_concurrent, final.gpus) == (30, 0.5)
+    assert search.num_concurrent == 8
+    assert (final.num_concurrent, final.gpus) == (30, 0.5)
     assert shown == "30 concurrent runs (all remaining runs), each with 2 CPUs and 0.5 GPU"
 
 
 def test_few_runs_get_all_resources_even_if_more_may_be_concurrent() -> None:
     resources, _ = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=32), 4)
-    assert (resources.max_concurrent, resources.cpus, resources.gpus) == (4, 16.0, 1.0)
+    assert (resources.num_concurrent, resources.cpus, resources.gpus) == (4, 16.0, 1.0)
 
 
 def test_a_limit_of_the_user_applies_to_every_stage() -> None:
     resources, shown = plan_runs(SIXTEEN_GPUS, ResourcesConfig(max_concurrent=2), 30)
-    assert resources.max_concurrent == 2
+    assert resources.num_concurrent == 2
     assert "2 concurrent runs (--max-concurrent)" in shown
 
 
 def test_a_plan_states_how_many_jobs_may_run_if_machines_join() -> None:
     resources, _ = plan_trials([{"CPU": 8.0, "GPU": 1.0}], ResourcesConfig(), 40)
-    assert (resources.max_concurrent, resources.limit) == (4, 8)
+    assert (resources.num_concurrent, resources.max_concurrent) == (4, 8)
     assert resources.capacity({"CPU": 8.0, "GPU": 1.0}) == 4

@@ -18,7 +18,7 @@ from tune.execution.resources import JobResources
 from tune.execution.worker import JobRequest, JobWorker, _prepare_gpu
 from tune.records.schema import EpochReport
 
-PLAN = JobResources(1, 1.0, 0.5)
+PLAN = JobResources(num_concurrent=1, max_concurrent=1, cpus=1.0, gpus=0.5)
 ONE = EpochReport(epoch=1, finished=True)
 
 

@@ -28,7 +28,7 @@ def printed(records: Records, width: int = 110) -> str:
 
 
 @pytest.mark.parametrize(
-    ("gains", "selected", "says", "trains"),
+    ("gains", "selected", "verdict", "trained_files"),
     [
         (
             (3, 2),
@@ -58,19 +58,19 @@ def printed(records: Records, width: int = 110) -> str:
     ],
 )
 def test_the_verdict_comes_first_and_the_next_steps_follow_from_it(
-    gains: tuple[float, float], selected: int, says: str, trains: list[str], tmp_path: Path
+    gains: tuple[float, float], selected: int, verdict: str, trained_files: list[str], tmp_path: Path
 ) -> None:
     records = small(tmp_path, *gains, selected=selected)
-    assert verdict_text(records) == says
+    assert verdict_text(records) == verdict
     commands = [command for _, command in next_steps(records) if command]
-    assert commands == [f"prometar train --config {tmp_path / name}" for name in trains]
+    assert commands == [f"prometar train --config {tmp_path / name}" for name in trained_files]
     lines = printed(records, 200).strip().splitlines()
-    assert lines[0] == says
+    assert lines[0] == verdict
     assert lines[-1] == f"Report: {tmp_path / 'report.html'}"
     assert "…" not in printed(records, 80), "numbers are not cut"
 
 
-def test_of_two_equal_sides_the_one_with_the_higher_mean_comes_first(tmp_path: Path) -> None:
+def test_if_the_verdict_is_use_either_the_settings_with_the_higher_mean_come_first(tmp_path: Path) -> None:
     records = with_test(small(tmp_path, 0, 0), difference=Interval(-3.0, -8.0, 2.0, 5))
     assert verdict_text(records).startswith("Use either.")
     assert [text for text, command in next_steps(records) if command] == [
@@ -79,7 +79,7 @@ def test_of_two_equal_sides_the_one_with_the_higher_mean_comes_first(tmp_path: P
     ]
 
 
-def test_numbers_have_their_interval_and_their_epochs(tmp_path: Path) -> None:
+def test_the_evidence_gives_differences_with_intervals_and_the_number_of_epochs(tmp_path: Path) -> None:
     records = with_test(small(tmp_path, epochs=5), difference=Interval(2.34, 1.1, 4.06, 5))
     records = with_test(records, alpha=0.005, min_relevant=1.0)  # as with --final-seeds auto
     first, second, new, epochs = evidence(records)
@@ -105,7 +105,7 @@ def test_searched_epochs_are_stated_for_both_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gains", "new_differences", "said"),
+    ("gains", "new_differences", "changes"),
     [
         ((10.0, -7.0), None, "+10.3 base, -7.0 new."),
         (
@@ -118,8 +118,8 @@ def test_searched_epochs_are_stated_for_both_settings(tmp_path: Path) -> None:
         ((-3.0, -2.0), None, ""),
     ],
 )
-def test_higher_base_and_lower_new_accuracy_is_said(
-    gains: tuple[float, float], new_differences: tuple[float, ...] | None, said: str, tmp_path: Path
+def test_the_evidence_names_a_rise_in_base_and_a_fall_in_new_accuracy(
+    gains: tuple[float, float], new_differences: tuple[float, ...] | None, changes: str, tmp_path: Path
 ) -> None:
     records = small(tmp_path, *gains)
     assert records.final_test is not None
@@ -131,12 +131,12 @@ def test_higher_base_and_lower_new_accuracy_is_said(
         )
         records = with_test(records, datasets={"dtd": replace(found, selected=selected)})
     lines = [line for line in evidence(records) if line.startswith("On average")]
-    expected = f"On average, base accuracy rose and new accuracy fell: {said}"
-    assert lines == ([expected] if said else [])
+    expected = f"On average, base accuracy rose and new accuracy fell: {changes}"
+    assert lines == ([expected] if changes else [])
 
 
 @pytest.mark.parametrize(
-    ("detectable", "within", "says"),
+    ("detectable", "excludes_relevant", "sentences"),
     [
         (1.9, False, ["This test has 80% power to detect a true difference of 1.9 points in H."]),
         (
@@ -150,14 +150,16 @@ def test_higher_base_and_lower_new_accuracy_is_said(
         (150.0, False, []),
     ],
 )
-def test_what_the_test_could_show(detectable: float, within: bool, says: list[str], tmp_path: Path) -> None:
-    width = 0.5 if within else 2.0
+def test_the_evidence_gives_the_difference_that_the_test_could_detect(
+    detectable: float, excludes_relevant: bool, sentences: list[str], tmp_path: Path
+) -> None:
+    width = 0.5 if excludes_relevant else 2.0
     difference = Interval(0.1, -width, width, 5)
     records = with_test(small(tmp_path, 0, 0), detectable=detectable, min_relevant=1.0, difference=difference)
-    assert [line for line in evidence(records) if line.startswith("This test")] == says
+    assert [line for line in evidence(records) if line.startswith("This test")] == sentences
 
 
-def test_several_datasets_are_judged_by_seed_and_others_get_a_sentence(tmp_path: Path) -> None:
+def test_with_several_datasets_a_sentence_generalizes_to_other_datasets(tmp_path: Path) -> None:
     test = final_test(candidate(1), {"dtd": (2, 1), "eurosat": (2, 1), "pets": (2, 2)})
     records = replace(small(tmp_path), final_test=replace(test, alpha=0.005))
     assert verdict_text(records).startswith("Use the selected settings")
@@ -196,18 +198,20 @@ def test_a_final_test_of_a_trial_that_is_no_longer_selected_gives_no_verdict(tmp
 
 
 @pytest.mark.parametrize(
-    ("seeds", "says"),
+    ("seeds", "reason"),
     [((), "No final test was requested"), ((1,), "Fewer than two seed pairs finished")],
 )
-def test_nothing_was_compared(seeds: tuple[int, ...], says: str, tmp_path: Path) -> None:
+def test_without_two_seed_pairs_the_verdict_is_use_either(
+    seeds: tuple[int, ...], reason: str, tmp_path: Path
+) -> None:
     test = final_test(candidate(1), {"dtd": (3, 2)}, seeds)
     records = replace(small(tmp_path), final_test=test)
-    assert verdict_text(records).startswith(f"Use either. {says}")
+    assert verdict_text(records).startswith(f"Use either. {reason}")
     assert printed(records)
     assert any("--final-seeds auto" in text for text, _ in next_steps(records)) == (not seeds)
 
 
-def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
+def test_results_of_an_objective_that_reads_test_images_are_never_recommended(tmp_path: Path) -> None:
     for records in (
         small(tmp_path, objective="oracle_test"),
         small(tmp_path, -3, -2, objective="oracle_test"),
@@ -220,16 +224,18 @@ def test_a_leaking_search_is_never_recommended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "caveat"),
     [
         ({"earlier_tests": (3, 2)}, "The same test images were used earlier, to test trials 2 and 3."),
         ({"seeds": (0, 11)}, "The search and the final test share seed 0"),
         ({"extended_after": (2,)}, "--final-seeds was changed after a look at 2 seed pairs."),
     ],
 )
-def test_the_test_has_caveats(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
-    assert any(line.startswith(says) for line in caveats(with_test(small(tmp_path), **changes)))
-    assert not any(line.startswith(says) for line in caveats(small(tmp_path)))
+def test_reused_test_images_shared_seeds_and_added_seeds_are_caveats(
+    changes: dict[str, Any], caveat: str, tmp_path: Path
+) -> None:
+    assert any(line.startswith(caveat) for line in caveats(with_test(small(tmp_path), **changes)))
+    assert not any(line.startswith(caveat) for line in caveats(small(tmp_path)))
 
 
 def test_a_failed_run_with_the_selected_settings_is_the_reason_to_keep_the_defaults(
@@ -246,7 +252,7 @@ def test_a_failed_run_with_the_selected_settings_is_the_reason_to_keep_the_defau
     assert "1 of 10 final-test runs failed (the loss is nan). A failed run with the" in caveats(records)[0]
 
 
-def test_an_early_stop_is_a_caveat(tmp_path: Path) -> None:
+def test_an_early_stop_of_a_sequential_test_is_a_caveat(tmp_path: Path) -> None:
     early = "The test stopped early, after 5 of up to 15 seed pairs."
     records = small(tmp_path)
     assert not any(line.startswith(early) for line in caveats(records)), "these seeds were given"
@@ -272,16 +278,18 @@ def test_failed_runs_and_trials_are_caveats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "caveat"),
     [
         ({}, "The search predicts new accuracy from drift"),
         ({"objective": "base_val"}, "The search maximized base accuracy. The final test compares H."),
         ({"dataset": ["textures"]}, "The bundled backbone mini is for testing."),
     ],
 )
-def test_the_search_has_caveats(options: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_the_objective_and_the_backbone_of_the_search_are_caveats(
+    options: dict[str, Any], caveat: str, tmp_path: Path
+) -> None:
     lines = caveats(small(tmp_path, **options))
-    assert any(line.startswith(says) for line in lines)
+    assert any(line.startswith(caveat) for line in lines)
     assert all(len(line) <= 200 for line in lines), "two lines each"
 
 
@@ -289,9 +297,9 @@ def test_a_narrow_terminal_shows_whole_intervals(tmp_path: Path) -> None:
     wide = Interval(-10.0, -126.3, +106.3, 2)
     records = small(tmp_path, 1, 2)
     assert records.final_test
-    found = records.final_test.datasets["dtd"]
-    found = replace(found, difference=wide, base_difference=wide, new_difference=wide)
-    shown = printed(with_test(records, datasets={"dtd": found}), width=80)
+    test = records.final_test.datasets["dtd"]
+    test = replace(test, difference=wide, base_difference=wide, new_difference=wide)
+    shown = printed(with_test(records, datasets={"dtd": test}), width=80)
     assert shown.count("[-126.3, +106.3]") >= 3
     assert "default settings" in shown
     assert max(len(line) for line in shown.splitlines() if "126.3" in line) <= 80
