@@ -15,7 +15,7 @@ from pathlib import Path
 from prometar.config.recipes import METHODS
 from prometar.config.settings import Config, ConfigData, configure
 from prometar.methods.adapters import Adapters
-from prometar.methods.composition import build
+from prometar.methods.composition import KINDS, build
 from prometar.methods.features import FeatureFunction
 from prometar.methods.logits import Logits
 from prometar.methods.modulators import Modulator
@@ -153,24 +153,12 @@ _INTERFACES = {
     RegularizerSection,
 }
 _TRIVIAL = {"none", "add", "last"}
-_SECTIONS = (
-    "prompts",
-    "adapters",
-    "features",
-    "logits",
-    "regularizer",
-    "modulator",
-    "inner",
-    "task",
-    "averager",
-    "optim",
-)
 
 
 def parts_of(config: Config) -> list[object]:
     """Return the classes and functions of a method's components, without interfaces and trivial kinds."""
     parts: dict[object, None] = {}
-    for name in _SECTIONS:
+    for name in KINDS:
         section = getattr(config, name)
         if section.selected_kind in _TRIVIAL or (name, section.selected_kind) == ("logits", "cosine"):
             continue

@@ -24,7 +24,8 @@ def hanging(cluster: Cluster, out: Path) -> dict[int, int]:
 
 def test_a_node_dies_another_joins_and_a_study_outlives_the_head(tmp_path: Path) -> None:
     """One cluster and one driver for all of it: starting them is what takes the time."""
-    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    out = tmp_path / "out"
+    undisturbed = tmp_path / "undisturbed"
     run_fake(undisturbed, **options_of(*ASKED))
     misbehave(out, {"1": "hang", "2": "hang"})
     witness = Witness(out)

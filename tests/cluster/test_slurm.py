@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import without_ray
-from tests.support.shipped import CLUSTERS, ROOT, study_options
+from tests.support.shipped import CLUSTERS, ROOT, SMALL_STUDY, study_options
 
 PROCESSES = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 NODE = [*PROCESSES, "--net"]
@@ -33,26 +33,7 @@ ip addr add 10.9.0.1/24 dev eth
 ip link set eth up
 exec bash "$@"
 """
-STUDY = [
-    "--dataset",
-    "cells",
-    "--trials",
-    "2",
-    "--epochs",
-    "1",
-    "--set",
-    "data.shots=1",
-    "--set",
-    "search.val_per_class=2",
-    "--pruner",
-    "none",
-    "--top",
-    "0",
-    "--final-seeds",
-    "",
-    "--max-concurrent",
-    "2",
-]
+STUDY = [*SMALL_STUDY, "--trials", "2", "--max-concurrent", "2"]
 SRUN = f"""#!/bin/sh
 # It keeps a list of its options. The second node is a machine at the other end of the first one's cable.
 printf '%s\\n' "$@" >"$SHARED/srun"

@@ -19,28 +19,9 @@ import optuna
 import pytest
 
 from tests.support.processes import without_ray
-from tests.support.shipped import CLUSTERS, ROOT, script
+from tests.support.shipped import CLUSTERS, ROOT, SMALL_STUDY, script
 
-STUDY = [
-    "python",
-    "tune/search.py",
-    "--dataset",
-    "cells",
-    "--epochs",
-    "1",
-    "--set",
-    "data.shots=1",
-    "--set",
-    "search.val_per_class=2",
-    "--max-concurrent",
-    "1",
-    "--pruner",
-    "none",
-    "--top",
-    "0",
-    "--final-seeds",
-    "",
-]
+STUDY = ["python", "tune/search.py", *SMALL_STUDY, "--max-concurrent", "1"]
 
 
 def until(holds: Callable[[], object], seconds: float) -> None:

@@ -77,7 +77,8 @@ class Official:
 
     def model(self, names: str) -> PromptedClip:
         """Return the model of the classes that the recording's entry `names` lists."""
-        classes, init = self.meta[names], self.config.prompts.init
+        classes = self.meta[names]
+        init = self.config.prompts.init
         texts = prompt_texts(classes, self.method.prompts, init=init, template=self.meta["template"])
         return build_model(self.clip.folded(), self.method, tokenize(texts), self.teacher)
 

@@ -44,7 +44,9 @@ def test_recordings_of_other_names(folder: str, tmp_path: Path, monkeypatch: pyt
 @every_recording
 def test_the_trajectory_is_the_official_one(path: Path) -> None:
     run = load_official(path)
-    method, model, state = run.method, run.model("classnames"), State.start(run.leaves("step0/prompt/"), {})
+    method = run.method
+    model = run.model("classnames")
+    state = State.start(run.leaves("step0/prompt/"), {})
     assert state.leaves
     for index, images, labels in run.steps():
         epoch, place = divmod(index - 1, run.meta["steps_per_epoch"])
@@ -89,7 +91,8 @@ def logits(run: Official, names: str, leaves: Leaves) -> Tensor:
 
 @every_recording
 def test_initial_values_are_the_official_ones_unless_sampled(path: Path) -> None:
-    run, official = load_official(path), load_official(path).leaves("step0/prompt/")
+    run = load_official(path)
+    official = load_official(path).leaves("step0/prompt/")
     ours = run.method.prompts.initialize(run.clip, run.init_ids, torch.Generator().manual_seed(0))
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in official.items()}
     if "text.0" in ours and len(ours["text.0"]) <= len(run.init_ids):

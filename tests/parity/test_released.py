@@ -29,7 +29,8 @@ CLASSES = ("banded", "polka-dotted", "annual crop land", "woven")
 @pytest.mark.parametrize("path", golden_files("prometar_*.npz"), ids=lambda path: path.name)
 def test_the_transcription_equals_the_recording(path: Path) -> None:
     golden = load(path, torch.float64)
-    meta, texts = golden.meta, [f"{golden.meta['ctx_init']} {name}." for name in golden.meta["classnames"]]
+    meta = golden.meta
+    texts = [f"{golden.meta['ctx_init']} {name}." for name in golden.meta["classnames"]]
     reference = Released(
         golden.raw,
         tokenize(texts),
@@ -72,7 +73,8 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
         "inner.lr": 0.5,
         "inner.outer_weight": 1.0,
     }
-    method, clip = build(Config().override(values)), backbone(torch.float64).clip
+    method = build(Config().override(values))
+    clip = backbone(torch.float64).clip
     generator = torch.Generator().manual_seed(seed)
     teacher = F.normalize(torch.randn(4, 24, dtype=torch.float64, generator=generator), dim=-1)
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="{}")

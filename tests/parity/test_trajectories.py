@@ -33,7 +33,8 @@ def test_there_are_recorded_trajectories() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_float64_trajectory(path: Path) -> None:
-    golden, tolerance = load(path, torch.float64), 1e-8
+    golden = load(path, torch.float64)
+    tolerance = 1e-8
     state = golden.start
     for index, images, labels, draw in golden.steps():
         batch = embed_batch(golden.model.clip, golden.method, images, labels, draw)
@@ -51,7 +52,8 @@ def test_float64_trajectory(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_float32_first_step(path: Path) -> None:
-    golden, tolerance = load(path, torch.float32), 1e-4
+    golden = load(path, torch.float32)
+    tolerance = 1e-4
     index, *drawn = next(iter(golden.steps()))
     batch = embed_batch(golden.model.clip, golden.method, *drawn)
     state, scalars = step(golden.model, golden.method, golden.start, *batch, golden.rates)

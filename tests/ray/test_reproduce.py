@@ -93,7 +93,8 @@ def test_a_protocol_from_end_to_end(
 def test_problems_are_named_and_the_rest_is_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
-    root, out = tmp_path / "data", tmp_path / "out"
+    root = tmp_path / "data"
+    out = tmp_path / "out"
     for name in ("dtd", "eurosat"):
         write_copy(name, root)
     (root / "dtd" / "images" / "tests" / "0_0.jpg").write_bytes(b"no image")
@@ -118,7 +119,8 @@ def test_problems_are_named_and_the_rest_is_run(
 def test_further_targets_are_tested_without_training_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: None
 ) -> None:
-    root, out = tmp_path / "data", tmp_path / "out"
+    root = tmp_path / "data"
+    out = tmp_path / "out"
     for name in ("dtd", "imagenetv2", "eurosat"):
         write_copy(name, root)
     args = ["--source", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2"]
@@ -139,7 +141,8 @@ def test_a_killed_driver_is_resumed(
     copies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_local: str
 ) -> None:
     """Killed with -9 in the middle of a run: the same command ends where an uninterrupted one does."""
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed = tmp_path / "killed"
+    whole = tmp_path / "whole"
     args = ["--datasets", "dtd", "--methods", "coop", "--seeds", "1", "--shots", "2", "--epochs", "5"]
     command = [sys.executable, "-m", "prometar", "reproduce", "--data-root", str(copies), *TINY, *args]
     driver = subprocess.Popen(

@@ -51,7 +51,8 @@ def test_a_copy_in_a_bucket_equals_the_folder(small_dtd: Path, bucket: str) -> N
     assert (len(manifest.shards), kept, sum(manifest.counts.values())) == (3, 0, 96)
     assert files(bucket)[-1] == "manifest.json"
     assert len(files(bucket)) == 4
-    ours, theirs = open_dataset("dtd", bucket), open_dataset("dtd", small_dtd)
+    ours = open_dataset("dtd", bucket)
+    theirs = open_dataset("dtd", small_dtd)
     assert ours.splits == theirs.splits
     paths = [item.path for item in theirs.train[::5]]
     assert ours.source.read_many(paths) == theirs.source.read_many(paths)

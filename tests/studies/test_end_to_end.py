@@ -139,7 +139,8 @@ def test_no_trial_is_lost_sampled_twice_or_left_running(whole: Whole) -> None:
 
 def test_the_highest_confirmed_mean_is_selected_and_tested(whole: Whole) -> None:
     found = read_records(whole[0])
-    confirmation, test = found.confirmation, found.final_test
+    confirmation = found.confirmation
+    test = found.final_test
     assert confirmation is not None
     assert test is not None
     means = {candidate.number: candidate.mean or 0.0 for candidate in confirmation.candidates}

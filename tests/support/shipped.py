@@ -21,6 +21,23 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("u
 RAY_VERSION = "2.60.0"
 PYTHON_VERSION = "3.11"
 TAG = f"ray{RAY_VERSION}-py{PYTHON_VERSION.replace('.', '')}"
+SMALL_STUDY = [
+    "--dataset",
+    "cells",
+    "--epochs",
+    "1",
+    "--set",
+    "data.shots=1",
+    "--set",
+    "search.val_per_class=2",
+    "--pruner",
+    "none",
+    "--top",
+    "0",
+    "--final-seeds",
+    "",
+]
+"""Options of a study that takes seconds: short trials, no reruns and no final test."""
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # typer does not name it itself
 IMAGE = f"registry.example.com/prometar:{TAG}"
 

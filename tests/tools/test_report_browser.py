@@ -11,7 +11,8 @@ from tests.support.study_records import IMAGE, SCRIPT, rich, small, trial
 from tune.records.folder import read_records
 from tune.report.page import write_report
 
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
 PLOTS = """
 [...document.querySelectorAll('.plotly-graph-div')].map(div => {
   const boxes = [...div.querySelectorAll('svg.main-svg, canvas')].map(e => e.getBoundingClientRect())

@@ -197,26 +197,10 @@ def required_values(entry: Range, ranges: Mapping[str, Range]) -> dict[str, Valu
     return required
 
 
-# Sections of Config that are components of a method
-_COMPONENTS = {
-    "prompts",
-    "adapters",
-    "features",
-    "logits",
-    "regularizer",
-    "modulator",
-    "inner",
-    "task",
-    "averager",
-}
-
-
 def _used_settings(config: Config) -> "tuple[Method, dict[str, object]]":
     """Return the built method, which contains its components' settings, and other settings with effect."""
-    from prometar.methods.composition import (
-        LEARNING_SECTIONS,
-        build,
-    )  # loads torch, which --help does not need
+    # Loads torch, which --help does not need.
+    from prometar.methods.composition import KINDS, LEARNING_SECTIONS, build
     from prometar.methods.optimizers import SGD
 
     # `others` contains the settings of the optimizer, of which some have no effect.
@@ -224,10 +208,11 @@ def _used_settings(config: Config) -> "tuple[Method, dict[str, object]]":
     excluded = {f"optim.{section}_lr_factor" for section in LEARNING_SECTIONS - method.learning_sections}
     if not method.inner:  # Only the meta phase trains the gate (the modulator's learnable tensors).
         excluded |= {"optim.gate_lr", "optim.gate_schedule"}
+    sections_of_method = KINDS.keys() - {"optim"}
     others = {
         key: value
         for key, value in config.flat().items()
-        if key not in excluded and key.partition(".")[0] not in _COMPONENTS
+        if key not in excluded and key.partition(".")[0] not in sections_of_method
     }
     return method, others
 

@@ -128,7 +128,8 @@ def test_watching_changes_nothing(values: dict[str, Any], tmp_path: Path) -> Non
 
 def test_an_interrupted_run_has_the_records_of_one_that_never_stopped(tmp_path: Path) -> None:
     run = small_run(train__epochs=2)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole = tmp_path / "whole"
+    parts = tmp_path / "parts"
     train(Session(run, whole, before_step=AlignmentRecorder(whole, every=1)))
     before_step = AlignmentRecorder(parts, every=1)
 

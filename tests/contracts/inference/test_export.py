@@ -202,7 +202,8 @@ def test_the_card_describes_the_prompts(run: tuple[Path, RunResult], exported: P
 
 def test_weights_from_a_file_are_asked_for_and_checked(small_dtd: Path, tmp_path: Path) -> None:
     state = load_mini()
-    weights, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
+    weights = tmp_path / "mine.safetensors"
+    other = tmp_path / "other.safetensors"
     save_file({k: v.contiguous() for k, v in state.items()}, weights)
     changed = {k: v.clone() for k, v in state.items()}
     changed["text_projection"][0, 0] += 1e-3

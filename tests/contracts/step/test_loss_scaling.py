@@ -30,7 +30,8 @@ NAMES = [f"class number {k}" for k in range(6)]
 @pytest.mark.parametrize("name", LEARNING)
 def test_in_float64_scaling_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, method, model, start = make({}, name)
-    plain, scaled = start, start
+    plain = start
+    scaled = start
     batch = batch_for(model, method)
     for _ in range(2):
         plain, _ = step(model, method, plain, *batch, RATES)
@@ -47,7 +48,8 @@ def momenta(dtype: torch.dtype, settings: dict[str, Any], momentum: float) -> di
     Those of the prompts contain the gradients of both phases, or, without momentum, only of the meta phase.
     """
     clip = load_backbone("mini", None, dtype=dtype).clip
-    method, generator = build(Config().override(settings)), torch.Generator().manual_seed(0)
+    method = build(Config().override(settings))
+    generator = torch.Generator().manual_seed(0)
     tokens = tokenize(prompt_texts(NAMES, method.prompts, init="a photo of a", template="{}"))
     teacher = F.normalize(torch.randn(len(NAMES), clip.embed_dim, generator=generator), dim=-1)
     prompts = method.prompts.initialize(clip, tokens[0, 1:5], generator)

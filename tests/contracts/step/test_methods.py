@@ -40,9 +40,11 @@ def test_the_query_loss_of_a_mix_is_that_of_mixed_images_and_labels(mix: str) ->
     labels = torch.tensor([0, 1, 1, 2])
     task = draw(method)
     assert task.partners is not None
-    drawn, batch = task.partners.mix, embed_batch(clip.clip, method, images, labels, task)
+    drawn = task.partners.mix
+    batch = embed_batch(clip.clip, method, images, labels, task)
     _, scalars = step(model, method, state, *batch, Rates(0.0, 0.0))
-    query, partners = images[1:3], images[[0, 3]][drawn.partner]
+    query = images[1:3]
+    partners = images[[0, 3]][drawn.partner]
     lam = drawn.lam.double()
 
     def features(pixels: Tensor) -> Tensor:
@@ -85,7 +87,8 @@ def test_a_method_is_what_its_paper_does(name: str) -> None:
     texts = prompt_texts(CLASSES, method.prompts, init="a photo of a", template="a photo of a {}.")
     reference = Plain(clip.clip, tokenize(texts), model.frozen_text_CE, coupled="maple" in name)
     reference.start(state.leaves, lr=0.05)
-    generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.tensor([0, 1, 1, 2])
     for _ in range(3):
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         reference.step(name, images, labels)
@@ -136,7 +139,8 @@ def test_prometars_step_on_any_prompts_is_the_plain_one(name: str) -> None:
         prompt_lr=0.1,
         gate_lr=0.5,
     )
-    generator, labels = torch.Generator().manual_seed(1), torch.tensor([0, 1, 1, 2])
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.tensor([0, 1, 1, 2])
     for number in range(2):
         images = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=generator)
         task = draw(method, number)

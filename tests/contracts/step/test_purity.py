@@ -105,7 +105,8 @@ def test_a_trace_replayed_with_other_data_returns_the_bits_of_the_step(
     method: str, dtype: torch.dtype
 ) -> None:
     function = Step(method, dtype)
-    first, second = function.inputs(0), function.inputs(1)
+    first = function.inputs(0)
+    second = function.inputs(1)
     trace = make_fx(function)(*first)
     expected = function(*second)
     replayed = trace(*second)

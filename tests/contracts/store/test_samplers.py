@@ -193,7 +193,8 @@ def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("custom")
 def test_custom_samplers_and_pruners_that_fail_are_named(tmp_path: Path) -> None:
     store = store_of(tmp_path, "own_choices:sampler", "plain", pruner="own_choices:pruner")
-    first, second = store.ask(), store.ask()
+    first = store.ask()
+    second = store.ask()
     assert first is not None
     assert second is not None
     with pytest.raises(UserError, match=r"own_choices:sampler fails: ZeroDivisionError"):

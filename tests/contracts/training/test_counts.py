@@ -123,7 +123,8 @@ def test_known_images_cost_nothing_where_no_prompt_enters_their_tower(method: st
     later = replace(first, cache={})
     with later.mode:
         later()
-    every, known = kernels_of(first), kernels_of(later)
+    every = kernels_of(first)
+    known = kernels_of(later)
     assert every.kernels["convolution"] == 1
     assert known.kernels["convolution"] == 0
     assert known.bytes.total() < every.bytes.total()

@@ -70,7 +70,8 @@ def test_features_train_like_tokens_that_are_encoded_in_each_pass(
 
 
 def test_the_type_of_embedded_images_depends_on_the_method_and_not_on_the_weights() -> None:
-    changing, constant = small_run("vpt"), run_of("coop")
+    changing = small_run("vpt")
+    constant = run_of("coop")
     types = []
     for run in (changing, constant):
         pixels = torch.zeros(2, 3, run.backbone.clip.image_size, run.backbone.clip.image_size)

@@ -68,7 +68,8 @@ def test_a_joint_prediction_of_an_own_class_is_the_prediction_among_own_classes(
     run = small_run(objective="final", train__epochs=1)
     session = Session(run, tmp_path)
     session.run_epoch()
-    base, new = session.predictions["base"], session.predictions["new"]
+    base = session.predictions["base"]
+    new = session.predictions["new"]
     assert base.joint_N is not None
     assert new.joint_N is not None
     num_base = len(classnames(run.evaluations["base"].order.items))

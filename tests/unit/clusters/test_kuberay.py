@@ -21,7 +21,8 @@ def check_manifest(text: str) -> None:
     """
     spec = yaml.safe_load(text)["spec"]
     cluster = spec.get("rayClusterSpec", spec)
-    head, (worker,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    head = cluster["headGroupSpec"]
+    (worker,) = cluster["workerGroupSpecs"]
     pods: list[dict[str, Any]] = [group["template"]["spec"] for group in (head, worker)]
     containers = [pod["containers"][0] for pod in pods]
     environment = [row for container in containers for row in container.get("env", [])]

@@ -252,7 +252,8 @@ def test_runs_of_an_earlier_selection_are_not_compared(said: Any, tmp_path: Path
 
 
 def test_studies_with_the_same_name_are_labeled_with_their_paths(said: Any, tmp_path: Path) -> None:
-    first, second = study(tmp_path / "a/dtd", 0.01, 1.0), study(tmp_path / "b/dtd", 0.02, 3.0)
+    first = study(tmp_path / "a/dtd", 0.01, 1.0)
+    second = study(tmp_path / "b/dtd", 0.02, 3.0)
     assert f"minus {first} selected in points" in said(first, second)[1]
 
 

@@ -28,7 +28,8 @@ def test_several_datasets_by_hand() -> None:
             c={"dtd": {1: 70.0, 2: 72.0}, "pets": {1: 95.0, 2: 96.0}, "ucf": {1: 71.0, 2: 72.0}},
         )
     )
-    b, c = found["b"], found["c"]
+    b = found["b"]
+    c = found["c"]
     assert b.by_dataset == {"dtd": (1.0, 3.0), "pets": (0.0, 0.0), "ucf": (-1.0, -5.0)}
     assert (b.values, b.unit) == ((2.0, 0.0, -3.0), "datasets")
     assert (c.values, c.p, c.p_holm) == ((10.0, 5.0, 1.0), 0.25, 0.5)
@@ -66,7 +67,8 @@ def test_the_rest_is_paired_and_what_is_missing_is_noted() -> None:
 
 
 def test_a_method_that_trains_nothing_is_paired_with_every_seed() -> None:
-    zero, more = {EVERY_SEED: 50.0}, {EVERY_SEED: 51.0}
+    zero = {EVERY_SEED: 50.0}
+    more = {EVERY_SEED: 51.0}
     results = results_of(a={"dtd": {1: 60.0, 2: 62.0}}, zero={"dtd": zero}, more={"dtd": more})
     found, notes = compare(results, reference="a", metrics=["H"])
     assert not notes
@@ -96,10 +98,12 @@ tables = st.lists(st.none() | percents, min_size=6, max_size=24).map(table)
 
 @given(tables, st.lists(percents, min_size=8, max_size=8))
 def test_order_and_difficulty_do_not_matter(results: Nested, shifts: list[float]) -> None:
-    there, back = one(results, "a"), one(results, "b")
+    there = one(results, "a")
+    back = one(results, "b")
     assert ("b" in there) == ("a" in back)
     if "b" in there:
-        b, a = there["b"], back["a"]
+        b = there["b"]
+        a = back["a"]
         assert b.by_dataset == {d: tuple(-x for x in values) for d, values in a.by_dataset.items()}
         assert b.p == a.p
     by_pair = dict(zip([(d, s) for d in DATASETS for s in SEEDS], shifts, strict=True))

@@ -167,6 +167,19 @@ def test_entries_are_described_in_one_line() -> None:
     assert describe_entries([]) == ""
 
 
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """Configurations that `prometar train` was to train. Each command stops before training."""
+    configs: list[Config] = []
+
+    def stop(config: Config, *args: object, **options: object) -> None:
+        configs.append(config)
+        raise UserError("stopped before training")
+
+    monkeypatch.setattr("prometar.run_folder.train_run", stop)
+    return configs
+
+
 @pytest.mark.parametrize(
     ("words", "line", "epochs"),
     [
@@ -184,16 +197,9 @@ def test_train_says_which_entries_apply(
     words: list[str],
     line: str,
     epochs: int,
-    monkeypatch: pytest.MonkeyPatch,
+    trained: list[Config],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    trained: list[Config] = []
-
-    def stop(config: Config, *args: object, **options: object) -> None:
-        trained.append(config)
-        raise UserError("stopped before training")
-
-    monkeypatch.setattr("prometar.run_folder.train_run", stop)
     assert main(["train", "--method", "coop", *words]) == 2
     shown = capsys.readouterr().out
     assert [config.train.epochs for config in trained] == [epochs]
@@ -202,15 +208,8 @@ def test_train_says_which_entries_apply(
 
 
 def test_a_configuration_file_is_used_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, trained: list[Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained: list[Config] = []
-
-    def stop(config: Config, *args: object, **options: object) -> None:
-        trained.append(config)
-        raise UserError("stopped before training")
-
-    monkeypatch.setattr("prometar.run_folder.train_run", stop)
     path = tmp_path / "best.yaml"
     path.write_text(dump_config(configure("coop", {"data.name": "imagenet", "backbone.name": "ViT-B-16"})))
     assert main(["train", "--config", str(path)]) == 2

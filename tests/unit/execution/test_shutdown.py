@@ -85,7 +85,8 @@ def test_a_signal_to_all_of_ray_ends_the_study_at_once(
     monkeypatch: pytest.MonkeyPatch, ended: dict[int, threading.Event]
 ) -> None:
     """Whoever asks for this machine's node meanwhile gets no answer for a minute."""
-    asking, answered = threading.Event(), threading.Event()
+    asking = threading.Event()
+    answered = threading.Event()
 
     def no_answer() -> bool:
         asking.set()

@@ -55,7 +55,9 @@ def test_a_pipe_as_a_split_file(own_dtd: Path) -> None:
 
 
 def test_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    circle, link, gone = tmp_path / "circle", tmp_path / "link", tmp_path / "gone"
+    circle = tmp_path / "circle"
+    link = tmp_path / "link"
+    gone = tmp_path / "gone"
     circle.symlink_to(circle)
     link.symlink_to("not/there")
     for path in (circle, circle / "x", circle / "x" / ".." / "y"):

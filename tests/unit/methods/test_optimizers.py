@@ -57,7 +57,8 @@ def test_ten_updates_equal_those_of_torch_optim(kind: str) -> None:
 def test_a_group_of_leaves_is_updated_with_its_own_learning_rate(kind: str) -> None:
     optimizer, _ = REFERENCES[kind]
     rates = Rates(lr=0.2, gate_lr=0.0, factors={"logits": 0.5})
-    leaves, before = random_leaves(0), random_leaves(0)
+    leaves = random_leaves(0)
+    before = random_leaves(0)
     state = OptimizerState(optimizer.initialize(leaves))
     grouped, grouped_state = update_leaves(optimizer, leaves, random_leaves(1), state, rates.of_leaf)
     assert list(grouped) == list(leaves)
@@ -72,7 +73,8 @@ def test_a_group_of_leaves_is_updated_with_its_own_learning_rate(kind: str) -> N
 
 def test_factors_of_learning_rates_apply_after_the_warm_up() -> None:
     config = Config().override({"optim.logits_lr_factor": 6.5, "optim.lr": 0.0035})
-    warmup, later = rates_of(config, 0), rates_of(config, 1)
+    warmup = rates_of(config, 0)
+    later = rates_of(config, 1)
     assert warmup.of_leaf("logits.head") == warmup.of_leaf("text.0") == 1e-5
     assert later.of_leaf("logits.head") == pytest.approx(0.02275)
     assert later.of_leaf("text.0") == 0.0035

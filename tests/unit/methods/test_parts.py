@@ -31,7 +31,8 @@ def test_gate_refuses_a_reduction_that_does_not_divide() -> None:
 
 
 def test_constant_modulators_add_the_gradients_with_a_weight() -> None:
-    task, reg = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([10.0, -10.0])}
+    task = {"a": torch.tensor([1.0, 2.0])}
+    reg = {"a": torch.tensor([10.0, -10.0])}
     assert Add()({}, task, reg)["a"].tolist() == [11.0, -8.0]
     assert Constant(value=0.5)({}, task, reg)["a"].tolist() == [6.0, -3.0]
 
@@ -142,7 +143,8 @@ def pictures(size: int, seed: int) -> Tensor:
 
 
 def test_input_mixup_is_a_weighted_sum_of_pixels() -> None:
-    query, partners = pictures(4, 0), pictures(4, 1)
+    query = pictures(4, 0)
+    partners = pictures(4, 1)
     lam = torch.tensor([0.25, 1.0])
     mixed = InputMixup().mixed_images(query, partners, Mix(lam, torch.tensor([0, 0])))
     assert torch.equal(mixed[0], 0.25 * query[0] + 0.75 * partners[0])
@@ -154,7 +156,8 @@ def test_input_mixup_is_a_weighted_sum_of_pixels() -> None:
 
 
 def test_cutmix_pastes_the_partners_box() -> None:
-    query, partners = pictures(8, 0), pictures(8, 1)
+    query = pictures(8, 0)
+    partners = pictures(8, 1)
     box = torch.tensor([[0.25, 0.75, 0.0, 0.5], [0, 0, 0, 0]])  # rows 2-5, columns 0-3; an empty box
     mixed = CutMix().mixed_images(query, partners, Mix(torch.tensor([0.75, 1.0]), torch.tensor([0, 0]), box))
     expected = query.clone()
@@ -181,7 +184,8 @@ def test_one_class_out_partitions_the_batch(labels: list[int], seed: int) -> Non
         assert task is None
         return
     assert task is not None
-    query, support = task.query_rows.tolist(), task.support_rows.tolist()
+    query = task.query_rows.tolist()
+    support = task.support_rows.tolist()
     assert sorted(query + support) == list(range(len(labels)))
     assert all((label == labels[query[0]]) == (i in query) for i, label in enumerate(labels))
     assert task.partners is not None

@@ -55,7 +55,8 @@ def test_counts_are_those_of_the_jobs(small_dtd: Path, tmp_path: Path) -> None:
         final_seeds=(7, 8),
         settings={"confirm.seeds": 3, "data.shots": 5},
     )
-    plan, (trial, _) = plan_study(config), jobs_of(config)
+    plan = plan_study(config)
+    trial, _ = jobs_of(config)
     finals = [
         final_job(config, StudyFolder.of(config), 0, config.baseline_settings, name, 7)
         for name in config.search.datasets

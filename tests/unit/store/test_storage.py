@@ -52,7 +52,8 @@ def test_a_lost_answer_creates_no_second_trial(tmp_path: Path, monkeypatch: pyte
 
 def test_a_second_writer_is_one_line(tmp_path: Path) -> None:
     url = new_database(tmp_path / NAME)
-    first, second = open_store(tmp_path, url=url), open_store(tmp_path, url=url)
+    first = open_store(tmp_path, url=url)
+    second = open_store(tmp_path, url=url)
     sampled = second._sample_next([])
     trial = first.ask()
     assert sampled is not None

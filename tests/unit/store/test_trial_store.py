@@ -111,7 +111,8 @@ def test_an_epoch_may_be_reported_again(tmp_path: Path) -> None:
 
 def test_only_the_newest_epoch_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(tmp_path)
-    _, trial = store.ask(), store.ask()
+    store.ask()
+    trial = store.ask()
     assert trial is not None
     assert all(store.report(1, report(trial, epoch, of=4)) for epoch in (1, 2, 3))
     monkeypatch.setattr(store._study.pruner, "prune", lambda *_: True)
@@ -140,7 +141,8 @@ def test_settings_are_tried_once_also_if_they_failed_or_the_model_prefers_them(t
         return 90.0 if settings["task.augmentation"] == "none" else 10.0
 
     store = open_store(tmp_path, space=KINDS)
-    _, (_, failed) = sample(store.ask()), sample(store.ask())
+    store.ask()
+    _, failed = sample(store.ask())
     store.fail(1, "diverged")
     again = open_store(tmp_path, space=KINDS)
     found = [failed, *(settings for _, settings in run(again, value))]

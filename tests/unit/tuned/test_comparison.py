@@ -111,7 +111,8 @@ EXTENSIONS: dict[str, tuple[list[object], int, list[str]]] = {
 @pytest.mark.parametrize("kind", EXTENSIONS)
 def test_an_extension_reruns_nothing(kind: str, tmp_path: Path) -> None:
     run(tmp_path)
-    before, epochs = records(tmp_path), num_epochs(tmp_path)
+    before = records(tmp_path)
+    epochs = num_epochs(tmp_path)
     options, trials, studies = EXTENSIONS[kind]
     if kind == "method":
         options = [*SMALL[:2], *options]
@@ -143,7 +144,8 @@ def test_an_interrupted_comparison_resumes_without_repeating_an_epoch(finished: 
     run(tmp_path)
     assert num_epochs(tmp_path) == num_epochs(finished)
     assert trial_settings(tmp_path) == trial_settings(finished)
-    mine, other = table(tmp_path), table(finished)
+    mine = table(tmp_path)
+    other = table(finished)
     assert mine == other
 
 

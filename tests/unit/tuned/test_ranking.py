@@ -110,12 +110,14 @@ def test_two_methods_that_differ_by_chance_only_often_change_places() -> None:
 
 
 def test_the_bootstrap_is_reproducible() -> None:
-    before, after = scores(a=60, b=59), scores(a=60, b=61)
+    before = scores(a=60, b=59)
+    after = scores(a=60, b=61)
     assert ranked(before, after) == ranked(before, after)
 
 
 def test_datasets_without_scores_of_a_method_and_seeds_without_a_run_are_left_out() -> None:
-    before, after = scores(a=60, b=50), scores(a=60, b=50)
+    before = scores(a=60, b=50)
+    after = scores(a=60, b=50)
     del after["b"]["data2"]
     del before["a"]["data1"][3]
     ranking = ranked(before, after)

@@ -84,7 +84,8 @@ def test_a_copy_that_differs_in_one_image_stays(own_dtd: Path, tmp_path: Path, c
     before = tree(tmp_path / "dtd")
     file = own_dtd / "dtd/split_zhou_DescribableTextures.json"
     split = json.loads(file.read_text())
-    one, other = split["train"][0], split["test"][0]
+    one = split["train"][0]
+    other = split["test"][0]
     image = own_dtd / "dtd/images" / other[0]
     if change == "bytes":
         image.write_bytes((image.parents[1] / one[0]).read_bytes())

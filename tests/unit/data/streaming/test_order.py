@@ -40,7 +40,8 @@ def test_steps_cover_the_rows_and_never_cross_an_epoch(
 @given(st.integers(0, 30), st.integers(0, 30))
 def test_rows_do_not_depend_on_how_they_are_asked_for(a: int, b: int) -> None:
     order = make_order(10, batch_size=3, epochs=4, seed=7)
-    start, stop = min(a, b), max(a, b)
+    start = min(a, b)
+    stop = max(a, b)
     stop = min(stop, order.num_rows)
     whole = order.rows(0, order.num_rows)
     for part, all_rows in zip(order.rows(min(start, stop), stop), whole, strict=True):
