@@ -186,7 +186,8 @@ class Search(NamedTuple):
 
 def measure(dataset: str, args: argparse.Namespace, pool: Executor) -> dict[str, list[float]]:
     """Return the gains of each plan, by seed."""
-    whole, short = (Search.run(*budget, args, pool) for budget in ((30, dataset, 5), (40, dataset, 3)))
+    whole = Search.run(30, dataset, 5, args, pool)
+    short = Search.run(40, dataset, 3, args, pool)
     gains = {}
     for name, plan in REAL_PLANS.items():
         search = short if name == HALF else whole

@@ -175,13 +175,16 @@ def render_page(runs: Mapping[str, Sequence[AlignmentRecord]]) -> str:
 
     figure = go.Figure()
     for color, (name, records) in zip(cycle(qualitative.Plotly), runs.items(), strict=False):
-        steps = [r["step"] for r in records]
-        cosines = [r["cosine"] for r in records]
+        steps = [record["step"] for record in records]
+        cosines = [record["cosine"] for record in records]
         style = {"color": color, "size": 4, "opacity": 0.4}
         figure.add_scatter(x=steps, y=cosines, mode="markers", marker=style, showlegend=False)
         epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]
-        x, y = ([fmean(r[key] for r in epoch) for epoch in epochs] for key in ("step", "cosine"))
-        figure.add_scatter(x=x, y=y, mode="lines+markers", line={"color": color}, name=escape(name))
+        mean_steps = [fmean(record["step"] for record in epoch) for epoch in epochs]
+        mean_cosines = [fmean(record["cosine"] for record in epoch) for epoch in epochs]
+        figure.add_scatter(
+            x=mean_steps, y=mean_cosines, mode="lines+markers", line={"color": color}, name=escape(name)
+        )
     figure.update_layout(
         template="plotly_white",
         title="Gradient alignment: cosine of the modulated support gradient and the query gradient",

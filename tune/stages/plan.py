@@ -267,10 +267,13 @@ def _stages(
     batch_sizes += map(int, search.space.probe_values("train.batch_size"))
     smallest_batch = min(batch_sizes)  # gives the maximum number of steps
     transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
-    search_steps, final_steps = (
-        sum(ImageOrder(s.train, transform, batch_size=smallest_batch).steps_per_epoch for s in stage_splits)
-        for stage_splits in zip(*splits.values(), strict=True)
-    )
+
+    def max_steps(split: FewShotSplit) -> int:
+        """Return the maximum number of steps per epoch."""
+        return ImageOrder(split.train, transform, batch_size=smallest_batch).steps_per_epoch
+
+    search_steps = sum(max_steps(search_split) for search_split, _ in splits.values())
+    final_steps = sum(max_steps(final_split) for _, final_split in splits.values())
     num_candidates = min(confirm.top + 1, search.trials) if confirm.top else 1  # with the baseline
     num_reruns = num_candidates * confirm.seeds if num_candidates > 1 else 0
     final_epochs = max([config.max_test_epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
