@@ -1,6 +1,6 @@
 """Compare search spaces, and ways to spend the same number of runs on a search, replayed and for real.
 
-    python benchmarks/allocation.py [--replays 4000] [--doc docs/results.md]
+    python benchmarks/allocation.py [--replays 4000] [--doc docs/measurements.md]
     PYTHONPATH=benchmarks python benchmarks/allocation.py --train [--sets cells ...] [--out DIR]  # hours
 
 Replays train nothing. `objectives.json` and `photographs.json` record 25 settings with three seeds each on

@@ -1,7 +1,7 @@
 """Run the study of `make demo` with ten seeds, and count the verdicts.
 
     python benchmarks/demo.py [--seeds 1 2 3] [--out DIR]
-    python benchmarks/demo.py --show [--doc docs/results.md]
+    python benchmarks/demo.py --show [--doc docs/measurements.md]
 
 Protocol, fixed before the first run:
 

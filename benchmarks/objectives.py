@@ -2,7 +2,7 @@
 
     python benchmarks/objectives.py [--sets textures ...] [--settings 24] [--seeds 1 2 3] [--epochs 5]
         [--space default] [--out DIR] [--jobs 2] [--evidence FILE] [--quick]
-    python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/results.md] [--block objectives]
+    python benchmarks/objectives.py --show [--evidence FILE] [--doc docs/measurements.md] [--block objectives]
 
 The default settings and random samples of a space are trained with several seeds on all base classes, scored
 as in a search, and tested. Scores of one seed are compared with test results of the other seeds. Settings

@@ -7,7 +7,7 @@ DIR/vision.safetensors stores the vision tower. If it exists, it is not trained 
 captions take minutes. The outputs are pretrain.log and mini.safetensors (float16, with a sparse token table,
 see weights.py). Token rows that no caption uses keep their initial values, N(0, 0.02) from PCG64(0) of numpy.
 
-docs/results.md describes the datasets.
+docs/measurements.md describes the datasets.
 """
 
 import argparse

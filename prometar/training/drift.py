@@ -1,7 +1,7 @@
 """Drift: divergence of prompted from frozen CLIP when both classify images among out-of-domain names.
 
 Out-of-domain names share no word with the class names. Accuracy on new classes tends to decrease as drift
-increases (docs/results.md), so drift, measured on images of base classes, predicts it.
+increases (docs/measurements.md), so drift, measured on images of base classes, predicts it.
 """
 
 import hashlib
