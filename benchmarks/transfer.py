@@ -1,8 +1,8 @@
 """Measure what settings of other datasets are worth: enqueued in a search, and averaged to new defaults.
 
-    python benchmarks/transfer.py [--replays 2000] [--doc docs/measurements.md]                 # replays, minutes
+    python benchmarks/transfer.py [--replays 2000] [--doc docs/measurements.md]  # replays, minutes
     python benchmarks/transfer.py --train [--sets cells ...] [--budgets 8 12] [--out DIR]  # searches, hours
-    python benchmarks/transfer.py --show [--doc docs/measurements.md]                           # their tables
+    python benchmarks/transfer.py --show [--doc docs/measurements.md]            # their tables
     python benchmarks/transfer.py --surrogates                                             # models of gains
 
 Protocol, fixed before the first run. Both parts leave one dataset out (the target). Other datasets (sources)
