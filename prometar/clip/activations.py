@@ -92,7 +92,8 @@ class Activation:
 
     def hvp(self, x: Tensor, g_K: Tensor, t_K: Tensor, r: Tensor) -> Tensor:
         # r a'(x) + w a''(x), the gradient of <r, a(x)> + sum_k <g_k, a'(x) t_k>. w = sum_k g_k t_k.
-        w = g_K[0] * t_K[0]
-        for g, t in zip(g_K[1:], t_K[1:], strict=True):
+        (g_1, *others_g), (t_1, *others_t) = g_K.unbind(), t_K.unbind()
+        w = g_1 * t_1
+        for g, t in zip(others_g, others_t, strict=True):
             w = torch.addcmul(w, g, t)
         return self._second_order(r, w, x)

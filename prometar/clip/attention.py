@@ -253,7 +253,10 @@ class Attention:
 
 def _centered_gv(residuals: AttentionResiduals, g: Tensor) -> Tensor:
     """Return centered(g @ v.T). The subtracted sum is the dot product of g and o."""
-    return _multiply(g, residuals.v.mT) - _multiply_vectors(g, residuals.o)
+    num_all, num_tokens, num_stacked, width = g.shape
+    sums = _multiply_vectors(g, residuals.o).view(num_all, -1, 1)
+    centered = torch.baddbmm(sums, g.view(num_all, -1, width), residuals.v.mT, beta=-1)
+    return centered.view(num_all, num_tokens, num_stacked, -1)
 
 
 def _multiply(x: Tensor, matrix: Tensor) -> Tensor:

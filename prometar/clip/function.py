@@ -184,6 +184,43 @@ def _apply_jacobian(residuals: NormResiduals, g: Tensor) -> Tensor:
     return torch.ops.aten.native_layer_norm_backward(g, x, x.shape[-1:], mean, rstd, None, None, mask)[0]
 
 
+class _Normalize(torch.autograd.Function):
+    """u = x / |x| and r = 1 / |x|, over the last dimension.
+
+    With cotangents g of u and h of r, the gradient of x is r (g - u (<u, g> + r h)). It consists of
+    differentiable operations on both outputs, so second derivatives exist, too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+        u = x / norm
+        r = norm.reciprocal()
+        ctx.save_for_backward(u, r)
+        ctx.set_materialize_grads(False)
+        return u, r
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Tensor:
+        u, r = ctx.saved_tensors
+        g, h = cotangents
+        assert g is not None, "only derivatives of u have a gradient with respect to r"
+        dot = _dot(u, g)
+        if h is not None:
+            dot = torch.addcmul(dot, r, h)
+        return torch.addcmul(g, u, dot, value=-1) * r
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Return x / |x|, with the bits of `torch.nn.functional.normalize`.
+
+    First and second derivatives need about half as many kernels. They matter because features are
+    normalized in each loss, and the meta phase differentiates losses twice.
+    """
+    u, _ = _Normalize.apply(x)
+    return u
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=-1, keepdim=True)
 

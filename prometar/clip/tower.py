@@ -119,11 +119,13 @@ class Layer:
         self, t: Tensor, norm_1: TokenMap, attention: TokenMap, norm_2: TokenMap, activation: TokenMap
     ) -> Tensor:
         block = self._block
-        h = attention(F.linear(norm_1(t), block.in_proj_weight))
-        h = F.linear(self._select(h), block.out_proj_weight)
-        t = self._select(t[..., : self._num_out, :]) + h if self._residual else h
+        h = self._select(attention(F.linear(norm_1(t), block.in_proj_weight)))
+        if self._residual:
+            t = _add_product(self._select(t[..., : self._num_out, :]), h, block.out_proj_weight.T)
+        else:
+            t = F.linear(h, block.out_proj_weight)
         h = activation(F.linear(norm_2(t), block.c_fc_weight))
-        return t + F.linear(h, block.c_proj_weight)
+        return _add_product(t, h, block.c_proj_weight.T)
 
     def _pull_back(
         self,
@@ -140,8 +142,7 @@ class Layer:
         h = attention(self._spread(g @ block.out_proj_weight, input_shape))
         g_x = norm_1(h @ block.in_proj_weight)
         num_out = g_x.shape[-2] if self._num_out is None else self._num_out
-        g_first = g_x[..., :num_out, :]
-        g_rest = g_x[..., num_out:, :]
+        g_first, g_rest = g_x.split([num_out, g_x.shape[-2] - num_out], dim=-2)
         return g_first + self._spread(g, input_shape) if self._residual else g_first, g_rest
 
     def _select(self, x: Tensor) -> Tensor:
@@ -338,3 +339,8 @@ def _through(maps: Iterator[TokenMap], x: Tensor) -> Tensor:
     for each in maps:
         x = each(x)
     return x
+
+
+def _add_product(x: Tensor, h: Tensor, matrix: Tensor) -> Tensor:
+    """Return x + h @ matrix. `torch.addmm` saves a kernel, but accepts only two dimensions."""
+    return torch.addmm(x.flatten(0, -2), h.flatten(0, -2), matrix).view(x.shape)

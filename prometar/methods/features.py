@@ -38,16 +38,16 @@ class Features:
     @cached_property
     def unit_text_CE(self) -> "Tensor":
         """Normalized text features."""
-        from torch.nn.functional import normalize
+        from prometar.clip.function import normalize
 
-        return self.text_CE if self.text_is_normalized else normalize(self.text_CE, dim=-1)
+        return self.text_CE if self.text_is_normalized else normalize(self.text_CE)
 
     @cached_property
     def unit_image_BE(self) -> "Tensor":
         """Normalized image features."""
-        from torch.nn.functional import normalize
+        from prometar.clip.function import normalize
 
-        return normalize(self.image_BE, dim=-1)
+        return normalize(self.image_BE)
 
     @cached_property
     def cosines_BC(self) -> "Tensor":

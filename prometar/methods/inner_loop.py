@@ -35,7 +35,11 @@ class InnerSGD(ComponentSection):
         return self.order == "second"
 
     def __call__(self, prompts: Leaves, gradient: Tensors) -> Tensors:
-        return {name: leaf.add(gradient[name], alpha=-self.lr) for name, leaf in prompts.items()}
+        import torch
+
+        gradients = [gradient[name] for name in prompts]
+        adapted = torch._foreach_add(list(prompts.values()), gradients, alpha=-self.lr)
+        return dict(zip(prompts, adapted, strict=True))
 
 
 INNER_LOOPS = Kinds({"none": NoInnerLoop, "sgd": InnerSGD}, default="sgd")

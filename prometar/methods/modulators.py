@@ -90,16 +90,26 @@ class Gate(Modulator):
     def __call__(self, gate: Leaves, g_task: Tensors, g_reg: Tensors) -> Tensors:
         import torch
 
-        modulated = {}
-        for name, g_t in g_task.items():
-            g_r = g_reg[name]
-            if not is_token_name(name):
-                modulated[name] = g_t + g_r
-                continue
-            both = torch.cat([g_t.flatten(), g_r.flatten()])
-            m = torch.sigmoid(gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both))
-            rows_task, rows_reg = (g.reshape(-1, self.reduction) for g in (g_t, g_r))
-            modulated[name] = torch.addcmul(rows_task, m[:, None], rows_reg).view_as(g_t)
+        modulated: Tensors = {}
+        names_by_shape: dict[torch.Size, list[str]] = {}
+        for name, g in g_task.items():
+            if is_token_name(name):
+                names_by_shape.setdefault(g.shape, []).append(name)
+            else:
+                modulated[name] = g + g_reg[name]
+        # Prompts of L layers with one shape are stacked, so that only matrix products need a kernel per layer.
+        # The matrices are not stacked, because copies of them would take longer than the kernels.
+        for shape, names in names_by_shape.items():
+            pairs = [g for name in names for g in (g_task[name], g_reg[name])]
+            both_L2PD = torch.stack(pairs).unflatten(0, (-1, 2))
+            products = [
+                gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both)
+                for name, both in zip(names, both_L2PD.flatten(1).unbind(), strict=True)
+            ]
+            m = torch.sigmoid(torch.stack(products))
+            rows_task, rows_reg = both_L2PD.view(len(names), 2, -1, self.reduction).unbind(1)
+            g_LPD = torch.addcmul(rows_task, m.unsqueeze(-1), rows_reg).view(-1, *shape)
+            modulated |= zip(names, g_LPD.unbind(), strict=True)
         return modulated
 
 

@@ -108,7 +108,8 @@ def _meta_gradients(
         scale = scale_factor(model.clip.dtype, HEADROOM, inner.lr, inner.outer_weight)
         product = support_hvp(_scale(_group(pulled_back, "gradient"), scale))
         correction = inputs_vjp(_scale(product, 1 / scale))
-        g_prompts = {name: g + correction[name] for name, g in g_prompts.items()}
+        sums = torch._foreach_add(list(g_prompts.values()), [correction[name] for name in g_prompts])
+        g_prompts = dict(zip(g_prompts, sums, strict=True))
     support_losses = {f"support_{name}": loss for name, loss in losses.items()}
     return g_prompts, _group(pulled_back, "gate"), support_losses | {"query_loss": query_loss}
 

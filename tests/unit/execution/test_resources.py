@@ -1,9 +1,13 @@
 """Resources of trials: a fifth of the budget at once, and shares that grow accordingly."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prometar.config.settings import Config
 from prometar.errors import UserError
 from tune.config import ResourcesConfig
 from tune.execution.resources import plan_runs, plan_trials
@@ -165,3 +169,25 @@ def test_a_plan_states_how_many_jobs_may_run_if_machines_join() -> None:
     resources, _ = plan_trials([{"CPU": 8.0, "GPU": 1.0}], ResourcesConfig(), 40)
     assert (resources.num_concurrent, resources.max_concurrent) == (4, 8)
     assert resources.capacity({"CPU": 8.0, "GPU": 1.0}) == 4
+
+
+def documented(page: str, pattern: str) -> tuple[str, ...]:
+    """Return the groups of a pattern in a guide whose line breaks are read as spaces."""
+    text = (Path(__file__).parents[3] / "docs" / page).read_text("utf-8")
+    found = re.search(pattern, " ".join(text.split()))
+    assert found, f"docs/{page} does not contain {pattern}"
+    return found.groups()
+
+
+def test_the_default_precision_and_share_of_a_gpu_are_those_documented() -> None:
+    pattern = r"`(\w+)` remains the default, and up to (\w+) trials share a GPU"
+    precision, trials_per_gpu = documented("performance.md", pattern)
+    (of_settings,) = documented("settings.md", r"`backbone\.precision` \| `(\w+)`")
+    (runs_per_gpu,) = documented("protocols.md", r"By default, up to (\w+) runs share a GPU")
+    default = Config().backbone.precision
+    planned, _ = plan_runs([{"CPU": 64.0, "GPU": 1.0}], ResourcesConfig(), 100)
+    assert (precision, of_settings) == (default, default)
+    by_count = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
+    number = by_count[planned.max_concurrent]
+    assert (trials_per_gpu, runs_per_gpu) == (number, number)
+    assert planned.gpus == 1 / planned.max_concurrent
