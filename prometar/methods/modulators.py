@@ -97,7 +97,7 @@ class Gate(Modulator):
                 names_by_shape.setdefault(g.shape, []).append(name)
             else:
                 modulated[name] = g + g_reg[name]
-        # Prompts of L layers with one shape are stacked, so that only matrix products need a kernel per layer.
+        # Prompts of L layers with one shape are stacked, so only matrix products need a kernel per layer.
         # The matrices are not stacked, because copies of them would take longer than the kernels.
         for shape, names in names_by_shape.items():
             pairs = [g for name in names for g in (g_task[name], g_reg[name])]

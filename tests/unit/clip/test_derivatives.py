@@ -16,7 +16,7 @@ from torch.func import grad, vjp
 from prometar.clip import text as text_module
 from prometar.clip.activations import ACTIVATIONS, Activation
 from prometar.clip.attention import Attention
-from prometar.clip.function import EPS, Norm, Projection
+from prometar.clip.function import EPS, Norm, Projection, normalize
 from prometar.clip.openclip import tokenize
 from prometar.clip.text import text_input, text_pass
 from prometar.clip.tower import LayerPrompts, Pass
@@ -207,3 +207,20 @@ def assert_equal_bits(found: dict[int, Tensor], expected: dict[int, Tensor]) -> 
     assert found.keys() == expected.keys()
     for layer, tensor in expected.items():
         assert torch.equal(found[layer], tensor), layer
+
+
+def test_normalize_has_the_bits_and_derivatives_of_torch() -> None:
+    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()
+    expected = F.normalize(x, dim=-1)
+    assert torch.equal(normalize(x), expected)
+    assert torch.equal(normalize(torch.zeros(2, 4)), torch.zeros(2, 4))
+
+    def derivatives(unit: Tensor) -> tuple[Tensor, Tensor]:
+        (first,) = torch.autograd.grad(unit.sin().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.cos().sum(), x)
+        return first, second
+
+    for found, wanted in zip(derivatives(normalize(x)), derivatives(expected), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+    assert torch.autograd.gradgradcheck(normalize, x)
