@@ -204,7 +204,8 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Tensor:
         u, r = ctx.saved_tensors
         g, h = cotangents
-        assert g is not None, "only derivatives of u have a gradient with respect to r"
+        if g is None:
+            g = torch.zeros_like(u)
         dot = _dot(u, g)
         if h is not None:
             dot = torch.addcmul(dot, r, h)

@@ -188,6 +188,6 @@ def test_the_default_precision_and_share_of_a_gpu_are_those_documented() -> None
     planned, _ = plan_runs([{"CPU": 64.0, "GPU": 1.0}], ResourcesConfig(), 100)
     assert (precision, of_settings) == (default, default)
     by_count = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight"}
-    number = by_count[planned.max_concurrent]
+    number = by_count[planned.num_concurrent]
     assert (trials_per_gpu, runs_per_gpu) == (number, number)
-    assert planned.gpus == 1 / planned.max_concurrent
+    assert planned.gpus == 1 / planned.num_concurrent
