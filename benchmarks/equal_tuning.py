@@ -158,7 +158,8 @@ def comparison_of_methods(rows: Sequence[dict[str, Any]]) -> str:
     for method in ranking.tuned.methods:
         cells = {cell.dataset: cell for cell in results.of_method(method)}
         gains = [cell.gain for cell in cells.values() if cell.gain is not None]
-        number = next(row["num_settings"] for row in rows if row["method"] == method)
+        # Searches of rendered datasets in the package have a fixed number of epochs, the others search it.
+        number = max(row["num_settings"] for row in rows if row["method"] == method)
         lines.append(
             (
                 method,

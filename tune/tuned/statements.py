@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from prometar.cli.console import format_count
 from tune.tuned.comparison import TunedComparison
-from tune.tuned.ranking import ALPHA, NUM_BOOTSTRAP_SAMPLES, Order, Ranking, smallest_friedman_p
+from tune.tuned.ranking import ALPHA, NUM_BOOTSTRAP_SAMPLES, Ranking, smallest_friedman_p
 from tune.tuned.results import TunedResults
 
 _SETTLED = 0.95  # share of bootstrap samples from which a statement counts as settled
@@ -53,14 +53,11 @@ def evidence(ranking: Ranking | None) -> Iterator[str]:
         f"Kendall's tau of the average ranks before and after tuning {tau}. The bootstrap draws {drawn} "
         f"{NUM_BOOTSTRAP_SAMPLES:,} times."
     )
-    for name, order in (("At published settings", ranking.published), ("After tuning", ranking.tuned)):
-        yield f"{name}: {_describe_order(order)}."
-
-
-def _describe_order(order: Order) -> str:
-    ranks = ", ".join(f"{method} {rank:.2f}" for method, rank in order.ranks.items())
-    test = "" if order.p is None else f". Friedman's test: p = {order.p:.3f}"
-    return f"average ranks {ranks}{test}"
+    if ranking.published.p is not None and ranking.tuned.p is not None:
+        yield (
+            f"Friedman's test that all methods have equal ranks: p = {ranking.published.p:.3f} at published "
+            f"settings, p = {ranking.tuned.p:.3f} after tuning."
+        )
 
 
 def limits(comparison: TunedComparison, results: TunedResults) -> Iterator[str]:
