@@ -247,7 +247,7 @@ class Dispatcher:
         return True
 
     def _usable(self, submission: _Submission) -> list[str]:
-        return self._machines.usable(submission.request.bundles, except_for=submission.tried)
+        return self._machines.usable_node_ids(submission.request.bundles, except_for=submission.tried)
 
     def _require_machine(self, submission: _Submission) -> None:
         """Raise an InfrastructureError unless a machine is left on which a job could be retried."""

@@ -1,5 +1,6 @@
 """Machines of the Ray cluster: how many jobs they can run, and which of them are avoided."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -41,7 +42,7 @@ class Machines:
         self._names: dict[str, str] = {}  # also of machines that have left
         self._deaths: Counter[str] = Counter()
         self._listed: Sequence[Machine] = ()
-        self._listed_at = -_REFRESH_SECONDS
+        self._listed_at = -math.inf  # not listed yet
         self.avoided: dict[str, str] = {}
 
     @property
@@ -56,11 +57,11 @@ class Machines:
 
     def refresh(self) -> None:
         """List the machines again at the next use."""
-        self._listed_at = -_REFRESH_SECONDS
+        self._listed_at = -math.inf
 
     @property
     def num_concurrent(self) -> int:
-        """Number of jobs to run at a time: as many as fit on the machines, up to `max_concurrent`."""
+        """Jobs that fit on the machines that are not avoided: at least 1, at most `max_concurrent`."""
         usable = [machine for machine in self.alive if machine.node_id not in self.avoided]
         capacity = sum(self._resources.capacity(machine.resources) for machine in usable)
         return max(1, min(capacity, self._resources.max_concurrent))
@@ -71,7 +72,7 @@ class Machines:
     def is_alive(self, node_id: str) -> bool:
         return any(machine.node_id == node_id for machine in self.alive)
 
-    def usable(
+    def usable_node_ids(
         self, bundles: Sequence[Mapping[str, float]], *, except_for: Collection[str] = ()
     ) -> list[str]:
         """Return the node IDs of the machines on which a job with these bundles may run."""
@@ -90,10 +91,14 @@ class Machines:
             self._tell(f"Avoiding {self.name(node_id)}: {reason}")
 
     def record_death(self, node_id: str, reason: str) -> None:
-        """Record that a worker died on a machine. Avoid the machine after `MAX_DEATHS` in a row."""
+        """Record that a worker died on a machine.
+
+        Avoid the machine after `MAX_DEATHS` in a row, unless no other usable machine is left.
+        """
         self._deaths[node_id] += 1
-        others = [machine for machine in self.alive if machine.node_id not in {node_id, *self.avoided}]
-        if self._deaths[node_id] >= MAX_DEATHS and others:
+        unusable = {node_id, *self.avoided}
+        other_usable = [machine for machine in self.alive if machine.node_id not in unusable]
+        if self._deaths[node_id] >= MAX_DEATHS and other_usable:
             self.avoid(node_id, f"{MAX_DEATHS} workers died in a row ({reason})")
 
     def record_epoch(self, node_id: str) -> None:
@@ -102,9 +107,14 @@ class Machines:
 
     @property
     def all_avoided_reason(self) -> str:
-        """The machines and the reasons if every machine that is alive is avoided, else ""."""
+        """Avoided machines with reasons, if each machine that fits a job is avoided, else "".
+
+        "" too if no machine fits a job.
+        """
         fitting = [machine for machine in self.alive if machine.fits(self._resources.bundles())]
-        if not fitting or any(machine.node_id not in self.avoided for machine in fitting):
+        if not fitting:
+            return ""
+        if any(machine.node_id not in self.avoided for machine in fitting):
             return ""
         reasons = [(machine.name, self.avoided[machine.node_id]) for machine in fitting]
         return describe_reasons(reasons)

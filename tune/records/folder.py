@@ -64,7 +64,11 @@ class StudyFolder:
         return self.path / "finals" / f"trial-{number:04d}-{file_name(dataset)}-seed{seed}"
 
     def write(self, record: Record) -> None:
-        """Write a record to its file in this folder."""
+        """Write a record to its file in this folder.
+
+        Raises:
+            InfrastructureError: the disk is full, or the folder is not writable.
+        """
         if isinstance(record, TrialRecord):
             write_record(self.trial_folder(record.number) / "record.json", record)
         else:
@@ -82,15 +86,24 @@ class StudyFolder:
         """Write study.yaml, with the current environment and the earlier ones that differ from it.
 
         Args:
+            config: Configuration of the study.
+            input_digests: Digests, by name, of inputs other than settings that affect results, e.g. splits.
             classes: Base and new classes by dataset, for the report. Default: unknown.
             excluded: Paths of the excluded images by dataset. Default: none.
             exclusion_notes: Remarks to add to those of earlier commands.
+
+        Raises:
+            UserError: the existing study.yaml is corrupt or has another file format.
+            InfrastructureError: the disk is full, or the folder is not writable.
         """
         objective = objective_of(config.search.objective)
         current = environment()
+        earlier_environments: list[Mapping[str, str]] = []
+        all_notes = list(exclusion_notes)
         previous = self.read(StudyRecord)
-        earlier_notes = previous.exclusion_notes if previous else ()
-        earlier = (*previous.earlier_environments, previous.environment) if previous else ()
+        if previous is not None:
+            earlier_environments = [*previous.earlier_environments, previous.environment]
+            all_notes = [*previous.exclusion_notes, *exclusion_notes]
         self.write(
             StudyRecord(
                 config=config,
@@ -100,23 +113,34 @@ class StudyFolder:
                 digests=input_digests,
                 command=masked(_command_line(sys.argv)),
                 environment=current,
-                earlier_environments=tuple(each for each in earlier if each != current),
+                earlier_environments=tuple(each for each in earlier_environments if each != current),
                 classes=classes or {},
                 excluded=excluded or {},
-                exclusion_notes=tuple(dict.fromkeys((*earlier_notes, *exclusion_notes))),
+                exclusion_notes=tuple(dict.fromkeys(all_notes)),
             )
         )
 
     def write_settings(self, name: str, config: Config, *, comment: str = "") -> None:
-        """Write a complete configuration, which `prometar train --config` reads, below a comment."""
+        """Write a configuration for `prometar train --config`.
+
+        Args:
+            name: Name of the file in this folder.
+            config: Complete configuration of a run.
+            comment: Comment above the configuration. Default: none.
+
+        Raises:
+            InfrastructureError: the disk is full, or the folder is not writable.
+        """
         text = f"# {one_line(comment)}\n" if comment else ""
         write_atomically(self.path / name, (text + dump_config(config)).encode())
 
     @cached_property
     def study_id(self) -> str:
-        """Random name that identifies the study, even if its folder moves."""
+        """Id in study.yaml or, before that file is written, a new random one."""
         record = self.read(StudyRecord)
-        return record.id if record and record.id else secrets.token_hex(16)
+        if record is not None and record.id:  # studies of version 0.2.0 have no id
+            return record.id
+        return secrets.token_hex(16)
 
     @property
     def has_trials(self) -> bool:
@@ -124,7 +148,11 @@ class StudyFolder:
         return any((self.path / "trials").glob("*/record.json"))
 
     def read(self, kind: type[Record]) -> Record | None:
-        """Return the study's record of this type, or None if its file does not exist."""
+        """Return the study's record of this type, or None if its file does not exist.
+
+        Raises:
+            UserError: the file cannot be read, is corrupt, or has another file format.
+        """
         return read_record(self.path / _FILES[kind], kind)
 
     def read_all(self) -> "Records | None":
@@ -198,24 +226,35 @@ class Records:
 
     @cached_property
     def baseline(self) -> TrialRecord | None:
-        """Trial with the default settings, preferably a completed one. None if none has ended."""
-        return next((trial for trial in (*self.completed, *self.trials) if trial.is_baseline), None)
+        """Trial with the default settings, preferably a completed one. None if none has ended.
+
+        If trial 0 fails, the next command runs the default settings again, as a trial with another number.
+        """
+        for trial in (*self.completed, *self.trials):
+            if trial.is_baseline:
+                return trial
+        return None
 
     @cached_property
     def selected(self) -> TrialRecord | None:
         """Trial that the confirmation selected, or else the best completed trial. None if there is none."""
-        number = self.confirmation.selected_number if self.confirmation else None
         best = self.completed[0] if self.completed else None
-        return next((trial for trial in self.trials if trial.number == number), best)
+        if self.confirmation is None:
+            return best
+        by_number = {trial.number: trial for trial in self.trials}
+        return by_number.get(self.confirmation.selected_number, best)
 
     @property
     def current_test(self) -> FinalTest | None:
         """The final test. None if it has not finished, or its settings are no longer selected."""
         test = self.final_test
         selected = self.selected
-        if test is None or selected is None or test.selected.number == selected.number:
+        if test is None or selected is None:
             return test
-        return test if test.selected.is_baseline and selected.is_baseline else None
+        same_trial = test.selected.number == selected.number
+        # Trials with the default settings have equal settings, but different numbers (see `baseline`).
+        both_baseline = test.selected.is_baseline and selected.is_baseline
+        return test if same_trial or both_baseline else None
 
 
 def read_records(folder: Path) -> Records:
@@ -234,9 +273,14 @@ def paired_differences(
     selected: Sequence[RunScore], baseline: Sequence[RunScore], metric: str = "objective"
 ) -> dict[int, float]:
     """Return the difference in `metric`, selected minus baseline, of each seed that has both values."""
-    baseline_by_seed = {run.seed: getattr(run, metric) for run in baseline}
-    pairs = {run.seed: (getattr(run, metric), baseline_by_seed.get(run.seed)) for run in selected}
-    return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+    baseline_values = {run.seed: getattr(run, metric) for run in baseline}
+    differences: dict[int, float] = {}
+    for run in selected:
+        selected_value = getattr(run, metric)
+        baseline_value = baseline_values.get(run.seed)
+        if selected_value is not None and baseline_value is not None:
+            differences[run.seed] = selected_value - baseline_value
+    return differences
 
 
 def mean_differences(tests: Iterable[DatasetTest], metric: str = "objective") -> dict[int, float]:
@@ -257,8 +301,8 @@ def _command_line(argv: Sequence[str]) -> str:
         ('prometar train', 'python tune/search.py')
     """
     path = Path(argv[0])
-    if path.name == "__main__.py":
+    if path.name == "__main__.py":  # python -m prometar
         return shlex.join(["python", "-m", path.parent.name, *argv[1:]])
-    if path.is_absolute() and not path.suffix:
+    if path.is_absolute() and not path.suffix:  # an installed command: the shell found its path
         return shlex.join([path.name, *argv[1:]])
-    return shlex.join(["python", *argv])
+    return shlex.join(["python", *argv])  # a script, such as tune/search.py

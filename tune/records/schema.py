@@ -331,8 +331,11 @@ class FinalTest:
 
     def runs(self, *names: SettingsName) -> list[RunScore]:
         """Return the runs with the named settings (default: all) on all datasets."""
-        tests = self.datasets.values()
-        return [run for name in names or self.compared_names for test in tests for run in getattr(test, name)]
+        runs: list[RunScore] = []
+        for name in names or self.compared_names:
+            for test in self.datasets.values():
+                runs += getattr(test, name)
+        return runs
 
     @property
     def failures(self) -> list[str]:
