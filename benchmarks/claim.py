@@ -2,7 +2,7 @@
 
     python benchmarks/claim.py [--sets NAME ...] [--arms NAME ...] [--out DIR]
     python benchmarks/claim.py --sets dtd --data-root DIR --arms "long confirmation"
-    python benchmarks/claim.py --show [--doc docs/results.md]
+    python benchmarks/claim.py --show [--doc docs/results.md] [--details docs/measurements.md]
 
 Protocol, fixed before the first run:
 
@@ -178,14 +178,15 @@ def gains_by_dataset(rows: Sequence[dict[str, Any]]) -> str:
     return table(("H", *arms), [(dataset, *(gains(dataset, arm) for arm in arms)) for dataset in datasets])
 
 
-def show(doc: Path | None) -> None:
-    """Print the tables of all outcomes."""
+def show(doc: Path | None, details: Path | None) -> None:
+    """Print the tables of all outcomes, and write them into the documents."""
     rows = read()
     if not rows:
         raise SystemExit(f"error: {RECORDS.name} is empty. Run benchmarks/claim.py.")
     machines = "; ".join(dict.fromkeys(describe(threads=1, where=row["machine"]) for row in rows))
     head = f"{machines}. Selected minus default settings, points on test images."
-    publish("\n\n".join((head, results(rows), gains_by_dataset(rows))), doc, "claim")
+    publish(f"{head}\n\n{results(rows)}", doc, "claim")
+    publish(gains_by_dataset(rows), details, "claim-searches")
 
 
 def main() -> None:
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/claim"), help="folder of the studies")
     parser.add_argument("--show", action="store_true", help="print the tables only")
     parser.add_argument("--doc", type=Path, help="document whose block `claim` is replaced")
+    parser.add_argument("--details", type=Path, help="document whose block `claim-searches` is replaced")
     args = parser.parse_args()
     done = {(row["dataset"], row["arm"], row["search"]) for row in read()}
     todo = [
@@ -211,7 +213,7 @@ def main() -> None:
         with RECORDS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{dataset}, {arm}, search {number}: {row['H']:+.2f} ({row['seconds']} s)", flush=True)
-    show(args.doc)
+    show(args.doc, args.details)
 
 
 if __name__ == "__main__":
