@@ -28,6 +28,9 @@ _OPTION_OF_SETTING = {
     "train.epochs": "--epochs",
     "backbone.name": "--backbone",
     "backbone.pretrained": "--pretrained",
+    "resources.cpus_per_trial": "--cpus-per-run",
+    "resources.gpus_per_trial": "--gpus-per-run",
+    "location.address": "--address",
 }
 
 
@@ -147,6 +150,9 @@ def reproduce(
 
     chosen = PROTOCOLS[protocol]
     overrides = parse_assignments(settings or [])
+    reserved = overrides.keys() & _OPTION_OF_SETTING.keys()
+    if reserved:
+        raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
     study_settings: dict[str, object] = {}
     if tune is None:
         for option, value in (("--budget", budget), ("--plan", plan)):
@@ -157,9 +163,6 @@ def reproduce(
     else:
         study_keys = [key for key in overrides if key.partition(".")[0] in _STUDY_SECTIONS]
         study_settings = {key: overrides.pop(key) for key in study_keys}
-    reserved = overrides.keys() & _OPTION_OF_SETTING.keys()
-    if reserved:
-        raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
     if source and not chosen.source:
         raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")
     if shots and len(shots) > 1 and len(chosen.shots) == 1:
@@ -215,6 +218,7 @@ def reproduce(
         settings=overrides,
         study_settings=study_settings,
         epochs=epochs,
+        predictions=predictions,
     )
     if plan:
         print(comparison.describe_plan(resources), flush=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.console import Console
 
 from prometar.cli.console import format_count
+from prometar.data.datasets.catalog import file_name
 from prometar.errors import FIX_AND_RESUME, UserError, WorkError
 from prometar.io.files import lock_folder, resolve_path
 from prometar.training.memory import Footprint
@@ -228,12 +229,19 @@ class Study:
         return (yield from self._test_stages(plan))
 
     def _write_settings(self, name: str, settings: Settings, *, comment: str = "") -> None:
-        """Write the complete configuration of a run with these settings, as in the final test."""
+        """Write the complete configuration of a run with these settings, as in the final test.
+
+        NAME.yaml is for the first dataset. A further dataset with other published settings has a file of its
+        own, NAME-DATASET.yaml.
+        """
         config = self.config
         seed = config.final_seeds[0] if config.final_seeds else config.search.seed
-        dataset = config.search.datasets[0]
-        run_config = config.run_config(settings, dataset=dataset, seed=seed, final_epochs=True)
-        self.folder.write_settings(name, run_config, comment=comment)
+        files = {config.search.datasets[0]: name}
+        for dataset in config.baseline_changes:
+            files[dataset] = f"{Path(name).stem}-{file_name(dataset)}.yaml"
+        for dataset, file in files.items():
+            run_config = config.run_config(settings, dataset=dataset, seed=seed, final_epochs=True)
+            self.folder.write_settings(file, run_config, comment=comment)
 
     def report(self) -> "Report":
         """Write report.html from the records, and print the summary."""

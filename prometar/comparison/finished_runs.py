@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare, correct_for_all
 from prometar.config.settings import Config, load_config
 from prometar.data.datasets.benchmarks import BENCHMARKS
+from prometar.data.datasets.catalog import file_name
 from prometar.embedded.datasets import RENDERED
 from prometar.errors import UserError, one_line
 from prometar.io.files import resolve_path
@@ -196,8 +198,9 @@ def _folder_names(paths: Sequence[Path]) -> dict[Path, str]:
 def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRun]]:
     """Return the runs of a study's final test, with their labels.
 
-    The study has written the compared settings to selected.yaml and default.yaml. Runs with other settings,
-    such as those of an earlier selection, are left out.
+    The study has written the compared settings to selected.yaml and default.yaml, and those of a dataset with
+    other published settings to selected-DATASET.yaml and default-DATASET.yaml. Runs with other settings, such
+    as those of an earlier selection, are left out.
 
     Raises:
         UserError: the study has no final test.
@@ -215,20 +218,29 @@ def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRu
 
 def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
     """Yield the runs of a study's final test, each with the kinds of its settings: selected, default."""
-    settings: dict[str, Config] = {}
-    for kind in ("selected", "default"):
-        path = study / f"{kind}.yaml"
+    runs = _read_runs(sorted((study / "finals").glob(f"*/{RESULT_FILE}")))
+    settings: dict[tuple[str, str], Config] = {}
+    for kind, dataset in product(
+        ("selected", "default"), dict.fromkeys(run.config.data.name for run in runs)
+    ):
+        path = _settings_file(study, kind, dataset)
         if path.is_file():
-            settings[kind] = load_config(path)
-    for run in _read_runs(sorted((study / "finals").glob(f"*/{RESULT_FILE}"))):
+            settings[kind, dataset] = load_config(path)
+    for run in runs:
         which = {"data.name": run.config.data.name, "train.seed": run.config.train.seed}
         kinds = [
             kind
-            for kind, config in settings.items()
-            if config.override(which).identity() == run.config.identity()
+            for (kind, dataset), config in settings.items()
+            if dataset == run.config.data.name and config.override(which).identity() == run.config.identity()
         ]
         if kinds:
             yield kinds, run
+
+
+def _settings_file(study: Path, kind: str, dataset: str) -> Path:
+    """Return the file of a study with its settings on a dataset. Most datasets share the first one's file."""
+    own = study / f"{kind}-{file_name(dataset)}.yaml"
+    return own if own.is_file() else study / f"{kind}.yaml"
 
 
 def _is_reproduction(path: Path) -> bool:

@@ -22,6 +22,7 @@ from prometar.methods.component_check import check_components
 from prometar.methods.composition import build
 from prometar.training.memory import Footprint
 from tune.config import FIRST_CONFIRMATION_SEED, ResourcesConfig, StudyConfig
+from tune.execution.job import Job
 from tune.execution.resources import JobResources, max_concurrent_trials, plan_runs, uses_gpus
 from tune.records.folder import StudyFolder
 from tune.records.schema import StudyRecord
@@ -104,6 +105,23 @@ class TunedComparison:
         return replace(
             self.grid, configs={key: each for key, each in self.grid.configs.items() if key[0] in untrained}
         )
+
+    @property
+    def untrained_jobs(self) -> list[Job]:
+        """Runs of the methods without training."""
+        if not self.untrained:
+            return []
+        jobs = self.untrained_grid.jobs(self.out / "runs", self.untrained)
+        return [replace(job, predictions=self._first_study.test.predictions) for job in jobs]
+
+    @property
+    def epoch_timeout(self) -> float | None:
+        """Seconds per epoch before a job is restarted, or None. It is the same for all studies."""
+        return self._first_study.resources.epoch_timeout
+
+    @property
+    def _first_study(self) -> StudyConfig:
+        return next(iter(self.studies.values()))
 
     @property
     def max_concurrent_trials(self) -> int:
@@ -262,6 +280,7 @@ def plan_comparison(
     settings: Mapping[str, Any] = {},
     study_settings: Mapping[str, Any] = {},
     epochs: int | None = None,
+    predictions: bool = False,
 ) -> TunedComparison:
     """Return the comparison of the methods of a grid.
 
@@ -270,6 +289,7 @@ def plan_comparison(
         settings: Settings of all runs by dotted key. A method ignores those that it does not have.
         study_settings: Settings of all studies by dotted key, such as `confirm.seeds`.
         epochs: Epochs of every run, or None for the defaults of a study.
+        predictions: True to write predictions.parquet in the folder of each run on test images.
 
     Raises:
         UserError: a setting is invalid, no method can be tuned, or the searches use a seed of the grid.
@@ -294,6 +314,7 @@ def plan_comparison(
                 epochs=epochs,
                 final_epochs=epochs,
                 final_seeds=grid.seeds,
+                predictions=predictions or None,
                 out=out / "studies",
                 study=_study_name(dataset, method),
                 settings={

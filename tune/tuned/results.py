@@ -151,9 +151,7 @@ def collect(comparison: TunedComparison, failures: Mapping[Cell, str]) -> TunedR
 
 
 def _untrained_cells(comparison: TunedComparison, failures: Mapping[Cell, str]) -> Iterator[CellResult]:
-    if not comparison.untrained:
-        return
-    for job in comparison.untrained_grid.jobs(comparison.out / "runs", comparison.untrained):
+    for job in comparison.untrained_jobs:
         method = job.config.method
         dataset = job.config.data.name
         run = read_run(job, {})

@@ -60,7 +60,13 @@ def run_comparison(
         progress = QueueProgress(list(flows.values()))
         timeline = QueueTimeline(queue, progress, comparison.folder)
         with LiveView(console, progress) as view, timeline:
-            run_jobs(queue, pool, [queue, progress, view, timeline], console=console)
+            run_jobs(
+                queue,
+                pool,
+                [queue, progress, view, timeline],
+                console=console,
+                timeout_seconds=comparison.epoch_timeout,
+            )
     failures = {cell: flow.failure for cell, flow in flows.items() if flow.failure}
     _write_results(comparison, failures, console)
 
@@ -71,11 +77,10 @@ def _open_flows(
     """Return a flow per method and dataset, in the order of the datasets, and the sizes of their runs."""
     flows: dict[Cell, Flow] = {}
     footprints: dict[Cell, Footprint] = {}
-    if comparison.untrained:
-        for job in comparison.untrained_grid.jobs(comparison.out / "runs", comparison.untrained):
-            cell = job.config.method, job.config.data.name
-            flow = Flow(f"{cell[1]}, {cell[0]}", _untrained_stages(job), total=1)
-            flows[cell] = stack.enter_context(flow)
+    for job in comparison.untrained_jobs:
+        cell = job.config.method, job.config.data.name
+        flow = Flow(f"{cell[1]}, {cell[0]}", _untrained_stages(job), total=1)
+        flows[cell] = stack.enter_context(flow)
     for cell, config in comparison.studies.items():
         study = Study(config=config, console=Console(quiet=True))
         flows[cell], footprints[cell] = stack.enter_context(study.open_flow())

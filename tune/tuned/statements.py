@@ -13,7 +13,10 @@ _SETTLED = 0.95  # share of bootstrap samples from which a statement counts as s
 def answer(ranking: Ranking | None) -> str:
     """Answer in a sentence: does the order of the methods survive equal tuning?"""
     if ranking is None:
-        return "The order of the methods is unknown: fewer than two methods have results on the same dataset."
+        return (
+            "The order of the methods is unknown. It needs at least two methods, and a dataset on which all "
+            "of them have results."
+        )
     if ranking.tau is None:
         return "The order of the methods is unknown: before or after tuning, all have the same average rank."
     before = ranking.published.methods
@@ -27,7 +30,8 @@ def answer(ranking: Ranking | None) -> str:
     if before[0] == after[0]:
         return (
             f"The first method survives equal tuning, the order of the others does not: {before[0]} is first "
-            f"at published settings and after tuning, in {share} too."
+            f"at published settings and after tuning. In {share}, the first method is the same before and "
+            "after."
         )
     return (
         f"No, the order of the methods does not survive equal tuning: {before[0]} is first at published "

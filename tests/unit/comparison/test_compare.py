@@ -251,6 +251,23 @@ def test_runs_of_an_earlier_selection_are_not_compared(said: Any, tmp_path: Path
     assert "lr" not in said(first)[1]
 
 
+def test_a_dataset_with_other_published_settings_is_compared(said: Any, tmp_path: Path) -> None:
+    """MMRL has other settings for eurosat, which the study has written to files of their own."""
+    folder = tmp_path / "both"
+    for dataset, suffix in (("dtd", ""), ("eurosat", "-eurosat")):
+        default = configure("mmrl", {"data.name": dataset}, protocol="base-to-new")
+        kinds = {"default": default, "selected": default.override({"optim.lr": 0.01})}
+        for number, (kind, config) in enumerate(kinds.items()):
+            for seed in (1, 2):
+                run = folder / f"finals/trial-000{number}-{dataset}-seed{seed}"
+                write(run, config.override({"train.seed": seed}), base=60.0 - number, new=60.0 - number)
+            (folder / f"{kind}{suffix}.yaml").write_text(dump_config(config))
+    (folder / "study.yaml").write_text("")
+    text = said(folder)[1]
+    assert rows_of(text)["both default"][:5] == ["+1.00", "[+1.00,", "+1.00]", "2", "datasets"]
+    assert "Not paired" not in text
+
+
 def test_studies_with_the_same_name_are_labeled_with_their_paths(said: Any, tmp_path: Path) -> None:
     first = study(tmp_path / "a/dtd", 0.01, 1.0)
     second = study(tmp_path / "b/dtd", 0.02, 3.0)

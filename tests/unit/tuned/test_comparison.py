@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from prometar.errors import UserError
-from tests.support.fake_trial import misbehave
+from tests.support.fake_trial import FakeTraining, misbehave
 from tests.support.tuned import SMALL, compare, num_epochs, records, trial_settings, without_ray
+from tune.execution.worker import JobRequest
 from tune.records.folder import read_records
 from tune.records.timeline import read_timeline
 from tune.tuned.comparison import Budget
@@ -173,6 +174,26 @@ def test_a_budget_in_steps_limits_each_study(tmp_path: Path, capsys: pytest.Capt
     assert "8 trials or 5 steps per method and dataset" in capsys.readouterr().out
 
 
+def test_predictions_and_the_timeout_of_epochs_apply_to_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions are those for test images, so the runs of search and confirmation have none."""
+    requests: list[JobRequest] = []
+
+    class Recorded(FakeTraining):
+        def __init__(self, request: JobRequest) -> None:
+            requests.append(request)
+            super().__init__(request)
+
+    monkeypatch.setattr("tests.support.tuned.FakeTraining", Recorded)
+    run(tmp_path, *SMALL, "--predictions", "--set", "resources.epoch_timeout=60", trials=2)
+    assert {request.timeout_seconds for request in requests} == {60.0}
+    with_predictions = {request.job.name for request in requests if request.job.predictions}
+    on_test_images = {request.job.name for request in requests if request.job.objective == "final"}
+    assert with_predictions == on_test_images
+    assert "cells, zero-shot: cells, zero-shot, 16 shots, seed 1" in with_predictions
+
+
 def test_a_study_that_fails_is_named_and_others_continue(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +205,8 @@ def test_a_study_that_fails_is_named_and_others_continue(
     assert "vpt on cells: " in said.out
     assert "loss is nan" in said.out
     assert said.err.startswith("error: Some results are missing (see above).")
+    answer = "It needs at least two methods, and a dataset on which all of them have results."
+    assert answer in " ".join(said.out.split()), "two of three methods have results"
     assert table(tmp_path)["cells", "maple"]["tuned"]
     assert not table(tmp_path)["cells", "vpt"]["tuned"]
     misbehave(folder, {})
@@ -215,6 +238,7 @@ WRONG: list[tuple[list[object], str]] = [
     (["--budget", 0, "steps"], "got 0 steps."),
     (["--set", "search.trials=3"], "--set search.trials is also given as an option."),
     (["--set", "confirm.seedz=3"], "confirm.seedz is not a setting."),
+    (["--set", "resources.cpus_per_trial=1"], "resources.cpus_per_trial is not allowed. Use --cpus-per-run."),
     (["--set", "search.objective=oracle_test"], "--tune selects on validation images only, but"),
 ]
 

@@ -16,6 +16,7 @@ from tune.tuned.ranking import (
     rank_methods,
     smallest_friedman_p,
 )
+from tune.tuned.statements import answer
 
 
 def test_average_ranks_share_ties() -> None:
@@ -107,6 +108,18 @@ def test_two_methods_that_differ_by_chance_only_often_change_places() -> None:
     assert 0.1 < ranking.same_first < 0.9
     assert ranking.tau_bounds is not None
     assert ranking.tau_bounds[0] < 0 < ranking.tau_bounds[1]
+
+
+def test_the_share_of_the_bootstrap_is_not_attributed_to_a_method() -> None:
+    """In a sample, another method may be the first one before and after tuning."""
+    before = {"a": {"d": {1: 60.0, 2: 50.0}}, "b": {"d": {1: 50.0, 2: 59.0}}, "c": {"d": {1: 2.0, 2: 2.0}}}
+    after = {**before, "b": {"d": {1: 1.0, 2: 59.0}}, "c": {"d": {1: 40.0, 2: 40.0}}}
+    ranking = ranked(before, after)
+    assert ranking.published.methods == ["a", "b", "c"]
+    assert ranking.tuned.methods == ["a", "c", "b"]
+    share = f"In {ranking.same_first:.0%} of the bootstrap samples, "
+    assert answer(ranking).endswith(share + "the first method is the same before and after.")
+    assert answer(None).startswith("The order of the methods is unknown. It needs at least two methods")
 
 
 def test_the_bootstrap_is_reproducible() -> None:
