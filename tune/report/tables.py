@@ -169,21 +169,27 @@ def _confirmation(records: Records) -> Table | None:
         return None
     ranked = sorted(confirmation.candidates, key=lambda c: (c.mean is None, -(c.mean or 0.0)))  # failed last
     by_number = {trial.number: trial for trial in records.trials}
+    # Seeds of the search count only if trials trained for as many epochs as the reruns.
+    search_counts = any(seed not in confirmation.seeds for each in ranked for seed in each.mean_by_seed)
     rows: list[tuple[str, tuple[str, ...]]] = []
     for candidate in ranked:
         is_selected = candidate.number == confirmation.selected_number
         tags = ["default settings"] * candidate.is_baseline + ["selected"] * is_selected
         trial = by_number.get(candidate.number)
-        fresh = [value for seed, value in candidate.mean_by_seed.items() if seed in confirmation.seeds]
-        cells = (
+        cells = [
             f"trial {candidate.number}" + (f" ({', '.join(tags)})" if tags else ""),
             format_number(trial.objective_if_completed if trial else None),
-            format_number(mean(fresh)) if fresh else DASH,
-            format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed",
-        )
-        rows.append(("selected" if is_selected else "", cells))
+        ]
+        if search_counts:
+            fresh = [value for seed, value in candidate.mean_by_seed.items() if seed in confirmation.seeds]
+            cells.append(format_number(mean(fresh)) if fresh else DASH)
+        cells.append(format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed")
+        rows.append(("selected" if is_selected else "", tuple(cells)))
     title = f"Confirmation (score as in the search, fresh {phrase(confirmation.seeds, 'seed')})"
-    return Table(title, ("", "search", "fresh seeds", "all seeds"), rows)
+    columns = ["", "search", "fresh seeds"]
+    if search_counts:
+        columns.append("all seeds")
+    return Table(title, tuple(columns), rows)
 
 
 def _settings(records: Records) -> Table:

@@ -12,6 +12,7 @@ import pytest
 from tests.support.study_records import IMAGE, SCRIPT, rich, small
 from tune.records.folder import Records, read_records
 from tune.report import page
+from tune.report.formatting import format_mean
 from tune.report.page import render, write_report
 from tune.report.statements import caveats, evidence, next_steps, verdict_text
 
@@ -122,6 +123,23 @@ def test_costs_add_up(tmp_path: Path) -> None:
     shown = text(records)
     assert "search 6 1:30:00 3.00 0.75" in shown  # six runs of 900 seconds, two CPUs, half a GPU
     assert "final test 10 2:30:00 5.00 1.25" in shown
+
+
+def test_the_confirmation_shows_only_the_seeds_that_count(tmp_path: Path) -> None:
+    records = read_records(rich(tmp_path))
+    assert "search fresh seeds all seeds" in text(records)
+    assert records.confirmation is not None
+    # Reruns with more epochs than the trials: only their seeds count.
+    candidates = tuple(
+        replace(each, runs=tuple(run for run in each.runs if run.seed in records.confirmation.seeds))
+        for each in records.confirmation.candidates
+    )
+    longer = replace(records, confirmation=replace(records.confirmation, candidates=candidates))
+    shown = text(longer)
+    assert "all seeds" not in shown.partition("Confirmation (score")[2].partition("Caveats")[0]
+    best = max(candidates, key=lambda each: each.mean or 0.0)
+    assert f"search fresh seeds trial {best.number}" in shown
+    assert f" {format_mean(best.mean_by_seed.values())} " in shown
 
 
 def test_the_page_shows_metrics_and_the_accuracy_of_each_class(tmp_path: Path) -> None:
