@@ -176,13 +176,14 @@ def _confirmation(records: Records) -> Table | None:
         is_selected = candidate.number == confirmation.selected_number
         tags = ["default settings"] * candidate.is_baseline + ["selected"] * is_selected
         trial = by_number.get(candidate.number)
+        score = trial.objective_if_completed if trial else None
         cells = [
             f"trial {candidate.number}" + (f" ({', '.join(tags)})" if tags else ""),
-            format_number(trial.objective_if_completed if trial else None),
+            format_mean([score] if score is not None else []),
         ]
         if search_counts:
             fresh = [value for seed, value in candidate.mean_by_seed.items() if seed in confirmation.seeds]
-            cells.append(format_number(mean(fresh)) if fresh else DASH)
+            cells.append(format_mean([mean(fresh)] if fresh else []))
         cells.append(format_mean(candidate.mean_by_seed.values()) if candidate.mean is not None else "failed")
         rows.append(("selected" if is_selected else "", tuple(cells)))
     title = f"Confirmation (score as in the search, fresh {phrase(confirmation.seeds, 'seed')})"
