@@ -9,6 +9,7 @@ highest mean prediction is chosen, or the default settings if no mean is above 0
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -27,7 +28,7 @@ from tune.records.folder import Records, paired_differences
 from tune.records.schema import RunScores
 from tune.report.formatting import describe_difference, format_setting
 from tune.space.ranges import Settings, Value
-from tune.space.space import Space
+from tune.space.space import SHARED_SPACE, Space, built_in_spaces
 
 NUM_TREES = 500
 MIN_TRIALS = 5
@@ -356,13 +357,26 @@ def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
         "title": f"{method}, average best",
         "about": one_line(f"best on average on {', '.join(best.predicted)}"),
         "source": one_line(f"prometar defaults {folders}"),
-        "space": base.space,
+        "space": _space_name(config),
         "settings": sections,
     }
     entries = list(_entries(base, run, fixed))
     if entries:
         content["by"] = entries
     return dump_yaml(content)
+
+
+def _space_name(config: StudyConfig) -> str:
+    """Return the space that studies of the chosen settings search: that of the method's recipe.
+
+    A recipe file may have changed or moved. Then it is the space of the studies, unless only Python code
+    defined it.
+    """
+    method = config.baseline.method
+    if not is_recipe_file(method):
+        return recipe(method).space
+    name = config.search.space.name
+    return name if name in built_in_spaces() or Path(name).is_file() else SHARED_SPACE
 
 
 def _entries(base: Recipe, run: Config, fixed: Collection[str]) -> Iterator[dict[str, object]]:

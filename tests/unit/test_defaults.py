@@ -244,6 +244,21 @@ def test_searched_and_given_settings_replace_those_by_dataset(tmp_path: Path) ->
     assert found["regularizer.text_weight"] == 7.0
 
 
+@pytest.mark.parametrize(("options", "space"), [({}, "mmrl"), ({"space": SPACE}, "default")])
+def test_the_recipe_of_a_recipe_file_keeps_the_space_of_the_studies(
+    options: dict[str, Any], space: str, tmp_path: Path
+) -> None:
+    """A space that is defined in Python code cannot be named."""
+    given = tmp_path / "given.yaml"
+    given.write_text("space: mmrl\nsettings: {optim: {lr: 0.004}}\n")
+    config = StudyConfig.of(dataset=["dtd"], method=str(given), **options)
+    records = Records(tmp_path, replace(study_records.study(), config=config), (), None, None)
+    own = tmp_path / "average.yaml"
+    best = AverageBest({"optim.lr": 0.01}, False, {"dtd": 1.0, "eurosat": 1.0}, {})
+    own.write_text(recipe_text([records], best))
+    assert recipe(str(own)).space == space
+
+
 def test_settings_by_dataset_that_the_chosen_kind_lacks_are_left_out(tmp_path: Path) -> None:
     kinds = {"regularizer.kind": {"type": "choice", "choices": ["cosine", "none"]}}
     config = StudyConfig.of(dataset=["dtd"], method="mmrl", space=build_space(kinds))

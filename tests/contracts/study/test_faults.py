@@ -161,6 +161,19 @@ def test_best_yaml_holds_what_the_verdict_recommends(
     )
 
 
+def test_a_dataset_with_other_published_settings_has_its_own_files(tmp_path: Path) -> None:
+    given = tmp_path / "mine.yaml"
+    given.write_text("settings: {}\nby: [{dataset: cells, settings: {optim: {momentum: 0.5}}}]\n")
+    run_fake(tmp_path, trials=2, dataset=["textures", "cells"], method=str(given), final_seeds=(1, 2))
+    folder = tmp_path / NAME
+    for number, kind in ((0, "default"), (1, "selected")):
+        for dataset, suffix, momentum in (("textures", "", 0.9), ("cells", "-cells", 0.5)):
+            found = load_config(folder / f"{kind}{suffix}.yaml")
+            assert found.flat()["optim.momentum"] == momentum
+            assert found == load_config(folder / f"finals/trial-{number:04d}-{dataset}-seed1/config.yaml")
+    assert load_config(folder / "best-cells.yaml").data.name == "cells"
+
+
 def test_a_lost_study_starts_again(tmp_path: Path) -> None:
     first, _ = run_fake(tmp_path, trials=2)
     for lost in ("study.db", "study.yaml", "best.yaml"):
