@@ -23,7 +23,10 @@ StepCallback = Callable[[Run, State, Batch], None]
 
 
 def rates_of(config: Config, epoch: int) -> Rates:
-    """Return the learning rates of an epoch, counted from 0. In the warm-up, all leaves have the same."""
+    """Return the learning rates of an epoch, counted from 0.
+
+    In the warm-up, the lr factors of the sections (`optim.SECTION_lr_factor`) are not applied.
+    """
     optim = config.optim
     schedule = {"epochs": config.train.epochs, "warmup_epochs": optim.warmup_epochs}
     gate_lr = optim.gate_warmup_lr  # constant, because the published code never steps the gate's scheduler
@@ -39,35 +42,46 @@ def train_epoch(
 ) -> tuple[State, dict[str, float]]:
     """Train from `state.step` to the end of its epoch. Return the state and the mean losses of these steps.
 
+    If `state` is within an epoch, train the remaining steps of that epoch.
+
+    Args:
+        batches: The batches of the run's image order, from `state.step` on.
+        before_step: Called before each step. Default: nothing is called.
+
     Raises:
-        WorkError: the cross-entropy on the whole batch (`direct_ce`) or a prompt is not finite.
+        WorkError: the cross-entropy on a whole batch (`direct_ce`) or a learned tensor is not finite.
+            `batches` may also raise errors, such as a WorkError for a corrupt image.
     """
     per_epoch = run.order.steps_per_epoch
     start = state.step
     epoch = start // per_epoch
-    step_losses: list[dict[str, Tensor]] = []
+    end = (epoch + 1) * per_epoch
     rates = rates_of(run.config, epoch)
-    while not step_losses or state.step % per_epoch:
+    losses_of_steps: dict[str, list[Tensor]] = {}
+    while state.step < end:
         batch = next(batches)
         if before_step is not None:
             before_step(run, state, batch)
         state, losses = train_step(run, state, batch, rates)
-        step_losses.append(losses)
-    names = dict.fromkeys(name for losses in step_losses for name in losses)
-    stacked = {name: torch.stack([each[name] for each in step_losses if name in each]) for name in names}
+        for name, loss in losses.items():
+            losses_of_steps.setdefault(name, []).append(loss)
+    stacked_losses = {name: torch.stack(values) for name, values in losses_of_steps.items()}
+    finite_leaves = torch.stack([leaf.isfinite().all() for leaf in state.leaves.values()])
     # This is the only synchronization with the device in an epoch.
-    by_name, finite = to_cpu((stacked, [leaf.isfinite().all() for leaf in state.leaves.values()]))
-    loss = by_name["direct_ce"]
+    stacked_losses, finite_leaves = to_cpu((stacked_losses, finite_leaves))
+    direct_ce = stacked_losses["direct_ce"]
     fix = "Lower optim.lr or set backbone.precision=fp32."
-    if len(bad := (~loss.isfinite()).nonzero()):
-        raise WorkError(f"The loss is {float(loss[bad[0, 0]])} at step {start + int(bad[0, 0]) + 1}. {fix}")
-    if not all(map(bool, finite)):
-        raise WorkError(f"The prompts are not finite after step {state.step}. {fix}")
+    if not direct_ce.isfinite().all():
+        first = int((~direct_ce.isfinite()).nonzero()[0, 0])
+        raise WorkError(f"The loss is {float(direct_ce[first])} at step {start + first + 1}. {fix}")
+    if not finite_leaves.all():
+        raise WorkError(f"The learned tensors are not finite after step {state.step}. {fix}")
     average = run.method.averager(state.average, state.leaves, epoch, run.config.train.epochs)
     # A custom averager may return the prompts themselves, but safetensors rejects tensors that share memory.
     if "averager" in run.config.custom_components:
         average = {name: leaf.clone() for name, leaf in average.items()}
-    return replace(state, average=average), {name: float(values.mean()) for name, values in by_name.items()}
+    mean_losses = {name: float(values.mean()) for name, values in stacked_losses.items()}
+    return replace(state, average=average), mean_losses
 
 
 def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[State, dict[str, Tensor]]:
@@ -97,7 +111,13 @@ def train_step(run: Run, state: State, batch: Batch, rates: Rates) -> tuple[Stat
 
 
 def normalized_views(run: Run, images_BHWV: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the normalized first and second view (B, 3, H, W) of a batch. None if there is one view."""
+    """Return the normalized first and second view (B, 3, H, W) of a batch. None if there is one view.
+
+    Args:
+        run: Run whose backbone normalizes the images.
+        images_BHWV: uint8 images. V = 3 * number of views: the channels of the first view, then those of
+            the second view.
+    """
     first_view = run.backbone.normalize(images_BHWV[..., :3])
     if images_BHWV.shape[-1] == 3:
         return first_view, None
@@ -114,7 +134,10 @@ def model_of_step(run: Run, step: int) -> PromptedClip:
 
 
 def drawn_text(seed: int, step: int, num_texts: int) -> int:
-    """Return the number of the text with which a step compares (`regularizer.draw`), so runs can resume."""
+    """Return the index of the text that a step draws (`regularizer.draw`).
+
+    It depends only on `seed` and `step`, so a resumed run draws the same texts.
+    """
     # The constant distinguishes this generator from those of image orders and meta tasks.
     rng = np.random.Generator(np.random.PCG64([seed, step, 0xD4A3]))
     return int(rng.integers(num_texts))

@@ -101,7 +101,7 @@ class Session:
         """Train an epoch and save a checkpoint. Score the last epoch, or every epoch in searches.
 
         Raises:
-            WorkError: a loss, a prompt or a logit is not finite, or an image is corrupt.
+            WorkError: a loss, a learned tensor or a logit is not finite, or an image is corrupt.
             InfrastructureError: the checkpoint cannot be written.
         """
         batches = self._remaining_batches() if self.state.leaves else None  # no prompts: nothing to train

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from prometar.errors import UserError, WorkError
 from prometar.training.backbone import DTYPES
 from prometar.training.cache import RunCache
 from prometar.training.checkpoint import load_checkpoint
-from prometar.training.epoch import drawn_text, rates_of, train_epoch
+from prometar.training.epoch import drawn_text, rates_of, train_epoch, train_step
 from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
 from tests.support.small import small_run, train, without_time
@@ -224,6 +225,33 @@ def test_runs_with_one_cache_and_image_order_compute_frozen_features_once(
     state, _ = train_epoch(second, initial_state(second), stream_local(second.order, second.dataset.source))
     for name, tensor in alone.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name
+
+
+def test_a_state_within_an_epoch_trains_the_remaining_steps_of_that_epoch() -> None:
+    run = small_run(data__shots=3)
+    rates = rates_of(run.config, 0)
+    whole, _ = train_epoch(run, initial_state(run), stream_local(run.order, run.dataset.source))
+    state = initial_state(run)
+    for batch in islice(stream_local(run.order, run.dataset.source), 2):
+        state, _ = train_step(run, state, batch, rates)
+    assert 0 < state.step < run.order.steps_per_epoch
+    state, _ = train_epoch(run, state, stream_local(run.order, run.dataset.source, state.step))
+    assert state.step == run.order.steps_per_epoch
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(state.tensors()[name], tensor), name
+
+
+def test_the_message_about_tensors_that_are_not_finite_names_the_step() -> None:
+    run = small_run(data__shots=1)
+    state = replace(initial_state(run), step=run.order.steps_per_epoch - 1)
+    overflowing = {
+        name: torch.full_like(tensor, 1e38) for name, tensor in state.optimizer.slots["momenta"].items()
+    }
+    state = replace(state, optimizer=replace(state.optimizer, slots={"momenta": overflowing}))
+    with pytest.raises(
+        WorkError, match=f"learned tensors are not finite after step {run.order.steps_per_epoch}"
+    ):
+        train_epoch(run, state, stream_local(run.order, run.dataset.source, state.step))
 
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, str]], object]
