@@ -15,7 +15,8 @@ class Job:
 
     Args:
         name: Name in messages, e.g. "trial 7". It is unique within a `run_jobs` call.
-        configs: Complete configuration of each training run, by absolute path of the run's folder.
+        configs: Complete configuration of each training run, by absolute path of the run's folder. A trial
+            with several seeds or datasets has several.
         objective: Name of a built-in objective, or `module:Name` of a custom one.
         val_per_class: Maximum number of validation images per class.
         trial_number: Number of the trial whose settings the job uses. Unused by `prometar reproduce`.

@@ -5,7 +5,7 @@ several datasets, the difference of a pair is its mean over the datasets. Stoppi
 same interval, that of the mean difference over the pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prometar.metrics import Interval, t_interval
@@ -14,12 +14,7 @@ from tune.execution.flows import Stages
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder, mean_differences, paired_differences
 from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
-from tune.stages.statistics import (
-    ALPHA_BY_PAIRS,
-    BASELINE_RUNS,
-    is_decided,
-    min_detectable,
-)
+from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS, is_decided, min_detectable
 from tune.stages.study_jobs import final_job, read_scores, run_unfinished
 
 
@@ -31,53 +26,98 @@ def run_final_test(
     published: Mapping[str, float | None],
     previous: FinalTest | None,
 ) -> Stages[FinalTest]:
-    """Run seed pairs until an analysis is conclusive, a selected run or all pairs fail, or no seeds are left.
+    """Run seed pairs, and compare the selected settings with the baseline.
+
+    Stop when an analysis is conclusive, a run with the selected settings fails, every pair has failed, or no
+    seeds are left.
 
     Args:
         published: Published H (harmonic mean of base and new accuracy) by dataset, or None if unknown.
         previous: The study's previous final test, or None if there is none.
     """
-    is_sequential = config.test.seeds == "auto"
-    min_relevant = config.test.min_relevant
-    alphas = ALPHA_BY_PAIRS
-    if selected.is_baseline and is_sequential:
-        alphas = {BASELINE_RUNS: 0.05}
-    elif not is_sequential:
-        # With a fixed number of seeds, there is one analysis, which has the whole error probability of 5%.
-        alphas = {len(config.final_seeds): 0.05}
     failures: dict[str, str] = {}
-    for num_pairs, alpha in alphas.items():
+    for num_pairs, alpha in _alpha_by_pairs(config, selected).items():
         seeds = config.final_seeds[:num_pairs]
         jobs = _jobs(config, folder, selected, seeds)
-        unique_jobs = {job.name: job for sides in jobs.values() for side in sides for job in side}
-        remaining = [job for name, job in unique_jobs.items() if name not in failures]
-        failures |= yield from run_unfinished("Final test", remaining)
-        results = {
+        failures |= yield from run_unfinished("Final test", _without_failed(jobs, failures))
+        datasets = {
             dataset: _compare(
-                *(tuple(run for job in side for run in read_scores(job, failures)) for side in sides),
+                baseline=_scores(baseline_jobs, failures),
+                selected=_scores(selected_jobs, failures),
                 published=published.get(dataset),
                 alpha=None if selected.is_baseline else alpha,
             )
-            for dataset, sides in jobs.items()
+            for dataset, (baseline_jobs, selected_jobs) in jobs.items()
         }
-        differences = list(mean_differences(results.values()).values())
-        selected_failed = any(each.selected_failures for each in results.values())
-        is_last = selected_failed or not differences
-        if is_last or is_decided(differences, alpha, min_relevant=min_relevant):
+        test = _final_test(config, selected, seeds, datasets, alpha=alpha)
+        if _is_conclusive(test, config.test.min_relevant):
             break
-    difference = None if selected.is_baseline else t_interval(differences, level=1 - alpha)
-    test = FinalTest(
+    return test if previous is None else _with_history(test, previous)
+
+
+def _alpha_by_pairs(config: StudyConfig, selected: Candidate) -> Mapping[int, float]:
+    """Return the error probability of each analysis, by the number of pairs after which it takes place."""
+    if config.test.seeds != "auto":
+        # With a fixed number of seeds, there is one analysis, which has the whole error probability of 5%.
+        return {len(config.final_seeds): 0.05}
+    if selected.is_baseline:
+        # Nothing is compared. The runs only measure the accuracy of the baseline.
+        return {BASELINE_RUNS: 0.05}
+    return ALPHA_BY_PAIRS
+
+
+def _without_failed(
+    jobs: Mapping[str, tuple[list[Job], list[Job]]], failures: Mapping[str, str]
+) -> list[Job]:
+    """Return the jobs of all datasets, without those that have failed in this final test."""
+    # If the baseline is selected, both sides have the same jobs. Each of them runs once.
+    by_name = {job.name: job for sides in jobs.values() for side in sides for job in side}
+    return [job for name, job in by_name.items() if name not in failures]
+
+
+def _scores(jobs: Sequence[Job], failures: Mapping[str, str]) -> RunScores:
+    """Return the scores of the runs of all jobs."""
+    return tuple(score for job in jobs for score in read_scores(job, failures))
+
+
+def _final_test(
+    config: StudyConfig,
+    selected: Candidate,
+    seeds: tuple[int, ...],
+    datasets: Mapping[str, DatasetTest],
+    *,
+    alpha: float,
+) -> FinalTest:
+    """Return the result of an analysis: intervals and verdict, given the comparison on each dataset."""
+    differences = list(mean_differences(datasets.values()).values())
+    difference: Interval | None = None
+    detectable: float | None = None
+    if not selected.is_baseline:
+        difference = t_interval(differences, level=1 - alpha)
+        detectable = min_detectable(differences, alpha)
+    selected_failed = any(test.selected_failures for test in datasets.values())
+    is_sequential = config.test.seeds == "auto"
+    return FinalTest(
         seeds=seeds,
         epochs=config.test.epochs,
         selected=selected,
-        datasets=results,
+        datasets=datasets,
         difference=difference,
         verdict=choose_verdict(selected, difference, selected_failed=selected_failed),
         alpha=alpha,
-        min_relevant=min_relevant if is_sequential else None,
-        detectable=None if selected.is_baseline else min_detectable(differences, alpha),
+        min_relevant=config.test.min_relevant if is_sequential else None,
+        detectable=detectable,
     )
-    return test if previous is None else _with_history(test, previous)
+
+
+def _is_conclusive(test: FinalTest, min_relevant: float) -> bool:
+    """Return True if no further seed pairs are needed."""
+    if test.selected_failures:
+        return True
+    differences = list(mean_differences(test.datasets.values()).values())
+    if not differences:  # every pair has failed
+        return True
+    return is_decided(differences, test.alpha, min_relevant=min_relevant)
 
 
 def _jobs(
@@ -96,14 +136,15 @@ def _jobs(
 
 
 def _compare(
-    baseline: RunScores, selected: RunScores, *, published: float | None, alpha: float | None
+    *, baseline: RunScores, selected: RunScores, published: float | None, alpha: float | None
 ) -> DatasetTest:
     """Compare both sides on a dataset. If the baseline is selected, `alpha` and the intervals are None."""
 
     def interval(metric: str) -> Interval | None:
         if alpha is None:
             return None
-        return t_interval(list(paired_differences(selected, baseline, metric).values()), level=1 - alpha)
+        differences = paired_differences(selected, baseline, metric)
+        return t_interval(list(differences.values()), level=1 - alpha)
 
     return DatasetTest(
         selected=selected,
@@ -133,13 +174,20 @@ def choose_verdict(selected: Candidate, difference: Interval | None, *, selected
 
 
 def _with_history(test: FinalTest, previous: FinalTest) -> FinalTest:
-    """Return the test with the earlier results, of `previous` and before, that may have influenced users."""
+    """Return the test, with a record of earlier results.
+
+    A user may have seen these results before choosing seeds or settings.
+    """
     is_same_comparison = (previous.selected.number, previous.epochs) == (test.selected.number, test.epochs)
     earlier_tests = previous.earlier_tests
     extended_after = previous.extended_after if is_same_comparison else ()
-    if previous.seeds and not previous.baseline_selected:
-        if not is_same_comparison:
-            earlier_tests = tuple(dict.fromkeys((*earlier_tests, previous.selected.number)))
-        elif previous.seeds != test.seeds and not (previous.is_sequential and test.is_sequential):
+    has_compared = bool(previous.seeds) and not previous.baseline_selected
+    if has_compared and not is_same_comparison:
+        # The user may have chosen the settings of this test after the previous test of other settings.
+        earlier_tests = tuple(dict.fromkeys((*earlier_tests, previous.selected.number)))
+    elif has_compared and previous.seeds != test.seeds:
+        # The user may have changed the seeds after the result. A sequential test adds seeds by a fixed rule.
+        is_by_rule = previous.is_sequential and test.is_sequential
+        if not is_by_rule:
             extended_after = (*extended_after, len(previous.seeds))
     return replace(test, earlier_tests=earlier_tests, extended_after=extended_after)
