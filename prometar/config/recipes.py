@@ -173,13 +173,17 @@ def describe_settings(settings: SettingsBySection) -> str:
 
 def describe_entries(entries: Sequence[PublishedEntry]) -> str:
     """Return one line about the entries that apply to a run, or "" if there are none."""
-    return f"Published settings for {'; '.join(map(str, entries))}" if entries else ""
+    if not entries:
+        return ""
+    return f"Published settings for {'; '.join(str(entry) for entry in entries)}"
 
 
 def _reject_excluded(settings: SettingsBySection) -> None:
     """Raise a ValueError for a setting in `_EXCLUDED`."""
-    given = {*settings, *(f"{section}.{key}" for section, keys in settings.items() for key in keys)}
-    excluded = sorted(given & set(_EXCLUDED))
+    given = set(settings)
+    for section, keys in settings.items():
+        given.update(f"{section}.{key}" for key in keys)
+    excluded = sorted(given.intersection(_EXCLUDED))
     if excluded:
         raise ValueError(f"{excluded[0]} is not allowed in recipes. Set it with a command-line option.")
 

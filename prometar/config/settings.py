@@ -19,6 +19,7 @@ from prometar.config.sections import (
     ConfigData,
     DataConfig,
     TrainConfig,
+    kind_field,
 )
 from prometar.errors import UserError
 from prometar.io.custom import complete_args
@@ -37,6 +38,7 @@ class Config(MethodConfig):
 
     Raises:
         UserError: the method is unknown.
+        ValidationError: a key is unknown, or a value is invalid.
 
     Example:
         >>> Config(method="coop").train.epochs
@@ -118,11 +120,25 @@ class Config(MethodConfig):
 
     @staticmethod
     def require_used(keys: Iterable[str], configs: Iterable["Config"], name: str) -> None:
-        """Raise a UserError for the first key, given with --set, that none of the configurations has."""
+        """Check that at least one of the configurations has each setting.
+
+        A configuration only has the settings of the kinds that it selects.
+
+        Args:
+            keys: Dotted keys of settings, given with --set. Settings of custom components are not checked.
+            configs: Configurations of the runs.
+            name: Name of the configurations in the message.
+
+        Raises:
+            UserError: no configuration has the setting.
+        """
         used = {key for config in configs for key in config.flat()}
-        unused = [key for key in keys if key not in used and ".args" not in key]
-        if unused:
-            raise UserError(f"--set {unused[0]} does not apply to {name}. Also set the kind.")
+        for key in keys:
+            if key in used or ".args" in key:
+                continue
+            section = key.partition(".")[0]
+            fix = f"Also set {section}.{kind_field(section)} to one that has it."
+            raise UserError(f"--set {key} does not apply to {name}. {fix}")
 
     def flat(self) -> ConfigData:
         """Return all settings as plain data by dotted key."""
@@ -135,15 +151,17 @@ class Config(MethodConfig):
         have the order of version 0.2. Thus runs and studies of that version keep their digests.
         """
         tree = self.model_dump(mode="json")
-        tree |= {section: tree.pop(section) for section in ("data", "augment", "backbone", "optim", "train")}
-        return {
-            key: value
-            for key, value in flatten(tree).items()
-            if key != "data.root" and _ADDED_DEFAULTS.get(key, _ABSENT) != value
-        }
+        # Digests depend on the order, and version 0.2 had these sections last.
+        for section in ("data", "augment", "backbone", "optim", "train"):
+            tree[section] = tree.pop(section)
+        settings: ConfigData = {}
+        for key, value in flatten(tree).items():
+            is_added_default = key in _ADDED_DEFAULTS and _ADDED_DEFAULTS[key] == value
+            if key != "data.root" and not is_added_default:
+                settings[key] = value
+        return settings
 
 
-_ABSENT = object()
 _ADDED_DEFAULTS: dict[str, object] = {
     "optim.kind": "sgd",
     "optim.prompts_lr_factor": 1.0,
@@ -193,9 +211,10 @@ def parse_config(tree: object, *, where: str) -> Config:
     Raises:
         UserError: the data is not a mapping, a key is unknown, or a value is invalid.
     """
-    for key in tree if isinstance(tree, Mapping) else ():
-        if not isinstance(key, str):
-            raise UserError(f"{where}: {key}: Keys should be strings, got {key!r}")
+    if isinstance(tree, Mapping):
+        for key in tree:
+            if not isinstance(key, str):
+                raise UserError(f"{where}: {key}: Keys should be strings, got {key!r}")
     try:
         return Config.model_validate(tree)
     except UnicodeEncodeError:  # YAML escapes can encode unpaired surrogates
@@ -289,8 +308,9 @@ def valid_recipe(method: str) -> Recipe:
         UserError: the method is unknown, or a section, key, kind or value of the recipe is invalid.
     """
     chosen = recipe(method)
-    for entries in ((), *((entry,) for entry in chosen.by)):
-        _of_recipe(chosen, chosen.settings_with(entries), method)
+    _of_recipe(chosen, chosen.settings, method)
+    for entry in chosen.by:
+        _of_recipe(chosen, chosen.settings_with([entry]), method)
     return chosen
 
 
@@ -310,13 +330,16 @@ def texts_path(config: Config) -> str | None:
 
 
 def absolute_paths(config: Config) -> Config:
-    """Return the configuration with absolute paths of data and weights."""
+    """Return the configuration with absolute paths of data, weights and texts."""
     changes: ConfigData = {}
     if config.data.root is not None:
         changes["data.root"] = absolute_root(config.data.root)
     weights = config.backbone.pretrained
     if weights is not None and os.path.isfile(weights):
-        changes["backbone.pretrained"] = str(resolve_path(Path(weights).parent) / Path(weights).name)
+        # If the file is a link, it keeps its own name: a link in the cache of Hugging Face leads to a file
+        # without the suffix .safetensors, which would be refused.
+        path = Path(weights)
+        changes["backbone.pretrained"] = str(resolve_path(path.parent) / path.name)
     texts = texts_path(config)
     if texts is not None:
         changes["regularizer.texts"] = str(resolve_path(Path(texts)))

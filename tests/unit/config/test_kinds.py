@@ -103,3 +103,18 @@ def _text(value: object) -> str:
 
 if __name__ == "__main__":
     print("\n".join(row_of(section, kind) for section, kind in EVERY_KIND))
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [("averager.std", "averager.kind"), ("task.mixup_alpha", "task.augmentation")]
+)
+def test_a_setting_that_no_configuration_has_is_refused_with_the_setting_that_selects_the_kind(
+    key: str, kind: str
+) -> None:
+    coop = Config(method="coop")
+    with pytest.raises(
+        UserError, match=f"--set {key} does not apply to coop. Also set {kind} to one that has it."
+    ):
+        Config.require_used(["train.epochs", key], [coop], "coop")
+    promptsrc = Config(method="promptsrc")
+    Config.require_used(["averager.std"], [coop, promptsrc], "these methods")
