@@ -1,4 +1,8 @@
-"""Batches of a `ImageOrder`, made in local threads. `raystream` makes identical batches with Ray Data."""
+"""Batches of an `ImageOrder`.
+
+`stream_local` makes them in local threads, and `raystream` makes identical batches with Ray Data.
+`stream_labels` only yields labels, for images whose features are cached.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,13 +33,17 @@ class Batch(NamedTuple):
 
 
 StreamFn = Callable[[ImageOrder, Source, int], Iterator[Batch]]
-"""Function that yields an order's batches from a given step on: `stream_local` or `raystream.stream`."""
+"""Function that yields an order's batches from a given step on.
+
+`stream_local`, `raystream.stream` and `stream_labels` are such functions.
+"""
 
 
 def stream_labels(order: ImageOrder, source: Source, start_step: int = 0) -> Iterator[Batch]:
     """Yield the order's batches from `start_step` on, with labels but no pixels. `source` is not used."""
     for step, _, _, labels in iter_steps(order, start_step):
-        yield Batch(step, np.empty((len(labels), 0, 0, 3), np.uint8), labels)
+        no_pixels = np.empty((len(labels), 0, 0, 3), np.uint8)
+        yield Batch(step, no_pixels, labels)
 
 
 def iter_steps(order: ImageOrder, start_step: int) -> Iterator[tuple[int, Ints, Ints, Ints]]:
@@ -56,7 +64,8 @@ def stream_local(order: ImageOrder, source: Source, start_step: int = 0) -> Iter
 
     def make_batch(step: int, indices: Ints, seeds: Ints, labels: Ints) -> Batch:
         paths = [order.items[index].path for index in indices]
-        return Batch(step, make_images(order.transform, source.read_many(paths), seeds, paths), labels)
+        images = make_images(order.transform, source.read_many(paths), seeds, paths)
+        return Batch(step, images, labels)
 
     num_threads = num_cpus()
     pending: deque[Future[Batch]] = deque()
