@@ -17,6 +17,15 @@ from prometar.training.backbone import load_configured_backbone
 
 Value = TypeVar("Value")
 
+MAX_BACKBONES = 2
+"""Backbones in a `RunCache`: the folded and the original weights of one backbone. Each fills much memory."""
+
+MAX_DATASETS = 16
+"""Datasets in a `RunCache`: at least the eleven of the benchmark and the four variants of ImageNet."""
+
+MAX_TEXT_FEATURES = 2 * MAX_DATASETS
+"""Text features in a `RunCache`: those of base and of new classes for each dataset."""
+
 MAX_FEATURE_BYTES = 512 * 2**20
 """Maximum total size of the image features in a `RunCache`."""
 
@@ -32,13 +41,13 @@ class RunCache:
 
     Attributes:
         evaluation_batches: Batches of each image order, dataset and backbone. They can be reused because
-            images are not augmented for evaluation.
+            images are not augmented for evaluation. An entry must not be larger than `MAX_BATCH_BYTES`.
     """
 
     def __init__(self) -> None:
-        self._backbones: LRUCache[Hashable, Backbone] = LRUCache(2)
-        self._datasets: LRUCache[Hashable, Dataset] = LRUCache(16)
-        self._text_features: LRUCache[Hashable, Tensor] = LRUCache(32)
+        self._backbones: LRUCache[Hashable, Backbone] = LRUCache(MAX_BACKBONES)
+        self._datasets: LRUCache[Hashable, Dataset] = LRUCache(MAX_DATASETS)
+        self._text_features: LRUCache[Hashable, Tensor] = LRUCache(MAX_TEXT_FEATURES)
         # For each key: the bytes that all features need, and the features cached so far.
         self._image_features: LRUCache[Hashable, tuple[int, FeatureCache]] = LRUCache(
             MAX_FEATURE_BYTES, getsizeof=lambda entry: entry[0]
