@@ -29,8 +29,17 @@ from prometar.step.updates import Rates
 class Rehearsal:
     """One training step of a configuration: embed the images, then run the direct and the meta phase.
 
-    Without learnable prompts, both phases are omitted. `num_query`: number of images in the query. `cache`:
-    features from earlier calls. All tensors belong to `mode`, which must be entered before a call.
+    Without learned tensors, both phases are omitted. `mode` must be entered before a call.
+
+    Attributes:
+        mode: Mode to which all tensors belong. Fake tensors have shapes, but no data.
+        model: Prompted CLIP of the training classes.
+        method: The method of the configuration.
+        state: State before the step.
+        pixels_B3HW: Normalized images of the batch.
+        labels_B: Labels of the batch.
+        num_query: Number of images in the query. The rest of the batch is the support.
+        cache: Features from earlier calls. None if features are not cached.
     """
 
     mode: FakeTensorMode
@@ -51,18 +60,33 @@ class Rehearsal:
         num_support = len(self.labels_B) - self.num_query
         if method.inner is not None and num_support:
             task = _task(whole, num_support)
-        return step(model, method, self.state, whole, task, Rates(2.5e-3, 1e-6))
+        return step(model, method, self.state, whole, task, Rates(lr=2.5e-3, gate_lr=1e-6))
 
 
 def _task(whole: Embeddings, num_support: int) -> MetaTask:
-    """Return a task whose support is the first `num_support` images, and whose query is the others, mixed."""
+    """Return a task whose support is the first `num_support` images, and whose query is the others, mixed.
+
+    Only shapes matter. Labels stand for rows, weights for shares, and the last support image for the partner.
+    """
     support = Embeddings._make(None if part is None else part[:num_support] for part in whole)
-    labels = whole.labels[num_support:]
-    share = whole.weights[num_support:]
-    frozen = None if whole.frozen is None else whole.frozen[num_support:]
-    partners = Partners(share, share, labels, labels, Mix(share, labels))
-    tokens = whole.images[num_support - 1 :]
-    return support, Embeddings(tokens, labels, share, frozen, partners, labels)
+    labels_Q = whole.labels[num_support:]
+    weights_Q = whole.weights[num_support:]
+    partners = Partners(
+        query_share=weights_Q,
+        partner_share=weights_Q,
+        batch_rows=labels_Q,
+        image_rows=labels_Q,
+        mix=Mix(lam=weights_Q, partner=labels_Q),
+    )
+    query = Embeddings(
+        images=whole.images[num_support - 1 :],
+        labels=labels_Q,
+        weights=weights_Q,
+        frozen=None if whole.frozen is None else whole.frozen[num_support:],
+        partners=partners,
+        partner_labels=labels_Q,
+    )
+    return support, query
 
 
 def rehearse(
@@ -72,9 +96,13 @@ def rehearse(
     dtype: torch.dtype = torch.float32,
     num_query: int | None = None,
 ) -> Rehearsal:
-    """Return the rehearsal of a configuration on `num_classes` classes, with towers in `dtype`.
+    """Return the rehearsal of a configuration.
 
-    `num_query` is the number of images in the query. Default: half of the batch.
+    Args:
+        config: Configuration of the run.
+        num_classes: Number of training classes.
+        dtype: Data type of the towers.
+        num_query: Number of images in the query. Default: half of the batch.
     """
     method = build(config)
     clip = clip_without_weights(config.backbone.name).to(dtype)
@@ -98,7 +126,8 @@ def rehearse(
         size = config.train.batch_size
         pixels = torch.empty(size, 3, clip.image_size, clip.image_size, dtype=dtype)
         labels = torch.zeros(size, dtype=torch.long)
-    num_query = (size + 1) // 2 if num_query is None else num_query
+    if num_query is None:
+        num_query = (size + 1) // 2
     return Rehearsal(mode, model, method, state, pixels, labels, num_query)
 
 
@@ -162,9 +191,10 @@ def memory_of(config: Config, *, num_classes: int, dtype: torch.dtype = torch.fl
     differentiated.
     """
     rehearsal = rehearse(config, num_classes=num_classes, dtype=dtype, num_query=1)
-    inputs = rehearsal.pixels_B3HW, rehearsal.labels_B
+    tensors = [*rehearsal.state.tensors().values(), *tensors_of(rehearsal.model.clip)]
+    tensors += [rehearsal.pixels_B3HW, rehearsal.labels_B]
     with rehearsal.mode, _Live() as live:
-        before = live.note([*rehearsal.state.tensors().values(), *inputs, *tensors_of(rehearsal.model.clip)])
+        before = live.note(tensors)
         rehearsal()
     return Memory(before, live.peak)
 
