@@ -1,4 +1,7 @@
-"""The plain transcription against the recordings, and our step against the transcription."""
+"""`Released`, a plain transcription of the published loop, must match recordings of the official code.
+
+Our step must match `Released`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -30,20 +33,20 @@ CLASSES = ("banded", "polka-dotted", "annual crop land", "woven")
 def test_the_transcription_equals_the_recording(path: Path) -> None:
     golden = load(path, torch.float64)
     meta = golden.meta
-    texts = [f"{golden.meta['ctx_init']} {name}." for name in golden.meta["classnames"]]
+    texts = [f"{meta['ctx_init']} {name}." for name in meta["classnames"]]
     reference = Released(
-        golden.raw,
-        tokenize(texts),
-        F.normalize(golden.tensor("teacher_text"), dim=-1),
-        golden.prompts(0),
-        golden.gate(0),
-        meta["text_weight"],
-        meta["image_weight"],
-        meta["gate_reduction"],
-        meta["inner_lr"],
-        meta["outer_weight"],
-        meta["prompt_lr"],
-        meta["gate_lr"],
+        clip=golden.raw,
+        tokens=tokenize(texts),
+        teacher=F.normalize(golden.tensor("teacher_text"), dim=-1),
+        prompts=golden.prompts(0),
+        gate=golden.gate(0),
+        text_weight=meta["text_weight"],
+        image_weight=meta["image_weight"],
+        reduction=meta["gate_reduction"],
+        inner_lr=meta["inner_lr"],
+        outer_weight=meta["outer_weight"],
+        prompt_lr=meta["prompt_lr"],
+        gate_lr=meta["gate_lr"],
     )
     for index, images, labels, task in golden.steps():
         log = reference.step(images, labels, task)
@@ -82,17 +85,29 @@ def test_the_step_equals_the_transcription_for_any_lengths_depths_and_batches(
     prompts = method.prompts.initialize(clip, tokenize(["a photo of a"])[0, 1:5], generator)
     state = State.start(prompts, method.modulator.initialize(prompts, generator))
     reference = Released(
-        clip, tokenize(texts), teacher, state.leaves, state.gate, 50, 20, 8, 0.5, 1.0, 0.02, 0.05
+        clip=clip,
+        tokens=tokenize(texts),
+        teacher=teacher,
+        prompts=state.leaves,
+        gate=state.gate,
+        text_weight=50,
+        image_weight=20,
+        reduction=8,
+        inner_lr=0.5,
+        outer_weight=1.0,
+        prompt_lr=0.02,
+        gate_lr=0.05,
     )
     rng = np.random.default_rng(seed)
     for _ in range(2):
         images = torch.randn(len(labels), 3, 16, 16, dtype=torch.float64, generator=generator)
         target = torch.tensor(labels)
         task = leave_one_class_out(target, method.augmentation, rng, dtype=torch.float64)
-        batch = embed_batch(model.clip, method, images, target, task)
-        state, scalars = step(model, method, state, *batch, Rates(0.02, 0.05))
+        whole, meta_task = embed_batch(model.clip, method, images, target, task)
+        state, scalars = step(model, method, state, whole, meta_task, Rates(lr=0.02, gate_lr=0.05))
         log = reference.step(images, target, task)
         assert {name: float(value) for name, value in scalars.items()} == pytest.approx(log, abs=1e-9)
-        for ours, theirs in ((state.leaves, reference.prompts), (state.gate, reference.gate)):
-            for name, value in theirs.items():
-                torch.testing.assert_close(ours[name], value.detach(), rtol=0, atol=1e-9)
+        for name, value in reference.prompts.items():
+            torch.testing.assert_close(state.leaves[name], value.detach(), rtol=0, atol=1e-9)
+        for name, value in reference.gate.items():
+            torch.testing.assert_close(state.gate[name], value.detach(), rtol=0, atol=1e-9)
