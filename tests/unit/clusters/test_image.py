@@ -1,4 +1,4 @@
-"""The image, the job files and the scripts: one Ray, one Python, and linters that know their languages."""
+"""The image, the job files and the scripts of clusters/: versions, rules, and linters for their languages."""
 
 import re
 import subprocess
@@ -24,12 +24,13 @@ from tests.support.shipped import (
     ray_requirement,
     text_of,
 )
+from tests.unit.clusters.rules import require
 
 BASE = f"rayproject/ray:{RAY_VERSION}-py{PYTHON_VERSION.replace('.', '')}-gpu"
 
 
 def instructions(text: str) -> dict[str, list[str]]:
-    """Arguments of a Dockerfile's instructions, each in one line."""
+    """Return the arguments of a Dockerfile's instructions by name, such as "RUN". Each is one line."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     found: dict[str, list[str]] = {}
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
@@ -38,13 +39,40 @@ def instructions(text: str) -> dict[str, list[str]]:
     return found
 
 
+def cluster_files() -> list[Path]:
+    """Return all files of clusters/, sorted."""
+    return sorted(file for file in CLUSTERS.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+
+
 def check_image(text: str) -> None:
-    """
+    """Check the Dockerfile of this project's image.
+
     Raises:
-        ValueError: what is wrong with the Dockerfile of this project's image.
+        ValueError: the Dockerfile breaks a rule. The message states the problem.
     """
     steps = instructions(text)
-    sources = {word for copy in steps["COPY"] for word in copy.split()[:-1] if not word.startswith("--")}
+    environment = " ".join(steps["ENV"])
+    require(steps["ARG"][0] == f"BASE={BASE}", "another Ray")
+    require(steps["FROM"] == ["${BASE}"], "another Ray")
+    require(steps["USER"][-1].split(":")[0] not in {"root", "0"}, "the image runs as root")
+    pipes_download = re.search(r"\b(curl|wget)\b.*\|", " ".join(steps["RUN"]))
+    require(pipes_download is None, "runs what it downloads")
+    require("AUTH=token" in steps["ARG"], "authentication is off")
+    require("RAY_AUTH_MODE=${AUTH}" in environment, "authentication is off")
+    require(
+        steps["WORKDIR"] == ["/home/ray/prometar", "/home/ray"], "Ray does not start where Anyscale wants it"
+    )
+    require("HOME=/home/ray" in environment, "the launcher would mount the token below /root")
+    check_copied(steps["COPY"])
+    check_installed(steps["RUN"])
+
+
+def check_copied(copies: list[str]) -> None:
+    """Check that the image contains all that an installation needs, given the arguments of COPY."""
+    sources: set[str] = set()
+    for arguments in copies:
+        paths = [word for word in arguments.split() if not word.startswith("--")]
+        sources.update(paths[:-1])  # the last path is the destination
     needed = {
         PYPROJECT["readme"],
         *PYPROJECT["license-files"],
@@ -53,22 +81,16 @@ def check_image(text: str) -> None:
         "tune",
         "clusters",
     }
-    installed = [Requirement(w.strip("'\"")) for run in steps["RUN"] for w in run.split() if "ray[" in w]
-    rules = {
-        "another Ray": (steps["ARG"][0], steps["FROM"]) == (f"BASE={BASE}", ["${BASE}"]),
-        "the image runs as root": steps["USER"][-1].split(":")[0] not in {"root", "0"},
-        "runs what it downloads": not re.search(r"\b(curl|wget)\b.*\|", " ".join(steps["RUN"])),
-        "copies too little": needed <= sources and all((ROOT / source).exists() for source in sources),
-        "does not keep Ray": [(r.extras, str(r.specifier)) for r in installed]
-        == [(ray_requirement().extras, f"=={RAY_VERSION}")],
-        "authentication is off": "AUTH=token" in steps["ARG"]
-        and "RAY_AUTH_MODE=${AUTH}" in " ".join(steps["ENV"]),
-        "Ray does not start where Anyscale wants it": steps["WORKDIR"] == ["/home/ray/prometar", "/home/ray"],
-        "the launcher would mount the token below /root": "HOME=/home/ray" in " ".join(steps["ENV"]),
-    }
-    for what, holds in rules.items():
-        if not holds:
-            raise ValueError(what)
+    require(needed <= sources, "copies too little")
+    require(all((ROOT / source).exists() for source in sources), "copies too little")
+
+
+def check_installed(commands: list[str]) -> None:
+    """Check that pip keeps the Ray of the base image, given the arguments of RUN."""
+    words = [word.strip("'\"") for command in commands for word in command.split()]
+    [installed] = [Requirement(word) for word in words if "ray[" in word]
+    require(installed.extras == ray_requirement().extras, "does not keep Ray")
+    require(str(installed.specifier) == f"=={RAY_VERSION}", "does not keep Ray")
 
 
 def test_the_image_pins_ray_and_runs_without_root() -> None:
@@ -99,16 +121,16 @@ def test_linters_accept_the_files(tool: str, name: str) -> None:
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_one_ray_and_one_python() -> None:
+def test_all_files_name_one_version_of_ray_and_one_of_python() -> None:
     pins = re.findall(r"ray\[[\w,]+\]==([\d.]+)", text_of("README.md") + text_of("Dockerfile"))
-    assert pins == [RAY_VERSION] * 2, "on Slurm and in the image"
-    assert all(ray_requirement().specifier.contains(each) for each in (RAY_VERSION, ray.__version__))
+    assert pins == [RAY_VERSION, RAY_VERSION], "on Slurm and in the image"
+    assert ray_requirement().specifier.contains(RAY_VERSION)
+    assert ray_requirement().specifier.contains(ray.__version__)
     assert SpecifierSet(PYPROJECT["requires-python"]).contains(PYTHON_VERSION)
-    for file in sorted(CLUSTERS.rglob("*")):
-        if file.is_file() and "__pycache__" not in file.parts:
-            text = file.read_text("utf-8")
-            assert set(re.findall(r"ray:?(\d+\.\d+\.\d+)", text)) <= {RAY_VERSION}, file
-            assert set(re.findall(r"\bpy(3\d+)\b", text)) <= {PYTHON_VERSION.replace(".", "")}, file
+    for file in cluster_files():
+        text = file.read_text("utf-8")
+        assert set(re.findall(r"ray:?(\d+\.\d+\.\d+)", text)) <= {RAY_VERSION}, file
+        assert set(re.findall(r"\bpy(3\d+)\b", text)) <= {PYTHON_VERSION.replace(".", "")}, file
 
 
 def test_the_runtime_environment_is_valid_and_installs_nothing() -> None:
@@ -119,11 +141,7 @@ def test_the_runtime_environment_is_valid_and_installs_nothing() -> None:
 
 def test_readme_names_every_file_and_its_studies_have_options_that_exist() -> None:
     text = text_of("README.md")
-    files = {
-        str(file.relative_to(CLUSTERS))
-        for file in CLUSTERS.rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
-    }
+    files = {str(file.relative_to(CLUSTERS)) for file in cluster_files()}
     assert set(re.findall(r"\]\((?!\.\.)([\w./-]+)\)", text)) == files - {"README.md"}
     commands = re.findall(r"^python clusters/submit.py .*? -- (python .*)$", text, flags=re.MULTILINE)
     assert commands

@@ -1,4 +1,4 @@
-"""The KubeRay manifests: versions, secrets, volumes, resources; a damaged one is refused."""
+"""The KubeRay manifests: versions, secrets, volumes and resources. A damaged manifest is refused."""
 
 import re
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.support.shipped import IMAGE, RAY_VERSION, check_study, damaged, text_of
+from tests.unit.clusters.rules import require
 
 FILES = ("kuberay/raycluster.yaml", "kuberay/rayjob.yaml")
 VOLUMES = [{"name": "shared", "persistentVolumeClaim": {"claimName": "prometar-shared"}}]
@@ -15,42 +16,51 @@ SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|KEY", re.IGNORECASE)
 
 
 def check_manifest(text: str) -> None:
-    """
+    """Check a KubeRay manifest.
+
     Raises:
-        ValueError: what is wrong with a manifest.
+        ValueError: the manifest breaks a rule. The message states the problem.
     """
     spec = yaml.safe_load(text)["spec"]
-    cluster = spec.get("rayClusterSpec", spec)
+    is_job = "rayClusterSpec" in spec
+    cluster = spec["rayClusterSpec"] if is_job else spec
     head = cluster["headGroupSpec"]
-    (worker,) = cluster["workerGroupSpecs"]
-    pods: list[dict[str, Any]] = [group["template"]["spec"] for group in (head, worker)]
-    containers = [pod["containers"][0] for pod in pods]
-    environment = [row for container in containers for row in container.get("env", [])]
-    resources = [container["resources"] for container in containers]
-    rules = {
-        "another Ray": cluster["rayVersion"] == RAY_VERSION,
-        "another image": {container["image"] for container in containers} == {IMAGE},
-        "there is no token": cluster.get("authOptions") == {"mode": "token"},
-        "the node is open": head["serviceType"] == "ClusterIP" and not any("ports" in c for c in containers),
-        "the head would run trials": head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"},
-        "a container may become root": all(pod["securityContext"]["runAsNonRoot"] is True for pod in pods)
-        and not any(c["securityContext"]["allowPrivilegeEscalation"] for c in containers),
-        "a pod would come back under its old name": cluster["autoscalerOptions"]["version"] == "v2"
-        and {pod["restartPolicy"] for pod in pods} == {"Never"},
-        "requests and limits differ": all(each["requests"] == each["limits"] for each in resources),
-        "workers have no GPU": resources[1]["limits"].get("nvidia.com/gpu") == "1",
-        "nothing is shared": all(
-            pod.get("volumes") == VOLUMES and pod["containers"][0]["volumeMounts"] == MOUNTS for pod in pods
-        ),
-        "a secret in clear": not any("value" in row and SECRET.search(row["name"]) for row in environment),
-    }
-    for what, holds in rules.items():
-        if not holds:
-            raise ValueError(what)
-    if cluster is not spec:
+    [workers] = cluster["workerGroupSpecs"]
+    require(cluster["rayVersion"] == RAY_VERSION, "another Ray")
+    require(cluster.get("authOptions") == {"mode": "token"}, "there is no token")
+    require(head["serviceType"] == "ClusterIP", "the node is open")
+    require(head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}, "the head would run trials")
+    # Only version 2 of the autoscaler replaces a failed pod by one with another name.
+    require(cluster["autoscalerOptions"]["version"] == "v2", "a pod would come back under its old name")
+    for group in (head, workers):
+        check_pod(group["template"]["spec"])
+    [worker] = workers["template"]["spec"]["containers"]
+    require(worker["resources"]["limits"].get("nvidia.com/gpu") == "1", "workers have no GPU")
+    if is_job:
         check_study(spec["entrypoint"], "/mnt/shared")
-        if spec["backoffLimit"] < 1:
-            raise ValueError("a killed driver would not be resumed")
+        require(spec["backoffLimit"] >= 1, "a killed driver would not be resumed")
+
+
+def check_pod(pod: dict[str, Any]) -> None:
+    """Check the specification of a pod, which must have one container.
+
+    Raises:
+        ValueError: the pod breaks a rule. The message states the problem.
+    """
+    [container] = pod["containers"]
+    resources = container["resources"]
+    require(container["image"] == IMAGE, "another image")
+    require("ports" not in container, "the node is open")
+    require(pod["restartPolicy"] == "Never", "a pod would come back under its old name")
+    require(pod["securityContext"]["runAsNonRoot"] is True, "a container may become root")
+    may_escalate = container["securityContext"]["allowPrivilegeEscalation"]
+    require(may_escalate is False, "a container may become root")
+    require(resources["requests"] == resources["limits"], "requests and limits differ")
+    require(pod.get("volumes") == VOLUMES, "nothing is shared")
+    require(container["volumeMounts"] == MOUNTS, "nothing is shared")
+    for variable in container.get("env", []):
+        is_secret = SECRET.search(variable["name"]) is not None
+        require(not (is_secret and "value" in variable), "a secret in clear")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -58,38 +68,39 @@ def test_a_manifest_is_closed_and_shares_a_volume(name: str) -> None:
     check_manifest(text_of(name))
 
 
-DAMAGES = [
-    *(
-        (name, *damage)
-        for name in FILES
-        for damage in (
-            ("mode: token", "mode: disabled", "no token"),
-            (IMAGE, "registry.example.com/prometar:latest", "another image"),
-            ('num-cpus: "0"', 'num-cpus: "4"', "head would run trials"),
-            ("serviceType: ClusterIP", "serviceType: LoadBalancer", "node is open"),
-            ("claimName: prometar-shared", "claimName: another", "nothing is shared"),
-            ("memory: 8Gi}", "memory: 9Gi}", "requests and limits differ"),
-            ("runAsNonRoot: true", "runAsNonRoot: false", "become root"),
-        )
-    ),
-    *(
-        ("kuberay/rayjob.yaml", *damage)
-        for damage in (
-            (
-                "valueFrom:\n                    secretKeyRef: {name: prometar-db, key: password}",
-                "value: hunter2",
-                "a secret in clear",
-            ),
-            ("prometar@YOUR_DATABASE", "prometar:hunter2@YOUR_DATABASE", "shows a password"),
-            ("--out /mnt/shared/out", "--out /home/ray/out", "--out /home/ray/out is lost with the cluster"),
-            ("--address auto", "", "Ray of its own"),
-            ("--dataset dtd", "--dataset dtd --trails 3", "No such option"),
-        )
-    ),
+COMMON_DAMAGES = [
+    ("mode: token", "mode: disabled", "no token"),
+    (IMAGE, "registry.example.com/prometar:latest", "another image"),
+    ('num-cpus: "0"', 'num-cpus: "4"', "head would run trials"),
+    ("serviceType: ClusterIP", "serviceType: LoadBalancer", "node is open"),
+    ("claimName: prometar-shared", "claimName: another", "nothing is shared"),
+    ("memory: 8Gi}", "memory: 9Gi}", "requests and limits differ"),
+    ("runAsNonRoot: true", "runAsNonRoot: false", "become root"),
 ]
+"""Text that both manifests contain, its replacement, and the problem that results."""
+
+JOB_DAMAGES = [
+    (
+        "valueFrom:\n                    secretKeyRef: {name: prometar-db, key: password}",
+        "value: hunter2",
+        "a secret in clear",
+    ),
+    ("prometar@YOUR_DATABASE", "prometar:hunter2@YOUR_DATABASE", "shows a password"),
+    ("--out /mnt/shared/out", "--out /home/ray/out", "--out /home/ray/out is lost with the cluster"),
+    ("--address auto", "", "Ray of its own"),
+    ("--dataset dtd", "--dataset dtd --trails 3", "No such option"),
+]
+"""The same for the manifest of a job, which also contains the command of a study."""
 
 
-@pytest.mark.parametrize(("name", "old", "new", "message"), DAMAGES)
-def test_damage_is_refused(name: str, old: str, new: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("old", "new", "problem"), COMMON_DAMAGES)
+def test_damage_of_a_manifest_is_refused(name: str, old: str, new: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
         check_manifest(damaged(name, old, new))
+
+
+@pytest.mark.parametrize(("old", "new", "problem"), JOB_DAMAGES)
+def test_damage_of_the_command_of_a_job_is_refused(old: str, new: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        check_manifest(damaged("kuberay/rayjob.yaml", old, new))

@@ -1,4 +1,4 @@
-"""clusters/wait.py before it becomes the command: what cannot work ends it with a line."""
+"""Errors of clusters/wait.py before it runs the command of a study."""
 
 import sys
 
@@ -38,7 +38,7 @@ def test_errors_while_waiting_determine_the_exit_status(
 
 
 @pytest.mark.parametrize("option", ["--cpus=-1", "--gpus=-1", "--minutes=nan", "--minutes=inf"])
-def test_numbers_that_are_none_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_negative_and_infinite_numbers_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         script("wait").parse([option, "--", "python"])
     assert "--cpus, --gpus and --minutes must be finite and at least 0" in capsys.readouterr().err
