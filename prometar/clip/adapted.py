@@ -1,7 +1,10 @@
-"""Towers as plain differentiable functions, for everything that `prometar.clip.tower` has no derivatives of.
+"""Towers as plain functions that autograd differentiates.
 
-`adapted_text` and `adapted_image` accept tokens per class, tokens that are inserted in a middle layer, and
-changed blocks. Autograd differentiates them: once with torch's fused attention, twice if `twice`.
+They cover the cases for which `prometar.clip.tower` has no hand-written derivatives: tokens per class, tokens
+that are inserted in a middle layer, and changed blocks.
+
+By default, autograd can only compute first derivatives, because attention is torch's fused operation. With
+`twice=True`, it can also compute second derivatives, and attention is not fused.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +23,10 @@ ChangeBlock = Callable[[int, Block], Block]
 """Function that maps a block's index in its tower and its frozen weights to the weights to use."""
 
 Parallel = Callable[[int, Tensor], Tensor | None]
-"""Function that maps a block's index and normed input (rows, tokens, D) to what is added to its output."""
+"""Function that maps a block's index and normed input (rows, tokens, D) to what is added to its output.
+
+The normed input is the input after the block's first LayerNorm. None: nothing is added.
+"""
 
 
 def _keep(index: int, block: Block) -> Block:
@@ -48,26 +54,29 @@ def adapted_text(
         text: Texts of the classes. Not packed if tokens depend on the class. Blocks before `text.block` are
             omitted.
         tokens: Tokens by layer, from 0: (P, D), or (C, P, D) for C classes.
-        inserts: True if tokens are inserted. Otherwise they replace the context, with positions in layer 0.
-        change_block, parallel: Changes of the blocks.
+        inserts: True if the texts have no context tokens, and `tokens` are inserted into the texts. False:
+            `tokens` replace the context tokens. In layer 0, position embeddings are then added to them.
+        change_block: Returns the weights of a block. Default: the frozen weights.
+        parallel: Returns what is added to the output of a block. Default: nothing is added.
         twice: True if second derivatives are needed.
     """
     tower = clip.text
+    last_index = len(tower.blocks) - 1
+    first_layer_with_tokens = min(tokens, default=len(tower.blocks))
     x = text.embedded_RTD
-    first = min(tokens, default=len(tower.blocks))
-    for index, frozen_block in list(enumerate(tower.blocks))[text.block :]:
+    for index in range(text.block, len(tower.blocks)):
         if index in tokens:
             prompt = tokens[index]
             if index == 0 and not inserts:
-                prompt = prompt + clip.text_positions[text.num_start :][: text.num_context]
+                prompt = prompt + clip.text_positions[text.num_start : text.num_start + text.num_context]
             x = _put_text(text, x, prompt)
-        mask = text.mask_before_R1TS if index < first and inserts else text.mask_R1TS
+        context_is_missing = inserts and index < first_layer_with_tokens
         x = _block(
             tower,
-            change_block(index, frozen_block),
+            change_block(index, tower.blocks[index]),
             x,
-            mask=mask,
-            out=_text_output(text) if index == len(tower.blocks) - 1 else None,
+            mask=text.mask_before_R1TS if context_is_missing else text.mask_R1TS,
+            out=_text_output(text) if index == last_index else None,
             parallel=lambda normed, index=index: parallel(index, normed),
             twice=twice,
         )
@@ -77,7 +86,9 @@ def adapted_text(
     if clip.text_projection is None:
         return features
     projected = features @ clip.text_projection
-    return projected if clip.text_projection_bias is None else projected + clip.text_projection_bias
+    if clip.text_projection_bias is None:
+        return projected
+    return projected + clip.text_projection_bias
 
 
 def _put_text(text: TextInput, x_RTD: Tensor, prompt: Tensor) -> Tensor:
@@ -87,12 +98,17 @@ def _put_text(text: TextInput, x_RTD: Tensor, prompt: Tensor) -> Tensor:
     rows_with_context = x_RTD[:1] if text.is_packed else x_RTD
     prompts = prompt.expand(len(rows_with_context), -1, -1)
     # SigLIP's rows may end before the context, which is then inserted.
-    rows = torch.cat([rows_with_context[:, :start], prompts, rows_with_context[:, stop:]], dim=1)
-    return torch.cat([rows, x_RTD[1:]], dim=0) if text.is_packed and len(x_RTD) > 1 else rows
+    new_rows = torch.cat([rows_with_context[:, :start], prompts, rows_with_context[:, stop:]], dim=1)
+    if len(rows_with_context) == len(x_RTD):
+        return new_rows
+    return torch.cat([new_rows, x_RTD[1:]], dim=0)
 
 
 def _text_output(text: TextInput) -> int | Tensor:
-    return 1 if text.end_C is None else text.end_C
+    """Return the tokens that the last block outputs: each text's end token, or each row's first (SigLIP)."""
+    if text.end_C is None:
+        return 1
+    return text.end_C
 
 
 def adapted_image(
@@ -113,22 +129,24 @@ def adapted_image(
         images: Tokens of the images. Blocks before `images.block` are omitted.
         prompts: Prompts (P, D) by layer, from 0. They follow the image tokens, and replace earlier prompts.
         inserts: True if the prompts of layer 0 skip `ln_pre`.
-        change_block, parallel: Changes of the blocks.
+        change_block: Returns the weights of a block. Default: the frozen weights.
+        parallel: Returns what is added to the output of a block. Default: nothing is added.
         reads_prompts: True to return the mean of the last block's outputs at the prompts, after `ln_post`.
         twice: True if second derivatives are needed.
     """
     tower = clip.vision
+    last_index = len(tower.blocks) - 1
     num_images, num_tokens = images.tokens_BTD.shape[:2]
-    num_prompts = prompts[max(prompts)].shape[-2] if prompts else 0
-    out: int | Tensor = 1
+    last_out: int | Tensor = 1
     if clip.pool is not None:
-        out = num_tokens
+        last_out = num_tokens
     elif reads_prompts:
-        rows = torch.arange(num_images, device=clip.device)[:, None] * (num_tokens + num_prompts)
-        slots = torch.arange(num_tokens, num_tokens + num_prompts, device=clip.device)
-        out = torch.cat([rows, rows + slots], dim=1).flatten()
+        num_prompts = prompts[max(prompts)].shape[-2] if prompts else 0
+        first_slots_B1 = torch.arange(num_images, device=clip.device)[:, None] * (num_tokens + num_prompts)
+        prompt_slots_P = torch.arange(num_tokens, num_tokens + num_prompts, device=clip.device)
+        last_out = torch.cat([first_slots_B1, first_slots_B1 + prompt_slots_P], dim=1).flatten()
     x = images.tokens_BTD
-    for index, frozen_block in list(enumerate(tower.blocks))[images.block :]:
+    for index in range(images.block, len(tower.blocks)):
         if index in prompts:
             prompt = prompts[index]
             if index == 0 and not inserts and clip.ln_pre_weight is not None:
@@ -137,9 +155,9 @@ def adapted_image(
             x = torch.cat([x[:, :num_tokens], prompt.expand(num_images, -1, -1)], dim=1)
         x = _block(
             tower,
-            change_block(index, frozen_block),
+            change_block(index, tower.blocks[index]),
             x,
-            out=out if index == len(tower.blocks) - 1 else None,
+            out=last_out if index == last_index else None,
             parallel=lambda normed, index=index: parallel(index, normed),
             twice=twice,
         )
@@ -151,7 +169,9 @@ def adapted_image(
     features = x[:, 0]
     if clip.vision_projection is not None:
         features = features @ clip.vision_projection
-    return features, x[:, 1:].mean(dim=1) if reads_prompts else None
+    if not reads_prompts:
+        return features, None
+    return features, x[:, 1:].mean(dim=1)
 
 
 def _block(
@@ -167,10 +187,15 @@ def _block(
     """Return z + MLP(norm_2(z)) + parallel(n), where n = norm_1(x) and z = x + attention(n).
 
     Args:
+        tower: Tower of the block, for the settings that all its blocks share.
+        block: Weights of the block.
+        x_RTD: Input of the block: R rows of T tokens.
+        mask: (R, 1, T, S). The first S - T keys are the first tokens of row 0, and shared by all rows.
+            None: each row has its own T keys, and each token attends to all of them.
         out: Tokens to return. None: all. A number: the first tokens of each row. A tensor: slots of the
             flattened (R x T) tokens, returned as (number of slots, 1, D).
-        mask: (R, 1, T, S). The S - T first keys are the first tokens of row 0, and shared by all rows.
-        tower, block, x_RTD, parallel, twice: see `adapted_text`.
+        parallel: Function of n at the returned tokens. None as its result: nothing is added.
+        twice: True if second derivatives are needed.
     """
     normed = F.layer_norm(x_RTD, x_RTD.shape[-1:], block.ln_1_weight, block.ln_1_bias, tower.eps)
     qkv = F.linear(normed, block.in_proj_weight, block.in_proj_bias)
@@ -179,15 +204,20 @@ def _block(
         q = q[:, :, :out]
     num_shared = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
     if num_shared:
-        k, v = (
-            torch.cat([each[:1, :, :num_shared].expand(len(x_RTD), -1, -1, -1), each], 2) for each in (k, v)
-        )
+        k = _prepend_shared(k, num_shared)
+        v = _prepend_shared(v, num_shared)
     attended = _attention(q, k, v, mask, tower.scale, twice=twice).transpose(1, 2).flatten(2)
     h = F.linear(_select(attended, out), block.out_proj_weight, block.out_proj_bias)
     z = _select(x_RTD, out) + h if tower.residual else h
     y = z + _mlp(tower, block, z)
     added = parallel(_select(normed, out))
     return y if added is None else y + added
+
+
+def _prepend_shared(keys_RHTW: Tensor, num_shared: int) -> Tensor:
+    """Return keys (or values) of R rows and H heads, preceded by the first `num_shared` ones of row 0."""
+    shared = keys_RHTW[:1, :, :num_shared].expand(len(keys_RHTW), -1, -1, -1)
+    return torch.cat([shared, keys_RHTW], dim=2)
 
 
 def _mlp(tower: Tower, block: Block, z: Tensor) -> Tensor:
@@ -208,6 +238,7 @@ def _mlp(tower: Tower, block: Block, z: Tensor) -> Tensor:
 
 
 def _select(x_RTD: Tensor, out: int | Tensor | None) -> Tensor:
+    """Return the tokens that `out` selects (see `_block`)."""
     if out is None:
         return x_RTD
     if isinstance(out, int):
@@ -220,4 +251,6 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: floa
         return fused_attention(q, k, v, mask=mask, scale=scale)
     # torch's fused attention has no second derivative.
     scores = (q * scale) @ k.mT
-    return (scores if mask is None else scores + mask).softmax(dim=-1) @ v
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1) @ v
