@@ -136,7 +136,7 @@ def _jobs(
 
 
 def _compare(
-    *, baseline: RunScores, selected: RunScores, published: float | None, alpha: float | None
+    baseline: RunScores, selected: RunScores, *, published: float | None, alpha: float | None
 ) -> DatasetTest:
     """Compare both sides on a dataset. If the baseline is selected, `alpha` and the intervals are None."""
 
