@@ -51,8 +51,13 @@ def prompts_text(s: ConfigData) -> str:
     text = f"text {length} x {depth}"
     if kind == "coupled":
         return f"{text}, vision {length} x {depth} coupled to text"
-    vision = f"vision {s['prompts.vision_length']} x {s['prompts.vision_depth']}"
-    return ", ".join(each for each, used in ((text, depth), (vision, s["prompts.vision_depth"])) if used)
+    vision_depth = s["prompts.vision_depth"]
+    vision = f"vision {s['prompts.vision_length']} x {vision_depth}"
+    if vision_depth == 0:
+        return text
+    if depth == 0:
+        return vision
+    return f"{text}, {vision}"
 
 
 def adapters_text(s: ConfigData) -> str:
@@ -83,9 +88,17 @@ def regularizer_text(s: ConfigData) -> str:
     ]
     if s["regularizer.logits_weight"]:
         terms.append(f"logits ({s['regularizer.logits_weight']:g})")
-    details = [", texts drawn"] if s["regularizer.draw"] else []
-    details += [", two views"] if s["augment.views"] == 2 else []
-    return " + ".join(terms) + "".join(details)
+    text = " + ".join(terms)
+    if s["regularizer.draw"]:
+        text += ", texts drawn"
+    if s["augment.views"] == 2:
+        text += ", two views"
+    return text
+
+
+def modulator_text(s: ConfigData) -> str:
+    # A modulator without a regularizer does nothing.
+    return NONE if s["regularizer.kind"] == "none" else s["modulator.kind"]
 
 
 def inner_text(s: ConfigData) -> str:
@@ -116,7 +129,7 @@ COLUMNS: dict[str, Callable[[ConfigData], str]] = {
     "features": features_text,
     "logits": logits_text,
     "regularizer": regularizer_text,
-    "modulator": lambda s: s["modulator.kind"],
+    "modulator": modulator_text,
     "inner loop": inner_text,
     "task augmentation": augmentation_text,
     "averager": lambda s: s["averager.kind"],

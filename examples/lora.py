@@ -1,6 +1,6 @@
 """Custom adapters: LoRA, low-rank changes of the frozen attention weights, as in CLIP-LoRA (CVPRW 2024).
 
-PYTHONPATH=examples prometar train --method mma --set adapters.kind=lora:Lora --set adapters.args.rank=2
+PYTHONPATH=examples prometar train --method examples/lora.yaml --dataset cells
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,9 @@ class Lora:
 
     W (3D, D) is frozen, B (3D, rank) and A (rank, D) are learned in towers of width D.
     A starts like torch.nn.Linear, and B as 0, so training starts from the frozen CLIP.
+
+    In the code of CLIP-LoRA, queries, keys and values have their own A, and their inputs have dropout. Here,
+    they share A, and there is no dropout.
     """
 
     rank: Annotated[int, Field(ge=1)] = 2

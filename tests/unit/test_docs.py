@@ -63,7 +63,8 @@ def test_a_row_is_the_recipe(name: str) -> None:
     assert {each.lower() for term, each, _ in found if term != "logits"} == (
         {r} if used.keys() - {"logits"} else set()
     )
-    assert (modulator, averager) == (config.modulator.kind, config.averager.kind)
+    assert modulator == ("-" if r == "none" else config.modulator.kind)
+    assert averager == config.averager.kind
     assert inner == ("-" if config.inner.kind == "none" else "SGD, second order")
     assert query == (
         "-" if config.task.augmentation == "none" else config.task.augmentation.replace("_", " ")
@@ -107,8 +108,9 @@ def test_files_that_are_named_are_there(page: Path) -> None:
 def commands(page: Path) -> list[str]:
     """Commands of this project in a page's code blocks, without comments."""
     text = page.read_text("utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [*"\n".join(blocks).splitlines(), *re.findall(r"^ {4}(.*)", text, flags=re.MULTILINE)]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for language, block in blocks if not language for line in block.splitlines()]
+    lines += re.findall(r"^ {4}(.*)", text, flags=re.MULTILINE)
     start = re.compile(r"(?:PYTHONPATH=\S+ )?(?:prometar|python tune/search\.py) (.*?)(?: +#.*)?$")
     return [found[1] for line in lines if (found := start.match(line))]
 

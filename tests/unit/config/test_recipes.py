@@ -77,6 +77,20 @@ def test_a_file_that_names_a_method_starts_from_its_recipe(tmp_path: Path) -> No
         load_config(path)
 
 
+def test_the_recipe_of_the_guide_is_an_example_that_only_learns_adapters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend("examples")
+    path = Path("examples/lora.yaml")
+    method = build(configure(str(path)))
+    assert method.learning_sections == {"adapters"}
+    assert method.inner is None
+    assert not method.regularizer.terms
+    lines = [line for line in path.read_text("utf-8").splitlines() if not line.startswith("#")]
+    block = "\n".join(f"   {line}" for line in lines)
+    assert f"   ```yaml\n{block}\n   ```\n" in Path("docs/extending.md").read_text("utf-8")
+
+
 OF_NO_METHOD = [("data", "shots: 4"), ("backbone", "name: ViT-B-32"), ("train.seed", "seed: 3, epochs: 2")]
 
 
