@@ -6,7 +6,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +104,10 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"include_dashboard": False} | _resource_options(num_cpus)
-    for attempts_left in (1, 0):
+    attempts = _attempts(address)
+    for attempt, token in enumerate(attempts, start=1):
         try:
-            with preserve_signal_handlers(), _token(address, attempts_left):
+            with preserve_signal_handlers(), token():
                 ray.init(address=address or "local", **options)
             break
         except Exception as error:
@@ -114,21 +115,23 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
             if address is not None:
                 hint = "" if "token" in reason else _TOKEN_HINT
                 raise WorkError(f"Cannot connect to Ray at {address}: {reason}.{hint}") from None
-            if not attempts_left:
+            if attempt == len(attempts):
                 raise WorkError(f"Cannot start Ray: {reason}.") from None
-            ray.shutdown()  # retry once: on a busy machine, Ray may not start within its timeout of 30 s
+            ray.shutdown()
     _owns_cluster = address is None
 
 
-def _token(address: str | None, attempts_left: int) -> AbstractContextManager[None]:
-    """Return the context in which Ray finds the token of the cluster.
+def _attempts(address: str | None) -> list[Callable[[], AbstractContextManager[None]]]:
+    """Return, for each attempt to start Ray, the context in which it finds the token of the cluster.
 
-    Ray reads a token once per process. If the process has used a cluster with the token in ~/.ray/auth_token,
-    as notebooks may do, it cannot start a cluster with another token. The last attempt then uses this token.
+    On a busy machine, Ray may not start within its timeout of 30 s, so it gets a second attempt. Ray reads a
+    token once per process. If the process has used a cluster with the token in ~/.ray/auth_token, as
+    notebooks may, it cannot start a cluster with another token. The last attempt then uses this token.
     """
     if address is not None:
-        return nullcontext()
-    return _token_in_memory() if attempts_left or not _TOKEN_FILE.exists() else _token_in_file()
+        return [nullcontext]
+    in_memory = [_token_in_memory, _token_in_memory]
+    return [*in_memory, _token_in_file] if _TOKEN_FILE.exists() else in_memory
 
 
 @contextmanager

@@ -19,8 +19,9 @@ Init = Callable[[Callable[..., None]], None]
 
 
 @pytest.fixture
-def init(monkeypatch: pytest.MonkeyPatch) -> Init:
-    """Replaces `ray.init` in a process where Ray does not run."""
+def init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Init:
+    """Replaces `ray.init` in a process where Ray does not run, and has never written a token."""
+    monkeypatch.setattr(ray_cluster, "_TOKEN_FILE", tmp_path / "missing")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "nodes", list)
     return lambda start: monkeypatch.setattr(ray, "init", start)
@@ -142,8 +143,28 @@ def test_a_process_that_has_read_the_default_token_starts_ray_with_it_and_makes_
 
     init(start)
     start_ray()
-    assert attempts == [True, False]
+    assert attempts == [True, True, False]
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_start_that_times_out_is_repeated_with_the_token_that_ray_has_read(
+    init: Init, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    file = tmp_path / "auth_token"
+    file.touch()
+    monkeypatch.setattr(ray_cluster, "_TOKEN_FILE", file)
+    tokens: list[str | None] = []
+
+    def start(**options: object) -> None:
+        tokens.append(os.environ.get("RAY_AUTH_TOKEN"))
+        if len(tokens) == 1:
+            raise TimeoutError("Ray did not start within 30 s.")
+
+    init(start)
+    start_ray()
+    assert tokens == [tokens[0]] * 2
+    assert tokens[0] is not None
 
 
 def test_each_slice_of_a_gpu_is_a_gpu_of_a_local_cluster(init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
