@@ -43,6 +43,7 @@ from prometar.errors import first_line, is_out_of_memory
 from prometar.training.backbone import DTYPES
 from prometar.training.epoch import rates_of, train_step
 from prometar.training.run import Run, initial_state
+from prometar.training.run_result import RESULT_FILE, read_result
 from prometar.training.session import Session
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -259,7 +260,7 @@ def _bytes_after_a_job(setup: Setup) -> Figures:
 
 
 def _bytes_of_a_process(setup: Setup) -> Figures:
-    """Return how much free GPU memory another process takes: idle with its context, and after steps."""
+    """Return how much GPU memory another process takes after some steps, including its CUDA context."""
     gc.collect()
     release_cached_memory()
     free = _free_bytes()
@@ -392,17 +393,40 @@ def _packed(precision: str, counts: tuple[int, ...], setup: Setup) -> Figures:
     found: Figures = {}
     workers: list[Worker] = []
     try:
+        # A start takes seconds, so all processes start together. Those that wait for work do not compute.
+        lack = _add_workers(workers, max(counts), precision, setup)
         for count in counts:
-            workers += [Worker(precision, setup) for _ in range(count - len(workers))]
-            for worker in workers[count // 2 if count > 1 else 0 :]:
-                worker.wait_until_ready()
-            found[str(count)] = _total_rate(workers, setup)
+            if len(workers) < count:  # some of them may fit now that those without memory have ended
+                lack = _add_workers(workers, count, precision, setup)
+            if len(workers) < count:
+                found[str(count)] = {"does not fit": lack}
+                break
+            found[str(count)] = _total_rate(workers[:count], setup)
     except OutOfMemory as error:
         found[str(count)] = {"does not fit": str(error)}
     finally:
         for worker in workers:
             worker.close()
     return found
+
+
+def _add_workers(workers: list[Worker], count: int, precision: str, setup: Setup) -> str:
+    """Start processes until there are `count`. End those that do not fit into GPU memory.
+
+    Returns:
+        The error message of a process that does not fit, or "" if all fit.
+    """
+    lack = ""
+    started = [Worker(precision, setup) for _ in range(count - len(workers))]
+    workers += started
+    for worker in started:
+        try:
+            worker.wait_until_ready()
+        except OutOfMemory as error:
+            lack = str(error)
+            workers.remove(worker)
+            worker.close()
+    return lack
 
 
 def _total_rate(workers: list[Worker], setup: Setup) -> Figures:
@@ -419,8 +443,13 @@ def _total_rate(workers: list[Worker], setup: Setup) -> Figures:
 
 
 def study(setup: Setup) -> Figures:
-    """Run a study whose trials share the GPU, on the command line. Return its exit status and duration."""
+    """Run a study whose trials share the GPU, on the command line.
+
+    Returns:
+        `status` (exit status), `gpu_shares` (each share of a GPU that a run had) and `seconds`.
+    """
     began = time.perf_counter()
+    folder = Path(tempfile.mkdtemp())
     command = [
         sys.executable,
         str(ROOT / "tune" / "search.py"),
@@ -439,13 +468,14 @@ def study(setup: Setup) -> Figures:
         "--set",
         "data.shots=1",
         "--out",
-        tempfile.mkdtemp(),
+        str(folder),
     ]
     for name, value in setup.backbone.items():
         if name != "backbone.name" or value != "mini":
             command += [f"--{name.removeprefix('backbone.')}".replace("--name", "--backbone"), value]
     status = subprocess.run(command, cwd=ROOT).returncode
-    return {"status": status, "concurrent": 4, "seconds": time.perf_counter() - began}
+    shares = {read_result(path.parent).gpus or 0.0 for path in folder.rglob(RESULT_FILE)}
+    return {"status": status, "gpu_shares": sorted(shares), "seconds": time.perf_counter() - began}
 
 
 MEASURES: dict[str, Callable[[Setup], Figures]] = {

@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from prometar.config.settings import Config
+from tests.support.fake_trial import write_result
+from tune.config import StudyConfig
+from tune.execution.resources import plan_trials
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -131,6 +136,138 @@ def test_a_crashed_process_is_not_one_that_does_not_fit(
     worker._pipe.close()
 
 
+def test_a_run_that_does_not_learn_fails_the_expectations_of_parity(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/unit/test_gpu_parity.py plants the faults themselves."""
+    parts = importlib.import_module("gpu_parts")
+    start = {"prompts/text": torch.zeros(3).double()}
+    end = {"prompts/text": torch.ones(3).double()}
+    history = [{"epoch": 1, "direct_ce": 2.0, "base": 50.0}, {"epoch": 2, "direct_ce": 1.0, "base": 60.0}]
+    learns = parts.Trajectory(start, end, history)
+    does_not_learn = parts.Trajectory(start, start, [history[0], history[0]])
+
+    def train(precision: str) -> Any:
+        return does_not_learn if precision in ("fp32", "bf16") else learns
+
+    monkeypatch.setattr(parts, "run_of", lambda precision, *_, **options: precision)
+    monkeypatch.setattr(parts, "train", train)
+    records = {name: {"figures": parts.MEASURES[name](parts.Setup())} for name in ("parity", "parity-vit")}
+    verdicts = {claim.text: gpu.verdict(claim, records) for claim in gpu.CLAIMS}
+    for backbone in ("mini", "ViT-B/16"):
+        assert verdicts[f"{backbone} in fp32 is within the bounds"] == "does not hold"
+        assert verdicts[f"{backbone} in tf32 is within the bounds"] == "holds"
+        assert verdicts[f"{backbone} in bf16 is within the bounds"] == "does not hold"
+    assert verdicts["mini in fp64 is within the bounds"] == "holds"
+
+
+class FakeGPU:
+    """A GPU with room for some processes. It notes what happens, and counts processes that are alive."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.num_alive = 0
+        self.events: list[str] = []
+
+
+def fake_workers(parts: ModuleType, gpu: FakeGPU) -> type:
+    class FakeWorker:
+        def __init__(self, precision: str, setup: Any) -> None:
+            gpu.num_alive += 1
+            self.fits = gpu.num_alive <= gpu.room
+            gpu.events.append("process")
+
+        def wait_until_ready(self) -> None:
+            if not self.fits:
+                raise parts.OutOfMemory("CUDA out of memory.")
+
+        def start(self, seconds: float) -> None:
+            gpu.events.append("steps")
+
+        def rate(self) -> float:
+            return 2.0
+
+        def close(self) -> None:
+            gpu.num_alive -= 1
+
+    return FakeWorker
+
+
+def test_processes_that_share_a_gpu_start_together_before_the_first_is_timed(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = importlib.import_module("gpu_parts")
+    card = FakeGPU(room=8)
+    monkeypatch.setattr(parts, "Worker", fake_workers(parts, card))
+    found = parts.packing(parts.Setup())
+    assert found.keys() == {"fp32", "tf32", "bf16"}
+    for packed in found.values():
+        assert {count: each["steps_per_second"] for count, each in packed.items()} == {
+            "1": 2.0,
+            "2": 4.0,
+            "4": 8.0,
+            "8": 16.0,
+        }
+    of_a_precision = ["process"] * 8 + ["steps"] * (parts.REPEATS * (1 + 2 + 4 + 8))
+    assert card.events == of_a_precision * 3
+    assert card.num_alive == 0
+
+
+def test_a_number_of_processes_that_does_not_fit_leaves_smaller_numbers_measured(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = importlib.import_module("gpu_parts")
+    card = FakeGPU(room=5)
+    monkeypatch.setattr(parts, "Worker", fake_workers(parts, card))
+    packed = parts.packing(parts.Setup())["bf16"]
+    assert packed["4"]["steps_per_second"] == 8.0
+    assert packed["8"] == {"does not fit": "CUDA out of memory."}
+    assert card.num_alive == 0
+
+
+def test_the_study_runs_vit_with_trials_that_share_the_gpu_and_reports_their_shares(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = importlib.import_module("gpu_parts")
+    options: dict[str, str] = {}
+
+    def search(command: list[str], **_: Any) -> SimpleNamespace:
+        words = command[2:]  # after the interpreter and the script
+        options.update(zip(words[::2], words[1::2], strict=True))
+        trials = Path(options["--out"]) / "textures" / "trials"
+        for number, share in enumerate([0.25, 0.25, 0.5]):
+            write_result(trials / str(number), Config(), "drift", {"objective": 1.0}, gpus=share)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(parts.subprocess, "run", search)
+    found = parts.study(parts.Setup())
+    assert (found["status"], found["gpu_shares"]) == (0, [0.25, 0.5])
+    settings = [options.pop("--set")]
+    names = {name.removeprefix("--").replace("-", "_"): value for name, value in options.items()}
+    study = StudyConfig.of(**names, settings=settings)
+    backbone = study.baseline.backbone
+    assert (backbone.name, backbone.pretrained) == ("ViT-B-16-quickgelu", "random")
+    resources, _ = plan_trials([{"CPU": 16.0, "GPU": 1.0}], study.resources, study.search.trials)
+    assert (resources.num_concurrent, resources.gpus) == (4, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("status", "shares", "expected"),
+    [
+        (0, [0.25], "holds"),
+        (0, [1.0], "does not hold"),
+        (0, [0.0], "does not hold"),
+        (0, [], "does not hold"),
+        (1, [0.25], "does not hold"),
+    ],
+)
+def test_a_study_whose_trials_do_not_share_the_gpu_does_not_hold(
+    gpu: ModuleType, status: int, shares: list[float], expected: str
+) -> None:
+    [claim] = [each for each in gpu.CLAIMS if "a study" in each.text]
+    assert gpu.verdict(claim, {"study": {"figures": {"status": status, "gpu_shares": shares}}}) == expected
+
+
 def test_each_timed_step_encodes_its_images(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = importlib.import_module("gpu_parts")
     meta_batch = importlib.import_module("prometar.step.meta_batch")
@@ -233,18 +370,28 @@ import socket
 import sys
 
 class Blocker:
-    """Ray and Optuna are missing."""
+    """Ray, Optuna and what only they need are missing."""
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "optuna"):
+        if name.partition(".")[0] in ("ray", "optuna", "sqlalchemy", "scipy", "sklearn", "plotly"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
 
-def connect(*args, **kwargs):
+def no_network(*args, **kwargs):
     raise OSError("no network")
 
+class Socket(socket.socket):
+    def connect(self, address):
+        if self.family != socket.AF_UNIX:
+            no_network()
+        super().connect(address)
+
+    connect_ex = connect
+
 sys.meta_path.insert(0, Blocker())
-socket.create_connection = connect
+socket.create_connection = no_network
+socket.getaddrinfo = no_network
+socket.socket = Socket
 '''
 
 
@@ -259,7 +406,7 @@ def test_a_rehearsal_runs_without_ray_optuna_and_network(tmp_path: Path) -> None
         "--out",
         str(out),
         "--minutes",
-        "9",
+        "90",  # other work on this machine may be slow
         "--parts",
         "packing",
         "speed",

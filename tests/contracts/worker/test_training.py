@@ -4,6 +4,7 @@ import errno
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -270,6 +271,16 @@ class WorkerWithoutRay(JobWorker):
         while not finished:
             report = self.step().get("report")
             finished = isinstance(report, EpochReport) and report.finished
+
+
+def test_a_job_is_tested_on_other_datasets_with_the_backbone_of_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = mock.Mock(side_effect=backbone.load_backbone)
+    monkeypatch.setattr(backbone, "load_backbone", load)
+    finish(replace(job(tmp_path, {"train.epochs": 1}), targets=("cells",)))
+    assert read_result(tmp_path).tests.keys() == {"cells"}
+    assert load.call_count == 1
 
 
 def test_a_worker_loads_weights_and_computes_frozen_features_once_for_all_its_jobs(

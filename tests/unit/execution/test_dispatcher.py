@@ -1,6 +1,7 @@
 """What a dispatcher starts, moves, retries and ends, without Ray."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_a_job_whose_workers_die_on_the_only_machine_stops_the_experiment_and_is
     assert cluster.dispatcher.must_stop
     assert cluster.dispatcher.failures == {}
     cluster.observer.finished.assert_not_called()
+
+
+GPU_ERRORS = [
+    "CUDA error: uncorrectable ECC error encountered",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+]
+
+
+@pytest.mark.parametrize("message", GPU_ERRORS)
+def test_a_gpu_that_fails_during_training_stops_the_experiment_and_fails_no_job(
+    message: str, tmp_path: Path
+) -> None:
+    cluster = Cluster(tmp_path, 2)
+    for trial in range(MAX_RETRIES):
+        cluster.begin(str(trial))
+        cluster.dispatcher.failed(str(trial), RuntimeError(message))
+    cluster.begin("last")
+    with pytest.raises(InfrastructureError, match=rf"^trial 0: {re.escape(message)} \(on a\)$"):
+        cluster.dispatcher.failed("last", RuntimeError(message))
+    assert cluster.dispatcher.failures == {}
 
 
 def test_an_error_of_the_jobs_own_code_fails_the_job_after_retries(tmp_path: Path) -> None:

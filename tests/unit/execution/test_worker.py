@@ -110,9 +110,13 @@ def test_a_disk_that_is_full_or_fails_is_a_fault_of_the_machine(
     "message",
     [
         "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "CUDA error: out of memory",
+        "CUDA driver error: out of memory",
         "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
         "GET was unable to find an engine to execute this computation",
     ],
 )
