@@ -50,7 +50,6 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 PROCESS_COUNTS = (1, 2, 4, 8)  # on one GPU
 WARM_UP_STEPS = 3
 REPEATS = 5
-WAIT_SECONDS = 120  # for the answer of another process
 ALL_CLASSES = "all_classes"
 SENSORS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "utilization.gpu")
 """Fields of nvidia-smi. `utilization.gpu` is the share of time in which a kernel ran, in percent."""
@@ -342,10 +341,11 @@ class Worker:
         return number / elapsed
 
     def _answer(self) -> Any:
-        """Return an answer. A process that crashed or hangs is a RuntimeError, never "does not fit"."""
+        """Return an answer. A process that crashed is a RuntimeError, never "does not fit".
+
+        The time limit of the part ends a process that hangs.
+        """
         try:
-            if not self._pipe.poll(WAIT_SECONDS):
-                raise RuntimeError(f"a process did not answer within {WAIT_SECONDS} s")
             kind, value = self._pipe.recv()
         except EOFError:
             self._process.join()
@@ -370,12 +370,11 @@ def _serve(pipe: Connection, precision: str, setup: Setup) -> None:
         pipe.send(("ready", None))
         while True:
             pipe.send(("steps", steps_within(run, pipe.recv())))
-    except torch.OutOfMemoryError as error:
-        pipe.send(("out of memory", first_line(error)))
     except EOFError:
         pass  # the other side has ended
     except Exception as error:
-        pipe.send(("error", f"{type(error).__name__}: {first_line(error)}"))
+        kind = "out of memory" if is_out_of_memory(error) else "error"
+        pipe.send((kind, f"{type(error).__name__}: {first_line(error)}"))
 
 
 def packing(setup: Setup) -> Figures:

@@ -17,24 +17,29 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     # The same from the driver's API: AT_CUDA_DRIVER_CHECK in ATen/cuda/Exceptions.h.
     "CUDA driver error: out of memory",
-    # Libraries allocate a handle when they are first used. If this fails, some say that they are not
-    # initialized. ATen/cuda/CUDABlas.cpp (_cublasGetErrorEnum), ATen/cuda/Exceptions.h (AT_CUDNN_CHECK).
+    # ATen/cuda/CUDABlas.cpp (_cublasGetErrorEnum), ATen/cuda/Exceptions.h (AT_CUDNN_CHECK).
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
     # cuDNN 9 (cudnn_graph.h): CUDNN_STATUS_INTERNAL_ERROR_{HOST,DEVICE}_ALLOCATION_FAILED.
     "_ALLOCATION_FAILED",
-    # ATen/native/cudnn/Conv_v8.cpp tries all engines, and hides why they fail. One of them works, because the
-    # check of the GPU (`prometar.device.gpu_problem`) has run a convolution. So memory is exhausted.
-    "unable to find an engine to execute this computation",
     # Failed assertion if memory is exhausted on a MIG device: c10/cuda/CUDACachingAllocator.cpp.
     "NVML_SUCCESS == ",
     # Main memory: c10/core/impl/alloc_cpu.cpp.
     "can't allocate memory",
 )
 """Parts of messages that mean that memory is exhausted, with their sources in torch and cuDNN."""
+
+_OUT_OF_MEMORY_AFTER_CHECK = (
+    # Libraries allocate a handle when they are first used. If this fails, some say that they are not
+    # initialized. ATen/cuda/CUDABlas.cpp (_cublasGetErrorEnum), ATen/cuda/Exceptions.h (AT_CUDNN_CHECK).
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    # ATen/native/cudnn/Conv_v8.cpp tries all engines, and hides why they fail.
+    "unable to find an engine to execute this computation",
+)
+"""Parts of messages that mean that memory is exhausted if the GPU has passed its check (`prometar.device`).
+In the check itself, they may mean that a library does not support the GPU."""
 
 RESUME = "Rerun the same command to resume."
 FIX_AND_RESUME = "Fix the cause, then rerun the same command to resume."
@@ -99,10 +104,13 @@ def is_accelerator_error(error: BaseException) -> bool:
     return is_out_of_memory(error) or str(error).startswith(prefixes)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException, *, is_checked: bool = True) -> bool:
     """Return True if main memory or GPU memory is exhausted. Works without importing torch.
 
     torch.OutOfMemoryError covers only torch's allocator. Its libraries raise other errors.
+
+    Args:
+        is_checked: True if the GPU has passed its check (`prometar.device.gpu_problem`).
 
     Example:
         >>> is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
@@ -110,7 +118,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)
+    parts = _OUT_OF_MEMORY + _OUT_OF_MEMORY_AFTER_CHECK if is_checked else _OUT_OF_MEMORY
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in parts)
 
 
 def one_line(text: str) -> str:

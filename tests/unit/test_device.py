@@ -47,6 +47,9 @@ def test_a_gpu_that_computes_has_no_problem() -> None:
         "CUDA error: no kernel image is available for execution on the device",
         "CUDA error: uncorrectable ECC error encountered",
         "CUDA error: all CUDA-capable devices are busy or unavailable",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "GET was unable to find an engine to execute this computation",
     ],
 )
 def test_a_visible_gpu_that_cannot_compute_is_a_problem(

@@ -136,6 +136,30 @@ def test_a_crashed_process_is_not_one_that_does_not_fit(
     worker._pipe.close()
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "OutOfMemory"),
+        ("CUDA error: an illegal memory access was encountered", "RuntimeError"),
+    ],
+)
+def test_a_process_says_whether_it_lacks_memory_or_has_another_problem(
+    gpu: ModuleType, message: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = importlib.import_module("gpu_parts")
+
+    def fail(*_: Any, **options: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(parts, "run_of", fail)
+    worker = object.__new__(parts.Worker)
+    worker._pipe, theirs = parts.get_context("spawn").Pipe()
+    parts._serve(theirs, "bf16", parts.Setup())
+    with pytest.raises((parts.OutOfMemory, RuntimeError), match=message[:20]) as caught:
+        worker.wait_until_ready()
+    assert type(caught.value).__name__ == expected
+
+
 def test_a_run_that_does_not_learn_fails_the_expectations_of_parity(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

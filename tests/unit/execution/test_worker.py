@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import OutOfDiskError
 from ray.util.placement_group import _validate_bundle_label_selector
 
-from prometar.errors import _OUT_OF_MEMORY, InfrastructureError
+from prometar.errors import _OUT_OF_MEMORY, _OUT_OF_MEMORY_AFTER_CHECK, InfrastructureError
 from tests.support.fake_trial import fake_job
 from tune.execution.resources import JobResources
 from tune.execution.worker import JobRequest, JobWorker, _prepare_gpu
@@ -125,7 +125,7 @@ def test_messages_of_torch_and_its_libraries_mean_a_lack_of_memory(message: str,
         located(request(tmp_path, 0), error=RuntimeError(message)).step()
 
 
-@pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY, "something else"])
+@pytest.mark.parametrize("sign", [*_OUT_OF_MEMORY, *_OUT_OF_MEMORY_AFTER_CHECK, "something else"])
 def test_memory_that_has_run_out_has_one_type(sign: str, tmp_path: Path) -> None:
     error = RuntimeError(f"{sign} (of 8 GiB)\nFor debugging consider passing A=1")
     with pytest.raises(RuntimeError if sign == "something else" else MemoryError, match="of 8 GiB"):
