@@ -4,7 +4,7 @@ They cover the cases for which `prometar.clip.tower` has no hand-written derivat
 that are inserted in a middle layer, and changed blocks.
 
 By default, autograd can only compute first derivatives, because attention is torch's fused operation. With
-`twice=True`, it can also compute second derivatives, and attention is not fused.
+`differentiable_twice=True`, it can also compute second derivatives, and attention is not fused.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ def adapted_text(
     inserts: bool = False,
     change_block: ChangeBlock = _keep,
     parallel: Parallel = _add_nothing,
-    twice: bool = False,
+    differentiable_twice: bool = False,
 ) -> Tensor:
     """Return unnormalized text features (C, E).
 
@@ -58,7 +58,7 @@ def adapted_text(
             `tokens` replace the context tokens. In layer 0, position embeddings are then added to them.
         change_block: Returns the weights of a block. Default: the frozen weights.
         parallel: Returns what is added to the output of a block. Default: nothing is added.
-        twice: True if second derivatives are needed.
+        differentiable_twice: True if second derivatives are needed.
     """
     tower = clip.text
     last_index = len(tower.blocks) - 1
@@ -78,7 +78,7 @@ def adapted_text(
             mask=text.mask_before_R1TS if context_is_missing else text.mask_R1TS,
             out=_text_output(text) if index == last_index else None,
             parallel=lambda normed, index=index: parallel(index, normed),
-            twice=twice,
+            differentiable_twice=differentiable_twice,
         )
     features = F.layer_norm(
         x.flatten(0, 1), x.shape[-1:], clip.ln_final_weight, clip.ln_final_bias, tower.eps
@@ -120,7 +120,7 @@ def adapted_image(
     change_block: ChangeBlock = _keep,
     parallel: Parallel = _add_nothing,
     reads_prompts: bool = False,
-    twice: bool = False,
+    differentiable_twice: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return unnormalized image features (B, E), and the mean output of the prompts (B, D) if it is read.
 
@@ -132,7 +132,7 @@ def adapted_image(
         change_block: Returns the weights of a block. Default: the frozen weights.
         parallel: Returns what is added to the output of a block. Default: nothing is added.
         reads_prompts: True to return the mean of the last block's outputs at the prompts, after `ln_post`.
-        twice: True if second derivatives are needed.
+        differentiable_twice: True if second derivatives are needed.
     """
     tower = clip.vision
     last_index = len(tower.blocks) - 1
@@ -159,10 +159,17 @@ def adapted_image(
             x,
             out=last_out if index == last_index else None,
             parallel=lambda normed, index=index: parallel(index, normed),
-            twice=twice,
+            differentiable_twice=differentiable_twice,
         )
     if clip.pool is not None:
-        x = _block(clip.pool, clip.pool.blocks[0], x, out=1, parallel=lambda normed: None, twice=twice)
+        x = _block(
+            clip.pool,
+            clip.pool.blocks[0],
+            x,
+            out=1,
+            parallel=lambda normed: None,
+            differentiable_twice=differentiable_twice,
+        )
     x = x.reshape(num_images, -1, x.shape[-1])
     if clip.ln_post_weight is not None:
         x = F.layer_norm(x, x.shape[-1:], clip.ln_post_weight, clip.ln_post_bias, tower.eps)
@@ -182,7 +189,7 @@ def _block(
     mask: Tensor | None = None,
     out: int | Tensor | None = None,
     parallel: Callable[[Tensor], Tensor | None],
-    twice: bool,
+    differentiable_twice: bool,
 ) -> Tensor:
     """Return z + MLP(norm_2(z)) + parallel(n), where n = norm_1(x) and z = x + attention(n).
 
@@ -195,7 +202,7 @@ def _block(
         out: Tokens to return. None: all. A number: the first tokens of each row. A tensor: slots of the
             flattened (R x T) tokens, returned as (number of slots, 1, D).
         parallel: Function of n at the returned tokens. None as its result: nothing is added.
-        twice: True if second derivatives are needed.
+        differentiable_twice: True if second derivatives are needed.
     """
     normed = F.layer_norm(x_RTD, x_RTD.shape[-1:], block.ln_1_weight, block.ln_1_bias, tower.eps)
     qkv = F.linear(normed, block.in_proj_weight, block.in_proj_bias)
@@ -206,7 +213,8 @@ def _block(
     if num_shared:
         k = _prepend_shared(k, num_shared)
         v = _prepend_shared(v, num_shared)
-    attended = _attention(q, k, v, mask, tower.scale, twice=twice).transpose(1, 2).flatten(2)
+    attended = _attention(q, k, v, mask, tower.scale, differentiable_twice=differentiable_twice)
+    attended = attended.transpose(1, 2).flatten(2)
     h = F.linear(_select(attended, out), block.out_proj_weight, block.out_proj_bias)
     z = _select(x_RTD, out) + h if tower.residual else h
     y = z + _mlp(tower, block, z)
@@ -246,8 +254,10 @@ def _select(x_RTD: Tensor, out: int | Tensor | None) -> Tensor:
     return x_RTD.flatten(0, 1)[out][:, None]
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, *, twice: bool) -> Tensor:
-    if not twice:
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, *, differentiable_twice: bool
+) -> Tensor:
+    if not differentiable_twice:
         return fused_attention(q, k, v, mask=mask, scale=scale)
     # torch's fused attention has no second derivative.
     scores = (q * scale) @ k.mT

@@ -1,8 +1,11 @@
 """One iteration: the direct phase on a batch, then the meta phase on its meta task (support and query).
 
 Towers with prompt tokens have hand-written derivatives (`prometar.clip.tower`). Autograd differentiates the
-rest, and towers that are changed in other ways (`prometar.clip.adapted`). B images, C classes, K losses, P
-tokens of width D, N features of width E.
+rest, and towers that are changed in other ways (`prometar.clip.adapted`).
+
+Names of tensors end with their dimensions: B images, C classes, K losses, Q query images, R query images and
+partners, features of width E. Prompts have P tokens of width D. `gradients` are those of K losses, with a
+leading dimension K. A `gradient` has the shape of its tensor.
 
 Source: the published code of ProMetaR (CVPR 2024). tests/parity contains recorded trajectories of that code.
 """
@@ -40,32 +43,38 @@ def step(
     """Return the state after one iteration, and the detached, unweighted losses by name.
 
     The modulator chooses the factor m in g = g_task + m g_reg, which combines the gradients of the task loss
-    and the regularizer. Direct phase: the optimizer updates the leaves theta with g on the batch. Meta phase
-    (skipped without an inner loop, a meta task or leaves): compute theta' = theta - inner_lr g on the
-    support; update theta and gate on outer_weight * query loss(theta'). Both phases share the optimizer's
-    state.
+    and the regularizer.
+
+    - Direct phase: The optimizer updates the leaves theta with g on the batch.
+    - Meta phase: The inner step computes theta' = theta - inner_lr g on the support. The optimizer then
+      updates theta and the gate with the gradients of outer_weight * query loss(theta'). This phase is
+      skipped if the method has no inner loop or no leaves, or if there is no meta task.
+
+    Both phases share the optimizer's state.
     """
     inputs, _, inputs_vjp = vjp(partial(_inputs, method), state.leaves)
     gradients, losses = _gradients(model, method, inputs, batch)
-    gradient = inputs_vjp(_modulate(method, state.gate, gradients))
+    leaf_gradient = inputs_vjp(_modulate(method, state.gate, gradients))
     logged = {f"direct_{name}": loss.detach() for name, loss in losses.items()}
-    state = _update(method, state, gradient, {}, rates)
+    state = _update(method, state, leaf_gradient, {}, rates)
     if method.inner is not None and meta_task is not None and state.leaves:
-        gradient, g_gate, losses = _meta_gradients(model, method, method.inner, state, *meta_task)
-        state = _update(method, state, gradient, g_gate, rates)
+        leaf_gradient, gate_gradient, losses = _meta_gradient(model, method, method.inner, state, *meta_task)
+        state = _update(method, state, leaf_gradient, gate_gradient, rates)
         logged |= {name: loss.detach() for name, loss in losses.items()}
     return replace(state, step=state.step + 1), logged
 
 
-def _update(method: Method, state: State, gradient: Tensors, g_gate: Tensors, rates: Rates) -> State:
-    """Return the state after an update of the leaves, and of the gate if `g_gate` is not empty."""
+def _update(
+    method: Method, state: State, leaf_gradient: Tensors, gate_gradient: Tensors, rates: Rates
+) -> State:
+    """Return the state after an update of the leaves, and of the gate if `gate_gradient` is not empty."""
     leaves, optimizer = update_leaves(
-        method.optimizer, state.leaves, gradient, state.optimizer, rates.of_leaf
+        method.optimizer, state.leaves, leaf_gradient, state.optimizer, rates.of_leaf
     )
     state = replace(state, leaves=leaves, optimizer=optimizer)
-    if g_gate:
+    if gate_gradient:
         gate, optimizer = update_leaves(
-            method.optimizer, state.gate, g_gate, state.gate_optimizer, lambda name: rates.gate_lr
+            method.optimizer, state.gate, gate_gradient, state.gate_optimizer, lambda name: rates.gate_lr
         )
         state = replace(state, gate=gate, gate_optimizer=optimizer)
     return state
@@ -75,43 +84,47 @@ Hvp = Callable[[Tensors], Tensors]
 """Map from input directions u_k (K, P, D) to sum_k H_k u_k. H_k: Hessian of loss k with respect to inputs."""
 
 
-def _meta_gradients(
+def _meta_gradient(
     model: PromptedClip, method: Method, inner: InnerSGD, state: State, support: Embeddings, query: Embeddings
 ) -> tuple[Tensors, Tensors, Losses]:
-    """Return the gradients of outer_weight * query loss with respect to prompts and gate, and all losses.
+    """Return the gradient of outer_weight * query loss with respect to leaves and gate, and all losses.
 
-    The inner step maps the prompts, the gate and the support gradients g_k to adapted inputs. Its vjp maps
-    the query gradient at the adapted inputs to gradients of the prompts and the gate, and to cotangents u_k
-    of g_k. With second order, sum_k H_k u_k is pulled back to the prompts and added to the prompts' gradient.
+    The inner step maps the leaves, the gate and the support gradients g_k to adapted inputs. Its vjp maps
+    the query gradient at the adapted inputs to gradients of the leaves and the gate, and to cotangents u_k
+    of g_k. With second order, sum_k H_k u_k is pulled back to the leaves and added to their gradient.
     """
     inputs, _, inputs_vjp = vjp(partial(_inputs, method), state.leaves)
     support_hvp: Hvp | None = None
     if inner.second_order:
-        support_gradients, losses, support_hvp = _gradients_and_hvp(model, method, inputs, support)
+        gradients, losses, support_hvp = _gradients_and_hvp(model, method, inputs, support)
     else:
-        support_gradients, losses = _gradients(model, method, inputs, support)
+        gradients, losses = _gradients(model, method, inputs, support)
 
-    def adapt(values: Tensors) -> tuple[Tensors, Tensors]:
-        prompts, gate, gradients = (_group(values, name) for name in ("prompts", "gate", "gradient"))
+    def adapt(arguments: Tensors) -> tuple[Tensors, Tensors]:
+        leaves = _group(arguments, "leaves")
         # First order: the inner gradient is treated as constant, so it is computed at detached copies.
-        inner_prompts = prompts if inner.second_order else fresh_leaves(prompts)
-        _, _, inner_vjp = vjp(partial(_inputs, method), inner_prompts, differentiable=True)
-        return _inputs(method, inner(prompts, inner_vjp(_modulate(method, gate, gradients))))
+        inner_leaves = leaves if inner.second_order else fresh_leaves(leaves)
+        _, _, inner_vjp = vjp(partial(_inputs, method), inner_leaves, differentiable=True)
+        input_gradient = _modulate(method, _group(arguments, "gate"), _group(arguments, "gradients"))
+        leaf_gradient = inner_vjp(input_gradient)
+        adapted_leaves = inner(leaves, leaf_gradient)
+        return _inputs(method, adapted_leaves)
 
-    groups = {"prompts": state.leaves, "gate": state.gate, "gradient": support_gradients}
-    values = {f"{name}/{key}": leaf for name, group in groups.items() for key, leaf in group.items()}
-    adapted, _, adapt_vjp = vjp(adapt, values)
+    arguments = _joined({"leaves": state.leaves, "gate": state.gate, "gradients": gradients})
+    adapted, _, adapt_vjp = vjp(adapt, arguments)
     query_gradient, query_loss = _query_gradient(model, method, adapted, query, inner.outer_weight)
     pulled_back = adapt_vjp(query_gradient)
-    g_prompts = _group(pulled_back, "prompts")
+    leaf_gradient = _group(pulled_back, "leaves")
     if support_hvp is not None:
-        scale = scale_factor(model.clip.dtype, HEADROOM, inner.lr, inner.outer_weight)
-        product = support_hvp(_scale(_group(pulled_back, "gradient"), scale))
-        correction = inputs_vjp(_scale(product, 1 / scale))
-        sums = torch._foreach_add(list(g_prompts.values()), [correction[name] for name in g_prompts])
-        g_prompts = dict(zip(g_prompts, sums, strict=True))
+        # In float16, the scale keeps the tangents within range. It is undone after the products.
+        loss_scale = scale_factor(model.clip.dtype, HEADROOM, inner.lr, inner.outer_weight)
+        product = support_hvp(_scaled(_group(pulled_back, "gradients"), loss_scale))
+        correction = inputs_vjp(_scaled(product, 1 / loss_scale))
+        corrections = [correction[name] for name in leaf_gradient]
+        sums = torch._foreach_add(list(leaf_gradient.values()), corrections)
+        leaf_gradient = dict(zip(leaf_gradient, sums, strict=True))
     support_losses = {f"support_{name}": loss for name, loss in losses.items()}
-    return g_prompts, _group(pulled_back, "gate"), support_losses | {"query_loss": query_loss}
+    return leaf_gradient, _group(pulled_back, "gate"), support_losses | {"query_loss": query_loss}
 
 
 def _inputs(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
@@ -120,8 +133,8 @@ def _inputs(method: Method, leaves: Leaves) -> tuple[Tensors, Tensors]:
 
 
 def _modulate(method: Method, gate: Leaves, gradients: Tensors) -> Tensors:
-    """Return the modulated gradient g of each input, given K gradients. If K = 1, it is the given one."""
-    if any(len(gradients_K) == 1 for gradients_K in gradients.values()):
+    """Return the modulated gradient g of each input. If K = 1, g is the gradient of the only loss."""
+    if all(len(gradients_K) == 1 for gradients_K in gradients.values()):
         return {name: gradients_K[0] for name, gradients_K in gradients.items()}
     g_task: Tensors = {}
     g_reg: Tensors = {}
@@ -146,7 +159,7 @@ def _gradients_and_hvp(
     model: PromptedClip, method: Method, inputs: Tensors, batch: Embeddings
 ) -> tuple[Tensors, Losses, Hvp]:
     """Return the gradients and losses of `_gradients`, and the Hessian-vector product at the inputs."""
-    towers = model.forward(inputs, batch.images, batch.frozen, twice=True)
+    towers = model.forward(inputs, batch.images, batch.frozen, differentiable_twice=True)
 
     def output_gradients(outputs: Tensors) -> tuple[Tensors, Losses]:
         losses_of = partial(_losses, model, method, towers, batch)
@@ -182,15 +195,16 @@ def _losses(
 ) -> tuple[Tensors, Losses]:
     """Return the terms to differentiate (task loss, regularizer), and all unweighted losses for logging."""
     features = model.final_features(outputs, towers.features(outputs))
-    scale = model.clip.logit_scale
-    task_loss = method.logits.loss(part(outputs, "logits"), features, batch.labels, batch.weights, scale)
+    logit_scale = model.clip.logit_scale
+    leaves = part(outputs, "logits")
+    task_loss = method.logits.loss(leaves, features, batch.labels, batch.weights, logit_scale)
     inputs = RegularizerInputs(
         text_CE=features.unit_text_CE,
         frozen_text_CE=model.frozen_text_CE,
         image_BE=features.unit_image_BE,
         frozen_image_BE=batch.frozen,
         weights_B=batch.weights,
-        scale=scale,
+        scale=logit_scale,
     )
     total, distances = method.regularizer(inputs)
     terms = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
@@ -205,17 +219,19 @@ def _query_gradient(
     terms, _, loss_vjp = vjp(
         lambda outputs: ({"query": _query_loss(model, method, towers, outputs, query)}, {}), towers.outputs
     )
-    scale = scale_factor(model.clip.dtype, outer_weight)
-    weight = torch.ones_like(terms["query"]) * (outer_weight * scale)
-    query_gradients = {name: g[None] for name, g in loss_vjp({"query": weight}).items()}
-    gradient = towers.vjp(query_gradients, release=True)
-    return _scale({name: g[0] for name, g in gradient.items()}, 1 / scale), terms["query"]
+    loss_scale = scale_factor(model.clip.dtype, outer_weight)
+    weight = torch.ones_like(terms["query"]) * (outer_weight * loss_scale)
+    output_gradient = loss_vjp({"query": weight})
+    # The towers' vjp takes and returns K gradients. Here, K = 1.
+    gradients = towers.vjp({name: g[None] for name, g in output_gradient.items()}, release=True)
+    gradient = {name: gradients_K[0] for name, gradients_K in gradients.items()}
+    return _scaled(gradient, 1 / loss_scale), terms["query"]
 
 
 def _query_loss(
     model: PromptedClip, method: Method, towers: TowerPasses, outputs: Tensors, query: Embeddings
 ) -> Tensor:
-    """Return the query loss. Images: Q query images, then partners (support images to mix in)."""
+    """Return the query loss. The images are Q query images, then partners (support images to mix in)."""
     features = model.final_features(outputs, towers.features(outputs))
     partners = query.partners
     features = features.for_images(lambda rows: _mixed(rows, len(query.labels), partners))
@@ -231,7 +247,10 @@ def _query_loss(
 
 
 def _mixed(rows_RE: Tensor, num_query: int, partners: Partners | None) -> Tensor:
-    """Return the features of the query images, mixed with those of their partners (if pixels are not)."""
+    """Return the features of the query images, mixed with those of their partners.
+
+    They are not mixed if there are no partners, or if the pixels have been mixed already.
+    """
     query_QE = rows_RE[:num_query]
     if partners is None or partners.image_rows is None:  # `image_rows` is None if pixels are mixed
         return query_QE
@@ -239,9 +258,17 @@ def _mixed(rows_RE: Tensor, num_query: int, partners: Partners | None) -> Tensor
     return query_share * query_QE + partners.partner_share[:, None] * rows_RE[partners.image_rows]
 
 
-def _group(values: Tensors, name: str) -> Tensors:
-    return {key.partition("/")[2]: leaf for key, leaf in values.items() if key.startswith(f"{name}/")}
+def _joined(groups: dict[str, Tensors]) -> Tensors:
+    """Return the tensors of all groups by "<group>/<name>", because `vjp` takes one dictionary of tensors."""
+    return {f"{group}/{name}": each for group, tensors in groups.items() for name, each in tensors.items()}
 
 
-def _scale(leaves: Tensors, number: float) -> Tensors:
-    return leaves if number == 1 else {name: leaf * number for name, leaf in leaves.items()}
+def _group(joined: Tensors, group: str) -> Tensors:
+    """Return the tensors of one group by name, given the result of `_joined`."""
+    prefix = f"{group}/"
+    return {key.removeprefix(prefix): each for key, each in joined.items() if key.startswith(prefix)}
+
+
+def _scaled(tensors: Tensors, factor: float) -> Tensors:
+    """Return the tensors times `factor`. A factor of 1 costs no kernels."""
+    return tensors if factor == 1 else {name: each * factor for name, each in tensors.items()}

@@ -93,7 +93,8 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
             image_rows = len(query) + inverse
         # As in the published code, 1 - lam is computed in the precision of lam.
         partners = Partners(mix.lam.to(dtype), (1 - mix.lam).to(dtype), batch_rows, image_rows, mix)
-    support_weights, query_weights = (torch.ones(len(r), dtype=dtype) / len(r) for r in (support, query))
+    support_weights = torch.ones(len(support), dtype=dtype) / len(support)
+    query_weights = torch.ones(len(query), dtype=dtype) / len(query)
     return Selection(support, support_weights, query_and_partners, query_weights, partners)
 
 

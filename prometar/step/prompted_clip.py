@@ -55,14 +55,14 @@ class PromptedClip:
         if isinstance(self.text, Tensor):
             return self.text
         if self._text_needs_autodiff:
-            return self._adapted_text(self.text, inputs, frozen_BE, twice=False)
+            return self._adapted_text(self.text, inputs, frozen_BE, differentiable_twice=False)
         features = encode_text(self.clip, self.text, self._by_layer(inputs, "text"))
         return features.to(self.clip.working_dtype)
 
     def image_features(self, inputs: Tensors, images: EmbeddedImages) -> Tensors:
         """Return unnormalized features "vision" (B, E), and "vision.prompts" (B, D) if they are read."""
         if self._vision_needs_autodiff:
-            return self._adapted_images(inputs, images, twice=False)
+            return self._adapted_images(inputs, images, differentiable_twice=False)
         features = encode_image(self.clip, images, self._by_layer(inputs, "vision"))
         return {"vision": features.to(self.clip.working_dtype)}
 
@@ -73,11 +73,17 @@ class PromptedClip:
         images: EmbeddedImages,
         frozen_BE: Tensor | None = None,
         *,
-        twice: bool = False,
+        differentiable_twice: bool = False,
     ) -> TowerPasses:
-        """Run both towers, and save what their derivatives need. `twice`: for second derivatives, too.
+        """Run both towers, and save what their derivatives need.
 
         Towers that only have tokens with hand-written derivatives store no autograd graph.
+
+        Args:
+            inputs: Results of `Method.inputs`.
+            images: Embedded images.
+            frozen_BE: Features of the frozen CLIP, for conditional prompts.
+            differentiable_twice: True if second derivatives are needed, too.
         """
         text = self.text
         working_dtype = self.clip.working_dtype
@@ -88,22 +94,26 @@ class PromptedClip:
         if isinstance(text, Tensor):
             text_CE = text
         elif self._text_needs_autodiff:
-            text_function = partial(self._adapted_text, text, frozen_BE=frozen_BE, twice=twice)
-            text_pass_ = AutodiffPass(
+            text_function = partial(
+                self._adapted_text, text, frozen_BE=frozen_BE, differentiable_twice=differentiable_twice
+            )
+            autodiff_text = AutodiffPass(
                 lambda own: {"text": text_function(own)}, self._tower_inputs(inputs, "text")
             )
-            passes["text"] = text_pass_
-            outputs |= text_pass_.values
+            passes["text"] = autodiff_text
+            outputs |= autodiff_text.values
         else:
             features, passes["text"] = text_pass(self.clip, text, self._by_layer(inputs, "text"))
             outputs["text"] = features.to(working_dtype)
         if not self.method.changes("vision"):
             image_BE = self.image_features({}, images)["vision"]
         elif self._vision_needs_autodiff:
-            image_function = partial(self._adapted_images, images=images, twice=twice)
-            vision_pass = AutodiffPass(image_function, self._tower_inputs(inputs, "vision"))
-            passes["vision"] = vision_pass
-            outputs |= vision_pass.values
+            image_function = partial(
+                self._adapted_images, images=images, differentiable_twice=differentiable_twice
+            )
+            autodiff_vision = AutodiffPass(image_function, self._tower_inputs(inputs, "vision"))
+            passes["vision"] = autodiff_vision
+            outputs |= autodiff_vision.values
         else:
             assert isinstance(images, ImageTokens)
             features, passes["vision"] = image_pass(self.clip, images, self._by_layer(inputs, "vision"))
@@ -138,7 +148,7 @@ class PromptedClip:
         return self.method.traits.inserts or reads_prompts or self.method.adapters.changes("vision")
 
     def _adapted_text(
-        self, text: TextInput, inputs: Tensors, frozen_BE: Tensor | None, *, twice: bool
+        self, text: TextInput, inputs: Tensors, frozen_BE: Tensor | None, *, differentiable_twice: bool
     ) -> Tensor:
         """Return unnormalized text features (C, E), or (B, C, E) if prompts are conditional."""
         prompts = self.method.prompts
@@ -149,7 +159,7 @@ class PromptedClip:
         elif prompts.conditional:
             assert frozen_BE is not None, "conditional prompts require frozen image features"
             tokens = prompts.condition_tokens(tokens, frozen_BE)
-            twice = True  # vmap supports no fused attention
+            differentiable_twice = True  # vmap does not support fused attention
         encode = partial(
             adapted_text,
             self.clip,
@@ -157,7 +167,7 @@ class PromptedClip:
             inserts=self.method.traits.inserts,
             change_block=self._change_block("text", inputs),
             parallel=self._parallel("text", inputs),
-            twice=twice,
+            differentiable_twice=differentiable_twice,
         )
         by_layer = self._by_layer(tokens, "text")
         if prompts.conditional:
@@ -170,7 +180,9 @@ class PromptedClip:
             features = features.unflatten(-2, (-1, self.num_texts)).mean(dim=-2)
         return features
 
-    def _adapted_images(self, inputs: Tensors, images: EmbeddedImages, *, twice: bool) -> Tensors:
+    def _adapted_images(
+        self, inputs: Tensors, images: EmbeddedImages, *, differentiable_twice: bool
+    ) -> Tensors:
         assert isinstance(images, ImageTokens)
         features_BE, prompts_BD = adapted_image(
             self.clip,
@@ -180,7 +192,7 @@ class PromptedClip:
             change_block=self._change_block("vision", inputs),
             parallel=self._parallel("vision", inputs),
             reads_prompts=self.method.features.reads_image_prompts,
-            twice=twice,
+            differentiable_twice=differentiable_twice,
         )
         outputs = {"vision": features_BE.to(self.clip.working_dtype)}
         if prompts_BD is not None:

@@ -19,19 +19,20 @@ from prometar.step.autodiff import AutodiffPass
 TowerPass = Pass | AutodiffPass
 
 Records = dict[str, Any]
-"""By tower: what `hvp` requires of cotangents or of tangents."""
+"""What `vjp_for_hvp` or `jvp` saves for `hvp`, by tower."""
 
 
 @dataclass(frozen=True)
 class TowerPasses:
-    """Forward passes of the changed towers, and what losses are differentiated with respect to.
+    """Forward passes through the changed towers, and the outputs on which the losses depend.
 
     Args:
         dtype: Precision of the towers.
         passes: Pass of each changed tower. A `Pass` has hand-written derivatives with respect to tokens, and
             returns one feature. An `AutodiffPass` can have any inputs and outputs.
         outputs: Outputs of the passes: "text" (C, E), or (B, C, E) if it depends on the images, "vision"
-            (B, E) and "vision.prompts" (B, D). Also the inputs of feature function and logits, by name.
+            (B, E) and "vision.prompts" (B, D). Other learned tensors, which losses use directly without a
+            tower, are also listed here. They are inputs and outputs at once.
         constant_text_CE: Normalized text features if the text tower is unchanged, otherwise None.
         constant_image_BE: Image features if the image tower is unchanged, otherwise None. Not normalized,
             because the query loss mixes unnormalized image features.
@@ -58,7 +59,7 @@ class TowerPasses:
 
         For `release`, see `Pass`.
         """
-        return self._input_gradients(cotangents, lambda _, each, g: each.vjp(g, release=release))
+        return self._input_gradients(cotangents, lambda _, tower_pass, g: tower_pass.vjp(g, release=release))
 
     def vjp_for_hvp(self, cotangents: Tensors) -> tuple[Tensors, Records]:
         """Return the result of `vjp`, and what `hvp` requires of the cotangents."""
@@ -80,9 +81,10 @@ class TowerPasses:
         records: Records = {}
         for tower, tower_pass in self.passes.items():
             if isinstance(tower_pass, Pass):
-                by_layer = tokens_by_layer(tangents, tower)
-                by_layer = {layer: t.to(self.dtype) for layer, t in by_layer.items()}
-                features, records[tower] = tower_pass.jvp(by_layer)
+                layer_tangents = tokens_by_layer(tangents, tower)
+                features, records[tower] = tower_pass.jvp(
+                    {layer: t.to(self.dtype) for layer, t in layer_tangents.items()}
+                )
                 pushed[tower] = features.to(self.outputs[tower].dtype)
             else:
                 outputs, records[tower] = tower_pass.jvp(tangents)
@@ -95,29 +97,34 @@ class TowerPasses:
         """Return the gradients, with respect to the inputs, of <r, outputs> + sum_k <g_k, J t_k>.
 
         r: `cotangents`. g_k: cotangents of `vjp_for_hvp`. t_k: tangents of `jvp`. J: Jacobian.
-        If g_k and A_k are gradient and Hessian of loss k in the outputs, and r = sum_k A_k J t_k,
-        the result is sum_k H_k t_k, where H_k is the Hessian of loss k in the inputs.
+        Let g_k and A_k be gradient and Hessian of loss k with respect to the outputs. If r = sum_k A_k J t_k,
+        the result is sum_k H_k t_k, where H_k is the Hessian of loss k with respect to the inputs.
 
         Args:
             vjp_records, jvp_records: Second results of `vjp_for_hvp` and `jvp`.
             cotangents: Cotangents r of the outputs.
             release: Free residuals and records after their use (see `Pass`).
         """
-        return self._input_gradients(
-            cotangents,
-            lambda tower, each, r: each.hvp(vjp_records[tower], jvp_records[tower], r, release=release),
-        )
+
+        def pull_back(tower: str, tower_pass: Any, r: Any) -> Mapping[Any, Tensor]:
+            return tower_pass.hvp(vjp_records[tower], jvp_records[tower], r, release=release)
+
+        return self._input_gradients(cotangents, pull_back)
 
     @property
     def _direct_outputs(self) -> list[str]:
-        """Names of the outputs that are inputs of feature function and logits."""
+        """Names of the outputs that are also inputs, because losses use them directly."""
         return [name for name in self.outputs if section_of(name) != "prompts"]
 
     @torch.no_grad()
     def _input_gradients(
         self, cotangents: Tensors, derivative: Callable[[str, Any, Any], Mapping[Any, Tensor]]
     ) -> Tensors:
-        """Return the gradients of all inputs. `derivative` is applied to each tower, pass and cotangents."""
+        """Return the gradients of all inputs.
+
+        For each tower, `derivative(tower, tower_pass, cotangents)` is called with the cotangents of the
+        tower's outputs. It returns the gradients of the tower's inputs.
+        """
         gradients = {name: cotangents[name] for name in self._direct_outputs}
         for tower, tower_pass in self.passes.items():
             if isinstance(tower_pass, Pass):
