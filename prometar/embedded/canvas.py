@@ -39,10 +39,12 @@ class Canvas:
         angle = rng.uniform(-turn, turn)
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         axis = (np.arange(size) + 0.5) / size - 0.5
-        u, v = axis[None, :] * tiles, axis[:, None] * tiles
+        u = axis[None, :] * tiles
+        v = axis[:, None] * tiles
         x = (u * np.cos(angle) - v * np.sin(angle)) * stretch + rng.uniform(0.0, 8.0)
         y = (u * np.sin(angle) + v * np.cos(angle)) / stretch + rng.uniform(0.0, 8.0)
-        x, y = (each + warp * noise(rng, size, 2.5) for each in (x, y))
+        x = x + warp * noise(rng, size, 2.5)
+        y = y + warp * noise(rng, size, 2.5)
         return cls(rng, x, y, tiles / size, tiles)
 
     @classmethod
@@ -61,10 +63,12 @@ class Canvas:
         stretch = np.exp(rng.uniform(-0.1, 0.1))
         center_x, center_y = rng.uniform(-shift, shift, 2)
         axis = ((np.arange(size) + 0.5) / size - 0.5) * 2.0
-        u, v = (axis[None, :] - center_x) / unit, (axis[:, None] - center_y) / unit
+        u = (axis[None, :] - center_x) / unit
+        v = (axis[:, None] - center_y) / unit
         x = (u * np.cos(angle) + v * np.sin(angle)) * stretch
         y = (v * np.cos(angle) - u * np.sin(angle)) / stretch
-        x, y = (each + warp * noise(rng, size, 2.0) for each in (x, y))
+        x = x + warp * noise(rng, size, 2.0)
+        y = y + warp * noise(rng, size, 2.0)
         return cls(rng, x, y, 2.0 / size / unit)
 
     @property
@@ -73,12 +77,20 @@ class Canvas:
         return self.x.shape[0]
 
     def ink(self, depth: Floats, softness: float = 1.5) -> Floats:
-        """Return 1 in a shape, 0 outside, with a soft edge. `depth`: distance to the edge, > 0 inside."""
+        """Return a mask (H, W): 1 inside a shape, 0 outside, with a soft edge.
+
+        Args:
+            depth: (H, W) distance to the edge of the shape, positive inside and negative outside.
+            softness: Width of the edge in pixels.
+        """
         return edge(depth, softness * self.pixel)
 
 
 MakeCanvas = Callable[[Rng, int], Canvas]
 """Function (rng, size) that returns a canvas, such as a partial of `Canvas.figure`."""
+
+Shape = Callable[[Canvas], Floats]
+"""Function of a canvas that returns the depth (H, W) of its pixels in a shape (see `Canvas.ink`)."""
 
 
 def noise(rng: Rng, size: int, waves: float, stretch: float = 1.0) -> Floats:
@@ -110,29 +122,30 @@ def integer_offset(value: Floats) -> Floats:
 
 def scatter(canvas: Canvas, spacing: float, jitter: float) -> tuple[Floats, Floats]:
     """Return x and y (N,) of a grid's points, each shifted at random by up to `jitter * spacing`."""
-    left, top = canvas.x.min() - spacing, canvas.y.min() - spacing
-    columns = np.arange(left, canvas.x.max() + spacing, spacing)
-    rows = np.arange(top, canvas.y.max() + spacing, spacing)
-    px, py = (axis.ravel() for axis in np.meshgrid(columns, rows))
-    px = px + canvas.rng.uniform(-jitter, jitter, px.shape) * spacing
-    py = py + canvas.rng.uniform(-jitter, jitter, py.shape) * spacing
-    margin = 0.75 * spacing  # drop points farther than this from every 7th pixel, with 7 pixels of slack
-    sample_x, sample_y = canvas.x[::7, ::7].ravel(), canvas.y[::7, ::7].ravel()
-    squared = ((sample_x[:, None] - px) ** 2 + (sample_y[:, None] - py) ** 2).min(0)
+    columns = np.arange(canvas.x.min() - spacing, canvas.x.max() + spacing, spacing)
+    rows = np.arange(canvas.y.min() - spacing, canvas.y.max() + spacing, spacing)
+    grid_x, grid_y = np.meshgrid(columns, rows)
+    x = grid_x.ravel() + canvas.rng.uniform(-jitter, jitter, grid_x.size) * spacing
+    y = grid_y.ravel() + canvas.rng.uniform(-jitter, jitter, grid_y.size) * spacing
+    # Drop points outside the image. Every 7th pixel is tested, with 7 pixels of slack.
+    sample_x = canvas.x[::7, ::7].ravel()
+    sample_y = canvas.y[::7, ::7].ravel()
+    squared = ((sample_x[:, None] - x) ** 2 + (sample_y[:, None] - y) ** 2).min(0)
+    margin = 0.75 * spacing
     near = squared < (margin + 7 * canvas.pixel) ** 2
-    return px[near], py[near]
+    return x[near], y[near]
 
 
 def voronoi(
     canvas: Canvas, spacing: float = 1.0, jitter: float = 0.4
 ) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Return distances (H, W) to the two nearest points of `scatter`, and the index of the nearest point."""
-    px, py = scatter(canvas, spacing, jitter)
+    point_x, point_y = scatter(canvas, spacing, jitter)
     first = np.full(canvas.x.shape, 1e9)
     second = first.copy()
     owner = np.zeros(canvas.x.shape, dtype=np.int64)
-    for index in range(len(px)):
-        squared = (canvas.x - px[index]) ** 2 + (canvas.y - py[index]) ** 2
+    for index in range(len(point_x)):
+        squared = (canvas.x - point_x[index]) ** 2 + (canvas.y - point_y[index]) ** 2
         nearer = squared < first
         second = np.minimum(second, np.maximum(first, squared))
         first = np.where(nearer, squared, first)
@@ -143,7 +156,10 @@ def voronoi(
 def segment_distance(canvas: Canvas, starts: Floats, ends: Floats) -> Floats:
     """Return the distance (H, W) to the nearest of the segments from `starts` (N, 2) to `ends` (N, 2)."""
     along = ends - starts
-    start_x, start_y, along_x, along_y = (part[:, None, None] for part in (*starts.T, *along.T))
-    dx, dy = canvas.x - start_x, canvas.y - start_y
-    t = np.clip((dx * along_x + dy * along_y) / (along_x * along_x + along_y * along_y + 1e-12), 0.0, 1.0)
+    along_x = along[:, 0, None, None]
+    along_y = along[:, 1, None, None]
+    dx = canvas.x - starts[:, 0, None, None]
+    dy = canvas.y - starts[:, 1, None, None]
+    squared_length = along_x * along_x + along_y * along_y + 1e-12
+    t = np.clip((dx * along_x + dy * along_y) / squared_length, 0.0, 1.0)  # place of the nearest point
     return np.sqrt(((dx - t * along_x) ** 2 + (dy - t * along_y) ** 2).min(0))

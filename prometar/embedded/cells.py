@@ -9,7 +9,7 @@ from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 CellDepths = tuple[Floats, Floats]
-"""Distances (H, W) to the outlines of the body and of its dark parts (nucleus, walls), positive inside."""
+"""Depths (H, W) in the body of a cell, and in its dark parts, such as the nucleus or walls (`Canvas.ink`)."""
 
 
 def _random_points(canvas: Canvas, count: int, spread: float = 0.85) -> Floats:
@@ -21,11 +21,14 @@ def _random_points(canvas: Canvas, count: int, spread: float = 0.85) -> Floats:
 
 
 def _discs(canvas: Canvas, points: Floats, radii: Floats) -> Floats:
-    px, py = points.T[:, :, None, None]
-    return (radii[:, None, None] - np.hypot(canvas.x - px, canvas.y - py)).max(0)
+    """Return the depth (H, W) in the union of discs around `points` (N, 2) with `radii` (N,)."""
+    x = points[:, 0, None, None]
+    y = points[:, 1, None, None]
+    return (radii[:, None, None] - np.hypot(canvas.x - x, canvas.y - y)).max(0)
 
 
 def _lumpy_disc(canvas: Canvas, radius: float, waves: int, amplitude: float) -> Floats:
+    """Return the depth (H, W) in a disc whose radius varies along the edge, in about `waves` waves."""
     angle = np.arctan2(canvas.y, canvas.x)
     phase = canvas.rng.uniform(0, 2 * np.pi, 2)
     wave = np.sin(waves * angle + phase[0]) + 0.6 * np.sin((waves + 2) * angle + phase[1])
@@ -34,7 +37,8 @@ def _lumpy_disc(canvas: Canvas, radius: float, waves: int, amplitude: float) -> 
 
 def _amoeba(canvas: Canvas) -> CellDepths:
     body = _lumpy_disc(canvas, 0.6, 3, 0.17)
-    return body, _discs(canvas, canvas.rng.uniform(-0.25, 0.25, (1, 2)), canvas.rng.uniform(0.15, 0.2, 1))
+    nucleus = canvas.rng.uniform(-0.25, 0.25, (1, 2))
+    return body, _discs(canvas, nucleus, canvas.rng.uniform(0.15, 0.2, 1))
 
 
 def _bacillus(canvas: Canvas) -> CellDepths:
@@ -82,10 +86,15 @@ def _neuron(canvas: Canvas) -> CellDepths:
     count = int(canvas.rng.integers(5, 8))
     angle = np.arange(count) * 2 * np.pi / count + canvas.rng.uniform(-0.3, 0.3, count)
     middle = 0.55 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    ends = [middle * 0.9 + 0.5 * np.stack([np.cos(angle + s), np.sin(angle + s)], 1) for s in (-0.5, 0.5)]
+    # Each arm forks in the middle.
+    forks = [
+        middle * 0.9 + 0.5 * np.stack([np.cos(angle + turn), np.sin(angle + turn)], axis=1)
+        for turn in (-0.5, 0.5)
+    ]
     starts = np.concatenate([np.zeros((count, 2)), middle, middle])
-    arms = 0.05 - segment_distance(canvas, starts, np.concatenate([middle, *ends]))
-    return np.maximum(arms, 0.26 - np.hypot(canvas.x, canvas.y)), 0.13 - np.hypot(canvas.x, canvas.y)
+    arms = 0.05 - segment_distance(canvas, starts, np.concatenate([middle, *forks]))
+    radius = np.hypot(canvas.x, canvas.y)
+    return np.maximum(arms, 0.26 - radius), 0.13 - radius
 
 
 def _spirillum(canvas: Canvas) -> CellDepths:
@@ -110,17 +119,18 @@ def _yeast(canvas: Canvas) -> CellDepths:
 _STAINS = ((0.6, 0.25, 0.6), (0.75, 0.3, 0.45), (0.3, 0.3, 0.65), (0.3, 0.5, 0.5))  # RGB
 
 
-def _draw(draw_depths: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
+def _draw(cell: Callable[[Canvas], CellDepths], rng: np.random.Generator, size: int) -> Pixels:
+    """Draw cells as an out-of-focus microscope shows them: stained, and darker towards the corners."""
     canvas = Canvas.figure(rng, size, radius=(0.6, 1.0), turn=np.pi, shift=0.2, warp=0.07)
     stain = vary_color(rng, _STAINS[rng.integers(4)], 0.1)
     background = vary_color(rng, (0.9, 0.87, 0.88), 0.06) + 0.04 * fractal(rng, size, 3.0)[:, :, None]
-    body, dark = draw_depths(canvas)
-    blur = rng.uniform(2.0, 5.0)  # out of focus
+    body, dark = cell(canvas)
+    blur = rng.uniform(2.0, 5.0)
     grains = 0.75 + 0.15 * noise(rng, size, 12)
     image = blend(background, 0.5 * stain + 0.45, canvas.ink(body, blur) * grains)
     image = blend(image, 0.8 * stain, canvas.ink(dark, blur) * 0.9)
     from_center = np.hypot(*np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size)))
-    image = image * (1.0 - 0.25 * rng.random() * from_center**2)[:, :, None]  # vignette
+    image = image * (1.0 - 0.25 * rng.random() * from_center**2)[:, :, None]
     return quantize(image + 0.03 * rng.standard_normal((size, size, 1)))
 
 

@@ -4,23 +4,31 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prometar.embedded.canvas import Canvas, Floats, edge, integer_offset, segment_distance
+from prometar.embedded.canvas import Canvas, Floats, Shape, edge, integer_offset, segment_distance
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
 Curve = Callable[[np.random.Generator, Floats], Floats]
-"""Function of x in 0..1 that returns the height of a curve in 0..1."""
+"""Function (rng, t) that returns the heights of a curve, in 0..1, at the positions t in 0..1."""
 
-_STEPS = np.linspace(0.0, 1.0, 25)
+_STEPS = np.linspace(0.0, 1.0, 25)  # positions t that line segments connect
+
+# Plot area, in coordinates of the canvas (y downwards).
+_LEFT = -0.85
+_WIDTH = 1.7
+_BOTTOM = 0.8
+_HEIGHT = 1.6
 
 
-def _graph(curve: Curve) -> Callable[[Canvas], Floats]:
-    def depth(f: Canvas) -> Floats:
-        height = np.clip(curve(f.rng, _STEPS), -0.1, 1.1)
-        points = np.stack([_STEPS * 1.7 - 0.85, 0.8 - 1.6 * height], axis=1)
-        return f.rng.uniform(0.04, 0.07) - segment_distance(f, points[:-1], points[1:])
+def _graph(curve: Curve) -> Shape:
+    """Return the shape of a curve that is drawn with a pen of random width."""
 
-    return depth
+    def shape(canvas: Canvas) -> Floats:
+        height = np.clip(curve(canvas.rng, _STEPS), -0.1, 1.1)
+        points = np.stack([_STEPS * _WIDTH + _LEFT, _BOTTOM - _HEIGHT * height], axis=1)
+        return canvas.rng.uniform(0.04, 0.07) - segment_distance(canvas, points[:-1], points[1:])
+
+    return shape
 
 
 def _exponential(rng: np.random.Generator, t: Floats) -> Floats:
@@ -29,7 +37,10 @@ def _exponential(rng: np.random.Generator, t: Floats) -> Floats:
 
 
 def _gaussian(rng: np.random.Generator, t: Floats) -> Floats:
-    return rng.uniform(0.7, 1.0) * np.exp(-(((t - rng.uniform(0.4, 0.6)) / rng.uniform(0.13, 0.22)) ** 2))
+    height = rng.uniform(0.7, 1.0)
+    center = rng.uniform(0.4, 0.6)
+    width = rng.uniform(0.13, 0.22)
+    return height * np.exp(-(((t - center) / width) ** 2))
 
 
 def _hyperbola(rng: np.random.Generator, t: Floats) -> Floats:
@@ -38,8 +49,10 @@ def _hyperbola(rng: np.random.Generator, t: Floats) -> Floats:
 
 
 def _line(rng: np.random.Generator, t: Floats) -> Floats:
-    start, end = rng.uniform(0.0, 0.4), rng.uniform(0.5, 1.0)
-    return (start + (end - start) * t) if rng.random() < 0.5 else (end + (start - end) * t)
+    low = rng.uniform(0.0, 0.4)
+    high = rng.uniform(0.5, 1.0)
+    rises = rng.random() < 0.5
+    return low + (high - low) * t if rises else high + (low - high) * t
 
 
 def _logarithm(rng: np.random.Generator, t: Floats) -> Floats:
@@ -48,7 +61,10 @@ def _logarithm(rng: np.random.Generator, t: Floats) -> Floats:
 
 
 def _sine(rng: np.random.Generator, t: Floats) -> Floats:
-    return 0.5 + rng.uniform(0.25, 0.45) * np.sin(2 * np.pi * (t * rng.uniform(1.0, 2.5) + rng.random()))
+    amplitude = rng.uniform(0.25, 0.45)
+    waves = rng.uniform(1.0, 2.5)
+    phase = rng.random()
+    return 0.5 + amplitude * np.sin(2 * np.pi * (t * waves + phase))
 
 
 def _staircase(rng: np.random.Generator, t: Floats) -> Floats:
@@ -57,47 +73,49 @@ def _staircase(rng: np.random.Generator, t: Floats) -> Floats:
     return up if rng.random() < 0.5 else 1.0 - up
 
 
-def _bars(f: Canvas) -> Floats:
-    count = f.rng.integers(4, 8)
-    heights = f.rng.uniform(0.3, 1.5, count)
-    place_ = (f.x + 0.85) / 1.7 * count
-    column = np.clip(np.floor(place_), 0, count - 1).astype(np.int64)
-    inside = np.minimum(0.35 - np.abs(place_ - column - 0.5), 0.3)
-    return np.minimum(inside * 1.7 / count, np.minimum(f.y - (0.8 - heights[column]), 0.8 - f.y))
+def _bars(canvas: Canvas) -> Floats:
+    count = canvas.rng.integers(4, 8)
+    heights = canvas.rng.uniform(0.3, 1.5, count)
+    position = (canvas.x - _LEFT) / _WIDTH * count  # measured in columns, from the left
+    column = np.clip(np.floor(position), 0, count - 1).astype(np.int64)
+    inside = np.minimum(0.35 - np.abs(position - column - 0.5), 0.3)  # a bar fills 0.7 of its column
+    top = _BOTTOM - heights[column]
+    return np.minimum(inside * _WIDTH / count, np.minimum(canvas.y - top, _BOTTOM - canvas.y))
 
 
-def _pie(f: Canvas) -> Floats:
-    cuts = np.sort(f.rng.uniform(-np.pi, np.pi, f.rng.integers(3, 6)))
-    angle, radius = np.arctan2(f.y, f.x), np.hypot(f.x, f.y)
-    slit = (
-        np.min([np.abs(integer_offset((angle - cut) / (2 * np.pi))) for cut in cuts], axis=0)
-        * 2
-        * np.pi
-        * radius
-    )
-    return np.minimum(0.75 - radius, slit - 0.035)
+def _pie(canvas: Canvas) -> Floats:
+    cuts = np.sort(canvas.rng.uniform(-np.pi, np.pi, canvas.rng.integers(3, 6)))
+    angle = np.arctan2(canvas.y, canvas.x)
+    radius = np.hypot(canvas.x, canvas.y)
+    turns = np.min([np.abs(integer_offset((angle - cut) / (2 * np.pi))) for cut in cuts], axis=0)
+    distance_to_cut = turns * 2 * np.pi * radius
+    return np.minimum(0.75 - radius, distance_to_cut - 0.035)
 
 
-def _scatter(f: Canvas) -> Floats:
-    count = f.rng.integers(12, 24)
-    px = f.rng.uniform(-0.75, 0.75, count)
-    py = -px * f.rng.uniform(-0.9, 0.9) + f.rng.normal(0.0, 0.25, count)
-    near_ = np.sqrt(((f.x - px[:, None, None]) ** 2 + (f.y - py[:, None, None]) ** 2).min(0))
-    return f.rng.uniform(0.05, 0.08) - near_
+def _scatter(canvas: Canvas) -> Floats:
+    count = canvas.rng.integers(12, 24)
+    x = canvas.rng.uniform(-0.75, 0.75, count)
+    slope = canvas.rng.uniform(-0.9, 0.9)
+    y = -x * slope + canvas.rng.normal(0.0, 0.25, count)
+    squared = (canvas.x - x[:, None, None]) ** 2 + (canvas.y - y[:, None, None]) ** 2
+    distance = np.sqrt(squared.min(0))
+    return canvas.rng.uniform(0.05, 0.08) - distance
 
 
-def _draw(depth: Callable[[Canvas], Floats], rng: np.random.Generator, size: int) -> Pixels:
-    f = Canvas.figure(rng, size, radius=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
+def _draw(shape: Shape, rng: np.random.Generator, size: int) -> Pixels:
+    """Draw the marks of a chart in a random ink on paper with axes. The paper of half the images is ruled."""
+    canvas = Canvas.figure(rng, size, radius=(0.75, 0.95), turn=0.06, shift=0.06, warp=0.01)
     paper = vary_color(rng, (0.95, 0.95, 0.93), 0.05)
     ink = rng.uniform(0.0, 0.75, 3)
-    axes = np.maximum(0.03 - np.abs(f.x + 0.88), 0.03 - np.abs(f.y - 0.84))
+    # The axes lie just outside the plot area.
+    axes = np.maximum(0.03 - np.abs(canvas.x + 0.88), 0.03 - np.abs(canvas.y - 0.84))
     ruled = np.maximum(
-        edge(0.05 - np.abs(integer_offset(f.x * 2.5)), 0.05),
-        edge(0.05 - np.abs(integer_offset(f.y * 2.5)), 0.05),
+        edge(0.05 - np.abs(integer_offset(canvas.x * 2.5)), 0.05),
+        edge(0.05 - np.abs(integer_offset(canvas.y * 2.5)), 0.05),
     )
     image = blend(paper, vary_color(rng, (0.7, 0.75, 0.8), 0.1), ruled * rng.choice((0.0, 0.6)))
-    image = blend(image, np.array((0.15, 0.15, 0.15)), f.ink(axes) * 0.9)
-    image = blend(image, ink, f.ink(depth(f)))
+    image = blend(image, np.array((0.15, 0.15, 0.15)), canvas.ink(axes) * 0.9)
+    image = blend(image, ink, canvas.ink(shape(canvas)))
     return quantize(image + 0.02 * rng.standard_normal((size, size, 1)))
 
 

@@ -1,4 +1,4 @@
-"""Painting: random colors, blending by a mask (0: background, 1: color), uneven light, and uint8 images."""
+"""Painting of rendered images: random colors, blending by a mask, uneven light, and conversion to uint8."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,9 +6,10 @@ from numpy.typing import NDArray
 from prometar.embedded.canvas import Floats, fractal
 
 Pixels = NDArray[np.uint8]
+"""Image (H, W, 3) in RGB."""
 
 
-def contrasting_colors(rng: np.random.Generator) -> NDArray[np.float64]:
+def contrasting_colors(rng: np.random.Generator) -> Floats:
     """Return two colors (2, 3) in 0..1 whose mean brightness differs by more than 0.35."""
     while True:
         pair = rng.uniform(0.05, 0.95, (2, 3))
