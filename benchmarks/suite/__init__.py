@@ -46,6 +46,11 @@ def _open(name: str, root: str | None) -> Dataset:
     return rendered_dataset(SETS[name], SuiteSource(name))
 
 
-flags, leaves, shapes, fabrics, plots, terrain, sketches = (
-    partial(_open, name) for name in ("flags", "leaves", "shapes", "fabrics", "plots", "terrain", "sketches")
-)
+# Functions that `--dataset suite:NAME` calls.
+fabrics = partial(_open, "fabrics")
+flags = partial(_open, "flags")
+leaves = partial(_open, "leaves")
+plots = partial(_open, "plots")
+shapes = partial(_open, "shapes")
+sketches = partial(_open, "sketches")
+terrain = partial(_open, "terrain")

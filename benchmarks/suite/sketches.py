@@ -10,8 +10,6 @@ from prometar.embedded.canvas import Canvas, Floats, MakeCanvas, noise, segment_
 from prometar.embedded.paint import Pixels, blend, quantize, vary_color
 from prometar.embedded.rendered import RenderedSet
 
-# On a grid of 20 by 20, y downwards. A stroke is a polyline "x y x y ...", a circle "o x y radius", or an arc
-# "a x y radius from to" in degrees, clockwise from the right.
 STROKES: dict[str, dict[str, str]] = {
     "animal": {
         "bird": "o 6 7 2.5|3.5 7 1.5 8 4 8.5|8 9 16 11 19 9 15 15 9 15 6 9.5|10 15 10 18|12 15 12 18",
@@ -79,25 +77,31 @@ STROKES: dict[str, dict[str, str]] = {
         "16.5 3.5 14.3 5.7|5.7 14.3 3.5 16.5",
     },
 }
+"""Strokes of each thing by family, separated by |, on a grid of 20 by 20 with y downwards.
+
+A stroke is a polyline "x y x y ...", a circle "o x y radius", or an arc "a x y radius from to". The angles of
+an arc are in degrees, clockwise from the right.
+"""
 
 
 def _points(stroke: str) -> Floats:
     """Return the points (N, 2) of a stroke, in -1..1."""
-    kind, *rest = stroke.split()
-    if kind in "oa":
-        x, y, radius, *span = map(float, rest)
-        start, end = np.deg2rad(span or [0.0, 360.0])
-        angle = np.linspace(start, end, 3 + round((end - start) * min(1.8, 0.7 + 0.3 * radius)))
+    first, *rest = stroke.split()
+    if first in ("o", "a"):
+        x, y, radius, *degrees = map(float, rest)
+        start, end = np.deg2rad(degrees or [0.0, 360.0])
+        points_per_radian = min(1.8, 0.7 + 0.3 * radius)
+        angle = np.linspace(start, end, 3 + round((end - start) * points_per_radian))
         points = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
     else:
-        points = np.array([float(kind), *map(float, rest)]).reshape(-1, 2)
+        points = np.array([float(first), *map(float, rest)]).reshape(-1, 2)
     return points / 10.0 - 1.0
 
 
 @cache
 def _segments(strokes: str) -> tuple[Floats, Floats]:
     """Return the starts (N, 2) and ends (N, 2) of all segments."""
-    pairs = [pair for stroke in strokes.split("|") for pair in pairwise(_points(stroke))]
+    pairs = [ends for stroke in strokes.split("|") for ends in pairwise(_points(stroke))]
     return np.array([start for start, _ in pairs]), np.array([end for _, end in pairs])
 
 
@@ -106,18 +110,25 @@ _WILD = partial(Canvas.figure, radius=(0.65, 0.9), turn=0.25, shift=0.12, warp=0
 
 
 def _draw(
-    strokes: str, rng: np.random.Generator, size: int, *, stance: MakeCanvas, clutter: float = 1.0
+    strokes: str, rng: np.random.Generator, size: int, *, make_canvas: MakeCanvas, clutter: float = 1.0
 ) -> Pixels:
-    frame = stance(rng, size)
-    # the shake is a function of position, so segments that share a point stay connected
-    shake = rng.normal(0.0, 0.045, (6, 2)) * clutter
+    """Draw the strokes with a pencil of varying pressure. `clutter`: strength of the hand's shake."""
+    canvas = make_canvas(rng, size)
+    amplitudes = rng.normal(0.0, 0.045, (6, 2)) * clutter
+    phases = amplitudes[:, 0] * 40.0
     waves = np.array([(2, 0), (0, 2), (4, 1), (1, 4), (5, 3), (3, 5)], dtype=np.float64)
+
+    def shaken(points: Floats) -> Floats:
+        # The shake is a function of position, so that segments that share a point stay connected.
+        return points + np.sin(points @ waves.T + phases) @ amplitudes
+
     starts, ends = _segments(strokes)
-    a, b = (ends_ + np.sin(ends_ @ waves.T + shake[:, 0] * 40.0) @ shake for ends_ in (starts, ends))
+    distance = segment_distance(canvas, shaken(starts), shaken(ends))
     width = rng.uniform(0.035, 0.09)
     pressure = np.clip(0.85 + 0.25 * noise(rng, size, 4), 0.3, 1.0)
-    paper, pencil = vary_color(rng, (0.9, 0.88, 0.82), 0.1), vary_color(rng, (0.25, 0.25, 0.3), 0.2)
-    image = blend(paper, pencil, frame.ink(width - segment_distance(frame, a, b), 2.0) * pressure)
+    paper = vary_color(rng, (0.9, 0.88, 0.82), 0.1)
+    pencil = vary_color(rng, (0.25, 0.25, 0.3), 0.2)
+    image = blend(paper, pencil, canvas.ink(width - distance, 2.0) * pressure)
     light = 1.0 + 0.06 * noise(rng, size, 2)[:, :, None]
     return quantize(image * light + 0.04 * rng.standard_normal((size, size, 1)))
 
@@ -126,8 +137,8 @@ SKETCHES = RenderedSet(
     name="sketches",
     template="a sketch of a {}.",
     counts={"train": 20, "val": 10, "test": 30},
-    draw=partial(_draw, stance=_OWN, clutter=0.3),
+    draw=partial(_draw, make_canvas=_OWN, clutter=0.3),
     families=STROKES,
 )
-WILD = replace(SKETCHES, draw=partial(_draw, stance=_WILD))
+WILD = replace(SKETCHES, draw=partial(_draw, make_canvas=_WILD))
 """The harder renderings that `mini` was pre-trained on."""
