@@ -98,7 +98,8 @@ class Benchmark(StrictModel):
         if self.split_folders:
             folders = (f"{images}/{folder}".removesuffix("/.") for folder in self.split_folders.values())
             return (*folders, CLASSNAMES_FILE)
-        return (images, AIRCRAFT_CLASSES_FILE, *(f"images_variant_{split}.txt" for split in self.sizes))
+        lists = [f"images_variant_{split}.txt" for split in self.sizes]
+        return (images, AIRCRAFT_CLASSES_FILE, *lists)
 
 
 _YAML = (resources.files("prometar.data.datasets") / "benchmarks.yaml").read_text("utf-8")

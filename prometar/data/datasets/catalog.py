@@ -13,7 +13,6 @@ from typing import Any
 from prometar.clip.wording import is_template
 from prometar.data.datasets.benchmarks import BENCHMARKS, TEMPLATE
 from prometar.data.datasets.dataset import (
-    SPLITS,
     Dataset,
     FolderSource,
     Item,
@@ -168,7 +167,9 @@ def open_unverified(name: str, root: Path | str | None, args: Mapping[str, objec
     exclusions = read_exclusions(location)
     require_known(exclusions, {item.path for item in dataset.items}, location)
     dataset = replace(dataset, excluded=frozenset(exclusions))
-    return replace(dataset, templates=benchmark.templates, exif_rotation=False) if benchmark else dataset
+    if benchmark is None:
+        return dataset
+    return replace(dataset, templates=benchmark.templates, exif_rotation=False)
 
 
 def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dataset:
@@ -178,13 +179,20 @@ def _open_custom(name: str, root: str | None, args: Mapping[str, object]) -> Dat
     if not isinstance(dataset, Dataset):
         raise UserError(f"{name} must return a Dataset, got {type(dataset).__name__}. See docs/extending.md.")
     for item in dataset.items:
-        if type(item) is not Item or [*map(type, (item.path, item.label, item.classname))] != [str, int, str]:
+        if not _is_valid_item(item):
             expected = "Item(path: str, label: int, classname: str)"
             raise UserError(f"{name} must return images as {expected}, got {item!a:.200}.")
     for template in (dataset.template, *dataset.templates.values()):
         if not is_template(template):
             raise UserError(f"{name} must return templates with exactly one {{}}, got {template!a:.80}.")
     return replace(dataset, name=name, items_origin=dataset.items_origin or name)
+
+
+def _is_valid_item(item: object) -> bool:
+    """Return True for an `Item` whose fields have exactly the declared types (a bool is not a label)."""
+    if type(item) is not Item:
+        return False
+    return type(item.path) is str and type(item.label) is int and type(item.classname) is str
 
 
 def image_list_errors(dataset: Dataset) -> Iterator[str]:
@@ -226,15 +234,14 @@ def rendered_dataset(rendered: RenderedSet[Any], source: Source) -> Dataset:
             classname = path.split("/")[0]
             yield Item(path, labels[classname], classname)
 
-    train, val, test = (tuple(items(split)) for split in SPLITS)
     return Dataset(
         rendered.name,
         rendered.title,
-        train,
-        val,
-        test,
-        source,
-        rendered.template,
+        train=tuple(items("train")),
+        val=tuple(items("val")),
+        test=tuple(items("test")),
+        source=source,
+        template=rendered.template,
         items_origin="the renderer",
         exif_rotation=False,
     )

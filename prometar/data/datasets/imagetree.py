@@ -66,7 +66,9 @@ def read_tree(folder: Path) -> Dataset:
             f"{folder} has the folders {', '.join(folders)}. Expected train and test (val is optional), "
             "only test, or only class folders. Each split needs class folders."
         )
-    names = class_folders(*(folder / split for split in splits)) if splits else folders
+    names = folders
+    if splits:
+        names = class_folders(*[folder / split for split in splits])
     if len(names) < 2:
         raise UserError(f"{folder} has only one class folder ({names[0]}). Add at least one more.")
     if pair := find_duplicate_names(names):
@@ -76,7 +78,7 @@ def read_tree(folder: Path) -> Dataset:
         items = {split: labeled_images(folder, [f"{split}/{n}" for n in names], names) for split in splits}
     else:
         items = _split_automatically(folder, names)
-        note = "; ".join(filter(None, (SPLIT_NOTE, note)))
+        note = f"{SPLIT_NOTE}; {note}" if note else SPLIT_NOTE
     return Dataset(
         OWN_IMAGES,
         OWN_IMAGES_TITLE,
@@ -110,7 +112,8 @@ def _read_base_classes(file: Path, names: Sequence[str]) -> tuple[str, ...]:
             raise UserError(f"{file}, line {number}: {line.strip()!a:.80} is not a class folder.")
         if name in base:
             raise UserError(f"{file}, line {number}: {name} is listed twice. Delete one of the lines.")
-        base += [name] if name is not None else []
+        if name is not None:
+            base.append(name)
     num_new = len(names) - len(base)
     if len(base) < MIN_BASE_OR_NEW or num_new < MIN_BASE_OR_NEW:
         raise UserError(

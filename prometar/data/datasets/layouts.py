@@ -111,7 +111,8 @@ def _read_class_folders(benchmark: Benchmark, folder: Path) -> dict[str, Items]:
     if benchmark.numbered:
         names = {str(k): name for k, name in enumerate(names.values())}
     image_folder = folder / benchmark.image_folder
-    folders = class_folders(*(image_folder / parent for parent in benchmark.split_folders.values()))
+    split_folders = [image_folder / parent for parent in benchmark.split_folders.values()]
+    folders = class_folders(*split_folders)
     if unknown := sorted(set(folders) - set(names)):
         raise UserError(f"{image_folder}: folder {unknown[0]} is not listed in {file}.")
     folders.sort(key=int if benchmark.numbered else str)

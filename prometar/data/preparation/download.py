@@ -133,9 +133,11 @@ class _Download:
         split_file = self._benchmark.split_file
         try:
             if any(not (self._folder / name).exists() for name in self._copy.folders):
-                sources = [self._install_archives] * bool(self._benchmark.archives) + [self._install_copy]
-                if self._benchmark.imagenet_variant:
-                    sources.reverse()  # only the copy contains classnames.txt
+                sources = [self._install_copy]
+                if self._benchmark.archives and self._benchmark.imagenet_variant:
+                    sources = [self._install_copy, self._install_archives]  # the copy has classnames.txt
+                elif self._benchmark.archives:
+                    sources = [self._install_archives, self._install_copy]
                 added += self._try_in_turn(sources)
             if split_file and not (self._folder / split_file).exists():
                 added += self._try_in_turn([self._install_split_file, self._install_copy])
@@ -183,8 +185,10 @@ class _Download:
         url = f"{COPIES_URL}/{self._copy.file}"
         unpacked = self._fetch_and_unpack(url, self._copy.digest)
         first = self._copy.folders[0]
-        parents = [unpacked, *(path for path in sorted(unpacked.rglob("*")) if path.is_dir())]
-        found = [path for path in parents if "__MACOSX" not in path.parts and (path / first).is_dir()]
+        found: list[Path] = []
+        for path in [unpacked, *sorted(unpacked.rglob("*"))]:
+            if "__MACOSX" not in path.parts and (path / first).is_dir():
+                found.append(path)
         if not found:
             raise SourceError(f"{url} does not contain the folder {first}.")
         parent = min(found, key=lambda path: len(path.parts))
@@ -448,8 +452,9 @@ def _content_range(headers: Message) -> tuple[int | None, int | None]:
     match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", headers.get("Content-Range", ""))
     if match is None:
         return None, None
-    first, size = match.groups()
-    return None if first is None else int(first), None if size is None else int(size)
+    first = None if match[1] is None else int(match[1])
+    size = None if match[2] is None else int(match[2])
+    return first, size
 
 
 def _require_disk_space(folder: Path, num_bytes: int) -> None:

@@ -94,7 +94,8 @@ def _split_all_classes(dataset: Dataset, shots: int, seed: int, val_per_class: i
     labels = labels_of(dataset.train)
     _require_images(dataset, dataset.test, labels, "test")
     _require_images(dataset, dataset.train, labels_of(dataset.test), "training")
-    train, test = (select_and_relabel(items, labels) for items in (few_shot, dataset.test))
+    train = select_and_relabel(few_shot, labels)
+    test = select_and_relabel(dataset.test, labels)
     return FewShotSplit(train, {"all": test})
 
 

@@ -6,6 +6,7 @@ the k-th row of an epoch does not depend on the batch size, Ray Data's block siz
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -76,7 +77,7 @@ class ImageOrder:
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches per epoch."""
-        return -(-self.rows_per_epoch // self.batch_size)
+        return math.ceil(self.rows_per_epoch / self.batch_size)
 
     @property
     def num_steps(self) -> int:
