@@ -207,10 +207,11 @@ class Attention:
         dk = torch.bmm(b.view(by_token_and_tangent).mT, tq.view(num_all, -1, width))
         dk = torch.baddbmm(dk, s.mT, q)
         dv = torch.baddbmm(torch.bmm(d.mT, g.view(num_all, -1, width)), p.mT, r)
-        rows_and_heads = (-1, self._num_heads)
-        return self._join(
-            *(x.view(*rows_and_heads, *x.shape[1:]).transpose(1, 2) for x in (dq, dk, dv)),
-        )
+        return self._join(self._with_rows(dq), self._with_rows(dk), self._with_rows(dv))
+
+    def _with_rows(self, x: Tensor) -> Tensor:
+        """Return (B, tokens, H, W) from (BH, tokens, W)."""
+        return x.view(-1, self._num_heads, *x.shape[1:]).transpose(1, 2)
 
     def _split_heads(self, x: Tensor, *, num_parts: int = 1) -> Tensor:
         """Split the last dimension into (H, W), or into (3, H, W) for queries, keys and values."""

@@ -166,7 +166,8 @@ def _hub_tokenizer(name: str) -> Tokenize:
         context_length = ids_NT.shape[1]
         longer_NT = tokenizer(list(texts), context_length=context_length + 1)
         no_text = tokenizer([""])  # start, end and padding
-        num_kept, num_given = ((~torch.isin(ids, no_text)).sum(dim=1) for ids in (ids_NT, longer_NT))
+        num_kept = (~torch.isin(ids_NT, no_text)).sum(dim=1)
+        num_given = (~torch.isin(longer_NT, no_text)).sum(dim=1)
         _require_complete(texts, num_kept == num_given, context_length)
         return ids_NT
 
@@ -265,7 +266,8 @@ def require_backbone(name: str, pretrained: str | None) -> None:
         )
     if pretrained in (None, "random"):
         return
-    if pretrained not in (tags := tags_of(name)):
+    tags = tags_of(name)
+    if pretrained not in tags:
         file = Path(str(pretrained))
         if file.suffix in {".pt", ".pth", ".bin", ".safetensors"} or file_size(file) is not None:
             return  # `load_clip` checks the file

@@ -8,6 +8,7 @@ SigLIP's text tower is not causal, so each text has its own row, including paddi
 the last token, whose output is the feature, is put first, and the context is put last (`AppendedSlots`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -85,7 +86,11 @@ def text_input(
     texts: list[list[int]] = ids_CT.tolist()
     # The end token (EOT) has the highest id.
     ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in texts]
-    if min(ends) < num_start + num_replaced + bool(num_replaced):  # no class name before EOT
+    # If tokens are replaced, at least one token of the class name must precede EOT.
+    min_end = num_start
+    if num_replaced:
+        min_end += num_replaced + 1
+    if min(ends) < min_end:
         raise UserError(
             f"prompts.text_length {num_context} leaves no room for class names. "
             f"The backbone accepts {len(texts[0])} tokens. Use a smaller value."
@@ -122,31 +127,31 @@ def text_input(
         before = attends_RTS.copy()
         context = np.arange(num_start, num_shared)
         before[:, :, context] = False
-        before[: 1 if packed else None, context, context] = True  # a softmax over no keys would be NaN
+        rows_with_context = before[:1] if packed else before
+        rows_with_context[:, context, context] = True  # a softmax over no keys would be NaN
         masks.append(before)
-    if (
-        packed and len(ids_RT) == 1
-    ):  # the shared tokens are slots of this row, so they are not repeated as keys
+    # The shared tokens of a single row are slots of this row, so they are not repeated as keys.
+    if packed and len(ids_RT) == 1:
         masks = [_without_shared_keys(mask, num_shared) for mask in masks]
-    additive = [
-        torch.zeros(mask.shape, dtype=clip.dtype, device=clip.device).masked_fill_(
-            torch.from_numpy(~mask).to(clip.device), float("-inf")
-        )[:, None]
-        for mask in masks
-    ]
-    ids, positions, end_C = (
-        torch.from_numpy(array).to(clip.device) for array in (ids_RT, positions_RT, ends_C)
-    )
+    ids = torch.from_numpy(ids_RT).to(clip.device)
+    positions = torch.from_numpy(positions_RT).to(clip.device)
     return TextInput(
         embedded_RTD=clip.token_embedding[ids] + clip.text_positions[positions],
-        mask_R1TS=additive[0],
-        end_C=end_C,
+        mask_R1TS=_additive_mask(clip, masks[0]),
+        end_C=torch.from_numpy(ends_C).to(clip.device),
         num_start=num_start,
         num_context=num_context,
         context_start=num_start,
-        mask_before_R1TS=additive[1] if inserted else None,
+        mask_before_R1TS=_additive_mask(clip, masks[1]) if inserted else None,
         is_packed=packed,
     )
+
+
+def _additive_mask(clip: Clip, attends_RTS: NDArray[np.bool_]) -> Tensor:
+    """Return a mask (R, 1, T, S) to add to the scores: 0 where a slot attends to a key, otherwise -inf."""
+    zeros_RTS = torch.zeros(attends_RTS.shape, dtype=clip.dtype, device=clip.device)
+    is_excluded_RTS = torch.from_numpy(~attends_RTS).to(clip.device)
+    return zeros_RTS.masked_fill_(is_excluded_RTS, float("-inf"))[:, None]
 
 
 def _without_shared_keys(attends_RTS: NDArray[np.bool_], num_shared: int) -> NDArray[np.bool_]:
@@ -212,7 +217,7 @@ def _with_positions(clip: Clip, text: TextInput, prompts: LayerPrompts) -> Layer
     assert all(len(prompt) == num for prompt in prompts.values()), "prompts replace the whole context"
     if 0 not in prompts:
         return prompts
-    return {**prompts, 0: prompts[0] + clip.text_positions[text.num_start :][:num]}
+    return {**prompts, 0: prompts[0] + clip.text_positions[text.num_start : text.num_start + num]}
 
 
 def _prompted_tower(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Tensor | None) -> PromptedTower:
@@ -228,10 +233,8 @@ def _prompted_tower(clip: Clip, text: TextInput, prompts: LayerPrompts, mask: Te
         slots = ReplacedSlots(text.num_start, num_context)
         # The columns of the mask are the keys: the shared tokens, then the slots of the row.
         num_shared = mask.shape[-1] - mask.shape[-2]
-        layers = [
-            Layer(tower, block, mask=mask, num_shared=num_shared, out_slots=out)
-            for block, out in zip(tower.blocks, [*[None] * (len(tower.blocks) - 1), text.end_C], strict=True)
-        ]
+        layers = [Layer(tower, block, mask=mask, num_shared=num_shared) for block in tower.blocks[:-1]]
+        layers.append(Layer(tower, tower.blocks[-1], mask=mask, num_shared=num_shared, out_slots=text.end_C))
     head: list[AnyFunction] = [Norm(clip.ln_final_weight, clip.ln_final_bias, tower.eps)]
     if clip.text_projection is not None:
         head.append(Projection(clip.text_projection, clip.text_projection_bias))
@@ -255,8 +258,11 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
     """
     texts = [tuple(rest) for rest in rests]
     rows = _split_into_rows(texts, len(shared))
-    length = max(len(shared) * (r == 0) + len(row) for r, row in enumerate(rows))
-    ids, positions = np.zeros((2, len(rows), length), np.int64)
+    lengths = [len(row) for row in rows]
+    lengths[0] += len(shared)
+    length = max(lengths)
+    ids = np.zeros((len(rows), length), np.int64)
+    positions = np.zeros((len(rows), length), np.int64)
     attends = np.zeros((len(rows), length, len(shared) + length), bool)
     in_row = attends[:, :, len(shared) :]
     in_row[:] = np.eye(length, dtype=bool)
@@ -265,7 +271,7 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
     attends[0, : len(shared)] = np.tri(len(shared), len(shared) + length, dtype=bool)
     end_slots: dict[Prefix, int] = {}
     for r, row in enumerate(rows):
-        first = len(shared) * (r == 0)
+        first = len(shared) if r == 0 else 0
         slots = {prefix: first + k for k, prefix in enumerate(row)}
         for prefix, slot in slots.items():
             ids[r, slot] = prefix[-1]
@@ -282,9 +288,11 @@ def _split_into_rows(texts: Sequence[Prefix], num_shared: int) -> list[list[Pref
     texts = sorted(set(texts))
     num_nodes = num_shared + len({text[: k + 1] for text in texts for k in range(len(text))})
     num_rows = max(1, round(num_nodes / ROW_LENGTH))
-    length = -(-num_nodes // num_rows)
-    while len(rows := _fill_rows(texts, num_shared, length)) > num_rows:
+    length = math.ceil(num_nodes / num_rows)
+    rows = _fill_rows(texts, num_shared, length)
+    while len(rows) > num_rows:
         length += 1
+        rows = _fill_rows(texts, num_shared, length)
     return rows
 
 

@@ -72,7 +72,8 @@ class Layer:
         )
 
     def value(self, x_BTD: Tensor) -> Tensor:
-        return self._apply(x_BTD, *(function.value for function in self._functions))
+        maps = [function.value for function in self._functions]
+        return self._apply(x_BTD, *maps)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, LayerResiduals]:
         maps, residuals = recorded([function.forward for function in self._functions])
@@ -82,7 +83,8 @@ class Layer:
     def vjp(self, residuals: LayerResiduals, g: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cotangents of the first `num_out` input tokens, and of the remaining input tokens."""
         pairs = zip(self._functions, residuals.functions, strict=True)
-        return self._pull_back(g, residuals.input_shape, *(partial(f.vjp, saved) for f, saved in pairs))
+        maps = [partial(f.vjp, saved) for f, saved in pairs]
+        return self._pull_back(g, residuals.input_shape, *maps)
 
     def vjp_for_hvp(
         self, residuals: LayerResiduals, g: Tensor
@@ -103,7 +105,8 @@ class Layer:
     ) -> tuple[Tensor, Tensor]:
         """Return the result of `TokenFunction.hvp`, split like that of `vjp`."""
         groups = zip(self._functions, residuals.functions, cotangents, tangents, strict=True)
-        return self._pull_back(r, residuals.input_shape, *(partial(f.hvp, *saved) for f, *saved in groups))
+        maps = [partial(f.hvp, *saved) for f, *saved in groups]
+        return self._pull_back(r, residuals.input_shape, *maps)
 
     def _apply(
         self, x_BTD: Tensor, norm_1: TokenMap, attention: TokenMap, norm_2: TokenMap, activation: TokenMap
@@ -143,7 +146,9 @@ class Layer:
         g_x = norm_1(h @ block.in_proj_weight)
         num_out = g_x.shape[-2] if self._num_out is None else self._num_out
         g_first, g_rest = g_x.split([num_out, g_x.shape[-2] - num_out], dim=-2)
-        return g_first + self._spread(g, input_shape) if self._residual else g_first, g_rest
+        if self._residual:
+            g_first = g_first + self._spread(g, input_shape)
+        return g_first, g_rest
 
     def _select(self, x: Tensor) -> Tensor:
         return x if self._out_slots is None else x.flatten(-3, -2).index_select(-2, self._out_slots)

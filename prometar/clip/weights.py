@@ -64,9 +64,12 @@ def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> No
 def describe_mismatch(expected: StateDict, found: StateDict) -> str:
     """Describe the first tensor that does not match `expected` or is not finite ("" if there is none)."""
     for name in sorted(expected.keys() | found.keys()):
-        wanted, actual = (_describe(each.get(name)) for each in (expected, found))
+        if name not in expected:
+            return f"{name} is unexpected"
+        wanted = _describe(expected[name])
+        actual = _describe(found.get(name))
         if actual != wanted:
-            return f"{name} is {actual}, expected {wanted}" if name in expected else f"{name} is unexpected"
+            return f"{name} is {actual}, expected {wanted}"
     for name, tensor in found.items():
         # torch.isfinite(tensor) would allocate a mask as large as the tensor.
         if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all():
@@ -118,7 +121,8 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
     eps = 1e-6 if arch.is_siglip else EPS
     get = state.get
     positions = state["visual.positional_embedding"]
-    if (bias := get("visual.conv1.bias")) is not None:  # the convolution adds this bias to every patch
+    bias = get("visual.conv1.bias")
+    if bias is not None:  # the convolution adds this bias to every patch
         positions = positions + bias
     return Clip(
         text=_tower(state, "transformer", arch.text_heads, arch.text_activation, eps),
@@ -194,9 +198,15 @@ _BLOCK_KEYS = (  # in the order of the fields of `Block`
 def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: float) -> Tower:
     stem = f"{prefix}.resblocks."
     depth = 1 + max(int(name[len(stem) :].split(".")[0]) for name in state if name.startswith(stem))
-    blocks = tuple(Block(*(state[f"{stem}{i}.{key}"] for key in _BLOCK_KEYS)) for i in range(depth))
+    blocks = tuple(_block(state, f"{stem}{index}.") for index in range(depth))
     scale = (blocks[0].out_proj_bias.shape[0] // num_heads) ** -0.5
     return Tower(blocks, num_heads, activation, scale, eps)
+
+
+def _block(state: StateDict, stem: str) -> Block:
+    """Return the block whose tensors have names that start with `stem`."""
+    tensors = [state[f"{stem}{key}"] for key in _BLOCK_KEYS]
+    return Block(*tensors)
 
 
 def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
@@ -204,15 +214,21 @@ def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
     pool = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     kv_weight = pool["kv.weight"]
     # Computed in float64 for the same reason as the logit scale in `from_state_dict`.
-    in_float64 = (pool[name].double() for name in ("latent", "q.weight", "q.bias"))
-    query = F.linear(*in_float64).flatten(0, -2)[0].to(kv_weight.dtype)
-    modules = ("proj", "norm", "mlp.c_fc", "mlp.c_proj")
+    projected = F.linear(pool["latent"].double(), pool["q.weight"].double(), pool["q.bias"].double())
+    query = projected.flatten(0, -2)[0].to(kv_weight.dtype)
     block = Block(
-        state["visual.ln_post.weight"],
-        state["visual.ln_post.bias"],
-        torch.cat([torch.zeros_like(kv_weight[: len(query)]), kv_weight]),
-        torch.cat([query, pool["kv.bias"]]),
-        *(pool[f"{module}.{kind}"] for module in modules for kind in ("weight", "bias")),
+        ln_1_weight=state["visual.ln_post.weight"],
+        ln_1_bias=state["visual.ln_post.bias"],
+        in_proj_weight=torch.cat([torch.zeros_like(kv_weight[: len(query)]), kv_weight]),
+        in_proj_bias=torch.cat([query, pool["kv.bias"]]),
+        out_proj_weight=pool["proj.weight"],
+        out_proj_bias=pool["proj.bias"],
+        ln_2_weight=pool["norm.weight"],
+        ln_2_bias=pool["norm.bias"],
+        c_fc_weight=pool["mlp.c_fc.weight"],
+        c_fc_bias=pool["mlp.c_fc.bias"],
+        c_proj_weight=pool["mlp.c_proj.weight"],
+        c_proj_bias=pool["mlp.c_proj.bias"],
     )
     scale = (len(query) // arch.vision_heads) ** -0.5
     return Tower((block,), arch.vision_heads, arch.vision_activation, scale, eps, residual=False)

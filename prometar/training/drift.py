@@ -80,7 +80,7 @@ def out_of_domain_names(dataset: Dataset, vocabulary: Sequence[str]) -> tuple[st
     def words(name: str) -> set[str]:
         return set(readable(name).lower().split())
 
-    class_words = set().union(*map(words, dataset.classnames))
+    class_words = {word for name in dataset.classnames for word in words(name)}
     names = tuple(name for name in vocabulary if class_words.isdisjoint(words(name)))
     if len(names) < _MIN_NAMES:
         raise UserError(
@@ -160,7 +160,8 @@ def drift_scores(
         raise not_finite_error(backbone)
     zero_shot = _percentage(zero_shot_correct)
     weight = min(1.0, drift / math.log(len(out_of_domain.frozen_names_VE)))
-    new = zero_shot + weight * min(0.0, 100 / len(out_of_domain.frozen_classes_CE) - zero_shot)
+    chance = 100 / len(out_of_domain.frozen_classes_CE)
+    new = zero_shot + weight * min(0.0, chance - zero_shot)
     scores = {"base": predictions.accuracy, "new": new, "zero_shot": zero_shot, "divergence": drift}
     return scores, predictions
 

@@ -57,14 +57,20 @@ class Footprint:
     def of(cls, clip: Clip, splits: Sequence[FewShotSplit]) -> "Footprint":
         """Return the footprint of a process that trains on these splits one after another."""
         evaluated = {items for split in splits for items in split.evaluations.values()}
-        cache_bytes = min(sum(map(len, evaluated)) * 3 * clip.image_size**2, MAX_BATCH_BYTES)
+        num_images = sum(len(items) for items in evaluated)
+        bytes_per_image = 3 * clip.image_size**2
         tokens = (clip.image_size // clip.patch_weight.shape[-1]) ** 2 + 1
         per_image = tokens * clip.vision.width * len(clip.vision.blocks)
         per_class = 77 * clip.text.width * len(clip.text.blocks)  # CLIP's texts have 77 tokens
         weights = sum(tensor.nbytes for tensor in tensors_of(clip))
         num_classes = max(len(split.classnames) for split in splits)
         return cls(
-            weights, per_image, per_class, num_classes, cache_bytes, clip.to(device=torch.device("meta"))
+            weight_bytes=weights,
+            floats_per_image=per_image,
+            floats_per_class=per_class,
+            num_classes=num_classes,
+            cache_bytes=min(num_images * bytes_per_image, MAX_BATCH_BYTES),
+            shapes=clip.to(device=torch.device("meta")),
         )
 
     def memory_bytes(self, config: Config, *, on_gpu: bool = False) -> int:
@@ -109,7 +115,8 @@ class Footprint:
         """Return the share of a tower's blocks from the first that learned tensors enter."""
         if self.shapes is None:
             return 1.0
-        num_blocks = len((self.shapes.text if tower == "text" else self.shapes.vision).blocks)
+        shapes = self.shapes.text if tower == "text" else self.shapes.vision
+        num_blocks = len(shapes.blocks)
         return 1 - method.first_block(tower, num_blocks) / num_blocks
 
     def _leaf_bytes(self, method: Method) -> int:

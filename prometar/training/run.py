@@ -84,7 +84,8 @@ class Run:
         lines += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
         lines += [f"{name} {order.digest} {classnames(order.items)}" for name, order in orders.items()]
         lines += [f"{ref} {digest}" for ref, digest in self.code_digests.items()]
-        lines += [f"texts {self.text_digest}"] if self.text_digest else []
+        if self.text_digest:
+            lines.append(f"texts {self.text_digest}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -79,9 +79,10 @@ class Session:
             return cls(run, folder, start_stream, before_step), f"started over: {error.args[0].rstrip('.')}"
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        for field, inputs in (("run_digest", "settings or data"), ("weights_digest", "weights")):
-            if getattr(checkpoint, field) != self._digests[field]:
-                raise WorkError(f"{self._path} belongs to a run with other {inputs}.", "Use another --out.")
+        if checkpoint.run_digest != self._digests["run_digest"]:
+            raise self._other_run_error("settings or data")
+        if checkpoint.weights_digest != self._digests["weights_digest"]:
+            raise self._other_run_error("weights")
         expected = self.state.tensors()
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.leaves.items()}
@@ -92,6 +93,10 @@ class Session:
             raise checkpoint_error(self._path, f"it contains {epochs} epochs, more than train.epochs")
         self.state = checkpoint.state.to(self.run.backbone.clip.device)
         self.history = list(checkpoint.history)
+
+    def _other_run_error(self, inputs: str) -> WorkError:
+        """Return the error for a checkpoint of a run with other inputs, such as "weights"."""
+        return WorkError(f"{self._path} belongs to a run with other {inputs}.", "Use another --out.")
 
     @property
     def finished(self) -> bool:
@@ -130,7 +135,8 @@ class Session:
             cached = can_skip_images(run.cache, numbers, changes_vision=run.method.changes("vision"))
             start_stream = stream_labels if cached and not reads_pixels else self._start_stream
             self._stream = start_stream(run.order, run.dataset.source, start)
-            self._batches = chain([*islice(self._stream, 1)], self._stream)
+            first_batch = list(islice(self._stream, 1))
+            self._batches = chain(first_batch, self._stream)
         return self._batches
 
     def score(self) -> dict[str, float]:
