@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -30,31 +30,41 @@ LENGTH = 5
 WIDTH = 16
 HEADS = 2
 SHARED = 2
+SCALE = 0.3  # of attention scores
 
 
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def tangent_of(function: Callable[[Any], Tensor], x: Any, t: Any) -> Tensor:
     """Return J t, computed as the transpose of g -> J^T g."""
     value, pullback = vjp(function, x)
-    (pushed,) = vjp(lambda g: pullback(g)[0], torch.zeros_like(value))[1](t)
+
+    def transposed_jacobian(g: Tensor) -> Tensor:
+        return pullback(g)[0]
+
+    _, transpose = vjp(transposed_jacobian, torch.zeros_like(value))
+    (pushed,) = transpose(t)
     return pushed
 
 
-WEIGHT = random(WIDTH)
-BIAS = random(WIDTH, 1)[:, 0]
-MATRIX = random(WIDTH, 3)
+WEIGHT = random(WIDTH, seed=1)
+BIAS = random(WIDTH, seed=2)
+MATRIX = random(WIDTH, 3, seed=3)
 
 
 def plain_attention(qkv: Tensor, mask: Tensor | None, num_shared: int, num_queries: int | None) -> Tensor:
-    q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).movedim(2, 0).transpose(2, 3)
-    if num_shared:
-        k, v = (torch.cat([x[:1, :, :num_shared].expand(ROWS, -1, -1, -1), x], dim=2) for x in (k, v))
-    scores = q[:, :, :num_queries] @ k.mT * 0.3
-    p = (scores if mask is None else scores + mask).softmax(dim=-1)
-    return (p @ v).transpose(1, 2).flatten(2)
+    by_head = qkv.unflatten(-1, (3, HEADS, -1))
+    q, k, v = (by_head[:, :, index].transpose(1, 2) for index in range(3))
+    if num_shared:  # the first keys are the first tokens of row 0
+        k = torch.cat([k[:1, :, :num_shared].expand(ROWS, -1, -1, -1), k], dim=2)
+        v = torch.cat([v[:1, :, :num_shared].expand(ROWS, -1, -1, -1), v], dim=2)
+    scores = q[:, :, :num_queries] @ k.mT * SCALE
+    if mask is not None:
+        scores = scores + mask
+    attended = scores.softmax(dim=-1) @ v
+    return attended.transpose(1, 2).flatten(2)
 
 
 def masked(num_keys: int) -> Tensor:
@@ -63,92 +73,127 @@ def masked(num_keys: int) -> Tensor:
     return mask
 
 
-CASES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor], int]] = {
-    "norm": (lambda: Norm(None, None), partial(F.layer_norm, normalized_shape=(WIDTH,), eps=EPS), WIDTH),
-    "norm with weights": (
-        lambda: Norm(WEIGHT, BIAS),
-        partial(F.layer_norm, normalized_shape=(WIDTH,), weight=WEIGHT, bias=BIAS, eps=EPS),
-        WIDTH,
-    ),
-    "projection": (lambda: Projection(MATRIX, None), lambda x: x @ MATRIX, WIDTH),
-    "projection with a bias": (lambda: Projection(MATRIX, BIAS[:3]), lambda x: x @ MATRIX + BIAS[:3], WIDTH),
-    **{name: (partial(Activation, name), value, WIDTH) for name, (value, _, _) in ACTIVATIONS.items()},
-}
-for name, mask, shared, queries in (
-    ("plain", None, 0, None),
-    ("masked", masked(LENGTH), 0, None),
-    ("shared keys", masked(LENGTH + SHARED), SHARED, None),
-    ("few queries", None, 0, 2),
-):
-    CASES[f"attention, {name}"] = (
-        partial(Attention, HEADS, scale=0.3, mask=mask, num_shared=shared, num_queries=queries),
-        partial(plain_attention, mask=mask, num_shared=shared, num_queries=queries),
+class Case(NamedTuple):
+    """Function with hand-written derivatives, and the plain formula that it must agree with.
+
+    Args:
+        make: Returns the function with derivatives.
+        plain: The plain formula, which torch differentiates.
+        width: Width of the input.
+    """
+
+    make: Callable[[], Any]
+    plain: Callable[[Tensor], Tensor]
+    width: int = WIDTH
+
+
+def attention_case(
+    *, mask: Tensor | None = None, num_shared: int = 0, num_queries: int | None = None
+) -> Case:
+    return Case(
+        partial(Attention, HEADS, scale=SCALE, mask=mask, num_shared=num_shared, num_queries=num_queries),
+        partial(plain_attention, mask=mask, num_shared=num_shared, num_queries=num_queries),
         3 * WIDTH,
     )
 
 
+CASES: dict[str, Case] = {
+    "norm": Case(
+        lambda: Norm(None, None),
+        partial(F.layer_norm, normalized_shape=(WIDTH,), eps=EPS),
+    ),
+    "norm with weights": Case(
+        lambda: Norm(WEIGHT, BIAS),
+        partial(F.layer_norm, normalized_shape=(WIDTH,), weight=WEIGHT, bias=BIAS, eps=EPS),
+    ),
+    "projection": Case(lambda: Projection(MATRIX, None), lambda x: x @ MATRIX),
+    "projection with a bias": Case(
+        lambda: Projection(MATRIX, BIAS[:3]),
+        lambda x: x @ MATRIX + BIAS[:3],
+    ),
+    **{name: Case(partial(Activation, name), value) for name, (value, _, _) in ACTIVATIONS.items()},
+    "attention, plain": attention_case(),
+    "attention, masked": attention_case(mask=masked(LENGTH)),
+    "attention, shared keys": attention_case(mask=masked(LENGTH + SHARED), num_shared=SHARED),
+    "attention, few queries": attention_case(num_queries=2),
+}
+
+
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("case", CASES)
-def test_the_derivatives_are_those_of_the_plain_formula(case: str, count: int) -> None:
-    make, plain, width = CASES[case]
-    x = random(ROWS, LENGTH, width)
+@pytest.mark.parametrize("name", CASES)
+def test_the_derivatives_are_those_of_the_plain_formula(name: str, count: int) -> None:
+    make, plain, width = CASES[name]
+    x = random(ROWS, LENGTH, width, seed=4)
     expected, pullback = vjp(plain, x)
-    g = random(count, *expected.shape)
-    t = random(count, *x.shape) + 0.1
-    r = random(*expected.shape)
-    part = make()
-    pulled = torch.stack([pullback(each)[0] for each in g])
-    pushed = torch.stack([tangent_of(plain, x, each) for each in t])
-    value, residuals = part.forward(x)
+    g = random(count, *expected.shape, seed=5)
+    t = random(count, *x.shape, seed=6)
+    r = random(*expected.shape, seed=7)
+    pulled = torch.stack([pullback(g_k)[0] for g_k in g])
+    pushed = torch.stack([tangent_of(plain, x, t_k) for t_k in t])
+
+    function = make()
+    value, residuals = function.forward(x)
     torch.testing.assert_close(value, expected, **EXACT)
-    torch.testing.assert_close(part.value(x), expected, **EXACT)
-    torch.testing.assert_close(part.vjp(residuals, g), pulled, **EXACT)
-    pulled_for_hvp, cotangents = part.vjp_for_hvp(residuals, g)
+    torch.testing.assert_close(function.value(x), expected, **EXACT)
+    torch.testing.assert_close(function.vjp(residuals, g), pulled, **EXACT)
+    pulled_for_hvp, cotangents = function.vjp_for_hvp(residuals, g)
     torch.testing.assert_close(pulled_for_hvp, pulled, **EXACT)
-    pushed_forward, tangents = part.jvp(residuals, t)
+    pushed_forward, tangents = function.jvp(residuals, t)
     torch.testing.assert_close(pushed_forward, pushed, **EXACT)
-    hvp = part.hvp(residuals, cotangents, tangents, r)
-    torch.testing.assert_close(hvp, second(plain, x, g, t, r), **EXACT)
+    hvp = function.hvp(residuals, cotangents, tangents, r)
+    torch.testing.assert_close(hvp, expected_hvp(plain, x, g, t, r), **EXACT)
 
 
-def second(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r: Tensor) -> Tensor:
-    """Return the expected hvp, from <g, J t> = <J^T g, t>. torch has no third derivative of LayerNorm."""
+def expected_hvp(plain: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, t: Tensor, r: Tensor) -> Tensor:
+    """Return the gradient of <r, f(x)> + sum_k <g_k, J(x) t_k>.
 
-    def whole(x: Tensor) -> Tensor:
+    The scalar uses J^T g instead of J t, because J t would need a third derivative of LayerNorm, which torch
+    lacks.
+    """
+
+    def scalar(x: Tensor) -> Tensor:
         value, pullback = vjp(plain, x)
-        return (r * value).sum() + sum((pullback(each)[0] * b).sum() for each, b in zip(g, t, strict=True))
+        products = [(pullback(g_k)[0] * t_k).sum() for g_k, t_k in zip(g, t, strict=True)]
+        return (r * value).sum() + sum(products)
 
-    return grad(whole)(x)
+    return grad(scalar)(x)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_activations_are_differentiated_in_float32_too(name: str, count: int) -> None:
     """On a CPU, float32 has other kernels than float64."""
-    x = random(3, 40)
-    g = random(count, 3, 40)
+    x = random(3, 40, seed=1)
+    g = random(count, 3, 40, seed=2)
     activation = Activation(name)
     expected = activation.vjp(x, g)
     found = activation.vjp(x.float(), g.float())
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def text_tower(layers: set[int]) -> tuple[Callable[[LayerPrompts], tuple[Tensor, Pass]], LayerPrompts]:
+RunTower = Callable[[LayerPrompts], tuple[Tensor, Pass]]
+"""Function of prompts that returns the features of a tower, and its pass."""
+
+
+def text_tower(layers: set[int]) -> tuple[RunTower, LayerPrompts]:
     clip = backbone(torch.float64).clip.folded()
     text = text_input(clip, tokenize(TEXTS), num_context=2)
-    return lambda prompts: text_pass(clip, text, prompts), {layer: random(2, 16) for layer in layers}
+    prompts = {layer: random(2, 16, seed=layer) for layer in layers}
+    return lambda prompts: text_pass(clip, text, prompts), prompts
 
 
-def vision_tower(layers: set[int]) -> tuple[Callable[[LayerPrompts], tuple[Tensor, Pass]], LayerPrompts]:
+def vision_tower(layers: set[int]) -> tuple[RunTower, LayerPrompts]:
     clip = backbone(torch.float64).clip.folded()
-    tokens = embed_images(clip, random(2, 3, 16, 16))
-    return lambda prompts: image_pass(clip, tokens, prompts), {layer: random(3, 32) for layer in layers}
+    tokens = embed_images(clip, random(2, 3, 16, 16, seed=10))
+    prompts = {layer: random(3, 32, seed=layer) for layer in layers}
+    return lambda prompts: image_pass(clip, tokens, prompts), prompts
 
 
+# 9 tokens per row spread the texts over several rows, and 96, the default, put all texts into one.
 @pytest.mark.parametrize("row_length", [9, 96])
 @pytest.mark.parametrize("layers", [{0}, {1}, {0, 2}, {0, 1, 2}], ids=str)
 @pytest.mark.parametrize("tower", [text_tower, vision_tower])
-def test_a_tower_is_the_plain_one_to_its_second_derivative(
+def test_tower_derivatives_match_autograd_up_to_second_order(
     tower: Any, layers: set[int], row_length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Expected: torch's derivatives of the same forward pass, which other tests compare with open_clip."""
@@ -156,51 +201,57 @@ def test_a_tower_is_the_plain_one_to_its_second_derivative(
     require_derivatives(*tower(layers))
 
 
-def require_derivatives(run: Callable[[LayerPrompts], tuple[Tensor, Pass]], prompts: LayerPrompts) -> None:
+def require_derivatives(run: RunTower, prompts: LayerPrompts) -> None:
+    """Require the derivatives of autograd, and that calls do not change the pass."""
+
     def plain(prompts: LayerPrompts) -> Tensor:
         return run(prompts)[0]
 
-    features, one = run(prompts)
+    features, tower_pass = run(prompts)
     expected, pullback = vjp(plain, prompts)
-    g = random(2, *features.shape)
-    r = random(*features.shape)
-    t = {layer: random(2, *prompt.shape) + layer for layer, prompt in prompts.items()}
-    tangents = [{layer: each[k] for layer, each in t.items()} for k in range(2)]
+    g = random(2, *features.shape, seed=20)
+    r = random(*features.shape, seed=21)
+    t = {layer: random(2, *prompt.shape, seed=30 + layer) for layer, prompt in prompts.items()}
+    tangents = [{layer: t_layer[k] for layer, t_layer in t.items()} for k in range(2)]
 
-    def whole(prompts: LayerPrompts) -> Tensor:
+    def scalar(prompts: LayerPrompts) -> Tensor:
+        """Return <r, f(x)> + sum_k <J^T g_k, t_k>, as in `expected_hvp`."""
         value, pullback = vjp(plain, prompts)
-        pulled = [pullback(each)[0] for each in g]
-        pairs = [(p[n] * tangent[n]).sum() for p, tangent in zip(pulled, tangents, strict=True) for n in p]
-        return (r * value).sum() + sum(pairs)
+        products = []
+        for g_k, t_k in zip(g, tangents, strict=True):
+            (pulled,) = pullback(g_k)
+            products += [(pulled[layer] * t_k[layer]).sum() for layer in pulled]
+        return (r * value).sum() + sum(products)
 
     torch.testing.assert_close(features, expected, **EXACT)
-    pushed, jvp_records = one.jvp(t)
-    pulled, vjp_records = one.vjp_for_hvp(g)
+    pushed, jvp_records = tower_pass.jvp(t)
+    pulled, vjp_records = tower_pass.vjp_for_hvp(g)
     for k in range(2):
-        torch.testing.assert_close({n: each[k] for n, each in pulled.items()}, pullback(g[k])[0], **EXACT)
+        pulled_k = {layer: pulled_layer[k] for layer, pulled_layer in pulled.items()}
+        torch.testing.assert_close(pulled_k, pullback(g[k])[0], **EXACT)
         torch.testing.assert_close(pushed[k], tangent_of(plain, prompts, tangents[k]), **EXACT)
-    hvp = one.hvp(vjp_records, jvp_records, r)
-    torch.testing.assert_close(hvp, grad(whole)(prompts), rtol=1e-8, atol=1e-9)
-    require_purity(one, g, t, r)
+    hvp = tower_pass.hvp(vjp_records, jvp_records, r)
+    torch.testing.assert_close(hvp, grad(scalar)(prompts), rtol=1e-8, atol=1e-9)
+    require_purity(tower_pass, g, t, r)
 
 
-def require_purity(one: Pass, g: Tensor, t: LayerPrompts, r: Tensor) -> None:
+def require_purity(tower_pass: Pass, g: Tensor, t: LayerPrompts, r: Tensor) -> None:
     """Require the same bits from repeated calls in another order, until the residuals are released."""
-    expected_jvp, jvp_records = one.jvp(t)
-    expected_vjp, vjp_records = one.vjp_for_hvp(g)
-    expected_hvp = one.hvp(vjp_records, jvp_records, r)
+    expected_jvp, jvp_records = tower_pass.jvp(t)
+    expected_vjp, vjp_records = tower_pass.vjp_for_hvp(g)
+    expected_hvp = tower_pass.hvp(vjp_records, jvp_records, r)
     # Derivatives at other cotangents and tangents change nothing.
-    one.vjp(-g)
-    one.jvp({layer: 2 * each for layer, each in t.items()})
-    one.vjp_for_hvp(2 * g)
-    found_vjp, vjp_records = one.vjp_for_hvp(g)
-    found_jvp, jvp_records = one.jvp(t)
+    tower_pass.vjp(-g)
+    tower_pass.jvp({layer: 2 * each for layer, each in t.items()})
+    tower_pass.vjp_for_hvp(2 * g)
+    found_vjp, vjp_records = tower_pass.vjp_for_hvp(g)
+    found_jvp, jvp_records = tower_pass.jvp(t)
     assert torch.equal(found_jvp, expected_jvp)
     assert_equal_bits(found_vjp, expected_vjp)
-    assert_equal_bits(one.hvp(vjp_records, jvp_records, r), expected_hvp)
-    assert_equal_bits(one.hvp(vjp_records, jvp_records, r, release=True), expected_hvp)
+    assert_equal_bits(tower_pass.hvp(vjp_records, jvp_records, r), expected_hvp)
+    assert_equal_bits(tower_pass.hvp(vjp_records, jvp_records, r, release=True), expected_hvp)
     with pytest.raises(AssertionError, match="the residuals of this pass have been released"):
-        one.vjp(g)
+        tower_pass.vjp(g)
 
 
 def assert_equal_bits(found: dict[int, Tensor], expected: dict[int, Tensor]) -> None:
@@ -210,8 +261,7 @@ def assert_equal_bits(found: dict[int, Tensor], expected: dict[int, Tensor]) -> 
 
 
 def test_normalize_has_the_bits_and_derivatives_of_torch() -> None:
-    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x.requires_grad_()
+    x = random(3, 5, seed=0).requires_grad_()
     expected = F.normalize(x, dim=-1)
     assert torch.equal(normalize(x), expected)
     assert torch.equal(normalize(torch.zeros(2, 4)), torch.zeros(2, 4))
