@@ -242,6 +242,11 @@ class Confirmation:
     version: Literal[3] = VERSION
 
     @property
+    def fresh_runs(self) -> list[RunScore]:
+        """Runs of all candidates with the fresh seeds. All other runs of candidates belong to the search."""
+        return [run for each in self.candidates for run in each.runs if run.seed in self.seeds]
+
+    @property
     def selected_candidate(self) -> Candidate:
         return next(each for each in self.candidates if each.number == self.selected_number)
 

@@ -30,7 +30,9 @@ def format_mean(values: Collection[float]) -> str:
     """
     if not values:
         return DASH
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    if len(values) == 1:
+        return f"{mean(values):.1f}"
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
 
 
 def format_difference(difference: Interval) -> tuple[str, str]:
@@ -41,7 +43,9 @@ def format_difference(difference: Interval) -> tuple[str, str]:
         (('+2.3', '[+1.1, +4.1]'), ('+0.24', '[+0.03, +0.45]'))
     """
     digits = 1 if min(abs(difference.low), abs(difference.high)) >= 0.05 else 2
-    center, low, high = (f"{x:+.{digits}f}" for x in (difference.mean, difference.low, difference.high))
+    center = f"{difference.mean:+.{digits}f}"
+    low = f"{difference.low:+.{digits}f}"
+    high = f"{difference.high:+.{digits}f}"
     return center, f"[{low}, {high}]"
 
 

@@ -20,7 +20,7 @@ from tune.records.schema import EpochReport
 from tune.records.timeline import append_entry
 from tune.report.formatting import DASH, format_number
 from tune.report.page import STAGES, Progress, write_report
-from tune.report.tables import Table
+from tune.report.tables import Row, Table
 
 INTERVAL_SECONDS = 30.0
 """Minimum time between two versions of the page, and time after which the browser reloads it."""
@@ -148,7 +148,7 @@ class LivePage:
 
 
 def _running_table(jobs: list[JobProgress]) -> Table:
-    rows = []
+    rows: list[Row] = []
     for each in jobs:
         cells = (
             each.job.name,
@@ -157,5 +157,5 @@ def _running_table(jobs: list[JobProgress]) -> Table:
             format_number(each.report.objective) if each.report.epoch else DASH,
             format_duration((datetime.now() - each.started).total_seconds()),
         )
-        rows.append(("", cells))
+        rows.append(Row(cells))
     return Table("Running", ("job", "slot", "epoch", "score", "running for"), rows)

@@ -101,16 +101,22 @@ def _search_plots(records: Records) -> dict[str, go.Figure]:
         if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
             figures["curves"] = visualization.plot_intermediate_values(study)
             figures["curves"].update_layout(xaxis_title="epoch", yaxis_title=escape(records.study.score_name))
-    measured = [t for t in records.trials if t.base is not None and t.new is not None]
-    if measured:
-        figures["accuracies"] = plot_accuracies(
-            {
-                "trials": [t for t in measured if not t.is_baseline and t is not records.selected],
-                LABELS["baseline"]: [t for t in measured if t.is_baseline],
-                LABELS["selected"]: [t for t in measured if t is records.selected and not t.is_baseline],
-            }
-        )
+    if any(trial.base is not None and trial.new is not None for trial in records.trials):
+        figures["accuracies"] = plot_accuracies(_trials_by_label(records))
     return figures
+
+
+def _trials_by_label(records: Records) -> dict[str, list[TrialRecord]]:
+    """Return the trials in three groups, by the name in the legend. The last group is drawn on top."""
+    groups: dict[str, list[TrialRecord]] = {"trials": [], LABELS["baseline"]: [], LABELS["selected"]: []}
+    for trial in records.trials:
+        if trial.is_baseline:
+            groups[LABELS["baseline"]].append(trial)
+        elif trial is records.selected:
+            groups[LABELS["selected"]].append(trial)
+        else:
+            groups["trials"].append(trial)
+    return groups
 
 
 def rebuild_study(records: Records, goals: Sequence[Goal]) -> optuna.Study:
@@ -229,19 +235,21 @@ def plot_calibration(dataset_test: DatasetTest, names: Sequence[SettingsName]) -
             col=column,
         )
         for name in reversed(names):  # so that the selected settings are drawn on top
-            bins = np.array(
-                [each.bins for each in metrics_by_part(getattr(dataset_test, name)).get(part, [])]
-            )
-            if not len(bins):
+            metrics = metrics_by_part(getattr(dataset_test, name)).get(part, [])
+            if not metrics:
                 continue
-            counts = bins[:, :, 0].sum(axis=0)
-            filled = counts > 0
-            sums = (bins[:, :, :1] * bins[:, :, 1:]).sum(axis=0)[filled]
-            confidences, accuracies = (sums / counts[filled, None]).T
+            # Over all seeds: `counts` are sums, `confidences` and `accuracies` are means weighted by count.
+            bins = np.array([each.bins for each in metrics])  # (seeds, bins, [count, confidence, accuracy])
+            counts_by_seed = bins[:, :, 0]
+            counts = counts_by_seed.sum(axis=0)
+            is_filled = counts > 0
+            counts = counts[is_filled]
+            confidences = (counts_by_seed * bins[:, :, 1]).sum(axis=0)[is_filled] / counts
+            accuracies = (counts_by_seed * bins[:, :, 2]).sum(axis=0)[is_filled] / counts
             figure.add_scatter(
                 x=confidences,
                 y=accuracies,
-                text=[f"{count:.0f} predictions" for count in counts[filled]],
+                text=[f"{count:.0f} predictions" for count in counts],
                 mode="lines+markers",
                 name=LABELS[name],
                 legendgroup=name,
@@ -264,16 +272,19 @@ def plot_accuracies(groups: Mapping[str, Sequence[TrialRecord | RunScore]]) -> g
         for name, group in groups.items()
     }
     all_points = [point for group in points_by_group.values() for point in group]
-    bases, news = zip(*all_points, strict=True) if all_points else ((50.0,), (50.0,))
+    bases = [base for base, _ in all_points] or [50.0]  # an empty plot still has axes
+    news = [new for _, new in all_points] or [50.0]
     low = min(bases) - 1
     high = max(bases) + 1
     grid = [low + (high - low) * i / 50 for i in range(51)]
     means = [2 * base * new / (base + new) for base, new in all_points if base + new]
-    for harmonic in sorted({5 * round(mean / 5) for mean in means} - {0}):
-        line = [(base, harmonic * base / (2 * base - harmonic)) for base in grid if 2 * base > harmonic]
+    multiples_of_5 = {5 * round(mean / 5) for mean in means}
+    for harmonic in sorted(multiples_of_5 - {0}):
+        # H = 2 base new / (base + new), solved for new.
+        line_bases = [base for base in grid if 2 * base > harmonic]
         figure.add_scatter(
-            x=[x for x, _ in line],
-            y=[y for _, y in line],
+            x=line_bases,
+            y=[harmonic * base / (2 * base - harmonic) for base in line_bases],
             mode="lines",
             line={"color": "#cbd5e0", "dash": "dot", "width": 1},
             hovertemplate=f"H = {harmonic}<extra></extra>",

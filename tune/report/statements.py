@@ -1,7 +1,6 @@
 """Sentences of a report: verdict, evidence, caveats and next steps."""
 
 import shlex
-from collections import Counter
 from collections.abc import Iterator
 from statistics import mean
 from typing import Literal
@@ -14,6 +13,7 @@ from tune.config import EPOCHS_KEY, MAX_SEED_PAIRS
 from tune.records.folder import SETTINGS_FILES, Records, mean_differences
 from tune.records.schema import FinalTest, SettingsName, Verdict, seed_means
 from tune.report.formatting import describe_difference, format_mean, format_number, phrase
+from tune.stages.enqueued import count_enqueued
 from tune.stages.statistics import interval_over_datasets
 
 MAX_CAVEATS = 5
@@ -97,9 +97,8 @@ def search_summary(records: Records) -> str:
     enqueued = [trial for trial in records.trials if trial.origin == "enqueued"]
     if not enqueued:
         return line
-    sources = Counter(trial.source.rpartition(" of ")[2] for trial in enqueued)
-    listed = ", ".join(f"{number} from {source}" for source, number in sources.items() if source)
-    return f"{line} Enqueued: {format_count(len(enqueued), 'trial')}{f' ({listed})' if listed else ''}."
+    sources = [trial.source.rpartition(" of ")[2] for trial in enqueued]  # of "trial 3 of out/dtd": out/dtd
+    return f"{line} {count_enqueued(sources)}."
 
 
 def _about_selection(records: Records) -> str:
@@ -128,17 +127,22 @@ def _datasets(test: FinalTest) -> str:
 
 
 def _about_differences(test: FinalTest) -> Iterator[str]:
-    base, new = (_mean_interval(test, metric) for metric in ("base", "new"))
+    base = _mean_interval(test, "base")
+    new = _mean_interval(test, "new")
     if base is None or new is None:
         return
-    base_text, new_text = (describe_difference(each, test.interval_name) for each in (base, new))
+    base_text = describe_difference(base, test.interval_name)
+    new_text = describe_difference(new, test.interval_name)
     yield f"Mean difference in base accuracy: {base_text}. Mean difference in new accuracy: {new_text}."
     relevant = test.min_relevant or 1.0
     if base.mean > 0 and (new.high < 0 or new.mean <= -relevant):  # a significant or relevant fall
-        unclear = [name for name, each in (("base", base), ("new", new)) if not each.excludes_zero]
-        notes = [f" The interval of the difference in {name} accuracy contains 0." for name in unclear]
         means = f"{base.mean:+.1f} base, {new.mean:+.1f} new"
-        yield f"On average, base accuracy rose and new accuracy fell: {means}.{''.join(notes)}"
+        line = f"On average, base accuracy rose and new accuracy fell: {means}."
+        if not base.excludes_zero:
+            line += " The interval of the difference in base accuracy contains 0."
+        if not new.excludes_zero:
+            line += " The interval of the difference in new accuracy contains 0."
+        yield line
 
 
 def _mean_interval(test: FinalTest, metric: str) -> Interval | None:
@@ -159,12 +163,12 @@ def _about_other_datasets(test: FinalTest) -> str:
 
 
 def _about_power(test: FinalTest) -> str:
-    relevant = test.min_relevant
-    unit = "point" if test.min_relevant == 1 else "points"
     if test.verdict != "either" or test.detectable is None or test.detectable >= 100:  # H is at most 100
         return ""
     line = f"This test has 80% power to detect a true difference of {test.detectable:.1f} points in H."
+    relevant = test.min_relevant
     if relevant and test.difference and test.difference.within(relevant):
+        unit = "point" if relevant == 1 else "points"
         line += f" The interval excludes differences of {relevant:g} {unit} or more."
     return line
 
@@ -173,9 +177,11 @@ def _about_new_accuracy(test: FinalTest) -> str:
     names = test.compared_names
     by_name = {name: seed_means(test.runs(name), "new").values() for name in names}
     texts = [f"{format_mean(values)} with the {LABELS[name]}" for name, values in by_name.items() if values]
-    num_seeds = max(map(len, by_name.values()))
+    if not texts:
+        return ""
+    num_seeds = max(len(values) for values in by_name.values())
     statistics = f"mean ± standard deviation over {num_seeds} seeds" if num_seeds > 1 else "1 seed"
-    return f"New accuracy ({statistics}): {', '.join(texts)}." if texts else ""
+    return f"New accuracy ({statistics}): {', '.join(texts)}."
 
 
 def _about_epochs(records: Records) -> str:
@@ -184,9 +190,10 @@ def _about_epochs(records: Records) -> str:
     if EPOCHS_KEY not in records.config.search.space.ranges:
         trial = records.baseline_config[EPOCHS_KEY]
         return f"Epochs: {trial} per trial, {final} per run of the confirmation and the final test."
-    epochs = test.selected.settings.get(EPOCHS_KEY) if test and not test.baseline_selected else None
-    with_selected = f"{epochs} with the selected settings, " if epochs else ""
-    return f"Epochs: set by the search. Final test: {with_selected}{final} with the default settings."
+    epochs = f"{final} with the default settings"
+    if test is not None and not test.baseline_selected and EPOCHS_KEY in test.selected.settings:
+        epochs = f"{test.selected.settings[EPOCHS_KEY]} with the selected settings, {epochs}"
+    return f"Epochs: set by the search. Final test: {epochs}."
 
 
 def caveats(records: Records) -> list[str]:
@@ -285,10 +292,13 @@ def _next_step_train(records: Records, name: SettingsName) -> tuple[str, str]:
     """Return the next step that trains with the named settings."""
     test = records.final_test
     config = records.folder / SETTINGS_FILES[name]
-    searched = test.selected.settings.values() if test and name == "selected" else ()
-    custom = records.config.baseline.custom_components or any(is_custom(str(value)) for value in searched)
-    trust = " --trust-code" if custom else ""
-    return f"Train with the {LABELS[name]}:", f"prometar train --config {shlex.quote(str(config))}{trust}"
+    has_custom_code = bool(records.config.baseline.custom_components)
+    if test is not None and name == "selected":
+        has_custom_code |= any(is_custom(str(value)) for value in test.selected.settings.values())
+    command = f"prometar train --config {shlex.quote(str(config))}"
+    if has_custom_code:
+        command += " --trust-code"
+    return f"Train with the {LABELS[name]}:", command
 
 
 def alignment(test: FinalTest) -> str:
@@ -296,5 +306,8 @@ def alignment(test: FinalTest) -> str:
     texts = []
     for name in test.compared_names:
         values = [run.alignment for run in test.runs(name) if run.alignment is not None]
-        texts += [f"{mean(values):+.2f} with the {LABELS[name]}"] if values else []
-    return f"Mean cosine similarity of support and query gradients: {phrase(texts)}." if texts else ""
+        if values:
+            texts.append(f"{mean(values):+.2f} with the {LABELS[name]}")
+    if not texts:
+        return ""
+    return f"Mean cosine similarity of support and query gradients: {phrase(texts)}."

@@ -45,6 +45,6 @@ def _rich_table(table: Table) -> RichTable:
             rich_table.add_column(Text(column), overflow="fold")
         else:
             rich_table.add_column(Text(column), justify="right", no_wrap=True)
-    for _css_class, cells in table.rows:
-        rich_table.add_row(*map(Text, map(one_line, cells)))
+    for row in table.rows:
+        rich_table.add_row(*(Text(one_line(cell)) for cell in row.cells))
     return rich_table

@@ -1,6 +1,7 @@
 """Settings of other studies that a study tries first (`--enqueue OUT/STUDY`)."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -64,12 +65,28 @@ def describe_enqueued(config: StudyConfig) -> list[str]:
     trials = config.search.trials
     if not enqueued:
         return []
-    sources = Counter(each.source for each in enqueued)
-    listed = ", ".join(f"{number} from {source}" for source, number in sources.items() if source)
-    line = f"Enqueued: {format_count(len(enqueued), 'trial')}{f' ({listed})' if listed else ''}"
+    line = count_enqueued([each.source for each in enqueued])
     if len(enqueued) > trials - 1:
         line += f". With the baseline, --trials {trials} has room for {trials - 1}"
     return [one_line(line)]
+
+
+def count_enqueued(sources: Sequence[str]) -> str:
+    """Return the number of enqueued trials, in total and by source.
+
+    Args:
+        sources: File or study from which the settings of each trial come, or "" if it is unknown.
+
+    Example:
+        >>> count_enqueued(["out/dtd", "out/dtd", "mine.yaml"])
+        'Enqueued: 3 trials (2 from out/dtd, 1 from mine.yaml)'
+    """
+    text = f"Enqueued: {format_count(len(sources), 'trial')}"
+    counts = Counter(source for source in sources if source)
+    if not counts:
+        return text
+    listed = ", ".join(f"{number} from {source}" for source, number in counts.items())
+    return f"{text} ({listed})"
 
 
 def _settings_of(path: Path, config: StudyConfig) -> tuple[list[Enqueued], list[str]]:
@@ -126,6 +143,5 @@ def _candidates(records: Records) -> list[tuple[int, Settings]]:
         confirmation.candidates,
         key=lambda each: (each.number != selected, each.mean is None, -(each.mean or 0.0)),
     )
-    return [
-        (each.number, each.settings) for each in ranked if each.number == selected or not each.is_baseline
-    ]
+    chosen = [each for each in ranked if each.number == selected or not each.is_baseline]
+    return [(each.number, each.settings) for each in chosen]
