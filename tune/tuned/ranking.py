@@ -57,6 +57,9 @@ def friedman_p(scores: Floats) -> float | None:
 def smallest_friedman_p(num_methods: int, num_datasets: int) -> float:
     """Return the p-value of Friedman's test if the methods have the same order on every dataset.
 
+    This is the smallest possible p-value. The statistic is then n (k - 1), its largest value, for k methods
+    and n datasets. The test compares it with the chi-squared distribution with k - 1 degrees of freedom.
+
     Example:
         >>> round(smallest_friedman_p(3, 2), 3), round(smallest_friedman_p(3, 4), 3)
         (0.135, 0.018)
@@ -127,7 +130,8 @@ class Ranking:
         num_seeds: Smallest number of seeds on a dataset.
         difference: Nemenyi's critical difference of average ranks.
         tau: Kendall's tau-b of both sets of average ranks, None if all ranks of a set are equal.
-        tau_bounds: 2.5% and 97.5% quantiles of tau over the bootstrap samples. None if tau is.
+        tau_bounds: 2.5% and 97.5% quantiles of tau over the bootstrap samples. Samples in which tau is
+            undefined are left out. None if `tau` is None, or undefined in every sample.
         same_first: Share of the bootstrap samples in which the same method is first before and after tuning.
     """
 
@@ -148,60 +152,104 @@ class Ranking:
 def rank_methods(published: Mapping[str, Scores], tuned: Mapping[str, Scores]) -> Ranking | None:
     """Rank the methods before and after tuning.
 
-    Datasets on which a method has no score are left out. On each dataset, seeds are those of all methods.
+    Datasets on which a method has no score are left out. On each dataset, only the seeds that all methods
+    share are used.
 
     Args:
-        published, tuned: Scores by method.
+        published, tuned: Scores by method, at published settings and after tuning, of the same methods.
 
     Returns:
         The ranking, or None if there are fewer than two methods or no dataset is left.
     """
     methods = list(published)
-    blocks = _blocks([published, tuned], methods)
+    blocks = _blocks(published, tuned)
     if len(methods) < 2 or not blocks:
         return None
-    means = np.stack([block.mean(axis=2) for block in blocks.values()])  # (datasets, settings, methods)
-    orders = [_order(methods, means[:, index].T) for index in (0, 1)]
+    means = np.stack([block.mean(axis=2) for block in blocks.values()])  # (datasets, before/after, methods)
+    before = means[:, 0].T
+    after = means[:, 1].T
+    tau = _tau(average_ranks(before), average_ranks(after))
     samples = [_sample_ranks(blocks, generator) for generator in _generators()]
-    taus = [tau for before, after, _ in samples if (tau := _tau(before, after)) is not None]
-    tau = _tau(*(np.array([order.ranks[method] for method in methods]) for order in orders))
+    sampled_taus = [_tau(ranks_before, ranks_after) for ranks_before, ranks_after, _ in samples]
+    defined_taus = [sampled_tau for sampled_tau in sampled_taus if sampled_tau is not None]
+    tau_bounds = None
+    if tau is not None and defined_taus:
+        tau_bounds = _bounds(defined_taus)
     return Ranking(
         datasets=tuple(blocks),
         num_seeds=min(block.shape[2] for block in blocks.values()),
-        published=orders[0],
-        tuned=orders[1],
+        published=_order(methods, before),
+        tuned=_order(methods, after),
         difference=critical_difference(len(methods), len(blocks)),
         tau=tau,
-        tau_bounds=None if tau is None or not taus else _bounds(taus),
+        tau_bounds=tau_bounds,
         same_first=float(np.mean([same_first for _, _, same_first in samples])),
     )
 
 
-def _blocks(settings: Sequence[Mapping[str, Scores]], methods: Sequence[str]) -> dict[str, Floats]:
-    """Return arrays of shape (settings, methods, seeds) by dataset."""
+def _blocks(before: Mapping[str, Scores], after: Mapping[str, Scores]) -> dict[str, Floats]:
+    """Return arrays of scores of shape (before/after, methods, seeds) by dataset.
+
+    Datasets are left out if a method has no score on them, or if the methods share no seed. The score of a
+    method without training is repeated for every seed.
+
+    Args:
+        before, after: Scores by method, before and after tuning.
+    """
+    datasets: dict[str, None] = {}  # a dictionary keeps the order
+    for by_method in (before, after):
+        for by_dataset in by_method.values():
+            datasets |= dict.fromkeys(by_dataset)
     blocks: dict[str, Floats] = {}
-    datasets = dict.fromkeys(name for by_method in settings for each in by_method.values() for name in each)
     for dataset in datasets:
-        cells = [[by_method[method].get(dataset, {}) for method in methods] for by_method in settings]
-        flat = [cell for row in cells for cell in row]
-        trained = [set(cell) for cell in flat if EVERY_SEED not in cell]
-        seeds = sorted(set.intersection(*trained)) if trained else [EVERY_SEED]
-        if all(flat) and seeds:
-            rows = [[[cell.get(seed, cell.get(EVERY_SEED)) for seed in seeds] for cell in r] for r in cells]
-            blocks[dataset] = np.array(rows, dtype=float)
+        scores_before = [before[method].get(dataset, {}) for method in before]
+        scores_after = [after[method].get(dataset, {}) for method in before]
+        all_scores = [*scores_before, *scores_after]
+        seeds = _common_seeds(all_scores)
+        if all(all_scores) and seeds:
+            blocks[dataset] = np.array([_values(scores_before, seeds), _values(scores_after, seeds)])
     return blocks
+
+
+def _common_seeds(all_scores: Sequence[Mapping[int, float]]) -> list[int]:
+    """Return the seeds that all trained methods share, or only `EVERY_SEED` if no method trains.
+
+    Args:
+        all_scores: Scores of each method by seed.
+    """
+    seeds_of_trained = [set(scores) for scores in all_scores if EVERY_SEED not in scores]
+    if not seeds_of_trained:
+        return [EVERY_SEED]
+    return sorted(set.intersection(*seeds_of_trained))
+
+
+def _values(all_scores: Sequence[Mapping[int, float]], seeds: Sequence[int]) -> Floats:
+    """Return an array of scores of shape (methods, seeds)."""
+    rows: list[list[float]] = []
+    for scores in all_scores:
+        if EVERY_SEED in scores:
+            rows.append([scores[EVERY_SEED]] * len(seeds))
+        else:
+            rows.append([scores[seed] for seed in seeds])
+    return np.array(rows, dtype=float)
 
 
 def _order(methods: Sequence[str], scores: Floats) -> Order:
     """Return the order of methods with scores of shape (methods, datasets)."""
     ranks = average_ranks(scores)
     means = scores.mean(axis=1)
-    indices = np.lexsort((-means.round(_DECIMALS), ranks.round(_DECIMALS)))
+    indices = _best_first(ranks, means)
     return Order(
         ranks={methods[index]: float(ranks[index]) for index in indices},
         means={methods[index]: float(means[index]) for index in indices},
         p=friedman_p(scores),
     )
+
+
+def _best_first(ranks: Floats, means: Floats) -> list[int]:
+    """Return the indices of the methods by average rank. Equal ranks are ordered by mean score."""
+    # `lexsort` sorts by the last key first.
+    return np.lexsort((-means.round(_DECIMALS), ranks.round(_DECIMALS))).tolist()
 
 
 def _generators() -> Iterator[np.random.Generator]:
@@ -213,7 +261,10 @@ def _generators() -> Iterator[np.random.Generator]:
 def _sample_ranks(
     blocks: Mapping[str, Floats], generator: np.random.Generator
 ) -> tuple[Floats, Floats, bool]:
-    """Draw datasets, and seeds of each, with replacement. All methods and settings share the draw.
+    """Draw datasets, and seeds of each, with replacement. All methods share the draw, before and after.
+
+    Args:
+        blocks: Scores of shape (before/after, methods, seeds) by dataset.
 
     Returns:
         Average ranks before and after tuning, and True if the same method is first.
@@ -224,13 +275,13 @@ def _sample_ranks(
         block = arrays[dataset]
         seeds = generator.integers(block.shape[2], size=block.shape[2])
         means.append(block[:, :, seeds].mean(axis=2))
-    stacked = np.stack(means)  # (datasets, settings, methods)
-    ranks = [average_ranks(stacked[:, index].T) for index in (0, 1)]
-    overall = stacked.mean(axis=0)
-    firsts = [
-        np.lexsort((-overall[index].round(_DECIMALS), ranks[index].round(_DECIMALS)))[0] for index in (0, 1)
-    ]
-    return ranks[0], ranks[1], bool(firsts[0] == firsts[1])
+    stacked = np.stack(means)  # (datasets, before/after, methods)
+    ranks_before = average_ranks(stacked[:, 0].T)
+    ranks_after = average_ranks(stacked[:, 1].T)
+    mean_before, mean_after = stacked.mean(axis=0)
+    first_before = _best_first(ranks_before, mean_before)[0]
+    first_after = _best_first(ranks_after, mean_after)[0]
+    return ranks_before, ranks_after, first_before == first_after
 
 
 def _tau(before: Floats, after: Floats) -> float | None:
