@@ -10,7 +10,7 @@ from prometar.config.recipes import is_recipe_file, recipe
 from prometar.config.settings import Config
 from prometar.metrics import ACCURACY, HARMONIC, Interval, harmonic_mean, t_interval
 from tune.reproduce.grid import Grid, shots_column
-from tune.reproduce.published import AVERAGE, changed_settings, published_accuracies
+from tune.reproduce.published import AVERAGE, Accuracies, changed_settings, published_accuracies
 
 
 @dataclass(frozen=True)
@@ -63,49 +63,91 @@ def build_table(
     Args:
         incomparable: For each dataset whose results are not comparable with published ones, the reason.
     """
-    if grid.source and (grid.source != grid.protocol.source or grid.source in incomparable):
-        incomparable = dict.fromkeys(grid.all_datasets, f"source {grid.source} differs") | dict(incomparable)
-    published_by_run = {
-        (method, dataset): published_accuracies(
-            grid.protocol.name, grid.configs[method, dataset, grid.shots[0]]
-        )  # protocols with published results have one number of shots
-        for method in grid.methods
-        for dataset in grid.training_datasets
-    }
-
-    def row(label: str, method: str, scores: Scores, *, comparable: bool) -> Row:
-        trained_on = (grid.source,) if grid.source else (label,)
-        if label == AVERAGE:
-            trained_on = grid.training_datasets
-        found = [published_by_run.get((method, dataset), ({}, ""))[0] for dataset in trained_on]
-        published = found[0].get(label, {}) if comparable and all(found) else {}
-        return label, method, _summarize(scores, grid.columns, published)
-
-    rows = [
-        row(name, method, results[method][name], comparable=name not in incomparable)
-        for name in grid.all_datasets
-        for method in grid.methods
-    ]
+    has_other_source = grid.source != grid.protocol.source or grid.source in incomparable
+    if grid.source and has_other_source:
+        reasons = dict.fromkeys(grid.all_datasets, f"source {grid.source} differs")
+        incomparable = {**reasons, **incomparable}
+    published = _published_by_run(grid)
+    rows: list[Row] = []
+    for name in grid.all_datasets:
+        for method in grid.methods:
+            accuracies: Mapping[str, float] = {}
+            if name not in incomparable:
+                training_dataset = grid.source or name
+                accuracies = _published_in_row(published, method, name, [training_dataset])
+            rows.append((name, method, _summarize(results[method][name], grid.columns, accuracies)))
     averaged = [name for name in grid.datasets if any(results[method][name] for method in grid.methods)]
     if len(averaged) > 1:
-        label = AVERAGE if len(averaged) == len(grid.datasets) else f"{AVERAGE} of {len(averaged)}"
-        comparable = set(averaged) == set(grid.protocol.datasets) and not incomparable
-        averages = {method: _average([results[method][name] for name in averaged]) for method in grid.methods}
-        rows += [row(label, method, scores, comparable=comparable) for method, scores in averages.items()]
-    cited = {method for _, method, summaries in rows if any(each.published for each in summaries.values())}
-    notes = list(_notes(grid, results))
-    if cited:
-        texts = (text for (method, _), (_, text) in published_by_run.items() if method in cited and text)
-        sources = ", ".join(dict.fromkeys(texts))
-        notes.append(f"Sources of published accuracies: {sources}. Differences are ours minus published.")
-    if any(accuracies for accuracies, _ in published_by_run.values()):
-        for name, reason in incomparable.items():
-            notes.append(f"Not comparable with published accuracies: {name} ({reason}).")
+        is_complete = len(averaged) == len(grid.datasets)
+        label = AVERAGE if is_complete else f"{AVERAGE} of {len(averaged)}"
+        # Published averages are over all datasets of the protocol.
+        is_comparable = is_complete and set(averaged) == set(grid.protocol.datasets) and not incomparable
+        for method in grid.methods:
+            accuracies = {}
+            if is_comparable:
+                accuracies = _published_in_row(published, method, AVERAGE, grid.training_datasets)
+            averages = _average([results[method][name] for name in averaged])
+            rows.append((label, method, _summarize(averages, grid.columns, accuracies)))
+    notes = [*_notes(grid, results), *_notes_on_published(rows, published, incomparable)]
     return rows, notes
 
 
+_PublishedByRun = Mapping[tuple[str, str], tuple[Accuracies, str]]
+"""Published accuracies and their citation, by method and training dataset of the runs."""
+
+
+def _published_by_run(grid: Grid) -> _PublishedByRun:
+    shots = grid.shots[0]  # protocols with published accuracies have one number of shots
+    published: dict[tuple[str, str], tuple[Accuracies, str]] = {}
+    for method in grid.methods:
+        for dataset in grid.training_datasets:
+            config = grid.configs[method, dataset, shots]
+            published[method, dataset] = published_accuracies(grid.protocol.name, config)
+    return published
+
+
+def _published_in_row(
+    published: _PublishedByRun, method: str, label: str, training_datasets: Sequence[str]
+) -> Mapping[str, float]:
+    """Return the published accuracies of a row by column, or {} if there are none.
+
+    There are none unless the runs on each of the row's training datasets have the published settings.
+
+    Args:
+        label: Name of a dataset, or "average".
+        training_datasets: Training datasets of the runs that the row summarizes.
+    """
+    accuracies = [published[method, dataset][0] for dataset in training_datasets]
+    if not all(accuracies):
+        return {}
+    # If an average was published, each of the accuracies contains it.
+    return accuracies[0].get(label, {})
+
+
+def _notes_on_published(
+    rows: Sequence[Row], published: _PublishedByRun, incomparable: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield notes on the sources of published accuracies, and on datasets where none is comparable."""
+    cited_methods = {
+        method for _, method, summaries in rows if any(each.published for each in summaries.values())
+    }
+    citations: dict[str, None] = {}  # a dictionary keeps the order
+    for (method, _), (_, citation) in published.items():
+        if method in cited_methods and citation:
+            citations[citation] = None
+    if citations:
+        sources = ", ".join(citations)
+        yield f"Sources of published accuracies: {sources}. Differences are ours minus published."
+    if any(accuracies for accuracies, _ in published.values()):
+        for name, reason in incomparable.items():
+            yield f"Not comparable with published accuracies: {name} ({reason})."
+
+
 def _average(all_scores: Sequence[Scores]) -> Scores:
-    """Average each column and seed over datasets. H is computed from the average base and new accuracy."""
+    """Average each column and seed over datasets. H is computed from the average base and new accuracy.
+
+    Columns and seeds that a dataset lacks are left out, so that each average is over all datasets.
+    """
     averages: dict[str, dict[int, float]] = {}
     for column in set.intersection(*(set(each) for each in all_scores)):
         seeds = set.intersection(*(set(each[column]) for each in all_scores))
@@ -113,7 +155,9 @@ def _average(all_scores: Sequence[Scores]) -> Scores:
     if HARMONIC in averages:
         base = averages["base"]
         new = averages["new"]
-        averages[HARMONIC] = {s: harmonic_mean({"base": base[s], "new": new[s]}) for s in averages[HARMONIC]}
+        averages[HARMONIC] = {
+            seed: harmonic_mean({"base": base[seed], "new": new[seed]}) for seed in averages[HARMONIC]
+        }
     return averages
 
 
@@ -121,25 +165,31 @@ def _summarize(
     scores: Scores, columns: Sequence[str], published: Mapping[str, float]
 ) -> dict[str, AccuracySummary]:
     """Summarize each column that has values."""
-    summaries = {}
+    summaries: dict[str, AccuracySummary] = {}
     for column in columns:
         values = list(scores.get(column, {}).values())
-        if values:
-            center = mean(values)
-            if column == HARMONIC:
-                center = harmonic_mean({part: mean(scores[part].values()) for part in ("base", "new")})
-            interval = t_interval(values)
-            sd = stdev(values) if interval else None
-            summaries[column] = AccuracySummary(len(values), center, sd, interval, published.get(column))
+        if not values:
+            continue
+        center = mean(values)
+        if column == HARMONIC:
+            base = mean(scores["base"].values())
+            new = mean(scores["new"].values())
+            center = harmonic_mean({"base": base, "new": new})
+        summaries[column] = AccuracySummary(
+            n=len(values),
+            mean=center,
+            sd=stdev(values) if len(values) > 1 else None,
+            interval=t_interval(values),
+            published=published.get(column),
+        )
     return summaries
 
 
 def compare_methods(grid: Grid, results: Results) -> tuple[list[Difference], list[str]]:
     """Compare methods with ProMetaR or, if the grid lacks it, the first method. Skip the source dataset."""
-    compared = {
-        method: {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
-        for method, by_dataset in results.items()
-    }
+    compared: dict[str, dict[str, Scores]] = {}
+    for method, by_dataset in results.items():
+        compared[method] = {name: by_dataset[name] for name in grid.datasets if by_dataset[name]}
     default = Config().method
     reference = default if default in compared else next(iter(compared))
     return compare(compared, reference=reference, metrics=grid.columns)
