@@ -1,9 +1,9 @@
 """Comparison of finished runs in folders."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from prometar.comparison.paired import EVERY_SEED, Difference, Results, compare, correct_for_all
@@ -49,30 +49,35 @@ class FinishedRun:
         data = self.config.data
         if data.name in BENCHMARKS or data.name in RENDERED:
             return data.name
-        arguments = (f"{key}={value}" for key, value in sorted(data.args.items()))
-        return one_line(" ".join(filter(None, (data.name, data.root, *arguments))))
+        words = [data.name]
+        if data.root:
+            words.append(data.root)
+        words += [f"{key}={value}" for key, value in sorted(data.args.items())]
+        return one_line(" ".join(words))
 
     @property
     def scores(self) -> dict[str, float]:
         """Scores in percent by metric: base, new and H, or accuracy."""
-        scores = {one_line(name): value for name, value in self.result.accuracies.items()}
+        scores: dict[str, float] = {}
+        for name, accuracy in self.result.accuracies.items():
+            scores[ACCURACY if name == "all" else one_line(name)] = accuracy
         if {"base", "new"} <= scores.keys():
-            return {**scores, HARMONIC: harmonic_mean({name: scores[name] for name in ("base", "new")})}
-        return {ACCURACY if name == "all" else name: value for name, value in scores.items()}
+            scores[HARMONIC] = harmonic_mean({"base": scores["base"], "new": scores["new"]})
+        return scores
 
     @property
     def all_scores(self) -> dict[str, float]:
         """All values that can be compared, by metric: `scores`, and others such as "joint_H"."""
-        found = self.scores
+        scores = self.scores
         for name, metrics in self.result.metrics.items():
             prefix = "" if name == "all" else f"{one_line(name)}_"
-            found[f"{prefix}macro_f1"] = metrics.macro_f1
-            found[f"{prefix}calibration_error"] = metrics.calibration_error
+            scores[f"{prefix}macro_f1"] = metrics.macro_f1
+            scores[f"{prefix}calibration_error"] = metrics.calibration_error
         joint = self.result.joint_accuracies
         if joint:
-            found |= {f"joint_{name}": accuracy for name, accuracy in joint.items()}
-            found[f"joint_{HARMONIC}"] = harmonic_mean(joint)
-        return found
+            scores |= {f"joint_{name}": accuracy for name, accuracy in joint.items()}
+            scores[f"joint_{HARMONIC}"] = harmonic_mean(joint)
+        return scores
 
 
 def compare_runs(
@@ -86,8 +91,9 @@ def compare_runs(
     - Several folders of `prometar reproduce` that share a method: each method in one folder with the same
       method in the reference folder. With `--tune`: its selected settings with the selected settings there,
       and its published settings with the published ones.
-    - Other folders: methods, and settings of a method (`label_methods`). Studies below them are skipped,
-      except those of `prometar reproduce --tune`: "METHOD selected" and "METHOD published".
+    - Other folders: methods, and settings of a method (`label_methods`). Studies below them are skipped. Only
+      in a folder of `prometar reproduce --tune`, each method's studies are compared. The labels of their
+      final-test runs are "METHOD selected" and "METHOD published".
 
     Args:
         paths: Folders of runs, or folders that contain such folders.
@@ -106,21 +112,18 @@ def compare_runs(
         by_path = {path: _reproduced_runs(path) for path in others}
         if _share_methods(by_path):
             return _compare_folders(by_path, reference, metrics)
-    found_runs = [run for path in others for run in _read_runs(_results_below(path))]
-    by_folder = {run.folder: run for run in found_runs}
-    runs = list(by_folder.values())
-    labels = label_methods([run.config for run in runs])
-    names = _folder_names(studies)
-    tested = [pair for study in studies for pair in _tested_runs(study, names[study])]
-    tested += [(MethodLabel(name), run) for path in others for name, run in _tuned_runs(path)]
-    labels = [*(label for label, _ in tested), *labels]
-    runs = [*(run for _, run in tested), *runs]
+    tested = _tested_runs_of(studies, others)
+    labeled_runs = [*tested, *_labeled_runs_below(others)]
+    labels = [label for label, _ in labeled_runs]
+    runs = [run for _, run in labeled_runs]
     label_names = [label.name for label in labels]
     methods = list(dict.fromkeys(label_names))
     if len(methods) < 2:
-        found = f"all runs use {methods[0]}" if methods else "no finished run found"
+        problem = f"all runs use {methods[0]}" if methods else "no finished run found"
         listed = ", ".join(map(str, paths))
-        raise UserError(f"Nothing to compare in {listed}: {found}. Pass runs of several methods or settings.")
+        raise UserError(
+            f"Nothing to compare in {listed}: {problem}. Pass runs of several methods or settings."
+        )
     if reference is None:
         default = Config().method
         reference = default if default in methods and not studies else methods[0]
@@ -135,7 +138,44 @@ def compare_runs(
     return differences, [*_label_notes(labels, runs), *_setting_notes(label_names, runs), *notes]
 
 
+def _tested_runs_of(
+    studies: Sequence[Path], others: Sequence[Path]
+) -> list[tuple["MethodLabel", FinishedRun]]:
+    """Return the final-test runs of studies, and of studies of `prometar reproduce --tune` below `others`.
+
+    Raises:
+        UserError: a study in `studies` has no final test, or a file of a run is corrupt.
+    """
+    names = _folder_names(studies)
+    tested: list[tuple[MethodLabel, FinishedRun]] = []
+    for study in studies:
+        tested += _tested_runs(study, names[study])
+    for path in others:
+        tested += [(MethodLabel(name), run) for name, run in _tuned_runs(path)]
+    return tested
+
+
+def _labeled_runs_below(paths: Sequence[Path]) -> list[tuple["MethodLabel", FinishedRun]]:
+    """Return the runs below folders, except those of studies, with the labels of `label_methods`.
+
+    Raises:
+        UserError: a file of a run is corrupt.
+    """
+    by_folder: dict[Path, FinishedRun] = {}  # a folder may be below several paths, but its run counts once
+    for path in paths:
+        for run in _read_runs(_results_below(path)):
+            by_folder[run.folder] = run
+    runs = list(by_folder.values())
+    labels = label_methods([run.config for run in runs])
+    return list(zip(labels, runs, strict=True))
+
+
 def _require_reference(reference: str, names: Sequence[str]) -> None:
+    """Check the value of `--reference`.
+
+    Raises:
+        UserError: it is not among `names`.
+    """
     if reference not in names:
         raise UserError(f"--reference must be one of {'; '.join(names)}, got {reference}.")
 
@@ -150,24 +190,31 @@ def _metrics(runs: Sequence[FinishedRun], chosen: Sequence[str]) -> list[str]:
     for metric in chosen:
         if metric not in known:
             raise UserError(f"--metric must be one of {', '.join(known)}, got {metric}.")
-    return list(dict.fromkeys(chosen or (metric for run in runs for metric in run.scores)))
+    if chosen:
+        return list(dict.fromkeys(chosen))
+    return list(dict.fromkeys(metric for run in runs for metric in run.scores))
 
 
 def _read_runs(results: Sequence[Path]) -> list[FinishedRun]:
     """Return the runs of result files, except those that were repeated because images have been excluded.
 
-    A repeated run is in a folder of its own beside the first one (docs/data.md).
+    A repetition is in a folder of its own beside that of the first run (docs/data.md).
+
+    Raises:
+        UserError: a file of a run is missing, is corrupt, or has another file format.
     """
-    runs = [
-        FinishedRun(each.parent, load_config(each.parent / "config.yaml"), read_result(each.parent))
-        for each in results
-    ]
-    groups: dict[tuple[Path, str, str], list[FinishedRun]] = {}
-    for run in runs:
-        key = (run.folder.parent, run.result.objective, json.dumps(run.config.identity()))
-        groups.setdefault(key, []).append(run)
-    repeated = {run.folder for group in groups.values() if len(group) > 1 for run in group}
-    return [run for run in runs if run.folder not in repeated or _has_current_images(run)]
+    runs: list[FinishedRun] = []
+    for path in results:
+        folder = path.parent
+        runs.append(FinishedRun(folder, load_config(folder / "config.yaml"), read_result(folder)))
+    keys = [(run.folder.parent, run.result.objective, json.dumps(run.config.identity())) for run in runs]
+    num_runs = Counter(keys)
+    kept: list[FinishedRun] = []
+    for run, key in zip(runs, keys, strict=True):
+        has_repetition = num_runs[key] > 1
+        if not has_repetition or _has_current_images(run):
+            kept.append(run)
+    return kept
 
 
 def _has_current_images(run: FinishedRun) -> bool:
@@ -185,14 +232,19 @@ def _is_study(path: Path) -> bool:
 
 
 def _results_below(path: Path) -> list[Path]:
+    """Return the result files below a folder, except those of studies."""
     studies = {file.parent for file in path.rglob("study.yaml")}  # skipped: trials are not comparable runs
     return [file for file in sorted(path.rglob(RESULT_FILE)) if studies.isdisjoint(file.parents)]
 
 
 def _folder_names(paths: Sequence[Path]) -> dict[Path, str]:
     """Return the names of folders. If folders share a name, return their paths instead."""
-    names = [path.name for path in paths]
-    return {path: one_line(path.name if names.count(path.name) == 1 else str(path)) for path in paths}
+    num_folders = Counter(path.name for path in paths)
+    names: dict[Path, str] = {}
+    for path in paths:
+        is_unique = num_folders[path.name] == 1
+        names[path] = one_line(path.name if is_unique else str(path))
+    return names
 
 
 def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRun]]:
@@ -203,36 +255,45 @@ def _tested_runs(study: Path, name: str) -> list[tuple["MethodLabel", FinishedRu
     as those of an earlier selection, are left out.
 
     Raises:
-        UserError: the study has no final test.
+        UserError: the study has no final test, or a file of a run is corrupt.
     """
-    found = [
-        # If the default settings were selected, both files are equal.
-        (MethodLabel(f"{name} {' = '.join(kinds)}"), run)
-        for kinds, run in _runs_of_final_test(study)
-    ]
-    if not found:
+    with_selected: list[tuple[MethodLabel, FinishedRun]] = []
+    with_default: list[tuple[MethodLabel, FinishedRun]] = []
+    for kinds, run in _runs_of_final_test(study):
+        # If the default settings were selected, both files are equal: "STUDY selected = default".
+        label = MethodLabel(f"{name} {' = '.join(kinds)}")
+        group = with_selected if "selected" in kinds else with_default
+        group.append((label, run))
+    if not with_selected and not with_default:
         raise UserError(f"{study} has no run of a final test. Finish the study, then compare it.")
     # The selected settings come first, because the first label is the default reference.
-    return sorted(found, key=lambda pair: not pair[0].name.startswith(f"{name} selected"))
+    return [*with_selected, *with_default]
 
 
 def _runs_of_final_test(study: Path) -> Iterator[tuple[list[str], FinishedRun]]:
-    """Yield the runs of a study's final test, each with the kinds of its settings: selected, default."""
+    """Yield the runs of a study's final test, each with the kinds of its settings: selected, default.
+
+    Raises:
+        UserError: a file of a run or of settings is corrupt.
+    """
     runs = _read_runs(sorted((study / "finals").glob(f"*/{RESULT_FILE}")))
-    settings: dict[tuple[str, str], Config] = {}
-    for kind, dataset in product(
-        ("selected", "default"), dict.fromkeys(run.config.data.name for run in runs)
-    ):
-        path = _settings_file(study, kind, dataset)
-        if path.is_file():
-            settings[kind, dataset] = load_config(path)
+    datasets = {run.config.data.name for run in runs}
+    settings: dict[tuple[str, str], Config] = {}  # by kind and dataset
+    for kind in ("selected", "default"):
+        for dataset in datasets:
+            path = _settings_file(study, kind, dataset)
+            if path.is_file():
+                settings[kind, dataset] = load_config(path)
     for run in runs:
-        which = {"data.name": run.config.data.name, "train.seed": run.config.train.seed}
-        kinds = [
-            kind
-            for (kind, dataset), config in settings.items()
-            if dataset == run.config.data.name and config.override(which).identity() == run.config.identity()
-        ]
+        dataset = run.config.data.name
+        # Datasets share a file, which contains the settings for one dataset and one seed.
+        dataset_and_seed = {"data.name": dataset, "train.seed": run.config.train.seed}
+        identity = run.config.identity()
+        kinds: list[str] = []
+        for kind in ("selected", "default"):
+            config = settings.get((kind, dataset))
+            if config is not None and config.override(dataset_and_seed).identity() == identity:
+                kinds.append(kind)
         if kinds:
             yield kinds, run
 
@@ -249,9 +310,13 @@ def _is_reproduction(path: Path) -> bool:
 
 
 def _reproduced_runs(path: Path) -> list[tuple[str, FinishedRun]]:
-    """Return the runs of a folder of `prometar reproduce`, each with the name of its method."""
-    runs = _read_runs(_results_below(path))
-    return [*((run.config.method, run) for run in runs), *_tuned_runs(path)]
+    """Return the runs of a folder of `prometar reproduce`, each with the name of its method.
+
+    Raises:
+        UserError: a file of a run is corrupt.
+    """
+    reproduced = [(run.config.method, run) for run in _read_runs(_results_below(path))]
+    return [*reproduced, *_tuned_runs(path)]
 
 
 def _tuned_runs(path: Path) -> Iterator[tuple[str, FinishedRun]]:
@@ -259,11 +324,12 @@ def _tuned_runs(path: Path) -> Iterator[tuple[str, FinishedRun]]:
 
     If the published settings were selected, a run has both names.
     """
-    for study in sorted(file.parent for file in (path / "studies").glob("*/study.yaml")):
+    titles = {"selected": "selected", "default": "published"}
+    studies = [file.parent for file in (path / "studies").glob("*/study.yaml")]
+    for study in sorted(studies):
         for kinds, run in _runs_of_final_test(study):
             for kind in kinds:
-                title = "published" if kind == "default" else kind
-                yield f"{run.config.method} {title}", run
+                yield f"{run.config.method} {titles[kind]}", run
 
 
 def _share_methods(runs_by_path: Mapping[Path, Sequence[tuple[str, FinishedRun]]]) -> bool:
@@ -277,21 +343,26 @@ def _compare_folders(
     reference: str | None,
     metrics: Sequence[str],
 ) -> tuple[list[Difference], list[str]]:
-    """Subtract the results of each method in the reference folder from those in every other folder."""
+    """Subtract the results of each method in the reference folder from those in every other folder.
+
+    Raises:
+        UserError: as in `compare_runs`.
+    """
     names = _folder_names(list(runs_by_path))
-    reference = reference or next(iter(names.values()))
+    if reference is None:
+        reference = next(iter(names.values()))
     _require_reference(reference, list(names.values()))
-    runs = [run for found in runs_by_path.values() for _, run in found]
-    several_shots = len({run.config.data.shots for run in runs}) > 1
-    labels: list[str] = []
+    runs = [run for named_runs in runs_by_path.values() for _, run in named_runs]
+    has_several_shots = len({run.config.data.shots for run in runs}) > 1
+    labels: list[str] = []  # of `runs`, in the same order
     folder_labels: dict[str, dict[str, str]] = {}  # label by method and folder
-    for path, found in runs_by_path.items():
-        for name, run in found:
-            shots = f", {run.config.data.shots} shots" if several_shots else ""
-            method = f"{name}{shots}"
-            label = one_line(f"{method} ({names[path]})")
+    for path, named_runs in runs_by_path.items():
+        folder = names[path]
+        for name, run in named_runs:
+            method = f"{name}, {run.config.data.shots} shots" if has_several_shots else name
+            label = one_line(f"{method} ({folder})")
             labels.append(label)
-            folder_labels.setdefault(method, {})[names[path]] = label
+            folder_labels.setdefault(method, {})[folder] = label
     scores = _comparable_scores(labels, runs)
     differences: list[Difference] = []
     notes: list[str] = []
@@ -299,13 +370,13 @@ def _compare_folders(
         if reference not in by_folder or len(by_folder) < 2:
             notes.append(one_line(f"Not paired: {method} is only in {', '.join(by_folder)}."))
             continue
-        found, found_notes = compare(
+        method_differences, method_notes = compare(
             {label: scores[label] for label in by_folder.values()},
             reference=by_folder[reference],
             metrics=_metrics(runs, metrics),
         )
-        differences += found
-        notes += found_notes
+        differences += method_differences
+        notes += method_notes
     if not differences:
         raise UserError(f"No run shares its dataset and seed with a run in {reference}. {' '.join(notes)}")
     differences = correct_for_all(differences)
@@ -384,33 +455,58 @@ def _label_notes(labels: Sequence[MethodLabel], runs: Sequence[FinishedRun]) -> 
 
 
 def _comparable_scores(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Results:
-    """Return the scores by label, dataset, metric and seed. Raise a UserError for incomparable runs."""
-    first_values: dict[tuple[str, str], tuple[FinishedRun, object]] = {}
+    """Return the scores by label, dataset, metric and seed.
+
+    Raises:
+        UserError: runs are not comparable, or runs with the same label share dataset and seed.
+    """
+    _require_comparable(runs)
     first_runs: dict[tuple[str, str, int], FinishedRun] = {}
     scores: dict[str, dict[str, dict[str, dict[int, float]]]] = {label: {} for label in labels}
     for label, run in zip(labels, runs, strict=True):
-        digests = run.result.evaluation_digests
-        for aspect, scope, value in (  # runs with the same scope must have the same value
-            ("objectives", "", run.result.objective),
-            ("images or classes", run.dataset, (run.result.data_digest, run.result.classnames)),
-            ("weights", str(run.config.backbone), run.result.weights_digest),
-            ("numbers of test images", run.dataset, tuple(sorted(run.result.images.items()))),
-            # Results of version 0.2 have no digests, and no images were excluded.
-            *(("test images", f"{run.dataset} {name}", digest) for name, digest in digests.items()),
-        ):
-            first, expected = first_values.setdefault((aspect, scope), (run, value))
-            if value != expected:
-                raise UserError(f"{first.folder} and {run.folder} differ in {aspect}. Pass comparable runs.")
-        first = first_runs.setdefault((label, run.dataset, run.seed), run)
-        if first is not run and run.seed != EVERY_SEED:  # untrained runs may repeat: seeds have no effect
-            raise UserError(f"{label}: {first.folder} and {run.folder} share dataset and seed. Pass one.")
+        first_run = first_runs.setdefault((label, run.dataset, run.seed), run)
+        # An untrained run may be repeated, because its seed has no effect.
+        if first_run is not run and run.seed != EVERY_SEED:
+            raise UserError(f"{label}: {first_run.folder} and {run.folder} share dataset and seed. Pass one.")
+        by_metric = scores[label].setdefault(run.dataset, {})
         for metric, score in run.all_scores.items():
-            scores[label].setdefault(run.dataset, {}).setdefault(metric, {})[run.seed] = score
+            by_metric.setdefault(metric, {})[run.seed] = score
     return scores
 
 
+def _require_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Check that runs were evaluated in the same way.
+
+    Raises:
+        UserError: two runs differ in an aspect in which they must agree.
+    """
+    first_values: dict[tuple[str, str], tuple[FinishedRun, object]] = {}
+    for run in runs:
+        for aspect, scope, value in _comparability(run):
+            first_run, expected = first_values.setdefault((aspect, scope), (run, value))
+            if value != expected:
+                raise UserError(
+                    f"{first_run.folder} and {run.folder} differ in {aspect}. Pass comparable runs."
+                )
+
+
+def _comparability(run: FinishedRun) -> Iterator[tuple[str, str, object]]:
+    """Yield aspects, scopes and values. Runs with the same scope must have the same value of an aspect."""
+    result = run.result
+    yield "objectives", "", result.objective
+    yield "images or classes", run.dataset, (result.data_digest, result.classnames)
+    yield "weights", str(run.config.backbone), result.weights_digest
+    yield "numbers of test images", run.dataset, tuple(sorted(result.images.items()))
+    # Results of version 0.2 have no digests, and no images were excluded.
+    for name, digest in result.evaluation_digests.items():
+        yield "test images", f"{run.dataset} {name}", digest
+
+
 def _setting_notes(labels: Sequence[str], runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """Yield a note per setting of `_NOTED_SETTINGS` that differs between methods, and on ignored results."""
+    """Yield a note per setting of `_NOTED_SETTINGS` that differs between methods, and on ignored results.
+
+    The last run of a label represents the label. A difference between the runs of a label is not noted.
+    """
     if any(run.result.tests for run in runs):
         yield "Accuracies on other datasets are not compared. See pairs.csv of `prometar reproduce`."
     for key in _NOTED_SETTINGS:

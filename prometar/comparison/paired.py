@@ -39,7 +39,10 @@ class Difference:
     @property
     def values(self) -> tuple[float, ...]:
         """Mean difference of each dataset or, for a single dataset, the difference of each seed."""
-        return _means(self.by_dataset) if len(self.by_dataset) > 1 else next(iter(self.by_dataset.values()))
+        if len(self.by_dataset) > 1:
+            return _means(self.by_dataset)
+        (differences_by_seed,) = self.by_dataset.values()
+        return differences_by_seed
 
     @property
     def unit(self) -> str:
@@ -68,12 +71,15 @@ def compare(
     """
     differences: list[Difference] = []
     for metric in metrics:
-        methods = [method for method in results if method != reference]
-        paired = {method: _differences(results[method], results[reference], metric) for method in methods}
-        paired = {method: by_dataset for method, by_dataset in paired.items() if by_dataset}
+        paired: dict[str, dict[str, tuple[float, ...]]] = {}
+        for method, scores in results.items():
+            by_dataset = _differences(scores, results[reference], metric)
+            if method != reference and by_dataset:
+                paired[method] = by_dataset
         p_values = [_p_value(by_dataset) for by_dataset in paired.values()]
-        for (method, by_dataset), p, p_holm in zip(paired.items(), p_values, holm(p_values), strict=True):
-            differences.append(Difference(metric, method, reference, by_dataset, p, p_holm))
+        corrected = holm(p_values)
+        for (method, by_dataset), p, p_holm in zip(paired.items(), p_values, corrected, strict=True):
+            differences.append(Difference(metric, method, reference, by_dataset, p=p, p_holm=p_holm))
     return differences, list(_missing_run_notes(results))
 
 
@@ -81,7 +87,7 @@ def _differences(
     method_scores: Mapping[str, Scores], reference_scores: Mapping[str, Scores], metric: str
 ) -> dict[str, tuple[float, ...]]:
     """For each dataset, return one difference per shared seed, or just one if neither method trains."""
-    differences = {}
+    differences: dict[str, tuple[float, ...]] = {}
     for dataset in reference_scores:
         ours = method_scores.get(dataset, {}).get(metric, {})
         theirs = reference_scores[dataset].get(metric, {})
@@ -130,9 +136,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """
     corrected = list(p_values)
     largest = 0.0
-    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    for rank, (p, index) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
+    ascending = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    for rank, (p, index) in enumerate(ascending):
+        num_left = len(ascending) - rank
+        # A corrected p-value is at least as large as that of any smaller p-value.
+        largest = max(largest, min(1.0, num_left * p))
         corrected[index] = largest
     return corrected
 
@@ -152,16 +160,16 @@ def correct_for_all(differences: Sequence[Difference]) -> list[Difference]:
 
 def _missing_run_notes(results: Results) -> Iterator[str]:
     """Yield a note for each method without runs on a dataset, or without a seed that another method has."""
-    for dataset in dict.fromkeys(name for datasets in results.values() for name in datasets):
-        seeds = {
-            method: {seed for by_seed in datasets.get(dataset, {}).values() for seed in by_seed}
-            for method, datasets in results.items()
-        }
-        all_seeds = set.union(*seeds.values()) - {EVERY_SEED}
-        for method, present in seeds.items():
-            missing = set() if EVERY_SEED in present else all_seeds - present
-            if not present:
+    datasets = dict.fromkeys(dataset for by_dataset in results.values() for dataset in by_dataset)
+    for dataset in datasets:
+        seeds_by_method: dict[str, set[int]] = {}
+        for method, by_dataset in results.items():
+            seeds_by_method[method] = set().union(*by_dataset.get(dataset, {}).values())
+        all_seeds = set.union(*seeds_by_method.values()) - {EVERY_SEED}
+        for method, seeds in seeds_by_method.items():
+            if not seeds:
                 yield f"Not paired: {method} has no run on {dataset}."
-            elif missing:
-                listed = " or ".join(map(str, sorted(missing)))
+            elif EVERY_SEED not in seeds and seeds != all_seeds:
+                missing = sorted(all_seeds - seeds)
+                listed = " or ".join(map(str, missing))
                 yield f"Not paired: {method} has no run on {dataset} with seed {listed}."

@@ -11,31 +11,33 @@ from rich.table import Column, Table
 from prometar.comparison.paired import Difference
 from prometar.metrics import HARMONIC, t_interval
 
+_DASH = "–"
+
 
 def print_comparison(differences: Sequence[Difference], notes: Sequence[str], console: Console) -> None:
     """Print a table with one row per metric and method, followed by explanations and notes."""
     table = Table("", Column("method", overflow="fold"), box=None, pad_edge=False)
     for name in ("difference", "95% CI", "n", "p", "p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
-    references = {difference.reference for difference in differences}
+    has_one_reference = len({difference.reference for difference in differences}) == 1
     for difference in differences:
+        method = difference.method
+        if not has_one_reference:
+            method = f"{method} - {difference.reference}"
         interval = difference.interval
-        method = (
-            difference.method if len(references) == 1 else f"{difference.method} - {difference.reference}"
-        )
         table.add_row(
             difference.metric,
             method,
             f"{mean(difference.values):+.2f}",
-            f"[{interval.low:+.2f}, {interval.high:+.2f}]" if interval else "–",
+            f"[{interval.low:+.2f}, {interval.high:+.2f}]" if interval else _DASH,
             f"{len(difference.values)} {difference.unit}",
-            *("–" if p is None else f"{p:.3f}" for p in (difference.p, difference.p_holm)),
+            _p_text(difference.p),
+            _p_text(difference.p_holm),
         )
-    subtracted = (
-        f"a method minus {differences[0].reference}"
-        if len(references) == 1
-        else "a method in one folder minus the same method in another"
-    )
+    if has_one_reference:
+        subtracted = f"a method minus {differences[0].reference}"
+    else:
+        subtracted = "a method in one folder minus the same method in another"
     explanations = [
         f"Each row shows {subtracted} in points, paired by dataset and seed. "
         "The difference is averaged over seeds, then over datasets.",
@@ -47,6 +49,10 @@ def print_comparison(differences: Sequence[Difference], notes: Sequence[str], co
     console.print(table)
     for note in (*explanations, *notes):
         console.print(f"- {note}")
+
+
+def _p_text(p: float | None) -> str:
+    return _DASH if p is None else f"{p:.3f}"
 
 
 def as_csv(differences: Sequence[Difference]) -> str:
@@ -64,7 +70,8 @@ def as_csv(differences: Sequence[Difference]) -> str:
 def _summary(values: tuple[float, ...]) -> tuple[int, str, str, str]:
     """Return n, the mean, and the bounds of its 95% confidence interval."""
     interval = t_interval(values)
-    low, high = (interval.low, interval.high) if interval else (None, None)
+    low = interval.low if interval else None
+    high = interval.high if interval else None
     return len(values), rounded(mean(values)), rounded(low), rounded(high)
 
 
