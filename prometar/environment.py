@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 def environment() -> dict[str, str]:
     """Return software versions, the platform, and the name of the GPU if this process has used one."""
     packages = ("prometar", "torch", "open_clip_torch", "ray", "optuna", "numpy")
-    found = {}
+    found: dict[str, str] = {}
     for name in packages:
         with suppress(PackageNotFoundError):  # Ray and Optuna are optional
             found[name] = version(name)
@@ -24,4 +24,6 @@ def environment() -> dict[str, str]:
 
 def num_cpus() -> int:
     """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

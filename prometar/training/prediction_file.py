@@ -60,18 +60,31 @@ def write_predictions(path: Path, sets: Mapping[str, PredictedSet], *, run_diges
 
 
 def _rows(part: str, predicted: PredictedSet, joint_names: tuple[str, ...]) -> Iterable[dict[str, object]]:
-    found = predicted.predictions
-    joint = [None] * len(found.labels_N) if found.joint_N is None else found.joint_N.tolist()
-    columns = (predicted.items, found.classes_NK.tolist(), found.probabilities_NK.tolist(), joint)
-    for item, classes, probabilities, joint_class in zip(*columns, strict=True):
+    """Yield a row of the file per image of an evaluation set.
+
+    Args:
+        part: Name of the evaluation set.
+        joint_names: Names of the base classes, then of the new classes. Empty without joint predictions.
+    """
+    predictions = predicted.predictions
+    joint_predictions: list[str | None] = [None] * len(predictions.labels_N)
+    if predictions.joint_N is not None:
+        joint_predictions = [joint_names[label] for label in predictions.joint_N.tolist()]
+    for item, labels, probabilities, joint_prediction in zip(
+        predicted.items,
+        predictions.classes_NK.tolist(),
+        predictions.probabilities_NK.tolist(),
+        joint_predictions,
+        strict=True,
+    ):
         yield {
             "image": item.path,
             "part": part,
             "label": item.label,
             "classname": item.classname,
-            "predictions": [predicted.classnames[label] for label in classes],
+            "predictions": [predicted.classnames[label] for label in labels],
             "probabilities": probabilities,
-            "joint_prediction": None if joint_class is None else joint_names[joint_class],
+            "joint_prediction": joint_prediction,
         }
 
 

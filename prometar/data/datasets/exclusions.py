@@ -13,12 +13,15 @@ EXCLUDED_FILE = "excluded.txt"
 
 
 def read_exclusions(location: str) -> dict[str, int]:
-    """Return the line number of each path that excluded.txt in a dataset's folder or URI lists.
+    """Return the excluded paths with their line numbers in excluded.txt.
 
     The paths are relative to the image folder, one per line. Without the file, no image is excluded.
 
+    Args:
+        location: Folder or URI of the dataset, which contains excluded.txt.
+
     Raises:
-        UserError: the file is not UTF-8.
+        UserError: the file is not UTF-8, or URIs of this kind are not supported.
         InfrastructureError: the file cannot be read.
     """
     content = read_file(location, EXCLUDED_FILE)
@@ -37,6 +40,6 @@ def require_known(exclusions: dict[str, int], paths: Collection[str], location: 
         if path not in paths:
             raise UserError(
                 f"{masked(join(location, EXCLUDED_FILE))}, line {number}: {path!a:.200} is not an image of "
-                "the dataset. List paths as in `prometar data check`. If you deleted the file, create an "
-                "empty one with this name, so that the split into train, val and test does not change."
+                "the dataset. List paths as in `prometar data check`. If you deleted this image, create an "
+                "empty file with its name, so that the split into train, val and test does not change."
             )
