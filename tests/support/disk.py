@@ -1,4 +1,4 @@
-"""A small disk of its own: one that is really full, or really read-only."""
+"""A small disk that can really be full or read-only."""
 
 import contextlib
 import subprocess
@@ -8,7 +8,16 @@ MIB = 2**20
 
 
 class Disk:
-    """A small disk of its own: a file system in memory, whose end and write protection are real."""
+    """A small file system in memory (tmpfs), which is mounted at a new folder. It requires root.
+
+    Args:
+        path: Folder to create.
+        size: Size in bytes.
+
+    Raises:
+        FileExistsError: `path` exists.
+        CalledProcessError: the system refuses to mount a file system.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
@@ -18,26 +27,35 @@ class Disk:
     def _mount(self, *args: str) -> None:
         subprocess.run(["mount", *args], check=True, capture_output=True, timeout=30)
 
+    def _unmount(self) -> None:
+        # Lazily, because processes may still have files of the disk open.
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True, timeout=30)
+
     @property
     def _ballast(self) -> Path:
+        """File that fills the disk."""
         return self.path / "ballast"
 
     def fill(self) -> None:
-        """Leave not a byte."""
+        """Fill the disk until no byte is free."""
         with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
 
     def free(self) -> None:
+        """Free the space that `fill` has used."""
         self._ballast.unlink()
 
     def protect(self) -> None:
-        """Make it read-only for whoever opens a file from now on."""
+        """Make the disk read-only for processes that open a file from now on."""
+        # The first mount shows the disk again at the same path. It ignores "ro", only a remount applies it.
         self._mount("--bind", str(self.path), str(self.path))
         self._mount("-o", "remount,bind,ro", str(self.path))
 
     def unprotect(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.path)], check=True, timeout=30)
+        """Make the disk writable again."""
+        self._unmount()  # the mount of `protect`
 
     def end(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.path)], check=True, timeout=30)
+        """Unmount the disk. Its content is lost."""
+        self._unmount()

@@ -12,17 +12,22 @@ from prometar.training.run_result import RunResult
 from tune.execution.job import Job
 from tune.reproduce.grid import PROTOCOLS, Grid
 
-PUBLISHED = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
+PUBLISHED_BACKBONE = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
+"""Settings of the backbone of all published accuracies."""
 UNTRAINED = frozenset({"zero-shot", "zero-shot-ensemble"})
 RUNS = Path("runs")
 
 
 @cache
 def configured(protocol: Protocol, method: str, *settings: tuple[str, Any]) -> Config:
+    """Return the configuration of a method, given pairs of dotted key and value.
+
+    It is cached, because tests that sample examples configure the same runs hundreds of times.
+    """
     return configure(method, dict(settings), protocol=protocol)
 
 
-def ask(
+def make_grid(
     protocol: Protocol,
     methods: tuple[str, ...] = ("zero-shot", "coop"),
     *,
@@ -31,31 +36,37 @@ def ask(
     shots: tuple[int, ...] = (),
     settings: dict[str, Any] | None = None,
 ) -> Grid:
-    """A grid with the published setting, and with `settings` on top."""
+    """Return a grid of runs with the published backbone.
+
+    Args:
+        datasets, shots: Default: those of the protocol.
+        settings: Further settings of all runs by dotted key. They take precedence over the published ones.
+    """
     chosen = PROTOCOLS[protocol]
-    training_datasets = (chosen.source,) if chosen.source else datasets or chosen.datasets
-    configs = {
-        (method, dataset, count): configured(
-            protocol,
-            method,
-            *{**PUBLISHED, "data.name": dataset, "data.shots": count, **(settings or {})}.items(),
-        )
-        for method in methods
-        for dataset in training_datasets
-        for count in shots or chosen.shots
-    }
-    return Grid(
-        chosen,
-        datasets=datasets or chosen.datasets,
-        source=chosen.source,
-        shots=shots or chosen.shots,
-        configs=configs,
-        seeds=seeds,
-    )
+    datasets = datasets or chosen.datasets
+    shots = shots or chosen.shots
+    training_datasets = (chosen.source,) if chosen.source else datasets
+    configs: dict[tuple[str, str, int], Config] = {}
+    for method in methods:
+        for dataset in training_datasets:
+            for num_shots in shots:
+                all_settings = {
+                    **PUBLISHED_BACKBONE,
+                    "data.name": dataset,
+                    "data.shots": num_shots,
+                    **(settings or {}),
+                }
+                configs[method, dataset, num_shots] = configured(protocol, method, *all_settings.items())
+    return Grid(chosen, datasets=datasets, source=chosen.source, shots=shots, configs=configs, seeds=seeds)
 
 
 def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:
-    """A finished run of a job; `value(configuration, set of classes or target)` in percent."""
+    """Return a finished run of a job.
+
+    Args:
+        value: Function of the configuration and the name of an evaluation set ("base", "new" or "all") or of
+            another dataset on which the run is tested. It returns the accuracy in percent.
+    """
     config = job.config
     sets = ("base", "new") if job.objective == "final" else ("all",)
     result = RunResult(
@@ -76,5 +87,5 @@ def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:
 
 
 def fill(grid: Grid, value: Callable[[Config, str], float]) -> list[FinishedRun]:
-    """All runs of a grid."""
+    """Return all runs of a grid, with accuracies from `value` (see `finished`)."""
     return [finished(job, value) for job in grid.jobs(RUNS, UNTRAINED)]

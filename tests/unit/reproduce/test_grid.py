@@ -15,7 +15,7 @@ from prometar.data.datasets.exclusions import read_exclusions
 from prometar.data.splits.objective import FINAL, split_dataset
 from prometar.errors import UserError
 from tests.support.copies import write_tree
-from tests.support.reproductions import RUNS, UNTRAINED, ask, finished
+from tests.support.reproductions import RUNS, UNTRAINED, finished, make_grid
 from tune.execution.job import Job
 from tune.reproduce.grid import PROTOCOLS, read_run
 
@@ -28,7 +28,7 @@ from tune.reproduce.grid import PROTOCOLS, read_run
     num_missing=st.integers(0, 3),
 )
 def test_combinations_are_runs(protocol: str, methods: list[str], seeds: list[int], num_missing: int) -> None:
-    grid = ask(protocol, tuple(methods), seeds=tuple(seeds))
+    grid = make_grid(protocol, tuple(methods), seeds=tuple(seeds))
     missing = grid.datasets[:num_missing]
     jobs = grid.jobs(RUNS, UNTRAINED, missing)
     assert len({job.name for job in jobs}) == len({job.folder for job in jobs}) == len(jobs)
@@ -51,14 +51,16 @@ def test_the_protocols_are_those_of_the_field() -> None:
 
 def test_protocols_with_one_source_share_its_runs() -> None:
     methods = ("zero-shot", "coop", "maple", "promptsrc", "prometar")
-    grids = (ask(protocol, methods) for protocol in ("cross-dataset", "domain-generalisation"))
+    grids = (make_grid(protocol, methods) for protocol in ("cross-dataset", "domain-generalisation"))
     cross, domain = (grid.jobs(RUNS, UNTRAINED) for grid in grids)
     assert [job.folder for job in cross] == [job.folder for job in domain]
     assert [job.config for job in cross] == [job.config for job in domain]
 
 
 def test_every_job_has_the_published_settings_of_its_dataset_protocol_and_shots() -> None:
-    few_shot = ask("few-shot", ("coop", "mmrl"), seeds=(1,), datasets=("dtd", "imagenet"), shots=(1, 4, 16))
+    few_shot = make_grid(
+        "few-shot", ("coop", "mmrl"), seeds=(1,), datasets=("dtd", "imagenet"), shots=(1, 4, 16)
+    )
     epochs = {job.name: job.config.train.epochs for job in few_shot.jobs(RUNS, UNTRAINED)}
     assert epochs == {
         "dtd, coop, 1 shot, seed 1": 50,
@@ -70,7 +72,7 @@ def test_every_job_has_the_published_settings_of_its_dataset_protocol_and_shots(
         **{f"imagenet, coop, {shots}, seed 1": 50 for shots in ("1 shot", "4 shots", "16 shots")},
         **{f"imagenet, mmrl, {shots}, seed 1": 5 for shots in ("1 shot", "4 shots", "16 shots")},
     }
-    base_to_new = ask("base-to-new", ("coop", "mmrl"), seeds=(1,), datasets=("dtd", "imagenet"))
+    base_to_new = make_grid("base-to-new", ("coop", "mmrl"), seeds=(1,), datasets=("dtd", "imagenet"))
     found = [
         (job.config.data.name, job.config.method, job.config.train.epochs, job.config.prompts.component())
         for job in base_to_new.jobs(RUNS, UNTRAINED)
@@ -82,14 +84,16 @@ def test_every_job_has_the_published_settings_of_its_dataset_protocol_and_shots(
         ("imagenet", "mmrl", 5),
     ]
     assert found[0][3].text_length == 4
-    (cross,) = ask("cross-dataset", ("mmrl",), seeds=(1,)).jobs(RUNS, UNTRAINED)
+    (cross,) = make_grid("cross-dataset", ("mmrl",), seeds=(1,)).jobs(RUNS, UNTRAINED)
     assert (cross.config.train.epochs, cross.config.regularizer.text_weight) == (1, 0.2)
-    (given,) = ask("cross-dataset", ("mmrl",), seeds=(1,), settings={"train.epochs": 3}).jobs(RUNS, UNTRAINED)
+    (given,) = make_grid("cross-dataset", ("mmrl",), seeds=(1,), settings={"train.epochs": 3}).jobs(
+        RUNS, UNTRAINED
+    )
     assert (given.config.train.epochs, given.config.optim.warmup_epochs) == (3, 0)
 
 
 def job_of(folder: Path, **changes: Any) -> Job:
-    grid = ask("cross-dataset", ("maple",), seeds=(1,), datasets=("dtd", "eurosat"), settings=changes)
+    grid = make_grid("cross-dataset", ("maple",), seeds=(1,), datasets=("dtd", "eurosat"), settings=changes)
     return grid.jobs(folder, UNTRAINED)[0]
 
 
@@ -107,7 +111,7 @@ def written(tmp_path: Path) -> Job:
 def test_only_runs_that_used_an_excluded_image_are_repeated_in_folders_of_their_own(tmp_path: Path) -> None:
     paths = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(12)]
     photos = write_tree(tmp_path / "photos", paths)
-    grid = ask(
+    grid = make_grid(
         "base-to-new",
         ("coop", "maple"),
         seeds=(1, 2, 4),

@@ -11,7 +11,7 @@ from rich.console import Console
 from prometar.comparison.render import as_csv as pairs_as_csv
 from prometar.comparison.render import print_comparison
 from prometar.metrics import t_interval
-from tests.support.reproductions import ask, fill
+from tests.support.reproductions import fill, make_grid
 from tune.reproduce.grid import PROTOCOLS, Grid
 from tune.reproduce.render import as_csv, as_markdown, print_table
 from tune.reproduce.results import AccuracySummary, Row, build_table, collect, compare_methods
@@ -32,7 +32,7 @@ def printed(grid: Grid, rows: list[Row], notes: list[str], width: int = 120) -> 
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
 def test_every_accuracy_is_shown_and_written(protocol: str) -> None:
-    grid = ask(protocol, METHODS, seeds=(1, 2), shots=PROTOCOLS[protocol].shots[::4])
+    grid = make_grid(protocol, METHODS, seeds=(1, 2), shots=PROTOCOLS[protocol].shots[::4])
     results = collect(grid, fill(grid, lambda config, name: Random(f"{config}{name}").uniform(69, 71)))
     rows, notes = build_table(grid, results, incomparable={})
     text = printed(grid, rows, notes)
@@ -60,7 +60,7 @@ def test_every_accuracy_is_shown_and_written(protocol: str) -> None:
 
 
 def test_a_comparison_fits_a_terminal() -> None:
-    grid = ask("base-to-new", ("coop", "prometar"), seeds=(1, 2), datasets=("dtd", "eurosat"))
+    grid = make_grid("base-to-new", ("coop", "prometar"), seeds=(1, 2), datasets=("dtd", "eurosat"))
     runs = fill(grid, lambda config, _: 50.0 + 4 * (config.method == "coop"))
     found, notes = compare_methods(grid, collect(grid, runs))
     terminal = console(80)
@@ -73,7 +73,7 @@ def test_a_comparison_fits_a_terminal() -> None:
 
 def test_no_name_breaks_a_table() -> None:
     summary = AccuracySummary(2, 50.0, 1.0, t_interval([49.0, 51.0]))
-    grid = ask("cross-dataset")
+    grid = make_grid("cross-dataset")
     rows: list[Row] = [(HOSTILE, "coop", {"accuracy": summary}), ("dtd", HOSTILE, {})]
     notes = [f"left out: class {HOSTILE}\n[red]x"]
     text = as_markdown(grid, rows, notes)

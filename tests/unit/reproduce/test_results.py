@@ -13,7 +13,7 @@ from prometar.config.settings import Config
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.dataset import Dataset, FolderSource, Item
 from prometar.metrics import harmonic_mean, t_interval
-from tests.support.reproductions import PUBLISHED, ask, fill
+from tests.support.reproductions import PUBLISHED_BACKBONE, fill, make_grid
 from tune.reproduce import results
 from tune.reproduce.grid import Grid
 from tune.reproduce.published import incomparable_reason, published_h
@@ -38,7 +38,7 @@ def half(config: Config, name: str) -> float:
 
 @given(st.lists(st.tuples(percents, percents), min_size=1, max_size=4))
 def test_base_new_and_h(pairs: list[tuple[float, float]]) -> None:
-    grid = ask("base-to-new", ("coop",), seeds=tuple(range(len(pairs))), datasets=("dtd",))
+    grid = make_grid("base-to-new", ("coop",), seeds=tuple(range(len(pairs))), datasets=("dtd",))
     runs = fill(grid, lambda config, name: pairs[config.train.seed][name == "new"])
     found = row(build_table(grid, runs), "dtd", "coop")
     assert found == row(build_table(grid, runs[::-1]), "dtd", "coop") or len(pairs) > 1
@@ -53,7 +53,7 @@ def test_base_new_and_h(pairs: list[tuple[float, float]]) -> None:
 
 
 def test_an_average_is_taken_seed_by_seed() -> None:
-    grid = ask("base-to-new", ("coop",), seeds=(1, 2), datasets=("dtd", "eurosat"))
+    grid = make_grid("base-to-new", ("coop",), seeds=(1, 2), datasets=("dtd", "eurosat"))
     values = {("dtd", 1): 60.0, ("dtd", 2): 70.0, ("eurosat", 1): 90.0, ("eurosat", 2): 80.0}
     runs = fill(grid, lambda config, _: values[config.data.name, config.train.seed])
     base = row(build_table(grid, runs), "average", "coop")["base"]
@@ -61,7 +61,7 @@ def test_an_average_is_taken_seed_by_seed() -> None:
 
 
 def test_what_is_missing_is_no_part_of_an_average() -> None:
-    grid = ask("base-to-new", ("coop", "ivlp"), seeds=(1, 2), datasets=("dtd", "eurosat", "food101"))
+    grid = make_grid("base-to-new", ("coop", "ivlp"), seeds=(1, 2), datasets=("dtd", "eurosat", "food101"))
     runs = [run for run in fill(grid, half) if run.config.data.name != "food101"]
     table = build_table(grid, runs)
     assert row(table, "food101", "coop") == {}
@@ -73,7 +73,7 @@ def test_what_is_missing_is_no_part_of_an_average() -> None:
 
 
 def test_one_source_and_its_targets() -> None:
-    grid = ask("domain-generalisation", ("coop",), seeds=(1, 2))
+    grid = make_grid("domain-generalisation", ("coop",), seeds=(1, 2))
     order = ["all", *grid.datasets]
     runs = fill(grid, lambda config, name: 10.0 * order.index(name) + config.train.seed)
     table = build_table(grid, runs)
@@ -89,7 +89,7 @@ def test_one_source_and_its_targets() -> None:
 
 
 def test_shots_are_columns_and_what_learns_nothing_is_in_all_of_them() -> None:
-    grid = ask("few-shot", ("zero-shot", "coop"), seeds=(1, 2), datasets=("dtd",), shots=(1, 4))
+    grid = make_grid("few-shot", ("zero-shot", "coop"), seeds=(1, 2), datasets=("dtd",), shots=(1, 4))
     table = build_table(grid, fill(grid, lambda config, _: config.data.shots + 10.0 * config.train.seed))
     assert grid.columns == ("1 shot", "4 shots")
     assert [row(table, "dtd", "coop")[c].mean for c in grid.columns] == [16.0, 19.0]
@@ -109,7 +109,7 @@ def whole(name: str) -> Dataset:
 
 
 def test_other_images_or_recipes_have_no_published_accuracy() -> None:
-    config = Config().override({**PUBLISHED, "data.shots": 16})
+    config = Config().override({**PUBLISHED_BACKBONE, "data.shots": 16})
     dtd = whole("dtd")
     assert published_h(dtd, config) is not None
     assert published_h(dtd, config.model_copy(update={"method": "mine.yaml"})) is None
@@ -118,7 +118,7 @@ def test_other_images_or_recipes_have_no_published_accuracy() -> None:
     reason = "test 1691 of 1692"
     assert incomparable_reason(other) == reason
     assert published_h(other, config) is None
-    grid = ask("base-to-new", ("coop",), datasets=("dtd", "eurosat"))
+    grid = make_grid("base-to-new", ("coop",), datasets=("dtd", "eurosat"))
     table = build_table(grid, fill(grid, half), dtd=reason)
     assert {cell.published for cell in row(table, "dtd", "coop").values()} == {None}
     assert None not in {cell.published for cell in row(table, "eurosat", "coop").values()}
@@ -126,7 +126,7 @@ def test_other_images_or_recipes_have_no_published_accuracy() -> None:
 
 
 def test_other_sources_have_no_published_accuracy() -> None:
-    grid = ask("cross-dataset", ("maple",), datasets=("dtd", "eurosat"))
+    grid = make_grid("cross-dataset", ("maple",), datasets=("dtd", "eurosat"))
     on_dtd = grid.config.override({"data.name": "dtd"})
     another = replace(grid, source="dtd", datasets=("eurosat",), configs={("maple", "dtd", 16): on_dtd})
     for other in (grid, another):
@@ -136,7 +136,7 @@ def test_other_sources_have_no_published_accuracy() -> None:
 
 def test_only_comparable_accuracies_are_shown_as_published() -> None:
     methods = ("zero-shot", "coop", "vpt", "prometar")
-    grid = ask("base-to-new", methods, datasets=("dtd",))
+    grid = make_grid("base-to-new", methods, datasets=("dtd",))
     table = build_table(grid, fill(grid, half))
     coop = row(table, "dtd", "coop")
     assert (coop["base"].published, coop["new"].published) == (79.44, 41.18)
@@ -145,9 +145,9 @@ def test_only_comparable_accuracies_are_shown_as_published() -> None:
     assert row(table, "dtd", "vpt")["base"].published is None
     assert any("Sources of published accuracies: CLIP" in note for note in table[1])
     for other in (
-        ask("base-to-new", methods, datasets=("dtd",), shots=(4,)),
-        ask("base-to-new", methods, datasets=("dtd",), settings={"train.epochs": 3}),
-        ask("base-to-new", methods, datasets=("dtd",), settings={"backbone.pretrained": None}),
+        make_grid("base-to-new", methods, datasets=("dtd",), shots=(4,)),
+        make_grid("base-to-new", methods, datasets=("dtd",), settings={"train.epochs": 3}),
+        make_grid("base-to-new", methods, datasets=("dtd",), settings={"backbone.pretrained": None}),
     ):
         table = build_table(other, fill(other, half))
         assert all(cell.published is None for cell in row(table, "dtd", "coop").values())
@@ -170,7 +170,7 @@ OF_MAPLES_README = {**SHALLOW, "prompts.text_depth": 12, "prompts.vision_depth":
 def test_a_published_accuracy_is_cited_with_its_configuration(
     method: str, settings: dict[str, Any], published: float | None, file: str
 ) -> None:
-    grid = ask("base-to-new", (method,), settings=settings)
+    grid = make_grid("base-to-new", (method,), settings=settings)
     runs = fill(grid, half)
     table = build_table(grid, runs)
     assert row(table, "average", method)["H"].published == published
@@ -180,7 +180,7 @@ def test_a_published_accuracy_is_cited_with_its_configuration(
 
 
 def test_a_protocols_own_settings_are_named_and_compare() -> None:
-    grid = ask("cross-dataset", ("maple", "promptsrc"))
+    grid = make_grid("cross-dataset", ("maple", "promptsrc"))
     assert grid.configs["maple", "imagenet", 16].train.epochs == 2
     table = build_table(grid, fill(grid, half))
     assert row(table, "imagenet", "maple")["accuracy"].published == 70.72
@@ -190,7 +190,7 @@ def test_a_protocols_own_settings_are_named_and_compare() -> None:
 
 
 def test_published_accuracies_are_shown_only_with_the_published_settings() -> None:
-    changed = ask("cross-dataset", ("maple",), settings={"train.epochs": 5})
+    changed = make_grid("cross-dataset", ("maple",), settings={"train.epochs": 5})
     table = build_table(changed, fill(changed, half))
     assert row(table, "imagenet", "maple")["accuracy"].published is None
     assert "Settings of maple that differ from the published ones: train.epochs=5." in table[1]
@@ -198,7 +198,7 @@ def test_published_accuracies_are_shown_only_with_the_published_settings() -> No
 
 def test_a_change_on_one_dataset_hides_its_published_accuracy_and_that_of_the_average() -> None:
     # CoOp was published with 50 epochs on ImageNet, and with 200 on other datasets.
-    grid = ask("base-to-new", ("coop",), settings={"train.epochs": 50})
+    grid = make_grid("base-to-new", ("coop",), settings={"train.epochs": 50})
     table = build_table(grid, fill(grid, half))
     assert row(table, "imagenet", "coop")["base"].published == 76.47
     assert row(table, "dtd", "coop")["base"].published is None
@@ -215,12 +215,12 @@ def value(config: Config, name: str) -> float:
 
 
 def test_methods_are_paired_by_dataset_and_seed_without_the_source() -> None:
-    grid = ask("cross-dataset", tuple(GAIN), seeds=(1, 2), datasets=("dtd", "eurosat"))
+    grid = make_grid("cross-dataset", tuple(GAIN), seeds=(1, 2), datasets=("dtd", "eurosat"))
     differences, notes = compare_methods(grid, collect(grid, fill(grid, value)))
     assert ({each.reference for each in differences}, notes) == ({"prometar"}, [])
     found = {each.method: each.by_dataset for each in differences}
     assert found["coop"] == {"dtd": (-4.0, -4.0), "eurosat": (-4.0, -4.0)}
     assert found["zero-shot"] == {"dtd": (-9.0, -10.0), "eurosat": (-9.0, -10.0)}, "one run, for every seed"
-    coop = ask("base-to-new", ("zero-shot", "coop"), datasets=("dtd",))
+    coop = make_grid("base-to-new", ("zero-shot", "coop"), datasets=("dtd",))
     differences, _ = compare_methods(coop, collect(coop, fill(coop, value)))
     assert differences[0].reference == "zero-shot"
