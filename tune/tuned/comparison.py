@@ -102,9 +102,12 @@ class TunedComparison:
     def untrained_grid(self) -> Grid:
         """Grid of the methods without training."""
         untrained = self.untrained
-        return replace(
-            self.grid, configs={key: each for key, each in self.grid.configs.items() if key[0] in untrained}
-        )
+        configs = {
+            (method, dataset, shots): config
+            for (method, dataset, shots), config in self.grid.configs.items()
+            if method in untrained
+        }
+        return replace(self.grid, configs=configs)
 
     @property
     def untrained_jobs(self) -> list[Job]:
@@ -188,10 +191,17 @@ class TunedComparison:
     def plan_pool(
         self, nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig, memory: float
     ) -> tuple[JobResources, str]:
-        """Plan the resources of each job in the pool of all studies."""
-        at_once = len(self.studies) * max(self.max_concurrent_trials, 2 * len(self.grid.seeds))
-        at_once += len(self.untrained) * len(self.grid.datasets)
-        return plan_runs(nodes, resources, at_once, memory, option_noun="run")
+        """Plan the resources of each job in the pool of all studies. Return them, and a one-line summary.
+
+        Args:
+            nodes: Resources of each machine.
+            memory: Estimated memory per job in bytes.
+        """
+        num_final_runs = 2 * len(self.grid.seeds)  # a run with both settings per seed
+        max_jobs_of_study = max(self.max_concurrent_trials, num_final_runs)
+        num_untrained_runs = len(self.untrained) * len(self.grid.datasets)
+        num_jobs = len(self.studies) * max_jobs_of_study + num_untrained_runs
+        return plan_runs(nodes, resources, num_jobs, memory, option_noun="run")
 
     def memory_bytes(self, footprints: Mapping[Cell, Footprint], *, on_gpu: bool) -> float:
         """Return the estimated memory of the largest run."""
@@ -211,10 +221,10 @@ class TunedComparison:
         gpus = torch.cuda.device_count()
         nodes = [{"CPU": float(num_cpus()), "GPU": float(gpus), "memory": float(total_bytes)}]
         clip = load_backbone(self.grid.config.backbone.name, self.grid.config.backbone.pretrained).clip
-        footprints = {
-            cell: Footprint.of(clip, [split for pair in plan.splits.values() for split in pair])
-            for cell, plan in self.plans.items()
-        }
+        footprints: dict[Cell, Footprint] = {}
+        for cell, plan in self.plans.items():
+            splits = [split for pair in plan.splits.values() for split in pair]
+            footprints[cell] = Footprint.of(clip, splits)
         memory = self.memory_bytes(footprints, on_gpu=uses_gpus(nodes, resources))
         pool, summary = self.plan_pool(nodes, resources, memory)
         torch.set_num_threads(pool.threads)
@@ -222,20 +232,24 @@ class TunedComparison:
         total_runs = len(self.untrained) * len(self.grid.datasets)
         total_steps = 0
         total_seconds = 0.0
-        searched = self.searched_settings()
-        for method in searched:
+        for method in self.searched_settings():
             cells = [cell for cell in self.studies if cell[0] == method]
+            runs = 0
+            steps = 0
+            for cell in cells:
+                cell_runs, cell_steps = self._max_runs_and_steps(cell)
+                runs += cell_runs
+                steps += cell_steps
             largest = max(cells, key=lambda cell: footprints[cell].num_classes)
+            _, largest_dataset = largest
             seconds = seconds_per_step(self.studies[largest])
-            runs = sum(self._max_runs_and_steps(cell)[0] for cell in cells)
-            steps = sum(self._max_runs_and_steps(cell)[1] for cell in cells)
             total_runs += runs
             total_steps += steps
             total_seconds += steps * seconds
+            num_studies = "1 study" if len(cells) == 1 else f"{len(cells)} studies"
             lines.append(
-                f"{method}: {format_count(len(cells), 'study').replace('studys', 'studies')}, at most "
-                f"{format_count(runs, 'run')} and {format_count(steps, 'step')}, {seconds:.2g} s per step on "
-                f"{largest[1]}"
+                f"{method}: {num_studies}, at most {format_count(runs, 'run')} and "
+                f"{format_count(steps, 'step')}, {seconds:.2g} s per step on {largest_dataset}"
             )
         for method in self.untrained:
             runs = format_count(len(self.grid.datasets), "run")
@@ -253,9 +267,13 @@ class TunedComparison:
         """Return a line per method with its searched settings and their number."""
         lines = []
         for method, (shared, own) in self.searched_settings().items():
-            kinds = [f"shared: {', '.join(shared)}"] if shared else []
-            kinds += [f"its own: {', '.join(own)}"] if own else []
-            lines.append(f"{method}: {format_count(len(shared) + len(own), 'setting')} ({'; '.join(kinds)})")
+            kinds = []
+            if shared:
+                kinds.append(f"shared: {', '.join(shared)}")
+            if own:
+                kinds.append(f"its own: {', '.join(own)}")
+            count = format_count(len(shared) + len(own), "setting")
+            lines.append(f"{method}: {count} ({'; '.join(kinds)})")
         return lines
 
     def _max_runs_and_steps(self, cell: Cell) -> tuple[int, int]:
@@ -299,6 +317,7 @@ def plan_comparison(
     trained = [method for method in grid.methods if not build(configs[method, grid.datasets[0]]).is_untrained]
     if not trained:
         raise UserError(f"--tune: {', '.join(grid.methods)} cannot be tuned. Add a method that trains.")
+    budget_settings = budget.settings if budget else {}
     studies: dict[Cell, StudyConfig] = {}
     for dataset in grid.datasets:
         for method in trained:
@@ -317,24 +336,21 @@ def plan_comparison(
                 predictions=predictions or None,
                 out=out / "studies",
                 study=_study_name(dataset, method),
-                settings={
-                    "data.shots": shots,
-                    **used,
-                    **study_settings,
-                    **(budget.settings if budget else {}),
-                },
+                settings={"data.shots": shots, **used, **study_settings, **budget_settings},
             )
     if len({config.name for config in studies.values()}) < len(studies):
         raise UserError("--methods: the names of recipe files must differ in letters or digits. Rename one.")
-    search = next(iter(studies.values())).search
+    first_study = next(iter(studies.values()))  # all have the same objective and seeds
+    search = first_study.search
     if objective_of(search.objective, SEARCH_OBJECTIVES).search_reads_test_images:
         raise UserError(
             f"--tune selects on validation images only, but {search.objective} reads test images. "
             "Choose another search.objective."
         )
-    confirmed = next(iter(studies.values())).confirm.seeds
-    reserved = {*search.seeds, *range(FIRST_CONFIRMATION_SEED, FIRST_CONFIRMATION_SEED + confirmed)}
-    if used_seeds := reserved & set(grid.seeds):
+    num_confirmation_seeds = first_study.confirm.seeds
+    confirmation_seeds = range(FIRST_CONFIRMATION_SEED, FIRST_CONFIRMATION_SEED + num_confirmation_seeds)
+    used_seeds = {*search.seeds, *confirmation_seeds} & set(grid.seeds)
+    if used_seeds:
         raise UserError(f"--seeds {min(used_seeds)} is used in the searches. Choose seeds for the test only.")
     return TunedComparison(grid, out, trials, budget, studies)
 

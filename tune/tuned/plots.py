@@ -35,8 +35,7 @@ def plot_critical_difference(order: Order, ranking: Ranking) -> go.Figure:
     """
     methods = order.methods
     ranks = list(order.ranks.values())
-    num_left = (len(methods) + 1) // 2
-    num_rows = num_left
+    num_left = (len(methods) + 1) // 2  # as many rows, because the right side has at most as many labels
     groups = indistinct_groups(ranks, ranking.difference)
     first_row = 0.6 + 0.35 * len(groups)  # below the bars of the groups
     figure = go.Figure()
@@ -78,9 +77,9 @@ def plot_critical_difference(order: Order, ranking: Ranking) -> go.Figure:
             hoverinfo="skip",
         )
     _add_scale(figure, len(methods), ranking.difference)
-    figure.update_yaxes(visible=False, range=[-(first_row + num_rows - 0.4), 1.9])
+    figure.update_yaxes(visible=False, range=[-(first_row + num_left - 0.4), 1.9])
     figure.update_xaxes(visible=False, range=[-0.6, len(methods) + 1.6])
-    height = 110 + int(_ROW_HEIGHT * (num_rows + first_row))
+    height = 110 + int(_ROW_HEIGHT * (num_left + first_row))
     return figure.update_layout(showlegend=False, height=height)
 
 
@@ -121,8 +120,9 @@ def plot_slopes(published: Mapping[str, float], tuned: Mapping[str, float]) -> g
             text=[escape(method)] * 2,
             hovertemplate="%{text}: %{y:.2f}<extra></extra>",
         )
+    gap = _MIN_LABEL_GAP * _height_of([*published.values(), *tuned.values()])
     for side, means in ((0, published), (1, tuned)):
-        positions = spread_labels(means, _MIN_LABEL_GAP * _height_of([*published.values(), *tuned.values()]))
+        positions = spread_labels(means, gap)
         for method, position in positions.items():
             figure.add_annotation(
                 x=side,
@@ -141,7 +141,8 @@ def plot_slopes(published: Mapping[str, float], tuned: Mapping[str, float]) -> g
 
 
 def _height_of(values: Sequence[float]) -> float:
-    return max(values) - min(values) or 1.0
+    height = max(values) - min(values)
+    return height if height > 0 else 1.0  # equal values
 
 
 def spread_labels(values: Mapping[str, float], gap: float) -> dict[str, float]:

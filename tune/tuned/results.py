@@ -1,6 +1,6 @@
 """Results of a tuned comparison, read from the records of its studies and the runs of untrained methods."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import mean
@@ -8,6 +8,7 @@ from statistics import mean
 from prometar.metrics import HARMONIC, Interval, t_interval
 from tune.config import StudyConfig
 from tune.records.folder import Records, StudyFolder
+from tune.records.schema import RunScores
 from tune.reproduce.grid import read_run
 from tune.space.ranges import Settings
 from tune.stages.plan import StudyPlan, count_steps
@@ -113,9 +114,8 @@ class TunedResults:
     @property
     def missing(self) -> list[str]:
         """Sentences on missing scores."""
-        return [
-            f"{cell.method} on {cell.dataset}: {cell.missing}" for cell in self.cells.values() if cell.missing
-        ]
+        cells = [cell for cell in self.cells.values() if cell.missing]
+        return [f"{cell.method} on {cell.dataset}: {cell.missing}" for cell in cells]
 
     @cached_property
     def ranking(self) -> Ranking | None:
@@ -125,8 +125,17 @@ class TunedResults:
         return rank_methods(published, tuned)
 
     def _scores(self, method: str, settings: str) -> dict[str, Mapping[int, float]]:
-        cells = (cell for cell in self.cells.values() if cell.method == method)
-        return {cell.dataset: getattr(cell, settings) for cell in cells if getattr(cell, settings)}
+        """Return the scores of a method by dataset and seed.
+
+        Args:
+            settings: "published" or "tuned".
+        """
+        by_dataset: dict[str, Mapping[int, float]] = {}
+        for cell in self.cells.values():
+            scores = getattr(cell, settings)
+            if cell.method == method and scores:
+                by_dataset[cell.dataset] = scores
+        return by_dataset
 
 
 def collect(comparison: TunedComparison, failures: Mapping[Cell, str]) -> TunedResults:
@@ -160,7 +169,7 @@ def _untrained_cells(comparison: TunedComparison, failures: Mapping[Cell, str]) 
             yield CellResult(method, dataset, keeps_published=True, missing=reason)
         else:
             scores = {run.seed: run.scores[HARMONIC]}
-            yield CellResult(method, dataset, scores, scores, keeps_published=True)
+            yield CellResult(method, dataset, published=scores, tuned=scores, keeps_published=True)
 
 
 def study_cell(
@@ -181,22 +190,23 @@ def study_cell(
         return CellResult(method, dataset, cost=cost, missing=failure or "the study has not finished")
     result = test.datasets[dataset]
     seeds = config.final_seeds
-    published, tuned = (
-        {run.seed: run.objective for run in runs if run.objective is not None and run.seed in seeds}
-        for runs in (result.baseline, result.selected)
-    )
     defaults = config.baseline_settings
     changed = {key: value for key, value in test.selected.settings.items() if value != defaults.get(key)}
     return CellResult(
         method,
         dataset,
-        published,
-        tuned,
-        cost,
+        published=_scores_by_seed(result.baseline, seeds),
+        tuned=_scores_by_seed(result.selected, seeds),
+        cost=cost,
         keeps_published=test.baseline_selected,
         changed={} if test.baseline_selected else changed,
         missing=test.failures[0] if test.failures else "",
     )
+
+
+def _scores_by_seed(runs: RunScores, seeds: Collection[int]) -> dict[int, float]:
+    """Return the score of each run that finished, for these seeds. A final test may have more seeds."""
+    return {run.seed: run.objective for run in runs if run.objective is not None and run.seed in seeds}
 
 
 def _cost_of(config: StudyConfig, plan: StudyPlan, records: Records) -> Cost:

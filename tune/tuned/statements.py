@@ -74,8 +74,8 @@ def limits(comparison: TunedComparison, results: TunedResults) -> Iterator[str]:
             yield f"Ranks leave out datasets on which a method has no score: {', '.join(left_out)}."
     if len(comparison.grid.seeds) < 2:
         yield "With a single test seed, gains have no interval. Pass more --seeds."
-    kept = [cell for cell in results.cells.values() if cell.keeps_published and cell.dataset]
-    kept = [cell for cell in kept if cell.method not in results.untrained]
+    trained = [cell for cell in results.cells.values() if cell.method not in results.untrained]
+    kept = [cell for cell in trained if cell.keeps_published]
     if kept:
         names = ", ".join(f"{cell.method} on {cell.dataset}" for cell in kept)
         yield f"The search found no settings with a higher validation score than the published ones: {names}."
@@ -116,7 +116,5 @@ def _limits_of_tests(ranking: Ranking) -> Iterator[str]:
 
 def summary(comparison: TunedComparison, results: TunedResults, problems: Sequence[str]) -> list[str]:
     """Return the answer, the evidence, the limits and the problems, as lines of the terminal."""
-    lines = [answer(results.ranking), *(f"- {line}" for line in evidence(results.ranking))]
-    lines += [f"- {line}" for line in limits(comparison, results)]
-    lines += [f"- {line}" for line in problems]
-    return lines
+    points = [*evidence(results.ranking), *limits(comparison, results), *problems]
+    return [answer(results.ranking), *(f"- {point}" for point in points)]
