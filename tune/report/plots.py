@@ -49,6 +49,8 @@ _OUTCOME_COLORS = {"failed": "#c53030", "interrupted": GRAY}
 _AXIS = {"gridcolor": "#e6eaef", "linecolor": "#a3adba", "zeroline": False, "automargin": True}
 
 _HEAT_MAP_HEIGHT = 480
+_MAX_TICK_LENGTH = 24
+"""Maximum length of the name of a class or dataset at an axis."""
 _MAX_LABELED_CLASSES = 40
 """Maximum number of classes whose names a confusion matrix shows. Names of more classes would overlap."""
 
@@ -155,6 +157,13 @@ def escape(value: Any) -> Any:
     return html.escape(value, quote=False) if isinstance(value, str) else value
 
 
+def _tick_label(name: str) -> str:
+    """Return the escaped name. Long names are cut, because they would take the space of the plot."""
+    if len(name) > _MAX_TICK_LENGTH:
+        name = f"{name[: _MAX_TICK_LENGTH - 1]}…"
+    return escape(name)
+
+
 def importances(study: optuna.Study) -> dict[str, float]:
     """Return importances by setting, highest first, or {} if trials are too few or all scores are equal."""
     completed = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
@@ -206,12 +215,10 @@ def plot_confusion(dataset_test: DatasetTest, name: SettingsName) -> go.Figure:
             row=1,
             col=column,
         )
-        are_labeled = len(classnames) <= _MAX_LABELED_CLASSES
-        ticks = [name if len(name) <= 24 else f"{name[:23]}…" for name in metrics[0].classnames]
         labels = {
-            "tickvals": list(range(len(ticks))),
-            "ticktext": [escape(text) for text in ticks],
-            "showticklabels": are_labeled,
+            "tickvals": list(range(len(classnames))),
+            "ticktext": [_tick_label(name) for name in metrics[0].classnames],
+            "showticklabels": len(classnames) <= _MAX_LABELED_CLASSES,
             "tickfont": {"size": 10},
         }
         figure.update_xaxes(title="predicted", tickangle=-60, row=1, col=column, **labels)
@@ -330,7 +337,7 @@ def plot_seed_pairs(test: FinalTest) -> go.Figure:
                 hoverinfo="text",
                 marker={"color": color if difference.excludes_zero else GRAY, "size": 12, "symbol": "square"},
             )
-    ticks = [escape(name if len(name) <= 24 else f"{name[:23]}…") for name in test.datasets]
+    ticks = [_tick_label(name) for name in test.datasets]
     figure.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.4, -0.6])
     figure.update_xaxes(title="difference in H (points)")
     return figure.update_layout(showlegend=False, height=120 + 50 * len(ticks))
