@@ -130,8 +130,10 @@ def _attempts(address: str | None) -> list[Callable[[], AbstractContextManager[N
     """
     if address is not None:
         return [nullcontext]
-    in_memory = [_token_in_memory, _token_in_memory]
-    return [*in_memory, _token_in_file] if _TOKEN_FILE.exists() else in_memory
+    contexts: list[Callable[[], AbstractContextManager[None]]] = [_token_in_memory, _token_in_memory]
+    if _TOKEN_FILE.exists():
+        contexts.append(_token_in_file)
+    return contexts
 
 
 @contextmanager
