@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prometar.config.settings import Config, dump_config
+from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.exclusions import read_exclusions
 from prometar.errors import InfrastructureError
 from prometar.io.files import write_atomically
@@ -169,6 +170,7 @@ def write_result(
         records: Figures by epoch.
     """
     excluded = read_exclusions(run.data.root) if run.data.name == "folder" and run.data.root else {}
+    data_digest, weights_digest = _digests_of_untrained(run)
     result = RunResult(
         last_epoch=records[-1],
         accuracies={"base": 50.0, "new": 50.0},
@@ -178,14 +180,25 @@ def write_result(
         classnames=(),
         template="",
         run_digest="",
-        data_digest="",
-        weights_digest="",
+        data_digest=data_digest,
+        weights_digest=weights_digest,
         environment={},
         excluded=tuple(sorted(excluded)),
         **resources,
     )
     write_atomically(folder / "config.yaml", dump_config(run).encode())
     result.write(folder)
+
+
+def _digests_of_untrained(run: Config) -> tuple[str, str]:
+    """Return the digests of data and weights if `reproduce --tune` compares them in result.json."""
+    if not run.method.startswith("zero-shot"):
+        return "", ""
+    from prometar.clip.openclip import load_backbone
+    from prometar.clip.weights import weights_digest
+
+    clip = load_backbone(run.backbone.name, run.backbone.pretrained).clip
+    return open_dataset(run.data.name, run.data.root).digest, weights_digest(clip)
 
 
 def fake_job(folder: Path, number: int, *, epochs: int = 3) -> Job:

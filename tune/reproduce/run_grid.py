@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from prometar.clip.model import Clip
 from prometar.clip.openclip import load_backbone
 from prometar.clip.weights import weights_digest
 from prometar.comparison.finished_runs import FinishedRun
@@ -63,13 +64,7 @@ def run_grid(
         check_components(config, clip)
     untrained = {method for (method, _, _), config in grid.configs.items() if build(config).is_untrained}
     jobs = [replace(job, predictions=predictions) for job in grid.jobs(out / "runs", untrained, unavailable)]
-    digests = {name: dataset.digest for name, dataset in datasets.items()}
-    digests["weights"] = weights_digest(clip.to(device="cpu", dtype=DTYPES[grid.config.backbone.precision]))
-    names = {*datasets}.union(*(config.custom_components.values() for config in grid.configs.values()))
-    digests |= {f"code of {name}": source_digest(name) for name in names if is_custom(name)}
-    for path in map(texts_path, grid.configs.values()):
-        if path is not None:
-            digests[f"texts of {path}"] = read_texts(Path(path))[1]
+    digests = input_digests(grid, datasets, clip)
     with lock_folder(out, f"the output folder {out}"):
         runs = [(job, read_run(job, digests)) for job in jobs]
         remaining = [job for job, run in runs if not _is_complete(job, run)]
@@ -124,6 +119,26 @@ def _distinct_methods(grid: Grid) -> list[Config]:
     for config in grid.configs.values():
         found.setdefault(config.model_dump_json(include=sections), config)
     return list(found.values())
+
+
+def input_digests(grid: Grid, datasets: Mapping[str, Dataset], clip: Clip) -> dict[str, str]:
+    """Return the digests of everything but settings that determines the results of a grid's runs, by name.
+
+    Args:
+        datasets: The grid's datasets by name.
+        clip: The frozen CLIP of its backbone.
+
+    Raises:
+        UserError: the class texts are missing or invalid.
+    """
+    digests = {name: dataset.digest for name, dataset in datasets.items()}
+    digests["weights"] = weights_digest(clip.to(device="cpu", dtype=DTYPES[grid.config.backbone.precision]))
+    names = {*datasets}.union(*(config.custom_components.values() for config in grid.configs.values()))
+    digests |= {f"code of {name}": source_digest(name) for name in names if is_custom(name)}
+    for path in map(texts_path, grid.configs.values()):
+        if path is not None:
+            digests[f"texts of {path}"] = read_texts(Path(path))[1]
+    return digests
 
 
 def _open_datasets(grid: Grid) -> tuple[dict[str, Dataset], list[FewShotSplit], dict[str, str]]:

@@ -26,7 +26,8 @@ from tune.execution.job import Job
 from tune.execution.resources import JobResources, max_concurrent_trials, plan_runs, uses_gpus
 from tune.records.folder import StudyFolder
 from tune.records.schema import StudyRecord
-from tune.reproduce.grid import Grid
+from tune.reproduce.grid import Grid, read_run
+from tune.reproduce.run_grid import input_digests
 from tune.space.space import load_space
 from tune.stages.plan import TOTAL, StudyPlan, plan_study, seconds_per_step
 
@@ -170,8 +171,8 @@ class TunedComparison:
         """Check everything that can be checked without training, before anything is written.
 
         Raises:
-            UserError: data or weights are missing, a setting is invalid, or a study in the output folder has
-                other settings.
+            UserError: data or weights are missing, a setting is invalid, a study in the output folder has
+                other settings, or a run of a method without training used other images or weights.
         """
         for config in self.studies.values():
             path = StudyFolder.of(config).path
@@ -187,6 +188,12 @@ class TunedComparison:
         clip = load_backbone(self.grid.config.backbone.name, self.grid.config.backbone.pretrained).clip
         for config in self.grid.configs.values():
             check_components(config, clip)
+        # Studies compare the digests of their inputs themselves.
+        if self.untrained:
+            datasets = {each.name: each for plan in self.plans.values() for each in plan.datasets}
+            digests = input_digests(self.untrained_grid, datasets, clip)
+            for job in self.untrained_jobs:
+                read_run(job, digests)
 
     def plan_pool(
         self, nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig, memory: float

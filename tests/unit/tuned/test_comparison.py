@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def test_a_finished_comparison_runs_nothing_and_prints_the_same_table(
     printed = capsys.readouterr().out
     assert "maple: 11 settings (shared: optim.lr, " in printed
     assert "Wrote " in printed
+
+
+@pytest.mark.parametrize(("key", "says"), [("data", "cells"), ("weights", "weights")])
+def test_a_run_without_training_of_other_data_or_weights_is_refused(
+    key: str, says: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    file = next(out.glob("runs/*zero-shot*/result.json"))
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps({**result, key: "0" * 64}))
+    assert run(out, status=2) == []
+    assert f"used another version of {says}" in " ".join(capsys.readouterr().err.split())
 
 
 EXTENSIONS: dict[str, tuple[list[object], int, list[str]]] = {
