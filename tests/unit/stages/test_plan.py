@@ -41,32 +41,58 @@ def jobs_of(config: StudyConfig, **settings: Any) -> tuple[Job, Job]:
 
 
 def test_counts_are_those_of_the_jobs(small_dtd: Path, tmp_path: Path) -> None:
+    datasets = ["dtd", "cells"]
+    num_datasets = len(datasets)
+    num_trials = 4
+    seeds_per_trial = 2
+    trial_epochs = 2
+    top = 2
+    confirm_seeds = 3
+    final_seeds = (7, 8)
+    final_epochs = 3
     config = config_of(
         tmp_path,
-        dataset=["dtd", "cells"],
+        dataset=datasets,
         data_root=small_dtd,
         backbone="mini",
         objective="base_val",
-        epochs=2,
-        final_epochs=3,
-        trials=4,
-        seeds_per_trial=2,
-        top=2,
-        final_seeds=(7, 8),
-        settings={"confirm.seeds": 3, "data.shots": 5},
+        epochs=trial_epochs,
+        final_epochs=final_epochs,
+        trials=num_trials,
+        seeds_per_trial=seeds_per_trial,
+        top=top,
+        final_seeds=final_seeds,
+        settings={"confirm.seeds": confirm_seeds, "data.shots": 5},
     )
     plan = plan_study(config)
     trial, _ = jobs_of(config)
     finals = [
-        final_job(config, StudyFolder.of(config), 0, config.baseline_settings, name, 7)
-        for name in config.search.datasets
+        final_job(config, StudyFolder.of(config), 0, config.baseline_settings, name, final_seeds[0])
+        for name in datasets
     ]
-    per_epoch = sum(map(steps_of, finals))
-    assert list(plan.stages.values())[:3] == [
-        (4 * 4, 4 * 4 * 2, 4 * 2 * steps_of(trial)),
-        (3 * 3 * 2, 3 * 3 * 2 * 3, 3 * 3 * 3 * steps_of(trial) // 2),
-        (2 * 2 * 2, 2 * 2 * 2 * 3, 2 * 2 * 3 * per_epoch),
-    ]
+    # Steps per epoch of one seed, summed over the datasets.
+    search_steps = steps_of(trial) // seeds_per_trial
+    final_steps = sum(steps_of(job) for job in finals)
+    # Runs per dataset.
+    search_runs = num_trials * seeds_per_trial
+    num_candidates = top + 1  # with the baseline
+    confirmation_runs = num_candidates * confirm_seeds
+    final_runs = 2 * len(final_seeds)  # selected and default settings
+    assert plan.stages["Search"] == (
+        search_runs * num_datasets,
+        search_runs * num_datasets * trial_epochs,
+        search_runs * trial_epochs * search_steps,
+    )
+    assert plan.stages["Confirmation"] == (
+        confirmation_runs * num_datasets,
+        confirmation_runs * num_datasets * final_epochs,
+        confirmation_runs * final_epochs * search_steps,
+    )
+    assert plan.stages["Final test"] == (
+        final_runs * num_datasets,
+        final_runs * num_datasets * final_epochs,
+        final_runs * final_epochs * final_steps,
+    )
     assert "Maximum total: 42 runs, " in str(plan)
 
 
@@ -122,7 +148,8 @@ def test_nested_conditions_hold_for_tried_values(tmp_path: Path, monkeypatch: py
         weight: {"type": "choice", "choices": [1.0, 9.0], "when": {kind: "nested:Huber"}},
         "regularizer.args.delta": {"type": "float", "low": 0.1, "high": 1.0, "when": {weight: 1.0}},
     }
-    plan_study(config_of(tmp_path, ranges=ranges))
+    plan = plan_study(config_of(tmp_path, ranges=ranges, trials=4))
+    assert plan.stages["Search"][0] == 4, "no condition is refused"
 
 
 @pytest.mark.parametrize(
@@ -142,10 +169,16 @@ def test_what_cannot_run_is_refused(options: dict[str, Any], message: str, tmp_p
         plan_study(config_of(tmp_path, **options))
 
 
-def with_texts(tmp_path: Path, text: str, *datasets: str) -> StudyConfig:
-    """A study whose regularizer reads a file with one text per class of `cells`."""
+def write_texts(tmp_path: Path, text: str) -> Path:
+    """Write a file with one text per class of `cells`: `text` and the class name."""
     path = tmp_path / "texts.json"
     path.write_text(json.dumps({name: [f"{text} {name}"] for name in open_dataset("cells").classnames}))
+    return path
+
+
+def with_texts(tmp_path: Path, text: str, *datasets: str) -> StudyConfig:
+    """A study whose regularizer reads a file with one text per class of `cells`."""
+    path = write_texts(tmp_path, text)
     settings = {"regularizer.texts": str(path), "data.shots": 1}
     return config_of(tmp_path, dataset=["cells", *datasets], method="ivlp-regularized", settings=settings)
 
@@ -182,14 +215,14 @@ def test_class_names_with_too_many_tokens_are_refused_before_the_start(tmp_path:
 
 
 def test_searched_texts_are_read_before_the_start(tmp_path: Path) -> None:
-    with_texts(tmp_path, "a cell called")
+    texts = write_texts(tmp_path, "a cell called")
     (tmp_path / "space.yaml").write_text(
-        f"regularizer.texts: {{type: choice, choices: [{tmp_path}/texts.json, {tmp_path}/others.json]}}\n"
+        f"regularizer.texts: {{type: choice, choices: [{texts}, {tmp_path}/others.json]}}\n"
     )
     options = {
         "dataset": ["cells"],
         "method": "ivlp-regularized",
-        "settings": {"regularizer.texts": f"{tmp_path}/texts.json", "data.shots": 1},
+        "settings": {"regularizer.texts": str(texts), "data.shots": 1},
         "space": str(tmp_path / "space.yaml"),
     }
     config = config_of(tmp_path, **options)
@@ -211,16 +244,15 @@ def test_the_plan_tells_what_is_skipped_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_images_that_any_stage_reads_are_decoded_before_the_start(tmp_path: Path) -> None:
-    """One corrupt photo would else fail runs of the final test, hours later."""
+    """One corrupt photo would otherwise fail runs of the final test, hours later."""
     paths = [f"{name}/{k}.png" for name in ("ash", "fir", "oak", "yew") for k in range(10)]
     write_tree(tmp_path / "photos", paths)
     options = {"dataset": ["folder"], "data_root": tmp_path / "photos", "backbone": "mini"}
     config = config_of(tmp_path, **options, objective="base_val")
     plan = plan_study(config)
     [photos] = plan.datasets
-    unread = next(
-        item.path for item in photos.val if item.classname == "yew"
-    )  # the search scores base classes
+    # `yew` is a new class. The search scores base classes only, so its validation images are never read.
+    unread = next(item.path for item in photos.val if item.classname == "yew")
     test_image = next(item.path for item in photos.test if item.classname == "yew")
     train_image = next(item.path for item in photos.train if item.classname == "ash")
     messages: list[str] = []
