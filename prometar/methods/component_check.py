@@ -20,6 +20,7 @@ from prometar.methods.section import CustomSection
 _NUM_QUERY = 2
 _NUM_SUPPORT = 3
 _NUM_CLASSES = 4
+_TOWERS: tuple[TowerName, ...] = ("text", "vision")
 
 
 def check_components(config: MethodConfig, clip: Clip) -> Method:
@@ -31,36 +32,39 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     method = build(config)
     generator = torch.Generator().manual_seed(0)
 
+    prompts_reference = getattr(config.prompts, "reference", "prompts")
+    with convert_errors(prompts_reference):
+        leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
+        initial = [leaf.clone() for leaf in leaves.values()]
+        tokens = method.prompts.tokens(leaves)
+        _require_unchanged(prompts_reference, initial, list(leaves.values()))
+        inputs = [*leaves.values(), *tokens.values()]
+
     def check(section: str, call: Callable[[], tuple[Mapping[str, object], Tensors]]) -> None:
         """Check a component if it is custom. `call` returns results and tensors of the expected shapes."""
         custom = getattr(config, section)
         if not isinstance(custom, CustomSection):
             return
         with convert_errors(custom.reference):
-            inputs = [*leaves.values(), *tokens.values()]
             before = [tensor.clone() for tensor in inputs]
             results, expected = call()
             _require_unchanged(custom.reference, before, inputs)
             for name in results.keys() | expected.keys():
-                got, wanted = (_describe(tensors.get(name)) for tensors in (results, expected))
+                got = _describe(results.get(name))
+                wanted = _describe(expected.get(name))
                 if got != wanted:
                     raise UserError(f"{custom.reference} must return {wanted} for {name}, got {got}.")
 
-    with convert_errors(getattr(config.prompts, "reference", "prompts")):
-        leaves = method.prompts.initialize(clip, torch.zeros(0, dtype=torch.long), generator)
-        tokens = method.prompts.tokens(leaves)
     if not method.prompts.conditional:  # conditional prompts also return tensors that are not tokens
         check("prompts", lambda: (tokens, _expected_tokens(tokens, clip)))
     with convert_errors(getattr(config.modulator, "reference", "modulator")):
         gate = method.modulator.initialize(tokens, generator)
-    check(
-        "regularizer", lambda: _call_regularizer(method, clip, getattr(config.regularizer, "reference", ""))
-    )
+    regularizer_reference = getattr(config.regularizer, "reference", "")
+    check("regularizer", lambda: _call_regularizer(method, clip, regularizer_reference))
     check("modulator", lambda: (method.modulator(gate, tokens, tokens), tokens))  # tokens serve as gradients
-    check("inner", lambda: (method.inner(tokens, tokens) if method.inner else tokens, tokens))
+    check("inner", lambda: _call_inner(method, tokens))
     check("task", lambda: _draw_mix(method))  # the section `task` configures the augmentation
-    # In epoch 0, the previous average is {}. If the result is {}, `leaves` themselves are evaluated.
-    check("averager", lambda: (method.averager({}, leaves, 0, 2) or leaves, leaves))
+    check("averager", lambda: _call_averager(method, leaves))
     check("optim", lambda: _call_optimizer(method, leaves))
     check("adapters", lambda: _call_adapters(method, clip, generator))
     check("features", lambda: _call_features(method, clip, generator))
@@ -81,10 +85,32 @@ def _describe(value: object) -> str:
 
 
 def _expected_tokens(tokens: Tensors, clip: Clip) -> Tensors:
-    """Return a tensor of the expected shape for each name <tower>.<layer>. Others will be rejected."""
+    """Return a tensor of the expected shape for each name of the form <tower>.<layer>.
+
+    Names of another form are left out, so the caller rejects them.
+    """
     widths = {"text": clip.text.width, "vision": clip.vision.width}
-    names = [name for name in tokens if name.partition(".")[0] in widths and name.partition(".")[2].isdigit()]
-    return {name: torch.empty(len(tokens[name]), widths[name.partition(".")[0]]) for name in names}
+    expected: Tensors = {}
+    for name, token in tokens.items():
+        tower, _, layer = name.partition(".")
+        if tower in widths and layer.isdigit():
+            expected[name] = torch.empty(len(token), widths[tower])
+    return expected
+
+
+def _call_inner(method: Method, tokens: Tensors) -> tuple[Mapping[str, object], Tensors]:
+    """Return the adapted tokens. The tokens also serve as their gradients."""
+    if method.inner is None:
+        return tokens, tokens
+    return method.inner(tokens, tokens), tokens
+
+
+def _call_averager(method: Method, leaves: Tensors) -> tuple[Mapping[str, object], Tensors]:
+    """Return the average after the first of two epochs. If it is {}, the leaves themselves are evaluated."""
+    average = method.averager({}, leaves, 0, 2)  # in epoch 0, the previous average is {}
+    if not average:
+        return leaves, leaves
+    return average, leaves
 
 
 def _call_adapters(
@@ -110,9 +136,6 @@ def _call_adapters(
             results[f"what is added in {name}"] = added
             expected[f"what is added in {name}"] = normed
     return results, expected
-
-
-_TOWERS: tuple[TowerName, ...] = ("text", "vision")
 
 
 def _some_features(clip: Clip) -> Features:

@@ -115,6 +115,27 @@ def test_a_distance_that_changes_tensors_in_place_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+PROMPTS_IN_PLACE = """
+import torch
+from prometar.methods.prompts import Prompts
+
+
+class Doubled(Prompts):
+    def initialize(self, clip, init_ids, generator):
+        return {"vision.0": torch.ones(2, clip.vision.width)}
+
+    def tokens(self, leaves):
+        return {name: leaf.mul_(2) for name, leaf in leaves.items()}
+"""
+
+
+def test_prompts_that_change_their_leaves_in_place_are_one_line(mine: Path, clip: Clip) -> None:
+    mine.write_text(PROMPTS_IN_PLACE)
+    with pytest.raises(UserError, match=r"^mine:Doubled must not change its inputs in place") as caught:
+        check_components(configure("prometar", {"prompts.kind": "mine:Doubled"}), clip)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("line", ["raise RuntimeError('no luck')", "raise SystemExit('no luck')"])
 def test_a_module_that_fails_is_reported_with_the_line(mine: Path, line: str) -> None:
     mine.write_text(f"import torch\n\n{line}\n")
