@@ -16,12 +16,14 @@ from tune.store.trial_store import TrialStore
 class SearchJobs(Iterator[Job | None]):
     """Iterator over the jobs of the search. It is also an `Observer`, which stores the jobs' results.
 
-    The trial store is the source of truth. Each trial's record.json is written from it. The iterator yields
-    None while the budget allows another trial only if a running one is pruned.
+    The trial store is the source of truth. Each trial's record.json is written from it.
+
+    A running trial counts with all of its steps. If the running trials use up the budget, the iterator yields
+    None (ask again later), because one of them may be pruned and free some of it.
 
     Args:
-        count_steps: Function that returns the training steps per epoch of a trial with some settings. It is
-            needed for a budget in steps.
+        count_steps: Function that returns the training steps per epoch of a trial with some settings. Only
+            called if there is a budget in steps.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class SearchJobs(Iterator[Job | None]):
         config: StudyConfig,
         folder: StudyFolder,
         store: TrialStore,
-        count_steps: Callable[[Settings], int] = lambda settings: 0,
+        count_steps: Callable[[Settings], int],
     ) -> None:
         self._config = config
         self._folder = folder
@@ -97,7 +99,10 @@ class SearchJobs(Iterator[Job | None]):
 
     def notices(self) -> Iterator[str]:
         """Yield messages that explain why the number of trials differs from --trials."""
-        done = len({0 if trial.is_baseline else trial.number for trial in self._store.ended_trials})
+        ended = self._store.ended_trials
+        num_others = sum(not trial.is_baseline for trial in ended)
+        has_baseline = any(trial.is_baseline for trial in ended)
+        done = num_others + int(has_baseline)  # a rerun baseline counts once
         trials = self._config.search.trials
         if self._store.exhausted:
             yield "Search space exhausted: every combination has been tried."
