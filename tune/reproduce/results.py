@@ -61,18 +61,18 @@ def build_table(
     """Return the rows of the table and its notes.
 
     Args:
-        incomparable: For each dataset whose results are not comparable with published ones, the reason.
+        incomparable: For each dataset that is not a complete benchmark, the reason (`incomparable_reason`).
     """
-    has_other_source = grid.source != grid.protocol.source or grid.source in incomparable
-    if grid.source and has_other_source:
-        reasons = dict.fromkeys(grid.all_datasets, f"source {grid.source} differs")
-        incomparable = {**reasons, **incomparable}
+    reasons = dict(incomparable)  # why there are no published accuracies for a dataset
+    is_published_source = grid.source == grid.protocol.source and grid.source not in incomparable
+    if grid.source and not is_published_source:  # then no result is comparable
+        reasons = {**dict.fromkeys(grid.all_datasets, f"source {grid.source} differs"), **incomparable}
     published = _published_by_run(grid)
     rows: list[Row] = []
     for name in grid.all_datasets:
         for method in grid.methods:
             accuracies: Mapping[str, float] = {}
-            if name not in incomparable:
+            if name not in reasons:
                 training_dataset = grid.source or name
                 accuracies = _published_in_row(published, method, name, [training_dataset])
             rows.append((name, method, _summarize(results[method][name], grid.columns, accuracies)))
@@ -81,14 +81,14 @@ def build_table(
         is_complete = len(averaged) == len(grid.datasets)
         label = AVERAGE if is_complete else f"{AVERAGE} of {len(averaged)}"
         # Published averages are over all datasets of the protocol.
-        is_comparable = is_complete and set(averaged) == set(grid.protocol.datasets) and not incomparable
+        is_comparable = is_complete and set(averaged) == set(grid.protocol.datasets) and not reasons
         for method in grid.methods:
             accuracies = {}
             if is_comparable:
                 accuracies = _published_in_row(published, method, AVERAGE, grid.training_datasets)
             averages = _average([results[method][name] for name in averaged])
             rows.append((label, method, _summarize(averages, grid.columns, accuracies)))
-    notes = [*_notes(grid, results), *_notes_on_published(rows, published, incomparable)]
+    notes = [*_notes(grid, results), *_notes_on_published(rows, published, reasons)]
     return rows, notes
 
 
@@ -111,7 +111,7 @@ def _published_in_row(
 ) -> Mapping[str, float]:
     """Return the published accuracies of a row by column, or {} if there are none.
 
-    There are none unless the runs on each of the row's training datasets have the published settings.
+    If runs on any of the training datasets have other settings than the published ones, there are none.
 
     Args:
         label: Name of a dataset, or "average".
@@ -120,14 +120,18 @@ def _published_in_row(
     accuracies = [published[method, dataset][0] for dataset in training_datasets]
     if not all(accuracies):
         return {}
-    # If an average was published, each of the accuracies contains it.
+    # Only averages have several training datasets. A published average is in the accuracies of each of them.
     return accuracies[0].get(label, {})
 
 
 def _notes_on_published(
-    rows: Sequence[Row], published: _PublishedByRun, incomparable: Mapping[str, str]
+    rows: Sequence[Row], published: _PublishedByRun, reasons: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield notes on the sources of published accuracies, and on datasets where none is comparable."""
+    """Yield notes on the sources of published accuracies, and on datasets where none is comparable.
+
+    Args:
+        reasons: For each dataset where none is comparable, the reason.
+    """
     cited_methods = {
         method for _, method, summaries in rows if any(each.published for each in summaries.values())
     }
@@ -139,7 +143,7 @@ def _notes_on_published(
         sources = ", ".join(citations)
         yield f"Sources of published accuracies: {sources}. Differences are ours minus published."
     if any(accuracies for accuracies, _ in published.values()):
-        for name, reason in incomparable.items():
+        for name, reason in reasons.items():
             yield f"Not comparable with published accuracies: {name} ({reason})."
 
 
@@ -215,7 +219,7 @@ def _notes(grid: Grid, results: Results) -> Iterator[str]:
             yield f"Settings of {method} that differ from the published ones: {listed}."
         if any(_has_own_settings(config, grid) for config in configs):
             yield (
-                f"{method} has published settings for this protocol or for single datasets. "
+                f"The published settings of {method} differ between protocols or datasets. "
                 f"`prometar methods {method}` shows them."
             )
 

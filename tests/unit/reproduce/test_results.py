@@ -184,7 +184,7 @@ def test_a_protocols_own_settings_are_named_and_compare() -> None:
     assert grid.configs["maple", "imagenet", 16].train.epochs == 2
     table = build_table(grid, fill(grid, half))
     assert row(table, "imagenet", "maple")["accuracy"].published == 70.72
-    (note,) = [note for note in table[1] if note.startswith("maple has published settings")]
+    (note,) = [note for note in table[1] if note.startswith("The published settings of maple differ")]
     assert note.endswith("`prometar methods maple` shows them.")
     assert not any(note.startswith("Settings of") for note in table[1])
 
