@@ -18,11 +18,17 @@ class NoInnerLoop(ComponentSection):
 
 
 class InnerSGD(ComponentSection):
-    """One SGD step on the prompts theta: theta' = theta - lr * g. The modulator computes g on support images.
+    """One SGD step on the prompts theta: theta' = theta - lr * g.
 
-    `outer_weight`: weight of the query loss at theta'. `order`: "second" differentiates g with respect to
-    theta. "first" treats d theta' / d theta as the identity, like first-order MAML (ICML 2017), but the gate
-    (the modulator's learnable tensors) still receives gradients, because g depends on the gate directly.
+    g is the gradient of the loss on support images, changed by the modulator.
+
+    `outer_weight`: weight of the query loss at theta'.
+
+    `order`:
+
+    - "second": g is differentiated with respect to theta.
+    - "first": d theta' / d theta is treated as the identity, like in first-order MAML (ICML 2017). The gate
+      (the modulator's learnable tensors) still receives gradients, because g depends on the gate directly.
     """
 
     kind: Literal["sgd"] = "sgd"
@@ -37,8 +43,8 @@ class InnerSGD(ComponentSection):
     def __call__(self, prompts: Leaves, gradient: Tensors) -> Tensors:
         import torch
 
-        gradients = [gradient[name] for name in prompts]
-        adapted = torch._foreach_add(list(prompts.values()), gradients, alpha=-self.lr)
+        ordered = [gradient[name] for name in prompts]
+        adapted = torch._foreach_add(list(prompts.values()), ordered, alpha=-self.lr)
         return dict(zip(prompts, adapted, strict=True))
 
 
