@@ -12,6 +12,19 @@ from prometar.comparison.paired import Difference
 from prometar.metrics import HARMONIC, t_interval
 
 _DASH = "–"
+_CSV_COLUMNS = (
+    "metric",
+    "method",
+    "reference",
+    "dataset",
+    "unit",
+    "n",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+)
 
 
 def print_comparison(differences: Sequence[Difference], notes: Sequence[str], console: Console) -> None:
@@ -57,25 +70,31 @@ def _p_text(p: float | None) -> str:
 
 def as_csv(differences: Sequence[Difference]) -> str:
     """Return CSV with a line per metric and method, each followed by a line per dataset."""
-    header = "metric method reference dataset unit n difference low high p p_holm"
-    rows: list[tuple[object, ...]] = [tuple(header.split())]
+    lines: list[dict[str, object]] = []
     for each in differences:
-        names = (each.metric, each.method, each.reference)
-        rows.append((*names, "", each.unit, *_summary(each.values), rounded(each.p), rounded(each.p_holm)))
+        names = {"metric": each.metric, "method": each.method, "reference": each.reference}
+        p_values = {"p": format_csv_number(each.p), "p_holm": format_csv_number(each.p_holm)}
+        lines.append({**names, "unit": each.unit, **_summary(each.values), **p_values})
         for dataset, seed_differences in each.by_dataset.items():
-            rows.append((*names, dataset, "seeds", *_summary(seed_differences), "", ""))
-    return csv_text(rows)
+            lines.append({**names, "dataset": dataset, "unit": "seeds", **_summary(seed_differences)})
+    rows = [[line.get(column, "") for column in _CSV_COLUMNS] for line in lines]
+    return csv_text([_CSV_COLUMNS, *rows])
 
 
-def _summary(values: tuple[float, ...]) -> tuple[int, str, str, str]:
+def _summary(values: tuple[float, ...]) -> dict[str, object]:
     """Return n, the mean, and the bounds of its 95% confidence interval."""
     interval = t_interval(values)
     low = interval.low if interval else None
     high = interval.high if interval else None
-    return len(values), rounded(mean(values)), rounded(low), rounded(high)
+    return {
+        "n": len(values),
+        "difference": format_csv_number(mean(values)),
+        "low": format_csv_number(low),
+        "high": format_csv_number(high),
+    }
 
 
-def rounded(value: float | None) -> str:
+def format_csv_number(value: float | None) -> str:
     """Format a number with four decimals, or None as ""."""
     return "" if value is None else f"{value:.4f}"
 

@@ -7,7 +7,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Column, Table
 
-from prometar.comparison.render import csv_text, rounded
+from prometar.comparison.render import csv_text, format_csv_number
 from tune.reproduce.grid import Grid
 from tune.reproduce.results import AccuracySummary, Row
 
@@ -70,7 +70,9 @@ def as_csv(grid: Grid, rows: Sequence[Row]) -> str:
             low, high = (summary.interval.low, summary.interval.high) if summary.interval else (None, None)
             difference = None if summary.published is None else summary.mean - summary.published
             numbers = (summary.mean, summary.sd, low, high, summary.published, difference)
-            lines.append((grid.protocol.name, dataset, method, column, summary.n, *map(rounded, numbers)))
+            lines.append(
+                (grid.protocol.name, dataset, method, column, summary.n, *map(format_csv_number, numbers))
+            )
     return csv_text(lines)
 
 

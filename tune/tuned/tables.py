@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from prometar.cli.console import format_duration
-from prometar.comparison.render import csv_text, rounded
+from prometar.comparison.render import csv_text, format_csv_number
 from tune.report.formatting import DASH, format_difference, format_mean, format_setting
 from tune.report.tables import Row, Table
 from tune.tuned.comparison import TunedComparison
@@ -136,11 +136,11 @@ def results_csv(results: TunedResults) -> str:
             cell.dataset,
             cell.method,
             len(cell.gains),
-            rounded(cell.published_mean),
-            rounded(cell.tuned_mean),
-            rounded(cell.gain),
-            rounded(interval.low if interval else None),
-            rounded(interval.high if interval else None),
+            format_csv_number(cell.published_mean),
+            format_csv_number(cell.tuned_mean),
+            format_csv_number(cell.gain),
+            format_csv_number(interval.low if interval else None),
+            format_csv_number(interval.high if interval else None),
             cell.cost.trials,
             cell.cost.steps,
             f"{cell.cost.seconds:.1f}",
@@ -168,10 +168,10 @@ def ranks_csv(results: TunedResults) -> str:
         for method in ranking.tuned.methods:
             row = (
                 method,
-                rounded(ranking.published.ranks[method]),
-                rounded(ranking.tuned.ranks[method]),
-                rounded(ranking.published.means[method]),
-                rounded(ranking.tuned.means[method]),
+                format_csv_number(ranking.published.ranks[method]),
+                format_csv_number(ranking.tuned.ranks[method]),
+                format_csv_number(ranking.published.means[method]),
+                format_csv_number(ranking.tuned.means[method]),
             )
             rows.append(row)
     return csv_text(rows)
