@@ -1,6 +1,8 @@
-"""A tuned comparison whose runs do not train: in this process, or as a process that tests can kill.
+"""`prometar reproduce --tune` with jobs that do not train, and what it leaves in its folder.
 
-`python -m tests.support.tuned OUT [options of prometar reproduce]`
+`compare` runs it in this process. As a process of its own, which tests can kill:
+
+    python -m tests.support.tuned OUT [options of prometar reproduce]
 """
 
 import sys
@@ -43,7 +45,7 @@ SMALL = (
 @contextlib.contextmanager
 def without_ray(num_cpus: int = 2) -> Iterator[list[str]]:
     """Run the jobs of a comparison one after the other in this process. Yields the names of the jobs run."""
-    names = list[str]()
+    names: list[str] = []
 
     def fit(dispatcher: Any, *_: Any) -> None:
         for number in itertools.count():
@@ -71,25 +73,34 @@ def compare(out: Path, *options: object, trials: int = 4) -> int:
 
 
 def num_epochs(out: Path) -> dict[str, int]:
-    """How many epochs each job below OUT has really run, by folder."""
-    return {
-        str(file.parent.relative_to(out)): len(file.read_text().split()) for file in out.rglob("steps.log")
-    }
+    """Number of epochs that each job below OUT has run, by folder. Epochs that ran twice count twice.
+
+    The file steps.log in a job's folder has one word per epoch.
+    """
+    numbers: dict[str, int] = {}
+    for file in out.rglob("steps.log"):
+        folder = file.parent.relative_to(out)
+        numbers[str(folder)] = len(file.read_text().split())
+    return numbers
 
 
 def records(out: Path) -> dict[str, bytes]:
     """Content of all records of finished trials and runs, by path."""
-    names = ("record.json", "result.json")
-    return {str(f.relative_to(out)): f.read_bytes() for f in sorted(out.rglob("*.json")) if f.name in names}
+    return {
+        str(file.relative_to(out)): file.read_bytes()
+        for file in sorted(out.rglob("*.json"))
+        if file.name in ("record.json", "result.json")
+    }
 
 
 def trial_settings(out: Path) -> dict[str, list[str]]:
     """Settings of all trials, as text, by study."""
-    found: dict[str, list[str]] = {}
+    by_study: dict[str, list[str]] = {}
     for file in sorted(out.glob("studies/*/trials/*/record.json")):
+        study = file.parents[2].name
         settings = json.loads(file.read_text())["settings"]
-        found.setdefault(file.parts[-4], []).append(json.dumps(settings, sort_keys=True))
-    return found
+        by_study.setdefault(study, []).append(json.dumps(settings, sort_keys=True))
+    return by_study
 
 
 if __name__ == "__main__":
