@@ -21,7 +21,11 @@ from tune.space.ranges import Settings
 
 
 def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: Settings) -> Job:
-    """Return the job of a trial. It has one run per dataset and seed."""
+    """Return the job of a trial. It has one run per dataset and seed.
+
+    Unlike for other jobs, the folder is not checked for other runs. The settings of a trial never change, and
+    its scores are kept if images are excluded later, because samplers compare all trials.
+    """
     configs = _run_configs(config, settings, config.search.seeds, final_epochs=False)
     return Job(
         name=f"trial {number}",
@@ -33,10 +37,10 @@ def trial_job(config: StudyConfig, folder: StudyFolder, number: int, settings: S
 
 
 def trial_epochs(config: StudyConfig, settings: Settings, *, final_epochs: bool = False) -> int:
-    """Return the largest number of epochs of a trial's runs, if it is not pruned.
+    """Return the number of epochs of the longest run of a trial that is not pruned.
 
     Args:
-        final_epochs: True for runs of the confirmation or the final test with the settings of the trial.
+        final_epochs: True for the runs of the confirmation and the final test with the trial's settings.
     """
     configs = _run_configs(config, settings, (config.search.seed,), final_epochs=final_epochs)
     return max(each.train.epochs for each in configs)
@@ -49,7 +53,7 @@ def confirmation_job(
     configs = _run_configs(config, settings, (seed,), final_epochs=True)
     return Job(
         name=f"confirmation of trial {number}, seed {seed}",
-        configs=_without_other_runs(folder.confirmation_folder(number, seed), configs),
+        configs=_in_matching_folders(folder.confirmation_folder(number, seed), configs),
         objective=config.search.objective,
         val_per_class=config.search.val_per_class,
         trial_number=number,
@@ -68,7 +72,7 @@ def final_job(
     tested = f"trial {number}" if number else "the default settings"
     return Job(
         name=f"final test of {tested}, {dataset}, seed {seed}",
-        configs=_without_other_runs(folder.final_test_folder(number, dataset, seed), [run_config]),
+        configs=_in_matching_folders(folder.final_test_folder(number, dataset, seed), [run_config]),
         objective=FINAL,
         val_per_class=config.search.val_per_class,
         trial_number=number,
@@ -97,7 +101,7 @@ def _in_folders(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Confi
     }
 
 
-def _without_other_runs(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Config]:
+def _in_matching_folders(job_folder: Path, configs: Sequence[Config]) -> dict[Path, Config]:
     """Return the configurations by folder. Folders with runs of other settings or images are not used.
 
     The job's folder is the first of FOLDER, FOLDER-2, FOLDER-3, ... that contains no run with other settings,
@@ -139,7 +143,7 @@ def _is_complete(job: Job, folder: Path) -> bool:
 
 
 def run_unfinished(stage: str, jobs: Sequence[Job]) -> Stages[Mapping[str, str]]:
-    """Run the jobs that have no result yet. Return the failure reasons by job name."""
+    """Yield a stage with the jobs that still have to run. Return the failure reasons by job name."""
     unfinished = jobs_to_run(jobs)
     if not unfinished:
         return {}
