@@ -25,8 +25,12 @@ def format_mean(values: Collection[float]) -> str:
     """Format the mean and, for several values, the standard deviation.
 
     Example:
-        >>> format_mean([60.0, 62.0]), format_mean([60.0]), format_mean([])
-        ('61.0 ± 1.4', '60.0', '-')
+        >>> format_mean([60.0, 62.0])
+        '61.0 ± 1.4'
+        >>> format_mean([60.0])
+        '60.0'
+        >>> format_mean([])
+        '-'
     """
     if not values:
         return DASH
@@ -36,11 +40,15 @@ def format_mean(values: Collection[float]) -> str:
 
 
 def format_difference(difference: Interval) -> tuple[str, str]:
-    """Format a mean difference and its confidence bounds, with two decimals if a bound is close to 0.
+    """Return the mean difference and the confidence interval as text, e.g. "+2.3" and "[+1.1, +4.1]".
+
+    Numbers have one decimal, or two if a bound is closer to 0 than 0.05.
 
     Example:
-        >>> format_difference(Interval(2.34, 1.1, 4.06, 5)), format_difference(Interval(0.24, 0.03, 0.45, 5))
-        (('+2.3', '[+1.1, +4.1]'), ('+0.24', '[+0.03, +0.45]'))
+        >>> format_difference(Interval(2.34, 1.1, 4.06, 5))
+        ('+2.3', '[+1.1, +4.1]')
+        >>> format_difference(Interval(0.24, 0.03, 0.45, 5))
+        ('+0.24', '[+0.03, +0.45]')
     """
     digits = 1 if min(abs(difference.low), abs(difference.high)) >= 0.05 else 2
     center = f"{difference.mean:+.{digits}f}"
@@ -61,11 +69,17 @@ def describe_difference(difference: Interval, interval_name: str = "95% CI") -> 
 
 
 def phrase(words: Collection[object], noun: str = "") -> str:
-    """Join words with commas and "and". If given, `noun` precedes them, in the plural if there are several.
+    """Join at least one word with commas and "and". Put `noun` first, in the plural for several words.
 
     Example:
-        >>> phrase(["a"]), phrase(["a", "b", "c"]), phrase([3], "seed"), phrase([3, 4], "seed")
-        ('a', 'a, b and c', 'seed 3', 'seeds 3 and 4')
+        >>> phrase(["a"])
+        'a'
+        >>> phrase(["a", "b", "c"])
+        'a, b and c'
+        >>> phrase([3], "seed")
+        'seed 3'
+        >>> phrase([3, 4], "seed")
+        'seeds 3 and 4'
     """
     *first, last = map(str, words)
     text = f"{', '.join(first)} and {last}" if first else last
