@@ -27,7 +27,7 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     """Call each custom component of a configuration once on small tensors. Return the built method.
 
     Raises:
-        UserError: a component fails, or returns wrong names, types or shapes.
+        UserError: a component fails, changes its inputs in place, or returns wrong names, types or shapes.
     """
     method = build(config)
     generator = torch.Generator().manual_seed(0)
