@@ -72,9 +72,10 @@ def main() -> None:
         plan = plan_study(config)
         splits = [split for both in plan.splits.values() for split in both]
         memory = Footprint.of(clip, splits).memory_bytes(config.baseline) / 2**30
-        runs, _, steps = plan.stages[TOTAL]
-        hours = [f"{steps / rate / 3600:,.1f}" for rate in args.rates]
-        rows.append((name, len(splits[0].classnames), runs, f"{steps:,}", f"{memory:.1f}", *hours))
+        total = plan.stages[TOTAL]
+        hours = [f"{total.steps / rate / 3600:,.1f}" for rate in args.rates]
+        num_classes = len(splits[0].classnames)
+        rows.append((name, num_classes, total.runs, f"{total.steps:,}", f"{memory:.1f}", *hours))
     head = (
         "dataset",
         "base classes",

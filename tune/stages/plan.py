@@ -5,10 +5,12 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
 
 import torch
 
@@ -51,55 +53,71 @@ TOTAL = "Maximum total"  # key of the sums in `StudyPlan.stages`
 TIMED_STEPS = 3  # number of steps that an estimate times, after one untimed step
 
 
+class Amounts(NamedTuple):
+    """Maximum numbers of runs, epochs and steps of a stage, each summed over the datasets."""
+
+    runs: int
+    epochs: int
+    steps: int
+
+
+class StudySplits(NamedTuple):
+    """Splits of a dataset: that of search and confirmation, and that of the final test."""
+
+    search: FewShotSplit
+    final: FewShotSplit
+
+
 @dataclass(frozen=True)
 class StudyPlan:
     """Plan of a study.
 
     Args:
-        stages: Maximum numbers of runs, epochs and steps, by stage. The sums are under the key `TOTAL`.
+        stages: Amounts by stage. Their sums are under the key `TOTAL`.
         remarks: Conditions under which a stage needs fewer runs or epochs, by stage.
-        splits: Splits of the search and of the final test, by dataset.
+        splits: Splits by dataset.
     """
 
-    stages: Mapping[str, tuple[int, int, int]]
+    stages: Mapping[str, Amounts]
     remarks: Mapping[str, str]
-    splits: Mapping[str, tuple[FewShotSplit, FewShotSplit]]
+    splits: Mapping[str, StudySplits]
     datasets: tuple[Dataset, ...]
 
     @property
     def classes(self) -> dict[str, ClassSplit]:
         """Base classes, on which runs train, and new classes, by dataset."""
         return {
-            name: ClassSplit(base=final.classnames, new=classnames(final.evaluations["new"]))
-            for name, (_, final) in self.splits.items()
+            name: ClassSplit(base=splits.final.classnames, new=classnames(splits.final.evaluations["new"]))
+            for name, splits in self.splits.items()
         }
 
     @property
     def num_jobs(self) -> int:
-        """Maximum number of runs, as a rough number of jobs. A trial may have several runs."""
-        runs, _, _ = self.stages[TOTAL]
-        return runs
+        """Upper bound on the number of jobs: the maximum number of runs. Each job has at least one run."""
+        return self.stages[TOTAL].runs
 
     @property
     def notes(self) -> list[str]:
         """Notes for the user about the datasets and the splits of the search."""
         notes = [f"{dataset.name}: {dataset.note}" for dataset in self.datasets if dataset.note]
-        notes += [search.note for search, _ in self.splits.values() if search.note]
+        notes += [splits.search.note for splits in self.splits.values() if splits.search.note]
         return list(dict.fromkeys(notes))
 
     def __str__(self) -> str:
-        lines = []
-        for name, classes in self.classes.items():
-            base, new = (
-                f"{len(names)} {kind} classes ({abbreviated(names)})"
-                for kind, names in (("base", classes.base), ("new", classes.new))
-            )
-            lines.append(f"{name}: {base}, {new}")
+        lines = [
+            f"{name}: {_describe_classes('base', classes.base)}, {_describe_classes('new', classes.new)}"
+            for name, classes in self.classes.items()
+        ]
         for name, amounts in self.stages.items():
-            remark = f" ({self.remarks[name]})" if name in self.remarks else ""
-            counts = ", ".join(map(format_count, amounts, ("run", "epoch", "step")))
-            lines += [f"{name}: {counts}{remark}"] if any(amounts) else []
+            if any(amounts):
+                counts = ", ".join(map(format_count, amounts, ("run", "epoch", "step")))
+                remark = f" ({self.remarks[name]})" if name in self.remarks else ""
+                lines.append(f"{name}: {counts}{remark}")
         return "\n".join(lines)
+
+
+def _describe_classes(kind: str, names: Sequence[str]) -> str:
+    return f"{len(names)} {kind} classes ({abbreviated(names)})"
 
 
 def plan_study(config: StudyConfig) -> StudyPlan:
@@ -128,9 +146,8 @@ def plan_study(config: StudyConfig) -> StudyPlan:
     for key, entry in search.space.ranges.items():
         required = required_values(entry, search.space.ranges)  # without them, `key` has no effect
         for value in entry.probe_values:
-            build(
-                config.baseline.override({**defaults, **required, key: value})
-            )  # UserError if it is invalid
+            # Raises a UserError if the value is invalid.
+            build(config.baseline.override({**defaults, **required, key: value}))
     with convert_errors(search.sampler):
         make_sampler(search.sampler, search.space, 1, 1)
     with convert_errors(search.pruner):
@@ -146,10 +163,18 @@ def plan_study(config: StudyConfig) -> StudyPlan:
         datasets.append(open_dataset(name, data.root, data.args if name == data.name else {}))
     options = {"shots": data.shots, "seed": config.baseline.train.seed, "val_per_class": search.val_per_class}
     splits = {
-        name: (split_dataset(search.objective, dataset, **options), split_dataset(FINAL, dataset, **options))
+        name: StudySplits(
+            search=split_dataset(search.objective, dataset, **options),
+            final=split_dataset(FINAL, dataset, **options),
+        )
         for name, dataset in zip(search.datasets, datasets, strict=True)
     }
-    return StudyPlan(*_stages(config, splits), splits, tuple(datasets))
+    return StudyPlan(
+        stages=_stages(config, splits),
+        remarks=_remarks(config, num_datasets=len(splits)),
+        splits=splits,
+        datasets=tuple(datasets),
+    )
 
 
 def require_readable_images(config: StudyConfig, plan: StudyPlan, notify: Callable[[str], None]) -> None:
@@ -220,7 +245,7 @@ def inspect_inputs(config: StudyConfig, plan: StudyPlan) -> tuple[dict[str, str]
     names = [search.objective, search.sampler, search.pruner, *search.datasets, *searched]
     components = [*filter(is_custom, names), *config.baseline.custom_components.values()]
     digests |= {f"code of {name}": source_digest(name)[:12] for name in components}
-    splits = [split for pair in plan.splits.values() for split in pair]
+    splits = [split for both in plan.splits.values() for split in both]
     regularizer = build(config.baseline).regularizer
     paths = [regularizer.texts, *search.space.probe_values("regularizer.texts")]
     for path in dict.fromkeys(str(each) for each in paths if each is not None):
@@ -251,18 +276,14 @@ def _require_short_texts(baseline: Config, backbone: Backbone, dataset: Dataset)
     )
     if regularizer.uses_text:
         teachers = regularizer.templates or (dataset.template_named(regularizer.template_name),)
-        longest = max(teachers, key=len)
-        texts += [fill_template(longest, name) for name in dataset.classnames]
+        texts += [fill_template(teacher, name) for teacher in teachers for name in dataset.classnames]
     backbone.tokenize(texts)
 
 
-def _stages(
-    config: StudyConfig, splits: Mapping[str, tuple[FewShotSplit, FewShotSplit]]
-) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
-    """Return the stages and the remarks of a plan."""
+def _stages(config: StudyConfig, splits: Mapping[str, StudySplits]) -> dict[str, Amounts]:
+    """Return the amounts of each stage, and their sums."""
     search = config.search
     confirm = config.confirm
-    num_datasets = len(splits)
     batch_sizes = [each.train.batch_size for each in config.baselines]
     batch_sizes += map(int, search.space.probe_values("train.batch_size"))
     smallest_batch = min(batch_sizes)  # gives the maximum number of steps
@@ -272,28 +293,55 @@ def _stages(
         """Return the maximum number of steps per epoch."""
         return ImageOrder(split.train, transform, batch_size=smallest_batch).steps_per_epoch
 
-    search_steps = sum(max_steps(search_split) for search_split, _ in splits.values())
-    final_steps = sum(max_steps(final_split) for _, final_split in splits.values())
+    def amounts(*, runs_per_dataset: int, epochs_per_run: int, steps_per_epoch: int) -> Amounts:
+        """Return the amounts of a stage. `steps_per_epoch` is the sum over the datasets."""
+        runs = runs_per_dataset * len(splits)
+        return Amounts(
+            runs=runs,
+            epochs=runs * epochs_per_run,
+            steps=runs_per_dataset * epochs_per_run * steps_per_epoch,
+        )
+
+    search_steps = sum(max_steps(each.search) for each in splits.values())
+    final_steps = sum(max_steps(each.final) for each in splits.values())
     num_candidates = min(confirm.top + 1, search.trials) if confirm.top else 1  # with the baseline
     num_reruns = num_candidates * confirm.seeds if num_candidates > 1 else 0
     final_epochs = max([config.max_test_epochs, *map(int, search.space.probe_values(EPOCHS_KEY))])
-    amounts = {  # runs per dataset, epochs per run, and steps per epoch summed over the datasets
-        "Search": (search.trials * len(search.seeds), config.max_epochs, search_steps),
-        "Confirmation": (num_reruns, final_epochs, search_steps),
-        "Final test": (2 * len(config.final_seeds), final_epochs, final_steps),
+    stages = {
+        "Search": amounts(
+            runs_per_dataset=search.trials * len(search.seeds),
+            epochs_per_run=config.max_epochs,
+            steps_per_epoch=search_steps,
+        ),
+        "Confirmation": amounts(
+            runs_per_dataset=num_reruns, epochs_per_run=final_epochs, steps_per_epoch=search_steps
+        ),
+        "Final test": amounts(
+            runs_per_dataset=2 * len(config.final_seeds),
+            epochs_per_run=final_epochs,
+            steps_per_epoch=final_steps,
+        ),
     }
-    remarks = {} if search.pruner == "none" else {"Search": "pruned trials train for fewer epochs"}
+    total = Amounts(
+        runs=sum(each.runs for each in stages.values()),
+        epochs=sum(each.epochs for each in stages.values()),
+        steps=sum(each.steps for each in stages.values()),
+    )
+    return {**stages, TOTAL: total}
+
+
+def _remarks(config: StudyConfig, *, num_datasets: int) -> dict[str, str]:
+    """Return the conditions under which a stage needs fewer runs or epochs, by stage."""
+    remarks: dict[str, str] = {}
+    if config.search.pruner != "none":
+        remarks["Search"] = "pruned trials train for fewer epochs"
     if config.test.seeds == "auto":
-        min_runs = 2 * num_datasets * min(ALPHA_BY_PAIRS)
+        pairs_of_first_analysis = min(ALPHA_BY_PAIRS)
+        min_runs = 2 * num_datasets * pairs_of_first_analysis
         baseline_runs = BASELINE_RUNS * num_datasets
         baseline_case = f"{baseline_runs} runs if the default settings are selected"
         remarks["Final test"] = f"{min_runs} runs if the first seed pairs suffice, {baseline_case}"
-    stages = {
-        name: (runs * num_datasets, runs * num_datasets * epochs, runs * epochs * steps)
-        for name, (runs, epochs, steps) in amounts.items()
-    }
-    runs, epochs, steps = (sum(column) for column in zip(*stages.values(), strict=True))
-    return {**stages, TOTAL: (runs, epochs, steps)}, remarks
+    return remarks
 
 
 def count_steps(config: StudyConfig, plan: StudyPlan, settings: Settings) -> int:
@@ -301,7 +349,8 @@ def count_steps(config: StudyConfig, plan: StudyPlan, settings: Settings) -> int
     transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
     steps = 0
     inputs = zip(config.search.datasets, plan.splits.values(), plan.datasets, strict=True)
-    for name, (split, _), dataset in inputs:
+    for name, splits, dataset in inputs:
+        split = splits.search
         run_config = config.run_config(settings, dataset=name, seed=config.search.seed)
         if run_config.data.shots != config.baseline.data.shots:
             split = split_dataset(
@@ -333,19 +382,24 @@ def estimate(config: StudyConfig, plan: StudyPlan) -> str:
     resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
     torch.set_num_threads(resources.threads)
     seconds = seconds_per_step(config)
-    _, _, steps = plan.stages[TOTAL]
-    max_duration = format_duration(steps / resources.num_concurrent * seconds)
+    max_duration = format_duration(plan.stages[TOTAL].steps / resources.num_concurrent * seconds)
     return f"{summary}\nTraining on this machine: {seconds:.2g} s per step, at most {max_duration} in total"
 
 
 def seconds_per_step(config: StudyConfig) -> float:
-    """Return the mean duration of a training step of the baseline, including data loading."""
+    """Return the mean duration of a training step of the baseline, including data loading.
+
+    The first step, which is slower, counts only if the run has no other.
+    """
     run = build_run(config.baseline, config.search.objective, val_per_class=config.search.val_per_class)
     state = initial_state(run)
     rates = rates_of(run.config, 0)
-    started = 0.0
-    for number, batch in enumerate(islice(stream_local(run.order, run.dataset.source), 1 + TIMED_STEPS)):
+    durations: list[float] = []
+    started = time.perf_counter()
+    for batch in islice(stream_local(run.order, run.dataset.source), 1 + TIMED_STEPS):
         state, scalars = train_step(run, state, batch, rates)
         to_cpu(scalars)  # waits for the device
-        started = started if number else time.perf_counter()  # after the first, untimed step
-    return (time.perf_counter() - started) / max(1, number)
+        finished = time.perf_counter()
+        durations.append(finished - started)
+        started = finished
+    return mean(durations[1:] or durations)

@@ -286,13 +286,14 @@ class TunedComparison:
     def _max_runs_and_steps(self, cell: Cell) -> tuple[int, int]:
         """Return the maximum numbers of runs and steps of a study. A budget in steps limits the search."""
         stages = self.plans[cell].stages
-        runs, _, steps = stages[TOTAL]
-        search_runs, _, search_steps = stages["Search"]
+        total = stages[TOTAL]
+        search = stages["Search"]
+        steps = total.steps
         if self.budget and self.budget.unit == "steps":
             # Trials that have started when the budget is used up are finished.
-            overshoot = self.max_concurrent_trials * search_steps // search_runs
-            steps -= max(0, search_steps - int(self.budget.amount) - overshoot)
-        return runs, steps
+            overshoot = self.max_concurrent_trials * search.steps // search.runs
+            steps -= max(0, search.steps - int(self.budget.amount) - overshoot)
+        return total.runs, steps
 
 
 def plan_comparison(

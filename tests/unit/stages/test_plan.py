@@ -2,13 +2,16 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prometar.clip import openclip
 from prometar.data.datasets.catalog import open_dataset
 from prometar.errors import UserError, WorkError
+from prometar.training.epoch import train_step
 from prometar.training.run import build_run
 from tests.support.copies import write_tree
 from tests.support.driver import small_config
@@ -16,7 +19,7 @@ from tests.support.own import PARTS
 from tune import Space, StudyConfig
 from tune.execution.job import Job
 from tune.records.folder import StudyFolder
-from tune.stages.plan import inspect_inputs, plan_study, require_readable_images
+from tune.stages.plan import inspect_inputs, plan_study, require_readable_images, seconds_per_step
 from tune.stages.study_jobs import final_job, trial_job
 from tune.study import Study
 
@@ -105,7 +108,7 @@ def test_the_plan_names_base_and_new_classes(tmp_path: Path) -> None:
 
 def test_a_test_that_may_end_early(tmp_path: Path) -> None:
     plan = plan_study(config_of(tmp_path, final_seeds="auto"))
-    assert plan.stages["Final test"][0] == 30
+    assert plan.stages["Final test"].runs == 30
     assert "(10 runs if the first seed pairs suffice, 3 runs if the default settings are" in str(plan)
 
 
@@ -114,7 +117,7 @@ def test_trials_of_different_lengths(tmp_path: Path) -> None:
     config = config_of(tmp_path, ranges=lengths, epochs=2, trials=4, final_seeds=(5,))
     trial, final = jobs_of(config, **{"train.epochs": 6})
     assert (trial.epochs, final.epochs, config.baseline_settings) == (6, 6, {"train.epochs": 2})
-    assert [epochs for _, epochs, _ in plan_study(config).stages.values()] == [24, 0, 12, 36]
+    assert [amounts.epochs for amounts in plan_study(config).stages.values()] == [24, 0, 12, 36]
     with pytest.raises(UserError, match=r"requires a --space without train\.epochs. Use --pruner none"):
         plan_study(config_of(tmp_path, ranges=lengths, pruner="percentile"))
 
@@ -125,7 +128,7 @@ def test_trials_of_different_batches(tmp_path: Path) -> None:
         tmp_path, ranges=sizes, trials=4, epochs=1, final_epochs=1, settings={"train.batch_size": 8}
     )
     trial, final = jobs_of(config, **{"train.batch_size": 2})
-    assert [steps for *_, steps in plan_study(config).stages.values()] == [
+    assert [amounts.steps for amounts in plan_study(config).stages.values()] == [
         4 * steps_of(trial),
         0,
         2 * steps_of(final),
@@ -135,7 +138,8 @@ def test_trials_of_different_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("trials", "top", "runs"), [(2, 3, 4), (1, 3, 0), (5, 0, 0), (5, 3, 8)])
 def test_no_more_candidates_than_trials(trials: int, top: int, runs: int, tmp_path: Path) -> None:
-    assert plan_study(config_of(tmp_path, trials=trials, top=top)).stages["Confirmation"][0] == runs
+    plan = plan_study(config_of(tmp_path, trials=trials, top=top))
+    assert plan.stages["Confirmation"].runs == runs
 
 
 def test_nested_conditions_hold_for_tried_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +216,31 @@ def test_class_names_with_too_many_tokens_are_refused_before_the_start(tmp_path:
     config = config_of(tmp_path, **options)
     with pytest.raises(UserError, match=r"accepts 77 tokens per text, but .*q7 q7.* would be cut"):
         inspect_inputs(config, plan_study(config))
+
+
+def test_all_templates_of_the_regularizer_are_checked_and_not_only_that_with_most_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_word = "a photograph of a {}" + " internationalization" * 15
+    many_words = "a photograph of a {}" + " 7" * 80
+    assert len(many_words) < len(long_word)
+    monkeypatch.setattr(openclip, "TEMPLATES", (long_word, many_words))
+    settings = {"regularizer.teacher": "ensemble", "data.shots": 1}
+    config = config_of(tmp_path, dataset=["cells"], method="ivlp-regularized", settings=settings)
+    with pytest.raises(UserError, match="accepts 77 tokens per text"):
+        inspect_inputs(config, plan_study(config))
+
+
+def test_the_only_step_of_a_run_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_step(*args: Any) -> Any:
+        time.sleep(0.2)
+        return train_step(*args)
+
+    monkeypatch.setattr("tune.stages.plan.train_step", slow_step)
+    settings = {"data.shots": 1, "train.batch_size": 64}
+    config = config_of(tmp_path, dataset=["cells"], epochs=1, final_epochs=1, settings=settings)
+    assert build_run(config.baseline, config.search.objective).order.num_steps == 1
+    assert seconds_per_step(config) > 0.2
 
 
 def test_searched_texts_are_read_before_the_start(tmp_path: Path) -> None:
