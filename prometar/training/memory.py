@@ -16,21 +16,33 @@ from prometar.training.cache import MAX_BATCH_BYTES
 PROCESS_BYTES = 950 * 2**20
 """Memory of a training process and its data stream without tensors (Python, torch, Ray, open_clip)."""
 
-# Floats of a step: floats_per_image times an _IMAGE_ factor for each image, plus floats_per_class times a
-# _CLASS_ factor for each class. Bytes of a gate (learned modulator) with momentum: _GATE times weight_bytes.
-# Fitted to measured peaks: ViT-B/32, ViT-B/16, ViT-L/14, 1 to 500 classes and 1 to 128 images per batch.
+_FLOAT_BYTES = 4  # float32
+
+# Floats of a step:
+#     images per batch x floats_per_image x _IMAGE factor + classes x floats_per_class x _CLASS factor
+# An image tower without learned tensors has the factor _IMAGE_FORWARD. The other factors depend on whether
+# the step needs second derivatives.
+
+# Towers with hand-written derivatives. Fitted to measured peaks: ViT-B/32, ViT-B/16, ViT-L/14, 1 to 500
+# classes and 1 to 128 images per batch.
 _IMAGE_FORWARD = 1.0
 _IMAGE_FIRST_ORDER = 16.0
 _IMAGE_SECOND_ORDER = 60.0
 _CLASS_FIRST_ORDER = 0.5
 _CLASS_SECOND_ORDER = 2.5
-_GATE = 0.45
-# The same for towers that autograd differentiates, counted with ViT-B/16. Blocks before the first that
-# learned tensors enter save nothing. Texts with class-aware prompts share no prefix.
+
+# Image towers that autograd differentiates, counted with ViT-B/16. Autograd stores activations only from the
+# first block that learned tensors enter.
 _IMAGE_AUTOGRAD_FIRST_ORDER = 13.5
 _IMAGE_AUTOGRAD_SECOND_ORDER = 43.0
+
+# Texts with class-aware prompts, counted with ViT-B/16. Unlike other texts, they share no prefix.
 _CLASS_AWARE_FIRST_ORDER = 1.5
 _CLASS_AWARE_SECOND_ORDER = 4.8
+
+# Bytes of a gate (learned modulator) and its momentum, as a multiple of weight_bytes. Fitted to the same
+# peaks as the factors of hand-written derivatives.
+_GATE = 0.45
 
 
 @dataclass(frozen=True)
@@ -89,10 +101,9 @@ class Footprint:
             return process_bytes
         method = build(config)
         second_order = method.inner is not None and method.inner.second_order
-        by_autograd = method.changes_blocks or method.traits.inserts or method.features.reads_image_prompts
         if not method.changes("vision"):
             per_image = _IMAGE_FORWARD
-        elif by_autograd:
+        elif _may_use_autograd(method):
             per_image = _IMAGE_AUTOGRAD_SECOND_ORDER if second_order else _IMAGE_AUTOGRAD_FIRST_ORDER
             per_image *= self._share_of_blocks(method, "vision")
         else:
@@ -101,15 +112,17 @@ class Footprint:
             per_class = _CLASS_AWARE_SECOND_ORDER if second_order else _CLASS_AWARE_FIRST_ORDER
         else:
             per_class = _CLASS_SECOND_ORDER if second_order else _CLASS_FIRST_ORDER
+            # Below 1 only with autograd, as for images, or 0 if the text features are constant.
             per_class *= self._share_of_blocks(method, "text")
         images = config.train.batch_size * per_image * self.floats_per_image
         classes = self.num_classes * per_class * self.floats_per_class
+        # Slots: tensors that the optimizer keeps per leaf, such as the momentum of SGD.
         num_slots = len(method.optimizer.initialize({"leaf": torch.zeros(1)}))
-        # _GATE is that of a gate with one slot, the momentum of SGD.
+        copies = 1 + num_slots
         is_gate = isinstance(method.modulator, Gate)
-        gate_bytes = _GATE * self.weight_bytes * (1 + num_slots) / 2 if is_gate else 0
-        leaf_bytes = self._leaf_bytes(method) * (1 + num_slots)
-        return int(process_bytes + gate_bytes + leaf_bytes + 4 * (images + classes))
+        gate_bytes = _GATE * self.weight_bytes * copies / 2 if is_gate else 0  # _GATE is for two copies
+        leaf_bytes = self._leaf_bytes(method) * copies
+        return int(process_bytes + gate_bytes + leaf_bytes + _FLOAT_BYTES * (images + classes))
 
     def _share_of_blocks(self, method: Method, tower: TowerName) -> float:
         """Return the share of a tower's blocks from the first that learned tensors enter."""
@@ -126,3 +139,12 @@ class Footprint:
         context = torch.zeros(method.prompts.num_context, dtype=torch.long)
         leaves = method.initialize(self.shapes, context, self.num_classes, torch.Generator())
         return sum(leaf.nbytes for leaf in leaves.values())
+
+
+def _may_use_autograd(method: Method) -> bool:
+    """Return True if autograd may differentiate the image tower of a method that changes it.
+
+    The hand-written derivatives do not cover adapters, inserted prompts, and features that read the outputs
+    at the image prompts. Adapters count even if they change only the text tower.
+    """
+    return method.changes_blocks or method.traits.inserts or method.features.reads_image_prompts
