@@ -1,4 +1,9 @@
-"""Activations of CLIP's MLPs, with first and second derivatives that need few kernel launches."""
+"""Activations a(x) of CLIP's MLPs, with first and second derivatives that need few kernel launches.
+
+For each activation, a first-order function returns g a'(x), where g is a cotangent of a. A second-order
+function returns r a'(x) + w a''(x), where r is a cotangent of a, and w is the sum over k of the products of
+cotangents g_k and tangents t_k.
+"""
 
 import math
 from collections.abc import Callable
@@ -17,6 +22,7 @@ _silu_first_order = torch.ops.aten.silu_backward
 def _silu_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     """Return r a'(x) + w a''(x), where a'' = 2 s (1 - s) (1 + x / 2 - a), s = sigmoid(x) and a = x s."""
     s = torch.sigmoid(x)
+    # factor = w (1 + x / 2 - a), and sigmoid_backward(f, s) = f s (1 - s)
     factor = torch.addcmul(w, w, torch.addcmul(x, x, s, value=-2), value=0.5)
     return torch.add(_silu_first_order(r, x), torch.ops.aten.sigmoid_backward(factor, s), alpha=2)
 
@@ -42,14 +48,24 @@ def _gelu_tanh_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
     c = 0.044715
     square = x * x
     h = torch.tanh(root * x * (1 + c * square))
-    slope = root * (1 + 3 * c * square)
-    factor = slope - x * h * slope * slope + 3 * root * c * square
+    slope = root * (1 + 3 * c * square)  # u'
+    factor = slope - x * h * slope * slope
+    factor = factor + 3 * root * c * square  # x u'' / 2
     return torch.addcmul(_gelu_first_order(r, x, approximate="tanh"), (1 - h * h) * factor, w)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """Return x sigmoid(1.702 x) = silu(1.702 x) / 1.702, the activation of OpenAI's CLIP."""
     return x * torch.sigmoid(QUICK_GELU_FACTOR * x)
+
+
+# With k = 1.702, a(x) = silu(k x) / k, so a' = silu'(k x) and a'' = k silu''(k x).
+def _quick_gelu_first_order(g: Tensor, x: Tensor) -> Tensor:
+    return _silu_first_order(g, QUICK_GELU_FACTOR * x)
+
+
+def _quick_gelu_second_order(r: Tensor, w: Tensor, x: Tensor) -> Tensor:
+    return _silu_second_order(r, QUICK_GELU_FACTOR * w, QUICK_GELU_FACTOR * x)
 
 
 ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]] = {
@@ -60,19 +76,19 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Calla
         partial(_gelu_first_order, approximate="tanh"),
         _gelu_tanh_second_order,
     ),
-    "quick_gelu": (
-        quick_gelu,
-        lambda g, x: _silu_first_order(g, QUICK_GELU_FACTOR * x),
-        lambda r, w, x: _silu_second_order(r, QUICK_GELU_FACTOR * w, QUICK_GELU_FACTOR * x),
-    ),
+    "quick_gelu": (quick_gelu, _quick_gelu_first_order, _quick_gelu_second_order),
 }
 """Functions (x) -> a(x), (g, x) -> g a'(x), and (r, w, x) -> r a'(x) + w a''(x) of activations a, by name."""
 
 
 class Activation:
-    """Activation a(x) as a `prometar.clip.function.TokenFunction`. `name` is a key of `ACTIVATIONS`.
+    """Activation a(x) as a `prometar.clip.function.TokenFunction`.
 
-    Residuals, cotangents and tangents are x, g and t themselves.
+    What `TokenFunction` calls residuals, cotangents and tangents are here simply x, g_K and t_K. Nothing else
+    is stored.
+
+    Args:
+        name: Key of `ACTIVATIONS`.
     """
 
     def __init__(self, name: str) -> None:
@@ -92,8 +108,10 @@ class Activation:
 
     def hvp(self, x: Tensor, g_K: Tensor, t_K: Tensor, r: Tensor) -> Tensor:
         # r a'(x) + w a''(x), the gradient of <r, a(x)> + sum_k <g_k, a'(x) t_k>. w = sum_k g_k t_k.
-        (g_1, *others_g), (t_1, *others_t) = g_K.unbind(), t_K.unbind()
-        w = g_1 * t_1
-        for g, t in zip(others_g, others_t, strict=True):
+        # Adding one product at a time avoids K stacked products.
+        cotangents = g_K.unbind()
+        tangents = t_K.unbind()
+        w = cotangents[0] * tangents[0]
+        for g, t in zip(cotangents[1:], tangents[1:], strict=True):
             w = torch.addcmul(w, g, t)
         return self._second_order(r, w, x)
