@@ -84,6 +84,7 @@ class Session:
         if checkpoint.weights_digest != self._digests["weights_digest"]:
             raise self._other_run_error("weights")
         expected = self.state.tensors()
+        # `self.state` is an initial state, which has no average yet.
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.leaves.items()}
         if problem := describe_mismatch(expected, checkpoint.state.tensors()):
@@ -128,13 +129,14 @@ class Session:
         """Return one iterator over all remaining batches. The first is fetched now, outside timed code."""
         if self._batches is None:
             run = self.run
-            start = self.state.step
-            needs_pixels = run.method.augmentation.mixes_pixels or run.order.transform.views > 1
-            reads_pixels = self._before_step is not None or needs_pixels
-            numbers = range(start, run.order.num_steps)
+            first_step = self.state.step
+            method_needs_pixels = run.method.augmentation.mixes_pixels or run.order.transform.views > 1
+            callback_gets_batch = self._before_step is not None
+            numbers = range(first_step, run.order.num_steps)
             cached = can_skip_images(run.cache, numbers, changes_vision=run.method.changes("vision"))
-            start_stream = stream_labels if cached and not reads_pixels else self._start_stream
-            self._stream = start_stream(run.order, run.dataset.source, start)
+            omits_pixels = cached and not method_needs_pixels and not callback_gets_batch
+            start_stream = stream_labels if omits_pixels else self._start_stream
+            self._stream = start_stream(run.order, run.dataset.source, first_step)
             first_batch = list(islice(self._stream, 1))
             self._batches = chain(first_batch, self._stream)
         return self._batches
@@ -187,7 +189,8 @@ class Session:
         if key in known:
             yield from known[key]
             return
-        num_bytes = len(order.items) * 3 * order.transform.size**2
+        num_bytes = len(order.items) * 3 * order.transform.size**2  # RGB, one byte per channel
+        # At most a quarter of the cache, because each set that is added may remove others.
         # If the image tower is not changed, features stay in `cache`, so images are needed only once.
         should_cache = num_bytes <= MAX_BATCH_BYTES // 4 and (changes_vision or cache is None)
         batches: list[Batch] = []
