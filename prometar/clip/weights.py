@@ -40,7 +40,8 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
     if file_size(path) is None:
         raise UserError(f"{path} does not exist. {fix}")
     try:
-        with path.open("rb"), safe_open(path, framework="pt") as file:  # open() names why it cannot be read
+        path.open("rb").close()  # unlike safe_open, names the reason if the file cannot be read
+        with safe_open(path, framework="pt") as file:
             # Clones are aligned. With unaligned memory, kernels may sum in a different order.
             tensors = {name: file.get_tensor(name).clone() for name in file.offset_keys()}
             return tensors, file.metadata() or {}
@@ -51,8 +52,17 @@ def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> None:
-    """Raise a UserError if weights do not fit the backbone or are not finite. `source`: name in messages."""
-    # Unexpected tensors are ignored, except those of extra blocks: they belong to a deeper model.
+    """Check that weights fit the backbone and are finite.
+
+    Args:
+        expected: Tensors of the backbone, of which shapes and kinds of data types are compared.
+        state: Weights. Unexpected tensors are ignored, except those of extra blocks.
+        source: Name of the weights in messages.
+
+    Raises:
+        UserError: a tensor is missing, unexpected, not finite, or has another shape or kind of data type.
+    """
+    # Extra blocks are not ignored, because they belong to a deeper model.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     scale = found.get("logit_scale")
     if scale is not None and scale.numel() == 1:
@@ -71,16 +81,25 @@ def describe_mismatch(expected: StateDict, found: StateDict) -> str:
         if actual != wanted:
             return f"{name} is {actual}, expected {wanted}"
     for name, tensor in found.items():
-        # torch.isfinite(tensor) would allocate a mask as large as the tensor.
-        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all():
+        if not _is_finite(tensor):
             return f"{name} is not finite"
     return ""
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    # torch.isfinite(tensor) would allocate a mask as large as the tensor.
+    lowest, highest = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(lowest) and torch.isfinite(highest))
+
+
 def _describe(tensor: Tensor | None) -> str:
+    """Describe data type and shape. All floats are alike, because weights are converted when used."""
     if tensor is None:
         return "missing"
-    return f"{'float' if tensor.is_floating_point() else tensor.dtype} {tuple(tensor.shape)}"
+    kind = "float" if tensor.is_floating_point() else str(tensor.dtype)
+    return f"{kind} {tuple(tensor.shape)}"
 
 
 def weights_digest(clip: Clip) -> str:
@@ -119,9 +138,8 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
     if arch.is_siglip:
         state = _to_openai_layout(state)
     eps = 1e-6 if arch.is_siglip else EPS
-    get = state.get
     positions = state["visual.positional_embedding"]
-    bias = get("visual.conv1.bias")
+    bias = state.get("visual.conv1.bias")
     if bias is not None:  # the convolution adds this bias to every patch
         positions = positions + bias
     return Clip(
@@ -131,18 +149,18 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
         text_positions=state["positional_embedding"],
         ln_final_weight=state["ln_final.weight"],
         ln_final_bias=state["ln_final.bias"],
-        text_projection=get("text_projection"),
+        text_projection=state.get("text_projection"),
         patch_weight=state["visual.conv1.weight"],
-        class_embedding=get("visual.class_embedding"),
+        class_embedding=state.get("visual.class_embedding"),
         vision_positions=positions,
-        ln_pre_weight=get("visual.ln_pre.weight"),
-        ln_pre_bias=get("visual.ln_pre.bias"),
-        ln_post_weight=None if arch.is_siglip else get("visual.ln_post.weight"),
-        ln_post_bias=None if arch.is_siglip else get("visual.ln_post.bias"),
-        vision_projection=get("visual.proj"),
+        ln_pre_weight=state.get("visual.ln_pre.weight"),
+        ln_pre_bias=state.get("visual.ln_pre.bias"),
+        ln_post_weight=None if arch.is_siglip else state.get("visual.ln_post.weight"),
+        ln_post_bias=None if arch.is_siglip else state.get("visual.ln_post.bias"),
+        vision_projection=state.get("visual.proj"),
         # Computed in float64, so that the rounded value, and hence the digest, do not depend on the CPU.
         logit_scale=state["logit_scale"].double().exp().to(dtype).reshape(()),
-        text_projection_bias=get("text_projection.bias"),
+        text_projection_bias=state.get("text_projection.bias"),
         pool=_attention_pool(state, arch, eps) if arch.is_siglip else None,
         causal=not arch.is_siglip,
         image_size=arch.image_size,
@@ -173,8 +191,9 @@ def _to_openai_layout(state: StateDict) -> dict[str, Tensor]:
         for timm, openai in _TIMM_NAMES:
             name = name.replace(timm, openai)
         renamed[name] = tensor
-    if "text_projection.weight" in renamed:
+    if "text_projection.weight" in renamed:  # a linear layer (out, in), while OpenAI's matrix is (in, out)
         renamed["text_projection"] = renamed["text_projection.weight"].T
+    # timm has a leading dimension of length 1, for the batch.
     renamed["visual.positional_embedding"] = renamed["visual.positional_embedding"].flatten(0, -2)
     return renamed
 
@@ -210,7 +229,11 @@ def _block(state: StateDict, stem: str) -> Block:
 
 
 def _attention_pool(state: StateDict, arch: Architecture, eps: float) -> Tower:
-    """Return SigLIP's pool as a one-block tower. Its query is a constant: the bias."""
+    """Return SigLIP's attention pool as a tower of one block, whose attention has no residual connection.
+
+    SigLIP computes one query from a learned vector (`latent`), not from the tokens. So the weights of the
+    block's query projection are zero, and its bias is the query.
+    """
     pool = {name.removeprefix("visual.attn_pool."): tensor for name, tensor in state.items()}
     kv_weight = pool["kv.weight"]
     # Computed in float64 for the same reason as the logit scale in `from_state_dict`.
