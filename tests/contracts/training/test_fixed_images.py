@@ -18,13 +18,13 @@ from prometar.data.streaming.stream import Batch, stream_local
 from prometar.step import meta_batch
 from prometar.step.meta_batch import embed_batch
 from prometar.training.cache import RunCache
-from prometar.training.epoch import train_epoch
+from prometar.training.epoch import StepCallback, train_epoch
 from prometar.training.run import Run, initial_state
 from prometar.training.session import Session
 from tests.support.small import small_run, train, without_time
 
 META = {"inner.kind": "sgd", "inner.lr": 0.1}
-TEXT_ALONE: dict[str, dict[str, Any]] = {
+TEXT_ONLY_METHODS: dict[str, dict[str, Any]] = {
     "coop": {},
     "cocoop": {},
     "kgcoop": {},
@@ -37,8 +37,10 @@ ADAPTED = {"adapters.kind": "parallel", "adapters.layers": "2"}
 
 
 def run_of(name: str, *, shared: RunCache | None = None, **more: Any) -> Run:
+    """Return a small run. `name` is a key of `TEXT_ONLY_METHODS`, whose first word is the method."""
+    method, *_ = name.split()
     small = {"backbone.precision": "fp64", "train.epochs": 2, "data.shots": 3}
-    return small_run(name.split()[0], shared=shared, **{**small, **TEXT_ALONE.get(name, {}), **more})
+    return small_run(method, shared=shared, **{**small, **TEXT_ONLY_METHODS[name], **more})
 
 
 def batches(run: Run, order: ImageOrder | None = None) -> Iterator[Batch]:
@@ -52,7 +54,7 @@ def embed_tokens(
     return embed_images(clip, images_B3HW)
 
 
-@pytest.mark.parametrize("name", TEXT_ALONE)
+@pytest.mark.parametrize("name", TEXT_ONLY_METHODS)
 def test_features_train_like_tokens_that_are_encoded_in_each_pass(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,8 +120,18 @@ def test_runs_of_folded_and_of_original_weights_share_no_image_features(tmp_path
     assert without_time(known.history) == without_time(alone.history)
 
 
-@pytest.mark.parametrize("name", ["coop", "coop with tasks of mixed pixels"])
-def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: Path) -> None:
+def watch(*_: Any) -> None:
+    """Callback before each step, which gets the batch."""
+
+
+@pytest.mark.parametrize(
+    ("name", "before_step"),
+    [("coop", watch), ("coop with tasks of mixed pixels", None)],
+    ids=["watch", "augmentation of pixels"],
+)
+def test_a_watch_and_an_augmentation_of_pixels_get_images(
+    name: str, before_step: StepCallback | None, tmp_path: Path
+) -> None:
     run = run_of(name)
     read: list[ImageOrder] = []
     train(Session(run, tmp_path / "first"))
@@ -128,5 +140,5 @@ def test_a_watch_and_an_augmentation_of_pixels_get_images(name: str, tmp_path: P
         read.append(order)
         return stream_local(order, source, start)
 
-    train(Session(run, tmp_path / "second", stream, None if "pixels" in name else lambda *_: None))
+    train(Session(run, tmp_path / "second", stream, before_step))
     assert run.order in read
