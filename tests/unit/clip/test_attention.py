@@ -48,13 +48,13 @@ ONLY_PLAIN_OPERATIONS = {"cudnn": False, "flash": False, "efficient": False, "ma
 
 def test_both_towers_apply_the_choice_and_restore_torchs_settings(calls: list[Enabled]) -> None:
     before = enabled_backends()
+    assert before["cudnn"], "the test needs a setting that the choice changes"
     clip = backbone().clip
     with torch.no_grad():
         encode_text(clip, text_input(clip, tokenize(["a cat", "a dog"])))
         encode_image(clip, embed_images(clip, torch.zeros(1, 3, 16, 16)))
     assert calls == [WITHOUT_CUDNN] * (len(clip.text.blocks) + len(clip.vision.blocks))
     assert enabled_backends() == before
-    assert before["cudnn"]
 
 
 def test_gradients_on_a_cpu_use_the_fused_kernel(calls: list[Enabled]) -> None:
@@ -64,6 +64,7 @@ def test_gradients_on_a_cpu_use_the_fused_kernel(calls: list[Enabled]) -> None:
 
 
 def test_gradients_on_an_accelerator_use_plain_operations(calls: list[Enabled]) -> None:
+    # The device "meta" stands for any device but the CPU.
     q = torch.empty(1, 2, 4, 8, requires_grad=True, device="meta")
     fused_attention(q, q, q, mask=None, scale=0.3)
     assert calls == [ONLY_PLAIN_OPERATIONS]
