@@ -48,7 +48,8 @@ class Disk:
 
     def protect(self) -> None:
         """Make the disk read-only for processes that open a file from now on."""
-        # The first mount shows the disk again at the same path. It ignores "ro", only a remount applies it.
+        # The bind mount covers the disk with a second view of it, which `unprotect` removes. A bind mount
+        # ignores "ro", so a remount makes this view read-only.
         self._mount("--bind", str(self.path), str(self.path))
         self._mount("-o", "remount,bind,ro", str(self.path))
 
