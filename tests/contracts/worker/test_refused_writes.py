@@ -55,7 +55,7 @@ class Worker(JobWorker):
 
     def __init__(self, request: JobRequest) -> None:
         self.setup({"request": request})
-        self._is_located = True
+        self._has_reported_machine = True
 
     def open_training(self, request: JobRequest) -> JobTraining:
         return JobTraining(request, RunCache())
