@@ -66,7 +66,7 @@ class CellResult:
 
     @property
     def gains(self) -> list[float]:
-        """Tuned minus published H by seed, in points."""
+        """Tuned minus published H of each seed that has both, in points."""
         return [score - self.published[seed] for seed, score in self.tuned.items() if seed in self.published]
 
     @property
@@ -75,7 +75,10 @@ class CellResult:
 
     @property
     def interval(self) -> Interval | None:
-        """95% t-interval of the gain over seeds. None if nothing was tuned, or for fewer than two seeds."""
+        """95% t-interval of the gain over seeds.
+
+        None if the published settings were kept, or if fewer than two seeds have a gain.
+        """
         return None if self.keeps_published else t_interval(self.gains)
 
 
@@ -100,26 +103,31 @@ class TunedResults:
         return list(dict.fromkeys(dataset for _, dataset in self.cells))
 
     def of_method(self, method: str) -> list[CellResult]:
-        """Return the results of a method with scores, by dataset."""
-        return [cell for cell in self.cells.values() if cell.method == method and cell.gain is not None]
+        """Return a method's results in the order of the datasets, without those that have no gain."""
+        return [
+            result for result in self.cells.values() if result.method == method and result.gain is not None
+        ]
 
     def cost_of(self, method: str) -> Cost:
         """Return the cost of tuning a method on all datasets."""
-        return sum((cell.cost for cell in self.cells.values() if cell.method == method), Cost())
+        return sum((result.cost for result in self.cells.values() if result.method == method), Cost())
 
     def gain_over_datasets(self, method: str) -> Interval | None:
-        """Return the 95% t-interval of a method's gain over datasets, None for fewer than two datasets."""
-        return t_interval([cell.gain for cell in self.of_method(method) if cell.gain is not None])
+        """Return the 95% t-interval of a method's mean gain over datasets.
+
+        None if fewer than two datasets have a gain.
+        """
+        return t_interval([result.gain for result in self.of_method(method) if result.gain is not None])
 
     @property
     def missing(self) -> list[str]:
-        """Sentences on missing scores."""
-        cells = [cell for cell in self.cells.values() if cell.missing]
-        return [f"{cell.method} on {cell.dataset}: {cell.missing}" for cell in cells]
+        """Lines that say which scores are missing, and why."""
+        results = [result for result in self.cells.values() if result.missing]
+        return [f"{result.method} on {result.dataset}: {result.missing}" for result in results]
 
     @cached_property
     def ranking(self) -> Ranking | None:
-        """Ranking of the methods, None for fewer than two methods or without a complete dataset."""
+        """Ranking of the methods. None for fewer than two methods or without a complete dataset."""
         published = {method: self._scores(method, "published") for method in self.methods}
         tuned = {method: self._scores(method, "tuned") for method in self.methods}
         return rank_methods(published, tuned)
@@ -131,10 +139,10 @@ class TunedResults:
             settings: "published" or "tuned".
         """
         by_dataset: dict[str, Mapping[int, float]] = {}
-        for cell in self.cells.values():
-            scores = getattr(cell, settings)
-            if cell.method == method and scores:
-                by_dataset[cell.dataset] = scores
+        for result in self.cells.values():
+            scores = getattr(result, settings)
+            if result.method == method and scores:
+                by_dataset[result.dataset] = scores
         return by_dataset
 
 
@@ -144,11 +152,12 @@ def collect(comparison: TunedComparison, failures: Mapping[Cell, str]) -> TunedR
     Args:
         failures: Why a study or an untrained run failed, by method and dataset.
     """
-    untrained = {(cell.method, cell.dataset): cell for cell in _untrained_cells(comparison, failures)}
+    results = _untrained_results(comparison, failures)
+    untrained = {(result.method, result.dataset): result for result in results}
     cells: dict[Cell, CellResult] = {}
     for dataset in comparison.grid.datasets:
         for method in comparison.grid.methods:
-            cell = method, dataset
+            cell = (method, dataset)
             if cell in untrained:
                 cells[cell] = untrained[cell]
             else:
@@ -159,7 +168,8 @@ def collect(comparison: TunedComparison, failures: Mapping[Cell, str]) -> TunedR
     return TunedResults(cells, tuple(comparison.untrained))
 
 
-def _untrained_cells(comparison: TunedComparison, failures: Mapping[Cell, str]) -> Iterator[CellResult]:
+def _untrained_results(comparison: TunedComparison, failures: Mapping[Cell, str]) -> Iterator[CellResult]:
+    """Yield the results of the methods that do not train."""
     for job in comparison.untrained_jobs:
         method = job.config.method
         dataset = job.config.data.name
@@ -220,7 +230,9 @@ def _cost_of(config: StudyConfig, plan: StudyPlan, records: Records) -> Cost:
     if records.confirmation is None:
         return cost
     for candidate in records.confirmation.candidates:
+        # A candidate can also contain the runs of its trial, which the cost of the trials includes.
         runs = [run for run in candidate.runs if run.seed in records.confirmation.seeds and not run.error]
+        # `count_steps` sums over the seeds of the search, but each run of a candidate has one seed.
         steps_per_epoch = count_steps(config, plan, candidate.settings) // len(config.search.seeds)
         epochs = trial_epochs(config, candidate.settings, final_epochs=True)
         cost += Cost(
