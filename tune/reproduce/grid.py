@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
 
+from prometar.cli.console import format_count
 from prometar.comparison.finished_runs import FinishedRun
 from prometar.config.recipes import Protocol
 from prometar.config.settings import Config, describe_differences, load_config, texts_path
@@ -87,8 +88,9 @@ class Grid:
         backbone = " ".join(filter(None, (self.config.backbone.name, self.config.backbone.pretrained)))
         shots = "" if self.shots_are_columns else f"{shots_column(self.shots[0])}, "
         source = f"trained on {self.source}, " if self.source else ""
-        seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
-        return f"{self.protocol.name}: test accuracy (%), {source}{shots}{backbone}, {seeds}"
+        noun = "seeds" if len(self.seeds) > 1 else "seed"
+        seeds = ", ".join(map(str, self.seeds))
+        return f"{self.protocol.name}: test accuracy (%), {source}{shots}{backbone}, {noun} {seeds}"
 
     @property
     def config(self) -> Config:
@@ -98,9 +100,8 @@ class Grid:
     def jobs(self, folder: Path, untrained: Collection[str], unavailable: Collection[str] = ()) -> list[Job]:
         """Return one job per run, ordered by dataset.
 
-        The folder of a run is the first of FOLDER, FOLDER-2, FOLDER-3, ... that contains no result of images
-        other than those that the run would use now (excluded.txt). So finished runs are kept, and reused if
-        their images are restored.
+        If a folder holds a result on other images (excluded.txt changed since), the run goes to FOLDER-2,
+        FOLDER-3, ... The older result is kept, and used again if excluded.txt is changed back.
 
         Args:
             folder: Parent of the runs' folders. Protocols that need the same run share its folder.
@@ -129,14 +130,18 @@ def _run_folder(folder: Path, config: Config) -> Path:
     """Return the first of FOLDER, FOLDER-2, ... without a result of these settings with other images."""
     for number in count(1):
         numbered = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        # `read_run` refuses other settings.
+        # Stop at a folder with other settings too: `read_run` then reports the difference, instead of
+        # silently starting a second run.
         if _changed_settings(numbered, config) or not has_other_images(numbered, config):
             break
     return numbered
 
 
 def _changed_settings(folder: Path, config: Config) -> str:
-    """Return how the settings of a run in a folder differ from `config`, or "" if there is no other run."""
+    """Return how the settings of the run in a folder differ from `config`.
+
+    The text is "" if they do not differ or the folder has no run.
+    """
     if file_size(folder / "config.yaml") is None:
         return ""
     return describe_differences(load_config(folder / "config.yaml").identity(), config.identity())
@@ -146,8 +151,8 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         BenchmarkProtocol("base-to-new", FINAL, _MAIN_BENCHMARKS),
-        BenchmarkProtocol("cross-dataset", "all_classes", _MAIN_WITHOUT_IMAGENET, "imagenet"),
-        BenchmarkProtocol("domain-generalisation", "all_classes", _IMAGENET_VARIANTS, "imagenet"),
+        BenchmarkProtocol("cross-dataset", "all_classes", _MAIN_WITHOUT_IMAGENET, source="imagenet"),
+        BenchmarkProtocol("domain-generalisation", "all_classes", _IMAGENET_VARIANTS, source="imagenet"),
         BenchmarkProtocol("few-shot", "all_classes", _MAIN_BENCHMARKS, shots=(1, 2, 4, 8, 16)),
     )
 }
@@ -160,7 +165,7 @@ def shots_column(shots: int) -> str:
         >>> shots_column(1), shots_column(16)
         ('1 shot', '16 shots')
     """
-    return f"{shots} shot{'s' * (shots != 1)}"
+    return format_count(shots, "shot")
 
 
 def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
@@ -181,11 +186,14 @@ def read_run(job: Job, digests: Mapping[str, str]) -> FinishedRun | None:
         result = read_result(folder)
     except PrometarError:
         return None
-    used = {"weights": result.weights_digest} | {name: digest for name, (_, digest) in result.tests.items()}
-    used |= {f"code of {name}": digest for name, digest in result.code.items()}
+    used = {config.data.name: result.data_digest, "weights": result.weights_digest}
+    for name, (_, digest) in result.tests.items():
+        used[name] = digest
+    for name, digest in result.code.items():
+        used[f"code of {name}"] = digest
     if result.texts:
         used[f"texts of {texts_path(config)}"] = result.texts
-    for name, digest in {config.data.name: result.data_digest, **used}.items():
-        if digests.get(name, digest) != digest:
+    for name, digest in used.items():
+        if name in digests and digests[name] != digest:
             raise UserError(f"{folder} used another version of {name}. Restore it or change --out.")
     return FinishedRun(folder, config, result)
