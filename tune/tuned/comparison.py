@@ -94,10 +94,14 @@ class TunedComparison:
         return self.out / "tuned"
 
     @property
+    def trained(self) -> list[str]:
+        """Methods that train, each with one study per dataset."""
+        return list(dict.fromkeys(method for method, _ in self.studies))
+
+    @property
     def untrained(self) -> list[str]:
         """Methods without training, which have nothing to tune."""
-        tuned = {method for method, _ in self.studies}
-        return [method for method in self.grid.methods if method not in tuned]
+        return [method for method in self.grid.methods if method not in self.trained]
 
     @property
     def untrained_grid(self) -> Grid:
@@ -153,9 +157,10 @@ class TunedComparison:
         return {cell: plan_study(config) for cell, config in self.studies.items()}
 
     def searched_settings(self) -> dict[str, tuple[list[str], list[str]]]:
-        """Return the searched settings of each method that several methods share, and the method's own.
+        """Return two lists of searched settings for each method: those shared with others, and its own.
 
-        A setting is shared if the space `default` contains it. Settings are those on any of the datasets.
+        A setting is shared if the space `default` contains it. A setting is listed if it is searched on any
+        dataset.
         """
         shared_keys = load_space("default").ranges.keys()
         found: dict[str, tuple[list[str], list[str]]] = {}
@@ -184,13 +189,13 @@ class TunedComparison:
                 raise UserError(
                     f"{path} has other settings ({changed}). Pass the same settings or another --out."
                 )
-        assert self.plans
+        plans = self.plans  # planning the studies checks their data and settings
         clip = load_backbone(self.grid.config.backbone.name, self.grid.config.backbone.pretrained).clip
         for config in self.grid.configs.values():
             check_components(config, clip)
-        # Studies compare the digests of their inputs themselves.
+        # Studies compare the digests of their inputs themselves. Runs without training belong to no study.
         if self.untrained:
-            datasets = {each.name: each for plan in self.plans.values() for each in plan.datasets}
+            datasets = {each.name: each for plan in plans.values() for each in plan.datasets}
             digests = input_digests(self.untrained_grid, datasets, clip)
             for job in self.untrained_jobs:
                 read_run(job, digests)
@@ -204,7 +209,7 @@ class TunedComparison:
             nodes: Resources of each machine.
             memory: Estimated memory per job in bytes.
         """
-        num_final_runs = 2 * len(self.grid.seeds)  # a run with both settings per seed
+        num_final_runs = 2 * len(self.grid.seeds)  # per seed: selected settings and default settings
         max_jobs_of_study = max(self.max_concurrent_trials, num_final_runs)
         num_untrained_runs = len(self.untrained) * len(self.grid.datasets)
         num_jobs = len(self.studies) * max_jobs_of_study + num_untrained_runs
@@ -239,7 +244,7 @@ class TunedComparison:
         total_runs = len(self.untrained) * len(self.grid.datasets)
         total_steps = 0
         total_seconds = 0.0
-        for method in self.searched_settings():
+        for method in self.trained:
             cells = [cell for cell in self.studies if cell[0] == method]
             runs = 0
             steps = 0
@@ -253,14 +258,14 @@ class TunedComparison:
             total_runs += runs
             total_steps += steps
             total_seconds += steps * seconds
-            num_studies = "1 study" if len(cells) == 1 else f"{len(cells)} studies"
+            studies = "1 study" if len(cells) == 1 else f"{len(cells)} studies"
             lines.append(
-                f"{method}: {num_studies}, at most {format_count(runs, 'run')} and "
+                f"{method}: {studies}, at most {format_count(runs, 'run')} and "
                 f"{format_count(steps, 'step')}, {seconds:.2g} s per step on {largest_dataset}"
             )
         for method in self.untrained:
-            runs = format_count(len(self.grid.datasets), "run")
-            lines.append(f"{method}: {runs} without training, nothing to tune")
+            untrained_runs = format_count(len(self.grid.datasets), "run")
+            lines.append(f"{method}: {untrained_runs} without training, nothing to tune")
         lines.append(summary)
         hours = total_seconds / pool.num_concurrent / 3600
         lines.append(
@@ -369,4 +374,8 @@ def _study_name(dataset: str, method: str) -> str:
 
 
 def _has_setting(config: Config, key: str) -> bool:
+    """Return True if a method has a setting.
+
+    Arguments of custom components count as present, because `config` lists only those that were given.
+    """
     return key in config.flat() or ".args." in key
