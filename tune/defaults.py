@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +60,10 @@ class AverageBest:
     Args:
         settings: Chosen settings, or the default settings if no other settings have a mean gain above 0
             (empty if datasets have different default settings).
-        predicted: Predicted gain by dataset. The mean is too high, because it is a maximum.
+        predicted: Predicted gain by dataset. The mean overestimates the gain, because these settings were
+            chosen for having the highest one.
         left_out: For each dataset, the gain that its trials predict for the settings that the *other*
-            datasets choose. This mean is not a maximum. Empty if there is only one other dataset.
+            datasets choose. The mean has no such bias. Empty if there is only one other dataset.
     """
 
     settings: Settings
@@ -80,6 +82,18 @@ class AverageBest:
         return t_interval(list(self.left_out.values()))
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """Settings that can be chosen.
+
+    Args:
+        dataset: Dataset of the trial that used the settings. None: the default settings.
+    """
+
+    settings: Settings
+    dataset: str | None = None
+
+
 def find_average_best(gains: GainsByDataset, space: Space, default: Settings | None) -> AverageBest:
     """Return the settings with the highest mean predicted gain over datasets.
 
@@ -88,26 +102,37 @@ def find_average_best(gains: GainsByDataset, space: Space, default: Settings | N
         space: Space from which all settings were sampled.
         default: Default settings, or None if each dataset has its own.
     """
-    candidates = [default or {}, *(each.settings for found in gains.values() for each in found)]
-    origins = ["", *(dataset for dataset, found in gains.items() for _ in found)]
-    predictions = {name: predict_gains(found, candidates, space) for name, found in gains.items()}
-    for values in predictions.values():
-        values[0] = 0.0  # the default settings need no prediction
+    candidates = [Candidate(default or {})]
+    for dataset, found in gains.items():
+        candidates += [Candidate(each.settings, dataset) for each in found]
+    predictions: dict[str, NDArray[np.float64]] = {}
+    for dataset, found in gains.items():
+        predictions[dataset] = predict_gains(found, [each.settings for each in candidates], space)
+        predictions[dataset][0] = 0.0  # the default settings need no prediction
 
     def choose(datasets: Sequence[str]) -> int:
+        """Return the index of the candidate with the highest mean prediction over `datasets`.
+
+        Only the settings of their own trials and the default settings can be chosen.
+        """
         means = np.mean([predictions[name] for name in datasets], axis=0)
-        allowed = [number for number, origin in enumerate(origins) if origin in {"", *datasets}]
-        return max(allowed, key=lambda number: means[number])  # the first of equal ones: the default settings
+        allowed = [
+            index
+            for index, candidate in enumerate(candidates)
+            if candidate.dataset is None or candidate.dataset in datasets
+        ]
+        return max(allowed, key=lambda index: means[index])  # the first of equal ones: the default settings
 
     best = choose(list(gains))
+    settings = candidates[best].settings
     left_out = {}
     if len(gains) > 2:
         for name in gains:
             others = [other for other in gains if other != name]
             left_out[name] = float(predictions[name][choose(others)])
     return AverageBest(
-        settings=candidates[best],
-        is_default=best == 0 or (default is not None and candidates[best] == default),
+        settings=settings,
+        is_default=candidates[best].dataset is None or (default is not None and settings == default),
         predicted={name: float(values[best]) for name, values in predictions.items()},
         left_out=left_out,
     )
@@ -162,9 +187,10 @@ def average_best_of(studies: Sequence[Records]) -> AverageBest:
             raise UserError(f"{study.folder} has scores of test images. Pass studies with another objective.")
     _require_same_options(studies)
     gains: dict[str, list[MeasuredGain]] = {}
-    for (_, name), parts in _by_dataset(studies).items():
-        for study, dataset in parts:
-            gains.setdefault(name, []).extend(measured_gains(study, dataset))
+    for label, parts in _by_dataset(studies).items():
+        gains[label] = []
+        for study, name in parts:
+            gains[label] += measured_gains(study, name)
     if len(gains) < 2:
         raise UserError("Pass studies of at least two datasets. The best settings of one are in best.yaml.")
     for name, found in gains.items():
@@ -199,22 +225,32 @@ def _baseline_on(config: StudyConfig, dataset: str) -> Config:
     return config.baselines[config.search.datasets.index(dataset)]
 
 
-def _by_dataset(studies: Sequence[Records]) -> dict[tuple[str, str], list[tuple[Records, str]]]:
-    """Return studies and the dataset's name in them, by digest and label of the dataset.
+class StudyDataset(NamedTuple):
+    """Dataset of a study, by its name in the study."""
 
-    Datasets that share a name, such as `folder`, are told apart by their splits. Then the label of each
-    includes the name of its first study.
+    study: Records
+    name: str
+
+
+def _by_dataset(studies: Sequence[Records]) -> dict[str, list[StudyDataset]]:
+    """Return the datasets of studies by label. Studies of the same dataset share a label.
+
+    The label is the dataset's name. Datasets that share a name, such as `folder`, are told apart by their
+    splits. Then the label of each includes the name of its first study.
     """
-    by_digest: dict[tuple[str, str], list[tuple[Records, str]]] = {}
+    by_split: dict[tuple[str, str], list[StudyDataset]] = {}
     for study in studies:
-        for dataset in study.config.search.datasets:
-            digest = study.study.digests.get(f"split of {dataset}", "")
-            by_digest.setdefault((digest, dataset), []).append((study, dataset))
-    names = [dataset for _, dataset in by_digest]
-    return {
-        (digest, dataset if names.count(dataset) == 1 else f"{dataset} ({parts[0][0].folder.name})"): parts
-        for (digest, dataset), parts in by_digest.items()
-    }
+        for name in study.config.search.datasets:
+            digest = study.study.digests.get(f"split of {name}", "")
+            by_split.setdefault((digest, name), []).append(StudyDataset(study, name))
+    names = [name for _, name in by_split]
+    by_label: dict[str, list[StudyDataset]] = {}
+    for (_, name), parts in by_split.items():
+        label = name
+        if names.count(name) > 1:
+            label = f"{name} ({parts[0].study.folder.name})"
+        by_label.setdefault(label, []).extend(parts)
+    return by_label
 
 
 def measured_gains(study: Records, dataset: str) -> list[MeasuredGain]:
@@ -263,16 +299,18 @@ def _require_same_options(studies: Sequence[Records]) -> None:
         theirs = _options(study.config, dataset)
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key):
-                names = [_name_of(first, first_dataset), _name_of(study, dataset)]
-                values = [
-                    ours.get(key, _baseline_on(first.config, first_dataset).flat().get(key, "absent")),
-                    theirs.get(key, _baseline_on(study.config, dataset).flat().get(key, "absent")),
-                ]
+                our_name = _name_of(first, first_dataset)
+                their_name = _name_of(study, dataset)
+                # Options leave out published settings, whose values are in the baseline.
+                our_baseline = _baseline_on(first.config, first_dataset).flat()
+                their_baseline = _baseline_on(study.config, dataset).flat()
+                our_value = ours.get(key, our_baseline.get(key, "absent"))
+                their_value = theirs.get(key, their_baseline.get(key, "absent"))
                 fix = "Pass studies that differ only in their datasets."
                 if is_recipe_file(study.config.baseline.method):
                     fix += " Settings by dataset are supported for built-in methods only."
                 raise UserError(
-                    f"{names[0]} and {names[1]} differ in {key} ({values[0]} and {values[1]}). {fix}"
+                    f"{our_name} and {their_name} differ in {key} ({our_value} and {their_value}). {fix}"
                 )
 
 
@@ -295,15 +333,15 @@ def _options(config: StudyConfig, dataset: str) -> dict[str, object]:
         "objective": config.search.objective,
         **space,
         **inputs,
-        **_given_settings(config, dataset, baseline),
+        **_unpublished_settings(config, dataset, baseline),
     }
 
 
-def _given_settings(config: StudyConfig, dataset: str, run: Config) -> dict[str, object]:
-    """Return the settings of a run that are not the published ones for its dataset.
+def _unpublished_settings(config: StudyConfig, dataset: str, run: Config) -> dict[str, object]:
+    """Return the settings of a run that differ from the method's published settings for its dataset.
 
-    They were given with options. For a recipe file, which may have changed since, they are all settings that
-    are not ProMetaR's.
+    Options of the study set them. A recipe file may have changed since the study, so its runs are compared
+    with ProMetaR's settings instead.
     """
     published = Config()
     if not is_recipe_file(config.baseline.method):
@@ -341,13 +379,17 @@ def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
     default = config.run_config(
         config.baseline_settings, dataset=dataset, seed=config.search.seed, final_epochs=True
     )
-    chosen = _given_settings(config, dataset, default)
-    fixed = set(chosen)
+    overrides = _unpublished_settings(config, dataset, default)
+    fixed = set(overrides)
     if not best.is_default:
-        chosen |= best.settings
+        overrides |= best.settings
         fixed |= config.search.space.ranges.keys()
-    base = Recipe(settings={}) if is_recipe_file(method) else recipe(method)
-    run = (Config() if is_recipe_file(method) else configure(method)).override(chosen)
+    if is_recipe_file(method):
+        base = Recipe(settings={})
+        run = Config().override(overrides)
+    else:
+        base = recipe(method)
+        run = configure(method).override(overrides)
     sections: dict[str, dict[str, object]] = {}
     for key, value in _differences(run, Config()).items():  # a recipe contains what differs from ProMetaR's
         section, _, name = key.partition(".")
@@ -367,10 +409,10 @@ def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
 
 
 def _space_name(config: StudyConfig) -> str:
-    """Return the space that studies of the chosen settings search: that of the method's recipe.
+    """Return the name of the space that later studies of the new recipe search.
 
-    A recipe file may have changed or moved. Then it is the space of the studies, unless only Python code
-    defined it.
+    For a built-in method, it is the space of its recipe. A recipe file may have changed or moved, so for one
+    it is the space of `config`. If only Python code defined that space, it is the shared space.
     """
     method = config.baseline.method
     if not is_recipe_file(method):
@@ -380,11 +422,17 @@ def _space_name(config: StudyConfig) -> str:
 
 
 def _entries(base: Recipe, run: Config, fixed: Collection[str]) -> Iterator[dict[str, object]]:
-    """Yield the entries of a recipe's `by`, without settings in `fixed` and those that do not fit `run`."""
+    """Yield the entries of a recipe's `by`, without settings in `fixed` and those that do not fit `run`.
+
+    A recipe's entries win over its settings. An entry must therefore not contain the settings in `fixed`,
+    which the user or the search chose.
+    """
     values = run.flat()
     for entry in base.by:
         kept: SettingsBySection = {}
         for section, settings in entry.settings.items():
+            # The kind of a section (such as its optimizer) determines which settings it has. As for any
+            # setting, the entry's kind wins over the run's unless it is fixed.
             kind_key = f"{section}.{kind_field(section)}"
             kind = values.get(kind_key)
             if kind_key not in fixed:
@@ -416,7 +464,10 @@ def describe_average_best(studies: Sequence[Records], best: AverageBest) -> Iter
         yield one_line(f"{name}: predicted gain in the score ({score}) {gain:+.2f}{left_out}")
     if best.predicted_interval and not best.is_default:
         measured = describe_difference(best.predicted_interval)
-        yield f"Mean predicted gain over the datasets: {measured}. It is a maximum, so it is too high."
+        yield f"Mean predicted gain over the datasets: {measured}."
+        yield (
+            "The mean overestimates the gain, because these settings were chosen for having the highest one."
+        )
     if best.left_out_interval:
         measured = describe_difference(best.left_out_interval)
         yield f"Mean predicted gain on a dataset that was left out of the choice: {measured}."
