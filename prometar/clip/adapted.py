@@ -50,9 +50,9 @@ def adapted_text(
     """Return unnormalized text features (C, E).
 
     Args:
-        clip: Frozen CLIP. Not folded if `change_block` or `parallel` is given.
-        text: Texts of the classes. Not packed if tokens depend on the class. Blocks before `text.block` are
-            omitted.
+        clip: Frozen CLIP. Must not be folded if `change_block` or `parallel` is given.
+        text: Texts of the classes. Must not be packed if tokens depend on the class. Blocks before
+            `text.block` are omitted.
         tokens: Tokens by layer, from 0: (P, D), or (C, P, D) for C classes.
         inserts: True if the texts have no context tokens, and `tokens` are inserted into the texts. False:
             `tokens` replace the context tokens. In layer 0, position embeddings are then added to them.
@@ -92,12 +92,14 @@ def adapted_text(
 
 
 def _put_text(text: TextInput, x_RTD: Tensor, prompt: Tensor) -> Tensor:
-    """Return the rows with the prompt, (P, D) or (R, P, D), in the slots of the context."""
+    """Return the rows with the prompt, (P, D) or (R, P, D), in the slots of the context.
+
+    For SigLIP, rows have no such slots until the first prompt is inserted. Then the prompt is appended.
+    """
     start = text.context_start
     stop = start + prompt.shape[-2]
     rows_with_context = x_RTD[:1] if text.is_packed else x_RTD
     prompts = prompt.expand(len(rows_with_context), -1, -1)
-    # SigLIP's rows may end before the context, which is then inserted.
     new_rows = torch.cat([rows_with_context[:, :start], prompts, rows_with_context[:, stop:]], dim=1)
     if len(rows_with_context) == len(x_RTD):
         return new_rows
@@ -105,8 +107,8 @@ def _put_text(text: TextInput, x_RTD: Tensor, prompt: Tensor) -> Tensor:
 
 
 def _text_output(text: TextInput) -> int | Tensor:
-    """Return the tokens that the last block outputs: each text's end token, or each row's first (SigLIP)."""
-    if text.end_C is None:
+    """Return the tokens whose outputs are the text features, as `out` of `_block`."""
+    if text.end_C is None:  # SigLIP: the first token of each row
         return 1
     return text.end_C
 
@@ -116,7 +118,7 @@ def adapted_image(
     images: ImageTokens,
     prompts: Mapping[int, Tensor],
     *,
-    inserts: bool = False,
+    skips_ln_pre: bool = False,
     change_block: ChangeBlock = _keep,
     parallel: Parallel = _add_nothing,
     reads_prompts: bool = False,
@@ -125,10 +127,10 @@ def adapted_image(
     """Return unnormalized image features (B, E), and the mean output of the prompts (B, D) if it is read.
 
     Args:
-        clip: Frozen CLIP. Not folded if `change_block` or `parallel` is given.
+        clip: Frozen CLIP. Must not be folded if `change_block` or `parallel` is given.
         images: Tokens of the images. Blocks before `images.block` are omitted.
         prompts: Prompts (P, D) by layer, from 0. They follow the image tokens, and replace earlier prompts.
-        inserts: True if the prompts of layer 0 skip `ln_pre`.
+        skips_ln_pre: True if the prompts of layer 0 enter the first block without `ln_pre`.
         change_block: Returns the weights of a block. Default: the frozen weights.
         parallel: Returns what is added to the output of a block. Default: nothing is added.
         reads_prompts: True to return the mean of the last block's outputs at the prompts, after `ln_post`.
@@ -137,11 +139,12 @@ def adapted_image(
     tower = clip.vision
     last_index = len(tower.blocks) - 1
     num_images, num_tokens = images.tokens_BTD.shape[:2]
-    last_out: int | Tensor = 1
+    last_out: int | Tensor = 1  # the class token
     if clip.pool is not None:
-        last_out = num_tokens
+        last_out = num_tokens  # attention pooling reads all image tokens, but no prompts
     elif reads_prompts:
         num_prompts = prompts[max(prompts)].shape[-2] if prompts else 0
+        # Each row has the image tokens, then the prompts. Output its class token and its prompts.
         first_slots_B1 = torch.arange(num_images, device=clip.device)[:, None] * (num_tokens + num_prompts)
         prompt_slots_P = torch.arange(num_tokens, num_tokens + num_prompts, device=clip.device)
         last_out = torch.cat([first_slots_B1, first_slots_B1 + prompt_slots_P], dim=1).flatten()
@@ -149,7 +152,7 @@ def adapted_image(
     for index in range(images.block, len(tower.blocks)):
         if index in prompts:
             prompt = prompts[index]
-            if index == 0 and not inserts and clip.ln_pre_weight is not None:
+            if index == 0 and not skips_ln_pre and clip.ln_pre_weight is not None:
                 width = prompt.shape[-1:]
                 prompt = F.layer_norm(prompt, width, clip.ln_pre_weight, clip.ln_pre_bias, tower.eps)
             x = torch.cat([x[:, :num_tokens], prompt.expand(num_images, -1, -1)], dim=1)
@@ -235,7 +238,8 @@ def _mlp(tower: Tower, block: Block, z: Tensor) -> Tensor:
     """
     if tower.activation != "quick_gelu":
         h = F.layer_norm(z, z.shape[-1:], block.ln_2_weight, block.ln_2_bias, tower.eps)
-        h = ACTIVATIONS[tower.activation][0](F.linear(h, block.c_fc_weight, block.c_fc_bias))
+        activate, _, _ = ACTIVATIONS[tower.activation]
+        h = activate(F.linear(h, block.c_fc_weight, block.c_fc_bias))
         return F.linear(h, block.c_proj_weight, block.c_proj_bias)
     factor = QUICK_GELU_FACTOR
     assert block.ln_2_weight is not None

@@ -188,7 +188,7 @@ class PromptedClip:
             self.clip,
             images,
             self._by_layer(inputs, "vision"),
-            inserts=self.method.traits.inserts,
+            skips_ln_pre=self.method.traits.inserts,
             change_block=self._change_block("vision", inputs),
             parallel=self._parallel("vision", inputs),
             reads_prompts=self.method.features.reads_image_prompts,
