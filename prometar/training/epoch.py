@@ -126,11 +126,11 @@ def normalized_views(run: Run, images_BHWV: Tensor) -> tuple[Tensor, Tensor | No
 
 def model_of_step(run: Run, step: int) -> PromptedClip:
     """Return the run's model, with the frozen features of the text that a step draws, if it draws one."""
-    frozen_text = run.model.frozen_text_CE
-    if frozen_text is None or not run.method.regularizer.draw:
+    texts_NCE = run.model.frozen_text_CE
+    if texts_NCE is None or not run.method.regularizer.draw:  # without a draw, the features are (C, E)
         return run.model
-    drawn = drawn_text(run.config.train.seed, step, len(frozen_text))
-    return replace(run.model, frozen_text_CE=frozen_text[drawn])
+    index = drawn_text(run.config.train.seed, step, len(texts_NCE))
+    return replace(run.model, frozen_text_CE=texts_NCE[index])
 
 
 def drawn_text(seed: int, step: int, num_texts: int) -> int:
