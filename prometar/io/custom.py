@@ -48,8 +48,11 @@ def load_component(reference: str) -> Any:
         try:
             module = import_module(module_name)
         except ModuleNotFoundError as error:
-            is_own = f"{module_name}.".startswith(f"{error.name}.")  # and not a module that it imports
-            fix = "Add its folder to PYTHONPATH." if is_own else f"Install it: {module_name} imports it."
+            # The missing module is the component's own, one of its parent packages, or one that it imports.
+            if module_name == error.name or module_name.startswith(f"{error.name}."):
+                fix = "Add its folder to PYTHONPATH."
+            else:
+                fix = f"Install it: {module_name} imports it."
             raise UserError(f"{reference}: no module named '{error.name}'. {fix}") from None
     if not hasattr(module, attribute):
         raise UserError(f"{reference}: {module.__file__ or module_name} does not define '{attribute}'.")
@@ -83,6 +86,7 @@ def _validated_args(reference: str, component: Any, args: Mapping[str, object]) 
     with convert_errors(reference):
         if inspect.isclass(component) and is_dataclass(component):
             hints = get_type_hints(component, include_extras=True)
+            # Pydantic accepts a dataclass field as the default of a field, with its default or factory.
             allowed = {each.name: (hints[each.name], each) for each in fields(component) if each.init}
         config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
         model: type[BaseModel] = create_model("Settings", __config__=config, **allowed)
@@ -130,7 +134,9 @@ def resolve_custom(kind: str, name: str, built_in: Iterable[str]) -> Any:
     """Load the custom component `name`. If it is a class, instantiate it without arguments.
 
     Args:
-        kind, built_in: Kind of component, and names of its built-in components, for the error message.
+        kind: Kind of component, such as "sampler", for the error message.
+        name: Reference of the form `package.module:Name`.
+        built_in: Names of the built-in components of this kind, for the error message.
 
     Raises:
         UserError: the name is not of the form `package.module:Name`, or the component cannot be loaded.
