@@ -78,7 +78,7 @@ def _parameters() -> Iterator[Parameter]:
 
 def _metavar(field: FieldInfo) -> str:
     """Return the placeholder for the value of an option in --help."""
-    types = {field.annotation, *get_args(field.annotation)}
+    types = {field.annotation, *get_args(field.annotation)}  # `int | None` also counts as int
     if types & {int, float}:
         return "NUMBER"
     if Path in types:
@@ -88,8 +88,11 @@ def _metavar(field: FieldInfo) -> str:
 
 def _default(field: FieldInfo) -> str:
     """Return the default as a sentence, or "" if there is none or the description states it."""
+    # A tuple is shown as the words that a user would type. None and other empty defaults need a description.
     default = " ".join(field.default) if isinstance(field.default, tuple) else str(field.default or "")
-    return f" Default: {default}." if default and "Default" not in str(field.description) else ""
+    if not default or "Default" in str(field.description):
+        return ""
+    return f" Default: {default}."
 
 
 def _field(field_path: str) -> FieldInfo:
@@ -115,6 +118,7 @@ def search(*, plan: bool = False, **options: Any) -> None:
         study.run()
 
 
+# Typer generates a command's options from its signature, which here comes from `OPTION_GROUPS`.
 search.__signature__ = Signature(list(_parameters()))  # type: ignore[attr-defined]
 
 
