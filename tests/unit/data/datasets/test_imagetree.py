@@ -29,12 +29,14 @@ FLAT = [f"{name}/{k}.jpg" for name in ("oak_tree", "pine", "yew") for k in range
 
 def test_split_folders_are_kept(tmp_path: Path) -> None:
     dataset = open_dataset("folder", write_tree(tmp_path, TREE))
-    assert {split: [i.path for i in items] for split, items in dataset.splits.items()} == {
-        split: sorted(path for path in TREE if path.startswith(split)) for split in dataset.splits
-    }
-    assert (dataset.classnames, dataset.note) == (("cat", "dog"), "")
-    assert (dataset.name, dataset.template) == ("folder", "a photo of a {}.")
-    assert [i.label for i in dataset.test] == [0, 0, 1, 1]
+    assert dataset.splits.keys() == {"train", "val", "test"}
+    for split, items in dataset.splits.items():
+        assert [item.path for item in items] == sorted(path for path in TREE if path.startswith(split))
+    assert dataset.name == "folder"
+    assert dataset.classnames == ("cat", "dog")
+    assert dataset.template == "a photo of a {}."
+    assert dataset.note == ""
+    assert [item.label for item in dataset.test] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("test",)], ids="+".join)
@@ -47,17 +49,22 @@ def test_val_and_train_may_be_missing(tmp_path: Path, splits: tuple[str, ...]) -
 def test_class_folders_are_split_by_the_stated_rule(tmp_path: Path) -> None:
     dataset = open_dataset("folder", write_tree(tmp_path, FLAT))
     assert dataset.classnames == ("oak_tree", "pine", "yew")
-    counts = {s: Counter(i.classname for i in items) for s, items in dataset.splits.items()}
-    assert {s: set(c.values()) for s, c in counts.items()} == {"train": {5}, "val": {2}, "test": {3}}
-    assert sorted(i.path for items in dataset.splits.values() for i in items) == sorted(FLAT)
+    num_per_class = {"train": 5, "val": 2, "test": 3}
+    assert dataset.splits.keys() == num_per_class.keys()
+    for split, items in dataset.splits.items():
+        counts = Counter(item.classname for item in items)
+        assert counts == dict.fromkeys(dataset.classnames, num_per_class[split])
+    assert sorted(item.path for items in dataset.splits.values() for item in items) == sorted(FLAT)
     assert dataset.note == SPLIT_NOTE
     assert "30% of each class are test images, 20% val, the rest train" in SPLIT_NOTE
     # a golden draw: a change of the rule would change what users have measured
-    assert [i.path for i in dataset.test][:3] == ["oak_tree/1.jpg", "oak_tree/8.jpg", "oak_tree/9.jpg"]
+    assert [item.path for item in dataset.test][:3] == ["oak_tree/1.jpg", "oak_tree/8.jpg", "oak_tree/9.jpg"]
 
 
 @given(st.sets(st.text(ANY, min_size=1), min_size=3, max_size=60), st.integers(0, 99))
-def test_a_split_is_a_partition_that_no_order_changes(paths: set[str], seed: int) -> None:
+def test_an_automatic_split_is_a_partition_that_does_not_depend_on_the_order_of_paths(
+    paths: set[str], seed: int
+) -> None:
     parts = split_paths(sorted(paths))
     assert sorted(path for part in parts.values() for path in part) == sorted(paths)
     assert len(parts["test"]) == max(1, len(paths) * 3 // 10)
@@ -68,7 +75,7 @@ def test_a_split_is_a_partition_that_no_order_changes(paths: set[str], seed: int
     assert split_paths(shuffled) == parts
 
 
-def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
+def test_the_note_counts_files_without_an_image_suffix_except_hidden_ones(tmp_path: Path) -> None:
     write_tree(tmp_path, TREE)
     (tmp_path / "labels.csv").write_text("")
     (tmp_path / "train/cat/notes.txt").write_text("")
@@ -76,10 +83,11 @@ def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
     (tmp_path / "train/cat/.DS_Store").write_text("")
     note = open_dataset("folder", tmp_path).note
     assert note == "2 files without an image suffix are skipped, such as labels.csv"
-    assert note in check("folder", tmp_path)[2]
+    _, _, summary_and_notes = check("folder", tmp_path)
+    assert note in summary_and_notes
 
 
-def test_photos_that_are_skipped_are_told_with_what_to_do(tmp_path: Path) -> None:
+def test_the_note_says_which_photos_are_skipped_and_how_to_include_them(tmp_path: Path) -> None:
     write_tree(tmp_path, [*TREE, "stray.jpg", "train/stray.png"])
     (tmp_path / "train/cat/IMG_1.HEIC").write_bytes(b"")
     assert open_dataset("folder", tmp_path).note == (
@@ -106,7 +114,8 @@ def test_base_classes_txt_chooses_the_base_classes(tmp_path: Path) -> None:
     assert {item.classname for item in scored} == {"oak_tree", "yew"}
     prepare("folder", tmp_path / "tree", tmp_path / "copy")
     assert open_dataset("folder", tmp_path / "copy").digest == dataset.digest
-    assert "base classes: oak_tree, yew" in check("folder", tmp_path / "copy")[2]
+    _, _, summary_and_notes = check("folder", tmp_path / "copy")
+    assert "base classes: oak_tree, yew" in summary_and_notes
 
 
 @pytest.mark.parametrize(
@@ -137,8 +146,10 @@ def test_check_reports_photos_with_exif_rotation_and_test_images_that_are_traine
     assert main(["data", "check", "folder", "--data-root", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "1 images have an EXIF rotation, which is applied. The first is train/cat/phone.jpg\n" in text
-    twice = "test images are identical to training or validation images, so test accuracies are too high."
-    assert f"{twice} The first is test/" in text
+    assert (
+        "test images are identical to training or validation images, so test accuracies are too high. "
+        "The first is test/"
+    ) in text
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -153,11 +164,11 @@ MISTAKES = {
     "one class": (["cat/1.jpg"], "{} has only one class folder (cat). Add at least one more."),
     "nested": (
         [f"photos/{path}" for path in TREE],
-        "{} contains only the folder {}/photos. Pass --data-root",
+        "{} contains only the folder {}/photos. Pass --data-root {}/photos.",
     ),
     "nested classes": (
         [f"photos/{path}" for path in FLAT],
-        "only the folder {}/photos. Pass --data-root {}/ph",
+        "{} contains only the folder {}/photos. Pass --data-root {}/photos.",
     ),
     "training and testing": (
         [path.replace("train", "training").replace("test", "testing") for path in TREE],
@@ -177,7 +188,7 @@ MISTAKES = {
     "no train": ([p for p in TREE if not p.startswith("train")], "{} has the folders test, val. Expected"),
     "a strange split": ([*TREE, "valid/cat/1.jpg"], "{} has the folders test, train, val, valid. Expected"),
     "no classes in a split": (
-        [p for p in TREE if p[0] != "v"] + ["val/1.jpg"],
+        [*(path for path in TREE if not path.startswith("val")), "val/1.jpg"],
         "{} has the folders test, train, val. ",
     ),
     "a class of test alone": ([*TREE, "test/eel/1.jpg"], "have different classes, such as 'eel'."),
@@ -227,7 +238,7 @@ def test_a_prepared_copy_keeps_the_split_and_its_note(tmp_path: Path) -> None:
             prepare("folder", tree, to)
 
 
-def test_no_result_lies_among_the_images(tmp_path: Path) -> None:
+def test_an_output_folder_inside_the_image_folder_is_refused(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", FLAT)
     (tmp_path / "link").symlink_to(tree)
     for folder in (tree, tree / "out", tree / "yew/out", tmp_path / "link/out"):
@@ -235,6 +246,7 @@ def test_no_result_lies_among_the_images(tmp_path: Path) -> None:
             reject_output_in_dataset(folder, "folder", str(tree))
     reject_output_in_dataset(tmp_path / "out", "folder", str(tree))
     reject_output_in_dataset(tmp_path / "tree-out", "folder", str(tree))
-    reject_output_in_dataset(tree / "out", "dtd", str(tree))  # a list says which its images are
+    # A file lists the images of dtd and of a prepared copy, so an output folder is not read as a class.
+    reject_output_in_dataset(tree / "out", "dtd", str(tree))
     prepare("folder", tree, tmp_path / "copy")
     reject_output_in_dataset(tmp_path / "copy/out", "folder", tmp_path / "copy")
