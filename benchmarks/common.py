@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from prometar.cli.console import format_count
 from prometar.io.files import write_atomically
 from prometar.metrics import t_interval
 
@@ -40,7 +41,7 @@ Figures = dict[str, Any]
 DEVELOPMENT = ("textures", "cells", "suite:flags", "suite:leaves")
 """Datasets for development."""
 CLOSED = ("suite:shapes", "suite:fabrics", "suite:plots", "suite:terrain", "suite:sketches")
-"""Datasets for final results. v0.1 was tested on them too, v0.2 was developed on the others only."""
+"""Datasets for final results. Version 0.1 was tested on them too. Version 0.2 was not developed on them."""
 WORSE = -0.5
 """A selection is worse if its difference in H from the default settings is below this value."""
 
@@ -103,12 +104,18 @@ def _cpu() -> str:
 
 
 def describe(threads: int, dtype: str = "fp32", where: Figures | None = None) -> str:
-    """Describe a machine in one line: this one, or `where`, a result of `machine`."""
-    m = where or machine()
-    installed = [name for name in ("torch", "ray", "optuna") if m[name] != "missing"]
-    versions = ", ".join(f"{name} {m[name]}" for name in installed)
-    hardware = f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB"
-    return f"{hardware}, {threads} thread{'s' * (threads != 1)}, {dtype}, {versions}"
+    """Describe the machine and setup of a measurement in one line.
+
+    Args:
+        threads: CPU threads of torch.
+        dtype: Data type of the computation, or another remark about it.
+        where: Result of `machine` on the machine to describe. None: this machine.
+    """
+    described = where or machine()
+    installed = [name for name in ("torch", "ray", "optuna") if described[name] != "missing"]
+    versions = ", ".join(f"{name} {described[name]}" for name in installed)
+    hardware = f"{described['cpu']}, {described['cores']} cores, {described['memory_gib']} GiB"
+    return f"{hardware}, {format_count(threads, 'thread')}, {dtype}, {versions}"
 
 
 def in_turn(
@@ -174,9 +181,14 @@ def print_figures(figures: Figures) -> None:
 
 def median_of(rounds: Sequence[Figures], name: str) -> float:
     """Return the median over a side's rounds. If a round has a list of values, each value counts."""
-    values = [figures[name] for figures in rounds]
-    flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
-    return float(median(flat))
+    numbers: list[float] = []
+    for figures in rounds:
+        value = figures[name]
+        if isinstance(value, list):
+            numbers += value
+        else:
+            numbers.append(value)
+    return float(median(numbers))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
