@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -63,6 +63,11 @@ class Setup:
     backbone: Mapping[str, Any] = field(default_factory=lambda: RANDOM_CLIP)
     seconds: float = 2.0  # five repeats take ten seconds
     rehearse: bool = False
+
+    @property
+    def precisions(self) -> Sequence[str]:
+        """Measured precisions. A rehearsal has one, because each takes as long as another."""
+        return PRECISIONS[-1:] if self.rehearse else PRECISIONS
 
 
 REHEARSAL = Setup(backbone=MINI, seconds=0.0, rehearse=True)
@@ -206,7 +211,7 @@ def summary_of(readings: Mapping[str, list[float]]) -> Figures:
 def speed(setup: Setup) -> Figures:
     """Return steps per second, their spread, peak memory and sensors, by precision."""
     found: Figures = {}
-    for precision in PRECISIONS:
+    for precision in setup.precisions:
         run = run_of(precision, setup.backbone, objective=ALL_CLASSES)
         warm_up(run)
         with sensors() as readings:
@@ -227,7 +232,7 @@ def memory(setup: Setup) -> Figures:
     from counting import memory_of
 
     found: Figures = {}
-    for precision in PRECISIONS:
+    for precision in setup.precisions:
         run = run_of(precision, setup.backbone, objective=ALL_CLASSES)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -384,8 +389,7 @@ def packing(setup: Setup) -> Figures:
     busy. A number of processes that does not fit has "does not fit" and the message.
     """
     counts = PROCESS_COUNTS[:2] if setup.rehearse else PROCESS_COUNTS
-    precisions = PRECISIONS[-1:] if setup.rehearse else PRECISIONS
-    return {precision: _packed(precision, counts, setup) for precision in precisions}
+    return {precision: _packed(precision, counts, setup) for precision in setup.precisions}
 
 
 def _packed(precision: str, counts: tuple[int, ...], setup: Setup) -> Figures:

@@ -456,7 +456,7 @@ def test_a_rehearsal_runs_without_ray_optuna_and_network(tmp_path: Path) -> None
     assert {f"{name}: needs ray and optuna, not installed" for name in ("study", "stream")} <= set(lines)
     assert lines[-1].startswith("Expectations: ")
     [records] = json.loads((out / "results.json").read_text()).values()
-    speed = records["speed"]["figures"]["fp32"]
+    speed = records["speed"]["figures"]["bf16"]
     assert speed["classes"] == 32
     assert speed["lowest"] <= speed["steps_per_second"] <= speed["highest"]
 
