@@ -44,8 +44,9 @@ check: install
 
 test: check suite
 
-# Each suite runs in its own process, in an order in which the last ones end together. Three run concurrently on two cores, because tests that
-# start clusters mostly wait. Each has one thread, because threads that share a core wait for each other.
+# Each suite runs in its own process, in an order in which the last ones end together. Three run concurrently
+# on two cores, because tests that start clusters mostly wait. Each has one thread, because threads that share
+# a core wait for each other.
 SUITES := contracts fast ray studies cluster tools
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 suite: install

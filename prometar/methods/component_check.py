@@ -27,9 +27,11 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     """Call each custom component of a configuration once on small tensors. Return the built method.
 
     Raises:
-        UserError: a component fails, changes its inputs in place, or returns wrong names, types or shapes.
+        UserError: the image tower does not fit the method, or a component fails, changes its inputs in
+            place, or returns wrong names, types or shapes.
     """
     method = build(config)
+    require_fitting_tower(config, method, clip)
     generator = torch.Generator().manual_seed(0)
 
     prompts_reference = getattr(config.prompts, "reference", "prompts")
@@ -70,6 +72,18 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     check("features", lambda: _call_features(method, clip, generator))
     check("logits", lambda: _call_logits(method, clip, generator))
     return method
+
+
+def require_fitting_tower(config: MethodConfig, method: Method, clip: Clip) -> None:
+    """Raise a UserError if features read outputs of image prompts that the image tower does not return.
+
+    SigLIP's attention pool returns one feature per image.
+    """
+    if method.features.reads_image_prompts and clip.pool is not None:
+        raise UserError(
+            f"features.kind={config.features.selected_kind} reads the outputs of image prompts. An image "
+            "tower with an attention pool (SigLIP) has none. Choose another backbone or method."
+        )
 
 
 def _require_unchanged(reference: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:

@@ -23,7 +23,7 @@ from prometar.data.streaming.order import ImageOrder, eval_order
 from prometar.data.streaming.transforms import TransformSpec
 from prometar.errors import UserError
 from prometar.io.custom import is_custom, source_digest
-from prometar.methods.component_check import check_components
+from prometar.methods.component_check import check_components, require_fitting_tower
 from prometar.methods.composition import Method, build
 from prometar.methods.regularizers import Regularizer
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
@@ -112,7 +112,7 @@ def build_run(
         check_components(config, backbone.clip)
     clip = backbone.clip
     cache_key = (config.backbone, *dataset_key, repr(dataset.source))
-    _require_compatible(config, method)
+    _require_compatible(config, method, clip)
     train = config.train
     split = split_dataset(
         objective, dataset, shots=config.data.shots, seed=train.seed, val_per_class=val_per_class
@@ -206,8 +206,9 @@ def build_run(
     )
 
 
-def _require_compatible(config: Config, method: Method) -> None:
-    """Raise a UserError if two views do not fit the method."""
+def _require_compatible(config: Config, method: Method, clip: Clip) -> None:
+    """Raise a UserError if two views or the image tower do not fit the method."""
+    require_fitting_tower(config, method, clip)
     if config.augment.views > 1 and method.prompts.conditional:
         raise UserError("augment.views=2 does not fit prompts.kind=conditional. Use one view.")
 

@@ -19,7 +19,10 @@ from prometar.clip.openclip import OPENAI_MEAN, Backbone, build_backbone, clip_w
 from prometar.clip.text import encode_text, text_input, text_pass
 from prometar.clip.vision import embed_images, encode_image, image_pass
 from prometar.clip.weights import weights_digest
+from prometar.config.settings import Config
 from prometar.errors import UserError
+from prometar.methods.component_check import check_components, require_fitting_tower
+from prometar.methods.composition import build
 from tests.support import families
 from tests.support.plain_towers import plain_image, plain_text
 from tests.unit.clip.test_derivatives import require_derivatives
@@ -183,3 +186,10 @@ def test_exported_prompts_classify(name: str, method: str, small_dtd: Path, tmp_
     size = classifier.backbone.clip.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     np.testing.assert_allclose(classifier.predict(list(pixels)).probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_features_that_read_image_prompts_are_refused_with_an_attention_pool() -> None:
+    clip = loaded("tiny-siglip")[1].clip
+    with pytest.raises(UserError, match=r"^features.kind=representation reads .* attention pool"):
+        check_components(Config(method="mmrl"), clip)
+    require_fitting_tower(Config(method="maple"), build(Config(method="maple")), clip)
