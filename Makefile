@@ -44,10 +44,10 @@ check: install
 
 test: check suite
 
-# Each suite runs in its own process, in an order in which the last ones end together. Three run concurrently
-# on two cores, because tests that start clusters mostly wait. Each has one thread, because threads that share
-# a core wait for each other.
-SUITES := contracts fast ray studies cluster tools
+# Each suite runs in its own process. Three run concurrently on two cores, because tests that start clusters
+# mostly wait. So this order mixes them with the others (contracts, fast, tools). Each suite has one thread,
+# because threads that share a core wait for each other.
+SUITES := contracts studies ray cluster fast tools
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 suite: install
 	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compile once, not in three concurrent processes
