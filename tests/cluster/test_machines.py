@@ -42,8 +42,10 @@ def test_trials_leave_a_machine_without_data_and_the_study_stops_if_no_other_is_
         with Driver(tmp_path, "--trials", 8, *driver_options, env=cluster.env) as driver:
             assert driver.wait() == 1
             (line,) = driver.errors().strip().splitlines()
-        # The trial's own failure and the lack of other machines are noticed in either order.
-        assert line.startswith(("Stopped: trial 5: ", "Stopped: no machine can run the jobs: "))
+        # The trial's own failure and the lack of other machines are noticed in either order. Ray may first
+        # give trial 5 to the killed node, whose death it has not noticed yet. Then trial 6 fails first.
+        stopped = ("Stopped: trial 5: ", "Stopped: trial 6: ", "Stopped: no machine can run the jobs: ")
+        assert line.startswith(stopped)
         assert "The data root /not-mounted is not a folder." in line
         assert f"(on {socket.gethostname()}). Rerun the same command to resume." in line
         assert states(tmp_path) == ["COMPLETE"] * 5, "nothing counts"
