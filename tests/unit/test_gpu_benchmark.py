@@ -217,13 +217,18 @@ def fake_workers(parts: ModuleType, gpu: FakeGPU) -> type:
     return FakeWorker
 
 
+def packed_on(card: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return the results of the part `packing` on a simulated GPU, by precision."""
+    parts = importlib.import_module("gpu_parts")
+    monkeypatch.setattr(parts, "Worker", fake_workers(parts, card))
+    return parts.packing(parts.Setup())
+
+
 def test_processes_that_share_a_gpu_start_together_before_the_first_is_timed(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = importlib.import_module("gpu_parts")
     card = FakeGPU(room=8)
-    monkeypatch.setattr(parts, "Worker", fake_workers(parts, card))
-    found = parts.packing(parts.Setup())
+    found = packed_on(card, monkeypatch)
     assert found.keys() == {"fp32", "tf32", "bf16"}
     for packed in found.values():
         assert {count: each["steps_per_second"] for count, each in packed.items()} == {
@@ -232,7 +237,8 @@ def test_processes_that_share_a_gpu_start_together_before_the_first_is_timed(
             "4": 8.0,
             "8": 16.0,
         }
-    of_a_precision = ["process"] * 8 + ["steps"] * (parts.REPEATS * (1 + 2 + 4 + 8))
+    repeats = importlib.import_module("gpu_parts").REPEATS
+    of_a_precision = ["process"] * 8 + ["steps"] * (repeats * (1 + 2 + 4 + 8))
     assert card.events == of_a_precision * 3
     assert card.num_alive == 0
 
@@ -240,10 +246,8 @@ def test_processes_that_share_a_gpu_start_together_before_the_first_is_timed(
 def test_a_number_of_processes_that_does_not_fit_leaves_smaller_numbers_measured(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = importlib.import_module("gpu_parts")
     card = FakeGPU(room=5)
-    monkeypatch.setattr(parts, "Worker", fake_workers(parts, card))
-    packed = parts.packing(parts.Setup())["bf16"]
+    packed = packed_on(card, monkeypatch)["bf16"]
     assert packed["4"]["steps_per_second"] == 8.0
     assert packed["8"] == {"does not fit": "CUDA out of memory."}
     assert card.num_alive == 0

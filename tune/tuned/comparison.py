@@ -101,7 +101,8 @@ class TunedComparison:
     @property
     def untrained(self) -> list[str]:
         """Methods without training, which have nothing to tune."""
-        return [method for method in self.grid.methods if method not in self.trained]
+        trained = self.trained
+        return [method for method in self.grid.methods if method not in trained]
 
     @property
     def untrained_grid(self) -> Grid:

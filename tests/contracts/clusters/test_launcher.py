@@ -12,32 +12,32 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.support.shipped import IMAGE, damaged, text_of
+from tests.unit.clusters.rules import require
 
 FILES = ("aws.yaml", "gcp.yaml", "onprem.yaml")
 TOKEN = "~/.ray/auth_token"
 
 
 def check_launcher(text: str) -> None:
-    """
+    """Check a file for `ray up`.
+
     Raises:
-        jsonschema.ValidationError, ValueError: what is wrong with a file for `ray up`.
+        jsonschema.ValidationError, ValueError: what is wrong.
     """
     asked = yaml.safe_load(text)
     config: dict[str, Any] = prepare_config(copy.deepcopy(asked))
     validate_config(config)
     start = " ".join(config["head_start_ray_commands"])
-    rules = {
-        "the head would run trials": all(f"--num-{kind}=0" in start for kind in ("cpus", "gpus")),
-        "the dashboard is open": "--dashboard-host=127.0.0.1" in start and "0.0.0.0" not in text,
-        "there is no token": "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
-        and config["file_mounts"].get(TOKEN) == TOKEN,
-        "another image": config["docker"]["image"] == IMAGE,
-        "nothing is shared": "--volume=/mnt/shared:/mnt/shared" in config["docker"]["run_options"],
-        "the launcher installs something": not any(config[k] for k in config if k.endswith("setup_commands")),
-    }
-    for what, holds in rules.items():
-        if not holds:
-            raise ValueError(what)
+    docker = config["docker"]
+    setup = [commands for key, commands in config.items() if key.endswith("setup_commands")]
+    require("--num-cpus=0" in start and "--num-gpus=0" in start, "the head would run trials")
+    require("--dashboard-host=127.0.0.1" in start, "the dashboard is open")
+    require("0.0.0.0" not in text, "the dashboard is open")
+    require("--env=RAY_AUTH_MODE=token" in docker["run_options"], "there is no token")
+    require(config["file_mounts"].get(TOKEN) == TOKEN, "there is no token")
+    require(docker["image"] == IMAGE, "another image")
+    require("--volume=/mnt/shared:/mnt/shared" in docker["run_options"], "nothing is shared")
+    require(not any(setup), "the launcher installs something")
     if asked["provider"]["type"] != "local":
         _check_machines(config)
 
@@ -46,13 +46,12 @@ def _check_machines(config: dict[str, Any]) -> None:
     types = config["available_node_types"]
     head = types["head"]
     (worker,) = [types[name] for name in types if name != "head"]
-    if head["resources"] != {"CPU": 0, "GPU": 0} or not worker["resources"]["GPU"]:
-        raise ValueError("trials run on workers with GPUs alone")
-    if not any("/mnt/shared" in command for command in config["initialization_commands"]):
-        raise ValueError("nothing is mounted on /mnt/shared")
+    trials_run_on_workers = head["resources"] == {"CPU": 0, "GPU": 0} and worker["resources"]["GPU"]
+    require(trials_run_on_workers, "trials run on workers with GPUs alone")
+    mounts = any("/mnt/shared" in command for command in config["initialization_commands"])
+    require(mounts, "nothing is mounted on /mnt/shared")
     spots = [_check_machine(config["provider"]["type"], kind["node_config"]) for kind in (head, worker)]
-    if spots != [False, True]:
-        raise ValueError("workers are spot machines, the head is none")
+    require(spots == [False, True], "workers are spot machines, the head is none")
 
 
 def _check_machine(cloud: str, machine: dict[str, Any]) -> bool:
