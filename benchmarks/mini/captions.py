@@ -16,38 +16,60 @@ from .pretrain_vision import COLORS
 from .world import CLASSES, WORDS
 
 PLAIN: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}.")
+"""Plain contexts."""
 
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """Shares of captions with a color, and of captions with a plain context ("a photo of a ...")."""
+    """Shares of captions.
+
+    Args:
+        color: Share with a color before the word.
+        plain_share: Share with a plain context ("a photo of a ...").
+    """
 
     color: float = 0.5
     plain_share: float = 0.3
 
 
 def draw_words(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return an index (B,) into `WORDS` for each image: its class, a look-alike, or its family."""
+    """Draw the word of each caption: the name of the class, of its look-alike, or of its family.
+
+    Args:
+        labels: (B,) indices into `CLASSES`.
+        rng: Generator that draws one number per caption.
+
+    Returns:
+        (B,) indices into `WORDS`.
+    """
     chance = rng.random(len(labels))
     words = np.empty(len(labels), dtype=np.int64)
     for row, label in enumerate(labels):
-        it = CLASSES[label]
-        word = it.family
-        if chance[row] < it.kind.named + it.kind.mistaken:
-            word = it.name if chance[row] < it.kind.named else it.look_alike
+        pictured = CLASSES[label]
+        kind = pictured.kind
+        if chance[row] < kind.named:
+            word = pictured.name
+        elif chance[row] < kind.named + kind.mistaken:
+            word = pictured.look_alike
+        else:
+            word = pictured.family
         words[row] = WORDS.index(word)
     return words
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Parts of all captions, as positions in `used`, which is sorted. So end-of-text is the largest position.
+    """Parts from which all captions are composed.
 
-    Attributes:
-        contexts: Tokens before and after the words. Plain contexts are first.
-        phrases: Tokens of the words, by word and color + 1.
-        used: (V,) token ids.
-        length: Length of the longest caption.
+    A token is stored as its position in `used`. End-of-text has the largest position, because it has the
+    largest id in CLIP's vocabulary and `used` is sorted.
+
+    Args:
+        contexts: Tokens before and after the words of each context, including start and end of text. Plain
+            contexts are first.
+        phrases: Tokens of each word of `WORDS`: without a color, then with each color of `COLORS`.
+        used: (V,) token ids in ascending order.
+        length: Maximum number of tokens of a caption.
     """
 
     contexts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
@@ -56,7 +78,16 @@ class Corpus:
     length: int
 
     def tokens(self, contexts: Sequence[int], words: Sequence[int], colors: Sequence[int]) -> Tensor:
-        """Return captions (B, L). `colors` counts from 1, and 0 means no color."""
+        """Compose captions.
+
+        Args:
+            contexts: B indices into the contexts.
+            words: B indices into `WORDS`.
+            colors: B indices into `COLORS`, plus 1. 0 means no color.
+
+        Returns:
+            (B, L) positions in `used`. Captions are padded with 0.
+        """
         batch = torch.zeros(len(contexts), self.length, dtype=torch.long)
         for row, (context, word, color) in enumerate(zip(contexts, words, colors, strict=True)):
             before, after = self.contexts[context]
@@ -66,32 +97,47 @@ class Corpus:
 
 
 def build_corpus(templates: Sequence[str], tokenize: Callable[[list[str]], Tensor]) -> Corpus:
-    """Build all captions: the plain contexts, then the other `templates` (with "{}" for the words).
+    """Build the parts of all captions.
 
     The tokens of a caption are those of its parts, because the tokenizer splits at spaces and full stops.
+
+    Args:
+        templates: Contexts with "{}" for the words. Plain contexts are added.
+        tokenize: Function that returns padded rows of token ids with start and end of text.
     """
+    start_of_text = 49406
+    end_of_text = 49407
+    padding = 0
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, without start and end of text."""
         rows = tokenize(list(texts))
-        return [row[1 : int(row.argmax())].tolist() for row in rows]
+        return [row[1 : int(row.argmax())].tolist() for row in rows]  # end-of-text is the largest id
 
-    names = [*PLAIN, *(context for context in dict.fromkeys(templates) if context not in PLAIN)]
-    before, after = (encode([name.split("{}")[side].strip() for name in names]) for side in (0, 1))
+    others = [template for template in dict.fromkeys(templates) if template not in PLAIN]
+    sides = [template.split("{}") for template in (*PLAIN, *others)]
+    before = encode([side[0].strip() for side in sides])
+    after = encode([side[1].strip() for side in sides])
     phrases = [encode([word, *(f"{color} {word}" for color in COLORS)]) for word in WORDS]
-    first, last = 49406, 49407  # start and end of text
-    parts = [*before, *after, *(p for row in phrases for p in row)]
-    # 0 pads captions after the end
-    used = torch.tensor(sorted({0, first, last, *(token for part in parts for token in part)}))
-    position = {int(token): k for k, token in enumerate(used)}
+
+    used_ids = {padding, start_of_text, end_of_text}
+    used_ids.update(token for part in (*before, *after) for token in part)
+    used_ids.update(token for row in phrases for phrase in row for token in phrase)
+    used = sorted(used_ids)
+    position = {token: index for index, token in enumerate(used)}
 
     def positions(part: Sequence[int]) -> tuple[int, ...]:
         return tuple(position[token] for token in part)
 
-    longest = max(len(p) for row in phrases for p in row)
-    length = 2 + longest + max(len(b) + len(a) for b, a in zip(before, after, strict=True))
+    contexts = tuple(
+        (positions([start_of_text, *left]), positions([*right, end_of_text]))
+        for left, right in zip(before, after, strict=True)
+    )
+    longest_context = max(len(left) + len(right) for left, right in contexts)
+    longest_phrase = max(len(phrase) for row in phrases for phrase in row)
     return Corpus(
-        tuple((positions([first, *b]), positions([*a, last])) for b, a in zip(before, after, strict=True)),
-        tuple(tuple(positions(p) for p in row) for row in phrases),
-        used,
-        length,
+        contexts=contexts,
+        phrases=tuple(tuple(positions(phrase) for phrase in row) for row in phrases),
+        used=torch.tensor(used),
+        length=longest_context + longest_phrase,
     )

@@ -5,7 +5,8 @@
 3. Train the text tower with a frozen vision tower, on poor captions (captions.py, pretrain_text.py).
 DIR/vision.safetensors stores the vision tower. If it exists, it is not trained again, so runs with other
 captions take minutes. The outputs are pretrain.log and mini.safetensors (float16, with a sparse token table,
-see weights.py). Token rows that no caption uses keep their initial values, N(0, 0.02) from PCG64(0) of numpy.
+see prometar/embedded/weights.py). Token rows that no caption uses keep their initial values, N(0, 0.02) from
+PCG64(0) of numpy.
 
 docs/measurements.md describes the datasets.
 """
@@ -34,7 +35,7 @@ from .pretrain_vision import VisionSettings, render_images, train_vision
 
 
 class Log:
-    """Printer of lines with the seconds since the start. Also appends them to the file `path`."""
+    """Log of lines with the seconds since the start. Each line is printed and appended to the file `path`."""
 
     def __init__(self, path: Path) -> None:
         self.start = time.monotonic()
@@ -61,13 +62,13 @@ def contexts() -> list[str]:
     """Return CLIP's 80 ImageNet contexts and those of the suite, each with "{}" for the words."""
     return [
         *(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES),
-        *(s.template for s in SETS.values()),
+        *(rendered.template for rendered in SETS.values()),
     ]
 
 
 @functools.cache
 def mini_corpus() -> Corpus:
-    """Return the captions with these contexts, tokenized by open_clip."""
+    """Return the parts of all captions, tokenized by open_clip."""
     return build_corpus(contexts(), open_clip.get_tokenizer("ViT-B-16"))
 
 
@@ -80,7 +81,19 @@ def pretrain(
     log: Log,
     vision_file: Path,
 ) -> dict[str, torch.Tensor]:
-    """Run all stages. Return the tensors to store. `vision_file` stores the trained vision tower."""
+    """Run all stages.
+
+    Args:
+        vision: Settings of the first stage.
+        text: Settings of the second stage.
+        captions: Shares of captions.
+        seed: Seed of the initial weights and of both stages.
+        log: Log of progress.
+        vision_file: File of the trained vision tower. If it exists, the first stage is skipped.
+
+    Returns:
+        The tensors to store (see `pack`).
+    """
     model = build(mini_config(), seed)
     images = render_images(vision.images)
     log(f"rendered {len(images.labels)} images")
@@ -93,8 +106,8 @@ def pretrain(
         safetensors.torch.save_file(model.visual.state_dict(), vision_file)
     features = image_features(model.visual, images)
     corpus = mini_corpus()
-    texts = len(corpus.contexts) * sum(map(len, corpus.phrases))
-    log(f"captions: {texts} texts over {len(corpus.used)} tokens")
+    num_texts = len(corpus.contexts) * sum(len(phrases) for phrases in corpus.phrases)
+    log(f"captions: {num_texts} texts over {len(corpus.used)} tokens")
     rows = train_text(model, features, images, corpus, settings=text, captions=captions, seed=seed, log=log)
     state = model.state_dict()
     state[TOKEN_TABLE][corpus.used] = rows
@@ -114,7 +127,8 @@ def pack(state: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
 def describe(log: Log, settings: dict[str, Any], seed: int, threads: int) -> None:
     """Log the settings and versions that the run depends on."""
     versions = {"torch": torch.__version__, "open_clip": open_clip.__version__, "numpy": np.__version__}
-    log(f"python {platform.python_version()} " + " ".join(f"{k} {v}" for k, v in versions.items()))
+    packages = " ".join(f"{name} {version}" for name, version in versions.items())
+    log(f"python {platform.python_version()} {packages}")
     log(f"machine: {platform.system()} {platform.machine()}, CPU only, {threads} threads; seed {seed}")
     for name, value in settings.items():
         log(f"{name}: {dataclasses.asdict(value)}")
@@ -130,7 +144,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, which affect rounding")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    vision, text, captions = VisionSettings(), TextSettings(), CaptionSettings()
+    vision = VisionSettings()
+    text = TextSettings()
+    captions = CaptionSettings()
     options.out.mkdir(parents=True, exist_ok=True)
     log = Log(options.out / "pretrain.log")
     describe(log, {"vision": vision, "text": text, "captions": captions}, options.seed, options.threads)

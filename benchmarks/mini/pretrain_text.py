@@ -19,7 +19,16 @@ from .pretrain_vision import Images, batches, normalize, optimizer_of, rate
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Settings of stage two: steps, images per step, peak learning rate, initial and maximum logit scale."""
+    """Settings of the second stage.
+
+    Args:
+        steps: Number of steps.
+        batch: Number of images, each with one caption, per step.
+        lr: Peak learning rate.
+        weight_decay: Decay of the tower's matrices.
+        first_scale: Initial logit scale.
+        largest_scale: Maximum logit scale.
+    """
 
     steps: int = 1000
     batch: int = 128
@@ -32,12 +41,14 @@ class TextSettings:
 def encode_text(model: Any, rows: Tensor, tokens: Tensor) -> Tensor:
     """Return features (B, D) of captions (B, L) whose token embeddings are `rows` (V, W).
 
-    The tower is causal, so tokens after end-of-text do not matter, and captions are truncated.
+    The tower is causal, so tokens after end-of-text have no effect on the features. Captions can therefore be
+    shorter than CLIP's context.
     """
     length = tokens.shape[1]
     hidden = rows[tokens] + model.positional_embedding[:length]
     hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
-    ends = model.ln_final(hidden[torch.arange(len(tokens)), tokens.argmax(1)])
+    end_of_text = tokens.argmax(1)  # it has the largest position in `Corpus.used`
+    ends = model.ln_final(hidden[torch.arange(len(tokens)), end_of_text])
     return ends @ model.text_projection
 
 
@@ -58,7 +69,21 @@ def train_text(
     seed: int,
     log: Callable[[str], None],
 ) -> Tensor:
-    """Train the text tower in place against frozen image features (N, D). Return token rows (V, W)."""
+    """Train the text tower in place, by CLIP's contrastive loss.
+
+    Args:
+        model: open_clip model.
+        features: (N, D) normalized features of the images, which are not trained.
+        images: The images, whose labels and colors determine captions.
+        corpus: Parts of all captions.
+        settings: Settings of the stage.
+        captions: Shares of captions.
+        seed: Seed of the order of images and of the captions.
+        log: Function that logs a line.
+
+    Returns:
+        (V, W) trained embeddings of the tokens `corpus.used`. Those in `model` stay as they were.
+    """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = nn.Parameter(model.token_embedding.weight.detach()[corpus.used].clone())
@@ -69,17 +94,16 @@ def train_text(
     for step, index in enumerate(batches(len(features), settings.batch, settings.steps, generator)):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, settings.steps, settings.lr)
-        plain = rng.random(settings.batch) < captions.plain_share
-        context = np.where(
-            plain,
-            rng.integers(0, len(PLAIN), settings.batch),
-            rng.integers(len(PLAIN), len(corpus.contexts), settings.batch),
-        )
+        is_plain = rng.random(settings.batch) < captions.plain_share
+        plain = rng.integers(0, len(PLAIN), settings.batch)
+        other = rng.integers(len(PLAIN), len(corpus.contexts), settings.batch)
+        contexts = np.where(is_plain, plain, other)
         words = draw_words(images.labels[index].numpy(), rng)
-        colored = rng.random(settings.batch) < captions.color
-        color = np.where(colored, images.colors[index].numpy() + 1, 0)
+        is_colored = rng.random(settings.batch) < captions.color
+        colors = np.where(is_colored, images.colors[index].numpy() + 1, 0)
+        tokens = corpus.tokens(contexts.tolist(), words.tolist(), colors.tolist())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            text = encode_text(model, rows, corpus.tokens(context.tolist(), words.tolist(), color.tolist()))
+            text = encode_text(model, rows, tokens)
         text = F.normalize(text.float(), dim=-1)
         logits = model.logit_scale.exp() * features[index] @ text.T
         target = torch.arange(settings.batch)

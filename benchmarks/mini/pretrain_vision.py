@@ -2,7 +2,7 @@
 
 The tower learns one anchor per class and per color, in the embedding space that captions are aligned with
 later. Prompts cannot improve poor features, so this stage takes most of the time.
-Shape legend: B = batch, C = classes, D = embedding, H, W = image height and width.
+Shape legend: N = images, B = batch, D = embedding, H, W = image height and width.
 """
 
 import math
@@ -19,14 +19,29 @@ from torch.optim import AdamW
 
 from .world import CLASSES
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's pixels, per channel in 0..1
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of CLIP's training pixels (0 to 1) per channel."""
 STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of CLIP's training pixels (0 to 1) per channel."""
 COLORS = ("red", "yellow", "green", "turquoise", "blue", "purple", "grey")
 
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """Settings of stage one: share of the images, steps, images per step, peak learning rate, losses."""
+    """Settings of the first stage.
+
+    Args:
+        images: Share of the images of every class that are rendered.
+        steps: Number of steps.
+        batch: Number of images per step.
+        lr: Peak learning rate.
+        weight_decay: Decay of matrices.
+        color_weight: Weight of the cross-entropy over colors. That over classes has weight 1.
+        scale: Scale of the cosine logits.
+        crop: Smallest share of the side that a training crop keeps.
+        dropped: Share of the patches that are omitted, to halve the time of a step.
+        dropped_steps: Share of the steps, from the first on, that omit patches.
+    """
 
     images: float = 1.0
     steps: int = 2500
@@ -34,10 +49,10 @@ class VisionSettings:
     lr: float = 1e-3
     weight_decay: float = 0.05
     color_weight: float = 0.3
-    scale: float = 20.0  # of the cosine logits
-    crop: float = 0.5  # smallest share of the side that a training crop keeps
-    dropped: float = 0.5  # share of the patches that are omitted, to halve the time of a step
-    dropped_steps: float = 0.8  # share of the steps, from the first on, that omit patches
+    scale: float = 20.0
+    crop: float = 0.5
+    dropped: float = 0.5
+    dropped_steps: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -50,25 +65,38 @@ class Images:
 
 
 def color_of(pixels: NDArray[np.uint8]) -> int:
-    """Return the index into `COLORS` of an image's mean color: its hue, or grey if it is pale."""
-    red, green, blue = (float(v) / 255.0 for v in pixels.mean((0, 1)))
-    high, low = max(red, green, blue), min(red, green, blue)
-    if high - low < 0.08:
-        return len(COLORS) - 1
-    hue = math.atan2(math.sqrt(3.0) * (green - blue), 2.0 * red - green - blue) / (2.0 * math.pi) % 1.0
-    return round(hue * 6.0) % 6
+    """Return the index into `COLORS` of an image's mean color: its hue, or grey if it is pale.
+
+    The hue is the angle of the color around the axis of greys, from 0 (red) to 2 pi. `COLORS` divides it into
+    six sectors of equal size.
+    """
+    red, green, blue = (float(channel) / 255.0 for channel in pixels.mean((0, 1)))
+    chroma = max(red, green, blue) - min(red, green, blue)
+    if chroma < 0.08:
+        return COLORS.index("grey")
+    angle = math.atan2(math.sqrt(3.0) * (green - blue), 2.0 * red - green - blue)
+    turns = angle / (2.0 * math.pi) % 1.0
+    num_sectors = len(COLORS) - 1
+    return round(turns * num_sectors) % num_sectors
 
 
 def render_images(share: float) -> Images:
     """Render `share` of the images of every class."""
-    pixels, labels, colors = [], [], []
-    for label, each in enumerate(CLASSES):
-        for index in range(max(1, round(each.kind.images * share))):
-            image = each.picture(index)
+    pixels = []
+    labels = []
+    colors = []
+    for label, pictured in enumerate(CLASSES):
+        num_images = max(1, round(pictured.kind.images * share))
+        for index in range(num_images):
+            image = pictured.picture(index)
             pixels.append(image)
             labels.append(label)
             colors.append(color_of(image))
-    return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(colors))
+    return Images(
+        pixels=torch.from_numpy(np.stack(pixels)),
+        labels=torch.tensor(labels),
+        colors=torch.tensor(colors),
+    )
 
 
 def normalize(pixels: Tensor) -> Tensor:
@@ -78,43 +106,64 @@ def normalize(pixels: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, smallest: float, generator: torch.Generator) -> Tensor:
-    """Apply a random crop of `smallest` to 1 of each side, and a random flip."""
-    count = len(images)
-    draw = torch.rand(count, 4, generator=generator)
-    side = smallest + (1.0 - smallest) * draw[:, 0]
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = side * torch.where(draw[:, 3] < 0.5, -1.0, 1.0)
-    theta[:, 1, 1] = side
-    theta[:, :, 2] = (draw[:, 1:3] * 2.0 - 1.0) * (1.0 - side)[:, None]
-    where = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
+    """Crop and flip images (B, 3, H, W) at random.
+
+    Args:
+        images: Normalized images.
+        smallest: Smallest share of the side that a crop keeps. Crops are square and scaled to the full size.
+        generator: Generator that draws four numbers per image.
+    """
+    num_images = len(images)
+    draws = torch.rand(num_images, 4, generator=generator)
+    side = smallest + (1.0 - smallest) * draws[:, 0]
+    center = (draws[:, 1:3] * 2.0 - 1.0) * (1.0 - side)[:, None]  # -1 to 1 is the whole image
+    flip = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
+    affine = torch.zeros(num_images, 2, 3)
+    affine[:, 0, 0] = side * flip
+    affine[:, 1, 1] = side
+    affine[:, :, 2] = center
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield `steps` index batches (B,). Each epoch has a new order and drops the incomplete last batch."""
-    done = 0
-    while done < steps:
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count - size + 1, size):
-            if done == steps:
+def batches(num_images: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield `steps` batches (B,) of image indices.
+
+    Each epoch has a new order and drops the incomplete last batch. So `size` must not exceed `num_images`.
+    """
+    num_yielded = 0
+    while num_yielded < steps:
+        order = torch.randperm(num_images, generator=generator)
+        for start in range(0, num_images - size + 1, size):
+            if num_yielded == steps:
                 return
             yield order[start : start + size]
-            done += 1
+            num_yielded += 1
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Return the learning rate: 5 % linear warm-up, then half a cosine to zero."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    """Return the learning rate of a step: linear warm-up in 5 % of the steps, then half a cosine to zero."""
+    num_warmup = max(1, steps // 20)
+    if step < num_warmup:
+        return peak * (step + 1) / num_warmup
+    num_decay = max(1, steps - num_warmup)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - num_warmup) / num_decay))
 
 
 def optimizer_of(parameters: Sequence[Tensor], decay: float, undecayed: Sequence[Tensor] = ()) -> AdamW:
-    """Return AdamW with decay on matrices, but not on vectors and `undecayed`. Every step sets the rate."""
-    decayed = [p for p in parameters if p.ndim >= 2]
-    plain = [*(p for p in parameters if p.ndim < 2), *undecayed]
-    groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+    """Return AdamW, whose learning rate the caller sets in every step.
+
+    Args:
+        parameters: Parameters of which matrices decay, but vectors do not.
+        decay: Weight decay.
+        undecayed: Further parameters, which do not decay.
+    """
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": decay},
+        {"params": [*vectors, *undecayed], "weight_decay": 0.0},
+    ]
     return AdamW(groups, betas=(0.9, 0.98))
 
 
@@ -122,18 +171,27 @@ def optimizer_of(parameters: Sequence[Tensor], decay: float, undecayed: Sequence
 def train_vision(
     visual: Any, images: Images, settings: VisionSettings, seed: int, log: Callable[[str], None]
 ) -> None:
-    """Train `visual` in place. The anchors are discarded, and `visual.patch_dropout` is off afterwards."""
+    """Train `visual` in place. The anchors are discarded.
+
+    Args:
+        visual: open_clip vision tower. Its `patch_dropout` is switched off for the last steps, and stays off.
+        images: Images with labels.
+        settings: Settings of the stage.
+        seed: Seed of the anchors, batches, crops and omitted patches.
+        log: Function that logs a line.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    width = len(CLASSES) + len(COLORS)
-    anchors = nn.Parameter(torch.randn(width, visual.output_dim, generator=generator))
+    num_anchors = len(CLASSES) + len(COLORS)
+    anchors = nn.Parameter(torch.randn(num_anchors, visual.output_dim, generator=generator))
     parameters = [*visual.parameters(), anchors]
     optimizer = optimizer_of(parameters, settings.weight_decay)
+    first_undropped = round(settings.steps * settings.dropped_steps)
     visual.train()
     for step, index in enumerate(batches(len(images.labels), settings.batch, settings.steps, generator)):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, settings.steps, settings.lr)
-        if step == round(settings.steps * settings.dropped_steps):
+        if step == first_undropped:
             visual.patch_dropout = nn.Identity()
         inputs = augment(normalize(images.pixels[index]), settings.crop, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -148,6 +206,7 @@ def train_vision(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0:
-            right = (by_class.argmax(1) == images.labels[index]).float().mean()
-            log(f"vision step {step + 1} class {class_loss:.3f} color {color_loss:.3f} accuracy {right:.3f}")
+            accuracy = (by_class.argmax(1) == images.labels[index]).float().mean()
+            losses = f"class {class_loss:.3f} color {color_loss:.3f}"
+            log(f"vision step {step + 1} {losses} accuracy {accuracy:.3f}")
     visual.eval()

@@ -27,7 +27,8 @@ class Kind:
         rendered: The dataset, with harder renderings if they exist.
         images: Images per class.
         recolored: True if the colors differ from those of the dataset.
-        named, mistaken: Shares of captions with the class name, and with a look-alike's.
+        named: Share of captions with the name of the class.
+        mistaken: Share of captions with the name of a look-alike. The rest name the family.
     """
 
     rendered: RenderedSet[Any]
@@ -53,7 +54,15 @@ WORLD: tuple[Kind, ...] = (
 
 @dataclass(frozen=True)
 class WorldClass:
-    """Class of the pre-training images: its kind, its name, a look-alike of the same half, and its family."""
+    """Class of the pre-training images.
+
+    Args:
+        kind: Kind of the class's dataset.
+        name: Class name.
+        look_alike: Name of another class of the same family and of the same half of the class names. It is
+            the class itself if there is no such class.
+        family: Name of the family.
+    """
 
     kind: Kind
     name: str
@@ -64,28 +73,41 @@ class WorldClass:
         """Render the image `index` of the class, with a seed that no split uses."""
         seed = FIRST_SEEDS["pretrain"] + index
         pixels = self.kind.rendered.render(self.name, seed)
-        return recolor(pixels, seed) if self.kind.recolored else pixels
+        if self.kind.recolored:
+            return recolor(pixels, seed)
+        return pixels
 
 
-def _class(kind: Kind, name: str) -> WorldClass:
+def _classes_of(kind: Kind) -> list[WorldClass]:
+    """Return the classes of a dataset in label order."""
     names = kind.rendered.classnames
-    half = len(names) // 2
-    family, members = next(pair for pair in kind.rendered.families.items() if name in pair[1])
-    mine = names.index(name) < half
-    rest = [other for other in members if (names.index(other) < half) == mine]
-    return WorldClass(kind, name, rest[(rest.index(name) + 1) % len(rest)], family)
+    first_half = set(names[: len(names) // 2])
+    family_of = {name: family for family, members in kind.rendered.families.items() for name in members}
+    classes = []
+    for name in names:
+        family = family_of[name]
+        members = kind.rendered.families[family]
+        candidates = [member for member in members if (member in first_half) == (name in first_half)]
+        # The next one, or the first one after the last, so that each is the look-alike of one class.
+        look_alike = candidates[(candidates.index(name) + 1) % len(candidates)]
+        classes.append(WorldClass(kind, name, look_alike, family))
+    return classes
 
 
-CLASSES: tuple[WorldClass, ...] = tuple(
-    _class(kind, name) for kind in WORLD for name in kind.rendered.classnames
-)
-WORDS: tuple[str, ...] = tuple(sorted({word for c in CLASSES for word in (c.name, c.family)}))
+CLASSES: tuple[WorldClass, ...] = tuple(each for kind in WORLD for each in _classes_of(kind))
+"""Classes of all datasets. The label of an image is an index into them."""
+WORDS: tuple[str, ...] = tuple(sorted({word for each in CLASSES for word in (each.name, each.family)}))
+"""Names of classes and families that captions use."""
 
 
 def recolor(pixels: Pixels, seed: int) -> Pixels:
-    """Return the image in other colors: its color space is randomly rotated or mirrored, and shifted."""
+    """Return the image in other colors.
+
+    Its color space is rotated or mirrored around mid-grey, scaled and shifted, at random by `seed`.
+    """
     rng = np.random.Generator(np.random.PCG64([7, seed]))
-    turned, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-    return quantize(
-        (pixels / 255.0 - 0.5) @ turned * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.15, 0.15, 3)
-    )
+    turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    contrast = rng.uniform(0.8, 1.2)
+    shift = rng.uniform(-0.15, 0.15, 3)
+    centered = pixels / 255.0 - 0.5
+    return quantize(centered @ turn * contrast + 0.5 + shift)
