@@ -39,8 +39,8 @@ from typing import Any, NamedTuple, get_args
 
 from common import CLOSED, WORSE, describe, machine, mean_and_interval, parser_of, publish, run_python, table
 
-from tune.records.folder import StudyFolder, paired_differences
-from tune.records.schema import FinalTest, Verdict
+from tune.records.folder import StudyFolder
+from tune.records.schema import FinalTest, Verdict, paired_differences
 
 RECORDS = Path(__file__).with_suffix(".jsonl")
 

@@ -73,8 +73,8 @@ from sklearn.preprocessing import MinMaxScaler
 from prometar.config.settings import configure
 from tune.config import EPOCHS_KEY
 from tune.defaults import MeasuredGain, find_average_best, predict_gains, settings_features
-from tune.records.folder import StudyFolder, paired_differences, read_records
-from tune.records.schema import FinalTest
+from tune.records.folder import StudyFolder, read_records
+from tune.records.schema import FinalTest, paired_differences
 from tune.space.ranges import Settings
 from tune.space.space import Space, load_space
 

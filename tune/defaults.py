@@ -25,8 +25,8 @@ from prometar.errors import UserError, one_line
 from prometar.io.yamltext import dump_yaml
 from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
-from tune.records.folder import Records, paired_differences
-from tune.records.schema import RunScores
+from tune.records.folder import Records
+from tune.records.schema import RunScores, paired_differences
 from tune.report.formatting import describe_difference, format_setting
 from tune.space.ranges import Settings, Value
 from tune.space.space import SHARED_SPACE, Space, built_in_spaces

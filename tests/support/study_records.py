@@ -16,7 +16,7 @@ from prometar.training.classification import ClassificationMetrics
 from tests.support.fake_trial import write_result
 from tune.config import StudyConfig
 from tune.execution.flows import Stage
-from tune.records.folder import Records, StudyFolder, mean_differences
+from tune.records.folder import Records, StudyFolder
 from tune.records.schema import (
     Candidate,
     ClassSplit,
@@ -26,6 +26,7 @@ from tune.records.schema import (
     RunScore,
     StudyRecord,
     TrialRecord,
+    mean_differences,
     mean_of,
     rank_completed,
 )

@@ -3,11 +3,10 @@
 import secrets
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import mean
 from typing import Any, Self
 
 from prometar.config.settings import Config, dump_config
@@ -21,10 +20,8 @@ from tune.config import StudyConfig
 from tune.records.schema import (
     ClassSplit,
     Confirmation,
-    DatasetTest,
     FinalTest,
     Record,
-    RunScore,
     SettingsName,
     State,
     StudyRecord,
@@ -246,11 +243,13 @@ class Records:
 
     @property
     def current_test(self) -> FinalTest | None:
-        """The final test. None if it has not finished, or its settings are no longer selected."""
+        """The final test. None if it has not finished, or if selection or `--final-epochs` have changed."""
         test = self.final_test
         selected = self.selected
         if test is None or selected is None:
             return test
+        if test.epochs != self.config.test.epochs:
+            return None
         same_trial = test.selected.number == selected.number
         # Trials with the default settings have equal settings, but different numbers (see `baseline`).
         both_baseline = test.selected.is_baseline and selected.is_baseline
@@ -267,30 +266,6 @@ def read_records(folder: Path) -> Records:
     if records is None:
         raise UserError(f"{folder} does not contain a study. Pass the folder of a study, such as out/dtd.")
     return records
-
-
-def paired_differences(
-    selected: Sequence[RunScore], baseline: Sequence[RunScore], metric: str = "objective"
-) -> dict[int, float]:
-    """Return the difference in `metric`, selected minus baseline, of each seed that has both values."""
-    baseline_values = {run.seed: getattr(run, metric) for run in baseline}
-    differences: dict[int, float] = {}
-    for run in selected:
-        selected_value = getattr(run, metric)
-        baseline_value = baseline_values.get(run.seed)
-        if selected_value is not None and baseline_value is not None:
-            differences[run.seed] = selected_value - baseline_value
-    return differences
-
-
-def mean_differences(tests: Iterable[DatasetTest], metric: str = "objective") -> dict[int, float]:
-    """Return, by seed, the difference in `metric`, selected minus baseline, averaged over the datasets.
-
-    Seeds that lack a value on any of the datasets are omitted.
-    """
-    by_dataset = [paired_differences(test.selected, test.baseline, metric) for test in tests]
-    complete_seeds = [seed for seed in by_dataset[0] if all(seed in by_seed for by_seed in by_dataset)]
-    return {seed: mean(by_seed[seed] for by_seed in by_dataset) for seed in complete_seeds}
 
 
 def _command_line(argv: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ causes an error that names the file and the problem in one line.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -276,6 +276,30 @@ class DatasetTest:
         return [run.error for run in self.selected if run.error and run.seed not in baseline_failures]
 
 
+def paired_differences(
+    selected: Sequence[RunScore], baseline: Sequence[RunScore], metric: str = "objective"
+) -> dict[int, float]:
+    """Return the difference in `metric`, selected minus baseline, of each seed that has both values."""
+    baseline_values = {run.seed: getattr(run, metric) for run in baseline}
+    differences: dict[int, float] = {}
+    for run in selected:
+        selected_value = getattr(run, metric)
+        baseline_value = baseline_values.get(run.seed)
+        if selected_value is not None and baseline_value is not None:
+            differences[run.seed] = selected_value - baseline_value
+    return differences
+
+
+def mean_differences(tests: Iterable[DatasetTest], metric: str = "objective") -> dict[int, float]:
+    """Return, by seed, the difference in `metric`, selected minus baseline, averaged over the datasets.
+
+    Seeds that lack a value on any of the datasets are omitted.
+    """
+    by_dataset = [paired_differences(test.selected, test.baseline, metric) for test in tests]
+    complete_seeds = [seed for seed in by_dataset[0] if all(seed in by_seed for by_seed in by_dataset)]
+    return {seed: mean(by_seed[seed] for by_seed in by_dataset) for seed in complete_seeds}
+
+
 @dataclass(frozen=True, config=_STRICT)
 class FinalTest:
     """finals.json: comparison of the selected and the default settings on the test images.
@@ -325,9 +349,12 @@ class FinalTest:
     @property
     def recommends_baseline(self) -> bool:
         """True if the default settings are better: by the verdict or, if it is "either", by the mean."""
-        if self.verdict == "either":
-            return self.difference is not None and self.difference.mean < 0
-        return self.verdict == "baseline"
+        if self.verdict != "either":
+            return self.verdict == "baseline"
+        if self.difference is not None:
+            return self.difference.mean < 0
+        # A single seed pair has a mean, but no interval.
+        return any(each < 0 for each in mean_differences(self.datasets.values()).values())
 
     @property
     def compared_names(self) -> list[SettingsName]:

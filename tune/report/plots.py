@@ -19,7 +19,7 @@ from plotly.subplots import make_subplots
 
 from prometar.cli.console import format_duration
 from tune.config import DIRECTIONS, Goal
-from tune.records.folder import Records, paired_differences
+from tune.records.folder import Records
 from tune.records.schema import (
     DatasetTest,
     FinalTest,
@@ -27,6 +27,7 @@ from tune.records.schema import (
     SettingsName,
     TrialRecord,
     metrics_by_part,
+    paired_differences,
 )
 from tune.records.timeline import TimelineEntry
 from tune.report.formatting import format_difference

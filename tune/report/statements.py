@@ -10,8 +10,8 @@ from prometar.data.splits.objective import OBJECTIVES
 from prometar.io.custom import is_custom
 from prometar.metrics import Interval, t_interval
 from tune.config import EPOCHS_KEY, MAX_SEED_PAIRS
-from tune.records.folder import SETTINGS_FILES, Records, mean_differences
-from tune.records.schema import FinalTest, SettingsName, Verdict, seed_means
+from tune.records.folder import SETTINGS_FILES, Records
+from tune.records.schema import FinalTest, SettingsName, Verdict, mean_differences, seed_means
 from tune.report.formatting import describe_difference, format_mean, format_number, phrase
 from tune.stages.enqueued import count_enqueued
 from tune.stages.statistics import interval_over_datasets
@@ -57,6 +57,9 @@ def _reason_for_no_verdict(records: Records) -> str:
         return "No trial has finished."
     if records.final_test is None:
         return "The final test has not finished."
+    epochs = records.config.test.epochs
+    if records.final_test.epochs != epochs:
+        return f"The final test with {format_count(epochs, 'epoch')} per run has not finished."
     return f"The final test compared trial {records.final_test.selected.number}, which is no longer selected."
 
 

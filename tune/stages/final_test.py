@@ -12,8 +12,16 @@ from prometar.metrics import Interval, t_interval
 from tune.config import StudyConfig
 from tune.execution.flows import Stages
 from tune.execution.job import Job
-from tune.records.folder import StudyFolder, mean_differences, paired_differences
-from tune.records.schema import Candidate, DatasetTest, FinalTest, RunScores, Verdict
+from tune.records.folder import StudyFolder
+from tune.records.schema import (
+    Candidate,
+    DatasetTest,
+    FinalTest,
+    RunScores,
+    Verdict,
+    mean_differences,
+    paired_differences,
+)
 from tune.stages.statistics import ALPHA_BY_PAIRS, BASELINE_RUNS, is_decided, min_detectable
 from tune.stages.study_jobs import final_job, read_scores, run_unfinished
 

@@ -8,8 +8,8 @@ import pytest
 from prometar.errors import UserError
 from tests.support.study_records import DEFAULT, run, settings_of, small, trial, write
 from tune.config import StudyConfig
-from tune.records.folder import StudyFolder, paired_differences, read_records
-from tune.records.schema import Candidate, RunScore, rank_completed, seed_means
+from tune.records.folder import StudyFolder, read_records
+from tune.records.schema import Candidate, RunScore, paired_differences, rank_completed, seed_means
 
 
 def test_a_study_remembers_its_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

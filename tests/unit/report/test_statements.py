@@ -79,6 +79,17 @@ def test_if_the_verdict_is_use_either_the_settings_with_the_higher_mean_come_fir
     ]
 
 
+@pytest.mark.parametrize(("base", "new", "first"), [(-8, -8, "default"), (3, 2, "selected")])
+def test_a_single_seed_pair_recommends_the_settings_with_the_higher_h(
+    base: float, new: float, first: str, tmp_path: Path
+) -> None:
+    test = final_test(candidate(1), {"dtd": (base, new)}, seeds=(11,))
+    assert (test.difference, test.verdict) == (None, "either")
+    assert test.recommends_baseline == (first == "default"), "the settings that best.yaml gets"
+    records = replace(small(tmp_path), final_test=test)
+    assert next_steps(records)[0][0] == f"Train with the {first} settings:"
+
+
 def test_the_evidence_gives_differences_with_intervals_and_the_number_of_epochs(tmp_path: Path) -> None:
     records = with_test(small(tmp_path, epochs=5), difference=Interval(2.34, 1.1, 4.06, 5))
     records = with_test(records, alpha=0.005, min_relevant=1.0)  # as with --final-seeds auto
@@ -195,6 +206,14 @@ def test_a_final_test_of_a_trial_that_is_no_longer_selected_gives_no_verdict(tmp
     assert text == "No verdict yet. The final test compared trial 1, which is no longer selected."
     assert "base (%)" in printed(whole)
     assert "base (%)" not in printed(outdated), "the table of the final test"
+
+
+def test_a_final_test_with_other_epochs_than_those_requested_gives_no_verdict(tmp_path: Path) -> None:
+    # Confirmation and selected.yaml have the new number of epochs, but the final test was interrupted.
+    records = replace(small(tmp_path), study=small(tmp_path, final_epochs=20).study)
+    assert verdict_text(records) == "No verdict yet. The final test with 20 epochs per run has not finished."
+    assert next_steps(records)[0][0] == "Rerun the same command to resume:"
+    assert evidence(records)[-1] == "Epochs: 10 per trial, 20 per run of the confirmation and the final test."
 
 
 @pytest.mark.parametrize(
