@@ -11,8 +11,10 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from prometar.errors import PrometarError, first_line, is_accelerator_error, one_line
+from prometar.io.strict_model import describe_problem
 
 INTERRUPTED = 130  # exit status
 _STUDY_PACKAGES = {"jinja2", "markupsafe", "optuna", "plotly", "ray", "scipy", "sqlalchemy"}
@@ -146,7 +148,7 @@ def _print_error(error: Exception) -> int:
     if is_accelerator_error(error):
         return _fail(first_line(error), 1)
     if hasattr(error, "format_message"):  # option parser's error, whose class depends on typer's version
-        message = str(error.format_message())
+        message = _describe_usage_error(error)
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message, file=sys.stderr)
             return 2
@@ -159,6 +161,15 @@ def _print_error(error: Exception) -> int:
     message = first_line(error)
     described = name if message == name else f"{name}: {message}"
     return _fail(f"Unexpected {described}. Please report it with the traceback ({TRACEBACK_VARIABLE}=1).", 1)
+
+
+def _describe_usage_error(error: Any) -> str:
+    """Return the message of the option parser. Some versions of typer validate options with pydantic."""
+    if not isinstance(error.__cause__, ValidationError):
+        return str(error.format_message())
+    param = error.param
+    name = param.opts[0] if param.opts[0].startswith("-") else param.human_readable_name
+    return f"{describe_problem(error.__cause__.errors()[0], name).rstrip('.')}."
 
 
 def _advice_on_arguments(error: Exception) -> str:

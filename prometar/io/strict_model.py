@@ -79,7 +79,7 @@ def describe_problem(error: ErrorDetails, name: str) -> str:
         bound = re.sub(r"\d{16,}", lambda match: f"{float(match[0]):g}", _BOUNDS[kind].format(**context))
         found = found.strip("'")  # pydantic accepts numbers in quotes
         return f"{name} must be {bound}, got {found}".lstrip()
-    message = error["msg"].replace("Input should be", "must be")
+    message = error["msg"].replace("Input should be", "must be").partition(", unable to parse")[0]
     separator = " " if message.startswith("must be") else ": "
     return f"{name}{separator}{message}, got {found}".removeprefix(separator)
 

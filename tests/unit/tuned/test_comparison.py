@@ -273,6 +273,23 @@ def test_wrong_usage_is_one_line_and_leaves_nothing_behind(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("trials", "message"),
+    [
+        ("0", "at least 1, got 0."),
+        ("2000000", "at most 1000000, got 2000000."),
+        ("x", "a valid integer, got 'x'."),
+    ],
+)
+def test_an_invalid_number_of_trials_is_refused_in_plain_words(
+    trials: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prometar.cli.app import main
+
+    assert main(["reproduce", "--datasets", "cells", "--tune", trials]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --tune must be {message}")
+
+
 @pytest.mark.parametrize("option", [["--plan"], ["--budget", "5", "steps"]])
 def test_options_of_tuning_require_it(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     from prometar.cli.app import main
