@@ -45,13 +45,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a text file.
+    """Return the content of a text file, without the byte order mark that some editors write.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
     """
     try:
-        return read_bytes(path).decode()
+        return read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
     except UnicodeDecodeError:

@@ -28,7 +28,7 @@ def read_exclusions(location: str) -> dict[str, int]:
     if content is None:
         return {}
     try:
-        lines = content.decode().splitlines()
+        lines = content.decode("utf-8-sig").splitlines()  # Windows editors write a byte order mark
     except UnicodeDecodeError:
         raise UserError(f"{masked(join(location, EXCLUDED_FILE))} is not UTF-8 text.") from None
     return {line.strip(): number for number, line in enumerate(lines, 1) if line.strip()}

@@ -55,6 +55,11 @@ def test_an_excluded_test_image_is_left_out(photos: Path) -> None:
     assert after.evaluations["new"] == before.evaluations["new"][1:]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_excluded_path(photos: Path) -> None:
+    (photos / "excluded.txt").write_text("oak/3.png\nyew/1.png\n", "utf-8-sig")
+    assert open_dataset("folder", photos).excluded == {"oak/3.png", "yew/1.png"}
+
+
 def test_an_image_that_no_run_uses_can_be_excluded_without_a_change(photos: Path) -> None:
     dataset = open_dataset("folder", photos)
     before = split(dataset)

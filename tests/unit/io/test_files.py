@@ -10,7 +10,7 @@ from prometar.data.datasets.catalog import open_dataset
 from prometar.data.datasets.dataset import FolderSource
 from prometar.errors import InfrastructureError, UserError
 from prometar.inference.prompt_file import read_prompts
-from prometar.io.files import file_size, read_bytes, resolve_path, write_atomically
+from prometar.io.files import file_size, read_bytes, read_text, resolve_path, write_atomically
 from prometar.io.yamltext import read_yaml
 from prometar.training.checkpoint import load_checkpoint
 from tests.conftest import DTD_SPLIT
@@ -22,6 +22,12 @@ def pipe(tmp_path: Path) -> Path:
     """A pipe that nobody writes into: to open it in the usual way waits for ever."""
     os.mkfifo(tmp_path / "pipe")
     return tmp_path / "pipe"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    """Windows editors write it. Otherwise, it would be part of the first class name of a list."""
+    (tmp_path / "classes.txt").write_text("oak\nyew\n", "utf-8-sig")
+    assert read_text(tmp_path / "classes.txt").splitlines() == ["oak", "yew"]
 
 
 @pytest.mark.timeout(120)
