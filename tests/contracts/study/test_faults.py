@@ -112,6 +112,13 @@ def test_the_confirmation_selects_and_resumes(tmp_path: Path) -> None:
     assert "failed: " not in text, "no run is run twice"
 
 
+def test_later_stages_have_their_own_concurrency(tmp_path: Path) -> None:
+    _, text = run_fake(tmp_path, trials=2, top=1, max_concurrent=None)
+    assert "1 concurrent trial (a fifth of 2, so that the search learns from results)" in text
+    assert "Confirmation: 2 concurrent runs (all that fit), each with 1 CPU" in text
+    assert "Final test: " in text
+
+
 def test_a_study_of_several_goals_resumes_after_its_storage_was_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,23 +149,27 @@ def test_a_study_of_several_goals_resumes_after_its_storage_was_lost(
 
 
 @pytest.mark.parametrize(
-    ("weight", "verdict", "recommended"),
-    [(5.0, "selected", "selected.yaml"), (199.0, "baseline", "default.yaml")],
+    ("weight", "seeds", "verdict", "recommended"),
+    [
+        (5.0, (1, 2, 3, 4), "selected", "selected.yaml"),
+        (199.0, (1, 2, 3, 4), "baseline", "default.yaml"),
+        (5.0, (1,), "either", "selected.yaml"),
+        (199.0, (1,), "either", "default.yaml"),
+    ],
 )
 def test_best_yaml_holds_what_the_verdict_recommends(
-    weight: float, verdict: str, recommended: str, tmp_path: Path
+    weight: float, seeds: tuple[int, ...], verdict: str, recommended: str, tmp_path: Path
 ) -> None:
     given = tmp_path / "given.yaml"
     given.write_text(f"regularizer.text_weight: {weight}\nregularizer.image_weight: 2.0\n")
     # With --top 0, the best trial is selected. Trial 0 fails in the search, so a worse one can be selected.
     misbehave(tmp_path, {"0": "fail"})
-    finals, _ = run_fake(tmp_path, trials=2, enqueue=given, final_seeds=(1, 2, 3, 4))
+    finals, _ = run_fake(tmp_path, trials=2, enqueue=given, final_seeds=seeds)
     assert finals["verdict"] == verdict
     best = tmp_path / NAME / "best.yaml"
     assert load_config(best) == load_config(tmp_path / NAME / recommended)
-    assert best.read_text().startswith(
-        f"# {'Use the selected' if verdict == 'selected' else 'Keep the default'}"
-    )
+    comments = {"selected": "Use the selected", "either": "Use either", "baseline": "Keep the default"}
+    assert best.read_text().startswith(f"# {comments[verdict]}")
 
 
 def test_a_dataset_with_other_published_settings_has_its_own_files(tmp_path: Path) -> None:
