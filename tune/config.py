@@ -162,6 +162,8 @@ class FinalTestConfig(StrictModel):
     @field_validator("seeds", mode="before")
     @classmethod
     def _parse_seeds(cls, given: object) -> object:
+        if isinstance(given, int):
+            return [given]  # --set test.seeds=1, or Study(final_seeds=1)
         words = given.replace(",", " ").split() if isinstance(given, str) else given
         return "auto" if words == ["auto"] else words
 

@@ -104,6 +104,13 @@ def test_seeds_of_the_stages_are_disjoint() -> None:
 
 
 @pytest.mark.parametrize(
+    "options", [{"final_seeds": 7}, {"final_seeds": "7"}, {"settings": ["test.seeds=7"]}], ids=str
+)
+def test_a_single_seed_of_the_final_test_may_be_a_number(options: dict[str, Any]) -> None:
+    assert StudyConfig.of(**options).final_seeds == (7,)
+
+
+@pytest.mark.parametrize(
     ("options", "same"),
     [
         ({"trials": 99, "max_hours": 1, "max_concurrent": 3}, True),

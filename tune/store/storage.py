@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from sqlalchemy import create_engine, event, inspect
+from sqlalchemy import create_engine, event, inspect, make_url
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
@@ -21,9 +21,16 @@ def open_storage(url: str) -> RDBStorage:
     """Open a database. Create those of Optuna's tables that are missing.
 
     Raises:
-        UserError: the URL is invalid, the database driver is missing, or the tables are those of another
-            program or of another version of Optuna.
+        UserError: the database is in memory, the database driver is missing, or the tables are those of
+            another program or of another version of Optuna.
+        ArgumentError: the URL is invalid.
     """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise UserError(
+            f"--storage {url} is a database in memory, which is lost when the command ends. "
+            "Use sqlite:///FILE, or omit --storage."
+        )
     engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("postgresql+psycopg"):
         # Without client_encoding, psycopg returns bytes if the database uses SQL_ASCII. prepare_threshold

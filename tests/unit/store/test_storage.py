@@ -119,6 +119,13 @@ def test_a_database_that_cannot_be_reached_is_one_line(url: str, kind: type[Prom
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite://"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    """No trial in it could be resumed."""
+    with pytest.raises(UserError, match=f"^--storage {url} is a database in memory, .* Use sqlite:///FILE"):
+        create_study(url)
+
+
 def test_tables_of_another_version_of_optuna_are_one_line(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     with sqlite3.connect(tmp_path / "study.db") as database:
