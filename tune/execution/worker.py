@@ -111,7 +111,8 @@ class JobWorker(ray_tune.Trainable):
         """Open the training of a job. Tests override this method.
 
         Raises:
-            InfrastructureError: torch cannot use the GPU of this machine.
+            InfrastructureError: torch cannot use the GPU of this machine, or its memory is full although no
+                other job shares it.
             MemoryError: other processes use all of the GPU's memory.
         """
         _prepare_gpu(request.allocated["gpus"])  # may set CUDA_VISIBLE_DEVICES, so it precedes torch's import
@@ -190,15 +191,26 @@ def _prepare_gpu(share: float) -> None:
         share: Share of a GPU that is allocated to the job, at most 1.
 
     Raises:
-        InfrastructureError: torch cannot use the GPU. This is a problem of the machine, not of the job.
-        MemoryError: other processes use all of the GPU's memory.
+        InfrastructureError: torch cannot use the GPU, or a job that has the whole GPU finds its memory full.
+            This is a problem of the machine, not of the job.
+        MemoryError: other processes use all of the GPU's memory. With a larger share, the job may start.
     """
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
         return
     from prometar.device import gpu_problem, limit_gpu_memory
 
-    if problem := gpu_problem():
+    try:
+        problem = gpu_problem()
+    except MemoryError as error:
+        if share < 1:
+            raise
+        # No job of this study shares the GPU, and no retry can get more of it.
+        raise InfrastructureError(
+            f"Other processes use all memory of the GPU of {socket.gethostname()} ({first_line(error)}). "
+            "End them, or request no GPUs."
+        ) from None
+    if problem:
         raise InfrastructureError(
             f"torch cannot use the GPU of {socket.gethostname()}: {problem}. Fix the driver or the torch "
             "installation, or request no GPUs."

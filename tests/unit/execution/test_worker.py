@@ -147,6 +147,25 @@ def test_a_worker_that_got_a_gpu_checks_it_and_limits_its_memory(monkeypatch: py
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
+def test_a_whole_gpu_whose_memory_other_processes_fill_is_a_fault_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job with a smaller share is retried with more. Without this limit, every job would fail."""
+
+    def full() -> str:
+        raise MemoryError("CUDA error: out of memory")
+
+    monkeypatch.setattr("prometar.device.gpu_problem", full)
+    monkeypatch.setattr("socket.gethostname", lambda: "node3")
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    with pytest.raises(MemoryError):
+        _prepare_gpu(0.5)
+    with pytest.raises(
+        InfrastructureError, match=r"all memory of the GPU of node3 \(CUDA error: out of memory"
+    ):
+        _prepare_gpu(1.0)
+
+
 def test_a_worker_without_a_gpu_hides_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(ray, "get_gpu_ids", list)
