@@ -143,7 +143,8 @@ def test_readme_names_every_file_and_its_studies_have_options_that_exist() -> No
     text = text_of("README.md")
     files = {str(file.relative_to(CLUSTERS)) for file in cluster_files()}
     assert set(re.findall(r"\]\((?!\.\.)([\w./-]+)\)", text)) == files - {"README.md"}
-    commands = re.findall(r"^python clusters/submit.py .*? -- (python .*)$", text, flags=re.MULTILINE)
+    joined = re.sub(r"\\\n\s*", "", text)  # a backslash continues a command on the next line
+    commands = re.findall(r"^python clusters/submit.py .*? -- (python .*)$", joined, flags=re.MULTILINE)
     assert commands
     for command in commands:
         check_study(command, "/mnt/shared")
