@@ -31,8 +31,17 @@ TYPER_OPTIONS: dict[str, Any] = {
 
 
 def expand_home(path: str | None) -> str | None:
-    """Expand a leading ~, which shells do not expand in `--to=~/data`."""
-    return path and os.path.expanduser(path)
+    """Expand a leading ~, which shells do not expand in `--to=~/data`. None and "" stay as they are."""
+    if not path:
+        return path
+    return os.path.expanduser(path)
+
+
+def _expand_root(path: str | None) -> str | None:
+    """Expand a leading ~. Return None for "", which an unset shell variable passes."""
+    if path == "":
+        return None
+    return expand_home(path)
 
 
 RootOption = Annotated[
@@ -40,7 +49,7 @@ RootOption = Annotated[
     typer.Option(
         "--data-root",
         help="Folder that contains the datasets. Default for benchmarks: $PROMETAR_DATA, or data.",
-        callback=lambda path: expand_home(path) or None,  # an unset shell variable passes ""
+        callback=_expand_root,
     ),
 ]
 
@@ -123,8 +132,10 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
 @contextmanager
 def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Handle signals in a `with` block. Do nothing in threads other than the main one."""
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = {number: signal.signal(number, handler) for number in signals} if in_main else {}
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in signals:
+            previous[number] = signal.signal(number, handler)
     try:
         yield
     finally:
@@ -136,11 +147,15 @@ def _print_error(error: Exception) -> int:
     """Print the message of an error, and return the exit status."""
     if isinstance(error, PrometarError):
         return _fail(str(error), error.exit_code)
-    if isinstance(error, BrokenPipeError):  # otherwise Python would flush stdout at exit and fail again
+    if isinstance(error, BrokenPipeError):
+        # At exit, Python flushes stdout, which would fail again. Let it flush to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, OSError) and error.strerror:
-        return _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 1)
+        message = error.strerror
+        if error.filename:
+            message += f": {error.filename}"
+        return _fail(message, 1)
     if isinstance(error, ModuleNotFoundError) and error.name in _STUDY_PACKAGES:
         return _fail(f"{error.name} is not installed. Run pip install -e '.[study]'.", 1)
     if isinstance(error, MemoryError):
@@ -159,6 +174,7 @@ def _print_error(error: Exception) -> int:
         traceback.print_exception(error)
     name = type(error).__name__
     message = first_line(error)
+    # `first_line` returns the name if the message is empty.
     described = name if message == name else f"{name}: {message}"
     return _fail(f"Unexpected {described}. Please report it with the traceback ({TRACEBACK_VARIABLE}=1).", 1)
 
@@ -188,8 +204,15 @@ def _fail(message: str, status: int) -> int:
 
 
 def format_count(number: float, noun: str) -> str:
-    """Return a number and a noun. The noun is singular for 1 and for fractions of 1."""
-    return f"{round(number, 2):,.12g} {noun}{'' if 0 < number <= 1 else 's'}"
+    """Return a number and a noun. The noun is singular for 1 and for fractions of 1.
+
+    Example:
+        >>> format_count(0.5, "hour"), format_count(1200.0, "trial")
+        ('0.5 hour', '1,200 trials')
+    """
+    rounded = f"{round(number, 2):,.12g}"  # unlike "f", drops a fraction of 0 (2.0). 12 digits: no exponent
+    is_singular = 0 < number <= 1
+    return f"{rounded} {noun}" if is_singular else f"{rounded} {noun}s"
 
 
 def format_duration(seconds: float) -> str:

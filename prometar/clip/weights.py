@@ -31,7 +31,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path, fix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file. Messages about its content end with `fix`.
+    """Return the tensors and the metadata of a safetensors file.
+
+    Args:
+        fix: Last sentence of the messages, unless the file cannot be read.
 
     Raises:
         UserError: the file does not exist, or is not a safetensors file.
@@ -55,14 +58,13 @@ def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> No
     """Check that weights fit the backbone and are finite.
 
     Args:
-        expected: Tensors of the backbone, of which shapes and kinds of data types are compared.
-        state: Weights. Unexpected tensors are ignored, except those of extra blocks.
+        expected: Tensors of the backbone. Shapes are compared, and whether data types are floating-point.
+        state: Weights. Tensors that the backbone lacks are ignored, unless they are blocks of a deeper model.
         source: Name of the weights in messages.
 
     Raises:
-        UserError: a tensor is missing, unexpected, not finite, or has another shape or kind of data type.
+        UserError: a tensor is missing, not finite, of another shape or kind, or of an extra block.
     """
-    # Extra blocks are not ignored, because they belong to a deeper model.
     found = {name: tensor for name, tensor in state.items() if name in expected or "blocks." in name}
     scale = found.get("logit_scale")
     if scale is not None and scale.numel() == 1:
@@ -111,7 +113,7 @@ def weights_digest(clip: Clip) -> str:
             digest.update(f"{value.num_heads} {value.activation}".encode())
             if value.eps != EPS:  # so that CLIP's digests stay as they were before towers had `eps`
                 digest.update(f" {value.eps}".encode())
-        for tensor in tensors_of(value):
+        for tensor in tensors_of(value):  # none for flags, numbers and None
             array = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array, dtype="<f4").data)
@@ -138,9 +140,14 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
     if arch.is_siglip:
         state = _to_openai_layout(state)
     eps = 1e-6 if arch.is_siglip else EPS
+    # SigLIP's `ln_post` belongs to its attention pool (`_attention_pool`).
+    ln_post_weight = None if arch.is_siglip else state.get("visual.ln_post.weight")
+    ln_post_bias = None if arch.is_siglip else state.get("visual.ln_post.bias")
     positions = state["visual.positional_embedding"]
     bias = state.get("visual.conv1.bias")
-    if bias is not None:  # the convolution adds this bias to every patch
+    if bias is not None:
+        # Added to the positions instead of by the convolution. Models with this bias (SigLIP) have no class
+        # token, so every position is a patch.
         positions = positions + bias
     return Clip(
         text=_tower(state, "transformer", arch.text_heads, arch.text_activation, eps),
@@ -155,8 +162,8 @@ def from_state_dict(state: StateDict, arch: Architecture) -> Clip:
         vision_positions=positions,
         ln_pre_weight=state.get("visual.ln_pre.weight"),
         ln_pre_bias=state.get("visual.ln_pre.bias"),
-        ln_post_weight=None if arch.is_siglip else state.get("visual.ln_post.weight"),
-        ln_post_bias=None if arch.is_siglip else state.get("visual.ln_post.bias"),
+        ln_post_weight=ln_post_weight,
+        ln_post_bias=ln_post_bias,
         vision_projection=state.get("visual.proj"),
         # Computed in float64, so that the rounded value, and hence the digest, do not depend on the CPU.
         logit_scale=state["logit_scale"].double().exp().to(dtype).reshape(()),
