@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prometar.data.datasets import dataset
 from prometar.embedded.datasets import RENDERED
 from prometar.embedded.rendered import FIRST_SEEDS, RenderedSet, image_path
 from prometar.embedded.textures import TEXTURES
@@ -29,6 +30,26 @@ def test_pixels_are_pinned(rendered: RenderedSet[Any]) -> None:
     for name in rendered.classnames:
         digest.update(rendered.render(name, 0).tobytes())
     assert digest.hexdigest() == PIXELS[rendered.name]
+
+
+@every_set
+def test_an_image_is_rendered_once_however_many_the_dataset_has(
+    rendered: RenderedSet[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [path for split in rendered.counts for path in rendered.paths(split)]
+    encoded = []
+
+    class Counting:
+        def encode(self, path: str) -> bytes:
+            encoded.append(path)
+            return b""
+
+    monkeypatch.setitem(RENDERED, "counting", Counting())  # type: ignore[arg-type]
+    dataset._render.cache_clear()
+    for _ in range(2):
+        dataset.RenderedSource("counting").read_many(paths)
+    dataset._render.cache_clear()
+    assert encoded == paths
 
 
 @every_set
