@@ -42,6 +42,19 @@ def test_a_correct_implementation_is_within_the_bounds(
     assert deviations["prompts"] > 0, "the precision was not used"
 
 
+# Methods that hardly diverge in a few steps, and one whose optimizer divides by the size of the gradient.
+@pytest.mark.parametrize("method", ["coop", "mma", "dept-kgcoop", "mmrl"])
+def test_other_methods_in_float32_are_within_the_bounds_and_zero_gradients_are_not(
+    parity: ModuleType, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = parity.train(parity.run_of("fp64", device=CPU, method=method))
+    found = parity.deviations(parity.train(parity.run_of("fp32", device=CPU, method=method)), expected)
+    assert not parity.violations(found, parity.BOUNDS["fp32"])
+    zero_gradients(monkeypatch)
+    broken = parity.deviations(parity.train(parity.run_of("fp32", device=CPU, method=method)), expected)
+    assert parity.violations(broken, parity.BOUNDS["fp32"])
+
+
 def zero_gradients(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return _change_gradients(monkeypatch, 0.0)
 
