@@ -10,8 +10,8 @@ Each study is interrupted `--kills` times, restarted with the same command, and 
 - SIGKILL of a node in every third study, which runs on a Ray cluster of three nodes. Another node then joins;
 - a corrupt checkpoint (only `--real`): truncated to half its size after the driver was killed.
 
-`--studies` use a trial that does not train: six trials of three epochs, then two settings with two fresh
-seeds each, then the same settings with two final-test seeds. `--real` studies train on `cells` with `mini`.
+The studies of `--studies` do not train: six trials of three epochs, then two settings with two fresh seeds
+each, then the same settings with two final-test seeds. Those of `--real` train on `cells` with `mini`.
 The results must be identical to those of an uninterrupted study with one trial at a time, including the final
 prompts of `--real` studies, bit for bit. The exit status is 1 if a result was lost or differs.
 """
@@ -59,7 +59,9 @@ FLAKY = "1 in 50 fails"
 SET_BACK = "clock set back"
 KINDS = (DRIVER, TERM, WORKER, NODE, TRUNCATED, FULL, READ_ONLY, FLAKY, SET_BACK)
 NUM_NODES = 3
-MAX_RESTARTS = 2  # per command, because a trial fails when its workers have died three times
+START_SECONDS = 8.0  # approximate time that a command needs until its first step
+MAX_WORKER_KILLS = 2
+"""Maximum kills of workers and nodes per command. A trial fails when its workers have died three times."""
 NOT_STARTED = "Cannot start Ray"  # on a busy machine, two attempts of 30 s can fail
 KILLED = (-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, INTERRUPTED)  # exit statuses of killed drivers
 
@@ -84,14 +86,32 @@ class Scenario:
 
 
 def fake_study(seed: int, sampler: str) -> Scenario:
-    options = ("--trials", 6, "--top", 1, "--final-seeds", 1, 2, "--sampler", sampler, "--seed", seed)
-    return Scenario(Driver, options, num_epochs, 3 * (6 + 4 + 4), 0.3)
+    """Return a study that does not train."""
+    num_trials = 6
+    num_runs = 4  # of the confirmation, and again of the final test: two settings with two seeds
+    return Scenario(
+        driver=Driver,
+        options=(
+            *("--trials", num_trials, "--top", 1, "--final-seeds", 1, 2),
+            *("--sampler", sampler, "--seed", seed),
+        ),
+        progress=num_epochs,
+        steps=3 * (num_trials + 2 * num_runs),
+        step_seconds=0.3,
+    )
 
 
 def real_study(seed: int) -> Scenario:
+    """Return a small study that trains."""
     sizes = ("--trials", 3, "--epochs", 2, "--set", "search.val_per_class=4", "--set", "data.shots=4")
     seeds = ("--top", 1, "--set", "confirm.seeds=1", "--final-seeds", "1 2", "--seed", seed)
-    return Scenario(RealDriver, (*sizes, *seeds), num_results, 3 + 2 + 2, 5.0)
+    return Scenario(
+        driver=RealDriver,
+        options=(*sizes, *seeds),
+        progress=num_results,
+        steps=7,  # approximately
+        step_seconds=5.0,
+    )
 
 
 def num_results(out: Path) -> int:
@@ -101,13 +121,14 @@ def num_results(out: Path) -> int:
 
 def results_of(scenario: Scenario, out: Path) -> dict[str, Any]:
     """Return the results of a study, including the bytes of its final prompts if it is real."""
-    prompts = {}
-    for file in (out / NAME).glob("finals/*/checkpoint.safetensors") if scenario.real else ():
-        checkpoint = load_checkpoint(file)
-        assert checkpoint is not None
-        tensors = checkpoint.state.tensors()
-        prompts[file.parent.name] = {name: _bytes(tensor) for name, tensor in tensors.items()}
-    return outcome(out) | prompts
+    results = outcome(out)
+    if scenario.real:
+        for file in (out / NAME).glob("finals/*/checkpoint.safetensors"):
+            checkpoint = load_checkpoint(file)
+            assert checkpoint is not None
+            tensors = checkpoint.state.tensors()
+            results[file.parent.name] = {name: _bytes(tensor) for name, tensor in tensors.items()}
+    return results
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
@@ -128,11 +149,19 @@ def uninterrupted(scenario: Scenario) -> tuple[dict[str, Any], float]:
 
 @dataclass
 class Count:
-    """Interruptions of a study (`kills` by kind), its commands' exit statuses, and its losses."""
+    """What happened to an interrupted study.
+
+    Args:
+        kills: Number of interruptions by kind.
+        statuses: Number of commands by exit status.
+        finished: Number of results that existed when a command ended. None of them may be lost.
+        losses: Number of losses by kind (`Witness.losses`).
+        seconds: Duration of all commands together.
+    """
 
     kills: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
-    finished: int = 0  # results that existed when a command ended
+    finished: int = 0
     losses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -149,7 +178,7 @@ class InterruptedStudy:
     ) -> None:
         self._scenario = scenario
         self._rng = rng
-        self._left = num_kills
+        self._num_kills_left = num_kills
         self._cluster = cluster
         self._where = ("--address", cluster.address) if cluster else ("--max-concurrent", 1)
         self._disk: Disk | None = None
@@ -198,54 +227,75 @@ class InterruptedStudy:
 
     def _fault_options(self) -> tuple[object, ...]:
         """Return options of the next command that make the database or the clock fail, or none."""
-        eligible = self._left and not (self._scenario.real or self._cluster)
-        kind = self._rng.choice((FLAKY, SET_BACK, "", "")) if eligible else ""
-        self._may_fail = kind == FLAKY
-        if kind:
-            self.count.kills[kind] += 1
-        return {FLAKY: ("--flaky", self._rng.randrange(1000)), SET_BACK: ("--set-back",), "": ()}[kind]
+        self._may_fail = False
+        if self._num_kills_left == 0 or self._scenario.real or self._cluster:
+            return ()
+        kind = self._rng.choice((FLAKY, SET_BACK, None, None))  # half of the commands have no fault
+        if kind is None:
+            return ()
+        self.count.kills[kind] += 1
+        if kind == SET_BACK:
+            return ("--set-back",)
+        self._may_fail = True
+        return ("--flaky", self._rng.randrange(1000))
 
     def _command(self, out: Path, driver: Driver) -> int:
         """Wait until a command finishes or is killed. Return its exit status."""
-        restarts = 0
-        while self._left and self._wait_for_moment(out, driver):
-            kind = self._choose_kind(restarts)
-            self._left -= 1
+        num_worker_kills = 0
+        while self._num_kills_left and self._wait_for_moment(out, driver):
+            kind = self._choose_kind(can_kill_worker=num_worker_kills < MAX_WORKER_KILLS)
+            self._num_kills_left -= 1
             if kind in (WORKER, NODE):
-                restarts += 1
-                self.count.kills[kind] += self._kill_node() if kind == NODE else self._kill_worker(driver)
-                continue
+                num_worker_kills += 1
+                num_killed = self._kill_node() if kind == NODE else self._kill_worker(driver)
+                self.count.kills[kind] += num_killed
+                continue  # the command goes on
             if self._disk and kind in (FULL, READ_ONLY):
                 self.count.kills[kind] += 1
                 return self._refuse_writes(kind, self._disk, driver)
             status = driver.end(signal.SIGTERM) if kind == TERM else driver.kill()
             if kind == TRUNCATED and not self._truncate_checkpoint(out):
-                kind = DRIVER
+                kind = DRIVER  # no checkpoint was there to truncate
             self.count.kills[kind] += 1
             return status
         return driver.wait(900)
 
-    def _choose_kind(self, restarts: int) -> str:
-        other = DRIVER
+    def _choose_kind(self, *, can_kill_worker: bool) -> str:
+        """Choose the next interruption at random, among those that this kind of study allows.
+
+        Args:
+            can_kill_worker: False to kill the driver instead of a worker or a node.
+        """
+        kinds = [DRIVER, TERM, WORKER]
         if self._scenario.real:
-            other = TRUNCATED
+            kinds.append(TRUNCATED)
         elif self._cluster:
-            other = NODE
-        kinds = [DRIVER, TERM, WORKER, other]
-        kind = self._rng.choice([*kinds, FULL, READ_ONLY] if self._disk else kinds)
-        return DRIVER if kind in (WORKER, NODE) and restarts == MAX_RESTARTS else kind
+            kinds.append(NODE)
+        else:
+            kinds.append(DRIVER)
+        if self._disk:
+            kinds += [FULL, READ_ONLY]
+        kind = self._rng.choice(kinds)
+        if kind in (WORKER, NODE) and not can_kill_worker:
+            return DRIVER
+        return kind
 
     def _wait_for_moment(self, out: Path, driver: Driver) -> bool:
         """Wait for a random moment. Return False if the driver ended earlier."""
         now = self._scenario.progress(out)
         last = self._scenario.steps - 1
-        until = min(last, now + self._rng.randint(0, max(0, 2 * (last - now) // (self._left + 1))))
+        # On average, the interruptions that are left divide the remaining steps into equal parts.
+        max_steps = max(0, 2 * (last - now) // (self._num_kills_left + 1))
+        until = min(last, now + self._rng.randint(0, max_steps))
         while self._scenario.progress(out) < until and driver.process.poll() is None:
             time.sleep(0.02)
-        time.sleep(self._rng.uniform(0, self._scenario.step_seconds if until > now else 8))
+        # Interrupt within a step, or, if no step is awaited, while the command starts.
+        max_seconds = self._scenario.step_seconds if until > now else START_SECONDS
+        time.sleep(self._rng.uniform(0, max_seconds))
         return driver.process.poll() is None
 
     def _kill_worker(self, driver: Driver) -> int:
+        """Kill a worker that runs a trial. Return the number of killed workers, 0 or 1."""
         for pid in session(self._cluster.leader if self._cluster else driver.process.pid):
             with contextlib.suppress(OSError):  # the process has ended
                 if re.match(r"ray::(JobWorker|FakeTrial)", Path(f"/proc/{pid}/cmdline").read_text()):
@@ -264,6 +314,7 @@ class InterruptedStudy:
             allow()
 
     def _kill_node(self) -> int:
+        """Kill a random node and add another. Return 1, the number of killed nodes."""
         assert self._cluster is not None
         self._cluster.kill(self._rng.choice(self._cluster.nodes))
         self._cluster.add(1)
@@ -295,36 +346,41 @@ def main() -> int:
         parser.add_argument("--seed", type=int, default=0, help="seed of the times and kinds")
 
     args = arguments(__doc__, add)
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that context managers stop all started processes
+    # Raise an exception on SIGTERM, so that context managers stop all started processes.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if args.quick:
         args.studies = 1
         args.real = 0
         args.kills = 1
     counts: dict[str, list[Count]] = {"one trial at a time": [], "on three nodes": [], "real": []}
-    clustered = [number % 3 == 2 for number in range(args.studies)]
+    runs_on_cluster = [number % 3 == 2 for number in range(args.studies)]
     with ExitStack() as stack:
-        cluster = stack.enter_context(Cluster(*[1] * NUM_NODES)) if any(clustered) else None
+        cluster = None
+        if any(runs_on_cluster):
+            cpus_of_nodes = [1] * NUM_NODES
+            cluster = stack.enter_context(Cluster(*cpus_of_nodes))
         for number in range(args.studies + args.real):
+            seed = number % 2 + 1  # two seeds, so that few uninterrupted studies are needed
             rng = random.Random(f"{args.seed} {number}")
             if number >= args.studies:
                 group = "real"
-                study = InterruptedStudy(real_study(number % 2 + 1), rng, args.kills)
-            elif clustered[number]:  # random settings do not depend on the order in which trials end
+                study = InterruptedStudy(real_study(seed), rng, args.kills)
+            elif runs_on_cluster[number]:
                 group = "on three nodes"
-                study = InterruptedStudy(fake_study(number % 2 + 1, "random"), rng, args.kills, cluster)
+                # Random settings do not depend on the order in which concurrent trials end.
+                study = InterruptedStudy(fake_study(seed, "random"), rng, args.kills, cluster)
             else:
                 group = "one trial at a time"
-                study = InterruptedStudy(fake_study(number % 2 + 1, "tpe"), rng, args.kills)
-            counts[group].append(study.run())
-            _print_study(number, group, counts[group][-1])
+                study = InterruptedStudy(fake_study(seed, "tpe"), rng, args.kills)
+            count = study.run()
+            counts[group].append(count)
+            _print_study(number, group, count)
     return _print_tables(args, {group: each for group, each in counts.items() if each})
 
 
 def _print_study(number: int, group: str, count: Count) -> None:
     kills = ", ".join(f"{times} x {kind}" for kind, times in count.kills.items())
-    lost = {kind: num for kind, num in count.losses.items() if num}
+    lost = {kind: times for kind, times in count.losses.items() if times}
     print(f"study {number} ({group}), {count.seconds:.0f} s: {kills}; lost: {lost or 'nothing'}", flush=True)
 
 
@@ -333,16 +389,17 @@ def _print_tables(args: argparse.Namespace, counts: dict[str, list[Count]]) -> i
     print(describe(1))
     rows = []
     for group, each in counts.items():
-        kills = sum((count.kills for count in each), Counter())
-        commands = sum(count.statuses.total() for count in each)
-        lost = [sum(count.losses[kind] for count in each) for kind in NO_LOSSES]
-        killed = [kills[kind] for kind in KINDS]
-        rows.append((group, len(each), commands, *killed, sum(count.finished for count in each), *lost))
+        num_commands = sum(count.statuses.total() for count in each)
+        num_kills = [sum(count.kills[kind] for count in each) for kind in KINDS]
+        num_finished = sum(count.finished for count in each)
+        num_losses = [sum(count.losses[kind] for count in each) for kind in NO_LOSSES]
+        rows.append((group, len(each), num_commands, *num_kills, num_finished, *num_losses))
     print(table(("", "studies", "commands", *KINDS, "finished at kills", *NO_LOSSES), rows))
     seconds = {group: [count.seconds for count in each] for group, each in counts.items()}
     print("seconds per study: " + "; ".join(f"{g} {min(s):.0f} to {max(s):.0f}" for g, s in seconds.items()))
     write_json(args, {group: [vars(count) for count in each] for group, each in counts.items()})
-    return int(any(num for each in counts.values() for count in each for num in count.losses.values()))
+    has_losses = any(any(count.losses.values()) for each in counts.values() for count in each)
+    return 1 if has_losses else 0
 
 
 if __name__ == "__main__":
