@@ -67,12 +67,22 @@ KILLED = (-signal.SIGKILL, -signal.SIGTERM, signal.SIGTERM, INTERRUPTED)  # exit
 
 
 class RealDriver(Driver):
+    """A driver that searches with `tune/search.py`, as users do."""
+
     entry = ("tune/search.py", "--study", NAME, "--out")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A study: its command, its progress (0 to `steps`), and the approximate duration of a step."""
+    """A study to interrupt.
+
+    Args:
+        driver: Class of the process that runs the study.
+        options: Options of the command.
+        progress: Function that returns the number of finished steps of the study in a folder.
+        steps: Number of steps of the whole study, at least approximately.
+        step_seconds: Approximate duration of a step.
+    """
 
     driver: type[Driver]
     options: tuple[object, ...]
@@ -82,6 +92,7 @@ class Scenario:
 
     @property
     def real(self) -> bool:
+        """Whether the study trains."""
         return self.driver is RealDriver
 
 
@@ -137,7 +148,11 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 @cache
 def uninterrupted(scenario: Scenario) -> tuple[dict[str, Any], float]:
-    """Run the study without interruptions. Return its results and duration in seconds."""
+    """Run the study without interruptions. Return its results and duration in seconds.
+
+    Raises:
+        SystemExit: The study fails.
+    """
     with TemporaryDirectory() as folder:
         out = Path(folder)
         began = time.monotonic()
@@ -170,7 +185,13 @@ class InterruptedStudy:
     """A study that is killed at random moments and restarted until it finishes.
 
     Args:
+        scenario: The study.
+        rng: Source of the moments and kinds of the interruptions.
+        num_kills: Number of interruptions.
         cluster: Cluster that runs the study. None: each command starts Ray and runs one trial at a time.
+
+    Attributes:
+        count: What has happened so far.
     """
 
     def __init__(
@@ -180,41 +201,32 @@ class InterruptedStudy:
         self._rng = rng
         self._num_kills_left = num_kills
         self._cluster = cluster
-        self._where = ("--address", cluster.address) if cluster else ("--max-concurrent", 1)
+        self._ray_options = ("--address", cluster.address) if cluster else ("--max-concurrent", 1)
         self._disk: Disk | None = None
         self._may_fail = False  # True if the current command may end with a one-line error
         self.count = Count()
 
     def run(self) -> Count:
-        """Run the study until it finishes. Return its interruptions and losses."""
+        """Run the study until it finishes. Return its interruptions and losses.
+
+        Raises:
+            SystemExit: A command failed although nothing that explains it was done to it.
+        """
         expected, _ = uninterrupted(self._scenario)
         began = time.monotonic()
-        with ExitStack() as started:
-            out = Path(mkdtemp(prefix="prometar-chaos-"))
+        out = Path(mkdtemp(prefix="prometar-chaos-"))
+        with ExitStack() as stack:
             if not (self._scenario.real or self._cluster):
                 self._disk = mount_disk(out / NAME)
             if self._disk:
-                started.callback(self._disk.end)
+                stack.callback(self._disk.end)
             if not self._scenario.real:
-                misbehave(out, {"all": "sleep0.2"})
+                misbehave(out, {"all": "sleep0.2"})  # so that interruptions fall within trials
             witness = Witness(out)
-            status = -1
-            while status != 0:
-                env = self._cluster.env if self._cluster else None
-                driver = self._scenario.driver(
-                    out, *self._scenario.options, *self._where, *self._fault_options(), env=env
-                )
-                started.enter_context(driver)  # the Ray processes of a killed driver outlive it
-                status = self._command(out, driver)
-                self.count.statuses[status] += 1
-                errors = driver.errors()
-                explained = NOT_STARTED in errors or (self._may_fail and errors.count("\n") == 1)
-                if status not in (0, *KILLED) and not (status == 1 and explained):
-                    raise SystemExit(f"a driver ended with status {status}: {errors}")
-                self.count.finished = witness.look()
-            ours = results_of(self._scenario, out)
-            differing = [key for key in ours | expected if ours.get(key) != expected.get(key)]
-            losses = witness.losses(expected) | {"differing": differing}
+            self._run_commands(out, witness, stack)
+            losses = witness.losses(expected)
+            # Unlike those of the witness, these results include the final prompts.
+            losses["differing"] = _differing(results_of(self._scenario, out), expected)
             if losses != NO_LOSSES and self._disk:
                 shutil.copytree(out / NAME, out / "kept")  # the disk is in memory
         self.count.losses = {kind: len(each) for kind, each in losses.items()}
@@ -224,6 +236,23 @@ class InterruptedStudy:
             print(f"kept for inspection: {out}, {losses}")
         self.count.seconds = time.monotonic() - began
         return self.count
+
+    def _run_commands(self, out: Path, witness: Witness, stack: ExitStack) -> None:
+        """Repeat the command until it succeeds. `stack` ends all drivers."""
+        env = self._cluster.env if self._cluster else None
+        status = -1
+        while status != 0:
+            options = (*self._scenario.options, *self._ray_options, *self._fault_options())
+            driver = self._scenario.driver(out, *options, env=env)
+            stack.enter_context(driver)  # the Ray processes of a killed driver outlive it
+            status = self._command(out, driver)
+            self.count.statuses[status] += 1
+            errors = driver.errors()
+            is_one_line = errors.count("\n") == 1
+            is_explained = NOT_STARTED in errors or (self._may_fail and is_one_line)
+            if status not in (0, *KILLED) and not (status == 1 and is_explained):
+                raise SystemExit(f"a driver ended with status {status}: {errors}")
+            self.count.finished = witness.look()
 
     def _fault_options(self) -> tuple[object, ...]:
         """Return options of the next command that make the database or the clock fail, or none."""
@@ -305,13 +334,18 @@ class InterruptedStudy:
 
     def _refuse_writes(self, kind: str, disk: Disk, driver: Driver) -> int:
         """Refuse all writes until the command ends. Return its exit status."""
-        refuse, allow = (disk.fill, disk.free) if kind == FULL else (disk.protect, disk.unprotect)
-        refuse()
         self._may_fail = True
+        if kind == FULL:
+            disk.fill()
+        else:
+            disk.protect()
         try:
             return driver.wait(900)
         finally:
-            allow()
+            if kind == FULL:
+                disk.free()
+            else:
+                disk.unprotect()
 
     def _kill_node(self) -> int:
         """Kill a random node and add another. Return 1, the number of killed nodes."""
@@ -329,6 +363,12 @@ class InterruptedStudy:
         return False
 
 
+def _differing(results: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Return the names of the results that differ from the expected ones, or exist on one side only."""
+    names = results | expected
+    return [name for name in names if results.get(name) != expected.get(name)]
+
+
 def mount_disk(path: Path) -> Disk | None:
     """Mount a small file system at `path`. Return None if mounting is not allowed."""
     try:
@@ -339,6 +379,8 @@ def mount_disk(path: Path) -> Disk | None:
 
 
 def main() -> int:
+    """Interrupt all studies. Return the exit status: 1 if a result was lost or differs."""
+
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--studies", type=int, default=10, help="studies whose trials do not train")
         parser.add_argument("--real", type=int, default=0, help="studies that train")
@@ -375,17 +417,18 @@ def main() -> int:
             count = study.run()
             counts[group].append(count)
             _print_study(number, group, count)
-    return _print_tables(args, {group: each for group, each in counts.items() if each})
+    return _print_table(args, {group: each for group, each in counts.items() if each})
 
 
 def _print_study(number: int, group: str, count: Count) -> None:
+    """Print what happened to a study, when it has finished."""
     kills = ", ".join(f"{times} x {kind}" for kind, times in count.kills.items())
     lost = {kind: times for kind, times in count.losses.items() if times}
     print(f"study {number} ({group}), {count.seconds:.0f} s: {kills}; lost: {lost or 'nothing'}", flush=True)
 
 
-def _print_tables(args: argparse.Namespace, counts: dict[str, list[Count]]) -> int:
-    """Print the tables and write --json. Return the exit status."""
+def _print_table(args: argparse.Namespace, counts: dict[str, list[Count]]) -> int:
+    """Print the table and write --json. Return the exit status."""
     print(describe(1))
     rows = []
     for group, each in counts.items():
@@ -395,8 +438,11 @@ def _print_tables(args: argparse.Namespace, counts: dict[str, list[Count]]) -> i
         num_losses = [sum(count.losses[kind] for count in each) for kind in NO_LOSSES]
         rows.append((group, len(each), num_commands, *num_kills, num_finished, *num_losses))
     print(table(("", "studies", "commands", *KINDS, "finished at kills", *NO_LOSSES), rows))
-    seconds = {group: [count.seconds for count in each] for group, each in counts.items()}
-    print("seconds per study: " + "; ".join(f"{g} {min(s):.0f} to {max(s):.0f}" for g, s in seconds.items()))
+    durations = []
+    for group, each in counts.items():
+        seconds = [count.seconds for count in each]
+        durations.append(f"{group} {min(seconds):.0f} to {max(seconds):.0f}")
+    print("seconds per study: " + "; ".join(durations))
     write_json(args, {group: [vars(count) for count in each] for group, each in counts.items()})
     has_losses = any(any(count.losses.values()) for each in counts.values() for count in each)
     return 1 if has_losses else 0
