@@ -1,4 +1,4 @@
-"""A real browser for tests: headless Chromium over its debugging pipe; the standard library is enough."""
+"""Headless Chromium for tests, driven over its debugging pipe with the standard library alone."""
 
 import json
 import os
@@ -26,8 +26,6 @@ FLAGS = (
     "--enable-unsafe-swiftshader",  # parallel coordinates are drawn by WebGL
     "--remote-debugging-pipe",
 )
-# The browser reads commands from descriptor 3 and answers on 4, each message ended by a 0 byte. Either may be
-# taken where it starts, so both are moved out of the way first.
 LAUNCH = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD_CLOEXEC, 10) for end in sys.argv[1:3]]
@@ -35,43 +33,60 @@ os.dup2(ends[0], 3)
 os.dup2(ends[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+"""Program that starts the browser with its pipes as descriptors 3 (commands) and 4 (answers).
+
+Its own descriptors can have these numbers, so both are duplicated to higher numbers first.
+"""
 
 
 def find_chromium() -> str | None:
-    """The browser's path; None where there is none."""
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
+    """Return the path of the browser, or None if it is not installed."""
+    for name in NAMES:
+        path = shutil.which(name)
+        if path:
+            return path
+    return None
 
 
 class Browser:
-    """One page, and what went wrong in it: `errors` of scripts and the console, `requests` of addresses."""
+    """A browser with one page.
+
+    Args:
+        program: Path of the browser.
+        profile: Folder of its profile.
+
+    Attributes:
+        errors: Errors of scripts and of the console, and dialogs, since the page was opened.
+        requests: Addresses that were requested since the page was opened.
+    """
 
     def __init__(self, program: str, profile: Path) -> None:
-        ours_in, theirs_out = os.pipe()
-        theirs_in, ours_out = os.pipe()
+        answers, browser_out = os.pipe()
+        browser_in, commands = os.pipe()
         self._process = subprocess.Popen(
             [
                 sys.executable,
                 "-c",
                 LAUNCH,
-                str(theirs_in),
-                str(theirs_out),
+                str(browser_in),
+                str(browser_out),
                 program,
                 *FLAGS,
                 f"--user-data-dir={profile}",
                 "about:blank",
             ],
-            pass_fds=(theirs_in, theirs_out),
+            pass_fds=(browser_in, browser_out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self._in = ours_in
-        self._out = ours_out
+        os.close(browser_in)
+        os.close(browser_out)
+        self._answers = answers
+        self._commands = commands
         self._buffer = b""
-        self._count = 0
+        self._num_commands = 0
         self._session = ""
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -88,34 +103,39 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._out)  # Chromium ends when the pipe does
+        os.close(self._commands)  # Chromium ends when the pipe is closed
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(10)
-        os.close(self._in)
+        os.close(self._answers)
 
     def call(self, method: str, *, seconds: float = 60, **params: Any) -> dict[str, Any]:
-        """Send a command of the DevTools protocol; returns its result."""
-        self._count += 1
-        message = {"id": self._count, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
+        """Send a command of the DevTools protocol. Return its result.
+
+        Args:
+            method: Name of the command.
+            seconds: Time to wait for the answer.
+            params: Parameters of the command.
+        """
+        number = self._send(method, params)
         deadline = time.monotonic() + seconds
         while True:
-            answer = self._next(deadline, method)
-            if answer.get("id") == self._count:
-                assert "error" not in answer, f"{method}: {answer['error']}"
-                return answer["result"]
-            self._note(answer)
+            message = self._next(deadline, method)
+            if message.get("id") == number:
+                assert "error" not in message, f"{method}: {message['error']}"
+                return message["result"]
+            self._handle(message)
 
     def open(self, page: Path, *, width: int, height: int) -> None:
-        """Load a file in a window of this size, unless it is there, and wait until its scripts have run."""
+        """Load a file in a window of this size, and wait until its scripts have run.
+
+        Nothing happens if the file was the last one to be opened, in the same size.
+        """
         if self._opened == (page, width, height):
             return
-        self._opened = page, width, height
+        self._opened = (page, width, height)
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -129,27 +149,39 @@ class Browser:
         self.call("Page.navigate", url=page.resolve().as_uri())
         deadline = time.monotonic() + 60
         while not self._loaded:
-            self._note(self._next(deadline, "load"))
+            self._handle(self._next(deadline, "load"))
+        # Libraries draw after the load event.
         self.js("new Promise(done => requestAnimationFrame(() => setTimeout(done, 500)))")
 
     def js(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page; a promise is waited for."""
+        """Return the value of a JavaScript expression in the page. If it is a promise, wait for it."""
         result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
+    def _send(self, method: str, params: dict[str, Any]) -> int:
+        """Send a command. Return its number, which the answer repeats."""
+        self._num_commands += 1
+        message = {"id": self._num_commands, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._commands, json.dumps(message).encode() + b"\0")  # a zero byte ends each message
+        return self._num_commands
+
     def _next(self, deadline: float, waiting_for: str) -> dict[str, Any]:
+        """Return the next message of the browser: an answer or an event."""
         while b"\0" not in self._buffer:
-            left = max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self._in], [], [], left)
+            seconds_left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self._answers], [], [], seconds_left)
             assert ready, f"the browser did not answer in time: {waiting_for}"
-            piece = os.read(self._in, 1 << 20)
+            piece = os.read(self._answers, 2**20)
             assert piece, f"the browser ended: {waiting_for}"
             self._buffer += piece
         line, self._buffer = self._buffer.split(b"\0", 1)
         return json.loads(line)
 
-    def _note(self, event: dict[str, Any]) -> None:
+    def _handle(self, event: dict[str, Any]) -> None:
+        """Record an event of the page. Close a dialog, which would block its scripts."""
         params = event.get("params", {})
         match event.get("method"):
             case "Page.loadEventFired":
@@ -162,12 +194,6 @@ class Browser:
                 self.errors.append(json.dumps(params["args"])[:2000])
             case "Log.entryAdded" if params["entry"]["level"] == "error":
                 self.errors.append(params["entry"]["text"])
-            case "Page.javascriptDialogOpening":  # an alert: something ran that must not
+            case "Page.javascriptDialogOpening":  # no report opens dialogs, so an injected script has run
                 self.errors.append(f"dialog: {params['message']}")
-                self._count += 1
-                close = {
-                    "id": self._count,
-                    "method": "Page.handleJavaScriptDialog",
-                    "params": {"accept": True},
-                }
-                os.write(self._out, json.dumps({**close, "sessionId": self._session}).encode() + b"\0")
+                self._send("Page.handleJavaScriptDialog", {"accept": True})

@@ -16,7 +16,8 @@ from prometar.errors import UserError
 from tests.support.fileserver import Served
 
 CLASSES = 5
-COUNTS = {"train": 4, "val": 3, "test": 2}  # images a class
+COUNTS = {"train": 4, "val": 3, "test": 2}
+"""Number of images per class, by split."""
 NAMES = ("tench", "great white shark", "F/A-18", "flat-coated retriever", "crème brûlée")
 
 
@@ -31,7 +32,7 @@ def open_error(name: str, root: Path | None) -> str:
 
 @lru_cache
 def image(seed: int, kind: str = "JPEG") -> bytes:
-    """An encoded image of a few pixels."""
+    """Return an encoded image of a few random pixels. Its size depends on the seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (12 + seed % 5, 14, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind)
@@ -39,6 +40,7 @@ def image(seed: int, kind: str = "JPEG") -> bytes:
 
 
 def write_image(path: Path, seed: int = 0) -> None:
+    """Write an image, whose format follows from the path's suffix. There are 32 different images."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(image(seed % 32, "PNG" if path.suffix == ".png" else "JPEG"))
 
@@ -66,41 +68,46 @@ def with_split(served: Served, row: Benchmark, folder: Path) -> Benchmark:
 
 
 def _write_split_file(row: Benchmark, folder: Path) -> None:
-    split: dict[str, list[list[object]]] = {}
-    for part, count in COUNTS.items():
-        # labels first appear in descending order, as nothing says that they are sorted
-        rows = [(label, k) for k in range(count) for label in reversed(range(CLASSES))]
-        split[part] = [[f"{part}s/{label}_{k}.jpg", label, NAMES[label]] for label, k in rows]
-        for k, (path, _, _) in enumerate(split[part]):
-            write_image(folder / row.image_folder / str(path), k)
-    (folder / row.split_file).write_text(json.dumps(split), "utf-8")
+    """Write a split file as CoOp publishes them, and its images."""
+    content: dict[str, list[list[object]]] = {}
+    for split, count in COUNTS.items():
+        content[split] = []
+        for k in range(count):
+            for label in reversed(range(CLASSES)):  # labels need not be sorted in split files
+                path = f"{split}s/{label}_{k}.jpg"
+                write_image(folder / row.image_folder / path, seed=len(content[split]))
+                content[split].append([path, label, NAMES[label]])
+    (folder / row.split_file).write_text(json.dumps(content), "utf-8")
 
 
 def _write_variants(row: Benchmark, folder: Path) -> None:
+    """Write the lists of images and classes of FGVC Aircraft, and its images."""
     number = 0
-    for part, count in COUNTS.items():
+    for split, count in COUNTS.items():
         lines = []
         for name in NAMES * count:
             number += 1
             lines.append(f"{number:07d} {name}\n")
             write_image(folder / row.image_folder / f"{number:07d}.jpg", number)
-        (folder / f"images_variant_{part}.txt").write_text("".join(lines), "utf-8")
+        (folder / f"images_variant_{split}.txt").write_text("".join(lines), "utf-8")
     (folder / "variants.txt").write_text("".join(f"{name}\n" for name in NAMES), "utf-8")
 
 
 def wnid(label: int) -> str:
+    """Return a WordNet id, as ImageNet's class folders are named. Ids are in the order of labels."""
     return f"n{label * 11 + 1440764:08d}"
 
 
 def _write_class_folders(row: Benchmark, folder: Path) -> None:
-    # a variant may have a part of ImageNet's classes: its classnames.txt lists all of them
+    """Write the class folders of ImageNet or of one of its variants, and classnames.txt."""
+    # A variant may have only some of ImageNet's classes, here every second one. Its classnames.txt lists all.
     step = 2 if row.imagenet_variant and not row.numbered else 1
-    for split, below in row.split_folders.items():
+    for split, split_folder in row.split_folders.items():
         for label in range(CLASSES):
             for k in range(COUNTS[split]):
                 class_folder = str(label) if row.numbered else wnid(step * label)
-                place = folder / row.image_folder / below / class_folder
-                write_image(place / f"{split}_{k}.JPEG", label + k)
+                parent = folder / row.image_folder / split_folder / class_folder
+                write_image(parent / f"{split}_{k}.JPEG", label + k)
     (folder / row.image_folder / "README.txt").write_text("no image")
     lines = []
     for k in range(step * CLASSES):
@@ -110,7 +117,7 @@ def _write_class_folders(row: Benchmark, folder: Path) -> None:
 
 
 def write_tree(root: Path, paths: list[str]) -> Path:
-    """Images at `paths` below `root`; returns `root`."""
+    """Write an image to each of the `paths` below `root`. Return `root`."""
     for k, path in enumerate(paths):
         write_image(root / path, k)
     return root

@@ -29,7 +29,10 @@ BASELINE = {"regularizer.text_weight": 50.0, "augment.jitter": 0.0}
 
 
 def new_database(folder: Path) -> str:
-    """URL of FOLDER/study.db. A copy of an empty one, because Optuna needs forty statements to make it."""
+    """Return the URL of FOLDER/study.db, which is created if it does not exist.
+
+    It is a copy of an empty database, because Optuna needs forty statements to create one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.db"
     if not path.exists():
@@ -74,14 +77,32 @@ def open_store(
 
 def score(settings: Settings) -> float:
     """Objective of settings of `PLAIN`: best at text_weight 10 and jitter 0."""
-    weight, jitter = (float(settings[key]) for key in BASELINE)
+    weight = float(settings["regularizer.text_weight"])
+    jitter = float(settings["augment.jitter"])
     return 60.0 - abs(weight - 10) / 10 - 10 * jitter
 
 
 def report(trial: FrozenTrial, epoch: int = 1, *, of: int = 1, objective: float | None = None) -> EpochReport:
-    """Report of an epoch. It is the last one if `epoch` equals `of`."""
-    value = score(trial.params) + epoch if objective is None else objective
-    run = RunScore("textures", 3, value, 100 - value, value, 1.0 * epoch, cpus=2.0, gpus=0.5)
+    """Return the report of an epoch.
+
+    Args:
+        trial: The trial.
+        epoch: Number of the epoch.
+        of: Number of epochs of the trial.
+        objective: Value of the objective. Default: the `score` of the trial's settings plus the epoch.
+    """
+    if objective is None:
+        objective = score(trial.params) + epoch
+    run = RunScore(
+        dataset="textures",
+        seed=3,
+        base=objective,
+        new=100 - objective,
+        objective=objective,
+        seconds=float(epoch),
+        cpus=2.0,
+        gpus=0.5,
+    )
     return EpochReport(epoch, (run,), finished=epoch == of)
 
 
@@ -96,12 +117,19 @@ def sample(trial: FrozenTrial | None) -> tuple[int, dict[str, Any]]:
 
 
 def run(store: TrialStore, value: Callable[[Any], float] = score, most: int = 10**6) -> Samples:
-    """Complete trials in sequence, at most `most`. Return their numbers and settings."""
-    done = Samples()
-    while len(done) < most:
+    """Complete trials in sequence, at most `most`. Return their numbers and settings.
+
+    Args:
+        store: The trial store.
+        value: Function that returns the objective of settings.
+        most: Maximum number of trials. Default: until the store has no more.
+    """
+    completed: Samples = []
+    while len(completed) < most:
         trial = store.ask()
         if trial is None:
             break
-        assert not store.report(trial.number, report(trial, objective=value(trial.params)))
-        done.append(sample(trial))
-    return done
+        continues = store.report(trial.number, report(trial, objective=value(trial.params)))
+        assert not continues  # the report is that of the last epoch
+        completed.append(sample(trial))
+    return completed

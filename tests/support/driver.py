@@ -1,10 +1,13 @@
-"""Drives a fake study, also as a process that tests can kill: `python -m tests.support.driver OUT [...]`."""
+"""A study whose trials do not train, in this process or in a driver that tests can kill.
+
+The driver is the process `python -m tests.support.driver OUT [options]`.
+"""
 
 import gc
 import sys
 
-if __name__ == "__main__":  # as a study's own process does while it loads
-    gc.disable()
+if __name__ == "__main__":
+    gc.disable()  # as the process of a study does while it imports
     from tune.execution.ray_cluster import configure_ray
 
     configure_ray(local="--address" not in sys.argv)  # before ray is imported
@@ -78,19 +81,31 @@ def misbehave(out: Path, behaviour: dict[str, str]) -> None:
 def run_fake(
     out: Path, *, behaviour: dict[str, str] | None = None, on_ray: bool = False, **options: Any
 ) -> tuple[dict[str, Any], str]:
-    """Run a study of the fake trial in OUT/fake. Returns the content of finals.json and what is printed.
+    """Run a study whose trials do not train in OUT/fake.
 
-    Unless it runs on Ray, its jobs run one after the other in this process.
+    Args:
+        out: Parent of the study's folder.
+        behaviour: Behaviour of trials (see `tests.support.fake_trial`).
+        on_ray: True to run the jobs on Ray. Otherwise they run one after the other in this process.
+        options: Options of `small_config`.
+
+    Returns:
+        The content of finals.json, and the printed text.
     """
     if behaviour is not None:
         misbehave(out, behaviour)
     text = io.StringIO()
-    with contextlib.nullcontext() if on_ray else _without_ray():
-        _run(small_config(out, **options), text)
+    config = small_config(out, **options)
+    if on_ray:
+        _run(config, text)
+    else:
+        with _without_ray():
+            _run(config, text)
     return json.loads((out / NAME / "finals.json").read_text()), text.getvalue()
 
 
 def _run(config: StudyConfig, shown: TextIO) -> None:
+    """Run a study with `FakeTrial` as its worker. Print to `shown`."""
     from tune.execution import executor
 
     with mock.patch.object(executor, "run_jobs", partial(executor.run_jobs, worker=FakeTrial)):
@@ -99,7 +114,7 @@ def _run(config: StudyConfig, shown: TextIO) -> None:
 
 @contextlib.contextmanager
 def _without_ray() -> Iterator[None]:
-    """Replace Tune, and nothing else of the executor."""
+    """Run jobs in this process. Only Ray and its Tune are replaced, and the rest of the executor is used."""
     from tune.execution import executor, ray_cluster
 
     def fit(dispatcher: Any, *_: Any) -> None:
@@ -120,19 +135,25 @@ def _without_ray() -> Iterator[None]:
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """All records of OUT/fake, by number."""
+    """Return the records of all trials of OUT/fake, ordered by number."""
     files = sorted((out / NAME / "trials").glob("*/record.json"))
     return [json.loads(file.read_text()) for file in files]
 
 
 class Driver:
-    """A driver in a session of its own, so that it can be ended with all of its Ray.
+    """A process that runs a study in OUT/fake.
 
-    As a context it leaves nothing of that behind.
+    It has its own session, so that all Ray processes that it starts can be killed with it. As a context
+    manager, it kills them at the end.
+
+    Args:
+        out: Parent of the study's folder.
+        options: Options of the command.
+        env: Environment of the process. Default: the environment of this process.
     """
 
     entry: tuple[str, ...] = ("-m", "tests.support.driver")
-    """What Python is given before OUT and the options."""
+    """Arguments of Python before OUT and the options."""
 
     def __init__(self, out: Path, *options: object, env: dict[str, str] | None = None) -> None:
         self.folder = out / NAME
@@ -160,10 +181,15 @@ class Driver:
         self.process.stderr.close()
 
     def said(self) -> str:
-        """What it has printed so far."""
+        """Return the text that the driver has printed so far."""
         return Path(self._printed).read_text()
 
     def wait_until(self, condition: Callable[[], Any], timeout_seconds: float = 400) -> None:
+        """Wait until a condition holds.
+
+        Raises:
+            AssertionError: The driver ended before, or the time is over.
+        """
         end = time.monotonic() + timeout_seconds
         while not condition():
             assert self.process.poll() is None, f"the driver ended by itself: {self.errors()}"
@@ -171,49 +197,57 @@ class Driver:
             time.sleep(0.02)
 
     def errors(self) -> str:
-        """What it said on stderr, once it has ended."""
-        self.wait()  # what it left of Ray holds the pipe too
+        """Wait until the driver has ended. Return its standard error, which can be read only once."""
+        self.wait()  # it also kills the Ray processes, which have the pipe open
         assert self.process.stderr is not None
         return self.process.stderr.read()
 
     def kill(self) -> int:
-        """kill -9 of the driver alone, which leaves its Ray to itself. Returns its status."""
+        """Kill only the driver, with SIGKILL, so that its Ray processes go on. Return its exit status."""
         self.process.kill()
         return self.process.wait()
 
     def end(self, sig: signal.Signals) -> int:
-        """Send a signal to the driver alone; what it leaves of Ray is ended too. Returns its status."""
+        """Send a signal to the driver and wait for its end. Return its exit status."""
         self.process.send_signal(sig)
         return self.wait()
 
     def wait(self, timeout_seconds: float = 600) -> int:
-        """Its status, once it has ended; what it leaves of Ray is ended too."""
+        """Wait until the driver has ended, then kill the Ray processes that it left. Return its exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: The driver is still running. It is killed.
+        """
         try:
             return self.process.wait(timeout=timeout_seconds)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            for pid in session(self.process.pid):  # Ray's workers have groups of their own
+            for pid in session(self.process.pid):  # Ray's workers have their own process groups
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
 
 def forget_hanging(out: Path, timeout_seconds: float = 400) -> None:
-    """Wait until the workers of OUT/fake that were told to hang have ended, and forget them.
+    """Wait until the hanging workers of OUT/fake have ended, and delete their marks.
 
-    A Ray that outlives a driver ends its workers soon, but not at once.
+    Ray processes that outlive the driver end its workers soon, but not at once.
+
+    Raises:
+        AssertionError: A worker still runs after `timeout_seconds`.
     """
     end = time.monotonic() + timeout_seconds
-    for told in (out / NAME).glob(f"*/*/{HANGS}"):
-        while _lives(int(told.read_text())):
-            assert time.monotonic() < end, f"a worker of no driver still runs: {told}"
+    for mark in (out / NAME).glob(f"*/*/{HANGS}"):
+        while _is_running(int(mark.read_text())):
+            assert time.monotonic() < end, f"a worker of no driver still runs: {mark}"
             time.sleep(0.02)
-        told.unlink()
+        mark.unlink()
 
 
-def _lives(pid: int) -> bool:
-    """Whether a process runs, and has not just to be collected (on Linux; elsewhere none is seen)."""
+def _is_running(pid: int) -> bool:
+    """Return whether a process exists and is not a zombie. Without /proc, return False."""
     try:
+        # The command line of a zombie is empty.
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:
         return False
@@ -227,19 +261,22 @@ def _parse(options: Sequence[str]) -> argparse.Namespace:
     for name in ("sampler", "address", "storage"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--final-seeds", type=int, nargs="*")
-    parser.add_argument("--flaky", type=int, default=None, help="one statement in fifty fails; a seed")
-    parser.add_argument("--set-back", action="store_true", default=False, help="clock, in trial 1")
+    parser.add_argument("--flaky", type=int, default=None, help="seed: one statement in fifty fails")
+    parser.add_argument(
+        "--set-back", action="store_true", default=False, help="set the clock back by an hour"
+    )
     return parser.parse_args(options)
 
 
 def options_of(*words: object) -> dict[str, Any]:
-    """Options of a driver with these words, as `small_config` takes them."""
+    """Return the options of `small_config` that correspond to options of the command."""
     given = vars(_parse(["unused", *map(str, words)]))
-    own = ("out", "flaky", "set_back")
-    return {name: value for name, value in given.items() if name not in own}
+    driver_options = ("out", "flaky", "set_back")
+    return {name: value for name, value in given.items() if name not in driver_options}
 
 
 def main(options: Sequence[str]) -> int:
+    """Run the study of a command. Return the exit status."""
     gc.freeze()
     gc.enable()
     given = _parse(options)
@@ -248,7 +285,7 @@ def main(options: Sequence[str]) -> int:
     if given.flaky is not None:
         fail_one_in_fifty(random.Random(given.flaky))
     if given.set_back:
-        rdb.datetime = Back  # type: ignore[attr-defined]
+        rdb.datetime = Back  # type: ignore[attr-defined]  # the clock of Optuna's storage
     try:
         _run(small_config(given.out, **options_of(*options[1:])), sys.stdout)
     except KeyboardInterrupt:
@@ -260,7 +297,14 @@ def main(options: Sequence[str]) -> int:
 
 
 def fail_one_in_fifty(draw: random.Random) -> Callable[..., None]:
-    """Have statements fail in every database of this process. Returns the listener, for its removal."""
+    """Let one in fifty statements fail, in all databases of this process.
+
+    Args:
+        draw: Random generator that chooses the statements.
+
+    Returns:
+        The listener of `sqlalchemy.event`, with which `event.remove` ends the faults.
+    """
 
     def fail(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
         if draw.random() < 1 / 50:
@@ -271,14 +315,16 @@ def fail_one_in_fifty(draw: random.Random) -> Callable[..., None]:
 
 
 class Back(datetime):
-    """The moments at which trials end, by a clock that is set back by an hour in the second one."""
+    """A clock that is set back by an hour after its first use."""
 
-    looks = 0
+    num_uses = 0
 
     @classmethod
     def now(cls, tz: Any = None) -> datetime:
-        cls.looks += 1
-        return datetime.now(tz) - timedelta(hours=cls.looks > 1)
+        cls.num_uses += 1
+        if cls.num_uses == 1:
+            return datetime.now(tz)
+        return datetime.now(tz) - timedelta(hours=1)
 
 
 if __name__ == "__main__":

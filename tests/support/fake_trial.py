@@ -1,7 +1,7 @@
-"""A worker that does not train: `JobWorker` over a formula, in milliseconds.
+"""A worker that does not train. Its objective is a formula, so that an epoch takes milliseconds.
 
-The study's folder may hold behaviour.json, {"3": "fail", "5": "crash", "all": {...}}, which makes the job in
-folder 0003 or 0005 misbehave. So tests in other processes and Ray's workers are steered by plain data.
+The file behaviour.json in the study's folder makes jobs misbehave, also in Ray's workers. With
+{"3": "fail", "all": "sleep0.2"}, the job in the folder 0003 fails, and each other job sleeps 0.2 s per epoch.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,59 +28,83 @@ BEHAVIOUR = "behaviour.json"
 MOUNT = "PROMETAR_TEST_MOUNT"
 """Environment variable of a node. "missing": the node has no data for jobs that read data."""
 HANGS = "hangs"
-"""In the folder of a job that was told to hang, from then on: the worker's process id."""
+"""File in the folder of a job that hangs, with the process id of its worker."""
 
 
-def curve(text: float, image: float, epoch: int) -> float:
-    """An objective in percent: highest at text_weight 5, image_weight 2; rises with the epochs."""
-    loss = math.log10(text / 5) ** 2 + math.log10(image / 2) ** 2
+def curve(text_weight: float, image_weight: float, epoch: int) -> float:
+    """Return an objective in percent. It rises with the epochs, and is highest at weights of 5 and 2."""
+    loss = math.log10(text_weight / 5) ** 2 + math.log10(image_weight / 2) ** 2
     return 70.0 - 10.0 * loss - 5.0 / epoch
 
 
 def value_of(run: Config, epoch: int) -> float:
-    """The objective of a run. It differs by seed, and better settings are better with every seed."""
+    """Return the objective of a run. The seed only adds a constant, so better settings stay better."""
     settings = run.flat()
-    text, image = (float(settings.get(f"regularizer.{key}_weight", 10.0)) for key in ("text", "image"))
-    return curve(text, image, epoch) + run.train.seed % 7 * 0.25
+    text_weight = float(settings.get("regularizer.text_weight", 10.0))
+    image_weight = float(settings.get("regularizer.image_weight", 10.0))
+    return curve(text_weight, image_weight, epoch) + run.train.seed % 7 * 0.25
 
 
 class FakeTrial(JobWorker):
-    """The study's worker, with jobs that do not train."""
+    """Worker of a study with jobs that do not train."""
 
     def open_training(self, request: JobRequest) -> "FakeTraining":  # type: ignore[override]
         return FakeTraining(request)
 
 
 class FakeTraining:
-    """One step is one epoch. Its state lies in the job's folder, as a checkpoint does."""
+    """Training of a job, one epoch per call of `advance`.
+
+    Its state is in the job's folder, as a checkpoint is, so that another worker can continue it.
+    """
 
     def __init__(self, request: JobRequest) -> None:
         self._request = request
         self._job = request.job
         self._folder = request.job.folder
-        state = self._folder / "state.json"
-        found = json.loads(state.read_text()) if state.exists() else {}
-        self._owner = [run.model_dump(mode="json") for run in self._job.configs.values()]
-        done = found["done"] if found.get("owner") == self._owner else []  # not another configuration's
-        self._done = [REPORT_ADAPTER.validate_python(each, strict=False) for each in done]
+        self._state_path = self._folder / "state.json"
+        self._configs = [run.model_dump(mode="json") for run in self._job.configs.values()]
+        self._reports = self._read_reports()
         self._epoch = 0
 
+    def _read_reports(self) -> list[EpochReport]:
+        """Return the reports of an earlier worker, or none if it had other configurations."""
+        if not self._state_path.exists():
+            return []
+        state = json.loads(self._state_path.read_text())
+        if state["configs"] != self._configs:
+            return []
+        return [REPORT_ADAPTER.validate_python(report, strict=False) for report in state["reports"]]
+
+    def _write_reports(self) -> None:
+        reports = [REPORT_ADAPTER.dump_python(report, mode="json") for report in self._reports]
+        state = {"configs": self._configs, "reports": reports}
+        write_atomically(self._state_path, json.dumps(state).encode())
+
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because nothing is open."""
 
     def _behaviour(self) -> str:
+        """Return the behaviour of the job, or "" to behave well."""
         table = {}
         with contextlib.suppress(FileNotFoundError):
             table = json.loads((self._folder.parents[1] / BEHAVIOUR).read_text())
-        name = self._folder.name
-        return str(table.get(name.lstrip("0") or "0", table.get("all", "")))
+        number = self._folder.name.lstrip("0") or "0"
+        return str(table.get(number, table.get("all", "")))
 
     def advance(self) -> EpochReport:
-        # Here: Tune may set up a second worker of a job, and drop it before it has done anything.
-        write_atomically(self._folder / "pid", str(os.getpid()).encode())  # whole for who looks meanwhile
-        self._epoch = epoch = self._epoch + 1
-        if epoch <= len(self._done):
-            return self._reported(self._done[epoch - 1])
+        """Run an epoch, or repeat the report of one that an earlier worker has finished.
+
+        Raises:
+            RuntimeError: The behaviour is "raise", or "needs" with more than the job's share of a device.
+            InfrastructureError: The behaviour is "full".
+        """
+        # Not in `__init__`, because Tune may create a second worker of a job and never use it.
+        write_atomically(self._folder / "pid", str(os.getpid()).encode())
+        self._epoch += 1
+        if self._epoch <= len(self._reports):
+            return self._reported(self._reports[self._epoch - 1])
+        epoch = self._epoch
         behaviour = self._behaviour()
         if behaviour.startswith("sleep"):
             time.sleep(float(behaviour.removeprefix("sleep")))
@@ -93,7 +118,7 @@ class FakeTraining:
         if behaviour.startswith("needs") and self._share < float(behaviour.removeprefix("needs")):
             with (self._folder / "shares.log").open("a") as log:
                 log.write(f"{self._share:g}\n")
-            # A driver goes by the words; torch itself would take longer to load than all else here.
+            # The driver recognizes torch's message. Importing torch would take longer than the whole job.
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         if behaviour == "reads-data":
             self._read_data()
@@ -109,31 +134,40 @@ class FakeTraining:
             loss=1.0 / epoch,
             finished=epoch == self._job.epochs,
         )
-        self._done.append(report)
-        done = [REPORT_ADAPTER.dump_python(each, mode="json") for each in self._done]
-        state = {"owner": self._owner, "done": done}
-        write_atomically(self._folder / "state.json", json.dumps(state).encode())
+        self._reports.append(report)
+        self._write_reports()
         with (self._folder / "steps.log").open("a") as log:
             log.write(f"{epoch}\n")
         return self._reported(report)
 
     def _score(self, run: Config, epoch: int, behaviour: str) -> RunScore:
-        value = 1.0 + epoch if behaviour == "bad" else value_of(run, epoch)
+        """Return the score of a run after an epoch."""
+        value = value_of(run, epoch)
+        if behaviour == "bad":
+            value = 1.0 + epoch
         score = RunScore(
-            run.data.name, run.train.seed, value + 2, value - 2, value, 0.5 * epoch, **self._request.allocated
+            dataset=run.data.name,
+            seed=run.train.seed,
+            base=value + 2,
+            new=value - 2,
+            objective=value,
+            seconds=0.5 * epoch,
+            **self._request.allocated,
         )
-        return replace(score, objective=None) if behaviour == "missing" else score
+        if behaviour == "missing":
+            return replace(score, objective=None)
+        return score
 
     @property
     def _share(self) -> float:
-        """GPUs, or else CPUs, of the trainer's bundle, as Ray allocated them."""
+        """Number of GPUs that Ray allocated to the trainer, or of CPUs if it has no GPU."""
         import ray
 
         bundle = ray.util.get_current_placement_group().bundle_specs[0]
         return float(bundle.get("GPU") or bundle["CPU"])
 
     def _read_data(self) -> None:
-        """On a node without data, fail. On others, wait until such a node has had its turn."""
+        """Fail on a node without data. On other nodes, wait until such a node has failed, at most 120 s."""
         tried = self._folder.parents[1] / "a-node-without-data-was-tried"
         if os.environ.get(MOUNT) == "missing":
             from tune.execution.training import _require_inputs  # loads torch
@@ -145,31 +179,40 @@ class FakeTraining:
             time.sleep(0.02)
 
     def _hang(self) -> None:
-        """Until it is killed, or told to behave in another way."""
+        """Wait until the worker is killed or its behaviour changes."""
         write_atomically(self._folder / HANGS, str(os.getpid()).encode())
         while self._behaviour() == "hang":
             time.sleep(0.02)
 
     def _reported(self, report: EpochReport) -> EpochReport:
-        # As in real training: a worker killed after its last checkpoint may not have written the result.
+        """Return a report. Write the results of the job's runs if it is the last one.
+
+        As in real training, repeated reports write them too. A worker may have been killed between its last
+        checkpoint and the result.
+        """
         if report.finished:
             for folder, run in self._job.configs.items():
-                last = {"objective": value_of(run, self._job.epochs), "base": 1.0, "new": 1.0}
-                write_result(
-                    folder, run, self._job.objective, {**last, "seconds": 1.5}, **self._request.allocated
-                )
+                objective = value_of(run, self._job.epochs)
+                figures = {"objective": objective, "base": 1.0, "new": 1.0, "seconds": 1.5}
+                write_result(folder, run, self._job.objective, figures, **self._request.allocated)
         return report
 
 
 def write_result(
     folder: Path, run: Config, objective: str, *records: dict[str, float], **resources: float
 ) -> None:
-    """Write what a finished run leaves in its folder.
+    """Write config.yaml and result.json of a finished run.
 
     Args:
-        records: Figures by epoch.
+        folder: The run's folder.
+        run: Configuration of the run.
+        objective: Name of the objective.
+        records: Figures of each epoch.
+        resources: `cpus` and `gpus` of the result.
     """
-    excluded = read_exclusions(run.data.root) if run.data.name == "folder" and run.data.root else {}
+    excluded: Iterable[str] = ()
+    if run.data.name == "folder" and run.data.root:
+        excluded = read_exclusions(run.data.root)
     data_digest, weights_digest = _digests_of_untrained(run)
     result = RunResult(
         last_epoch=records[-1],
@@ -191,7 +234,10 @@ def write_result(
 
 
 def _digests_of_untrained(run: Config) -> tuple[str, str]:
-    """Return the digests of data and weights if `reproduce --tune` compares them in result.json."""
+    """Return the digests of data and weights of a zero-shot run, and "" for a trained run.
+
+    `reproduce --tune` compares only those of zero-shot runs.
+    """
     if not run.method.startswith("zero-shot"):
         return "", ""
     from prometar.clip.openclip import load_backbone
@@ -202,7 +248,7 @@ def _digests_of_untrained(run: Config) -> tuple[str, str]:
 
 
 def fake_job(folder: Path, number: int, *, epochs: int = 3) -> Job:
-    """A job of one run in FOLDER/trials/NNNN."""
+    """Return a job of one run in FOLDER/trials/NNNN."""
     run = Config().override({"train.epochs": epochs, "train.seed": 0})
     return Job(f"trial {number}", {folder / f"trials/{number:04d}": run}, "drift", 20, number)
 

@@ -240,7 +240,7 @@ def test_a_storage_that_fails_one_call_in_fifty(tmp_path: Path, whole: Found) ->
 def test_a_clock_set_back_by_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Found) -> None:
     """Only a trial's moments are the clock's: all that is measured in seconds is not."""
     monkeypatch.setattr(rdb, "datetime", Back)
-    monkeypatch.setattr(Back, "looks", 0)
+    monkeypatch.setattr(Back, "num_uses", 0)
     found, text = run_fake(tmp_path, **WHOLE, max_hours=0.5)
     assert (found["selected"], told(tmp_path)) == whole
     assert not re.search(r"\[-|-\d+:", text), "no negative times"
