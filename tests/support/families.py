@@ -1,4 +1,4 @@
-"""Tiny models under configurations that open_clip finds by name: a CLIP, and SigLIPs."""
+"""Tiny models that open_clip creates by name: a CLIP with plain GELU, and several SigLIPs."""
 
 import zlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 from prometar.clip import openclip
 from tests.support import tiny
 
-__all__: list[str] = []
+__all__: list[str] = []  # `register_model` of timm appends to it
 _TRUNK = {
     "img_size": 16,
     "patch_size": 8,
@@ -30,24 +30,26 @@ _TRUNK = {
 
 
 def _trunk(**settings: Any) -> Any:
-    given = {key: value for key, value in settings.items() if not key.startswith(("pretrained", "cache"))}
-    model = VisionTransformer(**{**_TRUNK, **given})
+    """Return a vision tower of timm. Settings of timm's loading of weights are ignored."""
+    own = {key: value for key, value in settings.items() if not key.startswith(("pretrained", "cache"))}
+    model = VisionTransformer(**{**_TRUNK, **own})
     model.default_cfg = {}  # type: ignore[assignment]
     return model
 
 
 @register_model
 def vit_test_siglip_16(**settings: Any) -> Any:
+    """Return the vision tower of the tiny SigLIP."""
     return _trunk(act_layer="gelu_tanh", **settings)
 
 
 @register_model
 def vit_test_siglip_edge(**settings: Any) -> Any:
-    """Images whose edge no patch covers."""
+    """Return a vision tower for images that patches do not cover to the edge."""
     return _trunk(**{**settings, "img_size": 20})
 
 
-_SIGLIP: dict[str, Any] = {
+_SIGLIP_TEXT: dict[str, Any] = {
     "width": 16,
     "heads": 2,
     "layers": 3,
@@ -61,14 +63,13 @@ _SIGLIP: dict[str, Any] = {
 }
 
 
-def _siglip(trunk: str = "vit_test_siglip_16", **text: Any) -> dict[str, Any]:
-    vision = {"timm_model_name": trunk, "timm_pool": "map", "timm_proj": "none"}
-    text = {**_SIGLIP, **text}
+def _siglip(trunk: str = "vit_test_siglip_16", **text_settings: Any) -> dict[str, Any]:
+    """Return a configuration in open_clip's format."""
     return {
         "embed_dim": 24,
         "custom_text": True,
-        "text_cfg": text,
-        "vision_cfg": vision,
+        "text_cfg": {**_SIGLIP_TEXT, **text_settings},
+        "vision_cfg": {"timm_model_name": trunk, "timm_pool": "map", "timm_proj": "none"},
         "init_logit_bias": -10,
     }
 
@@ -83,7 +84,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Words:
-    """A tokenizer of whole words, which ends texts as SentencePiece does."""
+    """Tokenizer of whole words. It ends texts as SentencePiece does.
+
+    Args:
+        length: Default number of tokens per text.
+        eos: Token id at the end of a text.
+        pad: Token id after the end.
+    """
 
     length: int = 12
     eos: int = 2
@@ -93,31 +100,33 @@ class Words:
         length = context_length or self.length
         rows = torch.full((len(texts), length), self.pad)
         for row, text in zip(rows, texts, strict=True):
-            ids = [4 + zlib.crc32(word.encode()) % 50 for word in text.split()]
-            ids = [*ids[: length - 1], self.eos]
+            word_ids = [4 + zlib.crc32(word.encode()) % 50 for word in text.split()]
+            ids = [*word_ids[: length - 1], self.eos]
             row[: len(ids)] = torch.tensor(ids)
         return rows
 
 
 def register(monkeypatch: Any) -> None:
-    """Make the tiny models known to open_clip for as long as a test runs, without a hub."""
+    """Register the tiny models with open_clip for the duration of a test, with a tokenizer from no hub."""
     for name, config in CONFIGS.items():
         monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
     monkeypatch.setattr(openclip, "_hub_tokenizer", lambda name: Words())
 
 
 def model_of(name: str) -> Any:
-    """open_clip's own model in float64; every weight has something to do."""
+    """Return a model of open_clip in float64, with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = open_clip.create_model(name, pretrained=None)
-        with torch.no_grad():
+        with torch.no_grad():  # biases start at zero, where an error might have no effect
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
     return model.double().eval().requires_grad_(False)
 
 
 def write_weights(name: str, folder: Path) -> Path:
+    """Write the weights of `model_of`. Return the file's path."""
     path = folder / f"{name}.safetensors"
-    save_file({key: tensor.contiguous() for key, tensor in model_of(name).state_dict().items()}, path)
+    weights = model_of(name).state_dict()
+    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, path)
     return path

@@ -1,4 +1,4 @@
-"""A file server on 127.0.0.1 that breaks off or fails as requested."""
+"""A file server on 127.0.0.1 that can cut transfers and answer with errors."""
 
 import hashlib
 import threading
@@ -14,13 +14,14 @@ class Served:
 
     Attributes:
         files: Content by path.
-        break_at: Bytes after which each of the coming transfers is cut; empty: none is.
-        status: Statuses to answer the coming requests with.
-        ranges: True to continue files where a request asks for it. Otherwise, whole files are sent.
+        break_at: Number of bytes after which each of the next transfers is cut. Later ones are complete.
+        status: HTTP status of each of the next responses. Later ones have the usual status.
+        ranges: True to send the part of a file that a request asks for. Otherwise, whole files are sent.
         validator: Header by which a client can see that a file has changed: "ETag", "Last-Modified" or "".
         modified: Value of Last-Modified.
         requests: Path of each request.
         starts: First byte that is sent in each successful response.
+        url: Address of the server.
     """
 
     files: dict[str, bytes]
@@ -36,6 +37,7 @@ class Served:
 
 @contextmanager
 def serve(files: dict[str, bytes]) -> Iterator[Served]:
+    """Serve files by path. The yielded object controls and records the transfers."""
     served = Served(files)
 
     class Handler(BaseHTTPRequestHandler):
@@ -50,7 +52,8 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
                 return
             etag = f'"{hashlib.md5(content).hexdigest()}"'
             validator = {"ETag": etag, "Last-Modified": served.modified}.get(served.validator)
-            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            requested = self.headers.get("Range", "bytes=0-")
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
             is_unchanged = self.headers.get("If-Range", validator) == validator
             if not served.ranges or not is_unchanged:
                 start = 0
@@ -76,7 +79,7 @@ def serve(files: dict[str, bytes]) -> Iterator[Served]:
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
-            pass
+            """Print nothing, unlike the base class."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine whose nodes can be killed with -9.
+"""A Ray cluster of several nodes on this machine. Its nodes can be killed with SIGKILL.
 
-It lives in a process of its own, `python -m tests.support.nodes`, so that it and a Ray of the process that
-asked for it know nothing of each other; that takes a command a line, and answers each with a line of JSON.
+The separate process `python -m tests.support.nodes` starts and kills the nodes, so that the cluster is
+independent of a Ray in the test's process. It reads a command per line and answers each with a line of JSON.
 """
 
 import contextlib
@@ -17,27 +17,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.processes import ROOT, session, without_ray
+from tests.support.processes import ROOT, parent_of, parents, session, without_ray
 
 MIB = 2**20
 
 
 class Cluster:
-    """A head, and nodes that are known by their raylet's process id.
+    """A head and further nodes. The process id of a node's raylet identifies the node.
 
     Args:
-        cpus: Of each node to begin with.
-        head: The head's CPUs. If it has some, it is the first node.
+        cpus: Number of CPUs of each node at the start.
+        head: Number of CPUs of the head. If it is not 0, the head counts as the first node.
 
     Attributes:
-        address: For `--address`.
-        nodes: Those that live.
-        env: The environment of a driver that may join.
-        leader: Of the session that all its processes belong to.
+        address: Address of the cluster, for `--address`.
+        nodes: Running nodes.
+        env: Environment of a driver that may join the cluster.
+        leader: Process id of the leader of the session to which all processes of the cluster belong.
     """
 
     def __init__(self, *cpus: int, head: int = 0) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))  # a socket's path must be short
+        # In /tmp, because the path of a socket must be short.
+        self._folder = Path(tempfile.mkdtemp(prefix="pm-", dir="/tmp"))
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(os.urandom(32).hex())
@@ -47,13 +48,14 @@ class Cluster:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_prestart_worker_first_driver": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server on 127.0.0.1, as Ray does on a Mac
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all servers listen on 127.0.0.1, as on a Mac
         }
         with (self._folder / "log").open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.nodes"],
                 cwd=ROOT,
-                env={**self.env, "RAY_TMPDIR": str(self._folder)},  # else `ray.init()` elsewhere would join
+                # A separate folder, so that `ray.init()` in other processes does not find this cluster.
+                env={**self.env, "RAY_TMPDIR": str(self._folder)},
                 start_new_session=True,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -64,14 +66,16 @@ class Cluster:
         self.nodes: list[int] = []
         try:
             self.address, raylet = self._ask("head", head)
-            self.nodes += [raylet] * bool(head)
-            for each in cpus:
-                self.add(each)
+            if head:
+                self.nodes.append(raylet)
+            for num_cpus in cpus:
+                self.add(num_cpus)
         except BaseException:
             self.close()
             raise
 
     def _ask(self, *words: object) -> Any:
+        """Send a command to the cluster's process. Return its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(*words, file=self._process.stdin, flush=True)
@@ -86,7 +90,11 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """End every process, and see that none is left."""
+        """Kill all processes of the cluster.
+
+        Raises:
+            AssertionError: A process still runs after 30 s.
+        """
         self._process.kill()
         end = time.monotonic() + 30
         while left := session(self._process.pid):
@@ -94,7 +102,7 @@ class Cluster:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self._process.poll()  # else it stays in the list as a zombie
+            self._process.poll()  # otherwise it stays in the session as a zombie
             time.sleep(0.05)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
@@ -103,44 +111,45 @@ class Cluster:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, cpus: int, **variables: str) -> int:
-        """A further node; returns its raylet's process id, once the cluster knows it.
+        """Add a node. Return the process id of its raylet when the node has joined the cluster.
 
         Args:
+            cpus: Number of CPUs.
             variables: Environment variables of the node's workers.
         """
-        self.nodes.append(int(self._ask("add", cpus, *(f"{key}={text}" for key, text in variables.items()))))
-        return self.nodes[-1]
+        assignments = [f"{name}={text}" for name, text in variables.items()]
+        node = int(self._ask("add", cpus, *assignments))
+        self.nodes.append(node)
+        return node
 
     def kill(self, node: int) -> None:
-        """kill -9 of a node: its raylet, and all that it has started."""
+        """Kill the raylet of a node and all processes that it has started, with SIGKILL."""
         self._ask("kill", node)
         self.nodes.remove(node)
 
     def kill_head(self) -> None:
-        """kill -9 of the head: the cluster's memory, and the raylet that a driver here is joined by."""
+        """Kill the head with SIGKILL: the state of the cluster, and the raylet that drivers connect to."""
         self._ask("kill-head")
 
     def node_of(self, pid: int) -> int | None:
-        """The node that a worker belongs to; None where it has ended, or is no worker of this cluster."""
-        parent = _parent(pid)
+        """Return the node of a worker, or None if the worker has ended or belongs to another cluster."""
+        parent = parent_of(pid)
         return parent if parent in self.nodes else None
 
 
-def _parent(pid: int) -> int | None:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    return None
-
-
 def _kill(pids: Sequence[int]) -> None:
-    """Kill processes and their children, all before any of them can tell another."""
-    parents = {int(path.name): _parent(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
-    for pid in (*pids, *(pid for pid, parent in parents.items() if parent in pids)):
+    """Kill processes and their children.
+
+    The children are found first, so that all are killed before one can react to the end of another.
+    """
+    children = [pid for pid, parent in parents().items() if parent in pids]
+    for pid in (*pids, *children):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:
+    """Run a cluster by the commands on standard input, until its end."""
     from ray.cluster_utils import Cluster as RayCluster
 
     cluster = RayCluster(shutdown_at_exit=False)
@@ -159,10 +168,10 @@ def main() -> None:
         )
 
     def add(cpus: int, *assignments: str) -> Any:
-        variables = dict(each.split("=") for each in assignments)
+        variables = dict(assignment.split("=") for assignment in assignments)
         try:
             node = start(cpus, variables)
-        except Exception as error:  # Ray gives a node 30 s, which a busy machine may take
+        except Exception as error:  # Ray waits 30 s for a node, which is too short on a busy machine
             if "timed out during startup" not in str(error):
                 raise
             node = start(cpus, variables)
@@ -172,14 +181,14 @@ def main() -> None:
 
     def kill(node: Any) -> None:
         _kill(pids_of(node))
-        cluster.remove_node(node, allow_graceful=False)  # which also waits for them
+        cluster.remove_node(node, allow_graceful=False)  # it also waits for the processes
 
     for line in sys.stdin:
         command, *rest = line.split()
         answer: Any = None
         if command == "head":
             raylet = add(int(rest[0]))
-            answer = cluster.address, raylet
+            answer = (cluster.address, raylet)
         elif command == "add":
             answer = add(int(rest[0]), *rest[1:])
         elif command == "kill":
@@ -187,7 +196,8 @@ def main() -> None:
         elif command == "kill-head":
             kill(cluster.head_node)
         print(json.dumps(answer), flush=True)
-    os.killpg(0, signal.SIGKILL)  # whoever asked has died without a word
+    # The input has ended because the process that started the cluster has died.
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

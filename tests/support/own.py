@@ -1,4 +1,4 @@
-"""Parts of a user's own, in a file outside the package."""
+"""Custom components, as users write them in their own files."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Huber:
 
 @dataclass(frozen=True)
 class Spread:
-    """A term: how far the class features are from each other."""
+    """Loss term: mean similarity of the class features."""
 
     weight: float
     name: str = "spread"
@@ -67,7 +67,7 @@ class Wide:
 
 
 def write_parts(folder: Path, name: str) -> Path:
-    """FOLDER/NAME.py; returns its path."""
+    """Write the components to FOLDER/NAME.py. Return its path."""
     path = folder / f"{name}.py"
     path.write_text(PARTS)
     return path

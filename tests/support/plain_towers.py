@@ -1,4 +1,7 @@
-"""open_clip's own towers with prompts among their tokens, by hooks: every token in every layer."""
+"""Towers of open_clip with prompts, which hooks put among the tokens.
+
+Unlike the towers of the package, they compute all tokens in all layers.
+"""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,12 +12,19 @@ from torch import Tensor, nn
 
 
 def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: int) -> Tensor:
-    """All tokens from their ids; prompts replace those after the start."""
+    """Return the features of texts in which prompts replace tokens.
+
+    Args:
+        model: open_clip model.
+        ids: (C, L) token ids.
+        prompts: (P, width) prompt tokens, by the layer whose input they are put into.
+        start: Position of the first replaced token.
+    """
     tower = model.text if hasattr(model, "text") else model
 
     def put(x: Tensor, prompt: Tensor) -> Tensor:
-        each = prompt.expand(len(x), -1, -1)
-        return torch.cat([x[:, :start], each, x[:, start + len(prompt) :]], dim=1)
+        rows = prompt.expand(len(x), -1, -1)
+        return torch.cat([x[:, :start], rows, x[:, start + len(prompt) :]], dim=1)
 
     with ExitStack() as hooks:
         for layer, prompt in prompts.items():
@@ -29,20 +39,38 @@ def plain_text(model: Any, ids: Tensor, prompts: Mapping[int, Tensor], start: in
 
 
 def plain_image(model: Any, pixels: Tensor, prompts: Mapping[int, Tensor]) -> Tensor:
-    """Prompts behind the image's own tokens, before the first LayerNorm if there is one; none is pooled."""
+    """Return the features of images with prompts after the image's tokens.
+
+    Prompts of the first layer go through the LayerNorm before it, if there is one. Pooling ignores prompts.
+
+    Args:
+        model: open_clip model with patches of 8 pixels. Its vision tower is open_clip's or timm's.
+        pixels: (B, 3, H, H) normalized images.
+        prompts: (P, width) prompt tokens, by the layer whose input they are put into.
+    """
     trunk = getattr(model.visual, "trunk", None)
-    blocks = model.visual.transformer.resblocks if trunk is None else trunk.blocks
-    before: nn.Module = model.visual.ln_pre if trunk is None else trunk.norm_pre
-    num_own = (pixels.shape[-1] // 8) ** 2 + (trunk is None or trunk.cls_token is not None)
+    before_blocks: nn.Module
+    if trunk is None:
+        blocks = model.visual.transformer.resblocks
+        before_blocks = model.visual.ln_pre
+        has_class_token = True
+    else:
+        blocks = trunk.blocks
+        before_blocks = trunk.norm_pre
+        has_class_token = trunk.cls_token is not None
+    num_own = (pixels.shape[-1] // 8) ** 2
+    if has_class_token:
+        num_own += 1
 
     def put(x: Tensor, prompt: Tensor) -> Tensor:
         return torch.cat([x[:, :num_own], prompt.expand(len(x), -1, -1)], dim=1)
 
     with ExitStack() as hooks:
         for layer, prompt in prompts.items():
-            where = blocks[layer] if layer else before
-            hook = where.register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
+            module = before_blocks if layer == 0 else blocks[layer]
+            hook = module.register_forward_pre_hook(lambda m, a, p=prompt: (put(a[0], p), *a[1:]))
             hooks.callback(hook.remove)
-        hooks.callback(blocks[-1].register_forward_hook(lambda m, a, x: x[:, :num_own]).remove)
+        without_prompts = blocks[-1].register_forward_hook(lambda m, a, x: x[:, :num_own])
+        hooks.callback(without_prompts.remove)
         features: Tensor = model.encode_image(pixels, normalize=False)
     return features

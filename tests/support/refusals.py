@@ -1,4 +1,4 @@
-"""A disk that refuses: each call that writes below a folder can be the one where it begins to."""
+"""A disk that refuses to write. Tests choose the call from which on it refuses."""
 
 import builtins
 import errno
@@ -12,13 +12,19 @@ from typing import Any
 
 import pytest
 
-_NEW = frozenset({"mkdir", "open", "write", "fsync"})
-_ALL = _NEW | {"replace", "unlink"}
+_NEED_SPACE = frozenset({"mkdir", "open", "write", "fsync"})
+_ALL = _NEED_SPACE | {"replace", "unlink"}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why calls are refused, which kinds of them, and whether only one is (else: all from the first on)."""
+    """A way in which a disk refuses calls.
+
+    Args:
+        errno: Error number of refused calls.
+        kinds: Kinds of calls that are refused.
+        once: True to refuse one call. Otherwise, all calls from this one on are refused.
+    """
 
     errno: int
     kinds: frozenset[str]
@@ -26,11 +32,12 @@ class Fault:
 
     @property
     def reason(self) -> str:
+        """Message of the error."""
         return os.strerror(self.errno)
 
 
 FAULTS = {
-    "full": Fault(errno.ENOSPC, _NEW),
+    "full": Fault(errno.ENOSPC, _NEED_SPACE),
     "read-only": Fault(errno.EROFS, _ALL),
     "forbidden": Fault(errno.EACCES, _ALL - {"write", "fsync"}),
     "ill": Fault(errno.EIO, _ALL, once=True),
@@ -38,13 +45,18 @@ FAULTS = {
 
 
 class RefusingDisk:
-    """Counts the calls that write below `folder`, whoever makes them in Python, and refuses some.
+    """Disk that counts the calls of Python code that write below a folder, and refuses some of them.
 
-    These are the call of number `first` (1-based) and, but for `once`, all after it. A write that is refused
-    leaves half of what was to be written, as a full disk does.
+    A refused write writes half of its content, as a full disk does.
+
+    Args:
+        folder: Folder in which calls are counted.
+        patch: Fixture that replaces the functions of Python.
+        fault: Way in which calls are refused.
+        first: Number of the first refused call, counted from 1 among the calls of the fault's kinds.
 
     Attributes:
-        refused: The calls that were refused, as (kind, file's name).
+        refused: Refused calls, as (kind, name of the file).
     """
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, fault: Fault, first: int) -> None:
@@ -53,56 +65,67 @@ class RefusingDisk:
         self._first = first
         self._num_calls = 0
         self.refused: list[tuple[str, str]] = []
-        opened = io.open
-
-        def open_(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
-            if not set("wax+") & set(mode) or not self._is_here(file):
-                return opened(file, mode, *args, **options)
-            self._check("open", file)
-            return _File(opened(file, mode, *args, **options), lambda: self._check("write", file))
-
-        patch.setattr(io, "open", open_)
-        patch.setattr(builtins, "open", open_)
+        patch.setattr(builtins, "open", self._checked_open(io.open))
+        patch.setattr(io, "open", builtins.open)
         for kind in ("mkdir", "replace", "unlink"):
             patch.setattr(os, kind, self._checked(kind, getattr(os, kind)))
-        synced = os.fsync
-
-        def fsync(handle: int) -> None:
-            self._check("fsync", os.readlink(f"/proc/self/fd/{handle}"))
-            synced(handle)
-
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "fsync", self._checked_fsync(os.fsync))
 
     def _is_here(self, file: Any) -> bool:
         return isinstance(file, str | Path) and str(file).startswith(self._folder)
 
+    def _checked_open(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+            can_write = not set("wax+").isdisjoint(mode)
+            if not can_write or not self._is_here(file):
+                return call(file, mode, *args, **options)
+            self._check("open", file)
+            return _File(call(file, mode, *args, **options), lambda: self._check("write", file))
+
+        return checked
+
+    def _checked_fsync(self, call: Callable[[int], None]) -> Callable[[int], None]:
+        def checked(descriptor: int) -> None:
+            self._check("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+            call(descriptor)
+
+        return checked
+
     def _checked(self, kind: str, call: Callable[..., None]) -> Callable[..., None]:
         def checked(path: Any, *args: Any, **options: Any) -> None:
-            if self._is_here(path) and not (kind == "mkdir" and os.path.exists(path)):
+            changes_nothing = kind == "mkdir" and os.path.exists(path)
+            if self._is_here(path) and not changes_nothing:
                 self._check(kind, path)
             call(path, *args, **options)
 
         return checked
 
     def _check(self, kind: str, path: Any) -> None:
+        """Count a call.
+
+        Raises:
+            OSError: The call is refused.
+        """
         if kind not in self._fault.kinds:
             return
         self._num_calls += 1
-        if self._num_calls == self._first or (self._num_calls > self._first and not self._fault.once):
+        is_first = self._num_calls == self._first
+        is_later = self._num_calls > self._first
+        if is_first or (is_later and not self._fault.once):
             self.refused.append((kind, Path(path).name))
             raise OSError(self._fault.errno, self._fault.reason, str(path))
 
 
 class _File:
-    """An open file that asks before it writes."""
+    """An open file that calls `check` before each write."""
 
-    def __init__(self, file: Any, ask: Callable[[], None]) -> None:
+    def __init__(self, file: Any, check: Callable[[], None]) -> None:
         self._file = file
-        self._ask = ask
+        self._check = check
 
     def write(self, content: Any) -> int:
         try:
-            self._ask()
+            self._check()
         except OSError:
             self._file.write(content[: len(content) // 2])
             raise

@@ -1,4 +1,4 @@
-"""Results without runs: a grid, and accuracies for each of its runs."""
+"""Grids of runs, and finished runs with accuracies that tests choose."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +15,9 @@ from tune.reproduce.grid import PROTOCOLS, Grid
 PUBLISHED_BACKBONE = {"backbone.name": "ViT-B-16-quickgelu", "backbone.pretrained": "openai"}
 """Settings of the backbone of all published accuracies."""
 UNTRAINED = frozenset({"zero-shot", "zero-shot-ensemble"})
+"""Methods that train nothing."""
 RUNS = Path("runs")
+"""Folder of the runs of grids. It need not exist."""
 
 
 @cache
@@ -39,7 +41,11 @@ def make_grid(
     """Return a grid of runs with the published backbone.
 
     Args:
-        datasets, shots: Default: those of the protocol.
+        protocol: Name of the protocol.
+        methods: Names of the methods.
+        seeds: Seeds of each method.
+        datasets: Names of the datasets. Default: those of the protocol.
+        shots: Numbers of training images per class. Default: those of the protocol.
         settings: Further settings of all runs by dotted key. They take precedence over the published ones.
     """
     chosen = PROTOCOLS[protocol]
@@ -54,8 +60,8 @@ def make_grid(
                     **PUBLISHED_BACKBONE,
                     "data.name": dataset,
                     "data.shots": num_shots,
-                    **(settings or {}),
                 }
+                all_settings.update(settings or {})
                 configs[method, dataset, num_shots] = configured(protocol, method, *all_settings.items())
     return Grid(chosen, datasets=datasets, source=chosen.source, shots=shots, configs=configs, seeds=seeds)
 
@@ -64,13 +70,17 @@ def finished(job: Job, value: Callable[[Config, str], float]) -> FinishedRun:
     """Return a finished run of a job.
 
     Args:
+        job: The job.
         value: Function of the configuration and the name of an evaluation set ("base", "new" or "all") or of
             another dataset on which the run is tested. It returns the accuracy in percent.
     """
     config = job.config
     sets = ("base", "new") if job.objective == "final" else ("all",)
+    last_epoch: dict[str, float] = {"epoch": 1}
+    if config.method not in UNTRAINED:
+        last_epoch["direct_ce"] = 0.5
     result = RunResult(
-        last_epoch={"epoch": 1} if config.method in UNTRAINED else {"epoch": 1, "direct_ce": 0.5},
+        last_epoch=last_epoch,
         accuracies={name: value(config, name) for name in sets},
         images={},
         history=(),

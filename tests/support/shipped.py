@@ -1,4 +1,4 @@
-"""The files of clusters/, what they must agree on, and a damaged copy of one."""
+"""The files of clusters/, damaged copies of them, and checks of the commands in them."""
 
 import importlib.util
 import re
@@ -38,24 +38,25 @@ SMALL_STUDY = [
     "",
 ]
 """Options of a study that takes seconds: short trials, no reruns and no final test."""
-USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # typer does not name it itself
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""Error of typer for an unusable command line. typer does not export it."""
 IMAGE = f"registry.example.com/prometar:{TAG}"
 
 
 def text_of(name: str) -> str:
-    """A file of clusters/."""
+    """Return the content of a file of clusters/."""
     return (CLUSTERS / name).read_text("utf-8")
 
 
 def damaged(name: str, old: str, new: str) -> str:
-    """A file of clusters/ with its first `old` replaced."""
+    """Return the content of a file of clusters/ with its first `old` replaced by `new`."""
     text = text_of(name)
     assert old in text, f"{name} has no {old!r} to damage"
     return text.replace(old, new, 1)
 
 
 def script(name: str) -> ModuleType:
-    """A script of clusters/, which is no package, as a module."""
+    """Import a script of clusters/, which is not a package."""
     spec = importlib.util.spec_from_file_location(f"clusters_{name}", CLUSTERS / f"{name}.py")
     assert spec
     assert spec.loader
@@ -65,20 +66,23 @@ def script(name: str) -> ModuleType:
 
 
 def ray_requirement() -> Requirement:
-    """What pyproject.toml asks of Ray on a cluster, with the extras of studies and clusters."""
-    extras = PYPROJECT["optional-dependencies"]
-    study, cluster = (
-        next(r for r in map(Requirement, extras[e]) if r.name == "ray") for e in ("study", "cluster")
-    )
-    study.extras |= cluster.extras
-    return study
+    """Return the requirement of Ray on a cluster: that of pyproject.toml, with the extras of both groups."""
+    requirement = _ray_of("study")
+    requirement.extras |= _ray_of("cluster").extras
+    return requirement
+
+
+def _ray_of(group: str) -> Requirement:
+    """Return the requirement of Ray in a group of optional dependencies."""
+    requirements = [Requirement(text) for text in PYPROJECT["optional-dependencies"][group]]
+    return next(requirement for requirement in requirements if requirement.name == "ray")
 
 
 def study_options(command: str) -> dict[str, Any]:
-    """What search.py makes of a command that may begin with wait.py; nothing is run.
+    """Parse a command of search.py, which may begin with wait.py. Return its options. Nothing is run.
 
     Raises:
-        ValueError: an option that search.py does not take.
+        ValueError: search.py refuses an option.
     """
     words = shlex.split(command)
     if words[1].endswith("clusters/wait.py"):
@@ -88,17 +92,24 @@ def study_options(command: str) -> dict[str, Any]:
     assert (ROOT / words[1].removeprefix("/home/ray/prometar/")).is_file()
     try:
         options = typer.main.get_command(app).make_context("search.py", words[2:]).params
-        StudyConfig.of(**{name: value for name, value in options.items() if value and name != "plan"})
+        given = {name: value for name, value in options.items() if value and name != "plan"}
+        StudyConfig.of(**given)
     except (USAGE_ERROR, PrometarError) as error:
         raise ValueError(f"search.py: {error}") from None
     return options
 
 
 def check_study(command: str, shared: str) -> None:
-    """A study that joins the running cluster, and whose data and state lie below `shared`.
+    """Check that a command starts a study as a cluster requires.
+
+    It must join the running cluster, keep its data and results below `shared`, and show no password.
+
+    Args:
+        command: Command of search.py, which may begin with wait.py.
+        shared: Folder that outlives the cluster.
 
     Raises:
-        ValueError: it does not.
+        ValueError: The command does not meet a requirement.
     """
     options = study_options(command)
     if options["address"] is None:
@@ -106,5 +117,6 @@ def check_study(command: str, shared: str) -> None:
     for name in ("out", "data_root"):
         if not str(options[name]).startswith(f"{shared}/"):
             raise ValueError(f"--{name.replace('_', '-')} {options[name]} is lost with the cluster")
-    if re.search(r"//[^/]*:[^/]*@", options["storage"] or ""):
+    storage = options["storage"] or ""
+    if re.search(r"//[^/]*:[^/]*@", storage):
         raise ValueError("--storage shows a password")

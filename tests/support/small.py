@@ -1,6 +1,6 @@
 """Small runs on a backbone with two small layers per tower and random weights.
 
-It takes a quarter of the time of `mini`.
+They take a quarter of the time of runs with `mini`.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from tests.support import tiny
 
 NAME = "tiny-plain"
 
-factory._MODEL_CONFIGS[NAME] = tiny.config(layers=2)  # in this process alone
+factory._MODEL_CONFIGS[NAME] = tiny.config(layers=2)  # known only in this process
 
 BACKBONE: dict[str, Any] = {"backbone.name": NAME, "backbone.pretrained": "random"}
-"""Settings that choose it."""
+"""Settings of the backbone."""
 
 SMALL: dict[str, Any] = {
     **BACKBONE,
@@ -33,7 +33,14 @@ SMALL: dict[str, Any] = {
 def small_run(
     method: str = "prometar", objective: str = "drift", *, shared: RunCache | None = None, **values: Any
 ) -> Run:
-    """A run on the rendered `cells`; `train__epochs=2` is a setting."""
+    """Return a run on the rendered `cells`.
+
+    Args:
+        method: Name of the method.
+        objective: Objective of the run.
+        shared: Cache that several runs share.
+        values: Settings. `train__epochs=2` is the setting `train.epochs`.
+    """
     dotted = {key.replace("__", "."): value for key, value in values.items()}
     config = Config(method=method).override({**SMALL, **dotted})
     return build_run(config, objective, val_per_class=1, shared=shared)
@@ -48,4 +55,5 @@ def train(session: Session) -> list[dict[str, Any]]:
 
 
 def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+    """Return a history without the durations of epochs, which differ between equal runs."""
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in history]

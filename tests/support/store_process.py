@@ -15,6 +15,13 @@ from tune.store.storage import convert_db_errors
 
 
 def drive(out: Path, url: str, hanging: set[int]) -> None:
+    """Run trials until the store has no more, or only hanging ones are left.
+
+    Args:
+        out: Parent of the study's folder.
+        url: URL of the database.
+        hanging: Numbers of trials that never end.
+    """
     with convert_db_errors(url):
         store = open_store(out, url=url, trials=4)
         running: list[FrozenTrial] = []
@@ -28,18 +35,20 @@ def drive(out: Path, url: str, hanging: set[int]) -> None:
                 return
             able = [trial for trial in running if trial.number not in hanging]
             if able:
-                store.report(able[0].number, report(able[0]))
-                running.remove(able[0])
+                trial = able[0]
+                store.report(trial.number, report(trial))
+                running.remove(trial)
             else:
                 print("hanging", *(trial.number for trial in running), flush=True)
-                while True:
+                while True:  # until the test kills this process
                     store.add_seconds(0.01)
                     time.sleep(0.01)
 
 
 if __name__ == "__main__":
+    out, url, *numbers = sys.argv[1:]
     try:
-        drive(Path(sys.argv[1]), sys.argv[2], set(map(int, sys.argv[3:])))
+        drive(Path(out), url, {int(number) for number in numbers})
     except PrometarError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

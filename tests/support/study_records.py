@@ -1,4 +1,4 @@
-"""Records of made-up studies, to test reports. `rich` can contain hostile names."""
+"""Records of invented studies, to test reports. `small` and `rich` are whole studies."""
 
 import math
 import random
@@ -35,6 +35,7 @@ from tune.stages.final_test import _compare, choose_verdict
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
+"""Like `SCRIPT`, a name that runs a script in a page that does not escape it."""
 RANGES: dict[str, dict[str, Any]] = {
     "regularizer.kind": {"type": "choice", "choices": ["l1", "l2", "none"]},
     "regularizer.text_weight": {
@@ -58,7 +59,7 @@ DEFAULT: dict[str, Any] = {
 
 
 def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
-    """study.yaml of a study with these options."""
+    """Return the record of a study with options of `StudyConfig.of`."""
     config = StudyConfig.of(**{"dataset": ["dtd"], "trials": 60, "space": build_space(ranges), **options})
     return StudyRecord(
         config=config,
@@ -72,7 +73,7 @@ def study(ranges: Mapping[str, Any] = RANGES, **options: Any) -> StudyRecord:
 
 
 def settings_of(number: int) -> dict[str, Any]:
-    """Default settings for trial 0, sampled ones for others."""
+    """Return the settings of a trial: the default ones for trial 0, and random ones for other numbers."""
     if number == 0:
         return dict(DEFAULT)
     rng = random.Random(number)
@@ -89,22 +90,40 @@ def settings_of(number: int) -> dict[str, Any]:
 
 
 def run(dataset: str, seed: int, settings: Mapping[str, Any], base: float = 0, new: float = 0) -> RunScore:
-    """A run whose accuracies follow from its settings. `base`, `new`: additional points."""
+    """Return a run whose accuracies are a function of its settings, plus noise.
+
+    Args:
+        dataset: Name of the dataset, which affects the noise.
+        seed: Seed of the run, which affects the noise.
+        settings: Settings of the run.
+        base: Points to add to the base accuracy.
+        new: Points to add to the new accuracy.
+    """
     noise = random.Random(f"{dataset} {seed} {sorted(settings.items())}")
     rate = math.log10(settings["optim.lr"]) + 2.3
     weight = math.log10(settings.get("regularizer.text_weight", 0.1)) / 2.3
     depth = settings["prompts.text_depth"]
     base += 78 - 5 * rate**2 - 3 * weight + 0.3 * depth + noise.gauss(0, 0.6)
     new += 64 - 3 * max(0, rate) ** 2 + 6 * weight - 0.4 * depth + noise.gauss(0, 0.8)
-    harmonic = 2 * base * new / (base + new)
-    return RunScore(dataset, seed, base, new, harmonic, seconds=900.0, cpus=2.0, gpus=0.5)
+    harmonic_mean = 2 * base * new / (base + new)
+    return RunScore(
+        dataset=dataset,
+        seed=seed,
+        base=base,
+        new=new,
+        objective=harmonic_mean,
+        seconds=900.0,
+        cpus=2.0,
+        gpus=0.5,
+    )
 
 
 CLASSES = {"base": ("banded", "blotchy", "dotted"), "new": ("waffled", "zigzagged")}
+"""Class names of the final test."""
 
 
 def with_metrics(score: RunScore, classes: Mapping[str, Sequence[str]] = CLASSES) -> RunScore:
-    """A run of the final test with metrics of 40 images per class."""
+    """Return a run with the metrics of a final test, on 40 images per class."""
     rng = np.random.default_rng(score.seed)
     metrics = {}
     for part, names in classes.items():
@@ -120,10 +139,19 @@ def with_metrics(score: RunScore, classes: Mapping[str, Sequence[str]] = CLASSES
 def trial(
     number: int, state: Any = "COMPLETE", datasets: Sequence[str] = ("dtd",), **changes: Any
 ) -> TrialRecord:
-    """A trial on these datasets and two seeds."""
+    """Return a trial with two seeds.
+
+    Args:
+        number: Number of the trial.
+        state: State: "COMPLETE", "PRUNED" or "FAIL".
+        datasets: Names of the datasets.
+        changes: Fields of the record to replace. Runs follow from `settings`.
+    """
     settings = changes.pop("settings", settings_of(number))
     epochs = {"COMPLETE": 5, "PRUNED": 2, "FAIL": 0}[state]
-    runs = tuple(run(name, seed, settings) for name in datasets for seed in (0, 1)) if epochs else ()
+    runs: tuple[RunScore, ...] = ()
+    if state != "FAIL":
+        runs = tuple(run(name, seed, settings) for name in datasets for seed in (0, 1))
     objective = mean_of(runs)
     start = datetime(2026, 1, 1) + timedelta(minutes=7 * number)
     record = TrialRecord(
@@ -135,7 +163,7 @@ def trial(
         base=mean_of(runs, "base"),
         new=mean_of(runs, "new"),
         epoch=epochs,
-        scores_by_epoch={e: (objective or 0.0) - 8 * 0.5**e for e in range(1, epochs + 1)},
+        scores_by_epoch={epoch: (objective or 0.0) - 8 * 0.5**epoch for epoch in range(1, epochs + 1)},
         runs=runs,
         seconds=120.0 * epochs + number,
         started=start,
@@ -145,30 +173,22 @@ def trial(
 
 
 def confirmation(trials: Sequence[TrialRecord]) -> Confirmation:
-    """Confirmation of the three best trials and the baseline, with seeds 1000 and 1001."""
+    """Return the confirmation of the three best trials and the baseline, with the seeds 1000 and 1001."""
+    seeds = (1000, 1001)
     best = rank_completed(trials)
-    chosen = [*best[:3], *(each for each in best[3:] if each.is_baseline)]
-    candidates = tuple(
-        Candidate(
-            t.number,
-            t.is_baseline,
-            t.settings,
-            (
-                *t.runs,
-                *(
-                    run(name, seed, t.settings)
-                    for name in dict.fromkeys(r.dataset for r in t.runs)
-                    for seed in (1000, 1001)
-                ),
-            ),
-        )
-        for t in chosen
-    )
-    return Confirmation((1000, 1001), candidates, max(candidates, key=lambda each: each.mean or 0.0).number)
+    confirmed = [*best[:3], *(each for each in best[3:] if each.is_baseline)]
+    candidates = []
+    for each in confirmed:
+        datasets = dict.fromkeys(score.dataset for score in each.runs)
+        new_runs = [run(name, seed, each.settings) for name in datasets for seed in seeds]
+        runs = (*each.runs, *new_runs)
+        candidates.append(Candidate(each.number, each.is_baseline, each.settings, runs))
+    best_candidate = max(candidates, key=lambda each: each.mean or 0.0)
+    return Confirmation(seeds, tuple(candidates), best_candidate.number)
 
 
 def candidate(number: int) -> Candidate:
-    """Candidate with the settings of a trial, without runs."""
+    """Return a candidate with the settings of a trial, without runs."""
     return Candidate(number, number == 0, settings_of(number), ())
 
 
@@ -180,25 +200,38 @@ def final_test(
     classes: Mapping[str, Sequence[str]] = CLASSES,
     **changes: Any,
 ) -> FinalTest:
-    """Final test. `shifts`: gains of the selected settings in base and new accuracy, by dataset."""
-    same = selected.is_baseline
+    """Return a final test.
+
+    Args:
+        selected: Selected settings. If they are the baseline, nothing is compared.
+        shifts: Gains of the selected settings in base and new accuracy (points), by dataset.
+        seeds: Seeds of the final test.
+        classes: Base and new class names.
+        changes: Fields of the final test to replace.
+    """
     datasets: dict[str, DatasetTest] = {}
     for name, shift in shifts.items():
-        baseline = tuple(with_metrics(run(name, seed, DEFAULT), classes) for seed in seeds)
-        shifted = tuple(run(name, seed, DEFAULT, *shift) for seed in seeds)
-        shifted = tuple(replace(each, base=(each.base or 0) + 0.3 * (each.seed % 3)) for each in shifted)
-        shifted = tuple(with_metrics(each, classes) for each in shifted)
-        datasets[name] = _compare(
-            baseline, baseline if same else shifted, published=None, alpha=None if same else 0.05
-        )
-    difference = None if same else t_interval(list(mean_differences(datasets.values()).values()))
+        baseline_runs = tuple(with_metrics(run(name, seed, DEFAULT), classes) for seed in seeds)
+        if selected.is_baseline:
+            datasets[name] = _compare(baseline_runs, baseline_runs, published=None, alpha=None)
+            continue
+        selected_runs = []
+        for seed in seeds:
+            shifted = run(name, seed, DEFAULT, *shift)
+            # The differences of seed pairs must have a variance.
+            shifted = replace(shifted, base=(shifted.base or 0) + 0.3 * (seed % 3))
+            selected_runs.append(with_metrics(shifted, classes))
+        datasets[name] = _compare(baseline_runs, tuple(selected_runs), published=None, alpha=0.05)
+    difference = None
+    if not selected.is_baseline:
+        difference = t_interval(list(mean_differences(datasets.values()).values()))
     verdict = choose_verdict(selected, difference, selected_failed=False)
     test = FinalTest(tuple(seeds), 10, selected, datasets, difference, verdict)
     return replace(test, **changes)
 
 
 def write(folder: Path, records: Records) -> Path:
-    """Write all records into a folder."""
+    """Write all records into a folder. Return the folder."""
     for each in (records.study, *records.trials, records.confirmation, records.final_test):
         if each:
             StudyFolder(folder).write(each)
@@ -206,47 +239,65 @@ def write(folder: Path, records: Records) -> Path:
 
 
 def small(folder: Path, base: float = 3.0, new: float = 2.0, *, selected: int = 1, **options: Any) -> Records:
-    """Study of four trials. In the final test, trial `selected` gains `base` and `new` points of accuracy."""
+    """Return the records of a study of four trials.
+
+    Args:
+        folder: Folder of the study. Nothing is written.
+        base: Gain of the selected settings in base accuracy (points) in the final test.
+        new: Gain in new accuracy (points).
+        selected: Number of the selected trial. 0 is the baseline.
+        options: Options of `study`.
+    """
     trials = (trial(0), trial(1), trial(2, "PRUNED"), trial(3, "FAIL", reason="the loss is nan"))
-    candidates = tuple(Candidate(t.number, t.is_baseline, t.settings, t.runs) for t in trials[:2])
+    candidates = tuple(
+        Candidate(each.number, each.is_baseline, each.settings, each.runs) for each in trials[:2]
+    )
     test = final_test(candidate(selected), {"dtd": (base, new)})
     return Records(folder, study(**options), trials, Confirmation((1000,), candidates, selected), test)
 
 
 def rich(folder: Path, *, hostile: bool = False, **options: Any) -> Path:
-    """A study of 60 trials on two datasets with conditional settings, failed and pruned trials, all stages.
+    """Write the records of a study of 60 trials on two datasets. Return its folder.
 
-    With `hostile`, every name that comes from outside tries to be a script.
+    It has all stages, conditional settings, and failed and pruned trials.
+
+    Args:
+        folder: Folder of the study.
+        hostile: True to insert scripts into all names that come from users.
+        options: Options of `study`.
     """
-    evil, image = (SCRIPT, IMAGE) if hostile else ("", "")
-    datasets = [f"dtd{evil}", f"eurosat{image}"]
-    ranges = {**RANGES, "regularizer.kind": {"type": "choice", "choices": ["l1", f"l2{evil}", "none"]}}
-    ranges["regularizer.text_weight"] = {
-        **RANGES["regularizer.text_weight"],
-        "when": {"regularizer.kind": ["l1", f"l2{evil}"]},
+    script = SCRIPT if hostile else ""
+    image = IMAGE if hostile else ""
+    datasets = [f"dtd{script}", f"eurosat{image}"]
+    l2 = f"l2{script}"
+    weight_range = {**RANGES["regularizer.text_weight"], "when": {"regularizer.kind": ["l1", l2]}}
+    ranges = {
+        **RANGES,
+        "regularizer.kind": {"type": "choice", "choices": ["l1", l2, "none"]},
+        "regularizer.text_weight": weight_range,
     }
     trials = []
     for number in range(60):
         settings = settings_of(number)
         if settings["regularizer.kind"] == "l2":
-            settings["regularizer.kind"] = f"l2{evil}"
+            settings["regularizer.kind"] = l2
         state = "COMPLETE"
         changes = {}
         if number % 4 == 3:
             state = "PRUNED"
         elif number in (10, 41):
             state = "FAIL"
-            changes = {"reason": f"the loss is nan, class 'zig{evil}' {image}"}
+            changes = {"reason": f"the loss is nan, class 'zig{script}' {image}"}
         trials.append(trial(number, state, datasets, settings=settings, **changes))
-    trials[5] = replace(trials[5], notes=(f"out of memory: larger share {evil}",))
+    trials[5] = replace(trials[5], notes=(f"out of memory: larger share {script}",))
     confirmed = confirmation(trials)
     shifts = {datasets[0]: (9.0, -6.0), datasets[1]: (2.0, 1.0)}
-    classes = {part: [f"{name}{evil}{image}" for name in names] for part, names in CLASSES.items()}
+    classes = {part: [f"{name}{script}{image}" for name in names] for part, names in CLASSES.items()}
     test = final_test(confirmed.selected_candidate, shifts, classes=classes)
     record = study(ranges, **options)
     search = record.config.search.model_copy(update={"datasets": tuple(datasets)})
     config = record.config.model_copy(update={"search": search})
-    record = replace(record, config=config, command=f"python tune/search.py --study '{evil}{image}'")
+    record = replace(record, config=config, command=f"python tune/search.py --study '{script}{image}'")
     return write(folder, Records(folder, record, tuple(trials), confirmed, test))
 
 
@@ -255,7 +306,15 @@ Score = Callable[[int, Config], float | str]
 
 
 def runner(score: Score) -> tuple[Callable[[Stage], dict[str, str]], list[str]]:
-    """Return a function that writes the results of a stage with `score`, and the jobs that it has run."""
+    """Return a function that runs the jobs of a stage without training.
+
+    Args:
+        score: Function that returns the objective of a job, or the reason of its failure.
+
+    Returns:
+        A function that writes the results of a stage and returns the reasons of failures by job name, and the
+        list of the names of all jobs that it has run.
+    """
     names: list[str] = []
 
     def run_stage(stage: Stage) -> dict[str, str]:

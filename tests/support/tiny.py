@@ -1,4 +1,4 @@
-"""A tiny random open_clip model in float64, and the same model as our frozen towers."""
+"""A tiny open_clip model with random weights, and the same model as the frozen towers of the package."""
 
 from functools import cache
 from typing import Any
@@ -22,6 +22,7 @@ def config(*, layers: int = 3, quick_gelu: bool = True) -> dict[str, Any]:
 
 
 def open_clip_model(*, layers: int = 3) -> CLIP:
+    """Return the model in float64."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CLIP(**config(layers=layers))
@@ -32,10 +33,11 @@ def open_clip_model(*, layers: int = 3) -> CLIP:
 
 
 def towers(model: CLIP) -> Clip:
+    """Return the frozen towers of the package with the weights of a model."""
     return from_state_dict(model.state_dict(), clip_architecture(config()))
 
 
 @cache
 def backbone(dtype: torch.dtype = torch.float32) -> Backbone:
-    """Return the tiny backbone. Cached, because no test changes its tensors."""
+    """Return the model as a backbone. It is cached, because no test changes its tensors."""
     return Backbone("tiny", towers(open_clip_model()).to(dtype))

@@ -1,10 +1,11 @@
-"""Plain transcriptions of TCP, MMA, MMRL, DePT and CoPrompt, to compare speed and memory with.
+"""Plain transcriptions of TCP, MMA, MMRL, DePT and CoPrompt, with which speed and memory are compared.
 
 They are what a user would write from the official code: whole sequences of 77 tokens through both towers, one
 loss, autograd, and an optimizer of torch. Frozen weights require no gradients, torch's fused attention is
-used, and frozen text features are computed once, as in the official code. Leaves have our names.
+used, and frozen text features are computed once, as in the official code. The learned tensors have the names
+that they have in the package.
 
-`tests/parity/test_transcriptions.py` compares them with recordings of the official code, and with our step.
+`tests/parity/test_transcriptions.py` compares them with recordings of the official code and with the package.
 """
 
 from abc import ABC, abstractmethod
@@ -29,11 +30,12 @@ Beside = Callable[[int, Tensor], Tensor | None]
 
 
 def unchanged(index: int, x: Tensor) -> Tensor:
+    """Return the input of a block as it is."""
     return x
 
 
 def nothing(index: int, normed: Tensor) -> None:
-    return None
+    """Add nothing to the output of a block."""
 
 
 @dataclass
@@ -99,6 +101,7 @@ class Transcription(ABC):
         return self.leaves[name].to(self.clip.dtype)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
+        """Apply the learned linear layer `name`."""
         return F.linear(x, self.leaves[f"{name}.weight"], self.leaves[f"{name}.bias"])
 
     def _text(
@@ -119,25 +122,30 @@ class Transcription(ABC):
 
     @torch.no_grad()
     def _frozen_image(self, images: Tensor) -> Tensor:
+        """Return the normalized image features (B, E) of the frozen CLIP."""
         return F.normalize(self._image(images), dim=-1)
 
     def _image_tokens(self, images: Tensor) -> Tensor:
+        """Return the class token and the patches (B, 1 + patches, D), with positions."""
         clip = self.clip
         patches = F.conv2d(images, clip.patch_weight, stride=clip.patch_weight.shape[-1])
         x = patches.flatten(2).transpose(1, 2)
         return torch.cat([clip.class_embedding.expand(len(x), 1, -1), x], dim=1) + clip.vision_positions
 
     def _pre(self, x: Tensor) -> Tensor:
+        """Apply the LayerNorm before the blocks of the vision tower."""
         return F.layer_norm(
             x, x.shape[-1:], self.clip.ln_pre_weight, self.clip.ln_pre_bias, self.clip.vision.eps
         )
 
     def _post(self, x: Tensor) -> Tensor:
+        """Apply the LayerNorm after the blocks of the vision tower."""
         return F.layer_norm(
             x, x.shape[-1:], self.clip.ln_post_weight, self.clip.ln_post_bias, self.clip.vision.eps
         )
 
     def _image_feature(self, x: Tensor) -> Tensor:
+        """Return the image features (B, E) of the blocks' output, which are read at the class token."""
         return (self._post(x[:, 0]) @ self.clip.vision_projection).to(self.clip.working_dtype)
 
 
@@ -185,6 +193,7 @@ def _block_index(name: str) -> int:
 
 
 def similarity(scale: Tensor | float, image: Tensor, text: Tensor) -> Tensor:
+    """Return the logits (B, C): scaled cosines of image and text features."""
     return scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
 
 
@@ -195,12 +204,13 @@ class Tcp(Transcription):
         self, images: Tensor, labels: Tensor, *, second_view: Tensor | None = None, draw: int = 0
     ) -> Tensor:
         assert self.teacher is not None
+        # The leaves are class.in.* and class.INDEX.*, where the class-aware tokens enter block INDEX.
         weights = [name for name in self.leaves if name.startswith("class.") and name.endswith(".weight")]
         [index] = [_block_index(name) for name in weights if name != "class.in.weight"]
         hidden = self._linear("class.in", self.teacher)
         hidden = hidden * torch.sigmoid(QUICK_GELU_FACTOR * hidden)
-        width = self.clip.text.width
-        aware = self._linear(f"class.{index}", hidden).unflatten(-1, (-1, width)).to(self.clip.dtype)
+        aware = self._linear(f"class.{index}", hidden).unflatten(-1, (-1, self.clip.text.width))
+        aware = aware.to(self.clip.dtype)
 
         def before(block: int, x: Tensor) -> Tensor:
             return replaced(x, 1, aware) if block == index else x
@@ -227,10 +237,11 @@ class Mma(Transcription):
         return F.cross_entropy(similarity(self.clip.logit_scale, image, text), labels)
 
     def _beside(self, name: str) -> Beside:
+        """Return the adapters of the tower `name`, "text" or "vision"."""
         adapters = self.config.adapters
         tower: Tower = getattr(self.clip, name)
         layers = layers_in_tower(adapters.layers, len(tower.blocks))
-        numbers = {index: layer for layer, index in layers.items()}
+        layer_of_block = {index: layer for layer, index in layers.items()}
         scale = adapters.scale
 
         def apply(part: str, x: Tensor) -> Tensor:
@@ -238,9 +249,9 @@ class Mma(Transcription):
             return F.linear(x, weight, self._in_tower(f"adapters.{part}.bias"))
 
         def beside(index: int, normed: Tensor) -> Tensor | None:
-            if index not in numbers:
+            if index not in layer_of_block:
                 return None
-            layer = numbers[index]
+            layer = layer_of_block[index]
             if normed.requires_grad:
                 normed = normed.view_as(normed)
                 normed.register_hook(lambda g: g * scale)
@@ -277,6 +288,7 @@ class Mmrl(Transcription):
         return fused.weight * main + (1 - fused.weight) * second + regularization
 
     def _before(self, tower: str) -> Before:
+        """Return the function that inserts the tokens of a tower, and replaces them in later blocks."""
         prefix = f"{tower}."
         tokens: dict[int, Tensor] = {}
         for name in self.leaves:
@@ -313,7 +325,9 @@ class WithContext(Transcription):
         x = replaced(self.embedded_CTD, 1, text_tokens[0]) + self.clip.text_positions
 
         def before_text(index: int, x: Tensor) -> Tensor:
-            return replaced(x, 1, text_tokens[index]) if index and index in text_tokens else x
+            if index == 0 or index not in text_tokens:
+                return x
+            return replaced(x, 1, text_tokens[index])
 
         text = self._text(x, before=before_text)
         if not image_tokens:
@@ -323,9 +337,12 @@ class WithContext(Transcription):
         x = torch.cat([x, image_tokens[0].expand(len(x), -1, -1)], dim=1)
 
         def before_image(index: int, x: Tensor) -> Tensor:
-            return replaced(x, num_own, image_tokens[index]) if index and index in image_tokens else x
+            if index == 0 or index not in image_tokens:
+                return x
+            return replaced(x, num_own, image_tokens[index])
 
-        return text, self._image_feature(through(self.clip.vision, self._pre(x), before=before_image))
+        x = through(self.clip.vision, self._pre(x), before=before_image)
+        return text, self._image_feature(x)
 
 
 class Dept(WithContext):
@@ -337,14 +354,15 @@ class Dept(WithContext):
         text, image = self._features(images)
         logits = similarity(self.clip.logit_scale, image, text)
         rows = torch.cat([self._scaled("text", text[labels]), self._scaled("image", image)])
-        head = F.cross_entropy(self._linear("logits", rows), torch.cat([labels, labels]))
+        head_loss = F.cross_entropy(self._linear("logits", rows), torch.cat([labels, labels]))
         weight = self.config.logits.weight
-        loss = (1 - weight) * F.cross_entropy(logits, labels) + weight * head
+        loss = (1 - weight) * F.cross_entropy(logits, labels) + weight * head_loss
         if self.teacher is None:
             return loss
         return loss + self.config.regularizer.text_weight * cosine_distance(text, self.teacher)
 
     def _scaled(self, kind: str, x: Tensor) -> Tensor:
+        """Apply the learned scale and shift of text or image features."""
         return self.leaves[f"logits.{kind}.scale"] * x + self.leaves[f"logits.{kind}.shift"]
 
 
@@ -367,6 +385,7 @@ class CoPrompt(WithContext):
         return F.cross_entropy(similarity(self.clip.logit_scale, image, text), labels) + regularization
 
     def _adapted(self, name: str, x: Tensor, share: float) -> Tensor:
+        """Return features of which `share` comes from the adapter `name`."""
         hidden = F.linear(x, self.leaves[f"features.{name}.in"]).relu()
         return share * F.linear(hidden, self.leaves[f"features.{name}.out"]).relu() + (1 - share) * x
 

@@ -44,7 +44,7 @@ SMALL = (
 
 @contextlib.contextmanager
 def without_ray(num_cpus: int = 2) -> Iterator[list[str]]:
-    """Run the jobs of a comparison one after the other in this process. Yields the names of the jobs run."""
+    """Run the jobs of a comparison one after the other in this process. Yield the names of the jobs run."""
     names: list[str] = []
 
     def fit(dispatcher: Any, *_: Any) -> None:
@@ -68,14 +68,14 @@ def without_ray(num_cpus: int = 2) -> Iterator[list[str]]:
 
 
 def compare(out: Path, *options: object, trials: int = 4) -> int:
-    """Run `prometar reproduce --tune`. Returns the exit status."""
+    """Run `prometar reproduce --tune`. Return the exit status."""
     return main(["reproduce", "--tune", str(trials), "--out", str(out), *map(str, options)])
 
 
 def num_epochs(out: Path) -> dict[str, int]:
-    """Number of epochs that each job below OUT has run, by folder. Epochs that ran twice count twice.
+    """Return the number of epochs that each job below OUT has run, by folder.
 
-    The file steps.log in a job's folder has one word per epoch.
+    The file steps.log in a job's folder has one word per epoch. Repeated epochs count each time.
     """
     numbers: dict[str, int] = {}
     for file in out.rglob("steps.log"):
@@ -85,7 +85,7 @@ def num_epochs(out: Path) -> dict[str, int]:
 
 
 def records(out: Path) -> dict[str, bytes]:
-    """Content of all records of finished trials and runs, by path."""
+    """Return the content of all records of finished trials and runs, by path."""
     return {
         str(file.relative_to(out)): file.read_bytes()
         for file in sorted(out.rglob("*.json"))
@@ -94,7 +94,7 @@ def records(out: Path) -> dict[str, bytes]:
 
 
 def trial_settings(out: Path) -> dict[str, list[str]]:
-    """Settings of all trials, as text, by study."""
+    """Return the settings of all trials, as JSON, by study."""
     by_study: dict[str, list[str]] = {}
     for file in sorted(out.glob("studies/*/trials/*/record.json")):
         study = file.parents[2].name

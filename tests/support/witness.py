@@ -1,4 +1,4 @@
-"""What a study in OUT/fake has finished, and what became of it after it was killed and resumed."""
+"""Checks that a study in OUT/fake, which was killed and resumed, has lost nothing that it had finished."""
 
 import json
 from collections import Counter
@@ -12,38 +12,53 @@ from tests.support.driver import NAME, records
 
 
 def num_epochs(out: Path) -> int:
-    """How many epochs the trials and runs of OUT/fake have really run."""
-    return sum(len(file.read_text().split()) for file in (out / NAME).glob("*/*/steps.log"))
+    """Return how many epochs the trials and runs of OUT/fake have run. Repeated epochs count each time."""
+    logs = (out / NAME).glob("*/*/steps.log")
+    return sum(len(log.read_text().split()) for log in logs)
 
 
 class Witness:
-    """Sees what the study in OUT/fake has finished, and tells what became of it.
+    """Observer of the finished results of the study in OUT/fake.
 
-    A record, or the result of a run of a comparison, is finished once its file is there.
+    A trial is finished if its record.json exists. A run of the confirmation or of the final test is finished
+    if its result.json exists.
     """
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._seen: dict[str, bytes] = {}
+        self._seen: dict[str, bytes] = {}  # first content of each file, by path
 
     def look(self) -> int:
-        """Remember what is finished now; what was seen before stays as it was. Returns how much that is."""
+        """Remember the results that have been finished since the last call. Return the number of all."""
         for pattern in ("trials/*/record.json", "confirmation/*/result.json", "finals/*/result.json"):
             for file in (self._out / NAME).glob(pattern):
                 self._seen.setdefault(str(file.relative_to(self._out)), file.read_bytes())
         return len(self._seen)
 
     def losses(self, expected: dict[str, Any]) -> dict[str, list[Any]]:
-        """What went wrong in a study that is over, by kind; `expected` is an undisturbed one's `outcome`."""
+        """Return the losses of a study that has finished, by kind.
+
+        Args:
+            expected: The `outcome` of the same study without interruptions.
+
+        Returns:
+            "lost": Files that no longer have the content of the result that was seen first.
+            "drawn twice": Settings of more than one trial.
+            "left running": Numbers of trials that did not end.
+            "failed": Numbers of trials that failed.
+            "differing": Names of results that differ from `expected`.
+        """
         found = outcome(self._out)
         trials = open_study(f"sqlite:///{self._out / NAME / 'study.db'}", NAME).trials
-        settings = Counter(json.dumps(t.params, sort_keys=True) for t in trials)
+        num_drawn = Counter(json.dumps(trial.params, sort_keys=True) for trial in trials)
+        lost = [name for name, content in self._seen.items() if _content(self._out / name) != content]
+        differing = [name for name in sorted(found | expected) if found.get(name) != expected.get(name)]
         return {
-            "lost": [name for name, content in self._seen.items() if _content(self._out / name) != content],
-            "drawn twice": [each for each, times in settings.items() if times > 1],
-            "left running": [t.number for t in trials if not t.state.is_finished()],
-            "failed": [t.number for t in trials if t.state is TrialState.FAIL],
-            "differing": [key for key in sorted(found | expected) if found.get(key) != expected.get(key)],
+            "lost": lost,
+            "drawn twice": [settings for settings, times in num_drawn.items() if times > 1],
+            "left running": [trial.number for trial in trials if not trial.state.is_finished()],
+            "failed": [trial.number for trial in trials if trial.state is TrialState.FAIL],
+            "differing": differing,
         }
 
 
@@ -56,23 +71,34 @@ NO_LOSSES: dict[str, list[Any]] = {
 }
 
 
+"""`Witness.losses` of a study that has lost nothing."""
+
+
 def _content(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """All that a study has found, by file: its records and both comparisons, without times and notes."""
+    """Return the results of a study in OUT/fake: trials, confirmation and final test.
+
+    They do not include times, notes and allocated CPUs, which interruptions may change.
+    """
     found = {f"trial {record['number']}": record for record in records(out)}
     for name in ("confirmation.json", "finals.json"):
         file = out / NAME / name
         found[name] = json.loads(file.read_text()) if file.exists() else {}
-    return {name: _found(content) for name, content in found.items()}
+    return {name: _without_circumstances(content) for name, content in found.items()}
 
 
-def _found(content: Any) -> Any:
+_CIRCUMSTANCES = ("started", "ended", "seconds", "notes", "cpus")
+"""Keys of records that interruptions may change."""
+
+
+def _without_circumstances(content: Any) -> Any:
     if isinstance(content, dict):
-        return {key: _found(value) for key, value in content.items() if key not in _PASSING}
-    return list(map(_found, content)) if isinstance(content, list) else content
-
-
-_PASSING = ("started", "ended", "seconds", "notes", "cpus")
+        return {
+            key: _without_circumstances(value) for key, value in content.items() if key not in _CIRCUMSTANCES
+        }
+    if isinstance(content, list):
+        return [_without_circumstances(each) for each in content]
+    return content
