@@ -210,7 +210,7 @@ class InterruptedStudy:
         """Run the study until it finishes. Return its interruptions and losses.
 
         Raises:
-            SystemExit: A command failed although nothing that explains it was done to it.
+            SystemExit: A command failed without an interruption that explains the failure.
         """
         expected, _ = uninterrupted(self._scenario)
         began = time.monotonic()
@@ -301,7 +301,7 @@ class InterruptedStudy:
         elif self._cluster:
             kinds.append(NODE)
         else:
-            kinds.append(DRIVER)
+            kinds.append(DRIVER)  # again, so that worker kills are as frequent as in other studies
         if self._disk:
             kinds += [FULL, READ_ONLY]
         kind = self._rng.choice(kinds)
