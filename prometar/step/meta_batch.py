@@ -1,5 +1,8 @@
 """Inputs of a step: the embedded images of a batch, and its meta task (support and query images).
 
+The images of a query are its Q query images, then the distinct partners whose features are mixed in. There
+are two kinds of rows: `batch_rows` index the images of the batch, `image_rows` the images of the query.
+
 Support and query are selected on the CPU, because their sizes depend on the labels: a selection on the GPU
 would force a synchronization.
 """
@@ -21,9 +24,12 @@ from prometar.methods.task_augmentations import Augmentation, Mix
 class Partners(NamedTuple):
     """Support images that `mix` mixes into Q query images. All tensors are (Q,), except `mix.box` (Q, 4).
 
-    query_share, partner_share: Shares of each query image and of its partner. Their sum is 1.
-    batch_rows: Rows of the partners in the batch.
-    image_rows: Rows of the partners in the query's `Embeddings.images` (below). None if pixels are mixed.
+    Args:
+        query_share: Share of each query image.
+        partner_share: Share of its partner, 1 minus that of the query image.
+        batch_rows: Rows of the partners in the batch.
+        image_rows: Rows of the partners in the query's `Embeddings.images`. None if pixels are mixed.
+        mix: Drawn partners, shares and boxes.
     """
 
     query_share: Tensor
@@ -32,11 +38,21 @@ class Partners(NamedTuple):
     image_rows: Tensor | None
     mix: Mix
 
+    @property
+    def mixes_pixels(self) -> bool:
+        """True if pixels are mixed, False if features are."""
+        return self.image_rows is None
+
 
 class Selection(NamedTuple):
     """Rows of a meta task's images in a batch. Support weights sum to 1, and so do query weights.
 
-    query_and_partner_rows: (R,) rows of the Q query images, then of the partners whose features are mixed in.
+    Args:
+        support_rows: Rows of the support images.
+        support_weights: Weights of the support images in the loss.
+        query_and_partner_rows: (R,) rows of the Q query images, then of the partners to be encoded.
+        query_weights: (Q,) weights of the query images in the loss.
+        partners: Partners of the query images. None if nothing is mixed.
     """
 
     support_rows: Tensor
@@ -88,14 +104,27 @@ def select(is_query: Tensor, mix: Mix | None, *, mixes_pixels: bool, dtype: torc
         batch_rows = support[mix.partner]
         image_rows = None
         if not mixes_pixels:
+            # Each partner is encoded once, after the query images. `inverse` maps a query to its partner.
             distinct, inverse = batch_rows.unique(return_inverse=True)
             query_and_partners = torch.cat([query, distinct])
             image_rows = len(query) + inverse
         # As in the published code, 1 - lam is computed in the precision of lam.
-        partners = Partners(mix.lam.to(dtype), (1 - mix.lam).to(dtype), batch_rows, image_rows, mix)
+        partners = Partners(
+            query_share=mix.lam.to(dtype),
+            partner_share=(1 - mix.lam).to(dtype),
+            batch_rows=batch_rows,
+            image_rows=image_rows,
+            mix=mix,
+        )
     support_weights = torch.ones(len(support), dtype=dtype) / len(support)
     query_weights = torch.ones(len(query), dtype=dtype) / len(query)
-    return Selection(support, support_weights, query_and_partners, query_weights, partners)
+    return Selection(
+        support_rows=support,
+        support_weights=support_weights,
+        query_and_partner_rows=query_and_partners,
+        query_weights=query_weights,
+        partners=partners,
+    )
 
 
 class Embeddings(NamedTuple):
@@ -103,9 +132,11 @@ class Embeddings(NamedTuple):
 
     Args:
         images: R images: the N images, then the partners whose features are mixed in.
-        labels, weights: (N,) labels, and weights in the loss, which sum to 1.
+        labels: (N,) labels.
+        weights: (N,) weights in the loss, which sum to 1.
         frozen: (N, E) features of the frozen CLIP, mixed like the images. None if not used.
-        partners, partner_labels: Partners of mixed query images, and their labels (N,). Otherwise None.
+        partners: Partners of the query images. None if nothing is mixed, and for batch and support.
+        partner_labels: (N,) labels of the partners. None if there are none.
     """
 
     images: EmbeddedImages
@@ -133,10 +164,12 @@ def embed_batch(
     """Return the embeddings of a batch and its meta task. Only images with mixed pixels are embedded again.
 
     Args:
-        images_B3HW, labels: Normalized images in the backbone's precision and on its device, and labels (B,).
+        images_B3HW: Normalized images in the backbone's precision and on its device.
+        labels: (B,) labels.
         selection: Rows of the meta task, on the device of the images. None if there is no meta task.
         second_view_B3HW: Other augmentations of the images. If given, the frozen features are theirs.
-        cache, step: Cached features of the training images by step, and the current step.
+        cache: Cached features of the training images by step.
+        step: Current step.
     """
     device = images_B3HW.device
     changes_vision = method.changes("vision")
@@ -166,22 +199,27 @@ def _query(clip: Clip, method: Method, pixels: Tensor, whole: Embeddings, select
     weights = selection.query_weights
     partners = selection.partners
     partner_labels = None
-    frozen = None
-    if partners is None or partners.image_rows is not None:  # pixels are not mixed
-        images = whole.images[selection.query_and_partner_rows]
-    else:
+    if partners is not None:
+        partner_labels = whole.labels[partners.batch_rows]
+    if partners is not None and partners.mixes_pixels:
         query_pixels = pixels[query_rows]
         partner_pixels = pixels[partners.batch_rows]
         mixed_pixels = method.augmentation.mixed_images(query_pixels, partner_pixels, partners.mix)
         images = cached_embedding(clip, mixed_pixels, None, 0, changes_vision=method.changes("vision"))
-    if method.prompts.conditional:
+    else:
+        images = whole.images[selection.query_and_partner_rows]
+    frozen: Tensor | None = None
+    if method.prompts.conditional:  # the query's loss has no regularizer, so only the prompts read them
         assert whole.frozen is not None
-        frozen = whole.frozen[query_rows]
-    if partners is not None:
-        partner_labels = whole.labels[partners.batch_rows]
-        if frozen is not None and whole.frozen is not None:
-            query_share = partners.query_share[:, None]
-            partner_share = partners.partner_share[:, None]
-            frozen = query_share * frozen + partner_share * whole.frozen[partners.batch_rows]
-            frozen = F.normalize(frozen, dim=-1)
+        frozen = _mixed_frozen(whole.frozen, query_rows, partners)
     return Embeddings(images, whole.labels[query_rows], weights, frozen, partners, partner_labels)
+
+
+def _mixed_frozen(frozen: Tensor, query_rows: Tensor, partners: Partners | None) -> Tensor:
+    """Return the frozen features of the query images, mixed like the images."""
+    if partners is None:
+        return frozen[query_rows]
+    query_share = partners.query_share[:, None]
+    partner_share = partners.partner_share[:, None]
+    mixed = query_share * frozen[query_rows] + partner_share * frozen[partners.batch_rows]
+    return F.normalize(mixed, dim=-1)
