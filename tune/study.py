@@ -32,7 +32,7 @@ from tune.space.ranges import Settings
 from tune.stages.enqueued import add_settings_of_studies, describe_enqueued
 from tune.stages.plan import (
     StudyPlan,
-    count_steps,
+    count_steps_per_epoch,
     estimate,
     inspect_inputs,
     plan_study,
@@ -136,7 +136,8 @@ class Study:
             interrupted = len(store.interrupted_trials)
             if done or interrupted:
                 self.console.print(f"Resuming: {done} done, {interrupted} interrupted")
-            with closing(SearchJobs(config, self.folder, store, partial(count_steps, config, plan))) as jobs:
+            steps_per_epoch_of = partial(count_steps_per_epoch, config, plan)
+            with closing(SearchJobs(config, self.folder, store, steps_per_epoch_of)) as jobs:
                 # `jobs` is also an observer: the results determine the settings of the next jobs.
                 total = max(config.search.trials, done)  # an earlier command may have run more trials
                 yield Stage("Search", jobs, total, done, [jobs, tracking], is_adaptive=True)

@@ -344,7 +344,7 @@ def _remarks(config: StudyConfig, *, num_datasets: int) -> dict[str, str]:
     return remarks
 
 
-def count_steps(config: StudyConfig, plan: StudyPlan, settings: Settings) -> int:
+def count_steps_per_epoch(config: StudyConfig, plan: StudyPlan, settings: Settings) -> int:
     """Return the number of training steps per epoch of a trial, summed over its datasets and seeds."""
     transform = TransformSpec(1, train=False)  # arbitrary, because no transform changes the number of steps
     steps = 0

@@ -22,8 +22,8 @@ class SearchJobs(Iterator[Job | None]):
     None (ask again later), because one of them may be pruned and free some of it.
 
     Args:
-        count_steps: Function that returns the training steps per epoch of a trial with some settings. Only
-            called if there is a budget in steps.
+        count_steps_per_epoch: Function that returns the training steps per epoch of a trial with some
+            settings. Only called if there is a budget in steps.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class SearchJobs(Iterator[Job | None]):
         config: StudyConfig,
         folder: StudyFolder,
         store: TrialStore,
-        count_steps: Callable[[Settings], int],
+        count_steps_per_epoch: Callable[[Settings], int],
     ) -> None:
         self._config = config
         self._folder = folder
         self._store = store
-        self._count_steps = count_steps
+        self._count_steps_per_epoch = count_steps_per_epoch
         now = time.monotonic()
         self._duration_stored_until = now
         self._deadline: float | None = None
@@ -65,7 +65,7 @@ class SearchJobs(Iterator[Job | None]):
         running = [
             (settings, trial_epochs(self._config, settings)) for settings, _ in self._store.running_trials
         ]
-        return sum(self._count_steps(settings) * epochs for settings, epochs in (*ended, *running))
+        return sum(self._count_steps_per_epoch(settings) * epochs for settings, epochs in (*ended, *running))
 
     @property
     def _seconds_used(self) -> float:

@@ -11,7 +11,7 @@ from tune.records.folder import Records, StudyFolder
 from tune.records.schema import RunScores
 from tune.reproduce.grid import read_run
 from tune.space.ranges import Settings
-from tune.stages.plan import StudyPlan, count_steps
+from tune.stages.plan import StudyPlan, count_steps_per_epoch
 from tune.stages.study_jobs import trial_epochs
 from tune.tuned.comparison import Cell, TunedComparison
 from tune.tuned.ranking import Ranking, rank_methods
@@ -102,11 +102,13 @@ class TunedResults:
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(dataset for _, dataset in self.cells))
 
-    def of_method(self, method: str) -> list[CellResult]:
-        """Return a method's results in the order of the datasets, without those that have no gain."""
-        return [
-            result for result in self.cells.values() if result.method == method and result.gain is not None
-        ]
+    def gains_of(self, method: str) -> dict[str, float]:
+        """Return a method's gain by dataset, for the datasets on which it has one."""
+        gains: dict[str, float] = {}
+        for result in self.cells.values():
+            if result.method == method and result.gain is not None:
+                gains[result.dataset] = result.gain
+        return gains
 
     def cost_of(self, method: str) -> Cost:
         """Return the cost of tuning a method on all datasets."""
@@ -117,7 +119,7 @@ class TunedResults:
 
         None if fewer than two datasets have a gain.
         """
-        return t_interval([result.gain for result in self.of_method(method) if result.gain is not None])
+        return t_interval(list(self.gains_of(method).values()))
 
     @property
     def missing(self) -> list[str]:
@@ -127,7 +129,10 @@ class TunedResults:
 
     @cached_property
     def ranking(self) -> Ranking | None:
-        """Ranking of the methods. None for fewer than two methods or without a complete dataset."""
+        """Ranking of the methods.
+
+        None if there are fewer than two methods, or no dataset on which all methods have scores.
+        """
         published = {method: self._scores(method, "published") for method in self.methods}
         tuned = {method: self._scores(method, "tuned") for method in self.methods}
         return rank_methods(published, tuned)
@@ -151,6 +156,9 @@ def collect(comparison: TunedComparison, failures: Mapping[Cell, str]) -> TunedR
 
     Args:
         failures: Why a study or an untrained run failed, by method and dataset.
+
+    Raises:
+        UserError: an untrained run has other settings than those of the comparison.
     """
     results = _untrained_results(comparison, failures)
     untrained = {(result.method, result.dataset): result for result in results}
@@ -169,11 +177,15 @@ def collect(comparison: TunedComparison, failures: Mapping[Cell, str]) -> TunedR
 
 
 def _untrained_results(comparison: TunedComparison, failures: Mapping[Cell, str]) -> Iterator[CellResult]:
-    """Yield the results of the methods that do not train."""
+    """Yield the results of the methods that do not train.
+
+    Raises:
+        UserError: a run has other settings than those of the comparison.
+    """
     for job in comparison.untrained_jobs:
         method = job.config.method
         dataset = job.config.data.name
-        run = read_run(job, {})
+        run = read_run(job, digests={})  # the digests were compared before the start
         if run is None:
             reason = failures.get((method, dataset), "no result")
             yield CellResult(method, dataset, keeps_published=True, missing=reason)
@@ -201,7 +213,13 @@ def study_cell(
     result = test.datasets[dataset]
     seeds = config.final_seeds
     defaults = config.baseline_settings
-    changed = {key: value for key, value in test.selected.settings.items() if value != defaults.get(key)}
+    changed: Settings = {}
+    if not test.baseline_selected:
+        selected = test.selected.settings
+        changed = {key: value for key, value in selected.items() if value != defaults.get(key)}
+    missing = ""
+    if test.failures:
+        missing = test.failures[0]  # all runs usually fail for the same reason, and a table has little room
     return CellResult(
         method,
         dataset,
@@ -209,8 +227,8 @@ def study_cell(
         tuned=_scores_by_seed(result.selected, seeds),
         cost=cost,
         keeps_published=test.baseline_selected,
-        changed={} if test.baseline_selected else changed,
-        missing=test.failures[0] if test.failures else "",
+        changed=changed,
+        missing=missing,
     )
 
 
@@ -221,19 +239,17 @@ def _scores_by_seed(runs: RunScores, seeds: Collection[int]) -> dict[int, float]
 
 def _cost_of(config: StudyConfig, plan: StudyPlan, records: Records) -> Cost:
     """Return the cost of search and confirmation."""
-    trials = records.trials
-    cost = Cost(
-        trials=len(trials),
-        steps=sum(count_steps(config, plan, trial.settings) * trial.epoch for trial in trials),
-        seconds=sum(trial.seconds for trial in trials),
-    )
+    cost = Cost()
+    for trial in records.trials:
+        steps_per_epoch = count_steps_per_epoch(config, plan, trial.settings)
+        cost += Cost(trials=1, steps=steps_per_epoch * trial.epoch, seconds=trial.seconds)
     if records.confirmation is None:
         return cost
     for candidate in records.confirmation.candidates:
-        # A candidate can also contain the runs of its trial, which the cost of the trials includes.
+        # Only runs with fresh seeds. A candidate may also contain the runs of its trial, counted above.
         runs = [run for run in candidate.runs if run.seed in records.confirmation.seeds and not run.error]
-        # `count_steps` sums over the seeds of the search, but each run of a candidate has one seed.
-        steps_per_epoch = count_steps(config, plan, candidate.settings) // len(config.search.seeds)
+        # `count_steps_per_epoch` sums over the seeds of the search, but each run of a candidate has one seed.
+        steps_per_epoch = count_steps_per_epoch(config, plan, candidate.settings) // len(config.search.seeds)
         epochs = trial_epochs(config, candidate.settings, final_epochs=True)
         cost += Cost(
             steps=len(runs) * steps_per_epoch * epochs, seconds=sum(run.seconds or 0.0 for run in runs)

@@ -50,7 +50,7 @@ def _cells_of(cell: CellResult) -> tuple[str, ...]:
 
 
 def _average_cells(results: TunedResults, method: str) -> tuple[str, ...]:
-    cells = results.of_method(method)
+    cells = [results.cells[method, dataset] for dataset in results.gains_of(method)]
     label = "all datasets"
     if len(cells) < len(results.datasets):
         label = f"{len(cells)} of {len(results.datasets)} datasets"

@@ -30,7 +30,7 @@ class Search:
         config = small_config(out, **options)
         self.folder = StudyFolder.of(config)
         self.store = TrialStore(config, storage, self.folder, {})
-        self.jobs = SearchJobs(config, self.folder, self.store, count_steps=lambda settings: 100)
+        self.jobs = SearchJobs(config, self.folder, self.store, count_steps_per_epoch=lambda settings: 100)
 
     def start(self) -> Job:
         job = next(self.jobs)
