@@ -156,18 +156,16 @@ def comparison_of_methods(rows: Sequence[dict[str, Any]]) -> str:
     assert ranking is not None
     lines = []
     for method in ranking.tuned.methods:
-        cells = {cell.dataset: cell for cell in results.of_method(method)}
-        gains = [cell.gain for cell in cells.values() if cell.gain is not None]
+        cells = [results.cells[method, dataset] for dataset in part.datasets]
+        scores = [f"{cell.published_mean:.1f} → {cell.tuned_mean:.1f}" for cell in cells]
+        gains = list(results.gains_of(method).values())
         # Searches of rendered datasets in the package have a fixed number of epochs, the others search it.
         number = max(row["num_settings"] for row in rows if row["method"] == method)
         lines.append(
             (
                 method,
                 number,
-                *(
-                    f"{cells[dataset].published_mean:.1f} → {cells[dataset].tuned_mean:.1f}"
-                    for dataset in part.datasets
-                ),
+                *scores,
                 f"{ranking.published.means[method]:.1f} → {ranking.tuned.means[method]:.1f}",
                 mean_and_interval(gains),
                 f"{ranking.published.ranks[method]:.2f} → {ranking.tuned.ranks[method]:.2f}",

@@ -1,8 +1,9 @@
 """Commands `defaults`, `report` and `reproduce`, which `prometar` finds through entry points."""
 
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,10 +16,14 @@ from prometar.io.files import resolve_path
 from tune.config import ResourcesConfig, StudyConfig
 from tune.execution.ray_cluster import configure_ray
 
+if TYPE_CHECKING:
+    from tune.reproduce.grid import BenchmarkProtocol
+
 DEFAULT_METHODS = ["zero-shot", "coop", "ivlp", "promptsrc", "prometar"]
 DEFAULT_SEEDS = [1, 2, 3]
 DEFAULT_OUT = Path("out/reproduce")
 _STUDY_SECTIONS = StudyConfig.model_fields.keys() - {"baseline"}
+"""Sections of --set that configure the studies of `reproduce --tune`, and not their runs."""
 _OPTION_OF_SETTING = {
     "method": "--methods",
     "data.name": "--datasets",
@@ -60,7 +65,7 @@ def defaults(
 ) -> None:
     """Choose the settings with the best mean over several studies."""
     from prometar.config.recipes import is_recipe_file
-    from prometar.io.files import resolve_path, write_atomically
+    from prometar.io.files import write_atomically
     from tune.defaults import average_best_of, describe_average_best, recipe_text
     from tune.records.folder import read_records
 
@@ -144,51 +149,38 @@ def reproduce(
 ) -> None:
     """Run methods under a benchmark protocol, and compare them. Rerun the same command to resume."""
     configure_ray(local=address is None)  # sets variables that ray reads when it is imported
-    from prometar.data.datasets.catalog import default_root, reject_unused_root, require_name
     from tune.reproduce.grid import PROTOCOLS, Grid
     from tune.reproduce.run_grid import run_grid
 
-    chosen = PROTOCOLS[protocol]
     overrides = parse_assignments(settings or [])
-    reserved = overrides.keys() & _OPTION_OF_SETTING.keys()
-    if reserved:
-        raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
+    chosen = PROTOCOLS[protocol]
+    _check_options(chosen, overrides, source=source, shots=shots, tune=tune, budget=budget, plan=plan)
     study_settings: dict[str, object] = {}
-    if tune is None:
-        for option, value in (("--budget", budget), ("--plan", plan)):
-            if value:
-                raise UserError(f"{option} requires --tune TRIALS.")
-    elif protocol != "base-to-new":
-        raise UserError(f"--tune requires --protocol base-to-new, got {protocol}.")
-    else:
-        study_keys = [key for key in overrides if key.partition(".")[0] in _STUDY_SECTIONS]
-        study_settings = {key: overrides.pop(key) for key in study_keys}
-    if source and not chosen.source:
-        raise UserError(f"--source does not apply to --protocol {protocol}. Omit the option.")
-    if shots and len(shots) > 1 and len(chosen.shots) == 1:
-        raise UserError(f"--protocol {protocol} accepts one value of --shots, got {len(shots)}.")
+    run_settings: dict[str, object] = {}
+    for key, value in overrides.items():
+        is_of_study = tune is not None and key.partition(".")[0] in _STUDY_SECTIONS
+        settings_of_part = study_settings if is_of_study else run_settings
+        settings_of_part[key] = value
+
     source = source or chosen.source
     test_datasets = tuple(name for name in dict.fromkeys(datasets or chosen.datasets) if name != source)
-    all_datasets = [*test_datasets, source] if source else test_datasets
-    for name in all_datasets:
-        require_name(name)
-    backbone, pretrained = resolve_backbone(all_datasets, backbone, pretrained)
-    if data_root:
-        reject_unused_root(all_datasets)
-    root = data_root or default_root(*all_datasets)
-    shared = {"data.root": root, "backbone.name": backbone, "backbone.pretrained": pretrained}
-    named = {recipe(method).name: method for method in methods}
-    if len(named) < len(set(methods)):
+    training_datasets = (source,) if source else test_datasets
+    all_datasets = list(dict.fromkeys((*test_datasets, *training_datasets)))
+    shared = _shared_settings(all_datasets, backbone, pretrained, data_root)
+
+    method_by_name = {recipe(method).name: method for method in methods}
+    if len(method_by_name) < len(set(methods)):  # a method that is given twice runs once
         raise UserError("--methods: recipe files must have different names. Rename or omit one.")
-    # Keyed by option, which messages about invalid values name.
-    overrides_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": overrides}
+    # The keys are options, so that messages can name the option with an invalid value.
+    values_by_option = {"--epochs": {} if epochs is None else {"train.epochs": epochs}, "--set": run_settings}
     used_shots = tuple(dict.fromkeys(shots or chosen.shots))
     configs: dict[tuple[str, str, int], Config] = {}
-    for name, method in named.items():
-        for dataset, count in product((source,) if source else test_datasets, used_shots):
-            values = {**shared, "data.name": dataset, "data.shots": count}
-            config = configure(method, values, overrides_by_option, protocol=protocol)
-            configs[name, dataset, count] = absolute_paths(config)
+    for name, method in method_by_name.items():
+        for dataset, num_shots in product(training_datasets, used_shots):
+            values = {**shared, "data.name": dataset, "data.shots": num_shots}
+            config = configure(method, values, values_by_option, protocol=protocol)
+            configs[name, dataset, num_shots] = absolute_paths(config)
+    Config.require_used(run_settings, configs.values(), "these methods")
     grid = Grid(
         chosen,
         datasets=test_datasets,
@@ -197,12 +189,12 @@ def reproduce(
         shots=used_shots,
         source=source,
     )
+
     resources = ResourcesConfig(
         max_concurrent=max_concurrent,
         cpus_per_trial=cpus_per_run,
         gpus_per_trial="auto" if gpus_per_run is None else gpus_per_run,
     )
-    Config.require_used(overrides, grid.configs.values(), "these methods")
     if tune is None:
         run_grid(grid, out, resources, address, predictions=predictions)
         return
@@ -212,10 +204,10 @@ def reproduce(
     comparison = plan_comparison(
         grid,
         resolve_path(out),
-        methods=named,
+        methods=method_by_name,
         trials=tune,
         budget=Budget.parse(budget) if budget else None,
-        settings=overrides,
+        settings=run_settings,
         study_settings=study_settings,
         epochs=epochs,
         predictions=predictions,
@@ -224,3 +216,55 @@ def reproduce(
         print(comparison.describe_plan(resources), flush=True)
     else:
         run_comparison(comparison, resources, address)
+
+
+def _check_options(
+    protocol: "BenchmarkProtocol",
+    overrides: Mapping[str, object],
+    *,
+    source: str | None,
+    shots: Sequence[int] | None,
+    tune: int | None,
+    budget: Sequence[str] | None,
+    plan: bool,
+) -> None:
+    """Check which options of `reproduce` are used together.
+
+    Raises:
+        UserError: --set is used for a setting that has an option, or an option does not apply.
+    """
+    reserved = overrides.keys() & _OPTION_OF_SETTING.keys()
+    if reserved:
+        raise UserError(f"--set {min(reserved)} is not allowed. Use {_OPTION_OF_SETTING[min(reserved)]}.")
+    if tune is not None and protocol.name != "base-to-new":
+        raise UserError(f"--tune requires --protocol base-to-new, got {protocol.name}.")
+    if tune is None and budget:
+        raise UserError("--budget requires --tune TRIALS.")
+    if tune is None and plan:
+        raise UserError("--plan requires --tune TRIALS.")
+    if source and not protocol.source:
+        raise UserError(f"--source does not apply to --protocol {protocol.name}. Omit the option.")
+    if shots and len(shots) > 1 and not protocol.accepts_several_shots:
+        raise UserError(f"--protocol {protocol.name} accepts one value of --shots, got {len(shots)}.")
+
+
+def _shared_settings(
+    datasets: Sequence[str], backbone: str | None, pretrained: str | None, data_root: str | None
+) -> dict[str, object]:
+    """Return the data root and the backbone that all runs of `reproduce` share.
+
+    Raises:
+        UserError: a dataset does not exist, or `data_root` is given although no dataset needs it.
+    """
+    from prometar.data.datasets.catalog import default_root, reject_unused_root, require_name
+
+    for name in datasets:
+        require_name(name)
+    if data_root:
+        reject_unused_root(datasets)
+    name, weights = resolve_backbone(datasets, backbone, pretrained)
+    return {
+        "data.root": data_root or default_root(*datasets),
+        "backbone.name": name,
+        "backbone.pretrained": weights,
+    }

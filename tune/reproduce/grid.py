@@ -41,6 +41,10 @@ class BenchmarkProtocol:
     source: str | None = None
     shots: tuple[int, ...] = (16,)
 
+    @property
+    def accepts_several_shots(self) -> bool:
+        return len(self.shots) > 1
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -65,7 +69,7 @@ class Grid:
 
     @property
     def shots_are_columns(self) -> bool:
-        return len(self.protocol.shots) > 1
+        return self.protocol.accepts_several_shots
 
     @property
     def training_datasets(self) -> tuple[str, ...]:
