@@ -39,12 +39,18 @@ class LayerResiduals(NamedTuple):
 class Layer:
     """Block with derivatives: z = x + attention(norm_1(x)), then y = z + MLP(norm_2(z)).
 
-    In an attention pool, z = attention(norm_1(x)), without the residual. For `mask` and `num_shared`, see
-    `Attention`. A layer returns the first `num_out` tokens of each row (default: all), or only the tokens in
-    `out_slots`, as (len(out_slots), D). Slot b * T + t is token t of row b.
+    In an attention pool, z = attention(norm_1(x)), without the residual.
 
-    The methods are those of a `TokenFunction`. The functions of a layer are norm_1, attention, norm_2 and
-    activation. Residuals, cotangents and tangents contain those of each function.
+    The methods are those of a `TokenFunction`, except that `vjp`, `vjp_for_hvp` and `hvp` return the gradient
+    of the input in two parts: that of the first `num_out` tokens of each row, and that of the rest.
+    Residuals, cotangents and tangents have one entry per function, in the order norm_1, attention, norm_2,
+    activation.
+
+    Args:
+        mask, num_shared: As in `Attention`.
+        num_out: Number of leading tokens of each row that the layer returns. Default: all.
+        out_slots: Slots of the tokens that the layer returns, as (len(out_slots), D). Slot b * T + t is
+            token t of row b. Default: all. At most one of `num_out` and `out_slots` can be given.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Layer:
         num_out: int | None = None,
         out_slots: Tensor | None = None,
     ) -> None:
+        assert num_out is None or out_slots is None, "slots count all tokens of a row"
         self._block = block
         self._num_out = num_out
         self._out_slots = out_slots
@@ -105,7 +112,7 @@ class Layer:
     ) -> tuple[Tensor, Tensor]:
         """Return the result of `TokenFunction.hvp`, split like that of `vjp`."""
         groups = zip(self._functions, residuals.functions, cotangents, tangents, strict=True)
-        maps = [partial(f.hvp, *saved) for f, *saved in groups]
+        maps = [partial(f.hvp, saved, g, t) for f, saved, g, t in groups]
         return self._pull_back(r, residuals.input_shape, *maps)
 
     def _apply(
@@ -113,10 +120,11 @@ class Layer:
     ) -> Tensor:
         block = self._block
         h = F.linear(norm_1(x_BTD), block.in_proj_weight, block.in_proj_bias)
-        h = F.linear(self._select(attention(h)), block.out_proj_weight, block.out_proj_bias)
-        x = self._select(x_BTD[:, : self._num_out]) + h if self._residual else h
-        h = F.linear(norm_2(x), block.c_fc_weight, block.c_fc_bias)
-        return x + F.linear(activation(h), block.c_proj_weight, block.c_proj_bias)
+        z = F.linear(self._select(attention(h)), block.out_proj_weight, block.out_proj_bias)
+        if self._residual:
+            z = self._select(x_BTD[:, : self._num_out]) + z
+        h = F.linear(norm_2(z), block.c_fc_weight, block.c_fc_bias)
+        return z + F.linear(activation(h), block.c_proj_weight, block.c_proj_bias)
 
     def _push_forward(
         self, t: Tensor, norm_1: TokenMap, attention: TokenMap, norm_2: TokenMap, activation: TokenMap
@@ -144,8 +152,10 @@ class Layer:
         g = g + norm_2(h @ block.c_fc_weight)
         h = attention(self._spread(g @ block.out_proj_weight, input_shape))
         g_x = norm_1(h @ block.in_proj_weight)
-        num_out = g_x.shape[-2] if self._num_out is None else self._num_out
-        g_first, g_rest = g_x.split([num_out, g_x.shape[-2] - num_out], dim=-2)
+        num_tokens = g_x.shape[-2]
+        num_out = num_tokens if self._num_out is None else self._num_out
+        g_first, g_rest = g_x.split([num_out, num_tokens - num_out], dim=-2)
+        # Only the first `num_out` tokens are part of the residual sum, so the gradient of the rest lacks g.
         if self._residual:
             g_first = g_first + self._spread(g, input_shape)
         return g_first, g_rest
@@ -176,8 +186,11 @@ class AppendedSlots:
 
     def take(self, g_first: Tensor, g_rest: Tensor) -> tuple[Tensor, Tensor]:
         """Split the results of `Layer.vjp` into cotangents of the first tokens, and of the prompt."""
+        # A layer splits after `num_before` tokens only if the next layer has a prompt. Otherwise, it returns
+        # all tokens or, if it is the last layer, fewer than `num_before`.
         if g_first.shape[-2] != self.num_before:
-            g_first, g_rest = torch.cat([g_first, g_rest], dim=-2).tensor_split([self.num_before], dim=-2)
+            g = torch.cat([g_first, g_rest], dim=-2)
+            g_first, g_rest = g.tensor_split([self.num_before], dim=-2)
         return g_first, g_rest.sum(dim=-3)
 
 
@@ -194,18 +207,25 @@ class ReplacedSlots:
         return torch.cat(parts, dim=-2).unflatten(-2, x.shape[-3:-1])
 
     def take(self, g_first: Tensor, g_rest: Tensor) -> tuple[Tensor, Tensor]:
-        g_slots = g_first.select(-3, 0).narrow(-2, self.num_before, self.num_prompt)
+        """Split the first result of `Layer.vjp` into cotangents of all tokens, and of the prompt.
+
+        `g_rest` is empty, because layers of packed texts have no `num_out`. `g_first`, which only the caller
+        uses, is changed in place to save memory.
+        """
+        g_slots = g_first.select(-3, 0).narrow(-2, self.num_before, self.num_prompt)  # a view of g_first
         g_prompt = g_slots.clone()
-        g_slots.zero_()  # because `put` discarded the tokens in these slots
+        g_slots.zero_()  # `put` discarded the tokens in these slots, so their cotangents are 0
         return g_first, g_prompt
 
 
 def appending_layers(tower: Tower, num_before: int, prompts: LayerPrompts, *, num_out: int) -> list[Layer]:
     """Return a tower's layers for `AppendedSlots`. The last layer returns `num_out` tokens per row."""
-    # A layer with a prompt discards earlier prompt tokens, so the previous layer need not return them.
-    counts = [num_before if number in prompts else None for number in range(1, len(tower.blocks))]
-    blocks = zip(tower.blocks, [*counts, num_out], strict=True)
-    return [Layer(tower, block, num_out=count) for block, count in blocks]
+    counts: list[int | None] = []
+    for next_layer in range(1, len(tower.blocks)):
+        # A layer with a prompt discards earlier prompt tokens, so the previous layer need not return them.
+        counts.append(num_before if next_layer in prompts else None)
+    counts.append(num_out)
+    return [Layer(tower, block, num_out=count) for block, count in zip(tower.blocks, counts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -237,13 +257,21 @@ class PromptedTower:
     def functions(self, prompted: Iterable[int]) -> list[Any]:
         """Return the functions from the first prompt to the features, in the order of the forward pass."""
         first = self._first(prompted)
-        prompt_norms = [self.prompt_norm] if first == 0 and self.prompt_norm is not None else []
-        return [*prompt_norms, *self.layers[first:], *self.head]
+        functions = [*self.layers[first:], *self.head]
+        if first == 0 and self.prompt_norm is not None:
+            functions.insert(0, self.prompt_norm)
+        return functions
 
     def through_layers(self, x: Tensor, prompts: LayerPrompts, maps: Iterator[TokenMap]) -> Tensor:
-        """Apply a map for each layer from the first prompt on. `x`: input of that layer, or its tangents.
+        """Pass x through the layers from the first one with a prompt on.
 
-        Prompts and their norm, or tangents of both, enter the input of their layer.
+        Each prompt is put into the input of its layer, at layer 0 after `prompt_norm`.
+
+        Args:
+            x: Input of the first layer with a prompt, or tangents of it.
+            prompts: Prompts, or tangents of them.
+            maps: Maps of `functions`. Those of `prompt_norm` and of the layers are taken, and those of the
+                head remain.
         """
         for number in range(self._first(prompts), len(self.layers)):
             if number in prompts:
@@ -285,7 +313,7 @@ class Pass:
     residuals: list[Any]
 
     def vjp(self, g_KNE: Tensor, *, release: bool = False) -> dict[int, Tensor]:
-        maps = [partial(f.vjp, *saved) for f, *saved in self._functions_with(self.residuals)]
+        maps = [partial(f.vjp, saved) for f, saved in self._functions_with(self.residuals)]
         if release:
             self.residuals.clear()
         return self._pull_back(g_KNE, maps)
@@ -293,31 +321,33 @@ class Pass:
     def vjp_for_hvp(self, g_KNE: Tensor) -> tuple[dict[int, Tensor], list[Any]]:
         """Return the result of `vjp`, and what `hvp` requires of the cotangents."""
         functions = self._functions_with(self.residuals)
-        maps, cotangents = recorded([partial(f.vjp_for_hvp, *saved) for f, *saved in functions])
+        maps, cotangents = recorded([partial(f.vjp_for_hvp, saved) for f, saved in functions])
         return self._pull_back(g_KNE, maps), cotangents
 
     def jvp(self, prompt_tangents: LayerPrompts) -> tuple[Tensor, list[Any]]:
         """Return the tangents of the features, and what `hvp` requires of the tangents."""
         functions = self._functions_with(self.residuals)
-        maps, tangents = recorded([partial(f.jvp, *saved) for f, *saved in functions])
+        maps, tangents = recorded([partial(f.jvp, saved) for f, saved in functions])
         remaining = iter(maps)
-        first = prompt_tangents[self.prompted_layers[0]]
-        t = self.tower.through_layers(
-            first.new_zeros(len(first), *self.input_shape), prompt_tangents, remaining
-        )
+        first_tangents = prompt_tangents[self.prompted_layers[0]]
+        num_tangents = len(first_tangents)
+        zeros = first_tangents.new_zeros(num_tangents, *self.input_shape)  # the input does not vary
+        t = self.tower.through_layers(zeros, prompt_tangents, remaining)
         return _through(remaining, t.flatten(1, -2)), tangents
 
     def hvp(
         self, cotangents: list[Any], tangents: list[Any], r_NE: Tensor, *, release: bool = False
     ) -> dict[int, Tensor]:
         functions = self._functions_with(self.residuals, cotangents, tangents)
-        maps = [partial(f.hvp, *saved) for f, *saved in functions]
+        maps = [partial(f.hvp, saved, g, t) for f, saved, g, t in functions]
         if release:
-            for records in (self.residuals, cotangents, tangents):
-                records.clear()
+            self.residuals.clear()
+            cotangents.clear()
+            tangents.clear()
         return self._pull_back(r_NE, maps)
 
     def _functions_with(self, *records: list[Any]) -> Iterator[tuple[Any, ...]]:
+        """Yield each function of the pass with its entry in each list of `records`."""
         assert self.residuals, "the residuals of this pass have been released"
         return zip(self.tower.functions(self.prompted_layers), *records, strict=True)
 
