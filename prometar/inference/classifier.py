@@ -1,7 +1,8 @@
 """Image classifier with trained prompts: `prometar.load(FILE).predict(images)`."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +53,11 @@ class Classifier:
     """Frozen CLIP with trained prompts, for arbitrary classes.
 
     Args:
-        method, leaves: Components of the method, and its trained tensors.
-        config, classnames: Settings of the training run, and its classes, which `predict` uses by default.
+        backbone: Frozen CLIP, with its tokenizer and the normalization of its images.
+        method: Components of the method.
+        leaves: Trained tensors of the method.
+        config: Settings of the training run.
+        classnames: Classes of the training run, which `predict` uses by default.
         template: Template of class texts, such as "a photo of a {}.". Not used if text prompts are learned.
         templates: The dataset's other templates by name, for class-aware prompts.
         card: JSON description in the prompt file, or None if the classifier was loaded from a run.
@@ -77,11 +81,16 @@ class Classifier:
     def model(self, classnames: Sequence[str], *, dataset: str | None = None) -> PromptedClip:
         """Return the prompted CLIP for these classes.
 
-        The rule for new classes applies, unless these are the training classes in their order. Some logits
-        also apply it to other datasets with the training classes (`Logits.is_for_training_dataset`).
+        Some methods compute the logits of new classes differently (`new_classes` of `Logits`). Classes are
+        new unless they are the training classes in the same order. With some logits, all classes of another
+        dataset are new (`Logits.is_for_training_dataset`).
 
         Args:
-            dataset: Name of the dataset of the images. Default: unknown, as the training dataset.
+            classnames: Classes to choose from.
+            dataset: Name of the dataset of the images. None (unknown) is treated as the training dataset.
+
+        Raises:
+            UserError: class names are too long for the text tower.
         """
         texts = prompt_texts(
             classnames,
@@ -93,17 +102,18 @@ class Classifier:
         clip = self.backbone.clip
         frozen_text_CE: Tensor | None = None
         if self.method.traits.class_aware:
+            # Class-aware prompts are computed from the frozen text features of each class.
             regularizer = self.method.regularizer
-            teachers = regularizer.templates or (
-                self.templates.get(regularizer.template_name, self.template),
-            )
-            frozen_text_CE = frozen_text_features(clip, self.backbone.tokenize, classnames, teachers)
+            templates = regularizer.templates
+            if not templates:
+                templates = (self.templates.get(regularizer.template_name, self.template),)
+            frozen_text_CE = frozen_text_features(clip, self.backbone.tokenize, classnames, templates)
         is_other_dataset = dataset not in (None, self.config.data.name)
-        new_classes = tuple(classnames) != self.classnames or (
-            is_other_dataset and self.method.logits.is_for_training_dataset
-        )
+        has_new_classes = tuple(classnames) != self.classnames
+        if is_other_dataset and self.method.logits.is_for_training_dataset:
+            has_new_classes = True
         ids_NT = self.backbone.tokenize(texts)
-        return build_model(clip, self.method, ids_NT, frozen_text_CE, new_classes=new_classes)
+        return build_model(clip, self.method, ids_NT, frozen_text_CE, new_classes=has_new_classes)
 
     def predict(
         self,
@@ -122,7 +132,8 @@ class Classifier:
             batch_size: Images per batch. Default: 64.
 
         Raises:
-            UserError: there are no images, class names are invalid or repeated, or a file is missing.
+            UserError: there are no images, an image has another type, an array is not uint8 of shape
+                (H, W, 3), a file is missing, or class names are invalid or repeated.
             WorkError: an image is corrupt, or probabilities are not finite.
 
         Example:
@@ -170,16 +181,17 @@ def load(
     config = card.config.require_trusted(str(path), trusted=trust_code)
     name = config.backbone.name
     original = config.backbone.pretrained
-    require_backbone(name, "random")  # refuses names of hubs and folders
-    # A card must not make `load` read a local file.
-    is_path = original not in (None, "random") and original not in tags_of(name)
-    if pretrained is None and (card.weights_file or is_path):
+    # With "random", only the name is checked: names of hubs and folders are refused.
+    require_backbone(name, "random")
+    if pretrained is None and (card.weights_file or _is_local_file(name, original)):
+        # Otherwise, a card could make `load` read any local file.
         raise UserError(f"{path} requires a local file of weights. Pass it as pretrained=FILE.")
     clip = load_clip(name, pretrained or original)
     if weights_digest(clip) != card.digest:
+        used = pretrained or original or "the included weights"
         raise UserError(
-            f"{path} was trained with other weights of {name} than "
-            f"{pretrained or original or 'those included'}. Pass the original weights as pretrained=FILE."
+            f"{path} was trained with other weights of {name} than {used}. "
+            "Pass the original weights as pretrained=FILE."
         )
     method = checked_method(path, config, clip, len(card.classnames), leaves, card.code)
     if not method.changes_blocks:
@@ -200,6 +212,13 @@ def load(
     )
 
 
+def _is_local_file(name: str, pretrained: str | None) -> bool:
+    """Return True if the setting `backbone.pretrained` of a card can only be a local file of weights."""
+    if pretrained is None or pretrained == "random":
+        return False
+    return pretrained not in tags_of(name)
+
+
 def checked_method(
     path: Path,
     config: Config,
@@ -212,45 +231,69 @@ def checked_method(
 
     Args:
         path: File of the tensors, for messages.
-        config, clip, num_classes: Settings, backbone and number of classes of the training run.
+        config: Settings of the training run.
+        clip: Backbone of the training run.
+        num_classes: Number of classes of the training run.
         leaves: The trained tensors.
         code: sha256 of the source file of each custom component at the time of training.
 
     Raises:
-        UserError: the tensors have wrong names or shapes, or are not finite, or the file of a custom
-            component that predicts no longer has its digest.
+        UserError: the tensors have wrong names or shapes, or are not finite, or the source file of a custom
+            component that is needed for predictions has changed since training.
     """
     for section in ("prompts", "adapters", "features", "logits"):
         reference = config.custom_components.get(section, "")
         if reference in code and source_digest(reference) != code[reference]:
             raise UserError(f"The code of {reference} has changed since {path} was trained. Restore it.")
     method = build(config)
+    # Only names and shapes of the initial tensors are compared, so tokens and seed are arbitrary.
     no_tokens = torch.zeros(0, dtype=torch.long)
-    expected = method.initialize(
-        clip, no_tokens, num_classes, torch.Generator()
-    )  # only names and shapes matter
+    expected = method.initialize(clip, no_tokens, num_classes, torch.Generator())
     if problem := describe_mismatch(expected, leaves):
         raise UserError(f"The prompts in {path} do not fit {config.method} ({problem}). Train them again.")
     return method
 
 
-def _check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
-    try:
-        names = () if isinstance(classnames, str) else tuple(classnames)
-        unique = len(set(map(normalize_name, names))) == len(names)
-        usable = bool(names) and unique and not any(map(invalid_name_reason, names))
-    except (TypeError, AttributeError):  # not a sequence of strings
-        usable = False
-    if not usable:
-        raise UserError(
-            "classnames must be a non-empty sequence of printable, unique names "
-            f"(case and underscores are ignored), got {classnames!r:.200}"
-        )
+def _check_classnames(classnames: Iterable[str]) -> tuple[str, ...]:
+    """Return class names as a tuple.
+
+    Raises:
+        UserError: the argument is not a sequence of strings, it is empty, or a name is invalid or repeated.
+    """
+    if isinstance(classnames, str) or not isinstance(classnames, Iterable):
+        raise _classnames_error(f"got {classnames!r:.80}")
+    names = tuple(classnames)
+    if not names:
+        raise _classnames_error("got none")
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str):
+            raise _classnames_error(f"{name!r:.80} is not a string")
+        reason = invalid_name_reason(name)
+        if reason:
+            raise _classnames_error(f"{name[:80]!a} {reason}")
+        if normalize_name(name) in seen:
+            raise _classnames_error(f"{name!r} is repeated")
+        seen.add(normalize_name(name))
     return names
 
 
+def _classnames_error(problem: str) -> UserError:
+    return UserError(
+        "classnames must be a non-empty sequence of printable, unique names "
+        f"(case and underscores are ignored), but {problem}."
+    )
+
+
 def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
-    if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
+    """Return a sequence of images.
+
+    Raises:
+        UserError: `images` is neither an image nor a sequence, or it is empty.
+    """
+    if isinstance(images, str | Path | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray) and images.ndim <= 3:  # with four dimensions, it is a batch of images
         return [images]
     if not isinstance(images, Sequence | np.ndarray) or not len(images):
         raise UserError(
@@ -261,7 +304,12 @@ def _to_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInp
 
 
 def _read_or_encode(image: ImageInput) -> tuple[bytes, str]:
-    """Return an encoded image (PPM if given as pixels) and, for messages, its path or "given as pixels"."""
+    """Return an encoded image (PPM if given as pixels) and, for messages, its path or "given as pixels".
+
+    Raises:
+        UserError: the file cannot be read, the image has another type, or an array has another type or shape.
+        WorkError: a Pillow image is corrupt.
+    """
     if isinstance(image, str | Path):
         try:
             return read_bytes(Path(image)), str(image)
@@ -284,18 +332,21 @@ def _read_or_encode(image: ImageInput) -> tuple[bytes, str]:
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
-    """Convert an array of integers to a Pillow image.
+    """Convert an array to a Pillow image.
 
     Raises:
-        UserError: the shape is not that of an image, or the values are not integers.
+        UserError: the array is not uint8 of shape (H, W, 3). Other integers and gray images are accepted if
+            Pillow supports them.
     """
-    try:
-        if array.dtype.kind == "f":
-            raise TypeError("floating-point numbers")
-        return Image.fromarray(array)
-    except TypeError:  # the shape or the type of the values
+    image: Image.Image | None = None
+    # The range of floating-point numbers, which Pillow would accept, is unknown.
+    if array.ndim >= 2 and array.dtype.kind != "f":
+        with suppress(TypeError):  # Pillow does not support the shape or the type of the values
+            image = Image.fromarray(array)
+    if image is None:
         raise UserError(
             f"An array must be uint8 of shape (H, W, 3), got {array.dtype} of shape {array.shape}. "
             "For values in 0..1, pass (255 * array).astype('uint8'). "
             "For channels first, pass array.transpose(1, 2, 0)."
-        ) from None
+        )
+    return image

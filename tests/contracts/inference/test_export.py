@@ -130,9 +130,26 @@ def test_a_classifier_predicts_among_other_class_names(exported: Path) -> None:
     predicted = classifier.predict(pictures, classnames=names, batch_size=3)
     assert predicted.classnames == names
     assert predicted.probabilities.shape == (4, 4)
-    for wrong in ([], ["a", "a"], "striped", 1, ["a", None], ["a", " "], ["a_b", "A  b"]):
-        with pytest.raises(UserError, match="classnames must be a non-empty sequence of printable, unique"):
-            classifier.predict(pictures, classnames=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("classnames", "problem"),
+    [
+        ([], "got none"),
+        ("striped", "got 'striped'"),
+        (1, "got 1"),
+        (["a", None], "None is not a string"),
+        (["a", " "], "' ' has no visible character"),
+        (["a", "a"], "'a' is repeated"),
+        (["a_b", "A  b"], "'A  b' is repeated"),
+    ],
+)
+def test_class_names_that_cannot_be_used_are_refused_with_the_reason(
+    exported: Path, classnames: Any, problem: str
+) -> None:
+    rule = "classnames must be a non-empty sequence of printable, unique names"
+    with pytest.raises(UserError, match=rf"^{rule} .*, but {problem}\.$"):
+        prometar.load(exported).predict(np.zeros((8, 8, 3), np.uint8), classnames=classnames)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +168,8 @@ def test_a_classifier_predicts_among_other_class_names(exported: Path) -> None:
             UserError,
             r"of shape \(3, 8, 8\).* For channels first, pass array\.",
         ),
+        (np.array(7, np.uint8), UserError, r"got uint8 of shape \(\)\."),
+        (np.zeros(9, np.uint8), UserError, r"got uint8 of shape \(9,\)\."),
         (
             [torch.zeros(3, 4, 4)],
             UserError,
@@ -167,6 +186,8 @@ def test_a_classifier_predicts_among_other_class_names(exported: Path) -> None:
         "missing",
         "floats",
         "channels first",
+        "a number in an array",
+        "one dimension",
         "tensor",
         "a number",
         "mode F",
