@@ -3,18 +3,26 @@
     python benchmarks/allocation.py [--replays 4000] [--doc docs/measurements.md]
     PYTHONPATH=benchmarks python benchmarks/allocation.py --train [--sets cells ...] [--out DIR]  # hours
 
-Replays train nothing. `objectives.json` and `photographs.json` record 25 settings with three seeds each on
-five datasets: the search score, and H on test images. Each replay samples settings with a smoothed bootstrap
-from the recorded means, which are shrunk by the noise of three seeds. It adds recorded noise to the scores
-and selects settings according to the plan. The default settings are the first trial and always a candidate.
-The gain is the mean test H of the selected settings minus that of the default settings. Trials with half the
-epochs have an additional error: that of predicting epoch 5 of recorded learning curves (`curves.json`) from
-the mean of epochs 2 and 3. `space_full.json` and `space_recipe.json` record the same for two other spaces.
+With --train, Ray's workers import the datasets `suite:...`, so `benchmarks` must be on PYTHONPATH.
 
-Real searches: per development dataset, one of 30 trials of five epochs, and one of 40 trials of three epochs.
-A plan with fewer trials uses the first ones. Plans share confirmation runs, which have as many epochs as the
-trials. Selected and default settings are tested as published, after ten epochs, with the same three fresh
-seeds. The results are in `allocation.json`. Rerun the same command to resume.
+Replays train nothing. `objectives.json` and `photographs.json` record 25 settings with three seeds each on
+five datasets: the search score, and H on test images. Means over the three seeds still contain noise, so they
+are shrunk towards the mean over all settings. A replay draws settings from these means, each with a small
+random shift (smoothed bootstrap). The score of a run is the mean of its settings plus noise, whose standard
+deviation is that between the recorded seeds. The plan then decides which settings are selected. The default
+settings are the first trial and always a candidate. The gain is the mean test H of the selected settings
+minus that of the default settings. `space_full.json` and `space_recipe.json` record the same for two other
+spaces.
+
+Half of five epochs is 2.5. So for trials of half the epochs, epoch 5 of recorded learning curves
+(`curves.json`) is predicted from the mean of epochs 2 and 3. The error of this prediction is added to the
+scores of these trials.
+
+Real searches: each development dataset is searched twice, with 30 trials of five epochs and with 40 trials of
+three epochs. A plan with fewer trials uses the first ones. Plans share confirmation runs, which have as many
+epochs as the trials. Selected and default settings are then trained for ten epochs, the published number, and
+tested with the same three fresh seeds. The results are in `allocation.json`. Rerun the same command to
+resume.
 """
 
 import argparse
@@ -29,7 +37,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from common import DEVELOPMENT, WORSE, describe, mean_and_interval, parser_of, publish, table
 from numpy.typing import NDArray
-from objectives import Table, drift, read_evidence, train
+from objectives import Table, drift, read_evidence
+from objectives import train as train_and_record
 
 from prometar.config.settings import configure
 from prometar.io.files import write_atomically
@@ -39,20 +48,21 @@ from tune.study import Study
 Floats = NDArray[np.float64]
 EVIDENCE = Path(__file__).with_suffix(".json")
 SEED = 7000
+TEST_SEEDS = (SEED + 501, SEED + 502, SEED + 503)
 FILES = ("objectives.json", "photographs.json")
 SPACE_FILES = ("objectives.json", "space_full.json", "space_recipe.json")
 
 
 class Stage(NamedTuple):
-    """Stage of a plan: the best `settings` settings are run with `seeds` new seeds.
+    """Stage of a plan, which runs the best `num_settings` settings with `num_seeds` new seeds each.
 
     The default settings are one of the settings of the first stage, and are added to those of later stages.
 
     `epoch_share`: fraction of the epochs of a trial.
     """
 
-    settings: int
-    seeds: int
+    num_settings: int
+    num_seeds: int
     epoch_share: float = 1.0
 
 
@@ -67,7 +77,22 @@ PLANS: Mapping[str, Sequence[Stage]] = {
     HALF: (Stage(48, 1, 0.5), Stage(3, 2)),
 }
 REAL_PLANS = {**PLANS, HALF: (Stage(40, 1), Stage(3, 2))}
-"""Plans in real searches. The trials of `HALF` have three epochs."""
+"""Plans in real searches.
+
+A real trial of five epochs cannot train for half of them. So here, `HALF` has 40 trials of three epochs,
+which cost as much: 40 * 3/5 = 48 * 1/2.
+"""
+
+
+def cost_in_runs(plan: Sequence[Stage]) -> float:
+    """Return the cost of a plan, in runs of all epochs."""
+    cost = 0.0
+    for number, stage in enumerate(plan):
+        num_settings = stage.num_settings
+        if number > 0:
+            num_settings += 1  # later stages also run the default settings
+        cost += num_settings * stage.num_seeds * stage.epoch_share
+    return cost
 
 
 class Model(NamedTuple):
@@ -86,10 +111,14 @@ def fit(found: Table) -> Model:
     """Estimate the model. Means over seeds are shrunk towards their overall mean, to remove seed noise."""
 
     def shrunk(values: Floats) -> tuple[Floats, float]:
+        """Return the shrunk mean of each row, and the standard deviation between seeds."""
         means = values.mean(1)
+        overall = means.mean()
+        variance = means.var(ddof=1)
         noise = float(np.sqrt(values.var(1, ddof=1).mean()))
-        true = max(0.0, means.var(ddof=1) - noise**2 / values.shape[1])
-        return means.mean() + np.sqrt(true / means.var(ddof=1)) * (means - means.mean()), noise
+        variance_without_noise = max(0.0, variance - noise**2 / values.shape[1])
+        shrinkage = np.sqrt(variance_without_noise / variance)
+        return overall + shrinkage * (means - overall), noise
 
     runs = drift(found)
     expected, noise = shrunk(runs)
@@ -111,26 +140,43 @@ def half_length_error() -> float:
 
 def replay(model: Model, plan: Sequence[Stage], rng: np.random.Generator, short_error: float) -> float:
     """Simulate one search and return its gain. `short_error`: the result of `half_length_error`."""
-    total = plan[0].settings - 1
+    num_sampled = plan[0].num_settings - 1
+    default = num_sampled  # index of the default settings, which follow the sampled ones
     spread = model.scores[1:].std()
-    rows = rng.integers(1, len(model.scores), total)
-    jitter = rng.normal(0, 0.2, total)  # a smoothed bootstrap: no two sampled settings are the same
-    scores = np.append(model.scores[rows] + jitter * spread, model.scores[0])
-    tests = model.tests[rows] + model.correlation * jitter * model.tests[1:].std()
-    tests = np.append(tests, model.tests[0])
-    sums = np.zeros(total + 1)
-    runs = np.zeros(total + 1)
-    alive = np.arange(total + 1)
+    rows = rng.integers(1, len(model.scores), num_sampled)
+    shift = rng.normal(0, 0.2, num_sampled)  # so that no two sampled settings are the same
+    scores = np.append(model.scores[rows] + shift * spread, model.scores[0])
+    sampled_tests = model.tests[rows] + model.correlation * shift * model.tests[1:].std()
+    tests = np.append(sampled_tests, model.tests[0])
+    sums = np.zeros(num_sampled + 1)
+    runs = np.zeros(num_sampled + 1)
+    alive = np.arange(num_sampled + 1)
     for number, stage in enumerate(plan):
-        if number:
+        if number > 0:
             order = alive[np.argsort(-sums[alive] / runs[alive])]
-            alive = np.union1d(order[: stage.settings], [total])  # the default settings remain a candidate
-        extra = rng.normal(0, short_error * spread, len(alive)) if stage.epoch_share < 1 else 0.0
-        new_scores = rng.normal(scores[alive], model.noise, (stage.seeds, len(alive))) + extra
-        sums[alive] += new_scores.sum(0)
-        runs[alive] += stage.seeds
+            alive = np.union1d(order[: stage.num_settings], [default])
+        error_of_settings: Floats | float = 0.0
+        if stage.epoch_share < 1:
+            error_of_settings = rng.normal(0, short_error * spread, len(alive))
+        new_scores = rng.normal(scores[alive], model.noise, (stage.num_seeds, len(alive)))
+        sums[alive] += (new_scores + error_of_settings).sum(0)
+        runs[alive] += stage.num_seeds
     best = alive[np.argmax(sums[alive] / runs[alive])]
-    return float(tests[best] - tests[total])
+    return float(tests[best] - tests[default])
+
+
+def replay_gains(model: Model, plan: Sequence[Stage], replays: int, short_error: float) -> Floats:
+    """Return the gain of each of `replays` simulated searches."""
+    rng = np.random.default_rng(0)
+    return np.array([replay(model, plan, rng, short_error) for _ in range(replays)])
+
+
+def gain_cells(models: Iterable[Model], plan: Sequence[Stage], replays: int, short_error: float) -> list[str]:
+    """Return cells of a table: the mean gain over datasets, the share of losses, and the gain per dataset."""
+    gains = [replay_gains(model, plan, replays, short_error) for model in models]
+    means = [float(each.mean()) for each in gains]
+    share_of_losses = np.mean([np.mean(each < WORSE) for each in gains])
+    return [mean_and_interval(means), f"{100 * share_of_losses:.0f} %", *(f"{each:+.2f}" for each in means)]
 
 
 class Search(NamedTuple):
@@ -157,31 +203,43 @@ class Search(NamedTuple):
         paths = []
         running = []
         for trial, seed in runs:
-            prefix = "default" if trial.is_baseline else f"{trial.number}-of-{self.epochs}"
-            paths.append(self.args.out / f"{self.dataset}-{prefix}-epochs{epochs}-seed{seed}.json")
+            name = "default"
+            if not trial.is_baseline:
+                name = f"trial{trial.number}-of-{self.epochs}-epoch-search"
+            path = self.args.out / f"{self.dataset}-{name}-epochs{epochs}-seed{seed}.json"
+            paths.append(path)
             where = {"data.name": self.dataset, "backbone.name": "mini"}
             budget = {"train.epochs": epochs, "train.seed": seed}
             config = configure("prometar", {**trial.settings, **where, **budget})
-            if not paths[-1].exists():
-                running.append(self.pool.submit(train, config, paths[-1]))
+            if not path.exists():
+                running.append(self.pool.submit(train_and_record, config, path))
         for each in running:
             each.result()
         return [json.loads(path.read_text("utf-8")) for path in paths]
 
     def select(self, plan: Sequence[Stage]) -> tuple[TrialRecord, TrialRecord]:
         """Return the trial that a plan selects, and the baseline."""
-        alive = rank_completed(self.trials[: plan[0].settings])
+        alive = rank_completed(self.trials[: plan[0].num_settings])
         baseline = next(trial for trial in alive if trial.is_baseline)
         scores = {trial.number: [trial.objective or 0.0] for trial in alive}
         seed = SEED + 100
         for stage in plan[1:]:
             ranked = sorted(alive, key=lambda trial: -mean(scores[trial.number]))
-            alive = [baseline, *[trial for trial in ranked if trial is not baseline][: stage.settings]]
-            runs = [(trial, seed + k) for trial in alive for k in range(stage.seeds)]
+            others = [trial for trial in ranked if trial is not baseline]
+            alive = [baseline, *others[: stage.num_settings]]
+            runs = [(trial, seed + k) for trial in alive for k in range(stage.num_seeds)]
             for (trial, _), record in zip(runs, self.train(runs, self.epochs), strict=True):
+                # the score of a search, from validation images and predicted new accuracy
                 scores[trial.number].append(record["seen objective"])
-            seed += stage.seeds
-        return max(alive, key=lambda trial: (mean(scores[trial.number]), trial.is_baseline)), baseline
+            seed += stage.num_seeds
+        # The baseline wins ties.
+        selected = max(alive, key=lambda trial: (mean(scores[trial.number]), trial.is_baseline))
+        return selected, baseline
+
+    def test(self, trial: TrialRecord) -> list[float]:
+        """Return H on test images after ten epochs, the published number, for each of `TEST_SEEDS`."""
+        runs = [(trial, seed) for seed in TEST_SEEDS]
+        return [record["H"] for record in self.train(runs, epochs=10)]
 
 
 def measure(dataset: str, args: argparse.Namespace, pool: Executor) -> dict[str, list[float]]:
@@ -191,9 +249,9 @@ def measure(dataset: str, args: argparse.Namespace, pool: Executor) -> dict[str,
     gains = {}
     for name, plan in REAL_PLANS.items():
         search = short if name == HALF else whole
-        sides = [[(trial, SEED + k) for k in range(501, 504)] for trial in search.select(plan)]
-        tests = [[record["H"] for record in search.train(runs, epochs=10)] for runs in sides]
-        gains[name] = [round(a - b, 4) for a, b in zip(*tests, strict=True)]
+        selected, baseline = search.select(plan)
+        pairs = zip(search.test(selected), search.test(baseline), strict=True)
+        gains[name] = [round(h_selected - h_default, 4) for h_selected, h_default in pairs]
         print(f"{dataset}, {name}: {mean(gains[name]):+.2f}", flush=True)
     return gains
 
@@ -213,34 +271,26 @@ def main() -> None:
             for dataset in args.sets:
                 real["gains"][dataset] = measure(dataset, args, pool)
                 write_atomically(EVIDENCE, json.dumps({**real, "machine": describe(threads=1)}).encode())
-    evidence = {name: read_evidence(Path(__file__).with_name(name)) for name in {*FILES, *SPACE_FILES}}
-    models = {each.dataset: fit(each) for name in FILES for each in evidence[name][1]}
+    models: dict[str, Model] = {}
+    for name in FILES:
+        _, tables = read_evidence(Path(__file__).with_name(name))
+        for each in tables:
+            models[each.dataset] = fit(each)
     short_error = half_length_error()
     replays = 100 if args.quick else args.replays
-
-    def gains(plan: Sequence[Stage], model: Model) -> Floats:
-        rng = np.random.default_rng(0)
-        return np.array([replay(model, plan, rng, short_error) for _ in range(replays)])
-
-    def cells(plan: Sequence[Stage], models: Iterable[Model]) -> list[str]:
-        found = [gains(plan, model) for model in models]
-        means = [float(each.mean()) for each in found]
-        worse = f"{100 * np.mean([np.mean(each < WORSE) for each in found]):.0f} %"
-        return [mean_and_interval(means), worse, *(f"{m:+.2f}" for m in means)]
-
     rows = []
     for name, plan in PLANS.items():
-        runs = sum(
-            (stage.settings + (k > 0)) * stage.seeds * stage.epoch_share for k, stage in enumerate(plan)
-        )
-        gains_found = " ".join(f"{mean(each[name]):+.1f}" for each in real["gains"].values())
-        rows.append((name, f"{runs:g}", *cells(plan, models.values()), gains_found))
+        cells = gain_cells(models.values(), plan, replays, short_error)
+        real_gains = " ".join(f"{mean(each[name]):+.1f}" for each in real["gains"].values())
+        rows.append((name, f"{cost_in_runs(plan):g}", *cells, real_gains))
     head = ("plan", "runs", "gain in H", "worse", *models, f"real: {', '.join(real['gains'])}")
     publish(table(head, rows), args.doc, "allocation")
     rows = []
-    for how, tables in (evidence[name] for name in SPACE_FILES):
-        runs = f"{1 + how['settings']} x {len(how['seeds'])}"
-        rows.append((f"`{how['space']}`", runs, *cells(PLANS[DEFAULT], [fit(t) for t in tables])))
+    for name in SPACE_FILES:
+        options, tables = read_evidence(Path(__file__).with_name(name))
+        recorded_runs = f"{1 + options['settings']} x {len(options['seeds'])}"
+        cells = gain_cells(map(fit, tables), PLANS[DEFAULT], replays, short_error)
+        rows.append((f"`{options['space']}`", recorded_runs, *cells))
     columns = ("space", "recorded runs", "gain in H", "worse", *DEVELOPMENT)
     publish(table(columns, rows), args.doc, "spaces")
 
