@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import cycle, groupby
 from pathlib import Path
-from statistics import fmean, mean
+from statistics import mean
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -54,8 +54,8 @@ class AlignmentRecorder:
 
     def __call__(self, run: Run, state: State, batch: Batch) -> None:
         path = self.folder / ALIGNMENT_FILE
-        if self._next_step != state.step and path.exists():  # drop the steps that a resumed run repeats
-            write_atomically(path, _lines(r for r in read_alignment(path) if r["step"] < state.step).encode())
+        if self._next_step != state.step:
+            self._drop_records_from(state.step)
         self._next_step = state.step + 1
         if state.step % self.every:
             return
@@ -68,6 +68,14 @@ class AlignmentRecorder:
                     file.write(_lines([{"step": state.step, "epoch": epoch, **measured}]))
             except OSError as error:
                 raise cannot_write_error(path, error) from None
+
+    def _drop_records_from(self, step: int) -> None:
+        """Drop the records of a step and of later ones: a resumed run repeats steps after its checkpoint."""
+        path = self.folder / ALIGNMENT_FILE
+        if not path.exists():
+            return
+        kept = [record for record in read_alignment(path) if record["step"] < step]
+        write_atomically(path, _lines(kept).encode())
 
 
 def _lines(records: Iterable[AlignmentRecord]) -> str:
@@ -92,6 +100,7 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
     _, meta_task = embed_batch(clip, method, images, labels, selection, second_view_B3HW=second_view)
     assert meta_task is not None
     support, query = meta_task
+    # The query loss is the task loss alone: no term of a regularizer is added to it.
     query_method = replace(method, regularizer=Regularizer(), modulator=Add())
     g_support = _gradient(run, method, state, support)
     g_query = _gradient(run, query_method, state, query)
@@ -105,8 +114,11 @@ def measure_alignment(run: Run, state: State, batch: Batch) -> AlignmentRecord |
 
 
 def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tensors:
-    """Return the gradient of the prompts in the direct phase of a step on `batch`."""
-    # With lr, momentum coefficient and weight decay all 0, the momentum buffer after a step is the gradient.
+    """Return the gradient of the prompts in the direct phase of a step on `batch`.
+
+    The step uses SGD with an lr of 0, so it changes no leaf. Its momentum buffers then contain the gradient,
+    because momentum coefficient and weight decay are 0, too.
+    """
     recorder = SGD(momentum=0.0, weight_decay=0.0)
     method = replace(method, inner=None, optimizer=recorder)
     start = State.start(state.leaves, state.gate, recorder)
@@ -114,11 +126,14 @@ def _gradient(run: Run, method: Method, state: State, batch: Embeddings) -> Tens
     return after.optimizer.slots["momenta"]
 
 
-def _cosine(a: Tensors, b: Tensors) -> float:  # over the tensors of `a`
+def _cosine(a: Tensors, b: Tensors) -> float:
+    """Return the cosine of two gradients over the tensors of `a`, or 0 if one of them is 0."""
     x = _flat(a)
     y = _flat({name: b[name] for name in a})
     norms = x.norm() * y.norm()
-    return float((x @ y / norms).clamp(-1, 1)) if norms > 0 else 0.0
+    if norms > 0:
+        return float((x @ y / norms).clamp(-1, 1))
+    return 0.0
 
 
 def _flat(tensors: Tensors) -> Tensor:
@@ -149,8 +164,11 @@ def read_alignment(path: Path) -> list[AlignmentRecord]:
 
 def mean_cosine(folder: Path) -> float | None:
     """Return the mean cosine of a run, or None if it has no records."""
-    records = read_alignment(folder / ALIGNMENT_FILE) if (folder / ALIGNMENT_FILE).is_file() else []
-    return mean(record["cosine"] for record in records) if records else None
+    path = folder / ALIGNMENT_FILE
+    if not path.is_file():
+        return None
+    cosines = [record["cosine"] for record in read_alignment(path)]
+    return mean(cosines) if cosines else None
 
 
 def summary(records: Sequence[AlignmentRecord]) -> str:
@@ -180,8 +198,8 @@ def render_page(runs: Mapping[str, Sequence[AlignmentRecord]]) -> str:
         style = {"color": color, "size": 4, "opacity": 0.4}
         figure.add_scatter(x=steps, y=cosines, mode="markers", marker=style, showlegend=False)
         epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]
-        mean_steps = [fmean(record["step"] for record in epoch) for epoch in epochs]
-        mean_cosines = [fmean(record["cosine"] for record in epoch) for epoch in epochs]
+        mean_steps = [mean(record["step"] for record in epoch) for epoch in epochs]
+        mean_cosines = [mean(record["cosine"] for record in epoch) for epoch in epochs]
         figure.add_scatter(
             x=mean_steps, y=mean_cosines, mode="lines+markers", line={"color": color}, name=escape(name)
         )

@@ -34,9 +34,13 @@ def update_leaves(
     state: OptimizerState,
     lr_of: Callable[[str], float],
 ) -> tuple[Leaves, OptimizerState]:
-    """Return leaves and optimizer state after one update. `gradient` is emptied.
+    """Return leaves and optimizer state after one update.
 
-    The optimizer is called once per group of leaves with the same learning rate, `lr_of(name)`.
+    The optimizer is called once per group of leaves with the same learning rate.
+
+    Args:
+        gradient: Gradient of each leaf. It is emptied, to free each tensor after its use.
+        lr_of: Function that returns the learning rate of a leaf, given its name.
     """
     groups: dict[float, Leaves] = {}
     for name, leaf in leaves.items():
@@ -44,11 +48,16 @@ def update_leaves(
     new_leaves: Leaves = {}
     new_slots: Slots = {slot: {} for slot in state.slots}
     for lr, group in groups.items():
-        g_group = {name: gradient.pop(name) for name in group}
-        slots = {slot: {name: tensors[name] for name in group} for slot, tensors in state.slots.items()}
-        updated, slots = optimizer(group, g_group, slots, lr=lr, num_updates=state.num_updates)
+        group_gradient = {name: gradient.pop(name) for name in group}
+        group_slots: Slots = {}
+        for slot, tensors in state.slots.items():
+            group_slots[slot] = {name: tensors[name] for name in group}
+        updated, updated_slots = optimizer(
+            group, group_gradient, group_slots, lr=lr, num_updates=state.num_updates
+        )
         new_leaves |= updated
-        for slot, tensors in slots.items():
+        for slot, tensors in updated_slots.items():
+            # A custom optimizer may add slots in its first update.
             new_slots.setdefault(slot, {}).update(tensors)
     # Groups must not change the order of the leaves, because reductions over leaves depend on it.
     new_leaves = {name: new_leaves[name] for name in leaves}
