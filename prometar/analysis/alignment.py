@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import cycle, groupby
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -168,7 +168,7 @@ def mean_cosine(folder: Path) -> float | None:
     if not path.is_file():
         return None
     cosines = [record["cosine"] for record in read_alignment(path)]
-    return mean(cosines) if cosines else None
+    return fmean(cosines) if cosines else None
 
 
 def summary(records: Sequence[AlignmentRecord]) -> str:
@@ -177,12 +177,12 @@ def summary(records: Sequence[AlignmentRecord]) -> str:
     if not cosines:
         return "no records"
     quarter = max(1, len(cosines) // 4)
-    first = mean(cosines[:quarter])
-    last = mean(cosines[-quarter:])
+    first = fmean(cosines[:quarter])
+    last = fmean(cosines[-quarter:])
     return (
-        f"gradient alignment (cosine of support and query gradient): mean {mean(cosines):.3f} over "
+        f"gradient alignment (cosine of support and query gradient): mean {fmean(cosines):.3f} over "
         f"{len(cosines)} records, {first:.3f} in the first quarter, {last:.3f} in the last, positive in "
-        f"{mean(cosine > 0 for cosine in cosines):.0%} of the records"
+        f"{fmean(cosine > 0 for cosine in cosines):.0%} of the records"
     )
 
 
@@ -198,8 +198,8 @@ def render_page(runs: Mapping[str, Sequence[AlignmentRecord]]) -> str:
         style = {"color": color, "size": 4, "opacity": 0.4}
         figure.add_scatter(x=steps, y=cosines, mode="markers", marker=style, showlegend=False)
         epochs = [list(group) for _, group in groupby(records, key=lambda record: record["epoch"])]
-        mean_steps = [mean(record["step"] for record in epoch) for epoch in epochs]
-        mean_cosines = [mean(record["cosine"] for record in epoch) for epoch in epochs]
+        mean_steps = [fmean(record["step"] for record in epoch) for epoch in epochs]
+        mean_cosines = [fmean(record["cosine"] for record in epoch) for epoch in epochs]
         figure.add_scatter(
             x=mean_steps, y=mean_cosines, mode="lines+markers", line={"color": color}, name=escape(name)
         )

@@ -1,6 +1,4 @@
-"""Features of packed texts equal those of texts encoded one by one."""
-
-from collections.abc import Iterator
+"""Text tower on packed texts, frozen text features, and refused texts and templates."""
 
 import pytest
 import torch
@@ -29,27 +27,52 @@ NAMES = [
     "737-300",
 ]
 TEXTS = [f"a photo of a {name}." for name in NAMES]
+MANY_TEMPLATES = (*TEMPLATES[::6], "{} texture.", "{}")
 
 
 @pytest.fixture(params=[9, 96], ids=["rows of 9", "rows of 96"])
-def row_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def row_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Number of tokens per row: short rows, so that texts are packed into several, or one long row."""
     monkeypatch.setattr(text_module, "ROW_LENGTH", request.param)
-    return request.param
+    length: int = request.param
+    return length
 
 
-@pytest.mark.parametrize("layers", [set(), {0}, {0, 1}, {1}, {0, 1, 2}])
-def test_rows_of_any_length_equal_the_plain_tower(row_length: int, layers: set[int]) -> None:
+def test_short_rows_hold_the_texts_in_several_rows_and_a_long_row_holds_all(row_length: int) -> None:
+    text = text_input(towers(open_clip_model()), tokenize(TEXTS), num_context=4)
+    num_rows = len(text.embedded_RTD)
+    if row_length == 96:
+        assert num_rows == 1
+    else:
+        assert num_rows > 1
+
+
+LAYERS = pytest.mark.parametrize("layers", [set(), {0}, {0, 1}, {1}, {0, 1, 2}])
+
+
+@LAYERS
+def test_features_and_gradients_of_packed_texts_equal_those_of_open_clip(
+    row_length: int, layers: set[int]
+) -> None:
     model = open_clip_model()
     clip = towers(model)
     ids = tokenize(TEXTS)
-    prompts = random_prompts(layers, 4, 16)
+    prompts = random_prompts(layers, length=4, width=16)
     text = text_input(clip, ids, num_context=4)
-    assert (len(text.embedded_RTD) == 1) == (row_length == 96)
-    compare(encode_text(clip, text, prompts), plain_text(model, ids, prompts, 1), prompts)
+    compare(encode_text(clip, text, prompts), plain_text(model, ids, prompts, start=1), prompts)
+
+
+@LAYERS
+def test_features_without_autograd_equal_those_of_open_clip(row_length: int, layers: set[int]) -> None:
+    model = open_clip_model()
+    clip = towers(model)
+    ids = tokenize(TEXTS)
+    prompts = random_prompts(layers, length=4, width=16)
+    text = text_input(clip, ids, num_context=4)
     with torch.no_grad():
-        torch.testing.assert_close(
-            encode_text(clip, text, prompts), plain_text(model, ids, prompts, 1), **EXACT
-        )
+        ours = encode_text(clip, text, prompts)
+        plain = plain_text(model, ids, prompts, start=1)
+    torch.testing.assert_close(ours, plain, **EXACT)
 
 
 def test_a_context_that_leaves_no_room_for_names_is_refused() -> None:
@@ -60,25 +83,38 @@ def test_a_context_that_leaves_no_room_for_names_is_refused() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [7, 256])
-def test_frozen_features_equal_the_plain_ones_text_by_text(row_length: int, batch_size: int) -> None:
+def test_mean_features_over_templates_equal_those_of_open_clip(row_length: int, batch_size: int) -> None:
     model = open_clip_model()
-    templates = (*TEMPLATES[::6], "{} texture.", "{}")
-    ids = tokenize([each.format(name) for name in NAMES for each in templates])
+    ids = tokenize([template.format(name) for name in NAMES for template in MANY_TEMPLATES])
     plain = model.encode_text(ids).unflatten(0, (len(NAMES), -1)).mean(dim=1)
-    ours = mean_text_features(towers(model), ids, len(templates), batch_size=batch_size)
+    ours = mean_text_features(towers(model), ids, len(MANY_TEMPLATES), batch_size=batch_size)
     torch.testing.assert_close(ours, F.normalize(plain, dim=-1), **EXACT)
-    torch.testing.assert_close(frozen_text_features(towers(model), tokenize, NAMES, templates), ours, **EXACT)
+
+
+def test_frozen_text_features_are_the_means_over_the_filled_templates() -> None:
+    clip = towers(open_clip_model())
+    ids = tokenize([template.format(name) for name in NAMES for template in MANY_TEMPLATES])
+    expected = mean_text_features(clip, ids, len(MANY_TEMPLATES))
+    ours = frozen_text_features(clip, tokenize, NAMES, MANY_TEMPLATES)
+    torch.testing.assert_close(ours, expected, **EXACT)
 
 
 def test_a_text_that_would_be_cut_is_refused() -> None:
-    longest = " ".join(["cat"] * 75)  # with start and end, 77 tokens
-    assert (tokenize([longest]) > 0).all()
+    longest = " ".join(["cat"] * 75)
+    assert (tokenize([longest]) > 0).all()  # no padding: with start and end, the text has all 77 tokens
     with pytest.raises(UserError, match=r"accepts 77 tokens per text, but .* and 1 more would be cut"):
         tokenize(["cat", f"{longest} dog", f"{longest} cat"])
 
 
-def test_braces_of_a_template_are_text() -> None:
-    assert fill_template("{:>9} {0.__class__} {} {", "a_{}") == "{:>9} {0.__class__} a {} {"
-    for template in ("a photo.", "{} {}", "{:>100000000}"):
-        with pytest.raises(UserError, match=r"must contain \{\}, for the class name, exactly once"):
-            fill_template(template, "a")
+def test_other_braces_of_a_template_and_of_a_class_name_are_kept() -> None:
+    assert fill_template("{:>9} {0.__class__} {} {", "a {}") == "{:>9} {0.__class__} a {} {"
+
+
+def test_underscores_of_a_class_name_become_spaces() -> None:
+    assert fill_template("a photo of a {}.", "polka_dotted") == "a photo of a polka dotted."
+
+
+@pytest.mark.parametrize("template", ["a photo.", "{} {}", "{:>100000000}"])
+def test_a_template_without_exactly_one_place_for_the_class_name_is_refused(template: str) -> None:
+    with pytest.raises(UserError, match=r"must contain \{\}, for the class name, exactly once"):
+        fill_template(template, "a")
