@@ -2,6 +2,19 @@
 
 The file behaviour.json in the study's folder makes jobs misbehave, also in Ray's workers. With
 {"3": "fail", "all": "sleep0.2"}, the job in the folder 0003 fails, and each other job sleeps 0.2 s per epoch.
+
+| behaviour | what the job does |
+|---|---|
+| sleepN | sleeps N seconds per epoch |
+| fail | reports a loss that is not finite |
+| raise | raises an error of its own code |
+| full | raises the error of a full disk |
+| needsN | runs out of memory if its share of a device is below N |
+| reads-data | fails on a node without data |
+| crash, crash-always | kills its worker in epoch 2: once, or each time |
+| hang | hangs in epoch 2 until the behaviour changes |
+| bad | has a very low objective |
+| missing | has no objective |
 """
 
 import contextlib
@@ -42,7 +55,8 @@ def value_of(run: Config, epoch: int) -> float:
     settings = run.flat()
     text_weight = float(settings.get("regularizer.text_weight", 10.0))
     image_weight = float(settings.get("regularizer.image_weight", 10.0))
-    return curve(text_weight, image_weight, epoch) + run.train.seed % 7 * 0.25
+    seed_effect = 0.25 * (run.train.seed % 7)
+    return curve(text_weight, image_weight, epoch) + seed_effect
 
 
 class FakeTrial(JobWorker):
@@ -250,7 +264,8 @@ def _digests_of_untrained(run: Config) -> tuple[str, str]:
 def fake_job(folder: Path, number: int, *, epochs: int = 3) -> Job:
     """Return a job of one run in FOLDER/trials/NNNN."""
     run = Config().override({"train.epochs": epochs, "train.seed": 0})
-    return Job(f"trial {number}", {folder / f"trials/{number:04d}": run}, "drift", 20, number)
+    configs = {folder / f"trials/{number:04d}": run}
+    return Job(f"trial {number}", configs, objective="drift", trial_number=number)
 
 
 def misbehave(folder: Path, behaviour: dict[str, str]) -> None:

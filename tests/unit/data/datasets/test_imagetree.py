@@ -25,28 +25,36 @@ TREE = [
     f"{split}/{name}/{k}.png" for split in ("train", "val", "test") for name in ("cat", "dog") for k in "12"
 ]
 FLAT = [f"{name}/{k}.jpg" for name in ("oak_tree", "pine", "yew") for k in range(10)]
+FOUR_CLASSES = [f"{name}/{k}.jpg" for name in ("ash", "fir", "oak_tree", "yew") for k in range(10)]
 
 
-def test_split_folders_are_kept(tmp_path: Path) -> None:
+def test_split_folders_are_kept_and_need_no_note(tmp_path: Path) -> None:
     dataset = open_dataset("folder", write_tree(tmp_path, TREE))
     assert dataset.splits.keys() == {"train", "val", "test"}
     for split, items in dataset.splits.items():
         assert [item.path for item in items] == sorted(path for path in TREE if path.startswith(split))
+    assert dataset.note == ""
+
+
+def test_a_tree_has_its_folders_as_class_names_and_a_general_template(tmp_path: Path) -> None:
+    dataset = open_dataset("folder", write_tree(tmp_path, TREE))
     assert dataset.name == "folder"
     assert dataset.classnames == ("cat", "dog")
-    assert dataset.template == "a photo of a {}."
-    assert dataset.note == ""
     assert [item.label for item in dataset.test] == [0, 0, 1, 1]
+    assert dataset.template == "a photo of a {}."
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("test",)], ids="+".join)
 def test_val_and_train_may_be_missing(tmp_path: Path, splits: tuple[str, ...]) -> None:
     write_tree(tmp_path, [path for path in TREE if path.split("/")[0] in splits])
     counts = {split: len(items) for split, items in open_dataset("folder", tmp_path).splits.items()}
-    assert counts == {split: 4 if split in splits else 0 for split in ("train", "val", "test")}
+    expected = {"train": 0, "val": 0, "test": 0}
+    for split in splits:
+        expected[split] = 4
+    assert counts == expected
 
 
-def test_class_folders_are_split_by_the_stated_rule(tmp_path: Path) -> None:
+def test_half_of_each_class_is_trained_on_and_the_rest_is_val_and_test(tmp_path: Path) -> None:
     dataset = open_dataset("folder", write_tree(tmp_path, FLAT))
     assert dataset.classnames == ("oak_tree", "pine", "yew")
     num_per_class = {"train": 5, "val": 2, "test": 3}
@@ -55,9 +63,17 @@ def test_class_folders_are_split_by_the_stated_rule(tmp_path: Path) -> None:
         counts = Counter(item.classname for item in items)
         assert counts == dict.fromkeys(dataset.classnames, num_per_class[split])
     assert sorted(item.path for items in dataset.splits.values() for item in items) == sorted(FLAT)
+
+
+def test_the_note_states_the_shares_of_an_automatic_split(tmp_path: Path) -> None:
+    dataset = open_dataset("folder", write_tree(tmp_path, FLAT))
     assert dataset.note == SPLIT_NOTE
     assert "30% of each class are test images, 20% val, the rest train" in SPLIT_NOTE
-    # a golden draw: a change of the rule would change what users have measured
+
+
+def test_an_automatic_split_does_not_change_between_versions(tmp_path: Path) -> None:
+    dataset = open_dataset("folder", write_tree(tmp_path, FLAT))
+    # recorded: the results of users depend on this split
     assert [item.path for item in dataset.test][:3] == ["oak_tree/1.jpg", "oak_tree/8.jpg", "oak_tree/9.jpg"]
 
 
@@ -96,24 +112,42 @@ def test_the_note_says_which_photos_are_skipped_and_how_to_include_them(tmp_path
     )
 
 
-FOUR = [f"{name}/{k}.jpg" for name in ("ash", "fir", "oak_tree", "yew") for k in range(10)]
+@pytest.fixture
+def chosen_base(tmp_path: Path) -> Path:
+    """Image folder of four classes whose base_classes.txt contains the last two."""
+    tree = write_tree(tmp_path / "tree", FOUR_CLASSES)
+    (tree / "base_classes.txt").write_text("Oak tree\n\nyew\n")
+    return tree
 
 
-def test_base_classes_txt_chooses_the_base_classes(tmp_path: Path) -> None:
-    write_tree(tmp_path / "tree", FOUR)
-    default = open_dataset("folder", tmp_path / "tree")
-    (tmp_path / "tree/base_classes.txt").write_text("Oak tree\n\nyew\n")
-    dataset = open_dataset("folder", tmp_path / "tree")
-    assert (default.base_labels, dataset.base_labels) == ((0, 1), (2, 3))
+def test_base_classes_txt_chooses_the_base_classes(chosen_base: Path) -> None:
+    dataset = open_dataset("folder", chosen_base)
+    assert dataset.base_labels == (2, 3)
     assert dataset.note == SPLIT_NOTE
-    assert dataset.digest != default.digest, "another study must be started"
-    split = split_dataset("final", dataset, shots=2, seed=1)
-    assert split.classnames == ("oak_tree", "yew")
-    assert {item.classname for item in split.evaluations["new"]} == {"ash", "fir"}
-    scored = split_dataset("drift", dataset, shots=2, seed=1).evaluations["base"]
-    assert {item.classname for item in scored} == {"oak_tree", "yew"}
-    prepare("folder", tmp_path / "tree", tmp_path / "copy")
-    assert open_dataset("folder", tmp_path / "copy").digest == dataset.digest
+
+
+def test_base_classes_txt_changes_the_digest_so_that_no_study_resumes_with_it(chosen_base: Path) -> None:
+    dataset = open_dataset("folder", chosen_base)
+    (chosen_base / "base_classes.txt").unlink()
+    default = open_dataset("folder", chosen_base)
+    assert default.base_labels == (0, 1)
+    assert dataset.digest != default.digest
+
+
+def test_a_study_trains_and_scores_on_the_chosen_base_classes(chosen_base: Path) -> None:
+    dataset = open_dataset("folder", chosen_base)
+    final = split_dataset("final", dataset, shots=2, seed=1)
+    assert final.classnames == ("oak_tree", "yew")
+    assert {item.classname for item in final.evaluations["new"]} == {"ash", "fir"}
+    search = split_dataset("drift", dataset, shots=2, seed=1)
+    assert {item.classname for item in search.evaluations["base"]} == {"oak_tree", "yew"}
+
+
+def test_a_prepared_copy_has_the_chosen_base_classes_and_check_lists_them(
+    chosen_base: Path, tmp_path: Path
+) -> None:
+    prepare("folder", chosen_base, tmp_path / "copy")
+    assert open_dataset("folder", tmp_path / "copy").digest == open_dataset("folder", chosen_base).digest
     _, _, summary_and_notes = check("folder", tmp_path / "copy")
     assert "base classes: oak_tree, yew" in summary_and_notes
 
@@ -127,29 +161,36 @@ def test_base_classes_txt_chooses_the_base_classes(tmp_path: Path) -> None:
         ("yew\nash\nfir", "lists 3 base classes, so 1 classes are new."),
     ],
 )
-def test_a_mistake_in_base_classes_txt_is_one_line(tmp_path: Path, text: str, message: str) -> None:
-    write_tree(tmp_path, FOUR)
+def test_a_mistake_in_base_classes_txt_is_named(tmp_path: Path, text: str, message: str) -> None:
+    write_tree(tmp_path, FOUR_CLASSES)
     (tmp_path / "base_classes.txt").write_text(text)
     with pytest.raises(UserError, match=re.escape(message)):
         open_dataset("folder", tmp_path)
 
 
-def test_check_reports_photos_with_exif_rotation_and_test_images_that_are_trained_on(
+def test_check_reports_photos_with_an_exif_rotation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tree(tmp_path, TREE)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("RGB", (8, 6)).save(tmp_path / "train/cat/phone.jpg", exif=exif)
-    for split in ("train", "test"):
-        Image.new("RGB", (9, 9)).save(tmp_path / split / "dog/same.png")
     assert main(["data", "check", "folder", "--data-root", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "1 images have an EXIF rotation, which is applied. The first is train/cat/phone.jpg\n" in text
+
+
+def test_check_reports_test_images_that_are_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(tmp_path, TREE)
+    for split in ("train", "test"):
+        Image.new("RGB", (9, 9)).save(tmp_path / split / "dog/same.png")
+    assert main(["data", "check", "folder", "--data-root", str(tmp_path)]) == 0
     assert (
         "test images are identical to training or validation images, so test accuracies are too high. "
         "The first is test/"
-    ) in text
+    ) in capsys.readouterr().out
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -191,18 +232,18 @@ MISTAKES = {
         [*(path for path in TREE if not path.startswith("val")), "val/1.jpg"],
         "{} has the folders test, train, val. ",
     ),
-    "a class of test alone": ([*TREE, "test/eel/1.jpg"], "have different classes, such as 'eel'."),
-    "a class of train alone": ([*TREE, "train/eel/1.jpg"], "have different classes, such as 'eel'."),
+    "class only in test": ([*TREE, "test/eel/1.jpg"], "have different classes, such as 'eel'."),
+    "class only in train": ([*TREE, "train/eel/1.jpg"], "have different classes, such as 'eel'."),
     "one class, split": ([p for p in TREE if "cat" in p], "{} has only one class folder (cat)"),
     "the same name": (
-        [p for n in ("Red_Oak", "red oak") for p in (f"{n}/1.jpg", f"{n}/2.jpg", f"{n}/3.jpg")],
+        [f"{name}/{k}.jpg" for name in ("Red_Oak", "red oak") for k in "123"],
         "{}: the folders 'Red_Oak' and 'red oak' name the same class",
     ),
 }
 
 
 @pytest.mark.parametrize(("paths", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes_are_one_line(
+def test_a_mistake_in_an_image_folder_is_explained_in_one_line(
     tmp_path: Path, paths: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tree(tmp_path, paths)
@@ -220,7 +261,7 @@ def test_a_class_of_photos_in_heic_format_says_what_to_do(tmp_path: Path) -> Non
         open_dataset("folder", tmp_path)
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     write_tree(tmp_path, FLAT)
     (tmp_path / "yew/1.jpg").rename(tmp_path / "yew" / os.fsdecode(b"\xff.jpg"))
     with pytest.raises(UserError, match=r"lists 'yew/\\udcff.jpg', which is not UTF-8"):
@@ -230,9 +271,13 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_prepared_copy_keeps_the_split_and_its_note(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", FLAT)
     prepare("folder", tree, tmp_path / "copy")
-    ours = open_dataset("folder", tmp_path / "copy")
-    theirs = open_dataset("folder", tree)
-    assert (ours.splits, ours.note) == (theirs.splits, SPLIT_NOTE)
+    copy = open_dataset("folder", tmp_path / "copy")
+    assert copy.splits == open_dataset("folder", tree).splits
+    assert copy.note == SPLIT_NOTE
+
+
+def test_a_copy_cannot_be_prepared_in_the_image_folder(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", FLAT)
     for to in (tree, tree / "copy"):
         with pytest.raises(UserError, match="own folder"):
             prepare("folder", tree, to)
@@ -244,9 +289,13 @@ def test_an_output_folder_inside_the_image_folder_is_refused(tmp_path: Path) -> 
     for folder in (tree, tree / "out", tree / "yew/out", tmp_path / "link/out"):
         with pytest.raises(UserError, match=rf"^{tree}.* lies in the dataset's own folder\. Choose another "):
             reject_output_in_dataset(folder, "folder", str(tree))
+
+
+def test_an_output_folder_that_no_dataset_reads_as_a_class_is_accepted(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", FLAT)
     reject_output_in_dataset(tmp_path / "out", "folder", str(tree))
     reject_output_in_dataset(tmp_path / "tree-out", "folder", str(tree))
-    # A file lists the images of dtd and of a prepared copy, so an output folder is not read as a class.
+    # dtd and prepared copies have a file that lists their images, so they may contain an output folder.
     reject_output_in_dataset(tree / "out", "dtd", str(tree))
     prepare("folder", tree, tmp_path / "copy")
     reject_output_in_dataset(tmp_path / "copy/out", "folder", tmp_path / "copy")
