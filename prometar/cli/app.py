@@ -94,6 +94,7 @@ def train(
     trust_code: TrustOption = False,
 ) -> None:
     """Train and test one run. Rerun the same command to resume."""
+    objective_of(objective)  # raises a UserError if the objective is unknown
     chosen = Config()
     if config is not None:
         _require_config_file(config)
@@ -111,29 +112,31 @@ def train(
             values[key] = value
     if config is None:
         values.setdefault("data.name", DEFAULT_DATASET)
-        keys = ("backbone.name", "backbone.pretrained")
-        backbone = resolve_backbone([str(values["data.name"])], *map(values.get, keys))
-        values |= zip(keys, backbone, strict=True)
+        backbone, pretrained = resolve_backbone(
+            [str(values["data.name"])], values.get("backbone.name"), values.get("backbone.pretrained")
+        )
+        values["backbone.name"] = backbone
+        values["backbone.pretrained"] = pretrained
+    dataset_name = str(values.get("data.name", chosen.data.name))
     if values.get("data.root") is not None:
-        reject_unused_root([str(values.get("data.name", chosen.data.name))])
-    root = default_root(str(values.get("data.name", chosen.data.name)))
+        reject_unused_root([dataset_name])
+    # An option or --set determines the data root, otherwise --config, otherwise the default.
+    root = default_root(dataset_name)
     if chosen.data.root is None and root is not None:
         values.setdefault("data.root", root)
     new_method = str(values.get("method", chosen.method))
     entries: list[PublishedEntry] = []
-    if config is None or new_method != chosen.method:
-        # --config contributes only data, backbone and seed to another method.
-        kept = {key: each for key, each in chosen.flat().items() if key.startswith(("data.", "backbone."))}
-        start = {**kept, "train.seed": chosen.train.seed} if config else {}
+    if config is not None and new_method == chosen.method:
+        chosen = chosen.override(values, where="--set").with_defaults()
+    else:
+        start = {} if config is None else _settings_for_another_method(chosen)
         given = {key: each for key, each in values.items() if key != "method"}
         protocol = protocol_of(objective)
         chosen = configure(new_method, start, {"--set": given}, protocol=protocol)
         entries = recipe(new_method).entries_for(chosen.data.name, protocol, chosen.data.shots)
-    else:
-        chosen = chosen.override(values, where="--set").with_defaults()
     chosen = absolute_paths(chosen)
     Config.require_used(values, [chosen], "these settings")
-    # Importing torch is slow, so the configuration is validated first.
+    # Importing torch is slow, so the options are validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build
     from prometar.run_folder import train_run
@@ -141,18 +144,16 @@ def train(
 
     if alignment_every is not None and build(chosen).is_untrained:
         raise UserError(f"--alignment-every requires learnable prompts. {chosen.method} has none.")
-    objective_of(objective)  # raises a UserError if the objective is unknown
-    name = f"{Path(chosen.method).name}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
-    folder = resolve_path(out) if out else Path("out/train") / name
+    default_name = f"{Path(chosen.method).name}-{file_name(chosen.data.name)}-seed{chosen.train.seed}"
+    folder = Path("out/train") / default_name if out is None else resolve_path(out)
     before_step = None if alignment_every is None else AlignmentRecorder(folder, alignment_every)
-    show = partial(_print_epoch, chosen.train.epochs)
     if entries:
         print(one_line(describe_entries(entries)))
     result = train_run(
         chosen,
         folder,
         objective=objective,
-        on_epoch=show,
+        on_epoch=partial(_print_epoch, chosen.train.epochs),
         before_step=before_step,
         predictions=predictions,
     )
@@ -191,11 +192,13 @@ def evaluate(
         _print_metrics(evaluation.metrics, evaluation.joint_accuracies)
         predictions_path = run / PREDICTIONS_FILE
     else:
-        if data_root:
+        if data_root is None:
+            root = default_root(dataset)
+        else:
             reject_unused_root([dataset])
-        root = data_root or default_root(dataset)
+            root = data_root
         classifier = load_run_classifier(run, trust_code=trust_code)
-        opened = open_dataset(dataset, root and absolute_root(root))
+        opened = open_dataset(dataset, None if root is None else absolute_root(root))
         predicted = evaluate_classifier(classifier, opened)
         print(f"{run} on {dataset}: {predicted.predictions.accuracy:.2f} %")
         _print_metrics({"all": predicted.metrics}, {})
@@ -220,7 +223,8 @@ def export(
     from prometar.run_folder import export_run
     from prometar.training.run_result import read_result
 
-    print(f"Exported to {to} and {export_run(run, to, trust_code=trust_code)}")
+    metadata_path = export_run(run, to, trust_code=trust_code)
+    print(f"Exported to {to} and {metadata_path}")
     result = read_result(run)
     print(one_line(f"Classes: {abbreviated(result.classnames)}"))
     if result.objective != ALL_CLASSES:
@@ -264,7 +268,8 @@ def push(
     """
     from prometar.inference.prompt_file import push as push_prompts
 
-    print(f"Uploaded to {push_prompts(prompts, repository, public=public)}")
+    url = push_prompts(prompts, repository, public=public)
+    print(f"Uploaded to {url}")
 
 
 @app.command()
@@ -293,7 +298,10 @@ def compare(
     ],
     reference: Annotated[
         str | None,
-        typer.Option(help="Reference: a label in the table, or a folder of `reproduce`. Default: see docs."),
+        typer.Option(
+            help="Reference: a label in the table, or a folder of `reproduce`. Default: the first study or "
+            "folder of `reproduce`; for other runs prometar or, if absent, the first label."
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -333,17 +341,29 @@ def _require_config_file(path: Path) -> None:
     raise UserError(f"--config {path} is a folder. {fix}")
 
 
+def _settings_for_another_method(config: Config) -> dict[str, object]:
+    """Return the settings that --config contributes to another method: data, backbone and seed."""
+    settings = {key: value for key, value in config.flat().items() if key.startswith(("data.", "backbone."))}
+    settings["train.seed"] = config.train.seed
+    return settings
+
+
 def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
-    loss = f", loss {record['direct_ce']:.3f}" if "direct_ce" in record else ""
+    loss = ""
+    if "direct_ce" in record:  # cross-entropy on the whole batch; untrained runs have none
+        loss = f", loss {record['direct_ce']:.3f}"
     print(f"epoch {record['epoch']}/{epochs}{loss}, {record['seconds']:.0f} s elapsed", flush=True)
 
 
 def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
     rule = objective_of(objective)
-    names = {"all": "all classes", "base": "base", "new": "new (predicted)" if rule.predicts_new else "new"}
-    if "new" in result or not names.keys() & result.keys():  # else the accuracy shown is the score
-        names["objective"] = rule.title
-    values = [f"{label} {result[key]:.2f} %" for key, label in names.items() if key in result]
+    new = "new (predicted)" if rule.predicts_new else "new"
+    labels = {"all": "all classes", "base": "base", "new": new}
+    accuracies = [key for key in labels if key in result]
+    # Without new classes, the only accuracy is the score, so the score is not printed again.
+    if "new" in accuracies or not accuracies:
+        labels["objective"] = rule.title
+    values = [f"{label} {result[key]:.2f} %" for key, label in labels.items() if key in result]
     print(one_line(f"{title}: {', '.join(values)}"))
 
 

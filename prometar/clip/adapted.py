@@ -5,9 +5,13 @@ that are inserted in a middle layer, and changed blocks.
 
 By default, autograd can only compute first derivatives, because attention is torch's fused operation. With
 `differentiable_twice=True`, it can also compute second derivatives, and attention is not fused.
+
+Shapes: B images, C classes, R rows of T tokens, P prompt tokens, S keys, H heads of width W, towers of width
+D, features of width E. A suffix such as `_RTD` states the shape of a tensor.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +54,12 @@ def adapted_text(
     """Return unnormalized text features (C, E).
 
     Args:
-        clip: Frozen CLIP. Must not be folded if `change_block` or `parallel` is given.
-        text: Texts of the classes. Must not be packed if tokens depend on the class. Blocks before
-            `text.block` are omitted.
+        clip: Frozen CLIP. Must not be folded (`Clip.folded`) if `change_block` or `parallel` is given.
+        text: Texts of the classes. Must not be packed (`TextInput.is_packed`) if tokens depend on the class.
+            Blocks before `text.block` are omitted.
         tokens: Tokens by layer, from 0: (P, D), or (C, P, D) for C classes.
-        inserts: True if the texts have no context tokens, and `tokens` are inserted into the texts. False:
-            `tokens` replace the context tokens. In layer 0, position embeddings are then added to them.
+        inserts: True: the texts have no context tokens, and `tokens` are inserted as they are. False:
+            `tokens` replace the context tokens. In layer 0, position embeddings are added to `tokens`.
         change_block: Returns the weights of a block. Default: the frozen weights.
         parallel: Returns what is added to the output of a block. Default: nothing is added.
         differentiable_twice: True if second derivatives are needed.
@@ -77,7 +81,7 @@ def adapted_text(
             x,
             mask=text.mask_before_R1TS if context_is_missing else text.mask_R1TS,
             out=_text_output(text) if index == last_index else None,
-            parallel=lambda normed, index=index: parallel(index, normed),
+            parallel=partial(parallel, index),
             differentiable_twice=differentiable_twice,
         )
     features = F.layer_norm(
@@ -94,16 +98,23 @@ def adapted_text(
 def _put_text(text: TextInput, x_RTD: Tensor, prompt: Tensor) -> Tensor:
     """Return the rows with the prompt, (P, D) or (R, P, D), in the slots of the context.
 
-    For SigLIP, rows have no such slots until the first prompt is inserted. Then the prompt is appended.
+    If texts are packed, only row 0 has a context.
     """
     start = text.context_start
+    if text.is_packed:
+        return torch.cat([_put_tokens(x_RTD[:1], prompt, start), x_RTD[1:]], dim=0)
+    return _put_tokens(x_RTD, prompt, start)
+
+
+def _put_tokens(x_RTD: Tensor, prompt: Tensor, start: int) -> Tensor:
+    """Return the rows with the prompt in the slots from `start` on.
+
+    The first prompt that is inserted into SigLIP's rows is appended: the rows end at `start`, and the slice
+    behind the prompt is empty.
+    """
     stop = start + prompt.shape[-2]
-    rows_with_context = x_RTD[:1] if text.is_packed else x_RTD
-    prompts = prompt.expand(len(rows_with_context), -1, -1)
-    new_rows = torch.cat([rows_with_context[:, :start], prompts, rows_with_context[:, stop:]], dim=1)
-    if len(rows_with_context) == len(x_RTD):
-        return new_rows
-    return torch.cat([new_rows, x_RTD[1:]], dim=0)
+    prompts = prompt.expand(len(x_RTD), -1, -1)
+    return torch.cat([x_RTD[:, :start], prompts, x_RTD[:, stop:]], dim=1)
 
 
 def _text_output(text: TextInput) -> int | Tensor:
@@ -127,15 +138,18 @@ def adapted_image(
     """Return unnormalized image features (B, E), and the mean output of the prompts (B, D) if it is read.
 
     Args:
-        clip: Frozen CLIP. Must not be folded if `change_block` or `parallel` is given.
+        clip: Frozen CLIP. Must not be folded (`Clip.folded`) if `change_block` or `parallel` is given.
         images: Tokens of the images. Blocks before `images.block` are omitted.
         prompts: Prompts (P, D) by layer, from 0. They follow the image tokens, and replace earlier prompts.
         skips_ln_pre: True if the prompts of layer 0 enter the first block without `ln_pre`.
         change_block: Returns the weights of a block. Default: the frozen weights.
         parallel: Returns what is added to the output of a block. Default: nothing is added.
         reads_prompts: True to return the mean of the last block's outputs at the prompts, after `ln_post`.
+            Requires prompts, and a tower without attention pooling.
         differentiable_twice: True if second derivatives are needed.
     """
+    # Without outputs at prompts, their mean would be NaN. Settings that lead here are refused earlier.
+    assert not reads_prompts or (prompts and clip.pool is None), "there are no outputs at prompts to read"
     tower = clip.vision
     last_index = len(tower.blocks) - 1
     num_images, num_tokens = images.tokens_BTD.shape[:2]
@@ -143,7 +157,7 @@ def adapted_image(
     if clip.pool is not None:
         last_out = num_tokens  # attention pooling reads all image tokens, but no prompts
     elif reads_prompts:
-        num_prompts = prompts[max(prompts)].shape[-2] if prompts else 0
+        num_prompts = prompts[max(prompts)].shape[-2]
         # Each row has the image tokens, then the prompts. Output its class token and its prompts.
         first_slots_B1 = torch.arange(num_images, device=clip.device)[:, None] * (num_tokens + num_prompts)
         prompt_slots_P = torch.arange(num_tokens, num_tokens + num_prompts, device=clip.device)
@@ -161,7 +175,7 @@ def adapted_image(
             change_block(index, tower.blocks[index]),
             x,
             out=last_out if index == last_index else None,
-            parallel=lambda normed, index=index: parallel(index, normed),
+            parallel=partial(parallel, index),
             differentiable_twice=differentiable_twice,
         )
     if clip.pool is not None:
@@ -202,15 +216,17 @@ def _block(
         x_RTD: Input of the block: R rows of T tokens.
         mask: (R, 1, T, S). The first S - T keys are the first tokens of row 0, and shared by all rows.
             None: each row has its own T keys, and each token attends to all of them.
-        out: Tokens to return. None: all. A number: the first tokens of each row. A tensor: slots of the
-            flattened (R x T) tokens, returned as (number of slots, 1, D).
+        out: Tokens to return. None: all tokens. An int n: the first n tokens of each row (only without a
+            mask). A tensor: slots of the flattened (R x T) tokens, returned as (number of slots, 1, D).
         parallel: Function of n at the returned tokens. None as its result: nothing is added.
         differentiable_twice: True if second derivatives are needed.
     """
     normed = F.layer_norm(x_RTD, x_RTD.shape[-1:], block.ln_1_weight, block.ln_1_bias, tower.eps)
     qkv = F.linear(normed, block.in_proj_weight, block.in_proj_bias)
-    q, k, v = qkv.unflatten(-1, (3, tower.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unflatten(-1, (3, tower.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (R, H, T, W)
     if isinstance(out, int):
+        # Fewer queries save time. The slots of a tensor are selected after attention instead.
+        assert mask is None, "the mask has a row per query"
         q = q[:, :, :out]
     num_shared = 0 if mask is None else mask.shape[-1] - mask.shape[-2]
     if num_shared:
@@ -232,9 +248,11 @@ def _prepend_shared(keys_RHTW: Tensor, num_shared: int) -> Tensor:
 
 
 def _mlp(tower: Tower, block: Block, z: Tensor) -> Tensor:
-    """Return the MLP's output. QuickGELU is computed as silu(a x) / a, with which autograd stores less.
+    """Return the MLP's output.
 
-    The factors a are applied where tensors are small: in the LayerNorm's weights and in the result.
+    QuickGELU, x sigmoid(a x), is computed as silu(a x) / a, with which autograd stores less. LayerNorm and
+    the bias of c_fc are scaled by a, so that c_fc returns a x. The division by a follows c_proj, where the
+    tensor is smaller. So the bias of c_proj is scaled by a as well.
     """
     if tower.activation != "quick_gelu":
         h = F.layer_norm(z, z.shape[-1:], block.ln_2_weight, block.ln_2_bias, tower.eps)

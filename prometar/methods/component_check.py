@@ -11,9 +11,9 @@ from prometar.clip.model import Clip
 from prometar.errors import UserError
 from prometar.io.custom import convert_errors
 from prometar.methods.adapters import Place, TowerName
-from prometar.methods.composition import Method, MethodConfig, build
+from prometar.methods.composition import Method, MethodConfig, build, no_image_prompts_error
 from prometar.methods.features import Features
-from prometar.methods.prompts import Tensors
+from prometar.methods.prompts import Tensors, tokens_by_layer
 from prometar.methods.regularizers import ImageDistance, RegularizerInputs, TextDistance
 from prometar.methods.section import CustomSection
 
@@ -27,8 +27,8 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
     """Call each custom component of a configuration once on small tensors. Return the built method.
 
     Raises:
-        UserError: the image tower does not fit the method, or a component fails, changes its inputs in
-            place, or returns wrong names, types or shapes.
+        UserError: the image tower or the tokens of custom prompts do not fit the method, or a component
+            fails, changes its inputs in place, or returns wrong names, types or shapes.
     """
     method = build(config)
     require_fitting_tower(config, method, clip)
@@ -59,6 +59,9 @@ def check_components(config: MethodConfig, clip: Clip) -> Method:
 
     if not method.prompts.conditional:  # conditional prompts also return tensors that are not tokens
         check("prompts", lambda: (tokens, _expected_tokens(tokens, clip)))
+    # `build` relies on `enters_images`, which custom prompts may lack or set wrongly.
+    if method.features.reads_image_prompts and not tokens_by_layer(tokens, "vision"):
+        raise no_image_prompts_error(config)
     with convert_errors(getattr(config.modulator, "reference", "modulator")):
         gate = method.modulator.initialize(tokens, generator)
     regularizer_reference = getattr(config.regularizer, "reference", "")

@@ -194,6 +194,15 @@ class MethodConfig(StrictModel):
     optim: Annotated[OptimSection, KINDS["optim"]]
 
 
+def no_image_prompts_error(config: MethodConfig) -> UserError:
+    """Return the error for features that read the outputs of image prompts, if there are no such prompts."""
+    return UserError(
+        f"features.kind={config.features.selected_kind} reads the outputs of image prompts, "
+        f"but prompts.kind={config.prompts.selected_kind} has none. "
+        "Choose prompts that enter the image tower."
+    )
+
+
 def build(config: MethodConfig) -> Method:
     """Build the method that a configuration describes.
 
@@ -211,11 +220,7 @@ def build(config: MethodConfig) -> Method:
     logits = config.logits.component()
     inner = config.inner.component()
     if features.reads_image_prompts and not has_image_prompts(prompts):
-        raise UserError(
-            f"features.kind={config.features.selected_kind} reads the outputs of image prompts, "
-            f"but prompts.kind={config.prompts.selected_kind} has none. "
-            "Choose prompts that enter the image tower."
-        )
+        raise no_image_prompts_error(config)
     if logits.needs_representation and not features.reads_image_prompts:
         raise UserError(
             f"logits.kind={config.logits.selected_kind} needs a second image feature. "

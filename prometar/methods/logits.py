@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prometar.clip.model import Clip
 
 
-def cross_entropy(logits_BC: "Tensor", labels_B: "Tensor", weights_B: "Tensor") -> "Tensor":
+def weighted_cross_entropy(logits_BC: "Tensor", labels_B: "Tensor", weights_B: "Tensor") -> "Tensor":
     """Return the weighted sum of the images' cross-entropies (the mean, if all weights are 1 / B)."""
     from torch.nn.functional import cross_entropy
 
@@ -31,7 +31,10 @@ class Logits(ComponentSection):
     """True if the logits use `Features.representation_BE`."""
 
     is_for_training_dataset: ClassVar[bool] = False
-    """True if classes of other datasets are new classes, also if they have the training classes' names."""
+    """True if the logits of base classes are used on the training dataset only.
+
+    On other datasets, all classes then count as new, even if they have the names of the training classes.
+    """
 
     def initialize(self, clip: "Clip", num_classes: int, generator: "Generator") -> Leaves:
         """Return the initial learnable tensors, given the number of training classes."""
@@ -42,7 +45,7 @@ class Logits(ComponentSection):
     ) -> "Tensor":
         """Return the task loss. Default: the weighted cross-entropy of the logits of base classes."""
         logits_BC = self(leaves, features, scale, new_classes=False)
-        return cross_entropy(logits_BC, labels_B, weights_B)
+        return weighted_cross_entropy(logits_BC, labels_B, weights_B)
 
     def __call__(self, leaves: Leaves, features: Features, scale: "Tensor", *, new_classes: bool) -> "Tensor":
         """Return the logits (B, C). `new_classes`: True if the classes are not the training classes.
@@ -62,10 +65,10 @@ class FusedLogits(Logits):
     """Logits of two image features: the main feature f and the representation feature r.
 
     Base classes: s (weight cos(f, t_c) + (1 - weight) cos(r, t_c)). New classes: s cos(f, t_c).
-    Loss: weight CE(s cos(f, t)) + (1 - weight) CE(s cos(r, t)).
+    Loss: weight CE(s cos(f, t)) + (1 - weight) CE(s cos(r, t)), where CE is the cross-entropy.
     s is `scale`, or CLIP's logit scale if `scale` is null. Requires `features.kind=representation`.
-    Source: "MMRL", CVPR 2025 (published: weight 0.7, scale 100, a constant in its code). As in its code, the
-    classes of other datasets are new classes, also those of the variants of ImageNet after training on it.
+    Source: "MMRL", CVPR 2025 (published: weight 0.7). Its code fixes the scale to 100, and treats all classes
+    of other datasets as new. An example is ImageNet-V2 after training on ImageNet.
     """
 
     needs_representation: ClassVar[bool] = True
@@ -88,10 +91,9 @@ class FusedLogits(Logits):
         self, leaves: Leaves, features: Features, labels_B: "Tensor", weights_B: "Tensor", scale: "Tensor"
     ) -> "Tensor":
         main_BC, representation_BC = self._parts(features, scale)
-        main_loss = cross_entropy(main_BC, labels_B, weights_B)
-        return self.weight * main_loss + (1 - self.weight) * cross_entropy(
-            representation_BC, labels_B, weights_B
-        )
+        main_loss = weighted_cross_entropy(main_BC, labels_B, weights_B)
+        representation_loss = weighted_cross_entropy(representation_BC, labels_B, weights_B)
+        return self.weight * main_loss + (1 - self.weight) * representation_loss
 
     def __call__(self, leaves: Leaves, features: Features, scale: "Tensor", *, new_classes: bool) -> "Tensor":
         main_BC, representation_BC = self._parts(features, scale)
@@ -104,9 +106,10 @@ class LinearHead(Logits):
     """Cosine logits S, and a linear head H on scaled and shifted features, for the training classes only.
 
     H(x; k) = W (a_k * x + b_k) + d for features x (not normalized) of kind k, image or text. W (C, E), d (C).
-    Loss: (1 - weight) CE(S, y) + weight CE(H), where CE(H) is the mean over H(f; image) of each image and
-    H(t_y; text) of its class, both with the image's label y. a_k starts as 1, b_k as 0, W and d as in
-    torch.nn.Linear. Base classes: (1 - weight) S + weight H(f; image). New classes: S.
+    Loss of an image f with label y, where CE is the cross-entropy and t_y the text feature of class y:
+    (1 - weight) CE(S, y) + weight [CE(H(f; image), y) + CE(H(t_y; text), y)] / 2.
+    Base classes: (1 - weight) S + weight H(f; image). New classes: S.
+    Initial values: 1 for a_k, 0 for b_k, and those of torch.nn.Linear for W and d.
     Source: "DePT: Decoupled Prompt Tuning", CVPR 2024 (published: weight 0.7, lr factor 6.5 for the head).
     Its code uses the head for all variants of ImageNet. We use it for those that have the training classes
     (V2, -Sketch), and S for those with fewer classes (-A, -R).
@@ -134,25 +137,29 @@ class LinearHead(Logits):
     def loss(
         self, leaves: Leaves, features: Features, labels_B: "Tensor", weights_B: "Tensor", scale: "Tensor"
     ) -> "Tensor":
-        similarity_loss = cross_entropy(scale * features.cosines_BC, labels_B, weights_B)
-        text = features.text_CE
-        if text.ndim == 2:
-            own_text_BE = text[labels_B]
-        else:
-            own_text_BE = text.gather(1, labels_B[:, None, None].expand(-1, 1, text.shape[-1]))[:, 0]
-        head_losses = [
-            cross_entropy(self._head(leaves, kind, x_BE), labels_B, weights_B)
-            for kind, x_BE in (("text", own_text_BE), ("image", features.image_BE))
-        ]
-        return (1 - self.weight) * similarity_loss + self.weight * (head_losses[0] + head_losses[1]) / 2
+        similarity_loss = weighted_cross_entropy(scale * features.cosines_BC, labels_B, weights_B)
+        own_text_BE = _text_of_labels(features.text_CE, labels_B)
+        text_loss = weighted_cross_entropy(self._head(leaves, "text", own_text_BE), labels_B, weights_B)
+        image_loss = weighted_cross_entropy(
+            self._head(leaves, "image", features.image_BE), labels_B, weights_B
+        )
+        return (1 - self.weight) * similarity_loss + self.weight * (text_loss + image_loss) / 2
 
     def __call__(self, leaves: Leaves, features: Features, scale: "Tensor", *, new_classes: bool) -> "Tensor":
         similarity_BC = scale * features.cosines_BC
         if new_classes:
             return similarity_BC
-        return (1 - self.weight) * similarity_BC + self.weight * self._head(
-            leaves, "image", features.image_BE
-        )
+        head_BC = self._head(leaves, "image", features.image_BE)
+        return (1 - self.weight) * similarity_BC + self.weight * head_BC
+
+
+def _text_of_labels(text_CE: "Tensor", labels_B: "Tensor") -> "Tensor":
+    """Return the text feature (B, E) of each image's label, from text features (C, E) or (B, C, E)."""
+    if text_CE.ndim == 2:
+        return text_CE[labels_B]
+    # Each image has its own text features. Row b of the index selects row labels_B[b] of text_CE[b].
+    index_B1E = labels_B[:, None, None].expand(-1, 1, text_CE.shape[-1])
+    return text_CE.gather(1, index_B1E)[:, 0]
 
 
 class CustomLogits(CustomKindSection, Logits):

@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -179,6 +181,17 @@ def test_a_mistake_in_the_command_train_says_what_to_do(
     (tmp_path / "study/best.yaml").write_text("")
     assert main(["train", *(arg.format(tmp_path) for arg in args)]) == 2
     assert message.format(tmp_path) in capsys.readouterr().err
+
+
+def test_an_unknown_objective_is_refused_without_importing_torch() -> None:
+    """The import takes seconds."""
+    code = (
+        "import sys; from prometar.cli.app import main; "
+        "print(main(['train', '--objective', 'nothing']), 'torch' in sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["2", "False"]
+    assert "nothing" in process.stderr
 
 
 @pytest.mark.parametrize("command", [["evaluate", ".", "--dataset", "cells"], ["data", "check", "cells"]])

@@ -136,6 +136,35 @@ def test_prompts_that_change_their_leaves_in_place_are_one_line(mine: Path, clip
     assert "\n" not in str(caught.value)
 
 
+TEXT_PROMPTS = """
+import torch
+
+
+class TextOnly:
+    {declaration}
+    num_context = 2
+    conditional = False
+    templates = ()
+
+    def initialize(self, clip, init_ids, generator):
+        return {{"text.0": torch.ones(2, clip.text.width)}}
+
+    def tokens(self, leaves):
+        return leaves
+"""
+
+
+@pytest.mark.parametrize("declaration", ["enters_images = True", ""], ids=["wrongly declared", "undeclared"])
+def test_prompts_without_image_tokens_are_refused_if_features_read_them(
+    mine: Path, clip: Clip, declaration: str
+) -> None:
+    """The mean of the outputs at no prompts would be NaN."""
+    mine.write_text(TEXT_PROMPTS.format(declaration=declaration))
+    config = configure("mmrl", {"prompts.kind": "mine:TextOnly"})
+    with pytest.raises(UserError, match=r"^features.kind=representation reads .*kind=mine:TextOnly has none"):
+        check_components(config, clip)
+
+
 @pytest.mark.parametrize("line", ["raise RuntimeError('no luck')", "raise SystemExit('no luck')"])
 def test_a_module_that_fails_is_reported_with_the_line(mine: Path, line: str) -> None:
     mine.write_text(f"import torch\n\n{line}\n")
