@@ -52,15 +52,18 @@ def upload_error(root: Path, limit_mib: float = LIMIT_MIB) -> str | None:
 
 
 def connection_error(arguments: list[str]) -> str | None:
-    """Return an error message if no server answers at --address, else None. Ray's is a hundred lines long."""
+    """Return an error message if no server answers at --address, else None.
+
+    Without this check, Ray prints a traceback of a hundred lines.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ""))
     address = parser.parse_known_args(arguments)[0].address
     if not address.startswith("http"):
-        return None  # `ray job submit` reports missing and other addresses
+        return None  # missing, or not http: `ray job submit` has its own message
     try:
         urlopen(f"{address.rstrip('/')}/api/version", timeout=20).close()
-    except HTTPError:  # the server answers, so `ray job submit` can report the error
+    except HTTPError:  # the server answers, so `ray job submit` reports the error
         return None
     except (OSError, ValueError, HTTPException) as error:
         return f"no Ray cluster accepts jobs at {address}: {getattr(error, 'reason', error)}"
@@ -69,17 +72,21 @@ def connection_error(arguments: list[str]) -> str | None:
 
 def main(arguments: list[str]) -> int:
     """Check the address and the upload size, then submit. Return the exit status."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
+    # Our clusters require a token. Ray reads the variable when Ray is imported, which `upload_error` does.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     if "--" not in arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    if error := connection_error(arguments[: arguments.index("--")]) or upload_error(ROOT):
+    submit_options = arguments[: arguments.index("--")]
+    error = connection_error(submit_options) or upload_error(ROOT)
+    if error is not None:
         print(f"error: {error}", file=sys.stderr)
         return 1
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
-    options = ["--working-dir", str(ROOT), "--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]
+    command += ["--working-dir", str(ROOT)]
+    command += ["--runtime-env", str(ROOT / "clusters" / "runtime-env.yaml")]
     try:
-        return subprocess.run([*command, *options, *arguments]).returncode
+        return subprocess.run([*command, *arguments]).returncode
     except KeyboardInterrupt:  # Ctrl-C stops only the log, not the job
         return 130
 

@@ -23,6 +23,7 @@ from tune.records.schema import (
     FinalTest,
     Record,
     SettingsName,
+    SingleRecord,
     State,
     StudyRecord,
     TrialRecord,
@@ -84,7 +85,8 @@ class StudyFolder:
 
         Args:
             config: Configuration of the study.
-            input_digests: Digests, by name, of inputs other than settings that affect results, e.g. splits.
+            input_digests: Digests by name. They are of inputs that affect results and are not settings, such
+                as splits.
             classes: Base and new classes by dataset, for the report. Default: unknown.
             excluded: Paths of the excluded images by dataset. Default: none.
             exclusion_notes: Remarks to add to those of earlier commands.
@@ -133,7 +135,11 @@ class StudyFolder:
 
     @cached_property
     def study_id(self) -> str:
-        """Id in study.yaml or, before that file is written, a new random one."""
+        """Id in study.yaml or, before that file is written, a new random one.
+
+        Raises:
+            UserError: study.yaml cannot be read, is corrupt, or has another file format.
+        """
         record = self.read(StudyRecord)
         if record is not None and record.id:  # studies of version 0.2.0 have no id
             return record.id
@@ -144,8 +150,10 @@ class StudyFolder:
         """True if the folder contains a record of a trial."""
         return any((self.path / "trials").glob("*/record.json"))
 
-    def read(self, kind: type[Record]) -> Record | None:
-        """Return the study's record of this type, or None if its file does not exist.
+    def read(self, kind: type[SingleRecord]) -> SingleRecord | None:
+        """Return the record of a type of which a study has only one, or None if its file does not exist.
+
+        `read_trials` reads the records of trials.
 
         Raises:
             UserError: the file cannot be read, is corrupt, or has another file format.
@@ -156,7 +164,8 @@ class StudyFolder:
         """Return all records of the study, or None if the folder does not contain a study.
 
         Raises:
-            UserError: a record is corrupt or has another file format.
+            UserError: a record cannot be read, is corrupt, has another file format, or is in the folder of
+                another trial.
         """
         study = self.read(StudyRecord)
         if study is None:
@@ -174,7 +183,8 @@ class StudyFolder:
         """Return the records of all trials, in order of number.
 
         Raises:
-            UserError: a record is corrupt, or is in the folder of another trial.
+            UserError: a record cannot be read, is corrupt, has another file format, or is in the folder of
+                another trial.
         """
         trials: list[TrialRecord] = []
         parent = self.path / "trials"
@@ -245,8 +255,10 @@ class Records:
     def current_test(self) -> FinalTest | None:
         """The final test. None if it has not finished, or if selection or `--final-epochs` have changed."""
         test = self.final_test
+        if test is None:
+            return None
         selected = self.selected
-        if test is None or selected is None:
+        if selected is None:  # the records of the trials were deleted, so nothing contradicts the test
             return test
         if test.epochs != self.config.test.epochs:
             return None
@@ -260,7 +272,8 @@ def read_records(folder: Path) -> Records:
     """Read all records of a study.
 
     Raises:
-        UserError: the folder does not contain a study, or a record is corrupt or has another file format.
+        UserError: the folder does not contain a study, or a record cannot be read, is corrupt, has another
+            file format, or is in the folder of another trial.
     """
     records = StudyFolder(folder).read_all()
     if records is None:
@@ -272,8 +285,10 @@ def _command_line(argv: Sequence[str]) -> str:
     """Return the command that a user types to start a process with these arguments.
 
     Example:
-        >>> _command_line(["/opt/bin/prometar", "train"]), _command_line(["tune/search.py"])
-        ('prometar train', 'python tune/search.py')
+        >>> _command_line(["/opt/bin/prometar", "train"])
+        'prometar train'
+        >>> _command_line(["tune/search.py"])
+        'python tune/search.py'
     """
     path = Path(argv[0])
     if path.name == "__main__.py":  # python -m prometar

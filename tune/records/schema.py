@@ -420,6 +420,8 @@ class StudyRecord:
 
 
 Record = TypeVar("Record", bound=StudyRecord | TrialRecord | Confirmation | FinalTest)
+SingleRecord = TypeVar("SingleRecord", bound=StudyRecord | Confirmation | FinalTest)
+"""Record of which a study has only one."""
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (StudyRecord, TrialRecord, Confirmation, FinalTest)
