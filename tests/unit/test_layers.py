@@ -1,4 +1,4 @@
-"""Imports go one way. Few files import each external library, and one uses its private names."""
+"""Imports go one way. Few files import an external library, and one uses private names of Ray and Optuna."""
 
 import ast
 import sys
@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*ROOT.glob("prometar/**/*.py"), *ROOT.glob("tune/**/*.py")])
 
-# A package imports only itself and those above it in this list.
+# A package imports only itself and earlier ones. "prometar", "prometar.data" and "tune" stand for their
+# __init__.py only (see INITS).
 PACKAGES = (
     "prometar.errors",
     "prometar.device",
@@ -53,7 +54,10 @@ PACKAGES = (
     "tune.search",
     "tune.commands",
 )
-ENTRANCES = {
+INITS = {"prometar", "prometar.data", "tune"}
+
+# By external library: the files and folders/ that may import it.
+IMPORTERS: dict[str, set[str]] = {
     "open_clip": {"prometar/clip/openclip.py"},
     "transformers": set(),
     "huggingface_hub": {"prometar/inference/prompt_file.py"},
@@ -74,9 +78,12 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_of(path) for path in FILES}
+
+
 @cache
 def imports_of(path: Path, *, at_start: bool = False) -> frozenset[str]:
-    """Modules that a file imports. With `at_start`, without those that its functions import."""
+    """Modules that a file imports. `at_start`: only at top level, not in functions or `if TYPE_CHECKING`."""
     found: set[str] = set()
     tree = ast.parse(path.read_text("utf-8"))
     for node in tree.body if at_start else ast.walk(tree):
@@ -85,17 +92,21 @@ def imports_of(path: Path, *, at_start: bool = False) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             module = str(node.module)
+            # `from package import module` imports the module, `from module import name` imports `module`.
             submodules = {f"{module}.{alias.name}" for alias in node.names} & MODULES
             found |= submodules or {module}
     return frozenset(found)
 
 
-MODULES = {module_of(path) for path in FILES}
-
-
 def package_of(module: str) -> str:
-    names = [name for name in PACKAGES if module == name or module.startswith(name + ".")]
-    names = [name for name in names if name not in {"prometar", "prometar.data", "tune"} or module == name]
+    """Return the entry of PACKAGES that contains a module: the longest one, if there are several."""
+
+    def contains(name: str) -> bool:
+        if module == name:
+            return True
+        return name not in INITS and module.startswith(name + ".")
+
+    names = [name for name in PACKAGES if contains(name)]
     assert names, f"Add the package of {module} to PACKAGES"
     return max(names, key=len)
 
@@ -104,24 +115,24 @@ def package_of(module: str) -> str:
 def test_imports_go_one_way(path: Path) -> None:
     mine = PACKAGES.index(package_of(module_of(path)))
     ours = {name for name in imports_of(path) if name.split(".")[0] in {"prometar", "tune"}}
-    above = sorted(name for name in ours if PACKAGES.index(package_of(name)) > mine)
-    assert not above, f"{module_of(path)} must not import {above}"
+    forbidden = sorted(name for name in ours if PACKAGES.index(package_of(name)) > mine)
+    assert not forbidden, f"{module_of(path)} must not import {forbidden}"
 
 
 def test_modules_do_not_import_each_other_in_a_cycle() -> None:
     graph = {module_of(path): imports_of(path, at_start=True) & MODULES for path in FILES}
-    TopologicalSorter(graph).prepare()
+    TopologicalSorter(graph).prepare()  # raises a CycleError if there is a cycle
 
 
-@pytest.mark.parametrize("system", ENTRANCES)
-def test_few_files_import_an_external_library(system: str) -> None:
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_few_files_import_an_external_library(library: str) -> None:
     users = {
         str(path.relative_to(ROOT))
         for path in FILES
-        if any(name.split(".")[0] == system for name in imports_of(path))
+        if any(name.split(".")[0] == library for name in imports_of(path))
     }
-    others = {user for user in users if not user.startswith(tuple(ENTRANCES[system]))}
-    assert not others, f"{sorted(others)} must not import {system}"
+    others = {user for user in users if not user.startswith(tuple(IMPORTERS[library]))}
+    assert not others, f"{sorted(others)} must not import {library}"
 
 
 def test_every_package_has_a_docstring() -> None:
@@ -131,17 +142,21 @@ def test_every_package_has_a_docstring() -> None:
 
 
 def test_scripts_in_tune_do_not_shadow_other_modules() -> None:
-    """`python tune/search.py` puts tune/ first on the path until it is removed."""
+    """`python tune/search.py` puts tune/ first on sys.path, until search.py removes this entry."""
     ours = {
         path.stem for path in ROOT.glob("tune/*") if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    installed = {name for names in (packages_distributions(), sys.stdlib_module_names) for name in names}
-    assert not ours - {"__init__"} & installed - {"tune"}
+    installed = {*packages_distributions(), *sys.stdlib_module_names}
+    shadowed = (ours & installed) - {"__init__", "tune"}
+    assert not shadowed
 
 
 def _private_uses(source: str) -> set[str]:
-    """Private modules that are imported, and private names of anything but `self`, `cls` and `super()`."""
-    found = set()
+    """Return private attributes of any object but self, cls and super(), and private imports.
+
+    Private imports are `from` imports of a private module or name of Ray or Optuna.
+    """
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             owner = ast.unparse(node.value)
@@ -150,7 +165,7 @@ def _private_uses(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             words = [*str(node.module).split("."), *(alias.name for alias in node.names)]
             if words[0] in {"ray", "optuna"} and any(word.startswith("_") for word in words):
-                found.add(str(node.module))
+                found.add(".".join(words))
     return found
 
 
