@@ -5,13 +5,18 @@
     python benchmarks/sampler.py --samplers gp --budgets 40 --seeds 3     # half a minute per search
 
 Nothing is trained. The trial store of a study samples and stores trials of simulated duration. As in
-a real study, the first concurrent trials are thus sampled without any result. The three problems are a
-quadratic function on the space `default`, in which few settings matter and whose optimum depends on the
-seed; the Hartmann function of six settings; and the nearest recorded trial (curves.json) on the spaces
-`regularizer` and `augmentation` together. Durations are proportional to the number of epochs, if it is
-searched. Scores are noisy. Regret is that of the settings with the highest score: 0 is the optimum, and 100
-is the median of random samples. Wall time is in mean trial durations. Results are written to --json after
-each search. Rerun the same command to resume.
+a real study, the first concurrent trials are thus sampled without any result. There are three problems:
+
+- quadratic: a quadratic function on the space `default`. Few settings matter, and the optimum depends on
+  the seed.
+- hartmann: the Hartmann function of six settings.
+- recorded: the score of the recorded trial (curves.json) with the nearest settings, on the spaces
+  `regularizer` and `augmentation` together.
+
+Durations are proportional to the number of epochs, if it is searched. Scores are noisy. At the end of a
+search, the settings with the highest noisy score are evaluated without noise. Regret is their distance to
+the optimum: 0 is the optimum, and 100 is the median of random samples. Wall time is in mean trial durations.
+Results are written to --json after each search. Rerun the same command to resume.
 """
 
 import argparse
@@ -22,11 +27,11 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from itertools import count, product
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median, variance
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from common import parser_of, table
@@ -42,8 +47,13 @@ from tune.space.space import EPOCHS_KEY, Space, load_space
 from tune.store.trial_store import TrialStore
 
 CONCURRENCY = (1, 2, 4, 8, 16, 40)
+EPOCHS = 10
+"""Number of epochs of a trial of mean duration, and of each trial if the number is not searched."""
 NOISE = 8.0
-"""Standard deviation of a score, on the scale of regret: about that of a seed on validation images."""
+"""Standard deviation of the noise of a score, in units of regret.
+
+About as large as differences between seeds on validation images.
+"""
 HARTMANN = (
     "optim.lr",
     "prompts.text_depth",
@@ -64,25 +74,46 @@ def unit(entry: Range, value: Any) -> float:
     return (scale(value) - scale(entry.low)) / (scale(entry.high) - scale(entry.low))
 
 
+class Term(NamedTuple):
+    """Loss of a setting in `quadratic`, with its weight."""
+
+    weight: float
+    best: float
+    """Position of the best value in a range, from 0 to 1."""
+    order: list[int]
+    """Ranks of up to nine choices. The choice with the lowest rank is the best."""
+
+    def loss(self, entry: Range, value: Any) -> float:
+        if not isinstance(entry, Choice):
+            return self.weight * (unit(entry, value) - self.best) ** 2
+        ranks = self.order[: len(entry.choices)]
+        rank = ranks[entry.choices.index(value)]
+        num_better = sum(other < rank for other in ranks)
+        return self.weight * num_better / len(ranks)
+
+
 def quadratic(space: Space, seed: int) -> tuple[Objective, float]:
     """Return a quadratic function with a random optimum and random weights (0.6^k), and its maximum."""
     rng = random.Random(seed)
     names = rng.sample(list(space.ranges), len(space.ranges))
-    terms = {name: (0.6**k, rng.random(), rng.sample(range(9), 9)) for k, name in enumerate(names)}
+    terms: dict[str, Term] = {}
+    for k, name in enumerate(names):
+        terms[name] = Term(weight=0.6**k, best=rng.random(), order=rng.sample(range(9), 9))
 
-    def loss(name: str, value: Any) -> float:
-        entry = space.ranges[name]
-        weight, best, order = terms[name]
-        if isinstance(entry, Choice):
-            ranks = order[: len(entry.choices)]
-            return weight * sorted(ranks).index(ranks[entry.choices.index(value)]) / len(ranks)
-        return weight * (unit(entry, value) - best) ** 2
+    def value(settings: Mapping[str, Any]) -> float:
+        return -sum(terms[name].loss(space.ranges[name], setting) for name, setting in settings.items())
 
-    return lambda settings: -sum(loss(name, value) for name, value in settings.items()), 0.0
+    return value, 0.0
 
 
 def hartmann(space: Space, seed: int) -> tuple[Objective, float]:
-    """Return the six-dimensional Hartmann function, with coordinates permuted by seed, and its maximum."""
+    """Return the six-dimensional Hartmann function, with coordinates permuted by seed, and its maximum.
+
+    f(x) = sum_i c_i exp(-sum_j a_ij (x_j - p_ij)^2) for x in [0, 1]^6 and i from 1 to 4. The table `p` has
+    10,000 p_ij.
+    Source: Dixon and Szegő, "The global optimization problem: an introduction" (1978).
+    """
+    c = (1.0, 1.2, 3.0, 3.2)
     a = (
         (10, 3, 17, 3.5, 1.7, 8),
         (0.05, 10, 17, 0.1, 8, 14),
@@ -99,11 +130,13 @@ def hartmann(space: Space, seed: int) -> tuple[Objective, float]:
 
     def value(settings: Mapping[str, Any]) -> float:
         x = [unit(space.ranges[name], settings[name]) for name in names]
-        inner = (
-            sum(weight * (u - place / 1e4) ** 2 for weight, place, u in zip(weights, places, x, strict=True))
-            for weights, places in zip(a, p, strict=True)
-        )
-        return sum(c * math.exp(-s) for c, s in zip((1.0, 1.2, 3.0, 3.2), inner, strict=True))
+        total = 0.0
+        for c_i, a_i, p_i in zip(c, a, p, strict=True):
+            distance = 0.0
+            for a_ij, p_ij, x_j in zip(a_i, p_i, x, strict=True):
+                distance += a_ij * (x_j - p_ij / 1e4) ** 2
+            total += c_i * math.exp(-distance)
+        return total
 
     return value, 3.32237
 
@@ -118,7 +151,8 @@ def recorded(space: Space, seed: int) -> tuple[Objective, float]:
         )
 
     def value(settings: Mapping[str, Any]) -> float:
-        return float(min(RECORDED, key=lambda trial: distance(settings, trial["settings"]))["objective"][-1])
+        nearest = min(RECORDED, key=lambda trial: distance(settings, trial["settings"]))
+        return float(nearest["objective"][-1])
 
     return value, max(trial["objective"][-1] for trial in RECORDED)
 
@@ -136,10 +170,8 @@ PROBLEMS = {"quadratic": quadratic, "hartmann": hartmann, "recorded": recorded}
 def space_of(problem: str) -> Space:
     """Return the search space of a problem."""
     if problem == "recorded":
-        parts = [load_space("regularizer"), load_space("augmentation")]
-        return Space(
-            name=problem, ranges={key: entry for part in parts for key, entry in part.ranges.items()}
-        )
+        ranges = {**load_space("regularizer").ranges, **load_space("augmentation").ranges}
+        return Space(name=problem, ranges=ranges)
     whole = load_space("default")
     if problem == "quadratic":
         return whole
@@ -154,7 +186,18 @@ def regret_function(problem: str, seed: int) -> Objective:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=RandomSampler(seed))
     typical = median(function(space.sample(study.ask())) for _ in range(300))
-    return lambda settings: 100 * (optimum - function(settings)) / (optimum - typical)
+
+    def regret(settings: Mapping[str, Any]) -> float:
+        return 100 * (optimum - function(settings)) / (optimum - typical)
+
+    return regret
+
+
+class Scored(NamedTuple):
+    """Noisy score and true regret of a trial."""
+
+    score: float
+    regret: float
 
 
 def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,13 +207,18 @@ def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
     seed = options["seed"]
     slots = options["concurrency"]
     space = space_of(problem)
-    regret = regret_function(problem, seed)
+    regret_of = regret_function(problem, seed)
     config = StudyConfig.of(
-        space=space, trials=options["budget"], sampler=options["sampler"], pruner="none", seed=seed, epochs=10
+        space=space,
+        trials=options["budget"],
+        sampler=options["sampler"],
+        pruner="none",
+        seed=seed,
+        epochs=EPOCHS,
     )
     store = TrialStore(config, InMemoryStorage(), StudyFolder(Path("nowhere")), {}, concurrency=slots)
     running: list[tuple[float, int, dict[str, Any]]] = []
-    scores: dict[int, tuple[float, float]] = {}
+    scored: list[Scored] = []
     now = 0.0
     while True:
         while len(running) < slots:
@@ -178,15 +226,15 @@ def simulate(options: Mapping[str, Any]) -> dict[str, Any]:
             if trial is None:
                 break
             rng = random.Random(f"{seed} {trial.number}")
-            duration = rng.uniform(0.7, 1.3) * trial.params.get(EPOCHS_KEY, 10) / 10
+            duration = rng.uniform(0.7, 1.3) * trial.params.get(EPOCHS_KEY, EPOCHS) / EPOCHS
             heapq.heappush(running, (now + duration, trial.number, trial.params))
         if not running:
-            best = max(scores.values())
-            return {**options, "regret": round(best[1], 3), "wall": round(now, 3)}
+            best = max(scored, key=lambda each: each.score)
+            return {**options, "regret": round(best.regret, 3), "wall": round(now, 3)}
         now, number, settings = heapq.heappop(running)
-        true = regret(settings)
-        score = random.Random(f"{seed} {number} noise").gauss(100 - true, NOISE)
-        scores[number] = score, true
+        regret = regret_of(settings)
+        score = random.Random(f"{seed} {number} noise").gauss(100 - regret, NOISE)
+        scored.append(Scored(score, regret))
         run = RunScore("textures", seed, objective=score)
         store.report(number, EpochReport(1, (run,), finished=True))
 
@@ -199,24 +247,45 @@ def all_searches(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"problem": problem, "sampler": sampler, "budget": budget, "concurrency": slots, "seed": seed}
 
 
-Summary = dict[tuple[str, int, int], tuple[float, float, float]]
+class Searches(NamedTuple):
+    """What searches have in common that are summarized together."""
+
+    sampler: str
+    budget: int
+    concurrency: int
+
+
+class Figures(NamedTuple):
+    """Mean regret, its standard error and mean wall time of searches."""
+
+    regret: float
+    error: float
+    wall: float
+
+
+Summary = dict[Searches, Figures]
 
 
 def summarize(rows: list[dict[str, Any]]) -> Summary:
-    """Return mean regret, its standard error and mean wall time by (sampler, budget, concurrency).
+    """Return the figures of all searches.
 
-    The mean is over problems. So its standard error contains the differences between seeds only.
+    The mean regret is over problems. So its standard error contains the differences between seeds only.
     """
-    groups: dict[tuple[str, int, int], dict[str, list[dict[str, Any]]]] = {}
+    groups: dict[Searches, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        by_problem = groups.setdefault((row["sampler"], row["budget"], row["concurrency"]), {})
+        searches = Searches(row["sampler"], row["budget"], row["concurrency"])
+        by_problem = groups.setdefault(searches, {})
         by_problem.setdefault(row["problem"], []).append(row)
-    found = {}
-    for key, by_problem in groups.items():
+    found: Summary = {}
+    for searches, by_problem in groups.items():
         regrets = [[row["regret"] for row in group] for group in by_problem.values()]
         squares = [variance(values) / len(values) if len(values) > 1 else 0.0 for values in regrets]
         walls = [mean(row["wall"] for row in group) for group in by_problem.values()]
-        found[key] = mean(map(mean, regrets)), math.sqrt(sum(squares)) / len(regrets), mean(walls)
+        found[searches] = Figures(
+            regret=mean(mean(values) for values in regrets),
+            error=math.sqrt(sum(squares)) / len(regrets),
+            wall=mean(walls),
+        )
     return found
 
 
@@ -230,11 +299,12 @@ COLORS = {"tpe": "#0b6e99", "gp": "#b8860b", "random": "#777777"}
 
 def plot(found: Summary, path: Path) -> None:
     """Plot regret against concurrency, one panel per budget. Wall times are below the ticks."""
-    budgets = sorted({budget for _, budget, _ in found})
-    high = 1.1 * max(value + error for value, error, _ in found.values())
+    budgets = sorted({searches.budget for searches in found})
+    high = 1.1 * max(figures.regret + figures.error for figures in found.values())
 
-    def text(x: float, y: float, words: str, anchor: str = "middle") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+    def text(x: float, y: float, words: str, *, anchor: str = "middle", fill: str = "") -> str:
+        color = f'fill="{fill}" ' if fill else ""
+        return f'<text {color}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
 
     def y_of(value: float) -> float:
         return TOP + (HEIGHT - TOP - 80) * (1 - value / high)
@@ -246,59 +316,70 @@ def plot(found: Summary, path: Path) -> None:
     ]
     for panel, budget in enumerate(budgets):
         left = LEFT + panel * (PANEL + 70)
-        at = {
-            slots: left + 30 + k * (PANEL - 60) / (len(CONCURRENCY) - 1)
-            for k, slots in enumerate(CONCURRENCY)
-        }
+        distance = (PANEL - 60) / (len(CONCURRENCY) - 1)
+        x_of = {slots: left + 30 + k * distance for k, slots in enumerate(CONCURRENCY)}
         parts.append(text(left + PANEL / 2, 20, f"{budget} trials: regret (0 optimum, 100 random setting)"))
         parts.append(f'<path d="M{left} {y_of(0):.1f} h{PANEL}" stroke="#999"/>')
         step = next(each for each in (2, 5, 10, 20, 50) if high / each < 8)
         for tick in range(0, int(high) + 1, step):
-            parts.append(text(left - 8, y_of(tick) + 4, str(tick), "end"))
-        for slots, x in at.items():
-            walls = [wall for (_, b, c), (_, _, wall) in found.items() if (b, c) == (budget, slots)]
+            parts.append(text(left - 8, y_of(tick) + 4, str(tick), anchor="end"))
+        for slots, x in x_of.items():
+            walls = [
+                figures.wall
+                for searches, figures in found.items()
+                if searches.budget == budget and searches.concurrency == slots
+            ]
             parts.append(text(x, HEIGHT - 60, str(slots)))
             parts.append(text(x, HEIGHT - 40, f"{mean(walls):.0f}" if walls else ""))
         parts.append(text(left + PANEL / 2, HEIGHT - 12, "concurrent trials; below: wall time in trials"))
         for k, (sampler, color) in enumerate(COLORS.items()):
-            points = [
-                (x + 5 * (k - 1), found[key]) for c, x in at.items() if (key := (sampler, budget, c)) in found
-            ]
+            shift = 5 * (k - 1)  # so that the error bars of the samplers do not hide each other
+            points: list[tuple[float, Figures]] = []
+            for slots, x in x_of.items():
+                figures = found.get(Searches(sampler, budget, slots))
+                if figures is not None:
+                    points.append((x + shift, figures))
             if points:
-                line = " L".join(f"{x:.1f} {y_of(value):.1f}" for x, (value, _, _) in points)
+                line = " L".join(f"{x:.1f} {y_of(figures.regret):.1f}" for x, figures in points)
                 parts.append(f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-                parts.append(text(left + 40 + 70 * k, 42, sampler).replace("<text", f'<text fill="{color}"'))
-            for x, (value, error, _) in points:
-                low = y_of(max(0.0, value - error))
-                top = y_of(value + error)
+                parts.append(text(left + 40 + 70 * k, 42, sampler, fill=color))
+            for x, figures in points:
+                low = y_of(max(0.0, figures.regret - figures.error))
+                top = y_of(figures.regret + figures.error)
                 parts.append(f'<path d="M{x:.1f} {low:.1f} V{top:.1f}" stroke="{color}"/>')
-                parts.append(f'<circle cx="{x:.1f}" cy="{y_of(value):.1f}" r="4" fill="{color}"/>')
+                parts.append(f'<circle cx="{x:.1f}" cy="{y_of(figures.regret):.1f}" r="4" fill="{color}"/>')
     write_atomically(path, ("\n".join([*parts, "</svg>"]) + "\n").encode())
 
 
-def _cell(figure: tuple[float, float, float] | None) -> str:
-    return "{:.1f} ± {:.1f} ({:.0f})".format(*figure) if figure else "-"
+def _cell(figures: Figures | None) -> str:
+    if figures is None:
+        return "-"
+    return f"{figures.regret:.1f} ± {figures.error:.1f} ({figures.wall:.0f})"
 
 
 def minus_random(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the searches of other samplers. Subtract the regret of the same search with random sampling."""
-    keys = ("problem", "budget", "concurrency", "seed")
-    random_regret = {tuple(row[k] for k in keys): row["regret"] for row in rows if row["sampler"] == "random"}
-    pairs = [
-        (row, random_regret.get(tuple(row[k] for k in keys))) for row in rows if row["sampler"] != "random"
-    ]
-    return [{**row, "regret": row["regret"] - other} for row, other in pairs if other is not None]
+
+    def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("problem", "budget", "concurrency", "seed"))
+
+    random_regrets = {key_of(row): row["regret"] for row in rows if row["sampler"] == "random"}
+    differences: list[dict[str, Any]] = []
+    for row in rows:
+        if row["sampler"] != "random" and key_of(row) in random_regrets:
+            differences.append({**row, "regret": row["regret"] - random_regrets[key_of(row)]})
+    return differences
 
 
 def show(found: Summary) -> str:
     """Return a table of regrets with standard errors and wall times."""
-    budgets = sorted({budget for _, budget, _ in found})
-    samplers = [name for name in COLORS if any(key[0] == name for key in found)]
+    budgets = sorted({searches.budget for searches in found})
+    samplers = [name for name in COLORS if any(searches.sampler == name for searches in found)]
     head = ("trials", "sampler", *(f"{slots} concurrent" for slots in CONCURRENCY))
     rows = []
     for budget, sampler in product(budgets, samplers):
-        figures = [found.get((sampler, budget, slots)) for slots in CONCURRENCY]
-        rows.append((budget, sampler, *(_cell(figure) for figure in figures)))
+        cells = [_cell(found.get(Searches(sampler, budget, slots))) for slots in CONCURRENCY]
+        rows.append((budget, sampler, *cells))
     return table(head, rows)
 
 
@@ -315,11 +396,13 @@ def main() -> None:
     if args.quick:
         args.seeds = 1
         args.budgets = [10]
-    rows = json.loads(args.json.read_text()) if args.json.exists() and not args.quick else []
+    rows: list[dict[str, Any]] = []
+    if args.json.exists() and not args.quick:
+        rows = json.loads(args.json.read_text())
     done = [{key: row[key] for key in row if key not in ("regret", "wall")} for row in rows]
     missing = [options for options in all_searches(args) if options not in done]
     with get_context("spawn").Pool(args.jobs) as pool:
-        for number, row in zip(count(1), pool.imap_unordered(simulate, missing), strict=False):
+        for number, row in enumerate(pool.imap_unordered(simulate, missing), start=1):
             rows.append(row)
             if not args.quick:
                 write_atomically(args.json, ("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n").encode())
