@@ -35,8 +35,8 @@ def data_list(
     from prometar.data.preparation.check import list_datasets, size_differences
     from prometar.embedded.datasets import RENDERED
 
-    columns = ("name", "title", "classes", "train", "val", "test", "images" if data_root is None else "state")
-    table = Table(*columns, box=None)
+    last_column = "images" if data_root is None else "state"
+    table = Table("name", "title", "classes", "train", "val", "test", last_column, box=None)
     notes: list[str] = []
     for name, opened in list_datasets(data_root).items():  # a dataset, why it fails, or None
         benchmark = BENCHMARKS.get(name)
@@ -54,14 +54,17 @@ def data_list(
                 state = "sizes differ"
             else:
                 state = "complete"
-            if differences or opened.note:
-                notes.append(f"{name}: {'; '.join(filter(None, (*differences, opened.note)))}")
+            remarks = [*differences, opened.note] if opened.note else differences
+            if remarks:
+                notes.append(f"{name}: {'; '.join(remarks)}")
         elif benchmark and data_root is None:
             sizes = (benchmark.num_classes, *benchmark.sizes.values())
         table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
     Console(markup=False, emoji=False).print(table)
-    published = "These are the published sizes. --data-root DIR shows the datasets in DIR."
-    print(published if data_root is None else "`prometar data list` shows how to get missing datasets.")
+    if data_root is None:
+        print("These are the published sizes. --data-root DIR shows the datasets in DIR.")
+    else:
+        print("`prometar data list` shows how to get missing datasets.")
     for note in notes:
         print(one_line(note))
 

@@ -334,8 +334,10 @@ def _tuned_runs(path: Path) -> Iterator[tuple[str, FinishedRun]]:
 
 def _share_methods(runs_by_path: Mapping[Path, Sequence[tuple[str, FinishedRun]]]) -> bool:
     """Return True if there are several folders, and all share a method."""
-    methods = [{method for method, _ in runs} for runs in runs_by_path.values()]
-    return len(methods) > 1 and bool(set.intersection(*methods))
+    if len(runs_by_path) < 2:
+        return False
+    methods_by_folder = [{method for method, _ in runs} for runs in runs_by_path.values()]
+    return bool(set.intersection(*methods_by_folder))
 
 
 def _compare_folders(

@@ -89,11 +89,10 @@ class PublishedEntry(StrictModel):
 
     def matches(self, dataset: str, protocol: Protocol, shots: int) -> bool:
         """Return True if the entry applies to a run."""
-        return (
-            (self.dataset is None or dataset in self.dataset)
-            and (self.protocol is None or protocol in self.protocol)
-            and (self.shots is None or shots in self.shots)
-        )
+        fits_dataset = self.dataset is None or dataset in self.dataset
+        fits_protocol = self.protocol is None or protocol in self.protocol
+        fits_shots = self.shots is None or shots in self.shots
+        return fits_dataset and fits_protocol and fits_shots
 
     @property
     def condition(self) -> str:

@@ -172,11 +172,9 @@ def split_paths(paths: Sequence[str]) -> dict[str, list[str]]:
 
 def _skipped_note(folder: Path, splits: Sequence[str]) -> str:
     """Return a note on files that are skipped because of their suffix or place, or "" if there are none."""
-    files = (
-        os.path.relpath(os.path.join(parent, name), folder)
-        for parent, _, names in os.walk(folder)
-        for name in names
-    )
+    files: list[str] = []
+    for parent, _, names in os.walk(folder):
+        files += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
     visible = sorted(file for file in files if "/." not in f"/{file}")  # hidden files and folders are ignored
     depth = 2 if splits else 1
     kinds = {
@@ -251,8 +249,7 @@ def labeled_images(root: Path, folders: Iterable[str], names: Iterable[str]) -> 
     Raises:
         UserError: see `image_files`.
     """
-    return tuple(
-        Item(f"{folder}/{file}", label, name)
-        for label, (folder, name) in enumerate(zip(folders, names, strict=True))
-        for file in image_files(root / folder)
-    )
+    items: list[Item] = []
+    for label, (folder, name) in enumerate(zip(folders, names, strict=True)):
+        items += [Item(f"{folder}/{file}", label, name) for file in image_files(root / folder)]
+    return tuple(items)

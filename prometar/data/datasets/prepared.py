@@ -132,7 +132,9 @@ def _path_index(uri: str, shards: tuple[str, ...]) -> dict[str, tuple[int, int, 
     index: dict[str, tuple[int, int, int]] = {}
     for shard_index, shard in enumerate(shards):
         table, sizes = _read_columns(uri, shard, ["path"])
-        positions = ((shard_index, group, row) for group, size in enumerate(sizes) for row in range(size))
+        positions: list[tuple[int, int, int]] = []
+        for group, size in enumerate(sizes):
+            positions += [(shard_index, group, row) for row in range(size)]
         index.update(zip(table.column("path").to_pylist(), positions, strict=True))
     return index
 

@@ -236,8 +236,13 @@ def _read_group(items: Sequence[Item], source: Source, excluded: Collection[str]
         if isinstance(error, InfrastructureError) and isinstance(source, FolderSource):
             raise  # a fault of the disk, not of the images
         if len(items) > 1:  # retry one by one, so that each image has its own error
-            return [result for item in items for result in _read_group([item], source, excluded)]
-        if items[0].path in excluded:
+            results: list[tuple[bytes, str]] = []
+            for item in items:
+                results += _read_group([item], source, excluded)
+            return results
+        path = items[0].path
+        if path in excluded:
             return [(b"", "")]
-        return [(b"", str(error) if items[0].path in str(error) else f"{items[0].path}: {error}")]
+        message = str(error)
+        return [(b"", message if path in message else f"{path}: {message}")]
     return [(image, "") for image in images]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 
 from prometar.config.recipes import Protocol
-from prometar.data.datasets.dataset import Dataset, Items, abbreviated, classnames
+from prometar.data.datasets.dataset import Dataset, Item, Items, abbreviated, classnames
 from prometar.data.splits.fewshot import (
     MIN_CLASSES,
     draw,
@@ -68,9 +68,11 @@ def _split_train_val(dataset: Dataset, shots: int, seed: int, val_per_class: int
     (few_shot_base, val_base), _ = separate_base_new(dataset.base_labels, few_shot, val)
     # The seed is fixed, so that all runs are scored on the same images.
     rng = random.Random(0)
-    groups = group_by_label(val_base).values()
-    chosen = {item for group in groups for item in rng.sample(group, min(val_per_class, len(group)))}
-    return FewShotSplit(few_shot_base, {"base": tuple(i for i in val_base if i in chosen)}, note=note)
+    sampled: set[Item] = set()
+    for group in group_by_label(val_base).values():
+        sampled.update(rng.sample(group, min(val_per_class, len(group))))
+    evaluated = tuple(item for item in val_base if item in sampled)
+    return FewShotSplit(few_shot_base, {"base": evaluated}, note=note)
 
 
 def _split_base_new(dataset: Dataset, shots: int, seed: int, val_per_class: int) -> FewShotSplit:

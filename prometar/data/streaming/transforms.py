@@ -121,8 +121,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         gray = np.asarray(image).astype(np.float64) / (65535 / 255)
         image = Image.fromarray(np.clip(np.rint(gray), 0, 255).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if image.mode == "I":
+        raise ValueError("its pixels are 32-bit numbers")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if such an image is converted to RGB directly
     return image.convert("RGB")
@@ -164,13 +166,14 @@ def make_images(
 
 
 def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size`, as Resize does. Return the central square, as CenterCrop does."""
     width, height = image.size
-    short, long = min(width, height), max(width, height)
-    longer = int(size * long / short)
+    longer = int(size * max(width, height) / min(width, height))
     target = (size, longer) if width <= height else (longer, size)
     if target != image.size:
         image = image.resize(target, Image.Resampling.BICUBIC)
-    left, top = round((target[0] - size) / 2.0), round((target[1] - size) / 2.0)
+    left = round((target[0] - size) / 2.0)
+    top = round((target[1] - size) / 2.0)
     return image.crop((left, top, left + size, top + size))
 
 
@@ -197,12 +200,17 @@ def _crop_box(
 ) -> tuple[int, int, int, int]:
     """Sample (left, top, width, height) as RandomResizedCrop does. If attempts fail, use the center."""
     width, height = size
+    lowest_ratio, highest_ratio = CROP_ASPECT_RATIOS
     for _ in range(CROP_ATTEMPTS):
         area = width * height * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(CROP_ASPECT_RATIOS[0]), math.log(CROP_ASPECT_RATIOS[1])))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-    ratio = min(max(width / height, CROP_ASPECT_RATIOS[0]), CROP_ASPECT_RATIOS[1])
-    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
-    return (width - w) // 2, (height - h) // 2, w, h
+        ratio = math.exp(rng.uniform(math.log(lowest_ratio), math.log(highest_ratio)))
+        crop_width = round(math.sqrt(area * ratio))
+        crop_height = round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(width - crop_width + 1))
+            top = int(rng.integers(height - crop_height + 1))
+            return left, top, crop_width, crop_height
+    ratio = min(max(width / height, lowest_ratio), highest_ratio)
+    crop_width = min(width, round(height * ratio))
+    crop_height = min(height, round(width / ratio))
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
