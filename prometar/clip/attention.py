@@ -34,7 +34,9 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, sca
         scale: Factor of the queries.
     """
     needs_gradients = torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v))
-    backends = [SDPBackend.MATH] if needs_gradients and q.device.type != "cpu" else _BACKENDS
+    backends = _BACKENDS
+    if needs_gradients and q.device.type != "cpu":
+        backends = [SDPBackend.MATH]
     with sdpa_kernel(backends, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
@@ -165,7 +167,9 @@ class Attention:
         num_all, num_queries, num_keys = p.shape
         num_tangents = len(t_K)
         tq, tk, tv = self._split_heads(t_K, num_parts=3).unbind(3)
-        tq = self._interleave(tq if self._num_queries is None else tq[:, :, :num_queries])
+        if self._num_queries is not None:
+            tq = tq[:, :, :num_queries]
+        tq = self._interleave(tq)
         if self._scale != 1:
             tq = tq * self._scale
         tk = self._with_shared(tk.permute(1, 3, 0, 2, 4), row_dim=0, token_dim=3)

@@ -58,8 +58,11 @@ class Tower:
         Linear layers absorb the LayerNorms' weights and biases, the queries' scale and QuickGELU's factor a.
         SiLU replaces QuickGELU, because x sigmoid(a x) = silu(a x) / a.
         """
-        gelu_factor = QUICK_GELU_FACTOR if self.activation == "quick_gelu" else 1.0
-        activation = "silu" if self.activation == "quick_gelu" else self.activation
+        activation = self.activation
+        gelu_factor = 1.0
+        if activation == "quick_gelu":
+            activation = "silu"
+            gelu_factor = QUICK_GELU_FACTOR
         blocks = tuple(_fold_block(block, self.scale, gelu_factor) for block in self.blocks)
         return replace(self, blocks=blocks, activation=activation, scale=1.0)
 

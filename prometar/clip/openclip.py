@@ -203,9 +203,16 @@ def build_backbone(name: str, pretrained: str | None, clip: Clip) -> Backbone:
         return Backbone(name, clip, vocabulary=MINI_VOCABULARY)
     tags = tags_of(name)
     used_tags = [pretrained] if pretrained in tags else tags
-    configs = [_open_clip().get_pretrained_cfg(name, tag) for tag in used_tags]
-    stats = {(tuple(c.get("mean") or OPENAI_MEAN), tuple(c.get("std") or OPENAI_STD)) for c in configs}
-    mean, std = stats.pop() if len(stats) == 1 else (OPENAI_MEAN, OPENAI_STD)
+    normalizations = set()
+    for tag in used_tags:
+        config = _open_clip().get_pretrained_cfg(name, tag)
+        tag_mean = tuple(config.get("mean") or OPENAI_MEAN)
+        tag_std = tuple(config.get("std") or OPENAI_STD)
+        normalizations.add((tag_mean, tag_std))
+    mean = OPENAI_MEAN
+    std = OPENAI_STD
+    if len(normalizations) == 1:
+        mean, std = normalizations.pop()
     return Backbone(name, clip, mean, std, tokenize=load_tokenizer(name))
 
 
@@ -276,14 +283,18 @@ def require_backbone(name: str, pretrained: str | None) -> None:
                 f"mini contains its weights, so --pretrained {pretrained} does not apply. Omit it, or also "
                 "pass --backbone, such as ViT-B-16-quickgelu."
             )
+        known = ", ".join(tags) or "none"
         raise UserError(
             f"'{pretrained}' is neither a file nor an open_clip tag of {name}. "
-            f"Use a .safetensors file or one of these tags: {', '.join(tags) or 'none'}."
+            f"Use a .safetensors file or one of these tags: {known}."
         )
     weights_use_quick_gelu = bool(_open_clip().get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     if weights_use_quick_gelu != bool(config.get("quick_gelu")):
-        activation = "quick_gelu" if weights_use_quick_gelu else "gelu"
-        matching = name.removesuffix("-quickgelu") + ("-quickgelu" if weights_use_quick_gelu else "")
+        activation = "gelu"
+        matching = name.removesuffix("-quickgelu")
+        if weights_use_quick_gelu:
+            activation = "quick_gelu"
+            matching += "-quickgelu"
         raise UserError(
             f"Weights '{pretrained}' were trained with activation {activation}, which {name} does not use. "
             f"Use {matching}."
@@ -292,8 +303,11 @@ def require_backbone(name: str, pretrained: str | None) -> None:
 
 def _weights_url(name: str, tag: str) -> str:
     """Return the URL of the .safetensors file that open_clip loads for a tag."""
-    repository, _, file = _open_clip().get_pretrained_cfg(name, tag).get("hf_hub", "").rpartition("/")
-    return f"https://huggingface.co/{repository}/resolve/main/{file or 'open_clip_model.safetensors'}"
+    location = _open_clip().get_pretrained_cfg(name, tag).get("hf_hub", "")
+    repository, _, file = location.rpartition("/")
+    if not file:
+        file = "open_clip_model.safetensors"
+    return f"https://huggingface.co/{repository}/resolve/main/{file}"
 
 
 def clip_without_weights(name: str) -> Clip:
@@ -307,7 +321,8 @@ def _build_clip(name: str, state: Mapping[str, Tensor]) -> Clip:
         return clip
     # Start tokens precede the first position at which these texts have different tokens.
     ids_by_position = load_tokenizer(name)(["cat", "photo", "of", "many"]).T.tolist()
-    return replace(clip, num_start=next((k for k, ids in enumerate(ids_by_position) if len(set(ids)) > 1), 0))
+    differing = [position for position, ids in enumerate(ids_by_position) if len(set(ids)) > 1]
+    return replace(clip, num_start=differing[0] if differing else 0)
 
 
 @lru_cache(maxsize=8)
@@ -318,10 +333,11 @@ def _architecture_and_state(name: str) -> tuple[Architecture, Mapping[str, Tenso
         architecture = clip_architecture(config)
         state = load_mini()
     else:
-        siglip = _family(name, config) == "siglip"
+        family = _family(name, config)  # refuses other models before they are built
         with torch.device("meta"), suppress_logs():
             model = _open_clip().create_model(name, device="meta")
-        architecture = siglip_architecture(config, model) if siglip else clip_architecture(config)
+        is_siglip = family == "siglip"
+        architecture = siglip_architecture(config, model) if is_siglip else clip_architecture(config)
         state = model.state_dict()
     # SigLIP's `logit_bias` does not change softmax probabilities, so it is dropped.
     return architecture, {key: tensor.to("meta") for key, tensor in state.items() if key != "logit_bias"}
@@ -333,7 +349,13 @@ def clip_architecture(config: ModelConfig) -> Architecture:
     text = config["text_cfg"]
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     vision_heads = vision["width"] // vision.get("head_width", 64)
-    return Architecture(vision_heads, text["heads"], activation, activation, vision["image_size"])
+    return Architecture(
+        vision_heads=vision_heads,
+        text_heads=text["heads"],
+        vision_activation=activation,
+        text_activation=activation,
+        image_size=vision["image_size"],
+    )
 
 
 def siglip_architecture(config: ModelConfig, model: Any) -> Architecture:
@@ -354,14 +376,15 @@ def _family(name: str, config: ModelConfig) -> Literal["clip", "siglip"]:
     """Return the family of a supported model. Raise a UserError for other models."""
     vision = config["vision_cfg"]
     text = config["text_cfg"]
-    is_siglip = "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS
-    is_clip = vision.keys() <= _SUPPORTED_CLIP_VISION_KEYS and text.keys() <= _SUPPORTED_CLIP_TEXT_KEYS
-    if not (is_siglip or (is_clip and isinstance(vision["layers"], int))):  # ResNets have a list
-        raise UserError(
-            f"Backbone {name} is not supported. It is neither a CLIP with a vision transformer nor a SigLIP. "
-            "Use a supported model, such as ViT-B-16-quickgelu (docs/data.md)."
-        )
-    return "siglip" if is_siglip else "clip"
+    if "_siglip_" in vision.get("timm_model_name", "") and text.keys() <= _SUPPORTED_SIGLIP_TEXT_KEYS:
+        return "siglip"
+    has_clip_keys = vision.keys() <= _SUPPORTED_CLIP_VISION_KEYS and text.keys() <= _SUPPORTED_CLIP_TEXT_KEYS
+    if has_clip_keys and isinstance(vision["layers"], int):  # a list for ResNets
+        return "clip"
+    raise UserError(
+        f"Backbone {name} is not supported. It is neither a CLIP with a vision transformer nor a SigLIP. "
+        "Use a supported model, such as ViT-B-16-quickgelu (docs/data.md)."
+    )
 
 
 def _config(name: str) -> ModelConfig:
@@ -371,7 +394,10 @@ def _config(name: str) -> ModelConfig:
         raise UserError(f"Unknown backbone '{name}'. Use mini or an open_clip name, not a hub or folder.")
     config: ModelConfig | None = _open_clip().get_model_config(name)
     if config is None:
-        close = [m for m in _open_clip().list_models() if m.lower().startswith(name.lower()[:5])][:6]
-        hint = f"Did you mean {', '.join(close)}?" if close else "Use mini or an open_clip model."
+        start = name.lower()[:5]
+        close = [model for model in _open_clip().list_models() if model.lower().startswith(start)]
+        hint = "Use mini or an open_clip model."
+        if close:
+            hint = f"Did you mean {', '.join(close[:6])}?"
         raise UserError(f"Unknown backbone '{name}'. {hint}")
     return config

@@ -84,8 +84,9 @@ def text_input(
     num_start = clip.num_start
     num_replaced = 0 if inserted else num_context
     texts: list[list[int]] = ids_CT.tolist()
-    # The end token (EOT) has the highest id.
-    ends = [ids.index(max(ids)) if clip.causal else len(ids) - 1 for ids in texts]
+    ends = [len(ids) - 1 for ids in texts]
+    if clip.causal:
+        ends = [ids.index(max(ids)) for ids in texts]  # the end token (EOT) has the highest id
     # If tokens are replaced, at least one token of the class name must precede EOT.
     min_end = num_start
     if num_replaced:
@@ -286,7 +287,8 @@ def pack(shared: Sequence[int], rests: Sequence[Sequence[int]]) -> tuple[np.ndar
 def _split_into_rows(texts: Sequence[Prefix], num_shared: int) -> list[list[Prefix]]:
     """Return the nodes of each row, parents first. Rows are as short as the target number of rows allows."""
     texts = sorted(set(texts))
-    num_nodes = num_shared + len({text[: k + 1] for text in texts for k in range(len(text))})
+    prefixes = {text[: k + 1] for text in texts for k in range(len(text))}
+    num_nodes = num_shared + len(prefixes)
     num_rows = max(1, round(num_nodes / ROW_LENGTH))
     length = math.ceil(num_nodes / num_rows)
     rows = _fill_rows(texts, num_shared, length)

@@ -104,12 +104,15 @@ def _prompted_tower(clip: Clip, images: ImageTokens, prompts: LayerPrompts) -> P
     assert not prompts or images.block == 0, "prompts are numbered from block 0 on"
     tower = clip.vision
     num_image_tokens = images.tokens_BTD.shape[1]
-    layers = appending_layers(tower, num_image_tokens, prompts, num_out=num_image_tokens if clip.pool else 1)
-    layers = layers[images.block :]
+    num_out = 1  # CLS
+    if clip.pool is not None:
+        num_out = num_image_tokens
+    layers = appending_layers(tower, num_image_tokens, prompts, num_out=num_out)[images.block :]
     if clip.pool is not None:
         layers.append(Layer(clip.pool, clip.pool.blocks[0], num_out=1))
-    has_norm = clip.ln_pre_weight is not None
-    prompt_norm = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps) if has_norm else None
+    prompt_norm: Norm | None = None
+    if clip.ln_pre_weight is not None:
+        prompt_norm = Norm(clip.ln_pre_weight, clip.ln_pre_bias, tower.eps)
     head: list[AnyFunction] = []
     if clip.ln_post_weight is not None:
         head.append(Norm(clip.ln_post_weight, clip.ln_post_bias, tower.eps))

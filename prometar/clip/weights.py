@@ -69,7 +69,8 @@ def require_tensors(expected: StateDict, state: StateDict, *, source: str) -> No
     scale = found.get("logit_scale")
     if scale is not None and scale.numel() == 1:
         found["logit_scale"] = scale.reshape(())  # some files store a vector of length 1
-    if problem := describe_mismatch(expected, found):
+    problem = describe_mismatch(expected, found)
+    if problem:
         raise UserError(f"{source} does not fit the backbone or is corrupt: {problem}. Use weights that fit.")
 
 
@@ -223,8 +224,9 @@ _BLOCK_KEYS = (  # in the order of the fields of `Block`
 
 def _tower(state: StateDict, prefix: str, num_heads: int, activation: str, eps: float) -> Tower:
     stem = f"{prefix}.resblocks."
-    depth = 1 + max(int(name[len(stem) :].split(".")[0]) for name in state if name.startswith(stem))
-    blocks = tuple(_block(state, f"{stem}{index}.") for index in range(depth))
+    names = [name.removeprefix(stem) for name in state if name.startswith(stem)]  # such as 0.ln_1.weight
+    last_index = max(int(name.split(".")[0]) for name in names)
+    blocks = tuple(_block(state, f"{stem}{index}.") for index in range(last_index + 1))
     scale = (blocks[0].out_proj_bias.shape[0] // num_heads) ** -0.5
     return Tower(blocks, num_heads, activation, scale, eps)
 

@@ -101,7 +101,8 @@ def _spirillum(canvas: Canvas) -> CellDepths:
     frequency = canvas.rng.uniform(9, 13)
     amplitude = canvas.rng.uniform(0.09, 0.14)
     body = np.full(canvas.x.shape, -1.0)
-    for shift in (-0.55, 0.0, 0.55)[: canvas.rng.integers(2, 4)]:
+    num_spirals = canvas.rng.integers(2, 4)
+    for shift in (-0.55, 0.0, 0.55)[:num_spirals]:
         distance = np.abs(canvas.y - shift - amplitude * np.sin(canvas.x * frequency + shift * 9)) * 0.8
         body = np.maximum(body, np.minimum(0.055 - distance, 0.75 - np.abs(canvas.x + shift * 0.3)))
     return body, body - 0.03

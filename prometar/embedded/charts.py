@@ -60,6 +60,18 @@ def _logarithm(rng: np.random.Generator, t: Floats) -> Floats:
     return np.log1p(rate * t) / np.log1p(rate)
 
 
+def _parabola(rng: np.random.Generator, t: Floats) -> Floats:
+    curvature = rng.uniform(3.0, 4.0)
+    vertex = rng.uniform(0.45, 0.55)
+    return 0.05 + curvature * (t - vertex) ** 2
+
+
+def _sawtooth(rng: np.random.Generator, t: Floats) -> Floats:
+    teeth = rng.uniform(2.0, 4.0)
+    phase = rng.random()
+    return 0.5 + 0.7 * integer_offset(t * teeth + phase)
+
+
 def _sine(rng: np.random.Generator, t: Floats) -> Floats:
     amplitude = rng.uniform(0.25, 0.45)
     waves = rng.uniform(1.0, 2.5)
@@ -129,15 +141,11 @@ CHARTS = RenderedSet(
             "exponential": _graph(_exponential),
             "hyperbola": _graph(_hyperbola),
             "logarithm": _graph(_logarithm),
-            "parabola": _graph(
-                lambda rng, t: 0.05 + rng.uniform(3.0, 4.0) * (t - rng.uniform(0.45, 0.55)) ** 2
-            ),
+            "parabola": _graph(_parabola),
         },
         "wavy": {
             "gaussian": _graph(_gaussian),
-            "sawtooth": _graph(
-                lambda rng, t: 0.5 + 0.7 * integer_offset(t * rng.uniform(2.0, 4.0) + rng.random())
-            ),
+            "sawtooth": _graph(_sawtooth),
             "sine": _graph(_sine),
         },
         "chart": {

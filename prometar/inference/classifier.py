@@ -249,7 +249,8 @@ def checked_method(
     # Only names and shapes of the initial tensors are compared, so tokens and seed are arbitrary.
     no_tokens = torch.zeros(0, dtype=torch.long)
     expected = method.initialize(clip, no_tokens, num_classes, torch.Generator())
-    if problem := describe_mismatch(expected, leaves):
+    problem = describe_mismatch(expected, leaves)
+    if problem:
         raise UserError(f"The prompts in {path} do not fit {config.method} ({problem}). Train them again.")
     return method
 

@@ -31,12 +31,15 @@ class Card(StrictModel):
     """Description of trained prompts, without paths of the training machine.
 
     Args:
+        config: Settings of the training run.
         objective: Name of the objective, which defines the training images, evaluation sets and score.
-        classnames, template: Training classes in label order, and the template of the class texts.
+        classnames: Training classes in label order.
+        template: Template of the class texts.
         templates: The dataset's other templates by name.
         digest: sha256 of the backbone's weights as loaded, before `Tower.folded` changes them.
         weights_file: True if the backbone's weights were loaded from a local file.
-        accuracies, images: Test accuracy in percent and number of test images, by evaluation set.
+        accuracies: Test accuracy in percent by evaluation set.
+        images: Number of test images by evaluation set.
         environment: Machine and software versions of the training run.
         code: sha256 of the source file of each custom component. Empty if the run used none.
     """
@@ -55,10 +58,13 @@ class Card(StrictModel):
 
     @model_validator(mode="after")
     def _check_texts(self) -> "Card":
-        if reasons := list(filter(None, map(invalid_name_reason, self.classnames))):
-            raise ValueError(f"a class name {reasons[0]}")
-        if not all(map(is_template, (self.template, *self.templates.values()))):
-            raise ValueError("the template must contain {} exactly once")
+        for name in self.classnames:
+            reason = invalid_name_reason(name)
+            if reason:
+                raise ValueError(f"a class name {reason}")
+        for template in (self.template, *self.templates.values()):
+            if not is_template(template):
+                raise ValueError("the template must contain {} exactly once")
         return self
 
 

@@ -106,8 +106,9 @@ class ParallelAdapters(Adapters):
         for name, tower in (("text", clip.text), ("vision", clip.vision)):
             for layer in layers_in_tower(self.layers, len(tower.blocks)):
                 used[layer] = None
-                for part, shape in (("down", (self.dim, tower.width)), ("up", (tower.width, self.dim))):
-                    self._add_linear(leaves, f"{name}.{layer}.{part}", shape, clip, generator)
+                place = f"{name}.{layer}"
+                self._add_linear(leaves, f"{place}.down", (self.dim, tower.width), clip, generator)
+                self._add_linear(leaves, f"{place}.up", (tower.width, self.dim), clip, generator)
         if self.shared:
             for layer in used:
                 self._add_linear(leaves, f"shared.{layer}", (self.dim, self.dim), clip, generator)

@@ -56,17 +56,17 @@ class Features:
 
     def for_images(self, function: "Callable[[Tensor], Tensor]") -> "Features":
         """Apply a function to the rows (images) of each image feature."""
-        representation = self.representation_BE
-        return replace(
-            self,
-            image_BE=function(self.image_BE),
-            representation_BE=None if representation is None else function(representation),
-        )
+        image_BE = function(self.image_BE)
+        if self.representation_BE is None:
+            return replace(self, image_BE=image_BE)
+        return replace(self, image_BE=image_BE, representation_BE=function(self.representation_BE))
 
 
 def similarity(image_BE: "Tensor", text_CE: "Tensor") -> "Tensor":
     """Return dot products (B, C) of image features and text features, which may be (B, C, E)."""
-    return image_BE @ text_CE.T if text_CE.ndim == 2 else (text_CE @ image_BE[:, :, None])[:, :, 0]
+    if text_CE.ndim == 2:
+        return image_BE @ text_CE.T
+    return (text_CE @ image_BE[:, :, None])[:, :, 0]
 
 
 class FeatureFunction(ComponentSection):

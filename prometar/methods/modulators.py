@@ -100,7 +100,9 @@ class Gate(Modulator):
         # Prompts of L layers with one shape are stacked, so only matrix products need a kernel per layer.
         # The matrices are not stacked, because copies of them would take longer than the kernels.
         for shape, names in names_by_shape.items():
-            pairs = [g for name in names for g in (g_task[name], g_reg[name])]
+            pairs: list[torch.Tensor] = []
+            for name in names:
+                pairs += [g_task[name], g_reg[name]]
             both_L2PD = torch.stack(pairs).unflatten(0, (-1, 2))
             products = [
                 gate[f"{name}.out"] @ (gate[f"{name}.in"] @ both)

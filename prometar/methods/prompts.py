@@ -157,8 +157,11 @@ class _PromptsWithTemplates(Prompts):
     def templates(self) -> tuple[str, ...]:
         from prometar.clip.openclip import TEMPLATES
 
-        choices = {"template": (), "init": (f"{self.init} {{}}.",), "ensemble": TEMPLATES}
-        return () if self.num_context else choices[self.frozen_text]
+        if self.num_context or self.frozen_text == "template":
+            return ()
+        if self.frozen_text == "init":
+            return (f"{self.init} {{}}.",)
+        return TEMPLATES
 
 
 class NoPrompts(_PromptsWithTemplates):
@@ -288,11 +291,13 @@ class ConditionalPrompts(_Context):
 
     def initialize(self, clip: "Clip", init_ids: "Tensor", generator: "Generator") -> Leaves:
         leaves = self._initial_text(clip, init_ids, 1, generator)
-        widths = (clip.embed_dim, max(1, clip.embed_dim // self.reduction), clip.text.width)
-        for name, num_in, num_out in zip(("in", "out"), widths, widths[1:], strict=False):
-            for part, shape in (("weight", (num_out, num_in)), ("bias", (num_out,))):
-                leaf = sample_linear(shape, num_in, like=leaves["text.0"], generator=generator)
-                leaves[f"shift.{name}.{part}"] = leaf
+        hidden = max(1, clip.embed_dim // self.reduction)
+        shapes = {"shift.in": (hidden, clip.embed_dim), "shift.out": (clip.text.width, hidden)}
+        for name, shape in shapes.items():
+            num_in = shape[1]
+            like = leaves["text.0"]
+            leaves[f"{name}.weight"] = sample_linear(shape, num_in, like=like, generator=generator)
+            leaves[f"{name}.bias"] = sample_linear(shape[:1], num_in, like=like, generator=generator)
         return leaves
 
     def condition_tokens(self, tokens: Tensors, frozen_NE: "Tensor") -> Tensors:

@@ -79,12 +79,14 @@ class TextDistance:
     def __call__(self, inputs: RegularizerInputs) -> "Tensor":
         assert inputs.frozen_text_CE is not None
         text = inputs.text_CE
-        width = inputs.text_CE.shape[-1]
         if text.ndim == 2:
             return self.distance(text, inputs.frozen_text_CE).mean()
+        # (B, C, E): distances take rows, so images and classes are flattened first.
+        width = text.shape[-1]
         frozen = inputs.frozen_text_CE.expand_as(text).reshape(-1, width)
-        distance = self.distance(text.reshape(-1, width), frozen).view(text.shape[:-1]).mean(dim=-1)
-        return (distance * inputs.weights_B).sum()
+        distances = self.distance(text.reshape(-1, width), frozen)
+        distances_B = distances.view(text.shape[:-1]).mean(dim=-1)
+        return (distances_B * inputs.weights_B).sum()
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,12 @@ class Regularizer:
 
     def __call__(self, inputs: RegularizerInputs) -> "tuple[Tensor | None, dict[str, Tensor]]":
         """Return the weighted sum (None if there are no terms), and the unweighted terms by name."""
-        values = [(term.name, weight, term(inputs)) for term, weight in self.terms]
-        weighted = [weight * value for _, weight, value in values]
-        return (sum(weighted[1:], weighted[0]) if weighted else None), {name: v for name, _, v in values}
+        values = [term(inputs) for term, _ in self.terms]
+        weighted = [weight * value for (_, weight), value in zip(self.terms, values, strict=True)]
+        by_name = {term.name: value for (term, _), value in zip(self.terms, values, strict=True)}
+        if not weighted:
+            return None, by_name
+        return sum(weighted[1:], weighted[0]), by_name
 
 
 class RegularizerSection(ComponentSection):
@@ -204,8 +209,13 @@ class _DistanceSettings(RegularizerSection):
                 terms.append((ImageDistance(component), self.image_weight))
         terms.append((LogitsDivergence(), self.logits_weight))
         used = tuple((term, weight) for term, weight in terms if weight)
-        templates = TEMPLATES if self.teacher == "ensemble" else ()
-        return Regularizer(used, templates, self.teacher, self.texts, self.draw)
+        return Regularizer(
+            terms=used,
+            templates=TEMPLATES if self.teacher == "ensemble" else (),
+            template_name=self.teacher,
+            texts=self.texts,
+            draw=self.draw,
+        )
 
 
 class BuiltInDistances(_DistanceSettings):

@@ -207,7 +207,9 @@ def _losses(
         scale=logit_scale,
     )
     total, distances = method.regularizer(inputs)
-    terms = {"task": task_loss} if total is None else {"task": task_loss, "regularizer": total}
+    terms = {"task": task_loss}
+    if total is not None:
+        terms["regularizer"] = total
     return terms, {"ce": task_loss, **distances}
 
 
@@ -216,9 +218,11 @@ def _query_gradient(
 ) -> tuple[Tensors, Tensor]:
     """Return the gradient of outer_weight * query loss at the adapted inputs, and the query loss itself."""
     towers = model.forward(inputs, query.images, query.frozen)
-    terms, _, loss_vjp = vjp(
-        lambda outputs: ({"query": _query_loss(model, method, towers, outputs, query)}, {}), towers.outputs
-    )
+
+    def query_loss(outputs: Tensors) -> tuple[Tensors, Tensors]:
+        return {"query": _query_loss(model, method, towers, outputs, query)}, {}
+
+    terms, _, loss_vjp = vjp(query_loss, towers.outputs)
     loss_scale = scale_factor(model.clip.dtype, outer_weight)
     weight = torch.ones_like(terms["query"]) * (outer_weight * loss_scale)
     output_gradient = loss_vjp({"query": weight})

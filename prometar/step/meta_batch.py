@@ -84,7 +84,7 @@ def leave_one_class_out(
 
 def meta_task_rng(seed: int, step: int) -> np.random.Generator:
     """Return the random generator of a meta task. It depends only on seed and step, so runs can resume."""
-    # The constant distinguishes this generator from those of data plans, which are seeded with [seed, epoch].
+    # The constant distinguishes this generator from those of image orders, seeded with [seed, epoch].
     return np.random.Generator(np.random.PCG64([seed, step, 0x7A5C]))
 
 

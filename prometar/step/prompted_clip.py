@@ -201,12 +201,14 @@ class PromptedClip:
 
     def _tower_inputs(self, inputs: Tensors, tower: TowerName) -> Tensors:
         """Return the inputs on which a tower can depend: its prompts, and all adapters' tensors."""
-        return {
-            name: each
-            for name, each in inputs.items()
-            if section_of(name) == "adapters"
-            or (section_of(name) == "prompts" and (tower == "text") != name.startswith("vision."))
-        }
+        own: Tensors = {}
+        for name, each in inputs.items():
+            section = section_of(name)
+            # Prompts that are not named after a tower are those of texts.
+            tower_of_prompt = "vision" if name.startswith("vision.") else "text"
+            if section == "adapters" or (section == "prompts" and tower_of_prompt == tower):
+                own[name] = each
+        return own
 
     def _change_block(self, tower: TowerName, inputs: Tensors) -> ChangeBlock:
         own = part(inputs, "adapters")
@@ -291,14 +293,16 @@ def build_model(
     prompts = method.prompts
     traits = method.traits
     num_context = prompts.num_context
-    num_texts = 1 if num_context else len(prompts.templates) or 1
+    num_texts = 1
+    if not num_context and prompts.templates:
+        num_texts = len(prompts.templates)
     if num_context:
         start = clip.num_start
         if len({tuple(ids[start : start + num_context]) for ids in ids_NT.tolist()}) > 1:
+            setting = "prompts.template" if traits.class_aware else "prompts.init"
             raise UserError(
                 f"The words before the class names have fewer than {num_context} tokens, so prompts "
-                f"would replace parts of class names. Use {num_context} common words in "
-                f"{'prompts.template' if traits.class_aware else 'prompts.init'}."
+                f"would replace parts of class names. Use {num_context} common words in {setting}."
             )
     if method.changes("text"):
         whole_text = text_input(

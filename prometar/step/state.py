@@ -16,8 +16,9 @@ class State:
 
     Args:
         leaves: Learned tensors of all components of the method by name, such as `text.0`.
-        optimizer, gate_optimizer: States of the optimizers of the leaves and of the gate.
+        optimizer: State of the optimizer of the leaves.
         gate: The modulator's learnable tensors.
+        gate_optimizer: State of the optimizer of the gate.
         average: Averaged leaves. Empty without an averager.
         step: Number of training steps.
     """

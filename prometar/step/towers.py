@@ -101,7 +101,8 @@ class TowerPasses:
         the result is sum_k H_k t_k, where H_k is the Hessian of loss k with respect to the inputs.
 
         Args:
-            vjp_records, jvp_records: Second results of `vjp_for_hvp` and `jvp`.
+            vjp_records: Second result of `vjp_for_hvp`.
+            jvp_records: Second result of `jvp`.
             cotangents: Cotangents r of the outputs.
             release: Free residuals and records after their use (see `Pass`).
         """

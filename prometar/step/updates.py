@@ -14,7 +14,8 @@ class Rates:
     """Learning rates of both phases, fixed within an epoch.
 
     Args:
-        lr, gate_lr: Learning rates of the leaves, and of the gate (the modulator's learnable tensors).
+        lr: Learning rate of the leaves.
+        gate_lr: Learning rate of the gate (the modulator's learnable tensors).
         factors: Factors of `lr` for the leaves of a section of the method, such as "adapters". Default: 1.
     """
 

@@ -93,18 +93,16 @@ class ClassificationMetrics(BaseModel):
             pairs, counts = np.unique(labels_N * num_classes + predicted_N, return_counts=True)
             rows = zip(pairs // num_classes, pairs % num_classes, counts, strict=True)
             confusion = tuple((int(label), int(predicted), int(count)) for label, predicted, count in rows)
+        bins = []
+        for count, confidence, accuracy in zip(bin_counts, bin_confidences, bin_accuracies, strict=True):
+            bins.append((int(count), _percent(confidence), _percent(accuracy)))
         return cls(
             classnames=tuple(classnames),
             num_images=tuple(num_images.tolist()),
             class_accuracies=tuple(map(_percent, num_correct / np.maximum(1, num_images))),
             macro_f1=_percent(f1[num_images > 0].mean()),
             calibration_error=_percent((bin_counts * gaps).sum() / len(labels_N)),
-            bins=tuple(
-                (int(count), _percent(confidence), _percent(accuracy))
-                for count, confidence, accuracy in zip(
-                    bin_counts, bin_confidences, bin_accuracies, strict=True
-                )
-            ),
+            bins=tuple(bins),
             confusion=confusion,
         )
 

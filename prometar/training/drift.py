@@ -35,7 +35,7 @@ class OutOfDomain(NamedTuple):
     Args:
         model: Prompted CLIP with V out-of-domain names as classes.
         frozen_names_VE: Normalized text features of these names from the frozen CLIP.
-        frozen_classes_CE: Those of the C base classes.
+        frozen_classes_CE: Normalized text features of the C base classes from the frozen CLIP.
     """
 
     model: PromptedClip
@@ -50,8 +50,11 @@ def drift_by_image(
     """Return KL(frozen || prompted) of the predictions over the names for each image (N,), in nats.
 
     Args:
-        image_NE, frozen_image_NE: Normalized features of N images from the prompted and the frozen CLIP.
-        text_VE, frozen_text_VE: Those of V names. `text_VE` is (N, V, E) if prompts depend on images.
+        image_NE: Normalized features of N images from the prompted CLIP.
+        text_VE: Normalized text features of V names from the prompted CLIP, or (N, V, E) if prompts depend
+            on images.
+        frozen_image_NE: Normalized features of the images from the frozen CLIP.
+        frozen_text_VE: Normalized text features of the names from the frozen CLIP.
         scale: Factor that turns cosines into logits.
 
     Example:
@@ -109,7 +112,8 @@ def drift_scores(
         base_model: Prompted CLIP for the base classes.
         out_of_domain: Prompted CLIP for the out-of-domain names, and frozen features.
         leaves: Tensors of the trained prompts.
-        batches, cache: Validation images of the base classes, and their cached features.
+        batches: Validation images of the base classes.
+        cache: Cached features of these images, or None if they are not cached.
 
     Raises:
         WorkError: the drift or a cosine is not finite.
@@ -118,8 +122,11 @@ def drift_scores(
     names_model = out_of_domain.model
     conditional = base_model.method.prompts.conditional
     # Texts are encoded once, or for each batch if they depend on the images.
-    class_text = None if conditional else base_model.text_features(inputs)
-    name_text = None if conditional else names_model.text_features(inputs)
+    class_text: Tensor | None = None
+    name_text: Tensor | None = None
+    if not conditional:
+        class_text = base_model.text_features(inputs)
+        name_text = names_model.text_features(inputs)
     divergences: list[Tensor] = []
     zero_shot_correct: list[Tensor] = []
     collector = PredictionCollector(backbone)

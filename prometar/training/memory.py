@@ -119,8 +119,9 @@ class Footprint:
         # Slots: tensors that the optimizer keeps per leaf, such as the momentum of SGD.
         num_slots = len(method.optimizer.initialize({"leaf": torch.zeros(1)}))
         copies = 1 + num_slots
-        is_gate = isinstance(method.modulator, Gate)
-        gate_bytes = _GATE * self.weight_bytes * copies / 2 if is_gate else 0  # _GATE is for two copies
+        gate_bytes = 0.0
+        if isinstance(method.modulator, Gate):
+            gate_bytes = _GATE * self.weight_bytes * copies / 2  # _GATE is for two copies
         leaf_bytes = self._leaf_bytes(method) * copies
         return int(process_bytes + gate_bytes + leaf_bytes + _FLOAT_BYTES * (images + classes))
 

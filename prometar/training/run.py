@@ -37,7 +37,8 @@ class EvaluationSet:
     """Images that are evaluated together, and their classes.
 
     Args:
-        order, model: Order of the images, and prompted CLIP for their classes.
+        order: Order of the images.
+        model: Prompted CLIP for the classes of the images.
         cache: Cached features of the images, None if they would be too large.
     """
 
@@ -51,7 +52,9 @@ class Run:
     """Fixed inputs of one training run. Its state, which changes, is in `Session`.
 
     Args:
-        order, cache: Order of the training images, and their cached features (None if too large).
+        order: Order of the training images.
+        evaluations: Evaluation sets by name.
+        cache: Cached features of the training images, or None if they would be too large.
         shared: Cache that the run shares with the other runs of its process.
         cache_key: Key of the dataset and the backbone in `shared`.
         out_of_domain: What drift is measured with, or None if it is not measured.
@@ -79,7 +82,9 @@ class Run:
     @cached_property
     def digest(self) -> str:
         """Identity of the run: sha256 of settings, objective, image orders, texts and custom components."""
-        orders = {"": self.order, **{name: e.order for name, e in sorted(self.evaluations.items())}}
+        orders = {"": self.order}
+        for name, evaluation in sorted(self.evaluations.items()):
+            orders[name] = evaluation.order
         lines = [json.dumps(self.config.identity()), self.objective, self.dataset.template]
         lines += [f"{name} {template}" for name, template in sorted(self.dataset.templates.items())]
         lines += [f"{name} {order.digest} {classnames(order.items)}" for name, order in orders.items()]
@@ -119,7 +124,9 @@ def build_run(
     )
 
     regularizer = method.regularizer
-    teachers = regularizer.templates or (dataset.template_named(regularizer.template_name),)
+    teacher_templates = regularizer.templates
+    if not teacher_templates:
+        teacher_templates = (dataset.template_named(regularizer.template_name),)
 
     def image_features_of(order: ImageOrder) -> FeatureCache | None:
         num_bytes = order.num_rows * clip.embed_dim * clip.working_dtype.itemsize
@@ -128,7 +135,7 @@ def build_run(
         return shared.image_features(key, num_bytes)
 
     def frozen_of(names: tuple[str, ...]) -> Tensor:
-        return shared.text_features(config.backbone, names, teachers, folded=folded)
+        return shared.text_features(config.backbone, names, teacher_templates, folded=folded)
 
     def model_of(names: tuple[str, ...], frozen_text: Tensor | None = None) -> PromptedClip:
         if method.traits.class_aware:
@@ -147,7 +154,7 @@ def build_run(
     text_digest = ""
     if regularizer.uses_text and (regularizer.texts or regularizer.draw):
         frozen_text, text_digest = described_text_features(
-            clip, backbone.tokenize, split.classnames, regularizer, teachers
+            clip, backbone.tokenize, split.classnames, regularizer, teacher_templates
         )
     elif regularizer.uses_text:
         frozen_text = frozen_of(split.classnames)

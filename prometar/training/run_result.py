@@ -20,22 +20,28 @@ class RunResult(BaseModel):
     """Result of a finished run. Some fields have other names in result.json (aliases), whose format is fixed.
 
     Args:
-        last_epoch, history: Record of the last epoch, and records of all epochs.
-        accuracies, images: Accuracy in percent and number of images by evaluation set.
+        last_epoch: Record of the last epoch.
+        history: Records of all epochs.
+        accuracies: Accuracy in percent by evaluation set.
+        images: Number of images by evaluation set.
         metrics: Other metrics by evaluation set. Empty in results of version 0.2.
         joint_accuracies: Accuracy in percent of the sets "base" and "new" if each image is classified among
             base and new classes together. Empty if that was not measured (`scoring.joint_classes`).
         objective: Name of the objective, which determines the training and evaluation images and the score.
-        classnames, template: Names of the training classes in label order, and the template of their texts.
+        classnames: Names of the training classes in label order.
+        template: Template of the class texts.
         templates: The dataset's other templates by name.
-        run_digest, data_digest, weights_digest: Digests of the `Run`, the dataset's splits and the weights.
+        run_digest: Digest of the `Run`.
+        data_digest: Digest of the dataset's splits.
+        weights_digest: Digest of the weights.
         environment: Software versions and machine.
         code: sha256 of each custom component's source file, keyed by its reference `package.module:Name`.
         texts: sha256 of the file `regularizer.texts`, or "".
         val_per_class: Maximum number of validation images per class.
         excluded: Paths of the images that were excluded from the dataset.
         evaluation_digests: Digest of the images' paths by evaluation set. Empty in results of version 0.2.
-        cpus, gpus: Allocated resources, or None if unknown.
+        cpus: Number of allocated CPUs, or None if unknown.
+        gpus: Number of allocated GPUs, or None if unknown.
         tests: For each additional test dataset: accuracy in percent on all classes, digest of its splits.
     """
 

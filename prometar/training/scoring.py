@@ -180,10 +180,13 @@ def joint_classes(by_set: Mapping[str, EncodedClasses]) -> tuple[EncodedClasses,
     sides = [by_set[name] for name in JOINT_SETS if name in by_set]
     if len(sides) < len(JOINT_SETS) or sides[0].model.method.prompts.conditional:
         return ()
-    return tuple(
-        side if side.model.new_classes else replace(side, model=replace(side.model, new_classes=True))
-        for side in sides
-    )
+    joint: list[EncodedClasses] = []
+    for side in sides:
+        if side.model.new_classes:
+            joint.append(side)  # itself, so that `predict` computes its logits only once
+        else:
+            joint.append(replace(side, model=replace(side.model, new_classes=True)))
+    return tuple(joint)
 
 
 @torch.no_grad()
@@ -256,10 +259,10 @@ def predict(
             logits_BC = classes.logits(features, frozen_BE)
             joint_BJ = None
             if joint:
-                joint_BJ = torch.cat(
-                    [logits_BC if each is classes else each.logits(features, frozen_BE) for each in joint],
-                    dim=-1,
-                )
+                parts: list[Tensor] = []
+                for each in joint:
+                    parts.append(logits_BC if each is classes else each.logits(features, frozen_BE))
+                joint_BJ = torch.cat(parts, dim=-1)
         collector.add(batch.labels, logits_BC, joint_BJ)
     return collector.finish()
 
@@ -276,18 +279,22 @@ def predict_sets(
     The texts of each set are encoded once, and each image passes the image tower once.
 
     Args:
-        models, caches: Prompted CLIP and cached image features by evaluation set.
+        models: Prompted CLIP by evaluation set.
         leaves: The trained tensors.
-        batches_of: Returns the batches of a set.
+        batches_of: Function that returns the batches of a set.
+        caches: Cached image features by evaluation set.
 
     Raises:
         WorkError: a logit is not finite.
     """
     by_set = {name: encode_classes(backbone, model, leaves) for name, model in models.items()}
     joint = joint_classes(by_set)
-    starts = {"base": 0, "new": joint[0].num_classes} if joint else {}
-    return {
-        name: predict(
+    starts: dict[str, int] = {}
+    if joint:
+        starts = {"base": 0, "new": joint[0].num_classes}
+    predictions: dict[str, TopPredictions] = {}
+    for name, classes in by_set.items():
+        predictions[name] = predict(
             backbone,
             classes,
             batches_of(name),
@@ -295,8 +302,7 @@ def predict_sets(
             joint=joint if name in starts else (),
             joint_start=starts.get(name, 0),
         )
-        for name, classes in by_set.items()
-    }
+    return predictions
 
 
 def not_finite_error(backbone: Backbone) -> WorkError:

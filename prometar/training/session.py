@@ -87,7 +87,8 @@ class Session:
         # `self.state` is an initial state, which has no average yet.
         if checkpoint.state.average:
             expected |= {f"average/{name}": leaf for name, leaf in self.state.leaves.items()}
-        if problem := describe_mismatch(expected, checkpoint.state.tensors()):
+        problem = describe_mismatch(expected, checkpoint.state.tensors())
+        if problem:
             raise checkpoint_error(self._path, problem)
         epochs = len(checkpoint.history)
         if epochs > self.run.config.train.epochs:
@@ -110,7 +111,9 @@ class Session:
             WorkError: a loss, a learned tensor or a logit is not finite, or an image is corrupt.
             InfrastructureError: the checkpoint cannot be written.
         """
-        batches = self._remaining_batches() if self.state.leaves else None  # no prompts: nothing to train
+        batches: Iterator[Batch] | None = None
+        if self.state.leaves:  # otherwise, there is nothing to train
+            batches = self._remaining_batches()
         started = time.perf_counter()
         losses: dict[str, float] = {}
         if batches is not None:
@@ -171,7 +174,8 @@ class Session:
         return {**accuracies, "objective": score_accuracies(self.run.objective, accuracies)}
 
     def close(self) -> None:
-        if close := getattr(self._stream, "close", None):
+        close = getattr(self._stream, "close", None)
+        if close is not None:  # an iterator of a custom `StreamFn` may have no such method
             close()
         self._stream = None
         self._batches = None
