@@ -28,12 +28,19 @@ HERE = Path(__file__).resolve().parent.parent / "golden"
 
 def golden_folders() -> list[Path]:
     """Return tests/golden and the folder in PROMETAR_GOLDEN, if set."""
-    return [HERE] + ([Path(os.environ["PROMETAR_GOLDEN"])] if os.environ.get("PROMETAR_GOLDEN") else [])
+    folders = [HERE]
+    added = os.environ.get("PROMETAR_GOLDEN")
+    if added:
+        folders.append(Path(added))
+    return folders
 
 
 def golden_files(pattern: str) -> list[Path]:
-    """Return the files in `golden_folders` that match a pattern."""
-    return [path for folder in golden_folders() for path in sorted(folder.glob(pattern))]
+    """Return the files in `golden_folders` that match a pattern, such as "methods/*.npz"."""
+    paths: list[Path] = []
+    for folder in golden_folders():
+        paths += sorted(folder.glob(pattern))
+    return paths
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,19 @@ class Golden:
         return State.start(self.prompts(0), self.gate(0))
 
     def prompts(self, step: int) -> dict[str, Tensor]:
-        stem = f"step{step}/prompt/"
-        return {_prompt_name(k[len(stem) :]): self.tensor(k) for k in self.arrays if k.startswith(stem)}
+        """Return the prompts after a step, by our names. Step 0: the initial prompts."""
+        recorded = self._recorded(f"step{step}/prompt/")
+        return {independent_leaf_name(name): tensor for name, tensor in recorded.items()}
 
     def gate(self, step: int) -> dict[str, Tensor]:
-        stem = f"step{step}/gate/"
-        return {_gate_name(k[len(stem) :]): self.tensor(k) for k in self.arrays if k.startswith(stem)}
+        """Return the gate after a step, by our names. Step 0: the initial gate."""
+        recorded = self._recorded(f"step{step}/gate/")
+        return {_gate_name(name): tensor for name, tensor in recorded.items()}
+
+    def _recorded(self, stem: str) -> dict[str, Tensor]:
+        """Return the tensors whose keys start with `stem`, by the rest of the key."""
+        keys = [key for key in self.arrays if key.startswith(stem)]
+        return {key.removeprefix(stem): self.tensor(key) for key in keys}
 
     def tensor(self, key: str) -> Tensor:
         return torch.from_numpy(self.arrays[key]).to(self.dtype)
@@ -70,9 +84,12 @@ class Golden:
             labels = torch.from_numpy(self.arrays[f"{key}/labels"])
             task = None
             if f"{key}/query_label" in self.arrays:
-                lam, partner = (torch.from_numpy(self.arrays[f"{key}/{name}"]) for name in ("lam", "mix"))
+                mix = Mix(
+                    lam=torch.from_numpy(self.arrays[f"{key}/lam"]),
+                    partner=torch.from_numpy(self.arrays[f"{key}/mix"]),
+                )
                 is_query = labels == int(self.arrays[f"{key}/query_label"])
-                task = select(is_query, Mix(lam, partner), mixes_pixels=False, dtype=self.dtype)
+                task = select(is_query, mix, mixes_pixels=False, dtype=self.dtype)
             yield index, self.tensor(f"{key}/images"), labels, task
 
 
@@ -132,11 +149,36 @@ def _described(arch: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prompt_name(recorded: str) -> str:
-    layer = recorded.split("resblocks.")[-1].split(".")[0] if "resblocks" in recorded else "0"
-    return f"{'vision' if recorded.startswith('image_encoder') else 'text'}.{layer}"
+def independent_leaf_name(recorded: str) -> str:
+    """Return our name of a prompt that no projection computes.
+
+    Example:
+        >>> independent_leaf_name("prompt_learner.ctx")
+        'text.0'
+        >>> independent_leaf_name("image_encoder.VPT")
+        'vision.0'
+        >>> independent_leaf_name("text_encoder.transformer.resblocks.1.VPT_shallow")
+        'text.1'
+    """
+    tower = "vision" if recorded.startswith("image_encoder") else "text"
+    layer = "0"
+    if "resblocks." in recorded:
+        after = recorded.partition("resblocks.")[2]
+        layer = after.split(".")[0]
+    return f"{tower}.{layer}"
+
+
+GATE_MATRICES = ("in", "out")
+"""Our names of a gate's two matrices, by their index in the recorded network."""
 
 
 def _gate_name(recorded: str) -> str:
-    net, layer, part, _ = recorded.split(".")
-    return f"{'vision' if 'vision' in net else 'text'}.{layer}.{('in', 'out')[int(part)]}"
+    """Return our name of a matrix of a gate.
+
+    Example:
+        >>> _gate_name("linear_vision_gamma.1.0.weight")
+        'vision.1.in'
+    """
+    net, layer, index, _ = recorded.split(".")
+    tower = "vision" if "vision" in net else "text"
+    return f"{tower}.{layer}.{GATE_MATRICES[int(index)]}"

@@ -22,14 +22,15 @@ from prometar.methods.composition import Method, build
 from prometar.methods.prompts import Leaves
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 
-from .golden import HERE, frozen_clip, golden_folders
+from .golden import HERE, frozen_clip, golden_files
+from .official import coupled_leaf_name, read_frozen, word_ids
 
 Settings = dict[str, Any]
 
 
 def newer_files() -> list[Path]:
     """Return all recordings in the subfolder `newer` of the golden folders."""
-    return [path for folder in golden_folders() for path in sorted((folder / "newer").glob("*.npz"))]
+    return golden_files("newer/*.npz")
 
 
 def _layers(numbers: list[int]) -> str:
@@ -175,27 +176,27 @@ class Newer:
     def clip(self) -> Clip:
         return self.raw_clip if self.method.changes_blocks else self.raw_clip.folded()
 
-    def model(self, names: str) -> PromptedClip:
-        """Return the model of the classes that the recording's entry `names` lists."""
-        classes = self.meta[names]
+    def model(self, entry: str) -> PromptedClip:
+        """Return the model of the classes in `meta[entry]`: "classnames" (training) or "new_classnames"."""
+        classes = self.meta[entry]
         texts = prompt_texts(
             classes,
             self.method.prompts,
             init=self.config.prompts.init,
             template=self.meta["templates"]["student"],
         )
-        is_new = names != "classnames"
+        is_new = entry != "classnames"
         ids = tokenize(texts)
-        return build_model(self.clip, self.method, ids, self.teacher(names), new_classes=is_new)
+        return build_model(self.clip, self.method, ids, self.teacher(entry), new_classes=is_new)
 
-    def teacher(self, names: str) -> Tensor | None:
-        """Return the frozen text features of the classes, computed by our code."""
+    def teacher(self, entry: str) -> Tensor | None:
+        """Return the frozen text features of the classes in `meta[entry]`, computed by our code."""
         if not self.method.uses_frozen_text_features:
             return None
         if "class_texts" in self.meta:
-            return self._drawn_texts(self.meta[names])
+            return self._drawn_texts(self.meta[entry])
         template = self.meta["templates"]["teacher"]
-        return frozen_text_features(self.clip, tokenize, self.meta[names], [template])
+        return frozen_text_features(self.clip, tokenize, self.meta[entry], [template])
 
     def _drawn_texts(self, classes: list[str]) -> Tensor | None:
         """Return the features (N, C, E) of N texts per class. New classes have no recorded texts."""
@@ -211,8 +212,8 @@ class Newer:
 
     @property
     def init_ids(self) -> Tensor:
-        words = tokenize([self.config.prompts.init])[0]
-        return words[1 : int(words.argmax())]
+        """Token ids of the initial words, without start and end of text."""
+        return word_ids(self.config.prompts.init)
 
 
 def leaf_name(recorded: str, meta: dict[str, Any]) -> str:
@@ -221,10 +222,11 @@ def leaf_name(recorded: str, meta: dict[str, Any]) -> str:
         name = find(recorded, meta)
         if name is not None:
             return name
-    _, name, *rest = recorded.split(".")
-    deeper = str(int(rest[0]) + 1) if name.startswith("compound") else "0"
-    tower = "vision" if "proj" in name else "text"
-    return ".".join([tower, deeper, *(rest[-1:] if tower == "vision" else [])])
+    return coupled_leaf_name(recorded)
+
+
+TOWERS = {"text_adapter": "text", "visual_adapter": "vision", "shared_adapter": "shared"}
+"""Our names of the towers of MMA's adapters, by the official ones."""
 
 
 def _adapter_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
@@ -232,7 +234,7 @@ def _adapter_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
     if not recorded.startswith("adapter_learner."):
         return None
     _, adapter, layer, *rest = recorded.split(".")
-    tower = {"text_adapter": "text", "visual_adapter": "vision", "shared_adapter": "shared"}[adapter]
+    tower = TOWERS[adapter]
     if tower == "shared":
         return f"adapters.shared.{layer}.{rest[-1]}"
     return f"adapters.{tower}.{layer}.{rest[0]}.{rest[-1]}"
@@ -267,7 +269,11 @@ def _head_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
     if not recorded.startswith("film_lp_"):
         return None
     kind, _, part = recorded.removeprefix("film_lp_").partition(".")
-    return f"logits.{'image' if kind == 'img' else kind}.{'shift' if part == 'bias' else part}"
+    if kind == "img":
+        kind = "image"
+    if part == "bias":
+        part = "shift"
+    return f"logits.{kind}.{part}"
 
 
 def _feature_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
@@ -275,26 +281,29 @@ def _feature_leaf(recorded: str, meta: dict[str, Any]) -> str | None:
     if not recorded.startswith(("adapter_image.", "adapter_text.")):
         return None
     adapter, _, layer, _ = recorded.split(".")
-    return f"features.{adapter.removeprefix('adapter_')}.{'in' if layer == '0' else 'out'}"
+    kind = adapter.removeprefix("adapter_")
+    matrix = "in" if layer == "0" else "out"
+    return f"features.{kind}.{matrix}"
 
 
-@cache
-def _frozen(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files if key.startswith("frozen/")}
+def _clip_path(path: Path) -> Path:
+    """Return the file of the frozen CLIP of a recording that does not contain it."""
+    for place in (path.with_name("clip.npz"), path.parent.parent / "methods" / "clip.npz"):
+        if place.exists():
+            return place
+    return HERE / "methods" / "clip.npz"
 
 
 @cache
 def load_newer(path: Path) -> Newer:
+    """Return a recording, with the frozen CLIP."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-    frozen = arrays
-    if not any(key.startswith("frozen/") for key in arrays):
-        places = (path.with_name("clip.npz"), path.parent.parent / "methods" / "clip.npz")
-        found = next((place for place in places if place.exists()), HERE / "methods" / "clip.npz")
-        frozen = {**arrays, **_frozen(found)}
+    has_clip = any(key.startswith("frozen/") for key in arrays)
+    if not has_clip:
+        arrays |= read_frozen(_clip_path(path))
     meta = json.loads(arrays["meta"].tobytes())
     values = overrides(meta)
     method = values.pop("method")
     config = configure(method, values)
-    return Newer(meta, arrays, frozen_clip(meta, frozen, torch.float64), config, build(config))
+    return Newer(meta, arrays, frozen_clip(meta, arrays, torch.float64), config, build(config))

@@ -24,29 +24,36 @@ from prometar.methods.composition import Method, build
 from prometar.methods.prompts import Leaves
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 
-from .golden import HERE, frozen_clip, golden_folders
+from .golden import HERE, frozen_clip, golden_files, independent_leaf_name
 
 
 def official_files() -> list[Path]:
     """Return all recordings of official trainers in the golden folders and their subfolders `methods`."""
-    folders = [place for folder in golden_folders() for place in (folder, folder / "methods")]
-    return [path for folder in folders for path in sorted(folder.glob("*.npz")) if "official" in _meta(path)]
+    paths = golden_files("*.npz") + golden_files("methods/*.npz")
+    return [path for path in paths if "official" in _meta(path)]
 
 
 def _meta(path: Path) -> dict[str, Any]:
+    """Return the description of a recording. Empty for a file that contains only a frozen CLIP."""
     with np.load(path, allow_pickle=False) as file:
-        return json.loads(file["meta"].tobytes()) if "meta" in file.files else {}
+        if "meta" not in file.files:
+            return {}
+        return json.loads(file["meta"].tobytes())
 
 
 @cache
-def _frozen(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+def read_frozen(clip_path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of the frozen CLIP that a file contains."""
+    with np.load(clip_path, allow_pickle=False) as file:
         return {key: file[key] for key in file.files if key.startswith("frozen/")}
 
 
-def _clip_of(path: Path) -> Path:
+def _clip_path(path: Path) -> Path:
+    """Return the file of the frozen CLIP of a recording that does not contain it."""
     beside = path.with_name("clip.npz")
-    return beside if beside.exists() else HERE / "methods" / "clip.npz"
+    if beside.exists():
+        return beside
+    return HERE / "methods" / "clip.npz"
 
 
 @dataclass(frozen=True)
@@ -75,16 +82,23 @@ class Official:
             labels = torch.from_numpy(self.arrays[f"step{index}/labels"])
             yield index, self.tensor(f"step{index}/images"), labels
 
-    def model(self, names: str) -> PromptedClip:
-        """Return the model of the classes that the recording's entry `names` lists."""
-        classes = self.meta[names]
+    def model(self, entry: str) -> PromptedClip:
+        """Return the model of the classes in `meta[entry]`.
+
+        The regularizer's features are those of the training classes, even for other classes: a model of new
+        classes is only evaluated.
+
+        Args:
+            entry: "classnames" (training classes) or "new_classnames".
+        """
+        classes = self.meta[entry]
         init = self.config.prompts.init
         texts = prompt_texts(classes, self.method.prompts, init=init, template=self.meta["template"])
         return build_model(self.clip.folded(), self.method, tokenize(texts), self.teacher)
 
     @cached_property
     def teacher(self) -> Tensor | None:
-        """Frozen text features of the regularizer, computed by our code."""
+        """Frozen text features of the training classes for the regularizer, computed by our code."""
         if not self.method.regularizer.uses_text:
             return None
         templates = self.method.regularizer.templates or (self.meta["template"],)
@@ -92,20 +106,30 @@ class Official:
 
     @property
     def init_ids(self) -> Tensor:
-        words = tokenize([self.config.prompts.init])[0]
-        return words[1 : int(words.argmax())]
+        """Token ids of the initial words, without start and end of text."""
+        return word_ids(self.config.prompts.init)
 
     @property
     def recorded_teacher(self) -> Tensor:
         return F.normalize(self.tensor("teacher_text"), dim=-1)
 
 
+def word_ids(text: str) -> Tensor:
+    """Return the token ids of a text, without start and end of text."""
+    ids = tokenize([text])[0]
+    # The end of text is the highest id of the vocabulary. After it, the row is filled with zeros.
+    end = int(ids.argmax())
+    return ids[1:end]
+
+
 @cache
 def load_official(path: Path) -> Official:
+    """Return a recording, with the frozen CLIP."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-    own = any(key.startswith("frozen/") for key in arrays)
-    frozen = arrays if own else {**arrays, **_frozen(_clip_of(path))}
+    has_clip = any(key.startswith("frozen/") for key in arrays)
+    if not has_clip:
+        arrays |= read_frozen(_clip_path(path))
     meta = json.loads(arrays["meta"].tobytes())
     overrides = {
         **meta["overrides"],
@@ -115,20 +139,43 @@ def load_official(path: Path) -> Official:
         "train.epochs": meta["epochs"],
     }
     config = configure(meta["method"], overrides)
-    return Official(meta, arrays, frozen_clip(meta, frozen, torch.float64), config, build(config))
+    return Official(meta, arrays, frozen_clip(meta, arrays, torch.float64), config, build(config))
 
 
 def leaf_name(recorded: str) -> str:
     """Return our name of an official parameter.
 
+    Trainers with independent prompts name them VPT, except the text prompt of layer 0 (ctx).
+
     Example:
-        >>> leaf_name("prompt_learner.compound_prompt_projections.1.bias")
-        'vision.2.bias'
+        >>> leaf_name("image_encoder.transformer.resblocks.1.VPT_shallow")
+        'vision.1'
     """
     if "VPT" in recorded:
-        layer = recorded.split("resblocks.")[-1].split(".")[0] if "resblocks" in recorded else "0"
-        return f"{'vision' if recorded.startswith('image_encoder') else 'text'}.{layer}"
+        return independent_leaf_name(recorded)
+    return coupled_leaf_name(recorded)
+
+
+def coupled_leaf_name(recorded: str) -> str:
+    """Return our name of a parameter of MaPLe's prompt learner, or of one with the same names.
+
+    Projections map text prompts to image prompts, so their leaves belong to the vision tower. Lists of
+    compound prompts and of their projections start at layer 1.
+
+    Example:
+        >>> coupled_leaf_name("prompt_learner.ctx")
+        'text.0'
+        >>> coupled_leaf_name("prompt_learner.proj.weight")
+        'vision.0.weight'
+        >>> coupled_leaf_name("prompt_learner.compound_prompts_text.0")
+        'text.1'
+        >>> coupled_leaf_name("prompt_learner.compound_prompt_projections.1.bias")
+        'vision.2.bias'
+    """
     _, name, *rest = recorded.split(".")
-    deeper = str(int(rest[0]) + 1) if name.startswith("compound") else "0"
-    tower = "vision" if "proj" in name else "text"
-    return ".".join([tower, deeper, *(rest[-1:] if tower == "vision" else [])])
+    layer = 0
+    if name.startswith("compound"):
+        layer = 1 + int(rest[0])
+    if "proj" in name:
+        return f"vision.{layer}.{rest[-1]}"
+    return f"text.{layer}"

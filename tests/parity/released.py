@@ -111,14 +111,14 @@ class Released:
         """Return the modulated gradient of each prompt, from three calls of autograd."""
         ce, text, image = losses
         leaves = list(self.prompts.values())
-        grads = [
+        task_grads, text_grads, image_grads = (
             torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
             for loss in (ce, self.text_weight * text, self.image_weight * image)
-        ]
+        )
         out = {}
         for index, name in enumerate(self.prompts):
-            g_task, g_reg = grads[0][index], grads[1 if name.startswith("text") else 2][index]
-            out[name] = self.gated(name, g_task, g_reg)
+            regularizer_grads = text_grads if name.startswith("text") else image_grads
+            out[name] = self.gated(name, task_grads[index], regularizer_grads[index])
         return out
 
     def gated(self, name: str, g_task: Tensor, g_reg: Tensor) -> Tensor:
@@ -161,14 +161,16 @@ class Released:
         return log
 
     def query_loss(self, adapted: Leaves, images: Tensor, labels: Tensor, task: Selection) -> Tensor:
+        """Return the cross-entropy of the mixed query images with adapted prompts."""
         assert task.partners is not None
-        lam, mix, _ = task.partners.mix
+        mix = task.partners.mix
         g = self.text(adapted)
         query = self.image(images[task.query_rows], adapted)
-        partners = self.image(images[task.support_rows], adapted)[mix]
-        lam, rest = lam.to(query), (1 - lam).to(query)
-        mixed = F.normalize(lam[:, None] * query + rest[:, None] * partners, dim=-1)
+        partners = self.image(images[task.support_rows], adapted)[mix.partner]
+        query_share = mix.lam.to(query)
+        partner_share = (1 - mix.lam).to(query)
+        mixed = F.normalize(query_share[:, None] * query + partner_share[:, None] * partners, dim=-1)
         logits = self.clip.logit_scale * mixed @ g.T
         own = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.query_rows])
-        other = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.support_rows][mix])
-        return (lam * own + rest * other).mean()
+        other = nn.CrossEntropyLoss(reduction="none")(logits, labels[task.support_rows][mix.partner])
+        return (query_share * own + partner_share * other).mean()
