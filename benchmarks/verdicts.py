@@ -8,11 +8,11 @@ datasets are evenly spaced from 1 point below to 1 point above `gain`, their mea
 and concludes as `tune/stages/final_test.py` does. The rule of version 0.2.0 for several datasets is a
 t-interval over the datasets' means, after the same stopping rule.
 
-"Median-unbiased" is an estimate that corrects the mean for early stops (Whitehead, 1986, "On the bias of
-maximum likelihood estimation following a sequential test"; results are ordered by their mean). It is the true
-difference for which the mean of a stopped test has the observed mean as its median. The standard deviation is
-taken as known, which a study would have to estimate, so the figures are the best that the estimate can
-reach. The result is in `verdicts.json`.
+The median-unbiased estimate corrects the mean for early stops (Whitehead, 1986, "On the bias of maximum
+likelihood estimation following a sequential test"; results are ordered by their mean). For an observed mean
+m, it is the true difference at which half of all stopped tests have a mean below m. The simulation knows the
+standard deviation. A study would have to estimate it, so its estimate could only be worse. The results are in
+`verdicts.json`.
 """
 
 import json
@@ -44,10 +44,12 @@ ESTIMATE_GAINS = np.linspace(0, 10, 41)
 
 def stop_of(differences: list[float]) -> tuple[int, float]:
     """Return the number of seed pairs after which a test stops, and the alpha of that analysis."""
-    for num_pairs, alpha in ALPHA_BY_PAIRS.items():
+    analyses = list(ALPHA_BY_PAIRS.items())
+    for num_pairs, alpha in analyses:
         if is_decided(differences[:num_pairs], alpha, min_relevant=MIN_RELEVANT):
-            break
-    return num_pairs, alpha
+            return num_pairs, alpha
+    # Undecided: the last analysis ends the test.
+    return analyses[-1]
 
 
 class MedianUnbiased:
@@ -67,13 +69,15 @@ class MedianUnbiased:
                 num_pairs, _ = stop_of(differences)
                 means.append(mean(differences[:num_pairs]))
             medians.append(median(means))
-        medians[0] = 0.0  # by symmetry
-        self._medians = np.maximum.accumulate(medians)  # without the noise of the simulation, they increase
+        # The median is an odd, increasing function of the true difference. So it is 0 at 0, a running maximum
+        # removes noise, and `__call__` mirrors negative means.
+        medians[0] = 0.0
+        self._medians = np.maximum.accumulate(medians)
 
     def __call__(self, observed_mean: float) -> float:
-        """Return the estimate. The median is an odd function of the true difference."""
-        size = float(np.interp(abs(observed_mean), self._medians, ESTIMATE_GAINS))
-        return math.copysign(size, observed_mean)
+        """Return the estimate of the true difference."""
+        magnitude = float(np.interp(abs(observed_mean), self._medians, ESTIMATE_GAINS))
+        return math.copysign(magnitude, observed_mean)
 
 
 def simulate(
@@ -81,7 +85,8 @@ def simulate(
 ) -> dict[str, Any]:
     """Return rates over simulated tests.
 
-    `shown` is the share of tests whose interval excludes 0, `covered` that of intervals that contain `gain`.
+    `shown` is the share of tests whose interval excludes 0, and `covered` the share whose interval contains
+    `gain`. `shown_by_old_rule` is the share by the rule of version 0.2.0, or None for a single dataset.
     """
     offsets = np.linspace(-1, 1, num_datasets) if num_datasets > 1 else np.zeros(1)
     outcomes: list[dict[str, Any]] = []
@@ -90,8 +95,8 @@ def simulate(
         differences = by_dataset.mean(axis=0).tolist()
         num_pairs, alpha = stop_of(differences)
         interval = t_interval(differences[:num_pairs], level=1 - alpha)
-        over_datasets = t_interval(by_dataset[:, :num_pairs].mean(axis=1).tolist())
         assert interval is not None
+        old_interval = t_interval(by_dataset[:, :num_pairs].mean(axis=1).tolist())
         outcomes.append(
             {
                 "pairs": num_pairs,
@@ -99,19 +104,19 @@ def simulate(
                 "median_unbiased": estimate(interval.mean),
                 "shown": interval.excludes_zero,
                 "covered": interval.low <= gain <= interval.high,
-                "shown_over_datasets": over_datasets.excludes_zero if over_datasets else None,
+                "shown_by_old_rule": old_interval is not None and old_interval.excludes_zero,
             }
         )
     early = [each for each in outcomes if each["pairs"] == FIRST_ANALYSIS]
-    old_rule = None
+    shown_by_old_rule = None
     if num_datasets > 1:
-        old_rule = mean(each["shown_over_datasets"] for each in outcomes)
+        shown_by_old_rule = mean(each["shown_by_old_rule"] for each in outcomes)
     return {
         "datasets": num_datasets,
         "gain": gain,
         "tests": num_tests,
         "shown": mean(each["shown"] for each in outcomes),
-        "shown_over_datasets": old_rule,
+        "shown_by_old_rule": shown_by_old_rule,
         "covered": mean(each["covered"] for each in outcomes),
         "pairs": mean(each["pairs"] for each in outcomes),
         "mean": mean(each["mean"] for each in outcomes),
@@ -125,7 +130,9 @@ def simulate(
 def rows_of(results: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of the published table."""
     for each in results:
-        old_rule = each["shown_over_datasets"]
+        shown_by_old_rule = "-"
+        if each["shown_by_old_rule"] is not None:
+            shown_by_old_rule = f"{each['shown_by_old_rule']:.1%}"
         early = "-"
         if each["early_mean"] is not None:
             early = f"{each['early_mean']:+.2f} ({each['early_share']:.0%})"
@@ -133,7 +140,7 @@ def rows_of(results: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
             each["datasets"],
             f"{each['gain']:+.0f}",
             f"{each['shown']:.1%}",
-            "-" if old_rule is None else f"{old_rule:.1%}",
+            shown_by_old_rule,
             f"{each['covered']:.1%}",
             f"{each['pairs']:.1f}",
             f"{each['mean']:+.2f}",
