@@ -1,8 +1,8 @@
 """The step of every method, and of variants of ProMetaR, on a tiny backbone in float64."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ from prometar.config.recipes import METHODS
 from prometar.config.settings import Config
 from prometar.methods.composition import Method, build
 from prometar.methods.optimizers import SGD
-from prometar.step.iteration import step
+from prometar.step.iteration import Losses, step
 from prometar.step.meta_batch import Embeddings, MetaTask, Selection, embed_batch, select
 from prometar.step.prompted_clip import PromptedClip, build_model, prompt_texts
 from prometar.step.state import State
 from prometar.step.updates import Rates
-from tests.support.tiny import backbone
+from tests.support import tiny
 
 CLASSES = ("banded", "polka-dotted", "woven")
 RATES = Rates(lr=0.1, gate_lr=0.5)
@@ -51,23 +51,47 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(
-    values: Mapping[str, Any], method: str = "prometar", dtype: torch.dtype = torch.float64
-) -> tuple[Backbone, Method, PromptedClip, State]:
+INIT = "a photo of a"
+FEATURE_DIM = 24  # of the tiny backbone
+
+
+class Setup(NamedTuple):
+    """A method on the tiny backbone, its model of `CLASSES`, and the state at step 0."""
+
+    backbone: Backbone
+    method: Method
+    model: PromptedClip
+    start: State
+
+
+def make(values: Mapping[str, Any], method: str = "prometar", dtype: torch.dtype = torch.float64) -> Setup:
+    """Build a method on the tiny backbone.
+
+    Args:
+        values: Settings. The others are those of `SMALL` that the method has, and the method's defaults.
+        method: Name of a recipe.
+        dtype: Data type of the backbone.
+    """
     config = Config(method=method).override(values)
-    known = config.flat().keys() - values.keys()
-    config = config.override({key: value for key, value in SMALL.items() if key in known})
-    part = build(config)
-    clip = backbone(dtype)
-    frozen = F.normalize(torch.linspace(-1, 1, 3 * 24, dtype=torch.float64).view(3, 24).sin(), dim=-1)
-    frozen = frozen.to(clip.clip.working_dtype)
-    texts = prompt_texts(CLASSES, part.prompts, init="a photo of a", template="a photo of a {}.")
-    model = build_model(clip.clip, part, tokenize(texts), frozen)
-    words = tokenize(["a photo of a"])[0, 1:5]
+    others = config.flat().keys() - values.keys()
+    config = config.override({key: value for key, value in SMALL.items() if key in others})
+    composition = build(config)
+    backbone = tiny.backbone(dtype)
+    clip = backbone.clip
+    texts = prompt_texts(CLASSES, composition.prompts, init=INIT, template=f"{INIT} {{}}.")
+    model = build_model(clip, composition, tokenize(texts), frozen_features(clip.working_dtype))
+    # Start of text comes first.
+    init_ids = tokenize([INIT])[0, 1 : 1 + len(INIT.split())]
     generator = torch.Generator().manual_seed(0)
-    prompts = part.initialize(clip.clip, words, len(CLASSES), generator)
-    gate = part.modulator.initialize(part.inputs(prompts), generator)
-    return clip, part, model, State.start(prompts, gate, part.optimizer)
+    prompts = composition.initialize(clip, init_ids, len(CLASSES), generator)
+    gate = composition.modulator.initialize(composition.inputs(prompts), generator)
+    return Setup(backbone, composition, model, State.start(prompts, gate, composition.optimizer))
+
+
+def frozen_features(dtype: torch.dtype) -> Tensor:
+    """Return normalized features (classes, `FEATURE_DIM`) in place of those of the frozen text tower."""
+    numbers = torch.linspace(-1, 1, len(CLASSES) * FEATURE_DIM, dtype=torch.float64)
+    return F.normalize(numbers.view(len(CLASSES), FEATURE_DIM).sin(), dim=-1).to(dtype)
 
 
 IS_QUERY = torch.tensor([False, True, True, False])
@@ -91,26 +115,65 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "values"), CASES.values(), ids=CASES)
-def test_a_step_moves_all_leaves_and_nothing_else(name: str, values: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Iteration:
+    """One step: its states, its losses, and the tensors that it must not change with their copies."""
+
+    method: Method
+    before: State
+    after: State
+    losses: Losses
+    fixed: list[Tensor]
+    copies: list[Tensor]
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def iteration(request: pytest.FixtureRequest) -> Iteration:
+    """Takes a step of each case."""
+    name, values = request.param
     _, method, model, start = make(values, name)
     fixed = [*tensors_of(model.clip), *start.leaves.values(), *start.gate.values()]
     fixed += [each for each in (model.text, model.frozen_text_CE) if isinstance(each, Tensor)]
     copies = [tensor.clone() for tensor in fixed]
     # Without weight decay, only gradients change a leaf.
     method = replace(method, optimizer=SGD(weight_decay=0.0))
-    start = State.start(start.leaves, start.gate, method.optimizer)
-    state, scalars = step(model, method, start, *batch_for(model, method), RATES)
-    assert all(value.isfinite() for value in [*scalars.values(), *map(torch.sum, state.tensors().values())])
-    assert not any(tensor.requires_grad for tensor in (*fixed, *state.tensors().values()))
-    assert all(torch.equal(*pair) for pair in zip(copies, fixed, strict=True))
-    for before, after in ((start.leaves, state.leaves), (start.gate, state.gate)):
-        for leaf, tensor in before.items():
-            if method.inner is not None or before is start.leaves:
-                moved = not torch.equal(after[leaf], tensor)
-                learns = before is start.leaves or has_regularizer_gradient(method, leaf)
-                assert moved == learns, leaf
-    assert state.step == 1
+    before = State.start(start.leaves, start.gate, method.optimizer)
+    batch, task = batch_for(model, method)
+    after, losses = step(model, method, before, batch, task, RATES)
+    return Iteration(method, before, after, losses, fixed, copies)
+
+
+def test_a_step_moves_every_leaf(iteration: Iteration) -> None:
+    for name, leaf in iteration.before.leaves.items():
+        assert not torch.equal(iteration.after.leaves[name], leaf), name
+
+
+def test_a_meta_phase_moves_the_tensors_of_the_gate_with_a_gradient(iteration: Iteration) -> None:
+    """Without a meta phase, nothing is required of the gate."""
+    if iteration.method.inner is None:
+        return
+    for name, tensor in iteration.before.gate.items():
+        moved = not torch.equal(iteration.after.gate[name], tensor)
+        assert moved == has_regularizer_gradient(iteration.method, name), name
+
+
+def test_a_step_changes_neither_frozen_tensors_nor_its_inputs(iteration: Iteration) -> None:
+    for copy, tensor in zip(iteration.copies, iteration.fixed, strict=True):
+        assert torch.equal(copy, tensor)
+
+
+def test_losses_and_tensors_after_a_step_are_finite(iteration: Iteration) -> None:
+    assert all(loss.isfinite() for loss in iteration.losses.values())
+    assert all(tensor.isfinite().all() for tensor in iteration.after.tensors().values())
+
+
+def test_no_tensor_requires_a_gradient_after_a_step(iteration: Iteration) -> None:
+    assert not any(tensor.requires_grad for tensor in iteration.fixed)
+    assert not any(tensor.requires_grad for tensor in iteration.after.tensors().values())
+
+
+def test_a_step_is_counted(iteration: Iteration) -> None:
+    assert iteration.after.step == 1
 
 
 def has_regularizer_gradient(method: Method, gate_leaf: str) -> bool:
