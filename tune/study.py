@@ -1,10 +1,15 @@
 """A hyperparameter study: search, confirmation, final test and report.
 
 Each stage reads its records, runs the missing jobs and writes its records. A rerun therefore resumes a study.
+
+The methods `_..._stages` are generators. They yield a `Stage`, and continue once its jobs have ended.
+`Study._complete` runs such a generator to its end. `Study.open_flow` joins all of them, for a queue of
+several studies.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +22,7 @@ from prometar.errors import FIX_AND_RESUME, UserError, WorkError
 from prometar.io.files import lock_folder, resolve_path
 from prometar.training.memory import Footprint
 from tune.config import StudyConfig
+from tune.execution.flows import Flow, Stage, Stages, complete
 from tune.execution.live import LiveView, stdout_console
 from tune.execution.progress import StageProgress
 from tune.execution.resources import (
@@ -27,7 +33,7 @@ from tune.execution.resources import (
     uses_gpus,
 )
 from tune.records.folder import BEST_FILE, SETTINGS_FILES, Records, StudyFolder, read_records
-from tune.records.schema import Confirmation, FinalTest, StudyRecord, rank_completed
+from tune.records.schema import Confirmation, FinalTest, StudyRecord, TrialRecord, rank_completed
 from tune.space.ranges import Settings
 from tune.stages.enqueued import add_settings_of_studies, describe_enqueued
 from tune.stages.plan import (
@@ -40,13 +46,29 @@ from tune.stages.plan import (
 )
 
 if TYPE_CHECKING:
-    from tune.execution.flows import Flow, Stage, Stages
     from tune.report.live_page import LivePage
     from tune.report.page import Report
+    from tune.store.trial_store import TrialStore
 
 _Result = TypeVar("_Result")
-_OpenStudy = tuple[StudyPlan, Mapping[str, str], JobResources]
-"""Plan, input digests, and resources per trial of a study whose folder is locked."""
+
+
+@dataclass(frozen=True)
+class _OpenStudy:
+    """State of a study while its folder is locked and Ray is running.
+
+    Args:
+        digests: Digests, by name, of inputs other than settings that affect results.
+        resources: Resources per trial.
+        memory_bytes: Estimated memory of a run.
+        page: report.html, which is rewritten while stages run.
+    """
+
+    plan: StudyPlan
+    digests: Mapping[str, str]
+    resources: JobResources
+    memory_bytes: int
+    page: "LivePage"
 
 
 class Study:
@@ -60,7 +82,8 @@ class Study:
         options: Options of `tune/search.py`, with "_" instead of "-", and `settings` for --set.
 
     Raises:
-        UserError: an option does not exist, or a value is invalid.
+        UserError: an option does not exist, a value is invalid, `folder` is given together with `out` or
+            `study`, or a study of `enqueue` does not exist or has no completed trial.
 
     Example:
         >>> study = Study("out/mine", dataset="textures", trials=40, settings={"data.shots": 4})
@@ -75,13 +98,12 @@ class Study:
         console: Console | None = None,
         **options: Any,
     ) -> None:
-        config = config or _build_config(folder, options)
+        if config is None:
+            config = _build_config(folder, options)
         self.folder = StudyFolder.of(config)
         self.config, self._enqueue_notes = add_settings_of_studies(config, self.folder)
         self.console = console or stdout_console()
         self._opened: _OpenStudy | None = None
-        self._memory_bytes = 0  # estimated memory of a run, once the study is open
-        self._page: LivePage | None = None
 
     def run(self) -> FinalTest:
         """Run all stages, or resume an interrupted study. For a finished study, only the report is rebuilt.
@@ -105,57 +127,85 @@ class Study:
         """Sample, train and score trials until --trials or --max-hours is reached.
 
         Raises:
-            WorkError: no trial was completed, or the first new trials all failed.
+            UserError: as in `run`.
+            KeyboardInterrupt: as in `run`.
+            WorkError: another process is running the study, no trial was completed, or the first new trials
+                all failed.
         """
-        with self._open() as (plan, digests, resources):
-            self._complete(self._search_stages(plan, digests, concurrency=resources.num_concurrent))
+        with self._open() as opened:
+            concurrency = opened.resources.num_concurrent
+            self._complete(self._search_stages(opened.plan, opened.digests, concurrency=concurrency))
 
     def _search_stages(
         self, plan: StudyPlan, digests: Mapping[str, str], *, concurrency: int
-    ) -> "Stages[None]":
-        from tune.execution.flows import Stage
-        from tune.stages.exclusions import exclusion_notes
+    ) -> Stages[None]:
+        """Yield the stage of the search. Its results determine the settings of its next jobs."""
         from tune.stages.search import SearchJobs
         from tune.store.trial_store import open_trial_store
         from tune.tracking import Trackers
 
         config = self.config
-        path = self.folder.path
+        steps_per_epoch_of = partial(count_steps_per_epoch, config, plan)
         with (
             open_trial_store(config, self.folder, digests, concurrency=concurrency) as store,
-            closing(Trackers(config.location.trackers, path, self.console)) as tracking,
+            closing(Trackers(config.location.trackers, self.folder.path, self.console)) as trackers,
         ):
-            notes: list[str] = []
-            if store.ended_trials:
-                notes += exclusion_notes(config, plan.datasets, self.folder.read(StudyRecord))
-            for note in notes:
-                self.console.print(note)
-            excluded = {each.name: tuple(sorted(each.excluded)) for each in plan.datasets if each.excluded}
-            self.folder.write_study(config, digests, plan.classes, excluded=excluded, exclusion_notes=notes)
-            done = len(store.ended_trials)
-            interrupted = len(store.interrupted_trials)
-            if done or interrupted:
-                self.console.print(f"Resuming: {done} done, {interrupted} interrupted")
-            steps_per_epoch_of = partial(count_steps_per_epoch, config, plan)
+            self._write_study(plan, digests, store)
+            num_ended = len(store.ended_trials)
+            num_interrupted = len(store.interrupted_trials)
+            if num_ended or num_interrupted:
+                self.console.print(f"Resuming: {num_ended} done, {num_interrupted} interrupted")
             with closing(SearchJobs(config, self.folder, store, steps_per_epoch_of)) as jobs:
-                # `jobs` is also an observer: the results determine the settings of the next jobs.
-                total = max(config.search.trials, done)  # an earlier command may have run more trials
-                yield Stage("Search", jobs, total, done, [jobs, tracking], is_adaptive=True)
+                yield Stage(
+                    name="Search",
+                    jobs=jobs,
+                    total=max(config.search.trials, num_ended),  # an earlier command may have run more trials
+                    done=num_ended,
+                    observers=[jobs, trackers],  # `jobs` learns from the results
+                    is_adaptive=True,
+                )
             for notice in jobs.notices():
                 self.console.print(notice)
-            if reason := store.abort_reason():
+            reason = store.abort_reason()
+            if reason:
                 raise WorkError(f"Stopped: the first new trials failed ({reason}). {FIX_AND_RESUME}")
+        self._require_completed_trial()
+
+    def _write_study(self, plan: StudyPlan, digests: Mapping[str, str], store: "TrialStore") -> None:
+        """Write study.yaml. Print notes on trials that used images which have been excluded since."""
+        from tune.stages.exclusions import exclusion_notes
+
+        notes: list[str] = []
+        if store.ended_trials:
+            notes += exclusion_notes(self.config, plan.datasets, self.folder.read(StudyRecord))
+        for note in notes:
+            self.console.print(note)
+        excluded = {each.name: tuple(sorted(each.excluded)) for each in plan.datasets if each.excluded}
+        self.folder.write_study(self.config, digests, plan.classes, excluded=excluded, exclusion_notes=notes)
+
+    def _require_completed_trial(self) -> None:
+        """Raise a WorkError with a failure reason if no trial was completed."""
         records = self.records
-        if not records.completed:
-            reason = next((trial.reason for trial in records.trials if trial.reason), "pruned, or no time")
-            raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
+        if records.completed:
+            return
+        reasons = [trial.reason for trial in records.trials if trial.reason]
+        reason = reasons[0] if reasons else "all were pruned, or --max-hours was reached"
+        raise WorkError(f"No trial was completed ({reason}). {FIX_AND_RESUME}")
 
     def confirm(self) -> Confirmation:
-        """Rerun the best trials and the baseline with fresh seeds. Select settings by mean score."""
+        """Rerun the best trials and the baseline with fresh seeds. Select settings by mean score.
+
+        Raises:
+            UserError: as in `run`.
+            KeyboardInterrupt: as in `run`.
+            WorkError: another process is running the study, no trial was completed, a rerun of the baseline
+                failed, or every trial has a failed rerun.
+        """
         with self._open():
             return self._complete(self._confirmation_stages())
 
-    def _confirmation_stages(self) -> "Stages[Confirmation]":
+    def _confirmation_stages(self) -> Stages[Confirmation]:
+        """Yield the stage of the confirmation, unless only one trial can be selected."""
         from tune.stages.confirmation import choose_trials, confirm
 
         config = self.config
@@ -163,9 +213,9 @@ class Study:
         if not chosen:
             raise WorkError(f"{self.folder.path} contains no completed trial. Run the search first.")
         if len(chosen) > 1:
-            names = [str(trial.number) + " (default settings)" * trial.is_baseline for trial in chosen]
             seeds = format_count(config.confirm.seeds, "fresh seed")
-            self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {', '.join(names)}")
+            names = ", ".join(map(_trial_name, chosen))
+            self.console.print(f"Confirming {len(chosen)} trials with {seeds}: {names}")
         confirmation = yield from confirm(config, self.folder, chosen)
         self.folder.write(confirmation)
         self._write_settings(SETTINGS_FILES["selected"], confirmation.selected_candidate.settings)
@@ -173,48 +223,61 @@ class Study:
         return confirmation
 
     def test(self) -> FinalTest:
-        """Compare the selected settings with the baseline on the test images, seed by seed."""
-        with self._open() as (plan, *_):
-            return self._complete(self._test_stages(plan))
+        """Compare the selected settings with the baseline on the test images, seed by seed.
 
-    def _test_stages(self, plan: StudyPlan) -> "Stages[FinalTest]":
+        Failed runs are listed in `FinalTest.failures`.
+
+        Raises:
+            UserError: as in `run`.
+            KeyboardInterrupt: as in `run`.
+            WorkError: another process is running the study, or the confirmation has not finished.
+        """
+        with self._open() as opened:
+            return self._complete(self._test_stages(opened.plan))
+
+    def _test_stages(self, plan: StudyPlan) -> Stages[FinalTest]:
+        """Yield the stages of the final test, one per analysis."""
         from tune.report.statements import verdict_text
         from tune.reproduce.published import published_h
         from tune.stages.final_test import run_final_test
 
+        config = self.config
         confirmation = self.folder.read(Confirmation)
         if confirmation is None:
             raise WorkError(f"{self.folder.path} contains no confirmation. Run the confirmation first.")
         selected = confirmation.selected_candidate
-        prefix = "" if selected.is_baseline else f"trial {selected.number} against "
-        self.console.print(f"Final test on the test images: {prefix}the default settings")
+        compared = "the default settings"
+        if not selected.is_baseline:
+            compared = f"trial {selected.number} against the default settings"
+        self.console.print(f"Final test on the test images: {compared}")
         test = yield from run_final_test(
-            self.config,
+            config,
             self.folder,
             selected,
-            published={dataset.name: published_h(dataset, self.config.baseline) for dataset in plan.datasets},
+            published={dataset.name: published_h(dataset, config.baseline) for dataset in plan.datasets},
             previous=self.folder.read(FinalTest),
         )
         self.folder.write(test)
-        best = self.config.baseline_settings if test.recommends_baseline else selected.settings
+        best = config.baseline_settings if test.recommends_baseline else selected.settings
         self._write_settings(BEST_FILE, best, comment=verdict_text(self.records))
         return test
 
     @contextmanager
-    def open_flow(self) -> "Iterator[tuple[Flow, Footprint]]":
-        """Check the inputs, lock the folder, and yield all stages as a flow, for a queue of several studies.
+    def open_flow(self) -> Iterator[tuple[Flow, Footprint]]:
+        """Check the inputs, lock the folder, and yield the flow and the footprint of the study.
 
-        The flow's result is the final test. It also yields the sizes that determine the memory of a run. The
-        caller starts Ray, and writes the report.
+        The flow contains all stages, and its result is the final test. The footprint contains the sizes that
+        determine the memory of a run. A queue of several studies uses them. It starts Ray and writes the
+        reports itself.
 
         Raises:
             UserError: as in `run`.
             WorkError: another process is running the study, or images are corrupt.
         """
-        from tune.execution.flows import Flow
-
         plan, digests, footprint = self._check_inputs()
-        concurrency = self.config.resources.max_concurrent or max_concurrent_trials(self.config.search.trials)
+        concurrency = self.config.resources.max_concurrent
+        if concurrency is None:
+            concurrency = max_concurrent_trials(self.config.search.trials)
         stages = self._all_stages(plan, digests, concurrency=concurrency)
         with (
             self._lock(),
@@ -224,10 +287,11 @@ class Study:
 
     def _all_stages(
         self, plan: StudyPlan, digests: Mapping[str, str], *, concurrency: int
-    ) -> "Stages[FinalTest]":
+    ) -> Stages[FinalTest]:
         yield from self._search_stages(plan, digests, concurrency=concurrency)
         yield from self._confirmation_stages()
-        return (yield from self._test_stages(plan))
+        test = yield from self._test_stages(plan)
+        return test
 
     def _write_settings(self, name: str, settings: Settings, *, comment: str = "") -> None:
         """Write the complete configuration of a run with these settings, as in the final test.
@@ -245,12 +309,17 @@ class Study:
             self.folder.write_settings(file, run_config, comment=comment)
 
     def report(self) -> "Report":
-        """Write report.html from the records, and print the summary."""
+        """Write report.html from the records, and print the summary.
+
+        Raises:
+            UserError: as in `records`.
+            InfrastructureError: the disk is full, or the folder is not writable.
+        """
         from tune.report.page import write_report
         from tune.report.terminal import print_summary
 
-        if self._page is not None:
-            self._page.stop()
+        if self._opened is not None:
+            self._opened.page.stop()
         report = write_report(self.records)
         print_summary(self.console, report.records)
         return report
@@ -270,7 +339,11 @@ class Study:
         return plan_study(self.config)
 
     def describe_plan(self) -> str:
-        """Describe the searched settings and the number of runs, without running or writing anything."""
+        """Describe the searched settings and the number of runs, without running or writing anything.
+
+        Raises:
+            UserError: a dataset is missing or too small, or an option is invalid.
+        """
         ranges = self.config.search.space.describe()
         searched = [f"  {key}: {values}" for key, values in ranges.items()]
         plan = self._plan
@@ -294,7 +367,7 @@ class Study:
     @property
     def _headline(self) -> str:
         config = self.config
-        search = self.config.search
+        search = config.search
         trials = format_count(search.trials, "trial")
         epochs = format_count(config.max_epochs, "epoch")
         return (
@@ -305,7 +378,12 @@ class Study:
 
     @contextmanager
     def _open(self) -> Iterator[_OpenStudy]:
-        """Check the inputs, lock the folder and start Ray. A nested call yields the same value."""
+        """Check the inputs, lock the folder and start Ray. A nested call yields the same value.
+
+        Raises:
+            UserError: the study was started with other settings, or data or weights are missing.
+            WorkError: another process is running the study, images are corrupt, or Ray cannot be started.
+        """
         if self._opened is not None:
             yield self._opened
             return
@@ -319,11 +397,10 @@ class Study:
             on_gpu = uses_gpus(nodes, config.resources)
             memory = max(footprint.memory_bytes(each, on_gpu=on_gpu) for each in config.baselines)
             resources, summary = plan_trials(nodes, config.resources, config.search.trials, memory)
-            self._memory_bytes = memory
             for line in (self._headline, str(plan), summary, *self._about_enqueued, *plan.notes):
                 self.console.print(line)
-            self._opened = plan, digests, resources
-            with LivePage(self.folder, self.console) as self._page:
+            with LivePage(self.folder, self.console) as page:
+                self._opened = _OpenStudy(plan, digests, resources, memory, page)
                 try:
                     yield self._opened
                 finally:
@@ -337,61 +414,78 @@ class Study:
             WorkError: images are corrupt.
         """
         config = self.config
-        plan = plan_study(self.config)
+        plan = plan_study(config)
         digests, footprint = inspect_inputs(config, plan)
         require_readable_images(config, plan, self.console.print)
-        if previous := self.folder.read(StudyRecord):
+        previous = self.folder.read(StudyRecord)
+        if previous is not None:
             config.require_same(previous.config.identity(previous.digests), digests)
         return plan, digests, footprint
 
     def _lock(self) -> AbstractContextManager[None]:
         return lock_folder(self.folder.path, f"the study {self.folder.path}")
 
-    def _complete(self, stages: "Stages[_Result]") -> "_Result":
-        """Run the stages one after the other."""
-        from tune.execution.flows import complete
-
+    def _complete(self, stages: Stages[_Result]) -> _Result:
+        """Run the stages one after the other, and return the result of the generator."""
         return complete(stages, self._run_stage)
 
-    def _run_stage(self, stage: "Stage") -> Mapping[str, str]:
+    def _run_stage(self, stage: Stage) -> Mapping[str, str]:
         """Run the jobs of a stage, with a live view. Return failure reasons by job name."""
         from tune.execution.executor import run_jobs
 
-        assert self._opened is not None
-        assert self._page is not None
-        _, _, resources = self._opened
-        if not stage.is_adaptive:
-            resources = self._plan_stage(stage)
-        ranked = rank_completed(self.folder.read_trials()) if stage.is_adaptive else []
-        best = next(((t.objective, f"trial {t.number}") for t in ranked if t.objective is not None), None)
-        progress = StageProgress(stage.name, stage.total, stage.done, best=best, has_best=stage.is_adaptive)
-        self._page.follow(progress)
+        opened = self._opened
+        assert opened is not None
+        if stage.is_adaptive:
+            resources = opened.resources
+            progress = StageProgress(stage.name, stage.total, stage.done, best=self._best_so_far())
+        else:
+            resources = self._plan_stage(stage, opened.memory_bytes)
+            progress = StageProgress(stage.name, stage.total, stage.done, has_best=False)
+        opened.page.follow(progress)
         with LiveView(self.console, progress) as view:
             return run_jobs(
                 stage.jobs,
                 resources,
-                [*stage.observers, progress, view, self._page],
+                [*stage.observers, progress, view, opened.page],
                 console=self.console,
                 timeout_seconds=self.config.resources.epoch_timeout,
             )
 
-    def _plan_stage(self, stage: "Stage") -> JobResources:
-        """Plan the resources of a stage with a fixed list of jobs.
+    def _best_so_far(self) -> tuple[float, str] | None:
+        """Return the best objective and the name of its trial, or None if no trial was completed."""
+        for trial in rank_completed(self.folder.read_trials()):
+            if trial.objective is not None:
+                return trial.objective, f"trial {trial.number}"
+        return None
 
-        The search may run fewer concurrent jobs, because it learns from results, and machines may have joined
-        since it started.
+    def _plan_stage(self, stage: Stage, memory_bytes: int) -> JobResources:
+        """Plan the resources of a stage with a fixed list of jobs, and print a summary.
+
+        Such a stage may use all machines, also those that have joined since the search started. The search
+        may use fewer, because it learns from results.
         """
         from tune.execution.ray_cluster import start_ray
 
-        nodes = start_ray(address=self.config.location.address)
+        nodes = start_ray(address=self.config.location.address)  # Ray is running: this returns the machines
         num_runs = stage.total - stage.done
-        resources, summary = plan_runs(nodes, self.config.resources, num_runs, self._memory_bytes)
+        resources, summary = plan_runs(nodes, self.config.resources, num_runs, memory_bytes)
         self.console.print(f"{stage.name}: {summary}")
         return resources
 
 
+def _trial_name(trial: TrialRecord) -> str:
+    if trial.is_baseline:
+        return f"{trial.number} (default settings)"
+    return str(trial.number)
+
+
 def _build_config(folder: str | Path | None, options: dict[str, Any]) -> StudyConfig:
-    """Build the configuration from `options`. If there are none, read that of a study in `folder`."""
+    """Build the configuration from `options`. If there are none, read that of a study in `folder`.
+
+    Raises:
+        UserError: `folder` is given together with `out` or `study`, an option does not exist, a value is
+            invalid, or the record of the study is corrupt.
+    """
     if folder is None:
         return StudyConfig.of(**options)
     path = resolve_path(folder)
