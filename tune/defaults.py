@@ -7,6 +7,7 @@ highest mean prediction is chosen, or the default settings if no mean is above 0
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,14 @@ class AverageBest:
     """Settings with the highest mean predicted gain.
 
     Args:
-        settings: Chosen settings, or the default settings if no other settings have a mean gain above 0
-            (empty if datasets have different default settings).
+        settings: Chosen settings. These are the default settings if no other settings have a mean predicted
+            gain above 0. Then `settings` is {} if the default settings differ between datasets.
+        is_default: True if the default settings were chosen.
         predicted: Predicted gain by dataset. The mean overestimates the gain, because these settings were
             chosen for having the highest one.
         left_out: For each dataset, the gain that its trials predict for the settings that the *other*
-            datasets choose. The mean has no such bias. Empty if there is only one other dataset.
+            datasets choose. The mean of these gains has no such bias. {} for two datasets, because a choice
+            from a single other dataset is not a choice on average.
     """
 
     settings: Settings
@@ -83,7 +86,7 @@ class AverageBest:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Choice:
     """Settings that can be chosen.
 
     Args:
@@ -102,37 +105,41 @@ def find_average_best(gains: GainsByDataset, space: Space, default: Settings | N
         space: Space from which all settings were sampled.
         default: Default settings, or None if each dataset has its own.
     """
-    candidates = [Candidate(default or {})]
+    choices = [Choice(default or {})]
     for dataset, found in gains.items():
-        candidates += [Candidate(each.settings, dataset) for each in found]
+        choices += [Choice(each.settings, dataset) for each in found]
     predictions: dict[str, NDArray[np.float64]] = {}
     for dataset, found in gains.items():
-        predictions[dataset] = predict_gains(found, [each.settings for each in candidates], space)
+        predictions[dataset] = predict_gains(found, [each.settings for each in choices], space)
         predictions[dataset][0] = 0.0  # the default settings need no prediction
 
     def choose(datasets: Sequence[str]) -> int:
-        """Return the index of the candidate with the highest mean prediction over `datasets`.
+        """Return the index of the choice with the highest mean prediction over `datasets`.
 
-        Only the settings of their own trials and the default settings can be chosen.
+        Only the default settings and those of trials on `datasets` can be chosen.
         """
         means = np.mean([predictions[name] for name in datasets], axis=0)
         allowed = [
             index
-            for index, candidate in enumerate(candidates)
-            if candidate.dataset is None or candidate.dataset in datasets
+            for index, choice in enumerate(choices)
+            if choice.dataset is None or choice.dataset in datasets
         ]
-        return max(allowed, key=lambda index: means[index])  # the first of equal ones: the default settings
+        # `max` returns the first of equal choices. The default settings are the first of all.
+        return max(allowed, key=lambda index: means[index])
 
     best = choose(list(gains))
-    settings = candidates[best].settings
-    left_out = {}
+    settings = choices[best].settings
+    is_default = choices[best].dataset is None
+    if default is not None and settings == default:
+        is_default = True  # a trial may have the default settings, too
+    left_out: dict[str, float] = {}
     if len(gains) > 2:
         for name in gains:
             others = [other for other in gains if other != name]
             left_out[name] = float(predictions[name][choose(others)])
     return AverageBest(
         settings=settings,
-        is_default=candidates[best].dataset is None or (default is not None and settings == default),
+        is_default=is_default,
         predicted={name: float(values[best]) for name, values in predictions.items()},
         left_out=left_out,
     )
@@ -157,7 +164,11 @@ def predict_gains(
 
 
 def settings_features(settings: Settings, space: Space) -> list[float]:
-    """Return settings as numbers: one for a number (NaN if inactive), and one per choice (1 if chosen)."""
+    """Return the features of settings, from which a forest predicts their gain.
+
+    A numeric setting is one feature: its value, or the logarithm if its range has a log scale, and NaN if the
+    setting is inactive. A choice is one feature per option: 1 if the option is chosen, else 0.
+    """
     features: list[float] = []
     for key, entry in space.ranges.items():
         value = settings.get(key)
@@ -182,15 +193,17 @@ def average_best_of(studies: Sequence[Records]) -> AverageBest:
         UserError: there are fewer than two datasets, the studies differ in more than their datasets, a search
             has read test images, or a dataset has too few completed trials.
     """
-    for study in studies:
-        if study.study.reads_test_images:
-            raise UserError(f"{study.folder} has scores of test images. Pass studies with another objective.")
+    for records in studies:
+        if records.study.reads_test_images:
+            raise UserError(
+                f"{records.folder} has scores of test images. Pass studies with another objective."
+            )
     _require_same_options(studies)
     gains: dict[str, list[MeasuredGain]] = {}
     for label, parts in _by_dataset(studies).items():
         gains[label] = []
-        for study, name in parts:
-            gains[label] += measured_gains(study, name)
+        for records, name in parts:
+            gains[label] += measured_gains(records, name)
     if len(gains) < 2:
         raise UserError("Pass studies of at least two datasets. The best settings of one are in best.yaml.")
     for name, found in gains.items():
@@ -202,13 +215,24 @@ def average_best_of(studies: Sequence[Records]) -> AverageBest:
     return find_average_best(gains, studies[0].config.search.space, default)
 
 
+class StudyDataset(NamedTuple):
+    """Dataset of a study, by its name in the study."""
+
+    records: Records
+    name: str
+
+
+def _datasets_of(studies: Sequence[Records]) -> list[StudyDataset]:
+    """Return all datasets of all studies, in order."""
+    found: list[StudyDataset] = []
+    for records in studies:
+        found += [StudyDataset(records, name) for name in records.config.search.datasets]
+    return found
+
+
 def _default_settings(studies: Sequence[Records]) -> list[Settings]:
     """Return the default values of the searched settings for each study and dataset."""
-    return [
-        _default_settings_on(study.config, dataset)
-        for study in studies
-        for dataset in study.config.search.datasets
-    ]
+    return [_default_settings_on(records.config, name) for records, name in _datasets_of(studies)]
 
 
 def _default_settings_on(config: StudyConfig, dataset: str) -> Settings:
@@ -216,6 +240,7 @@ def _default_settings_on(config: StudyConfig, dataset: str) -> Settings:
     values = _baseline_on(config, dataset).flat()
     settings: dict[str, Value] = {}
     for key, entry in config.search.space.ranges.items():
+        # The condition of a range refers only to earlier ranges, whose values are already in `settings`.
         if key in values and entry.is_active(settings):
             settings[key] = values[key]
     return settings
@@ -225,50 +250,49 @@ def _baseline_on(config: StudyConfig, dataset: str) -> Config:
     return config.baselines[config.search.datasets.index(dataset)]
 
 
-class StudyDataset(NamedTuple):
-    """Dataset of a study, by its name in the study."""
-
-    study: Records
-    name: str
-
-
 def _by_dataset(studies: Sequence[Records]) -> dict[str, list[StudyDataset]]:
-    """Return the datasets of studies by label. Studies of the same dataset share a label.
+    """Return the datasets of studies by label. Studies of the same dataset, with equal splits, share a label.
 
-    The label is the dataset's name. Datasets that share a name, such as `folder`, are told apart by their
-    splits. Then the label of each includes the name of its first study.
+    The label is the name of the dataset. If several datasets have this name, such as `folder`, it is
+    `NAME (STUDY)`, with the first study of the dataset.
     """
-    by_split: dict[tuple[str, str], list[StudyDataset]] = {}
-    for study in studies:
-        for name in study.config.search.datasets:
-            digest = study.study.digests.get(f"split of {name}", "")
-            by_split.setdefault((digest, name), []).append(StudyDataset(study, name))
-    names = [name for _, name in by_split]
+    by_split: dict[tuple[str, str], list[StudyDataset]] = {}  # by name and digest of the split
+    for part in _datasets_of(studies):
+        digest = part.records.study.digests.get(f"split of {part.name}", "")
+        by_split.setdefault((part.name, digest), []).append(part)
+    num_splits = Counter(name for name, _ in by_split)
     by_label: dict[str, list[StudyDataset]] = {}
-    for (_, name), parts in by_split.items():
+    for (name, _), parts in by_split.items():
         label = name
-        if names.count(name) > 1:
-            label = f"{name} ({parts[0].study.folder.name})"
+        if num_splits[name] > 1:
+            label = f"{name} ({parts[0].records.folder.name})"
+        # `extend`, because the first studies of two splits may have folders of the same name.
         by_label.setdefault(label, []).extend(parts)
     return by_label
 
 
-def measured_gains(study: Records, dataset: str) -> list[MeasuredGain]:
+def measured_gains(records: Records, dataset: str) -> list[MeasuredGain]:
     """Return the measured gain of each completed trial of a study on a dataset.
 
-    The gain of a confirmed trial is that on the seeds of the confirmation (`Candidate.runs`).
+    The gain of a confirmed trial is computed from the runs on which the selection of the confirmation is
+    based (`tune.records.schema.Candidate.runs`).
 
     Raises:
         UserError: the trial with the default settings was not completed.
     """
-    baseline = study.baseline
+    baseline = records.baseline
     if baseline is None or baseline.state != "COMPLETE":
-        raise UserError(f"{study.folder}: the baseline trial failed. Rerun the command of that study.")
-    candidates = study.confirmation.candidates if study.confirmation and study.confirmation.seeds else ()
-    confirmed = {each.number: each.runs for each in candidates}
-    confirmed_baseline = next((each.runs for each in candidates if each.is_baseline), None)
-    found = []
-    for trial in study.completed:
+        raise UserError(f"{records.folder}: the baseline trial failed. Rerun the command of that study.")
+    confirmed: dict[int, RunScores] = {}  # runs by trial number
+    confirmed_baseline: RunScores | None = None
+    confirmation = records.confirmation
+    if confirmation is not None and confirmation.seeds:  # without fresh seeds, no trial was rerun
+        for candidate in confirmation.candidates:
+            confirmed[candidate.number] = candidate.runs
+            if candidate.is_baseline:
+                confirmed_baseline = candidate.runs
+    found: list[MeasuredGain] = []
+    for trial in records.completed:
         runs = trial.runs
         baseline_runs = baseline.runs
         if confirmed_baseline is not None and trial.number in confirmed:
@@ -277,8 +301,8 @@ def measured_gains(study: Records, dataset: str) -> list[MeasuredGain]:
         differences = paired_differences(_on(dataset, runs), _on(dataset, baseline_runs)).values()
         if differences:
             settings = trial.settings
-            if settings == study.config.baseline_settings:  # each dataset has its own default settings
-                settings = _default_settings_on(study.config, dataset)
+            if settings == records.config.baseline_settings:  # each dataset has its own default settings
+                settings = _default_settings_on(records.config, dataset)
             found.append(MeasuredGain(settings, mean(differences), len(differences)))
     return found
 
@@ -288,60 +312,69 @@ def _on(dataset: str, runs: RunScores) -> RunScores:
 
 
 def _require_same_options(studies: Sequence[Records]) -> None:
-    """Raise a UserError if studies differ in more than datasets, seeds and budgets.
+    """Check that studies differ only in datasets, seeds and budgets.
 
     Settings that the method's authors chose by dataset may differ.
+
+    Raises:
+        UserError: another option differs.
     """
-    pairs = [(study, dataset) for study in studies for dataset in study.config.search.datasets]
-    first, first_dataset = pairs[0]
-    ours = _options(first.config, first_dataset)
-    for study, dataset in pairs[1:]:
-        theirs = _options(study.config, dataset)
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
-                our_name = _name_of(first, first_dataset)
-                their_name = _name_of(study, dataset)
-                # Options leave out published settings, whose values are in the baseline.
-                our_baseline = _baseline_on(first.config, first_dataset).flat()
-                their_baseline = _baseline_on(study.config, dataset).flat()
-                our_value = ours.get(key, our_baseline.get(key, "absent"))
-                their_value = theirs.get(key, their_baseline.get(key, "absent"))
-                fix = "Pass studies that differ only in their datasets."
-                if is_recipe_file(study.config.baseline.method):
-                    fix += " Settings by dataset are supported for built-in methods only."
-                raise UserError(
-                    f"{our_name} and {their_name} differ in {key} ({our_value} and {their_value}). {fix}"
-                )
+    first, *others = _datasets_of(studies)
+    expected = _options(first.records.config, first.name)
+    for other in others:
+        options = _options(other.records.config, other.name)
+        for key in sorted(expected.keys() | options.keys()):
+            if options.get(key) != expected.get(key):
+                raise UserError(_difference_message(first, other, key))
 
 
-def _name_of(study: Records, dataset: str) -> str:
+def _difference_message(first: StudyDataset, other: StudyDataset, key: str) -> str:
+    """Return the message that the option `key` differs between two studies."""
+    fix = "Pass studies that differ only in their datasets."
+    if is_recipe_file(other.records.config.baseline.method):
+        fix += " Settings by dataset are supported for built-in methods only."
+    names = f"{_name_of(first)} and {_name_of(other)}"
+    values = f"{_value_of(first, key)} and {_value_of(other, key)}"
+    return f"{names} differ in {key} ({values}). {fix}"
+
+
+def _name_of(part: StudyDataset) -> str:
     """Return the name of a study in messages, with the dataset if there are several."""
-    return str(study.folder) if len(study.config.search.datasets) == 1 else f"{study.folder} on {dataset}"
+    folder = part.records.folder
+    if len(part.records.config.search.datasets) == 1:
+        return str(folder)
+    return f"{folder} on {part.name}"
+
+
+def _value_of(part: StudyDataset, key: str) -> object:
+    """Return the value of an option or setting, or "absent"."""
+    config = part.records.config
+    options = _options(config, part.name)
+    if key in options:
+        return options[key]
+    # Options do not contain settings with their published values.
+    return _baseline_on(config, part.name).flat().get(key, "absent")
 
 
 def _options(config: StudyConfig, dataset: str) -> dict[str, object]:
-    """Return the options of a study that all studies must share, as they are on one of its datasets."""
+    """Return what must be equal in all studies, for one dataset of a study."""
     baseline = _baseline_on(config, dataset)
-    inputs = {
-        key: value
-        for key, value in baseline.identity().items()
-        if key.startswith(("data.", "backbone.")) and key != "data.name" and not key.startswith("data.args")
-    }
-    space = {f"space.{key}": text for key, text in config.search.space.describe().items()}
-    return {
-        "method": baseline.method,
-        "objective": config.search.objective,
-        **space,
-        **inputs,
-        **_unpublished_settings(config, dataset, baseline),
-    }
+    options: dict[str, object] = {"method": baseline.method, "objective": config.search.objective}
+    for key, text in config.search.space.describe().items():
+        options[f"space.{key}"] = text
+    for key, value in baseline.identity().items():
+        # Studies of several datasets differ in the name of the dataset and in the arguments of its loader.
+        names_dataset = key == "data.name" or key.startswith("data.args")
+        if key.startswith(("data.", "backbone.")) and not names_dataset:
+            options[key] = value
+    return options | _unpublished_settings(config, dataset, baseline)
 
 
 def _unpublished_settings(config: StudyConfig, dataset: str, run: Config) -> dict[str, object]:
-    """Return the settings of a run that differ from the method's published settings for its dataset.
+    """Return the settings of a run that the study's options changed from the method's published ones.
 
-    Options of the study set them. A recipe file may have changed since the study, so its runs are compared
-    with ProMetaR's settings instead.
+    The published settings of a recipe file are unknown, because the file may have changed since the study. In
+    their place, the run is compared with the settings of ProMetaR (`Config()`).
     """
     published = Config()
     if not is_recipe_file(config.baseline.method):
@@ -369,9 +402,9 @@ def _differences(run: Config, published: Config) -> dict[str, object]:
 def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
     """Return a recipe (`--method FILE.yaml`) with the chosen settings, as YAML.
 
-    It contains the recipe of the studies' method, also its settings by dataset (`by`), over which the chosen
-    settings and the options of the studies win. It trains for as many epochs as the final tests of the
-    studies, unless the epochs were searched.
+    It starts from the recipe of the studies' method, with its settings by dataset (`by`). The options of the
+    studies override these, and the chosen settings override both. It trains for as many epochs as the final
+    tests of the studies, unless the epochs were searched.
     """
     config = studies[0].config
     dataset = config.search.datasets[0]
@@ -394,7 +427,7 @@ def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
     for key, value in _differences(run, Config()).items():  # a recipe contains what differs from ProMetaR's
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
-    folders = ", ".join(str(study.folder) for study in studies)
+    folders = ", ".join(str(records.folder) for records in studies)
     content: dict[str, object] = {
         "title": f"{method}, average best",
         "about": one_line(f"best on average on {', '.join(best.predicted)}"),
@@ -411,32 +444,34 @@ def recipe_text(studies: Sequence[Records], best: AverageBest) -> str:
 def _space_name(config: StudyConfig) -> str:
     """Return the name of the space that later studies of the new recipe search.
 
-    For a built-in method, it is the space of its recipe. A recipe file may have changed or moved, so for one
-    it is the space of `config`. If only Python code defined that space, it is the shared space.
+    For a built-in method, it is the space of its recipe. For a recipe file, which may have changed or moved,
+    it is the space of `config`. If that space is neither built in nor a file, it is the shared space.
     """
     method = config.baseline.method
     if not is_recipe_file(method):
         return recipe(method).space
     name = config.search.space.name
-    return name if name in built_in_spaces() or Path(name).is_file() else SHARED_SPACE
+    if name in built_in_spaces() or Path(name).is_file():
+        return name
+    return SHARED_SPACE
 
 
 def _entries(base: Recipe, run: Config, fixed: Collection[str]) -> Iterator[dict[str, object]]:
-    """Yield the entries of a recipe's `by`, without settings in `fixed` and those that do not fit `run`.
+    """Yield the entries of `by` in a recipe.
 
-    A recipe's entries win over its settings. An entry must therefore not contain the settings in `fixed`,
-    which the user or the search chose.
+    They leave out settings in `fixed`, which the user or the search chose, because the entries of a recipe
+    win over its settings. They also leave out settings that the kind of their section does not have.
     """
     values = run.flat()
     for entry in base.by:
         kept: SettingsBySection = {}
         for section, settings in entry.settings.items():
-            # The kind of a section (such as its optimizer) determines which settings it has. As for any
-            # setting, the entry's kind wins over the run's unless it is fixed.
-            kind_key = f"{section}.{kind_field(section)}"
-            kind = values.get(kind_key)
-            if kind_key not in fixed:
-                kind = settings.get(kind_field(section), kind)
+            # The kind of a section, such as its optimizer, determines which settings the section has.
+            # Like other settings, it is that of the entry, unless it is fixed or the entry has none.
+            field = kind_field(section)
+            kind = values.get(f"{section}.{field}")
+            if field in settings and f"{section}.{field}" not in fixed:
+                kind = settings[field]
             known = settings_of_kind(section, kind)
             used = {
                 name: value
@@ -460,7 +495,9 @@ def describe_average_best(studies: Sequence[Records], best: AverageBest) -> Iter
         for key, value in best.settings.items():
             yield f"  {key} = {format_setting(value)}{_change_of(key, value, defaults)}"
     for name, gain in best.predicted.items():
-        left_out = f", {best.left_out[name]:+.2f} if chosen without it" if name in best.left_out else ""
+        left_out = ""
+        if name in best.left_out:
+            left_out = f", {best.left_out[name]:+.2f} if chosen without it"
         yield one_line(f"{name}: predicted gain in the score ({score}) {gain:+.2f}{left_out}")
     if best.predicted_interval and not best.is_default:
         measured = describe_difference(best.predicted_interval)
@@ -471,7 +508,8 @@ def describe_average_best(studies: Sequence[Records], best: AverageBest) -> Iter
     if best.left_out_interval:
         measured = describe_difference(best.left_out_interval)
         yield f"Mean predicted gain on a dataset that was left out of the choice: {measured}."
-    yield "No run was trained with these settings on all datasets. Test them with `prometar reproduce`."
+    if not best.is_default:
+        yield "No run was trained with these settings on all datasets. Test them with `prometar reproduce`."
 
 
 def _change_of(key: str, value: Value, defaults: Sequence[Settings]) -> str:
@@ -479,4 +517,6 @@ def _change_of(key: str, value: Value, defaults: Sequence[Settings]) -> str:
     default = defaults[0].get(key)
     if any(each.get(key) != default for each in defaults):
         return " (default: differs by dataset)"
-    return "" if default == value else f" (default: {format_setting(default)})"
+    if default == value:
+        return ""
+    return f" (default: {format_setting(default)})"

@@ -305,6 +305,15 @@ def test_settings_that_the_authors_chose_by_dataset_may_differ(tmp_path: Path) -
         average_best_of(studies)
 
 
+def test_only_settings_other_than_the_default_ones_are_described_as_untrained(tmp_path: Path) -> None:
+    """Every study trains its default settings, as its baseline."""
+    studies = [study(tmp_path / name, rate_gain, seed=0, dataset=name) for name in ("dtd", "eurosat")]
+    chosen = AverageBest({"optim.lr": 0.01}, False, {"dtd": 1.0, "eurosat": 1.0}, {})
+    default = AverageBest(DEFAULT, True, {"dtd": 0.0, "eurosat": 0.0}, {})
+    assert "No run was trained with these settings" in "\n".join(describe_average_best(studies, chosen))
+    assert "No run was trained" not in "\n".join(describe_average_best(studies, default))
+
+
 def test_wrong_usage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["defaults", str(tmp_path)]) == 2
     assert "does not contain a study" in capsys.readouterr().err
