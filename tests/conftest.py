@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: one local Ray, and a small benchmark folder of photographs-to-be."""
+"""What all tests share: settings of Ray and Optuna, a local Ray, an S3 server, and small images like DTD."""
 
 import gc
 import json
@@ -21,36 +21,39 @@ from PIL import Image
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every actor without a GPU warns
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # otherwise, actors without a GPU warn
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # as `configure_ray` has it
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # this too
 
-# Ray's workers give way to all else that runs: beside two other files they take up to ten times as long.
+# `configure_ray` sets the same values for studies.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+
+# By default, Ray's workers are niced. Beside two other suites, they would take up to ten times as long.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-# Nobody reads the workers' logs; Ray would look for new ones ten times a second.
+# No test reads the logs of workers, for which Ray would look ten times a second, or the memory and CPU time
+# of its processes, which it would measure every few seconds.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "3600")
-os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "3600000")  # nor what its processes take
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "3600000")
 
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 CLASSES = ("banded", "dotted", "grid", "lined", "porous", "woven")
 
 _CACHE = tempfile.mkdtemp(prefix="prometar-tests-")
-os.environ["PROMETAR_CACHE"] = _CACHE  # never the user's own; before any process inherits it
+os.environ["PROMETAR_CACHE"] = _CACHE  # not the user's cache. Set here, so that all processes inherit it.
 _PATHS = [str(Path(__file__).parent.parent / "examples"), os.environ.get("PYTHONPATH", "")]
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))  # of Ray's workers, as of a user's
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))  # Ray's workers import examples from it
 
-# The same examples each time, however long one takes; --hypothesis-profile=default looks at others.
+# The same examples in each run, without a limit of time. --hypothesis-profile=default draws other examples.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 
 @event.listens_for(Engine, "connect")
 def _wait_for_no_disk(connection: Any, _: object) -> None:
-    """A killed process loses nothing by it, only a machine without power: which no test here is about."""
+    """Do not wait for the disk. Only a power failure could lose data, and no test is about power failures."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
 
@@ -60,57 +63,57 @@ def _scripts(location: str) -> ScriptDirectory:
     return ScriptDirectory(location)
 
 
-# Optuna reads the history of its tables for each database that it opens: a tenth of a second.
+# For each database that it opens, Optuna reads the history of its tables, which takes 0.1 s. Read it once.
 ScriptDirectory.from_config = lambda config: _scripts(config.get_main_option("script_location"))  # type: ignore[method-assign,assignment]
 
-# An application's commands are read from its functions for each line that it is given: 30 milliseconds.
+# Typer builds its commands for each call, which takes 30 ms. Build them once.
 typer.main.get_command = cache(typer.main.get_command)
 
-gc.disable()  # until all modules are there: a fifth of what that takes
+gc.disable()  # until all modules are imported, which makes imports a fifth faster
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What has been loaded by now is looked through by no later collection."""
+    """Exclude imported modules from garbage collections."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    gc.unfreeze()  # else triton, which torch brings for GPUs, lists at the end all that was not collected
+    gc.unfreeze()  # otherwise, triton lists all objects that were not collected
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def _same_draws() -> None:
-    """What a test draws without a seed of its own is the same each time, whatever ran before it."""
+    """Seed torch before each test, so that its random numbers do not depend on the tests before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[str]:
-    """A quiet Ray of two CPUs in this process's name; ended with the session.
+    """Return the address of a local Ray with two CPUs, which runs until the session ends.
 
-    Its address: drivers of their own may join it where nothing hangs on how they start theirs.
+    Drivers in other processes can connect to it, if a test is not about how a driver starts Ray.
     """
     import ray
 
     from tune.execution.ray_cluster import preserve_signal_handlers
 
     for attempt in range(3):
-        ray.shutdown()  # what a test has left running, or a start that broke off half-way
+        ray.shutdown()  # a Ray that a test has left running, or an incomplete start
         try:
             with preserve_signal_handlers():
                 ray.init(
-                    address="local",  # never one that runs already
+                    address="local",  # never a Ray that already runs
                     num_cpus=2,
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
                     object_store_memory=256 * 2**20,
-                    _memory=8 * 2**30,  # of its plan: what is free beside other tests decides nothing
+                    _memory=8 * 2**30,  # fixed, so that plans do not depend on the memory of other tests
                 )
             break
-        except Exception:  # on a machine that is busy with other clusters, a raylet may be late
+        except Exception:  # beside other clusters, a raylet may start too late
             if attempt == 2:
                 raise
     yield ray.get_runtime_context().gcs_address
@@ -119,7 +122,7 @@ def ray_local() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_data(ray_local: str) -> str:
-    """The same Ray, with the actor that Ray Data would start again in the resources of each worker."""
+    """Return the same address. Ray Data's actor for statistics runs already, so no worker has to start it."""
     from ray.data._internal.stats import get_or_create_stats_actor
 
     get_or_create_stats_actor()
@@ -128,7 +131,7 @@ def ray_data(ray_local: str) -> str:
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """An S3 server in this process, on this machine alone: host:port."""
+    """Return host:port of an S3 server in this process, which listens on localhost only."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -141,9 +144,12 @@ def endpoint() -> Iterator[str]:
 
 
 def write_dtd(root: Path, *, per_class: int = 8, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
-    """A folder in DTD's layout below `root`: small JPEGs of uneven sizes and a split file; returns `root`.
+    """Write a folder `dtd` in DTD's layout below `root`: small JPEGs of various sizes, and a split file.
 
-    A class has `per_class` training, half as many validation and half as many test images.
+    A class has `per_class` training images, half as many validation images, and half as many test images.
+
+    Returns:
+        `root`.
     """
     rng = np.random.default_rng(seed)
     folder = root / "dtd"
@@ -164,7 +170,7 @@ def write_dtd(root: Path, *, per_class: int = 8, classes: tuple[str, ...] = CLAS
                 part = "test"
             split[part].append([path, label, name])
     for part in split.values():
-        rng.shuffle(part)  # labels first appear in no particular order
+        rng.shuffle(part)  # the order of labels must not matter
     (folder / DTD_SPLIT).write_text(json.dumps(split))
     return root
 
