@@ -122,8 +122,10 @@ def test_a_run_there_equals_one_here(method: str, tmp_path: Path, monkeypatch: p
 def test_what_a_gpu_would_wait_for_is_found_in_the_step(
     planted: Callable[[Tensor], Tensor], seen: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = logits_module.cross_entropy
-    monkeypatch.setattr(logits_module, "cross_entropy", lambda logits, *rest: plain(planted(logits), *rest))
+    plain = logits_module.weighted_cross_entropy
+    monkeypatch.setattr(
+        logits_module, "weighted_cross_entropy", lambda logits, *rest: plain(planted(logits), *rest)
+    )
     run = small_run(**SMALL)
     with pytest.raises((AssertionError, MixedDevices), match=r"inside the step|mixes host and accelerator"):
         Session(run, tmp_path).run_epoch()
