@@ -62,7 +62,7 @@ BOUNDS: dict[str, dict[str, float]] = {
     "bf16": {**dict.fromkeys(GROUPS, 0.3), "accuracy": 4.0},
 }
 """Largest accepted deviations, four to ten times those on a CPU. Planted faults exceed all of them
-(tests/unit/test_gpu_parity.py)."""
+(tests/tools/test_gpu_parity.py)."""
 
 
 def run_of(

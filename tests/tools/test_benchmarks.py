@@ -45,7 +45,7 @@ ACCURACIES = {
 HOURS = {"claim", "demo", "equal_tuning"}
 """Scripts that run whole studies, for hours. Their option --show prints the recorded results."""
 GPU = {"gpu"}
-"""Scripts that `make gpu` runs. tests/unit/test_gpu_benchmark.py tests them."""
+"""Scripts that `make gpu` runs. tests/tools/test_gpu_benchmark.py tests them."""
 KILLS = {"chaos"}
 """Scripts that kill processes of studies for minutes, without timing: `make chaos`."""
 SHARED = {"common", "counting", "gpu_parts", "gpu_parity", "step_methods"}

@@ -163,7 +163,7 @@ def test_a_process_says_whether_it_lacks_memory_or_has_another_problem(
 def test_a_run_that_does_not_learn_fails_the_expectations_of_parity(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """tests/unit/test_gpu_parity.py plants the faults themselves."""
+    """tests/tools/test_gpu_parity.py plants the faults themselves."""
     parts = importlib.import_module("gpu_parts")
     start = {"prompts/text": torch.zeros(3).double()}
     end = {"prompts/text": torch.ones(3).double()}
