@@ -254,20 +254,22 @@ def _by_dataset(studies: Sequence[Records]) -> dict[str, list[StudyDataset]]:
     """Return the datasets of studies by label. Studies of the same dataset, with equal splits, share a label.
 
     The label is the name of the dataset. If several datasets have this name, such as `folder`, it is
-    `NAME (STUDY)`, with the first study of the dataset.
+    `NAME (STUDY)`, with the name of the first study of the dataset, or its path if the names are equal, too.
     """
     by_split: dict[tuple[str, str], list[StudyDataset]] = {}  # by name and digest of the split
     for part in _datasets_of(studies):
         digest = part.records.study.digests.get(f"split of {part.name}", "")
         by_split.setdefault((part.name, digest), []).append(part)
     num_splits = Counter(name for name, _ in by_split)
+    first_folders = [parts[0].records.folder for parts in by_split.values()]
+    num_folders = Counter(folder.name for folder in set(first_folders))
     by_label: dict[str, list[StudyDataset]] = {}
-    for (name, _), parts in by_split.items():
+    for ((name, _), parts), folder in zip(by_split.items(), first_folders, strict=True):
         label = name
         if num_splits[name] > 1:
-            label = f"{name} ({parts[0].records.folder.name})"
-        # `extend`, because the first studies of two splits may have folders of the same name.
-        by_label.setdefault(label, []).extend(parts)
+            study = folder.name if num_folders[folder.name] == 1 else str(folder)
+            label = f"{name} ({study})"
+        by_label[label] = parts
     return by_label
 
 

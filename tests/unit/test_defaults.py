@@ -153,6 +153,14 @@ def test_datasets_with_the_same_name_are_told_apart_by_their_images(tmp_path: Pa
     assert average_best_of(studies).predicted.keys() == {"dtd (a)", "dtd (b)"}
 
 
+def test_datasets_and_studies_with_the_same_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    folders = [tmp_path / "first" / "own", tmp_path / "second" / "own"]
+    studies = [study(folder, rate_gain, seed=seed) for seed, folder in enumerate(folders)]
+    other = replace(studies[1].study, digests={"split of dtd": "other images"})
+    studies[1] = replace(studies[1], study=other)
+    assert average_best_of(studies).predicted.keys() == {f"dtd ({folder})" for folder in folders}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

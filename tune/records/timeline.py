@@ -4,8 +4,9 @@ A line per ended job is appended, so a killed study loses only the lines of its 
 not depend on this file. Unreadable lines are ignored.
 """
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import ConfigDict, NaiveDatetime, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -43,8 +44,20 @@ def append_entry(folder: Path, entry: TimelineEntry) -> None:
     Raises:
         OSError: the disk is full, or the folder is not writable.
     """
-    with (folder / FILE_NAME).open("ab") as file:
-        file.write(_ADAPTER.dump_json(entry) + b"\n")
+    line = _ADAPTER.dump_json(entry) + b"\n"
+    with (folder / FILE_NAME).open("a+b") as file:
+        if not _ends_with_newline(file):
+            # A kill or a full disk has cut the last line. It would make this entry unreadable, too.
+            line = b"\n" + line
+        file.write(line)
+
+
+def _ends_with_newline(file: BinaryIO) -> bool:
+    """Return True if the file ends with a newline or is empty."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"
 
 
 def read_timeline(folder: Path) -> tuple[TimelineEntry, ...]:

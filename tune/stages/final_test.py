@@ -186,9 +186,11 @@ def _with_history(test: FinalTest, previous: FinalTest) -> FinalTest:
 
     A user may have seen these results before choosing seeds or settings.
     """
-    is_same_comparison = (previous.selected.number, previous.epochs) == (test.selected.number, test.epochs)
+    is_same_selection = previous.selected.number == test.selected.number
+    is_same_comparison = is_same_selection and previous.epochs == test.epochs
     earlier_tests = previous.earlier_tests
-    extended_after = previous.extended_after if is_same_comparison else ()
+    # Kept if only the epochs change, because the user may change them back.
+    extended_after = previous.extended_after if is_same_selection else ()
     has_compared = bool(previous.seeds) and not previous.baseline_selected
     if has_compared and not is_same_comparison:
         # The user may have chosen the settings of this test after the previous test of other settings.

@@ -200,3 +200,16 @@ def test_a_study_with_broken_pages_has_the_same_results(
     monkeypatch.setattr(live_page, "append_entry", refuse)
     run_fake(tmp_path / "broken")
     assert results(tmp_path / "broken") == results(tmp_path / "whole")
+
+
+def test_an_entry_after_a_cut_line_is_read(study: Path) -> None:
+    stage = Stage(study)
+    with stage.page:
+        stage.page.follow(stage.progress)
+        stage.start(4)
+        stage.end(4)
+        file = study / FILE_NAME
+        file.write_text(file.read_text()[:20])
+        stage.start(5)
+        stage.end(5)
+    assert [entry.job for entry in read_timeline(study)] == ["trial 5"]

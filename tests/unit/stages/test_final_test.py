@@ -193,6 +193,11 @@ def test_seeds_that_were_added_after_a_look_are_remembered(tmp_path: Path) -> No
     assert (len(names), second.extended_after, second.earlier_tests) == (2, (2,), ())
     assert second.interval_name == "unadjusted 95% CI"
     assert finish(more, gains(0.5), previous=second)[0].extended_after == (2,)
+    longer = config_of(tmp_path, final_seeds=(1, 2, 3), final_epochs=20)
+    third, _ = finish(longer, gains(0.5), previous=second)
+    assert finish(more, gains(0.5), previous=third)[0].extended_after == (2,), (
+        "epochs were changed and restored"
+    )
     auto = config_of(tmp_path / "auto")
     planned, _ = finish(auto, gains(2.0))
     assert planned.interval_name == "sequential 95% CI"
