@@ -1,5 +1,6 @@
 """Write constraints.txt and THIRD_PARTY.md from the installed packages: `make constraints`."""
 
+import itertools
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import distribution, metadata
@@ -11,7 +12,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS, THIRD_PARTY = ROOT / "constraints.txt", ROOT / "THIRD_PARTY.md"
+CONSTRAINTS = ROOT / "constraints.txt"
+THIRD_PARTY = ROOT / "THIRD_PARTY.md"
 
 ABOUT_CONSTRAINTS = """\
 # Versions with which all tests have passed (Linux, Python 3.11). `make constraints` writes this file.
@@ -31,12 +33,21 @@ dependencies. `make constraints` writes both files.
 
 
 def groups() -> dict[str, list[Requirement]]:
-    """Return the direct requirements of pyproject.toml by group: `always`, the extras and development."""
+    """Return the direct requirements of pyproject.toml by group.
+
+    The groups are `always` (the package without extras), each extra, and each dependency group.
+    """
     tree: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    project, development = tree["project"], tree["dependency-groups"]
-    named = {"always": project["dependencies"], **project["optional-dependencies"]}
-    named |= {name: [text for text in texts if isinstance(text, str)] for name, texts in development.items()}
-    return {group: [Requirement(text) for text in texts] for group, texts in named.items()}
+    entries_of: dict[str, list[Any]] = {
+        "always": tree["project"]["dependencies"],
+        **tree["project"]["optional-dependencies"],
+        **tree["dependency-groups"],
+    }
+    requirements: dict[str, list[Requirement]] = {}
+    for group, entries in entries_of.items():
+        # An entry that is a table includes another group, which lists its requirements itself.
+        requirements[group] = [Requirement(entry) for entry in entries if isinstance(entry, str)]
+    return requirements
 
 
 def installed_versions(requirements: Iterable[Requirement]) -> dict[str, str]:
@@ -46,33 +57,48 @@ def installed_versions(requirements: Iterable[Requirement]) -> dict[str, str]:
         PackageNotFoundError: a required package is not installed.
     """
     versions: dict[str, str] = {}
-    seen = set[tuple[str, str]]()
+    seen: set[tuple[str, str]] = set()  # pairs of a package and one of its extras, "" for none
     todo = list(requirements)
     while todo:
         requirement = todo.pop()
         installed = distribution(requirement.name)
         versions[canonicalize_name(requirement.name)] = Version(installed.version).public
-        parts = [Requirement(text) for text in installed.requires or ()]
+        required = [Requirement(text) for text in installed.requires or ()]
         for extra in {"", *requirement.extras}:
-            if (requirement.name, extra) not in seen:
-                seen.add((requirement.name, extra))
-                todo += [part for part in parts if not part.marker or part.marker.evaluate({"extra": extra})]
+            if (requirement.name, extra) in seen:
+                continue
+            seen.add((requirement.name, extra))
+            for each in required:
+                if each.marker is None or each.marker.evaluate({"extra": extra}):
+                    todo.append(each)
     return versions
 
 
 def license_of(package: str) -> str:
     """Return the license that the metadata of an installed package states, or "unknown"."""
     fields = metadata(package)
-    classifiers = [line.split(" :: ") for line in fields.get_all("Classifier", [])]
-    names = [words[-1] for words in classifiers if words[:2] == ["License", "OSI Approved"]]
-    texts = (fields.get("License") or "").strip().splitlines()
-    return fields.get("License-Expression") or ", ".join(names) or (texts[0] if texts else "unknown")
+    expression = fields.get("License-Expression")
+    if expression:
+        return expression
+
+    classified: list[str] = []
+    for classifier in fields.get_all("Classifier", []):
+        words = classifier.split(" :: ")
+        if words[:2] == ["License", "OSI Approved"]:
+            classified.append(words[-1])
+    if classified:
+        return ", ".join(classified)
+
+    # Some packages put the whole text of their license into this field. It starts with the name.
+    lines = (fields.get("License") or "").strip().splitlines()
+    return lines[0] if lines else "unknown"
 
 
 def constraints() -> str:
     """Return the content of constraints.txt."""
-    versions = installed_versions(requirement for group in groups().values() for requirement in group)
-    return ABOUT_CONSTRAINTS + "".join(f"{name}=={versions[name]}\n" for name in sorted(versions))
+    versions = installed_versions(itertools.chain.from_iterable(groups().values()))
+    lines = [f"{name}=={versions[name]}\n" for name in sorted(versions)]
+    return ABOUT_CONSTRAINTS + "".join(lines)
 
 
 def third_party() -> str:
