@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-unexport PYTHONDONTWRITEBYTECODE # otherwise, each process compiles torch and Ray again
+# Compiled modules are kept. Otherwise, each process compiles torch and Ray again.
+unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test suite test-newest fuzz check bench gpu chaos docs constraints dist release-check smoke clean
@@ -15,7 +16,8 @@ INSTALL := .ci/install.sh $(BIN)/python
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Repeated only if the requirements change. The demo needs no development tools, other targets do.
+# Installation is repeated only if the requirements change. The demo needs no development tools, but all other
+# targets do.
 $(STAMP): pyproject.toml | $(BIN)/python
 	@echo $(SAY)
 	$(INSTALL) --editable ".[study]"
@@ -26,9 +28,13 @@ $(STAMP)-dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable ".[study,cluster]" --group dev
 	touch $(STAMP) $@
 
-# Smaller than the default study, so that installation and study take five minutes. The plan is shown first.
-# benchmarks/demo.py runs the same study with other seeds.
-DEMO := --study demo --dataset charts --trials 10 --top 1 --set data.shots=8 --set search.val_per_class=40 --set confirm.seeds=1 --seed 1 --final-seeds "101 102 103 104 105 106 107 108"
+# This study is smaller than the default study, so that installation and study take five minutes.
+# benchmarks/demo.py reads these options, and runs the same study with other seeds.
+DEMO := --study demo --dataset charts --trials 10 --top 1 --seed 1 \
+  --set data.shots=8 --set search.val_per_class=40 --set confirm.seeds=1 \
+  --final-seeds "101 102 103 104 105 106 107 108"
+
+# The plan is shown first.
 demo: $(STAMP)
 	@$(BIN)/python tune/search.py $(DEMO) --plan
 	@$(BIN)/python tune/search.py $(DEMO)
@@ -44,59 +50,71 @@ check: install
 
 test: check suite
 
-# Each suite runs in its own process. Three run concurrently on two cores, because tests that start clusters
-# mostly wait. So this order mixes them with the others (contracts, fast, tools). Each suite has one thread,
-# because threads that share a core wait for each other.
+# Each suite runs in its own process. Three suites run concurrently on two cores, because tests that start
+# clusters mostly wait. The order mixes these suites (studies, ray, cluster) with the ones that compute.
 SUITES := contracts studies ray cluster fast tools
+# If this make can, it prints the output of each suite as a whole.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+
+# The imports compile all modules once, instead of in three concurrent processes.
 suite: install
-	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data" # compile once, not in three concurrent processes
+	@$(BIN)/python -c "import tune.study, tune.execution.worker, ray.data"
 	@$(MAKE) --no-print-directory --keep-going --jobs 3 $(SYNC) $(addprefix test-,$(SUITES))
 
+# test-NAME runs the tests of the folder tests/NAME, or of the folders in FOLDERS.
+# It has one thread, because threads that share a core wait for each other.
 test-%: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(addprefix tests/,$(or $(FOLDERS),$*))
 
-# Unit tests and recorded trajectories, without Ray.
+# The unit tests and the recorded trajectories need no Ray.
 test-fast: FOLDERS := unit parity
 test-tools: FOLDERS := tools fuzz
 
-# The newest versions of all packages, without the constraints of pip's configuration.
+# Tests with the newest versions of all packages, without the constraints of pip's configuration.
 test-newest:
 	rm -rf out/newest
 	PIP_CONSTRAINT=/dev/null $(MAKE) suite check VENV=out/newest/.venv
 
-# Randomly changed files and values, different in each run. Takes hours.
+# Tests with randomly changed files and values, which differ in each run. They take hours.
 FUZZ_EXAMPLES ?= 3000
 fuzz: install
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 0 tests/fuzz
 
-# Timings, one script per claim. QUICK=--quick only checks that they work. DATA_ROOT contains dtd/.
+# Timings, and a comparison of samplers (docs/performance.md). QUICK=--quick only checks that the scripts work.
+# DATA_ROOT is a folder that contains dtd/. Without it, the script `stream` generates its images.
 SCRIPTS := step stream trial_start sampler study
 DATA_ROOT ?=
 QUICK ?=
 bench: install
 	mkdir -p out/bench
-	set -e; for script in $(SCRIPTS); do echo "== $$script"; \
-	  more=; if test $$script = step; then more="--classes 24 100 500 --dtypes fp32 bf16"; fi; \
-	  if test $$script = stream && test -n "$(DATA_ROOT)"; then more="--data-root $(DATA_ROOT)"; fi; \
-	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$more --json out/bench/$$script.json; done
+	set -e; \
+	for script in $(SCRIPTS); do \
+	  echo "== $$script"; \
+	  case $$script in \
+	    step) options="--classes 24 100 500 --dtypes fp32 bf16" ;; \
+	    stream) options="$(if $(DATA_ROOT),--data-root $(DATA_ROOT))" ;; \
+	    *) options= ;; \
+	  esac; \
+	  $(BIN)/python benchmarks/$$script.py $(QUICK) $$options --json out/bench/$$script.json; \
+	done
 
-# Measurements on a GPU, at most nine minutes per call. A later call adds what is missing. Status 2 without a GPU.
-# Where Ray and Optuna are missing, run benchmarks/gpu.py directly: torch and the core of the package suffice.
+# Measurements on a GPU, at most nine minutes per call. A later call adds what is missing. Without a GPU, the
+# exit status is 2. Where Ray and Optuna are not installed, run benchmarks/gpu.py directly. Most of its parts
+# need neither.
 MINUTES ?= 9
 gpu: install
 	$(BIN)/python benchmarks/gpu.py --minutes $(MINUTES) --docs docs/performance.md
 
-# Interrupt studies at random (docs/reliability.md). Fails if a finished result was lost.
+# Studies that are interrupted at random (docs/reliability.md). The target fails if a finished result was lost.
 chaos: install
 	mkdir -p out/bench
 	$(BIN)/python benchmarks/chaos.py $(QUICK) --real 2 --json out/bench/chaos.json
 
-# Site of the guides, the API and the examples in out/site. A broken link fails.
+# Site of the guides, the API and the examples, in out/site. A broken link fails the build.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# After the tests have passed: the installed versions, and the licenses of direct dependencies.
+# Record the installed versions and the licenses of direct dependencies. Run this after the tests have passed.
 constraints: install
 	$(BIN)/python .ci/dependencies.py
 
@@ -110,7 +128,8 @@ release-check: dist
 	$(BIN)/python .ci/release.py out/dist
 	$(BIN)/twine check --strict out/dist/*
 
-# The wheel in new environments. Without extras, a run trains and its prompts load. With [study], a study runs.
+# Install the wheel in a new environment. Without extras, a run trains and its prompts load. With the extra
+# `study`, a study runs. The empty PYTHONPATH hides the sources of this folder.
 smoke: dist
 	rm -rf out/smoke
 	$(PYTHON) -m venv out/smoke
