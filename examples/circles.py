@@ -1,7 +1,9 @@
 """Custom dataset: circles in eight colors, each drawn when it is read.
 
+# Search settings on this dataset.
 PYTHONPATH=examples prometar search --dataset circles:Circles --backbone mini
-`train` has no --backbone option, so set backbone.name:
+
+# Train one run with larger images. `train` has no option --backbone, so the command sets backbone.name.
 PYTHONPATH=examples prometar train --dataset circles:Circles --set backbone.name=mini --set data.args.size=96
 """
 
@@ -18,31 +20,54 @@ COLORS = ("blue", "green", "orange", "purple", "red", "yellow", "brown", "gray")
 
 @dataclass(frozen=True)
 class Drawings:
-    """Source that draws a PNG image for a path such as "red/3". Picklable: each worker receives a copy."""
+    """Source that draws an image for a path such as "red/3". It can be pickled, as each worker gets a copy.
+
+    Args:
+        size: Width and height in pixels.
+    """
 
     size: int
 
     def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        return [self._draw(*path.split("/")) for path in paths]
+        """Return the images at some paths, encoded as PNG."""
+        return [self._draw(path) for path in paths]
 
-    def _draw(self, color: str, number: str) -> bytes:
+    def _draw(self, path: str) -> bytes:
+        color, number = path.split("/")
+        left, top = divmod(int(number), 4)  # each number has another position, so no two images are equal
+        diameter = self.size // 2
         image = Image.new("RGB", (self.size, self.size), "white")
+        ImageDraw.Draw(image).ellipse((left, top, left + diameter, top + diameter), color)
         png = io.BytesIO()
-        left, top = divmod(int(number), 4)  # its own position, so no two images are equal
-        ImageDraw.Draw(image).ellipse((left, top, left + self.size // 2, top + self.size // 2), color)
         image.save(png, "PNG")
         return png.getvalue()
 
 
 @dataclass(frozen=True)
 class Circles:
-    """Dataset loader, called with the value of --data-root. `size` (pixels) is `data.args.size`."""
+    """Dataset loader, called with the value of --data-root, which these drawings do not need.
+
+    Args:
+        size: Width and height in pixels. It is the setting `data.args.size`.
+    """
 
     size: int = 64
 
     def __call__(self, root: str | None) -> Dataset:
-        train, val, test = (
-            tuple(Item(f"{color}/{n}", label, color) for label, color in enumerate(COLORS) for n in numbers)
-            for numbers in (range(8), range(8, 12), range(12, 16))
+        """Return the dataset: 8 training, 4 validation and 4 test images per color."""
+        return Dataset(
+            name="circles",
+            title="Circles",
+            train=items(range(8)),
+            val=items(range(8, 12)),
+            test=items(range(12, 16)),
+            source=Drawings(self.size),
+            template="a photo of a {} circle.",
         )
-        return Dataset("circles", "Circles", train, val, test, Drawings(self.size), "a photo of a {} circle.")
+
+
+def items(numbers: range) -> tuple[Item, ...]:
+    """Return one item per color and number. The class of an item is its color."""
+    return tuple(
+        Item(f"{color}/{number}", label, color) for label, color in enumerate(COLORS) for number in numbers
+    )

@@ -1,5 +1,6 @@
 """Custom adapters: LoRA, low-rank changes of the frozen attention weights, as in CLIP-LoRA (CVPRW 2024).
 
+# Train one run of the method in lora.yaml, which uses these adapters.
 PYTHONPATH=examples prometar train --method examples/lora.yaml --dataset cells
 """
 
@@ -36,18 +37,19 @@ class Lora:
         leaves: Leaves = {}
         like = clip.logit_scale  # has the data type and the device of learned tensors
         for name, tower in (("text", clip.text), ("vision", clip.vision)):
+            width = tower.width
+            shape = (self.rank, width)
             for index in range(len(tower.blocks)):
-                width = tower.width
-                shape = (self.rank, width)
                 leaves[f"{name}.{index}.a"] = sample_linear(shape, width, like=like, generator=generator)
                 leaves[f"{name}.{index}.b"] = like.new_zeros(3 * width, self.rank)
         return leaves
 
     def inputs(self, leaves: Leaves) -> Tensors:
-        return leaves
+        return leaves  # the blocks use the learned tensors as they are
 
     def block(self, place: Place, block: Block, inputs: Tensors) -> Block:
-        change = inputs[f"{place.tower}.{place.index}.b"] @ inputs[f"{place.tower}.{place.index}.a"]
+        name = f"{place.tower}.{place.index}"
+        change = inputs[f"{name}.b"] @ inputs[f"{name}.a"]
         weight = block.in_proj_weight
         return block._replace(in_proj_weight=weight + self.scale * change.to(weight.dtype))
 

@@ -1,5 +1,6 @@
 """Custom prompts: deep text prompts that are linear combinations of a few learned vectors.
 
+# Train one run with two vectors, on the default dataset.
 PYTHONPATH=examples prometar train --set prompts.kind=lowrank:LowRank --set prompts.args.rank=2
 """
 
@@ -14,12 +15,22 @@ from prometar.methods.prompts import Leaves, Tensors
 
 @dataclass(frozen=True)
 class LowRank:
-    """Tokens of each text layer l < `depth`: mix.l (length, rank) @ basis (rank, width of the text tower)."""
+    """Prompts of the first `depth` text layers. Those of layer l are mix.l @ basis.
+
+    The learned tensors are mix.l (length, rank) of each layer, and basis (rank, width of the text tower),
+    which all layers share.
+
+    Args:
+        length: Number of prompt tokens per layer.
+        depth: Number of text layers with prompts.
+        rank: Number of learned vectors.
+    """
 
     length: int = 4
     depth: int = 3
     rank: int = 2
-    templates = ()  # unused, because a context is learned. No annotation, so it is not a setting.
+    # These three have no annotation, so they are not settings.
+    templates = ()  # unused, because a context is learned
     conditional = False  # text prompts do not depend on the image
     enters_images = False  # no prompts in the image tower, so each image is encoded only once
 
@@ -30,11 +41,14 @@ class LowRank:
     def initialize(self, clip: Clip, init_ids: Tensor, generator: torch.Generator) -> Leaves:
         shapes = {f"mix.{layer}": (self.length, self.rank) for layer in range(self.depth)}
         shapes["basis"] = (self.rank, clip.text.width)
-        samples = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
-        return {name: 0.1 * sample.to(clip.device, clip.working_dtype) for name, sample in samples.items()}
+        leaves: Leaves = {}
+        for name, shape in shapes.items():
+            sample = torch.randn(*shape, generator=generator)
+            leaves[name] = 0.1 * sample.to(clip.device, clip.working_dtype)
+        return leaves
 
     def tokens(self, leaves: Leaves) -> Tensors:
         return {f"text.{layer}": leaves[f"mix.{layer}"] @ leaves["basis"] for layer in range(self.depth)}
 
     def condition_tokens(self, tokens: Tensors, frozen_BE: Tensor) -> Tensors:
-        return tokens
+        return tokens  # not called, because `conditional` is False

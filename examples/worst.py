@@ -1,6 +1,9 @@
 """Custom objective: the lower of base and new accuracy, so a search cannot trade one for the other.
 
+# Search the settings with the highest score.
 PYTHONPATH=examples prometar search --dataset cells --objective worst:worst
+
+# Train one run, which reports the score after each epoch.
 PYTHONPATH=examples prometar train --dataset cells --objective worst:worst
 """
 

@@ -31,9 +31,11 @@ BASE = f"rayproject/ray:{RAY_VERSION}-py{PYTHON_VERSION.replace('.', '')}-gpu"
 
 def instructions(text: str) -> dict[str, list[str]]:
     """Return the arguments of a Dockerfile's instructions by name, such as "RUN". Each is one line."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    stripped = [line.strip() for line in text.splitlines()]
+    lines = [line for line in stripped if line and not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")  # a backslash continues an instruction on the next line
     found: dict[str, list[str]] = {}
-    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+    for line in joined.splitlines():
         name, _, rest = line.partition(" ")
         found.setdefault(name, []).append(rest.strip())
     return found
@@ -41,7 +43,8 @@ def instructions(text: str) -> dict[str, list[str]]:
 
 def cluster_files() -> list[Path]:
     """Return all files of clusters/, sorted."""
-    return sorted(file for file in CLUSTERS.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    files = [path for path in CLUSTERS.rglob("*") if path.is_file()]
+    return sorted(file for file in files if "__pycache__" not in file.parts)
 
 
 def check_image(text: str) -> None:
@@ -56,19 +59,22 @@ def check_image(text: str) -> None:
     require(steps["FROM"] == ["${BASE}"], "another Ray")
     require(steps["USER"][-1].split(":")[0] not in {"root", "0"}, "the image runs as root")
     pipes_download = re.search(r"\b(curl|wget)\b.*\|", " ".join(steps["RUN"]))
-    require(pipes_download is None, "runs what it downloads")
+    require(pipes_download is None, "the image runs what it downloads")
     require("AUTH=token" in steps["ARG"], "authentication is off")
     require("RAY_AUTH_MODE=${AUTH}" in environment, "authentication is off")
-    require(
-        steps["WORKDIR"] == ["/home/ray/prometar", "/home/ray"], "Ray does not start where Anyscale wants it"
-    )
+    # The project is installed in the first folder. Anyscale requires that Ray starts in the second one.
+    require(steps["WORKDIR"] == ["/home/ray/prometar", "/home/ray"], "Ray starts in another folder")
     require("HOME=/home/ray" in environment, "the launcher would mount the token below /root")
     check_copied(steps["COPY"])
     check_installed(steps["RUN"])
 
 
 def check_copied(copies: list[str]) -> None:
-    """Check that the image contains all that an installation needs, given the arguments of COPY."""
+    """Check that the image contains all that an installation needs, given the arguments of COPY.
+
+    Raises:
+        ValueError: a file is missing.
+    """
     sources: set[str] = set()
     for arguments in copies:
         paths = [word for word in arguments.split() if not word.startswith("--")]
@@ -82,13 +88,17 @@ def check_copied(copies: list[str]) -> None:
         "clusters",
     }
     require(needed <= sources, "copies too little")
-    require(all((ROOT / source).exists() for source in sources), "copies too little")
+    require(all((ROOT / source).exists() for source in sources), "copies a file that does not exist")
 
 
 def check_installed(commands: list[str]) -> None:
-    """Check that pip keeps the Ray of the base image, given the arguments of RUN."""
-    words = [word.strip("'\"") for command in commands for word in command.split()]
-    [installed] = [Requirement(word) for word in words if "ray[" in word]
+    """Check that pip keeps the Ray of the base image, given the arguments of RUN.
+
+    Raises:
+        ValueError: pip installs another version of Ray, or another set of extras.
+    """
+    words = " ".join(commands).split()
+    [installed] = [Requirement(word.strip("'\"")) for word in words if "ray[" in word]
     require(installed.extras == ray_requirement().extras, "does not keep Ray")
     require(str(installed.specifier) == f"=={RAY_VERSION}", "does not keep Ray")
 
@@ -98,17 +108,19 @@ def test_the_image_pins_ray_and_runs_without_root() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "problem"),
     [
-        (BASE, "rayproject/ray:latest", "another Ray"),
-        ("USER 1000", "USER root", "runs as root"),
-        ("COPY --chown=1000:100 tune ./tune\n", "", "copies too little"),
-        ("==2.60.0", "==2.59.0", "does not keep Ray"),
-        ("RAY_AUTH_MODE=${AUTH}", "RAY_AUTH_MODE=disabled", "authentication is off"),
+        pytest.param(BASE, "rayproject/ray:latest", "another Ray", id="base image"),
+        pytest.param("USER 1000", "USER root", "runs as root", id="user"),
+        pytest.param("COPY --chown=1000:100 tune ./tune\n", "", "copies too little", id="missing package"),
+        pytest.param("==2.60.0", "==2.59.0", "does not keep Ray", id="version of Ray"),
+        pytest.param(
+            "RAY_AUTH_MODE=${AUTH}", "RAY_AUTH_MODE=disabled", "authentication is off", id="authentication"
+        ),
     ],
 )
-def test_damage_of_the_image_is_refused(old: str, new: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_damage_of_the_image_is_refused(old: str, new: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
         check_image(damaged("Dockerfile", old, new))
 
 
@@ -117,33 +129,47 @@ def test_linters_accept_the_files(tool: str, name: str) -> None:
     program = Path(sys.executable).with_name(tool)
     if not program.exists():
         pytest.skip(f"{tool} is not installed (pip install '.[dev]')")
-    found = subprocess.run([program, CLUSTERS / name], capture_output=True, text=True, timeout=60)
-    assert (found.returncode, found.stdout) == (0, "")
+    done = subprocess.run([program, CLUSTERS / name], capture_output=True, text=True, timeout=60)
+    assert done.stdout == ""
+    assert done.returncode == 0
 
 
-def test_all_files_name_one_version_of_ray_and_one_of_python() -> None:
-    pins = re.findall(r"ray\[[\w,]+\]==([\d.]+)", text_of("README.md") + text_of("Dockerfile"))
-    assert pins == [RAY_VERSION, RAY_VERSION], "on Slurm and in the image"
+def test_all_files_name_one_version_of_ray() -> None:
+    for file in cluster_files():
+        assert set(re.findall(r"ray:?(\d+\.\d+\.\d+)", file.read_text("utf-8"))) <= {RAY_VERSION}, file
+
+
+def test_all_files_name_one_version_of_python() -> None:
+    digits = PYTHON_VERSION.replace(".", "")  # as in the tag of an image, such as py311
+    for file in cluster_files():
+        assert set(re.findall(r"\bpy(3\d+)\b", file.read_text("utf-8"))) <= {digits}, file
+
+
+@pytest.mark.parametrize("name", ["README.md", "Dockerfile"])
+def test_installations_on_slurm_and_in_the_image_pin_ray(name: str) -> None:
+    assert re.findall(r"ray\[[\w,]+\]==([\d.]+)", text_of(name)) == [RAY_VERSION]
+
+
+def test_the_pinned_versions_are_within_the_ranges_of_the_package() -> None:
     assert ray_requirement().specifier.contains(RAY_VERSION)
     assert ray_requirement().specifier.contains(ray.__version__)
     assert SpecifierSet(PYPROJECT["requires-python"]).contains(PYTHON_VERSION)
-    for file in cluster_files():
-        text = file.read_text("utf-8")
-        assert set(re.findall(r"ray:?(\d+\.\d+\.\d+)", text)) <= {RAY_VERSION}, file
-        assert set(re.findall(r"\bpy(3\d+)\b", text)) <= {PYTHON_VERSION.replace(".", "")}, file
 
 
 def test_the_runtime_environment_is_valid_and_installs_nothing() -> None:
     content = yaml.safe_load(text_of("runtime-env.yaml"))
     assert RuntimeEnv(**content) == content
-    assert set(content) == {"env_vars"}, "a job installs nothing: the image has it"
+    assert set(content) == {"env_vars"}, "a job installs nothing, because the image has all packages"
 
 
-def test_readme_names_every_file_and_its_studies_have_options_that_exist() -> None:
-    text = text_of("README.md")
+def test_readme_links_to_every_file() -> None:
     files = {str(file.relative_to(CLUSTERS)) for file in cluster_files()}
-    assert set(re.findall(r"\]\((?!\.\.)([\w./-]+)\)", text)) == files - {"README.md"}
-    joined = re.sub(r"\\\n\s*", "", text)  # a backslash continues a command on the next line
+    linked = re.findall(r"\]\((?!\.\.)([\w./-]+)\)", text_of("README.md"))
+    assert set(linked) == files - {"README.md"}
+
+
+def test_the_studies_of_the_readme_have_options_that_exist() -> None:
+    joined = re.sub(r"\\\n\s*", "", text_of("README.md"))  # a backslash continues a command on the next line
     commands = re.findall(r"^python clusters/submit.py .*? -- (python .*)$", joined, flags=re.MULTILINE)
     assert commands
     for command in commands:

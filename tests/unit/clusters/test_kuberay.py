@@ -13,6 +13,7 @@ FILES = ("kuberay/raycluster.yaml", "kuberay/rayjob.yaml")
 VOLUMES = [{"name": "shared", "persistentVolumeClaim": {"claimName": "prometar-shared"}}]
 MOUNTS = [{"name": "shared", "mountPath": "/mnt/shared"}]
 SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|KEY", re.IGNORECASE)
+"""Parts of the names of environment variables that hold secrets."""
 
 
 def check_manifest(text: str) -> None:
@@ -28,7 +29,7 @@ def check_manifest(text: str) -> None:
     [workers] = cluster["workerGroupSpecs"]
     require(cluster["rayVersion"] == RAY_VERSION, "another Ray")
     require(cluster.get("authOptions") == {"mode": "token"}, "there is no token")
-    require(head["serviceType"] == "ClusterIP", "the node is open")
+    require(head["serviceType"] == "ClusterIP", "the head is reachable from outside the cluster")
     require(head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}, "the head would run trials")
     # Only version 2 of the autoscaler replaces a failed pod by one with another name.
     require(cluster["autoscalerOptions"]["version"] == "v2", "a pod would come back under its old name")
@@ -50,7 +51,7 @@ def check_pod(pod: dict[str, Any]) -> None:
     [container] = pod["containers"]
     resources = container["resources"]
     require(container["image"] == IMAGE, "another image")
-    require("ports" not in container, "the node is open")
+    require("ports" not in container, "a container opens ports")
     require(pod["restartPolicy"] == "Never", "a pod would come back under its old name")
     require(pod["securityContext"]["runAsNonRoot"] is True, "a container may become root")
     may_escalate = container["securityContext"]["allowPrivilegeEscalation"]
@@ -59,8 +60,8 @@ def check_pod(pod: dict[str, Any]) -> None:
     require(pod.get("volumes") == VOLUMES, "nothing is shared")
     require(container["volumeMounts"] == MOUNTS, "nothing is shared")
     for variable in container.get("env", []):
-        is_secret = SECRET.search(variable["name"]) is not None
-        require(not (is_secret and "value" in variable), "a secret in clear")
+        if SECRET.search(variable["name"]):
+            require("value" not in variable, "the manifest shows a secret")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -72,25 +73,25 @@ COMMON_DAMAGES = [
     ("mode: token", "mode: disabled", "no token"),
     (IMAGE, "registry.example.com/prometar:latest", "another image"),
     ('num-cpus: "0"', 'num-cpus: "4"', "head would run trials"),
-    ("serviceType: ClusterIP", "serviceType: LoadBalancer", "node is open"),
+    ("serviceType: ClusterIP", "serviceType: LoadBalancer", "head is reachable"),
     ("claimName: prometar-shared", "claimName: another", "nothing is shared"),
     ("memory: 8Gi}", "memory: 9Gi}", "requests and limits differ"),
     ("runAsNonRoot: true", "runAsNonRoot: false", "become root"),
 ]
 """Text that both manifests contain, its replacement, and the problem that results."""
 
+PASSWORD_FROM_SECRET = """valueFrom:
+                    secretKeyRef: {name: prometar-db, key: password}"""
+"""Lines of the manifest of a job, with their indentation."""
+
 JOB_DAMAGES = [
-    (
-        "valueFrom:\n                    secretKeyRef: {name: prometar-db, key: password}",
-        "value: hunter2",
-        "a secret in clear",
-    ),
+    (PASSWORD_FROM_SECRET, "value: hunter2", "the manifest shows a secret"),
     ("prometar@YOUR_DATABASE", "prometar:hunter2@YOUR_DATABASE", "shows a password"),
     ("--out /mnt/shared/out", "--out /home/ray/out", "--out /home/ray/out is lost with the cluster"),
     ("--address auto", "", "Ray of its own"),
     ("--dataset dtd", "--dataset dtd --trails 3", "No such option"),
 ]
-"""The same for the manifest of a job, which also contains the command of a study."""
+"""The same for the manifest of a job, which also contains the command of a study and its password."""
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,24 +7,35 @@ import pytest
 from tests.support.shipped import script
 
 MISMATCH = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n")
+"""The error of Ray if the cluster has another version. It has several lines, but the script prints one."""
 
 
 @pytest.mark.parametrize(
-    ("command", "raised", "code"),
+    ("raised", "code"),
     [
-        (
-            "nosuchcommand",
-            AssertionError("machines were requested"),
-            "error: no command 'nosuchcommand' on this machine",
+        pytest.param(
+            MISMATCH,
+            "error: Version mismatch: The cluster was started with: Ray: 2.59.0",
+            id="another version of Ray",
         ),
-        (sys.executable, MISMATCH, "error: Version mismatch: The cluster was started with: Ray: 2.59.0"),
-        (sys.executable, KeyboardInterrupt(), 130),
-        (sys.executable, TimeoutError("0 of 1 CPUs"), "error: 0 of 1 CPUs"),
+        pytest.param(KeyboardInterrupt(), 130, id="Ctrl-C"),
+        pytest.param(TimeoutError("0 of 1 CPUs"), "error: 0 of 1 CPUs", id="timeout"),
     ],
 )
 def test_errors_while_waiting_determine_the_exit_status(
-    monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException, code: object
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: object
 ) -> None:
+    assert exit_code(monkeypatch, sys.executable, raised) == code
+
+
+def test_a_command_that_does_not_exist_is_refused_before_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = AssertionError("machines were requested")
+    code = exit_code(monkeypatch, "nosuchcommand", waited)
+    assert code == "error: no command 'nosuchcommand' on this machine"
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, command: str, raised: BaseException) -> object:
+    """Return the exit status, or the error message, of the script if its function `wait` raises an error."""
     module = script("wait")
 
     def fail(*_: object) -> None:
@@ -34,7 +45,7 @@ def test_errors_while_waiting_determine_the_exit_status(
     monkeypatch.setattr(sys, "argv", ["wait.py", "--cpus", "1", "--", command])
     with pytest.raises(SystemExit) as ended:
         module.main()
-    assert ended.value.code == code
+    return ended.value.code
 
 
 @pytest.mark.parametrize("option", ["--cpus=-1", "--gpus=-1", "--minutes=nan", "--minutes=inf"])
