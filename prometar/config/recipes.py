@@ -1,9 +1,10 @@
 """Recipes: the published settings of each method, and their sources.
 
 A recipe contains only the settings that differ from the defaults, which are those of ProMetaR.
-`Config(method=NAME)` starts from the recipe of the method. Authors may publish other settings for some
-datasets, protocols or numbers of shots: the entries in `by`. `prometar.config.settings.configure` applies
-them.
+`Config(method=NAME)` starts from the recipe of the method.
+
+Some authors publish other settings for some datasets, protocols or numbers of shots. A recipe lists these
+settings in `by`. `prometar.config.settings.configure` applies the entries of `by` that match a run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,17 +57,20 @@ Protocol = Literal["base-to-new", "cross-dataset", "domain-generalisation", "few
 
 
 def _as_list(value: object) -> object:
+    """Return a single name or number as a list, so that recipes may omit the brackets."""
     return [value] if isinstance(value, str | int) else value
 
 
 class PublishedEntry(StrictModel):
-    """Settings for the runs whose dataset, protocol and shots are listed. None matches every value.
+    """Published settings for the runs that fulfill all conditions of the entry.
+
+    The conditions are `dataset`, `protocol` and `shots`. A condition of None is fulfilled by every run.
 
     Args:
         dataset: Training datasets.
         protocol: Benchmark protocols.
         shots: Numbers of training images per class.
-        settings: Settings that differ from the recipe's, by section.
+        settings: Settings that differ from those of the recipe, by section.
     """
 
     dataset: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_list)] | None = None
@@ -116,12 +120,15 @@ class Recipe(StrictModel):
 
     Args:
         settings: Settings that differ from ProMetaR's, by section.
-        by: Published settings for datasets, protocols and numbers of shots. Those that match a run apply in
-            order, after `settings`.
-        space: What a study of the method searches: a built-in search space, or a YAML file, as `--space`.
-        name, title: Name (or file name) of the recipe, and the method's name in the paper.
+        by: Published settings for datasets, protocols and numbers of shots. The entries that match a run
+            apply in order, after `settings`.
+        space: Search space of studies of the method: the name of a built-in space, or a YAML file.
+        name: Name of the method. For a recipe file, the name of the file.
+        title: Name of the method in the paper.
         about: What the method learns.
-        paper, source, unverified: Publication, source of the settings, and details that are not verified.
+        paper: Publication.
+        source: Where the settings were published.
+        unverified: Details that were not compared with the publication, or "".
     """
 
     settings: SettingsBySection
@@ -165,9 +172,10 @@ def describe_settings(settings: SettingsBySection) -> str:
         >>> describe_settings({"train": {"epochs": 5, "batch_size": 32}})
         'train.epochs=5 train.batch_size=32'
     """
-    return " ".join(
-        f"{section}.{key}={value}" for section, keys in settings.items() for key, value in keys.items()
-    )
+    assignments: list[str] = []
+    for section, values in settings.items():
+        assignments += [f"{section}.{name}={value}" for name, value in values.items()]
+    return " ".join(assignments)
 
 
 def describe_entries(entries: Sequence[PublishedEntry]) -> str:
@@ -178,25 +186,33 @@ def describe_entries(entries: Sequence[PublishedEntry]) -> str:
 
 
 def _reject_excluded(settings: SettingsBySection) -> None:
-    """Raise a ValueError for a setting in `_EXCLUDED`."""
+    """Check that no setting is in `_EXCLUDED`, which contains sections and dotted keys.
+
+    Raises:
+        ValueError: a setting is excluded.
+    """
     given = set(settings)
-    for section, keys in settings.items():
-        given.update(f"{section}.{key}" for key in keys)
+    for section, values in settings.items():
+        given.update(f"{section}.{name}" for name in values)
     excluded = sorted(given.intersection(_EXCLUDED))
     if excluded:
         raise ValueError(f"{excluded[0]} is not allowed in recipes. Set it with a command-line option.")
 
 
 def _require_settings(settings: SettingsBySection) -> SettingsBySection:
-    """Return `settings` if a recipe may contain them. Raise a ValueError for the first that it may not."""
+    """Return `settings` if a recipe may contain them.
+
+    Raises:
+        ValueError: a setting is unknown or excluded.
+    """
     _reject_excluded(settings)
-    for section, keys in settings.items():
+    for section, values in settings.items():
         if section not in SECTIONS:
             raise ValueError(f"{section} is not a section. Sections: {', '.join(SECTIONS)}")
-        for key in keys:
-            if not is_setting(f"{section}.{key}"):
+        for name in values:
+            if not is_setting(f"{section}.{name}"):
                 known = ", ".join(settings_of(section))
-                raise ValueError(f"{section}.{key} is not a setting. Settings of {section}: {known}")
+                raise ValueError(f"{section}.{name} is not a setting. Settings of {section}: {known}")
     return settings
 
 
@@ -221,7 +237,8 @@ def recipe(method: str) -> Recipe:
         raise UserError(f"Unknown method '{method}'. Choose one of {', '.join(METHODS)}, or FILE.yaml.")
     path = Path(method)
     tree = read_yaml(path)
-    content = tree if isinstance(tree, dict) else {}  # rejected below, because `settings` is missing
+    # The validation rejects an empty mapping, because `settings` is missing.
+    content = tree if isinstance(tree, dict) else {}
     try:
         found = Recipe.model_validate({"title": path.stem, **content, "name": path.name})
     except ValidationError as error:
@@ -231,14 +248,18 @@ def recipe(method: str) -> Recipe:
 
 
 def require_datasets(checked: Recipe, *, where: str) -> None:
-    """Check the names of datasets in `by`. Datasets are imported only here, because they import much.
+    """Check that the datasets named in `by` exist.
 
     Raises:
         UserError: a dataset is unknown. The message starts with `where`.
     """
-    names = {name for entry in checked.by for name in entry.dataset or ()}
+    names: set[str] = set()
+    for entry in checked.by:
+        if entry.dataset is not None:
+            names.update(entry.dataset)
     if not names:
         return
+    # The import is slow, and most recipes name no dataset.
     from prometar.data.datasets.catalog import require_name
 
     for name in sorted(names):

@@ -1,6 +1,7 @@
 """Complete settings of a run as plain data: the recipe of its method, updated with the given settings.
 
-Nothing here validates values. `prometar.config.settings.Config` does, once the tree is complete.
+The settings form a tree, a dictionary of sections. This module does not validate values. The class
+`prometar.config.settings.Config` validates the complete tree.
 """
 
 from collections.abc import Mapping
@@ -30,8 +31,9 @@ def resolve(given: Mapping[str, object]) -> ConfigData:
             it may have changed since the configuration was written.
     """
     method = given.get("method", DEFAULT_METHOD)
+    # YAML may have read a name as a number. Validation rejects any other type.
     if not isinstance(method, str | int | float):
-        return complete({}, given)  # validation rejects such a method
+        return complete({}, given)
     name = str(method)
     if not is_recipe_file(name):
         return complete(recipe(name).settings, {**given, "method": name})
@@ -46,8 +48,9 @@ def complete(settings: SettingsBySection, given: Mapping[str, object]) -> Config
     tree: ConfigData = {**settings, **given}
     for section in SECTIONS:
         own = given.get(section, {})
+        # Otherwise, the section is validated already, or the validation will reject it.
         if not isinstance(own, Mapping):
-            continue  # validated already, or rejected by the validation
+            continue
         published = merge_section(section, default_section(section), settings.get(section, {}))
         tree[section] = merge_section(section, published, own)
     return tree
@@ -56,7 +59,8 @@ def complete(settings: SettingsBySection, given: Mapping[str, object]) -> Config
 def overridden(tree: Mapping[str, ConfigData], values: Mapping[str, object]) -> ConfigData:
     """Return a complete tree with other values for dotted keys.
 
-    Settings that the selected kind does not have are ignored in `values`, and dropped if the kind changes.
+    Settings in `values` that the selected kind does not have are ignored. If the kind of a section changes,
+    its settings that the new kind does not have are dropped.
 
     Raises:
         UserError: a key is not a setting.
@@ -65,11 +69,16 @@ def overridden(tree: Mapping[str, ConfigData], values: Mapping[str, object]) -> 
     for section, changes in group_by_section(values).items():
         base = tree[section]
         field = kind_field(section)
-        known = settings_of_kind(section, changes.get(field, base.get(field)))
-        merged = merge_section(section, base, {name: each for name, each in changes.items() if name in known})
-        args = {
-            name.removeprefix("args."): each for name, each in changes.items() if name.startswith("args.")
-        }
+        kind = changes.get(field, base.get(field))
+        known = settings_of_kind(section, kind)
+        settings: ConfigData = {}
+        args: ConfigData = {}  # single arguments of a custom component, given as SECTION.args.NAME
+        for name, value in changes.items():
+            if name in known:
+                settings[name] = value
+            if name.startswith("args."):
+                args[name.removeprefix("args.")] = value
+        merged = merge_section(section, base, settings)
         if args:
             merged["args"] = {**merged.get("args", {}), **args}
         result[section] = merged

@@ -1,7 +1,7 @@
 """Sections of a run's configuration, and the settings of each section.
 
-Sections of components (`prometar.methods`) select a kind, which has its own settings. Their table is
-`prometar.methods.composition.KINDS`.
+The section of a component (`prometar.methods`) selects a kind, and each kind has its own settings. The table
+`prometar.methods.composition.KINDS` lists these sections and kinds.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,14 @@ ConfigData = dict[str, Any]
 
 
 class DataConfig(StrictModel):
-    """Training data: `shots` images per class, sampled with `train.seed`. `args` are for a custom loader."""
+    """Training data.
+
+    Args:
+        name: Name of a dataset, or reference to a custom loader (`package.module:Name`).
+        root: Folder or URI that contains the dataset. Rendered datasets have none.
+        shots: Number of training images per class, which are sampled with `train.seed`.
+        args: Arguments of a custom loader.
+    """
 
     name: str = "textures"
     root: str | None = None
@@ -39,10 +46,15 @@ class DataConfig(StrictModel):
 
 
 class AugmentConfig(StrictModel):
-    """Augmentation of training images: RandomResizedCrop, probability of a flip, amount of color jitter.
+    """Augmentation of training images.
 
-    With two `views`, each image is augmented twice. The regularizer compares the features of the first view
-    with those that the frozen CLIP has of the second.
+    Args:
+        crop_scale_min: Minimum area of a random crop, as a share of the image's area.
+        crop_scale_max: Maximum area of a random crop, as a share of the image's area.
+        flip: Probability of a horizontal flip.
+        jitter: Brightness, contrast and saturation are scaled by random factors in 1 ± jitter.
+        views: Number of augmented views of each image. With two views, the regularizer compares the prompted
+            features of the first view with the frozen features of the second view.
     """
 
     crop_scale_min: float = Field(default=0.08, gt=0, le=1)
@@ -59,10 +71,14 @@ class AugmentConfig(StrictModel):
 
 
 class BackboneConfig(StrictModel):
-    """An open_clip model and its `pretrained` weights (tag or .safetensors file), or the embedded `mini`.
+    """The frozen CLIP.
 
-    `precision` applies to the towers. Prompts, the modulator's gate, losses and optimizers use at least fp32.
-    `tf32`: float32 whose matrix products are computed in TF32 on NVIDIA GPUs. On other devices, it is `fp32`.
+    Args:
+        name: Name of an open_clip model, or the embedded `mini`.
+        pretrained: Weights of the open_clip model: a tag or a .safetensors file.
+        precision: Precision of the towers. Prompts, the modulator's gate, losses and optimizers use at least
+            fp32. `tf32` is float32 whose matrix products are computed in TF32 on NVIDIA GPUs. On other
+            devices, `tf32` equals `fp32`.
     """
 
     name: str = "mini"
@@ -93,8 +109,11 @@ def kind_field(section: str) -> str:
 
 
 def default_section(section: str) -> ConfigData:
-    """Return a section with its default kind. Sections without kinds are empty."""
-    return {KINDS[section].field: KINDS[section].default} if section in KINDS else {}
+    """Return a section that selects its default kind. For sections without kinds, return an empty section."""
+    if section not in KINDS:
+        return {}
+    kinds = KINDS[section]
+    return {kinds.field: kinds.default}
 
 
 def settings_of_kind(section: str, kind: object) -> tuple[str, ...]:
@@ -123,15 +142,16 @@ def is_setting(key: str) -> bool:
 
 
 def merge_section(section: str, base: Mapping[str, object], given: Mapping[str, object]) -> ConfigData:
-    """Return `base` updated with `given`. If the kind changes, drop `args` and what the new kind lacks.
+    """Return `base` updated with `given`.
 
-    In `data`, the dataset's name counts as kind, because `args` belong to a dataset.
+    If the kind changes, `args` and the settings that the new kind does not have are dropped from `base`. In
+    the section `data`, the name of the dataset counts as kind, because `args` belong to a dataset.
     """
     field = kind_field(section)
     kind = given.get(field, base.get(field))
-    same_kind = kind == base.get(field)
+    dropped: set[str] = set() if kind == base.get(field) else {"args"}
     settings = settings_of_kind(section, kind)
-    kept = {name: value for name, value in base.items() if name in settings and (same_kind or name != "args")}
+    kept = {name: value for name, value in base.items() if name in settings and name not in dropped}
     return {**kept, **given}
 
 
@@ -145,7 +165,8 @@ def group_by_section(values: Mapping[str, object]) -> dict[str, ConfigData]:
     for key, value in values.items():
         section, _, name = key.partition(".")
         if section not in SECTIONS:
-            raise UserError(f"Unknown setting '{key}'. Sections: {', '.join(('method', *SECTIONS))}.")
+            sections = ", ".join(("method", *SECTIONS))
+            raise UserError(f"Unknown setting '{key}'. Sections: {sections}.")
         if not is_setting(key) and not name.startswith("args."):
             known = ", ".join(settings_of(section))
             raise UserError(f"Unknown setting '{key}'. Settings of {section}: {known}.")

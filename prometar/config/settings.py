@@ -56,8 +56,9 @@ class Config(MethodConfig):
     def override(self, values: Mapping[str, object], *, where: str = "settings") -> "Config":
         """Return a copy with other values for dotted keys. Messages for invalid values start with `where`.
 
-        If `method` changes, its recipe replaces all settings except data, backbone and seed. Settings
-        that the selected kind does not have are ignored in `values`, and dropped if the kind changes.
+        If `method` changes, its recipe replaces all settings except data, backbone and seed. Settings in
+        `values` that the selected kind does not have are ignored. If the kind of a section changes, its
+        settings that the new kind does not have are dropped.
 
         Raises:
             UserError: a key is unknown, or a value is invalid.
@@ -91,9 +92,10 @@ class Config(MethodConfig):
         return found
 
     def with_defaults(self) -> "Config":
-        """Return a copy with the default settings of custom components filled in.
+        """Return a copy that contains the default settings of custom components.
 
-        This imports the components' modules, so only call it if the user requested these components.
+        This method imports the modules of the components. Call it only if the user requested these
+        components.
 
         Raises:
             UserError: a component cannot be imported, or rejects its settings.
@@ -120,9 +122,9 @@ class Config(MethodConfig):
 
     @staticmethod
     def require_used(keys: Iterable[str], configs: Iterable["Config"], name: str) -> None:
-        """Check that at least one of the configurations has each setting.
+        """Check that each setting exists in at least one of the configurations.
 
-        A configuration only has the settings of the kinds that it selects.
+        A configuration has only the settings of the kinds that it selects.
 
         Args:
             keys: Dotted keys of settings, given with --set. Settings of custom components are not checked.
@@ -130,9 +132,11 @@ class Config(MethodConfig):
             name: Name of the configurations in the message.
 
         Raises:
-            UserError: no configuration has the setting.
+            UserError: no configuration has one of the settings.
         """
-        used = {key for config in configs for key in config.flat()}
+        used: set[str] = set()
+        for config in configs:
+            used.update(config.flat())
         for key in keys:
             if key in used or ".args" in key:
                 continue
@@ -145,10 +149,11 @@ class Config(MethodConfig):
         return flatten(self.model_dump(mode="json"))
 
     def identity(self) -> ConfigData:
-        """Return all settings that determine results. The images may move, so `data.root` is not one.
+        """Return all settings that determine results, by dotted key.
 
-        Settings that version 0.2 did not have are left out if they have their default values, and sections
-        have the order of version 0.2. Thus runs and studies of that version keep their digests.
+        `data.root` is left out, because images may move. Settings that version 0.2 did not have are left out
+        if they have their default values, and sections have the order of version 0.2. Thus runs and studies
+        of that version keep their digests.
         """
         tree = self.model_dump(mode="json")
         # Digests depend on the order, and version 0.2 had these sections last.
@@ -161,6 +166,9 @@ class Config(MethodConfig):
                 settings[key] = value
         return settings
 
+
+_MAX_DIFFERENCES = 6
+"""Maximum number of differences that a message lists."""
 
 _ADDED_DEFAULTS: dict[str, object] = {
     "optim.kind": "sgd",
@@ -190,19 +198,23 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> ConfigData:
 
 
 def describe_differences(then: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """Describe up to six differences between two flat mappings. Return "" if the mappings are equal.
+    """Describe the first `_MAX_DIFFERENCES` differences between two flat mappings, or return "".
 
     Example:
         >>> describe_differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
         'b: 2 then, 3 now'
     """
-    changed = [
-        f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key)
-    ]
-    more = [f"and {len(changed) - 6} more"] if len(changed) > 6 else []
-    return "; ".join(changed[:6] + more)
+    differences: list[str] = []
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            old = then.get(key, "absent")
+            new = now.get(key, "absent")
+            differences.append(f"{key}: {old} then, {new} now")
+    listed = differences[:_MAX_DIFFERENCES]
+    num_others = len(differences) - len(listed)
+    if num_others:
+        listed.append(f"and {num_others} more")
+    return "; ".join(listed)
 
 
 def parse_config(tree: object, *, where: str) -> Config:
@@ -221,7 +233,9 @@ def parse_config(tree: object, *, where: str) -> Config:
         raise UserError(f"{where}: the text of a setting is not valid Unicode.") from None
     except ValidationError as error:
         # Pydantic adds union tags and kinds to the locations of errors. Messages name settings without them.
-        tags = TAG_NAMES.union(*(kinds.built_in for kinds in KINDS.values()))
+        tags = set(TAG_NAMES)
+        for kinds in KINDS.values():
+            tags.update(kinds.built_in)
         raise UserError(f"{where}: {problems_of(error, omitted_tags=tags)}") from None
 
 
@@ -263,7 +277,8 @@ def configure(
 ) -> Config:
     """Return the published settings of a method, with overrides and the defaults of custom components.
 
-    The order is: the recipe's `settings`, the entries of its `by` that apply, `overrides`, `by_source`.
+    Later settings win in this order: the recipe's `settings`, the entries of its `by` that apply to the run,
+    `overrides`, `by_source`.
 
     Args:
         method: Name of a method, or path of a recipe file (FILE.yaml).
@@ -298,11 +313,14 @@ def configure(
 
 
 def _of_recipe(chosen: Recipe, settings: SettingsBySection, method: str) -> Config:
+    """Return the configuration with the name of a recipe and with `settings`. Messages name `method`."""
     return parse_config(complete(settings, {"method": chosen.name}), where=f"method {method}")
 
 
 def valid_recipe(method: str) -> Recipe:
-    """Return a recipe whose settings are valid, also with each entry of `by`. Import no custom component.
+    """Return a recipe after checking its settings, alone and with each entry of `by`.
+
+    Custom components are not imported.
 
     Raises:
         UserError: the method is unknown, or a section, key, kind or value of the recipe is invalid.
@@ -325,7 +343,7 @@ def absolute_root(root: str) -> str:
 
 
 def texts_path(config: Config) -> str | None:
-    """Return the path of the file `regularizer.texts`, or None if the regularizer reads no such file."""
+    """Return the setting `regularizer.texts` (path of a file), or None if the regularizer reads no file."""
     return getattr(config.regularizer, "texts", None)
 
 
@@ -336,8 +354,8 @@ def absolute_paths(config: Config) -> Config:
         changes["data.root"] = absolute_root(config.data.root)
     weights = config.backbone.pretrained
     if weights is not None and os.path.isfile(weights):
-        # If the file is a link, it keeps its own name: a link in the cache of Hugging Face leads to a file
-        # without the suffix .safetensors, which would be refused.
+        # Only the folder is resolved. A link in the cache of Hugging Face leads to a file without the suffix
+        # .safetensors, which would be refused.
         path = Path(weights)
         changes["backbone.pretrained"] = str(resolve_path(path.parent) / path.name)
     texts = texts_path(config)
