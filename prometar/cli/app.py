@@ -20,6 +20,7 @@ from prometar.cli.console import (
 )
 from prometar.cli.predict import predict
 from prometar.config.recipes import METHODS, PublishedEntry, describe_entries, describe_settings, recipe
+from prometar.config.sections import ConfigData
 from prometar.config.settings import (
     Config,
     absolute_paths,
@@ -39,6 +40,11 @@ from prometar.metrics import harmonic_mean
 
 if TYPE_CHECKING:
     from prometar.training.classification import ClassificationMetrics
+
+_SET_TITLES = {"all": "all classes", "base": "base classes", "new": "new classes"}
+"""Titles of evaluation sets in the table of metrics."""
+_NUM_SHOWN_CLASSES = 3
+"""Number of classes with the lowest accuracy that are printed."""
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, **TYPER_OPTIONS)
 app.add_typer(data.app, name="data")
@@ -95,47 +101,16 @@ def train(
 ) -> None:
     """Train and test one run. Rerun the same command to resume."""
     objective_of(objective)  # raises a UserError if the objective is unknown
-    chosen = Config()
+    start: Config | None = None
     if config is not None:
         _require_config_file(config)
-        chosen = load_config(config).require_trusted(str(config), trusted=trust_code)
-    values = parse_assignments(settings or [])
-    options = (
-        ("method", "--method", method),
-        ("data.name", "--dataset", dataset),
-        ("data.root", "--data-root", data_root),
-    )
-    for key, option, value in options:
-        if value is not None:
-            if key in values:
-                raise UserError(f"--set {key} conflicts with {option}. Pass one of them.")
-            values[key] = value
-    if config is None:
-        values.setdefault("data.name", DEFAULT_DATASET)
-        backbone, pretrained = resolve_backbone(
-            [str(values["data.name"])], values.get("backbone.name"), values.get("backbone.pretrained")
-        )
-        values["backbone.name"] = backbone
-        values["backbone.pretrained"] = pretrained
-    dataset_name = str(values.get("data.name", chosen.data.name))
-    if values.get("data.root") is not None:
-        reject_unused_root([dataset_name])
-    # An option or --set determines the data root, otherwise --config, otherwise the default.
-    root = default_root(dataset_name)
-    if chosen.data.root is None and root is not None:
-        values.setdefault("data.root", root)
-    new_method = str(values.get("method", chosen.method))
-    entries: list[PublishedEntry] = []
-    if config is not None and new_method == chosen.method:
-        chosen = chosen.override(values, where="--set").with_defaults()
-    else:
-        start = {} if config is None else _settings_for_another_method(chosen)
-        given = {key: each for key, each in values.items() if key != "method"}
-        protocol = protocol_of(objective)
-        chosen = configure(new_method, start, {"--set": given}, protocol=protocol)
-        entries = recipe(new_method).entries_for(chosen.data.name, protocol, chosen.data.shots)
-    chosen = absolute_paths(chosen)
-    Config.require_used(values, [chosen], "these settings")
+        start = load_config(config).require_trusted(str(config), trusted=trust_code)
+    given = parse_assignments(settings or [])
+    _add_option(given, "method", "--method", method)
+    _add_option(given, "data.name", "--dataset", dataset)
+    _add_option(given, "data.root", "--data-root", data_root)
+    chosen, entries = _configure_run(start, given, objective)
+
     # Importing torch is slow, so the options are validated first.
     from prometar.analysis.alignment import AlignmentRecorder
     from prometar.methods.composition import build
@@ -149,7 +124,7 @@ def train(
     before_step = None if alignment_every is None else AlignmentRecorder(folder, alignment_every)
     if entries:
         print(one_line(describe_entries(entries)))
-    result = train_run(
+    last_epoch = train_run(
         chosen,
         folder,
         objective=objective,
@@ -157,7 +132,8 @@ def train(
         before_step=before_step,
         predictions=predictions,
     )
-    _print_accuracies(f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}", result, objective)
+    title = f"{chosen.method} on {chosen.data.name}, seed {chosen.train.seed}"
+    _print_accuracies(title, last_epoch, objective)
     if objective != ALL_CLASSES:
         names = abbreviated(read_result(folder).classnames)
         print(one_line(f"Trained on these classes: {names}. To train on all: --objective {ALL_CLASSES}"))
@@ -175,37 +151,14 @@ def evaluate(
     trust_code: TrustOption = False,
 ) -> None:
     """Test a finished run again, or on another dataset."""
-    from prometar.run_folder import (
-        evaluate_classifier,
-        evaluate_run,
-        load_run_classifier,
-        target_predictions_path,
-    )
-    from prometar.training.prediction_file import PREDICTIONS_FILE, write_predictions
-    from prometar.training.run_result import read_result
-
-    if dataset is None and data_root is not None:
+    if dataset is not None:
+        predictions_path = _test_on_dataset(
+            run, dataset, data_root, predictions=predictions, trust_code=trust_code
+        )
+    elif data_root is not None:
         raise UserError("--data-root requires --dataset. Pass both, or neither to repeat the run's own test.")
-    if dataset is None:
-        evaluation = evaluate_run(run, trust_code=trust_code, predictions=predictions)
-        _print_accuracies(str(run), evaluation.scores, read_result(run).objective)
-        _print_metrics(evaluation.metrics, evaluation.joint_accuracies)
-        predictions_path = run / PREDICTIONS_FILE
     else:
-        if data_root is None:
-            root = default_root(dataset)
-        else:
-            reject_unused_root([dataset])
-            root = data_root
-        classifier = load_run_classifier(run, trust_code=trust_code)
-        opened = open_dataset(dataset, None if root is None else absolute_root(root))
-        predicted = evaluate_classifier(classifier, opened)
-        print(f"{run} on {dataset}: {predicted.predictions.accuracy:.2f} %")
-        _print_metrics({"all": predicted.metrics}, {})
-        predictions_path = target_predictions_path(run, dataset)
-        if predictions:
-            digest = read_result(run).run_digest
-            write_predictions(predictions_path, {"all": predicted}, run_digest=digest)
+        predictions_path = _repeat_test(run, predictions=predictions, trust_code=trust_code)
     if predictions:
         print(f"Predictions written to {predictions_path}")
 
@@ -244,7 +197,8 @@ def methods(
     if method is None:
         width = max(map(len, METHODS))
         for name in METHODS:
-            print(one_line(f"{name:{width}}  {recipe(name).title}: {recipe(name).about}"))
+            built_in = recipe(name)
+            print(one_line(f"{name:{width}}  {built_in.title}: {built_in.about}"))
         return
     chosen = valid_recipe(method)
     for label in ("title", "about", "paper", "source", "unverified"):
@@ -319,7 +273,8 @@ def compare(
     from prometar.comparison.render import as_csv, print_comparison
 
     differences, notes = compare_runs(runs, reference=reference, metrics=metric or [])
-    print_comparison(differences, notes, Console(highlight=False, soft_wrap=True, markup=False, emoji=False))
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    print_comparison(differences, notes, console)
     if csv is not None:
         write_atomically(resolve_path(csv), as_csv(differences).encode())
         print(f"Table written to {csv}")
@@ -334,11 +289,73 @@ def _require_config_file(path: Path) -> None:
     """Raise a UserError if `path` is a folder, such as that of a study or a run."""
     if not path.is_dir():
         return
-    found = [path / name for name in ("best.yaml", "config.yaml") if (path / name).is_file()]
-    fix = (
-        f"Pass --config {found[0]}." if found else "Pass a file, such as best.yaml in the folder of a study."
-    )
+    fix = "Pass a file, such as best.yaml in the folder of a study."
+    for name in ("best.yaml", "config.yaml"):
+        file = path / name
+        if file.is_file():
+            fix = f"Pass --config {file}."
+            break
     raise UserError(f"--config {path} is a folder. {fix}")
+
+
+def _add_option(given: ConfigData, key: str, option: str, value: str | None) -> None:
+    """Add the value of an option to the settings that were given with `--set`.
+
+    Raises:
+        UserError: the setting was also given with `--set`.
+    """
+    if value is None:
+        return
+    if key in given:
+        raise UserError(f"--set {key} conflicts with {option}. Pass one of them.")
+    given[key] = value
+
+
+def _configure_run(
+    start: Config | None, given: ConfigData, objective: str
+) -> tuple[Config, list[PublishedEntry]]:
+    """Return the configuration of a run, and the entries of the recipe's `by` that apply to the run.
+
+    Args:
+        start: Configuration given with `--config`, or None.
+        given: Settings by dotted key, given with `--set` and other options.
+        objective: Name of the objective.
+
+    Raises:
+        UserError: a setting is unknown, invalid or unused, or the data root does not apply to the dataset.
+    """
+    values = dict(given)
+    defaults = Config() if start is None else start
+    if start is None:
+        values.setdefault("data.name", DEFAULT_DATASET)
+        backbone, pretrained = resolve_backbone(
+            [str(values["data.name"])], values.get("backbone.name"), values.get("backbone.pretrained")
+        )
+        values["backbone.name"] = backbone
+        values["backbone.pretrained"] = pretrained
+
+    dataset = str(values.get("data.name", defaults.data.name))
+    if values.get("data.root") is not None:
+        reject_unused_root([dataset])
+    # An option or --set determines the data root, otherwise --config, otherwise the default.
+    root = default_root(dataset)
+    if defaults.data.root is None and root is not None:
+        values.setdefault("data.root", root)
+
+    method = str(values.get("method", defaults.method))
+    entries: list[PublishedEntry] = []
+    if start is not None and method == start.method:
+        # A written configuration is complete. It contains published settings already.
+        chosen = start.override(values, where="--set").with_defaults()
+    else:
+        kept = {} if start is None else _settings_for_another_method(start)
+        overrides = {key: value for key, value in values.items() if key != "method"}
+        protocol = protocol_of(objective)
+        chosen = configure(method, kept, {"--set": overrides}, protocol=protocol)
+        entries = recipe(method).entries_for(chosen.data.name, protocol, chosen.data.shots)
+    chosen = absolute_paths(chosen)
+    Config.require_used(values, [chosen], "these settings")
+    return chosen, entries
 
 
 def _settings_for_another_method(config: Config) -> dict[str, object]:
@@ -348,27 +365,77 @@ def _settings_for_another_method(config: Config) -> dict[str, object]:
     return settings
 
 
-def _print_epoch(epochs: int, record: dict[str, Any]) -> None:
+def _repeat_test(run: Path, *, predictions: bool, trust_code: bool) -> Path:
+    """Repeat the test of a finished run, and print the results.
+
+    Returns:
+        The path for predictions.
+    """
+    from prometar.run_folder import evaluate_run
+    from prometar.training.prediction_file import PREDICTIONS_FILE
+    from prometar.training.run_result import read_result
+
+    evaluation = evaluate_run(run, trust_code=trust_code, predictions=predictions)
+    _print_accuracies(str(run), evaluation.scores, read_result(run).objective)
+    _print_metrics(evaluation.metrics, evaluation.joint_accuracies)
+    return run / PREDICTIONS_FILE
+
+
+def _test_on_dataset(
+    run: Path, dataset: str, data_root: str | None, *, predictions: bool, trust_code: bool
+) -> Path:
+    """Test a finished run on all classes of a dataset, and print the results.
+
+    Returns:
+        The path for predictions.
+    """
+    from prometar.run_folder import evaluate_classifier, load_run_classifier, target_predictions_path
+    from prometar.training.prediction_file import write_predictions
+    from prometar.training.run_result import read_result
+
+    root = data_root
+    if root is None:
+        root = default_root(dataset)
+    else:
+        reject_unused_root([dataset])
+    if root is not None:
+        root = absolute_root(root)
+
+    classifier = load_run_classifier(run, trust_code=trust_code)
+    predicted = evaluate_classifier(classifier, open_dataset(dataset, root))
+    print(f"{run} on {dataset}: {predicted.predictions.accuracy:.2f} %")
+    _print_metrics({"all": predicted.metrics}, {})
+
+    path = target_predictions_path(run, dataset)
+    if predictions:
+        write_predictions(path, {"all": predicted}, run_digest=read_result(run).run_digest)
+    return path
+
+
+def _print_epoch(num_epochs: int, record: dict[str, Any]) -> None:
+    """Print the progress of a run after an epoch, given the record of the epoch."""
     loss = ""
-    if "direct_ce" in record:  # cross-entropy on the whole batch; untrained runs have none
+    if "direct_ce" in record:  # cross-entropy on the whole batch, which untrained runs do not have
         loss = f", loss {record['direct_ce']:.3f}"
-    print(f"epoch {record['epoch']}/{epochs}{loss}, {record['seconds']:.0f} s elapsed", flush=True)
+    print(f"epoch {record['epoch']}/{num_epochs}{loss}, {record['seconds']:.0f} s elapsed", flush=True)
 
 
-def _print_accuracies(title: str, result: dict[str, Any], objective: str) -> None:
+def _print_accuracies(title: str, scores: dict[str, Any], objective: str) -> None:
+    """Print the accuracies of a run and, if it differs from an accuracy, the score, in one line.
+
+    Args:
+        scores: Values in percent: accuracies by evaluation set, and the score as "objective".
+        objective: Name of the objective, which defines the score.
+    """
     rule = objective_of(objective)
     new = "new (predicted)" if rule.predicts_new else "new"
     labels = {"all": "all classes", "base": "base", "new": new}
-    accuracies = [key for key in labels if key in result]
+    has_accuracies = any(key in scores for key in labels)
     # Without new classes, the only accuracy is the score, so the score is not printed again.
-    if "new" in accuracies or not accuracies:
+    if "new" in scores or not has_accuracies:
         labels["objective"] = rule.title
-    values = [f"{label} {result[key]:.2f} %" for key, label in labels.items() if key in result]
+    values = [f"{label} {scores[key]:.2f} %" for key, label in labels.items() if key in scores]
     print(one_line(f"{title}: {', '.join(values)}"))
-
-
-_SET_TITLES = {"all": "all classes", "base": "base classes", "new": "new classes"}
-_NUM_SHOWN_CLASSES = 3
 
 
 def _print_metrics(
@@ -376,9 +443,13 @@ def _print_metrics(
 ) -> None:
     """Print the metrics of each evaluation set, and the accuracies among base and new classes together."""
     for name, each in metrics.items():
-        columns = zip(each.class_accuracies, each.classnames, each.num_images, strict=True)
-        accuracies = sorted((accuracy, classname) for accuracy, classname, count in columns if count)
-        shown = accuracies[:_NUM_SHOWN_CLASSES]
+        accuracies: list[tuple[float, str]] = []
+        for accuracy, classname, num_images in zip(
+            each.class_accuracies, each.classnames, each.num_images, strict=True
+        ):
+            if num_images > 0:
+                accuracies.append((accuracy, classname))
+        shown = sorted(accuracies)[:_NUM_SHOWN_CLASSES]
         lowest = ", ".join(f"{classname} {accuracy:.0f} %" for accuracy, classname in shown)
         title = _SET_TITLES.get(name, name)
         calibration = f"calibration error {each.calibration_error:.1f} points"

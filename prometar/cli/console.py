@@ -66,7 +66,7 @@ PredictionsOption = Annotated[
 class Command(typer.core.TyperCommand):
     """Command whose list options accept several values, such as `--seeds 1 2 3`.
 
-    `--help` groups the options by their `rich_help_panel`.
+    `--help` groups the options by their `rich_help_panel`. Options without one are in the group "Options".
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -77,8 +77,13 @@ class Command(typer.core.TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
-            if row := option.get_help_record(ctx):
-                groups.setdefault(getattr(option, "rich_help_panel", None) or "Options", []).append(row)
+            row = option.get_help_record(ctx)
+            if row is None:  # the option is hidden
+                continue
+            group = getattr(option, "rich_help_panel", None)
+            if group is None:
+                group = "Options"
+            groups.setdefault(group, []).append(row)
         for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
@@ -109,7 +114,9 @@ def run_cli(app: typer.Typer, args: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # not every terminal can print all class names
     try:
         with handle_signals([signal.SIGTERM], signal.default_int_handler):  # batch systems send SIGTERM
-            status = int(typer.main.get_command(app).main(args, standalone_mode=False) or 0)
+            command = typer.main.get_command(app)
+            returned = command.main(args, standalone_mode=False)  # None or a status
+            status = 0 if returned is None else int(returned)
             print(end="", flush=True)  # unlike sys.stdout.flush(), accepts a closed stdout
     except SystemExit as error:  # raised by typer if the reader of stdout has closed the pipe
         return int(error.code or 0)
@@ -140,7 +147,8 @@ def handle_signals(signals: Iterable[int], handler: Callable[[int, FrameType | N
         yield
     finally:
         for number, old in previous.items():
-            signal.signal(number, signal.SIG_DFL if old is None else old)  # None: not set by Python code
+            # `signal.signal` returned None if Python code had not set the handler, which cannot be restored.
+            signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 def _print_error(error: Exception) -> int:
@@ -162,14 +170,8 @@ def _print_error(error: Exception) -> int:
         return _fail("Out of memory.", 1)
     if is_accelerator_error(error):
         return _fail(first_line(error), 1)
-    if hasattr(error, "format_message"):  # option parser's error, whose class depends on typer's version
-        message = _describe_usage_error(error)
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(message, file=sys.stderr)
-            return 2
-        if "extra argument" in message:
-            message += f". {_advice_on_arguments(error)}"
-        return _fail(message, getattr(error, "exit_code", 2))
+    if hasattr(error, "format_message"):  # the class of such errors depends on the version of typer
+        return _print_usage_error(error)
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)
     name = type(error).__name__
@@ -179,20 +181,34 @@ def _print_error(error: Exception) -> int:
     return _fail(f"Unexpected {described}. Please report it with the traceback ({TRACEBACK_VARIABLE}=1).", 1)
 
 
+def _print_usage_error(error: Any) -> int:
+    """Print the message of an error of the option parser, and return the exit status."""
+    message = _describe_usage_error(error)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help text, which has many lines
+        print(message, file=sys.stderr)
+        return 2
+    if "extra argument" in message:
+        message += f". {_advice_on_arguments(error)}"
+    return _fail(message, getattr(error, "exit_code", 2))
+
+
 def _describe_usage_error(error: Any) -> str:
     """Return the message of the option parser. Some versions of typer validate options with pydantic."""
-    if not isinstance(error.__cause__, ValidationError):
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
         return str(error.format_message())
     param = error.param
     name = param.opts[0] if param.opts[0].startswith("-") else param.human_readable_name
-    return f"{describe_problem(error.__cause__.errors()[0], name).rstrip('.')}."
+    problem = describe_problem(cause.errors()[0], name)
+    return f"{problem.rstrip('.')}."
 
 
 def _advice_on_arguments(error: Exception) -> str:
     """Return how to fix an argument that a command does not accept."""
-    command = getattr(getattr(error, "ctx", None), "command", None)
-    names = [name for option in getattr(command, "params", ()) for name in option.opts]
-    if "--dataset" in names:
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command", None)
+    has_dataset_option = any("--dataset" in option.opts for option in getattr(command, "params", ()))
+    if has_dataset_option:
         return "Options need their names, such as --dataset NAME. Quote values that contain spaces."
     return "Quote values that contain spaces."
 
@@ -210,7 +226,8 @@ def format_count(number: float, noun: str) -> str:
         >>> format_count(0.5, "hour"), format_count(1200.0, "trial")
         ('0.5 hour', '1,200 trials')
     """
-    rounded = f"{round(number, 2):,.12g}"  # unlike "f", drops a fraction of 0 (2.0). 12 digits: no exponent
+    # Unlike "f", the format "g" drops a fraction of 0. With 12 digits, it uses no exponent.
+    rounded = f"{round(number, 2):,.12g}"
     is_singular = 0 < number <= 1
     return f"{rounded} {noun}" if is_singular else f"{rounded} {noun}s"
 
@@ -222,5 +239,8 @@ def format_duration(seconds: float) -> str:
         >>> format_duration(80), format_duration(3661)
         ('1:20', '1:01:01')
     """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    total_minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(total_minutes, 60)
+    if hours > 0:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}"

@@ -14,6 +14,7 @@ from rich.table import Table
 from prometar.cli.console import TYPER_OPTIONS, RootOption, expand_home
 from prometar.data.datasets.benchmarks import BENCHMARKS
 from prometar.data.datasets.catalog import default_root, reject_unused_root, title_of
+from prometar.data.datasets.dataset import Dataset
 from prometar.errors import WorkError, one_line
 from prometar.io.stores import masked
 
@@ -32,34 +33,31 @@ def data_list(
     ] = None,
 ) -> None:
     """List all known datasets. With --data-root, compare their sizes with the published ones."""
-    from prometar.data.preparation.check import list_datasets, size_differences
-    from prometar.embedded.datasets import RENDERED
+    from prometar.data.preparation.check import list_datasets
 
     last_column = "images" if data_root is None else "state"
     table = Table("name", "title", "classes", "train", "val", "test", last_column, box=None)
     notes: list[str] = []
-    for name, opened in list_datasets(data_root).items():  # a dataset, why it fails, or None
-        benchmark = BENCHMARKS.get(name)
-        state = "missing" if data_root is not None else _access(name)
-        sizes: tuple[int, ...] = (0, 0, 0, 0)
-        if isinstance(opened, str):
+    for name, opened in list_datasets(data_root).items():
+        sizes = [0, 0, 0, 0]  # classes, train, val, test, or 0 if unknown
+        if isinstance(opened, str):  # the error of a dataset that cannot be opened
             state = "unusable"
             notes.append(f"{name}: {opened}")
         elif opened is not None:
-            sizes = (len(opened.classnames), *opened.counts.values())
-            differences = size_differences(name, sizes[0], opened.counts)
-            if name in RENDERED:
-                state = "rendered"
-            elif differences:
-                state = "sizes differ"
-            else:
-                state = "complete"
-            remarks = [*differences, opened.note] if opened.note else differences
+            sizes = [len(opened.classnames), *opened.counts.values()]
+            state, remarks = _describe_opened(name, opened)
             if remarks:
                 notes.append(f"{name}: {'; '.join(remarks)}")
-        elif benchmark and data_root is None:
-            sizes = (benchmark.num_classes, *benchmark.sizes.values())
-        table.add_row(name, title_of(name), *(str(size or "-") for size in sizes), state)
+        elif data_root is None:
+            state = _access(name)
+            if name in BENCHMARKS:
+                benchmark = BENCHMARKS[name]
+                sizes = [benchmark.num_classes, *benchmark.sizes.values()]
+        else:
+            state = "missing"
+        cells = [str(size) if size > 0 else "-" for size in sizes]
+        table.add_row(name, title_of(name), *cells, state)
+
     Console(markup=False, emoji=False).print(table)
     if data_root is None:
         print("These are the published sizes. --data-root DIR shows the datasets in DIR.")
@@ -69,8 +67,26 @@ def data_list(
         print(one_line(note))
 
 
+def _describe_opened(name: str, dataset: Dataset) -> tuple[str, list[str]]:
+    """Return the state of a dataset that could be opened, and remarks for the user."""
+    from prometar.data.preparation.check import size_differences
+    from prometar.embedded.datasets import RENDERED
+
+    differences = size_differences(name, len(dataset.classnames), dataset.counts)
+    if name in RENDERED:
+        state = "rendered"
+    elif differences:
+        state = "sizes differ"
+    else:
+        state = "complete"
+    remarks = list(differences)
+    if dataset.note:
+        remarks.append(dataset.note)
+    return state, remarks
+
+
 def _access(name: str) -> str:
-    """Return how to get a dataset, as one word."""
+    """Return how to get a dataset: "download", "manual" or "your own"."""
     if name not in BENCHMARKS:
         return "your own"
     return "download" if BENCHMARKS[name].copy_file else "manual"
@@ -140,7 +156,13 @@ def data_prepare(
 def _progress_bar(counter: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     """Yield a function (done, total) that updates a progress bar on stderr, shown only in a terminal."""
     console = Console(stderr=True)
-    columns = TextColumn(""), BarColumn(), counter
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(
+        TextColumn(""), BarColumn(), counter, console=console, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+        def update(done: int, total: int) -> None:
+            known_total = total if total > 0 else None  # servers may not send the size of a download
+            progress.update(task, completed=done, total=known_total)
+
+        yield update

@@ -54,20 +54,25 @@ def predict(
 
     classifier = load(prompts, pretrained=pretrained, trust_code=trust_code)
     items = [Item(str(path.absolute()), 0, "") for path in paths]
-    messages = [message for _, message in read_and_verify(items, FolderSource("/"))]
-    readable = [path for path, message in zip(paths, messages, strict=True) if not message]
+    readable: list[Path] = []
+    errors: list[str] = []
+    for path, (_, error) in zip(paths, read_and_verify(items, FolderSource("/")), strict=True):
+        if error:
+            errors.append(error)
+        else:
+            readable.append(path)
+
     if readable:
         found = classifier.predict(readable, classnames=names)
-        for file, text in ((csv_file, _as_csv(readable, found)), (json_file, _as_json(readable, found))):
-            if file == STDOUT:
-                print(text, end="")
-            elif file is not None:
-                write_atomically(resolve_path(file), text.encode())
+        if csv_file is not None:
+            _write(csv_file, _as_csv(readable, found))
+        if json_file is not None:
+            _write(json_file, _as_json(readable, found))
         if STDOUT not in (csv_file, json_file):
             _print_table(readable, found)
-    errors = [message for message in messages if message]
-    for message in errors:
-        print(one_line(message), file=sys.stderr)
+
+    for error in errors:
+        print(one_line(error), file=sys.stderr)
     if errors:
         raise WorkError(f"{len(errors)} of {len(paths)} images cannot be read. They are listed above.")
 
@@ -76,11 +81,14 @@ def _read_classnames(given: Sequence[str] | None) -> Sequence[str] | None:
     """Return the class names. A single value that is the path of a file stands for its lines."""
     if given is None or len(given) != 1 or not Path(given[0]).is_file():
         return given
-    return [line.strip() for line in read_text(Path(given[0])).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(Path(given[0])).splitlines()]
+    return [line for line in lines if line]
 
 
 def _find_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the files of `paths`, and the images in its folders and their subfolders, sorted by name.
+    """Return the image files that `paths` stand for: files, and the images in folders and their subfolders.
+
+    The images of a folder are sorted by name. Subfolders come after the images of the folder itself.
 
     Raises:
         UserError: a path does not exist, or a folder contains no images.
@@ -100,6 +108,7 @@ def _find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders, except hidden ones."""
     folders, files = list_visible(folder)
     found = [folder / file for file in files if file.lower().endswith(SUFFIXES)]
     for each in folders:
@@ -107,11 +116,21 @@ def _images_below(folder: Path) -> list[Path]:
     return found
 
 
+def _write(file: Path, text: str) -> None:
+    """Write a text to a file, or print it if the file is "-"."""
+    if file == STDOUT:
+        print(text, end="")
+    else:
+        write_atomically(resolve_path(file), text.encode())
+
+
 def _print_table(paths: Sequence[Path], found: "Predictions") -> None:
-    rows = [(one_line(str(path)), one_line(name)) for path, name in zip(paths, found.names, strict=True)]
-    path_width = max(len(path) for path, _ in rows)
-    name_width = max(len(name) for _, name in rows)
-    for (path, name), probabilities in zip(rows, found.probabilities, strict=True):
+    """Print a line per image: its path, the most likely class, and the probability of this class."""
+    shown_paths = [one_line(str(path)) for path in paths]
+    shown_names = [one_line(name) for name in found.names]
+    path_width = max(map(len, shown_paths))
+    name_width = max(map(len, shown_names))
+    for path, name, probabilities in zip(shown_paths, shown_names, found.probabilities, strict=True):
         print(f"{path:{path_width}}  {name:{name_width}}  {100 * probabilities.max():5.1f} %")
 
 
@@ -121,24 +140,24 @@ def _as_csv(paths: Sequence[Path], found: "Predictions") -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["image", "class", "probability", *found.classnames])
     for path, name, probabilities in zip(paths, found.names, found.probabilities, strict=True):
-        writer.writerow(
-            [path, name, f"{probabilities.max():.6f}", *(f"{each:.6f}" for each in probabilities)]
-        )
+        by_class = [f"{probability:.6f}" for probability in probabilities]
+        writer.writerow([path, name, f"{probabilities.max():.6f}", *by_class])
     return stream.getvalue()
 
 
 def _as_json(paths: Sequence[Path], found: "Predictions") -> str:
     """Return a list with an object for each image: image, class, probability, probabilities by class."""
-    rows = [
-        {
-            "image": str(path),
-            "class": name,
-            "probability": round(float(probabilities.max()), 6),
-            "probabilities": {
-                each: round(float(value), 6)
-                for each, value in zip(found.classnames, probabilities, strict=True)
-            },
-        }
-        for path, name, probabilities in zip(paths, found.names, found.probabilities, strict=True)
-    ]
+    rows: list[dict[str, object]] = []
+    for path, name, probabilities in zip(paths, found.names, found.probabilities, strict=True):
+        by_class: dict[str, float] = {}
+        for classname, probability in zip(found.classnames, probabilities, strict=True):
+            by_class[classname] = round(float(probability), 6)
+        rows.append(
+            {
+                "image": str(path),
+                "class": name,
+                "probability": round(float(probabilities.max()), 6),
+                "probabilities": by_class,
+            }
+        )
     return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
