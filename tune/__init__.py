@@ -1,10 +1,15 @@
-"""Hyperparameter studies: Optuna samples and stores trials, and Ray runs them. `from tune import Study`."""
+"""Hyperparameter studies: Optuna samples and stores trials, and Ray runs them.
+
+Example:
+    >>> from tune import Study
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["Space", "Study", "StudyConfig"]
 _MODULES = {"Space": "tune.space.space", "Study": "tune.study", "StudyConfig": "tune.config"}
+"""Module that defines each public name."""
 
 if TYPE_CHECKING:
     from tune.config import StudyConfig
@@ -16,4 +21,5 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that workers load only what they need."""
     if name not in _MODULES:
         raise AttributeError(f"module 'tune' has no attribute '{name}'")
-    return getattr(import_module(_MODULES[name]), name)
+    module = import_module(_MODULES[name])
+    return getattr(module, name)

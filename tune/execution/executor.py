@@ -37,10 +37,12 @@ def run_jobs(
         jobs: Jobs in the order in which they start. An iterator that yields None is asked again after the
             next result, so results may determine the next jobs (see `Dispatcher`).
         resources: Concurrency, and the resources per job.
-        console: Console for messages about an early stop.
+        observers: Observers of all jobs.
+        console: Console for messages about avoided machines and an early stop.
         timeout_seconds: Seconds without a report before a hung worker is restarted. None: no limit.
         independent_inputs: True if the jobs read different datasets. A job whose data no machine can read
-            then fails, and the others continue.
+            then fails, and other jobs continue.
+        worker: Class of the workers.
 
     Raises:
         KeyboardInterrupt: a signal stopped the jobs. The next call resumes jobs that were running.
@@ -59,14 +61,18 @@ def run_jobs(
         try:
             _fit(dispatcher, resources.max_concurrent, worker)
         except (Exception, KeyboardInterrupt) as error:  # KeyboardInterrupt: a second signal
-            # Callers may keep the error, as notebooks do. Its frames, in cycles, would keep workers alive.
+            # Callers may keep the error, as notebooks do. The frames of its traceback would keep workers
+            # alive. They are parts of reference cycles, which only the garbage collector ends.
             clear_frames(error.__traceback__)
             gc.collect()
             tune_error = error
+
+    # Later errors may be consequences of earlier ones, so the most basic cause is reported.
     if shutdown.ray_died:
         raise WorkError(RAY_DIED)
     if isinstance(dispatcher.error, InfrastructureError):
-        raise InfrastructureError(f"Stopped: {str(dispatcher.error).rstrip('.')}. {RESUME}") from None
+        reason = str(dispatcher.error).rstrip(".")
+        raise InfrastructureError(f"Stopped: {reason}. {RESUME}") from None
     if dispatcher.error is not None:
         raise dispatcher.error
     if isinstance(tune_error, Exception):
@@ -81,25 +87,24 @@ def _fit(dispatcher: Dispatcher, max_concurrent: int, worker: type[JobWorker]) -
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's handler would end only `fit`, not the study
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max_concurrent)  # the dispatcher limits it further
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # rarely: Tune's state is never restored
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # rarely, because no state is restored
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+    tune_config = ray_tune.TuneConfig(
+        search_alg=JobSearcher(dispatcher),
+        scheduler=JobScheduler(dispatcher),
+        num_samples=-1,  # until the searcher has finished
+        reuse_actors=True,
+    )
     with tempfile.TemporaryDirectory(prefix="prometar-") as scratch, patch_tune():
-        ray_tune.Tuner(
-            worker,
-            tune_config=ray_tune.TuneConfig(
-                search_alg=JobSearcher(dispatcher),
-                scheduler=JobScheduler(dispatcher),
-                num_samples=-1,
-                reuse_actors=True,
-            ),
-            run_config=ray_tune.RunConfig(
-                storage_path=scratch,
-                stop=JobStopper(dispatcher),
-                verbose=0,
-                # In a notebook, Tune's default reporter would clear the output of the cell.
-                progress_reporter=ray_tune.CLIReporter(),
-                # The dispatcher retries jobs, because Tune counts a worker's death during a reset twice.
-                failure_config=ray_tune.FailureConfig(max_failures=0),
-                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
-            ),
-        ).fit()
+        run_config = ray_tune.RunConfig(
+            storage_path=scratch,
+            stop=JobStopper(dispatcher),
+            verbose=0,
+            # In a notebook, Tune's default reporter would clear the output of the cell.
+            progress_reporter=ray_tune.CLIReporter(),
+            # The dispatcher retries jobs, because Tune counts a worker's death during a reset twice.
+            failure_config=ray_tune.FailureConfig(max_failures=0),
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False, checkpoint_frequency=0),
+        )
+        ray_tune.Tuner(worker, tune_config=tune_config, run_config=run_config).fit()

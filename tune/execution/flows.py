@@ -1,8 +1,9 @@
 """Stages of jobs, and a queue that runs the stages of several flows, e.g. studies, on one pool of machines.
 
-A flow is a generator of stages. It yields a stage, receives the failure reasons of its jobs once all of them
-have ended, and then yields the next stage. `complete` runs one flow, with a call of `run_jobs` per stage.
-`FairQueue` mixes the jobs of several flows in one call, so that machines do not wait between stages.
+The stages come from a generator. It yields a stage, and is resumed with the failure reasons of the stage's
+jobs once all of them have ended. `complete` runs one such generator, with a call of `run_jobs` per stage.
+A `Flow` wraps a generator for a `FairQueue`, which mixes the jobs of several flows in one call of `run_jobs`,
+so that machines do not wait between stages.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -24,9 +25,9 @@ class Stage:
 
     Args:
         name: Name in messages and in the timeline, e.g. "Search".
-        jobs: Jobs that still have to run. None: ask again after the next result.
+        jobs: Jobs that still have to run. An iterator that yields None is asked again after the next result.
         total: Number of jobs, including `done`.
-        done: Number of jobs that ended in earlier processes.
+        done: Number of jobs that ended before, e.g. in earlier processes.
         observers: Observers of these jobs.
         is_adaptive: True if results determine the next jobs, so that few jobs should run at a time.
     """
@@ -40,13 +41,14 @@ class Stage:
 
 
 Stages = Generator[Stage, Mapping[str, str], Result]
-"""Generator of stages. It receives the failure reasons of a stage's jobs, by job name."""
+"""Generator of stages. Once the jobs of a stage have ended, it receives their failure reasons by job name."""
 
 
 def complete(stages: Stages[Result], run_stage: Callable[[Stage], Mapping[str, str]]) -> Result:
     """Run the stages one after the other, and return the result of the generator.
 
-    Errors of `run_stage` are raised inside the generator, whose contexts may convert them.
+    Errors of `run_stage` are raised inside the generator, at the `yield` of the stage. The `with` and `try`
+    blocks around the `yield` may convert them.
 
     Args:
         run_stage: Function that runs the jobs of a stage, and returns failure reasons by job name.
@@ -73,17 +75,18 @@ def complete(stages: Stages[Result], run_stage: Callable[[Stage], Mapping[str, s
 
 
 class Flow:
-    """Stages whose jobs run among those of other flows. Use it as a context manager.
+    """Stages whose jobs run among those of other flows. As a context manager, it closes the generator.
 
     Args:
         name: Name in messages. It is unique in a queue.
+        stages: Generator of the stages.
         total: Maximum number of jobs of all stages. It may be estimated.
         max_concurrent: Maximum number of concurrent jobs of an adaptive stage.
 
     Attributes:
         finished: True if no stage is left.
-        result: What the generator returned, None before that or after a failure.
-        failure: Why the flow ended early, or "".
+        result: Return value of the generator. None before the generator has ended, and after a failure.
+        failure: Reason why the flow ended early, or "".
     """
 
     def __init__(self, name: str, stages: Stages[Any], *, total: int, max_concurrent: int = 1) -> None:
@@ -95,10 +98,10 @@ class Flow:
         self.total = total
         self._max_concurrent = max_concurrent
         self._stage: Stage | None = None
-        self._has_jobs = False  # of the current stage
-        self._running: set[str] = set()
-        self._failures: dict[str, str] = {}  # of the current stage, by job name
-        self._ended: dict[str, int] = {}  # number of ended jobs by stage, including earlier processes
+        self._has_jobs = False  # in the current stage
+        self._running: set[str] = set()  # names of jobs
+        self._failures: dict[str, str] = {}  # in the current stage, by job name
+        self._ended: dict[str, int] = {}  # number of ended jobs by name of the stage
 
     def __enter__(self) -> Self:
         return self
@@ -120,16 +123,16 @@ class Flow:
 
     @property
     def share(self) -> float:
-        """Share of the expected jobs that have ended or are running."""
+        """Share of the expected jobs that have ended or are running, from 0 to 1 (more if `total` is low)."""
         return (self.num_ended + len(self._running)) / max(1, self.total)
 
     def begin(self) -> None:
-        """Go to the first stage, unless this has been done. `share` is then known."""
+        """Go to the first stage, unless the flow has begun. `share` then includes earlier processes."""
         if self._stage is None and not self.finished:
             self._advance()
 
     def next_job(self) -> Job | None:
-        """Return the next job. None: the flow is finished, or its next job depends on a running one."""
+        """Return the next job, or None if the flow is finished or waits for the result of a running job."""
         self.begin()
         while not self.finished and self._stage is not None:
             stage = self._stage
@@ -139,12 +142,14 @@ class Flow:
             if job is not None:
                 self._running.add(job.name)
                 return job
-            if self._has_jobs or self._running:
+            waits_for_result = self._has_jobs or self._running
+            if waits_for_result:
                 return None
             self._advance()
         return None
 
     def _next_of_stage(self, stage: Stage) -> Job | None:
+        """Return the next job of a stage, or None if no job is left or the stage waits for a result."""
         if not self._has_jobs:
             return None
         try:
@@ -156,10 +161,10 @@ class Flow:
             self._raise(error)
 
     def _advance(self) -> None:
-        """Go to the next stage. A flow whose generator fails ends, and other flows continue.
+        """Go to the next stage. If the generator raises a PrometarError, the flow ends with a failure.
 
         Raises:
-            InfrastructureError: a fault of a machine. It is not the result of this flow.
+            InfrastructureError: the generator raised it. A fault of a machine is not a failure of this flow.
         """
         failures = self._failures
         self._failures = {}
@@ -176,26 +181,32 @@ class Flow:
         else:
             self._stage = stage
             self._has_jobs = True
+            # Several stages may have the same name, e.g. those of a final test. The `done` jobs of each stage
+            # include the jobs of the previous ones.
             self._ended[stage.name] = stage.done
 
     def _raise(self, error: Exception) -> NoReturn:
-        """Raise an error inside the generator, whose contexts may convert it."""
+        """Raise an error inside the generator, where `with` and `try` blocks may convert it."""
         self.finished = True
         self._stages.throw(error)
-        raise error
+        raise error  # the generator has suppressed it
 
     def started(self, job: Job) -> None:
+        """Pass the start of a job to the observers of the stage."""
         for observer in self._observers:
             observer.started(job)
 
     def reported(self, job: Job, report: EpochReport) -> bool:
         """Pass a report to the observers of the stage. Return False if one of them stops the job."""
         try:
-            return False not in [each.reported(job, report) for each in self._observers]
+            # A list, so that every observer gets the report, even if an earlier one stops the job.
+            answers = [observer.reported(job, report) for observer in self._observers]
         except Exception as error:
             self._raise(error)
+        return False not in answers
 
     def ended(self, job: Job, failure: str) -> None:
+        """Record the end of a job, and pass it to the observers of the stage."""
         self._running.remove(job.name)
         self._ended[self.stage_name] += 1
         if failure:
@@ -213,7 +224,13 @@ class Flow:
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """Job of a flow, as the flow knows it: a queue adds the name of the flow to that of the job."""
+    """Job of a flow, with the name that the flow gave it.
+
+    In the queue, the flow's name precedes the job's name, because jobs of several flows may have equal names.
+
+    Args:
+        stage: Name of the job's stage.
+    """
 
     flow: Flow
     stage: str
@@ -224,7 +241,8 @@ class FairQueue(Iterator[Job | None]):
     """Iterator over the jobs of several flows. It is also an `Observer`, which passes results to the flows.
 
     The next job comes from the flow with the smallest share of ended and running jobs, so that all flows
-    advance at the same rate. A flow that waits for results is passed over. Ties go to the earlier flow.
+    advance at the same rate. A flow that waits for results is passed over. Ties go to the earlier flow. If
+    all flows wait, the queue yields None.
     """
 
     def __init__(self, flows: Sequence[Flow]) -> None:

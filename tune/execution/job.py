@@ -11,16 +11,19 @@ from tune.records.schema import EpochReport
 
 @dataclass(frozen=True)
 class Job:
-    """Unit of work: a trial, its rerun with a fresh seed, a run of the final test or of `reproduce`.
+    """Unit of work of a Ray actor: a group of training runs that advance together, epoch by epoch.
+
+    A job is a trial, a rerun of a trial with a fresh seed, or a run of the final test or of
+    `prometar reproduce`.
 
     Args:
         name: Name in messages, e.g. "trial 7". It is unique within a `run_jobs` call.
         configs: Complete configuration of each training run, by absolute path of the run's folder. A trial
-            with several seeds or datasets has several.
+            with several seeds or datasets has several runs.
         objective: Name of a built-in objective, or `module:Name` of a custom one.
         val_per_class: Maximum number of validation images per class.
         trial_number: Number of the trial whose settings the job uses. Unused by `prometar reproduce`.
-        targets: Other datasets on which to test the prompts after training.
+        targets: Names of other datasets on which to test the prompts after training.
         records_alignment: True to record the cosine of support and query gradients during training.
         predictions: True to write predictions.parquet into the folder of each run.
     """
@@ -57,12 +60,16 @@ class Observer(Protocol):
         """Called when a job is submitted to Ray Tune, but not when it is retried."""
 
     def reported(self, job: Job, report: EpochReport) -> bool | None:
-        """Called when a worker reports an epoch. Return False to stop the job, e.g. to prune it."""
+        """Called when a worker reports an epoch.
+
+        Returns:
+            False to stop the job, e.g. to prune it. With True or None, the job continues.
+        """
 
     def finished(self, job: Job, failure: str) -> None:
         """Called when a job ends: all its epochs are done, it failed, or an observer stopped it.
 
-        It is not called for jobs that a signal interrupts.
+        Not called if a signal interrupts the job.
 
         Args:
             failure: Reason of the failure, or "" if the job did not fail.

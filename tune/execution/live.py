@@ -48,23 +48,29 @@ class LiveView:
                 self._print(f"{job.name}: {note}")
 
     def finished(self, job: Job, failure: str) -> None:
+        """Print how the job ended. On a terminal, print failures only, because the bar shows the progress."""
         ended = self._progress.ended[-1]
         if ended.outcome == "failed" or self._live is None:
-            self._print("; ".join((f"{job.name} {_describe_outcome(ended)}", *summarize(self._progress))))
+            outcome = f"{job.name} {_describe_outcome(ended)}"
+            self._print("; ".join([outcome, *summarize(self._progress)]))
 
     def _print(self, line: str) -> None:
+        """Print a line after the time since the start of the stage."""
         elapsed = format_duration(self._progress.seconds_elapsed)
         self._console.print(f"[{elapsed}] {line}", markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def _render(self) -> Group:
+        """Return the bar, and a line per running job."""
         progress = self._progress
-        table = Table.grid(padding=(0, 1))
         bar = ProgressBar(progress.total, progress.completed_jobs, width=30)
-        table.add_row(progress.stage, bar, _truncated(", ".join(summarize(progress))))
-        lines = []
+        summary = ", ".join(summarize(progress))
+        table = Table.grid(padding=(0, 1))
+        table.add_row(progress.stage, bar, _truncated(summary))
+        lines: list[Text] = []
         for each in list(progress.running.values()):  # a copy, because rich renders in another thread
             epochs = f"epoch {each.report.epoch}/{each.job.epochs}"
-            lines.append(_truncated(f"  {each.job.name}: {epochs}{_describe_objective(each.report)}"))
+            objective = _describe_objective(each.report)
+            lines.append(_truncated(f"  {each.job.name}: {epochs}{objective}"))
         return Group(table, *lines)
 
 
@@ -86,6 +92,7 @@ def summarize(progress: StageProgress) -> list[str]:
 
 
 def _describe_outcome(ended: JobProgress) -> str:
+    """Return how a job ended, e.g. "pruned at epoch 2/5, objective 51.0"."""
     if ended.outcome == "failed":
         return f"failed: {one_line(ended.failure).rstrip('.')}"
     objective = _describe_objective(ended.report)
@@ -95,10 +102,12 @@ def _describe_outcome(ended: JobProgress) -> str:
 
 
 def _describe_objective(report: EpochReport) -> str:
+    """Return the end of a sentence with the objective, or "" before the first score."""
     return "" if report.objective is None else f", objective {report.objective:.1f}"
 
 
 def _truncated(text: str) -> Text:
+    """Return a line that ends with an ellipsis if the terminal is too narrow."""
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 

@@ -14,8 +14,8 @@ from ray.tune.execution import class_cache
 def patch_tune() -> Iterator[None]:
     """Patch Tune in this context, so that jobs can be retried if memory runs out, and workers start faster.
 
-    If Ray's memory monitor kills a worker, Ray raises OutOfMemoryError, not RayActorError. Without the patch,
-    Tune 2.60 does not handle this error, and the whole experiment ends.
+    If Ray's memory monitor kills a worker, Ray raises OutOfMemoryError, which Tune 2.60 does not handle. The
+    whole experiment would end. The patch replaces the error by a RayActorError, which Tune handles.
 
     Tune sets PL_DISABLE_FORK for Lightning in each worker's runtime_env. If a runtime_env sets variables, Ray
     starts Python twice per worker, which takes one second more. The patch removes the variable.

@@ -17,6 +17,7 @@ class JobProgress:
 
     Args:
         slot: Number of the slot in which the job runs, counted from 1. A slot runs one job at a time.
+        started: Time at which the job started.
         report: Latest report of the job.
         ended: Time at which the job ended, or None while it runs.
         failure: Failure reason, or "".
@@ -33,6 +34,7 @@ class JobProgress:
 
     @property
     def outcome(self) -> Outcome:
+        """How the job ended, or "running"."""
         if self.ended is None:
             return "running"
         if self.interrupted:
@@ -54,19 +56,20 @@ class JobProgress:
 
 
 class StageProgress:
-    """Observer that records the progress of one stage. The live view and the live page show it.
+    """Observer that records the progress of one stage, for the live view and the live page.
 
-    List it before the observers that read it.
+    In a list of observers, it comes before those that read it.
 
     Args:
         stage: Name of the stage, e.g. "Search".
         total: Number of jobs, including `done`.
         done: Number of jobs that ended (finished, were pruned or failed) in earlier processes.
-        best: Best score (objective) so far and the name of its job, or None if no job has finished.
+        best: Best objective of earlier processes and the name of its job, or None if no job has finished.
         has_best: False for jobs whose scores are not comparable. `best` then stays None.
         clock: Function that returns the time in seconds.
 
     Attributes:
+        best: Best objective so far and the name of its job, or None.
         running: Running jobs by name.
         ended: Jobs that ended in this process.
     """
@@ -104,11 +107,14 @@ class StageProgress:
         ended.ended = datetime.now()
         ended.failure = failure or ended.report.error
         self.ended.append(ended)
-        score = ended.report.objective
-        if not self._has_best or ended.outcome != "finished" or score is None:
+        objective = ended.report.objective
+        if not self._has_best or ended.outcome != "finished" or objective is None:
             return
-        if self.best is None or score > self.best[0]:
-            self.best = score, job.name
+        if self.best is not None:
+            best_objective, _ = self.best
+            if objective <= best_objective:
+                return
+        self.best = (objective, job.name)
 
     @property
     def done(self) -> int:
@@ -122,13 +128,14 @@ class StageProgress:
 
     @property
     def seconds_elapsed(self) -> float:
+        """Seconds since the start of the stage in this process."""
         return self._clock() - self._start
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated time until the stage ends, or None before the first epoch.
+        """Estimated seconds until the stage ends, or None before the first epoch.
 
-        The estimate assumes that the remaining jobs run at the same rate.
+        The estimate assumes that the remaining jobs take as long as the jobs of this process.
         """
         completed_here = len(self.ended) + self._running_fractions
         if not completed_here:
@@ -139,4 +146,5 @@ class StageProgress:
     @property
     def _running_fractions(self) -> float:
         """Sum of the completed fractions of the running jobs, e.g. 1.5 for three half-finished jobs."""
-        return sum(each.report.epoch / each.job.epochs for each in list(self.running.values()))
+        running = list(self.running.values())  # a copy, because the live view reads it in another thread
+        return sum(each.report.epoch / each.job.epochs for each in running)

@@ -16,10 +16,11 @@ from tune.execution.ray_cluster import head_is_dead, local_node_is_dead, owns_cl
 RAY_DIED = f"Ray died on this machine. {RESUME}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HEAD_INTERVAL = 1.0
+"""Seconds between two checks of Ray's head."""
 _NODE_INTERVAL = 10.0
-"""Seconds between checks of Ray's head, and of this machine's node."""
+"""Seconds between two checks of this machine's node."""
 _GRACE_SECONDS = 30.0
-"""After Ray dies, seconds to wait for Tune to raise an error before the process exits."""
+"""Seconds after Ray's death in which Tune may raise an error. Then the process exits."""
 
 
 class Shutdown:
@@ -63,19 +64,26 @@ class Shutdown:
     def _watch_head(self, finished: threading.Event) -> None:
         """Exit soon after the head dies. Ray itself would wait for a minute and then abort."""
         while not finished.wait(_HEAD_INTERVAL):
+            if not head_is_dead():
+                continue
             # The head of an existing cluster may restart, so exit only if this process started the cluster,
             # or if a stop was requested anyway.
-            if head_is_dead() and (self.requested or owns_cluster()) and not finished.is_set():
+            may_exit = self.requested or owns_cluster()
+            if may_exit and not finished.is_set():
                 self._exit_unless_finished(finished)
 
     def _watch_node(self, finished: threading.Event) -> None:
         """Exit soon after this machine's node dies. Runs in its own thread, because the check may block."""
         while not finished.wait(_NODE_INTERVAL):
+            # Only the head knows the state of the node, so a dead head is left to `_watch_head`.
             if not head_is_dead() and local_node_is_dead():
                 self._exit_unless_finished(finished)
 
     def _exit_unless_finished(self, finished: threading.Event) -> None:
-        """Exit at once if a stop is requested, or if Tune raises no error within 30 s. No epoch is lost."""
+        """Exit as soon as a stop is requested, and at the latest after 30 s. Return if the jobs end before.
+
+        Completed epochs are not lost, because each one has a checkpoint.
+        """
         self.ray_died = True
         waited = 0.0
         while not self.requested and waited < _GRACE_SECONDS:
@@ -83,5 +91,9 @@ class Shutdown:
                 return
             waited += _HEAD_INTERVAL
         self._console.show_cursor()
-        self._console.print(f"Interrupted. Ray has stopped too. {RESUME}" if self.requested else RAY_DIED)
-        os._exit(128 + signal.SIGINT if self.requested else 1)
+        if self.requested:
+            self._console.print(f"Interrupted. Ray has stopped too. {RESUME}")
+            os._exit(128 + signal.SIGINT)  # the exit status of a command that SIGINT ends
+        else:
+            self._console.print(RAY_DIED)
+            os._exit(1)

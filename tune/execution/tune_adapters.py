@@ -35,19 +35,19 @@ class JobSearcher(Searcher):
         return Searcher.FINISHED if self._dispatcher.finished else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        if not error:  # the scheduler has received the error
+        if not error:  # the scheduler passes errors to the dispatcher
             self._dispatcher.completed(trial_id)
 
 
 class JobScheduler(FIFOScheduler):
-    """Scheduler that passes reports and errors to a dispatcher. Tune passes no errors to searchers."""
+    """Scheduler that passes reports and errors to a dispatcher. Tune does not pass errors to searchers."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__()
         self._dispatcher = dispatcher
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if "machine" in result:
+        if "machine" in result:  # the first result of a worker, see `JobWorker.step`
             stop = self._dispatcher.located(trial.trial_id, result["machine"])
         else:
             stop = self._dispatcher.reported(trial.trial_id, result["report"])
@@ -71,11 +71,15 @@ class JobStopper(Stopper):
 
 
 def _error_of(trial: Trial) -> BaseException:
-    """Return the error of a trial's worker.
+    """Return the error of a Tune trial's worker.
 
-    `Trial.get_pickled_error` reads Tune's storage, which lacks the file.
+    The file is read here, because `Trial.get_pickled_error` looks for it in Tune's storage, which lacks it.
     """
-    if not trial.pickled_error_file or not Path(trial.pickled_error_file).exists():
+    if not trial.pickled_error_file:
         return RayActorError(error_msg="The worker died.")
-    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    return getattr(error, "cause", None) or error
+    path = Path(trial.pickled_error_file)
+    if not path.exists():
+        return RayActorError(error_msg="The worker died.")
+    error = cloudpickle.loads(path.read_bytes())
+    cause = getattr(error, "cause", None)  # where Ray stores exceptions of a worker's own code
+    return error if cause is None else cause
